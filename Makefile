@@ -1,0 +1,37 @@
+# Two commands are enough: `make demo` and `make test`. Either one sets everything up the first time.
+PY    ?= python3
+TORCH ?= torch==2.13.0
+V     := .venv
+B     := $(V)/bin
+.PHONY: demo test check docs constraints clean
+
+demo: $(V)/.ready
+	$(B)/weightloom fewshot --data sinusoid
+	$(B)/weightloom fewshot
+
+test: $(V)/.ready
+	$(B)/python -m pytest
+
+check: $(V)/.ready
+	$(B)/ruff format --check .
+	$(B)/ruff check .
+	$(B)/mypy
+	$(MAKE) --no-print-directory docs
+
+docs: $(V)/.ready
+	$(B)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+# pip finds a CPU build of torch where the machine offers one; uv installs the rest and leaves torch alone.
+$(V)/.ready: pyproject.toml constraints.txt
+	$(PY) -m venv --clear $(V)
+	$(B)/python -m pip install -q --disable-pip-version-check --no-compile uv "$(TORCH)"
+	$(B)/uv pip install -q --python $(B)/python -c constraints.txt -e ".[all]" --group dev
+	@touch $@
+
+# The lock, used as constraints only. Needs uv on the path or in the environment.
+constraints:
+	echo "$(TORCH)" > $(V)/torch-pin.txt
+	env -u UV_FIND_LINKS $(B)/uv pip compile -q --universal --python-version 3.11 --all-extras --group dev pyproject.toml \
+	  -c $(V)/torch-pin.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o constraints.txt
+
+clean: ; rm -rf $(V) docs/_build
