@@ -1,0 +1,1 @@
+"""Applications: each composes the rooms and adds only what is its own."""

@@ -1,0 +1,126 @@
+"""What one few-shot run is: every option once, with its default and its check."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from weightloom.errors import ConfigError, nearest
+
+DATA = ("digits", "omniglot", "sinusoid")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {"ways": 3, "shots": (1, 5), "queries": 10, "steps": 300, "tasks": 16, "outer_lr": 1e-4, "test_tasks": 1000},
+    "omniglot": {"ways": 5, "shots": (1,), "queries": 5, "steps": 6000, "tasks": 8, "outer_lr": 1e-3, "test_tasks": 1000,
+                 "train_ways": 15},
+    "sinusoid": {"ways": 0, "shots": (1, 3, 5, 10), "queries": 50, "steps": 3000, "tasks": 32, "outer_lr": 1e-3,
+                 "test_tasks": 2000},
+}
+
+
+@dataclass(frozen=True)
+class FewShotConfig:
+    """One few-shot run. Every field is also a command-line flag of the same name."""
+
+    data: str = "digits"
+    """What to learn: digits (ships with scikit-learn), omniglot, or sinusoid (regression)."""
+    ways: int | None = None
+    """Classes per task. None: digits 3, omniglot 5."""
+    shots: tuple[int, ...] | None = None
+    """Support points per class (per task for the sinusoid); several give a block of the table each. None: what suits the data."""
+    queries: int | None = None
+    """Query points per class (per task for the sinusoid). None: what suits the data."""
+    train_ways: int | None = None
+    """Classes per task in meta-training. None: as ``ways``; omniglot 15."""
+    split: int = 0
+    """Which classes are held out: digits 0 to 2 hold out {0,1,2}, {3,4,5}, {6,7,8,9}; omniglot: the seed of the shuffle."""
+    held_out: Literal["test", "validation"] = "test"
+    """Which held-out classes to be judged on. Tune on validation, which are classes taken from those of meta-training."""
+    steps: int | None = None
+    """Optimiser steps of meta-training, the same for every trained method. None: what suits the data."""
+    tasks: int | None = None
+    """Tasks per step. None: what suits the data."""
+    outer_lr: float | None = None
+    """Peak learning rate. None: what suits the data."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    evaluate_every: int = 500
+    """Steps between evaluations during training."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    test_tasks: int | None = None
+    """Tasks the table is computed from, 600 at least for an interval worth printing. None: digits and omniglot 1000, sinusoid 2000."""
+    comparators: tuple[str, ...] | None = None
+    """Which to run beside the hypernetwork. None: all that fit the data: protonet, centroid, scratch."""
+    seed: int = 0
+    """Everything random follows from it."""
+    threads: int = 1
+    """CPU threads of each process; for networks as small as these one is quickest."""
+    devices: int = 1
+    """Processes, or accelerators, that share the tasks of a step."""
+    accelerator: Literal["cpu", "auto", "cuda", "mps"] = "cpu"
+    """Where to compute. Runs repeat bit for bit on the CPU only."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the data."""
+        if self.data not in DATA:
+            raise ConfigError(
+                f"`--data {self.data}` is unknown. {nearest(self.data, DATA)} `weightloom list` shows what is there."
+            )
+        for name in ("ways", "queries", "train_ways", "steps", "tasks", "test_tasks", "threads", "devices",
+                     "evaluate_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1 and not (name.endswith("ways") and self.data == "sinusoid"):
+                raise ConfigError(f"`--{name.replace('_', '-')} {value}` is too small. It is a count. Pass 1 or more.")
+        for shots in self.shots or ():
+            if shots < 1:
+                raise ConfigError(
+                    f"`--shots {shots}` leaves nothing to adapt on. A method learns a task from its support set. "
+                    "Pass 1 or more, as in `--shots 1 5`."
+                )
+        if self.shots == ():
+            raise ConfigError("`--shots` is empty. A method learns a task from its support set. Type `--shots 1 5`.")
+        for name in ("outer_lr", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(
+                    f"`--{name.replace('_', '-')} {value}` is not a positive number. Pass one, as in 0.001."
+                )
+        known = ("scratch",) if self.data == "sinusoid" else ("protonet", "centroid", "scratch")
+        for name in self.comparators or ():
+            if name not in known:
+                raise ConfigError(
+                    f"`--comparators {name}` does not go with `--data {self.data}`. A comparator must solve the same "
+                    f"tasks. {nearest(name, known)}"
+                )
+
+    def resolved(self) -> "FewShotConfig":
+        """Fill in what was left to the data."""
+        preset = dict(PRESETS[self.data])
+        preset.setdefault("train_ways", self.ways or preset["ways"])
+        preset["comparators"] = ("scratch",) if self.data == "sinusoid" else ("protonet", "centroid", "scratch")
+        return replace(self, **{name: value for name, value in preset.items() if getattr(self, name) is None})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, options: dict[str, Any]) -> "FewShotConfig":
+        """Build a config from JSON or YAML values, every type checked.
+
+        Raises:
+            ConfigError: If an option is unknown or of another type.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"Option {name!r} is unknown. {nearest(name, known)} See `weightloom fewshot --help`.")
+        try:
+            return TypeAdapter(cls).validate_python(options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(
+                f"Option {'.'.join(map(str, first['loc']))!r} is {first.get('input')!r}: {first['msg']}. "
+                "See `weightloom fewshot --help` for what fits."
+            ) from error

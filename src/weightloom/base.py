@@ -1,0 +1,180 @@
+"""The base network, once per task: Params and inputs in, outputs out.
+
+In:   a base network (any module), Params, inputs whose first axis is tasks.
+Out:  outputs whose first axis is tasks; or, from `specialise`, a plain module for one task.
+Knows nothing of where the parameters came from.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
+
+from weightloom.errors import BatchingError, ConfigError, ShapeError, nearest
+from weightloom.params import Params, count_tasks
+
+Engine = Literal["vmap", "loop"]
+
+
+def apply_per_task(
+    base: nn.Module, params: Params, *inputs: Tensor, engine: Engine = "vmap", chunk_size: int | None = None
+) -> Any:
+    """Run ``base`` once per task, each time with that task's own parameters.
+
+    Equal to a Python loop over tasks. The base is never changed: no weight is written into it.
+
+    Args:
+        base: Any module. What ``params`` lacks stays its own and is shared by all tasks.
+        params: Generated parameters per task, as returned by a hypernetwork, each ``(tasks, *shape)``.
+        *inputs: What ``base.forward`` takes, each ``(tasks, batch, *event)``. ``tasks`` is kept even when it is 1.
+        engine: ``"vmap"`` runs all tasks in one pass; ``"loop"`` is the slow, obvious reference.
+        chunk_size: With ``"vmap"``: how many tasks run at once, to bound memory. None means all.
+
+    Returns:
+        What ``base`` returns, every tensor with a leading tasks axis.
+
+    Raises:
+        ShapeError: If ``params`` and ``inputs`` disagree on the number of tasks, or a value has an axis too few.
+        ConfigError: If ``params`` names a parameter that ``base`` does not have, or ``engine`` is unknown.
+        BatchingError: If ``base`` holds a BatchNorm in train mode, which ``vmap`` cannot run.
+
+    Example:
+        >>> params = {"weight": torch.zeros(5, 2, 3), "bias": torch.ones(5, 2)}
+        >>> apply_per_task(nn.Linear(3, 2), params, torch.randn(5, 7, 3)).shape
+        torch.Size([5, 7, 2])
+
+    Source:
+        Ha, Dai and Le, "HyperNetworks" (2017), section 3.
+    """
+    tasks = _check(base, params, inputs)
+
+    def apply_one(one_params: Params, *one_inputs: Tensor) -> Any:
+        return functional_call(base, one_params, one_inputs)
+
+    if engine == "vmap":
+        _refuse_batchnorm_in_training(base)
+        return vmap(apply_one, randomness="different", chunk_size=chunk_size)(params, *inputs)
+    if engine == "loop":
+        rows = [
+            apply_one({name: value[task] for name, value in params.items()}, *(x[task] for x in inputs))
+            for task in range(tasks)
+        ]
+        return tree_map(lambda *leaves: torch.stack(leaves), *rows)
+    raise ConfigError(
+        f"`engine={engine!r}` is unknown. An engine says how tasks are run. {nearest(str(engine), ['vmap', 'loop'])}"
+    )
+
+
+def apply_shared(module: nn.Module, x: Tensor) -> Tensor:
+    """Run a module that is the same for all tasks, by folding the tasks into the batch: the quickest way there is.
+
+    Args:
+        module: Any module that maps (batch, *event) to (batch, *out).
+        x: (tasks, batch, *event).
+
+    Returns:
+        (tasks, batch, *out).
+
+    Example:
+        >>> apply_shared(nn.Linear(3, 2), torch.randn(5, 7, 3)).shape
+        torch.Size([5, 7, 2])
+    """
+    outputs: Tensor = module(x.flatten(0, 1))
+    return outputs.unflatten(0, x.shape[:2])
+
+
+def specialise(base: nn.Module, params: Params, task: int = 0) -> nn.Module:
+    """Return a plain module for one task: a copy of ``base`` with that task's parameters in their places.
+
+    Nothing of this library is left inside, so it can be exported, pickled, shipped and trained on like any module.
+    Tied parameters stay tied. A linear layer whose generated head has other rows than the base's is resized.
+
+    Args:
+        base: The base network; it is left alone.
+        params: Generated parameters, each ``(tasks, *shape)``.
+        task: Which task.
+
+    Raises:
+        ConfigError: If ``params`` names a parameter that ``base`` does not have, or ``task`` is out of range.
+
+    Example:
+        >>> net = specialise(nn.Linear(3, 2), {"bias": torch.ones(5, 2)}, task=4)
+        >>> net.bias
+        Parameter containing:
+        tensor([1., 1.], requires_grad=True)
+    """
+    _check_names(base, params)
+    tasks = count_tasks(params) or 1
+    if not -tasks <= task < tasks:
+        raise ConfigError(
+            f"`task={task}` is out of range. `params` holds {tasks} tasks. Pass a task from 0 to {tasks - 1}."
+        )
+    net = copy.deepcopy(base)
+    aliases = list(net.named_parameters(remove_duplicate=False))
+    for name, value in params.items():
+        old = net.get_parameter(name)
+        new = nn.Parameter(value[task].detach().clone(), requires_grad=True)
+        for alias, parameter in aliases:
+            if parameter is old:
+                owner, _, leaf = alias.rpartition(".")
+                module = net.get_submodule(owner)
+                setattr(module, leaf, new)
+                if isinstance(module, nn.Linear) and leaf == "weight":
+                    module.out_features, module.in_features = new.shape
+    return net
+
+
+def _check(base: nn.Module, params: Params, inputs: Sequence[Tensor]) -> int:
+    """Check names and task counts by hand, where annotations cannot see; return the number of tasks."""
+    _check_names(base, params)
+    tasks = count_tasks(params)
+    if not inputs:
+        raise ShapeError(
+            "`apply_per_task` was given no inputs. The base needs something to run on. Pass `x` of shape (tasks, ...)."
+        )
+    for position, x in enumerate(inputs):
+        if x.ndim == 0:
+            raise ShapeError(
+                f"Input {position} is a scalar. Each task needs its own inputs, on axis 0. Pass `x[None]` for one task."
+            )
+        if tasks is None:
+            tasks = x.shape[0]
+        if x.shape[0] != tasks:
+            raise ShapeError(
+                f"Input {position} holds {x.shape[0]} tasks but `params` holds {tasks}. "
+                "Each task needs its own parameters and its own inputs, on axis 0. "
+                f"To give every task the same inputs, pass `x[:1].expand({tasks}, *x.shape[1:])`."
+            )
+    assert tasks is not None
+    return tasks
+
+
+def _check_names(base: nn.Module, params: Params) -> None:
+    own = dict(base.named_parameters(remove_duplicate=False))
+    for name, value in params.items():
+        if name not in own:
+            raise ConfigError(
+                f"`params` names {name!r}, which {type(base).__name__} does not have. "
+                f"Keys are those of `base.named_parameters()`. {nearest(name, own)}"
+            )
+        if value.ndim != own[name].ndim + 1:
+            raise ShapeError(
+                f"`params[{name!r}]` has shape {tuple(value.shape)}; the base's own is {tuple(own[name].shape)}. "
+                "A generated parameter has one axis more, tasks, in front. "
+                f"For one task, pass `value[None]`."
+            )
+
+
+def _refuse_batchnorm_in_training(base: nn.Module) -> None:
+    for name, module in base.named_modules():
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
+            raise BatchingError(
+                f"`{name or type(module).__name__}` is a BatchNorm in train mode. It would write one set of running "
+                "statistics for all tasks at once, which `vmap` refuses. Use nn.GroupNorm instead, build it with "
+                '`track_running_stats=False`, call `base.eval()`, or pass `engine="loop"`.'
+            )

@@ -1,0 +1,114 @@
+"""What survives a run: tensors and facts in one file that is whole or not there at all.
+
+In:   named tensors and JSON facts.
+Out:  one ``safetensors`` file, written under a temporary name and moved, so that a crash leaves the old one whole.
+Nothing that is loaded can execute code. A digest of the contents is kept inside and checked on reading.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from weightloom.errors import CheckpointError
+
+FORMAT = "weightloom-1"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write tensors and facts to ``path`` at once or not at all.
+
+    Args:
+        path: Where; its folder must exist.
+        tensors: Written as they are, on the CPU; tensors that share memory are written apart.
+        facts: Anything that JSON can hold.
+
+    Raises:
+        CheckpointError: If the disk is full or the folder cannot be written to. What was at ``path`` is still there.
+    """
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    flat = {name: tensor.clone() if tensor.storage_offset() or _shared(tensor) else tensor for name, tensor in flat.items()}
+    text = json.dumps(facts, sort_keys=True)
+    header = {"format": FORMAT, "facts": text, "digest": _digest(flat, text)}
+    write_atomically(path, to_bytes(flat, header))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote.
+
+    Returns:
+        The tensors, on the CPU, and the facts.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, of another format, or changed since it was written.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"There is no file `{path}`. A checkpoint is a `.safetensors` file that a run wrote. "
+            "Pass the run's folder, as in `--resume runs/digits-001`."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"`{path}` cannot be read as a checkpoint ({error}). It is truncated, or it is another kind of file; "
+            "nothing in it was executed. Use an earlier checkpoint, or start the run again."
+        ) from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"`{path}` is a safetensors file of another origin (format {header.get('format')!r}). "
+            f"This library reads format {FORMAT!r}. Pass a file that a run of this library wrote."
+        )
+    if header.get("digest") != _digest(tensors, header.get("facts", "")):
+        raise CheckpointError(
+            f"`{path}` was changed after it was written: its contents do not match the digest kept inside. "
+            "What it holds cannot be trusted. Use an earlier checkpoint, or start the run again."
+        )
+    facts: dict[str, Any] = json.loads(header["facts"])
+    return tensors, facts
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name, then move it to ``path``.
+
+    Raises:
+        CheckpointError: If it cannot be written. The temporary file is removed; what was at ``path`` stays.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = "What was there before is still whole. " if path.exists() else ""
+        raise CheckpointError(
+            f"`{path}` could not be written ({error.strerror or error}). {kept}"
+            f"It needs {len(data) / 1e6:.1f} MB in a folder that can be written to. "
+            "Make room, or choose another folder with `--run FOLDER`."
+        ) from error
+
+
+def _shared(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+
+
+def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

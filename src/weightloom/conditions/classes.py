@@ -1,0 +1,59 @@
+"""A labelled support set becomes statistics of its classes, any number of classes, any number of shots."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from weightloom.errors import ShapeError
+
+
+class ClassStatistics(NamedTuple):
+    """What a support set says of its classes, feature by feature."""
+
+    mean: Float[Tensor, "tasks ways features"]
+    """Mean of each class; zero where a class has no support."""
+    spread: Float[Tensor, "tasks features"]
+    """Variance within classes, averaged over classes; zero where no class has two shots."""
+    shots: Float[Tensor, "tasks ways"]
+    """Support points of each class."""
+
+
+def class_statistics(
+    features: Float[Tensor, "tasks support features"],
+    labels: Int[Tensor, "tasks support"],
+    mask: Bool[Tensor, "tasks support"] | None = None,
+    ways: int | None = None,
+) -> ClassStatistics:
+    """Mean, spread and number of shots of each class; the order of the support points does not matter.
+
+    Args:
+        features: Features of the support points.
+        labels: Their labels, from 0 to ``ways - 1``.
+        mask: True where a point is there. None means that all are.
+        ways: Classes per task. None takes the largest label.
+
+    Raises:
+        ShapeError: If a label is outside 0 to ``ways - 1``.
+
+    Example:
+        >>> class_statistics(torch.tensor([[[1.0], [3.0], [5.0]]]), torch.tensor([[0, 0, 1]])).mean[0]
+        tensor([[2.],
+                [5.]])
+    """
+    ways = int(labels.max()) + 1 if ways is None else ways
+    if int(labels.min()) < 0 or int(labels.max()) >= ways:
+        raise ShapeError(
+            f"Labels run from {int(labels.min())} to {int(labels.max())} but there are {ways} classes. "
+            f"Labels are numbers from 0 to ways - 1 within a task. Pass `ways={int(labels.max()) + 1}`, or relabel."
+        )
+    member = one_hot(labels, ways).to(features.dtype)
+    if mask is not None:
+        member = member * mask[..., None]
+    shots = member.sum(1)
+    mean = (member.mT @ features) / shots.clamp(min=1)[..., None]
+    squares = (features - member @ mean).square() * member.sum(2, keepdim=True)
+    freedom = (shots - 1).clamp(min=0).sum(1, keepdim=True)
+    return ClassStatistics(mean, squares.sum(1) / freedom.clamp(min=1), shots)

@@ -1,0 +1,55 @@
+"""What can go wrong, on purpose.
+
+Every error says three things: what was wrong, with its value; what fits, and why; what to type. All of them are a
+`WeightloomError`, so a caller can catch the family, and each is a builtin error too, for callers who do not know us.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class WeightloomError(Exception):
+    """Anything this library raises on purpose."""
+
+
+class ShapeError(WeightloomError, ValueError):
+    """Two tensors that must agree on an axis do not, or one has too few axes."""
+
+
+class ConfigError(WeightloomError, ValueError):
+    """An option, a name or a combination of options that cannot work."""
+
+
+class DataError(WeightloomError, ValueError):
+    """A data set that is missing, damaged, or holds numbers that are not finite."""
+
+
+class CheckpointError(WeightloomError, RuntimeError):
+    """A file that is truncated, foreign, changed since it was written, or that could not be written."""
+
+
+class NonFiniteError(WeightloomError, ArithmeticError):
+    """A loss or a gradient that is NaN or infinite; the run is stopped before it spoils the parameters."""
+
+
+class BatchingError(WeightloomError, RuntimeError):
+    """A base network that cannot run for several tasks in one pass as it stands."""
+
+
+class MissingExtraError(WeightloomError, ImportError):
+    """An optional dependency that this command needs is not installed."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a sentence that names the known words nearest to ``word``.
+
+    Example:
+        >>> nearest("omniglt", ["digits", "omniglot"])
+        'Did you mean `omniglot`?'
+        >>> nearest("zebra", ["digits", "omniglot"])
+        'Known: `digits`, `omniglot`.'
+    """
+    names = list(known)
+    matches = get_close_matches(word, names, n=3, cutoff=0.6)
+    quoted = ", ".join(f"`{name}`" for name in matches or names)
+    return f"Did you mean {quoted}?" if matches else f"Known: {quoted or 'none'}."

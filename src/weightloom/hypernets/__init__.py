@@ -1,0 +1,11 @@
+"""Hypernetworks: a condition per task in, a base network's parameters per task out.
+
+In:   condition, (tasks, condition_dim); for a head with a row per class, statistics of the classes.
+Out:  Params, each value (tasks, *shape).
+Knows nothing of the task data, the base network's forward pass, or the loss.
+Start at `HyperNetwork`, then read the method you came for.
+"""
+
+from weightloom.hypernets.head import HeadHyperNetwork as HeadHyperNetwork
+from weightloom.hypernets.hypernet import HyperNetwork as HyperNetwork
+from weightloom.hypernets.mlp import MLPHyperNetwork as MLPHyperNetwork

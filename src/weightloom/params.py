@@ -1,0 +1,127 @@
+"""Generated parameters: the currency between rooms.
+
+In:   a base network and globs that say which of its parameters are generated.
+Out:  `ParamSpec`, their names and shapes; and the way between one flat vector per task and `Params`.
+Knows nothing of how parameters are generated or used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from weightloom.errors import ConfigError, ShapeError, nearest
+
+Shape = tuple[int, ...]
+
+Params = dict[str, Tensor]
+"""Generated parameters: keys as in ``named_parameters()``, each value ``(tasks, *shape)``."""
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """Which parameters of a base network are generated, in its own order, and their shapes.
+
+    Example:
+        >>> spec = ParamSpec.of(nn.Linear(3, 2), generate="bias")
+        >>> spec.shapes, spec.shared, spec.size
+        ({'bias': (2,)}, ('weight',), 2)
+        >>> spec.cut(torch.zeros(5, 2))["bias"].shape
+        torch.Size([5, 2])
+    """
+
+    shapes: dict[str, Shape]
+    """Name and shape of each generated parameter, without the tasks axis."""
+    shared: tuple[str, ...] = ()
+    """Names of the parameters that stay the base's own."""
+
+    @classmethod
+    def of(cls, base: nn.Module, generate: str | Sequence[str] = "*") -> "ParamSpec":
+        """Select parameters of ``base`` by glob.
+
+        Args:
+            base: Any module. A parameter tied to several names goes by the first.
+            generate: One glob or several, as in ``"*.bias"`` or ``["head.*", "*.norm.*"]``.
+
+        Raises:
+            ConfigError: If a glob matches no parameter.
+        """
+        globs = [generate] if isinstance(generate, str) else list(generate)
+        shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
+        for glob in globs:
+            if not any(fnmatchcase(name, glob) for name in shapes):
+                raise ConfigError(
+                    f"`generate={glob!r}` matches no parameter of {type(base).__name__}. "
+                    f"A glob is held against the names in `base.named_parameters()`. {nearest(glob, shapes)}"
+                )
+        chosen = {n: s for n, s in shapes.items() if any(fnmatchcase(n, glob) for glob in globs)}
+        return cls(chosen, tuple(name for name in shapes if name not in chosen))
+
+    @property
+    def size(self) -> int:
+        """How many numbers are generated for one task."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+    def cut(self, flat: Float[Tensor, "tasks size"]) -> Params:
+        """Cut one flat vector per task into named parameters.
+
+        Raises:
+            ShapeError: If ``flat`` is not ``(tasks, self.size)``.
+        """
+        if flat.ndim != 2 or flat.shape[1] != self.size:
+            raise ShapeError(
+                f"`flat` has shape {tuple(flat.shape)}. This spec holds {self.size} numbers per task. "
+                f"Pass a tensor of shape (tasks, {self.size})."
+            )
+        pieces = flat.split([prod(shape) for shape in self.shapes.values()], dim=1)
+        return {n: p.unflatten(1, s) if s else p[:, 0] for (n, s), p in zip(self.shapes.items(), pieces, strict=True)}
+
+    def join(self, params: Params) -> Float[Tensor, "tasks size"]:
+        """Join named parameters into one flat vector per task; the inverse of `cut`.
+
+        Raises:
+            ShapeError: If ``params`` lacks a name of this spec or holds one that it does not know.
+        """
+        if params.keys() != self.shapes.keys():
+            odd = sorted(params.keys() ^ self.shapes.keys())
+            raise ShapeError(
+                f"`params` and this spec differ in {odd}. Both must name the same parameters. "
+                f"Pass exactly {list(self.shapes)}."
+            )
+        return torch.cat([params[name].flatten(1) if shape else params[name][:, None]
+                          for name, shape in self.shapes.items()], dim=1)
+
+
+def count_tasks(params: Params) -> int | None:
+    """Return the number of tasks that ``params`` holds, None when it is empty.
+
+    Raises:
+        ShapeError: If two values disagree on it.
+    """
+    tasks: int | None = None
+    first = ""
+    for name, value in params.items():
+        if tasks is None:
+            tasks, first = value.shape[0], name
+        elif value.shape[0] != tasks:
+            raise ShapeError(
+                f"`params[{first!r}]` holds {tasks} tasks but `params[{name!r}]` holds {value.shape[0]}. "
+                "Every generated parameter has one value per task, on axis 0. "
+                "Generate all of them from the same conditions."
+            )
+    return tasks
+
+
+def sub(params: Params, prefix: str) -> Params:
+    """Take the parameters of one sub-module, its prefix cut off.
+
+    Example:
+        >>> sub({"head.bias": torch.zeros(5, 2), "trunk.bias": torch.zeros(5, 3)}, "head").keys()
+        dict_keys(['bias'])
+    """
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}

@@ -1,0 +1,65 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """Loss, speed and time left; a bar that moves on a terminal, a line every few seconds elsewhere.
+
+    Args:
+        steps: How many steps the run has.
+        done: How many were done before, for a run that goes on.
+        quiet: Print nothing.
+        every_s: Seconds between plain lines.
+    """
+
+    def __init__(self, steps: int, done: int = 0, quiet: bool = False, every_s: float = 10.0) -> None:
+        self.steps, self.done, self.quiet, self.every_s = steps, done, quiet, every_s
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.start_s = self.last_s = time.monotonic()
+        self.first = done
+        self.note = ""
+
+    def __enter__(self) -> Self:
+        if not self.quiet and sys.stderr.isatty():
+            self.bar = Progress(
+                TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("{task.fields[facts]}"), console=self.console,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task("training", total=self.steps, completed=self.done, facts="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def step(self, step: int, loss: float) -> None:
+        """Say that ``step`` steps are done and what the loss was."""
+        now = time.monotonic()
+        speed = (step - self.first) / max(now - self.start_s, 1e-9)
+        facts = f"loss {loss:.4g}  {speed:.1f} steps/s{self.note}"
+        if self.bar:
+            self.bar.update(self.task, completed=step, facts=facts)
+        elif not self.quiet and (now - self.last_s >= self.every_s or step == self.steps):
+            self.last_s = now
+            left = (self.steps - step) / max(speed, 1e-9)
+            print(f"step {step}/{self.steps}  {facts}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def evaluated(self, name: str, value: float) -> None:
+        """Keep the last validation score beside the loss."""
+        self.note = f"  validation {name} {value:.4g}"
+
+    def say(self, text: str) -> None:
+        """Print a line without disturbing the bar."""
+        if not self.quiet:
+            self.console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,211 @@
+"""Plots: a run in, figures as JSON for plotly out, each with a caption and words for those who cannot see it.
+
+Colours of text and grid are left to the page, which knows whether it is shown light or dark. Those of the data read
+well on both, and nothing hangs on telling red from green.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from weightloom.report.run import Facts, Run
+from weightloom.report.scores import SCORE_NAMES
+
+BLUE, ORANGE, GREY = "#3b82f6", "#e07b1a", "#94a3b8"
+POINTS_DRAWN = 1500
+"""A line or a map is thinned to about this many points; a page must open quickly."""
+TASKS_DRAWN = 4
+"""Regression tasks shown, one row each."""
+
+
+class Key(NamedTuple):
+    """One entry of a legend. The page writes it: plotly's own does not wrap on a phone, and covers the plot."""
+
+    name: str
+    sign: str
+    colour: str
+
+
+class Figure(NamedTuple):
+    """One plot, ready for the page."""
+
+    plot: str
+    """Data and layout as JSON, safe inside a script element."""
+    alt: str
+    caption: str
+    height: int
+    """In CSS pixels."""
+    keys: tuple[Key, ...] = ()
+
+
+class CurveRow(NamedTuple):
+    """One regression task, predicted from more and more points."""
+
+    title: str
+    panels: list[tuple[str, Figure]]
+    """A heading and a plot per shot count."""
+
+
+def learning_curves(run: Run) -> list[Figure]:
+    """Plot the training loss and the validation score against steps; what was not logged is left out."""
+    figures = []
+    if run.training:
+        figures.append(_loss_curve(run))
+    if run.validation:
+        figures.append(_validation_curve(run))
+    return figures
+
+
+def curve_rows(run: Run) -> list[CurveRow]:
+    """Plot predicted curves against the truth: a row per task, a panel per shot count."""
+    if "curve_predicted" not in run.tensors:
+        return []
+    return [_curve_row(run, task) for task in range(min(TASKS_DRAWN, len(run.tensors["curve_y"])))]
+
+
+def shots_curve(run: Run) -> Figure | None:
+    """Plot the error against the number of support points."""
+    if "shots_mse" not in run.tensors:
+        return None
+    import plotly.graph_objects as go
+
+    shots, errors = run.facts["shots"], run.tensors["shots_mse"].tolist()
+    intervals = run.tensors["shots_ci95"].tolist() if "shots_ci95" in run.tensors else None
+    bars = {"type": "data", "array": intervals, "thickness": 1.5, "width": 5} if intervals else None
+    line = go.Scatter(x=shots, y=errors, error_y=bars, mode="lines+markers", line_color=BLUE, marker_size=8)
+    layout = plain_layout("support points", "mean squared error", log_y=True)
+    layout["xaxis"] |= {"tickvals": shots}
+    return Figure(
+        as_json(go.Figure([line], layout)),
+        "Mean squared error against support points: "
+        + ", ".join(f"{error:.3g} from {count}" for count, error in zip(shots, errors, strict=True)),
+        "Lower is better, and each bar is a 95 % interval over tasks: a line that falls to the right means "
+        "that the model makes use of every further point.",
+        300,
+    )
+
+
+def plain_layout(x_title: str | None, y_title: str | None, log_y: bool = False) -> Facts:
+    """Return what all plots share; text and grid are coloured by the page."""
+    axis = {"automargin": True, "zeroline": False, "showgrid": True}
+    log = {"type": "log", "tickformat": "~g", "nticks": 3} if log_y else {}
+    return {
+        "template": {},
+        "showlegend": False,
+        "margin": {"l": 56, "r": 12, "t": 12, "b": 44},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "hovermode": "x unified" if x_title == "step" else "closest",
+        "xaxis": axis | {"title": {"text": x_title}},
+        "yaxis": axis | {"title": {"text": y_title}} | log,
+    }
+
+
+def as_json(figure: Any) -> str:
+    """Write a figure as JSON in which no end of a script element can hide."""
+    return str(figure.to_json()).replace("<", "\\u003c")
+
+
+def trailing_means(values: list[float], span: int) -> list[float]:
+    """Return the mean of each value and the ``span - 1`` before it, passing over what is not finite.
+
+    Example:
+        >>> trailing_means([1.0, 3.0, 5.0], span=2)
+        [1.0, 2.0, 4.0]
+    """
+    kept = [value if math.isfinite(value) else 0.0 for value in values]
+    sums, counts = [0.0], [0]
+    for value, shown in zip(values, kept, strict=True):
+        sums.append(sums[-1] + shown)
+        counts.append(counts[-1] + math.isfinite(value))
+    starts = [max(0, end - span) for end in range(1, len(sums))]
+    return [
+        (sums[end] - sums[start]) / (counts[end] - counts[start]) if counts[end] > counts[start] else math.nan
+        for end, start in enumerate(starts, start=1)
+    ]
+
+
+def _loss_curve(run: Run) -> Figure:
+    import plotly.graph_objects as go
+
+    steps = [row["step"] for row in run.training]
+    losses = [row["loss"] for row in run.training]
+    span = max(1, len(losses) // 25)
+    every = max(1, math.ceil(len(losses) / POINTS_DRAWN))
+    smooth = trailing_means(losses, span)
+    faint, strong = {"color": BLUE, "width": 1}, {"color": BLUE, "width": 2.5}
+    lines = [
+        go.Scatter(x=steps[::every], y=losses[::every], name="logged", mode="lines", line=faint, opacity=0.35),
+        go.Scatter(x=steps[::every], y=smooth[::every], name="mean", mode="lines", line=strong),
+    ]
+    log_y = _is_regression(run)
+    return Figure(
+        as_json(go.Figure(lines, plain_layout("step", "training loss", log_y))),
+        f"Training loss: {smooth[0]:.3g} at step {steps[0]}, {smooth[-1]:.3g} at step {steps[-1]}",
+        f"Lower is better{' and the axis is logarithmic' if log_y else ''}: the faint line is the loss as "
+        f"logged, the strong one its mean over the last {span} logged rows, and where that one runs level "
+        "learning has stalled.",
+        300,
+    )
+
+
+def _validation_curve(run: Run) -> Figure:
+    import plotly.graph_objects as go
+
+    steps = [row["step"] for row in run.validation]
+    scores = [row["validation_score"] for row in run.validation]
+    name = SCORE_NAMES.get(run.validation[-1].get("score_name", ""), "score")
+    log_y = _is_regression(run)
+    style = {"color": ORANGE, "width": 2.5}
+    line = go.Scatter(x=steps, y=scores, name=name, mode="lines+markers", line=style, marker_size=6)
+    return Figure(
+        as_json(go.Figure([line], plain_layout("step", f"validation {name}", log_y))),
+        f"Validation {name}: {scores[0]:.3g} at step {steps[0]}, {scores[-1]:.3g} at step {steps[-1]}",
+        f"{'Lower' if log_y else 'Higher'} is better: this is measured on tasks that the training does not "
+        "see, so a line that turns back while the loss still falls means that the model learns its training "
+        "tasks by heart.",
+        300,
+    )
+
+
+def _curve_row(run: Run, task: int) -> CurveRow:
+    truth, predicted = run.tensors["curve_y"][task], run.tensors["curve_predicted"][task]
+    shown = torch.cat([truth, *predicted, run.tensors["support_y"][task]])
+    margin = 0.08 * float(shown.max() - shown.min()) or 1.0
+    heights = [float(shown.min()) - margin, float(shown.max()) + margin]
+    panels = []
+    for index, count in enumerate(run.facts["shots"]):
+        error = float((predicted[index] - truth).square().mean())
+        heading = f"{count} point{'s' if count > 1 else ''}"
+        panels.append((f"{heading} · error {error:.2g}", _curve_panel(run, task, index, heights)))
+    return CurveRow(f"Task {task + 1}", panels)
+
+
+def _curve_panel(run: Run, task: int, index: int, heights: list[float]) -> Figure:
+    import plotly.graph_objects as go
+
+    count, x = run.facts["shots"][index], run.tensors["curve_x"].tolist()
+    support_x, support_y = (run.tensors[name][task, :count].tolist() for name in ("support_x", "support_y"))
+    truth, predicted = run.tensors["curve_y"][task].tolist(), run.tensors["curve_predicted"][task, index].tolist()
+    lines = [
+        go.Scatter(x=x, y=truth, mode="lines", name="truth", line={"color": GREY, "width": 6}, opacity=0.55),
+        go.Scatter(x=x, y=predicted, mode="lines", name="predicted", line={"color": BLUE, "width": 2}),
+        go.Scatter(x=support_x, y=support_y, mode="markers", name="support", marker={"color": ORANGE, "size": 8}),
+    ]
+    layout = plain_layout(None, None)
+    layout["margin"] = {"l": 26, "r": 4, "t": 4, "b": 20}
+    layout["yaxis"] |= {"range": heights, "nticks": 4}
+    layout["xaxis"] |= {"range": [x[0], x[-1]], "nticks": 4}
+    layout["font"] = {"size": 10}
+    return Figure(
+        as_json(go.Figure(lines, layout)),
+        f"Task {task + 1}: the true curve and the one predicted from {count} support points",
+        "",
+        150,
+    )
+
+
+def _is_regression(run: Run) -> bool:
+    scores = [row.get("score_name") for row in run.validation]
+    return run.facts.get("kind") == "regression" or "mse" in scores

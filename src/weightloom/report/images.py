@@ -1,0 +1,129 @@
+"""Evaluated tasks as pictures: image tensors in, strips of PNG data URIs and the words beside them out."""
+
+import struct
+import zlib
+from base64 import b64encode
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from weightloom.errors import ShapeError
+from weightloom.report.run import Run
+
+SUPPORT_SHOWN = 5
+"""Support images of a class that a strip shows at most."""
+QUERIES_SHOWN = 15
+"""Query images of a task that a strip shows about at most, the same number of each class."""
+COLOUR_TYPES = {1: 0, 3: 2}
+"""Channels, and the number that the PNG format has for them."""
+
+
+class Query(NamedTuple):
+    """One query image and what was said of it."""
+
+    uri: str
+    truth: str
+    predicted: str
+    confidence: str
+    right: bool
+
+
+class Strip(NamedTuple):
+    """One task: what it was adapted on, by class, and what was then predicted."""
+
+    support: list[tuple[str, list[str]]]
+    """Each class by its name, and its images as data URIs; two classes may go by the same name."""
+    queries: list[Query]
+    score: str
+    """How many of all query images were right, and which of them are shown, in words."""
+
+
+def task_strips(run: Run) -> list[Strip]:
+    """Return one strip per evaluated task; none if the run holds no classification tasks."""
+    names = run.facts.get("class_names") or []
+    return [_strip(run.tensors, task, names[task]) for task in range(len(names))] if "predicted" in run.tensors else []
+
+
+def encode_png(pixels: UInt8[Tensor, "channels height width"]) -> bytes:
+    """Encode an image as a PNG file, without an imaging library.
+
+    Args:
+        pixels: One channel (grey) or three (red, green, blue).
+
+    Raises:
+        ShapeError: If there is another number of channels.
+
+    Example:
+        >>> encode_png(torch.zeros(1, 8, 8, dtype=torch.uint8))[1:4]
+        b'PNG'
+
+    Source:
+        W3C, "Portable Network Graphics" (third edition), sections 5 and 11; every row has filter 0.
+    """
+    channels, height, width = pixels.shape
+    if channels not in COLOUR_TYPES:
+        raise ShapeError(
+            f"`pixels` has {channels} channels. A PNG image here is grey, of 1 channel, or coloured, of 3. "
+            "To look at other channels, pass their mean, `pixels.float().mean(0, keepdim=True).byte()`."
+        )
+    rows = pixels.permute(1, 2, 0).reshape(height, width * channels)
+    filtered = torch.cat([rows.new_zeros(height, 1), rows], dim=1)
+    header = struct.pack(">IIBBBBB", width, height, 8, COLOUR_TYPES[channels], 0, 0, 0)
+    data = zlib.compress(filtered.cpu().contiguous().numpy().tobytes(), 9)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+
+
+def data_uri(image: Float[Tensor, "channels height width"]) -> str:
+    """Return an image with values in [0, 1] as an address that holds the picture itself.
+
+    What lies outside [0, 1] is clipped; channels other than one or three are shown as their mean.
+    """
+    shown = image if len(image) in COLOUR_TYPES else image.mean(0, keepdim=True)
+    pixels = (shown.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+    return "data:image/png;base64," + b64encode(encode_png(pixels)).decode()
+
+
+def first_of_each_class(labels: Int[Tensor, " batch"], count: int) -> dict[int, list[int]]:
+    """Return the places of the first ``count`` examples of each class, classes in order.
+
+    Example:
+        >>> first_of_each_class(torch.tensor([1, 0, 1, 1]), count=2)
+        {0: [1], 1: [0, 2]}
+    """
+    places: dict[int, list[int]] = {label: [] for label in sorted(set(labels.tolist()))}
+    for place, label in enumerate(labels.tolist()):
+        if len(places[label]) < count:
+            places[label].append(place)
+    return places
+
+
+def _strip(tensors: dict[str, Tensor], task: int, names: list[str]) -> Strip:
+    support_x, support_y = tensors["support_x"][task], tensors["support_y"][task]
+    truth, predicted = tensors["query_y"][task], tensors["predicted"][task]
+    support = first_of_each_class(support_y, SUPPORT_SHOWN)
+    each = max(1, QUERIES_SHOWN // len(names))
+    queries = first_of_each_class(truth, each)
+    score = f"{int((truth == predicted).sum())} of {len(truth)} query images right"
+    all_shown = sum(len(places) for places in queries.values()) == len(truth)
+    return Strip(
+        [(names[label], [data_uri(support_x[place]) for place in places]) for label, places in support.items()],
+        [_query(tensors, task, place, names) for places in queries.values() for place in places],
+        score if all_shown else f"{score}; the first {f'{each} ' if each > 1 else ''}of each class shown",
+    )
+
+
+def _query(tensors: dict[str, Tensor], task: int, place: int, names: list[str]) -> Query:
+    truth, predicted = int(tensors["query_y"][task, place]), int(tensors["predicted"][task, place])
+    return Query(
+        data_uri(tensors["query_x"][task, place]),
+        names[truth],
+        names[predicted],
+        f"{100 * float(tensors['confidence'][task, place]):.0f} %",
+        truth == predicted,
+    )
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

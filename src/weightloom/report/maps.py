@@ -1,0 +1,112 @@
+"""Maps of conditions: what the hypernetwork was told of each task, in the plane where it varies most."""
+
+import math
+from collections import Counter
+from html import escape
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weightloom.report.figures import GREY, POINTS_DRAWN, Figure, Key, as_json, plain_layout
+from weightloom.report.run import Facts, Run
+
+COLOURS = ("#3b82f6", "#e07b1a", "#10a37f", "#d1479c", "#8b5cf6", "#b7950b", "#06a5c4", "#e25563", "#7a8b2a", "#a0724a")
+SIGNS = (("circle", "●"), ("square", "■"), ("diamond", "◆"), ("triangle-up", "▲"), ("cross", "✚"))
+"""What plotly calls a mark, and how text draws it."""
+
+
+def condition_maps(run: Run) -> list[Figure]:
+    """Plot conditions in the plane where they vary most: one map by class, or one per value behind a task."""
+    conditions = run.tensors.get("conditions")
+    if conditions is None or len(conditions) < 3:
+        return []
+    every = max(1, math.ceil(len(conditions) / POINTS_DRAWN))
+    places, shares = principal_plane(conditions)
+    if "condition_class" in run.tensors:
+        names = [run.facts["condition_names"][index] for index in run.tensors["condition_class"][::every].tolist()]
+        return [_class_map(places[::every], shares, names)]
+    if "condition_value" not in run.tensors:
+        return []
+    values, value_names = run.tensors["condition_value"][::every].T, run.facts["condition_value_names"]
+    return [_value_map(places[::every], shares, *each) for each in zip(values, value_names, strict=True)]
+
+
+def principal_plane(
+    conditions: Float[Tensor, "count condition_dim"],
+) -> tuple[Float[Tensor, "count 2"], Float[Tensor, " 2"]]:
+    """Project conditions on the two directions in which they vary most.
+
+    The largest entry of each direction is made positive, so that the same conditions always give the same map.
+    What is not finite counts as zero.
+
+    Returns:
+        Places in the plane, and the share of the variance along each of its axes.
+
+    Example:
+        >>> places, shares = principal_plane(torch.tensor([[0.0, 0.0], [2.0, 0.0], [4.0, 0.0]]))
+        >>> places[:, 0].tolist(), shares.tolist()
+        ([-2.0, 0.0, 2.0], [1.0, 0.0])
+    """
+    finite = conditions.double().nan_to_num(0.0, 0.0, 0.0)
+    padded = torch.nn.functional.pad(finite - finite.mean(0), (0, max(0, 2 - finite.shape[1])))
+    _, scales, directions = torch.linalg.svd(padded, full_matrices=False)
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    directions = directions * largest.sign()
+    shares = scales.square() / scales.square().sum().clamp(min=1e-30)
+    return (padded @ directions[:2].T).to(conditions.dtype), shares[:2].to(conditions.dtype)
+
+
+def _class_map(places: Tensor, shares: Tensor, names: list[str]) -> Figure:
+    """Give the most frequent classes a colour and a sign each; the others share one in grey."""
+    import plotly.graph_objects as go
+
+    shown = sorted(name for name, _ in Counter(sorted(names)).most_common(len(COLOURS)))
+    rest = [i for i, name in enumerate(names) if name not in shown]
+    points = [_points(places[rest], "other classes", GREY, "circle-open")] if rest else []
+    keys = []
+    for i, name in enumerate(shown):
+        colour, (symbol, sign) = COLOURS[i % len(COLOURS)], SIGNS[i % len(SIGNS)]
+        chosen = [place for place, other in enumerate(names) if other == name]
+        points.append(_points(places[chosen], escape(name), colour, symbol))
+        keys.append(Key(name, sign, colour))
+    keys += [Key("other classes", "○", GREY)] if rest else []
+    return Figure(
+        as_json(go.Figure(points, _map_layout(shares))),
+        f"Map of {len(names)} conditions, one per class of a task, coloured by class",
+        "Each mark is what the hypernetwork was told of one class in one task, so marks of one class that "
+        "lie together, apart from others, mean that it was told which class it is whatever the task.",
+        400,
+        tuple(keys),
+    )
+
+
+def _value_map(places: Tensor, shares: Tensor, values: Tensor, name: str) -> Figure:
+    import plotly.graph_objects as go
+
+    bar = {"title": {"text": escape(name)}, "thickness": 12, "outlinewidth": 0}
+    marker = {"color": values.tolist(), "colorscale": "Viridis", "size": 6, "showscale": True, "colorbar": bar}
+    x, y = places.T.tolist()
+    texts = [f"{escape(name)} {value:.3g}" for value in values.tolist()]
+    points = go.Scatter(x=x, y=y, mode="markers", marker=marker, text=texts, hoverinfo="text")
+    return Figure(
+        as_json(go.Figure([points], _map_layout(shares))),
+        f"Map of {len(places)} conditions, one per task, coloured by {name}",
+        f"Each mark is what the hypernetwork was told of one task, and its colour is the task's true {name}: "
+        "colours that change smoothly across the map mean that the condition holds it.",
+        360,
+    )
+
+
+def _points(places: Tensor, name: str, colour: str, symbol: str) -> Any:
+    import plotly.graph_objects as go
+
+    x, y = places.T.tolist()
+    marker = {"color": colour, "symbol": symbol, "size": 7, "opacity": 0.85}
+    return go.Scatter(x=x, y=y, mode="markers", name=name, hoverinfo="name", marker=marker)
+
+
+def _map_layout(shares: Tensor) -> Facts:
+    first, second = (f"{100 * float(share):.0f} % of variance" for share in shares)
+    return plain_layout(f"direction 1 ({first})", f"direction 2 ({second})")

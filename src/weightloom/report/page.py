@@ -1,0 +1,92 @@
+"""The page itself: what a run holds so far, laid out for a reader."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from weightloom.checkpoint import write_atomically
+from weightloom.report.figures import curve_rows, learning_curves, shots_curve
+from weightloom.report.images import task_strips
+from weightloom.report.maps import condition_maps
+from weightloom.report.run import Facts, Run, read_run
+from weightloom.report.scores import SCORE_NAMES, cost_rows, headline, rows_by_setting
+
+TEMPLATE = "templates/report.html.j2"
+
+
+def build_report(run: Path) -> Path:
+    """Write ``report.html`` into a run folder, from whatever the folder holds so far.
+
+    The page is complete in itself: scripts, styles and images are inside, and it forbids the browser to
+    fetch anything. It may be built while the run goes on, and again later; a page that is there is replaced
+    at once or not at all.
+
+    Args:
+        run: A run folder. ``config.json`` must be there; without ``metrics.jsonl``,
+            ``evaluation.safetensors`` or ``record.json`` the sections made from them are left out.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        DataError: If ``run`` is not a run folder, or one of its JSON files is damaged.
+        CheckpointError: If ``evaluation.safetensors`` is damaged, or the page could not be written.
+    """
+    page = Path(run) / "report.html"
+    write_atomically(page, _render(read_run(Path(run))))
+    return page
+
+
+def _render(run: Run) -> str:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("weightloom") / TEMPLATE).read_text(encoding="utf-8"))
+    return template.render(_contents(run), plotly_js=Markup(get_plotlyjs()))
+
+
+def _contents(run: Run) -> dict[str, Any]:
+    """Gather what the template names."""
+    record = run.record
+    scores = record.get("scores") or []
+    return {
+        "run": run,
+        "title": _title(run.config),
+        "headline": headline(run),
+        "score_name": SCORE_NAMES.get(scores[0]["name"], scores[0]["name"]) if scores else "",
+        "settings": rows_by_setting(scores),
+        "learning": learning_curves(run),
+        "strips": task_strips(run),
+        "curves": curve_rows(run),
+        "shots": shots_curve(run),
+        "maps": condition_maps(run),
+        "options": {name: value if isinstance(value, str) else json.dumps(value) for name, value in run.config.items()},
+        "cost": cost_rows(record.get("cost") or {}),
+        "command": record.get("command"),
+        "notes": record.get("notes"),
+        "origin": _origin(record),
+    }
+
+
+def _title(config: Facts) -> str:
+    """Say what was run, as far as the options tell.
+
+    Example:
+        >>> _title({"data": "digits", "steps": 600, "seed": 0})
+        'A hypernetwork on digits, 600 steps, seed 0'
+    """
+    parts = [f"A hypernetwork on {config['data']}" if "data" in config else "A hypernetwork"]
+    if isinstance(config.get("steps"), int):
+        parts.append(f"{config['steps']:,} steps")
+    if "seed" in config:
+        parts.append(f"seed {config['seed']}")
+    return ", ".join(parts)
+
+
+def _origin(record: Facts) -> str:
+    """Say which version wrote the record."""
+    version, commit = record.get("version"), record.get("commit")
+    return f"weightloom {version}{f', commit {commit[:12]}' if commit else ''}" if version else "weightloom"

@@ -1,0 +1,193 @@
+"""Pools of real images: found on this machine or fetched once, and checked.
+
+In:   the name of a set.
+Out:  `ImagePool`, the images of every class; and which classes are for meta-training and which are held out.
+Knows nothing of tasks, support or query.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from weightloom.errors import ConfigError, DataError, MissingExtraError, ShapeError
+from weightloom.tasks import omniglot
+
+
+class ImagePool(NamedTuple):
+    """Labelled images, class by class. Classes may hold unequal numbers of images."""
+
+    images: Tensor
+    """(classes, most images of a class, channels, height, width), uint8; zeros behind a class's last."""
+    counts: Tensor
+    """How many images each class has, (classes,), int64."""
+    names: tuple[str, ...]
+    """One per class, as in ``"7"`` or ``"Greek/character03"``."""
+
+
+def searched_folders(data: str) -> list[Path]:
+    """Return the folders where a set is looked for, first to last.
+
+    The folder named by ``WEIGHTLOOM_DATA``, where it is set; then the user's cache, where downloads go too:
+    ``$XDG_CACHE_HOME/weightloom`` or ``~/.cache/weightloom``. Each holds one folder per set.
+
+    Args:
+        data: The set's folder, as in ``"omniglot"``.
+    """
+    named = os.environ.get("WEIGHTLOOM_DATA")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    cache = cache if cache.is_absolute() else Path.home() / ".cache"  # as the XDG specification has it
+    return ([Path(named).expanduser() / data] if named else []) + [cache / "weightloom" / data]
+
+
+def find_file(data: str, file: str) -> Path | None:
+    """Return the first file of that name in the searched folders, or None.
+
+    Args:
+        data: The set's folder, as in ``"omniglot"``.
+        file: A file in it, as in ``"omniglot28.npz"``.
+    """
+    paths = (folder / file for folder in searched_folders(data))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def load_digits() -> ImagePool:
+    """Load scikit-learn's 1,797 handwritten digits: 10 classes of 174 to 183 images, 1x8x8, ink bright.
+
+    Nothing is downloaded. The set's pixels 0 to 16 become 0 to 255, rounded.
+
+    Raises:
+        MissingExtraError: If scikit-learn is not installed.
+
+    Source:
+        Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI (1998), its test part.
+    """
+    try:
+        from sklearn.datasets import load_digits as load
+    except ImportError as error:
+        raise MissingExtraError(
+            f"The digits come with scikit-learn, which cannot be imported ({error}). "
+            "It is an optional part of this library, because only this set needs it. "
+            "Type `pip install 'weightloom[digits]'`."
+        ) from error
+    found = load()
+    pixels = torch.from_numpy(found.images * 255 / 16).round().to(torch.uint8)
+    labels = torch.from_numpy(found.target)
+    counts = torch.bincount(labels, minlength=10)
+    images = torch.zeros(10, int(counts.max()), 1, 8, 8, dtype=torch.uint8)
+    for digit, count in enumerate(counts.tolist()):
+        images[digit, :count, 0] = pixels[labels == digit]
+    return ImagePool(images, counts, tuple(str(digit) for digit in range(10)))
+
+
+def load_omniglot(download: bool = True) -> ImagePool:
+    """Load Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings of each, 1x28x28, ink bright.
+
+    Read from ``omniglot28.npz`` in the first of ``searched_folders("omniglot")`` that has it. Where none
+    does, the authors' drawings (16 MB) are fetched, averaged from 105x105 to 28x28 in 16 levels of grey,
+    and kept in the cache. Class i is the authors' character number i + 1: the first 964 are their
+    background set, the others their evaluation set.
+
+    Args:
+        download: Whether to fetch what is not on this machine.
+
+    Raises:
+        DataError: If the set is nowhere and cannot be fetched, or the file found is damaged.
+
+    Source:
+        Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program
+        induction", Science (2015); https://github.com/brendenlake/omniglot, MIT licence.
+    """
+    path = find_file("omniglot", omniglot.FILE)
+    if path is None and not download:
+        raise _not_found("and `download=False` forbids fetching it")
+    if path is None:
+        try:
+            path = omniglot.fetch_omniglot(searched_folders("omniglot")[-1])
+        except OSError as error:
+            raise _not_found(f"and fetching it failed ({error})") from error
+    arrays = omniglot.read_omniglot(path)
+    images = torch.from_numpy(omniglot.unpack4(arrays["images4"]))[:, :, None]
+    alphabets = arrays["alphabets"][arrays["alphabet"]].tolist()
+    names = zip(alphabets, arrays["character"].tolist(), strict=True)
+    counts = torch.full((len(images),), images.shape[1])
+    return ImagePool(images, counts, tuple(f"{alphabet}/{character}" for alphabet, character in names))
+
+
+def digits_split(split: int) -> tuple[list[int], list[int]]:
+    """Return the digits to meta-train on and the digits held out, in one of three partitions.
+
+    Each digit is held out in exactly one of them, so that three runs judge all ten.
+
+    Example:
+        >>> digits_split(0)
+        ([3, 4, 5, 6, 7, 8, 9], [0, 1, 2])
+    """
+    partitions = {0: [0, 1, 2], 1: [3, 4, 5], 2: [6, 7, 8, 9]}
+    if split not in partitions:
+        raise ConfigError(
+            f"`split={split!r}`. There are three splits: they hold out the digits 0 to 2, 3 to 5, 6 to 9. "
+            "Pass 0, 1 or 2."
+        )
+    held_out = partitions[split]
+    return [digit for digit in range(10) if digit not in held_out], held_out
+
+
+def omniglot_split(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return 1,200 classes of Omniglot to meta-train on and the 423 others, shuffled by ``seed``.
+
+    Example:
+        >>> train, held_out = omniglot_split()
+        >>> train.shape, held_out.shape
+        (torch.Size([1200]), torch.Size([423]))
+
+    Source:
+        Vinyals et al., "Matching networks for one shot learning" (2016). The sizes are theirs, the shuffle
+        is ours.
+    """
+    order = torch.randperm(1623, generator=torch.Generator().manual_seed(seed))
+    return order[:1200], order[1200:]
+
+
+def rotated(pool: ImagePool, quarter_turns: Sequence[int]) -> ImagePool:
+    """Return the pool with every class once more per rotation, as new classes behind the old.
+
+    Args:
+        pool: Square images.
+        quarter_turns: Different numbers from 1 to 3, counter-clockwise. Class ``a`` turned once is ``a@90``.
+
+    Raises:
+        ConfigError: If a number is none of these or stands there twice: one class would get two labels.
+        ShapeError: If the images are not square.
+
+    Source:
+        Santoro et al., "Meta-learning with memory-augmented neural networks" (2016).
+    """
+    turns = list(quarter_turns)
+    if len(set(turns)) < len(turns) or not set(turns) <= {1, 2, 3}:
+        raise ConfigError(
+            f"`quarter_turns={quarter_turns}`. Whole turns, or the same turn twice, would make two classes "
+            "that look the same. Pass different numbers from 1 to 3, as in `quarter_turns=(1, 2, 3)`."
+        )
+    height, width = pool.images.shape[-2:]
+    if height != width:
+        raise ShapeError(
+            f"`pool.images` are {height} pixels high and {width} wide. Turned, they would not fit beside the "
+            "others. Pad them to squares with `torch.nn.functional.pad` first."
+        )
+    images = [pool.images] + [torch.rot90(pool.images, turn, (-2, -1)) for turn in turns]
+    names = list(pool.names) + [f"{name}@{90 * turn}" for turn in turns for name in pool.names]
+    return ImagePool(torch.cat(images), pool.counts.repeat(1 + len(turns)), tuple(names))
+
+
+def _not_found(why: str) -> DataError:
+    folders = " nor in ".join(f"`{folder}`" for folder in searched_folders("omniglot"))
+    return DataError(
+        f"Omniglot's file `{omniglot.FILE}` is not in {folders}, {why}. "
+        "The drawings do not come with this library: they are fetched once, 16 MB, from the authors' home. "
+        f"Set `WEIGHTLOOM_DATA` to a folder that holds `omniglot/{omniglot.FILE}`, or connect to the network "
+        "and run again."
+    )
