@@ -44,6 +44,10 @@ class Problem(ABC):
         """Tasks never seen in meta-training, with ``shots`` support points per class."""
 
     @abstractmethod
+    def validation_source(self, shots: int) -> TaskSource:
+        """Tasks to watch during meta-training; never those of the final table."""
+
+    @abstractmethod
     def learner(self, method: str) -> Learner:
         """Build a method, newly initialised."""
 
@@ -82,7 +86,8 @@ class ImageProblem(Problem):
         self.loss_per_task = cross_entropy_per_task
         pool, train, held_out = _digits(config) if config.data == "digits" else _omniglot(config)
         turns = (1, 3) if config.data == "digits" else (1, 2, 3)  # a 6 turned half around is a 9: not for digits
-        self.pool = rotated(_pick(pool, train), turns)
+        self.known = _pick(pool, train)
+        self.pool = rotated(self.known, turns)
         self.held_out = _pick(pool, held_out)
         self.size = int(pool.images.shape[-1])
         for shots in config.shots or ():  # refuse what cannot be drawn before anything is written
@@ -102,6 +107,11 @@ class ImageProblem(Problem):
         """Classes that were held out, upright."""
         assert self.config.ways and self.config.queries
         return ImageTasks(self.held_out.images, self.held_out.counts, self.config.ways, shots, self.config.queries)
+
+    def validation_source(self, shots: int) -> TaskSource:
+        """Classes of meta-training, upright and as they are."""
+        assert self.config.ways and self.config.queries
+        return ImageTasks(self.known.images, self.known.counts, self.config.ways, shots, self.config.queries)
 
     def build(self, ways: int) -> ConvNet:
         """The base network of every method."""
@@ -148,6 +158,10 @@ class SinusoidProblem(Problem):
         """New amplitudes and phases."""
         assert self.config.queries
         return SinusoidTasks(shots, self.config.queries)
+
+    def validation_source(self, shots: int) -> TaskSource:
+        """New amplitudes and phases."""
+        return self.test_source(shots)
 
     def build(self, outputs: int) -> nn.Module:
         """The base network of every method."""

@@ -1,0 +1,240 @@
+"""One few-shot run from config to report: train, judge, record, show."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.judge import judge
+from weightloom.apps.fewshot.learner import Learner, Support
+from weightloom.apps.fewshot.problems import OURS, Problem, problem_of
+from weightloom.apps.fewshot.show import write_showcase
+from weightloom.checkpoint import write_atomically
+from weightloom.errors import ConfigError, DataError
+from weightloom.records import Record, environment, peak_memory_bytes, write_record
+from weightloom.report import build_report
+from weightloom.train import History, TrainOptions, load_model, train
+
+TRAINED = (OURS, "protonet")
+"""The methods that are meta-trained; the others work on a task alone."""
+
+CONTROL = "shuffled support (control)"
+
+
+def run_fewshot(
+    config: FewShotConfig, run: Path, *, command: str = "", resume: bool = False, quiet: bool = False
+) -> Record | None:
+    """Meta-train, judge on tasks never seen, and write the run's folder.
+
+    Args:
+        config: What to run.
+        run: The run's folder; made here, after everything that can be checked was checked.
+        command: What was typed, for the record.
+        resume: Go on in a folder that holds an unfinished run of the same config.
+        quiet: Show no progress.
+
+    Returns:
+        The record; None if Ctrl-C or SIGTERM ended the run early, its checkpoint written.
+
+    Raises:
+        ConfigError: If the folder already holds a run, or options ask for more than the data have.
+        DataError: If the data are missing or damaged.
+        NonFiniteError: If training met a NaN or an infinity.
+        CheckpointError: If a checkpoint cannot be written or read.
+    """
+    start_s = time.monotonic()
+    config = config.resolved()
+    fabric = launch(config)
+    problem = problem_of(config)
+    if fabric.global_rank == 0:
+        prepare_folder(run, config, resume)
+    fabric.barrier()
+    learners: dict[str, Learner] = {}
+    spent_s: dict[str, float] = {}
+    for method in (OURS, *(config.comparators or ())):
+        torch.manual_seed(config.seed)  # every method starts from the same base network
+        learners[method] = problem.learner(method)
+        if method in TRAINED:
+            if fabric.global_rank == 0 and not quiet:
+                print_line(f"{method}: {config.steps} steps of {config.tasks} tasks")
+            history = _train(learners[method], problem, config, run, method, fabric, quiet)
+            spent_s[method] = round(history.wall_time_s, 2)
+            if history.stopped_by:
+                return None
+    if fabric.global_rank > 0:
+        return None
+    if not quiet:
+        print_line(f"judging on {config.test_tasks} tasks never seen in training")
+    record: Record = {
+        "command": command,
+        "config": config.to_dict(),
+        "scores": score_all(learners, problem, config),
+        "cost": {
+            "train_wall_time_s": spent_s,
+            "wall_time_s": round(time.monotonic() - start_s, 2),
+            "peak_memory_bytes": peak_memory_bytes(),
+            **environment(),
+        },
+        "notes": "Intervals are 95 % over tasks. Inductive: no method sees query images together.",
+    }
+    record["version"], record["commit"] = record["cost"].pop("weightloom"), record["cost"].pop("commit")
+    write_showcase(run, learners[OURS], problem)
+    write_record(run / "record.json", record)
+    build_report(run)
+    return record
+
+
+def launch(config: FewShotConfig) -> Fabric:
+    """Set threads and start the processes that a config asks for.
+
+    Raises:
+        ConfigError: If this machine does not have the accelerator.
+    """
+    torch.set_num_threads(config.threads)
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator, devices=config.devices, strategy="ddp" if config.devices > 1 else "auto"
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"`--accelerator {config.accelerator} --devices {config.devices}` cannot be had here ({error}). "
+            "`weightloom doctor` shows what this machine has. Pass `--accelerator cpu --devices 1`."
+        ) from error
+    fabric.launch()
+    return fabric
+
+
+def prepare_folder(run: Path, config: FewShotConfig, resume: bool) -> None:
+    """Make the run's folder and write its config, or check that a run can go on there."""
+    import json
+
+    written = run / "config.json"
+    if resume:
+        saved = load_config(run)
+        odd = [k for k, v in config.to_dict().items() if saved.to_dict()[k] != v]
+        if odd:
+            name = odd[0]
+            raise ConfigError(
+                f"`--resume {run}` with another config: {name} is {saved.to_dict()[name]} there, "
+                f"{config.to_dict()[name]} was asked for. A run goes on as it began, or its numbers mean nothing. "
+                f"Type `weightloom fewshot --resume {run}` alone, or start another run."
+            )
+        return
+    if written.exists() or (run.exists() and any(run.iterdir())):
+        raise ConfigError(
+            f"`{run}` is not empty. A run never writes over another. "
+            f"Type `weightloom fewshot --resume {run}` to go on with it, or pass another `--run`."
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(written, json.dumps(config.to_dict(), indent=1) + "\n")
+
+
+def load_config(run: Path) -> FewShotConfig:
+    """Read the config of a run, every option checked.
+
+    Raises:
+        DataError: If the folder holds no run.
+    """
+    import json
+
+    path = run / "config.json"
+    try:
+        options: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(
+            f"`{run}` holds no run that can be read ({error}). A run's folder holds `config.json`. "
+            "Pass such a folder, as in `runs/digits-001`."
+        ) from error
+    return FewShotConfig.from_dict(options)
+
+
+def load_run(run: Path, changes: dict[str, Any] | None = None) -> tuple[FewShotConfig, Problem, dict[str, Learner]]:
+    """Rebuild the problem of a run and its trained methods, from its folder.
+
+    Args:
+        run: The run's folder.
+        changes: Options to judge it by that may differ from training: ways, shots, queries, test_tasks.
+
+    Raises:
+        DataError: If the folder holds no run, or the data are missing.
+        CheckpointError: If a checkpoint is missing or not whole.
+    """
+    saved = load_config(run)
+    config = FewShotConfig.from_dict({**saved.to_dict(), **(changes or {})}).resolved()
+    torch.set_num_threads(config.threads)
+    problem = problem_of(config)
+    learners: dict[str, Learner] = {}
+    for method in (OURS, *(config.comparators or ())):
+        torch.manual_seed(config.seed)
+        learners[method] = problem.learner(method)
+        if method in TRAINED:
+            load_model(method_folder(run, method) / "checkpoints" / "last.safetensors", learners[method])
+    return config, problem, learners
+
+
+def score_all(learners: dict[str, Learner], problem: Problem, config: FewShotConfig) -> list[dict[str, Any]]:
+    """Judge every method in every setting, and ours once more with shuffled support sets."""
+    rows: list[dict[str, Any]] = []
+    assert config.shots and config.test_tasks
+    for shots in config.shots:
+        setting = problem.setting(shots)
+        for method, learner in learners.items():
+            rows.append(judge(learner, problem, shots, config.test_tasks).row(method, setting))
+        control = judge(learners[OURS], problem, shots, config.test_tasks, shuffled=True)
+        rows.append(control.row(CONTROL, setting))
+    return rows
+
+
+def method_folder(run: Path, method: str) -> Path:
+    """Where a method's checkpoints are: ours in the run itself, a comparator's in a folder below."""
+    return run if method == OURS else run / method
+
+
+def print_line(text: str) -> None:
+    """Say something to the person who waits."""
+    import sys
+
+    print(text, file=sys.stderr, flush=True)
+
+
+def _train(
+    learner: Learner, problem: Problem, config: FewShotConfig, run: Path, method: str, fabric: Fabric, quiet: bool
+) -> History:
+    assert config.steps and config.tasks and config.outer_lr and config.shots
+    folder = method_folder(run, method)
+    shots = config.shots[-1]
+
+    def evaluate(done: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(1 << 41)
+        tasks = fabric.to_device(problem.validation_source(shots).sample(200, generator))
+        learner.eval()
+        with torch.no_grad():
+            outputs = learner.predict(learner.adapt(Support.of(tasks)), tasks.query_x)
+        if problem.kind == "regression":
+            row = {"validation_score": (outputs - tasks.query_y).square().mean().item(), "score_name": "mse"}
+        else:
+            right = (outputs.argmax(2) == tasks.query_y).float().mean().item()
+            row = {"validation_score": right, "score_name": "accuracy"}
+        return row
+
+    def evaluate_and_show(done: int) -> dict[str, Any]:
+        row = evaluate(done)
+        if method == OURS and fabric.device.type == "cpu" and done < (config.steps or 0):
+            write_showcase(run, learner, problem, early=True)
+            build_report(run)
+            if not quiet and done == config.evaluate_every:
+                print_line(f"an early look: {run / 'report.html'}")
+        return row
+
+    options = TrainOptions(
+        steps=config.steps, tasks=config.tasks, outer_lr=config.outer_lr, clip_norm=config.clip_norm,
+        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every, seed=config.seed,
+    )
+    resume = (folder / "checkpoints" / "last.safetensors").is_file()
+    return train(
+        learner, problem.train_source(), problem.loss_per_task, options,
+        run=folder, resume=resume, evaluate=evaluate_and_show, fabric=fabric, quiet=quiet,
+    )

@@ -1,0 +1,89 @@
+"""A few tasks to look at, and a map of conditions: what the report draws beside the numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightloom.apps.fewshot.judge import TEST_SEED, judge
+from weightloom.apps.fewshot.learner import Learner, Support
+from weightloom.apps.fewshot.problems import ImageProblem, Problem, SinusoidProblem
+from weightloom.checkpoint import save_tensors
+from weightloom.records import summary
+from weightloom.tasks import SinusoidTasks
+
+SHOWN_TASKS = 6
+MAP_TASKS = 200
+MAP_CLASSES = 10
+
+
+@torch.no_grad()
+def write_showcase(run: Path, learner: Learner, problem: Problem, early: bool = False) -> None:
+    """Write ``evaluation.safetensors`` for the report.
+
+    Args:
+        run: The run's folder.
+        learner: The method whose predictions are shown; put into eval mode.
+        problem: Where tasks come from.
+        early: During training: show validation tasks, so that meta-test stays untouched.
+    """
+    learner.eval()
+    if isinstance(problem, ImageProblem):
+        tensors, facts = _classified(learner, problem, early)
+    else:
+        assert isinstance(problem, SinusoidProblem)
+        tensors, facts = _curves(learner, problem, early)
+    save_tensors(run / "evaluation.safetensors", tensors, facts)
+
+
+def _classified(learner: Learner, problem: ImageProblem, early: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    pool = problem.known if early else problem.held_out
+    fewest, most = min(problem.config.shots or (1,)), max(problem.config.shots or (1,))
+    source = problem.validation_source if early else problem.test_source
+    tasks = source(fewest).sample(SHOWN_TASKS, _generator())
+    confidence, predicted = learner(tasks).softmax(2).max(2)
+    mapped = source(most).sample(MAP_TASKS, _generator())
+    conditions = learner.condition(Support.of(mapped))
+    assert conditions is not None
+    shown = mapped.hidden.unique()[:MAP_CLASSES]
+    kept = torch.isin(mapped.hidden, shown)
+    return {
+        "support_x": tasks.support_x, "support_y": tasks.support_y,
+        "query_x": tasks.query_x, "query_y": tasks.query_y,
+        "predicted": predicted, "confidence": confidence,
+        "conditions": conditions[kept], "condition_class": torch.searchsorted(shown, mapped.hidden[kept]),
+    }, {
+        "kind": "classification",
+        "class_names": [[pool.names[i] for i in row] for row in tasks.hidden.tolist()],
+        "condition_names": [pool.names[i] for i in shown.tolist()],
+    }
+
+
+def _curves(learner: Learner, problem: SinusoidProblem, early: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    shots = sorted(problem.config.shots or ())
+    tasks = problem.test_source(shots[-1]).sample(SHOWN_TASKS, _generator())
+    amplitude, phase = tasks.hidden[:, None, :1], tasks.hidden[:, None, 1:]
+    x = torch.linspace(-5, 5, 201)[None, :, None].expand(SHOWN_TASKS, -1, -1)
+    predicted = []
+    for kept in shots:
+        mask = (torch.arange(shots[-1]) < kept).expand(SHOWN_TASKS, -1)
+        params = learner.adapt(Support(tasks.support_x, tasks.support_y, mask))
+        predicted.append(learner.predict(params, x)[..., 0])
+    mapped = problem.test_source(shots[-1]).sample(MAP_TASKS, _generator())
+    conditions = learner.condition(Support.of(mapped))
+    assert conditions is not None
+    error = [summary(judge(learner, problem, k, 200 if early else 1000).per_task["mse"]) for k in shots]
+    return {
+        "curve_x": x[0, :, 0], "curve_y": SinusoidTasks.curve(x, amplitude, phase)[..., 0],
+        "curve_predicted": torch.stack(predicted, dim=1),
+        "support_x": tasks.support_x[..., 0], "support_y": tasks.support_y[..., 0],
+        "shots_mse": torch.tensor([row["mean"] for row in error]),
+        "shots_ci95": torch.tensor([row["ci95"] for row in error]),
+        "conditions": conditions, "condition_value": mapped.hidden,
+    }, {"kind": "regression", "shots": shots, "condition_value_names": ["amplitude", "phase"]}
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(TEST_SEED - 1)
+
