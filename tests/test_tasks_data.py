@@ -64,8 +64,7 @@ def png_of(grey, bits, kinds=(0,)):
         (b"IEND", b""),
     ]
     body = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
@@ -138,9 +137,7 @@ def test_the_digits_are_the_1797_of_scikit_learn_class_by_class():
     assert pool.counts.dtype == torch.int64
     assert pool.names == tuple("0123456789")
     for digit, count in enumerate(pool.counts.tolist()):
-        back = (
-            pool.images[digit, :count, 0].double() * 16 / 255
-        ).round()  # 256 levels hold 17 without a loss
+        back = (pool.images[digit, :count, 0].double() * 16 / 255).round()  # 256 levels hold 17 without a loss
         assert np.array_equal(back.numpy(), theirs.images[theirs.target == digit])
         assert not pool.images[digit, count:].any()
     assert int(pool.images.max()) == 255
@@ -245,13 +242,9 @@ def test_a_png_is_decoded_whatever_filters_its_rows_have(bits, kinds):
 
 def test_pngs_that_pillow_wrote_are_decoded():
     """Written by Pillow 13.0; the pixels are those it was given."""
-    eight = (
-        "iVBORw0KGgoAAAANSUhEUgAAAAYAAAAFCAAAAABDM8I6AAAAK0lEQVR4nGNkYGQXVrVlYWdkZ2dnZxFlZBcWFWVRZmQXVlZmMW"
-    )
+    eight = "iVBORw0KGgoAAAANSUhEUgAAAAYAAAAFCAAAAABDM8I6AAAAK0lEQVR4nGNkYGQXVrVlYWdkZ2dnZxFlZBcWFWVRZmQXVlZmMW"
     eight += "RkF1Y1BAAggwIzUHofNgAAAABJRU5ErkJggg=="
-    one = (
-        "iVBORw0KGgoAAAANSUhEUgAAAAsAAAADAQAAAABthMjmAAAAEUlEQVR4nGOY5MCoEsPgqQAACTUBvR6Y4HkAAAAASUVORK5CYII="
-    )
+    one = "iVBORw0KGgoAAAANSUhEUgAAAAsAAAADAQAAAABthMjmAAAAEUlEQVR4nGOY5MCoEsPgqQAACTUBvR6Y4HkAAAAASUVORK5CYII="
     given = np.add.outer(np.arange(5) ** 2 * 7, np.arange(6) ** 3) % 256
     assert np.array_equal(omniglot.grey_from_png(base64.b64decode(eight)), given)
     given = np.add.outer(np.arange(3), np.arange(11)) % 3 == 0
@@ -350,9 +343,7 @@ def test_a_set_that_is_not_at_home_is_told_with_the_folders(home, alone, monkeyp
 def test_without_a_network_the_message_says_what_helps_and_it_does(alone, ink, monkeypatch):
     with pytest.raises(DataError, match=r"fetching it failed \(http://127.0.0.1:9/images_background.zip: "):
         load_omniglot()
-    with pytest.raises(
-        DataError, match=r"`download=False`.*Set `WEIGHTLOOM_DATA` to a folder that holds `omniglot/"
-    ):
+    with pytest.raises(DataError, match=r"`download=False`.*Set `WEIGHTLOOM_DATA` to a folder that holds `omniglot/"):
         load_omniglot(download=False)
     (alone / "elsewhere" / "omniglot").mkdir(parents=True)
     arrays = omniglot.arrays_from_zips(list(zips_of(ink).values()))
@@ -376,9 +367,7 @@ def spoilt_files(arrays):
 
     def saved(**changed):
         file = io.BytesIO()
-        np.savez_compressed(
-            file, **{name: value for name, value in {**arrays, **changed}.items() if len(value)}
-        )
+        np.savez_compressed(file, **{name: value for name, value in {**arrays, **changed}.items() if len(value)})
         return file.getvalue()
 
     whole = saved()

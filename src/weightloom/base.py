@@ -85,7 +85,7 @@ def apply_shared(module: nn.Module, x: Tensor) -> Tensor:
         torch.Size([5, 7, 2])
     """
     outputs: Tensor = module(x.flatten(0, 1))
-    return outputs.unflatten(0, x.shape[:2])
+    return outputs.view(*x.shape[:2], *outputs.shape[1:])
 
 
 def specialise(base: nn.Module, params: Params, task: int = 0) -> nn.Module:

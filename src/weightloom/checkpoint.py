@@ -34,7 +34,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
         CheckpointError: If the disk is full or the folder cannot be written to. What was at ``path`` is still there.
     """
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    flat = {name: tensor.clone() if tensor.storage_offset() or _shared(tensor) else tensor for name, tensor in flat.items()}
+    flat = {
+        name: tensor.clone() if tensor.storage_offset() or _shared(tensor) else tensor for name, tensor in flat.items()
+    }
     text = json.dumps(facts, sort_keys=True)
     header = {"format": FORMAT, "facts": text, "digest": _digest(flat, text)}
     write_atomically(path, to_bytes(flat, header))

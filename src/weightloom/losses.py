@@ -31,4 +31,5 @@ def cross_entropy_per_task(
         >>> cross_entropy_per_task(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long))
         tensor([1.3863, 1.3863])
     """
-    return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").unflatten(0, labels.shape).mean(1)
+    per_point = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    return per_point.view(labels.shape).mean(1)

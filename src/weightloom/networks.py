@@ -49,9 +49,7 @@ class ConvNet(nn.Module):
         layers: list[nn.Module] = []
         inputs = channels_in
         for _ in range(blocks):
-            layers += [
-                nn.Conv2d(inputs, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.ReLU(), nn.MaxPool2d(2)
-            ]
+            layers += [nn.Conv2d(inputs, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.ReLU(), nn.MaxPool2d(2)]
             inputs, size = channels, size // 2
         self.trunk = nn.Sequential(*layers, nn.Flatten())
         self.features = channels * size * size

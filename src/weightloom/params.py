@@ -92,8 +92,9 @@ class ParamSpec:
                 f"`params` and this spec differ in {odd}. Both must name the same parameters. "
                 f"Pass exactly {list(self.shapes)}."
             )
-        return torch.cat([params[name].flatten(1) if shape else params[name][:, None]
-                          for name, shape in self.shapes.items()], dim=1)
+        return torch.cat(
+            [params[name].flatten(1) if shape else params[name][:, None] for name, shape in self.shapes.items()], dim=1
+        )
 
 
 def count_tasks(params: Params) -> int | None:

@@ -30,8 +30,12 @@ class TrainingProgress:
     def __enter__(self) -> Self:
         if not self.quiet and sys.stderr.isatty():
             self.bar = Progress(
-                TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                TextColumn("{task.fields[facts]}"), console=self.console,
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[facts]}"),
+                console=self.console,
             )
             self.bar.start()
             self.task = self.bar.add_task("training", total=self.steps, completed=self.done, facts="")

@@ -50,9 +50,7 @@ def summary_over_seeds(values: Sequence[float]) -> dict[str, Any]:
     count = len(values)
     mean = sum(values) / count
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1)) if count > 1 else math.nan
-    return {
-        "per_seed": list(values), "mean": mean, "ci95": STUDENT_T_975.get(count, 1.96) * spread / math.sqrt(count)
-    }
+    return {"per_seed": list(values), "mean": mean, "ci95": STUDENT_T_975.get(count, 1.96) * spread / math.sqrt(count)}
 
 
 def environment() -> dict[str, Any]:

@@ -190,9 +190,7 @@ def load_model(path: Path, model: nn.Module) -> int:
 class _Keeper:
     """Writes the rows and checkpoints of one run; with no folder it only remembers the rows."""
 
-    def __init__(
-        self, run: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, history: History
-    ) -> None:
+    def __init__(self, run: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, history: History) -> None:
         self.run, self.model, self.optimiser, self.history = run, model, optimiser, history
         self.kept: Path | None = None
         if run:

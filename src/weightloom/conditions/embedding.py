@@ -33,7 +33,7 @@ class TaskEmbedding(nn.Module):
             ConfigError: If a task's number is not in the table.
         """
         known = self.table.num_embeddings
-        if task.numel() and not (0 <= int(task.min()) and int(task.max()) < known):
+        if task.numel() and not (int(task.min()) >= 0 and int(task.max()) < known):
             raise ConfigError(
                 f"Task numbers run from {int(task.min())} to {int(task.max())} but the table holds {known} tasks. "
                 f"A task is known by a number from 0 to {known - 1}. "

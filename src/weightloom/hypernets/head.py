@@ -29,10 +29,10 @@ def prototype_head(mean: Tensor, gain: Tensor | None = None) -> tuple[Tensor, Te
 class HeadHyperNetwork(nn.Module):
     """Generate a linear head by one small network that is applied to every feature alike.
 
-    For one feature it reads where the class lies among the classes of its task, how much classes differ in it against how much
-    they spread, and the number of shots; it writes by how much to move the class mean and how much the feature
-    counts. One generator serves any number of features, classes and shots, and its answer does not depend on the order of
-    either. The last layer starts at zero: at step 0 the head is ProtoNet's, a sane network for every task.
+    For one feature it reads where the class lies among the classes of its task, how much classes differ in it against
+    how much they spread, and the number of shots; it writes by how much to move the class mean and how much the
+    feature counts. One generator serves any number of features, classes and shots, and its answer does not depend on
+    the order of any. The last layer starts at zero: at step 0 the head is ProtoNet's, a sane network for every task.
 
     Args:
         name: Name of the head in the base network, a linear layer.

@@ -52,11 +52,13 @@ class MLPHyperNetwork(HyperNetwork):
         self.condition_dim = condition_dim
         self.form = form or Full()
         self.spec = ParamSpec.of(base, generate)
-        self.factors = ParamSpec({
-            f"{name}/{factor}": shape
-            for name, own in self.spec.shapes.items()
-            for factor, shape in self.form.factor_shapes(own).items()
-        })
+        self.factors = ParamSpec(
+            {
+                f"{name}/{factor}": shape
+                for name, own in self.spec.shapes.items()
+                for factor, shape in self.form.factor_shapes(own).items()
+            }
+        )
         layers: list[nn.Module] = []
         width = condition_dim
         for units in hidden:

@@ -55,8 +55,8 @@ class ImageTasks(TaskSource):
             )
         if self.shots + self.queries > fewest:
             raise ConfigError(
-                f"`shots={self.shots}` and `queries={self.queries}` take {self.shots + self.queries} images of a class, "
-                f"but the smallest has {fewest}. Support and query never share an image. "
+                f"`shots={self.shots}` and `queries={self.queries}` take {self.shots + self.queries} images of a "
+                f"class, but the smallest has {fewest}. Support and query never share an image. "
                 f"Pass numbers whose sum is at most {fewest}."
             )
 

@@ -82,9 +82,7 @@ def read_omniglot(path: Path) -> Arrays:
     try:
         # opened here: numpy leaves a file open that it cannot read
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {
-                name: file[name] for name in ("images4", "alphabet", "alphabets", "character", "background")
-            }
+            arrays = {name: file[name] for name in ("images4", "alphabet", "alphabets", "character", "background")}
         _check_arrays(arrays)
     except Exception as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
         raise DataError(
@@ -110,17 +108,13 @@ def arrays_from_zips(zips: list[bytes]) -> Arrays:
                 if match := _DRAWING.fullmatch(name):
                     row, drawer = int(match[4]) - 1, int(match[5]) - 1
                     if not (0 <= row < CLASSES and 0 <= drawer < DRAWERS):
-                        raise _unexpected(
-                            f"hold `{name}`, which is beyond character {CLASSES} or drawer {DRAWERS}"
-                        )
+                        raise _unexpected(f"hold `{name}`, which is beyond character {CLASSES} or drawer {DRAWERS}")
                     pixels[row, drawer] = _small_from_png(file.read(name), name)
                     there[row, drawer] = True
                     origin[row] = (match[2], match[3], match[1] == "background")
     if not there.all():
         row, drawer = np.argwhere(~there)[0]
-        raise _unexpected(
-            f"lack {int((~there).sum()):,} drawings, the first of them {row + 1:04}_{drawer + 1:02}.png"
-        )
+        raise _unexpected(f"lack {int((~there).sum()):,} drawings, the first of them {row + 1:04}_{drawer + 1:02}.png")
     alphabets = list(dict.fromkeys(origin[row][0] for row in range(CLASSES)))
     return {
         "images4": pixels[..., 0::2] << 4 | pixels[..., 1::2],
@@ -257,9 +251,7 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
         if arrays[name].dtype.kind != kind or arrays[name].shape != shape:
             raise ValueError(f"`{name}` is {arrays[name].dtype} of shape {arrays[name].shape}, not {shape}")
     if arrays["images4"].dtype != np.uint8 or arrays["alphabet"].max() >= alphabets:
-        raise ValueError(
-            f"`images4` is {arrays['images4'].dtype}, or `alphabet` points beyond {alphabets} alphabets"
-        )
+        raise ValueError(f"`images4` is {arrays['images4'].dtype}, or `alphabet` points beyond {alphabets} alphabets")
 
 
 def _unexpected(what: str) -> DataError:

@@ -25,7 +25,7 @@ class Tasks(NamedTuple):
     """Their targets or labels."""
 
     hidden: Tensor
-    """What made the task, (tasks, facts): amplitude and phase, or the classes drawn. For reports; no method reads it."""
+    """What made the task, (tasks, facts): amplitude and phase, or the classes drawn. For reports only."""
 
     def take(self, index: slice | Tensor) -> "Tasks":
         """Take some of the tasks, by a slice or a tensor of task numbers; every field keeps its tasks axis."""

@@ -8,11 +8,34 @@ from weightloom.errors import ConfigError, nearest
 DATA = ("digits", "omniglot", "sinusoid")
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {"ways": 3, "shots": (1, 5), "queries": 10, "steps": 300, "tasks": 16, "outer_lr": 1e-4, "test_tasks": 1000},
-    "omniglot": {"ways": 5, "shots": (1,), "queries": 5, "steps": 6000, "tasks": 8, "outer_lr": 1e-3, "test_tasks": 1000,
-                 "train_ways": 15},
-    "sinusoid": {"ways": 0, "shots": (1, 3, 5, 10), "queries": 50, "steps": 3000, "tasks": 32, "outer_lr": 1e-3,
-                 "test_tasks": 2000},
+    "digits": {
+        "ways": 3,
+        "shots": (1, 5),
+        "queries": 10,
+        "steps": 300,
+        "tasks": 16,
+        "outer_lr": 1e-4,
+        "test_tasks": 1000,
+    },
+    "omniglot": {
+        "ways": 5,
+        "shots": (1,),
+        "queries": 5,
+        "steps": 6000,
+        "tasks": 8,
+        "outer_lr": 1e-3,
+        "test_tasks": 1000,
+        "train_ways": 15,
+    },
+    "sinusoid": {
+        "ways": 0,
+        "shots": (1, 3, 5, 10),
+        "queries": 50,
+        "steps": 3000,
+        "tasks": 32,
+        "outer_lr": 1e-3,
+        "test_tasks": 2000,
+    },
 }
 
 
@@ -25,15 +48,15 @@ class FewShotConfig:
     ways: int | None = None
     """Classes per task. None: digits 3, omniglot 5."""
     shots: tuple[int, ...] | None = None
-    """Support points per class (per task for the sinusoid); several give a block of the table each. None: what suits the data."""
+    """Support points per class (per task for the sinusoid), a block of the table for each. None: what suits the data."""
     queries: int | None = None
     """Query points per class (per task for the sinusoid). None: what suits the data."""
     train_ways: int | None = None
     """Classes per task in meta-training. None: as ``ways``; omniglot 15."""
     split: int = 0
-    """Which classes are held out: digits 0 to 2 hold out {0,1,2}, {3,4,5}, {6,7,8,9}; omniglot: the seed of the shuffle."""
+    """Which classes are held out. Digits 0, 1, 2: {0,1,2}, {3,4,5}, {6,7,8,9}; omniglot: the seed of the shuffle."""
     held_out: Literal["test", "validation"] = "test"
-    """Which held-out classes to be judged on. Tune on validation, which are classes taken from those of meta-training."""
+    """Judge on test, or tune on validation: classes taken from those of meta-training."""
     steps: int | None = None
     """Optimiser steps of meta-training, the same for every trained method. None: what suits the data."""
     tasks: int | None = None
@@ -47,7 +70,7 @@ class FewShotConfig:
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     test_tasks: int | None = None
-    """Tasks the table is computed from, 600 at least for an interval worth printing. None: digits and omniglot 1000, sinusoid 2000."""
+    """Tasks the table is computed from, better 600 or more. None: digits and omniglot 1000, sinusoid 2000."""
     comparators: tuple[str, ...] | None = None
     """Which to run beside the hypernetwork. None: all that fit the data: protonet, centroid, scratch."""
     seed: int = 0
@@ -65,8 +88,18 @@ class FewShotConfig:
             raise ConfigError(
                 f"`--data {self.data}` is unknown. {nearest(self.data, DATA)} `weightloom list` shows what is there."
             )
-        for name in ("ways", "queries", "train_ways", "steps", "tasks", "test_tasks", "threads", "devices",
-                     "evaluate_every", "checkpoint_every"):
+        for name in (
+            "ways",
+            "queries",
+            "train_ways",
+            "steps",
+            "tasks",
+            "test_tasks",
+            "threads",
+            "devices",
+            "evaluate_every",
+            "checkpoint_every",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1 and not (name.endswith("ways") and self.data == "sinusoid"):
                 raise ConfigError(f"`--{name.replace('_', '-')} {value}` is too small. It is a count. Pass 1 or more.")
@@ -115,7 +148,9 @@ class FewShotConfig:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                raise ConfigError(f"Option {name!r} is unknown. {nearest(name, known)} See `weightloom fewshot --help`.")
+                raise ConfigError(
+                    f"Option {name!r} is unknown. {nearest(name, known)} See `weightloom fewshot --help`."
+                )
         try:
             return TypeAdapter(cls).validate_python(options)
         except ValidationError as error:

@@ -22,7 +22,9 @@ class HyperRegressor(Learner):
         layers: Rounds of attention.
     """
 
-    def __init__(self, base: nn.Module, x_dim: int = 1, y_dim: int = 1, condition_dim: int = 64, layers: int = 3) -> None:
+    def __init__(
+        self, base: nn.Module, x_dim: int = 1, y_dim: int = 1, condition_dim: int = 64, layers: int = 3
+    ) -> None:
         super().__init__()
         self.base = base
         self.encoder = SupportAttention(x_dim, y_dim, condition_dim, hidden=64, layers=layers)

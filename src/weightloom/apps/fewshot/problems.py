@@ -98,10 +98,14 @@ class ImageProblem(Problem):
         """Classes of meta-training, each also turned by quarters as classes of their own."""
         assert self.config.train_ways and self.config.queries and self.config.shots
         jitter = 1.0 if self.config.data == "digits" else 0.0
-        return AlternatingShots([
-            ImageTasks(self.pool.images, self.pool.counts, self.config.train_ways, shots, self.config.queries, jitter)
-            for shots in self.config.shots
-        ])
+        return AlternatingShots(
+            [
+                ImageTasks(
+                    self.pool.images, self.pool.counts, self.config.train_ways, shots, self.config.queries, jitter
+                )
+                for shots in self.config.shots
+            ]
+        )
 
     def test_source(self, shots: int) -> TaskSource:
         """Classes that were held out, upright."""

@@ -1,5 +1,8 @@
 """One few-shot run from config to report: train, judge, record, show."""
 
+import json
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ CONTROL = "shuffled support (control)"
 
 def run_fewshot(
     config: FewShotConfig, run: Path, *, command: str = "", resume: bool = False, quiet: bool = False
-) -> Record | None:
+) -> Record | signal.Signals | None:
     """Meta-train, judge on tasks never seen, and write the run's folder.
 
     Args:
@@ -37,7 +40,8 @@ def run_fewshot(
         quiet: Show no progress.
 
     Returns:
-        The record; None if Ctrl-C or SIGTERM ended the run early, its checkpoint written.
+        The record; the signal if Ctrl-C or SIGTERM ended the run early, its checkpoint written; None from a process
+        that only helped to train.
 
     Raises:
         ConfigError: If the folder already holds a run, or options ask for more than the data have.
@@ -48,6 +52,7 @@ def run_fewshot(
     start_s = time.monotonic()
     config = config.resolved()
     fabric = launch(config)
+    run = Path(fabric.broadcast(str(run)))
     problem = problem_of(config)
     if fabric.global_rank == 0:
         prepare_folder(run, config, resume)
@@ -63,7 +68,7 @@ def run_fewshot(
             history = _train(learners[method], problem, config, run, method, fabric, quiet)
             spent_s[method] = round(history.wall_time_s, 2)
             if history.stopped_by:
-                return None
+                return history.stopped_by
     if fabric.global_rank > 0:
         return None
     if not quiet:
@@ -109,8 +114,6 @@ def launch(config: FewShotConfig) -> Fabric:
 
 def prepare_folder(run: Path, config: FewShotConfig, resume: bool) -> None:
     """Make the run's folder and write its config, or check that a run can go on there."""
-    import json
-
     written = run / "config.json"
     if resume:
         saved = load_config(run)
@@ -138,8 +141,6 @@ def load_config(run: Path) -> FewShotConfig:
     Raises:
         DataError: If the folder holds no run.
     """
-    import json
-
     path = run / "config.json"
     try:
         options: dict[str, Any] = json.loads(path.read_text())
@@ -195,8 +196,6 @@ def method_folder(run: Path, method: str) -> Path:
 
 def print_line(text: str) -> None:
     """Say something to the person who waits."""
-    import sys
-
     print(text, file=sys.stderr, flush=True)
 
 
@@ -207,21 +206,19 @@ def _train(
     folder = method_folder(run, method)
     shots = config.shots[-1]
 
-    def evaluate(done: int) -> dict[str, Any]:
+    def evaluate() -> dict[str, Any]:
         generator = torch.Generator().manual_seed(1 << 41)
         tasks = fabric.to_device(problem.validation_source(shots).sample(200, generator))
         learner.eval()
         with torch.no_grad():
             outputs = learner.predict(learner.adapt(Support.of(tasks)), tasks.query_x)
         if problem.kind == "regression":
-            row = {"validation_score": (outputs - tasks.query_y).square().mean().item(), "score_name": "mse"}
-        else:
-            right = (outputs.argmax(2) == tasks.query_y).float().mean().item()
-            row = {"validation_score": right, "score_name": "accuracy"}
-        return row
+            return {"validation_score": (outputs - tasks.query_y).square().mean().item(), "score_name": "mse"}
+        right = (outputs.argmax(2) == tasks.query_y).float().mean().item()
+        return {"validation_score": right, "score_name": "accuracy"}
 
     def evaluate_and_show(done: int) -> dict[str, Any]:
-        row = evaluate(done)
+        row = evaluate()
         if method == OURS and fabric.device.type == "cpu" and done < (config.steps or 0):
             write_showcase(run, learner, problem, early=True)
             build_report(run)
@@ -230,11 +227,23 @@ def _train(
         return row
 
     options = TrainOptions(
-        steps=config.steps, tasks=config.tasks, outer_lr=config.outer_lr, clip_norm=config.clip_norm,
-        evaluate_every=config.evaluate_every, checkpoint_every=config.checkpoint_every, seed=config.seed,
+        steps=config.steps,
+        tasks=config.tasks,
+        outer_lr=config.outer_lr,
+        clip_norm=config.clip_norm,
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+        seed=config.seed,
     )
     resume = (folder / "checkpoints" / "last.safetensors").is_file()
     return train(
-        learner, problem.train_source(), problem.loss_per_task, options,
-        run=folder, resume=resume, evaluate=evaluate_and_show, fabric=fabric, quiet=quiet,
+        learner,
+        problem.train_source(),
+        problem.loss_per_task,
+        options,
+        run=folder,
+        resume=resume,
+        evaluate=evaluate_and_show,
+        fabric=fabric,
+        quiet=quiet,
     )

@@ -49,10 +49,14 @@ def _classified(learner: Learner, problem: ImageProblem, early: bool) -> tuple[d
     shown = mapped.hidden.unique()[:MAP_CLASSES]
     kept = torch.isin(mapped.hidden, shown)
     return {
-        "support_x": tasks.support_x, "support_y": tasks.support_y,
-        "query_x": tasks.query_x, "query_y": tasks.query_y,
-        "predicted": predicted, "confidence": confidence,
-        "conditions": conditions[kept], "condition_class": torch.searchsorted(shown, mapped.hidden[kept]),
+        "support_x": tasks.support_x,
+        "support_y": tasks.support_y,
+        "query_x": tasks.query_x,
+        "query_y": tasks.query_y,
+        "predicted": predicted,
+        "confidence": confidence,
+        "conditions": conditions[kept],
+        "condition_class": torch.searchsorted(shown, mapped.hidden[kept]),
     }, {
         "kind": "classification",
         "class_names": [[pool.names[i] for i in row] for row in tasks.hidden.tolist()],
@@ -75,15 +79,17 @@ def _curves(learner: Learner, problem: SinusoidProblem, early: bool) -> tuple[di
     assert conditions is not None
     error = [summary(judge(learner, problem, k, 200 if early else 1000).per_task["mse"]) for k in shots]
     return {
-        "curve_x": x[0, :, 0], "curve_y": SinusoidTasks.curve(x, amplitude, phase)[..., 0],
+        "curve_x": x[0, :, 0],
+        "curve_y": SinusoidTasks.curve(x, amplitude, phase)[..., 0],
         "curve_predicted": torch.stack(predicted, dim=1),
-        "support_x": tasks.support_x[..., 0], "support_y": tasks.support_y[..., 0],
+        "support_x": tasks.support_x[..., 0],
+        "support_y": tasks.support_y[..., 0],
         "shots_mse": torch.tensor([row["mean"] for row in error]),
         "shots_ci95": torch.tensor([row["ci95"] for row in error]),
-        "conditions": conditions, "condition_value": mapped.hidden,
+        "conditions": conditions,
+        "condition_value": mapped.hidden,
     }, {"kind": "regression", "shots": shots, "condition_value_names": ["amplitude", "phase"]}
 
 
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(TEST_SEED - 1)
-

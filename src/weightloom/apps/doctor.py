@@ -1,0 +1,72 @@
+"""What is here: versions, devices and data for ``weightloom doctor``, what can be used for ``weightloom list``."""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from weightloom.apps.fewshot.config import DATA, PRESETS
+from weightloom.tasks.data import find_file, searched_folders
+
+PACKAGES = ("weightloom", "torch", "numpy", "lightning-fabric", "torchmetrics", "safetensors", "plotly", "scikit-learn")
+
+
+def print_doctor() -> None:
+    """Print versions, threads, devices and the data found."""
+    table = Table("what", "found", show_header=False)
+    table.add_row("python", f"{platform.python_version()} ({sys.executable})")
+    for package in PACKAGES:
+        table.add_row(package, _version(package))
+    table.add_row("cores", str(os.cpu_count()))
+    table.add_row("torch threads", str(torch.get_num_threads()))
+    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        accelerators.append("mps")
+    table.add_row("accelerators", ", ".join(accelerators) or "none: runs use the CPU")
+    for data in DATA:
+        table.add_row(f"data: {data}", where(data))
+    Console().print(table)
+
+
+def print_list() -> None:
+    """Print data sets, methods and rooms."""
+    data = Table("data", "defaults", "where", title="weightloom fewshot --data …")
+    for name in DATA:
+        preset = PRESETS[name]
+        ways = f"{preset['ways']}-way, " if preset["ways"] else ""
+        data.add_row(name, f"{ways}shots {' '.join(map(str, preset['shots']))}, {preset['steps']} steps", where(name))
+    methods = Table("method", "what it is", title="methods")
+    methods.add_row("hypernetwork", "parameters of a working network from the support set, in one forward pass")
+    methods.add_row("protonet", "the class whose mean feature is nearest, on the same trained backbone")
+    methods.add_row("centroid", "the class whose mean image is nearest, in pixels")
+    methods.add_row("scratch", "the base network trained on the support set alone")
+    rooms = Table("room", "to build from", title="from weightloom import …")
+    rooms.add_row("conditions", "TaskEmbedding, DeepSets, SupportAttention, class_statistics")
+    rooms.add_row("hypernetworks", "MLPHyperNetwork, HeadHyperNetwork")
+    rooms.add_row("forms", "Full")
+    rooms.add_row("base", "apply_per_task, apply_shared, specialise")
+    for shown in (data, methods, rooms):
+        Console().print(shown)
+
+
+def where(data: str) -> str:
+    """Say where a data set is, or how to get it."""
+    if data == "sinusoid":
+        return "made on the fly"
+    if data == "digits":
+        return "in scikit-learn" if find_spec("sklearn") else "missing: pip install 'weightloom[digits]'"
+    found = find_file("omniglot", "omniglot28.npz")
+    looked = ", ".join(str(folder) for folder in searched_folders("omniglot"))
+    return str(found) if found else f"not here yet, will be fetched at the first run (looked in {looked})"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
