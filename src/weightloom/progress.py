@@ -3,7 +3,6 @@
 import sys
 import time
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,7 +26,7 @@ class TrainingProgress:
         self.first = done
         self.note = ""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TrainingProgress":
         if not self.quiet and sys.stderr.isatty():
             self.bar = Progress(
                 TextColumn("training"),

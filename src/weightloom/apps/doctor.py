@@ -38,7 +38,7 @@ def print_list() -> None:
     data = Table("data", "defaults", "where", title="weightloom fewshot --data …")
     for name in DATA:
         preset = PRESETS[name]
-        ways = f"{preset['ways']}-way, " if preset["ways"] else ""
+        ways = f"{preset['ways']}-way, " if name != "sinusoid" else ""
         data.add_row(name, f"{ways}shots {' '.join(map(str, preset['shots']))}, {preset['steps']} steps", where(name))
     methods = Table("method", "what it is", title="methods")
     methods.add_row("hypernetwork", "parameters of a working network from the support set, in one forward pass")

@@ -38,6 +38,7 @@ def class_statistics(
         ShapeError: If a label is outside 0 to ``ways - 1``.
 
     Example:
+        >>> import torch
         >>> class_statistics(torch.tensor([[[1.0], [3.0], [5.0]]]), torch.tensor([[0, 0, 1]])).mean[0]
         tensor([[2.],
                 [5.]])

@@ -61,6 +61,7 @@ def judge(
         at_once: Tasks per pass.
     """
     learner.eval()
+    at_once = at_once if problem.kind == "classification" else 10 * at_once
     parts: list[dict[str, Tensor]] = []
     for first in range(0, tasks, at_once):
         drawn = draw_test_tasks(problem, shots, min(at_once, tasks - first), first)

@@ -175,7 +175,7 @@ class SinusoidProblem(Problem):
         """Build a method, newly initialised."""
         if method == OURS:
             return HyperRegressor(self.build(1))
-        return FromScratch(self.build, self.loss_per_task, steps=300, inner_lr=1e-2)
+        return FromScratch(self.build, self.loss_per_task, steps=100, inner_lr=3e-2)
 
     def setting(self, shots: int) -> str:
         """Shots."""

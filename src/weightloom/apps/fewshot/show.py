@@ -16,6 +16,7 @@ from weightloom.tasks import SinusoidTasks
 SHOWN_TASKS = 6
 MAP_TASKS = 200
 MAP_CLASSES = 10
+CURVE_SHOTS = (1, 3, 5, 10)
 
 
 @torch.no_grad()
@@ -65,7 +66,8 @@ def _classified(learner: Learner, problem: ImageProblem, early: bool) -> tuple[d
 
 
 def _curves(learner: Learner, problem: SinusoidProblem, early: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    shots = sorted(problem.config.shots or ())
+    most = max(problem.config.shots or (1,))
+    shots = [k for k in CURVE_SHOTS if k < most] + [most]
     tasks = problem.test_source(shots[-1]).sample(SHOWN_TASKS, _generator())
     amplitude, phase = tasks.hidden[:, None, :1], tasks.hidden[:, None, 1:]
     x = torch.linspace(-5, 5, 201)[None, :, None].expand(SHOWN_TASKS, -1, -1)

@@ -1,0 +1,155 @@
+"""Tables made from records, so that no result is typed by hand.
+
+In:   ``benchmarks/records/*.json``.
+Out:  the tables of the results page; with ``--write-readme`` also the marked block of README.md.
+Run:  python docs/_tables.py --write-readme
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from weightloom.report.scores import best_of, overlap, score_text, time_text
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "benchmarks" / "records"
+START, END = "<!-- results -->", "<!-- /results -->"
+OURS = "hypernetwork"
+NAMES = {"mse": "mean squared error"}
+
+Record = dict[str, Any]
+Score = dict[str, Any]
+
+
+def read_records(folder: Path = RECORDS) -> dict[str, Record]:
+    """Read every record by the name of its file, in order of names."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def results_page(records: dict[str, Record]) -> str:
+    """Return a section per record: what was typed, a table, what it cost, what it is held against."""
+    return "\n\n".join(_section(name, record) for name, record in records.items()) or "No records yet."
+
+
+def readme_block(records: dict[str, Record]) -> str:
+    """Return one table of all records: ours, the best other method, and the control, a line per setting."""
+    if not records:
+        return "No records yet."
+    lines = ["| record | setting | score | hypernetwork | best other method | control |", "|---|---|---|--:|--:|--:|"]
+    for name, record in records.items():
+        link = f"[{name}](benchmarks/records/{name}.json)"
+        for setting, scores in _by_setting(record).items():
+            lines.append(f"| {link} | {setting} | {_score_name(scores[0])} | {' | '.join(_contest(scores))} |")
+    return "\n".join([*lines, "", _key(records)])
+
+
+def with_block(page: str, block: str) -> str:
+    """Return the page with what stands between the marks replaced."""
+    before, _, rest = page.partition(START)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"the page lacks {START} … {END}, the marks that the table is written between")
+    return f"{before}{START}\n{block}\n{END}{after}"
+
+
+def _section(name: str, record: Record) -> str:
+    cost = record.get("cost") or {}
+    spent = [time_text(cost.get("wall_time_s")), str(cost.get("device") or ""), f"torch {cost.get('torch', '?')}"]
+    parts = [f"## {name}", f"```sh\n{record.get('command') or 'command not recorded'}\n```"]
+    parts += [_table(scores) for scores in _by_setting(record).values()]
+    parts += [_reference(record.get("reference") or {}), str(record.get("notes") or "")]
+    parts += ["Cost of the whole run: " + ", ".join(word for word in spent if word) + "."]
+    parts += [f"The record: `benchmarks/records/{name}.json`."]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _table(scores: list[Score]) -> str:
+    """Return the table of one setting; bold is what the best method's interval overlaps."""
+    also = list(scores[0].get("also") or {})
+    heads = [scores[0]["setting"], _score_name(scores[0]), *(other.replace("_", " ") for other in also), "adapts in"]
+    best = best_of([_numeric(score) for score in scores])
+    lines = [f"| {' | '.join(heads)} | over |", "|---|" + "--:|" * len(heads)]
+    for score in scores:
+        text = _score_text(score)
+        if not _is_control(score) and overlap(_numeric(score), best):
+            text = f"**{text}**"
+        others = [_score_text((score.get("also") or {}).get(other, {})) for other in also]
+        cells = [score["method"], text, *others, time_text(score.get("adapt_time_s")), _over(score)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _contest(scores: list[Score]) -> list[str]:
+    """Return ours, the best other and the control of one setting, in words."""
+    ours = [score for score in scores if score["method"] == OURS]
+    control = [score for score in scores if _is_control(score)]
+    others = [_numeric(score) for score in scores if score not in ours + control]
+    best = best_of(others) if others else None
+    return [
+        _score_text(ours[0]) if ours else "",
+        f"{_score_text(best)} ({best['method']})" if best else "",
+        _score_text(control[0]) if control else "",
+    ]
+
+
+def _key(records: dict[str, Record]) -> str:
+    """Say how to read the table."""
+    scores = [score for record in records.values() for score in record["scores"]]
+    seeds = any(score.get("per_seed") for score in scores)
+    spread = " (where a record has several seeds: over seeds, by Student's t)" if seeds else ""
+    return (
+        f"± is half of a 95 % interval over tasks that training never saw{spread}. The control is the hypernetwork "
+        "given the support set of another task. Each record names the command that made it."
+    )
+
+
+def _reference(reference: Record) -> str:
+    if not reference.get("source"):
+        return ""
+    value = f"{reference['value']}, " if reference.get("value") is not None else ""
+    differs = f" What differs: {reference['differs']}." if reference.get("differs") else ""
+    return f"Published: {value}{reference['source']}.{differs}"
+
+
+def _by_setting(record: Record) -> dict[str, list[Score]]:
+    settings: dict[str, list[Score]] = {}
+    for score in record.get("scores") or []:
+        settings.setdefault(str(score["setting"]), []).append(score)
+    return settings
+
+
+def _score_name(score: Score) -> str:
+    return f"{NAMES.get(score['name'], score['name'])}, {score['better']} is better"
+
+
+def _score_text(score: Score) -> str:
+    """Write a score with its interval; a run that gave none failed, and its row says so."""
+    numeric = _numeric(score)
+    return "failed" if math.isnan(numeric["mean"]) else score_text(numeric)
+
+
+def _over(score: Score) -> str:
+    if seeds := score.get("per_seed"):
+        return f"{len(seeds)} seeds"
+    return f"{score['tasks']:,} tasks" if score.get("tasks") else ""
+
+
+def _numeric(score: Score) -> Score:
+    """Return the score with NaN where a number is missing."""
+    mean, interval = score.get("mean"), score.get("ci95")
+    return {**score, "mean": math.nan if mean is None else mean, "ci95": 0.0 if interval is None else interval}
+
+
+def _is_control(score: Score) -> bool:
+    return "control" in score["method"]
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    text = with_block(readme.read_text(encoding="utf-8"), readme_block(read_records()))
+    if "--write-readme" in sys.argv[1:]:
+        readme.write_text(text, encoding="utf-8")
+    else:
+        print(readme_block(read_records()))

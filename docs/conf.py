@@ -1,0 +1,66 @@
+"""How the documentation is built: `make docs`."""
+
+import sys
+import typing
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+typing.GENERATING_DOCUMENTATION = True  # jaxtyping then writes its shapes as people do
+
+import _tables  # noqa: E402
+
+import weightloom  # noqa: E402
+
+project = "weightloom"
+author = "The weightloom developers"
+copyright = author
+version = release = installed_version("weightloom")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+default_role = "py:obj"
+add_module_names = False
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Source"]
+python_maximum_signature_line_length = 88
+
+html_theme = "furo"
+html_title = "weightloom"
+
+
+def fill_results(app: Any, page: str, source: list[str]) -> None:
+    """Put the tables made from the records where the results page has its mark."""
+    if page == "results":
+        source[0] = source[0].replace(_tables.START, _tables.results_page(_tables.read_records()))
+
+
+def always_stale(app: Any, env: Any, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
+    """Have the results page built anew each time: records are not among its sources."""
+    return ["results"] if "results" in env.found_docs else []
+
+
+def find_public_name(app: Any, env: Any, node: Any, contents: Any) -> Any:
+    """Link a public name that a docstring of another room mentions without its path."""
+    room = weightloom._ROOM_OF.get(node.get("reftarget"))
+    if node.get("refdomain") != "py" or room is None:
+        return None
+    target = f"weightloom.{room}.{node['reftarget']}"
+    return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contents)
+
+
+def setup(app: Any) -> None:
+    """Connect the functions above."""
+    app.connect("source-read", fill_results)
+    app.connect("env-get-outdated", always_stale)
+    app.connect("missing-reference", find_public_name)

@@ -1,0 +1,24 @@
+"""Every test runs on one thread, with the shape annotations of `weightloom` checked as it runs."""
+
+import sys
+
+import jaxtyping
+import pytest
+import torch
+
+assert not any(name.startswith("weightloom.") for name in sys.modules), "imported before its annotations could be checked"
+jaxtyping.install_import_hook("weightloom", "beartype.beartype")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_every_time():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked, as for users: what they mistake meets our own message."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
