@@ -69,7 +69,7 @@ def _table(scores: list[Score]) -> str:
     """Return the table of one setting; bold is what the best method's interval overlaps."""
     also = list(scores[0].get("also") or {})
     heads = [scores[0]["setting"], _score_name(scores[0]), *(other.replace("_", " ") for other in also), "adapts in"]
-    best = best_of([_numeric(score) for score in scores])
+    best = best_of([_numeric(score) for score in scores if not _is_control(score)])
     lines = [f"| {' | '.join(heads)} | over |", "|---|" + "--:|" * len(heads)]
     for score in scores:
         text = _score_text(score)
@@ -138,8 +138,8 @@ def _over(score: Score) -> str:
 
 def _numeric(score: Score) -> Score:
     """Return the score with NaN where a number is missing."""
-    mean, interval = score.get("mean"), score.get("ci95")
-    return {**score, "mean": math.nan if mean is None else mean, "ci95": 0.0 if interval is None else interval}
+    mean, interval = (math.nan if (value := score.get(key)) is None else value for key in ("mean", "ci95"))
+    return {**score, "mean": mean, "ci95": 0.0 if math.isnan(interval) else interval}
 
 
 def _is_control(score: Score) -> bool:
@@ -147,9 +147,9 @@ def _is_control(score: Score) -> bool:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    text = with_block(readme.read_text(encoding="utf-8"), readme_block(read_records()))
+    block = readme_block(read_records())
     if "--write-readme" in sys.argv[1:]:
-        readme.write_text(text, encoding="utf-8")
+        readme = ROOT / "README.md"
+        readme.write_text(with_block(readme.read_text(encoding="utf-8"), block), encoding="utf-8")
     else:
-        print(readme_block(read_records()))
+        print(block)

@@ -1,5 +1,6 @@
 """How the documentation is built: `make docs`."""
 
+import re
 import sys
 import typing
 from importlib.metadata import version as installed_version
@@ -23,7 +24,6 @@ exclude_patterns = ["_build"]
 default_role = "py:obj"
 add_module_names = False
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -37,6 +37,34 @@ python_maximum_signature_line_length = 88
 
 html_theme = "furo"
 html_title = "weightloom"
+
+SHAPE = re.compile(r"(?<![`\w])\((?:tasks|batch|shots|images|classes|channels|height|count),[\w *,.]*\)")
+ROOM_LINE = re.compile(r"(In|Out): +(.*)|(Knows nothing|Start at|Nothing that|Nothing is)(.*)")
+
+
+def mark_up(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Write docstrings, which are made to be read in an editor, as reStructuredText, in place."""
+    if what == "module":
+        lines[:] = _room(lines)
+    if what in ("attribute", "property"):
+        lines.insert(0, "")  # or napoleon takes the words before a colon for a type
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            line = SHAPE.sub(r"``\g<0>``", line)
+            lines[number] = line if "`" in line else line.replace("|", "\\|")
+
+
+def _room(lines: list[str]) -> list[str]:
+    """Give what comes in and what goes out of a room a paragraph each."""
+    written: list[str] = []
+    for line in lines:
+        if found := ROOM_LINE.match(line):
+            written += ["", f"**{found[1]}:** {found[2]}" if found[1] else line]
+        elif written and line.startswith("   ") and written[-1].startswith(("**In:**", "**Out:**")):
+            written[-1] += " " + line.strip()
+        else:
+            written.append(line)
+    return written
 
 
 def fill_results(app: Any, page: str, source: list[str]) -> None:
@@ -61,6 +89,7 @@ def find_public_name(app: Any, env: Any, node: Any, contents: Any) -> Any:
 
 def setup(app: Any) -> None:
     """Connect the functions above."""
+    app.connect("autodoc-process-docstring", mark_up, priority=400)
     app.connect("source-read", fill_results)
     app.connect("env-get-outdated", always_stale)
     app.connect("missing-reference", find_public_name)

@@ -5,10 +5,15 @@ import sys
 import jaxtyping
 import pytest
 import torch
+from hypothesis import settings
 
-assert not any(name.startswith("weightloom.") for name in sys.modules), "imported before its annotations could be checked"
+assert not any(name.startswith("weightloom.") for name in sys.modules), (
+    "imported before its annotations could be checked"
+)
 jaxtyping.install_import_hook("weightloom", "beartype.beartype")
 torch.set_num_threads(1)
+settings.register_profile("house", derandomize=True, deadline=None, max_examples=50, database=None)
+settings.load_profile("house")
 
 
 @pytest.fixture(autouse=True)

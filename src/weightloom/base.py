@@ -6,13 +6,14 @@ Knows nothing of where the parameters came from.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map
 
 from weightloom.errors import BatchingError, ConfigError, ShapeError, nearest
@@ -41,7 +42,8 @@ def apply_per_task(
     Raises:
         ShapeError: If ``params`` and ``inputs`` disagree on the number of tasks, or a value has an axis too few.
         ConfigError: If ``params`` names a parameter that ``base`` does not have, or ``engine`` is unknown.
-        BatchingError: If ``base`` holds a BatchNorm in train mode, which ``vmap`` cannot run.
+        BatchingError: If ``base`` holds a BatchNorm, or an InstanceNorm with running statistics, in train mode,
+            which ``vmap`` cannot run.
 
     Example:
         >>> params = {"weight": torch.zeros(5, 2, 3), "bias": torch.ones(5, 2)}
@@ -58,7 +60,8 @@ def apply_per_task(
 
     if engine == "vmap":
         _refuse_batchnorm_in_training(base)
-        return vmap(apply_one, randomness="different", chunk_size=chunk_size)(params, *inputs)
+        with _no_fused_attention():
+            return vmap(apply_one, randomness="different", chunk_size=chunk_size)(params, *inputs)
     if engine == "loop":
         rows = [
             apply_one({name: value[task] for name, value in params.items()}, *(x[task] for x in inputs))
@@ -137,18 +140,20 @@ def _check(base: nn.Module, params: Params, inputs: Sequence[Tensor]) -> int:
         raise ShapeError(
             "`apply_per_task` was given no inputs. The base needs something to run on. Pass `x` of shape (tasks, ...)."
         )
+    first = f"params[{next(iter(params))!r}]" if params else "inputs[0]"
     for position, x in enumerate(inputs):
+        name = "x" if len(inputs) == 1 else f"inputs[{position}]"
         if x.ndim == 0:
             raise ShapeError(
-                f"Input {position} is a scalar. Each task needs its own inputs, on axis 0. Pass `x[None]` for one task."
+                f"`{name}` is a scalar. Each task needs its own inputs, on axis 0. Pass `{name}[None]` for one task."
             )
         if tasks is None:
             tasks = x.shape[0]
         if x.shape[0] != tasks:
             raise ShapeError(
-                f"Input {position} holds {x.shape[0]} tasks but `params` holds {tasks}. "
+                f"`{name}` holds {x.shape[0]} tasks but `{first}` holds {tasks}. "
                 "Each task needs its own parameters and its own inputs, on axis 0. "
-                f"To give every task the same inputs, pass `x[:1].expand({tasks}, *x.shape[1:])`."
+                f"To give every task the same inputs, pass `{name}[:1].expand({tasks}, *{name}.shape[1:])`."
             )
     assert tasks is not None
     return tasks
@@ -172,9 +177,23 @@ def _check_names(base: nn.Module, params: Params) -> None:
 
 def _refuse_batchnorm_in_training(base: nn.Module) -> None:
     for name, module in base.named_modules():
-        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
+        if isinstance(module, _NormBase) and module.training and module.track_running_stats:
             raise BatchingError(
-                f"`{name or type(module).__name__}` is a BatchNorm in train mode. It would write one set of running "
+                f"`{name or 'base'}` is a `{type(module).__name__}` in train mode. It would write one set of running "
                 "statistics for all tasks at once, which `vmap` refuses. Use nn.GroupNorm instead, build it with "
                 '`track_running_stats=False`, call `base.eval()`, or pass `engine="loop"`.'
             )
+
+
+@contextmanager
+def _no_fused_attention() -> Iterator[None]:
+    """Keep attention in eval mode off its fused path, which under `vmap` is a loop that has no derivative."""
+    if torch.compiler.is_compiling():  # which cannot trace the switch
+        yield
+        return
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

@@ -33,10 +33,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     Raises:
         CheckpointError: If the disk is full or the folder cannot be written to. What was at ``path`` is still there.
     """
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    flat = {
-        name: tensor.clone() if tensor.storage_offset() or _shared(tensor) else tensor for name, tensor in flat.items()
-    }
+    flat: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        tensor = value.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        flat[name] = tensor.clone() if memory in seen or _is_part(tensor) else tensor
+        seen.add(memory)
     text = json.dumps(facts, sort_keys=True)
     header = {"format": FORMAT, "facts": text, "digest": _digest(flat, text)}
     write_atomically(path, to_bytes(flat, header))
@@ -103,7 +106,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         ) from error
 
 
-def _shared(tensor: Tensor) -> bool:
+def _is_part(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
 
 

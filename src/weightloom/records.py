@@ -50,7 +50,7 @@ def summary_over_seeds(values: Sequence[float]) -> dict[str, Any]:
     count = len(values)
     mean = sum(values) / count
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1)) if count > 1 else math.nan
-    return {"per_seed": list(values), "mean": mean, "ci95": STUDENT_T_975.get(count, 1.96) * spread / math.sqrt(count)}
+    return {"per_seed": list(values), "mean": mean, "ci95": _student_t_975(count) * spread / math.sqrt(count)}
 
 
 def environment() -> dict[str, Any]:
@@ -91,6 +91,12 @@ def read_record(path: Path) -> Record:
             f"Type `weightloom fewshot --resume {path.parent}` to finish the run."
         ) from error
     return record
+
+
+def _student_t_975(count: int) -> float:
+    """From the table, or beyond it by the series of Abramowitz and Stegun (1964), 26.7.5: right to 0.003."""
+    freedom = max(count - 1, 1)
+    return STUDENT_T_975.get(count, 1.95996 + 2.3723 / freedom + 2.8225 / freedom**2)
 
 
 def _commit() -> str | None:

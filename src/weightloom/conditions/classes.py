@@ -15,7 +15,7 @@ class ClassStatistics(NamedTuple):
     mean: Float[Tensor, "tasks ways features"]
     """Mean of each class; zero where a class has no support."""
     spread: Float[Tensor, "tasks features"]
-    """Variance within classes, averaged over classes; zero where no class has two shots."""
+    """Variance within classes, pooled over classes; zero where no class has two shots."""
     shots: Float[Tensor, "tasks ways"]
     """Support points of each class."""
 
@@ -32,7 +32,7 @@ def class_statistics(
         features: Features of the support points.
         labels: Their labels, from 0 to ``ways - 1``.
         mask: True where a point is there. None means that all are.
-        ways: Classes per task. None takes the largest label.
+        ways: Classes per task. None counts up to the largest label.
 
     Raises:
         ShapeError: If a label is outside 0 to ``ways - 1``.
@@ -43,15 +43,17 @@ def class_statistics(
         tensor([[2.],
                 [5.]])
     """
-    ways = int(labels.max()) + 1 if ways is None else ways
-    if int(labels.min()) < 0 or int(labels.max()) >= ways:
+    lowest, highest = (int(labels.min()), int(labels.max())) if labels.numel() else (0, -1)
+    ways = highest + 1 if ways is None else ways
+    if lowest < 0 or highest >= ways:
         raise ShapeError(
-            f"Labels run from {int(labels.min())} to {int(labels.max())} but there are {ways} classes. "
-            f"Labels are numbers from 0 to ways - 1 within a task. Pass `ways={int(labels.max()) + 1}`, or relabel."
+            f"Labels run from {lowest} to {highest} but there are {ways} classes. "
+            f"Labels are numbers from 0 to ways - 1 within a task. Pass `ways={highest + 1}`, or relabel."
         )
     member = one_hot(labels, ways).to(features.dtype)
     if mask is not None:
         member = member * mask[..., None]
+        features = features.masked_fill(~mask[..., None], 0.0)
     shots = member.sum(1)
     mean = (member.mT @ features) / shots.clamp(min=1)[..., None]
     squares = (features - member @ mean).square() * member.sum(2, keepdim=True)

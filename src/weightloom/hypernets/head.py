@@ -1,81 +1,125 @@
-"""A linear head, a row per class, generated from what the support set says of the classes."""
+"""A linear head, a row per class, generated from the features of a labelled support set."""
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
-from weightloom.conditions.classes import ClassStatistics
+from weightloom.conditions import class_statistics
 from weightloom.params import Params
 
+Head = tuple[Float[Tensor, "tasks ways features"], Float[Tensor, "tasks ways"]]
 
-def prototype_head(mean: Tensor, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+
+def prototype_head(mean: Float[Tensor, "tasks ways features"]) -> Head:
     """Weight and bias of the linear head that scores a point by its squared distance to each class mean.
 
-    -|f - c|² g = 2 (c g)ᵀ f - (c g)ᵀ c, up to a term that is the same for all classes.
+    -|f - c|² = 2 cᵀf - |c|², up to a term that is the same for all classes.
 
     Args:
-        mean: Class means c, (tasks, ways, features).
-        gain: How much each feature counts, (tasks, 1, features) or None for 1.
-
-    Returns:
-        Weight (tasks, ways, features) and bias (tasks, ways).
+        mean: Class means c.
 
     Source:
         Snell, Swersky and Zemel, "Prototypical networks" (2017), section 2.4.
     """
-    scaled = mean if gain is None else mean * gain
-    return 2 * scaled, -(scaled * mean).sum(-1)
+    return 2 * mean, -mean.square().sum(-1)
+
+
+def ridge_head(
+    features: Float[Tensor, "tasks support features"],
+    labels: Int[Tensor, "tasks support"],
+    mask: Bool[Tensor, "tasks support"],
+    ways: int,
+    ridge: Float[Tensor, " tasks"],
+) -> Head:
+    """Weight and bias of the linear head that fits the labels best in squares, with a penalty on its weight.
+
+    Solved among support points (their Gram matrix), which are fewer than features.
+
+    Args:
+        features: Features of the support points.
+        labels: Their labels.
+        mask: True where a point is there.
+        ways: Classes per task.
+        ridge: The penalty, in units of the mean squared length of a centred feature vector; positive.
+
+    Source:
+        Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019), equation 6.
+    """
+    there = mask[..., None].to(features.dtype)
+    middle = (features * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
+    centred = (features - middle) * there
+    target = (one_hot(labels, ways) - 1 / ways) * there
+    gram = centred @ centred.mT
+    length = gram.diagonal(dim1=1, dim2=2).sum(1) / there.sum((1, 2)).clamp(min=1)
+    penalty = torch.diag_embed((ridge * length + 1e-6)[:, None].expand(labels.shape))
+    weight = torch.linalg.solve(gram + penalty, target).mT @ centred
+    return weight, -(weight @ middle.mT)[..., 0]
 
 
 class HeadHyperNetwork(nn.Module):
-    """Generate a linear head by one small network that is applied to every feature alike.
+    """Generate a linear head from support features: any number of classes, shots and features, in any order.
 
-    For one feature it reads where the class lies among the classes of its task, how much classes differ in it against
-    how much they spread, and the number of shots; it writes by how much to move the class mean and how much the
-    feature counts. One generator serves any number of features, classes and shots, and its answer does not depend on
-    the order of any. The last layer starts at zero: at step 0 the head is ProtoNet's, a sane network for every task.
+    Two heads are known in closed form: that of the class means, best when a class has one shot, and that of ridge
+    regression, best when it has several. A small network reads what is known of the task (its shots, its ways, how
+    much classes spread against how far they lie apart) and writes how the two are mixed, how strong the penalty is,
+    and how sharp each is. Its last layer starts at zero, so at step 0 the mixture is one that depends on the shots alone.
 
     Args:
         name: Name of the head in the base network, a linear layer.
-        hidden: Width of the generator.
+        hidden: Width of the small network.
+        start_scale: How sharp the head of the class means is at step 0, on squared distances per feature.
 
     Example:
-        >>> from weightloom.conditions import class_statistics
-        >>> statistics = class_statistics(torch.randn(5, 6, 8), torch.tensor([[0, 0, 1, 1, 2, 2]]).expand(5, -1))
-        >>> {name: tuple(value.shape) for name, value in HeadHyperNetwork()(statistics).items()}
+        >>> hyper = HeadHyperNetwork()
+        >>> labels = torch.tensor([[0, 0, 1, 1, 2, 2]]).expand(5, -1)
+        >>> {name: tuple(value.shape) for name, value in hyper(torch.randn(5, 6, 8), labels).items()}
         {'head.weight': (5, 3, 8), 'head.bias': (5, 3)}
 
     Source:
-        In the manner of Requeima et al., "Fast and flexible multi-task classification using conditional neural
-        adaptive processes" (2019), whose generator is one network over all features; starting as Snell et al. (2017).
+        The two heads: Snell et al. (2017); Bertinetto et al. (2019). That a network writes the coefficients of the
+        mixture for each task is ours.
     """
 
-    def __init__(self, name: str = "head", hidden: int = 32) -> None:
+    def __init__(self, name: str = "head", hidden: int = 16, start_scale: float = 1.0) -> None:
         super().__init__()
         self.name = name
-        self.generator = nn.Sequential(
-            nn.Linear(5, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
-        )
-        nn.init.zeros_(self.generator[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.generator[-1].bias)  # type: ignore[arg-type]
-        self.log_scale = nn.Parameter(torch.zeros(()))
+        last = nn.Linear(hidden, 4)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.generator = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(), last)
+        self.log_scale = nn.Parameter(torch.tensor(start_scale).log())
 
-    def forward(self, statistics: ClassStatistics) -> Params:
-        """Generate ``weight`` (tasks, ways, features) and ``bias`` (tasks, ways) of the head."""
-        mean, spread, shots = statistics
-        middle = mean.mean(1, keepdim=True)
-        apart = (mean - middle).square().mean(1, keepdim=True)
-        unit = (apart.mean(2, keepdim=True) + 1e-6).sqrt()
-        seen = torch.stack(
-            [
-                (mean - middle) / unit,
-                (middle / unit).expand_as(mean),
-                (apart / unit.square() + 1e-4).sqrt().expand_as(mean),
-                (spread[:, None] / unit.square() + 1e-4).sqrt().expand_as(mean),
-                (1 / (1 + shots))[..., None].expand_as(mean),
-            ],
-            dim=-1,
-        )
-        move, gain = self.generator(seen).unbind(-1)
-        weight, bias = prototype_head(mean + move * unit, 1 + gain.mean(1, keepdim=True))
-        scale = self.log_scale.exp() / mean.shape[2]
-        return {f"{self.name}.weight": weight * scale, f"{self.name}.bias": bias * scale}
+    def forward(
+        self,
+        features: Float[Tensor, "tasks support features"],
+        labels: Int[Tensor, "tasks support"],
+        mask: Bool[Tensor, "tasks support"] | None = None,
+        ways: int | None = None,
+    ) -> Params:
+        """Generate ``weight`` (tasks, ways, features) and ``bias`` (tasks, ways) of the head.
+
+        Args:
+            features: Features of the support points.
+            labels: Their labels, from 0 to ``ways - 1``.
+            mask: True where a point is there. None means that all are.
+            ways: Classes per task. None takes the largest label.
+
+        Raises:
+            ShapeError: If a label is outside 0 to ``ways - 1``.
+        """
+        mask = labels.new_ones(labels.shape, dtype=torch.bool) if mask is None else mask
+        mean, spread, shots = class_statistics(features, labels, mask, ways)
+        ways = mean.shape[1]
+        rarity = 1 / shots.mean(1).clamp(min=1)
+        apart = (mean - mean.mean(1, keepdim=True)).square().mean((1, 2))
+        within = spread.mean(1) / (spread.mean(1) + apart + 1e-6)
+        known = torch.stack([rarity, torch.full_like(rarity, 1 / ways), within], dim=1)
+        mix, log_ridge, sharp_mean, sharp_ridge = self.generator(known).unbind(1)
+        share = torch.sigmoid(2.5 - 8 * rarity + mix)[:, None]  # of the ridge head: 0.004 for one shot, 0.71 for five
+        scale = (self.log_scale + sharp_mean).exp()[:, None] / features.shape[2] * (1 - share)
+        ridge_scale = sharp_ridge.exp()[:, None] * share
+        mean_weight, mean_bias = prototype_head(mean)
+        ridge_weight, ridge_bias = ridge_head(features, labels, mask, ways, 0.5 * log_ridge.exp())
+        weight = scale[..., None] * mean_weight + ridge_scale[..., None] * ridge_weight
+        return {f"{self.name}.weight": weight, f"{self.name}.bias": scale * mean_bias + ridge_scale * ridge_bias}

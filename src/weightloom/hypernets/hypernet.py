@@ -29,14 +29,15 @@ def check_condition(condition: Tensor, condition_dim: int, axes: str = "tasks") 
     """Raise a `ShapeError` unless ``condition`` is ``(*axes, condition_dim)``; ``axes`` names them, comma-separated."""
     expected = axes.count(",") + 2
     if condition.ndim != expected or condition.shape[-1] != condition_dim:
-        advice = (
-            "Pass `condition[None]` for one task."
-            if condition.ndim == expected - 1
-            else (
+        if condition.ndim == expected:
+            advice = (
                 f"Build the hypernetwork with `condition_dim={condition.shape[-1]}`, or the encoder with "
                 f"`condition_dim={condition_dim}`."
             )
-        )
+        elif condition.ndim == expected - 1 and condition.shape[-1] == condition_dim:
+            advice = "Pass `condition[None]` for one task."
+        else:
+            advice = f"Pass {condition_dim} numbers for each of ({axes})."
         raise ShapeError(
             f"`condition` has shape {tuple(condition.shape)}. This hypernetwork reads ({axes}, {condition_dim}). "
             f"{advice}"

@@ -21,6 +21,7 @@ class ProtoNet(Learner):
 
     Args:
         base: A network with a trunk and a linear head; the head is set from the class means.
+        start_scale: How sharp the head is at step 0.
 
     Source:
         Snell, Swersky and Zemel, "Prototypical networks for few-shot learning" (2017), squared Euclidean distance;
@@ -29,10 +30,10 @@ class ProtoNet(Learner):
 
     base: ConvNet
 
-    def __init__(self, base: ConvNet) -> None:
+    def __init__(self, base: ConvNet, start_scale: float = 1.0) -> None:
         super().__init__()
         self.base = with_generated_head(base)
-        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.log_scale = nn.Parameter(torch.tensor(start_scale).log())
 
     def condition(self, support: Support) -> Tensor:
         """Mean feature of each class, (tasks, ways, features)."""

@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "queries": 10,
         "steps": 300,
         "tasks": 16,
-        "outer_lr": 1e-4,
+        "outer_lr": 2e-4,
         "test_tasks": 600,
         "comparators": ("protonet", "centroid", "scratch"),
     },

@@ -47,18 +47,19 @@ class HyperRegressor(Learner):
 
 
 class HyperClassifier(Learner):
-    """A shared trunk, and a head generated from the statistics of its features over the support set.
+    """A shared trunk, and a head generated from its features of the support set.
 
     Args:
         base: A network with a trunk that is shared and a head that is generated.
+        start_scale: How sharp the head is at step 0.
     """
 
     base: ConvNet
 
-    def __init__(self, base: ConvNet) -> None:
+    def __init__(self, base: ConvNet, start_scale: float = 1.0) -> None:
         super().__init__()
         self.base = with_generated_head(base)
-        self.hyper = HeadHyperNetwork("head")
+        self.hyper = HeadHyperNetwork("head", start_scale=start_scale)
 
     def condition(self, support: Support) -> Tensor:
         """Mean feature of each class, (tasks, ways, features)."""
@@ -68,7 +69,7 @@ class HyperClassifier(Learner):
     def adapt(self, support: Support) -> Params:
         """Generate the head: a row for every class that the support set has."""
         features = apply_shared(self.base.trunk, support.x)
-        params: Params = self.hyper(class_statistics(features, support.y, support.mask))
+        params: Params = self.hyper(features, support.y, support.mask)
         return params
 
     def predict(self, params: Params, x: Tensor) -> Tensor:

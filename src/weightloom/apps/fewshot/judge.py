@@ -65,6 +65,7 @@ def judge(
     parts: list[dict[str, Tensor]] = []
     for first in range(0, tasks, at_once):
         drawn = draw_test_tasks(problem, shots, min(at_once, tasks - first), first)
+        torch.manual_seed(TEST_SEED + first)  # for methods that start from a random network
         support = Support.of(drawn)
         if shuffled:
             support = Support(*(field.roll(1, 0) for field in support))

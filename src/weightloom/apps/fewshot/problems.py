@@ -90,6 +90,7 @@ class ImageProblem(Problem):
         self.pool = rotated(self.known, turns)
         self.held_out = _pick(pool, held_out)
         self.size = int(pool.images.shape[-1])
+        self.start_scale = 1.0 if config.data == "digits" else 32.0
         for shots in config.shots or ():  # refuse what cannot be drawn before anything is written
             self.test_source(shots)
         self.train_source()
@@ -97,7 +98,7 @@ class ImageProblem(Problem):
     def train_source(self) -> TaskSource:
         """Classes of meta-training, each also turned by quarters as classes of their own."""
         assert self.config.train_ways and self.config.queries and self.config.shots
-        jitter = 1.0 if self.config.data == "digits" else 0.0
+        jitter = 2.0 if self.config.data == "digits" else 0.0
         return AlternatingShots(
             [
                 ImageTasks(
@@ -120,16 +121,16 @@ class ImageProblem(Problem):
     def build(self, ways: int) -> ConvNet:
         """The base network of every method."""
         if self.size == 8:
-            return ConvNet(1, self.size, ways, channels=32, blocks=2)
-        return ConvNet(1, self.size, ways, channels=64, blocks=4)
+            return ConvNet(1, self.size, ways, channels=32, blocks=2, levels=2)
+        return ConvNet(1, self.size, ways, channels=64, blocks=4, strided=True)
 
     def learner(self, method: str) -> Learner:
         """Build a method, newly initialised."""
         assert self.config.ways
         if method == OURS:
-            return HyperClassifier(self.build(self.config.ways))
+            return HyperClassifier(self.build(self.config.ways), self.start_scale)
         if method == "protonet":
-            return ProtoNet(self.build(self.config.ways))
+            return ProtoNet(self.build(self.config.ways), self.start_scale)
         if method == "centroid":
             return NearestCentroid(self.size * self.size)
         return FromScratch(self.build, self.loss_per_task, steps=50, inner_lr=3e-3)

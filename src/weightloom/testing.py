@@ -1,0 +1,197 @@
+"""For people who write their own hypernetwork: one call holds it against what every hypernetwork promises.
+
+In:   a hypernetwork, and a condition such as it reads.
+Out:  nothing; or an AssertionError that says which promise is broken, with what to do about it.
+Knows nothing of how the hypernetwork works.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.params import Params, ParamSpec
+
+Inputs = tuple[Tensor, ...]
+
+
+def check_hypernetwork(hyper: nn.Module, condition: Tensor | tuple[Tensor, ...], spec: ParamSpec | None = None) -> None:
+    """Raise an AssertionError unless ``hyper`` keeps what every hypernetwork promises.
+
+    What is generated is a dict of tensors, named and shaped as the spec says behind a leading tasks axis. It is of the
+    dtype of parameters and condition. A task alone gets what it gets in a batch, and tasks do not leak into each other.
+    The condition is used, and every own trainable parameter gets a gradient.
+
+    All of this is tried on a copy in float64 whose parameters are moved a little at random, since a layer that starts
+    at zero would hide faults behind it. ``hyper`` itself is left alone, and so is torch's random state.
+
+    Args:
+        hyper: The hypernetwork, in train or eval mode as it stands. Its parameters that ``hyper.spec.shared`` names in
+            ``hyper.base`` need no gradient: the base uses them, not the hypernetwork.
+        condition: What ``hyper`` reads for two tasks or more: a tensor with a tasks axis, or a tuple of them where
+            ``hyper`` takes several.
+        spec: Names and shapes of what is generated. None takes ``hyper.spec`` where there is one.
+
+    Example:
+        >>> from weightloom.hypernets import MLPHyperNetwork
+        >>> check_hypernetwork(MLPHyperNetwork(nn.Linear(3, 2), condition_dim=4), torch.randn(5, 4))
+    """
+    inputs = condition if isinstance(condition, tuple) else (condition,)
+    tasks = _count_tasks(inputs)
+    spec = spec or getattr(hyper, "spec", None)
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(0)
+        _check_output(_moved(hyper)(*inputs), tasks, spec)
+        hyper = _moved(hyper).double()
+        inputs = tuple(x.detach().double().requires_grad_() if x.is_floating_point() else x for x in inputs)
+        params = _generate_in_float64(hyper, inputs)
+        _check_alone(hyper, inputs, params)
+        _check_gradients(hyper, params, spec)
+        _check_leaks(params, [x for x in inputs if x.requires_grad], tasks)
+
+
+def _count_tasks(inputs: Inputs) -> int:
+    sizes = {x.shape[0] if x.ndim else 0 for x in inputs}
+    if len(sizes) != 1 or min(sizes) < 2:
+        raise AssertionError(
+            f"`condition` holds {sorted(sizes)} tasks. The check compares tasks with each other, so it needs two or "
+            "more, the same number in every tensor, on axis 0. Pass a condition as in `torch.randn(3, condition_dim)`."
+        )
+    return int(sizes.pop())
+
+
+def _moved(hyper: nn.Module) -> nn.Module:
+    """Copy ``hyper`` with every parameter moved a little, so that nothing is zero by initialisation."""
+    hyper = copy.deepcopy(hyper)
+    with torch.no_grad():
+        for parameter in hyper.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return hyper
+
+
+def _check_output(params: Any, tasks: int, spec: ParamSpec | None) -> None:
+    if not isinstance(params, dict) or not params or not all(isinstance(value, Tensor) for value in params.values()):
+        raise AssertionError(
+            f"`hyper(condition)` is {_kind(params)}. Params are a dict of tensors with keys as in "
+            "`base.named_parameters()`. Return one, for instance `self.spec.cut(flat)`."
+        )
+    if spec is not None and params.keys() != spec.shapes.keys():
+        raise AssertionError(
+            f"`hyper(condition)` and the spec differ in {sorted(params.keys() ^ spec.shapes.keys())}. Both must name "
+            f"the same parameters. Return exactly {list(spec.shapes)}."
+        )
+    for name, value in params.items():
+        expected = tuple(value.shape[1:]) if spec is None else spec.shapes[name]
+        if tuple(value.shape) != (tasks, *expected):
+            raise AssertionError(
+                f"`hyper(condition)[{name!r}]` has shape {tuple(value.shape)} for {tasks} tasks. A generated parameter "
+                f"has its own shape behind a leading tasks axis. Return {(tasks, *expected)}."
+            )
+        if not value.isfinite().all():
+            raise AssertionError(
+                f"`hyper(condition)[{name!r}]` holds NaN or infinity. A base network can do nothing with it. "
+                "Look for a division by zero, a logarithm or a large exponential."
+            )
+
+
+def _generate_in_float64(hyper: nn.Module, inputs: Inputs) -> Params:
+    advice = (
+        "Correctness is tested in float64, and users choose their dtype. "
+        "Make constants with `torch.zeros(..., dtype=x.dtype)` or `x.new_zeros(...)`, or register them as buffers."
+    )
+    try:
+        params: Params = hyper(*inputs)
+    except RuntimeError as error:
+        raise AssertionError(f"`hyper.double()` cannot read a float64 condition ({error}). {advice}") from error
+    for name, value in params.items():
+        if value.dtype != torch.float64:
+            raise AssertionError(f"`hyper.double()` generates {name!r} in {value.dtype}. {advice}")
+    return params
+
+
+def _check_alone(hyper: nn.Module, inputs: Inputs, params: Params) -> None:
+    again = hyper(*inputs)
+    for name, value in params.items():
+        if not torch.equal(value, again[name]):
+            raise AssertionError(
+                f"`hyper(condition)[{name!r}]` differs between two calls with the same condition. Parameters follow "
+                "from the condition alone. Switch dropout and the like off with `hyper.eval()`, or take it out."
+            )
+    advice = (
+        "A task's parameters follow from its own condition. Do not normalise or pool over axis 0, which is tasks; "
+        "where a BatchNorm does it, use nn.LayerNorm."
+    )
+    tasks = len(inputs[0])
+    for task in range(tasks):
+        try:
+            alone = hyper(*(x[task : task + 1] for x in inputs))
+        except (RuntimeError, ValueError) as error:
+            raise AssertionError(f"`hyper` cannot read one task alone ({error}). {advice}") from error
+        for name, value in params.items():
+            difference = (alone[name][0] - value[task]).abs().max().item()
+            if not difference <= 1e-9 * (1 + value[task].abs().max().item()):
+                raise AssertionError(
+                    f"Task {task} alone gets another {name!r} than in a batch of {tasks}: they differ by "
+                    f"{difference:.2g}. {advice}"
+                )
+
+
+def _check_leaks(params: Params, leaves: Sequence[Tensor], tasks: int) -> None:
+    """Check by gradients: one row of what is generated against all rows of the condition."""
+    if not leaves:
+        return
+    for task in range(tasks):
+        row = _generic_loss({name: value[task] for name, value in params.items()})
+        gradients = torch.autograd.grad(row, leaves, retain_graph=True, materialize_grads=True) if row.grad_fn else ()
+        touched = [(g.flatten(1) != 0).any(1) for g in gradients]
+        reached = torch.stack(touched).any(0).nonzero().flatten().tolist() if touched else []
+        if task not in reached:
+            raise AssertionError(
+                f"What task {task} gets does not depend on its condition. A hypernetwork that ignores the condition "
+                "gives every task the same network. Look for a `detach()`, or for a layer whose output is constant."
+            )
+        if reached != [task]:
+            raise AssertionError(
+                f"What task {task} gets depends on the conditions of tasks {[t for t in reached if t != task]}. Tasks "
+                "are independent. Do not mix rows along axis 0, which is tasks."
+            )
+
+
+def _check_gradients(hyper: nn.Module, params: Params, spec: ParamSpec | None) -> None:
+    base = getattr(hyper, "base", None)
+    own_spec = getattr(hyper, "spec", spec)
+    used_by_base = own_spec.shared if isinstance(base, nn.Module) and own_spec is not None else ()
+    needless = {id(base.get_parameter(name)) for name in used_by_base if base is not None}
+    own = {n: p for n, p in hyper.named_parameters() if p.requires_grad and id(p) not in needless}
+    loss = _generic_loss(params)
+    used = own and loss.requires_grad
+    gradients = (
+        torch.autograd.grad(loss, list(own.values()), retain_graph=True, allow_unused=True)
+        if used
+        else [None] * len(own)
+    )
+    for name, gradient in zip(own, gradients, strict=True):
+        if gradient is None or not gradient.any():
+            why = "is not used" if gradient is None else "has the gradient zero everywhere"
+            raise AssertionError(
+                f"The parameter {name!r} {why}, so no loss on what is generated can train it. Every own parameter "
+                "must count. Remove it, use it, or call `requires_grad_(False)` on it."
+            )
+        if not gradient.isfinite().all():
+            raise AssertionError(
+                f"The gradient of the parameter {name!r} holds NaN or infinity. One step with it would spoil every "
+                "parameter. Look for a square root at zero, a division by zero or a large exponential."
+            )
+
+
+def _generic_loss(params: Params) -> Tensor:
+    """A sum in which every number has its own random weight, so that nothing cancels."""
+    return torch.stack([(value * torch.randn_like(value)).sum() for value in params.values()]).sum()
+
+
+def _kind(params: Any) -> str:
+    if not isinstance(params, dict):
+        return f"a {type(params).__name__}"
+    return "an empty dict" if not params else f"a dict of {sorted({type(value).__name__ for value in params.values()})}"

@@ -1,0 +1,218 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestCentroid as SklearnNearestCentroid
+
+from weightloom.apps.fewshot.comparators import NearestCentroid, ProtoNet
+from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.export import export_network
+from weightloom.apps.fewshot.hyper import HyperClassifier, HyperRegressor
+from weightloom.apps.fewshot.judge import draw_test_tasks, judge
+from weightloom.apps.fewshot.learner import Support
+from weightloom.apps.fewshot.problems import OURS, problem_of
+from weightloom.apps.fewshot.run import CONTROL, load_run, run_fewshot, score_all
+from weightloom.checkpoint import load_tensors
+from weightloom.errors import CheckpointError, ConfigError, DataError
+from weightloom.networks import ConvNet, mlp
+
+SMALL = FewShotConfig(data="digits", steps=40, tasks=4, test_tasks=20, queries=5, evaluate_every=20, checkpoint_every=10)
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "digits"
+    record = run_fewshot(SMALL, run, command="weightloom fewshot", quiet=True)
+    return run, record
+
+
+def mean_of(record, method, setting):
+    return next(r["mean"] for r in record["scores"] if (r["method"], r["setting"]) == (method, setting))
+
+
+def test_a_run_leaves_config_metrics_checkpoint_record_and_report(digits_run):
+    run, record = digits_run
+    for name in ("config.json", "metrics.jsonl", "checkpoints/last.safetensors", "record.json", "report.html"):
+        assert (run / name).stat().st_size > 0
+    assert json.loads((run / "record.json").read_text()) == record
+    assert json.loads((run / "config.json").read_text())["ways"] == 3  # resolved, not None
+
+
+def test_every_method_is_judged_in_every_setting_with_interval_recall_and_f1(digits_run):
+    _, record = digits_run
+    methods = {OURS, "protonet", "centroid", "scratch", CONTROL}
+    assert {(r["method"], r["setting"]) for r in record["scores"]} == {
+        (m, s) for m in methods for s in ("3-way 1-shot", "3-way 5-shot")
+    }
+    for row in record["scores"]:
+        assert 0 <= row["mean"] <= 1 and 0 < row["ci95"] < 0.2 and row["adapt_time_s"] > 0
+        # as many queries of each class: macro recall is accuracy
+        assert row["also"]["macro_recall"]["mean"] == pytest.approx(row["mean"], abs=1e-6)
+
+
+def test_trained_methods_beat_chance_and_the_shuffled_control_does_not(digits_run):
+    _, record = digits_run
+    assert mean_of(record, OURS, "3-way 5-shot") > 0.7
+    assert mean_of(record, CONTROL, "3-way 5-shot") < 0.55
+
+
+def test_judging_a_run_again_gives_its_own_numbers(digits_run):
+    run, record = digits_run
+    config, problem, learners = load_run(run)
+    again = score_all(learners, problem, config)
+    assert [r["mean"] for r in again] == [r["mean"] for r in record["scores"]]
+
+
+def test_a_run_can_be_judged_with_other_ways_and_shots(digits_run):
+    run, _ = digits_run
+    config, problem, learners = load_run(run, {"ways": 2, "shots": [3], "comparators": ["centroid"]})
+    assert {r["setting"] for r in score_all(learners, problem, config)} == {"2-way 3-shot"}
+
+
+def test_resuming_a_finished_run_changes_nothing_but_times(digits_run):
+    run, record = digits_run
+    before = (run / "checkpoints" / "last.safetensors").read_bytes()
+    again = run_fewshot(SMALL, run, command="weightloom fewshot", resume=True, quiet=True)
+    assert [r["mean"] for r in again["scores"]] == [r["mean"] for r in record["scores"]]
+    assert (run / "checkpoints" / "last.safetensors").read_bytes() == before
+
+
+def test_resuming_with_another_config_is_refused_and_the_message_helps(digits_run):
+    run, _ = digits_run
+    other = FewShotConfig(**{**SMALL.__dict__, "seed": 5})
+    with pytest.raises(ConfigError, match="seed is 0 there, 5 was asked for"):
+        run_fewshot(other, run, resume=True, quiet=True)
+
+
+def test_a_run_never_writes_over_another(digits_run):
+    run, _ = digits_run
+    with pytest.raises(ConfigError, match="not empty"):
+        run_fewshot(SMALL, run, quiet=True)
+
+
+def test_bad_options_leave_no_folder_behind(tmp_path):
+    for bad in ({"ways": 9}, {"shots": (500,)}, {"split": 7}):
+        with pytest.raises(ConfigError):
+            run_fewshot(FewShotConfig(**bad), tmp_path / "run", quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_refused(digits_run, tmp_path):
+    run, _ = digits_run
+    copy = tmp_path / "run"
+    (copy / "checkpoints").mkdir(parents=True)
+    (copy / "config.json").write_bytes((run / "config.json").read_bytes())
+    content = (run / "checkpoints" / "last.safetensors").read_bytes()
+    (copy / "checkpoints" / "last.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load_run(copy, {"comparators": ["centroid"]})
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_the_exported_network_is_plain_and_equal_to_the_runs_own_answer(digits_run, tmp_path, shots):
+    run, _ = digits_run
+    facts = export_network(run, "3", tmp_path / "net", shots=shots)
+    assert len(facts["classes"]) == 3 and set(facts["classes"]) <= {"0", "1", "2"}  # split 0 holds out 0, 1, 2
+    _, problem, learners = load_run(run)
+    tasks = draw_test_tasks(problem, shots, 4)
+    expected = learners[OURS].eval()(tasks)[3]
+
+    program = torch.export.load(tmp_path / "net" / "network.pt2").module()
+    torch.testing.assert_close(program(tasks.query_x[3]), expected, rtol=1e-4, atol=1e-5)
+
+    tensors, _ = load_tensors(tmp_path / "net" / "network.safetensors")
+    plain = problem.build(3)
+    plain.load_state_dict(tensors)
+    torch.testing.assert_close(plain(tasks.query_x[3]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_support_set_of_your_own_can_be_exported(digits_run, tmp_path):
+    run, _ = digits_run
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "mine.npz", support_x=rng.random((4, 1, 8, 8)), support_y=np.array([0, 0, 1, 1]))
+    facts = export_network(run, str(tmp_path / "mine.npz"), tmp_path / "net")
+    assert facts["output"] == ["batch", 2]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"support_x": np.zeros((2, 1, 9, 9)), "support_y": np.zeros(2)}, "This run takes"),
+        ({"support_x": np.full((2, 1, 8, 8), np.nan), "support_y": np.zeros(2)}, "NaN"),
+        ({"wrong": np.zeros(2)}, "support_x"),
+        ({"support_x": np.array([{}], dtype=object), "support_y": np.zeros(1)}, "without pickles"),
+    ],
+)
+def test_a_support_set_that_does_not_fit_is_refused_and_nothing_is_written(digits_run, tmp_path, arrays, words):
+    run, _ = digits_run
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(DataError, match=words):
+        export_network(run, str(tmp_path / "bad.npz"), tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
+def test_the_hypernetwork_learns_sinusoids_from_their_support_sets(tmp_path):
+    config = FewShotConfig(data="sinusoid", steps=500, test_tasks=100, comparators=(), evaluate_every=250, shots=(10,))
+    record = run_fewshot(config, tmp_path / "run", quiet=True)
+    ours, control = record["scores"]
+    assert ours["mean"] < 0.4  # the mean of a sinusoid's square is about 4; a constant cannot do better
+    assert control["mean"] > 10 * ours["mean"]
+
+
+@pytest.mark.parametrize("split", [0, 1, 2])
+@pytest.mark.parametrize("held_out", ["test", "validation"])
+def test_no_class_is_both_trained_on_and_held_out(split, held_out):
+    problem = problem_of(FewShotConfig(split=split, held_out=held_out).resolved())
+    trained = {name.split("@")[0] for name in problem.pool.names}
+    assert trained.isdisjoint(problem.held_out.names)
+    assert not any("@180" in name for name in problem.pool.names)  # a 6 turned half around is a 9
+    if held_out == "validation":
+        final = problem_of(FewShotConfig(split=split).resolved())
+        assert trained.isdisjoint(final.held_out.names)
+        assert set(problem.held_out.names).isdisjoint(final.held_out.names)
+
+
+def test_every_method_meets_the_same_test_tasks():
+    problem = problem_of(SMALL.resolved())
+    one, other = draw_test_tasks(problem, 1, 5), draw_test_tasks(problem, 1, 5)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_centroid_comparator_equals_that_of_scikit_learn():
+    """scikit-learn 1.9, NearestCentroid with Euclidean distance."""
+    problem = problem_of(SMALL.resolved())
+    tasks = draw_test_tasks(problem, 5, 3)
+    predicted = NearestCentroid(64)(tasks).argmax(2)
+    for task in range(3):
+        outside = SklearnNearestCentroid().fit(tasks.support_x[task].flatten(1).numpy(), tasks.support_y[task].numpy())
+        assert predicted[task].tolist() == outside.predict(tasks.query_x[task].flatten(1).numpy()).tolist()
+
+
+def test_at_the_start_the_generated_head_decides_as_protonet_does():
+    problem = problem_of(SMALL.resolved())
+    tasks = draw_test_tasks(problem, 5, 8)
+    base = ConvNet(1, 8, 3, channels=8, blocks=2)
+    ours, protonet = HyperClassifier(base)(tasks), ProtoNet(base)(tasks)
+    torch.testing.assert_close(ours.argmax(2), protonet.argmax(2))
+
+
+def test_support_points_that_are_masked_are_not_read():
+    learner = HyperRegressor(mlp([1, 8, 1])).eval()
+    x, y = torch.randn(2, 2, 6, 1).unbind()
+    mask = torch.tensor([[True] * 4 + [False] * 2] * 2)
+    kept = Support(x[:, :4], y[:, :4], torch.ones(2, 4, dtype=torch.bool))
+    garbage = Support(x, torch.where(mask[..., None], y, 1e6), mask)
+    torch.nn.init.normal_(learner.hyper.head.weight)
+    query = torch.randn(2, 3, 1)
+    one, other = (learner.predict(learner.adapt(s), query) for s in (kept, garbage))
+    torch.testing.assert_close(one, other)
+
+
+def test_every_task_is_scored_once_however_many_run_at_once():
+    problem = problem_of(SMALL.resolved())
+    learner = NearestCentroid(64)
+    one = judge(learner, problem, 1, 20, at_once=20).per_task["accuracy"]
+    assert len(one) == 20 and not math.isnan(one.mean())
+    assert len(judge(learner, problem, 1, 20, at_once=7).per_task["accuracy"]) == 20

@@ -1,0 +1,375 @@
+"""What every hypernetwork promises, what each is at step 0, and how `check_hypernetwork` refuses those that do not."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from cases import HYPERNETWORKS, TASKS, Tied, conv, labelled, vectors
+from references import least_squares, squared_distances
+from weightloom.base import apply_per_task
+from weightloom.conditions import class_statistics
+from weightloom.errors import ConfigError, ShapeError
+from weightloom.hypernets import HeadHyperNetwork, HyperNetwork, MLPHyperNetwork
+from weightloom.hypernets.head import prototype_head, ridge_head
+from weightloom.networks import mlp
+from weightloom.params import ParamSpec
+from weightloom.testing import check_hypernetwork
+
+every_hyper = pytest.mark.parametrize("hyper", HYPERNETWORKS)
+
+
+def close(actual, expected, tolerance=1e-12):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def generic_loss(params):
+    return sum((value * torch.randn_like(value)).sum() for value in params.values())
+
+
+@every_hyper
+def test_a_task_alone_equals_its_row_in_a_batch(hyper):
+    network, condition = hyper.moved(), hyper.condition(TASKS)
+    params = network(*condition)
+    for task in range(TASKS):
+        alone = network(*(x[task : task + 1] for x in condition))
+        assert alone.keys() == params.keys()
+        for name, value in params.items():
+            close(alone[name], value[task : task + 1])
+
+
+@every_hyper
+def test_tasks_do_not_leak_into_each_other_and_each_reads_its_own_condition(hyper):
+    network, condition = hyper.moved(), hyper.condition(TASKS)
+    leaves = [x.requires_grad_() for x in condition if x.is_floating_point()]
+    for task in range(TASKS):
+        row = {name: value[task] for name, value in network(*condition).items()}
+        gradients = torch.autograd.grad(generic_loss(row), leaves)
+        for gradient in gradients:
+            assert gradient[task].any()
+            assert not gradient[[other for other in range(TASKS) if other != task]].any()
+
+
+@every_hyper
+def test_every_own_parameter_gets_a_gradient(hyper):
+    network, condition = hyper.moved(), hyper.condition(TASKS)
+    shared = {network.base.get_parameter(name) for name in network.spec.shared} if hasattr(network, "spec") else set()
+    own = [parameter for parameter in network.parameters() if parameter not in shared]
+    gradients = torch.autograd.grad(generic_loss(network(*condition)), own)
+    assert all(gradient.any() and gradient.isfinite().all() for gradient in gradients)
+
+
+@every_hyper
+def test_at_the_first_step_gradients_are_finite_and_move_the_zero_layer(hyper):
+    network = hyper.hyper()
+    generic_loss(network(*hyper.condition(TASKS))).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+    zero = [p for p in network.parameters() if not p.any()]
+    assert zero and all(p.grad.any() for p in zero)
+
+
+@every_hyper
+def test_a_state_dict_and_a_copy_give_the_same_parameters(hyper):
+    network, condition = hyper.moved(), hyper.condition(TASKS)
+    params = network(*condition)
+    fresh = hyper.hyper()
+    fresh.load_state_dict(network.state_dict())
+    copied = copy.deepcopy(network)
+    for other in (fresh, copied):
+        assert all(torch.equal(other(*condition)[name], value) for name, value in params.items())
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(network(*condition)[name], value) for name, value in params.items())
+
+
+@every_hyper
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_parameters_are_of_the_dtype_of_the_condition(hyper, dtype):
+    def cast(x, dtype):
+        return x.to(dtype) if x.is_floating_point() else x
+
+    network, condition = hyper.moved().to(dtype), [cast(x, dtype) for x in hyper.condition(TASKS)]
+    in_float64 = hyper.moved()(*(cast(x, torch.float64) for x in condition))
+    for name, value in network(*condition).items():
+        assert value.dtype == dtype
+        torch.testing.assert_close(value, in_float64[name].to(dtype), rtol=1e-3, atol=1e-4)
+
+
+@every_hyper
+def test_every_hypernetwork_passes_the_public_check_and_is_left_alone_by_it(hyper):
+    network, condition = hyper.hyper(), hyper.condition(TASKS)
+    before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    check_hypernetwork(network, condition)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("build", [lambda: mlp([5, 6, 2]), conv, Tied, lambda: nn.Linear(5, 2, bias=False)])
+@pytest.mark.parametrize("generate", ["*", "*weight"])
+def test_at_step_0_every_task_gets_the_base_exactly(build, generate):
+    base = build()
+    hyper = MLPHyperNetwork(base, condition_dim=4, generate=generate)
+    params = hyper(100 * torch.randn(TASKS, 4))
+    assert params.keys() == ParamSpec.of(base, generate).shapes.keys()
+    for name, value in params.items():
+        assert torch.equal(value, base.get_parameter(name).expand(TASKS, *[-1] * (value.ndim - 1)))
+
+
+@pytest.mark.parametrize("generate", ["*", "*.bias"])
+def test_the_parameters_of_the_base_are_in_the_hypernetwork_once(generate):
+    base = Tied()
+    hyper = MLPHyperNetwork(base, condition_dim=4, generate=generate)
+    own = [id(parameter) for parameter in hyper.parameters()]
+    assert len(own) == len(set(own)) and set(own) >= {id(parameter) for parameter in base.parameters()}
+    assert copy.deepcopy(hyper).base is not base
+
+
+def test_a_linear_hypernetwork_adds_a_matrix_times_the_condition():
+    base = nn.Linear(3, 2).double()
+    hyper, condition = MLPHyperNetwork(base, condition_dim=4, hidden=()).double(), vectors(TASKS)[0]
+    nn.init.normal_(hyper.head.weight)
+    params = hyper(condition)
+    for task in range(TASKS):
+        products = (hyper.head.weight * condition[task]).tolist()
+        change = torch.tensor([sum(row) for row in products], dtype=torch.float64)
+        close(params["weight"][task], base.weight + change[:6].reshape(2, 3))
+        close(params["bias"][task], base.bias + change[6:])
+
+
+def test_hidden_widths_are_those_asked_for():
+    hyper = MLPHyperNetwork(nn.Linear(3, 2), condition_dim=4, hidden=(7, 9))
+    layers = [layer for layer in hyper.trunk if isinstance(layer, nn.Linear)] + [hyper.head]
+    assert [(layer.in_features, layer.out_features) for layer in layers] == [(4, 7), (7, 9), (9, 8)]
+
+
+def test_a_generated_network_can_be_trained_through():
+    base = mlp([2, 6, 1])
+    hyper = MLPHyperNetwork(base, condition_dim=4, generate="2.*")
+    outputs = apply_per_task(base, hyper(torch.randn(TASKS, 4)), torch.randn(TASKS, 5, 2))
+    outputs.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in hyper.base.parameters()) and hyper.head.weight.grad.any()
+
+
+def test_a_glob_that_matches_nothing_is_refused_when_it_is_built():
+    with pytest.raises(ConfigError, match=r"`generate='\*\.scale'` matches no parameter"):
+        MLPHyperNetwork(mlp([2, 3, 1]), condition_dim=4, generate="*.scale")
+
+
+def test_a_condition_of_another_width_is_refused_and_both_advices_work(unchecked):
+    base, condition = nn.Linear(3, 2), torch.randn(5, 7)
+    with pytest.raises(
+        ShapeError, match=r"has shape \(5, 7\)\. This hypernetwork reads \(tasks, 4\)\. Build"
+    ) as caught:
+        MLPHyperNetwork(base, condition_dim=4)(condition)
+    built, encoded = (int(number) for number in re.findall(r"`condition_dim=(\d)`", str(caught.value)))
+    assert MLPHyperNetwork(base, condition_dim=built)(condition)["bias"].shape == (5, 2)
+    assert MLPHyperNetwork(base, condition_dim=4)(torch.randn(5, encoded))["bias"].shape == (5, 2)
+
+
+def test_a_condition_without_its_tasks_axis_is_refused_and_the_advice_works(unchecked):
+    hyper, condition = MLPHyperNetwork(nn.Linear(3, 2), condition_dim=4), torch.randn(4)
+    with pytest.raises(ShapeError, match=r"Pass `condition\[None\]` for one task"):
+        hyper(condition)
+    assert hyper(condition[None])["bias"].shape == (1, 2)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
+def test_a_condition_of_other_axes_is_told_what_to_pass(shape, unchecked):
+    with pytest.raises(ShapeError, match=r"Pass 4 numbers for each of \(tasks\)"):
+        MLPHyperNetwork(nn.Linear(3, 2), condition_dim=4)(torch.zeros(shape))
+
+
+def test_a_head_of_class_means_decides_by_squared_distance():
+    """Scores differ from -|f - c|² only by what is the same for all classes."""
+    support, query, labels = torch.randn(12, 5).double(), torch.randn(6, 5).double(), torch.arange(12) % 4
+    weight, bias = prototype_head(class_statistics(support[None], labels[None]).mean)
+    distances = squared_distances(support, labels.tolist(), query, ways=4)
+    close((query @ weight[0].T + bias[0]).softmax(1), (-distances).softmax(1))
+
+
+@pytest.mark.parametrize("features", [3, 30])
+def test_a_ridge_head_fits_labels_as_the_normal_equations_do(features):
+    x, labels, there = labelled(TASKS, features=features)
+    ridge = torch.tensor([1e-3, 0.5, 20.0], dtype=torch.float64)
+    weight, bias = ridge_head(x, labels, there, 3, ridge)
+    for task in range(TASKS):
+        kept = there[task]
+        expected = least_squares(x[task, kept], labels[task, kept].tolist(), 3, ridge[task].item())
+        close(weight[task], expected[0], 1e-9)
+        close(bias[task], expected[1], 1e-9)
+
+
+@pytest.mark.parametrize(("shots", "share"), [(1, 0.0041), (5, 0.711)])
+def test_at_step_0_the_head_is_a_mixture_that_depends_on_the_shots_alone(shots, share):
+    x, labels, _ = labelled(TASKS, shots=shots)
+    params = HeadHyperNetwork().double()(x, labels)
+    for task in range(TASKS):
+        weight, bias = prototype_head(class_statistics(x[task : task + 1], labels[task : task + 1]).mean)
+        ridge = least_squares(x[task], labels[task].tolist(), 3, 0.5)
+        close(params["head.weight"][task], (1 - share) / 6 * weight[0] + share * ridge[0], 1e-3)
+        close(params["head.bias"][task], (1 - share) / 6 * bias[0] + share * ridge[1], 1e-3)
+
+
+def test_classes_by_another_number_get_their_rows_there_and_points_have_no_order():
+    hyper, (x, labels, there) = HYPERNETWORKS[-1].values[0].moved(), labelled(TASKS)
+    renamed, order = torch.tensor([2, 0, 1]), torch.randperm(12)
+    params = hyper(x, labels, there)
+    other = hyper(x[:, order], renamed[labels[:, order]], there[:, order])
+    for name, value in params.items():
+        close(other[name][:, renamed], value, 1e-9)
+
+
+def test_features_in_another_order_get_their_columns_in_that_order():
+    hyper, (x, labels, there), order = HYPERNETWORKS[-1].values[0].moved(), labelled(TASKS), torch.randperm(6)
+    params, other = hyper(x, labels, there), hyper(x[:, :, order], labels, there)
+    close(other["head.weight"], params["head.weight"][:, :, order], 1e-9)
+    close(other["head.bias"], params["head.bias"], 1e-9)
+
+
+def test_masked_points_count_as_little_as_points_that_are_not_there():
+    hyper, (x, labels, there) = HYPERNETWORKS[-1].values[0].moved(), labelled(TASKS)
+    params = hyper(x, labels, there)
+    for task in range(TASKS):
+        alone = hyper(x[task : task + 1, there[task]], labels[task : task + 1, there[task]])
+        for name, value in params.items():
+            close(alone[name][0], value[task], 1e-9)
+
+
+@pytest.mark.parametrize(("ways", "shots", "features"), [(2, 1, 1), (5, 1, 64), (20, 5, 3), (1, 3, 8)])
+def test_one_generator_serves_any_number_of_classes_shots_and_features(ways, shots, features):
+    hyper, condition = HYPERNETWORKS[-1].values[0].moved(), labelled(TASKS, ways, shots, features)
+    params = hyper(*condition)
+    assert params["head.weight"].shape == (TASKS, ways, features) and params["head.bias"].shape == (TASKS, ways)
+    generic_loss(params).backward()
+    assert all(value.isfinite().all() for value in params.values())
+    assert all(p.grad.isfinite().all() for p in hyper.parameters())
+
+
+def test_identical_support_points_give_a_finite_head_and_finite_gradients():
+    hyper, (x, labels, _) = HeadHyperNetwork().double(), labelled(TASKS)
+    params = hyper(torch.ones_like(x, requires_grad=True), labels)
+    generic_loss(params).backward()
+    assert all(value.isfinite().all() for value in params.values())
+    assert all(p.grad.isfinite().all() for p in hyper.parameters())
+
+
+def test_a_class_without_support_is_there_when_ways_says_so():
+    x, labels, _ = labelled(TASKS)
+    assert HeadHyperNetwork().double()(x, labels, ways=5)["head.weight"].shape == (TASKS, 5, 6)
+
+
+def test_the_head_is_named_as_asked():
+    params = HeadHyperNetwork(name="out.1").double()(*labelled(2))
+    assert params.keys() == {"out.1.weight", "out.1.bias"}
+
+
+class Own(HyperNetwork):
+    """A hypernetwork that someone wrote themselves, with one thing wrong in it."""
+
+    condition_dim = 4
+
+    def __init__(self, wrong=""):
+        super().__init__()
+        self.wrong, self.spec = wrong, ParamSpec.of(nn.Linear(3, 2))
+        self.layer = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8) if wrong == "batch norm" else nn.Identity())
+        self.idle = nn.Linear(2, 2) if wrong == "idle" else None
+        self.dead = nn.Parameter(torch.ones(8)) if wrong == "dead" else None
+        self.drop = nn.Dropout(0.5)
+        if wrong != "dropout":
+            self.drop.eval()
+
+    def forward(self, condition):
+        if self.wrong == "detached":
+            condition = condition.detach()
+        if self.wrong == "mixes":
+            condition = condition + condition.flip(0)
+        flat = self.drop(self.layer(condition))
+        if self.wrong == "dead":
+            flat = flat + 0 * self.dead
+        if self.wrong == "constant in float32":
+            flat = flat @ torch.eye(8)
+        if self.wrong == "float32 out":
+            flat = flat.float()
+        if self.wrong == "infinite":
+            flat = flat / 0
+        if self.wrong == "square root":
+            flat = flat + (flat - flat).abs().sqrt()
+        params = self.spec.cut(flat)
+        if self.wrong == "name":
+            params["wait"] = params.pop("weight")
+        if self.wrong == "shape":
+            params["weight"] = params["weight"].mT
+        if self.wrong == "first task only":
+            params["bias"] = params["bias"][:1]
+        return list(params.values()) if self.wrong == "list" else {} if self.wrong == "empty" else params
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("mixes", r"Task 0 alone gets another 'weight' than in a batch of 3: .* Do not normalise or pool over axis 0"),
+        ("batch norm", r"`hyper` cannot read one task alone \(.*use nn\.LayerNorm"),
+        ("detached", r"What task 0 gets does not depend on its condition.*`detach\(\)`"),
+        ("idle", r"The parameter 'idle\.weight' is not used.*Remove it, use it, or call `requires_grad_\(False\)`"),
+        ("dead", r"The parameter 'dead' has the gradient zero everywhere"),
+        ("dropout", r"differs between two calls with the same condition.*`hyper\.eval\(\)`"),
+        ("constant in float32", r"cannot read a float64 condition \(.*dtype.*\)\..*`x\.new_zeros\(\.\.\.\)`"),
+        ("float32 out", r"generates 'weight' in torch\.float32"),
+        ("infinite", r"\['weight'\]` holds NaN or infinity"),
+        ("square root", r"The gradient of the parameter 'layer\.0\.weight' holds NaN or infinity"),
+        ("name", r"differ in \['wait', 'weight'\]\..*Return exactly \['weight', 'bias'\]"),
+        ("shape", r"\['weight'\]` has shape \(3, 3, 2\) for 3 tasks.*Return \(3, 2, 3\)"),
+        ("first task only", r"\['bias'\]` has shape \(1, 2\) for 3 tasks.*Return \(3, 2\)"),
+        ("list", r"`hyper\(condition\)` is a list\. Params are a dict.*`self\.spec\.cut\(flat\)`"),
+        ("empty", r"`hyper\(condition\)` is an empty dict"),
+    ],
+)
+def test_the_check_says_what_is_wrong_with_a_hypernetwork(wrong, message):
+    check_hypernetwork(Own(), vectors(3)[0].float())
+    hyper = Own(wrong)
+    with pytest.raises(AssertionError, match=message):
+        check_hypernetwork(hyper, vectors(3)[0].float())
+
+
+def test_the_check_sees_a_leak_that_shows_only_in_gradients():
+    class Leaks(Own):
+        def forward(self, condition):
+            other = condition.sum(0)
+            return super().forward(condition + other - other.detach())
+
+    with pytest.raises(AssertionError, match=r"What task 0 gets depends on the conditions of tasks \[1, 2\]"):
+        check_hypernetwork(Leaks(), vectors(3)[0].float())
+
+
+def test_the_advices_of_the_check_work():
+    check_hypernetwork(Own("dropout").eval(), vectors(3)[0].float())
+    check_hypernetwork(Own("batch norm").eval(), vectors(3)[0].float())
+    frozen = Own("idle")
+    frozen.idle.requires_grad_(False)
+    check_hypernetwork(frozen, vectors(3)[0].float())
+
+
+def test_the_check_reads_task_numbers_and_a_spec_of_its_own():
+    class FromNumbers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(3, 2)
+
+        def forward(self, task):
+            return {"bias": self.table(task)}
+
+    check_hypernetwork(FromNumbers(), torch.arange(3), ParamSpec({"bias": (2,)}))
+    with pytest.raises(AssertionError, match=r"has shape \(3, 2\) for 3 tasks.*Return \(3, 5\)"):
+        check_hypernetwork(FromNumbers(), torch.arange(3), ParamSpec({"bias": (5,)}))
+
+
+@pytest.mark.parametrize("condition", [torch.randn(1, 4), (torch.randn(2, 4), torch.randn(3, 4)), torch.tensor(1.0)])
+def test_the_check_needs_two_tasks_or_more(condition):
+    with pytest.raises(
+        AssertionError, match=r"`condition` holds \[.*\] tasks.*Pass a condition as in `torch\.randn\(3"
+    ):
+        check_hypernetwork(Own(), condition)

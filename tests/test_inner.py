@@ -1,0 +1,85 @@
+"""The inner loop, against one Adam per task and against what a step of Adam is known to do."""
+
+import pytest
+import torch
+from torch import nn
+
+from cases import BASES
+from references import adam_task_by_task
+from weightloom.inner import fine_tune
+from weightloom.losses import mse_per_task
+from weightloom.networks import mlp
+from weightloom.params import ParamSpec
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("generate", ["*", "*.bias", "2.*"])
+def test_fitting_all_tasks_at_once_equals_one_adam_per_task(generate):
+    net, steps = mlp([2, 6, 1], nn.Tanh).double(), 7
+    params = {n: torch.randn(3, *s, dtype=torch.float64) for n, s in ParamSpec.of(net, generate).shapes.items()}
+    x, y = torch.randn(3, 5, 2, dtype=torch.float64), torch.randn(3, 5, 1, dtype=torch.float64)
+    fitted = fine_tune(net, params, x, lambda outputs: mse_per_task(outputs, y), steps, inner_lr=0.05)
+    by_hand = adam_task_by_task(net, params, x, lambda out, task: ((out - y[task]) ** 2).mean(), steps, lr=0.05)
+    assert fitted.keys() == by_hand.keys()
+    for name, value in fitted.items():
+        close(value, by_hand[name])
+        assert (value - params[name]).abs().amin() > 1e-6
+
+
+@pytest.mark.parametrize("base", [case for case in BASES if case.id in ("conv_net_head", "tied", "layer_norm")])
+def test_other_bases_are_fitted_alike(base):
+    net, params, (x,) = base.net(), base.params(), base.x()
+    fitted = fine_tune(net, params, x, lambda out: out.square().flatten(1).mean(1), 3, inner_lr=0.05)
+    by_hand = adam_task_by_task(net, params, x, lambda out, _: out.square().mean(), 3, lr=0.05)
+    for name, value in fitted.items():
+        torch.testing.assert_close(value, by_hand[name], rtol=1e-9, atol=1e-9)
+
+
+def test_the_first_step_moves_every_number_by_the_learning_rate_against_its_gradient():
+    """Adam's first step is lr * g / (|g| + eps), however large g is (Kingma and Ba, 2015, section 2.1)."""
+    start = torch.tensor([[[3.0]], [[-200.0]], [[1e-3]]], dtype=torch.float64)
+    fitted = fine_tune(Product(), {"weight": start}, torch.ones(3, 1, 1).double(), half_square, 1, inner_lr=0.01)
+    close(fitted["weight"], start - 0.01 * start / (start.abs() + 1e-8))
+
+
+def test_on_a_quadratic_it_goes_on_until_it_stands_at_the_minimum():
+    start = torch.tensor([[[3.0]], [[-2.0]]], dtype=torch.float64)
+    fitted = fine_tune(Product(), {"weight": start}, torch.ones(2, 1, 1).double(), half_square, 200, inner_lr=0.2)
+    assert fitted["weight"].abs().max() < 1e-2
+
+
+def test_no_steps_give_a_copy():
+    params = {"weight": torch.randn(3, 1, 1)}
+    fitted = fine_tune(Product(), params, torch.ones(3, 1, 1), half_square, 0, inner_lr=0.05)
+    assert torch.equal(fitted["weight"], params["weight"])
+    assert fitted["weight"].data_ptr() != params["weight"].data_ptr()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_goes_in_is_left_alone_and_what_comes_out_has_no_history(grad):
+    net, params = Product(), {"weight": torch.randn(3, 1, 1, requires_grad=True)}
+    before = params["weight"].clone()
+    with torch.set_grad_enabled(grad):
+        fitted = fine_tune(net, params, torch.ones(3, 1, 1), half_square, 2, inner_lr=0.05)
+        assert torch.is_grad_enabled() is grad
+    assert torch.equal(params["weight"], before) and params["weight"].grad is None
+    assert net.weight.grad is None and torch.equal(net.weight, torch.zeros(1, 1))
+    assert not fitted["weight"].requires_grad and not torch.equal(fitted["weight"], before)
+
+
+class Product(nn.Module):
+    """y = w x, so that half its square has the curvature 1 in w at x = 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, 1))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def half_square(outputs):
+    return outputs.square().flatten(1).sum(1) / 2
