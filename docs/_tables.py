@@ -72,26 +72,29 @@ def _table(scores: list[Score]) -> str:
     best = best_of([_numeric(score) for score in scores if not _is_control(score)])
     lines = [f"| {' | '.join(heads)} | over |", "|---|" + "--:|" * len(heads)]
     for score in scores:
-        text = _score_text(score)
-        if not _is_control(score) and overlap(_numeric(score), best):
-            text = f"**{text}**"
         others = [_score_text((score.get("also") or {}).get(other, {})) for other in also]
-        cells = [score["method"], text, *others, time_text(score.get("adapt_time_s")), _over(score)]
+        cells = [score["method"], _bold(score, best), *others, time_text(score.get("adapt_time_s")), _over(score)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _contest(scores: list[Score]) -> list[str]:
-    """Return ours, the best other and the control of one setting, in words."""
-    ours = [score for score in scores if score["method"] == OURS]
-    control = [score for score in scores if _is_control(score)]
-    others = [_numeric(score) for score in scores if score not in ours + control]
-    best = best_of(others) if others else None
+    """Return ours, the best other and the control of one setting, in words; bold is what the best overlaps."""
+    ours = [_numeric(score) for score in scores if score["method"] == OURS][:1]
+    control = [_score_text(score) for score in scores if _is_control(score)]
+    others = [_numeric(score) for score in scores if score["method"] != OURS and not _is_control(score)]
+    rival = [best_of(others)] if others else []
+    best = best_of(ours + rival) if ours + rival else {}
     return [
-        _score_text(ours[0]) if ours else "",
-        f"{_score_text(best)} ({best['method']})" if best else "",
-        _score_text(control[0]) if control else "",
+        _bold(ours[0], best) if ours else "",
+        f"{_bold(rival[0], best)} ({rival[0]['method']})" if rival else "",
+        control[0] if control else "",
     ]
+
+
+def _bold(score: Score, best: Score) -> str:
+    text = _score_text(score)
+    return f"**{text}**" if not _is_control(score) and overlap(_numeric(score), best) else text
 
 
 def _key(records: dict[str, Record]) -> str:
@@ -101,7 +104,8 @@ def _key(records: dict[str, Record]) -> str:
     spread = " (where a record has several seeds: over seeds, by Student's t)" if seeds else ""
     return (
         f"± is half of a 95 % interval over tasks that training never saw{spread}. The control is the hypernetwork "
-        "given the support set of another task. Each record names the command that made it."
+        "given the support set of another task. Bold is the best, and what its interval overlaps. Each record names "
+        "the command that made it."
     )
 
 

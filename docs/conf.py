@@ -37,6 +37,8 @@ python_maximum_signature_line_length = 88
 
 html_theme = "furo"
 html_title = "weightloom"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 
 SHAPE = re.compile(r"(?<![`\w])\((?:tasks|batch|shots|images|classes|channels|height|count),[\w *,.]*\)")
 ROOM_LINE = re.compile(r"(In|Out): +(.*)|(Knows nothing|Start at|Nothing that|Nothing is)(.*)")
@@ -47,7 +49,7 @@ def mark_up(app: Any, what: str, name: str, thing: Any, options: Any, lines: lis
     if what == "module":
         lines[:] = _room(lines)
     if what in ("attribute", "property"):
-        lines.insert(0, "")  # or napoleon takes the words before a colon for a type
+        lines[:0] = ["..", ""]  # an empty comment: napoleon takes words before a colon in the first line for a type
     for number, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             line = SHAPE.sub(r"``\g<0>``", line)

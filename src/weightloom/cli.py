@@ -79,7 +79,7 @@ def fewshot(words: list[str]) -> int:
         from weightloom.apps.fewshot.run import load_config
 
         options = load_config(Path(folder))
-    command = _parse(OmitArgPrefixes[FewShotCommand], words, "fewshot", FewShotCommand(options))
+    command = _parse(FewShotCommand, words, "fewshot", FewShotCommand(options))
 
     from weightloom.apps.fewshot.run import run_fewshot
     from weightloom.apps.fewshot.table import print_table
@@ -211,9 +211,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 def _parse(kind: type[Command], words: list[str], name: str, default: Command | None = None) -> Command:
     """Parse flags into a dataclass; tyro prints help and mistakes, and leaves with 0 or 2."""
+    prog, config = f"weightloom {name}", (OmitArgPrefixes,)
     if default is None:
-        return tyro.cli(kind, args=words, prog=f"weightloom {name}")
-    return tyro.cli(kind, args=words, prog=f"weightloom {name}", default=default)
+        return tyro.cli(kind, args=words, prog=prog, config=config)
+    return tyro.cli(kind, args=words, prog=prog, config=config, default=default)
 
 
 def _no_options(words: list[str], name: str) -> None:

@@ -49,7 +49,7 @@ def ridge_head(
     there = mask[..., None].to(features.dtype)
     middle = (features * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
     centred = (features - middle) * there
-    target = (one_hot(labels, ways) - 1 / ways) * there
+    target = (one_hot(labels, ways).to(features.dtype) - 1 / ways) * there
     gram = centred @ centred.mT
     length = gram.diagonal(dim1=1, dim2=2).sum(1) / there.sum((1, 2)).clamp(min=1)
     penalty = torch.diag_embed((ridge * length + 1e-6)[:, None].expand(labels.shape))

@@ -99,4 +99,4 @@ def jittered(images: Tensor, strength: float, generator: torch.Generator) -> Ten
     top = torch.stack([scale * angle.cos(), shear - angle.sin(), 0.25 * right], dim=1)
     bottom = torch.stack([angle.sin(), scale * angle.cos(), 0.25 * down], dim=1)
     grid = affine_grid(torch.stack([top, bottom], dim=1), list(images.shape), align_corners=False)
-    return grid_sample(images, grid, align_corners=False)
+    return grid_sample(images, grid.to(images.dtype), align_corners=False)

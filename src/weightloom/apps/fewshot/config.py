@@ -16,6 +16,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 300,
         "tasks": 16,
         "outer_lr": 2e-4,
+        "evaluate_every": 50,
         "test_tasks": 600,
         "comparators": ("protonet", "centroid", "scratch"),
     },
@@ -24,9 +25,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_ways": 15,
         "shots": (1,),
         "queries": 5,
-        "steps": 6000,
+        "steps": 8000,
         "tasks": 8,
         "outer_lr": 1e-3,
+        "evaluate_every": 500,
         "test_tasks": 1000,
         "comparators": ("protonet", "centroid", "scratch"),
     },
@@ -38,6 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 4000,
         "tasks": 32,
         "outer_lr": 1e-3,
+        "evaluate_every": 500,
         "test_tasks": 2000,
         "comparators": ("scratch",),
     },
@@ -71,8 +74,8 @@ class FewShotConfig:
     """Peak learning rate. None: what suits the data."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
-    evaluate_every: int = 500
-    """Steps between evaluations during training."""
+    evaluate_every: int | None = None
+    """Steps between evaluations during training. None: digits 50, others 500."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     test_tasks: int | None = None

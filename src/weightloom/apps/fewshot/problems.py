@@ -90,7 +90,7 @@ class ImageProblem(Problem):
         self.pool = rotated(self.known, turns)
         self.held_out = _pick(pool, held_out)
         self.size = int(pool.images.shape[-1])
-        self.start_scale = 1.0 if config.data == "digits" else 32.0
+        self.start_scale = 6.0 if config.data == "digits" else 32.0
         for shots in config.shots or ():  # refuse what cannot be drawn before anything is written
             self.test_source(shots)
         self.train_source()

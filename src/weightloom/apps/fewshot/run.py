@@ -24,7 +24,7 @@ from weightloom.train import History, TrainOptions, load_model, train
 TRAINED = (OURS, "protonet")
 """The methods that are meta-trained; the others work on a task alone."""
 
-CONTROL = "shuffled support (control)"
+CONTROL = "shuffled (control)"
 
 
 def run_fewshot(
@@ -202,7 +202,7 @@ def print_line(text: str) -> None:
 def _train(
     learner: Learner, problem: Problem, config: FewShotConfig, run: Path, method: str, fabric: Fabric, quiet: bool
 ) -> History:
-    assert config.steps and config.tasks and config.outer_lr and config.shots
+    assert config.steps and config.tasks and config.outer_lr and config.shots and config.evaluate_every
     folder = method_folder(run, method)
     shots = config.shots[-1]
 
@@ -219,10 +219,10 @@ def _train(
 
     def evaluate_and_show(done: int) -> dict[str, Any]:
         row = evaluate()
-        if method == OURS and fabric.device.type == "cpu" and done < (config.steps or 0):
+        if method == OURS and fabric.device.type == "cpu" and done == config.evaluate_every != config.steps:
             write_showcase(run, learner, problem, early=True)
             build_report(run)
-            if not quiet and done == config.evaluate_every:
+            if not quiet:
                 print_line(f"an early look: {run / 'report.html'}")
         return row
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -15,17 +16,20 @@ def print_table(scores: list[dict[str, Any]]) -> None:
         scores: As in a record.
     """
     name = scores[0]["name"]
+    digits = 4 if name == "mse" else 3
     others = list(scores[0]["also"])
-    table = Table(title=f"{scores[0]['tasks']:,} tasks never seen in training")
-    for column in ("setting", "method", f"{name} ± 95 %", *others, "adapts in"):
-        table.add_column(column.replace("_", " "), justify="left" if column in ("setting", "method") else "right")
+    table = Table(title=f"{scores[0]['tasks']:,} tasks never seen in training", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("setting", "method"):
+        table.add_column(column, no_wrap=True)
+    for column in (f"{name} ± 95 %", *others, "adapts in"):
+        table.add_column(column.replace("macro_", ""), justify="right", no_wrap=True)
     for number, row in enumerate(scores):
         new = number == 0 or row["setting"] != scores[number - 1]["setting"]
         table.add_row(
             row["setting"] if new else "",
             row["method"],
-            f"{row['mean']:.4f} ± {row['ci95']:.4f}",
-            *(f"{row['also'][other]['mean']:.4f}" for other in others),
+            f"{row['mean']:.{digits}f} ± {row['ci95']:.{digits}f}",
+            *(f"{row['also'][other]['mean']:.{digits}f}" for other in others),
             time_text(row["adapt_time_s"]),
             end_section=number + 1 == len(scores) or scores[number + 1]["setting"] != row["setting"],
         )

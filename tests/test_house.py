@@ -1,0 +1,116 @@
+"""The house: who may use whom, what an import costs, and that shapes are checked while tests run."""
+
+import ast
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+import weightloom
+from weightloom.losses import mse_per_task
+
+SOURCE = Path(weightloom.__file__).parent
+ROOMS = [
+    *("errors", "params", "forms", "tasks", "conditions", "hypernets", "networks", "base", "inner", "losses"),
+    *("checkpoint", "progress", "train", "records", "report", "testing", "apps", "cli"),
+]
+"""A room uses the rooms before it."""
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room_of(path):
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def used_rooms(path):
+    """Rooms that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for module in modules:
+            first, *rest = module.split(".")
+            room = weightloom._ROOM_OF.get(rest[0], rest[0]) if rest else ""
+            if first == "weightloom" and room in ROOMS:
+                yield room
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_room_uses_only_rooms_before_it(path):
+    room = room_of(path)
+    if room in ("__init__", "__main__"):
+        return
+    allowed = ROOMS[: ROOMS.index(room) + 1]
+    assert not [used for used in used_rooms(path) if used not in allowed]
+
+
+def test_only_the_command_uses_apps():
+    assert {room_of(path) for path in FILES if "apps" in used_rooms(path)} == {"apps", "cli"}
+
+
+def test_every_file_belongs_to_a_room():
+    assert {room_of(path) for path in FILES} == {*ROOMS, "__init__", "__main__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_importing_a_file_only_defines_names(path):
+    """It imports, defines, or names a value: it opens no file, draws no number and sets no option."""
+    defines = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
+    for node in ast.parse(path.read_text()).body:
+        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        guarded = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+        assert isinstance(node, defines) or text or guarded, f"{path}:{node.lineno}"
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            called = [call.func for call in ast.walk(node.value) if isinstance(call, ast.Call)]
+            names = [function.attr if isinstance(function, ast.Attribute) else function.id for function in called]
+            does = {"open", "read_text", "read_bytes", "rand", "randn", "manual_seed", "Generator", "getenv", "run"}
+            assert not does.intersection(names), f"{path}:{node.lineno}"
+
+
+def test_the_command_starts_without_torch():
+    code = "import sys, weightloom.cli; print(sorted({'torch', 'numpy', 'plotly', 'sklearn'} & {*sys.modules}))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_help_is_there_in_half_a_second():
+    times_s = []
+    while len(times_s) < 5 and min(times_s, default=1) >= 0.5:
+        start_s = time.perf_counter()
+        ran = subprocess.run([sys.executable, "-m", "weightloom", "--help"], capture_output=True, text=True, check=True)
+        times_s.append(time.perf_counter() - start_s)
+        assert ran.stdout.startswith("weightloom: networks that generate")
+    assert min(times_s) < 0.5
+
+
+def test_every_public_name_is_there_and_comes_from_its_room():
+    (block,) = [node for node in ast.parse((SOURCE / "__init__.py").read_text()).body if isinstance(node, ast.If)]
+    known_to_checkers = {node.names[0].name: node.module.removeprefix("weightloom.") for node in block.body}
+    assert known_to_checkers == weightloom._ROOM_OF
+    assert list(weightloom.__all__) == list(weightloom._ROOM_OF) and dir(weightloom) == sorted(weightloom.__all__)
+    for name, room in weightloom._ROOM_OF.items():
+        assert getattr(weightloom, name) is getattr(import_module(f"weightloom.{room}"), name)
+
+
+def test_an_unknown_name_is_refused_as_by_any_module():
+    with pytest.raises(AttributeError, match="module 'weightloom' has no attribute 'hyper'"):
+        weightloom.hyper  # noqa: B018
+
+
+def test_shapes_are_checked_while_tests_run():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        mse_per_task(torch.zeros(2, 3, 1), torch.zeros(2, 4, 1))
+
+
+def test_shapes_are_not_checked_for_users(unchecked):
+    with pytest.raises(RuntimeError, match="must match the size"):
+        mse_per_task(torch.zeros(2, 3, 1), torch.zeros(2, 4, 1))
