@@ -2,8 +2,8 @@
 
     python benchmarks/fewshot.py --record benchmarks/records/digits.json --data digits --splits 0 1 2 --seeds 0 1 2
 
-Every other flag is one of `weightloom fewshot`. Runs go below ``runs/bench``; a run that is there already is resumed, so
-a benchmark that was stopped goes on where it was. The record holds every run; nothing that failed is left out.
+Every other flag is one of `weightloom fewshot`. Runs go below ``runs/bench``; a run that is there already is resumed,
+so a benchmark that was stopped goes on where it was. The record holds every run; nothing that failed is left out.
 """
 
 import argparse

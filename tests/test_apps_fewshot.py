@@ -18,7 +18,9 @@ from weightloom.checkpoint import load_tensors
 from weightloom.errors import CheckpointError, ConfigError, DataError
 from weightloom.networks import ConvNet, mlp
 
-SMALL = FewShotConfig(data="digits", steps=40, tasks=4, test_tasks=20, queries=5, evaluate_every=20, checkpoint_every=10)
+SMALL = FewShotConfig(
+    data="digits", steps=40, tasks=4, test_tasks=20, queries=5, evaluate_every=20, checkpoint_every=10
+)
 
 
 @pytest.fixture(scope="module")

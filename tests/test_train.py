@@ -75,7 +75,14 @@ def test_the_same_seed_twice_gives_the_same_numbers():
 @pytest.mark.parametrize("crash_at", [3, 5, 11, 23])
 def test_a_run_that_crashed_and_was_resumed_ends_with_the_same_numbers_bit_for_bit(tmp_path, crash_at):
     whole = new_model()
-    train(whole, SOURCE, mse_per_task, OPTIONS, run=tmp_path / "whole", evaluate=lambda done: {"validation_score": float(done)})
+    train(
+        whole,
+        SOURCE,
+        mse_per_task,
+        OPTIONS,
+        run=tmp_path / "whole",
+        evaluate=lambda done: {"validation_score": float(done)},
+    )
 
     calls = 0
 
@@ -93,7 +100,13 @@ def test_a_run_that_crashed_and_was_resumed_ends_with_the_same_numbers_bit_for_b
     torch.manual_seed(99)  # the resumed process has another random state
     resume = (broken / "checkpoints" / "last.safetensors").exists()
     train(
-        resumed, SOURCE, mse_per_task, OPTIONS, run=broken, resume=resume, evaluate=lambda done: {"validation_score": float(done)}
+        resumed,
+        SOURCE,
+        mse_per_task,
+        OPTIONS,
+        run=broken,
+        resume=resume,
+        evaluate=lambda done: {"validation_score": float(done)},
     )
     assert same(whole, resumed)
     assert rows_without_time(broken) == rows_without_time(tmp_path / "whole")

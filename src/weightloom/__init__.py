@@ -66,7 +66,7 @@ _ROOM_OF = {
     "TaskSource": "tasks",
 }
 
-__all__ = list(_ROOM_OF)  # noqa: PLE0605
+__all__ = list(_ROOM_OF)
 
 
 def __getattr__(name: str) -> Any:

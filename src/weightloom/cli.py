@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if words[0] not in COMMANDS:
             raise ConfigError(
-                f"`{words[0]}` is not a command. {nearest(words[0], COMMANDS)} Type `weightloom --help` for what each does."
+                f"`{words[0]}` is not a command. {nearest(words[0], COMMANDS)} "
+                "Type `weightloom --help` for what each does."
             )
         code = COMMANDS[words[0]](words[1:])
     except WeightloomError as error:

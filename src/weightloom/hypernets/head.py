@@ -63,7 +63,7 @@ class HeadHyperNetwork(nn.Module):
     Two heads are known in closed form: that of the class means, best when a class has one shot, and that of ridge
     regression, best when it has several. A small network reads what is known of the task (its shots, its ways, how
     much classes spread against how far they lie apart) and writes how the two are mixed, how strong the penalty is,
-    and how sharp each is. Its last layer starts at zero, so at step 0 the mixture is one that depends on the shots alone.
+    and how sharp each is. Its last layer starts at zero, so at step 0 the mixture depends on the shots alone.
 
     Args:
         name: Name of the head in the base network, a linear layer.

@@ -57,7 +57,7 @@ class FewShotConfig:
     ways: int | None = None
     """Classes per task. None: digits 3, omniglot 5."""
     shots: tuple[int, ...] | None = None
-    """Support points per class (per task for the sinusoid), a block of the table for each. None: what suits the data."""
+    """Support points per class (per task for the sinusoid), a block of the table for each. None: suits the data."""
     queries: int | None = None
     """Query points per class (per task for the sinusoid). None: what suits the data."""
     train_ways: int | None = None

@@ -74,8 +74,8 @@ def _support(task: str, problem: Problem, shots: int) -> tuple[Support, dict[str
     path = Path(task)
     if not path.is_file():
         raise ConfigError(
-            f"`--task {task}` is neither a number nor a file. A task is a meta-test task by number, or a support set of "
-            "your own. Type `--task 0`, or `--task support.npz` with arrays `support_x` and `support_y`."
+            f"`--task {task}` is neither a number nor a file. A task is a meta-test task by number, or a support set "
+            "of your own. Type `--task 0`, or `--task support.npz` with arrays `support_x` and `support_y`."
         )
     return _read_support(path, draw_test_tasks(problem, shots, 1).support_x, problem.kind), {"task": path.name}
 
