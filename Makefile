@@ -23,7 +23,7 @@ docs: $(V)/.ready
 
 # pip finds a CPU build of torch where the machine offers one; uv installs the rest and leaves torch alone.
 $(V)/.ready: pyproject.toml constraints.txt
-	$(PY) -m venv --clear $(V)
+	$(PY) -m venv $(V)
 	$(B)/python -m pip install -q --disable-pip-version-check --no-compile uv "$(TORCH)"
 	$(B)/uv pip install -q --python $(B)/python -c constraints.txt -e ".[all]" --group dev
 	@touch $@

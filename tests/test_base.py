@@ -296,3 +296,34 @@ def test_a_specialised_network_can_be_exported(base):
     close(program.module()(x[1]), one(x[1]))
     longer = torch.cat([x[1], x[2]])
     assert program.module()(longer).shape == (2 * BATCH, 2)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTM(2, 3)
+
+    def forward(self, x):
+        return self.cell(x)[0]
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.linear(x) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize("base", [Recurrent(), Branching()])
+def test_what_cannot_be_batched_is_refused_with_advice_that_works(base):
+    x = torch.randn(4, 5, 2, 2) if isinstance(base, Recurrent) else torch.randn(4, 5, 2)
+    with pytest.raises(BatchingError, match='Pass `engine="loop"`'):
+        apply_per_task(base, {}, x)
+    assert apply_per_task(base, {}, x, engine="loop").shape[0] == 4
+
+
+def test_an_error_of_the_bases_own_is_passed_on_as_it_is():
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        apply_per_task(nn.Linear(3, 2), {}, torch.randn(4, 5, 2))

@@ -27,7 +27,8 @@ def apply_per_task(
 ) -> Any:
     """Run ``base`` once per task, each time with that task's own parameters.
 
-    Equal to a Python loop over tasks. The base is never changed: no weight is written into it.
+    Equal to a Python loop over tasks. No weight is written into the base; only with ``engine="loop"`` a BatchNorm in
+    train mode updates its running statistics, task after task, as it always does.
 
     Args:
         base: Any module. What ``params`` lacks stays its own and is shared by all tasks.
@@ -43,7 +44,7 @@ def apply_per_task(
         ShapeError: If ``params`` and ``inputs`` disagree on the number of tasks, or a value has an axis too few.
         ConfigError: If ``params`` names a parameter that ``base`` does not have, or ``engine`` is unknown.
         BatchingError: If ``base`` holds a BatchNorm, or an InstanceNorm with running statistics, in train mode,
-            which ``vmap`` cannot run.
+            or does something else that ``vmap`` cannot run.
 
     Example:
         >>> params = {"weight": torch.zeros(5, 2, 3), "bias": torch.ones(5, 2)}
@@ -60,8 +61,13 @@ def apply_per_task(
 
     if engine == "vmap":
         _refuse_batchnorm_in_training(base)
-        with _no_fused_attention():
-            return vmap(apply_one, randomness="different", chunk_size=chunk_size)(params, *inputs)
+        try:
+            with _no_fused_attention():
+                return vmap(apply_one, randomness="different", chunk_size=chunk_size)(params, *inputs)
+        except RuntimeError as error:
+            if refused := _refused_by_vmap(base, error):
+                raise refused from error
+            raise
     if engine == "loop":
         rows = [
             apply_one({name: value[task] for name, value in params.items()}, *(x[task] for x in inputs))
@@ -173,6 +179,18 @@ def _check_names(base: nn.Module, params: Params) -> None:
                 "A generated parameter has one axis more, tasks, in front. "
                 f"For one task, pass `value[None]`."
             )
+
+
+def _refused_by_vmap(base: nn.Module, error: RuntimeError) -> BatchingError | None:
+    """Say in our words what ``vmap`` refuses; None for any other error, which is the base's own."""
+    text = str(error)
+    if "vmap" not in text and "Batching rule" not in text:
+        return None
+    return BatchingError(
+        f"{type(base).__name__} does something that cannot run for all tasks at once ({text.splitlines()[0]}). "
+        "`vmap` runs the base once, with the tasks axis hidden from it, which recurrent layers and branches on values "
+        'do not allow. Pass `engine="loop"`.'
+    )
 
 
 def _refuse_batchnorm_in_training(base: nn.Module) -> None:

@@ -61,6 +61,7 @@ class FewShotCommand:
     """Meta-train on some classes, meet classes never seen, and show how well it went."""
 
     options: FewShotConfig
+    """What to run."""
     run: Path | None = None
     """Folder to write; it must not exist. None: the next free one of runs/DATA-001, runs/DATA-002, …"""
     resume: Path | None = None

@@ -53,14 +53,18 @@ def summary_over_seeds(values: Sequence[float]) -> dict[str, Any]:
     return {"per_seed": list(values), "mean": mean, "ci95": _student_t_975(count) * spread / math.sqrt(count)}
 
 
-def environment() -> dict[str, Any]:
-    """Return what a number depends on beside the code: versions, device, threads."""
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Return what a number depends on beside the code: versions, device, threads.
+
+    Args:
+        device: Where it was computed, as torch names it.
+    """
     return {
         "weightloom": version("weightloom"),
         "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }

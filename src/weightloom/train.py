@@ -70,7 +70,9 @@ class History:
     """What happened: one row per logged step and per evaluation, and whether the run came to its end."""
 
     rows: list[Row] = field(default_factory=list)
+    """One per logged step or evaluation, oldest first."""
     wall_time_s: float = 0.0
+    """Seconds of training, those before a resume included."""
     stopped_by: signal.Signals | None = None
     """The signal that ended the run early; None when it came to its end."""
 

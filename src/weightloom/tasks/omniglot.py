@@ -85,8 +85,9 @@ def read_omniglot(path: Path) -> Arrays:
             arrays = {name: file[name] for name in ("images4", "alphabet", "alphabets", "character", "background")}
         _check_arrays(arrays)
     except Exception as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
+        reason = "it holds pickles" if "pickle" in str(error) else str(error) or type(error).__name__
         raise DataError(
-            f"`{path}` cannot be read as Omniglot ({str(error) or type(error).__name__}). It is damaged, or "
+            f"`{path}` cannot be read as Omniglot ({reason}). It is damaged, or "
             f"another file of that name: {CLASSES:,} characters of {DRAWERS} drawings belong in it. "
             "Delete it and run again with a network to have it made anew, or put a whole copy in its place."
         ) from error

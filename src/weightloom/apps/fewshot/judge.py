@@ -20,10 +20,12 @@ TEST_SEED = 1 << 40
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one method in one setting, each (tasks,), and what it takes to adapt to one new task."""
+    """Scores of one method in one setting, and what it takes to adapt to one new task."""
 
     per_task: dict[str, Tensor]
+    """Each score by name, (tasks,); the first is the one that counts."""
     adapt_time_s: float
+    """Median seconds to adapt to one new task."""
 
     def row(self, method: str, setting: str) -> dict[str, Any]:
         """Return a row of the table, as it stands in a record."""
@@ -64,13 +66,14 @@ def judge(
     at_once = at_once if problem.kind == "classification" else 10 * at_once
     parts: list[dict[str, Tensor]] = []
     for first in range(0, tasks, at_once):
-        drawn = draw_test_tasks(problem, shots, min(at_once, tasks - first), first)
+        count = min(at_once, tasks - first)
+        drawn = draw_test_tasks(problem, shots, max(2, count) if shuffled else count, first)
         torch.manual_seed(TEST_SEED + first)  # for methods that start from a random network
         support = Support.of(drawn)
         if shuffled:
             support = Support(*(field.roll(1, 0) for field in support))
         outputs = learner.predict(learner.adapt(support), drawn.query_x)
-        parts.append(_score(outputs, drawn.query_y))
+        parts.append({name: value[:count] for name, value in _score(outputs, drawn.query_y).items()})
     scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Scores(scores, time_to_adapt(learner, problem, shots))
 

@@ -13,8 +13,11 @@ class Support(NamedTuple):
     """Data to adapt on, with a leading tasks axis; the fields are those of `Tasks`."""
 
     x: Tensor
+    """Inputs, (tasks, shots, *event)."""
     y: Tensor
+    """Targets, (tasks, shots, *out), or labels, (tasks, shots)."""
     mask: Tensor
+    """True where a point is there, (tasks, shots)."""
 
     @classmethod
     def of(cls, tasks: Tasks) -> "Support":

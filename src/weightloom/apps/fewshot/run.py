@@ -67,6 +67,7 @@ def run_fewshot(
                 print_line(f"{method}: {config.steps} steps of {config.tasks} tasks")
             history = _train(learners[method], problem, config, run, method, fabric, quiet)
             spent_s[method] = round(history.wall_time_s, 2)
+            learners[method].cpu()  # judged on the CPU, wherever it was trained
             if history.stopped_by:
                 return history.stopped_by
     if fabric.global_rank > 0:
@@ -81,7 +82,7 @@ def run_fewshot(
             "train_wall_time_s": spent_s,
             "wall_time_s": round(time.monotonic() - start_s, 2),
             "peak_memory_bytes": peak_memory_bytes(),
-            **environment(),
+            **environment(str(fabric.device)),
         },
         "notes": "Intervals are 95 % over tasks. Inductive: no method sees query images together.",
     }
