@@ -379,7 +379,7 @@ def spoilt_files(arrays):
     yield "one byte changed", whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], "."
     yield "a page of text", b"<html>404</html>", "."
     yield "one array", one_array.getvalue(), "."
-    yield "a pickle", saved(alphabets=np.array([{}, []], dtype=object)), "allow_pickle=False"
+    yield "a pickle", saved(alphabets=np.array([{}, []], dtype=object)), "pickle"
     yield "no pixels", saved(images4=()), "images4"
     yield "wide pixels", saved(images4=arrays["images4"].astype(np.uint16)), "images4"
     yield "pixels of another size", saved(images4=arrays["images4"][..., 1:]), r"\(3, 20, 28, 13\)"
