@@ -9,59 +9,85 @@ so a benchmark that was stopped goes on where it was. The record holds every run
 import argparse
 import sys
 from pathlib import Path
+from statistics import median
 
 from weightloom.cli import main
 from weightloom.records import environment, read_record, summary_over_seeds, write_record
 
 
-def run_all(record: Path, data: str, splits: list[int], seeds: list[int], flags: list[str], notes: str) -> None:
-    runs = []
-    for split in splits:
-        for seed in seeds:
+def run_all(known: argparse.Namespace, flags: list[str]) -> None:
+    """Run every split and seed; where there are several splits, a seed's score is the mean over them."""
+    record, runs = known.record, {}
+    for split in known.splits:
+        for seed in known.seeds:
             folder = Path("runs/bench") / record.stem / f"split{split}-seed{seed}"
             if not (folder / "record.json").exists():
                 there = (folder / "config.json").exists()
-                options = ["--data", data, "--split", str(split), "--seed", str(seed), *flags]
+                options = ["--data", known.data, "--split", str(split), "--seed", str(seed), *flags]
                 main(["fewshot", "--resume", str(folder)] if there else ["fewshot", "--run", str(folder), *options])
-            runs.append(read_record(folder / "record.json"))
-    scores = []
-    for row in runs[0]["scores"]:
-        same = [
-            other
-            for run in runs
-            for other in run["scores"]
-            if (other["method"], other["setting"]) == (row["method"], row["setting"])
-        ]
-        scores.append(
-            {
-                "method": row["method"],
-                "setting": row["setting"],
-                "name": row["name"],
-                "better": row["better"],
-                **summary_over_seeds([other["mean"] for other in same]),
-                "ci95_over_tasks": [other["ci95"] for other in same],
-                "tasks": row["tasks"],
-                "also": {k: summary_over_seeds([o["also"][k]["mean"] for o in same]) for k in row["also"]},
-                "adapt_time_s": sorted(o["adapt_time_s"] for o in same)[len(same) // 2],
-            }
-        )
+            runs[split, seed] = read_record(folder / "record.json")
+    first = next(iter(runs.values()))
+    rows = [summarise(runs, known, number, row) for number, row in enumerate(first["scores"])]
+    seconds = {
+        m: [run["cost"]["train_wall_time_s"][m] for run in runs.values()] for m in first["cost"]["train_wall_time_s"]
+    }
     write_record(
         record,
         {
             "command": " ".join(["python", "benchmarks/fewshot.py", *sys.argv[1:]]),
-            "config": {**runs[0]["config"], "splits": splits, "seeds": seeds},
-            "runs": [f"split {split}, seed {seed}" for split in splits for seed in seeds],
-            "scores": scores,
+            "config": {**first["config"], "splits": known.splits, "seeds": known.seeds},
+            "scores": rows,
+            "paired": paired(rows),
             "cost": {
-                "train_wall_time_s": [run["cost"]["train_wall_time_s"] for run in runs],
-                "wall_time_s": sum(run["cost"]["wall_time_s"] for run in runs),
-                "peak_memory_bytes": max(run["cost"]["peak_memory_bytes"] for run in runs),
-                **environment(),
-                "threads": runs[0]["config"]["threads"],
+                "train_wall_time_s": seconds,
+                "wall_time_s": sum(run["cost"]["wall_time_s"] for run in runs.values()),
+                "peak_memory_bytes": max(run["cost"]["peak_memory_bytes"] for run in runs.values()),
+                **environment(first["cost"]["device"]),
+                "threads": first["config"]["threads"],
             },
-            "notes": notes,
+            "reference": {"value": known.value, "source": known.source, "differs": known.differs},
+            "notes": known.notes,
         },
     )
+
+
+def summarise(runs: dict, known: argparse.Namespace, number: int, row: dict) -> dict:
+    """One row over all runs: with one seed the interval over tasks, with several that over seeds."""
+
+    def of(run: dict) -> dict:
+        return run["scores"][number]
+
+    def mean_over_splits(seed: int, score: str | None = None) -> float:
+        picked = [of(runs[split, seed]) for split in known.splits]
+        return sum((p["also"][score] if score else p)["mean"] for p in picked) / len(picked)
+
+    one = len(runs) == 1
+    return {
+        **{key: row[key] for key in ("method", "setting", "name", "better", "tasks")},
+        **(
+            {"mean": row["mean"], "ci95": row["ci95"]}
+            if one
+            else summary_over_seeds([mean_over_splits(seed) for seed in known.seeds])
+        ),
+        "per_run": {f"split {k}, seed {s}": (of(r)["mean"], of(r)["ci95"]) for (k, s), r in runs.items()},
+        "also": row["also"]
+        if one
+        else {k: summary_over_seeds([mean_over_splits(seed, k) for seed in known.seeds]) for k in row["also"]},
+        "adapt_time_s": median(of(run)["adapt_time_s"] for run in runs.values()),
+    }
+
+
+def paired(rows: list[dict]) -> dict:
+    """Ours less each other method, run by run on the same tasks: mean and interval over runs."""
+    found = {}
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        ours, *others = (row["per_run"] for row in rows if row["setting"] == setting)
+        names = [row["method"] for row in rows if row["setting"] == setting][1:]
+        for name, other in zip(names, others, strict=True):
+            gaps = [ours[run][0] - other[run][0] for run in ours]
+            if len(gaps) > 1:
+                found[f"{setting}: hypernetwork - {name}"] = summary_over_seeds(gaps)
+    return found
 
 
 if __name__ == "__main__":
@@ -70,6 +96,8 @@ if __name__ == "__main__":
     parser.add_argument("--data", required=True)
     parser.add_argument("--splits", type=int, nargs="+", default=[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--notes", default="ci95 is over runs by Student's t; ci95_over_tasks over tasks within a run.")
-    known, rest = parser.parse_known_args()
-    run_all(known.record, known.data, known.splits, known.seeds, rest, known.notes)
+    parser.add_argument("--notes", default="")
+    parser.add_argument("--value", default=None, help="a published value to stand beside ours")
+    parser.add_argument("--source", default=None, help="authors, year, table of that value")
+    parser.add_argument("--differs", default=None, help="how its protocol differs from ours")
+    run_all(*parser.parse_known_args())

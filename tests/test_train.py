@@ -148,6 +148,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_spoils_the_parameters
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
+def test_data_that_are_not_finite_are_named():
+    class Spoilt(SinusoidTasks):
+        def sample(self, tasks, generator):
+            drawn = super().sample(tasks, generator)
+            drawn.query_y[1, 0] = float("inf")
+            return drawn
+
+    with pytest.raises(NonFiniteError, match=r"for tasks \[1\], and the data hold NaN or infinity in query_y"):
+        train(new_model(), Spoilt(shots=5, queries=10), mse_per_task, OPTIONS)
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run_too():
     def vertical(outputs, targets):  # finite value, infinite slope
         return mse_per_task(outputs, targets) + (outputs.mean((1, 2)) * 0).sqrt()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from weightloom.checkpoint import load_tensors, save_tensors, write_atomically
 from weightloom.errors import CheckpointError, ConfigError, NonFiniteError
 from weightloom.progress import TrainingProgress
-from weightloom.tasks import TaskSource
+from weightloom.tasks import Tasks, TaskSource
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 """Outputs and targets, each (tasks, ...), to one loss per task, (tasks,)."""
@@ -149,7 +149,8 @@ def train(
             value = loss.item()
             if not math.isfinite(value):
                 bad = (~losses.isfinite()).nonzero().flatten().tolist()
-                raise NonFiniteError(_not_finite(f"loss is {value} for tasks {bad}", step, keeper.kept))
+                what = f"loss is {value} for tasks {bad}{_spoilt_data(tasks)}"
+                raise NonFiniteError(_not_finite(what, step, keeper.kept))
             fabric_optimiser.zero_grad()
             fabric.backward(loss)
             norm = nn.utils.clip_grad_norm_(parameters, options.clip_norm).item()
@@ -263,6 +264,12 @@ def read_rows(run: Path) -> list[Row]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def _spoilt_data(tasks: Tasks) -> str:
+    """Name the fields of a batch of tasks that hold NaN or infinity, if any do."""
+    spoilt = [name for name, value in tasks._asdict().items() if not bool(value.isfinite().all())]
+    return f", and the data hold NaN or infinity in {', '.join(spoilt)}" if spoilt else ""
 
 
 def _not_finite(what: str, step: int, kept: Path | None) -> str:
