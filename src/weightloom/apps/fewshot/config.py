@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sinusoid": {
         "ways": 1,
         "train_ways": 1,
-        "shots": (5, 10),
+        "shots": (10, 5),
         "queries": 50,
         "steps": 4000,
         "tasks": 32,

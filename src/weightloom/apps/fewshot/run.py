@@ -205,7 +205,7 @@ def _train(
 ) -> History:
     assert config.steps and config.tasks and config.outer_lr and config.shots and config.evaluate_every
     folder = method_folder(run, method)
-    shots = config.shots[-1]
+    shots = max(config.shots)
 
     def evaluate() -> dict[str, Any]:
         generator = torch.Generator().manual_seed(1 << 41)
