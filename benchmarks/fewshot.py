@@ -7,6 +7,8 @@ so a benchmark that was stopped goes on where it was. The record holds every run
 """
 
 import argparse
+import os
+import shlex
 import sys
 from pathlib import Path
 from statistics import median
@@ -25,6 +27,8 @@ def run_all(known: argparse.Namespace, flags: list[str]) -> None:
                 there = (folder / "config.json").exists()
                 options = ["--data", known.data, "--split", str(split), "--seed", str(seed), *flags]
                 main(["fewshot", "--resume", str(folder)] if there else ["fewshot", "--run", str(folder), *options])
+            if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+                return  # a process that only helped to train
             runs[split, seed] = read_record(folder / "record.json")
     first = next(iter(runs.values()))
     rows = [summarise(runs, known, number, row) for number, row in enumerate(first["scores"])]
@@ -34,7 +38,7 @@ def run_all(known: argparse.Namespace, flags: list[str]) -> None:
     write_record(
         record,
         {
-            "command": " ".join(["python", "benchmarks/fewshot.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "benchmarks/fewshot.py", *sys.argv[1:]]),
             "config": {**first["config"], "splits": known.splits, "seeds": known.seeds},
             "scores": rows,
             "paired": paired(rows),

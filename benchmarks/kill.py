@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import signal
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from weightloom.checkpoint import load_tensors
 from weightloom.records import environment, write_record
 from weightloom.train import read_rows
 
-STEPS = 400
+STEPS = 200
 OPTIONS = [
     "--data",
     "sinusoid",
@@ -96,7 +97,7 @@ def main(kills: int, record: Path) -> None:
     write_record(
         record,
         {
-            "command": " ".join(["python", "benchmarks/kill.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "benchmarks/kill.py", *sys.argv[1:]]),
             "config": {"options": OPTIONS, "killed_after_logging_step": killed_at, "equal": equal},
             "scores": [score],
             "cost": environment(),

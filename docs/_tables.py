@@ -19,6 +19,24 @@ START, END = "<!-- results -->", "<!-- /results -->"
 OURS = "hypernetwork"
 NAMES = {"mse": "mean squared error"}
 
+CONTROL = "shuffled (control)"
+TARGETS = [
+    # record, setting, rival, relation, bound, in words
+    ("sinusoid-default", "10-shot", "", "at most", 0.02, "sinusoid, 10 shots, default run: mean squared error"),
+    ("sinusoid-default", "10-shot", CONTROL, "times worse", 50.0, "sinusoid: control over hypernetwork"),
+    ("sinusoid-long", "10-shot", "", "at most", 0.004, "sinusoid, 10 shots, long run: mean squared error"),
+    ("omniglot-5way-1shot", "5-way 1-shot", "", "at least", 0.98, "Omniglot, 5-way 1-shot: accuracy"),
+    *(
+        ("digits", f"3-way {shots}-shot", rival, relation, 0.0, f"digits, {shots} shots, three splits: against {rival}")
+        for shots in (1, 5)
+        for rival, relation in (("protonet", "not below"), ("centroid", "above"), ("scratch", "above"))
+    ),
+    ("kill", "200 steps", "", "at least", 1.0, "kill -9, then resume: share of runs equal bit for bit"),
+    ("house", "make demo", "", "at most", 240.0, "make demo, downloads aside: seconds"),
+    ("house", "make test", "", "at most", 360.0, "make test: seconds"),
+    ("house", "weightloom --help", "", "at most", 0.5, "weightloom --help: seconds"),
+]
+
 Record = dict[str, Any]
 Score = dict[str, Any]
 
@@ -59,6 +77,7 @@ def _section(name: str, record: Record) -> str:
     spent = [time_text(cost.get("wall_time_s")), str(cost.get("device") or ""), f"torch {cost.get('torch', '?')}"]
     parts = [f"## {name}", f"```sh\n{record.get('command') or 'command not recorded'}\n```"]
     parts += [_table(scores) for scores in _by_setting(record).values()]
+    parts += [_paired(record.get("paired") or {})]
     parts += [_reference(record.get("reference") or {}), str(record.get("notes") or "")]
     parts += ["Cost of the whole run: " + ", ".join(word for word in spent if word) + "."]
     parts += [f"The record: `benchmarks/records/{name}.json`."]
@@ -107,6 +126,29 @@ def _key(records: dict[str, Record]) -> str:
         "given the support set of another task. Bold is the best, and what its interval overlaps. Each record names "
         "the command that made it."
     )
+
+
+def _paired(gaps: dict[str, Score]) -> str:
+    """Return differences on the same tasks, run by run, which see finer than two intervals side by side."""
+    kept = {name: gap for name, gap in gaps.items() if "control" not in name}
+    lines = [f"| {name} | {gap['mean']:+.4f} ± {gap['ci95']:.4f} |" for name, gap in kept.items()]
+    return "\n".join(["| paired difference, over runs | mean |", "|---|--:|", *lines]) if lines else ""
+
+
+def targets_table(records: dict[str, Record]) -> str:
+    """Return what was aimed at beside what came out; a target without its record is left out."""
+    lines = []
+    for name, setting, rival, relation, bound, text in TARGETS:
+        scores = [s for s in (records.get(name) or {}).get("scores", []) if s["setting"] == setting]
+        if not scores:
+            continue
+        ours = scores[0]["mean"]
+        other = next((s["mean"] for s in scores if s["method"] == rival), None)
+        value = other / ours if relation == "times worse" else ours
+        bound = other if relation in ("not below", "above") else bound
+        met = {"at most": value <= bound, "above": value > bound}.get(relation, value >= bound)
+        lines.append(f"| {text} | {relation} {bound:.4g} | {value:.4g} | {'met' if met else 'missed'} |")
+    return "\n".join(["| what | target | came out | |", "|---|---|--:|---|", *lines]) if lines else "No records yet."
 
 
 def _reference(reference: Record) -> str:

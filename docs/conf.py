@@ -72,7 +72,9 @@ def _room(lines: list[str]) -> list[str]:
 def fill_results(app: Any, page: str, source: list[str]) -> None:
     """Put the tables made from the records where the results page has its mark."""
     if page == "results":
-        source[0] = source[0].replace(_tables.START, _tables.results_page(_tables.read_records()))
+        records = _tables.read_records()
+        source[0] = source[0].replace(_tables.START, _tables.results_page(records))
+        source[0] = source[0].replace("<!-- targets -->", _tables.targets_table(records))
 
 
 def always_stale(app: Any, env: Any, added: set[str], changed: set[str], removed: set[str]) -> list[str]:

@@ -38,6 +38,7 @@ def tensors():
         "column": shared.view(2, 3)[:, 1],
         "transposed": shared.view(2, 3).T,
         "expanded": torch.ones(1).expand(4),
+        "part": torch.arange(10.0)[2:5],
     }
 
 

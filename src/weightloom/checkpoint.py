@@ -38,7 +38,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     for name, value in tensors.items():
         tensor = value.detach().cpu().contiguous()
         memory = tensor.untyped_storage().data_ptr()
-        flat[name] = tensor.clone() if memory in seen or _is_part(tensor) else tensor
+        flat[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
     text = json.dumps(facts, sort_keys=True)
     header = {"format": FORMAT, "facts": text, "digest": _digest(flat, text)}
@@ -104,10 +104,6 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             f"It needs {len(data) / 1e6:.1f} MB in a folder that can be written to. "
             "Make room, or choose another folder with `--run FOLDER`."
         ) from error
-
-
-def _is_part(tensor: Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
 
 
 def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:

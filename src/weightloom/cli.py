@@ -3,6 +3,7 @@
 Knows every app and nothing of their insides. Torch is imported only by the commands that need it.
 """
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def fewshot(words: list[str]) -> int:
     from weightloom.apps.fewshot.table import print_table
 
     run = command.resume or command.run or _free_folder(command.options.data)
-    typed = " ".join(["weightloom fewshot", *words])
+    typed = shlex.join(["weightloom", "fewshot", *words])
     outcome = run_fewshot(command.options, run, command=typed, resume=command.resume is not None, quiet=command.quiet)
     if outcome is None:
         return 0
@@ -131,7 +132,7 @@ def evaluate(words: list[str]) -> int:
     scores = score_all(learners, problem, config)
     print_table(scores)
     if command.record:
-        typed = " ".join(["weightloom eval", *words])
+        typed = shlex.join(["weightloom", "eval", *words])
         facts = {"command": typed, "config": config.to_dict(), "scores": scores, "cost": environment()}
         write_record(command.record, facts)
     return 0
