@@ -9,8 +9,8 @@ score of the record but its times.
 import argparse
 import json
 import random
-import signal
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
