@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from weightloom.errors import ConfigError
 from weightloom.networks import ConvNet, mlp
 
 
@@ -35,3 +36,10 @@ def test_what_a_conv_net_says_of_an_image_depends_on_that_image_alone(strided):
     for number in range(4):
         torch.testing.assert_close(net(images[number : number + 1])[0], together[number], rtol=1e-12, atol=1e-12)
     assert not torch.allclose(together[0], together[1])
+
+
+@pytest.mark.parametrize(("size", "blocks", "levels"), [(8, 4, 1), (8, 2, 0), (8, 2, 3)])
+def test_an_image_too_small_or_levels_out_of_range_are_refused(size, blocks, levels):
+    with pytest.raises(ConfigError, match="do not fit together"):
+        ConvNet(1, size, 5, blocks=blocks, levels=levels)
+    assert ConvNet(1, 8, 5, channels=4, blocks=2, levels=1)(torch.rand(2, 1, 8, 8)).shape == (2, 5)

@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except WeightloomError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stderr.close()
+        code = 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

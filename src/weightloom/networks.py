@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from weightloom.errors import ConfigError
+
 
 def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Linear layers of the given sizes with an activation between them.
@@ -39,12 +41,21 @@ class ConvTrunk(nn.Module):
         blocks: How many times the image is halved.
         levels: How many of the last blocks are read. Early features say less, but say it of any image.
         strided: Halve by a stride of the convolution, which is several times quicker than a maximum over 2x2.
+
+    Raises:
+        ConfigError: If the image is too small to be halved so often, or ``levels`` is not from 1 to ``blocks``.
     """
 
     def __init__(
         self, channels_in: int, size: int, channels: int = 64, blocks: int = 4, levels: int = 1, strided: bool = False
     ) -> None:
         super().__init__()
+        smallest = 1 if strided else 2**blocks
+        if size < smallest or not 1 <= levels <= blocks:
+            raise ConfigError(
+                f"`size={size}`, `blocks={blocks}`, `levels={levels}` do not fit together. {blocks} halvings need an "
+                f"image of {smallest} pixels or more, and 1 to {blocks} levels can be read. Pass fewer `blocks`."
+            )
         self.levels = levels
         self.features = 0
         self.blocks = nn.ModuleList()

@@ -46,6 +46,7 @@ def ridge_head(
     Source:
         Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019), equation 6.
     """
+    features = features.masked_fill(~mask[..., None], 0.0)
     there = mask[..., None].to(features.dtype)
     middle = (features * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
     centred = (features - middle) * there

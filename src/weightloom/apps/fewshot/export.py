@@ -109,7 +109,7 @@ def _check_equal(net: nn.Module, learner: Learner, params: dict[str, Tensor], sa
 
 
 def _save_program(net: nn.Module, sample: Tensor, path: Path) -> None:
-    batch = sample if len(sample) > 1 else sample.expand(2, *sample.shape[1:])
+    batch = sample.new_zeros(max(len(sample), 2), *sample.shape[1:])  # plain strides: the program is traced with them
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(net, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
