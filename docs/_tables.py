@@ -27,7 +27,7 @@ TARGETS = [
     ("sinusoid-long", "10-shot", "", "at most", 0.004, "sinusoid, 10 shots, long run: mean squared error"),
     ("omniglot-5way-1shot", "5-way 1-shot", "", "at least", 0.98, "Omniglot, 5-way 1-shot: accuracy"),
     *(
-        ("digits", f"3-way {shots}-shot", rival, relation, 0.0, f"digits, {shots} shots, three splits: against {rival}")
+        ("digits", f"3-way {shots}-shot", rival, relation, 0.0, f"digits, {shots}-shot, three splits: against {rival}")
         for shots in (1, 5)
         for rival, relation in (("protonet", "not below"), ("centroid", "above"), ("scratch", "above"))
     ),
