@@ -1,6 +1,5 @@
 """Our methods: parameters of a working network from the support set, in one forward pass."""
 
-import torch
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.learner import Learner, Support
@@ -79,9 +78,11 @@ class HyperClassifier(Learner):
 
 
 def with_generated_head(base: ConvNet) -> ConvNet:
-    """Freeze the head's own values: every task brings its head, so training has no use for them."""
-    base.head.requires_grad_(False)
-    with torch.no_grad():
-        for parameter in base.head.parameters():
-            parameter.zero_()
+    """Put a frozen head of one row of zeros in the place of the own one: every task brings its head, of any ways.
+
+    Training has no use for the own values, and a checkpoint then fits whatever ways it is judged by.
+    """
+    base.head = nn.utils.skip_init(nn.Linear, base.trunk.features, 1).requires_grad_(False)
+    for parameter in base.head.parameters():
+        parameter.zero_()
     return base

@@ -126,11 +126,11 @@ class ImageProblem(Problem):
 
     def learner(self, method: str) -> Learner:
         """Build a method, newly initialised."""
-        # The base's own head is never used: two rows, whatever the ways, so that a checkpoint fits any ways.
+        assert self.config.ways
         if method == OURS:
-            return HyperClassifier(self.build(2), self.start_scale)
+            return HyperClassifier(self.build(self.config.ways), self.start_scale)
         if method == "protonet":
-            return ProtoNet(self.build(2), self.start_scale)
+            return ProtoNet(self.build(self.config.ways), self.start_scale)
         if method == "centroid":
             return NearestCentroid(self.size * self.size)
         return FromScratch(self.build, self.loss_per_task, steps=50, inner_lr=3e-3)

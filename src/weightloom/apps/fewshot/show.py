@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.apps.fewshot.judge import TEST_SEED, judge
+from weightloom.apps.fewshot.judge import TEST_SEED
 from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.apps.fewshot.problems import ImageProblem, Problem, SinusoidProblem
 from weightloom.checkpoint import save_tensors
+from weightloom.losses import mse_per_task
 from weightloom.records import summary
 from weightloom.tasks import SinusoidTasks
 
@@ -79,7 +80,7 @@ def _curves(learner: Learner, problem: SinusoidProblem, early: bool) -> tuple[di
     mapped = problem.test_source(shots[-1]).sample(MAP_TASKS, _generator())
     conditions = learner.condition(Support.of(mapped))
     assert conditions is not None
-    error = [summary(judge(learner, problem, k, 200 if early else 1000).per_task["mse"]) for k in shots]
+    error = [_error(learner, problem, k, 200 if early else 1000) for k in shots]
     return {
         "curve_x": x[0, :, 0],
         "curve_y": SinusoidTasks.curve(x, amplitude, phase)[..., 0],
@@ -91,6 +92,12 @@ def _curves(learner: Learner, problem: SinusoidProblem, early: bool) -> tuple[di
         "conditions": conditions,
         "condition_value": mapped.hidden,
     }, {"kind": "regression", "shots": shots, "condition_value_names": ["amplitude", "phase"]}
+
+
+def _error(learner: Learner, problem: SinusoidProblem, shots: int, tasks: int) -> dict[str, float]:
+    """Error on new tasks that are not those of the table."""
+    drawn = problem.validation_source(shots).sample(tasks, _generator())
+    return summary(mse_per_task(learner(drawn), drawn.query_y))
 
 
 def _generator() -> torch.Generator:
