@@ -1,0 +1,310 @@
+"""Recurrent layers that run once per task: torch's own, in plain operations that `torch.func.vmap` can batch.
+
+In:   sequences, or one step of them, and the states to start from.
+Out:  outputs and final states, equal to those of the layer of the same name in `torch.nn`.
+Knows nothing of tasks, nor of where its parameters came from.
+
+torch's recurrent layers are one fused operation that `vmap` cannot enter. Each class here is torch's, with another
+``forward``: constructor, initialisation, parameter names and ``state_dict`` are inherited. The fused operation is
+quicker wherever it will do, so replace a layer only where its parameters differ from task to task.
+Start at `replace_recurrent`.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from weightloom.errors import ConfigError, ShapeError
+
+State = tuple[Tensor, ...]
+"""What a layer carries from step to step: (hidden,), or (hidden, cell) of an LSTM."""
+
+Advance = Callable[[Tensor, Tensor, State], State]
+"""One step: what the input says to the gates, what the hidden state says to them, and the state, to the next state."""
+
+Inputs = Float[Tensor, "*axes inputs"]
+Outputs = Float[Tensor, "*axes outputs"]
+Hidden = Float[Tensor, "states *batch hidden"]
+CellState = Float[Tensor, "states *batch cell"]
+
+
+class LSTM(nn.LSTM):
+    """`torch.nn.LSTM` that `vmap` can run.
+
+    Arguments, defaults, initialisation and parameter names are those of `torch.nn.LSTM`, ``proj_size`` among them.
+
+    Example:
+        >>> output, (hidden, cell) = LSTM(3, 4, num_layers=2)(torch.randn(5, 7, 3))
+        >>> output.shape, hidden.shape, cell.shape
+        (torch.Size([5, 7, 4]), torch.Size([2, 7, 4]), torch.Size([2, 7, 4]))
+    """
+
+    def forward(  # type: ignore[override]  # torch's also takes a PackedSequence
+        self, input: Inputs, hx: tuple[Hidden, CellState] | None = None
+    ) -> tuple[Outputs, tuple[Hidden, CellState]]:
+        """Read a sequence, or a batch of them.
+
+        Args:
+            input: (steps, batch, inputs), or (batch, steps, inputs) if ``batch_first``, or (steps, inputs).
+            hx: Hidden and cell state to start from, (layers * directions, batch, hidden), or without batch as
+                ``input``. Zeros if left out.
+
+        Returns:
+            The last layer's hidden state at every step, both directions side by side, and the final states.
+
+        Raises:
+            ShapeError: If ``input`` or a state does not fit.
+            ConfigError: If ``input`` is a PackedSequence.
+        """
+        output, (hidden, cell) = _run(self, _lstm, input, hx, (self.proj_size or self.hidden_size, self.hidden_size))
+        return output, (hidden, cell)
+
+
+class GRU(nn.GRU):
+    """`torch.nn.GRU` that `vmap` can run.
+
+    Arguments, defaults, initialisation and parameter names are those of `torch.nn.GRU`.
+
+    Example:
+        >>> output, hidden = GRU(3, 4, bidirectional=True)(torch.randn(5, 7, 3))
+        >>> output.shape, hidden.shape
+        (torch.Size([5, 7, 8]), torch.Size([2, 7, 4]))
+    """
+
+    def forward(self, input: Inputs, hx: Hidden | None = None) -> tuple[Outputs, Hidden]:  # type: ignore[override]
+        """Read a sequence, or a batch of them; arguments, results and errors as in `LSTM.forward`, without a cell."""
+        output, (hidden,) = _run(self, _gru, input, None if hx is None else (hx,), (self.hidden_size,))
+        return output, hidden
+
+
+class RNN(nn.RNN):
+    """`torch.nn.RNN` that `vmap` can run.
+
+    Arguments, defaults, initialisation and parameter names are those of `torch.nn.RNN`.
+
+    Example:
+        >>> output, hidden = RNN(3, 4, nonlinearity="relu", batch_first=True)(torch.randn(7, 5, 3))
+        >>> output.shape, hidden.shape
+        (torch.Size([7, 5, 4]), torch.Size([1, 7, 4]))
+    """
+
+    def forward(self, input: Inputs, hx: Hidden | None = None) -> tuple[Outputs, Hidden]:  # type: ignore[override]
+        """Read a sequence, or a batch of them; arguments, results and errors as in `LSTM.forward`, without a cell."""
+        advance = _ELMAN[self.nonlinearity]
+        output, (hidden,) = _run(self, advance, input, None if hx is None else (hx,), (self.hidden_size,))
+        return output, hidden
+
+
+class LSTMCell(nn.LSTMCell):
+    """`torch.nn.LSTMCell` that `vmap` can run: one step of an `LSTM`.
+
+    Arguments, defaults, initialisation and parameter names are those of `torch.nn.LSTMCell`.
+
+    Example:
+        >>> hidden, cell = LSTMCell(3, 4)(torch.randn(7, 3))
+        >>> hidden.shape, cell.shape
+        (torch.Size([7, 4]), torch.Size([7, 4]))
+    """
+
+    def forward(self, input: Inputs, hx: tuple[Outputs, Outputs] | None = None) -> tuple[Outputs, Outputs]:
+        """Take one step.
+
+        Args:
+            input: (batch, inputs) or (inputs,).
+            hx: Hidden and cell state, (batch, hidden) or (hidden,), zeros if left out.
+
+        Returns:
+            The next hidden and cell state.
+
+        Raises:
+            ShapeError: If ``input`` or a state does not fit.
+        """
+        hidden, cell = _step(self, _lstm, input, hx, count=2)
+        return hidden, cell
+
+
+class GRUCell(nn.GRUCell):
+    """`torch.nn.GRUCell` that `vmap` can run: one step of a `GRU`.
+
+    Arguments, defaults, initialisation and parameter names are those of `torch.nn.GRUCell`.
+
+    Example:
+        >>> GRUCell(3, 4)(torch.randn(7, 3)).shape
+        torch.Size([7, 4])
+    """
+
+    def forward(self, input: Inputs, hx: Outputs | None = None) -> Outputs:
+        """Take one step; arguments, result and errors as in `LSTMCell.forward`, without a cell."""
+        return _step(self, _gru, input, None if hx is None else (hx,))[0]
+
+
+class RNNCell(nn.RNNCell):
+    """`torch.nn.RNNCell` that `vmap` can run: one step of an `RNN`.
+
+    Arguments, defaults, initialisation and parameter names are those of `torch.nn.RNNCell`.
+
+    Example:
+        >>> RNNCell(3, 4)(torch.randn(7, 3)).shape
+        torch.Size([7, 4])
+    """
+
+    def forward(self, input: Inputs, hx: Outputs | None = None) -> Outputs:
+        """Take one step; arguments, result and errors as in `LSTMCell.forward`, without a cell."""
+        return _step(self, _ELMAN[self.nonlinearity], input, None if hx is None else (hx,))[0]
+
+
+def replace_recurrent(module: nn.Module) -> nn.Module:
+    """Return a copy of ``module`` in which every recurrent layer of torch is the one of the same name here.
+
+    Parameters, their names, which of them are tied, hooks and train mode are those of ``module``, which is left alone.
+    A class derived from torch's may have a ``forward`` of its own and stays what it is.
+
+    Args:
+        module: Any module; itself may be a recurrent layer.
+
+    Example:
+        >>> replace_recurrent(nn.ModuleDict({"reader": nn.GRU(3, 4), "head": nn.Linear(4, 2)}))
+        ModuleDict(
+          (reader): GRU(3, 4)
+          (head): Linear(in_features=4, out_features=2, bias=True)
+        )
+    """
+    replaced = copy.deepcopy(module)
+    for part in replaced.modules():
+        if type(part) in _REPLACED_BY:
+            part.__class__ = _REPLACED_BY[type(part)]  # only `forward` differs, and nothing that refers to it is lost
+    return replaced
+
+
+def original_recurrent(module: nn.Module) -> nn.Module:
+    """Make the drop-ins in ``module``, itself among them, torch's own layers again, and return it."""
+    torchs = {ours: its for its, ours in _REPLACED_BY.items()}
+    for part in module.modules():
+        if type(part) in torchs:
+            part.__class__ = torchs[type(part)]
+            if isinstance(part, nn.RNNBase):
+                part.flatten_parameters()
+    return module
+
+
+_REPLACED_BY: dict[type[nn.Module], type[nn.Module]] = {
+    nn.LSTM: LSTM,
+    nn.GRU: GRU,
+    nn.RNN: RNN,
+    nn.LSTMCell: LSTMCell,
+    nn.GRUCell: GRUCell,
+    nn.RNNCell: RNNCell,
+}
+
+
+def _lstm(from_input: Tensor, from_hidden: Tensor, state: State) -> State:
+    # torch's order of the gates, and its names for them: i, f, g, o
+    enter, keep, candidate, show = (from_input + from_hidden).chunk(4, -1)
+    cell = keep.sigmoid() * state[1] + enter.sigmoid() * candidate.tanh()
+    return show.sigmoid() * cell.tanh(), cell
+
+
+def _gru(from_input: Tensor, from_hidden: Tensor, state: State) -> State:
+    # r, z, n in torch's words; unlike in an LSTM, r stands between what the two say to n
+    reset_x, keep_x, candidate_x = from_input.chunk(3, -1)
+    reset_h, keep_h, candidate_h = from_hidden.chunk(3, -1)
+    candidate = (candidate_x + (reset_x + reset_h).sigmoid() * candidate_h).tanh()
+    return (candidate + (keep_x + keep_h).sigmoid() * (state[0] - candidate),)
+
+
+_ELMAN: dict[str, Advance] = {
+    "tanh": lambda from_input, from_hidden, _: ((from_input + from_hidden).tanh(),),
+    "relu": lambda from_input, from_hidden, _: ((from_input + from_hidden).relu(),),
+}
+
+
+def _run(
+    layer: nn.RNNBase, advance: Advance, x: Tensor, states: State | None, sizes: tuple[int, ...]
+) -> tuple[Tensor, State]:
+    """Run all layers and directions over a sequence; ``sizes`` are the last axes of the states."""
+    _check_sequence(layer, x)
+    if alone := x.ndim == 2:
+        x, states = x.unsqueeze(1), None if states is None else tuple(state.unsqueeze(1) for state in states)
+    elif layer.batch_first:
+        x = x.transpose(0, 1)
+    directions = ("", "_reverse") if layer.bidirectional else ("",)
+    starts = _starts(layer, x, states, [(layer.num_layers * len(directions), x.shape[1], size) for size in sizes])
+    start_of_each = zip(*starts, strict=True)
+    finals: list[State] = []
+    for depth in range(layer.num_layers):
+        x = F.dropout(x, layer.dropout, layer.training) if depth else x
+        outputs: list[Tensor] = []
+        for suffix in directions:
+            output, final = _unroll(layer, f"l{depth}{suffix}", advance, x, next(start_of_each))
+            outputs.append(output)
+            finals.append(final)
+        x = torch.cat(outputs, -1) if layer.bidirectional else outputs[0]
+    ends = tuple(torch.stack(state) for state in zip(*finals, strict=True))
+    if alone:
+        return x.squeeze(1), tuple(state.squeeze(1) for state in ends)
+    return x.transpose(0, 1) if layer.batch_first else x, ends
+
+
+def _unroll(layer: nn.RNNBase, place: str, advance: Advance, x: Tensor, state: State) -> tuple[Tensor, State]:
+    """Run one layer in one direction, (steps, batch, inputs) to (steps, batch, outputs)."""
+
+    def parameter(name: str) -> Any:
+        return getattr(layer, f"{name}_{place}", None)
+
+    weight_hh, bias_hh, weight_hr = parameter("weight_hh"), parameter("bias_hh"), parameter("weight_hr")
+    order = -1 if place.endswith("_reverse") else 1
+    outputs: list[Tensor] = []
+    for from_input in F.linear(x, parameter("weight_ih"), parameter("bias_ih")).unbind(0)[::order]:
+        state = advance(from_input, F.linear(state[0], weight_hh, bias_hh), state)
+        if weight_hr is not None:
+            state = (F.linear(state[0], weight_hr), *state[1:])
+        outputs.append(state[0])
+    return torch.stack(outputs[::order]), state
+
+
+def _step(cell: nn.RNNCellBase, advance: Advance, x: Tensor, states: State | None, count: int = 1) -> State:
+    """Run one step of a cell whose state is ``count`` tensors."""
+    if x.ndim not in (1, 2) or x.shape[-1] != cell.input_size:
+        raise _misfit(cell, x, f"({cell.input_size},) or (batch, {cell.input_size})")
+    starts = _starts(cell, x, states, [(*x.shape[:-1], cell.hidden_size)] * count)
+    from_input = F.linear(x, cell.weight_ih, cell.bias_ih)
+    return advance(from_input, F.linear(starts[0], cell.weight_hh, cell.bias_hh), starts)
+
+
+def _starts(module: nn.Module, x: Tensor, states: State | None, shapes: list[tuple[int, ...]]) -> State:
+    """Return the states to start from: zeros unless given, and then of these shapes."""
+    if states is None:
+        return tuple(x.new_zeros(shape) for shape in shapes)
+    if [tuple(state.shape) for state in states] != shapes:
+        raise ShapeError(
+            f"`hx` has shape {' and '.join(str(tuple(state.shape)) for state in states)}. With this `input`, "
+            f"{type(module).__name__}({module.extra_repr()}) starts from {' and '.join(map(str, shapes))}. "
+            "Pass that, or leave `hx` out to start from zeros."
+        )
+    return states
+
+
+def _check_sequence(layer: nn.RNNBase, x: Tensor) -> None:
+    if isinstance(x, PackedSequence):
+        raise ConfigError(
+            f"`input` is a PackedSequence, which {__name__}.{type(layer).__name__} does not read. Its batch shrinks "
+            "from step to step, where one pass over all tasks needs the same shape throughout. Pass "
+            "`pad_packed_sequence(input)[0]` and, reading forwards only, use each output up to its own length; or keep "
+            "the layer of `torch.nn`."
+        )
+    if x.ndim not in (2, 3) or x.shape[-1] != layer.input_size or not x.shape[int(layer.batch_first and x.ndim == 3)]:
+        batch = "batch, steps" if layer.batch_first else "steps, batch"
+        raise _misfit(layer, x, f"(steps, {layer.input_size}) or ({batch}, {layer.input_size}), of one step or more")
+
+
+def _misfit(module: nn.Module, x: Tensor, fits: str) -> ShapeError:
+    return ShapeError(
+        f"`input` has shape {tuple(x.shape)}. {type(module).__name__}({module.extra_repr()}) reads {fits}. "
+        "Reshape it, or build the layer with the `input_size` of what it is to read."
+    )
