@@ -1,12 +1,15 @@
 """Conditions: what is known of a task in, the vector that a hypernetwork reads out.
 
-In:   a task's number, or its support set: inputs, targets and a mask, each with a leading tasks axis.
+In:   a task's number, its support set (inputs, targets and a mask), its hyperparameters, any vector that describes it,
+      or several of these; each with a leading tasks axis.
 Out:  condition, (tasks, condition_dim); or, for labelled data, statistics of each class, feature by feature.
 Knows nothing of hypernetworks or of the base network.
 """
 
 from weightloom.conditions.classes import ClassStatistics as ClassStatistics
 from weightloom.conditions.classes import class_statistics as class_statistics
+from weightloom.conditions.combine import CombinedCondition as CombinedCondition
 from weightloom.conditions.embedding import TaskEmbedding as TaskEmbedding
+from weightloom.conditions.encoding import MagnitudeInvariantEncoding as MagnitudeInvariantEncoding
 from weightloom.conditions.support import DeepSets as DeepSets
 from weightloom.conditions.support import SupportAttention as SupportAttention

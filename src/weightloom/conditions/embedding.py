@@ -24,6 +24,7 @@ class TaskEmbedding(nn.Module):
 
     def __init__(self, known_tasks: int, condition_dim: int) -> None:
         super().__init__()
+        self.condition_dim = condition_dim
         self.table = nn.Embedding(known_tasks, condition_dim)
 
     def forward(self, task: Int[Tensor, " tasks"]) -> Float[Tensor, "tasks condition_dim"]:

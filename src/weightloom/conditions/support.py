@@ -36,7 +36,7 @@ class DeepSets(nn.Module):
 
     def __init__(self, x_dim: int, y_dim: int, condition_dim: int, hidden: int = 128) -> None:
         super().__init__()
-        self.x_dim, self.y_dim = x_dim, y_dim
+        self.x_dim, self.y_dim, self.condition_dim = x_dim, y_dim, condition_dim
         self.point = nn.Sequential(
             nn.Linear(x_dim + y_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)
         )
@@ -90,7 +90,7 @@ class SupportAttention(nn.Module):
         self, x_dim: int, y_dim: int, condition_dim: int, hidden: int = 64, layers: int = 2, heads: int = 4
     ) -> None:
         super().__init__()
-        self.x_dim, self.y_dim = x_dim, y_dim
+        self.x_dim, self.y_dim, self.condition_dim = x_dim, y_dim, condition_dim
         self.point = nn.Sequential(nn.Linear(x_dim + y_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         self.gather = nn.Parameter(torch.zeros(hidden))
         self.blocks = nn.ModuleList(AttentionBlock(hidden, heads) for _ in range(layers))
