@@ -1,0 +1,1 @@
+"""Benchmarks: how long a step takes and what it holds, beside other ways to do the same, in one process."""

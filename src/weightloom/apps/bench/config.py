@@ -1,0 +1,61 @@
+"""What one benchmark run is: every option once, with its default and its check."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from weightloom.errors import ConfigError, nearest
+
+PEERS = ("hypnettorch", "hyperlight", "hyper-nn", "torchhyper", "polyweave")
+"""Libraries for hypernetworks in torch, as the package index names them."""
+
+WORKLOADS = ("mlp", "cnn")
+
+
+@dataclass(frozen=True)
+class PeersConfig:
+    """One race against other hypernetwork libraries. Every field is also a command-line flag of the same name."""
+
+    workloads: tuple[str, ...] = WORKLOADS
+    """What to run: mlp (1-64-64-1 on 16 points), cnn (3,818 parameters on 8 images of 1x16x16)."""
+    peers: tuple[str, ...] = PEERS
+    """Whom to race: hypnettorch, hyperlight, hyper-nn, torchhyper, polyweave."""
+    env: Path | None = None
+    """Folder of the Python environment the peers are installed in. None: weightloom/peers in your cache."""
+    install: bool = True
+    """Install the peers that are not there yet, a minute and 50 MB once. Without: race those that are."""
+    tasks: int = 32
+    """Tasks per step."""
+    rounds: int = 20
+    """Timed steps of each contender, in turn with ours."""
+    repeats: int = 3
+    """How often the rounds are repeated; the ratio is the median of the repeats."""
+    warmup: int = 3
+    """Steps of each contender before the rounds of every repeat."""
+    threads: int = 1
+    """CPU threads."""
+    record: Path | None = None
+    """Write all numbers, and what they depend on, to this file as JSON."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the peers."""
+        for field, known in (("workloads", WORKLOADS), ("peers", PEERS)):
+            for name in getattr(self, field):
+                if name not in known:
+                    raise ConfigError(
+                        f"`--{field} {name}` is unknown. It takes one name or several of a fixed list. "
+                        f"{nearest(name, known)}"
+                    )
+        if not self.workloads:
+            raise ConfigError("`--workloads` is empty. There is nothing to time. Type `--workloads mlp cnn`.")
+        for field, least in (("tasks", 2), ("rounds", 1), ("repeats", 1), ("warmup", 0), ("threads", 1)):
+            if getattr(self, field) < least:
+                raise ConfigError(
+                    f"`--{field} {getattr(self, field)}` is too small. It is a count, of {least} or more here. "
+                    f"Pass `--{field} {max(least, 1)}`, or leave it out."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain JSON values."""
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}

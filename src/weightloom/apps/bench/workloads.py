@@ -1,0 +1,169 @@
+"""The two workloads of the race, and the plain-torch ways to run them.
+
+In:   the name of a workload, and how many tasks.
+Out:  its base network, conditions, inputs and loss; contenders whose step generates, runs forward and backward.
+Knows nothing of the peers.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from weightloom import MLPHyperNetwork, Params, apply_per_task, mlp
+
+CONDITION_DIM = 16
+HIDDEN = 64
+
+Way = Literal["ours", "documented", "recipe", "undocumented", "plain torch"]
+"""Whose way it is: what a library's reference or quick start shows; a README's advanced recipe; a lucky find; none."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One base network and the data of one step."""
+
+    name: str
+    base: nn.Module
+    condition: Tensor
+    """(tasks, 16)."""
+    x: Tensor
+    """(tasks, batch, *event)."""
+    targets: Tensor
+    """Of the outputs, for a squared error; or classes, for a cross entropy."""
+    by_hand: Callable[[Params, Tensor], Tensor]
+    """The forward pass of all tasks, written out for this base."""
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        """One number for all tasks together."""
+        if self.targets.is_floating_point():
+            return F.mse_loss(outputs, self.targets)
+        return F.cross_entropy(outputs.flatten(0, 1), self.targets.flatten())
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do a step."""
+
+    name: str
+    way: Way
+    how: str
+    """A sentence for the record: what was called, and what differs from the others."""
+    module: nn.Module
+    """Whatever gets gradients."""
+    outputs: Callable[[], Tensor]
+    """Generate parameters for all tasks and run them: (tasks, batch, *out)."""
+
+    def step(self, workload: Workload) -> Tensor:
+        """Generate, forward, one loss, backward; no optimiser."""
+        self.module.zero_grad(set_to_none=True)
+        loss = workload.loss(self.outputs())
+        loss.backward()
+        return loss.detach()
+
+
+def make_workload(name: str, tasks: int = 32, seed: int = 0) -> Workload:
+    """Build a workload; the same numbers for the same seed.
+
+    Example:
+        >>> [sum(p.numel() for p in make_workload(name).base.parameters()) for name in ("mlp", "cnn")]
+        [4353, 3818]
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        condition = torch.rand(tasks, CONDITION_DIM)
+        if name == "mlp":
+            x, targets = torch.randn(tasks, 16, 1), torch.randn(tasks, 16, 1)
+            return Workload(name, mlp([1, 64, 64, 1]), condition, x, targets, mlp_by_hand)
+        images, classes = torch.randn(tasks, 8, 1, 16, 16), torch.randint(10, (tasks, 8))
+        return Workload(name, cnn(), condition, images, classes, cnn_by_hand)
+
+
+def cnn() -> nn.Sequential:
+    """3,818 parameters for images of 1x16x16 and ten classes."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(256, 10)),
+    )
+
+
+def mlp_by_hand(params: Params, x: Tensor) -> Tensor:
+    """One batched matrix product per layer."""
+    for layer in ("0", "2", "4"):
+        x = torch.baddbmm(params[f"{layer}.bias"][:, None], x, params[f"{layer}.weight"].transpose(1, 2))
+        x = x if layer == "4" else x.relu()
+    return x
+
+
+def cnn_by_hand(params: Params, x: Tensor) -> Tensor:
+    """Tasks are groups of channels: one grouped convolution per layer."""
+    tasks, batch = x.shape[:2]
+    x = x.transpose(0, 1).flatten(1, 2)
+    for layer in ("0", "3"):
+        weight, bias = params[f"{layer}.weight"].flatten(0, 1), params[f"{layer}.bias"].flatten()
+        x = F.max_pool2d(F.conv2d(x, weight, bias, padding=1, groups=tasks).relu(), 2)
+    features = x.view(batch, tasks, -1).transpose(0, 1)
+    return torch.baddbmm(params["7.bias"][:, None], features, params["7.weight"].transpose(1, 2))
+
+
+def run_loop(base: nn.Module, params: Params, x: Tensor) -> Tensor:
+    """Run task after task."""
+    rows = [functional_call(base, {name: value[i] for name, value in params.items()}, x[i]) for i in range(len(x))]
+    return torch.stack(rows)
+
+
+def run_vmap(base: nn.Module, params: Params, x: Tensor) -> Tensor:
+    """Run all tasks in one pass of ``vmap``."""
+    outputs: Tensor = vmap(lambda one_params, one_x: functional_call(base, one_params, (one_x,)))(params, x)
+    return outputs
+
+
+def make_generator(size: int) -> nn.Sequential:
+    """Build the hypernetwork that every contender uses whose library permits it: 16-64-``size``."""
+    return mlp([CONDITION_DIM, HIDDEN, size])
+
+
+def cut(flat: Tensor, shapes: Mapping[str, Sequence[int]]) -> Params:
+    """Cut (..., size) into parameters, each (..., *shape)."""
+    pieces = flat.split([math.prod(shape) for shape in shapes.values()], dim=-1)
+    return {
+        name: piece.view(*piece.shape[:-1], *shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+    }
+
+
+def ours(workload: Workload) -> Contender:
+    """Our documented path: README's first code block."""
+    base = copy.deepcopy(workload.base)
+    hyper = MLPHyperNetwork(base, CONDITION_DIM, hidden=(HIDDEN,))
+    return Contender(
+        "weightloom",
+        "ours",
+        "hyper(condition), apply_per_task(base, params, x)",
+        hyper,
+        lambda: apply_per_task(base, hyper(workload.condition), workload.x),
+    )
+
+
+def plain_torch(workload: Workload) -> list[Contender]:
+    """Without any library: the loop, vmap, and kernels written out for this base."""
+    base = copy.deepcopy(workload.base).requires_grad_(False)
+    shapes = {name: value.shape for name, value in base.named_parameters()}
+    generator = make_generator(sum(math.prod(shape) for shape in shapes.values()))
+
+    def contender(name: str, how: str, run: Callable[[Params, Tensor], Tensor]) -> Contender:
+        return Contender(
+            name, "plain torch", how, generator, lambda: run(cut(generator(workload.condition), shapes), workload.x)
+        )
+
+    return [
+        contender("torch, loop", "functional_call, task after task", lambda params, x: run_loop(base, params, x)),
+        contender("torch, vmap", "vmap(functional_call)", lambda params, x: run_vmap(base, params, x)),
+        contender("torch, by hand", "baddbmm and grouped convolutions, for this base only", workload.by_hand),
+    ]
