@@ -3,21 +3,31 @@
 Everything is float64, and `build` gives the same network every time it is called after the same seed.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from weightloom.conditions import DeepSets, SupportAttention
 from weightloom.forms import Full
 from weightloom.hypernets import HeadHyperNetwork, MLPHyperNetwork
+from weightloom.keras import KerasBase
 from weightloom.networks import ConvNet, mlp
 from weightloom.params import ParamSpec
+from weightloom.recurrent import GRU, LSTM
 
 TASKS, BATCH = 3, 4
-SLOW_ATTENTION = pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented")
+LOOPS_INSIDE = pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented")
+"""`vmap` runs one of its operations task after task."""
+KERAS_SAVES = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+"""Keras 3.15 with numpy 2, when a model is pickled."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,16 @@ class Base:
     """Inputs are integers below this; 0 means that they are real numbers."""
     inputs: int = 1
     train: bool = True
+    draw: Callable[[tuple[int, int]], tuple[torch.Tensor, ...]] | None = None
+    """(tasks, batch) to the inputs, where ``event``, ``symbols`` and ``inputs`` do not say what they are."""
+    extra: str = ""
+    """The optional package that it needs; without it the case is skipped."""
 
     def net(self):
         torch.manual_seed(0)
         net = self.build().double().train(self.train)
         for module in net.modules():  # statistics that differ from those of a fresh network
-            if isinstance(module, nn.BatchNorm1d | nn.InstanceNorm1d) and module.running_mean is not None:
+            if isinstance(module, _NormBase) and module.running_mean is not None:
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2.0)
         return net
@@ -46,6 +60,8 @@ class Base:
         return {name: torch.randn(tasks, *shape, dtype=torch.float64) for name, shape in shapes.items()}
 
     def x(self, tasks=TASKS):
+        if self.draw:
+            return self.draw((tasks, BATCH))
         shape = (tasks, BATCH, *self.event)
         one = (lambda: torch.randint(self.symbols, shape)) if self.symbols else (lambda: torch.randn(shape).double())
         return tuple(one() for _ in range(self.inputs))
@@ -70,6 +86,58 @@ class SelfAttention(nn.Module):
 
     def forward(self, x):
         return self.attention(x, x, x)[0]
+
+
+class TiedEmbedding(nn.Module):
+    """What reads the symbols also scores them: one weight, by the name of ``embedding.weight``."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, symbols):
+        return self.out(torch.tanh(self.embedding(symbols)))
+
+
+class Block(nn.Module):
+    """The residual block of a ResNet; it halves the image where it widens."""
+
+    def __init__(self, channels, wider, **options):
+        super().__init__()
+        stride = 1 if channels == wider else 2
+        self.conv1 = nn.Conv2d(channels, wider, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(wider, **options)
+        self.conv2 = nn.Conv2d(wider, wider, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(wider, **options)
+        self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(channels, wider, 1, stride, bias=False)
+
+    def forward(self, x):
+        inner = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+
+
+class Recurrent(nn.Module):
+    """Reads a sequence and keeps the last output, beside the final state."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        outputs, state = self.layer(x)
+        return outputs[:, -1], state
+
+
+class Branching(nn.Module):
+    """Looks at the values of its input, which `vmap` hides from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 5)
+
+    def forward(self, x):
+        return self.linear(x) if x.sum() > 0 else self.linear(-x)
 
 
 class TwoInputsTwoOutputs(nn.Module):
@@ -118,12 +186,94 @@ def transformer():
     return nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
 
 
+def transformer_encoder():
+    return nn.TransformerEncoder(transformer(), 2, enable_nested_tensor=False)
+
+
+def resnet(**options):
+    stem = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4, **options), nn.ReLU()
+    blocks = Block(4, 4, **options), Block(4, 6, **options)
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+
+
+def conv_transpose2d():
+    return nn.Sequential(nn.Linear(5, 18), nn.Unflatten(1, (2, 3, 3)), nn.ConvTranspose2d(2, 1, 3, stride=2))
+
+
+def conv2d_grouped():
+    return nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.PReLU(4), nn.Conv2d(4, 6, 1, groups=2), nn.Flatten())
+
+
+def conv3d():
+    return nn.Sequential(nn.Conv3d(2, 3, 2), nn.PReLU(), nn.Flatten(), nn.Linear(12, 2))
+
+
+TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+
+
+def bert(attention="eager"):
+    from transformers import BertConfig, BertModel
+
+    sizes = {"vocab_size": 11, "max_position_embeddings": 6, **TINY}
+    # A `padding_idx` is left out: under vmap the padding rows of all tasks but the first get a gradient (torch 2.13).
+    return BertModel(BertConfig(pad_token_id=None, attn_implementation=attention, **sizes), add_pooling_layer=False)
+
+
+def gpt2(attention="eager"):
+    """Its output layer is tied to its embedding."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 11, "n_positions": 6, "n_embd": 8, "n_layer": 2, "n_head": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(use_cache=False, attn_implementation=attention, **sizes, **ends))
+
+
+def vit(attention="eager"):
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(image_size=8, patch_size=4, num_channels=1, attn_implementation=attention, **TINY)
+    return ViTModel(config, add_pooling_layer=False)
+
+
+def symbols_and_2d_mask(tasks_and_batch):
+    """The second half of a task's sentences is two symbols short."""
+    mask = torch.ones(*tasks_and_batch, 5, dtype=torch.long)
+    mask[:, tasks_and_batch[1] // 2 :, 3:] = 0
+    return torch.randint(11, mask.shape), mask
+
+
+def symbols_and_4d_mask(tasks_and_batch):
+    """The same mask, ready to be added to the scores: (tasks, batch, heads, queries, keys)."""
+    symbols, mask = symbols_and_2d_mask(tasks_and_batch)
+    return symbols, -1e4 * (1.0 - mask.double())[..., None, None, :].expand(*tasks_and_batch, 1, 5, 5)
+
+
+def keras_model():
+    """Of layers that stay in float64: Keras on torch multiplies the matrices of `Dense` in float32."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    import keras
+
+    layers = [
+        keras.layers.EinsumDense("bi,io->bo", 6, bias_axes="o", activation="tanh", dtype="float64", name="body"),
+        keras.layers.BatchNormalization(dtype="float64", name="norm"),
+        keras.layers.EinsumDense("bi,io->bo", 2, dtype="float64", name="head"),
+    ]
+    base = KerasBase(keras.Sequential([keras.Input((5,), dtype="float64"), *layers]))
+    base.get_buffer("norm/moving_mean").normal_()
+    base.get_buffer("norm/moving_variance").uniform_(0.5, 2.0)
+    return base
+
+
 def bank(**cases):
     """Name each case after what is special about it."""
-    return [
-        pytest.param(case, id=name, marks=SLOW_ATTENTION if "transformer" in name else ())
-        for name, case in cases.items()
-    ]
+    return [pytest.param(case, id=name, marks=_marks(name, getattr(case, "extra", ""))) for name, case in cases.items()]
+
+
+def _marks(name, extra):
+    warns = dict.fromkeys(("transformer", "sdpa", "bilinear", "embedding_bag"), LOOPS_INSIDE) | {"keras": KERAS_SAVES}
+    missing = bool(extra) and find_spec(extra) is None
+    skip = [pytest.mark.skipif(missing, reason=f"{extra} is not installed")] if extra else []
+    return [*skip, *(mark for word, mark in warns.items() if word in name)]
 
 
 BASES = bank(
@@ -149,7 +299,34 @@ BASES = bank(
     instance_norm_eval=Base(instance_norm, (2, 6), train=False),
     dropout_eval=Base(dropout, train=False),
     two_inputs=Base(TwoInputsTwoOutputs, inputs=2),
+    bilinear=Base(lambda: nn.Bilinear(5, 5, 2), inputs=2),
+    resnet_eval=Base(resnet, (2, 5, 5), train=False),
+    resnet_norms_eval=Base(resnet, (2, 5, 5), generate=("*bn*", "1.*"), train=False),
+    resnet_without_statistics=Base(lambda: resnet(track_running_stats=False), (2, 5, 5)),
+    conv_transpose2d=Base(conv_transpose2d),
+    conv2d_grouped_with_prelu=Base(conv2d_grouped, (4, 4, 4)),
+    conv3d=Base(conv3d, (2, 3, 3, 2)),
+    tied_embedding=Base(TiedEmbedding, (3,), symbols=7),
+    embedding_bag=Base(lambda: nn.EmbeddingBag(7, 4), (3,), symbols=7),
+    lstm=Base(lambda: Recurrent(LSTM(2, 3, batch_first=True)), (4, 2)),
+    gru_two_layers_both_ways=Base(lambda: Recurrent(GRU(2, 3, 2, batch_first=True, bidirectional=True)), (4, 2)),
+    transformer_encoder_train=Base(transformer_encoder, (3, 4)),
+    transformer_encoder_eval=Base(transformer_encoder, (3, 4), train=False),
+    bert=Base(bert, (5,), symbols=11, train=False, extra="transformers"),
+    bert_sdpa=Base(lambda: bert("sdpa"), (5,), symbols=11, train=False, extra="transformers"),
+    bert_4d_mask=Base(bert, train=False, draw=symbols_and_4d_mask, extra="transformers"),
+    gpt2=Base(gpt2, (5,), symbols=11, train=False, extra="transformers"),
+    gpt2_norms=Base(gpt2, (5,), "*ln_*", symbols=11, train=False, extra="transformers"),
+    vit=Base(vit, (1, 8, 8), train=False, extra="transformers"),
+    keras=Base(keras_model, train=False, extra="keras"),
 )
+
+BASES_FOR_THE_LOOP = bank(
+    torch_lstm=Base(lambda: Recurrent(nn.LSTM(2, 3, batch_first=True)), (4, 2)),
+    branching=Base(Branching),
+    bert_2d_mask=Base(bert, train=False, draw=symbols_and_2d_mask, extra="transformers"),
+)
+"""What `vmap` cannot run: they keep their promises with ``engine="loop"``."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Generated parameters: the currency between rooms.
 
-In:   a base network and globs that say which of its parameters are generated.
+In:   a base network and selectors (globs, kinds of module, predicates) that say which parameters are generated.
 Out:  `ParamSpec`, their names and shapes; and the way between one flat vector per task and `Params`.
 Knows nothing of how parameters are generated or used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
@@ -20,6 +20,12 @@ Shape = tuple[int, ...]
 
 Params = dict[str, Tensor]
 """Generated parameters: keys as in ``named_parameters()``, each value ``(tasks, *shape)``."""
+
+Selector = str | type[nn.Module] | Callable[[str, nn.Parameter], bool]
+"""Says which parameters: a glob over their names, a kind of module that they are in, or a predicate.
+
+A predicate is called with name and parameter, as in ``lambda name, parameter: parameter.ndim > 1``.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,26 +46,22 @@ class ParamSpec:
     """Names of the parameters that stay the base's own."""
 
     @classmethod
-    def of(cls, base: nn.Module, generate: str | Sequence[str] = "*") -> "ParamSpec":
-        """Select parameters of ``base`` by glob.
+    def of(cls, base: nn.Module, generate: Selector | Iterable[Selector] = "*") -> "ParamSpec":
+        """Select parameters of ``base``.
 
         Args:
-            base: Any module. A parameter tied to several names goes by the first.
-            generate: One glob or several, as in ``"*.bias"`` or ``["head.*", "*.norm.*"]``.
+            base: Any module. A parameter tied to several names goes by the first, whichever of them is selected.
+            generate: One selector or several, as in ``"*.bias"``, ``["head.*", nn.LayerNorm]`` or
+                ``lambda name, parameter: parameter.ndim > 1``.
 
         Raises:
-            ConfigError: If a glob matches no parameter.
+            ConfigError: If a selector matches no parameter.
         """
-        globs = [generate] if isinstance(generate, str) else list(generate)
+        wanted = set().union(*(select(base, selector) for selector in selectors_of(generate)))
+        names = first_names(base)
+        chosen = {names[alias] for alias in wanted}
         shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
-        for glob in globs:
-            if not any(fnmatchcase(name, glob) for name in shapes):
-                raise ConfigError(
-                    f"`generate={glob!r}` matches no parameter of {type(base).__name__}. "
-                    f"A glob is held against the names in `base.named_parameters()`. {nearest(glob, shapes)}"
-                )
-        chosen = {n: s for n, s in shapes.items() if any(fnmatchcase(n, glob) for glob in globs)}
-        return cls(chosen, tuple(name for name in shapes if name not in chosen))
+        return cls({n: s for n, s in shapes.items() if n in chosen}, tuple(n for n in shapes if n not in chosen))
 
     @property
     def size(self) -> int:
@@ -126,3 +128,49 @@ def sub(params: Params, prefix: str) -> Params:
     """
     start = f"{prefix}."
     return {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}
+
+
+def selectors_of(generate: Selector | Iterable[Selector]) -> list[Selector]:
+    """List one selector or several."""
+    if isinstance(generate, str | type) or callable(generate):
+        return [generate]
+    return list(generate)
+
+
+def first_names(base: nn.Module) -> dict[str, str]:
+    """Name by name, tied names included: the first name of the same parameter."""
+    first = {id(parameter): name for name, parameter in base.named_parameters()}
+    return {alias: first[id(parameter)] for alias, parameter in base.named_parameters(remove_duplicate=False)}
+
+
+def select(base: nn.Module, selector: Selector, argument: str = "generate") -> set[str]:
+    """Names of the parameters that a selector matches; of a tied parameter each name that it matches.
+
+    Raises:
+        ConfigError: If there is none; the message names ``argument``.
+    """
+    parameters = dict(base.named_parameters(remove_duplicate=False))
+    if isinstance(selector, type):
+        inside = [
+            f"{name}." if name else ""
+            for name, module in base.named_modules(remove_duplicate=False)
+            if isinstance(module, selector)
+        ]
+        matched = {name for name in parameters if any(name.startswith(prefix) for prefix in inside)}
+    elif callable(selector):
+        matched = {name for name, parameter in parameters.items() if selector(name, parameter)}
+    else:
+        matched = {name for name in parameters if name == selector or fnmatchcase(name, selector)}
+    if matched:
+        return matched
+    if isinstance(selector, type):
+        kinds = {type(m).__name__ for m in base.modules() if next(m.parameters(recurse=False), None) is not None}
+        what = f"{argument}={selector.__name__}"
+        known = f"It selects all parameters of modules of that kind. {nearest(selector.__name__, sorted(kinds))}"
+    elif callable(selector):
+        what = f"{argument}={getattr(selector, '__name__', selector)}"
+        known = f"It is called with the name and the parameter, and says True or False. {nearest('', parameters)}"
+    else:
+        what = f"{argument}={selector!r}"
+        known = f"A glob is held against the names in `base.named_parameters()`. {nearest(selector, parameters)}"
+    raise ConfigError(f"`{what}` matches no parameter of {type(base).__name__}. {known}")

@@ -1,9 +1,18 @@
 """Forms: how one generated parameter is held, and how it becomes the parameter that the base network uses.
 
 In:   the base's own value of a parameter, and the factors a hypernetwork generated for it.
-Out:  the parameter per task, ``(tasks, *shape)``.
+Out:  the parameter per task, ``(tasks, *shape)``: built, or a `Factored` tensor that is used without being built.
 Knows nothing of conditions, hypernetworks or the base's forward pass.
 """
 
+from weightloom.forms.calls import Conv as Conv
+from weightloom.forms.choose import budget as budget
+from weightloom.forms.choose import choose_forms as choose_forms
+from weightloom.forms.chunked import Chunked as Chunked
+from weightloom.forms.factored import Factored as Factored
 from weightloom.forms.form import Form as Form
 from weightloom.forms.full import Full as Full
+from weightloom.forms.low_rank import LowRank as LowRank
+from weightloom.forms.row_scale import FiLM as FiLM
+from weightloom.forms.row_scale import RowScale as RowScale
+from weightloom.forms.template import Template as Template

@@ -1,8 +1,8 @@
-"""A free change for every number of the parameter."""
+"""A free value for every number of the parameter."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from weightloom.forms.form import Form
+from weightloom.forms.form import Form, Parts
 from weightloom.params import Shape
 
 
@@ -15,10 +15,25 @@ class Full(Form):
         torch.Size([5, 2])
     """
 
+    needs = "a parameter of any shape"
+
+    def fit(self, shape: Shape, owner: nn.Module) -> "Full":
+        """Fits every parameter."""
+        return self
+
     def factor_shapes(self, shape: Shape) -> dict[str, Shape]:
         """One factor, ``change``, of the parameter's own shape."""
         return {"change": shape}
 
-    def dense(self, own: Tensor, factors: dict[str, Tensor]) -> Tensor:
+    def dense(self, own: Tensor, parts: Parts) -> Tensor:
         """Add the change to the own value."""
-        return own + factors["change"]
+        return own + parts["change"]
+
+    def value(self, own: Tensor, factors: Parts, shared: Parts | None = None) -> Tensor:
+        """Build the parameter: there is nothing to save."""
+        return self.dense(own, factors)
+
+    @property
+    def is_affine(self) -> bool:
+        """A mean of changes gives the mean of parameters."""
+        return True

@@ -1,0 +1,15 @@
+"""The base network, once per task: Params and inputs in, outputs out.
+
+In:   a base network (any module), Params, inputs whose first axis is tasks.
+Out:  outputs whose first axis is tasks; or, from `specialise`, a plain module for one task.
+Knows nothing of where the parameters came from.
+Start at `apply_per_task`, then read how the engines run it.
+"""
+
+from weightloom.base.apply import Choice as Choice
+from weightloom.base.apply import apply_per_task as apply_per_task
+from weightloom.base.apply import apply_shared as apply_shared
+from weightloom.base.apply import choose_engine as choose_engine
+from weightloom.base.buffers import task_buffers as task_buffers
+from weightloom.base.chunks import in_chunks as in_chunks
+from weightloom.base.plain import specialise as specialise

@@ -1,0 +1,357 @@
+"""The aligned engine: the base runs once, tasks folded into the batch, and each parameter finds the rows of its task.
+
+No ``vmap``: what the base does besides using generated parameters is done once for all rows, by the fastest kernels
+there are, with branches on values allowed. It is right where the base treats the rows of a batch one by one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from weightloom.errors import BatchingError
+from weightloom.forms.calls import TRANSPOSED, WINDOW, Conv, look_up, shared_linear
+from weightloom.forms.factored import NO_SUBCLASS, OF_THE_CARRIER, Factored
+
+
+class Aligned(Tensor):
+    """A parameter of every task at once, that looks like one: its tasks axis is matched to the rows of the input.
+
+    Args:
+        value: The parameter per task, (tasks, *shape), built or as factors.
+        rows: How many rows the folded batch has; row r belongs to task r // (rows / tasks).
+    """
+
+    value: Tensor
+    rows: int
+
+    @staticmethod
+    def __new__(cls: type["Aligned"], value: Tensor, rows: int) -> "Aligned":
+        """Wrap the value in a carrier of one task's shape, which holds no numbers."""
+        with NO_SUBCLASS():
+            empty = torch.full((), torch.nan, dtype=value.dtype, device=value.device)
+            self: Aligned = empty.expand(value.shape[1:]).as_subclass(cls)
+        self.value, self.rows = value, rows
+        return self
+
+    def dense(self) -> Tensor:
+        """The parameter per task, built."""
+        return self.value.dense() if isinstance(self.value, Factored) else self.value
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Do what the base asks for with every task's rows and parameter."""
+        with NO_SUBCLASS():
+            kwargs = kwargs or {}
+            if answer := ANSWERS.get(func):
+                result = answer(func, *args, **kwargs)
+                if result is not NotImplemented:
+                    return result
+            if func in OF_THE_CARRIER:
+                return func(*args, **kwargs)
+            leaves = tree_leaves((args, kwargs))
+            own = [leaf for leaf in leaves if isinstance(leaf, Aligned)]
+            if func is Tensor.requires_grad.__get__:  # type: ignore[attr-defined]
+                return own[0].value.requires_grad
+            name = getattr(func, "__name__", str(func))
+            if all(isinstance(leaf, Aligned) for leaf in leaves if isinstance(leaf, Tensor)) and not name.endswith("_"):
+                return _of_parameters_alone(func, args, kwargs, own)
+            raise BatchingError(
+                f"`{name}` meets a generated parameter in a way that cannot be matched to the rows of its task. The "
+                "aligned engine knows linear layers, convolutions, embeddings, norms and arithmetic on a batch whose "
+                'first axis is rows. Pass `engine="vmap"` or `engine="loop"`.'
+            )
+
+
+def _of_parameters_alone(func: Any, args: Any, kwargs: Any, own: list[Aligned]) -> Any:
+    """Something computed from parameters, such as the softplus of one: the same for each task."""
+    values = [parameter.dense() for parameter in own]
+
+    def for_one(*one: Tensor) -> Any:
+        rest = iter(one)
+        its = tree_map(lambda leaf: next(rest) if isinstance(leaf, Aligned) else leaf, (args, kwargs), is_leaf=_whole)
+        return func(*its[0], **its[1])
+
+    result = vmap(for_one)(*values)
+    return tree_map(lambda leaf: Aligned(leaf, own[0].rows) if isinstance(leaf, Tensor) else leaf, result)
+
+
+def _whole(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+def _split(x: Tensor, parameter: Aligned, several: bool = False) -> Tensor:
+    """Unfold rows into tasks: (rows, ...) -> (tasks, batch, ...); a single row that all tasks share is repeated."""
+    tasks = len(parameter.value)
+    if x.ndim and x.shape[0] == 1 and parameter.rows != 1:
+        x = x.expand(parameter.rows, *x.shape[1:])
+    if not x.ndim or (x.shape[0] % parameter.rows if several else x.shape[0] != parameter.rows):
+        raise BatchingError(
+            f"A generated parameter meets an input of shape {tuple(x.shape)}, but the batch of all tasks has "
+            f"{parameter.rows} rows, which the aligned engine looks for on the first axis. Where the base moves "
+            'its batch to another axis, pass `engine="vmap"` or `engine="loop"`.'
+        )
+    return x.reshape(tasks, -1, *x.shape[1:])
+
+
+def _any(*values: Any) -> Aligned:
+    return next(value for value in values if isinstance(value, Aligned))
+
+
+def _dense(value: Any) -> Any:
+    return value.dense() if isinstance(value, Aligned) else value
+
+
+def _broadcast(value: Any, before: int, after: int) -> Any:
+    """Give a parameter axes to broadcast: (tasks, *[1] * before, *shape, *[1] * after)."""
+    if isinstance(value, Aligned):
+        dense = value.dense()
+        return dense.reshape(len(dense), *[1] * before, *dense.shape[1:], *[1] * after)
+    return value if value is None else value.reshape(*value.shape, *[1] * after)
+
+
+def _linear(func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
+    if isinstance(input, Aligned) or input.ndim < 2:
+        return NotImplemented
+    parameter = _any(weight, bias)
+    tasks = len(parameter.value)
+    x = _split(input, parameter, several=input.ndim == 2)
+    x = x.reshape(tasks, -1, x.shape[-1])
+    shift = _broadcast(bias, 1, 0)
+    y: Any = NotImplemented
+    if isinstance(weight, Aligned) and isinstance(weight.value, Factored):
+        y = weight.value.form.linear(x, weight.value.own, weight.value.parts, shift)
+    if y is NotImplemented and isinstance(weight, Aligned):
+        matrix = weight.dense().mT
+        y = x @ matrix if shift is None else torch.baddbmm(shift, x, matrix)
+    elif y is NotImplemented:
+        y = shared_linear(x, weight, shift)
+    return y.view(-1, *input.shape[1:-1], y.shape[-1])
+
+
+def _addmm(func: Any, input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    if beta != 1 or alpha != 1 or isinstance(mat1, Aligned):
+        return NotImplemented
+    x = _split(mat1, _any(input, mat2), several=True)
+    y = x @ _dense(mat2) + _broadcast(input, 1, 0)
+    return y.flatten(0, 1)
+
+
+def _matmul(func: Any, input: Any, other: Any) -> Any:
+    if isinstance(input, Aligned) or other.ndim != 2 or input.ndim < 2:
+        return NotImplemented
+    x = _split(input, other)
+    y = x.reshape(len(x), -1, x.shape[-1]) @ other.dense()
+    return y.view(-1, *input.shape[1:-1], y.shape[-1])
+
+
+def _conv(
+    func: Any,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    return _convolve(func, input, weight, bias, groups, stride=stride, padding=padding, dilation=dilation)
+
+
+def _conv_transpose(
+    func: Any,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Any:
+    options = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+    return _convolve(func, input, weight, bias, groups, **options)
+
+
+def _convolve(func: Any, input: Any, weight: Any, bias: Any, groups: int, **options: Any) -> Any:
+    window = WINDOW[func]
+    if isinstance(input, Aligned) or input.ndim != window + 2:
+        return NotImplemented
+    conv = Conv(func, tuple(options.items()), groups)
+    x = _split(input, _any(weight, bias))
+    y: Any = NotImplemented
+    if isinstance(weight, Aligned) and isinstance(weight.value, Factored):
+        y = weight.value.form.conv(x, weight.value.own, weight.value.parts, conv)
+    if y is NotImplemented:
+        y = conv(x, _dense(weight))
+    if bias is not None:
+        y = y + _broadcast(bias, 1, window)
+    return y.flatten(0, 1)
+
+
+def _embedding(
+    func: Any,
+    input: Any,
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    if max_norm is not None or scale_grad_by_freq or sparse or isinstance(input, Aligned):
+        return NotImplemented
+    ids = _split(input, weight)
+    y: Any = NotImplemented
+    if isinstance(weight.value, Factored) and padding_idx is None:
+        y = weight.value.form.embedding(ids, weight.value.own, weight.value.parts)
+    if y is NotImplemented:
+        y = look_up(ids, weight.dense())
+    if padding_idx is not None:  # its row is read, but never learned
+        y = torch.where((ids == padding_idx % weight.shape[0])[..., None], y.detach(), y)
+    return y.flatten(0, 1)
+
+
+def _affine(y: Tensor, weight: Any, bias: Any, before: int, after: int) -> Tensor:
+    """Scale and shift what a norm has normalised; (rows, ...) in and out."""
+    parameter = _any(weight, bias)
+    y = _split(y, parameter)
+    scale, shift = _broadcast(weight, before, after), _broadcast(bias, before, after)
+    if scale is None:
+        return (y + shift).flatten(0, 1)
+    return (y * scale if shift is None else torch.addcmul(shift, y, scale)).flatten(0, 1)
+
+
+def _layer_norm(
+    func: Any, input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Any:
+    if isinstance(input, Aligned) or input.ndim <= len(normalized_shape):
+        return NotImplemented
+    before = input.ndim - len(normalized_shape)
+    return _affine(F.layer_norm(input, normalized_shape, None, None, eps), weight, bias, before, 0)
+
+
+def _rms_norm(func: Any, input: Any, normalized_shape: Any, weight: Any = None, eps: Any = None) -> Any:
+    if isinstance(input, Aligned) or input.ndim <= len(normalized_shape):
+        return NotImplemented
+    return _affine(F.rms_norm(input, normalized_shape, None, eps), weight, None, input.ndim - len(normalized_shape), 0)
+
+
+def _group_norm(func: Any, input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+    if isinstance(input, Aligned):
+        return NotImplemented
+    return _affine(F.group_norm(input, num_groups, None, None, eps), weight, bias, 1, input.ndim - 2)
+
+
+def _batch_norm(
+    func: Any,
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *rest: Any,
+    **more: Any,
+) -> Any:
+    if any(isinstance(value, Aligned) for value in (input, running_mean, running_var)):
+        return NotImplemented
+    y = F.batch_norm(input, running_mean, running_var, None, None, *rest, **more)
+    return _affine(y, weight, bias, 1, input.ndim - 2)
+
+
+def _instance_norm(
+    func: Any,
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    *rest: Any,
+    **more: Any,
+) -> Any:
+    if any(isinstance(value, Aligned) for value in (input, running_mean, running_var)):
+        return NotImplemented
+    y = F.instance_norm(input, running_mean, running_var, None, None, *rest, **more)
+    return _affine(y, weight, bias, 1, input.ndim - 2)
+
+
+def _prelu(func: Any, input: Any, weight: Any) -> Any:
+    if isinstance(input, Aligned) or input.ndim < 2:
+        return NotImplemented
+    x = _split(input, weight)
+    slope = _broadcast(weight, 1, input.ndim - 2)
+    return (x.clamp(min=0) + slope * x.clamp(max=0)).flatten(0, 1)
+
+
+def _arithmetic(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Anything number by number: parameters are broadcast as one task's would be, against its rows."""
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    parameter = _any(*tensors)
+    axes = max(value.ndim for value in tensors)
+    has_rows = any(
+        not isinstance(value, Aligned) and value.ndim == axes and axes and value.shape[0] == parameter.rows
+        for value in tensors
+    )
+    if not has_rows:
+        if all(isinstance(value, Aligned) for value in tensors):
+            values = [_broadcast(v, axes - v.ndim, 0) if isinstance(v, Aligned) else v for v in args]
+            return Aligned(func(*values, **kwargs), parameter.rows)
+        return NotImplemented
+
+    def unfold(value: Any) -> Any:
+        if isinstance(value, Aligned):
+            if value.ndim < axes:
+                return _broadcast(value, axes - value.ndim, 0)
+            return value.dense() if value.shape[0] == 1 else None
+        if isinstance(value, Tensor) and value.ndim == axes:
+            return _split(value, parameter)
+        return value
+
+    values = [unfold(value) for value in args]
+    if any(value is None for value in values):
+        return NotImplemented
+    return func(*values, **kwargs).flatten(0, 1)
+
+
+def _expand(func: Any, tensor: Any, *sizes: Any) -> Any:
+    """Repeat a parameter for every row, as in ``self.token.expand(len(x), -1, -1)``."""
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], list | tuple | torch.Size) else sizes
+    if sizes[0] != tensor.rows or (tensor.ndim == len(sizes) and tensor.shape[0] != 1):
+        return NotImplemented
+    dense = tensor.dense()
+    inner = dense.shape[2:] if tensor.ndim == len(sizes) else dense.shape[1:]
+    values = dense.reshape(len(dense), 1, *[1] * (len(sizes) - 1 - len(inner)), *inner)
+    whole = [have if want == -1 else want for have, want in zip(values.shape[2:], sizes[1:], strict=True)]
+    return values.expand(len(dense), tensor.rows // len(dense), *whole).flatten(0, 1)
+
+
+_BY_NUMBER = ["add", "sub", "mul", "div", "true_divide", "pow", "maximum", "minimum"]
+_OPERATORS = ["__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__"]
+
+ANSWERS: dict[Any, Callable[..., Any]] = {
+    F.linear: _linear,
+    torch.addmm: _addmm,
+    **dict.fromkeys([torch.matmul, Tensor.matmul, Tensor.__matmul__], _matmul),
+    **{function: _conv_transpose if function in TRANSPOSED else _conv for function in WINDOW},
+    F.embedding: _embedding,
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    F.group_norm: _group_norm,
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    torch.prelu: _prelu,
+    Tensor.expand: _expand,
+    **{getattr(torch, name): _arithmetic for name in _BY_NUMBER},
+    **{getattr(Tensor, name): _arithmetic for name in [*_BY_NUMBER, *_OPERATORS]},
+}
+"""What the base may do with a generated parameter, by the function that it calls."""

@@ -1,0 +1,68 @@
+"""Buffers per task: running statistics of norms that each task keeps for itself."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from weightloom.errors import BatchingError, ConfigError, ShapeError, nearest
+from weightloom.params import Params
+
+
+def task_buffers(base: nn.Module, tasks: int) -> Params:
+    """Give every task running statistics of its own, which start as the base's.
+
+    Args:
+        base: The base network.
+        tasks: How many tasks.
+
+    Returns:
+        Buffers of the base's norms by name, each ``(tasks, *shape)``, to pass as ``apply_per_task(…, buffers=…)``,
+        which updates them in place where the base is in train mode.
+
+    Example:
+        >>> {name: tuple(value.shape) for name, value in task_buffers(nn.BatchNorm1d(4), tasks=3).items()}
+        {'running_mean': (3, 4), 'running_var': (3, 4), 'num_batches_tracked': (3,)}
+    """
+    return {
+        f"{name}.{leaf}" if name else leaf: value.detach().expand(tasks, *value.shape).clone()
+        for name, module in base.named_modules()
+        if isinstance(module, _NormBase) and module.track_running_stats
+        for leaf, value in module.named_buffers(recurse=False)
+    }
+
+
+def check_buffers(base: nn.Module, buffers: Params, tasks: int) -> None:
+    """Raise unless ``buffers`` names buffers of the base, with a row for each task."""
+    own = dict(base.named_buffers())
+    for name, value in buffers.items():
+        if name not in own:
+            raise ConfigError(
+                f"`buffers` names {name!r}, which {type(base).__name__} does not have. "
+                f"Keys are those of `base.named_buffers()`. {nearest(name, own)}"
+            )
+        if value.shape != (tasks, *own[name].shape):
+            raise ShapeError(
+                f"`buffers[{name!r}]` has shape {tuple(value.shape)}; for {tasks} tasks it is "
+                f"{(tasks, *own[name].shape)}. Every task keeps its own. Make them with `task_buffers(base, {tasks})`."
+            )
+
+
+def refuse_shared_statistics(base: nn.Module, buffers: Params) -> None:
+    """Raise if a norm in train mode would write one set of running statistics for all tasks."""
+    for name, module in norms_that_write(base):
+        if (f"{name}.running_mean" if name else "running_mean") not in buffers:
+            raise BatchingError(
+                f"`{name or 'base'}` is a `{type(module).__name__}` in train mode. It would write one set of running "
+                'statistics for all tasks at once: say which is meant. Pass `statistics="task"` to normalise every '
+                'task by its own batch, `statistics="shared"` to normalise all tasks together, or `buffers='
+                "task_buffers(base, tasks)` to keep statistics per task; or use nn.GroupNorm instead, build it with "
+                '`track_running_stats=False`, call `base.eval()`, or pass `engine="loop"`.'
+            )
+
+
+def norms_that_write(base: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Norms in train mode that keep running statistics, by name."""
+    return [
+        (name, module)
+        for name, module in base.named_modules()
+        if isinstance(module, _NormBase) and module.training and module.track_running_stats
+    ]

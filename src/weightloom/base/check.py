@@ -1,0 +1,105 @@
+"""What annotations cannot see: that base, Params and inputs fit each other."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.errors import BatchingError, ConfigError, ShapeError, nearest
+from weightloom.params import Params, count_tasks
+
+
+def check_call(base: nn.Module, params: Params, inputs: Sequence[Tensor], kwargs: Mapping[str, Any]) -> int:
+    """Check names, task counts, devices and dtypes; return the number of tasks."""
+    check_names(base, params)
+    tasks = count_tasks(params)
+    named = {"x" if len(inputs) == 1 else f"inputs[{i}]": x for i, x in enumerate(inputs)}
+    named |= {f"kwargs[{name!r}]": x for name, x in kwargs.items() if isinstance(x, Tensor)}
+    if not named:
+        raise ShapeError(
+            "`apply_per_task` was given no inputs. The base needs something to run on. Pass `x` of shape (tasks, ...)."
+        )
+    first = f"params[{next(iter(params))!r}]" if params else next(iter(named))
+    for name, x in named.items():
+        if x.ndim == 0:
+            raise ShapeError(
+                f"`{name}` is a scalar. Each task needs its own inputs, on axis 0. Pass `{name}[None]` for one task."
+            )
+        if tasks is None:
+            tasks = x.shape[0]
+        if x.shape[0] != tasks:
+            raise ShapeError(
+                f"`{name}` holds {x.shape[0]} tasks but `{first}` holds {tasks}. "
+                "Each task needs its own parameters and its own inputs, on axis 0. "
+                f"To give every task the same inputs, pass `{name}[:1].expand({tasks}, *{name}.shape[1:])`."
+            )
+    assert tasks is not None
+    if tasks == 0:
+        raise ShapeError(
+            f"`{first}` holds 0 tasks. There is nothing to run, and no way to tell what would come out. "
+            "Leave out the call where no task is left."
+        )
+    _check_kind(params, named)
+    return tasks
+
+
+def check_names(base: nn.Module, params: Params) -> None:
+    """Raise unless ``params`` names parameters of the base, with one axis more than they have."""
+    if type(base).__module__.split(".")[0] == "keras" or any(
+        kind.__module__.split(".")[0] == "keras" for kind in type(base).__mro__
+    ):
+        raise ConfigError(
+            f"`base` is a Keras model, {type(base).__name__}. Keras would silently run with its own weights instead "
+            "of the generated ones. Wrap it: `weightloom.keras.KerasBase(model)`."
+        )
+    own = dict(base.named_parameters(remove_duplicate=False))
+    for name, value in params.items():
+        if name not in own:
+            raise ConfigError(
+                f"`params` names {name!r}, which {type(base).__name__} does not have. "
+                f"Keys are those of `base.named_parameters()`. {nearest(name, own)}"
+            )
+        if value.ndim != own[name].ndim + 1:
+            raise ShapeError(
+                f"`params[{name!r}]` has shape {tuple(value.shape)}; the base's own is {tuple(own[name].shape)}. "
+                "A generated parameter has one axis more, tasks, in front. "
+                f"For one task, pass `value[None]`."
+            )
+
+
+def _check_kind(params: Params, inputs: Mapping[str, Tensor]) -> None:
+    """Raise if generated parameters and real-valued inputs are of different devices or dtypes."""
+    first: tuple[str, Tensor] | None = None
+    named = {f"params[{name!r}]": value for name, value in params.items()}
+    for name, value in {**named, **{n: x for n, x in inputs.items() if x.is_floating_point()}}.items():
+        if first is None:
+            first = name, value
+        if value.device != first[1].device:
+            raise ConfigError(
+                f"`{name}` is on {value.device} but `{first[0]}` is on {first[1].device}. Parameters and inputs meet "
+                f"in one computation, on one device. Move it: `.to({str(first[1].device)!r})`."
+            )
+        autocast = torch.is_autocast_enabled(value.device.type)
+        if value.dtype != first[1].dtype and not autocast and name not in named:
+            raise ConfigError(
+                f"`{name}` is {value.dtype} but `{first[0]}` is {first[1].dtype}. Parameters and inputs meet in one "
+                f"computation, in one dtype. Convert it: `.to({first[1].dtype})`, or run under `torch.autocast`."
+            )
+
+
+def refused_by_vmap(base: nn.Module, error: RuntimeError) -> BatchingError | None:
+    """Say in our words what ``vmap`` refuses; None for any other error, which is the base's own."""
+    text = str(error)
+    if "vmap" not in text and "Batching rule" not in text:
+        return None
+    recurrent = any(
+        isinstance(m, nn.RNNBase | nn.RNNCellBase) and type(m).__module__ == nn.LSTM.__module__ for m in base.modules()
+    )
+    drop_in = " or give recurrent layers a batch: `base = weightloom.replace_recurrent(base)`" if recurrent else ""
+    return BatchingError(
+        f"{type(base).__name__} does something that cannot run for all tasks at once ({text.splitlines()[0]}). "
+        "`vmap` runs the base once, with the tasks axis hidden from it, which torch's recurrent layers and branches on "
+        f'values do not allow. Pass `engine="loop"`{drop_in}; or `engine="aligned"` where the base treats the rows of '
+        "a batch one by one."
+    )

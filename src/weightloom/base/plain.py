@@ -1,0 +1,54 @@
+"""A plain network for one task: what users export, ship and serve."""
+
+import copy
+
+from torch import nn
+
+from weightloom.base.check import check_names
+from weightloom.errors import ConfigError
+from weightloom.forms.factored import built
+from weightloom.params import Params, count_tasks
+from weightloom.recurrent import original_recurrent
+
+
+def specialise(base: nn.Module, params: Params, task: int = 0) -> nn.Module:
+    """Return a plain module for one task: a copy of ``base`` with that task's parameters in their places.
+
+    Nothing of this library is left inside (recurrent drop-ins are torch's own layers again), so it can be exported,
+    pickled, shipped and trained on like any module.
+    Tied parameters stay tied. A linear layer whose generated head has other rows than the base's is resized.
+
+    Args:
+        base: The base network; it is left alone.
+        params: Generated parameters, each ``(tasks, *shape)``.
+        task: Which task.
+
+    Raises:
+        ConfigError: If ``params`` names a parameter that ``base`` does not have, or ``task`` is out of range.
+
+    Example:
+        >>> import torch
+        >>> net = specialise(nn.Linear(3, 2), {"bias": torch.ones(5, 2)}, task=4)
+        >>> net.bias
+        Parameter containing:
+        tensor([1., 1.], requires_grad=True)
+    """
+    check_names(base, params)
+    tasks = count_tasks(params) or 1
+    if not -tasks <= task < tasks:
+        raise ConfigError(
+            f"`task={task}` is out of range. `params` holds {tasks} tasks. Pass a task from 0 to {tasks - 1}."
+        )
+    net = original_recurrent(copy.deepcopy(base))
+    aliases = list(net.named_parameters(remove_duplicate=False))
+    for name, value in params.items():
+        old = net.get_parameter(name)
+        new = nn.Parameter(built(value[task]).detach().clone(), requires_grad=True)
+        for alias, parameter in aliases:
+            if parameter is old:
+                owner, _, leaf = alias.rpartition(".")
+                module = net.get_submodule(owner)
+                setattr(module, leaf, new)
+                if isinstance(module, nn.Linear) and leaf == "weight":
+                    module.out_features, module.in_features = new.shape
+    return net

@@ -1,0 +1,361 @@
+"""Proof that a base treats the rows of a batch one by one, by watching every function that it calls."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from weightloom.forms.calls import WINDOW
+from weightloom.forms.factored import Factored
+
+
+class WatchRows(TorchFunctionMode):
+    """While active, follow which tensors have the batch as their first axis, and note the first call that may mix rows.
+
+    Args:
+        rows: Tensors that enter with the batch on axis 0.
+        generated: Generated parameters, whose use in convolutions is counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixes: str | None = None
+        """The function that may mix rows, or that is not known; None as long as there is none."""
+        self.random = False
+        self.work = 0
+        """Multiplications per task in the largest convolution with a generated kernel."""
+        self._rows: dict[int, Tensor] = {}
+        self._generated: set[int] = set()
+        self._batch = -1
+
+    def start(self, inputs: Sequence[Tensor], generated: Sequence[Tensor]) -> None:
+        """Say what enters: inputs of the base, and parameters that differ from task to task."""
+        self._generated = {id(value) for value in generated}
+        sizes = {x.shape[0] if x.ndim else -1 for x in inputs}
+        if len(sizes) != 1 or -1 in sizes:
+            self.mixes = "an input without a batch axis"
+        self._batch = sizes.pop()
+        self._rows = {id(x): x for x in inputs}
+
+    def finish(self, outputs: Any) -> None:
+        """Say what leaves the base."""
+        leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        if not self.mixes and not all(id(leaf) in self._rows for leaf in leaves):
+            self.mixes = "an output whose rows are not those of the input"
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function and judge it."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self.mixes is None:
+            self._judge(func, args, kwargs, result)
+        return result
+
+    def _judge(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        name = getattr(func, "__name__", str(func))
+        tensors = _tensors((args, kwargs))
+        rows = [tensor for tensor in tensors if id(tensor) in self._rows]
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if name == "__get__" or not results:
+            if results and rows:
+                self.mixes = "a transposed batch"
+            return
+        if not rows:
+            return
+        rule = RULES.get(func)
+        if rule is None or not rule(self, rows, tensors, args, kwargs, result):
+            self.mixes = f"`{name}`"
+            return
+        if any(leaf.ndim == 0 or leaf.shape[0] != self._batch for leaf in results):
+            self.mixes = f"`{name}`"
+            return
+        if name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"):
+            self.random = self.random or bool(kwargs.get("training", args[2] if len(args) > 2 else True))
+        if func in WINDOW and id(tensors[1]) in self._generated:
+            points = result[0, 0].numel() if func not in _TRANSPOSED else tensors[0][0, 0].numel()
+            self.work = max(self.work, self._batch * tensors[1].numel() * points)
+        self._rows.update({id(leaf): leaf for leaf in results})
+
+    def is_row(self, value: Any) -> bool:
+        """Whether a value has the batch as its first axis."""
+        return isinstance(value, Tensor) and id(value) in self._rows
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree, is_leaf=lambda x: isinstance(x, Tensor)) if isinstance(leaf, Tensor)]
+
+
+Rule = Callable[[WatchRows, list[Tensor], list[Tensor], tuple[Any, ...], dict[str, Any], Any], bool]
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, names: Sequence[str], default: Any) -> Any:
+    if len(args) > position:
+        return args[position]
+    return next((kwargs[name] for name in names if name in kwargs), default)
+
+
+def _each_number(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    """Arithmetic: rows meet rows of as many axes, or something that is the same for every row."""
+    axes = result.ndim
+    return all(
+        tensor.ndim == axes if watch.is_row(tensor) else tensor.ndim < axes or tensor.shape[0] == 1
+        for tensor in tensors
+    )
+
+
+def _last_axis(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    """The first input is rows, of two axes or more, the others are the same for every row."""
+    first = tensors[0]
+    return watch.is_row(first) and first.ndim >= 2 and not any(watch.is_row(tensor) for tensor in tensors[1:])
+
+
+def _channels(axes: int) -> Rule:
+    """The input is (batch, channels, *space), with so many axes."""
+
+    def rule(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+        return tensors[0].ndim == axes and _last_axis(watch, rows, tensors, args, kwargs, result)
+
+    return rule
+
+
+def _not_over_the_batch(position: int, names: Sequence[str], default: Any = None) -> Rule:
+    """An axis, or several, are said, and the batch is none of them."""
+
+    def rule(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+        said = _argument(args, kwargs, position, names, default)
+        several = said if isinstance(said, list | tuple) else [said]
+        source = tensors[0]
+        return bool(several) and all(isinstance(one, int) and one % source.ndim != 0 for one in several)
+
+    return rule
+
+
+def _joined(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    dim = _argument(args, kwargs, 1, ["dim", "axis"], 0)
+    return len(rows) == len(tensors) and dim % result.ndim != 0
+
+
+def _normalised(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    shape = _argument(args, kwargs, 1, ["normalized_shape"], None)
+    return _last_axis(watch, rows, tensors, args, kwargs, result) and len(shape) < tensors[0].ndim
+
+
+def _batch_norm(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    training = _argument(args, kwargs, 5, ["training"], False)
+    return not training and _last_axis(watch, rows, tensors, args, kwargs, result)
+
+
+def _flattened(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    return bool(_argument(args, kwargs, 1, ["start_dim"], 0) % max(tensors[0].ndim, 1) != 0)
+
+
+def _regrouped(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    """A view that keeps the first axis; one row would hide how it comes to its size."""
+    return bool(watch._batch > 1)
+
+
+def _moved(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    """Axes change places, the first stays."""
+    dims = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:] or kwargs.get("dims", [1])
+    return bool(dims[0] % tensors[0].ndim == 0)
+
+
+def _swapped(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    axes = tensors[0].ndim
+    return len(args) == 3 and args[1] % axes != 0 and args[2] % axes != 0
+
+
+def _indexed(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    index = args[1]
+    first = index[0] if isinstance(index, tuple) and index else index
+    return bool(first is Ellipsis or first == slice(None)) and len(tensors) == 1
+
+
+def _products(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    """Matrix products: the batch is the axis of many matrices, or of rows against one matrix for all."""
+    left, right = tensors
+    if watch.is_row(left) and watch.is_row(right):
+        return left.ndim == right.ndim and left.ndim >= 3
+    return watch.is_row(left) and left.ndim >= 2 and right.ndim <= 2
+
+
+def _attention(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    return all(watch.is_row(t) and t.ndim == 4 for t in tensors[:3]) and all(
+        t.shape[0] == 1 or t.ndim < 4 or watch.is_row(t) for t in tensors[3:]
+    )
+
+
+def _looked_up(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    return watch.is_row(tensors[0]) and not watch.is_row(tensors[1])
+
+
+def _unsqueezed(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    dim = _argument(args, kwargs, 1, ["dim"], None)
+    return isinstance(dim, int) and dim % (tensors[0].ndim + 1) != 0
+
+
+_TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+_BY_NUMBER = [
+    "abs",
+    "acos",
+    "add",
+    "addcdiv",
+    "addcmul",
+    "asin",
+    "atan",
+    "ceil",
+    "clamp",
+    "clone",
+    "contiguous",
+    "cos",
+    "cosh",
+    "div",
+    "double",
+    "erf",
+    "exp",
+    "expm1",
+    "float",
+    "floor",
+    "half",
+    "hardshrink",
+    "lerp",
+    "log",
+    "log1p",
+    "log2",
+    "masked_fill",
+    "maximum",
+    "minimum",
+    "mul",
+    "neg",
+    "negative",
+    "pow",
+    "positive",
+    "prelu",
+    "reciprocal",
+    "relu",
+    "relu_",
+    "round",
+    "rsqrt",
+    "sigmoid",
+    "sigmoid_",
+    "sign",
+    "sin",
+    "sinh",
+    "sqrt",
+    "square",
+    "sub",
+    "tan",
+    "tanh",
+    "tanh_",
+    "true_divide",
+    "type_as",
+    "where",
+    "bfloat16",
+    "to",
+    "detach",
+    "add_",
+    "mul_",
+    "sub_",
+    "div_",
+    "__add__",
+    "__radd__",
+    "__sub__",
+    "__rsub__",
+    "__mul__",
+    "__rmul__",
+    "__truediv__",
+    "__rtruediv__",
+    "__pow__",
+    "__neg__",
+    "__iadd__",
+    "__imul__",
+]
+_ACTIVATIONS = [
+    "celu",
+    "elu",
+    "elu_",
+    "gelu",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "hardtanh_",
+    "leaky_relu",
+    "leaky_relu_",
+    "logsigmoid",
+    "mish",
+    "relu",
+    "relu_",
+    "relu6",
+    "rrelu",
+    "selu",
+    "selu_",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softshrink",
+    "softsign",
+    "tanh",
+    "tanhshrink",
+    "threshold",
+    "dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+]
+
+
+def _rules() -> dict[Any, Rule]:
+    rules: dict[Any, Rule] = {}
+
+    def add(rule: Rule, *functions: Any) -> None:
+        rules.update({function: rule for function in functions if function is not None})
+
+    for name in _BY_NUMBER:
+        add(_each_number, getattr(torch, name, None), getattr(Tensor, name, None))
+    for name in _ACTIVATIONS:
+        add(_each_number, getattr(F, name, None), getattr(torch, name, None))
+    for window in (1, 2, 3):
+        for pool in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool"):
+            name = f"{pool}{window}d"
+            add(_channels(window + 2), getattr(F, name, None), getattr(torch, name, None))
+        add(_channels(window + 2), getattr(F, f"dropout{window}d"))
+    for function, window in WINDOW.items():
+        add(_channels(window + 2), function)
+    add(_last_axis, F.linear, F.group_norm, torch.group_norm, F.instance_norm, torch.instance_norm, F.interpolate)
+    add(_last_axis, F.pixel_shuffle, F.pixel_unshuffle)
+    add(_normalised, F.layer_norm, torch.layer_norm, F.rms_norm)
+    add(_batch_norm, F.batch_norm)
+    add(_looked_up, F.embedding)
+    add(_flattened, torch.flatten, Tensor.flatten)
+    add(_unsqueezed, torch.unsqueeze, Tensor.unsqueeze)
+    add(_regrouped, Tensor.view, Tensor.reshape, torch.reshape, Tensor.expand)
+    add(_moved, Tensor.permute, torch.permute)
+    add(_swapped, Tensor.transpose, torch.transpose)
+    add(_indexed, Tensor.__getitem__)
+    add(_joined, torch.cat, torch.stack)
+    add(_products, torch.matmul, Tensor.matmul, Tensor.__matmul__)
+    add(_attention, F.scaled_dot_product_attention)
+    for name in ("softmax", "log_softmax"):
+        add(_not_over_the_batch(1, ["dim"]), getattr(F, name), getattr(torch, name), getattr(Tensor, name))
+    for name in ("mean", "sum", "amax", "amin", "squeeze", "var", "std", "logsumexp", "norm", "cumsum"):
+        add(_not_over_the_batch(1, ["dim", "axis"]), getattr(torch, name), getattr(Tensor, name))
+    for name in ("chunk", "split", "unflatten"):
+        position = 1 if name == "unflatten" else 2
+        add(_not_over_the_batch(position, ["dim"], 0), getattr(torch, name), getattr(Tensor, name))
+    add(_not_over_the_batch(2, ["dim"], 1), F.normalize)
+    return rules
+
+
+RULES = _rules()
+"""When a function treats rows one by one. What is not here counts as mixing them."""
+
+
+def factors_of(value: Tensor) -> list[Tensor]:
+    """The tensors that a generated parameter is made of."""
+    return [*value.factors.values()] if isinstance(value, Factored) else [value]

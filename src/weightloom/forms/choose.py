@@ -1,0 +1,183 @@
+"""Which parameter is held in which form: chosen by selectors, or by what may be spent."""
+
+from collections.abc import Iterable, Mapping
+from math import prod
+
+from torch import nn
+
+from weightloom.errors import ConfigError
+from weightloom.forms.chunked import Chunked
+from weightloom.forms.form import Form
+from weightloom.forms.full import Full
+from weightloom.forms.low_rank import LowRank
+from weightloom.forms.row_scale import RowScale
+from weightloom.forms.template import Template
+from weightloom.params import ParamSpec, Selector, Shape, first_names, select
+
+Generate = Selector | Iterable[Selector] | Mapping[Selector, Form]
+"""Which parameters are generated; as a mapping, also in which form."""
+
+
+def choose_forms(base: nn.Module, generate: Generate = "*", form: Form | None = None) -> dict[str, Form]:
+    """Return the form of each generated parameter, in the base's own order.
+
+    Args:
+        base: The base network.
+        generate: One selector, several, or a mapping from selectors to forms, of which the first that matches a
+            parameter counts: ``{"head.*": Full(), nn.Linear: LowRank(4)}``.
+        form: Where ``generate`` is no mapping: the form of every parameter that it fits. Those that it does not fit,
+            such as biases where it needs a matrix, are generated in full. None means `Full`.
+
+    Raises:
+        ConfigError: If a selector matches no parameter, if a form in the mapping does not fit a parameter, or if two
+            names of one tied parameter get different forms.
+
+    Example:
+        >>> choose_forms(nn.Linear(8, 8), form=LowRank(2))
+        {'weight': LowRank(rank=2), 'bias': Full()}
+    """
+    names, owners = first_names(base), _owners(base)
+    shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
+    if not isinstance(generate, Mapping):
+        wanted = ParamSpec.of(base, generate).shapes
+        return {n: (form or Full()).fit(s, owners[n]) or Full() for n, s in wanted.items()}
+    if form is not None:
+        raise ConfigError(
+            f"`form={form}` was given beside a mapping from selectors to forms. The mapping says the form of each "
+            "parameter already. Leave `form` out."
+        )
+    by_alias: dict[str, Form] = {}
+    for selector, its in generate.items():
+        for alias in sorted(select(base, selector)):
+            by_alias.setdefault(alias, its)
+    chosen: dict[str, tuple[str, Form]] = {}
+    for alias, its in by_alias.items():
+        other, taken = chosen.setdefault(names[alias], (alias, its))
+        if taken != its:
+            raise ConfigError(
+                f"`{other}` and `{alias}` are one parameter, tied, but were given {taken} and {its}. Tied parameters "
+                f"stay tied, so they can have one form only. Name `{names[alias]}` alone, or untie them in the base."
+            )
+    return {
+        name: _fitted(name, chosen[name][1], shape, owners[name]) for name, shape in shapes.items() if name in chosen
+    }
+
+
+class Plan(dict[str, Form]):
+    """A form for each generated parameter, with what each costs; its string is a table.
+
+    Pass it as ``generate=plan``.
+    """
+
+    def __init__(self, forms: Mapping[str, Form], costs: Mapping[str, tuple[Shape, int, int]], limit: int) -> None:
+        super().__init__(forms)
+        self.costs = dict(costs)
+        """Shape, numbers generated per task, and parameters of the hypernetwork, for each name."""
+        self.limit = limit
+
+    @property
+    def cost(self) -> int:
+        """Parameters of the hypernetwork, all together."""
+        return sum(parameters for _, _, parameters in self.costs.values())
+
+    def __str__(self) -> str:
+        rows = [("parameter", "shape", "form", "per task", "hypernetwork")]
+        for name, (shape, generated, parameters) in self.costs.items():
+            rows.append(
+                (name, " x ".join(map(str, shape)) or "1", str(self[name]), f"{generated:,}", f"{parameters:,}")
+            )
+        total = sum(generated for _, generated, _ in self.costs.values())
+        rows.append(("all", "", f"of {self.limit:,}", f"{total:,}", f"{self.cost:,}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True))
+            )
+            for r in rows
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def budget(base: nn.Module, parameters: int, width: int = 64, generate: Selector | Iterable[Selector] = "*") -> Plan:
+    """Choose a form for each parameter so that the hypernetwork's head has at most ``parameters`` parameters.
+
+    Every parameter starts with the cheapest form there is for it. Then the one that has the fewest generated numbers
+    for its size is given the next richer form, as long as the budget allows, until nothing more can be had.
+
+    Args:
+        base: The base network.
+        parameters: What the head and all that is shared may have, besides the base's own values.
+        width: Width of the layer that the head reads: each generated number costs ``width + 1`` parameters.
+        generate: Which parameters are generated.
+
+    Returns:
+        A mapping from names to forms, to pass on as ``generate``; print it to see the table.
+
+    Raises:
+        ConfigError: If even the cheapest forms cost more; it says how much they do.
+
+    Example:
+        >>> print(budget(nn.Linear(32, 32), parameters=20_000))
+        parameter  shape    form             per task  hypernetwork
+        weight     32 x 32  LowRank(rank=4)       256        16,768
+        bias       32       Full()                 32         2,080
+        all                 of 20,000             288        18,848
+    """
+    owners = _owners(base)
+    ladders: dict[str, list[tuple[int, int, Form]]] = {}
+    shapes = ParamSpec.of(base, generate).shapes
+    for name, shape in shapes.items():
+        fitting = [fitted for form in _CANDIDATES if (fitted := form.fit(shape, owners[name]))]
+        priced = sorted(((*_cost(form, shape, width), form) for form in fitting), key=lambda row: (row[1], -row[0]))
+        ladders[name] = [
+            row for number, row in enumerate(priced) if all(row[0] > earlier[0] for earlier in priced[:number])
+        ]
+    step = dict.fromkeys(shapes, 0)
+    spent = sum(ladder[0][1] for ladder in ladders.values())
+    if spent > parameters:
+        raise ConfigError(
+            f"`parameters={parameters:,}` is too small a budget. The cheapest forms there are cost {spent:,}. "
+            f"Pass {spent:,} or more, generate fewer parameters, or make `width={width}` smaller."
+        )
+    open_names = set(shapes)
+    while open_names:
+        name = min(open_names, key=lambda n: (ladders[n][step[n]][0] / prod(shapes[n]), n))
+        ladder, at = ladders[name], step[name]
+        further = [row for row in ladder[at + 1 :] if spent + row[1] - ladder[at][1] <= parameters]
+        if not further:
+            open_names.remove(name)
+            continue
+        spent += further[0][1] - ladder[at][1]
+        step[name] = ladder.index(further[0])
+    forms = {name: ladders[name][step[name]][2] for name in shapes}
+    costs = {name: (shape, *ladders[name][step[name]][:2]) for name, shape in shapes.items()}
+    return Plan(forms, costs, parameters)
+
+
+_CANDIDATES: tuple[Form, ...] = (
+    *(Full(), LowRank(32), LowRank(16), LowRank(8), LowRank(4), LowRank(2), LowRank(1)),
+    *(Template(8), Template(4), Template(2), RowScale(), Chunked(64), Chunked(512)),
+)
+
+
+def _cost(form: Form, shape: Shape, width: int) -> tuple[int, int]:
+    """Numbers generated per task, and parameters that a hypernetwork spends on them."""
+    generated = sum(prod(s) for s in form.factor_shapes(shape).values())
+    learned = sum(tensor.numel() for tensor in {**form.shared(shape), **form.starts(shape)}.values())
+    return generated, generated * (width + 1) + learned
+
+
+def _owners(base: nn.Module) -> dict[str, nn.Module]:
+    """The module that each parameter is in, by every name it has."""
+    names = (name for name, _ in base.named_parameters(remove_duplicate=False))
+    return {name: base.get_submodule(name.rpartition(".")[0]) for name in names}
+
+
+def _fitted(name: str, form: Form, shape: Shape, owner: nn.Module) -> Form:
+    fitted = form.fit(shape, owner)
+    if fitted is None:
+        raise ConfigError(
+            f"{form} does not fit `{name}`, which has shape {shape}. This form needs {form.needs}. "
+            "Use `Full()` for it, or leave it out of the selection."
+        )
+    return fitted

@@ -1,0 +1,87 @@
+"""A change of low rank."""
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.errors import ConfigError
+from weightloom.forms.calls import Conv, look_up, shared_linear
+from weightloom.forms.form import Answer, Form, Parts
+from weightloom.params import Shape
+
+
+class LowRank(Form):
+    """θ = W + B A: the own matrix and a generated change of low rank, which is never built.
+
+    A kernel is taken as a matrix, its first axis against all others. A starts at random and B at zero, so that at
+    step 0 the change is zero but has a gradient.
+
+    Args:
+        rank: Rank of the change.
+
+    Example:
+        >>> form, own = LowRank(2), torch.randn(6, 5)
+        >>> factors = {"up": torch.randn(3, 6, 2), "down": torch.randn(3, 2, 5)}
+        >>> weight, x = form.value(own, factors), torch.randn(3, 4, 5)
+        >>> weight.shape, torch.allclose(form.linear(x, own, factors), x @ weight.mT, atol=1e-5)
+        (torch.Size([3, 6, 5]), True)
+
+    Source:
+        Hu et al., "LoRA: Low-rank adaptation of large language models" (2022), section 4.1. Generated per task:
+        Charakorn et al., "Text-to-LoRA" (2025). The paper's factor alpha / r is left out.
+    """
+
+    def __init__(self, rank: int) -> None:
+        if rank < 1:
+            raise ConfigError(f"`rank={rank}` is below 1. A change of rank 0 is no change. Pass 1 or more.")
+        self.rank = rank
+
+    @property
+    def needs(self) -> str:  # type: ignore[override]
+        """What fits."""
+        return f"at least two axes, and a smaller matrix side above the rank, {self.rank}"
+
+    def fit(self, shape: Shape, owner: nn.Module) -> "LowRank | None":
+        """Fits matrices and kernels whose both sides are above the rank: others are smaller in full."""
+        fits = len(shape) >= 2 and min(shape[0], prod(shape[1:])) > self.rank
+        return self if fits else None
+
+    def factor_shapes(self, shape: Shape) -> dict[str, Shape]:
+        """``up``, (rows, rank), and ``down``, (rank, columns)."""
+        return {"up": (shape[0], self.rank), "down": (self.rank, prod(shape[1:]))}
+
+    def starts(self, shape: Shape) -> Parts:
+        """A random ``down``, of the size that makes its outputs as large as the inputs."""
+        columns = prod(shape[1:])
+        return {"down": torch.randn(self.rank, columns) / columns**0.5}
+
+    def dense(self, own: Tensor, parts: Parts) -> Tensor:
+        """Build W + B A."""
+        change = parts["up"] @ parts["down"]
+        return own + change.reshape(*change.shape[:-2], *own.shape)
+
+    def linear(self, x: Tensor, own: Tensor, parts: Parts, bias: Tensor | None = None) -> Tensor:
+        """Answer x Wᵀ + (x Aᵀ) Bᵀ."""
+        y, thin = shared_linear(x, own, bias), x @ parts["down"].mT
+        if y.ndim == 3 and thin.ndim == 3:  # fresh, so the change is added where it stands
+            return y.baddbmm_(thin, parts["up"].mT)
+        return y + thin @ parts["up"].mT
+
+    def conv(self, x: Tensor, own: Tensor, parts: Parts, conv: Conv) -> Answer:
+        """Answer by a thin convolution and a product over channels; grouped convolutions are built."""
+        if conv.groups > 1:
+            return NotImplemented
+        up, down = parts["up"], parts["down"]
+        thin = down.reshape(*down.shape[:-1], *own.shape[1:])
+        if conv.transposed:
+            return conv(x, own) + conv(conv.plain(x, up.mT), thin)
+        return conv(x, own) + conv.plain(conv(x, thin), up)
+
+    def embedding(self, ids: Tensor, own: Tensor, parts: Parts) -> Tensor:
+        """Look up rows of W and of B."""
+        down = parts["down"]
+        thin = look_up(ids, parts["up"])
+        if down.ndim == 3:
+            return look_up(ids, own) + (thin.flatten(1, -2) @ down).unflatten(1, ids.shape[1:])
+        return look_up(ids, own) + thin @ down

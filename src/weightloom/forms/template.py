@@ -1,0 +1,65 @@
+"""A mixture of templates that all tasks share."""
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.errors import ConfigError
+from weightloom.forms.calls import shared_linear
+from weightloom.forms.form import Answer, Form, Parts
+from weightloom.params import Shape
+
+
+class Template(Form):
+    """θ = W + Σ aₖ Wₖ: the own value and a generated mixture of a few templates, which all tasks share and learn.
+
+    Args:
+        count: How many templates.
+
+    Example:
+        >>> form, own = Template(2), torch.zeros(3)
+        >>> templates = torch.eye(3)[:2]
+        >>> form.dense(own, {"mixture": torch.tensor([[1.0, 2.0]]), "templates": templates})
+        tensor([[1., 2., 0.]])
+
+    Source:
+        Savarese and Maire, "Learning implicitly recurrent CNNs through parameter sharing" (2019), equation 2; the
+        linear hypernetwork of Schug et al., "Discovering modular solutions that generalize compositionally" (2024).
+    """
+
+    needs = "a parameter of any shape but a single number"
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ConfigError(f"`count={count}` is below 1. A mixture needs templates to mix. Pass 1 or more.")
+        self.count = count
+
+    def fit(self, shape: Shape, owner: nn.Module) -> "Template | None":
+        """Fits every parameter that is more than one number."""
+        return self if shape else None
+
+    def factor_shapes(self, shape: Shape) -> dict[str, Shape]:
+        """One factor, ``mixture``, a number per template."""
+        return {"mixture": (self.count,)}
+
+    def shared(self, shape: Shape) -> Parts:
+        """The templates, of the size of a fresh layer's weights."""
+        columns = max(1, shape[1:].__len__() and torch.Size(shape[1:]).numel())
+        return {"templates": torch.randn(self.count, *shape) / columns**0.5}
+
+    def dense(self, own: Tensor, parts: Parts) -> Tensor:
+        """Build the mixture."""
+        mixture, templates = parts["mixture"], parts["templates"]
+        return own + (mixture @ templates.flatten(1)).unflatten(-1, own.shape)
+
+    def linear(self, x: Tensor, own: Tensor, parts: Parts, bias: Tensor | None = None) -> Answer:
+        """Mix outputs instead of weights where that is cheaper: with one row per task."""
+        if x.shape[-2] > 1 or own.ndim != 2:
+            return NotImplemented
+        of_each = nn.functional.linear(x, parts["templates"].flatten(0, 1)).unflatten(-1, (self.count, len(own)))
+        mixed: Tensor = (parts["mixture"][..., None, None, :] @ of_each).squeeze(-2)
+        return shared_linear(x, own, bias) + mixed
+
+    @property
+    def is_affine(self) -> bool:
+        """A mean of mixtures gives the mean of parameters."""
+        return True
