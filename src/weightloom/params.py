@@ -80,7 +80,8 @@ class ParamSpec:
                 f"Pass a tensor of shape (tasks, {self.size})."
             )
         pieces = flat.split([prod(shape) for shape in self.shapes.values()], dim=1)
-        return {n: p.unflatten(1, s) if s else p[:, 0] for (n, s), p in zip(self.shapes.items(), pieces, strict=True)}
+        tasks = len(flat)
+        return {n: p.reshape(tasks, *s) for (n, s), p in zip(self.shapes.items(), pieces, strict=True)}
 
     def join(self, params: Params) -> Float[Tensor, "tasks size"]:
         """Join named parameters into one flat vector per task; the inverse of `cut`.

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from weightloom.errors import BatchingError
 from weightloom.forms.calls import TRANSPOSED, WINDOW, Conv, look_up, shared_linear
-from weightloom.forms.factored import NO_SUBCLASS, OF_THE_CARRIER, Factored
+from weightloom.forms.factored import NO_SUBCLASS, OF_THE_CARRIER, Factored, carrier
 
 
 class Aligned(Tensor):
@@ -23,19 +23,21 @@ class Aligned(Tensor):
 
     Args:
         value: The parameter per task, (tasks, *shape), built or as factors.
-        rows: How many rows the folded batch has; row r belongs to task r // (rows / tasks).
+        rows: How many rows the folded batch has.
+        batch_major: Whether task changes from row to row, so that grouped convolutions need no copies. Else the rows
+            of a task lie together.
     """
 
     value: Tensor
     rows: int
+    batch_major: bool
 
     @staticmethod
-    def __new__(cls: type["Aligned"], value: Tensor, rows: int) -> "Aligned":
+    def __new__(cls: type["Aligned"], value: Tensor, rows: int, batch_major: bool = False) -> "Aligned":
         """Wrap the value in a carrier of one task's shape, which holds no numbers."""
         with NO_SUBCLASS():
-            empty = torch.full((), torch.nan, dtype=value.dtype, device=value.device)
-            self: Aligned = empty.expand(value.shape[1:]).as_subclass(cls)
-        self.value, self.rows = value, rows
+            self: Aligned = carrier(cls, value.shape[1:], value.dtype, value.device)
+        self.value, self.rows, self.batch_major = value, rows, batch_major
         return self
 
     def dense(self) -> Tensor:
@@ -83,25 +85,58 @@ def _of_parameters_alone(func: Any, args: Any, kwargs: Any, own: list[Aligned]) 
         return func(*its[0], **its[1])
 
     result = vmap(for_one)(*values)
-    return tree_map(lambda leaf: Aligned(leaf, own[0].rows) if isinstance(leaf, Tensor) else leaf, result)
+    return tree_map(
+        lambda leaf: Aligned(leaf, own[0].rows, own[0].batch_major) if isinstance(leaf, Tensor) else leaf, result
+    )
 
 
 def _whole(leaf: Any) -> bool:
     return isinstance(leaf, Tensor)
 
 
-def _split(x: Tensor, parameter: Aligned, several: bool = False) -> Tensor:
+def fold(x: Tensor, batch_major: bool) -> Tensor:
+    """Fold tasks into the batch: (tasks, batch, ...) -> (rows, ...)."""
+    return (x.transpose(0, 1) if batch_major else x).flatten(0, 1)
+
+
+def unfold(x: Tensor, tasks: int, batch_major: bool) -> Tensor:
+    """Unfold rows: (rows, ...) -> (tasks, batch, ...); a view where the rows are contiguous."""
+    if batch_major:
+        return x.reshape(-1, tasks, *x.shape[1:]).transpose(0, 1)
+    return x.reshape(tasks, -1, *x.shape[1:])
+
+
+def _split(x: Tensor, parameter: Aligned) -> Tensor:
     """Unfold rows into tasks: (rows, ...) -> (tasks, batch, ...); a single row that all tasks share is repeated."""
-    tasks = len(parameter.value)
     if x.ndim and x.shape[0] == 1 and parameter.rows != 1:
         x = x.expand(parameter.rows, *x.shape[1:])
-    if not x.ndim or (x.shape[0] % parameter.rows if several else x.shape[0] != parameter.rows):
+    if not x.ndim or x.shape[0] != parameter.rows:
         raise BatchingError(
             f"A generated parameter meets an input of shape {tuple(x.shape)}, but the batch of all tasks has "
             f"{parameter.rows} rows, which the aligned engine looks for on the first axis. Where the base moves "
             'its batch to another axis, pass `engine="vmap"` or `engine="loop"`.'
         )
-    return x.reshape(tasks, -1, *x.shape[1:])
+    return unfold(x, len(parameter.value), parameter.batch_major)
+
+
+def _merge(y: Tensor, parameter: Aligned) -> Tensor:
+    """Fold what was computed for every task back into rows."""
+    return fold(y, parameter.batch_major)
+
+
+def _rows_of_features(x: Tensor, parameter: Aligned) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Prepare a product over the last axis: (rows, *mid, in) -> (tasks, batch * mid, in), and the way back.
+
+    Two axes may also be (rows * mid, in), as where a base folds its positions into the batch.
+    """
+    mid = x.shape[1:-1]
+    if x.ndim == 2 and x.shape[0] != parameter.rows and x.shape[0] % parameter.rows == 0:
+        mid = torch.Size([x.shape[0] // parameter.rows])
+    if mid:
+        several = _split(x.reshape(-1, *mid, x.shape[-1]), parameter)
+        batch, shape = several.shape[1], x.shape[:-1]
+        return several.flatten(1, -2), lambda y: _merge(y.unflatten(1, (batch, *mid)), parameter).reshape(*shape, -1)
+    return _split(x, parameter), lambda y: _merge(y, parameter)
 
 
 def _any(*values: Any) -> Aligned:
@@ -123,10 +158,7 @@ def _broadcast(value: Any, before: int, after: int) -> Any:
 def _linear(func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
     if isinstance(input, Aligned) or input.ndim < 2:
         return NotImplemented
-    parameter = _any(weight, bias)
-    tasks = len(parameter.value)
-    x = _split(input, parameter, several=input.ndim == 2)
-    x = x.reshape(tasks, -1, x.shape[-1])
+    x, back = _rows_of_features(input, _any(weight, bias))
     shift = _broadcast(bias, 1, 0)
     y: Any = NotImplemented
     if isinstance(weight, Aligned) and isinstance(weight.value, Factored):
@@ -136,23 +168,21 @@ def _linear(func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
         y = x @ matrix if shift is None else torch.baddbmm(shift, x, matrix)
     elif y is NotImplemented:
         y = shared_linear(x, weight, shift)
-    return y.view(-1, *input.shape[1:-1], y.shape[-1])
+    return back(y)
 
 
 def _addmm(func: Any, input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
     if beta != 1 or alpha != 1 or isinstance(mat1, Aligned):
         return NotImplemented
-    x = _split(mat1, _any(input, mat2), several=True)
-    y = x @ _dense(mat2) + _broadcast(input, 1, 0)
-    return y.flatten(0, 1)
+    x, back = _rows_of_features(mat1, _any(input, mat2))
+    return back(x @ _dense(mat2) + _broadcast(input, 1, 0))
 
 
 def _matmul(func: Any, input: Any, other: Any) -> Any:
     if isinstance(input, Aligned) or other.ndim != 2 or input.ndim < 2:
         return NotImplemented
-    x = _split(input, other)
-    y = x.reshape(len(x), -1, x.shape[-1]) @ other.dense()
-    return y.view(-1, *input.shape[1:-1], y.shape[-1])
+    x, back = _rows_of_features(input, other)
+    return back(x @ other.dense())
 
 
 def _conv(
@@ -188,15 +218,13 @@ def _convolve(func: Any, input: Any, weight: Any, bias: Any, groups: int, **opti
     if isinstance(input, Aligned) or input.ndim != window + 2:
         return NotImplemented
     conv = Conv(func, tuple(options.items()), groups)
-    x = _split(input, _any(weight, bias))
-    y: Any = NotImplemented
+    parameter = _any(weight, bias)
+    x = _split(input, parameter)
     if isinstance(weight, Aligned) and isinstance(weight.value, Factored):
         y = weight.value.form.conv(x, weight.value.own, weight.value.parts, conv)
-    if y is NotImplemented:
-        y = conv(x, _dense(weight))
-    if bias is not None:
-        y = y + _broadcast(bias, 1, window)
-    return y.flatten(0, 1)
+        if y is not NotImplemented:
+            return _merge(y if bias is None else y + _broadcast(bias, 1, window), parameter)
+    return _merge(conv(x, _dense(weight), _dense(bias)), parameter)
 
 
 def _embedding(
@@ -213,13 +241,13 @@ def _embedding(
         return NotImplemented
     ids = _split(input, weight)
     y: Any = NotImplemented
-    if isinstance(weight.value, Factored) and padding_idx is None:
+    if isinstance(weight.value, Factored):
         y = weight.value.form.embedding(ids, weight.value.own, weight.value.parts)
     if y is NotImplemented:
         y = look_up(ids, weight.dense())
     if padding_idx is not None:  # its row is read, but never learned
         y = torch.where((ids == padding_idx % weight.shape[0])[..., None], y.detach(), y)
-    return y.flatten(0, 1)
+    return _merge(y, weight)
 
 
 def _affine(y: Tensor, weight: Any, bias: Any, before: int, after: int) -> Tensor:
@@ -228,8 +256,8 @@ def _affine(y: Tensor, weight: Any, bias: Any, before: int, after: int) -> Tenso
     y = _split(y, parameter)
     scale, shift = _broadcast(weight, before, after), _broadcast(bias, before, after)
     if scale is None:
-        return (y + shift).flatten(0, 1)
-    return (y * scale if shift is None else torch.addcmul(shift, y, scale)).flatten(0, 1)
+        return _merge(y + shift, parameter)
+    return _merge(y * scale if shift is None else torch.addcmul(shift, y, scale), parameter)
 
 
 def _layer_norm(
@@ -290,7 +318,7 @@ def _prelu(func: Any, input: Any, weight: Any) -> Any:
         return NotImplemented
     x = _split(input, weight)
     slope = _broadcast(weight, 1, input.ndim - 2)
-    return (x.clamp(min=0) + slope * x.clamp(max=0)).flatten(0, 1)
+    return _merge(x.clamp(min=0) + slope * x.clamp(max=0), weight)
 
 
 def _arithmetic(func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -305,10 +333,10 @@ def _arithmetic(func: Any, *args: Any, **kwargs: Any) -> Any:
     if not has_rows:
         if all(isinstance(value, Aligned) for value in tensors):
             values = [_broadcast(v, axes - v.ndim, 0) if isinstance(v, Aligned) else v for v in args]
-            return Aligned(func(*values, **kwargs), parameter.rows)
+            return Aligned(func(*values, **kwargs), parameter.rows, parameter.batch_major)
         return NotImplemented
 
-    def unfold(value: Any) -> Any:
+    def beside_rows(value: Any) -> Any:
         if isinstance(value, Aligned):
             if value.ndim < axes:
                 return _broadcast(value, axes - value.ndim, 0)
@@ -317,10 +345,10 @@ def _arithmetic(func: Any, *args: Any, **kwargs: Any) -> Any:
             return _split(value, parameter)
         return value
 
-    values = [unfold(value) for value in args]
+    values = [beside_rows(value) for value in args]
     if any(value is None for value in values):
         return NotImplemented
-    return func(*values, **kwargs).flatten(0, 1)
+    return _merge(func(*values, **kwargs), parameter)
 
 
 def _expand(func: Any, tensor: Any, *sizes: Any) -> Any:
@@ -332,7 +360,7 @@ def _expand(func: Any, tensor: Any, *sizes: Any) -> Any:
     inner = dense.shape[2:] if tensor.ndim == len(sizes) else dense.shape[1:]
     values = dense.reshape(len(dense), 1, *[1] * (len(sizes) - 1 - len(inner)), *inner)
     whole = [have if want == -1 else want for have, want in zip(values.shape[2:], sizes[1:], strict=True)]
-    return values.expand(len(dense), tensor.rows // len(dense), *whole).flatten(0, 1)
+    return _merge(values.expand(len(dense), tensor.rows // len(dense), *whole), tensor)
 
 
 _BY_NUMBER = ["add", "sub", "mul", "div", "true_divide", "pow", "maximum", "minimum"]

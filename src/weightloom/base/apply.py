@@ -12,13 +12,18 @@ from torch.utils._pytree import tree_leaves
 from weightloom.base.buffers import check_buffers, norms_that_write, refuse_shared_statistics, task_buffers
 from weightloom.base.check import check_call
 from weightloom.base.engines import Call, Randomness, in_pieces, run_aligned, run_loop, run_vmap
-from weightloom.base.rows import WatchRows
+from weightloom.base.rows import WatchRows, WithoutDropout
+from weightloom.base.slots import Places, Slots
 from weightloom.errors import BatchingError, ConfigError, nearest
 from weightloom.forms.calls import GROUPED_BELOW
+from weightloom.forms.factored import NO_SUBCLASS, Factored
 from weightloom.params import Params
 
 Engine = Literal["auto", "vmap", "aligned", "loop"]
 Statistics = Literal["task", "shared"]
+
+CACHED_NUMBERS = 2_000_000
+"""How many numbers of one intermediate result of all tasks run quickest at once on a CPU (measured)."""
 
 ENGINES = {"vmap": run_vmap, "aligned": run_aligned, "loop": run_loop}
 
@@ -29,6 +34,10 @@ class Choice:
 
     engine: Engine
     reason: str
+    chunk_size: int | None = None
+    """How many tasks run at a time; None means all."""
+    batch_major: bool = False
+    """Whether the aligned engine folds so that the task changes from row to row, as grouped convolutions like it."""
 
     def __str__(self) -> str:
         return f"{self.engine}: {self.reason}"
@@ -86,28 +95,22 @@ def apply_per_task(
     Source:
         Ha, Dai and Le, "HyperNetworks" (2017), section 3.
     """
-    kwargs = kwargs or {}
-    _check_options(engine, randomness, statistics, chunk_size)
-    tasks = check_call(base, params, inputs, kwargs)
-    check_buffers(base, buffers or {}, tasks)
-    call = Call(base, params, inputs, kwargs, tasks, buffers or {}, randomness, chunk_size)
-    if (statistics == "task" and engine != "loop") or statistics == "task":
-        call = replace(call, buffers={**task_buffers(base, tasks), **call.buffers})
-    if statistics == "shared":
-        engine = _engine_of_shared_statistics(base, engine)
-    elif engine != "loop":
-        refuse_shared_statistics(base, call.buffers)
-    if engine == "auto":
-        choice, outputs = _choose(call)
-    else:
-        choice, outputs = Choice(engine, "as asked for"), None
+    kwargs, buffers = kwargs or {}, buffers or {}
+    slots = None if torch.compiler.is_compiling() else Slots(base)
+    call = Call(base, params, inputs, kwargs, 0, buffers, randomness, chunk_size, slots)
+    if slots is None:
+        call = _checked(call, engine, statistics)
+        return run_vmap(call) if engine == "auto" else in_pieces(ENGINES[engine], call)
+    plan = _plan(call, engine, statistics)
+    choice = plan.choice
     if explain:
         print(f"{type(base).__name__} runs with engine {choice}")
-    if outputs is not None:
-        return outputs
-    if choice.engine == "vmap":
-        return run_vmap(call)
-    return in_pieces(ENGINES[choice.engine], call)
+    if statistics == "task":
+        buffers = {**task_buffers(base, plan.tasks), **buffers}
+    size = choice.chunk_size if chunk_size is None else chunk_size
+    call = Call(base, params, inputs, kwargs, plan.tasks, buffers, randomness, size, slots, plan.places)
+    call.batch_major = choice.batch_major
+    return run_vmap(call) if choice.engine == "vmap" else in_pieces(ENGINES[choice.engine], call)
 
 
 def choose_engine(base: nn.Module, params: Params, *inputs: Tensor, kwargs: Mapping[str, Any] | None = None) -> Choice:
@@ -129,10 +132,8 @@ def choose_engine(base: nn.Module, params: Params, *inputs: Tensor, kwargs: Mapp
         >>> print(choose_engine(nn.Linear(3, 2), params, torch.randn(5, 7, 3)))
         aligned: every row of a batch is treated by itself, so tasks are folded into the batch
     """
-    kwargs = kwargs or {}
-    tasks = check_call(base, params, inputs, kwargs)
-    refuse_shared_statistics(base, {})
-    return _choose(Call(base, params, inputs, kwargs, tasks))[0]
+    call = Call(base, params, inputs, kwargs or {}, 0, slots=Slots(base))
+    return _plan(call, "auto", None).choice
 
 
 def apply_shared(module: nn.Module, x: Tensor) -> Tensor:
@@ -166,84 +167,143 @@ def _check_options(engine: str, randomness: str, statistics: str | None, chunk_s
         raise ConfigError(f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or more.")
 
 
-def _engine_of_shared_statistics(base: nn.Module, engine: Engine) -> Engine:
-    if engine == "auto":
-        return "aligned" if norms_that_write(base) else "auto"
-    if engine != "aligned" and norms_that_write(base):
+def _refuse_apart(base: nn.Module, engine: Engine) -> None:
+    if engine not in ("auto", "aligned") and norms_that_write(base):
         raise ConfigError(
             f'`statistics="shared"` cannot be had with `engine={engine!r}`. All tasks are normalised together where '
             'they are one batch. Pass `engine="aligned"`, or leave the engine to "auto".'
         )
-    return engine
 
 
-_choices: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Choice]]" = weakref.WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Plan:
+    """What was found out about a call, and holds for every call of the same shapes."""
+
+    choice: Choice
+    tasks: int
+    places: Places
 
 
-def _choose(call: Call) -> tuple[Choice, Any]:
-    """Choose an engine; where that took a run of the base, return its outputs too."""
-    if torch.compiler.is_compiling():
-        return Choice("vmap", "the base is being compiled, so it cannot be watched"), None
-    known = _choices.setdefault(call.base, {})
-    key = _signature(call)
-    if key in known:
-        return known[key], None
-    few = call if call.chunk_size is None else replace(call.rows(0, call.chunk_size), randomness=call.randomness)
+_plans: "weakref.WeakKeyDictionary[nn.Module, dict[Any, _Plan]]" = weakref.WeakKeyDictionary()
+_PLANS_KEPT = 100
+
+
+def _plan(call: Call, engine: Engine, statistics: Statistics | None) -> _Plan:
+    """Check a call and choose its engine; once for every base and shapes."""
+    key = _signature(call, engine, statistics)
+    known = _plans.setdefault(call.base, {})
+    if key not in known:
+        call = _checked(call, engine, statistics)
+        assert call.slots is not None
+        places = call.slots.places([*call.params, *call.buffers])
+        if statistics == "shared" and norms_that_write(call.base):
+            choice = Choice("aligned", "all tasks are normalised together, as one batch")
+        elif engine == "auto":
+            choice = _choose(replace(call, places=places))
+        else:
+            choice = Choice(engine, "as asked for")
+        if len(known) >= _PLANS_KEPT:
+            known.clear()
+        known[key] = _Plan(choice, call.tasks, places)
+    return known[key]
+
+
+def _checked(call: Call, engine: Engine, statistics: Statistics | None) -> Call:
+    """Check everything there is to check; return the call with its tasks counted and its buffers there."""
+    _check_options(engine, call.randomness, statistics, call.chunk_size)
+    tasks = check_call(call.base, call.params, call.inputs, call.kwargs)
+    check_buffers(call.base, call.buffers, tasks)
+    buffers = call.buffers
+    if statistics == "task":
+        buffers = {**task_buffers(call.base, tasks), **buffers}
+    if statistics == "shared":
+        _refuse_apart(call.base, engine)
+    elif engine != "loop":
+        refuse_shared_statistics(call.base, buffers)
+    return replace(call, tasks=tasks, buffers=buffers)
+
+
+def _choose(call: Call) -> Choice:
+    """Choose an engine by watching the base run for two tasks; it is left, and random states are, as they were."""
+    assert call.slots is not None
+    few = call.first(2)
+    own = {name: buffer.clone() for name, buffer in call.base.named_buffers() if name not in call.buffers}
     watch = WatchRows()
-    try:
-        outputs = _run_watched(few, watch)
-    except BatchingError as error:
-        if not isinstance(error.__cause__, RuntimeError):
+    devices = {x.device for x in few.inputs if x.device.type == "cuda"}
+    with (
+        torch.random.fork_rng(devices=[device.index for device in devices]),
+        WithoutDropout(),
+        call.slots.filled(call.slots.places(own), own),
+    ):
+        try:
+            run_vmap(replace(few, watch=watch))
+        except BatchingError as error:
+            if not isinstance(error.__cause__, RuntimeError):
+                raise
+            return Choice("loop", f"`vmap` refuses the base ({str(error.__cause__).splitlines()[0]})")
+        except torch.OutOfMemoryError:
             raise
-        known[key] = Choice("loop", f"`vmap` refuses the base ({str(error.__cause__).splitlines()[0]})")
-        return known[key], None
-    known[key] = _judge(few, watch, outputs)
-    return known[key], outputs if few is call else None
+        except (RuntimeError, ValueError, TypeError) as error:
+            run_loop(few)  # shows an error of the base's own as it is
+            return Choice("loop", f"the base runs for one task but not under `vmap` ({str(error).splitlines()[0]})")
+        return _judge(call, few, watch)
 
 
-def _judge(call: Call, watch: WatchRows, outputs: Any) -> Choice:
-    reason = watch.mixes
-    if reason is None and (call.buffers or call.randomness == "same"):
-        reason = "what is kept or drawn per task"
-    if reason is None and not (watch.random or _equal_when_folded(call, outputs)):
-        reason = "outputs that differ when tasks are folded into the batch"
-    if reason is None:
-        return Choice("aligned", "every row of a batch is treated by itself, so tasks are folded into the batch")
-    if watch.work >= GROUPED_BELOW and not torch.accelerator.is_available():
-        return Choice("loop", f"{reason} may mix rows, and large generated kernels convolve quicker one by one")
-    return Choice("vmap", f"{reason} may mix the rows of a batch, so tasks are not folded into it")
+def _judge(call: Call, few: Call, watch: WatchRows) -> Choice:
+    tasks = call.tasks
+    reason = f"{watch.mixes} may mix the rows of a batch" if watch.mixes else ""
+    if few.buffers or few.randomness == "same":
+        reason = reason or "something is kept or drawn for each task"
+    if not reason and not _equal_when_folded(call, few):
+        reason = "outputs differ when tasks are folded into the batch"
+    on_cpu = few.inputs[0].device.type == "cpu" if few.inputs else True
+    if not reason:
+        small = watch.work < GROUPED_BELOW
+        piece = max(1, CACHED_NUMBERS // max(watch.largest, 1)) if on_cpu else tasks
+        why = "every row of a batch is treated by itself, so tasks are folded into the batch"
+        if piece < tasks:
+            return Choice("aligned", f"{why}, {piece} at a time to stay in the cache", piece, small)
+        return Choice("aligned", why, None, bool(watch.work) and small)
+    if on_cpu and watch.work >= GROUPED_BELOW:
+        return Choice("loop", f"{reason}, and large generated kernels convolve quicker one by one")
+    return Choice("vmap", f"{reason}, so tasks are not folded into it")
 
 
-def _run_watched(call: Call, watch: WatchRows) -> Any:
-    """Run under vmap, with every function that the base calls seen by ``watch``."""
-    base = call.base
+def _equal_when_folded(call: Call, few: Call) -> bool:
+    """Compare a few tasks with all of them folded: a last check on what watching cannot see, as the size of the batch.
 
-    class Watched(nn.Module):
-        def forward(self, *inputs: Tensor, **kwargs: Any) -> Any:
-            generated = [p for name, p in base.named_parameters(remove_duplicate=False) if name in call.params]
-            tensors = [value for value in kwargs.values() if isinstance(value, Tensor)]
-            watch.start([*inputs, *tensors], generated)
-            with watch:
-                outputs = base(*inputs, **kwargs)
-            watch.finish(outputs)
-            return outputs
-
-    watched = Watched()
-    watched.base = base
-    prefixed = {f"base.{name}": value for name, value in call.params.items()}
-    buffers = {f"base.{name}": value for name, value in call.buffers.items()}
-    return run_vmap(replace(call, base=watched, params=prefixed, buffers=buffers))
-
-
-def _equal_when_folded(call: Call, outputs: Any) -> bool:
-    """Compare with the aligned engine once, without gradients: a last check on what watching cannot see."""
+    It is done with parameters moved a little, for a layer that starts at zero would hide what stands before it, on
+    copies of the inputs, without dropout and without gradients.
+    """
+    whole = call.first(call.chunk_size or call.tasks)
+    whole = replace(whole, params={name: _moved(value) for name, value in whole.params.items()})
+    few = replace(few, params={name: value[: few.tasks] for name, value in whole.params.items()})
     try:
-        with torch.no_grad():
-            folded = run_aligned(call)
-    except (BatchingError, RuntimeError):
+        with torch.no_grad(), WithoutDropout():
+            alone, folded = run_vmap(_with_copies(few)), run_aligned(_with_copies(whole))
+    except (BatchingError, RuntimeError, ValueError):
         return False
-    pairs = zip(tree_leaves(outputs), tree_leaves(folded), strict=True)
-    return all(_close(a.detach(), b) for a, b in pairs if isinstance(a, Tensor))
+    leaves, others = tree_leaves(alone), tree_leaves(folded)
+    return len(leaves) == len(others) and all(_same(a, b) for a, b in zip(leaves, others, strict=True))
+
+
+def _moved(value: Tensor) -> Tensor:
+    """A generic value near this one."""
+    if isinstance(value, Factored):
+        return value.map(_moved)
+    value = value.detach()
+    return value + torch.randn_like(value) * (0.1 * value.square().mean().sqrt() + 0.01)
+
+
+def _with_copies(call: Call) -> Call:
+    kwargs = {name: x.clone() if isinstance(x, Tensor) else x for name, x in call.kwargs.items()}
+    return replace(call, inputs=[x.clone() for x in call.inputs], kwargs=kwargs)
+
+
+def _same(few: Any, whole: Any) -> bool:
+    if isinstance(few, Tensor) and isinstance(whole, Tensor):
+        return _close(few, whole[: len(few)])
+    return bool(few == whole)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -254,14 +314,21 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=tolerance, atol=tolerance * float(scale) + 1e-30, equal_nan=True))
 
 
-def _signature(call: Call) -> Any:
-    """What a choice holds for: the base as it stands, and the shapes of everything."""
-    tensors = {**call.params, **call.tensors, **{str(i): x for i, x in enumerate(call.inputs)}}
+def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> Any:
+    """What a plan holds for: the base as it stands, the options, and the shapes of everything."""
+    assert call.slots is not None
     return (
-        tuple((id(module), module.training) for module in call.base.modules()),
-        tuple((name, value.shape[1:], value.dtype, getattr(value, "form", None)) for name, value in tensors.items()),
-        tuple(sorted((name, repr(value)) for name, value in call.constants.items())),
-        frozenset(call.buffers),
-        call.randomness,
-        torch.is_autocast_enabled("cpu"),
+        call.slots.key(),
+        (engine, statistics, call.randomness, call.chunk_size, torch.is_autocast_enabled("cpu")),
+        tuple([(name, *_kind(value)) for name, value in call.params.items()]),
+        tuple([_kind(x) for x in call.inputs]),
+        tuple([(name, *_kind(value)) for name, value in call.kwargs.items()]) if call.kwargs else (),
+        tuple([(name, *_kind(value)) for name, value in call.buffers.items()]) if call.buffers else (),
     )
+
+
+def _kind(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, Factored):
+        with NO_SUBCLASS():
+            return value.shape, value.dtype, value.device, value.form
+    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (repr(value),)

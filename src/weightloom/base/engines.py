@@ -1,17 +1,21 @@
 """How many tasks are run: all at once under ``vmap``, folded into the batch, or one after the other."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_map
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from weightloom.base.aligned import Aligned
+from weightloom.base.aligned import Aligned, fold, unfold
 from weightloom.base.check import refused_by_vmap
+from weightloom.base.rows import WatchRows
+from weightloom.base.slots import Places, Slots
 from weightloom.errors import BatchingError
 from weightloom.forms.factored import Factored
 from weightloom.params import Params
@@ -19,7 +23,7 @@ from weightloom.params import Params
 Randomness = Literal["different", "same"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
     """One call of `apply_per_task`, checked: what every engine runs."""
 
@@ -31,6 +35,13 @@ class Call:
     buffers: Params = field(default_factory=dict)
     randomness: Randomness = "different"
     chunk_size: int | None = None
+    slots: Slots | None = None
+    """Where the base keeps its parameters; None while it is compiled."""
+    places: Places = field(default_factory=list)
+    batch_major: bool = False
+    """How the aligned engine folds: see `Aligned`."""
+    watch: WatchRows | None = None
+    """Watches the base run."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -42,36 +53,54 @@ class Call:
         """Keyword inputs that are the same for all tasks."""
         return {name: value for name, value in self.kwargs.items() if not isinstance(value, Tensor)}
 
-    def rows(self, start: int, stop: int) -> "Call":
-        """The same for some of the tasks."""
-        cut = slice(start, stop)
-        return Call(
-            self.base,
-            {name: value[cut] for name, value in self.params.items()},
-            [x[cut] for x in self.inputs],
-            {name: value[cut] if isinstance(value, Tensor) else value for name, value in self.kwargs.items()},
-            len(range(*cut.indices(self.tasks))),
-            {name: value[cut] for name, value in self.buffers.items()},
-            self.randomness,
+    def run(self, tensors: Params, inputs: Sequence[Tensor], kwargs: Mapping[str, Any]) -> Any:
+        """Run the base with ``tensors`` in the place of its own."""
+        if self.slots is None:
+            return functional_call(self.base, tensors, tuple(inputs), {**self.constants, **kwargs})
+        with self.slots.filled(self.places, tensors):
+            if self.watch is None:
+                return self.base(*inputs, **self.constants, **kwargs)
+            generated = [tensors[name] for name in self.params]
+            with self.watch.start([*inputs, *kwargs.values()], generated):
+                outputs = self.base(*inputs, **self.constants, **kwargs)
+            self.watch.finish(outputs)
+            return outputs
+
+    def first(self, tasks: int) -> "Call":
+        """The same for the first few tasks; buffers are copied."""
+        return replace(
+            self,
+            params={name: value[:tasks] for name, value in self.params.items()},
+            inputs=[x[:tasks] for x in self.inputs],
+            kwargs={name: value[:tasks] if isinstance(value, Tensor) else value for name, value in self.kwargs.items()},
+            tasks=min(tasks, self.tasks),
+            buffers={name: value[:tasks].clone() for name, value in self.buffers.items()},
+            chunk_size=None,
         )
 
 
 def run_vmap(call: Call) -> Any:
     """All tasks in one pass, the tasks axis hidden from the base."""
     generated = {name: value.factors if isinstance(value, Factored) else value for name, value in call.params.items()}
+    constants: list[Any] = []
+    structure: Any = None
 
     def apply_one(factors: Any, buffers: Params, inputs: Sequence[Tensor], tensors: Params) -> Any:
+        nonlocal constants, structure
         params = {name: _rebuilt(call.params[name], its) for name, its in factors.items()}
-        return functional_call(call.base, {**params, **buffers}, tuple(inputs), {**call.constants, **tensors})
+        leaves, structure = tree_flatten(call.run({**params, **buffers}, inputs, tensors))
+        constants = [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]  # vmap passes on nothing else
 
     run = vmap(apply_one, randomness=call.randomness, chunk_size=call.chunk_size)
     try:
-        with no_fused_attention():
-            return run(generated, call.buffers, tuple(call.inputs), call.tensors)
+        with no_fused_attention(), padding_unlearned(call.base):
+            outputs = iter(run(generated, call.buffers, tuple(call.inputs), call.tensors))
     except RuntimeError as error:
         if refused := refused_by_vmap(call.base, error):
             raise refused from error
         raise
+    return tree_unflatten([next(outputs) if leaf is Tensor else leaf for leaf in constants], structure)
 
 
 def run_loop(call: Call) -> Any:
@@ -86,8 +115,8 @@ def run_loop(call: Call) -> Any:
             torch.set_rng_state(state)
         its = {name: row[task] for name, row in params.items()}
         buffers = {name: value[task] for name, value in call.buffers.items()}
-        kwargs = {**call.constants, **{name: row[task] for name, row in tensors.items()}}
-        rows.append(functional_call(call.base, {**its, **buffers}, tuple(x[task] for x in inputs), kwargs))
+        kwargs = {name: row[task] for name, row in tensors.items()}
+        rows.append(call.run({**its, **buffers}, [x[task] for x in inputs], kwargs))
     return tree_map(lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *rows)
 
 
@@ -98,19 +127,23 @@ def run_aligned(call: Call) -> Any:
             "`buffers` were given with the aligned engine, which folds all tasks into one batch: a norm in train mode "
             'sees them together. Pass `engine="vmap"` for statistics per task.'
         )
+    if call.randomness == "same":
+        raise BatchingError(
+            '`randomness="same"` was given with the aligned engine, which runs all tasks as one batch: it draws '
+            'numbers for every row apart. Pass `engine="vmap"` or `engine="loop"`.'
+        )
     batches = {x.shape[1] if x.ndim > 1 else 0 for x in (*call.inputs, *call.tensors.values())}
     if len(batches) != 1 or 0 in batches:
         raise BatchingError(
             f"The inputs have batches of {sorted(batches)} rows. The aligned engine folds tasks and batch "
             'into one axis, the same for every input, each (tasks, batch, ...). Pass `engine="vmap"`.'
         )
-    rows = call.tasks * batches.pop()
-    params: Params = {name: Aligned(value, rows) for name, value in call.params.items()}
-    inputs = tuple(x.flatten(0, 1) for x in call.inputs)
-    kwargs = {**call.constants, **{name: x.flatten(0, 1) for name, x in call.tensors.items()}}
-    outputs = functional_call(call.base, params, inputs, kwargs)
+    rows, batch_major = call.tasks * batches.pop(), call.batch_major
+    params: Params = {name: Aligned(value, rows, batch_major) for name, value in call.params.items()}
+    inputs = [fold(x, batch_major) for x in call.inputs]
+    outputs = call.run(params, inputs, {name: fold(x, batch_major) for name, x in call.tensors.items()})
 
-    def unfold(leaf: Any) -> Any:
+    def of_tasks(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         if isinstance(leaf, Aligned) or not leaf.ndim or leaf.shape[0] != rows:
@@ -119,22 +152,75 @@ def run_aligned(call: Call) -> Any:
                 "aligned engine runs all tasks as one batch, so what is returned needs a row for each. "
                 'Pass `engine="vmap"` or `engine="loop"`.'
             )
-        return leaf.unflatten(0, (call.tasks, rows // call.tasks))
+        return unfold(leaf, call.tasks, batch_major)
 
-    return tree_map(unfold, outputs, is_leaf=lambda leaf: isinstance(leaf, Tensor))
+    return tree_map(of_tasks, outputs, is_leaf=lambda leaf: isinstance(leaf, Tensor))
 
 
 def in_pieces(run: Callable[[Call], Any], call: Call) -> Any:
     """Run some tasks at a time and join the outputs."""
-    if call.chunk_size is None or call.chunk_size >= call.tasks:
+    size = call.chunk_size
+    if size is None or size >= call.tasks:
         return run(call)
-    starts = range(0, call.tasks, call.chunk_size)
-    parts = [run(call.rows(start, start + call.chunk_size)) for start in starts]
+    pieces = range(-(-call.tasks // size))
+    state = torch.get_rng_state() if call.randomness == "same" else None
+
+    def run_piece(piece: Call) -> Any:
+        if state is not None:
+            torch.set_rng_state(state)
+        return run(piece)
+
+    def split(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        cut = {name: v.split(size) if isinstance(v, Tensor) else [v] * len(pieces) for name, v in values.items()}
+        return [{name: its[piece] for name, its in cut.items()} for piece in pieces]
+
+    params, kwargs, buffers = split(call.params), split(call.kwargs), split(call.buffers)
+    inputs = [x.split(size) for x in call.inputs]
+    parts = [
+        run_piece(
+            replace(
+                call,
+                params=params[piece],
+                inputs=[x[piece] for x in inputs],
+                kwargs=kwargs[piece],
+                buffers=buffers[piece],
+                tasks=min(size, call.tasks - piece * size),
+                chunk_size=None,
+            )
+        )
+        for piece in pieces
+    ]
     return tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *parts)
 
 
 def _rebuilt(value: Tensor, its: Any) -> Tensor:
     return Factored(value.form, value.own, its, value.shared) if isinstance(value, Factored) else its
+
+
+class PaddingUnlearned(TorchFunctionMode):
+    """Keeps the padding row of an embedding without a gradient, in every task.
+
+    Under ``vmap`` all tables are laid end to end, and torch looks for the padding row in the first (torch 2.13).
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Look up, and let no gradient through where padding was read."""
+        kwargs = kwargs or {}
+        y = func(*args, **kwargs)
+        if func is F.embedding:
+            ids, weight, padding_idx = (*args, *(kwargs[n] for n in ("input", "weight") if n in kwargs), None)[:3]
+            padding_idx = kwargs.get("padding_idx", padding_idx)
+            if padding_idx is not None:
+                y = torch.where((ids == padding_idx % weight.shape[0])[..., None], y.detach(), y)
+        return y
+
+
+def padding_unlearned(base: nn.Module) -> AbstractContextManager[Any]:
+    """`PaddingUnlearned` where the base has something to pad."""
+    pads = any(module.__dict__.get("padding_idx") is not None for module in base.modules())
+    return PaddingUnlearned() if pads else nullcontext()
 
 
 @contextmanager

@@ -25,21 +25,25 @@ class WatchRows(TorchFunctionMode):
         super().__init__()
         self.mixes: str | None = None
         """The function that may mix rows, or that is not known; None as long as there is none."""
-        self.random = False
         self.work = 0
         """Multiplications per task in the largest convolution with a generated kernel."""
+        self.largest = 0
+        """Numbers in the largest tensor of one task on the way."""
         self._rows: dict[int, Tensor] = {}
+        self._others: dict[int, Tensor] = {}
         self._generated: set[int] = set()
         self._batch = -1
 
-    def start(self, inputs: Sequence[Tensor], generated: Sequence[Tensor]) -> None:
+    def start(self, inputs: Sequence[Tensor], generated: Sequence[Tensor]) -> "WatchRows":
         """Say what enters: inputs of the base, and parameters that differ from task to task."""
         self._generated = {id(value) for value in generated}
+        self._others = {id(part): part for value in generated for part in (value, *factors_of(value))}
         sizes = {x.shape[0] if x.ndim else -1 for x in inputs}
         if len(sizes) != 1 or -1 in sizes:
             self.mixes = "an input without a batch axis"
         self._batch = sizes.pop()
         self._rows = {id(x): x for x in inputs}
+        return self
 
     def finish(self, outputs: Any) -> None:
         """Say what leaves the base."""
@@ -62,11 +66,15 @@ class WatchRows(TorchFunctionMode):
         tensors = _tensors((args, kwargs))
         rows = [tensor for tensor in tensors if id(tensor) in self._rows]
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if name == "__get__" or not results:
-            if results and rows:
-                self.mixes = "a transposed batch"
+        if any(self._is_stray(tensor) for tensor in tensors):
+            self.mixes = "a tensor that came about unseen"
             return
         if not rows:
+            self._others.update({id(leaf): leaf for leaf in results})
+            return
+        if name == "__get__" and not results:
+            return
+        if not results and func in _OF_THE_SHAPE:
             return
         rule = RULES.get(func)
         if rule is None or not rule(self, rows, tensors, args, kwargs, result):
@@ -75,20 +83,44 @@ class WatchRows(TorchFunctionMode):
         if any(leaf.ndim == 0 or leaf.shape[0] != self._batch for leaf in results):
             self.mixes = f"`{name}`"
             return
-        if name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"):
-            self.random = self.random or bool(kwargs.get("training", args[2] if len(args) > 2 else True))
         if func in WINDOW and id(tensors[1]) in self._generated:
             points = result[0, 0].numel() if func not in _TRANSPOSED else tensors[0][0, 0].numel()
             self.work = max(self.work, self._batch * tensors[1].numel() * points)
+        self.largest = max(self.largest, *(leaf.numel() for leaf in results))
         self._rows.update({id(leaf): leaf for leaf in results})
+
+    def _is_stray(self, tensor: Tensor) -> bool:
+        """Whether a tensor that differs from task to task was computed by what cannot be watched."""
+        seen = id(tensor) in self._rows or id(tensor) in self._others
+        return not seen and not isinstance(tensor, Factored) and _differs_by_task(tensor)
 
     def is_row(self, value: Any) -> bool:
         """Whether a value has the batch as its first axis."""
         return isinstance(value, Tensor) and id(value) in self._rows
 
 
+class WithoutDropout(TorchFunctionMode):
+    """While active, nothing is dropped: what two engines compute can be compared."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Pass on the input of a dropout as it is."""
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention:
+            args, kwargs = (*args[:4], *([0.0] if len(args) > 4 else []), *args[5:]), {**kwargs}
+            kwargs.pop("dropout_p", None)
+        return func(*args, **kwargs)
+
+
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree, is_leaf=lambda x: isinstance(x, Tensor)) if isinstance(leaf, Tensor)]
+
+
+def _differs_by_task(tensor: Tensor) -> bool:
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 Rule = Callable[[WatchRows, list[Tensor], list[Tensor], tuple[Any, ...], dict[str, Any], Any], bool]
@@ -160,6 +192,11 @@ def _regrouped(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kw
     return bool(watch._batch > 1)
 
 
+def _expanded(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    """Repeated along axes that were there: a new one would stand before the rows."""
+    return bool(result.ndim == tensors[0].ndim)
+
+
 def _moved(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
     """Axes change places, the first stays."""
     dims = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:] or kwargs.get("dims", [1])
@@ -172,13 +209,21 @@ def _swapped(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwar
 
 
 def _indexed(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
-    index = args[1]
-    first = index[0] if isinstance(index, tuple) and index else index
-    return bool(first is Ellipsis or first == slice(None)) and len(tensors) == 1
+    """All rows are kept, and no more than one list of positions is given: of two, torch may put theirs first."""
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    if not all(i is None or i is Ellipsis or isinstance(i, int | slice | list) for i in index) or not index:
+        return False
+    named = sum(i is not None and i is not Ellipsis for i in index)
+    whole = index[0] == slice(None) if isinstance(index[0], slice) else index[0] is Ellipsis
+    return (
+        whole and named < tensors[0].ndim + (index[0] is not Ellipsis) and sum(isinstance(i, list) for i in index) < 2
+    )
 
 
 def _products(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
     """Matrix products: the batch is the axis of many matrices, or of rows against one matrix for all."""
+    if len(tensors) != 2:
+        return False
     left, right = tensors
     if watch.is_row(left) and watch.is_row(right):
         return left.ndim == right.ndim and left.ndim >= 3
@@ -186,8 +231,9 @@ def _products(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwa
 
 
 def _attention(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    """Heads of rows; a mask of rows has all four axes, for one with fewer would meet the heads."""
     return all(watch.is_row(t) and t.ndim == 4 for t in tensors[:3]) and all(
-        t.shape[0] == 1 or t.ndim < 4 or watch.is_row(t) for t in tensors[3:]
+        t.ndim == 4 if watch.is_row(t) else t.ndim < 4 or t.shape[0] == 1 for t in tensors[3:]
     )
 
 
@@ -199,6 +245,18 @@ def _unsqueezed(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, k
     dim = _argument(args, kwargs, 1, ["dim"], None)
     return isinstance(dim, int) and dim % (tensors[0].ndim + 1) != 0
 
+
+_DROPOUTS = {
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
+    *(torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout),
+}
+
+_OF_THE_SHAPE = {
+    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.__len__, Tensor.stride, Tensor.is_contiguous),
+    *(Tensor.is_floating_point, Tensor.is_complex, torch.is_floating_point, torch.is_complex, torch.numel),
+    *(Tensor.element_size, Tensor.get_device, Tensor.ndimension, Tensor.is_signed, Tensor.storage_offset),
+}
+"""What gives no tensor, and reads no numbers."""
 
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 _BY_NUMBER = [
@@ -334,7 +392,8 @@ def _rules() -> dict[Any, Rule]:
     add(_looked_up, F.embedding)
     add(_flattened, torch.flatten, Tensor.flatten)
     add(_unsqueezed, torch.unsqueeze, Tensor.unsqueeze)
-    add(_regrouped, Tensor.view, Tensor.reshape, torch.reshape, Tensor.expand)
+    add(_regrouped, Tensor.view, Tensor.reshape, torch.reshape)
+    add(_expanded, Tensor.expand)
     add(_moved, Tensor.permute, torch.permute)
     add(_swapped, Tensor.transpose, torch.transpose)
     add(_indexed, Tensor.__getitem__)
@@ -343,12 +402,13 @@ def _rules() -> dict[Any, Rule]:
     add(_attention, F.scaled_dot_product_attention)
     for name in ("softmax", "log_softmax"):
         add(_not_over_the_batch(1, ["dim"]), getattr(F, name), getattr(torch, name), getattr(Tensor, name))
-    for name in ("mean", "sum", "amax", "amin", "squeeze", "var", "std", "logsumexp", "norm", "cumsum"):
+    for name in ("mean", "sum", "amax", "amin", "squeeze", "var", "std", "logsumexp", "cumsum"):
         add(_not_over_the_batch(1, ["dim", "axis"]), getattr(torch, name), getattr(Tensor, name))
     for name in ("chunk", "split", "unflatten"):
         position = 1 if name == "unflatten" else 2
         add(_not_over_the_batch(position, ["dim"], 0), getattr(torch, name), getattr(Tensor, name))
     add(_not_over_the_batch(2, ["dim"], 1), F.normalize)
+    add(_not_over_the_batch(2, ["dim"]), torch.norm, Tensor.norm)
     return rules
 
 

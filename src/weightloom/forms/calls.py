@@ -31,29 +31,34 @@ class Conv:
         """Whether kernels are (in, out / groups, *window) instead of (out, in / groups, *window)."""
         return self.function in TRANSPOSED
 
-    def __call__(self, x: Tensor, kernel: Tensor) -> Tensor:
-        """Convolve; every task with its own kernel where the kernels carry a leading axis."""
+    def __call__(self, x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Convolve; every task with its own kernel where the kernels carry a leading axis.
+
+        The bias is (out,), or (tasks, out) for inputs with a tasks axis.
+        """
         window = WINDOW[self.function]
-        lead = x.ndim - window - 2
-        if lead == 0:
-            return self.run(x, kernel, self.groups)
-        if kernel.ndim == window + 2:
-            return self.run(x.flatten(0, 1), kernel, self.groups).unflatten(0, x.shape[:2])
+        if x.ndim == window + 2:
+            return self.run(x, kernel, bias, self.groups)
         tasks, batch = x.shape[:2]
-        if tasks == 1:
-            return self.run(x[0], kernel[0], self.groups)[None]
+        if kernel.ndim == window + 2:
+            inside = bias if bias is None or bias.ndim == 1 else None
+            folded, back = foldable(x)
+            y = back(self.run(folded, kernel, inside, self.groups))
+            return y if bias is inside else y + bias[(slice(None), None, ..., *[None] * window)]  # type: ignore[index]
+        if bias is not None and bias.ndim == 1:
+            bias = bias.expand(tasks, -1)
         multiplications = batch * kernel[0].numel() * x.shape[3:].numel()
-        if multiplications >= GROUPED_BELOW and x.device.type == "cpu":
-            rows = zip(x.unbind(), kernel.unbind(), strict=True)
-            return torch.stack([self.run(one, its, self.groups) for one, its in rows])
+        if tasks == 1 or (multiplications >= GROUPED_BELOW and x.device.type == "cpu"):
+            biases = [None] * tasks if bias is None else bias.unbind()
+            rows = zip(x.unbind(), kernel.unbind(), biases, strict=True)
+            return torch.stack([self.run(one, its, shift, self.groups) for one, its, shift in rows])
         wide = x.transpose(0, 1).flatten(1, 2)  # (batch, tasks * in, *space)
-        y = self.run(wide, kernel.flatten(0, 1), tasks * self.groups)
+        y = self.run(wide, kernel.flatten(0, 1), None if bias is None else bias.flatten(), tasks * self.groups)
         return y.unflatten(1, (tasks, y.shape[1] // tasks)).transpose(0, 1)
 
-    def run(self, x: Tensor, kernel: Tensor, groups: int, **changes: Any) -> Tensor:
-        """Convolve (batch, in, *space) with one kernel, some options changed."""
-        y: Tensor = self.function(x, kernel, None, groups=groups, **{**dict(self.options), **changes})
-        return y
+    def run(self, x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """Convolve (batch, in, *space) with one kernel."""
+        return self.function(x, kernel, bias, groups=groups, **dict(self.options))
 
     def plain(self, x: Tensor, kernel: Tensor) -> Tensor:
         """Convolve with a window of one point, as a product over channels: kernel (*lead, out, in)."""
@@ -70,6 +75,14 @@ WINDOW = {
     F.conv_transpose3d: 3,
 }
 TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+
+
+def foldable(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Fold (tasks, batch, ...) into (tasks * batch, ...) in the order that needs no copy, and say the way back."""
+    tasks, batch = x.shape[:2]
+    if x.stride(0) < x.stride(1):
+        return x.transpose(0, 1).flatten(0, 1), lambda y: y.unflatten(0, (batch, tasks)).transpose(0, 1)
+    return x.flatten(0, 1), lambda y: y.unflatten(0, (tasks, batch))
 
 
 def shared_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

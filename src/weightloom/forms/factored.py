@@ -1,6 +1,7 @@
 """A parameter that is held as factors, and stands wherever a tensor may."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -52,9 +53,8 @@ class Factored(Tensor):
             )
         name, shape = next(iter(shapes.items()))
         with NO_SUBCLASS():
-            empty = torch.full((), torch.nan, dtype=own.dtype, device=own.device)
-            carrier = empty.expand(*lead_of(factors[name], shape), *own.shape)
-            self: Factored = carrier.as_subclass(cls)
+            whole = torch.Size([*lead_of(factors[name], shape), *own.shape])
+            self: Factored = carrier(cls, whole, own.dtype, own.device)
         self.form, self.own, self.factors, self.shared = form, own, factors, shared or {}
         return self
 
@@ -119,6 +119,26 @@ class Factored(Tensor):
                 )
             args, kwargs = tree_map(built, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Tensor))
             return func(*args, **kwargs)
+
+
+def carrier(kind: type[Tensor], shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Any:
+    """Make a tensor of a subclass that has a shape, dtype and device but no memory: one NaN, expanded.
+
+    What bypasses the subclass and reads its numbers gets NaN, which shows.
+    """
+    if torch.compiler.is_compiling():
+        return torch.full((), torch.nan, dtype=dtype, device=device).expand(shape).as_subclass(kind)
+    if torch._C._len_torch_dispatch_stack():  # tensors made here may be fake: keep none of them
+        nan = torch.full((), torch.nan, dtype=dtype, device=device)
+    else:
+        nan = _nan(dtype, device)
+    return Tensor._make_subclass(kind, nan.expand(shape))
+
+
+@lru_cache
+def _nan(dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.full((), torch.nan, dtype=dtype, device=device)
 
 
 def built(leaf: Any) -> Any:
@@ -209,10 +229,13 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Any:
-    plain = padding_idx is None and max_norm is None and not scale_grad_by_freq and not sparse
+    plain = max_norm is None and not scale_grad_by_freq and not sparse
     if not plain or not isinstance(weight, Factored) or weight.lead:
         return NotImplemented
-    return weight.form.embedding(input, weight.own, weight.parts)
+    y = weight.form.embedding(input, weight.own, weight.parts)
+    if y is NotImplemented or padding_idx is None:
+        return y
+    return torch.where((input == padding_idx % len(weight))[..., None], y.detach(), y)
 
 
 def _index(func: Any, tensor: Any, index: Any) -> Any:
@@ -229,6 +252,16 @@ def _unbind(func: Any, tensor: Any, dim: int = 0) -> Any:
     return tuple(
         Factored(tensor.form, tensor.own, {name: row[task] for name, row in rows.items()}, tensor.shared)
         for task in range(tasks)
+    )
+
+
+def _split(func: Any, tensor: Any, size: Any, dim: int = 0) -> Any:
+    if tensor.lead != 1 or dim != 0:
+        return NotImplemented
+    pieces = {name: factor.split(size) for name, factor in tensor.factors.items()}
+    return tuple(
+        Factored(tensor.form, tensor.own, dict(zip(pieces, its, strict=True)), tensor.shared)
+        for its in zip(*pieces.values(), strict=True)
     )
 
 
@@ -251,6 +284,7 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.__getitem__: _index,
     Tensor.unbind: _unbind,
     torch.unbind: _unbind,
+    Tensor.split: _split,
     Tensor.requires_grad_: _map,
     Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
     **dict.fromkeys([Tensor.detach, torch.detach, Tensor.to, Tensor.cpu, Tensor.cuda], _map_all),

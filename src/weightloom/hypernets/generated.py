@@ -69,9 +69,17 @@ class Generated(nn.Module):
                     self._starts[_key(name, factor)] = nn.Parameter(start.to(own))
             for part, value in its.shared(shapes[name]).items():
                 self._shared[_key(name, part)] = nn.Parameter(value.to(own))
+        self._owners = {name: _owner(base, name) for name in self.forms}
         for name, parameter in base.named_parameters(remove_duplicate=False):
             if name in frozen:
                 parameter.requires_grad_(False)
+
+    def own(self, name: str) -> Tensor:
+        """The base's own value of a generated parameter."""
+        module, leaf = self._owners[name]
+        value = module._parameters[leaf]
+        assert value is not None
+        return value
 
     def _starts_at_own(self, name: str) -> bool:
         """Free numbers start at the own value itself: a second start beside it would learn the same."""
@@ -80,9 +88,7 @@ class Generated(nn.Module):
     def start(self) -> Float[Tensor, " size"]:
         """Where every generated number starts; add it to what is generated, as a head does with its bias."""
         pieces = [
-            self.base.get_parameter(name).reshape(-1)
-            if self._starts_at_own(name)
-            else self._starts[_key(name, factor)].reshape(-1)
+            self.own(name).reshape(-1) if self._starts_at_own(name) else self._starts[_key(name, factor)].reshape(-1)
             for name, shapes in self.shapes.items()
             for factor in shapes
         ]
@@ -102,7 +108,7 @@ class Generated(nn.Module):
             return factors[f"{name}/change"]
         form = self.forms[name]
         its = {factor: factors[f"{name}/{factor}"] for factor in self.shapes[name]}
-        own = self.base.get_parameter(name)
+        own = self.own(name)
         shared = {part: self._shared[_key(name, part)] for part in form.shared(tuple(own.shape))}
         return form.value(own, its, shared)
 
@@ -122,7 +128,7 @@ class Generated(nn.Module):
             )
         pieces = []
         for name, shapes in self.shapes.items():
-            own = self.base.get_parameter(name)
+            own = self.own(name)
             for shape in shapes.values():
                 free = self._starts_at_own(name) and init != "bias-hyperinit"
                 spread = own.square().mean().sqrt() if free else own.new_zeros(())
@@ -150,6 +156,12 @@ class WritesGenerated:
     def spec(self) -> ParamSpec:
         """Names and shapes of what is generated, and names of what is not."""
         return self.generated.spec
+
+
+def _owner(base: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds a parameter, and its name there: looking it up anew in every step takes its time."""
+    path, _, leaf = name.rpartition(".")
+    return base.get_submodule(path), leaf
 
 
 def _key(name: str, part: str) -> str:
