@@ -278,7 +278,19 @@ def _rms_norm(func: Any, input: Any, normalized_shape: Any, weight: Any = None, 
 def _group_norm(func: Any, input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
     if isinstance(input, Aligned):
         return NotImplemented
+    parameter = _any(weight, bias)
+    if parameter.batch_major:  # tasks are groups of channels, as in a grouped convolution
+        tasks, channels = len(parameter.value), input.shape[1]
+        wide = input.view(-1, tasks * channels, *input.shape[2:])
+        scale, shift = (_for_wide_channels(value, tasks) for value in (weight, bias))
+        return F.group_norm(wide, num_groups * tasks, scale, shift, eps).view(input.shape)
     return _affine(F.group_norm(input, num_groups, None, None, eps), weight, bias, 1, input.ndim - 2)
+
+
+def _for_wide_channels(value: Any, tasks: int) -> Any:
+    if isinstance(value, Aligned):
+        return value.dense().flatten()
+    return value if value is None else value.repeat(tasks)
 
 
 def _batch_norm(

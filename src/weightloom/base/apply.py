@@ -22,9 +22,6 @@ from weightloom.params import Params
 Engine = Literal["auto", "vmap", "aligned", "loop"]
 Statistics = Literal["task", "shared"]
 
-CACHED_NUMBERS = 2_000_000
-"""How many numbers of one intermediate result of all tasks run quickest at once on a CPU (measured)."""
-
 ENGINES = {"vmap": run_vmap, "aligned": run_aligned, "loop": run_loop}
 
 
@@ -34,8 +31,6 @@ class Choice:
 
     engine: Engine
     reason: str
-    chunk_size: int | None = None
-    """How many tasks run at a time; None means all."""
     batch_major: bool = False
     """Whether the aligned engine folds so that the task changes from row to row, as grouped convolutions like it."""
 
@@ -107,8 +102,7 @@ def apply_per_task(
         print(f"{type(base).__name__} runs with engine {choice}")
     if statistics == "task":
         buffers = {**task_buffers(base, plan.tasks), **buffers}
-    size = choice.chunk_size if chunk_size is None else chunk_size
-    call = Call(base, params, inputs, kwargs, plan.tasks, buffers, randomness, size, slots, plan.places)
+    call = Call(base, params, inputs, kwargs, plan.tasks, buffers, randomness, chunk_size, slots, plan.places)
     call.batch_major = choice.batch_major
     return run_vmap(call) if choice.engine == "vmap" else in_pieces(ENGINES[choice.engine], call)
 
@@ -116,10 +110,10 @@ def apply_per_task(
 def choose_engine(base: nn.Module, params: Params, *inputs: Tensor, kwargs: Mapping[str, Any] | None = None) -> Choice:
     """Say which engine ``engine="auto"`` runs, and why.
 
-    The rules, in this order: the aligned engine where every function that the base calls treats rows one by one, which
-    is proved by watching one run of it, and where the outputs of that run are equal; the loop where the base cannot
-    run under ``vmap``, or where it convolves with generated kernels that are large; else ``vmap``. The proof is made
-    once for a base and shapes, in the first call.
+    The rules, in this order: the loop where the base cannot run under ``vmap``, or where, on a CPU, it convolves with
+    generated kernels that are large; the aligned engine where every function that the base calls treats rows one by
+    one, which is proved by watching it run for two tasks, and where what it computes is equal then; else ``vmap``.
+    The proof is made in the first call, once for a base, its modes and the shapes of everything.
 
     Args:
         base: The base network.
@@ -236,7 +230,7 @@ def _choose(call: Call) -> Choice:
         call.slots.filled(call.slots.places(own), own),
     ):
         try:
-            run_vmap(replace(few, watch=watch))
+            run_vmap(replace(_with_copies(few), watch=watch))
         except BatchingError as error:
             if not isinstance(error.__cause__, RuntimeError):
                 raise
@@ -244,29 +238,23 @@ def _choose(call: Call) -> Choice:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
-            run_loop(few)  # shows an error of the base's own as it is
+            run_loop(_with_copies(few))  # shows an error of the base's own as it is
             return Choice("loop", f"the base runs for one task but not under `vmap` ({str(error).splitlines()[0]})")
         return _judge(call, few, watch)
 
 
 def _judge(call: Call, few: Call, watch: WatchRows) -> Choice:
-    tasks = call.tasks
+    if watch.work >= GROUPED_BELOW and few.inputs and few.inputs[0].device.type == "cpu":
+        return Choice("loop", "large generated kernels convolve quickest one task after the other")
     reason = f"{watch.mixes} may mix the rows of a batch" if watch.mixes else ""
     if few.buffers or few.randomness == "same":
         reason = reason or "something is kept or drawn for each task"
     if not reason and not _equal_when_folded(call, few):
         reason = "outputs differ when tasks are folded into the batch"
-    on_cpu = few.inputs[0].device.type == "cpu" if few.inputs else True
-    if not reason:
-        small = watch.work < GROUPED_BELOW
-        piece = max(1, CACHED_NUMBERS // max(watch.largest, 1)) if on_cpu else tasks
-        why = "every row of a batch is treated by itself, so tasks are folded into the batch"
-        if piece < tasks:
-            return Choice("aligned", f"{why}, {piece} at a time to stay in the cache", piece, small)
-        return Choice("aligned", why, None, bool(watch.work) and small)
-    if on_cpu and watch.work >= GROUPED_BELOW:
-        return Choice("loop", f"{reason}, and large generated kernels convolve quicker one by one")
-    return Choice("vmap", f"{reason}, so tasks are not folded into it")
+    if reason:
+        return Choice("vmap", f"{reason}, so tasks are not folded into it")
+    why = "every row of a batch is treated by itself, so tasks are folded into the batch"
+    return Choice("aligned", why, batch_major=watch.work > 0)
 
 
 def _equal_when_folded(call: Call, few: Call) -> bool:

@@ -27,8 +27,6 @@ class WatchRows(TorchFunctionMode):
         """The function that may mix rows, or that is not known; None as long as there is none."""
         self.work = 0
         """Multiplications per task in the largest convolution with a generated kernel."""
-        self.largest = 0
-        """Numbers in the largest tensor of one task on the way."""
         self._rows: dict[int, Tensor] = {}
         self._others: dict[int, Tensor] = {}
         self._generated: set[int] = set()
@@ -86,7 +84,6 @@ class WatchRows(TorchFunctionMode):
         if func in WINDOW and id(tensors[1]) in self._generated:
             points = result[0, 0].numel() if func not in _TRANSPOSED else tensors[0][0, 0].numel()
             self.work = max(self.work, self._batch * tensors[1].numel() * points)
-        self.largest = max(self.largest, *(leaf.numel() for leaf in results))
         self._rows.update({id(leaf): leaf for leaf in results})
 
     def _is_stray(self, tensor: Tensor) -> bool:
