@@ -1,0 +1,25 @@
+"""Looking inside: is the condition used, what responds to it, how varied is what comes out, and does it start in scale?
+
+In:   a hypernetwork, its base, conditions and inputs; or Params.
+Out:  frozen records: numbers, a plain text table when printed, and a plot.
+Knows nothing of how the hypernetwork works or was trained. Nothing is changed by being looked at: no weight, no
+gradient, no running statistics, no hook that stays behind.
+Start at `condition_use`: a hypernetwork that ignores its condition is the commonest fault, and no loss curve shows it.
+"""
+
+from weightloom.diagnostics.figures import plot_condition_use as plot_condition_use
+from weightloom.diagnostics.figures import plot_rank as plot_rank
+from weightloom.diagnostics.figures import plot_response as plot_response
+from weightloom.diagnostics.figures import plot_scale as plot_scale
+from weightloom.diagnostics.rank import EffectiveRank as EffectiveRank
+from weightloom.diagnostics.rank import RankRow as RankRow
+from weightloom.diagnostics.rank import effective_rank as effective_rank
+from weightloom.diagnostics.response import LayerResponse as LayerResponse
+from weightloom.diagnostics.response import ResponseRow as ResponseRow
+from weightloom.diagnostics.response import layer_response as layer_response
+from weightloom.diagnostics.scale import ScaleCheck as ScaleCheck
+from weightloom.diagnostics.scale import ScaleRow as ScaleRow
+from weightloom.diagnostics.scale import check_scale as check_scale
+from weightloom.diagnostics.use import Arm as Arm
+from weightloom.diagnostics.use import ConditionUse as ConditionUse
+from weightloom.diagnostics.use import condition_use as condition_use

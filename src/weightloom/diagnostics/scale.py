@@ -1,0 +1,178 @@
+"""Are the activations of the base, run with generated parameters, as large as with its own?"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from weightloom.base import apply_per_task
+from weightloom.diagnostics.table import text_table
+from weightloom.errors import ConfigError, ShapeError
+from weightloom.params import Params
+
+LOWEST, HIGHEST = 0.5, 2.0
+"""Ratios within these bounds are in scale."""
+
+
+@dataclass(frozen=True)
+class ScaleRow:
+    """The scale of one layer's outputs."""
+
+    layer: str
+    base: float
+    """Root mean square of its outputs in the reference."""
+    ratios: tuple[float, ...]
+    """For each task: root mean square of its outputs with generated parameters, relative to the reference."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether all ratios are within bounds."""
+        return all(LOWEST <= ratio <= HIGHEST for ratio in self.ratios)
+
+
+@dataclass(frozen=True)
+class ScaleCheck:
+    """A row per layer, in the order in which they run; its string is a table."""
+
+    rows: tuple[ScaleRow, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every layer is within half to twice the reference's scale, for every task."""
+        return all(row.ok for row in self.rows)
+
+    def __getitem__(self, layer: str) -> ScaleRow:
+        return {row.layer: row for row in self.rows}[layer]
+
+    def __str__(self) -> str:
+        head = ("layer", "base's scale", "lowest ratio", "median", "highest", "")
+        cells = [(row.layer, f"{row.base:.3g}", *map(_short, _spread(row)), "" if row.ok else "!") for row in self.rows]
+        tasks = len(self.rows[0].ratios) if self.rows else 0
+        said = "All within" if self.ok else "Not all within"
+        return f"{text_table([head, *cells])}\n{said} {LOWEST:g} to {HIGHEST:g} of the base's own, over {tasks} tasks."
+
+
+@torch.no_grad()
+def check_scale(
+    hyper: nn.Module,
+    condition: Float[Tensor, " tasks *features"],
+    x: Tensor | tuple[Tensor, ...],
+    reference: nn.Module | None = None,
+) -> ScaleCheck:
+    """Compare the scale of every layer's outputs, per task, with the base's own.
+
+    Meant for initialisation: signals that shrink or grow from layer to layer with what is generated are hard to train.
+    After training a ratio far from one is no fault by itself.
+
+    Args:
+        hyper: The hypernetwork, with its ``base``.
+        condition: A row per task. Take rows of the sizes that you expect, small and large.
+        x: Inputs per task, (tasks, batch, *event), or a tuple of them.
+        reference: The base with the values to compare with: ``copy.deepcopy(base)`` from before the hypernetwork was
+            built. None takes ``hyper.base`` as it stands, which will not do for the hyperfan initialisations: they set
+            the base's own values to zero.
+
+    Raises:
+        ConfigError: If a layer of the reference gives nothing but zeros where the base does not.
+        ShapeError: If the tasks of ``x`` and ``condition`` differ.
+
+    Example:
+        >>> from weightloom.hypernets import MLPHyperNetwork
+        >>> hyper = MLPHyperNetwork(nn.Linear(3, 2), condition_dim=4)
+        >>> check_scale(hyper, torch.randn(8, 4), torch.randn(8, 5, 3)).ok
+        True
+
+    Source:
+        Chang, Flokas and Lipson, "Principled weight initialization for hypernetworks" (2020), section 3: what an
+        ordinary initialisation of a hypernetwork does to the activations of its base.
+    """
+    base = getattr(hyper, "base", None)
+    if not isinstance(base, nn.Module):
+        raise ConfigError(
+            f"{type(hyper).__name__} has no `base`. The scale is taken of the layers of the base. "
+            "Pass a hypernetwork that holds its base as `self.base`."
+        )
+    inputs = x if isinstance(x, tuple) else (x,)
+    if any(len(one) != len(condition) for one in inputs):
+        raise ShapeError(
+            f"`x` holds {len(inputs[0])} tasks and `condition` {len(condition)}. Each condition is tried on inputs of "
+            f"its own. To try all on the same, pass `x[:1].expand({len(condition)}, *x.shape[1:])`."
+        )
+    params = hyper(condition)
+    found = [_scales(base, _row(params, task), [_one(v, task) for v in inputs]) for task in range(len(condition))]
+    own = [_scales(reference or base, {}, [_one(v, task) for v in inputs]) for task in range(len(condition))]
+    return ScaleCheck(tuple(_compare(layer, found, own) for layer in found[0]))
+
+
+def _compare(layer: str, found: list[dict[str, float]], own: list[dict[str, float]]) -> ScaleRow:
+    if any(layer not in its for its in own):
+        raise ConfigError(
+            f"`reference` does not run {layer!r}, which the base does. It must be the same network with other values. "
+            "Pass `copy.deepcopy(base)` from before the hypernetwork was built."
+        )
+    if any(not mine[layer] and its[layer] for mine, its in zip(own, found, strict=True)):
+        raise ConfigError(
+            f"The reference gives nothing but zeros in {layer!r}, so there is no scale to compare with. The hyperfan "
+            "initialisations set the base's own values to zero. Pass `reference=copy.deepcopy(base)` from before the "
+            "hypernetwork was built."
+        )
+    ratios = [its[layer] / mine[layer] if mine[layer] else 1.0 for mine, its in zip(own, found, strict=True)]
+    scale = sum(mine[layer] ** 2 for mine in own) / len(own)
+    return ScaleRow(layer, scale**0.5, tuple(ratios))
+
+
+def _row(params: Params, task: int) -> Params:
+    return {name: value[task : task + 1] for name, value in params.items()}
+
+
+def _one(x: Tensor, task: int) -> Tensor:
+    return x[task : task + 1]
+
+
+def _scales(base: nn.Module, params: Params, inputs: list[Tensor]) -> dict[str, float]:
+    """Run one task, and return the root mean square of each layer's outputs."""
+    with _recorded(base) as sums:
+        apply_per_task(base, params, *inputs, engine="loop", statistics="task")
+    return {layer: (squares / count) ** 0.5 for layer, (squares, count) in sums.items() if count}
+
+
+@contextmanager
+def _recorded(base: nn.Module) -> Iterator[dict[str, tuple[float, int]]]:
+    """Sum the squares of what each layer puts out, by hooks that are gone afterwards.
+
+    A layer is a module that holds parameters, or no other module. One that runs several times is summed over them.
+    """
+    sums: dict[str, tuple[float, int]] = {}
+
+    def record(layer: str, outputs: Any) -> None:
+        for leaf in tree_leaves(outputs):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                squares, count = sums.get(layer, (0.0, 0))
+                sums[layer] = squares + leaf.double().square().sum().item(), count + leaf.numel()
+
+    def hook_of(layer: str) -> Any:
+        return lambda module, inputs, outputs: record(layer, outputs)
+
+    handles = []
+    try:
+        for name, module in base.named_modules():
+            if not any(True for _ in module.children()) or any(True for _ in module.parameters(recurse=False)):
+                handles.append(module.register_forward_hook(hook_of(name or type(module).__name__)))
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _spread(row: ScaleRow) -> tuple[float, float, float]:
+    ratios = torch.tensor(row.ratios, dtype=torch.float64)
+    return ratios.min().item(), ratios.quantile(0.5).item(), ratios.max().item()
+
+
+def _short(ratio: float) -> str:
+    return f"{ratio:.2f}" if 0.01 <= ratio < 1000 else f"{ratio:.1e}"

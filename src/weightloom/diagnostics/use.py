@@ -1,0 +1,141 @@
+"""The shuffle control: does a task do better with its own condition than with another's?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from weightloom.base import apply_per_task
+from weightloom.diagnostics.table import text_table
+from weightloom.errors import ConfigError, ShapeError
+from weightloom.records import summary_over_seeds
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A loss over tasks: its mean, and half the width of the 95 % interval of the mean, by Student's t."""
+
+    mean: float
+    ci95: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} ± {self.ci95:.2g}"
+
+
+@dataclass(frozen=True)
+class ConditionUse:
+    """What the loss is with the right conditions and with wrong ones; its string is a table and a sentence."""
+
+    right: Arm
+    """Each task with its own condition."""
+    shuffled: Arm
+    """Each task with the condition of another."""
+    averaged: Arm
+    """Every task with the mean of all conditions."""
+    cost_of_shuffling: Arm
+    """Shuffled less right, task by task."""
+    cost_of_averaging: Arm
+    """Averaged less right, task by task."""
+    tasks: int
+
+    @property
+    def used(self) -> bool:
+        """Whether another task's condition is worse by more than chance: the interval of the cost is above zero."""
+        return self.cost_of_shuffling.mean > self.cost_of_shuffling.ci95
+
+    @property
+    def verdict(self) -> str:
+        """What the numbers say, in a sentence."""
+        cost = self.cost_of_shuffling
+        if self.used:
+            return f"The condition is used: with another task's the loss rises by {cost}."
+        if cost.mean < -cost.ci95:
+            return (
+                f"The condition misleads: with another task's the loss falls by {Arm(-cost.mean, cost.ci95)}. "
+                "Are conditions and targets in the same order?"
+            )
+        return f"No use of the condition is seen: with another task's the loss changes by {cost}."
+
+    def __str__(self) -> str:
+        arms = [("right", self.right), ("shuffled", self.shuffled), ("averaged", self.averaged)]
+        rows = [("condition", f"loss over {self.tasks} tasks"), *((name, str(arm)) for name, arm in arms)]
+        return f"{text_table(rows)}\n{self.verdict}"
+
+
+@torch.no_grad()
+def condition_use(
+    hyper: nn.Module,
+    base: nn.Module,
+    condition: Float[Tensor, " tasks *features"],
+    x: Tensor | tuple[Tensor, ...],
+    loss_per_task: Callable[[Any], Float[Tensor, " tasks"]],
+    shuffles: int = 4,
+    generator: torch.Generator | None = None,
+) -> ConditionUse:
+    """Compare the loss with right conditions, with conditions given to other tasks, and with their mean.
+
+    Each shuffle sends every condition to another task, none to its own. Arms are compared task by task, so tasks that
+    are hard in all of them do not blur the difference.
+
+    Args:
+        hyper: The hypernetwork.
+        base: The base network. Both run in the mode they stand in: call ``eval()`` first where there is dropout.
+        condition: A row per task, two tasks or more, the more the narrower the intervals.
+        x: Inputs per task, (tasks, batch, *event), or a tuple of them.
+        loss_per_task: The base's outputs to one loss per task, as in ``lambda y: mse_per_task(y, query_y)``.
+        shuffles: How many shuffles are averaged.
+        generator: Draws the shuffles. None: the same ones every time.
+
+    Raises:
+        ShapeError: If there are fewer than two tasks, or the loss is not one number per task.
+        ConfigError: If ``shuffles`` is below 1.
+
+    Example:
+        >>> from weightloom.hypernets import MLPHyperNetwork
+        >>> hyper = MLPHyperNetwork(nn.Linear(3, 2), condition_dim=4)  # starts without any use of the condition
+        >>> x, loss = torch.randn(8, 5, 3), lambda y: y.square().mean((1, 2))
+        >>> condition_use(hyper, hyper.base, torch.randn(8, 4), x, loss).used
+        False
+    """
+    tasks = len(condition)
+    if tasks < 2:
+        raise ShapeError(
+            f"`condition` holds {tasks} task. A shuffle gives each task the condition of another. Pass two or more."
+        )
+    if shuffles < 1:
+        raise ConfigError(f"`shuffles={shuffles}` is below 1. There is nothing to compare with then. Pass 1 or more.")
+    generator = generator or torch.Generator().manual_seed(0)
+    inputs = x if isinstance(x, tuple) else (x,)
+
+    def losses(its: Tensor) -> Tensor:
+        found = loss_per_task(apply_per_task(base, hyper(its), *inputs))
+        if found.shape != (tasks,):
+            raise ShapeError(
+                f"`loss_per_task` gave {tuple(found.shape)} for {tasks} tasks. Tasks are compared one by one. Return "
+                f"one number per task, ({tasks},), as `mse_per_task` does."
+            )
+        return found.double().cpu()
+
+    right = losses(condition)
+    orders = [_none_stays(tasks, generator).to(condition.device) for _ in range(shuffles)]
+    shuffled = torch.stack([losses(condition[order]) for order in orders]).mean(0)
+    averaged = losses(condition.mean(0, keepdim=True).expand_as(condition))
+    return ConditionUse(
+        _arm(right), _arm(shuffled), _arm(averaged), _arm(shuffled - right), _arm(averaged - right), tasks
+    )
+
+
+def _arm(values: Tensor) -> Arm:
+    over_tasks = summary_over_seeds(values.tolist())
+    return Arm(over_tasks["mean"], over_tasks["ci95"])
+
+
+def _none_stays(tasks: int, generator: torch.Generator) -> Tensor:
+    """An order in which no task keeps its place: one random ring, everybody moved on by one."""
+    ring = torch.randperm(tasks, generator=generator)
+    order = torch.empty_like(ring)
+    order[ring] = ring.roll(1)
+    return order
