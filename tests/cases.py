@@ -14,8 +14,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from weightloom.conditions import DeepSets, SupportAttention
-from weightloom.forms import Full
-from weightloom.hypernets import HeadHyperNetwork, MLPHyperNetwork
+from weightloom.forms import Chunked, FiLM, Full, LowRank, RowScale, Template
+from weightloom.hypernets import (
+    ChunkedHyperNetwork,
+    GraphHyperNetwork,
+    HeadHyperNetwork,
+    MLPHyperNetwork,
+    StaticHyperNetwork,
+    TransformerHyperNetwork,
+)
 from weightloom.keras import KerasBase
 from weightloom.networks import ConvNet, mlp
 from weightloom.params import ParamSpec
@@ -91,13 +98,26 @@ class SelfAttention(nn.Module):
 class TiedEmbedding(nn.Module):
     """What reads the symbols also scores them: one weight, by the name of ``embedding.weight``."""
 
-    def __init__(self):
+    def __init__(self, **options):
         super().__init__()
-        self.embedding, self.out = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.embedding, self.out = nn.Embedding(7, 4, **options), nn.Linear(4, 7)
         self.out.weight = self.embedding.weight
 
     def forward(self, symbols):
         return self.out(torch.tanh(self.embedding(symbols)))
+
+
+class TokenAndPositions(nn.Module):
+    """As a vision transformer begins: a token is put before every sequence, and positions are added."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 4, 4))
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
+        return self.out(torch.tanh(tokens + self.positions))[:, 0]
 
 
 class Block(nn.Module):
@@ -178,8 +198,8 @@ def dropout():
     return nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5), nn.Linear(6, 2))
 
 
-def embedding():
-    return nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 2))
+def embedding(**options):
+    return nn.Sequential(nn.Embedding(7, 4, **options), nn.Flatten(), nn.Linear(12, 2))
 
 
 def transformer():
@@ -215,8 +235,7 @@ def bert(attention="eager"):
     from transformers import BertConfig, BertModel
 
     sizes = {"vocab_size": 11, "max_position_embeddings": 6, **TINY}
-    # A `padding_idx` is left out: under vmap the padding rows of all tasks but the first get a gradient (torch 2.13).
-    return BertModel(BertConfig(pad_token_id=None, attn_implementation=attention, **sizes), add_pooling_layer=False)
+    return BertModel(BertConfig(pad_token_id=0, attn_implementation=attention, **sizes), add_pooling_layer=False)
 
 
 def gpt2(attention="eager"):
@@ -298,6 +317,9 @@ BASES = bank(
     batch_norm_without_statistics=Base(lambda: batch_norm(track_running_stats=False)),
     instance_norm_eval=Base(instance_norm, (2, 6), train=False),
     dropout_eval=Base(dropout, train=False),
+    embedding_with_padding=Base(lambda: embedding(padding_idx=2), (3,), symbols=7),
+    tied_embedding_with_padding=Base(lambda: TiedEmbedding(padding_idx=2), (3,), symbols=7),
+    token_and_positions=Base(TokenAndPositions, (3, 4)),
     two_inputs=Base(TwoInputsTwoOutputs, inputs=2),
     bilinear=Base(lambda: nn.Bilinear(5, 5, 2), inputs=2),
     resnet_eval=Base(resnet, (2, 5, 5), train=False),
@@ -363,11 +385,44 @@ def labelled(tasks, ways=3, shots=4, features=6):
     return torch.randn(tasks, ways * shots, features, dtype=torch.float64), labels, there
 
 
+def token_vectors(tasks):
+    return (torch.randn(tasks, 3, 4, dtype=torch.float64),)
+
+
+def tiny_transformer(base, **options):
+    return TransformerHyperNetwork(base, 4, slice_size=7, width=8, heads=2, **options)
+
+
+def tiny_graph(bases, **options):
+    return GraphHyperNetwork(bases, 4, hidden=8, tile=3, **options)
+
+
 HYPERNETWORKS = bank(
     mlp=Hyper(lambda: MLPHyperNetwork(mlp([5, 6, 2]), 4), vectors),
     mlp_part=Hyper(lambda: MLPHyperNetwork(conv(), 4, generate=["*.bias", "1.*"], hidden=(8, 8)), vectors),
     mlp_linear=Hyper(lambda: MLPHyperNetwork(Tied(), 4, hidden=()), vectors),
     mlp_scalar=Hyper(lambda: MLPHyperNetwork(TwoInputsTwoOutputs(), 4, generate="scale"), vectors),
+    chunked=Hyper(lambda: ChunkedHyperNetwork(mlp([5, 6, 2]), 4, chunk_size=7), vectors),
+    chunked_deep_fan_in=Hyper(
+        lambda: ChunkedHyperNetwork(conv(), 4, 7, 3, hidden=(8, 6), generate=["*.bias", "5.*"], init="hyperfan-in"),
+        vectors,
+    ),
+    chunked_magnitude_invariant=Hyper(
+        lambda: ChunkedHyperNetwork(Tied(), 4, chunk_size=99, init="magnitude-invariant"), vectors
+    ),
+    chunked_low_rank=Hyper(lambda: ChunkedHyperNetwork(mlp([5, 6, 4]), 4, 7, form=LowRank(2)), vectors),
+    transformer=Hyper(lambda: tiny_transformer(mlp([5, 6, 2])), vectors),
+    transformer_of_tokens=Hyper(lambda: tiny_transformer(TwoInputsTwoOutputs()), token_vectors),
+    transformer_fan_out=Hyper(lambda: tiny_transformer(conv(), init="hyperfan-out"), vectors),
+    transformer_film=Hyper(lambda: tiny_transformer(conv(), form=FiLM()), vectors),
+    static=Hyper(lambda: StaticHyperNetwork(conv(), 4, block=2, embedding_dim=3, hidden=5), vectors),
+    static_linear=Hyper(lambda: StaticHyperNetwork(mlp([4, 6, 2]), 4, block=2, window=()), vectors),
+    graph=Hyper(lambda: tiny_graph(mlp([5, 6, 2])), vectors),
+    graph_of_one_layer=Hyper(lambda: tiny_graph(nn.Linear(5, 2)), vectors),
+    graph_of_two_bases=Hyper(lambda: tiny_graph([conv(), mlp([5, 6, 2])], generate="*weight"), vectors),
+    graph_template=Hyper(lambda: tiny_graph(Tied(), form=Template(2)), vectors),
+    graph_low_rank=Hyper(lambda: tiny_graph([conv(), mlp([5, 6, 4])], form=LowRank(2), rounds=0), vectors),
+    graph_scalar=Hyper(lambda: tiny_graph(TwoInputsTwoOutputs()), vectors),
     head=Hyper(HeadHyperNetwork, labelled),
 )
 
@@ -378,5 +433,10 @@ ENCODERS = bank(
 """Each is built with ``x_dim``, ``y_dim`` and ``condition_dim``."""
 
 FORMS = bank(
-    full=Full,
+    full=Full(),
+    low_rank=LowRank(2),
+    row_scale=RowScale(),
+    film=FiLM(),
+    template=Template(3),
+    chunked=Chunked(4),
 )

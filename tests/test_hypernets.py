@@ -28,6 +28,14 @@ def generic_loss(params):
     return sum((value * torch.randn_like(value)).sum() for value in params.values())
 
 
+def trained_by_it(network):
+    """What a loss on what is generated trains: neither what the base shares, nor what is another base's."""
+    others = list(getattr(network, "architectures", []))[1:]
+    of_others = {parameter for other in others for parameter in other.parameters()}
+    shared = {network.base.get_parameter(name) for name in network.spec.shared} if hasattr(network, "spec") else set()
+    return [p for p in network.parameters() if p.requires_grad and p not in shared | of_others]
+
+
 @every_hyper
 def test_a_task_alone_equals_its_row_in_a_batch(hyper):
     network, condition = hyper.moved(), hyper.condition(TASKS)
@@ -54,19 +62,22 @@ def test_tasks_do_not_leak_into_each_other_and_each_reads_its_own_condition(hype
 @every_hyper
 def test_every_own_parameter_gets_a_gradient(hyper):
     network, condition = hyper.moved(), hyper.condition(TASKS)
-    shared = {network.base.get_parameter(name) for name in network.spec.shared} if hasattr(network, "spec") else set()
-    own = [parameter for parameter in network.parameters() if parameter not in shared]
-    gradients = torch.autograd.grad(generic_loss(network(*condition)), own)
+    gradients = torch.autograd.grad(generic_loss(network(*condition)), trained_by_it(network))
     assert all(gradient.any() and gradient.isfinite().all() for gradient in gradients)
 
 
 @every_hyper
-def test_at_the_first_step_gradients_are_finite_and_move_the_zero_layer(hyper):
+def test_at_the_first_step_gradients_are_finite_and_at_the_second_every_own_parameter_gets_one(hyper):
+    """A layer that starts at zero hides what is before it from the first step, and from no other."""
     network = hyper.hyper()
-    generic_loss(network(*hyper.condition(TASKS))).backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
-    zero = [p for p in network.parameters() if not p.any()]
-    assert zero and all(p.grad.any() for p in zero)
+    for _ in range(2):
+        own = trained_by_it(network)
+        gradients = torch.autograd.grad(generic_loss(network(*hyper.condition(TASKS))), own)
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        with torch.no_grad():
+            for parameter, gradient in zip(own, gradients, strict=True):
+                parameter.sub_(0.01 * gradient)
+    assert all(gradient.any() for gradient in gradients)
 
 
 @every_hyper

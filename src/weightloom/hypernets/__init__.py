@@ -6,6 +6,14 @@ Knows nothing of the task data, the base network's forward pass, or the loss.
 Start at `HyperNetwork`, then read the method you came for.
 """
 
+from weightloom.hypernets.chunked import ChunkedHyperNetwork as ChunkedHyperNetwork
+from weightloom.hypernets.graph import GraphHyperNetwork as GraphHyperNetwork
 from weightloom.hypernets.head import HeadHyperNetwork as HeadHyperNetwork
+from weightloom.hypernets.hyper_lstm import HyperLSTM as HyperLSTM
+from weightloom.hypernets.hyper_lstm import HyperLSTMCell as HyperLSTMCell
+from weightloom.hypernets.hyper_lstm import HyperLSTMState as HyperLSTMState
 from weightloom.hypernets.hypernet import HyperNetwork as HyperNetwork
+from weightloom.hypernets.layers import LayerGraph as LayerGraph
 from weightloom.hypernets.mlp import MLPHyperNetwork as MLPHyperNetwork
+from weightloom.hypernets.static import StaticHyperNetwork as StaticHyperNetwork
+from weightloom.hypernets.transformer import TransformerHyperNetwork as TransformerHyperNetwork

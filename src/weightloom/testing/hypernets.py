@@ -1,9 +1,4 @@
-"""For people who write their own hypernetwork: one call holds it against what every hypernetwork promises.
-
-In:   a hypernetwork, and a condition such as it reads.
-Out:  nothing; or an AssertionError that says which promise is broken, with what to do about it.
-Knows nothing of how the hypernetwork works.
-"""
+"""What every hypernetwork promises, tried on one."""
 
 import copy
 from collections.abc import Sequence
@@ -29,7 +24,8 @@ def check_hypernetwork(hyper: nn.Module, condition: Tensor | tuple[Tensor, ...],
 
     Args:
         hyper: The hypernetwork, in train or eval mode as it stands. Its parameters that ``hyper.spec.shared`` names in
-            ``hyper.base`` need no gradient: the base uses them, not the hypernetwork.
+            ``hyper.base`` need no gradient: the base uses them, not the hypernetwork. Neither do those of
+            ``hyper.architectures`` but the first, where there are several: they are of other bases.
         condition: What ``hyper`` reads for two tasks or more: a tensor with a tasks axis, or a tuple of them where
             ``hyper`` takes several.
         spec: Names and shapes of what is generated. None takes ``hyper.spec`` where there is one.
@@ -166,6 +162,8 @@ def _check_gradients(hyper: nn.Module, params: Params, spec: ParamSpec | None) -
     own_spec = getattr(hyper, "spec", spec)
     used_by_base = own_spec.shared if isinstance(base, nn.Module) and own_spec is not None else ()
     needless = {id(base.get_parameter(name)) for name in used_by_base if base is not None}
+    others = list(getattr(hyper, "architectures", []))[1:]
+    needless |= {id(parameter) for other in others for parameter in other.parameters()}
     own = {n: p for n, p in hyper.named_parameters() if p.requires_grad and id(p) not in needless}
     loss = _generic_loss(params)
     used = own and loss.requires_grad

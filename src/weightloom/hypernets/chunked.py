@@ -1,0 +1,102 @@
+"""The chunked hypernetwork: one small generator writes the flat vector of all parameters, chunk by chunk."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from weightloom.errors import ConfigError
+from weightloom.forms import Form
+from weightloom.forms.choose import Generate
+from weightloom.hypernets.generated import Generated, Init, WritesGenerated
+from weightloom.hypernets.hypernet import HyperNetwork, check_condition
+from weightloom.hypernets.mlp import constant_norm
+from weightloom.hypernets.writer import Writer, check_sizes, pieces_of
+from weightloom.params import Params, Selector
+
+
+class ChunkedHyperNetwork(WritesGenerated, HyperNetwork):
+    """Generate parameters of ``base`` chunk by chunk: θ[k] = own[k] + g(condition, eₖ), with one g for all chunks.
+
+    Generated numbers stand side by side in one flat vector, which is cut into chunks without regard to where a
+    parameter ends. Each chunk k has a learned embedding eₖ. All chunks of all tasks are written in one pass. A chunk
+    costs ``embedding_dim`` parameters, where the head of `MLPHyperNetwork` costs its width for every number.
+
+    At step 0 every task gets the base network as it stands; the other initialisations are those of `MLPHyperNetwork`,
+    with a layer of their own. `weightloom.forms.Chunked` does the same for one parameter by itself.
+
+    Args:
+        base: The base network. Bring any module.
+        condition_dim: Width of a condition.
+        chunk_size: Numbers in a chunk. The last chunk is cropped.
+        embedding_dim: Width of a chunk's embedding.
+        hidden: Widths of the generator's hidden layers, one or more.
+        generate: Which parameters are generated, as in `MLPHyperNetwork`.
+        form: How each generated parameter is held, where ``generate`` does not say.
+        freeze: Which of the base's own values are not trained.
+        init: How what is generated starts.
+
+    Raises:
+        ConfigError: If a selector matches no parameter, a form does not fit one, ``init`` is unknown, a size is below
+            1, or ``hidden`` is empty.
+
+    Example:
+        >>> from weightloom.networks import mlp
+        >>> hyper = ChunkedHyperNetwork(mlp([3, 64, 2]), condition_dim=4, chunk_size=100)
+        >>> hyper.chunks, hyper(torch.randn(5, 4))["0.weight"].shape
+        (4, torch.Size([5, 64, 3]))
+
+    Source:
+        von Oswald, Henning, Grewe and Sacramento, "Continual learning with hypernetworks" (2020), section 2, chunked
+        hypernetworks. There the vector itself is generated; here it is a change, added to the base's own.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        condition_dim: int,
+        chunk_size: int,
+        embedding_dim: int = 8,
+        hidden: Sequence[int] = (64,),
+        generate: Generate = "*",
+        form: Form | None = None,
+        freeze: Selector | list[Selector] | None = None,
+        init: Init = "bias-hyperinit",
+    ) -> None:
+        super().__init__()
+        check_sizes(condition_dim=condition_dim, chunk_size=chunk_size, embedding_dim=embedding_dim)
+        if not hidden:
+            raise ConfigError(
+                "`hidden=()` leaves no hidden layer. A linear generator adds the same to all chunks, whatever their "
+                "embeddings. Pass one width or more, as in `hidden=(64,)`."
+            )
+        self.condition_dim = condition_dim
+        self.generated = Generated(base, generate, form, freeze)
+        self.init = init
+        self.chunks = pieces_of(self.generated.size, chunk_size)
+        """How many chunks are written."""
+        self.embeddings = nn.Parameter(torch.randn(self.chunks, embedding_dim))
+        self._known = 2 * condition_dim if init == "magnitude-invariant" else condition_dim
+        self.first = nn.Linear(self._known + embedding_dim, hidden[0])
+        layers: list[nn.Module] = [nn.ReLU()]
+        for width, units in pairwise(hidden):
+            layers += [nn.Linear(width, units), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.writer = Writer(hidden[-1], chunk_size, self.generated, init)
+
+    def forward(self, condition: Float[Tensor, "tasks condition_dim"]) -> Params:
+        """Generate parameters for each task.
+
+        Raises:
+            ShapeError: If the condition is not ``(tasks, condition_dim)``.
+        """
+        check_condition(condition, self.condition_dim)
+        if self.init == "magnitude-invariant":
+            condition = constant_norm(condition)
+        of_condition, of_chunk = self.first.weight.split([self._known, self.embeddings.shape[1]], dim=1)
+        known = nn.functional.linear(condition, of_condition, self.first.bias)  # once per task, not once per chunk
+        features = self.trunk(known[:, None] + self.embeddings @ of_chunk.mT)
+        params: Params = self.generated(self.writer(features, [self.generated.size], self.generated.start()))
+        return params

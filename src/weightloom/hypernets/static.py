@@ -1,0 +1,151 @@
+"""The static hypernetwork: a learned embedding for each block of each kernel, and one generator for all of them."""
+
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from weightloom.errors import ConfigError, ShapeError
+from weightloom.hypernets.hypernet import HyperNetwork, check_condition
+from weightloom.hypernets.writer import check_sizes
+from weightloom.params import Params, ParamSpec, Selector, Shape
+
+
+class StaticHyperNetwork(HyperNetwork):
+    """Generate kernels of ``base`` from few parameters: each block of a kernel is g(z), z being all that it owns.
+
+    A kernel (out, in, *window) is made of blocks (block, block, *window). Block j has a learned embedding zʲ, and a
+    generator of two linear layers, shared by all blocks of all kernels, writes it input channel by input channel:
+
+        aᵢʲ = Wᵢ zʲ + Bᵢ,    Kᵢʲ = W_out aᵢʲ + B_out,    i = 1 … block.
+
+    The base's own values of generated kernels are not used. They only say how large the generated ones start. They stay
+    in ``base``, and so in a state dict, but with `requires_grad_(False)`: no optimiser trains them. All other
+    parameters of the base are shared by the tasks.
+
+    With ``condition_dim=0`` there is no condition, and one network with fewer parameters than the base is trained. With
+    a condition, zʲ + Pʲ condition is what the generator reads. Pʲ differs from block to block, since the generator
+    is linear and a common shift would change all blocks alike; it starts at zero.
+
+    Args:
+        base: The base network.
+        condition_dim: Width of a condition, 0 for none.
+        block: Output and input channels of a block.
+        embedding_dim: Width of a block's embedding.
+        hidden: Width d of the hidden layer.
+        window: Window of the generated kernels; ``()`` for linear layers.
+        generate: Which parameters are generated. None takes every one that can be written: those of this window whose
+            channels are multiples of ``block``.
+
+    Raises:
+        ConfigError: If nothing can be written, a selected parameter cannot, or a size is below 1.
+
+    Example:
+        >>> base = nn.Sequential(nn.Conv2d(1, 16, 3), *(nn.Conv2d(16, 16, 3) for _ in range(6)))
+        >>> hyper = StaticHyperNetwork(base, embedding_dim=4)
+        >>> {name: tuple(value.shape) for name, value in hyper(tasks=5).items()}["1.weight"]
+        (5, 16, 16, 3, 3)
+        >>> [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (hyper, base)]
+        [4008, 256]
+        >>> hyper.spec.size
+        13824
+
+    Source:
+        Ha, Dai and Le, "HyperNetworks" (2017), section 3.1, where kernels of several blocks are those of
+        its residual networks. The condition is ours, and so is the start: blocks have the variance of the base's
+        own values, where the paper draws all generator weights of one size.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        condition_dim: int = 0,
+        block: int = 16,
+        embedding_dim: int = 16,
+        hidden: int = 16,
+        window: tuple[int, ...] = (3, 3),
+        generate: Selector | list[Selector] | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(block=block, embedding_dim=embedding_dim, hidden=hidden)
+        self.base, self.condition_dim, self.block, self.window = base, condition_dim, block, window
+        self.spec = _writable(base, generate, block, window)
+        grids = [(shape[0] // block, shape[1] // block) for shape in self.spec.shapes.values()]
+        self._counts = [rows * columns for rows, columns in grids]
+        spreads = torch.stack([base.get_parameter(name).detach().square().mean().sqrt() for name in self.spec.shapes])
+        typical = spreads.square().mean().sqrt() or spreads.new_ones(())
+        each = torch.cat([(s / typical).expand(n) for s, n in zip(spreads, self._counts, strict=True)])
+        self.embeddings = nn.Parameter(torch.randn(len(each), embedding_dim) * each.cpu()[:, None])
+        self.first = nn.Parameter(torch.randn(block, hidden, embedding_dim) / embedding_dim**0.5)
+        self.first_bias = nn.Parameter(torch.zeros(block, hidden))
+        self.last = nn.Linear(hidden, block * prod(window))
+        nn.init.normal_(self.last.weight, std=typical.item() / hidden**0.5)
+        nn.init.zeros_(self.last.bias)
+        self.read = nn.Linear(condition_dim, self.embeddings.numel(), bias=False) if condition_dim else None
+        if self.read is not None:
+            nn.init.zeros_(self.read.weight)
+        for name in self.spec.shapes:
+            base.get_parameter(name).requires_grad_(False)
+
+    def forward(self, condition: Float[Tensor, "tasks condition_dim"] | None = None, tasks: int = 1) -> Params:
+        """Generate kernels for each task.
+
+        Args:
+            condition: (tasks, condition_dim). None where ``condition_dim`` is 0.
+            tasks: How many tasks get the same kernels, where there is no condition.
+
+        Raises:
+            ShapeError: If the condition is not what this hypernetwork was built for.
+        """
+        if condition is None and self.read is not None:
+            raise ShapeError(
+                f"`condition=None` was given. This hypernetwork reads (tasks, {self.condition_dim}). "
+                "Pass a condition, or build it with `condition_dim=0`."
+            )
+        embeddings = self.embeddings[None]
+        if condition is not None:
+            if self.read is None:
+                raise ShapeError(
+                    f"`condition` has shape {tuple(condition.shape)}. This hypernetwork was built with "
+                    "`condition_dim=0`, so it reads none. Pass `tasks=` instead, or build it with "
+                    f"`condition_dim={condition.shape[-1] if condition.ndim else 1}`."
+                )
+            check_condition(condition, self.condition_dim)
+            embeddings = embeddings + self.read(condition).unflatten(1, self.embeddings.shape)
+        inner = torch.einsum("ihe,tje->tjih", self.first, embeddings) + self.first_bias
+        blocks = self.last(inner)  # (tasks, blocks, in, out * window)
+        rows = blocks.split(self._counts, dim=1)
+        params = {n: self._kernel(row, s) for (n, s), row in zip(self.spec.shapes.items(), rows, strict=True)}
+        return params if condition is not None else {n: v.expand(tasks, *v.shape[1:]) for n, v in params.items()}
+
+    def _kernel(self, blocks: Tensor, shape: Shape) -> Tensor:
+        """Lay the blocks of one kernel out, row by row."""
+        grid = blocks.unflatten(1, (shape[0] // self.block, -1)).unflatten(-1, (self.block, prod(self.window)))
+        return grid.permute(0, 1, 4, 2, 3, 5).reshape(len(blocks), *shape)
+
+
+def _writable(
+    base: nn.Module, generate: Selector | list[Selector] | None, block: int, window: tuple[int, ...]
+) -> ParamSpec:
+    """Which parameters are generated; refuse those that blocks cannot make up."""
+
+    def fits(shape: Shape) -> bool:
+        return len(shape) >= 2 and shape[2:] == window and shape[0] % block == 0 and shape[1] % block == 0
+
+    shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
+    fitting = [name for name, shape in shapes.items() if fits(shape)]
+    what = f"of window {window} whose first two axes are multiples of {block}"
+    if generate is None and not fitting:
+        raise ConfigError(
+            f"{type(base).__name__} has no parameter {what}. Only such can be written in blocks. "
+            f"Its parameters are {shapes}: pass another `block` or `window`, as in `window=()` for linear layers."
+        )
+    spec = ParamSpec.of(base, fitting if generate is None else generate)
+    for name, shape in spec.shapes.items():
+        if not fits(shape):
+            raise ConfigError(
+                f"`{name}` has shape {shape}. Blocks can write only a parameter {what}. "
+                f"Leave it out of `generate`: {fitting or 'none'} would do, or pass another `block` or `window`."
+            )
+    return spec

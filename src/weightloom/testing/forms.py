@@ -1,0 +1,241 @@
+"""What every form promises, tried on one."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.base import apply_per_task
+from weightloom.base.apply import Engine
+from weightloom.forms import Form
+from weightloom.params import Params, Shape
+
+TASKS, BATCH = 3, 2
+
+
+def check_form(form: Form, layers: Sequence[nn.Module] | None = None) -> None:
+    """Raise an AssertionError unless ``form`` keeps what every form promises.
+
+    It fits or it does not, and says so. Factors, starts and what is shared have the names and shapes it says. With
+    the factors at their starts the parameter is the base's own. Tasks do not leak into each other. And whatever it
+    answers (linear layers, convolutions and their transposes, embeddings), with a tasks axis or without, equals what
+    the layer computes with the parameter that `Form.dense` builds: outputs, and gradients of the own value, the
+    factors, what is shared, the inputs and the bias.
+
+    All of this is tried in float64 on generic numbers; torch's random state is left alone.
+
+    Args:
+        form: The form, as a user passes it.
+        layers: The layers to try it in, each with a parameter ``weight``. None tries it in every kind that a form may
+            answer, with strides, padding, dilation and groups.
+
+    Example:
+        >>> from weightloom.forms import LowRank
+        >>> check_form(LowRank(2))
+    """
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(0)
+        tried = False
+        for layer in _layers() if layers is None else layers:
+            layer = copy.deepcopy(layer).double()
+            for name, parameter in layer.named_parameters():
+                shape = tuple(parameter.shape)
+                fitted = _fit(form, shape, layer)
+                if fitted is not None:
+                    tried = True
+                    shared = {part: value.double() for part, value in fitted.shared(shape).items()}
+                    _check_names(fitted, shape, shared)
+                    _check_start(fitted, parameter.detach(), shared)
+                    _check_dense(fitted, parameter.detach(), shared)
+                    _check_answers(fitted, layer, name, shared)
+        if not tried:
+            raise AssertionError(
+                f"{form} fits no parameter of any layer. A form that fits nothing cannot be used. Let `fit` return "
+                "the form for some shapes, or pass `layers` that it fits."
+            )
+
+
+def _layers() -> list[nn.Module]:
+    """Every kind of layer, small."""
+    some: dict[str, Any] = {"stride": 2, "padding": 1, "dilation": 2}
+    back: dict[str, Any] = {"stride": 2, "padding": 1, "output_padding": 1}
+    layers: list[nn.Module] = [
+        *(nn.Linear(6, 5), nn.Linear(4, 6, bias=False)),
+        *(nn.Conv1d(4, 6, 3, **some), nn.Conv2d(3, 4, 3, **some), nn.Conv3d(2, 3, 2, padding=1)),
+        *(nn.Conv1d(4, 6, 1, bias=False), nn.Conv2d(4, 6, 3, groups=2, padding="same")),
+        *(nn.ConvTranspose1d(4, 3, 3, **back), nn.ConvTranspose2d(3, 4, 3, **back), nn.ConvTranspose3d(2, 3, 2)),
+        *(nn.ConvTranspose1d(4, 6, 3, groups=2, dilation=2), nn.ConvTranspose2d(4, 5, 1, bias=False)),
+        *(nn.Embedding(7, 4), nn.Embedding(6, 5, padding_idx=2)),
+    ]
+    return layers
+
+
+def _inputs(layer: nn.Module) -> list[Tensor]:
+    """Inputs of every number of axes that a layer takes, each behind a tasks axis."""
+    if isinstance(layer, nn.Embedding):
+        shapes = [(TASKS, BATCH), (TASKS, BATCH, 3)]
+        return [torch.randint(layer.num_embeddings, shape) for shape in shapes]
+    if isinstance(layer, nn.Linear):
+        width = layer.in_features
+        return [torch.randn(TASKS, *rows, width).double() for rows in ((), (1,), (BATCH,), (BATCH, 3))]
+    weight, channels = layer.get_parameter("weight"), getattr(layer, "in_channels", None)
+    if not isinstance(channels, int):
+        return [torch.randn(TASKS, BATCH, weight.shape[-1]).double()]
+    return [torch.randn(TASKS, BATCH, channels, *(6, 7, 5)[: weight.ndim - 2]).double()]
+
+
+def _fit(form: Form, shape: Shape, layer: nn.Module) -> Form | None:
+    fitted = form.fit(shape, layer)
+    if fitted is not None and not isinstance(fitted, Form):
+        raise AssertionError(
+            f"`{form}.fit({shape}, ...)` returns a {type(fitted).__name__}. It says whether and how the form fits a "
+            "parameter. Return a form, `self` where nothing changes, or None."
+        )
+    if fitted is not None and not fitted.factor_shapes(shape):
+        raise AssertionError(
+            f"`{fitted}.factor_shapes({shape})` is empty. Factors are what is generated, so there is one at least. "
+            "Name it, or let `fit` return None."
+        )
+    return fitted
+
+
+def _check_names(form: Form, shape: Shape, shared: Params) -> None:
+    factors = form.factor_shapes(shape)
+    for name, value in form.starts(shape).items():
+        if name not in factors or tuple(value.shape) != tuple(factors[name]):
+            raise AssertionError(
+                f"`{form}.starts({shape})` holds {name!r} of shape {tuple(value.shape)}; the factors are {factors}. "
+                "A start is where a factor starts, so it has the factor's name and shape. Rename or reshape it."
+            )
+    if both := sorted(factors.keys() & shared.keys()):
+        raise AssertionError(
+            f"`{form}` names {both} as a factor and as shared. A tensor is generated per task or shared by all tasks. "
+            "Give them different names."
+        )
+
+
+def _check_start(form: Form, own: Tensor, shared: Params) -> None:
+    shape = tuple(own.shape)
+    starts = form.starts(shape)
+    factors = {
+        name: starts[name].double().expand(TASKS, *its) if name in starts else own.new_zeros(TASKS, *its)
+        for name, its in form.factor_shapes(shape).items()
+    }
+    dense = form.dense(own, {**factors, **shared})
+    if tuple(dense.shape) != (TASKS, *shape):
+        raise AssertionError(
+            f"`{form}.dense` gives the shape {tuple(dense.shape)} for {TASKS} tasks and an own value of shape {shape}. "
+            f"It builds the parameter of every task, its axis in front. Return {(TASKS, *shape)}."
+        )
+    difference = _difference(dense, own.expand_as(dense))
+    if not difference <= 1e-9:
+        raise AssertionError(
+            f"`{form}` starts away from the own value, by {difference:.2g}. With factors at `starts` (zero where it "
+            "says nothing) and `shared` fresh, the parameter is the base's own, so that training starts at the base. "
+            "Start one factor of a product at zero."
+        )
+
+
+def _check_dense(form: Form, own: Tensor, shared: Params) -> None:
+    own, factors, shared = _generic(form, own, shared)
+    dense = form.dense(own, {**factors, **shared})
+    for name, value in [("own", own), *factors.items(), *shared.items()]:
+        (gradient,) = torch.autograd.grad(_weighted(dense[1]), [value], retain_graph=True, materialize_grads=True)
+        if not gradient.any():
+            raise AssertionError(
+                f"`{form}.dense` does not depend on {name!r}. What is generated or learned must count. Use it, or do "
+                "not name it."
+            )
+        others = [task for task in range(TASKS) if name in factors and task != 1 and gradient[task].any()]
+        if others:
+            raise AssertionError(
+                f"`{form}.dense` gives task 1 a parameter that depends on {name!r} of tasks {others}. Tasks are "
+                "independent. Count axes from the back, and do not mix rows along axis 0, which is tasks."
+            )
+    alone = form.dense(own, {**{name: value[1] for name, value in factors.items()}, **shared})
+    if alone.shape != own.shape or not _difference(alone, dense[1]) <= 1e-9:
+        raise AssertionError(
+            f"`{form}.dense` builds something else from the factors of one task without a tasks axis. Under `vmap` and "
+            "in a loop there are no leading axes. Count axes from the back: `flatten(-2)`, `.mT`, `[..., None]`."
+        )
+
+
+def _check_answers(form: Form, layer: nn.Module, name: str, shared: Params) -> None:
+    """Run the layer with the parameter built, task by task, and with what the form passes on, by every engine."""
+    for x in _inputs(layer):
+        parameter = layer.get_parameter(name).detach()
+        own, factors, parts = _generic(form, parameter, shared)
+        leaves = [own, *factors.values(), *parts.values()]
+        names = ["the own value", *(f"the factor {n!r}" for n in factors), *(f"the shared {n!r}" for n in parts)]
+        params: Params = {}
+        if name != "bias" and getattr(layer, "bias", None) is not None:
+            params["bias"] = torch.randn(TASKS, *layer.get_parameter("bias").shape).double().requires_grad_()
+            leaves, names = [*leaves, params["bias"]], [*names, "the bias"]
+        if x.is_floating_point():
+            leaves, names = [*leaves, x.requires_grad_()], [*names, "the inputs"]
+        for generated in [params, {}] if params else [{}]:  # the bias of each task, and the layer's own
+            dense = form.dense(own, {**factors, **parts})
+            expected = apply_per_task(layer, {name: dense, **generated}, x, engine="loop")
+            weights = torch.randn_like(expected)
+            truth = _gradients(expected, weights, leaves)
+            engines: list[Engine] = ["loop", "vmap", "aligned"] if x.ndim > 2 else ["loop", "vmap"]
+            for engine in engines:
+                where = f"in {layer} with inputs of shape {tuple(x.shape[1:])} and `engine={engine!r}`"
+                outputs = _run(form, layer, {name: form.value(own, factors, parts), **generated}, x, engine, where)
+                _compare(form, outputs, expected, "outputs", where)
+                found = _gradients(outputs, weights, leaves)
+                for what, ours, its in zip(names, found, truth, strict=True):
+                    _compare(form, ours, its, f"a gradient of {what}", where)
+
+
+def _run(form: Form, layer: nn.Module, params: Params, x: Tensor, engine: Engine, where: str) -> Tensor:
+    try:
+        outputs: Tensor = apply_per_task(layer, params, x, engine=engine)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise AssertionError(
+            f"{form} cannot be used {where} ({error}). What it does not answer it is built for, and what it answers "
+            "has the same leading axes as the factors: none for one task, or tasks. Return `NotImplemented` for what "
+            "it cannot do."
+        ) from error
+    return outputs
+
+
+def _compare(form: Form, ours: Tensor, built: Tensor, what: str, where: str) -> None:
+    if ours.shape != built.shape:
+        raise AssertionError(
+            f"{form} gives {what} of shape {tuple(ours.shape)} {where}. With the parameter built the shape is "
+            f"{tuple(built.shape)}. Correct its answer, or return `NotImplemented`."
+        )
+    difference = _difference(ours, built)
+    if not difference <= 1e-9:
+        raise AssertionError(
+            f"{form} gives other {what} {where} than with the parameter built by `dense`: they differ by "
+            f"{difference:.2g}. An answer is a shorter way to the same numbers. Correct it, or return `NotImplemented`."
+        )
+
+
+def _generic(form: Form, own: Tensor, shared: Params) -> tuple[Tensor, Params, Params]:
+    factors = {
+        name: torch.randn(TASKS, *its).double().requires_grad_()
+        for name, its in form.factor_shapes(tuple(own.shape)).items()
+    }
+    moved = {name: (value + 0.1 * torch.randn_like(value)).requires_grad_() for name, value in shared.items()}
+    return own.clone().requires_grad_(), factors, moved
+
+
+def _gradients(outputs: Tensor, weights: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    if not outputs.requires_grad:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    loss = (outputs * weights).sum()
+    return torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+
+
+def _weighted(values: Tensor) -> Tensor:
+    return (values * torch.randn_like(values)).sum()
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    a, b = a.detach(), b.detach()
+    return float((a - b).abs().max() / (1 + b.abs().max())) if a.numel() else 0.0
