@@ -11,6 +11,51 @@ PEERS = ("hypnettorch", "hyperlight", "hyper-nn", "torchhyper", "polyweave")
 
 WORKLOADS = ("mlp", "cnn")
 
+CONTESTS = ("forms", "built", "mlp", "kernels", "adapters", "scale")
+
+
+@dataclass(frozen=True)
+class CoreConfig:
+    """One run of the library's own benchmarks. Every field is also a command-line flag of the same name."""
+
+    only: tuple[str, ...] = CONTESTS
+    """What to time: forms, built, mlp, kernels, adapters, scale."""
+    rounds: int = 20
+    """Timed steps of each contender, in turn; what takes seconds gets a share of them."""
+    warmup: int = 3
+    """Steps of each contender before the rounds."""
+    threads: int = 1
+    """CPU threads."""
+    tasks: tuple[int, ...] = (1, 10, 100, 1_000, 10_000)
+    """Numbers of tasks to scale to."""
+    record: Path | None = None
+    """Write all numbers, and what they depend on, to this file as JSON."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without torch."""
+        for name in self.only:
+            if name not in CONTESTS:
+                raise ConfigError(
+                    f"`--only {name}` is unknown. It takes one name or several of a fixed list. "
+                    f"{nearest(name, CONTESTS)}"
+                )
+        for field, least in (("rounds", 1), ("warmup", 0), ("threads", 1)):
+            if getattr(self, field) < least:
+                raise ConfigError(
+                    f"`--{field} {getattr(self, field)}` is too small. It is a count, of {least} or more here. "
+                    f"Pass `--{field} {max(least, 1)}`, or leave it out."
+                )
+        if not self.only or not self.tasks or min(self.tasks) < 1:
+            raise ConfigError(
+                f"`--only {' '.join(self.only)} --tasks {' '.join(map(str, self.tasks))}` leaves nothing to time. "
+                "Both take one value or several, and there is no fewer than one task. Leave them out for the defaults."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain JSON values."""
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+
 
 @dataclass(frozen=True)
 class PeersConfig:
