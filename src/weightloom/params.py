@@ -8,6 +8,7 @@ Knows nothing of how parameters are generated or used.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from math import prod
 
 import torch
@@ -63,10 +64,15 @@ class ParamSpec:
         shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
         return cls({n: s for n, s in shapes.items() if n in chosen}, tuple(n for n in shapes if n not in chosen))
 
-    @property
+    @cached_property
+    def sizes(self) -> list[int]:
+        """How many numbers each parameter has."""
+        return [prod(shape) for shape in self.shapes.values()]
+
+    @cached_property
     def size(self) -> int:
         """How many numbers are generated for one task."""
-        return sum(prod(shape) for shape in self.shapes.values())
+        return sum(self.sizes)
 
     def cut(self, flat: Float[Tensor, "tasks size"]) -> Params:
         """Cut one flat vector per task into named parameters.
@@ -79,7 +85,7 @@ class ParamSpec:
                 f"`flat` has shape {tuple(flat.shape)}. This spec holds {self.size} numbers per task. "
                 f"Pass a tensor of shape (tasks, {self.size})."
             )
-        pieces = flat.split([prod(shape) for shape in self.shapes.values()], dim=1)
+        pieces = flat.split(self.sizes, dim=1)
         tasks = len(flat)
         return {n: p.reshape(tasks, *s) for (n, s), p in zip(self.shapes.items(), pieces, strict=True)}
 

@@ -29,14 +29,15 @@ class Aligned(Tensor):
     """
 
     value: Tensor
+    tasks: int
     rows: int
     batch_major: bool
 
     @staticmethod
     def __new__(cls: type["Aligned"], value: Tensor, rows: int, batch_major: bool = False) -> "Aligned":
         """Wrap the value in a carrier of one task's shape, which holds no numbers."""
-        with NO_SUBCLASS():
-            self: Aligned = carrier(cls, value.shape[1:], value.dtype, value.device)
+        self: Aligned = carrier(cls, value.shape[1:], value.dtype, value.device)
+        self.tasks = value.shape[0]
         self.value, self.rows, self.batch_major = value, rows, batch_major
         return self
 
@@ -116,7 +117,7 @@ def _split(x: Tensor, parameter: Aligned) -> Tensor:
             f"{parameter.rows} rows, which the aligned engine looks for on the first axis. Where the base moves "
             'its batch to another axis, pass `engine="vmap"` or `engine="loop"`.'
         )
-    return unfold(x, len(parameter.value), parameter.batch_major)
+    return unfold(x, parameter.tasks, parameter.batch_major)
 
 
 def _merge(y: Tensor, parameter: Aligned) -> Tensor:
@@ -158,7 +159,11 @@ def _broadcast(value: Any, before: int, after: int) -> Any:
 def _linear(func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
     if isinstance(input, Aligned) or input.ndim < 2:
         return NotImplemented
-    x, back = _rows_of_features(input, _any(weight, bias))
+    parameter = _any(weight, bias)
+    plain = weight is parameter and not isinstance(weight.value, Factored)
+    if plain and input.ndim == 2 and input.shape[0] == weight.rows and not weight.batch_major:
+        return _small_linear(input, weight, bias)
+    x, back = _rows_of_features(input, parameter)
     shift = _broadcast(bias, 1, 0)
     y: Any = NotImplemented
     if isinstance(weight, Aligned) and isinstance(weight.value, Factored):
@@ -169,6 +174,14 @@ def _linear(func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
     elif y is NotImplemented:
         y = shared_linear(x, weight, shift)
     return back(y)
+
+
+def _small_linear(input: Tensor, weight: Aligned, bias: Any) -> Tensor:
+    """The same with as few views as there can be: where layers are small, each of them counts."""
+    x = input.reshape(weight.tasks, -1, input.shape[1])
+    shift = bias.dense()[:, None] if isinstance(bias, Aligned) else bias
+    y = x @ weight.value.mT if shift is None else torch.baddbmm(shift, x, weight.value.mT)
+    return y.view(input.shape[0], -1)
 
 
 def _addmm(func: Any, input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
@@ -219,12 +232,24 @@ def _convolve(func: Any, input: Any, weight: Any, bias: Any, groups: int, **opti
         return NotImplemented
     conv = Conv(func, tuple(options.items()), groups)
     parameter = _any(weight, bias)
+    factored = isinstance(weight, Aligned) and isinstance(weight.value, Factored)
+    if parameter.batch_major and weight is parameter and not factored and len(input) == parameter.rows:
+        return _convolve_groups(conv, input.contiguous(), weight, bias)
     x = _split(input, parameter)
-    if isinstance(weight, Aligned) and isinstance(weight.value, Factored):
+    if factored:
         y = weight.value.form.conv(x, weight.value.own, weight.value.parts, conv)
         if y is not NotImplemented:
             return _merge(y if bias is None else y + _broadcast(bias, 1, window), parameter)
     return _merge(conv(x, _dense(weight), _dense(bias)), parameter)
+
+
+def _convolve_groups(conv: Conv, input: Tensor, weight: Aligned, bias: Any) -> Tensor:
+    """The same with tasks as groups of channels: in this order of rows nothing is copied, and little is viewed."""
+    kernel = weight.dense()
+    tasks = len(kernel)
+    wide = input.view(-1, tasks * input.shape[1], *input.shape[2:])
+    y = conv.run(wide, kernel.flatten(0, 1), _for_wide_channels(bias, tasks), tasks * conv.groups)
+    return y.view(len(input), -1, *y.shape[2:])
 
 
 def _embedding(
@@ -280,8 +305,8 @@ def _group_norm(func: Any, input: Any, num_groups: int, weight: Any = None, bias
         return NotImplemented
     parameter = _any(weight, bias)
     if parameter.batch_major:  # tasks are groups of channels, as in a grouped convolution
-        tasks, channels = len(parameter.value), input.shape[1]
-        wide = input.view(-1, tasks * channels, *input.shape[2:])
+        tasks, channels = parameter.tasks, input.shape[1]
+        wide = input.reshape(-1, tasks * channels, *input.shape[2:])
         scale, shift = (_for_wide_channels(value, tasks) for value in (weight, bias))
         return F.group_norm(wide, num_groups * tasks, scale, shift, eps).view(input.shape)
     return _affine(F.group_norm(input, num_groups, None, None, eps), weight, bias, 1, input.ndim - 2)

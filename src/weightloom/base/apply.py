@@ -222,9 +222,10 @@ def _choose(call: Call) -> Choice:
     assert call.slots is not None
     few = call.first(2)
     own = {name: buffer.clone() for name, buffer in call.base.named_buffers() if name not in call.buffers}
-    watch = WatchRows()
+    watch, with_gradients = WatchRows(), torch.is_grad_enabled()
     devices = {x.device for x in few.inputs if x.device.type == "cuda"}
     with (
+        torch.no_grad(),  # nothing is kept for a backward pass, which checkpointing would count
         torch.random.fork_rng(devices=[device.index for device in devices]),
         WithoutDropout(),
         call.slots.filled(call.slots.places(own), own),
@@ -238,7 +239,8 @@ def _choose(call: Call) -> Choice:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
-            run_loop(_with_copies(few))  # shows an error of the base's own as it is
+            with torch.set_grad_enabled(with_gradients):
+                run_loop(_with_copies(few))  # shows an error of the base's own as it is
             return Choice("loop", f"the base runs for one task but not under `vmap` ({str(error).splitlines()[0]})")
         return _judge(call, few, watch)
 
@@ -267,8 +269,7 @@ def _equal_when_folded(call: Call, few: Call) -> bool:
     whole = replace(whole, params={name: _moved(value) for name, value in whole.params.items()})
     few = replace(few, params={name: value[: few.tasks] for name, value in whole.params.items()})
     try:
-        with torch.no_grad(), WithoutDropout():
-            alone, folded = run_vmap(_with_copies(few)), run_aligned(_with_copies(whole))
+        alone, folded = run_vmap(_with_copies(few)), run_aligned(_with_copies(whole))
     except (BatchingError, RuntimeError, ValueError):
         return False
     leaves, others = tree_leaves(alone), tree_leaves(folded)
@@ -297,9 +298,13 @@ def _same(few: Any, whole: Any) -> bool:
 def _close(a: Tensor, b: Tensor) -> bool:
     if not a.is_floating_point():
         return torch.equal(a, b)
-    tolerance = 100 * torch.finfo(a.dtype).eps ** 0.75
+    if a.shape != b.shape:
+        return False
+    kind = a.device.type
+    halved = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    tolerance = 0.1 if halved or a.dtype != b.dtype else min(0.1, 100 * torch.finfo(a.dtype).eps ** 0.75)
     scale = a.abs().max() if a.numel() else 0.0
-    return bool(torch.allclose(a, b, rtol=tolerance, atol=tolerance * float(scale) + 1e-30, equal_nan=True))
+    return bool(torch.allclose(a, b.to(a.dtype), rtol=tolerance, atol=tolerance * float(scale) + 1e-30, equal_nan=True))
 
 
 def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> Any:

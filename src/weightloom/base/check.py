@@ -80,7 +80,8 @@ def _check_kind(params: Params, inputs: Mapping[str, Tensor]) -> None:
                 f"`{name}` is on {value.device} but `{first[0]}` is on {first[1].device}. Parameters and inputs meet "
                 f"in one computation, on one device. Move it: `.to({str(first[1].device)!r})`."
             )
-        autocast = torch.is_autocast_enabled(value.device.type)
+        kind = value.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         if value.dtype != first[1].dtype and not autocast and name not in named:
             raise ConfigError(
                 f"`{name}` is {value.dtype} but `{first[0]}` is {first[1].dtype}. Parameters and inputs meet in one "

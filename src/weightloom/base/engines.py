@@ -154,6 +154,8 @@ def run_aligned(call: Call) -> Any:
             )
         return unfold(leaf, call.tasks, batch_major)
 
+    if isinstance(outputs, Tensor):
+        return of_tasks(outputs)
     return tree_map(of_tasks, outputs, is_leaf=lambda leaf: isinstance(leaf, Tensor))
 
 

@@ -119,16 +119,18 @@ def budget(base: nn.Module, parameters: int, width: int = 64, generate: Selector
     Example:
         >>> print(budget(nn.Linear(32, 32), parameters=20_000))
         parameter  shape    form             per task  hypernetwork
-        weight     32 x 32  LowRank(rank=4)       256        16,768
+        weight     32 x 32  LowRank(rank=4)       256        16,896
         bias       32       Full()                 32         2,080
-        all                 of 20,000             288        18,848
+        all                 of 20,000             288        18,976
     """
     owners = _owners(base)
     ladders: dict[str, list[tuple[int, int, Form]]] = {}
     shapes = ParamSpec.of(base, generate).shapes
     for name, shape in shapes.items():
         fitting = [fitted for form in _CANDIDATES if (fitted := form.fit(shape, owners[name]))]
-        priced = sorted(((*_cost(form, shape, width), form) for form in fitting), key=lambda row: (row[1], -row[0]))
+        whole = _cost(Full(), shape, width)[1]
+        rows = [(*_cost(form, shape, width), form) for form in fitting]
+        priced = sorted((r for r in rows if r[1] < whole or r[2] == Full()), key=lambda row: (row[1], -row[0]))
         ladders[name] = [
             row for number, row in enumerate(priced) if all(row[0] > earlier[0] for earlier in priced[:number])
         ]
@@ -161,10 +163,13 @@ _CANDIDATES: tuple[Form, ...] = (
 
 
 def _cost(form: Form, shape: Shape, width: int) -> tuple[int, int]:
-    """Numbers generated per task, and parameters that a hypernetwork spends on them."""
+    """Numbers generated per task, and parameters that a hypernetwork spends on them.
+
+    Every factor has a start that is learned; for free numbers it is the base's own value, which is not counted.
+    """
     generated = sum(prod(s) for s in form.factor_shapes(shape).values())
-    learned = sum(tensor.numel() for tensor in {**form.shared(shape), **form.starts(shape)}.values())
-    return generated, generated * (width + 1) + learned
+    starts = 0 if isinstance(form, Full) else generated
+    return generated, generated * (width + 1) + starts + sum(value.numel() for value in form.shared(shape).values())
 
 
 def _owners(base: nn.Module) -> dict[str, nn.Module]:

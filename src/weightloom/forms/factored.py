@@ -129,16 +129,16 @@ def carrier(kind: type[Tensor], shape: torch.Size, dtype: torch.dtype, device: t
     if torch.compiler.is_compiling():
         return torch.full((), torch.nan, dtype=dtype, device=device).expand(shape).as_subclass(kind)
     if torch._C._len_torch_dispatch_stack():  # tensors made here may be fake: keep none of them
-        nan = torch.full((), torch.nan, dtype=dtype, device=device)
+        nan = torch.full((), torch.nan, dtype=dtype, device=device).expand(shape)
     else:
-        nan = _nan(dtype, device)
-    return Tensor._make_subclass(kind, nan.expand(shape))
+        nan = _nan(shape, dtype, device)
+    return Tensor._make_subclass(kind, nan)
 
 
-@lru_cache
-def _nan(dtype: torch.dtype, device: torch.device) -> Tensor:
+@lru_cache(maxsize=1000)
+def _nan(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.full((), torch.nan, dtype=dtype, device=device)
+        return torch.full((), torch.nan, dtype=dtype, device=device).expand(shape)
 
 
 def built(leaf: Any) -> Any:

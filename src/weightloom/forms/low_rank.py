@@ -64,7 +64,7 @@ class LowRank(Form):
     def linear(self, x: Tensor, own: Tensor, parts: Parts, bias: Tensor | None = None) -> Tensor:
         """Answer x Wᵀ + (x Aᵀ) Bᵀ."""
         y, thin = shared_linear(x, own, bias), x @ parts["down"].mT
-        if y.ndim == 3 and thin.ndim == 3:  # fresh, so the change is added where it stands
+        if y.ndim == 3 and thin.ndim == 3 and y.dtype == thin.dtype == parts["up"].dtype:  # fresh: added in place
             return y.baddbmm_(thin, parts["up"].mT)
         return y + thin @ parts["up"].mT
 

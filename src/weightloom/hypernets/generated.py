@@ -59,6 +59,7 @@ class Generated(nn.Module):
         }
         self.factors = ParamSpec({f"{n}/{f}": s for n, its in self.shapes.items() for f, s in its.items()})
         self.size = self.factors.size
+        self._all_free = all(map(self._starts_at_own, self.forms))
         self._starts, self._shared = nn.ParameterDict(), nn.ParameterDict()
         for name, its in self.forms.items():
             own = base.get_parameter(name)
@@ -101,6 +102,8 @@ class Generated(nn.Module):
             ShapeError: If ``flat`` is not ``(tasks, size)``.
         """
         factors = self.factors.cut(flat)
+        if self._all_free:
+            return dict(zip(self.forms, factors.values(), strict=True))
         return {name: self._value(name, factors) for name in self.forms}
 
     def _value(self, name: str, factors: Params) -> Tensor:

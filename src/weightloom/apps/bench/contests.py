@@ -158,7 +158,7 @@ def kernels(name: str, tasks: int) -> Contest:
     return Contest(f"{title}, {tasks} tasks", steps, bars, share=1.0 if name == "cnn" else 0.4)
 
 
-def adapters(examples: int = 32, steps_long: int = 64) -> Contest:
+def adapters(steps_long: int, examples: int = 32) -> Contest:
     """A BERT of six layers, 384 wide, with a mask, and another rank-4 adapter for every example."""
     from transformers import BertConfig, BertModel
 
@@ -166,7 +166,8 @@ def adapters(examples: int = 32, steps_long: int = 64) -> Contest:
     config = BertConfig(
         vocab_size=1000, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536
     )
-    base = BertModel(config, add_pooling_layer=False).eval().requires_grad_(False)
+    base: nn.Module = BertModel(config, add_pooling_layer=False)
+    base.eval().requires_grad_(False)
     ids = torch.randint(1000, (examples, 1, steps_long))
     lengths = torch.randint(steps_long // 2, steps_long + 1, (examples, 1, 1))
     kwargs = {"attention_mask": (torch.arange(steps_long) < lengths).long(), "return_dict": False}
@@ -183,7 +184,7 @@ def adapters(examples: int = 32, steps_long: int = 64) -> Contest:
         "loop over examples": _step(lambda: run("loop"), leaves),
     }
     bars = (Bar("loop over examples", "one pass", "at least", 2.0),)
-    return Contest(f"{examples} adapters in a BERT with a mask", steps, bars, share=0.5)
+    return Contest(f"{examples} adapters in a BERT with a mask, {steps_long} tokens", steps, bars, share=0.5)
 
 
 def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:
@@ -202,7 +203,8 @@ def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:
                 for tasks in (8, 32):
                     yield kernels(base, tasks)
         elif find_spec("transformers"):
-            yield adapters()
+            yield adapters(16)
+            yield adapters(64)
         else:
             yield 'adapters: transformers is not installed; type `pip install "weightloom[transformers]"`'
 
