@@ -289,7 +289,7 @@ def bank(**cases):
 
 
 def _marks(name, extra):
-    warns = dict.fromkeys(("transformer", "sdpa", "bilinear", "embedding_bag"), LOOPS_INSIDE) | {"keras": KERAS_SAVES}
+    warns = dict.fromkeys(("bilinear", "embedding_bag"), LOOPS_INSIDE) | {"keras": KERAS_SAVES}
     missing = bool(extra) and find_spec(extra) is None
     skip = [pytest.mark.skipif(missing, reason=f"{extra} is not installed")] if extra else []
     return [*skip, *(mark for word, mark in warns.items() if word in name)]

@@ -16,9 +16,21 @@ from weightloom.losses import mse_per_task
 
 SOURCE = Path(weightloom.__file__).parent
 ROOMS = [
-    *("errors", "params", "forms", "tasks", "conditions", "hypernets", "networks", "recurrent", "keras", "base"),
+    *(
+        "errors",
+        "params",
+        "forms",
+        "values",
+        "tasks",
+        "conditions",
+        "hypernets",
+        "networks",
+        "recurrent",
+        "keras",
+        "base",
+    ),
     *("inner", "fit", "losses"),
-    *("checkpoint", "progress", "train", "records", "report", "testing", "apps", "cli"),
+    *("checkpoint", "params_io", "progress", "train", "records", "report", "diagnostics", "testing", "apps", "cli"),
 ]
 """A room uses the rooms before it."""
 

@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from cases import KERAS_SAVES, LOOPS_INSIDE
 from weightloom.base import apply_per_task, specialise
 from weightloom.errors import BatchingError, ConfigError, MissingExtraError, ShapeError
+from weightloom.forms import RowScale
 from weightloom.keras import KerasBase, is_keras
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -391,13 +392,15 @@ def keras_gate(weight, gate_weight, gate_bias, x, z):
     return model([x, z]).detach()
 
 
-def test_the_gate_of_keras_is_a_matrix_whose_rows_are_scaled_by_what_the_gate_says():
-    weight, gate_weight, gate_bias = torch.randn(2, 5), torch.randn(2, 3), torch.randn(2)
-    x, z = torch.randn(4, 5), torch.randn(4, 3)
+@pytest.mark.parametrize("engine", ["auto", "vmap", "aligned", "loop"])
+@pytest.mark.parametrize("own_input", [True, False], ids=["gated by the input itself", "gated by a condition"])
+def test_the_gate_of_keras_is_row_scale(engine, own_input):
+    conditions = 5 if own_input else 3
+    weight, gate_weight, gate_bias = torch.randn(2, 5), torch.randn(2, conditions), torch.randn(2)
+    x = torch.randn(4, 5)
+    z = x if own_input else torch.randn(4, 3)
     expected = keras_gate(weight, gate_weight, gate_bias, x, z)
-    # RowScale goes here: `weight` shared, its rows scaled by `scale`, one row of `x` and `z` to a task.
-    scale = z @ gate_weight.T + gate_bias
-    params = {"weight": scale[:, :, None] * weight}
-    outputs = apply_per_task(nn.Linear(5, 2, bias=False), params, x[:, None])[:, 0]
-    close(outputs, expected)
-    close(keras_gate(weight, torch.eye(2, 5), gate_bias, x, x), (x @ weight.T) * (x[:, :2] + gate_bias))
+    gain = nn.functional.linear(z, gate_weight, gate_bias) - 1  # a row of the batch is a task
+    params = {"weight": RowScale().value(weight, {"gain": gain})}
+    found = apply_per_task(nn.Linear(5, 2, bias=False), params, x[:, None], engine=engine)[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

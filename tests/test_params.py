@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cases import Tied
+from cases import Tied, layer_norm
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.networks import ConvNet, mlp
 from weightloom.params import ParamSpec, count_tasks, sub
@@ -63,8 +63,43 @@ def test_a_glob_that_matches_nothing_is_named_with_what_is_known(globs):
 
 def test_tied_parameters_go_by_the_first_name():
     assert list(ParamSpec.of(Tied()).shapes) == ["first.weight", "first.bias", "second.bias"]
-    with pytest.raises(ConfigError, match=r"`first[.]weight`"):
-        ParamSpec.of(Tied(), "second.weight")
+    spec = ParamSpec.of(Tied(), "second.*")
+    assert list(spec.shapes) == ["first.weight", "second.bias"] and spec.shared == ("first.bias",)
+
+
+@pytest.mark.parametrize(
+    ("generate", "names"),
+    [
+        (nn.LayerNorm, ["1.weight", "1.bias"]),
+        (lambda name, parameter: parameter.ndim > 1, ["0.weight", "3.weight"]),
+        ([nn.LayerNorm, "0.bias"], ["0.bias", "1.weight", "1.bias"]),
+        ((nn.LayerNorm, lambda name, parameter: name == "3.bias"), ["1.weight", "1.bias", "3.bias"]),
+        (nn.Module, ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"]),
+    ],
+)
+def test_a_kind_of_module_a_predicate_and_a_mix_select_too(generate, names):
+    assert list(ParamSpec.of(layer_norm(), generate).shapes) == names
+
+
+def test_a_kind_selects_what_is_inside_a_module_of_it():
+    assert list(ParamSpec.of(nn.Sequential(Tied(), nn.Linear(2, 2)), Tied).shapes) == [
+        "0.first.weight",
+        "0.first.bias",
+        "0.second.bias",
+    ]
+
+
+def test_a_kind_or_a_predicate_that_matches_nothing_is_named_with_what_is_known():
+    with pytest.raises(
+        ConfigError, match=r"`generate=Conv2d` matches no parameter of Sequential.*`(Linear|LayerNorm)`"
+    ):
+        ParamSpec.of(layer_norm(), nn.Conv2d)
+
+    def large(name, parameter):
+        return parameter.numel() > 1000
+
+    with pytest.raises(ConfigError, match=r"`generate=large` matches no parameter.*called with the name and the param"):
+        ParamSpec.of(layer_norm(), large)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (8,), (1, 5, 8)])

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from weightloom.conditions import SupportAttention as SupportAttention
     from weightloom.conditions import TaskEmbedding as TaskEmbedding
     from weightloom.conditions import class_statistics as class_statistics
+    from weightloom.diagnostics import check_scale as check_scale
+    from weightloom.diagnostics import condition_use as condition_use
+    from weightloom.diagnostics import effective_rank as effective_rank
+    from weightloom.diagnostics import layer_response as layer_response
     from weightloom.errors import WeightloomError as WeightloomError
     from weightloom.fit import fit_condition as fit_condition
     from weightloom.forms import Chunked as Chunked
@@ -36,9 +40,15 @@ if TYPE_CHECKING:
     from weightloom.forms import Template as Template
     from weightloom.forms import budget as budget
     from weightloom.forms import choose_forms as choose_forms
+    from weightloom.hypernets import ChunkedHyperNetwork as ChunkedHyperNetwork
+    from weightloom.hypernets import GraphHyperNetwork as GraphHyperNetwork
     from weightloom.hypernets import HeadHyperNetwork as HeadHyperNetwork
+    from weightloom.hypernets import HyperLSTM as HyperLSTM
+    from weightloom.hypernets import HyperLSTMCell as HyperLSTMCell
     from weightloom.hypernets import HyperNetwork as HyperNetwork
     from weightloom.hypernets import MLPHyperNetwork as MLPHyperNetwork
+    from weightloom.hypernets import StaticHyperNetwork as StaticHyperNetwork
+    from weightloom.hypernets import TransformerHyperNetwork as TransformerHyperNetwork
     from weightloom.inner import fine_tune as fine_tune
     from weightloom.keras import KerasBase as KerasBase
     from weightloom.losses import cross_entropy_per_task as cross_entropy_per_task
@@ -48,58 +58,82 @@ if TYPE_CHECKING:
     from weightloom.params import Params as Params
     from weightloom.params import ParamSpec as ParamSpec
     from weightloom.params import Selector as Selector
+    from weightloom.params import sub as sub
+    from weightloom.params_io import load_params as load_params
+    from weightloom.params_io import save_params as save_params
     from weightloom.recurrent import replace_recurrent as replace_recurrent
     from weightloom.tasks import ImageTasks as ImageTasks
     from weightloom.tasks import SinusoidTasks as SinusoidTasks
     from weightloom.tasks import Tasks as Tasks
     from weightloom.tasks import TaskSource as TaskSource
+    from weightloom.values import add as add
+    from weightloom.values import average as average
+    from weightloom.values import distance as distance
+    from weightloom.values import interpolate as interpolate
 
 _ROOM_OF = {
+    "Choice": "base",
     "apply_per_task": "base",
     "apply_shared": "base",
+    "choose_engine": "base",
+    "in_chunks": "base",
     "specialise": "base",
+    "task_buffers": "base",
     "load_tensors": "checkpoint",
     "save_tensors": "checkpoint",
     "ClassStatistics": "conditions",
+    "CombinedCondition": "conditions",
     "DeepSets": "conditions",
+    "MagnitudeInvariantEncoding": "conditions",
     "SupportAttention": "conditions",
     "TaskEmbedding": "conditions",
     "class_statistics": "conditions",
+    "check_scale": "diagnostics",
+    "condition_use": "diagnostics",
+    "effective_rank": "diagnostics",
+    "layer_response": "diagnostics",
     "WeightloomError": "errors",
-    "Form": "forms",
-    "Full": "forms",
-    "HeadHyperNetwork": "hypernets",
-    "HyperNetwork": "hypernets",
-    "MLPHyperNetwork": "hypernets",
-    "fine_tune": "inner",
-    "cross_entropy_per_task": "losses",
-    "mse_per_task": "losses",
-    "ConvNet": "networks",
-    "mlp": "networks",
-    "Params": "params",
-    "ParamSpec": "params",
-    "ImageTasks": "tasks",
-    "SinusoidTasks": "tasks",
-    "Tasks": "tasks",
-    "TaskSource": "tasks",
-    "Choice": "base",
-    "choose_engine": "base",
-    "in_chunks": "base",
-    "task_buffers": "base",
-    "MagnitudeInvariantEncoding": "conditions",
-    "CombinedCondition": "conditions",
+    "fit_condition": "fit",
     "Chunked": "forms",
     "Factored": "forms",
     "FiLM": "forms",
+    "Form": "forms",
+    "Full": "forms",
     "LowRank": "forms",
     "RowScale": "forms",
     "Template": "forms",
     "budget": "forms",
     "choose_forms": "forms",
-    "fit_condition": "fit",
-    "replace_recurrent": "recurrent",
+    "ChunkedHyperNetwork": "hypernets",
+    "GraphHyperNetwork": "hypernets",
+    "HeadHyperNetwork": "hypernets",
+    "HyperLSTM": "hypernets",
+    "HyperLSTMCell": "hypernets",
+    "HyperNetwork": "hypernets",
+    "MLPHyperNetwork": "hypernets",
+    "StaticHyperNetwork": "hypernets",
+    "TransformerHyperNetwork": "hypernets",
+    "fine_tune": "inner",
     "KerasBase": "keras",
+    "cross_entropy_per_task": "losses",
+    "mse_per_task": "losses",
+    "ConvNet": "networks",
+    "mlp": "networks",
+    "ParamSpec": "params",
+    "Params": "params",
     "Selector": "params",
+    "sub": "params",
+    "load_params": "params_io",
+    "save_params": "params_io",
+    "replace_recurrent": "recurrent",
+    "ImageTasks": "tasks",
+    "SinusoidTasks": "tasks",
+    "TaskSource": "tasks",
+    "Tasks": "tasks",
+    "add": "values",
+    "average": "values",
+    "distance": "values",
+    "interpolate": "values",
 }
 
 __all__ = list(_ROOM_OF)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.errors import BatchingError, ConfigError, ShapeError, nearest
+from weightloom.keras import is_keras
 from weightloom.params import Params, count_tasks
 
 
@@ -46,12 +47,12 @@ def check_call(base: nn.Module, params: Params, inputs: Sequence[Tensor], kwargs
 
 def check_names(base: nn.Module, params: Params) -> None:
     """Raise unless ``params`` names parameters of the base, with one axis more than they have."""
-    if type(base).__module__.split(".")[0] == "keras" or any(
-        kind.__module__.split(".")[0] == "keras" for kind in type(base).__mro__
-    ):
+    inside = next(((name, module) for name, module in base.named_modules() if is_keras(module)), None)
+    if inside is not None:
+        name, module = inside
         raise ConfigError(
-            f"`base` is a Keras model, {type(base).__name__}. Keras would silently run with its own weights instead "
-            "of the generated ones. Wrap it: `weightloom.keras.KerasBase(model)`."
+            f"`{f'base.{name}' if name else 'base'}` is a Keras model, {type(module).__name__}. Keras would silently "
+            "run with its own weights instead of the generated ones. Wrap it: `weightloom.keras.KerasBase(model)`."
         )
     own = dict(base.named_parameters(remove_duplicate=False))
     for name, value in params.items():

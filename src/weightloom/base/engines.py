@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -227,13 +228,14 @@ def padding_unlearned(base: nn.Module) -> AbstractContextManager[Any]:
 
 @contextmanager
 def no_fused_attention() -> Iterator[None]:
-    """Keep attention in eval mode off its fused path, which under ``vmap`` is a loop that has no derivative."""
+    """Keep attention off its fused paths: under ``vmap`` one has no derivative, and the others are loops over tasks."""
     if torch.compiler.is_compiling():  # which cannot trace the switch
         yield
         return
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)

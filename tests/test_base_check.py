@@ -1,0 +1,72 @@
+"""What does not fit together is named before anything runs, with advice that works."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from weightloom.base import apply_per_task, specialise
+from weightloom.errors import ConfigError, ShapeError
+
+
+def close(actual, expected, tolerance=1e-10):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_different_number_of_tasks_is_named_and_the_advice_works():
+    net, params, x = nn.Linear(3, 2), {"weight": torch.randn(5, 2, 3), "bias": torch.randn(5, 2)}, torch.randn(4, 7, 3)
+    with pytest.raises(ShapeError) as caught:
+        apply_per_task(net, params, x)
+    assert str(caught.value) == (
+        "`x` holds 4 tasks but `params['weight']` holds 5. "
+        "Each task needs its own parameters and its own inputs, on axis 0. "
+        "To give every task the same inputs, pass `x[:1].expand(5, *x.shape[1:])`."
+    )
+    advice = re.search(r"pass `(.*)`", str(caught.value)).group(1)
+    outputs = apply_per_task(net, params, eval(advice, {"x": x}))
+    close(outputs, torch.stack([x[0] @ params["weight"][i].T + params["bias"][i] for i in range(5)]), 1e-5)
+
+
+def test_inputs_that_disagree_among_themselves_are_named():
+    x, z = torch.randn(5, 4, 3), torch.randn(4, 4, 3)
+    with pytest.raises(ShapeError, match=r"`inputs\[1\]` holds 4 tasks but `inputs\[0\]` holds 5\."):
+        apply_per_task(nn.Bilinear(3, 3, 2), {}, x, z)
+
+
+def test_params_that_disagree_among_themselves_are_named():
+    params = {"weight": torch.randn(5, 2, 3), "bias": torch.randn(4, 2)}
+    with pytest.raises(ShapeError, match=r"`params\['weight'\]` holds 5 tasks but `params\['bias'\]` holds 4"):
+        apply_per_task(nn.Linear(3, 2), params, torch.randn(5, 7, 3))
+
+
+@pytest.mark.parametrize("run", [lambda net, p: apply_per_task(net, p, torch.randn(5, 7, 3)), specialise])
+def test_a_name_that_the_base_lacks_is_answered_with_the_nearest(run):
+    with pytest.raises(ConfigError, match=r"`params` names 'wieght', which Linear does not have.*mean `weight`\?"):
+        run(nn.Linear(3, 2), {"wieght": torch.randn(5, 2, 3)})
+
+
+def test_a_parameter_without_its_tasks_axis_is_named_and_the_advice_works():
+    net, value, x = nn.Linear(3, 2), torch.randn(2), torch.randn(1, 7, 3)
+    with pytest.raises(ShapeError, match=r"`params\['bias'\]` has shape \(2,\).*pass `value\[None\]`"):
+        apply_per_task(net, {"bias": value}, x)
+    assert apply_per_task(net, {"bias": value[None]}, x).shape == (1, 7, 2)
+
+
+def test_no_inputs_and_scalar_inputs_are_refused():
+    with pytest.raises(ShapeError, match="was given no inputs"):
+        apply_per_task(nn.Linear(3, 2), {"bias": torch.randn(5, 2)})
+    with pytest.raises(ShapeError, match=r"`x` is a scalar.*`x\[None\]`"):
+        apply_per_task(nn.Linear(3, 2), {"bias": torch.randn(5, 2)}, torch.tensor(1.0))
+
+
+def test_a_keras_model_is_refused_wherever_it_is_and_its_place_is_named():
+    class Model(nn.Linear):
+        pass
+
+    Model.__module__ = "keras.src.models"
+    for base, place in ((Model(3, 2), "base"), (nn.Sequential(nn.ReLU(), Model(3, 2)), "base.1")):
+        with pytest.raises(
+            ConfigError, match=rf"`{place}` is a Keras model, Model.*Wrap it: `weightloom\.keras\.KerasBase"
+        ):
+            apply_per_task(base, {}, torch.randn(5, 7, 3))
