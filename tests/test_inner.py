@@ -6,6 +6,9 @@ from torch import nn
 
 from cases import BASES
 from references import adam_task_by_task
+from weightloom.base import apply_per_task
+from weightloom.errors import ConfigError
+from weightloom.forms import Factored, LowRank
 from weightloom.inner import fine_tune
 from weightloom.losses import mse_per_task
 from weightloom.networks import mlp
@@ -83,3 +86,21 @@ class Product(nn.Module):
 
 def half_square(outputs):
     return outputs.square().flatten(1).sum(1) / 2
+
+
+def test_factors_are_fitted_as_factors_and_what_is_shared_is_left_alone():
+    net, x = nn.Linear(5, 4, bias=False).double(), torch.randn(3, 8, 5).double()
+    own, target = net.weight.detach().clone(), torch.randn(3, 8, 4).double()
+    start = {
+        "weight": LowRank(1).value(net.weight, {"up": torch.zeros(3, 4, 1), "down": torch.randn(3, 1, 5)}).double()
+    }
+    loss = lambda y: (y - target).square().mean((1, 2))  # noqa: E731
+    fitted = fine_tune(net, start, x, loss, 50, 0.05)
+    assert isinstance(fitted["weight"], Factored) and torch.equal(net.weight, own)
+    assert torch.linalg.matrix_rank(fitted["weight"].dense() - own).tolist() == [1, 1, 1]
+    assert (loss(apply_per_task(net, fitted, x)) < loss(apply_per_task(net, start, x))).all()
+
+
+def test_nothing_to_fit_is_said():
+    with pytest.raises(ConfigError, match="`params` is empty"):
+        fine_tune(nn.Linear(2, 2), {}, torch.randn(3, 4, 2), lambda y: y.mean((1, 2)), 1, 0.1)

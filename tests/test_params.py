@@ -129,3 +129,9 @@ def test_a_sub_module_is_taken_by_its_whole_name():
     params = {"head.0.bias": torch.zeros(2), "header.bias": torch.ones(2), "head.weight": torch.ones(2)}
     assert list(sub(params, "head")) == ["0.bias", "weight"]
     assert sub(params, "head")["weight"] is params["head.weight"]
+
+
+def test_a_prefix_that_nothing_has_is_named_with_those_there_are():
+    params = {"policy.0.bias": torch.zeros(5, 2), "value.0.bias": torch.zeros(5, 2)}
+    with pytest.raises(ConfigError, match=r"`prefix='polici'`.*`policy.0`"):
+        sub(params, "polici")

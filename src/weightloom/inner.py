@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from weightloom.base import apply_per_task
+from weightloom.errors import ConfigError
 from weightloom.params import Params
 
 
@@ -25,7 +27,7 @@ def fine_tune(
     """Fit the parameters of each task to its support set with Adam; ``params`` and ``base`` are left alone.
 
     Adam works number by number, so one optimiser over (tasks, *shape) is exactly one optimiser per task. The result
-    carries no gradient history.
+    carries no gradient history. What is held as factors stays so: the factors are fitted, what tasks share is not.
 
     Args:
         base: The base network.
@@ -35,6 +37,9 @@ def fine_tune(
         steps: Gradient steps.
         inner_lr: Adam's learning rate.
 
+    Raises:
+        ConfigError: If ``params`` is empty.
+
     Example:
         >>> start = {"weight": torch.zeros(2, 1, 1), "bias": torch.zeros(2, 1)}
         >>> x = torch.ones(2, 1, 1)
@@ -42,13 +47,18 @@ def fine_tune(
         >>> (fit["weight"][:, 0, 0] + fit["bias"][:, 0]).round(decimals=2)
         tensor([1., 1.])
     """
-    fitted = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
-    optimiser = torch.optim.Adam(list(fitted.values()), lr=inner_lr)
+    leaves, structure = tree_flatten(params)  # of a parameter that is held as factors: the factors
+    if not leaves:
+        raise ConfigError(
+            "`params` is empty. There is nothing to fit: the base's own parameters are shared by all tasks. "
+            "Pass those of each task, as a hypernetwork generates them."
+        )
+    fitted = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    optimiser = torch.optim.Adam(fitted, lr=inner_lr)
     with torch.enable_grad():
         for _ in range(steps):
-            losses = loss_per_task(apply_per_task(base, fitted, x))
-            gradients = torch.autograd.grad(losses.sum(), list(fitted.values()))
-            for value, gradient in zip(fitted.values(), gradients, strict=True):
-                value.grad = gradient
+            losses = loss_per_task(apply_per_task(base, tree_unflatten(fitted, structure), x))
+            for leaf, gradient in zip(fitted, torch.autograd.grad(losses.sum(), fitted), strict=True):
+                leaf.grad = gradient
             optimiser.step()
-    return {name: value.detach() for name, value in fitted.items()}
+    return dict(tree_unflatten([leaf.detach() for leaf in fitted], structure))

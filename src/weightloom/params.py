@@ -129,12 +129,23 @@ def count_tasks(params: Params) -> int | None:
 def sub(params: Params, prefix: str) -> Params:
     """Take the parameters of one sub-module, its prefix cut off.
 
+    Several networks under one hypernetwork are a `torch.nn.ModuleDict`, taken apart by this.
+
+    Raises:
+        ConfigError: If no parameter has the prefix.
+
     Example:
         >>> sub({"head.bias": torch.zeros(5, 2), "trunk.bias": torch.zeros(5, 3)}, "head").keys()
         dict_keys(['bias'])
     """
     start = f"{prefix}."
-    return {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}
+    inside = {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}
+    if not inside:
+        raise ConfigError(
+            f"`prefix={prefix!r}` is that of no generated parameter. A prefix names a sub-module of the base, without "
+            f"the dot behind it. {nearest(prefix, dict.fromkeys(name.rpartition('.')[0] for name in params))}"
+        )
+    return inside
 
 
 def selectors_of(generate: Selector | Iterable[Selector]) -> list[Selector]:

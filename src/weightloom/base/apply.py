@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from weightloom.base.buffers import check_buffers, norms_that_write, refuse_shared_statistics, task_buffers
 from weightloom.base.check import check_call
 from weightloom.base.engines import Call, Randomness, in_pieces, run_aligned, run_loop, run_vmap
+from weightloom.base.products import Layer, layers_of
 from weightloom.base.rows import WatchRows, WithoutDropout
 from weightloom.base.slots import Places, Slots
 from weightloom.errors import BatchingError, ConfigError, nearest
@@ -103,7 +104,7 @@ def apply_per_task(
     if statistics == "task":
         buffers = {**task_buffers(base, plan.tasks), **buffers}
     call = Call(base, params, inputs, kwargs, plan.tasks, buffers, randomness, chunk_size, slots, plan.places)
-    call.batch_major = choice.batch_major
+    call.batch_major, call.layers = choice.batch_major, plan.layers
     return run_vmap(call) if choice.engine == "vmap" else in_pieces(ENGINES[choice.engine], call)
 
 
@@ -176,6 +177,7 @@ class _Plan:
     choice: Choice
     tasks: int
     places: Places
+    layers: list[Layer] | None
 
 
 _plans: "weakref.WeakKeyDictionary[nn.Module, dict[Any, _Plan]]" = weakref.WeakKeyDictionary()
@@ -198,7 +200,8 @@ def _plan(call: Call, engine: Engine, statistics: Statistics | None) -> _Plan:
             choice = Choice(engine, "as asked for")
         if len(known) >= _PLANS_KEPT:
             known.clear()
-        known[key] = _Plan(choice, call.tasks, places)
+        layers = layers_of(call.slots, places, call.inputs) if choice.engine == "aligned" else None
+        known[key] = _Plan(choice, call.tasks, places, layers)
     return known[key]
 
 

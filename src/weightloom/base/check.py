@@ -14,6 +14,12 @@ from weightloom.params import Params, count_tasks
 def check_call(base: nn.Module, params: Params, inputs: Sequence[Tensor], kwargs: Mapping[str, Any]) -> int:
     """Check names, task counts, devices and dtypes; return the number of tasks."""
     check_names(base, params)
+    if type(base).forward is nn.Module.forward:
+        networks = ", ".join(f"`{name}`" for name, _ in base.named_children()) or "none"
+        raise ConfigError(
+            f"{type(base).__name__} has no `forward`: it holds networks ({networks}) and does not say how they are "
+            "run. Run them one by one: `apply_per_task(base[name], weightloom.sub(params, name), x)`."
+        )
     tasks = count_tasks(params)
     named = {"x" if len(inputs) == 1 else f"inputs[{i}]": x for i, x in enumerate(inputs)}
     named |= {f"kwargs[{name!r}]": x for name, x in kwargs.items() if isinstance(x, Tensor)}

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from weightloom.base.aligned import Aligned, fold, unfold
 from weightloom.base.check import refused_by_vmap
+from weightloom.base.products import Layer, is_hooked, run_products
 from weightloom.base.rows import WatchRows
 from weightloom.base.slots import Places, Slots
 from weightloom.errors import BatchingError
@@ -41,6 +42,8 @@ class Call:
     places: Places = field(default_factory=list)
     batch_major: bool = False
     """How the aligned engine folds: see `Aligned`."""
+    layers: list[Layer] | None = None
+    """Of a plain MLP: see `products`."""
     watch: WatchRows | None = None
     """Watches the base run."""
 
@@ -123,6 +126,8 @@ def run_loop(call: Call) -> Any:
 
 def run_aligned(call: Call) -> Any:
     """Fold tasks into the batch; every generated parameter finds the rows of its task."""
+    if call.layers is not None and call.slots is not None and not is_hooked(call.slots):
+        return run_products(call.slots, call.layers, call.params, call.inputs[0])
     if call.buffers:
         raise BatchingError(
             "`buffers` were given with the aligned engine, which folds all tasks into one batch: a norm in train mode "
