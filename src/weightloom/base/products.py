@@ -41,14 +41,12 @@ def is_hooked(slots: Slots) -> bool:
         *(global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks),
         *(global_hooks._global_backward_hooks, global_hooks._global_backward_pre_hooks),
     )
-    return any(everywhere) or any(
-        m._forward_hooks
-        or m._forward_pre_hooks
-        or m._backward_hooks
-        or m._backward_pre_hooks
-        or "forward" in m.__dict__
-        for m in slots.modules
-    )
+    for m in slots.modules:
+        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+            return True
+        if "forward" in m.__dict__:
+            return True
+    return any(everywhere)
 
 
 def run_products(slots: Slots, layers: Sequence[Layer], params: Params, x: Tensor) -> Tensor:

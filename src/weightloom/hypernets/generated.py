@@ -88,11 +88,12 @@ class Generated(nn.Module):
 
     def start(self) -> Float[Tensor, " size"]:
         """Where every generated number starts; add it to what is generated, as a head does with its bias."""
-        pieces = [
-            self.own(name).reshape(-1) if self._starts_at_own(name) else self._starts[_key(name, factor)].reshape(-1)
-            for name, shapes in self.shapes.items()
-            for factor in shapes
-        ]
+        pieces = []
+        for name, shapes in self.shapes.items():
+            free = self._starts_at_own(name)
+            for factor in shapes:
+                start = self.own(name) if free else self._starts[_key(name, factor)]
+                pieces.append(start if start.ndim == 1 else start.reshape(-1))
         return torch.cat(pieces)
 
     def forward(self, flat: Float[Tensor, "tasks size"]) -> Params:

@@ -107,8 +107,7 @@ class MLPHyperNetwork(WritesGenerated, HyperNetwork):
         if self.init.startswith("hyperfan"):
             known = nn.functional.rms_norm(known, known.shape[-1:])
         flat = nn.functional.linear(known, self.head.weight, self.head.bias + self.generated.start())
-        params: Params = self.generated(flat)
-        return params
+        return self.generated.forward(flat)
 
 
 def constant_norm(condition: Float[Tensor, "*lead width"]) -> Float[Tensor, "*lead double"]:
