@@ -78,7 +78,10 @@ def _section(name: str, record: Record) -> str:
     cost = record.get("cost") or {}
     spent = [time_text(cost.get("wall_time_s")), str(cost.get("device") or ""), f"torch {cost.get('torch', '?')}"]
     parts = [f"## {name}", f"```sh\n{record.get('command') or 'command not recorded'}\n```"]
-    parts += [_table(scores) for scores in _by_setting(record).values()]
+    if record.get("rows"):
+        parts += [_contests(record["rows"]), _scale(record.get("scale") or [])]
+    else:
+        parts += [_table(scores) for scores in _by_setting(record).values()]
     parts += [_paired(record.get("paired") or {})]
     parts += [_reference(record.get("reference") or {}), str(record.get("notes") or "")]
     parts += ["Cost of the whole run: " + ", ".join(word for word in spent if word) + "."]
@@ -97,6 +100,60 @@ def _table(scores: list[Score]) -> str:
         cells = [score["method"], _bold(score, best), *others, time_text(score.get("adapt_time_s")), _over(score)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _contests(rows: list[Record]) -> str:
+    """Return the ratios of a benchmark, with the quartiles over its rounds."""
+    lines = ["| workload | what | against | ratio | quartiles |", "|---|---|---|--:|--:|"]
+    for row in rows:
+        where = row.get("setting") or row["workload"]
+        of, against = (row["of"], row["against"]) if "of" in row else (row["contender"], "ours")
+        if "ratio" not in row:
+            lines.append(f"| {where} | {of} | {against} | failed | {row['error']} |")
+            continue
+        ratio, unit = row["ratio"], f", {row['unit']}" if row.get("unit") == "memory" else ""
+        spread = f"{ratio['low']:.2f} to {ratio['high']:.2f}"
+        lines.append(f"| {where} | {of}{unit} | {against} | {ratio['median']:.2f} | {spread} |")
+    return "\n".join(lines)
+
+
+def _scale(rows: list[Record]) -> str:
+    """Return a table and a drawing of how time and memory grow with the number of tasks."""
+    if not rows:
+        return ""
+    lines = ["| tasks | time | time per task | memory at most | in training |", "|--:|--:|--:|--:|--:|"]
+    for row in rows:
+        held = [f"{row[key] / 1e6:.2f} MB" for key in ("peak_memory_bytes", "training_peak_memory_bytes")]
+        each = time_text(row["seconds"] / row["tasks"])
+        lines.append(f"| {row['tasks']:,} | {time_text(row['seconds'])} | {each} | {held[0]} | {held[1]} |")
+    return "\n".join([*lines, "", _drawing(rows)])
+
+
+def _drawing(rows: list[Record]) -> str:
+    """Draw time per task and memory against the number of tasks, both axes logarithmic, as a vector graphic."""
+    curves = {
+        "microseconds per task": [1e6 * row["seconds"] / row["tasks"] for row in rows],
+        "kilobytes held at most": [row["peak_memory_bytes"] / 1e3 for row in rows],
+    }
+    across = [math.log10(row["tasks"]) for row in rows]
+    top = math.ceil(max(math.log10(value) for values in curves.values() for value in values))
+    x = [60 + 480 * (a - across[0]) / max(across[-1] - across[0], 1e-9) for a in across]
+    parts = [
+        f'<text x="{at:.0f}" y="265" text-anchor="middle">{row["tasks"]:,}</text>'
+        for at, row in zip(x, rows, strict=True)
+    ]
+    parts += [
+        f'<path d="M60 {240 - 220 * power / top:.0f}H540" stroke="#8884"/>'
+        f'<text x="52" y="{244 - 220 * power / top:.0f}" text-anchor="end">{10**power:,}</text>'
+        for power in range(top + 1)
+    ]
+    for (name, values), colour, below in zip(curves.items(), ("#2a7fb8", "#d1601f"), (18, 36), strict=True):
+        y = [240 - 220 * max(math.log10(value), 0) / top for value in values]
+        line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="535" y="{below}" text-anchor="end" fill="{colour}">{name}</text>')
+    start = '<svg viewBox="0 0 600 285" role="img" aria-label="time per task and memory against the number of tasks" '
+    return f'{start}style="max-width:600px;font:12px sans-serif" fill="currentColor">{"".join(parts)}</svg>'
 
 
 def _contest(scores: list[Score]) -> list[str]:
@@ -150,7 +207,18 @@ def targets_table(records: dict[str, Record]) -> str:
         bound = other if relation in ("not below", "above") else bound
         met = {"at most": value <= bound, "above": value > bound}.get(relation, value >= bound)
         lines.append(f"| {text} | {relation} {bound:.4g} | {value:.4g} | {'met' if met else 'missed'} |")
+    for record in records.values():
+        lines += [_target_of_row(row) for row in record.get("rows") or [] if "bound" in row]
+        for bar in record.get("bars") or []:
+            met = "met" if bar["holds"] else "missed"
+            lines.append(f"| {bar['workload']}: {bar['bar']} | | {bar['value']:.2f} ({bar['closest']}) | {met} |")
     return "\n".join(["| what | target | came out | |", "|---|---|--:|---|", *lines]) if lines else "No records yet."
+
+
+def _target_of_row(row: Record) -> str:
+    what = f"{row['setting']}: {row['unit']} of {row['of']} over {row['against']}"
+    met = "met" if row["holds"] else "missed"
+    return f"| {what} | {row['relation']} {row['bound']:g} | {row['ratio']['median']:.2f} | {met} |"
 
 
 def _reference(reference: Record) -> str:

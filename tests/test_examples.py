@@ -33,6 +33,13 @@ def test_the_own_base_example_learns_from_its_first_steps_and_exports(unchecked)
     assert main(steps=100) > 0.7
 
 
+def test_the_thousand_tasks_example_learns_from_its_first_steps(unchecked):
+    main = runpy.run_path(str(example_named("thousand_tasks")))["main"]
+    error, control, late = main(steps=60)
+    assert control > 2 * error
+    assert late < control
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_an_example_reaches_the_number_that_it_promises(example, tmp_path):

@@ -10,10 +10,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import weightloom
 from weightloom.apps.fewshot.config import DATA, PRESETS
 from weightloom.tasks.data import find_file, searched_folders
 
-PACKAGES = ("weightloom", "torch", "numpy", "lightning-fabric", "torchmetrics", "safetensors", "plotly", "scikit-learn")
+PACKAGES = (
+    *("weightloom", "torch", "numpy", "lightning-fabric", "torchmetrics", "safetensors", "plotly"),
+    *("scikit-learn", "onnxruntime", "keras", "transformers"),
+)
 
 
 def print_doctor() -> None:
@@ -46,10 +50,11 @@ def print_list() -> None:
     methods.add_row("centroid", "the class whose mean image is nearest, in pixels")
     methods.add_row("scratch", "the base network trained on the support set alone")
     rooms = Table("room", "to build from", title="from weightloom import …")
-    rooms.add_row("conditions", "TaskEmbedding, DeepSets, SupportAttention, class_statistics")
-    rooms.add_row("hypernetworks", "MLPHyperNetwork, HeadHyperNetwork")
-    rooms.add_row("forms", "Full")
-    rooms.add_row("base", "apply_per_task, apply_shared, specialise")
+    by_room: dict[str, list[str]] = {}
+    for name, room in weightloom._ROOM_OF.items():
+        by_room.setdefault(room, []).append(name)
+    for room, names in by_room.items():
+        rooms.add_row(room, ", ".join(names))
     for shown in (data, methods, rooms):
         Console().print(shown)
 

@@ -21,7 +21,7 @@ class CoreConfig:
     only: tuple[str, ...] = CONTESTS
     """What to time: forms, built, mlp, kernels, adapters, scale."""
     rounds: int = 20
-    """Timed steps of each contender, in turn; what takes seconds gets a share of them."""
+    """Timed steps of each contender, in turn."""
     warmup: int = 3
     """Steps of each contender before the rounds."""
     threads: int = 1

@@ -6,7 +6,7 @@ Knows nothing of how time is taken.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -41,10 +41,7 @@ class Contest:
     setting: str
     steps: Mapping[str, Step]
     bars: tuple[Bar, ...]
-    share: float = 1.0
-    """Share of the rounds asked for, for what takes seconds."""
-    notes: str = ""
-    memory: tuple[str, ...] = field(default=())
+    memory: tuple[str, ...] = ()
     """Contenders whose peak memory is taken too."""
 
 
@@ -114,7 +111,6 @@ def built_weights(tasks: int, batch: int, width: int) -> Contest:
             Bar("built, then vmap", "LowRank(4)", "at least", 10.0),
             Bar("LowRank(4)", "built, then vmap", "at most", 0.1, "memory", beyond="plain base"),
         ),
-        share=0.25,
         memory=tuple(steps),
     )
 
@@ -155,7 +151,7 @@ def kernels(name: str, tasks: int) -> Contest:
     }
     title = "CNN of 3,818 parameters" if name == "cnn" else "conv4-64, 28x28, 25 images"
     bars = (Bar("auto", BEST, "at most", 1.05),)
-    return Contest(f"{title}, {tasks} tasks", steps, bars, share=1.0 if name == "cnn" else 0.4)
+    return Contest(f"{title}, {tasks} tasks", steps, bars)
 
 
 def adapters(steps_long: int, examples: int = 32) -> Contest:
@@ -184,7 +180,7 @@ def adapters(steps_long: int, examples: int = 32) -> Contest:
         "loop over examples": _step(lambda: run("loop"), leaves),
     }
     bars = (Bar("loop over examples", "one pass", "at least", 2.0),)
-    return Contest(f"{examples} adapters in a BERT with a mask, {steps_long} tokens", steps, bars, share=0.5)
+    return Contest(f"{examples} adapters in a BERT with a mask, {steps_long} tokens", steps, bars)
 
 
 def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:

@@ -67,17 +67,16 @@ def run_core(config: CoreConfig, command: str | None = None) -> dict[str, Any]:
 def print_core(record: dict[str, Any]) -> None:
     """Print what was measured beside what was aimed at."""
     console = Console()
-    table = Table(title="One step, forward and backward", box=SIMPLE_HEAD)
-    for head in ("what", "against", "ratio", "quartiles", "bar", ""):
-        table.add_column(head, justify="right" if head in ("ratio", "quartiles") else "left")
     for setting in dict.fromkeys(row["setting"] for row in record["rows"]):
-        table.add_row(f"[bold]{setting}[/bold]")
+        table = Table(title=setting, box=SIMPLE_HEAD, title_justify="left")
+        for head in ("a step of", "over", "ratio", "quartiles", "bar", ""):
+            table.add_column(head, justify="right" if head in ("ratio", "quartiles") else "left")
         for row in (row for row in record["rows"] if row["setting"] == setting):
             spread = f"{row['ratio']['low']:.2f} to {row['ratio']['high']:.2f}" if row["unit"] == "time" else "exact"
-            value, bar = f"{row['ratio']['median']:.2f}", f"{row['relation']} {row['bound']:g}"
-            against = f"{row['against']} ({row['unit']})"
-            table.add_row(f"  {row['of']}", against, value, spread, bar, "holds" if row["holds"] else "does NOT hold")
-    console.print(table)
+            value, bar = f"{row['ratio']['median']:.3g}", f"{row['relation']} {row['bound']:g}"
+            of = row["of"] if row["unit"] == "time" else f"{row['of']}, memory"
+            table.add_row(of, row["against"], value, spread, bar, "holds" if row["holds"] else "does NOT hold")
+        console.print(table)
     if record["scale"]:
         table = Table(title="Generate and run, in chunks", box=SIMPLE_HEAD)
         for head in ("tasks", "seconds", "microseconds a task", "peak MB", "training: peak MB"):
@@ -103,8 +102,7 @@ def _all_rows(config: CoreConfig) -> tuple[list[Row], list[str]]:
 
 
 def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
-    rounds = max(1, round(config.rounds * contest.share))
-    times = alternate(contest.steps, rounds, config.warmup if contest.share == 1 else min(config.warmup, 1))
+    times = alternate(contest.steps, config.rounds, config.warmup)
     held = {name: peak_memory_bytes(contest.steps[name]) for name in contest.memory}
     medians = {name: ratio(times, name, name)["median"] * sorted(its)[len(its) // 2] for name, its in times.items()}
     rows = []
@@ -115,7 +113,7 @@ def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
         found = ratio(times, bar.of, against) if bar.unit == "time" else _of_memory(bar, held)
         holds = found["median"] <= bar.bound if bar.relation == "at most" else found["median"] >= bar.bound
         facts = {"of": bar.of, "against": against, "relation": bar.relation, "bound": bar.bound, "unit": bar.unit}
-        rows.append({"setting": contest.setting, **facts, "ratio": found, "holds": holds, "rounds": rounds})
+        rows.append({"setting": contest.setting, **facts, "ratio": found, "holds": holds})
     rows[0] |= {"ms": {name: 1e3 * value for name, value in medians.items()}, "peak_memory_bytes": held}
     return rows
 

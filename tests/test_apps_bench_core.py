@@ -1,0 +1,78 @@
+"""The library's own benchmarks: contenders that compute the same, and a record that says what was aimed at."""
+
+import json
+
+import pytest
+import torch
+
+from weightloom.apps.bench import contests
+from weightloom.apps.bench.config import CoreConfig
+from weightloom.apps.bench.contests import BEST, Bar, Contest, conv4, conv4_by_hand
+from weightloom.apps.bench.core import _rows, run_core
+from weightloom.base import apply_per_task
+from weightloom.errors import ConfigError
+from weightloom.params import ParamSpec
+
+
+def gradients_of(contest, *names):
+    return [[gradient.clone() for gradient in contest.steps[name]()] for name in names]
+
+
+def test_factors_give_the_gradients_that_products_by_hand_give():
+    contest = contests.low_rank(2, 3, 16)
+    torch.testing.assert_close(*gradients_of(contest, "LowRank(4)", "bmm by hand"), rtol=1e-4, atol=1e-6)
+
+
+def test_built_weights_give_the_gradients_that_factors_give():
+    contest = contests.built_weights(2, 3, 16)
+    torch.testing.assert_close(*gradients_of(contest, "LowRank(4)", "built, then vmap"), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cnn", "conv4"])
+def test_every_way_to_convolve_gives_the_same_gradients(name):
+    contest = contests.kernels(name, 2)
+    first, *others = gradients_of(contest, *contest.steps)
+    for other in others:
+        torch.testing.assert_close(first, other, rtol=1e-3, atol=1e-5)
+
+
+def test_grouped_convolutions_by_hand_equal_the_loop():
+    net, x = conv4().double(), torch.randn(3, 2, 1, 16, 16).double()
+    params = {name: torch.randn(3, *shape).double() for name, shape in ParamSpec.of(net).shapes.items()}
+    torch.testing.assert_close(conv4_by_hand(params, x), apply_per_task(net, params, x, engine="loop"))
+
+
+def test_a_bar_is_held_against_the_best_of_the_others():
+    waits = {"ours": 2, "slow": 9, "quick": 1}
+    steps = {name: lambda count=count: sum(range(200_000 * count)) for name, count in waits.items()}
+    contest = Contest("counting", steps, (Bar("ours", BEST, "at most", 1.05), Bar("slow", "ours", "at least", 2.0)))
+    best, slow = _rows(contest, CoreConfig(rounds=5, warmup=1))
+    assert best["against"] == "quick" and not best["holds"] and 1.5 < best["ratio"]["median"] < 2.7
+    assert slow["against"] == "ours" and slow["holds"]
+
+
+def test_a_run_prints_its_bars_and_writes_a_record(tmp_path, capsys):
+    path = tmp_path / "core.json"
+    threads = torch.get_num_threads()
+    run_core(CoreConfig(only=("mlp", "scale"), rounds=2, warmup=0, tasks=(1, 150), record=path), command="typed")
+    assert torch.get_num_threads() == threads
+    record = json.loads(path.read_text())
+    assert record["command"] == "typed" and record["rows"][0]["against"] == "bmm by hand"
+    assert [row["tasks"] for row in record["scale"]] == [1, 150]
+    assert {score["name"] for score in record["scores"]} == {"ratio"}
+    shown = capsys.readouterr().out
+    assert "bmm by hand" in shown and "at most 1.1" in shown and "150" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"only": ("cpu",)}, "`--only cpu` is unknown"),
+        ({"rounds": 0}, "`--rounds 0` is too small"),
+        ({"tasks": ()}, "leaves nothing to time"),
+        ({"tasks": (0,)}, "leaves nothing to time"),
+    ],
+)
+def test_options_that_cannot_work_are_named(options, words):
+    with pytest.raises(ConfigError, match=words):
+        CoreConfig(**options)
