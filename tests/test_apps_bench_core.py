@@ -76,3 +76,9 @@ def test_a_run_prints_its_bars_and_writes_a_record(tmp_path, capsys):
 def test_options_that_cannot_work_are_named(options, words):
     with pytest.raises(ConfigError, match=words):
         CoreConfig(**options)
+
+
+def test_what_is_not_asked_for_is_not_timed(capsys):
+    record = run_core(CoreConfig(only=("mlp",), rounds=1, warmup=0), command="typed")
+    assert not record["scale"] and len(record["rows"]) == 1
+    assert "in chunks" not in capsys.readouterr().out

@@ -46,7 +46,7 @@ def run_core(config: CoreConfig, command: str | None = None) -> dict[str, Any]:
     record = {
         "command": command or shlex.join(["weightloom", *sys.argv[1:]]),
         "config": config.to_dict(),
-        "scores": [_score(row) for row in rows] + [_memory_score(scale)] * bool(scale),
+        "scores": [_score(row) for row in rows] + ([_memory_score(scale)] if scale else []),
         "rows": rows,
         "scale": scale,
         "cost": {**facts, "wall_time_s": time.perf_counter() - begun},
