@@ -40,7 +40,10 @@ html_title = "weightloom"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 
-SHAPE = re.compile(r"(?<![`\w])\((?:tasks|batch|shots|images|classes|channels|height|count),[\w *,.]*\)")
+SHAPE = re.compile(
+    r"(?<![`\w])\((?:(?:tasks|batch|shots|images|classes|channels|height|count),[\w *,.]*"
+    r"|(?=[^()`]*\*\w)(?![^()`]*\w\*)[\w *,./]+)\)"
+)
 ROOM_LINE = re.compile(r"(In|Out): +(.*)|(Knows nothing|Start at|Nothing that|Nothing is)(.*)")
 
 

@@ -244,3 +244,36 @@ def test_choosing_does_not_run_what_writes_into_its_input_twice():
     net.register_forward_pre_hook(lambda module, inputs: (inputs[0].add_(1),))
     apply_per_task(net, {"layer.bias": torch.zeros(3, 2)}, x)
     assert torch.equal(x, torch.ones(3, 4, 5))
+
+
+def test_a_plain_attribute_that_forward_follows_is_looked_at_again_when_it_changes():
+    class Centring(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.centred = nn.Linear(5, 2), False
+
+        def forward(self, x):
+            return self.layer(x - x.mean(0) if self.centred else x)
+
+    net, x = Centring(), torch.randn(3, 4, 5)
+    params = {"layer.bias": torch.randn(3, 2)}
+    assert choose_engine(net, params, x).engine == "aligned"
+    net.centred = True
+    assert choose_engine(net, params, x).engine == "vmap"
+    torch.testing.assert_close(apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop"))
+
+
+def test_a_batch_of_one_row_is_folded_where_its_size_is_read_and_not_where_it_is_said():
+    class Viewing(nn.Module):
+        def __init__(self, rows):
+            super().__init__()
+            self.layer, self.rows = nn.Linear(6, 2), rows
+
+        def forward(self, x):
+            return self.layer(x.view(self.rows or x.shape[0], 6))
+
+    x, params = torch.randn(3, 1, 2, 3), {"layer.bias": torch.randn(3, 2)}
+    assert choose_engine(Viewing(None), params, x).engine == "aligned"
+    net = Viewing(1)
+    assert choose_engine(net, params, x).engine != "aligned"
+    torch.testing.assert_close(apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop"))

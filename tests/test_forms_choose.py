@@ -118,3 +118,8 @@ def test_a_plan_is_passed_on_as_what_is_generated():
     for name, value in params.items():
         assert not isinstance(value, Factored) or value.form == plan[name]
     assert apply_per_task(WIDE, params, torch.randn(2, 5, 16)).shape == (2, 5, 4)
+
+
+def test_what_a_kind_of_module_selects_and_the_form_does_not_fit_is_generated_in_full():
+    chosen = choose_forms(mlp([8, 8, 8]), {nn.Linear: LowRank(2)})
+    assert chosen == {"0.weight": LowRank(2), "0.bias": Full(), "2.weight": LowRank(2), "2.bias": Full()}

@@ -12,10 +12,11 @@ from references import least_squares, squared_distances
 from weightloom.base import apply_per_task
 from weightloom.conditions import class_statistics
 from weightloom.errors import ConfigError, ShapeError
+from weightloom.forms import FiLM, Full
 from weightloom.hypernets import HeadHyperNetwork, MLPHyperNetwork
 from weightloom.hypernets.head import prototype_head, ridge_head
 from weightloom.networks import mlp
-from weightloom.params import ParamSpec
+from weightloom.params import ParamSpec, sub
 
 every_hyper = pytest.mark.parametrize("hyper", HYPERNETWORKS)
 
@@ -265,3 +266,25 @@ def test_a_class_without_support_is_there_when_ways_says_so():
 def test_the_head_is_named_as_asked():
     params = HeadHyperNetwork(name="out.1").double()(*labelled(2))
     assert params.keys() == {"out.1.weight", "out.1.bias"}
+
+
+def test_several_networks_in_a_module_dict_are_generated_together_and_run_apart():
+    bases = nn.ModuleDict({"policy": mlp([4, 6, 2]), "value": mlp([4, 6, 1])}).double()
+    hyper = MLPHyperNetwork(bases, 3, generate={"policy.*": Full(), "value.*": FiLM()}).double()
+    with torch.no_grad():
+        hyper.head.weight.normal_()
+    params, x = hyper(torch.randn(5, 3).double()), torch.randn(5, 7, 4).double()
+    for name, width in (("policy", 2), ("value", 1)):
+        found = apply_per_task(bases[name], sub(params, name), x)
+        assert found.shape == (5, 7, width)
+        close(found, apply_per_task(bases[name], sub(params, name), x, engine="loop"))
+
+
+def test_an_error_while_it_is_built_leaves_the_base_as_it_was(unchecked):
+    base = mlp([4, 6, 2])
+    before = [parameter.detach().clone() for parameter in base.parameters()]
+    for options in ({"init": "xavier"}, {"generate": "nothing.*"}, {"freeze": "nothing.*"}):
+        with pytest.raises(ConfigError):
+            MLPHyperNetwork(base, 3, **{"freeze": "*", **options})
+    assert all(parameter.requires_grad for parameter in base.parameters())
+    assert all(torch.equal(old, new) for old, new in zip(before, base.parameters(), strict=True))

@@ -225,7 +225,7 @@ def _choose(call: Call) -> Choice:
     assert call.slots is not None
     few = call.first(2)
     own = {name: buffer.clone() for name, buffer in call.base.named_buffers() if name not in call.buffers}
-    watch, with_gradients = WatchRows(), torch.is_grad_enabled()
+    with_gradients = torch.is_grad_enabled()
     devices = {x.device for x in few.inputs if x.device.type == "cuda"}
     with (
         torch.no_grad(),  # nothing is kept for a backward pass, which checkpointing would count
@@ -234,7 +234,7 @@ def _choose(call: Call) -> Choice:
         call.slots.filled(call.slots.places(own), own),
     ):
         try:
-            run_vmap(replace(_with_copies(few), watch=watch))
+            watch = _watch(few)
         except BatchingError as error:
             if not isinstance(error.__cause__, RuntimeError):
                 raise
@@ -246,6 +246,27 @@ def _choose(call: Call) -> Choice:
                 run_loop(_with_copies(few))  # shows an error of the base's own as it is
             return Choice("loop", f"the base runs for one task but not under `vmap` ({str(error).splitlines()[0]})")
         return _judge(call, few, watch)
+
+
+def _watch(few: Call) -> WatchRows:
+    """Watch the base run; a batch of one row is shown twice, for of one row it cannot be told what is done with it."""
+    for shown in (_with_two_rows(few), few):
+        watch = WatchRows()
+        try:
+            run_vmap(replace(_with_copies(shown), watch=watch))
+        except (BatchingError, RuntimeError, ValueError, TypeError):
+            if shown is few:
+                raise
+        else:
+            break
+    return watch
+
+
+def _with_two_rows(call: Call) -> Call:
+    if any(x.ndim < 2 or x.shape[1] != 1 for x in (*call.inputs, *call.tensors.values())):
+        return call
+    kwargs = {name: x.repeat_interleave(2, 1) if isinstance(x, Tensor) else x for name, x in call.kwargs.items()}
+    return replace(call, inputs=[x.repeat_interleave(2, 1) for x in call.inputs], kwargs=kwargs)
 
 
 def _judge(call: Call, few: Call, watch: WatchRows) -> Choice:

@@ -10,6 +10,9 @@ Places = list[tuple[str, list[tuple[int, bool, str]]]]
 """Every place of each name: number of the module, whether it is a buffer there, and the name it has there."""
 
 
+_PLAIN = {bool, int, float, str, type(None)}
+
+
 class Slots:
     """The places of a base's parameters and buffers, as they are now.
 
@@ -28,10 +31,14 @@ class Slots:
         self.prefixes = prefixes
 
     def key(self) -> Any:
-        """What must be the same for whatever was found out about the base to hold still: modules, modes and ties."""
+        """What must be the same for whatever was found out about the base to hold still.
+
+        Its modules with their modes and plain attributes, which `forward` may follow, and which parameters are tied.
+        """
         first: dict[int, int] = {}
         ties = [first.setdefault(id(p), len(first)) for m in self.modules for p in m._parameters.values()]
-        return tuple((id(m), type(m), m.training) for m in self.modules), tuple(ties), tuple(self.prefixes)
+        own = [(id(m), type(m), *[v for v in m.__dict__.values() if type(v) in _PLAIN]) for m in self.modules]
+        return tuple(own), tuple(ties), tuple(self.prefixes)
 
     def places(self, names: Iterable[str]) -> Places:
         """Find every place of each name: a tied parameter has several."""

@@ -24,13 +24,14 @@ def choose_forms(base: nn.Module, generate: Generate = "*", form: Form | None = 
     Args:
         base: The base network.
         generate: One selector, several, or a mapping from selectors to forms, of which the first that matches a
-            parameter counts: ``{"head.*": Full(), nn.Linear: LowRank(4)}``.
+            parameter counts: ``{"head.*": Full(), nn.Linear: LowRank(4)}``. A name is taken at its word; of what a
+            kind of module or a predicate selects, what the form does not fit is generated in full.
         form: Where ``generate`` is no mapping: the form of every parameter that it fits. Those that it does not fit,
             such as biases where it needs a matrix, are generated in full. None means `Full`.
 
     Raises:
-        ConfigError: If a selector matches no parameter, if a form in the mapping does not fit a parameter, or if two
-            names of one tied parameter get different forms.
+        ConfigError: If a selector matches no parameter, if a form in the mapping does not fit a parameter that is named
+            for it, or if two names of one tied parameter get different forms.
 
     Example:
         >>> choose_forms(nn.Linear(8, 8), form=LowRank(2))
@@ -47,8 +48,11 @@ def choose_forms(base: nn.Module, generate: Generate = "*", form: Form | None = 
             "parameter already. Leave `form` out."
         )
     by_alias: dict[str, Form] = {}
+    named: set[str] = set()
     for selector, its in generate.items():
         for alias in sorted(select(base, selector)):
+            if alias not in by_alias and isinstance(selector, str):
+                named.add(names[alias])
             by_alias.setdefault(alias, its)
     chosen: dict[str, tuple[str, Form]] = {}
     for alias, its in by_alias.items():
@@ -59,7 +63,9 @@ def choose_forms(base: nn.Module, generate: Generate = "*", form: Form | None = 
                 f"stay tied, so they can have one form only. Name `{names[alias]}` alone, or untie them in the base."
             )
     return {
-        name: _fitted(name, chosen[name][1], shape, owners[name]) for name, shape in shapes.items() if name in chosen
+        name: _fitted(name, chosen[name][1], shape, owners[name], name in named)
+        for name, shape in shapes.items()
+        if name in chosen
     }
 
 
@@ -178,8 +184,10 @@ def _owners(base: nn.Module) -> dict[str, nn.Module]:
     return {name: base.get_submodule(name.rpartition(".")[0]) for name in names}
 
 
-def _fitted(name: str, form: Form, shape: Shape, owner: nn.Module) -> Form:
+def _fitted(name: str, form: Form, shape: Shape, owner: nn.Module, is_named: bool) -> Form:
     fitted = form.fit(shape, owner)
+    if fitted is None and not is_named:
+        return Full()
     if fitted is None:
         raise ConfigError(
             f"{form} does not fit `{name}`, which has shape {shape}. This form needs {form.needs}. "

@@ -26,16 +26,19 @@ class Template(Form):
         linear hypernetwork of Schug et al., "Discovering modular solutions that generalize compositionally" (2024).
     """
 
-    needs = "a parameter of any shape but a single number"
-
     def __init__(self, count: int) -> None:
         if count < 1:
             raise ConfigError(f"`count={count}` is below 1. A mixture needs templates to mix. Pass 1 or more.")
         self.count = count
 
+    @property
+    def needs(self) -> str:  # type: ignore[override]
+        """What fits."""
+        return f"more numbers than there are templates, {self.count}"
+
     def fit(self, shape: Shape, owner: nn.Module) -> "Template | None":
-        """Fits every parameter that is more than one number."""
-        return self if shape else None
+        """Fits every parameter that has more numbers than there are templates: others are smaller in full."""
+        return self if torch.Size(shape).numel() > self.count else None
 
     def factor_shapes(self, shape: Shape) -> dict[str, Shape]:
         """One factor, ``mixture``, a number per template."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from weightloom.errors import ConfigError
 from weightloom.forms import Form
 from weightloom.forms.choose import Generate
-from weightloom.hypernets.generated import Generated, Init, WritesGenerated
+from weightloom.hypernets.generated import Generated, Init, WritesGenerated, check_init
 from weightloom.hypernets.hypernet import HyperNetwork, check_condition
 from weightloom.hypernets.mlp import constant_norm
 from weightloom.hypernets.writer import Writer, check_sizes, pieces_of
@@ -66,6 +66,7 @@ class ChunkedHyperNetwork(WritesGenerated, HyperNetwork):
         init: Init = "bias-hyperinit",
     ) -> None:
         super().__init__()
+        check_init(init)
         check_sizes(condition_dim=condition_dim, chunk_size=chunk_size, embedding_dim=embedding_dim)
         if not hidden:
             raise ConfigError(

@@ -126,10 +126,7 @@ class Generated(nn.Module):
         Raises:
             ConfigError: If ``init`` is unknown.
         """
-        if init not in INITS:
-            raise ConfigError(
-                f"`init={init!r}` is unknown. It says how what is generated starts. {nearest(init, INITS)}"
-            )
+        check_init(init)
         pieces = []
         for name, shapes in self.shapes.items():
             own = self.own(name)
@@ -160,6 +157,12 @@ class WritesGenerated:
     def spec(self) -> ParamSpec:
         """Names and shapes of what is generated, and names of what is not."""
         return self.generated.spec
+
+
+def check_init(init: str) -> None:
+    """Raise a `ConfigError` if ``init`` is unknown: before anything of the base is changed."""
+    if init not in INITS:
+        raise ConfigError(f"`init={init!r}` is unknown. It says how what is generated starts. {nearest(init, INITS)}")
 
 
 def _owner(base: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from weightloom.forms import Form
 from weightloom.forms.choose import Generate
-from weightloom.hypernets.generated import Generated, Init, WritesGenerated
+from weightloom.hypernets.generated import Generated, Init, WritesGenerated, check_init
 from weightloom.hypernets.hypernet import HyperNetwork, check_condition
 from weightloom.params import Params, Selector
 
@@ -66,6 +66,7 @@ class MLPHyperNetwork(WritesGenerated, HyperNetwork):
         init: Init = "bias-hyperinit",
     ) -> None:
         super().__init__()
+        check_init(init)
         self.condition_dim = condition_dim
         self.generated = Generated(base, generate, form, freeze)
         self.init = init

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from weightloom.errors import ConfigError
 from weightloom.forms import Form
 from weightloom.forms.choose import Generate
-from weightloom.hypernets.generated import Generated, Init, WritesGenerated
+from weightloom.hypernets.generated import Generated, Init, WritesGenerated, check_init
 from weightloom.hypernets.hypernet import HyperNetwork, check_condition
 from weightloom.hypernets.writer import Writer, check_sizes, pieces_of
 from weightloom.params import Params, Selector
@@ -70,6 +70,7 @@ class TransformerHyperNetwork(WritesGenerated, HyperNetwork):
         init: Init = "bias-hyperinit",
     ) -> None:
         super().__init__()
+        check_init(init)
         check_sizes(condition_dim=condition_dim, slice_size=slice_size, width=width, heads=heads, layers=layers)
         if width % heads:
             raise ConfigError(
