@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 from weightloom.base.buffers import check_buffers, norms_that_write, refuse_shared_statistics, task_buffers
 from weightloom.base.check import check_call
 from weightloom.base.engines import Call, Randomness, in_pieces, run_aligned, run_loop, run_vmap
-from weightloom.base.products import Layer, layers_of
 from weightloom.base.rows import WatchRows, WithoutDropout
+from weightloom.base.sequential import Layer, layers_of
 from weightloom.base.slots import Places, Slots
 from weightloom.errors import BatchingError, ConfigError, nearest
 from weightloom.forms.calls import GROUPED_BELOW
@@ -200,7 +200,9 @@ def _plan(call: Call, engine: Engine, statistics: Statistics | None) -> _Plan:
             choice = Choice(engine, "as asked for")
         if len(known) >= _PLANS_KEPT:
             known.clear()
-        layers = layers_of(call.slots, places, call.inputs) if choice.engine == "aligned" else None
+        layers = None
+        if choice.engine == "aligned":
+            layers = layers_of(call.slots, places, call.params, call.inputs, choice.batch_major)
         known[key] = _Plan(choice, call.tasks, places, layers)
     return known[key]
 

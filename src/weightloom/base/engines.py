@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from weightloom.base.aligned import Aligned, fold, unfold
 from weightloom.base.check import refused_by_vmap
-from weightloom.base.products import Layer, is_hooked, run_products
 from weightloom.base.rows import WatchRows
+from weightloom.base.sequential import Layer, is_hooked, run_sequential
 from weightloom.base.slots import Places, Slots
 from weightloom.errors import BatchingError
 from weightloom.forms.factored import Factored
@@ -43,7 +43,7 @@ class Call:
     batch_major: bool = False
     """How the aligned engine folds: see `Aligned`."""
     layers: list[Layer] | None = None
-    """Of a plain MLP: see `products`."""
+    """Of a plain sequence of layers: see `sequential`."""
     watch: WatchRows | None = None
     """Watches the base run."""
 
@@ -127,7 +127,7 @@ def run_loop(call: Call) -> Any:
 def run_aligned(call: Call) -> Any:
     """Fold tasks into the batch; every generated parameter finds the rows of its task."""
     if call.layers is not None and call.slots is not None and not is_hooked(call.slots):
-        return run_products(call.slots, call.layers, call.params, call.inputs[0])
+        return run_sequential(call.slots, call.layers, call.params, call.inputs[0])
     if call.buffers:
         raise BatchingError(
             "`buffers` were given with the aligned engine, which folds all tasks into one batch: a norm in train mode "

@@ -29,8 +29,9 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Time contenders in turn, so that whatever else the machine does falls on all of them alike.
 
-    In every round each contender runs once. The order moves on by one from round to round, so that none always runs
-    behind the same neighbour. Garbage is collected before, never while, a round is timed.
+    In every round each contender runs once. The order moves on by one from round to round and every other round runs
+    backwards, so that none always runs behind the same neighbour. Garbage is collected before, never while, a round is
+    timed; then the last in the round's order runs once untimed, so that none starts with cold caches.
 
     Args:
         contenders: What to time, by name. Each does all its work when called; what it returns is dropped.
@@ -64,7 +65,9 @@ def alternate(
         for number in range(rounds):
             gc.collect()
             first = number % len(names)
-            for name in names[first:] + names[:first]:
+            order = (names[first:] + names[:first])[:: -1 if number % 2 else 1]
+            contenders[order[-1]]()
+            for name in order:
                 synchronise()
                 start_s = clock()
                 contenders[name]()

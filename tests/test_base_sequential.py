@@ -1,4 +1,4 @@
-"""The short cut for plain MLPs, against the loop; and that it steps aside wherever it would not be the same."""
+"""The short cut for plain sequences of layers, against the loop; and that it steps aside where it would differ."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from weightloom.base import apply_per_task, engines
-from weightloom.base.products import BY_NUMBER
+from weightloom.base.sequential import BY_NUMBER
 from weightloom.forms import Full, LowRank, Template, choose_forms
 from weightloom.networks import mlp
 
@@ -16,8 +16,8 @@ from weightloom.networks import mlp
 def taken(monkeypatch):
     """How often the short cut was taken."""
     calls = []
-    run = engines.run_products
-    monkeypatch.setattr(engines, "run_products", lambda *arguments: calls.append(1) or run(*arguments))
+    run = engines.run_sequential
+    monkeypatch.setattr(engines, "run_sequential", lambda *arguments: calls.append(1) or run(*arguments))
     return calls
 
 
@@ -106,3 +106,51 @@ def test_a_layer_that_was_put_in_place_of_another_is_the_one_that_runs(taken):
     apply_per_task(net, params, x)
     net[1], net[2] = nn.Tanh(), nn.Linear(6, 7)
     torch.testing.assert_close(apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop"))
+
+
+def conv_net(**options):
+    return nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1, groups=2, **options), nn.GroupNorm(2, 4), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), nn.Tanh(), nn.AvgPool2d(2, ceil_mode=True)),
+        *(nn.Flatten(), nn.Linear(6, 5), nn.ELU(), nn.Linear(5, 2)),
+    )
+
+
+@pytest.mark.parametrize(
+    "generate", ["*", "*.weight", "0.*", ["0.bias", "4.weight", "1.*"], ["4.*", "8.weight"]], ids=str
+)
+def test_convolutions_and_what_follows_them_equal_the_loop(generate, taken):
+    net, x = conv_net().double(), torch.randn(3, 4, 2, 7, 7).double().requires_grad_()
+    params, weights = params_of(net, generate), torch.randn(3, 4, 2).double()
+    leaves = [x, *params.values(), *(p for name, p in net.named_parameters() if name not in params)]
+    outputs = [apply_per_task(net, params, x, engine=engine) for engine in ("auto", "loop")]
+    assert taken
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-10)
+    found = [torch.autograd.grad((y * weights).sum(), leaves) for y in outputs]
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+def test_a_sequence_may_end_in_space(taken):
+    net = nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool1d(4)).double()
+    x, params = torch.randn(3, 4, 2, 9).double(), params_of(net)
+    found = apply_per_task(net, params, x)
+    assert taken and found.shape == (3, 4, 3, 4)
+    torch.testing.assert_close(found, apply_per_task(net, params, x, engine="loop"), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        conv_net(padding_mode="reflect"),
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(2), nn.Linear(25, 2)),
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).eval(),
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(5, 2)),
+    ],
+    ids=["padded by reflection", "flattened in part", "batch norm", "linear in space"],
+)
+def test_other_sequences_are_run_as_they_are(net, taken):
+    x, params = torch.randn(3, 4, 2, 7, 7), params_of(net)
+    torch.testing.assert_close(
+        apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop"), rtol=1e-4, atol=1e-4
+    )
+    assert not taken
