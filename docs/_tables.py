@@ -113,7 +113,9 @@ def _contests(rows: list[Record]) -> str:
             continue
         ratio, unit = row["ratio"], f", {row['unit']}" if row.get("unit") == "memory" else ""
         spread = f"{ratio['low']:.2f} to {ratio['high']:.2f}"
-        lines.append(f"| {where} | {of}{unit} | {against} | {ratio['median']:.2f} | {spread} |")
+        lines.append(
+            f"| {where} | {of}{unit} | {against} | {ratio['median']:.3g} | {spread if not unit else 'exact'} |"
+        )
     return "\n".join(lines)
 
 
@@ -218,7 +220,7 @@ def targets_table(records: dict[str, Record]) -> str:
 def _target_of_row(row: Record) -> str:
     what = f"{row['setting']}: {row['unit']} of {row['of']} over {row['against']}"
     met = "met" if row["holds"] else "missed"
-    return f"| {what} | {row['relation']} {row['bound']:g} | {row['ratio']['median']:.2f} | {met} |"
+    return f"| {what} | {row['relation']} {row['bound']:g} | {row['ratio']['median']:.3g} | {met} |"
 
 
 def _reference(reference: Record) -> str:
