@@ -14,7 +14,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from weightloom.errors import BatchingError
-from weightloom.forms.calls import TRANSPOSED, WINDOW, Conv, look_up, shared_linear
+from weightloom.forms.calls import WINDOW, Conv, look_up, read_conv, shared_linear
 from weightloom.forms.factored import NO_SUBCLASS, OF_THE_CARRIER, Factored, carrier
 
 
@@ -198,39 +198,11 @@ def _matmul(func: Any, input: Any, other: Any) -> Any:
     return back(x @ other.dense())
 
 
-def _conv(
-    func: Any,
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Any:
-    return _convolve(func, input, weight, bias, groups, stride=stride, padding=padding, dilation=dilation)
-
-
-def _conv_transpose(
-    func: Any,
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Any:
-    options = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
-    return _convolve(func, input, weight, bias, groups, **options)
-
-
-def _convolve(func: Any, input: Any, weight: Any, bias: Any, groups: int, **options: Any) -> Any:
+def _convolve(func: Any, *args: Any, **kwargs: Any) -> Any:
+    input, weight, bias, conv = read_conv(func, *args, **kwargs)
     window = WINDOW[func]
     if isinstance(input, Aligned) or input.ndim != window + 2:
         return NotImplemented
-    conv = Conv(func, tuple(options.items()), groups)
     parameter = _any(weight, bias)
     factored = isinstance(weight, Aligned) and isinstance(weight.value, Factored)
     if parameter.batch_major and weight is parameter and not factored and len(input) == parameter.rows:
@@ -407,7 +379,7 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
     torch.addmm: _addmm,
     **dict.fromkeys([torch.matmul, Tensor.matmul, Tensor.__matmul__], _matmul),
-    **{function: _conv_transpose if function in TRANSPOSED else _conv for function in WINDOW},
+    **dict.fromkeys(WINDOW, _convolve),
     F.embedding: _embedding,
     F.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,

@@ -66,6 +66,33 @@ class Conv:
         return y.unflatten(-1, x.shape[-WINDOW[self.function] :])
 
 
+def read_conv(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Conv]:
+    """Read a call of a convolution: its input, kernel and bias, and all the rest of it."""
+    read = _transposed_arguments if func in TRANSPOSED else _arguments
+    input, weight, bias, groups, options = read(*args, **kwargs)
+    return input, weight, bias, Conv(func, tuple(options.items()), groups)
+
+
+def _arguments(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> tuple[Any, Any, Any, int, dict[str, Any]]:
+    return input, weight, bias, groups, {"stride": stride, "padding": padding, "dilation": dilation}
+
+
+def _transposed_arguments(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> tuple[Any, Any, Any, int, dict[str, Any]]:
+    options = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+    return input, weight, bias, groups, options
+
+
 WINDOW = {
     F.conv1d: 1,
     F.conv2d: 2,

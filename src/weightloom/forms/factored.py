@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import register_pytree_node, tree_map
 
 from weightloom.errors import ConfigError
-from weightloom.forms.calls import TRANSPOSED, WINDOW, Conv
+from weightloom.forms.calls import WINDOW, read_conv
 from weightloom.forms.form import Form, Parts, lead_of
 
 NO_SUBCLASS = torch._C.DisableTorchFunctionSubclass
@@ -177,40 +177,12 @@ def _linear(func: Any, input: Tensor, weight: Any, bias: Any = None) -> Any:
     return y if input.ndim == 2 else y.view(*input.shape[:-1], -1)
 
 
-def _conv(
-    func: Any,
-    input: Tensor,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Any:
-    return _convolve(func, input, weight, bias, groups, stride=stride, padding=padding, dilation=dilation)
-
-
-def _conv_transpose(
-    func: Any,
-    input: Tensor,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Any:
-    options = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
-    return _convolve(func, input, weight, bias, groups, **options)
-
-
-def _convolve(func: Any, input: Tensor, weight: Any, bias: Any, groups: int, **options: Any) -> Any:
+def _convolve(func: Any, *args: Any, **kwargs: Any) -> Any:
+    input, weight, bias, conv = read_conv(func, *args, **kwargs)
     window = WINDOW[func]
     alone = input.ndim == window + 1
     if not isinstance(weight, Factored) or isinstance(input, Factored) or weight.lead:
         return NotImplemented
-    conv = Conv(func, tuple(options.items()), groups)
     y = weight.form.conv(input[None] if alone else input, weight.own, weight.parts, conv)
     if y is NotImplemented:
         return y
@@ -279,7 +251,7 @@ def _requires_grad(func: Any, tensor: Any) -> bool:
 
 ANSWERS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
-    **{function: _conv_transpose if function in TRANSPOSED else _conv for function in WINDOW},
+    **dict.fromkeys(WINDOW, _convolve),
     F.embedding: _embedding,
     Tensor.__getitem__: _index,
     Tensor.unbind: _unbind,
