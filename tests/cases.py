@@ -423,6 +423,7 @@ HYPERNETWORKS = bank(
     graph_template=Hyper(lambda: tiny_graph(Tied(), form=Template(2)), vectors),
     graph_low_rank=Hyper(lambda: tiny_graph([conv(), mlp([5, 6, 4])], form=LowRank(2), rounds=0), vectors),
     graph_scalar=Hyper(lambda: tiny_graph(TwoInputsTwoOutputs()), vectors),
+    mlp_of_templates=Hyper(lambda: MLPHyperNetwork(mlp([5, 6, 3]), 4, form=Template(2)), vectors),
     head=Hyper(HeadHyperNetwork, labelled),
 )
 

@@ -288,3 +288,11 @@ def test_an_error_while_it_is_built_leaves_the_base_as_it_was(unchecked):
             MLPHyperNetwork(base, 3, **{"freeze": "*", **options})
     assert all(parameter.requires_grad for parameter in base.parameters())
     assert all(torch.equal(old, new) for old, new in zip(before, base.parameters(), strict=True))
+
+
+@every_hyper
+def test_generating_draws_no_random_numbers(hyper):
+    network, condition = hyper.moved(), hyper.condition(TASKS)
+    before = torch.get_rng_state()
+    network(*condition)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -103,8 +103,8 @@ def apply_per_task(
         print(f"{type(base).__name__} runs with engine {choice}")
     if statistics == "task":
         buffers = {**task_buffers(base, plan.tasks), **buffers}
-    call = Call(base, params, inputs, kwargs, plan.tasks, buffers, randomness, chunk_size, slots, plan.places)
-    call.batch_major, call.layers = choice.batch_major, plan.layers
+    found = (plan.places, choice.batch_major, plan.layers)
+    call = Call(base, params, inputs, kwargs, plan.tasks, buffers, randomness, chunk_size, slots, *found)
     return run_vmap(call) if choice.engine == "vmap" else in_pieces(ENGINES[choice.engine], call)
 
 

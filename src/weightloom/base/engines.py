@@ -25,7 +25,7 @@ from weightloom.params import Params
 Randomness = Literal["different", "same"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Call:
     """One call of `apply_per_task`, checked: what every engine runs."""
 

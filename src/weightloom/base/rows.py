@@ -14,12 +14,7 @@ from weightloom.forms.factored import Factored
 
 
 class WatchRows(TorchFunctionMode):
-    """While active, follow which tensors have the batch as their first axis, and note the first call that may mix rows.
-
-    Args:
-        rows: Tensors that enter with the batch on axis 0.
-        generated: Generated parameters, whose use in convolutions is counted.
-    """
+    """While active, follow which tensors have the batch on axis 0, and note the first call that may mix rows."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -61,6 +61,7 @@ class Generated(nn.Module):
         self.size = self.factors.size
         self._all_free = all(map(self._starts_at_own, self.forms))
         self._starts, self._shared = nn.ParameterDict(), nn.ParameterDict()
+        self._parts: dict[str, list[str]] = {}
         for name, its in self.forms.items():
             own = base.get_parameter(name)
             first = its.starts(shapes[name])
@@ -68,7 +69,9 @@ class Generated(nn.Module):
                 if not self._starts_at_own(name):
                     start = first.get(factor, torch.zeros(shape))
                     self._starts[_key(name, factor)] = nn.Parameter(start.to(own))
-            for part, value in its.shared(shapes[name]).items():
+            shared = its.shared(shapes[name])
+            self._parts[name] = list(shared)
+            for part, value in shared.items():
                 self._shared[_key(name, part)] = nn.Parameter(value.to(own))
         self._owners = {name: _owner(base, name) for name in self.forms}
         for name, parameter in base.named_parameters(remove_duplicate=False):
@@ -113,7 +116,7 @@ class Generated(nn.Module):
         form = self.forms[name]
         its = {factor: factors[f"{name}/{factor}"] for factor in self.shapes[name]}
         own = self.own(name)
-        shared = {part: self._shared[_key(name, part)] for part in form.shared(tuple(own.shape))}
+        shared = {part: self._shared[_key(name, part)] for part in self._parts[name]}
         return form.value(own, its, shared)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightloom import FiLM, Form, LowRank, MLPHyperNetwork, Params, RowScale, apply_per_task, choose_forms
+from weightloom import FiLM, Form, LowRank, MLPHyperNetwork, Params, RowScale, apply_per_task, choose_forms, mlp
 from weightloom.apps.bench.workloads import cnn, cnn_by_hand, cut, make_generator, make_workload, mlp_by_hand
 
 Step = Callable[[], object]
@@ -48,9 +48,7 @@ class Contest:
 def low_rank(tasks: int, batch: int, width: int) -> Contest:
     """Three square layers: factored forms against the plain base, bmm by hand, and weights built under vmap."""
     torch.manual_seed(0)
-    base = nn.Sequential(
-        nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
-    )
+    base = mlp([width] * 4)
     own, x = list(base.parameters()), torch.randn(tasks, batch, width)
     factors = _factors(base, LowRank(4), "*.weight", tasks)
     leaves = [*own, *(leaf for parts in factors.values() for leaf in parts.values())]
@@ -90,9 +88,7 @@ def built_weights(tasks: int, batch: int, width: int) -> Contest:
     """The same layers: factors applied against weights built for each task and run under vmap."""
     few = low_rank(tasks, batch, width)
     torch.manual_seed(0)
-    base = nn.Sequential(
-        nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
-    )
+    base = mlp([width] * 4)
     x, factors = torch.randn(tasks, batch, width), _factors(base, LowRank(4), "*.weight", tasks)
     leaves = [*base.parameters(), *(leaf for parts in factors.values() for leaf in parts.values())]
 
