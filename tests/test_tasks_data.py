@@ -20,7 +20,7 @@ import torch
 from weightloom.errors import ConfigError, DataError, MissingExtraError, ShapeError
 from weightloom.tasks import omniglot
 from weightloom.tasks.data import (
-    ImagePool,
+    ClassPool,
     digits_split,
     find_file,
     load_digits,
@@ -131,16 +131,16 @@ def ink():
 def test_the_digits_are_the_1797_of_scikit_learn_class_by_class():
     datasets = pytest.importorskip("sklearn.datasets")
     pool, theirs = load_digits(), datasets.load_digits()
-    assert pool.images.dtype == torch.uint8
-    assert pool.images.shape == (10, 183, 1, 8, 8)
+    assert pool.examples.dtype == torch.uint8
+    assert pool.examples.shape == (10, 183, 1, 8, 8)
     assert pool.counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # as UCI lists them
     assert pool.counts.dtype == torch.int64
     assert pool.names == tuple("0123456789")
     for digit, count in enumerate(pool.counts.tolist()):
-        back = (pool.images[digit, :count, 0].double() * 16 / 255).round()  # 256 levels hold 17 without a loss
+        back = (pool.examples[digit, :count, 0].double() * 16 / 255).round()  # 256 levels hold 17 without a loss
         assert np.array_equal(back.numpy(), theirs.images[theirs.target == digit])
-        assert not pool.images[digit, count:].any()
-    assert int(pool.images.max()) == 255
+        assert not pool.examples[digit, count:].any()
+    assert int(pool.examples.max()) == 255
 
 
 def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
@@ -179,7 +179,7 @@ def test_the_first_split_stays_what_it_was_when_records_were_made():
 
 
 def test_a_rotated_class_is_a_new_class_with_its_images_turned():
-    pool = ImagePool(
+    pool = ClassPool(
         torch.arange(2 * 3 * 16, dtype=torch.uint8).reshape(2, 3, 1, 4, 4), torch.tensor([3, 2]), ("a", "b")
     )
     turned = rotated(pool, (1, 3))
@@ -188,20 +188,20 @@ def test_a_rotated_class_is_a_new_class_with_its_images_turned():
     for behind, turns in enumerate((0, 1, 3)):
         for row in range(2):
             for image in range(3):
-                expected = np.rot90(pool.images[row, image, 0].numpy(), turns)
-                assert np.array_equal(turned.images[2 * behind + row, image, 0], expected)
+                expected = np.rot90(pool.examples[row, image, 0].numpy(), turns)
+                assert np.array_equal(turned.examples[2 * behind + row, image, 0], expected)
     assert rotated(pool, ()).names == pool.names
 
 
 @pytest.mark.parametrize("turns", [(0,), (4,), (1, 1), (-1,)])
 def test_a_rotation_that_repeats_a_class_is_refused(turns):
-    pool = ImagePool(torch.zeros(1, 1, 1, 4, 4, dtype=torch.uint8), torch.tensor([1]), ("a",))
+    pool = ClassPool(torch.zeros(1, 1, 1, 4, 4, dtype=torch.uint8), torch.tensor([1]), ("a",))
     with pytest.raises(ConfigError, match="Pass different numbers from 1 to 3"):
         rotated(pool, turns)
 
 
 def test_images_that_are_not_square_are_not_turned():
-    pool = ImagePool(torch.zeros(1, 1, 1, 4, 5, dtype=torch.uint8), torch.tensor([1]), ("a",))
+    pool = ClassPool(torch.zeros(1, 1, 1, 4, 5, dtype=torch.uint8), torch.tensor([1]), ("a",))
     with pytest.raises(ShapeError, match="4 pixels high and 5 wide"):
         rotated(pool, (1,))
 
@@ -288,8 +288,8 @@ def test_the_authors_drawings_shrink_to_the_pixels_on_file_bit_for_bit():
 @needs_omniglot
 def test_omniglot_on_file_has_the_authors_numbers():
     pool = load_omniglot(download=False)
-    assert pool.images.shape == (1623, 20, 1, 28, 28)
-    assert pool.images.dtype == torch.uint8
+    assert pool.examples.shape == (1623, 20, 1, 28, 28)
+    assert pool.examples.dtype == torch.uint8
     assert pool.counts.tolist() == [20] * 1623
     assert len(set(pool.names)) == 1623
     # paths in the authors' zips, as others quote them: the file name is the character's number
@@ -299,7 +299,7 @@ def test_omniglot_on_file_has_the_authors_numbers():
         1276: "Malayalam/character05",
     }
     assert {number: pool.names[number - 1] for number in quoted} == quoted
-    assert pool.images.float().mean() < 128  # ink is bright, and there is more paper than ink
+    assert pool.examples.float().mean() < 128  # ink is bright, and there is more paper than ink
 
 
 # Fetching
@@ -309,10 +309,10 @@ def test_omniglot_is_fetched_once_and_kept(home, alone, ink, monkeypatch, capsys
     home(zips_of(ink))
     pool = load_omniglot()
     assert pool.names == ("Greek/character01", "Greek/character02", "ULOG/character01")
-    assert np.array_equal(pool.images[:, :, 0], omniglot.shrink(ink) * 17)
+    assert np.array_equal(pool.examples[:, :, 0], omniglot.shrink(ink) * 17)
     assert capsys.readouterr().err.count("\n") == 2
     monkeypatch.setattr(omniglot, "HOME", "http://127.0.0.1:9")
-    assert torch.equal(load_omniglot(download=False).images, pool.images)
+    assert torch.equal(load_omniglot(download=False).examples, pool.examples)
     assert [path.name for path in (alone / "cache").rglob("*") if path.is_file()] == ["omniglot28.npz"]
     assert not list(alone.rglob("outside.png"))
 

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from weightloom.params_io import load_params as load_params
     from weightloom.params_io import save_params as save_params
     from weightloom.recurrent import replace_recurrent as replace_recurrent
-    from weightloom.tasks import ImageTasks as ImageTasks
+    from weightloom.tasks import ClassTasks as ClassTasks
     from weightloom.tasks import SinusoidTasks as SinusoidTasks
     from weightloom.tasks import Tasks as Tasks
     from weightloom.tasks import TaskSource as TaskSource
@@ -126,7 +126,7 @@ _ROOM_OF = {
     "load_params": "params_io",
     "save_params": "params_io",
     "replace_recurrent": "recurrent",
-    "ImageTasks": "tasks",
+    "ClassTasks": "tasks",
     "SinusoidTasks": "tasks",
     "TaskSource": "tasks",
     "Tasks": "tasks",

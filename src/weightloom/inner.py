@@ -3,9 +3,12 @@
 In:   a base network, Params to start from, the support set.
 Out:  Params of the same names and shapes, one gradient descent per task, all tasks at once.
 Knows nothing of hypernetworks or of how the result is judged.
+
+`descend` can be differentiated, for the inner loop of a bilevel problem; `fine_tune` cannot, for adapting at the end.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,78 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError
 from weightloom.params import Params
+
+Start = TypeVar("Start")
+
+
+def descend(
+    start: Start,
+    loss_per_task: Callable[[Start], Tensor],
+    steps: int,
+    inner_lr: float | Tensor,
+    *,
+    first_order: bool = False,
+    momentum: tuple[float, float] | None = None,
+    weight_decay: float = 0.0,
+) -> Start:
+    """Take a few gradient steps per task that can themselves be differentiated: the inner loop of a bilevel problem.
+
+    The gradient flows back into ``start``, ``inner_lr`` and whatever ``loss_per_task`` holds. A loss of one task says
+    nothing of the numbers of another, so one descent over all tasks is exactly one descent per task.
+
+    Args:
+        start: What is adapted: Params, or one tensor, such as a condition. What is held as factors stays so.
+        loss_per_task: What is adapted to one support loss per task, (tasks,).
+        steps: Gradient steps; 0 gives ``start`` back.
+        inner_lr: Length of a step; a tensor where it is learned.
+        first_order: Take the gradients of the inner steps as constants: cheaper, and no longer the true gradient.
+        momentum: Decay rates of the two moments of Adam, as in ``(0.9, 0.999)``. None is plain gradient descent.
+        weight_decay: Decoupled decay per step, in units of ``inner_lr``.
+
+    Returns:
+        The adapted values; outside of training (``torch.no_grad``) without gradient history.
+
+    Example:
+        >>> start = {"w": torch.zeros(2, 1, requires_grad=True)}
+        >>> goal = torch.tensor([[1.0], [3.0]])
+        >>> adapted = descend(start, lambda p: (p["w"] - goal).square().sum(1), steps=1, inner_lr=0.25)
+        >>> adapted["w"][:, 0]
+        tensor([0.5000, 1.5000], grad_fn=<...>)
+
+    Source:
+        Finn, Abbeel and Levine, "Model-agnostic meta-learning" (2017), equation 1; first order as in their section
+        5.2. With ``momentum``: AdamW, Loshchilov and Hutter (2019), unrolled.
+    """
+    tracked = torch.is_grad_enabled()
+    leaves, structure = tree_flatten(start)
+    moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves] if momentum else []
+    with torch.enable_grad():
+        if not tracked:
+            leaves = [leaf.detach() for leaf in leaves]
+        for step in range(1, steps + 1):
+            leaves = [leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves]
+            losses = loss_per_task(tree_unflatten(leaves, structure))
+            second = tracked and not first_order
+            gradients: list[Tensor] = list(torch.autograd.grad(losses.sum(), leaves, create_graph=second))
+            if momentum:
+                gradients, moments = _adam(gradients, moments, momentum, step)
+            kept = 1 - inner_lr * weight_decay
+            leaves = [kept * leaf - inner_lr * g for leaf, g in zip(leaves, gradients, strict=True)]
+            if not tracked:
+                leaves = [leaf.detach() for leaf in leaves]
+    return tree_unflatten(leaves, structure)
+
+
+def _adam(
+    gradients: list[Tensor], moments: list[tuple[Tensor, Tensor]], decay: tuple[float, float], step: int
+) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """Turn gradients into Adam's direction; the tiny number stands under the root, where it can be differentiated."""
+    first, second = decay
+    moments = [
+        (m.lerp(g, 1 - first), v.lerp(g.square(), 1 - second)) for (m, v), g in zip(moments, gradients, strict=True)
+    ]
+    scale = 1 / (1 - first**step), 1 / (1 - second**step)
+    return [m * scale[0] / (v * scale[1] + 1e-16).sqrt() for m, v in moments], moments
 
 
 def fine_tune(

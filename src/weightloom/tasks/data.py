@@ -1,7 +1,7 @@
 """Pools of real images: found on this machine or fetched once, and checked.
 
 In:   the name of a set.
-Out:  `ImagePool`, the images of every class; and which classes are for meta-training and which are held out.
+Out:  `ClassPool`, the examples of every class; and which classes are for meta-training and which are held out.
 Knows nothing of tasks, support or query.
 """
 
@@ -17,13 +17,13 @@ from weightloom.errors import ConfigError, DataError, MissingExtraError, ShapeEr
 from weightloom.tasks import omniglot
 
 
-class ImagePool(NamedTuple):
-    """Labelled images, class by class. Classes may hold unequal numbers of images."""
+class ClassPool(NamedTuple):
+    """Labelled examples, class by class: images, features of sentences. Classes may hold unequal numbers."""
 
-    images: Tensor
-    """(classes, most images of a class, channels, height, width), uint8; zeros behind a class's last."""
+    examples: Tensor
+    """(classes, most examples of a class, *event), images as uint8; zeros behind a class's last."""
     counts: Tensor
-    """How many images each class has, (classes,), int64."""
+    """How many examples each class has, (classes,), int64."""
     names: tuple[str, ...]
     """One per class, as in ``"7"`` or ``"Greek/character03"``."""
 
@@ -54,7 +54,7 @@ def find_file(data: str, file: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def load_digits() -> ImagePool:
+def load_digits() -> ClassPool:
     """Load scikit-learn's 1,797 handwritten digits: 10 classes of 174 to 183 images, 1x8x8, ink bright.
 
     Nothing is downloaded. The set's pixels 0 to 16 become 0 to 255, rounded.
@@ -80,10 +80,10 @@ def load_digits() -> ImagePool:
     images = torch.zeros(10, int(counts.max()), 1, 8, 8, dtype=torch.uint8)
     for digit, count in enumerate(counts.tolist()):
         images[digit, :count, 0] = pixels[labels == digit]
-    return ImagePool(images, counts, tuple(str(digit) for digit in range(10)))
+    return ClassPool(images, counts, tuple(str(digit) for digit in range(10)))
 
 
-def load_omniglot(download: bool = True) -> ImagePool:
+def load_omniglot(download: bool = True) -> ClassPool:
     """Load Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings of each, 1x28x28, ink bright.
 
     Read from ``omniglot28.npz`` in the first of ``searched_folders("omniglot")`` that has it. Where none
@@ -114,7 +114,7 @@ def load_omniglot(download: bool = True) -> ImagePool:
     alphabets = arrays["alphabets"][arrays["alphabet"]].tolist()
     names = zip(alphabets, arrays["character"].tolist(), strict=True)
     counts = torch.full((len(images),), images.shape[1])
-    return ImagePool(images, counts, tuple(f"{alphabet}/{character}" for alphabet, character in names))
+    return ClassPool(images, counts, tuple(f"{alphabet}/{character}" for alphabet, character in names))
 
 
 def digits_split(split: int) -> tuple[list[int], list[int]]:
@@ -152,7 +152,7 @@ def omniglot_split(seed: int = 0) -> tuple[Tensor, Tensor]:
     return order[:1200], order[1200:]
 
 
-def rotated(pool: ImagePool, quarter_turns: Sequence[int]) -> ImagePool:
+def rotated(pool: ClassPool, quarter_turns: Sequence[int]) -> ClassPool:
     """Return the pool with every class once more per rotation, as new classes behind the old.
 
     Args:
@@ -172,15 +172,15 @@ def rotated(pool: ImagePool, quarter_turns: Sequence[int]) -> ImagePool:
             f"`quarter_turns={quarter_turns}`. Whole turns, or the same turn twice, would make two classes "
             "that look the same. Pass different numbers from 1 to 3, as in `quarter_turns=(1, 2, 3)`."
         )
-    height, width = pool.images.shape[-2:]
+    height, width = pool.examples.shape[-2:]
     if height != width:
         raise ShapeError(
-            f"`pool.images` are {height} pixels high and {width} wide. Turned, they would not fit beside the "
+            f"`pool.examples` are {height} pixels high and {width} wide. Turned, they would not fit beside the "
             "others. Pad them to squares with `torch.nn.functional.pad` first."
         )
-    images = [pool.images] + [torch.rot90(pool.images, turn, (-2, -1)) for turn in turns]
+    images = [pool.examples] + [torch.rot90(pool.examples, turn, (-2, -1)) for turn in turns]
     names = list(pool.names) + [f"{name}@{90 * turn}" for turn in turns for name in pool.names]
-    return ImagePool(torch.cat(images), pool.counts.repeat(1 + len(turns)), tuple(names))
+    return ClassPool(torch.cat(images), pool.counts.repeat(1 + len(turns)), tuple(names))
 
 
 def _not_found(why: str) -> DataError:

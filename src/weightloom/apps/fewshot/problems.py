@@ -14,8 +14,9 @@ from weightloom.apps.fewshot.learner import Learner
 from weightloom.losses import cross_entropy_per_task, mse_per_task
 from weightloom.networks import ConvNet, mlp
 from weightloom.tasks import (
-    ImagePool,
-    ImageTasks,
+    ClassPool,
+    ClassTasks,
+    Jitter,
     SinusoidTasks,
     Tasks,
     TaskSource,
@@ -89,7 +90,7 @@ class ImageProblem(Problem):
         self.known = _pick(pool, train)
         self.pool = rotated(self.known, turns)
         self.held_out = _pick(pool, held_out)
-        self.size = int(pool.images.shape[-1])
+        self.size = int(pool.examples.shape[-1])
         self.start_scale = 6.0 if config.data == "digits" else 32.0
         for shots in config.shots or ():  # refuse what cannot be drawn before anything is written
             self.test_source(shots)
@@ -98,11 +99,11 @@ class ImageProblem(Problem):
     def train_source(self) -> TaskSource:
         """Classes of meta-training, each also turned by quarters as classes of their own."""
         assert self.config.train_ways and self.config.queries and self.config.shots
-        jitter = 2.0 if self.config.data == "digits" else 0.0
+        jitter = Jitter(2.0) if self.config.data == "digits" else None
         return AlternatingShots(
             [
-                ImageTasks(
-                    self.pool.images, self.pool.counts, self.config.train_ways, shots, self.config.queries, jitter
+                ClassTasks(
+                    self.pool.examples, self.pool.counts, self.config.train_ways, shots, self.config.queries, jitter
                 )
                 for shots in self.config.shots
             ]
@@ -111,12 +112,12 @@ class ImageProblem(Problem):
     def test_source(self, shots: int) -> TaskSource:
         """Classes that were held out, upright."""
         assert self.config.ways and self.config.queries
-        return ImageTasks(self.held_out.images, self.held_out.counts, self.config.ways, shots, self.config.queries)
+        return ClassTasks(self.held_out.examples, self.held_out.counts, self.config.ways, shots, self.config.queries)
 
     def validation_source(self, shots: int) -> TaskSource:
         """Classes of meta-training, upright and as they are."""
         assert self.config.ways and self.config.queries
-        return ImageTasks(self.known.images, self.known.counts, self.config.ways, shots, self.config.queries)
+        return ClassTasks(self.known.examples, self.known.counts, self.config.ways, shots, self.config.queries)
 
     def build(self, ways: int) -> ConvNet:
         """The base network of every method."""
@@ -193,11 +194,11 @@ def problem_of(config: FewShotConfig) -> Problem:
     return SinusoidProblem(config) if config.data == "sinusoid" else ImageProblem(config)
 
 
-def _pick(pool: ImagePool, classes: list[int]) -> ImagePool:
-    return ImagePool(pool.images[classes], pool.counts[classes], tuple(pool.names[i] for i in classes))
+def _pick(pool: ClassPool, classes: list[int]) -> ClassPool:
+    return ClassPool(pool.examples[classes], pool.counts[classes], tuple(pool.names[i] for i in classes))
 
 
-def _digits(config: FewShotConfig) -> tuple[ImagePool, list[int], list[int]]:
+def _digits(config: FewShotConfig) -> tuple[ClassPool, list[int], list[int]]:
     """The pool, the classes of meta-training and those to be judged on."""
     train, held_out = digits_split(config.split)
     if config.held_out == "validation":
@@ -206,6 +207,6 @@ def _digits(config: FewShotConfig) -> tuple[ImagePool, list[int], list[int]]:
     return load_digits(), train, held_out
 
 
-def _omniglot(config: FewShotConfig) -> tuple[ImagePool, list[int], list[int]]:
+def _omniglot(config: FewShotConfig) -> tuple[ClassPool, list[int], list[int]]:
     train, held_out = (part.tolist() for part in omniglot_split(config.split))
     return load_omniglot(), *((train[:1100], train[1100:]) if config.held_out == "validation" else (train, held_out))

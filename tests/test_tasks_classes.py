@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from weightloom.errors import ConfigError
-from weightloom.tasks import ImageTasks
-from weightloom.tasks.images import jittered
+from weightloom.tasks import ClassTasks, Jitter
 
 COUNTS = torch.tensor([4, 7, 5, 4, 6])
 BEHIND = -1.0
@@ -20,7 +19,7 @@ def pool():
 
 
 def draw(tasks=200, seed=0, images=None, counts=COUNTS, **options):
-    source = ImageTasks(pool() if images is None else images, counts, **{"ways": 3, "shots": 1, "queries": 2} | options)
+    source = ClassTasks(pool() if images is None else images, counts, **{"ways": 3, "shots": 1, "queries": 2} | options)
     return source.sample(tasks, torch.Generator().manual_seed(seed))
 
 
@@ -71,7 +70,7 @@ def test_every_image_of_a_class_is_drawn_equally_often_however_many_there_are(fi
 
 def test_the_same_seed_gives_the_same_tasks_and_another_seed_others():
     state = torch.get_rng_state()
-    first, again, other = (draw(5, seed, jitter=0.5) for seed in (0, 0, 1))
+    first, again, other = (draw(5, seed, augment=Jitter(0.5)) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first.support_x, other.support_x) and not torch.equal(first.hidden, other.hidden)
     assert torch.equal(torch.get_rng_state(), state)
@@ -97,7 +96,7 @@ def test_bytes_become_numbers_from_0_to_1_and_floats_stay():
         ({"queries": 0}, r"`shots=1` and `queries=0`.*Pass numbers from 1", {"queries": 1}),
         (
             {"shots": 3},
-            r"`shots=3` and `queries=2` take 5 images of a class, but the smallest has 4\..*sum is at most 4",
+            r"`shots=3` and `queries=2` take 5 examples of a class, but the smallest has 4\..*sum is at most 4",
             {"shots": 2},
         ),
     ],
@@ -110,7 +109,7 @@ def test_what_cannot_be_drawn_is_refused_and_the_advice_works(options, message, 
 
 def test_no_jitter_leaves_images_as_they_are_and_jitter_moves_each_differently():
     images, counts = torch.rand(3, 4, 1, 8, 8), torch.full((3,), 4)
-    plain, moved = (draw(5, images=images, counts=counts, jitter=jitter) for jitter in (0.0, 1.0))
+    plain, moved = (draw(5, images=images, counts=counts, augment=change) for change in (None, Jitter(1.0)))
     assert torch.equal(plain.hidden, moved.hidden)
     for task in range(5):
         for image, label in zip(plain.support_x[task], plain.support_y[task], strict=True):
@@ -121,24 +120,24 @@ def test_no_jitter_leaves_images_as_they_are_and_jitter_moves_each_differently()
 
 def test_jitter_of_strength_zero_changes_nothing():
     for images in (torch.rand(6, 2, 9, 7), torch.rand(6, 2, 9, 7, dtype=torch.float64)):
-        torch.testing.assert_close(jittered(images, 0.0, torch.Generator()), images, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(Jitter(0.0)(images, torch.Generator()), images, rtol=1e-5, atol=1e-5)
 
 
 def test_jitter_moves_a_bright_spot_no_further_than_it_says():
     """A quarter of half the image is 4 of 32 pixels; 15 degrees of turn, 15 % of scale and shear move it by less."""
     images = torch.zeros(500, 1, 33, 33)
     images[:, :, 14:19, 14:19] = 1
-    moved = jittered(images, 1.0, torch.Generator().manual_seed(0))
+    moved = Jitter(1.0)(images, torch.Generator().manual_seed(0))
     mass, place = moved.sum((1, 2, 3)), torch.arange(33.0) - 16
     right = (moved.sum((1, 2)) * place).sum(1) / mass
     down = (moved.sum((1, 3)) * place).sum(1) / mass
     assert 4 < right.abs().max() < 7 and 4 < down.abs().max() < 7
     assert right.mean().abs() < 0.6 and down.mean().abs() < 0.6
     assert mass.min() > 25 / 1.4 and mass.max() < 25 * 1.6
-    half = jittered(images, 0.5, torch.Generator().manual_seed(0))
+    half = Jitter(0.5)(images, torch.Generator().manual_seed(0))
     assert ((half.sum((1, 2)) * place).sum(1) / half.sum((1, 2, 3))).abs().max() < 3
 
 
 def test_two_copies_of_one_image_are_jittered_differently():
-    moved = jittered(torch.rand(1, 1, 8, 8).expand(4, -1, -1, -1), 0.3, torch.Generator().manual_seed(0))
+    moved = Jitter(0.3)(torch.rand(1, 1, 8, 8).expand(4, -1, -1, -1), torch.Generator().manual_seed(0))
     assert all(not torch.allclose(moved[0], other) for other in moved[1:])

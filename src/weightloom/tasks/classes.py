@@ -1,0 +1,113 @@
+"""Classification tasks from a pool of labelled examples: some classes, some examples of each, drawn in bulk."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightloom.errors import ConfigError
+from weightloom.tasks.tasks import Tasks, TaskSource
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Images (images, channels, height, width) and a generator to images of the same shape, each changed at random."""
+
+
+@dataclass(frozen=True)
+class ClassTasks(TaskSource):
+    """Tasks of ``ways`` classes, ``shots`` support examples and ``queries`` query examples of each.
+
+    Which class gets which label is drawn anew for every task, so that labels carry no meaning from task to task.
+    Support examples come in the order of their labels; query examples too.
+
+    Example:
+        >>> pool = torch.rand(6, 20, 1, 8, 8)
+        >>> source = ClassTasks(pool, torch.full((6,), 20), ways=3, shots=2, queries=5)
+        >>> tasks = source.sample(4, torch.Generator().manual_seed(0))
+        >>> tasks.support_x.shape, tasks.query_y.shape
+        (torch.Size([4, 6, 1, 8, 8]), torch.Size([4, 15]))
+    """
+
+    examples: Tensor
+    """The pool, (classes, most examples of a class, *event): uint8 in 0 to 255, or float."""
+    counts: Tensor
+    """How many examples each class has, (classes,); what lies behind them is never drawn."""
+    ways: int
+    """Classes per task."""
+    shots: int
+    """Support examples per class; with ``fewest_shots`` the most there can be."""
+    queries: int
+    """Query examples per class."""
+    augment: Augment | None = None
+    """Changes each drawn image at random. For meta-training only."""
+    fewest_shots: int | None = None
+    """Draw the shots of each class of each task from this number to ``shots``; the others are masked."""
+    groups: Tensor | None = None
+    """A number for each class, (classes,): the classes of a task are all of one group. None: of any."""
+
+    def __post_init__(self) -> None:
+        classes, fewest = len(self.examples), int(self.counts.min())
+        if self.ways > classes:
+            raise ConfigError(
+                f"`ways={self.ways}` but there are {classes} classes to draw from. "
+                f"A task takes different classes. Pass `ways` from 2 to {classes}."
+            )
+        if self.ways < 2:
+            raise ConfigError(f"`ways={self.ways}`. There is nothing to tell apart. Pass `ways` from 2 to {classes}.")
+        if self.shots < 1 or self.queries < 1:
+            raise ConfigError(
+                f"`shots={self.shots}` and `queries={self.queries}`. A class needs at least one example to adapt on "
+                "and one to be judged on. Pass numbers from 1."
+            )
+        if self.shots + self.queries > fewest:
+            raise ConfigError(
+                f"`shots={self.shots}` and `queries={self.queries}` take {self.shots + self.queries} examples of a "
+                f"class, but the smallest has {fewest}. Support and query never share an example. "
+                f"Pass numbers whose sum is at most {fewest}."
+            )
+        if self.fewest_shots is not None and not 1 <= self.fewest_shots <= self.shots:
+            raise ConfigError(
+                f"`fewest_shots={self.fewest_shots}` with `shots={self.shots}`. The shots of a class are drawn from "
+                f"the first to the second. Pass `fewest_shots` from 1 to {self.shots}."
+            )
+        if self.groups is not None and self.ways > (largest := int(torch.bincount(self.groups).max())):
+            raise ConfigError(
+                f"`ways={self.ways}` but the largest group has {largest} classes. The classes of a task are all of one "
+                f"group. Pass `ways` from 2 to {largest}."
+            )
+
+    def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
+        """Draw classes, then examples of each, for all tasks at once."""
+        most = self.examples.shape[1]
+        drawn = self._classes(tasks, generator)
+        there = torch.arange(most) < self.counts[drawn][..., None]
+        order = torch.rand(tasks, self.ways, most, generator=generator).masked_fill(~there, -1.0)
+        picked = order.topk(self.shots + self.queries).indices
+        values = self.examples[drawn[..., None], picked]
+        values = values.float() / 255 if values.dtype == torch.uint8 else values
+        if self.augment is not None:
+            values = self.augment(values.flatten(0, 2), generator).unflatten(0, values.shape[:3])
+        labels = torch.arange(self.ways)[:, None].expand(tasks, self.ways, -1)
+        support, query = values[:, :, : self.shots], values[:, :, self.shots :]
+        mask = torch.ones(tasks, self.ways, self.shots, dtype=torch.bool)
+        if self.fewest_shots is not None:
+            kept = torch.randint(self.fewest_shots, self.shots + 1, (tasks, self.ways, 1), generator=generator)
+            mask = torch.arange(self.shots) < kept
+        return Tasks(
+            support.flatten(1, 2),
+            labels.expand(-1, -1, self.shots).flatten(1),
+            mask.flatten(1),
+            query.flatten(1, 2),
+            labels.expand(-1, -1, self.queries).flatten(1),
+            drawn,
+        )
+
+    def _classes(self, tasks: int, generator: torch.Generator) -> Tensor:
+        """Draw the classes of each task, (tasks, ways); with groups, a group that is large enough first."""
+        classes = len(self.examples)
+        order = torch.rand(tasks, classes, generator=generator)
+        if self.groups is not None:
+            large = (torch.bincount(self.groups) >= self.ways).nonzero()[:, 0]
+            group = large[torch.randint(len(large), (tasks,), generator=generator)]
+            order = order.masked_fill(self.groups != group[:, None], -1.0)
+        return order.topk(self.ways).indices
