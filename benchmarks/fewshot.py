@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from weightloom.cli import main
 from weightloom.records import environment, read_record, summary_over_seeds, write_record
@@ -78,6 +78,7 @@ def summarise(runs: dict, known: argparse.Namespace, number: int, row: dict) -> 
         if one
         else {k: summary_over_seeds([mean_over_splits(seed, k) for seed in known.seeds]) for k in row["also"]},
         "adapt_time_s": median(of(run)["adapt_time_s"] for run in runs.values()),
+        **({"ece": mean([of(run)["calibration"]["ece"] for run in runs.values()])} if "calibration" in row else {}),
     }
 
 
@@ -86,11 +87,11 @@ def paired(rows: list[dict]) -> dict:
     found = {}
     for setting in dict.fromkeys(row["setting"] for row in rows):
         ours, *others = (row["per_run"] for row in rows if row["setting"] == setting)
-        names = [row["method"] for row in rows if row["setting"] == setting][1:]
-        for name, other in zip(names, others, strict=True):
+        names = [row["method"] for row in rows if row["setting"] == setting]
+        for name, other in zip(names[1:], others, strict=True):
             gaps = [ours[run][0] - other[run][0] for run in ours]
             if len(gaps) > 1:
-                found[f"{setting}: hypernetwork - {name}"] = summary_over_seeds(gaps)
+                found[f"{setting}: {names[0]} - {name}"] = summary_over_seeds(gaps)
     return found
 
 

@@ -7,18 +7,21 @@ import pytest
 import torch
 from sklearn.neighbors import NearestCentroid as SklearnNearestCentroid
 
-from weightloom.apps.fewshot.comparators import NearestCentroid, ProtoNet
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.export import export_network
-from weightloom.apps.fewshot.hyper import HyperClassifier, HyperRegressor
 from weightloom.apps.fewshot.judge import draw_test_tasks, judge
 from weightloom.apps.fewshot.learner import Support
-from weightloom.apps.fewshot.problems import OURS, problem_of
+from weightloom.apps.fewshot.methods.centroid import NearestCentroid
+from weightloom.apps.fewshot.methods.heads import HyperHead
+from weightloom.apps.fewshot.methods.protonet import ProtoNet
+from weightloom.apps.fewshot.methods.whole import HyperRegressor
+from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.run import CONTROL, load_run, run_fewshot, score_all
 from weightloom.checkpoint import load_tensors
 from weightloom.errors import CheckpointError, ConfigError, DataError
 from weightloom.networks import ConvNet, mlp
 
+OURS = "hypernetwork"
 SMALL = FewShotConfig(
     data="digits", steps=40, tasks=4, test_tasks=20, queries=5, evaluate_every=20, checkpoint_every=10
 )
@@ -40,7 +43,7 @@ def test_a_run_leaves_config_metrics_checkpoint_record_and_report(digits_run):
     for name in ("config.json", "metrics.jsonl", "checkpoints/last.safetensors", "record.json", "report.html"):
         assert (run / name).stat().st_size > 0
     assert json.loads((run / "record.json").read_text()) == record
-    assert json.loads((run / "config.json").read_text())["ways"] == 3  # resolved, not None
+    assert json.loads((run / "config.json").read_text())["ways"] == [3]  # resolved, not None
 
 
 def test_every_method_is_judged_in_every_setting_with_interval_recall_and_f1(digits_run):
@@ -70,7 +73,7 @@ def test_judging_a_run_again_gives_its_own_numbers(digits_run):
 
 def test_a_run_can_be_judged_with_other_ways_and_shots(digits_run):
     run, _ = digits_run
-    config, problem, learners = load_run(run, {"ways": 2, "shots": [3], "comparators": ["centroid"]})
+    config, problem, learners = load_run(run, {"ways": [2], "shots": [3], "comparators": ["centroid"]})
     assert {r["setting"] for r in score_all(learners, problem, config)} == {"2-way 3-shot"}
 
 
@@ -96,7 +99,7 @@ def test_a_run_never_writes_over_another(digits_run):
 
 
 def test_bad_options_leave_no_folder_behind(tmp_path):
-    for bad in ({"ways": 9}, {"shots": (500,)}, {"split": 7}):
+    for bad in ({"ways": (9,)}, {"shots": (500,)}, {"split": 7}):
         with pytest.raises(ConfigError):
             run_fewshot(FewShotConfig(**bad), tmp_path / "run", quiet=True)
     assert list(tmp_path.iterdir()) == []
@@ -120,7 +123,7 @@ def test_the_exported_network_is_plain_and_equal_to_the_runs_own_answer(digits_r
     assert len(facts["classes"]) == 3 and set(facts["classes"]) <= {"0", "1", "2"}  # split 0 holds out 0, 1, 2
     _, problem, learners = load_run(run)
     tasks = draw_test_tasks(problem, shots, 4)
-    expected = learners[OURS].eval()(tasks)[3]
+    expected = learners[OURS].eval().answer(tasks)[3]
 
     program = torch.export.load(tmp_path / "net" / "network.pt2").module()
     torch.testing.assert_close(program(tasks.query_x[3]), expected, rtol=1e-4, atol=1e-5)
@@ -168,9 +171,9 @@ def test_the_hypernetwork_learns_sinusoids_from_their_support_sets(tmp_path):
 @pytest.mark.parametrize("held_out", ["test", "validation"])
 def test_no_class_is_both_trained_on_and_held_out(split, held_out):
     problem = problem_of(FewShotConfig(split=split, held_out=held_out).resolved())
-    trained = {name.split("@")[0] for name in problem.pool.names}
+    trained = {name.split("@")[0] for name in problem.train.names}
     assert trained.isdisjoint(problem.held_out.names)
-    assert not any("@180" in name for name in problem.pool.names)  # a 6 turned half around is a 9
+    assert not any("@180" in name for name in problem.train.names)  # a 6 turned half around is a 9
     if held_out == "validation":
         final = problem_of(FewShotConfig(split=split).resolved())
         assert trained.isdisjoint(final.held_out.names)
@@ -187,7 +190,7 @@ def test_the_centroid_comparator_equals_that_of_scikit_learn():
     """scikit-learn 1.9, NearestCentroid with Euclidean distance."""
     problem = problem_of(SMALL.resolved())
     tasks = draw_test_tasks(problem, 5, 3)
-    predicted = NearestCentroid(64)(tasks).argmax(2)
+    predicted = NearestCentroid(64).answer(tasks).argmax(2)
     for task in range(3):
         with warnings.catch_warnings():  # it remarks on pixels that are the same in every image
             warnings.simplefilter("ignore")
@@ -201,7 +204,7 @@ def test_at_the_start_and_with_one_shot_the_generated_head_decides_as_protonet_d
     problem = problem_of(SMALL.resolved())
     tasks = draw_test_tasks(problem, 1, 40)
     base = ConvNet(1, 8, 3, channels=8, blocks=2)
-    ours, protonet = HyperClassifier(base, 6.0)(tasks), ProtoNet(base, 6.0)(tasks)
+    ours, protonet = HyperHead(base, 6.0).answer(tasks), ProtoNet(base, 6.0).answer(tasks)
     assert (ours.argmax(2) == protonet.argmax(2)).float().mean() > 0.97
 
 

@@ -85,7 +85,7 @@ def test_options_can_come_from_yaml_and_flags_win(tmp_path, capsys):
     (tmp_path / "options.yaml").write_text("ways: 2\nseed: 4\nshots: [2]\n")
     main(["fewshot", "--config", "options.yaml", "--seed", "5", "--run", "run", "--quiet", *TINY])
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["ways"], config["shots"], config["seed"]) == (2, [2], 5)
+    assert (config["ways"], config["shots"], config["seed"]) == ([2], [2], 5)
     assert "2-way 2-shot" in capsys.readouterr().out
 
 
@@ -108,7 +108,7 @@ def test_a_run_can_be_listed_judged_reported_exported_and_resumed(tmp_path, caps
     main(["export", "runs/digits-001", "--task", "0"])
     assert (tmp_path / "runs" / "digits-001" / "export" / "0" / "network.pt2").exists()
     assert leave_code(["fewshot", "--resume", "runs/digits-001", "--ways", "2"]) == 2
-    assert "ways is 3 there, 2 was asked for" in capsys.readouterr().err
+    assert "ways is [3] there, [2] was asked for" in capsys.readouterr().err
     main(["fewshot", "--resume", "runs/digits-001", "--quiet"])
     assert "hypernetwork" in capsys.readouterr().out
 

@@ -107,6 +107,19 @@ def test_what_cannot_be_drawn_is_refused_and_the_advice_works(options, message, 
     assert len(draw(3, **advised).hidden) == 3
 
 
+def test_with_the_same_drawer_all_classes_of_a_task_take_the_same_places_and_every_place_comes_equally_often():
+    """Only the 4 places that every class has can be taken; support and query take different ones."""
+    tasks = draw(5000, same_drawer=True)
+    by_class = torch.cat([numbers(tasks.support_x)[..., None], numbers(tasks.query_x).reshape(5000, 3, 2)], 2)
+    assert torch.equal(by_class // 100, tasks.hidden[..., None].expand(-1, -1, 3))
+    places = by_class % 100
+    assert (places == places[:, :1]).all() and places.max() == 3
+    assert all(len(set(row)) == 3 for row in places[:, 0].tolist())
+    for column in places[:, 0].unbind(1):
+        expected = 5000 / 4
+        assert (torch.bincount(column) - expected).abs().max() < 5 * math.sqrt(expected)
+
+
 def test_no_jitter_leaves_images_as_they_are_and_jitter_moves_each_differently():
     images, counts = torch.rand(3, 4, 1, 8, 8), torch.full((3,), 4)
     plain, moved = (draw(5, images=images, counts=counts, augment=change) for change in (None, Jitter(1.0)))

@@ -21,8 +21,10 @@ from weightloom.errors import ConfigError, DataError, MissingExtraError, ShapeEr
 from weightloom.tasks import omniglot
 from weightloom.tasks.data import (
     ClassPool,
+    class_groups,
     digits_split,
     find_file,
+    lake_split,
     load_digits,
     load_omniglot,
     omniglot_split,
@@ -204,6 +206,51 @@ def test_images_that_are_not_square_are_not_turned():
     pool = ClassPool(torch.zeros(1, 1, 1, 4, 5, dtype=torch.uint8), torch.tensor([1]), ("a",))
     with pytest.raises(ShapeError, match="4 pixels high and 5 wide"):
         rotated(pool, (1,))
+
+
+# Alphabets
+
+
+def drawings(*names):
+    return ClassPool(torch.zeros(len(names), 1, 1, 4, 4, dtype=torch.uint8), torch.ones(len(names)).long(), names)
+
+
+def test_classes_are_grouped_by_what_stands_before_the_slash_and_the_rotation():
+    turned = rotated(drawings("a/1", "b/1", "a/2"), (1,))
+    groups, names = class_groups(turned.names)
+    assert groups.tolist() == [0, 1, 0, 2, 3, 2] and groups.dtype == torch.int64
+    assert names == ("a", "b", "a@90", "b@90")
+    assert class_groups(["0", "1"])[0].tolist() == [0, 1]
+
+
+def test_alphabets_to_train_on_are_chosen_by_name_and_the_evaluation_set_is_never_among_them(monkeypatch):
+    monkeypatch.setattr(omniglot, "BACKGROUND", 4)
+    pool = drawings("Greek/1", "Korean/1", "Greek/2", "Latin/1", "ULOG/1", "ULOG/2")
+    assert [part.tolist() for part in lake_split(pool)] == [[0, 1, 2, 3], [4, 5]]
+    assert [part.tolist() for part in lake_split(pool, ["Latin", "Greek"])] == [[0, 2, 3], [4, 5]]
+    with pytest.raises(
+        ConfigError, match=r"names `ULOG`, which is none of the 3 of the background set.*Known: `Greek`"
+    ):
+        lake_split(pool, ["ULOG"])
+    with pytest.raises(ConfigError, match=r"Did you mean `Korean`"):
+        lake_split(pool, ["korean"])
+
+
+@needs_omniglot
+def test_the_authors_sets_have_their_published_sizes():
+    """30 alphabets and 964 characters, 20 and 659; "background small 1" has 2,720 drawings (TensorFlow Datasets)."""
+    pool = load_omniglot(download=False)
+    with np.load(REAL / "omniglot28.npz") as file:
+        alphabet, alphabets, background = file["alphabet"], file["alphabets"], file["background"]
+    groups, names = class_groups(pool.names)
+    assert np.array_equal(groups, alphabet) and names == tuple(alphabets)
+    train, held_out = lake_split(pool)
+    assert np.array_equal(train, background.nonzero()[0]) and np.array_equal(held_out, (~background).nonzero()[0])
+    assert (len(train), len(groups[train].unique())) == (964, 30)
+    assert (len(held_out), len(groups[held_out].unique())) == (659, 20)
+    assert groups[held_out].bincount()[30:].min() >= 20
+    small, also_held_out = lake_split(pool, omniglot.SMALL1)
+    assert len(small) * 20 == 2720 and torch.equal(also_held_out, held_out)
 
 
 # Where files are looked for

@@ -91,7 +91,7 @@ def fewshot(words: list[str]) -> int:
     from weightloom.apps.fewshot.run import run_fewshot
     from weightloom.apps.fewshot.table import print_table
 
-    run = command.resume or command.run or _free_folder(command.options.data)
+    run = command.resume or command.run or _free_folder(Path(command.options.data).stem)
     typed = shlex.join(["weightloom", "fewshot", *words])
     outcome = run_fewshot(command.options, run, command=typed, resume=command.resume is not None, quiet=command.quiet)
     if outcome is None:
@@ -110,10 +110,12 @@ class EvalCommand:
 
     run: Positional[Path]
     """The run's folder."""
-    ways: int | None = None
+    ways: tuple[int, ...] | None = None
     """Classes per task. None: as trained."""
     shots: tuple[int, ...] | None = None
     """Support points per class. None: as trained."""
+    uneven_shots: bool = False
+    """Give classes unequal shots, from 1 to each of `--shots`."""
     queries: int | None = None
     """Query points per class. None: as trained."""
     test_tasks: int | None = None
@@ -131,6 +133,7 @@ def evaluate(words: list[str]) -> int:
     from weightloom.records import environment, write_record
 
     wanted = {name: getattr(command, name) for name in ("ways", "shots", "queries", "test_tasks")}
+    wanted["uneven_shots"] = command.uneven_shots or None
     changes = {k: list(v) if isinstance(v, tuple) else v for k, v in wanted.items() if v is not None}
     config, problem, learners = load_run(command.run, changes)
     scores = score_all(learners, problem, config)

@@ -3,9 +3,14 @@
 A mean over tasks is the caller's, so that a task can be weighed, named when it goes wrong, or looked at.
 """
 
-from jaxtyping import Float, Int
+from collections.abc import Callable
+
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+TaskLoss = Callable[[Tensor, Tensor], Tensor]
+"""Outputs and targets, each (tasks, ...), to one loss per task, (tasks,)."""
 
 
 def mse_per_task(
@@ -33,3 +38,34 @@ def cross_entropy_per_task(
     """
     per_point = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     return per_point.view(labels.shape).mean(1)
+
+
+def loss_per_task(outputs: Tensor, targets: Tensor) -> Float[Tensor, " tasks"]:
+    """Return the usual loss of each task: cross-entropy where targets are labels, mean squared error elsewhere.
+
+    Args:
+        outputs: (tasks, batch, *out).
+        targets: Labels (tasks, batch), or numbers (tasks, batch, *out).
+    """
+    return (mse_per_task if targets.is_floating_point() else cross_entropy_per_task)(outputs, targets)
+
+
+def masked_loss(
+    loss: TaskLoss, outputs: Tensor, targets: Tensor, mask: Bool[Tensor, "tasks batch"]
+) -> Float[Tensor, " tasks"]:
+    """Mean of a loss over the points of each task that are there; zero for a task that has none.
+
+    Args:
+        loss: A mean over the points of a task, as all of this room are.
+        outputs: (tasks, batch, *out).
+        targets: Labels (tasks, batch), or numbers (tasks, batch, *out).
+        mask: True where a point is there.
+
+    Example:
+        >>> import torch
+        >>> there = torch.tensor([[True, False]])
+        >>> masked_loss(mse_per_task, torch.tensor([[[1.0], [9.0]]]), torch.zeros(1, 2, 1), there)
+        tensor([1.])
+    """
+    per_point = loss(outputs.flatten(0, 1)[:, None], targets.flatten(0, 1)[:, None]).view(mask.shape)
+    return per_point.masked_fill(~mask, 0.0).sum(1) / mask.sum(1).clamp(min=1)

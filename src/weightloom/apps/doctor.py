@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import weightloom
-from weightloom.apps.fewshot.config import DATA, PRESETS
+from weightloom.apps.fewshot.presets import DATA, FITS, METHODS, PRESETS
 from weightloom.tasks.data import find_file, searched_folders
 
 PACKAGES = (
@@ -44,11 +44,9 @@ def print_list() -> None:
         preset = PRESETS[name]
         ways = f"{preset['ways']}-way, " if name != "sinusoid" else ""
         data.add_row(name, f"{ways}shots {' '.join(map(str, preset['shots']))}, {preset['steps']} steps", where(name))
-    methods = Table("method", "what it is", title="methods")
-    methods.add_row("hypernetwork", "parameters of a working network from the support set, in one forward pass")
-    methods.add_row("protonet", "the class whose mean feature is nearest, on the same trained backbone")
-    methods.add_row("centroid", "the class whose mean image is nearest, in pixels")
-    methods.add_row("scratch", "the base network trained on the support set alone")
+    methods = Table("method", "what it is", "data", title="methods")
+    for name, what in METHODS.items():
+        methods.add_row(name, what, " ".join(data for data, fits in FITS.items() if name in fits))
     rooms = Table("room", "to build from", title="from weightloom import …")
     by_room: dict[str, list[str]] = {}
     for name, room in weightloom._ROOM_OF.items():

@@ -11,5 +11,6 @@ from weightloom.conditions.classes import class_statistics as class_statistics
 from weightloom.conditions.combine import CombinedCondition as CombinedCondition
 from weightloom.conditions.embedding import TaskEmbedding as TaskEmbedding
 from weightloom.conditions.encoding import MagnitudeInvariantEncoding as MagnitudeInvariantEncoding
+from weightloom.conditions.grid import GridEncoder as GridEncoder
 from weightloom.conditions.support import DeepSets as DeepSets
 from weightloom.conditions.support import SupportAttention as SupportAttention

@@ -5,15 +5,42 @@ Out:  `Tasks`, every tensor with a leading tasks axis.
 Knows nothing of networks.
 """
 
+from weightloom.tasks.augment import Colour as Colour
+from weightloom.tasks.augment import Crop as Crop
+from weightloom.tasks.augment import Flip as Flip
 from weightloom.tasks.augment import InTurn as InTurn
 from weightloom.tasks.augment import Jitter as Jitter
+from weightloom.tasks.cifar_fs import load_cifar_fs as load_cifar_fs
 from weightloom.tasks.classes import ClassTasks as ClassTasks
 from weightloom.tasks.data import ClassPool as ClassPool
+from weightloom.tasks.data import class_groups as class_groups
 from weightloom.tasks.data import digits_split as digits_split
+from weightloom.tasks.data import lake_split as lake_split
 from weightloom.tasks.data import load_digits as load_digits
 from weightloom.tasks.data import load_omniglot as load_omniglot
 from weightloom.tasks.data import omniglot_split as omniglot_split
 from weightloom.tasks.data import rotated as rotated
+from weightloom.tasks.folder import FolderPool as FolderPool
+from weightloom.tasks.folder import Skipped as Skipped
+from weightloom.tasks.folder import load_folder as load_folder
+from weightloom.tasks.folder import split_classes as split_classes
+from weightloom.tasks.functions import FunctionTasks as FunctionTasks
+from weightloom.tasks.functions import load_mnist as load_mnist
+from weightloom.tasks.functions import pixel_positions as pixel_positions
+from weightloom.tasks.growth import growth_split as growth_split
+from weightloom.tasks.growth import load_growth_curves as load_growth_curves
+from weightloom.tasks.points import PointPool as PointPool
+from weightloom.tasks.points import PointTasks as PointTasks
 from weightloom.tasks.sinusoid import SinusoidTasks as SinusoidTasks
+from weightloom.tasks.spoken import SpokenDigits as SpokenDigits
+from weightloom.tasks.spoken import load_spoken_digits as load_spoken_digits
+from weightloom.tasks.spoken import spectrograms as spectrograms
+from weightloom.tasks.spoken import spoken_split as spoken_split
+from weightloom.tasks.table import TableTasks as TableTasks
+from weightloom.tasks.table import load_table as load_table
 from weightloom.tasks.tasks import Tasks as Tasks
 from weightloom.tasks.tasks import TaskSource as TaskSource
+from weightloom.tasks.text import TextSet as TextSet
+from weightloom.tasks.text import load_intent_pool as load_intent_pool
+from weightloom.tasks.text import load_intents as load_intents
+from weightloom.tasks.text import sentence_features as sentence_features

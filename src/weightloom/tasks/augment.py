@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, pad
+
+from weightloom.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,61 @@ class InTurn:
         for change in self.changes:
             images = change(images, generator)
         return images
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror half of the images left to right. For photographs; a mirrored character is another character."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Change images (images, channels, height, width)."""
+        mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+        return torch.where(mirrored, images.flip(-1), images)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Shift each image by whole pixels, each differently; what was outside is mirrored or 0.
+
+    Source:
+        He et al., "Deep residual learning for image recognition" (2016), section 4.2, which pads with 0.
+    """
+
+    pad: int = 4
+    """The furthest an image moves, in pixels, in either direction."""
+    mirrored: bool = True
+    """Whether what was outside mirrors what is inside; otherwise it is 0."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Change images (images, channels, height, width).
+
+        Raises:
+            ConfigError: If the images are too small to be mirrored that far.
+        """
+        height, width = images.shape[-2:]
+        if self.pad < 0 or (self.mirrored and self.pad >= min(height, width)):
+            raise ConfigError(
+                f"`pad={self.pad}` with images of {height}x{width} pixels. An image is mirrored at its edge, once. "
+                f"Pass `pad` from 0 to {min(height, width) - 1}."
+            )
+        padded = pad(images, (self.pad,) * 4, mode="reflect" if self.mirrored else "constant")
+        down, right = torch.randint(2 * self.pad + 1, (2, len(images), 1), generator=generator)
+        rows, columns = down + torch.arange(height), right + torch.arange(width)
+        which, channel = torch.arange(len(images))[:, None, None, None], torch.arange(images.shape[1])[:, None, None]
+        return padded[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Change brightness, contrast and saturation of each image a little, each differently; values stay in 0 to 1."""
+
+    strength: float = 0.4
+    """Each of the three is multiplied by a factor from U(1 - strength, 1 + strength)."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Change images (images, channels, height, width), float in 0 to 1; grey ones have no saturation to change."""
+        draws = 2 * torch.rand(3, len(images), 1, 1, 1, generator=generator, dtype=images.dtype) - 1
+        brightness, contrast, saturation = (1 + self.strength * draws).unbind()
+        images = (images * brightness).clamp(0, 1)
+        images = images.mean((1, 2, 3), keepdim=True).lerp(images, contrast).clamp(0, 1)
+        return images.mean(1, keepdim=True).lerp(images, saturation).clamp(0, 1)

@@ -44,6 +44,8 @@ class ClassTasks(TaskSource):
     """Draw the shots of each class of each task from this number to ``shots``; the others are masked."""
     groups: Tensor | None = None
     """A number for each class, (classes,): the classes of a task are all of one group. None: of any."""
+    same_drawer: bool = False
+    """Draw the same places in the pool for all classes of a task: in Omniglot, place j is what drawer j drew."""
 
     def __post_init__(self) -> None:
         classes, fewest = len(self.examples), int(self.counts.min())
@@ -80,9 +82,10 @@ class ClassTasks(TaskSource):
         """Draw classes, then examples of each, for all tasks at once."""
         most = self.examples.shape[1]
         drawn = self._classes(tasks, generator)
-        there = torch.arange(most) < self.counts[drawn][..., None]
-        order = torch.rand(tasks, self.ways, most, generator=generator).masked_fill(~there, -1.0)
-        picked = order.topk(self.shots + self.queries).indices
+        counts = self.counts.min() if self.same_drawer else self.counts[drawn][..., None]
+        order = torch.rand(tasks, 1 if self.same_drawer else self.ways, most, generator=generator)
+        order = order.masked_fill(torch.arange(most) >= counts, -1.0)
+        picked = order.topk(self.shots + self.queries).indices.expand(-1, self.ways, -1)
         values = self.examples[drawn[..., None], picked]
         values = values.float() / 255 if values.dtype == torch.uint8 else values
         if self.augment is not None:

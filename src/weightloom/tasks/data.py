@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weightloom.errors import ConfigError, DataError, MissingExtraError, ShapeError
+from weightloom.errors import ConfigError, DataError, MissingExtraError, ShapeError, nearest
 from weightloom.tasks import omniglot
 
 
@@ -150,6 +150,54 @@ def omniglot_split(seed: int = 0) -> tuple[Tensor, Tensor]:
     """
     order = torch.randperm(1623, generator=torch.Generator().manual_seed(seed))
     return order[:1200], order[1200:]
+
+
+def lake_split(pool: ClassPool, alphabets: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+    """Return the classes of Omniglot's background set to meta-train on and the 659 of its evaluation set.
+
+    The two share no alphabet. With `class_groups` and ``ClassTasks(ways=20, shots=1, queries=1, same_drawer=True)``
+    a task is as the authors': 20 characters of one alphabet, drawn once by one person and once by another.
+
+    Args:
+        pool: What `load_omniglot` returned.
+        alphabets: Which alphabets of the background set; None: all 30, 964 classes. ``omniglot.SMALL1`` is the
+            authors' first "minimal" set of five.
+
+    Raises:
+        ConfigError: If an alphabet is not in the background set.
+
+    Source:
+        Lake, Salakhutdinov and Tenenbaum, "The Omniglot challenge: a 3-year progress report" (2019).
+    """
+    groups, known = class_groups(pool.names[: omniglot.BACKGROUND])
+    for alphabet in alphabets or ():
+        if alphabet not in known:
+            raise ConfigError(
+                f"`alphabets` names `{alphabet}`, which is none of the {len(known)} of the background set. "
+                f"They are named as in `pool.names`. {nearest(alphabet, known)}"
+            )
+    wanted = torch.tensor([alphabets is None or name in alphabets for name in known])
+    return wanted[groups].nonzero()[:, 0], torch.arange(len(groups), len(pool.names))
+
+
+def class_groups(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """Number the groups that classes are of by their names: the alphabets of Omniglot, the speakers of spoken digits.
+
+    A group is what stands before the slash, and the rotation: an alphabet turned is another alphabet.
+
+    Args:
+        names: Of a pool, as in ``"Greek/character03"`` or ``"Greek/character03@90"``.
+
+    Returns:
+        The group of each class, (classes,), int64, for ``ClassTasks.groups``; and the names of the groups.
+
+    Example:
+        >>> class_groups(["Greek/character01", "Latin/character01", "Greek/character02"])
+        (tensor([0, 1, 0]), ('Greek', 'Latin'))
+    """
+    of_class = [name.split("/")[0] + "".join(name.partition("@")[1:]) for name in names]
+    known = {group: number for number, group in enumerate(dict.fromkeys(of_class))}
+    return torch.tensor([known[group] for group in of_class], dtype=torch.int64), tuple(known)
 
 
 def rotated(pool: ClassPool, quarter_turns: Sequence[int]) -> ClassPool:

@@ -33,6 +33,10 @@ in their background set."""
 
 FILE = "omniglot28.npz"
 CLASSES, DRAWERS = 1623, 20
+BACKGROUND = 964
+"""Rows before this one are the authors' background set."""
+SMALL1 = ("Balinese", "Early_Aramaic", "Greek", "Korean", "Latin")
+"""The authors' zip ``images_background_small1``, 136 characters: the first of two "minimal" background sets."""
 FULL, SMALL = 105, 28
 
 HOME = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"

@@ -3,49 +3,8 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from weightloom.apps.fewshot.presets import COMMON, FITS, PRESETS, data_kind
 from weightloom.errors import ConfigError, nearest
-
-DATA = ("digits", "omniglot", "sinusoid")
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {
-        "ways": 3,
-        "train_ways": 3,
-        "shots": (1, 5),
-        "queries": 10,
-        "steps": 300,
-        "tasks": 16,
-        "outer_lr": 2e-4,
-        "evaluate_every": 50,
-        "test_tasks": 600,
-        "comparators": ("protonet", "centroid", "scratch"),
-    },
-    "omniglot": {
-        "ways": 5,
-        "train_ways": 15,
-        "shots": (1,),
-        "queries": 5,
-        "steps": 5000,
-        "tasks": 8,
-        "outer_lr": 2e-3,
-        "evaluate_every": 500,
-        "test_tasks": 1000,
-        "comparators": ("protonet", "centroid", "scratch"),
-    },
-    "sinusoid": {
-        "ways": 1,
-        "train_ways": 1,
-        "shots": (10, 5),
-        "queries": 50,
-        "steps": 4000,
-        "tasks": 32,
-        "outer_lr": 1e-3,
-        "evaluate_every": 500,
-        "test_tasks": 2000,
-        "comparators": ("scratch",),
-    },
-}
-"""What suits each data set; tuned on validation tasks, the comparators with the same care."""
 
 
 @dataclass(frozen=True)
@@ -53,52 +12,73 @@ class FewShotConfig:
     """One few-shot run. Every field is also a command-line flag of the same name."""
 
     data: str = "digits"
-    """What to learn: digits (ships with scikit-learn), omniglot, or sinusoid (regression)."""
-    ways: int | None = None
-    """Classes per task. None: digits 3, omniglot 5."""
+    """What to learn: a name from `weightloom list`, a folder of pictures, or a .csv file with a column `task`."""
+    method: str = "hypernetwork"
+    """The method that the report is about: a name from `weightloom list`, or your own as `module:Class`."""
+    comparators: tuple[str, ...] | None = None
+    """The methods to run beside it, named likewise. None: those that suit the data."""
+    ways: tuple[int, ...] | None = None
+    """Classes per task, a block of the table for each. None: what suits the data."""
     shots: tuple[int, ...] | None = None
-    """Support points per class (per task for the sinusoid), a block of the table for each. None: suits the data."""
+    """Support points per class (per task in a regression), a block of the table for each. None: suits the data."""
+    uneven_shots: bool = False
+    """Judge on tasks whose classes have unequal shots, from 1 to each of `--shots`."""
     queries: int | None = None
-    """Query points per class (per task for the sinusoid). None: what suits the data."""
+    """Query points per class (per task in a regression). None: what suits the data."""
     train_ways: int | None = None
-    """Classes per task in meta-training. None: digits 3, omniglot 15."""
+    """Classes per task in meta-training. None: what suits the data."""
     split: int = 0
-    """Which classes are held out. Digits 0, 1, 2: {0,1,2}, {3,4,5}, {6,7,8,9}; omniglot: the seed of the shuffle."""
+    """Which classes are held out. Digits 0, 1, 2: {0,1,2}, {3,4,5}, {6,7,8,9}; elsewhere a fold or a seed."""
     held_out: Literal["test", "validation"] = "test"
     """Judge on test, or tune on validation: classes taken from those of meta-training."""
+    normalisation: Literal["group", "batch", "transductive"] | None = None
+    """How images are normalised: each by itself; by running statistics; or by those of each task's images together.
+    None: what suits the data, never the last."""
+    mode: Literal["joint", "alternating", "bilevel"] = "joint"
+    """Train all at once; base and hypernetwork in turn; or through gradient steps on the support set."""
+    block_steps: int = 20
+    """Steps of each turn, with `--mode alternating`."""
+    inner_steps: int | None = None
+    """Gradient steps on the support set, where a method takes them. None: what suits the method."""
+    inner_lr: float | None = None
+    """Length of these steps. None: what suits the method."""
     steps: int | None = None
     """Optimiser steps of meta-training, the same for every trained method. None: what suits the data."""
+    minutes: float | None = None
+    """Give every trained method this long instead of a number of steps; `--steps` is then the most there can be."""
     tasks: int | None = None
-    """Tasks per step. None: what suits the data."""
+    """Tasks per step, over all processes. None: what suits the data."""
     outer_lr: float | None = None
     """Peak learning rate. None: what suits the data."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient. None: what suits the data."""
+    weight_decay: float | None = None
+    """Decay of matrices and kernels. None: what suits the data."""
+    average: float | None = None
+    """Decay per step of the running average of the parameters that is judged; 0: none. None: what suits the data."""
     evaluate_every: int | None = None
     """Steps between evaluations during training. None: digits 50, others 500."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     test_tasks: int | None = None
-    """Tasks the table is computed from, better 600 or more. None: digits 600, omniglot 1000, sinusoid 2000."""
-    comparators: tuple[str, ...] | None = None
-    """Which to run beside the hypernetwork. None: all that fit the data: protonet, centroid, scratch."""
+    """Tasks the table is computed from, better 600 or more. None: what suits the data."""
     seed: int = 0
     """Everything random follows from it."""
     threads: int = 1
     """CPU threads of each process; for networks as small as these one is quickest."""
     devices: int = 1
-    """Processes, or accelerators, that share the tasks of a step."""
+    """Processes, or accelerators, on each machine that share the tasks of a step."""
+    nodes: int = 1
+    """Machines; start the same command on each by `torchrun`."""
+    precision: Literal["32-true", "bf16-mixed"] | None = None
+    """Arithmetic of meta-training; judging is always in 32 bits. None: what suits the data."""
     accelerator: Literal["cpu", "auto", "cuda", "mps"] = "cpu"
     """Where to compute. Runs repeat bit for bit on the CPU only."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data."""
-        if self.data not in DATA:
-            raise ConfigError(
-                f"`--data {self.data}` is unknown. {nearest(self.data, DATA)} `weightloom list` shows what is there."
-            )
+        kind = data_kind(self.data)
         for name in (
-            "ways",
             "queries",
             "train_ways",
             "steps",
@@ -106,12 +86,19 @@ class FewShotConfig:
             "test_tasks",
             "threads",
             "devices",
+            "nodes",
+            "inner_steps",
+            "block_steps",
             "evaluate_every",
             "checkpoint_every",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"`--{name.replace('_', '-')} {value}` is too small. It is a count. Pass 1 or more.")
+        if any(ways < 1 for ways in self.ways or (1,)) or self.ways == ():
+            raise ConfigError(
+                f"`--ways {self.ways}` is too small. It counts classes. Type `--ways 5`, or `--ways 5 20`."
+            )
         for shots in self.shots or ():
             if shots < 1:
                 raise ConfigError(
@@ -120,23 +107,42 @@ class FewShotConfig:
                 )
         if self.shots == ():
             raise ConfigError("`--shots` is empty. A method learns a task from its support set. Type `--shots 1 5`.")
-        for name in ("outer_lr", "clip_norm"):
+        for name in ("outer_lr", "clip_norm", "inner_lr", "minutes"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(
                     f"`--{name.replace('_', '-')} {value}` is not a positive number. Pass one, as in 0.001."
                 )
-        known = PRESETS[self.data]["comparators"]
-        for name in self.comparators or ():
-            if name not in known:
-                raise ConfigError(
-                    f"`--comparators {name}` does not go with `--data {self.data}`. A comparator must solve the same "
-                    f"tasks. {nearest(name, known)}"
-                )
+        for flag, names in (("method", (self.method,)), ("comparators", self.comparators or ())):
+            for name in names:
+                if ":" not in name and name not in FITS[kind]:
+                    raise ConfigError(
+                        f"`--{flag} {name}` does not go with `--data {self.data}`. A method must solve the same tasks. "
+                        f"{nearest(name, FITS[kind])}"
+                    )
+        if self.method in (self.comparators or ()):
+            raise ConfigError(
+                f"`--comparators {self.method}` is `--method` too. Each method has one row. Leave one of them out."
+            )
+
+    @property
+    def kind(self) -> str:
+        """Key of the data in `FITS`."""
+        return data_kind(self.data)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """All methods of the run, the one that the report is about first."""
+        return (self.method, *(self.comparators or ()))
 
     def resolved(self) -> "FewShotConfig":
         """Fill in what was left to the data."""
-        missing = {name: value for name, value in PRESETS[self.data].items() if getattr(self, name) is None}
+        defaults = {**COMMON, **PRESETS[self.kind]}
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        if self.minutes is not None:
+            missing.pop("steps", None)
+        if "comparators" in missing:
+            missing["comparators"] = tuple(name for name in missing["comparators"] if name != self.method)
         return replace(self, **missing)
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,11 +164,13 @@ class FewShotConfig:
                 raise ConfigError(
                     f"Option {name!r} is unknown. {nearest(name, known)} See `weightloom fewshot --help`."
                 )
+        several = ("ways", "shots", "comparators")
+        options = {k: [v] if k in several and isinstance(v, int | str) else v for k, v in options.items()}
         try:
             return TypeAdapter(cls).validate_python(options)
         except ValidationError as error:
             first = error.errors()[0]
             raise ConfigError(
-                f"Option {'.'.join(map(str, first['loc']))!r} is {first.get('input')!r}: {first['msg']}. "
+                f"Option {first['loc'][0]!r} is {first.get('input')!r}: {first['msg']}. "
                 "See `weightloom fewshot --help` for what fits."
             ) from error

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from weightloom.apps.fewshot.judge import draw_test_tasks
 from weightloom.apps.fewshot.learner import Learner, Support
-from weightloom.apps.fewshot.problems import OURS, ImageProblem, Problem
+from weightloom.apps.fewshot.problems import Problem
+from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.run import load_run
 from weightloom.base import specialise
 from weightloom.checkpoint import save_tensors, write_atomically
@@ -40,7 +41,7 @@ def export_network(run: Path, task: str, folder: Path, shots: int | None = None)
     if (folder / "network.json").exists():
         raise ConfigError(f"`{folder}` holds a network already. It is never written over. Pass another `--out`.")
     config, problem, learners = load_run(run)
-    learner = learners[OURS].eval()
+    learner = learners[config.method].eval()
     assert config.shots
     support, about = _support(task, problem, shots or config.shots[0])
     with torch.no_grad():
@@ -67,8 +68,10 @@ def _support(task: str, problem: Problem, shots: int) -> tuple[Support, dict[str
     """Take a support set from the meta-test tasks or from a file, and say what it is."""
     if task.isdecimal():
         drawn = draw_test_tasks(problem, shots, int(task) + 1).take(slice(int(task), None))
-        about: dict[str, Any] = {"task": f"meta-test task {task}, {problem.setting(shots)}"}
-        if isinstance(problem, ImageProblem):
+        about: dict[str, Any] = {
+            "task": f"meta-test task {task}, {problem.setting(shots, (problem.config.ways or (1,))[0])}"
+        }
+        if isinstance(problem, ClassProblem):
             about["classes"] = [problem.held_out.names[i] for i in drawn.hidden[0].tolist()]
         return Support.of(drawn), about
     path = Path(task)

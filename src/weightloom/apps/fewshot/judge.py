@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.apps.fewshot.problems import Problem
-from weightloom.losses import mse_per_task
+from weightloom.losses import cross_entropy_per_task, mse_per_task
 from weightloom.records import summary
 from weightloom.tasks import Tasks
 
@@ -26,6 +26,8 @@ class Scores:
     """Each score by name, (tasks,); the first is the one that counts."""
     adapt_time_s: float
     """Median seconds to adapt to one new task."""
+    calibration: dict[str, Any] | None = None
+    """Of a classification: what `reliability` says of all query points together."""
 
     def row(self, method: str, setting: str) -> dict[str, Any]:
         """Return a row of the table, as it stands in a record."""
@@ -39,18 +41,25 @@ class Scores:
             "tasks": len(self.per_task[name]),
             "also": {other: summary(self.per_task[other]) for other in others},
             "adapt_time_s": self.adapt_time_s,
+            **({"calibration": self.calibration} if self.calibration else {}),
         }
 
 
-def draw_test_tasks(problem: Problem, shots: int, tasks: int, first: int = 0) -> Tasks:
+def draw_test_tasks(problem: Problem, shots: int, tasks: int, first: int = 0, ways: int | None = None) -> Tasks:
     """Draw meta-test tasks; the same number gives the same tasks, whatever was drawn before."""
     generator = torch.Generator().manual_seed(TEST_SEED + (shots << 20) + first)
-    return problem.test_source(shots).sample(tasks, generator)
+    return problem.test_source(shots, ways).sample(tasks, generator)
 
 
 @torch.no_grad()
 def judge(
-    learner: Learner, problem: Problem, shots: int, tasks: int, shuffled: bool = False, at_once: int = 50
+    learner: Learner,
+    problem: Problem,
+    shots: int,
+    tasks: int,
+    ways: int | None = None,
+    shuffled: bool = False,
+    at_once: int | None = None,
 ) -> Scores:
     """Adapt to ``tasks`` new tasks, predict their query sets, score each task.
 
@@ -59,29 +68,71 @@ def judge(
         problem: Where tasks come from.
         shots: Support points per class.
         tasks: How many tasks.
+        ways: Classes per task; None is the config's first.
         shuffled: Give every task the support set of another: a control that must fall to chance.
-        at_once: Tasks per pass.
+        at_once: Tasks per pass; None is what suits the problem.
     """
     learner.eval()
-    at_once = at_once if problem.kind == "classification" else 10 * at_once
+    labels = problem.kind == "classification"
+    at_once = at_once or problem.at_once
     parts: list[dict[str, Tensor]] = []
+    trust: list[Tensor] = []
     for first in range(0, tasks, at_once):
         count = min(at_once, tasks - first)
-        drawn = draw_test_tasks(problem, shots, max(2, count) if shuffled else count, first)
+        drawn = draw_test_tasks(problem, shots, max(2, count) if shuffled else count, first, ways)
         torch.manual_seed(TEST_SEED + first)  # for methods that start from a random network
         support = Support.of(drawn)
         if shuffled:
             support = Support(*(field.roll(1, 0) for field in support))
         outputs = learner.predict(learner.adapt(support), drawn.query_x)
-        parts.append({name: value[:count] for name, value in _score(outputs, drawn.query_y).items()})
+        outputs, targets = outputs[:count].float(), drawn.query_y[:count]
+        parts.append(_score(outputs, targets))
+        if labels:
+            sure, chosen = outputs.softmax(2).max(2)
+            trust.append(torch.stack([sure, (chosen == targets).float()]).flatten(1))
     scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Scores(scores, time_to_adapt(learner, problem, shots))
+    calibration = reliability(*torch.cat(trust, dim=1)) if labels else None
+    return Scores(scores, time_to_adapt(learner, problem, shots, ways), calibration)
+
+
+def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> dict[str, Any]:
+    """Hold how sure a method was against how often it was right.
+
+    Args:
+        confidence: The probability given to the chosen class, (points,).
+        right: 1 where it was the right one, (points,).
+        bins: Into how many equal parts confidence is cut.
+
+    Returns:
+        ``ece``, the mean distance between the two over bins, weighed by their points; and for each bin that has any
+        ``confidence``, ``accuracy`` and ``share`` of the points.
+
+    Source:
+        Guo et al., "On calibration of modern neural networks" (2017), equation 3.
+
+    Example:
+        >>> reliability(torch.tensor([0.75, 0.75, 0.75, 0.75]), torch.tensor([1.0, 1.0, 0.0, 0.0]))["ece"]
+        0.25
+    """
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    count = torch.bincount(place, minlength=bins).double()
+    there = count > 0
+    sums = [torch.zeros(bins, dtype=torch.float64).index_add_(0, place, v.double()) for v in (confidence, right)]
+    sure, accuracy = (total[there] / count[there] for total in sums)
+    share = count[there] / count.sum()
+    return {
+        "ece": ((sure - accuracy).abs() * share).sum().item(),
+        "bins": [
+            dict(zip(("confidence", "accuracy", "share"), row, strict=True))
+            for row in zip(sure.tolist(), accuracy.tolist(), share.tolist(), strict=True)
+        ],
+    }
 
 
 @torch.no_grad()
-def time_to_adapt(learner: Learner, problem: Problem, shots: int, repeats: int = 11) -> float:
+def time_to_adapt(learner: Learner, problem: Problem, shots: int, ways: int | None = None, repeats: int = 11) -> float:
     """Median seconds to adapt to one new task, after a first go that is not counted."""
-    support = Support.of(draw_test_tasks(problem, shots, 1))
+    support = Support.of(draw_test_tasks(problem, shots, 1, ways=ways))
     times: list[float] = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -93,7 +144,7 @@ def time_to_adapt(learner: Learner, problem: Problem, shots: int, repeats: int =
 
 
 def _score(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Score each task: error of a regression; accuracy, macro recall and F1 of a classification."""
+    """Score each task: error of a regression; accuracy, macro recall, F1 and log loss of a classification."""
     if targets.is_floating_point():
         return {"mse": mse_per_task(outputs, targets)}
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
@@ -104,4 +155,5 @@ def _score(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         "accuracy": multiclass_accuracy(predicted, targets, average="micro", **options),
         "macro_recall": multiclass_accuracy(predicted, targets, average="macro", **options),
         "f1": multiclass_f1_score(predicted, targets, average="macro", **options),
+        "log_loss": cross_entropy_per_task(outputs, targets),
     }

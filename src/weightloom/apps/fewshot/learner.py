@@ -1,12 +1,14 @@
 """What every few-shot method is: a support set in, parameters of a working network out."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from weightloom.losses import TaskLoss, loss_per_task
 from weightloom.params import Params
-from weightloom.tasks import Tasks
+from weightloom.tasks import Tasks, TaskSource
+from weightloom.train import History, TrainOptions, train
 
 
 class Support(NamedTuple):
@@ -26,13 +28,26 @@ class Support(NamedTuple):
 
 
 class Learner(nn.Module, ABC):
-    """A few-shot method. ``forward`` adapts to the support set and predicts the query set, all of it differentiable.
+    """A few-shot method: ``fit`` on many tasks, ``adapt`` to the support set of new ones, ``predict`` their queries.
 
-    Every method, ours or a comparator, answers with parameters of its ``base``, so that all are run, timed, exported
-    and compared by the same code.
+    Every method, ours or a comparator, answers with parameters, so that all are trained, run, timed, exported and
+    compared by the same code. To bring your own, inherit and write ``adapt`` and ``predict``.
     """
 
     base: nn.Module
+    """The network whose parameters ``adapt`` returns."""
+
+    loss_per_task: TaskLoss = staticmethod(loss_per_task)
+    """Outputs and targets to one loss per task. By default cross-entropy for labels, squared error elsewhere."""
+
+    trained: ClassVar[bool] = True
+    """Whether ``fit`` changes it; False for what works on each task alone."""
+
+    inner_loop: ClassVar[bool] = False
+    """Whether ``adapt`` takes gradient steps through which the method is trained."""
+
+    ways: int | None = None
+    """How many classes a task must have, for methods whose head has a fixed number of rows; None for any."""
 
     @abstractmethod
     def adapt(self, support: Support) -> Params:
@@ -46,6 +61,29 @@ class Learner(nn.Module, ABC):
         """Return what the method knows of each task as vectors, to be drawn on a map; None if it has none."""
         return None
 
-    def forward(self, tasks: Tasks) -> Tensor:
+    def answer(self, tasks: Tasks) -> Tensor:
         """Adapt and predict; the query targets are not read."""
         return self.predict(self.adapt(Support.of(tasks)), tasks.query_x)
+
+    def forward(self, tasks: Tasks) -> Tensor:
+        """Return the loss of each task, (tasks,): what ``fit`` differentiates."""
+        return self.loss_per_task(self.answer(tasks), tasks.query_y)
+
+    def fit(self, source: TaskSource, options: TrainOptions, **how: Any) -> History:
+        """Meta-train on tasks drawn from ``source``.
+
+        Args:
+            source: Where tasks are drawn from.
+            options: Steps, tasks per step, learning rate and so on.
+            **how: What `weightloom.train.train` takes: ``run``, ``resume``, ``fabric``, ``evaluate``, ``quiet``.
+        """
+        return train(self, source, None, options, **how)
+
+    def blocks(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """What alternating training trains in turn: the base network's own values, and all that is around it."""
+        own = {id(parameter) for parameter in self.base.parameters()}
+        sides: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                sides[id(parameter) not in own].append(parameter)
+        return sides

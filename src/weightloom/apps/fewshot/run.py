@@ -1,10 +1,13 @@
 """One few-shot run from config to report: train, judge, record, show."""
 
+import copy
 import json
 import signal
 import sys
 import time
+from itertools import pairwise, product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -12,19 +15,23 @@ from lightning_fabric import Fabric
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import judge
-from weightloom.apps.fewshot.learner import Learner, Support
-from weightloom.apps.fewshot.problems import OURS, Problem, problem_of
+from weightloom.apps.fewshot.learner import Learner
+from weightloom.apps.fewshot.problems import Problem, problem_of
 from weightloom.apps.fewshot.show import write_showcase
 from weightloom.checkpoint import write_atomically
 from weightloom.errors import ConfigError, DataError
 from weightloom.records import Record, environment, peak_memory_bytes, write_record
 from weightloom.report import build_report
-from weightloom.train import History, TrainOptions, load_model, train
-
-TRAINED = (OURS, "protonet")
-"""The methods that are meta-trained; the others work on a task alone."""
+from weightloom.tasks import Tasks, TaskSource
+from weightloom.train import History, TrainOptions, load_model
 
 CONTROL = "shuffled (control)"
+
+_PROTOCOL = {
+    "group": "Inductive: no method sees query points together.",
+    "batch": "Inductive: images are normalised by running statistics of meta-training.",
+    "transductive": "Transductive: images are normalised by statistics of all query images of a task together.",
+}
 
 
 def run_fewshot(
@@ -56,15 +63,18 @@ def run_fewshot(
     problem = problem_of(config)
     if fabric.global_rank == 0:
         prepare_folder(run, config, resume)
+        if not quiet:
+            for notice in problem.notices:
+                print_line(notice)
     fabric.barrier()
     learners: dict[str, Learner] = {}
     spent_s: dict[str, float] = {}
-    for method in (OURS, *(config.comparators or ())):
+    for method in config.methods:
         torch.manual_seed(config.seed)  # every method starts from the same base network
         learners[method] = problem.learner(method)
-        if method in TRAINED:
-            if fabric.global_rank == 0 and not quiet:
-                print_line(f"{method}: {config.steps} steps of {config.tasks} tasks")
+        if learners[method].trained:
+            if config.precision == "bf16-mixed":
+                learners[method].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             history = _train(learners[method], problem, config, run, method, fabric, quiet)
             spent_s[method] = round(history.wall_time_s, 2)
             learners[method].cpu()  # judged on the CPU, wherever it was trained
@@ -84,10 +94,10 @@ def run_fewshot(
             "peak_memory_bytes": peak_memory_bytes(),
             **environment(str(fabric.device)),
         },
-        "notes": "Intervals are 95 % over tasks. Inductive: no method sees query images together.",
+        "notes": f"Intervals are 95 % over tasks. {_PROTOCOL[config.normalisation or 'group']}",
     }
     record["version"], record["commit"] = record["cost"].pop("weightloom"), record["cost"].pop("commit")
-    write_showcase(run, learners[OURS], problem)
+    write_showcase(run, learners, problem)
     write_record(run / "record.json", record)
     build_report(run)
     return record
@@ -102,7 +112,11 @@ def launch(config: FewShotConfig) -> Fabric:
     torch.set_num_threads(config.threads)
     try:
         fabric = Fabric(
-            accelerator=config.accelerator, devices=config.devices, strategy="ddp" if config.devices > 1 else "auto"
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy="ddp" if config.devices * config.nodes > 1 else "auto",
+            precision=config.precision,
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
@@ -169,30 +183,32 @@ def load_run(run: Path, changes: dict[str, Any] | None = None) -> tuple[FewShotC
     torch.set_num_threads(config.threads)
     problem = problem_of(config)
     learners: dict[str, Learner] = {}
-    for method in (OURS, *(config.comparators or ())):
+    for method in config.methods:
         torch.manual_seed(config.seed)
         learners[method] = problem.learner(method)
-        if method in TRAINED:
-            load_model(method_folder(run, method) / "checkpoints" / "last.safetensors", learners[method])
+        if learners[method].trained:
+            load_model(method_folder(run, method, config) / "checkpoints" / "last.safetensors", learners[method])
     return config, problem, learners
 
 
 def score_all(learners: dict[str, Learner], problem: Problem, config: FewShotConfig) -> list[dict[str, Any]]:
     """Judge every method in every setting, and ours once more with shuffled support sets."""
     rows: list[dict[str, Any]] = []
-    assert config.shots and config.test_tasks
-    for shots in config.shots:
-        setting = problem.setting(shots)
+    assert config.ways and config.shots and config.test_tasks
+    for ways, shots in product(config.ways, config.shots):
+        setting = problem.setting(shots, ways)
         for method, learner in learners.items():
-            rows.append(judge(learner, problem, shots, config.test_tasks).row(method, setting))
-        control = judge(learners[OURS], problem, shots, config.test_tasks, shuffled=True)
-        rows.append(control.row(CONTROL, setting))
+            if learner.ways in (None, ways):
+                rows.append(judge(learner, problem, shots, config.test_tasks, ways).row(method, setting))
+        if learners[config.method].ways in (None, ways):
+            control = judge(learners[config.method], problem, shots, config.test_tasks, ways, shuffled=True)
+            rows.append(control.row(CONTROL, setting))
     return rows
 
 
-def method_folder(run: Path, method: str) -> Path:
-    """Where a method's checkpoints are: ours in the run itself, a comparator's in a folder below."""
-    return run if method == OURS else run / method
+def method_folder(run: Path, method: str, config: FewShotConfig) -> Path:
+    """Where a method's checkpoints are: those of ``--method`` in the run itself, a comparator's in a folder below."""
+    return run if method == config.method else run / method.replace(":", ".")
 
 
 def print_line(text: str) -> None:
@@ -203,48 +219,83 @@ def print_line(text: str) -> None:
 def _train(
     learner: Learner, problem: Problem, config: FewShotConfig, run: Path, method: str, fabric: Fabric, quiet: bool
 ) -> History:
-    assert config.steps and config.tasks and config.outer_lr and config.shots and config.evaluate_every
-    folder = method_folder(run, method)
+    assert config.tasks and config.outer_lr and config.shots and config.evaluate_every and config.clip_norm
+    folder = method_folder(run, method, config)
+    steps = _steps(learner, problem, config, folder, fabric)
     shots = max(config.shots)
+    if fabric.global_rank == 0 and not quiet:
+        print_line(f"{method}: {steps} steps of {config.tasks} tasks")
 
-    def evaluate() -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(1 << 41)
-        tasks = fabric.to_device(problem.validation_source(shots).sample(200, generator))
+    def evaluate(done: int) -> dict[str, Any]:
+        tasks = problem.validation_source(shots).sample(200, torch.Generator().manual_seed(1 << 41))
         learner.eval()
         with torch.no_grad():
-            outputs = learner.predict(learner.adapt(Support.of(tasks)), tasks.query_x)
+            parts = [tasks.take(slice(first, first + 50)) for first in range(0, 200, 50)]
+            outputs = torch.cat([learner.answer(fabric.to_device(part)).float().cpu() for part in parts])
+        if method == config.method and fabric.device.type == "cpu" and done == config.evaluate_every != steps:
+            write_showcase(run, {method: learner}, problem, early=True)
+            build_report(run)
+            if not quiet:
+                print_line(f"an early look: {run / 'report.html'}")
         if problem.kind == "regression":
             return {"validation_score": (outputs - tasks.query_y).square().mean().item(), "score_name": "mse"}
         right = (outputs.argmax(2) == tasks.query_y).float().mean().item()
         return {"validation_score": right, "score_name": "accuracy"}
 
-    def evaluate_and_show(done: int) -> dict[str, Any]:
-        row = evaluate()
-        if method == OURS and fabric.device.type == "cpu" and done == config.evaluate_every != config.steps:
-            write_showcase(run, learner, problem, early=True)
-            build_report(run)
-            if not quiet:
-                print_line(f"an early look: {run / 'report.html'}")
-        return row
-
     options = TrainOptions(
-        steps=config.steps,
+        steps=steps,
         tasks=config.tasks,
         outer_lr=config.outer_lr,
         clip_norm=config.clip_norm,
+        weight_decay=config.weight_decay or 0.0,
+        average=config.average or 0.0,
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
         seed=config.seed,
+        mode="alternating" if config.mode == "alternating" else "joint",
+        block_steps=config.block_steps,
     )
     resume = (folder / "checkpoints" / "last.safetensors").is_file()
-    return train(
-        learner,
-        problem.train_source(),
-        problem.loss_per_task,
-        options,
-        run=folder,
-        resume=resume,
-        evaluate=evaluate_and_show,
-        fabric=fabric,
-        quiet=quiet,
-    )
+    source = problem.train_source(learner.ways)
+    return learner.fit(source, options, run=folder, resume=resume, evaluate=evaluate, fabric=fabric, quiet=quiet)
+
+
+def _steps(learner: Learner, problem: Problem, config: FewShotConfig, folder: Path, fabric: Fabric) -> int:
+    """How many steps a method is trained for: those of the config, or as many as fit into the time that is given.
+
+    They are counted once, by timing steps of a copy, and kept beside the checkpoints, so that a resumed run ends as one
+    that never stopped.
+    """
+    assert config.tasks and config.outer_lr
+    kept = folder / "steps.json"
+    if config.minutes is None:
+        assert config.steps
+        return config.steps
+    if fabric.global_rank == 0 and not kept.is_file():
+        few = TrainOptions(steps=12, tasks=config.tasks // fabric.world_size, outer_lr=config.outer_lr)
+        alone = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+        times: list[float] = []
+        source = Timed(problem.train_source(learner.ways), times)
+        copy.deepcopy(learner).fit(source, few, fabric=alone)
+        step_s = median(b - a for a, b in pairwise(times[2:]))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps(max(1, min(config.steps or 10**9, int(60 * config.minutes / step_s)))))
+    fabric.barrier()
+    return int(json.loads(kept.read_text()))
+
+
+class Timed(TaskSource):
+    """A source that notes when it is asked: once at the start of every step.
+
+    Args:
+        source: Where tasks come from.
+        times: Where the times go, in seconds.
+    """
+
+    def __init__(self, source: TaskSource, times: list[float]) -> None:
+        self.source, self.times = source, times
+
+    def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
+        """Draw as the source does."""
+        self.times.append(time.monotonic())
+        return self.source.sample(tasks, generator)

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from weightloom.apps.fewshot.judge import TEST_SEED
 from weightloom.apps.fewshot.learner import Learner, Support
-from weightloom.apps.fewshot.problems import ImageProblem, Problem, SinusoidProblem
+from weightloom.apps.fewshot.problems import Problem
+from weightloom.apps.fewshot.problems.classes import ClassProblem
+from weightloom.apps.fewshot.problems.curves import CurveProblem
 from weightloom.checkpoint import save_tensors
 from weightloom.losses import mse_per_task
 from weightloom.records import summary
@@ -21,30 +23,30 @@ CURVE_SHOTS = (1, 3, 5, 10)
 
 
 @torch.no_grad()
-def write_showcase(run: Path, learner: Learner, problem: Problem, early: bool = False) -> None:
+def write_showcase(run: Path, learners: dict[str, Learner], problem: Problem, early: bool = False) -> None:
     """Write ``evaluation.safetensors`` for the report.
 
     Args:
         run: The run's folder.
-        learner: The method whose predictions are shown; put into eval mode.
+        learners: The methods; put into eval mode. The predictions of the first are shown.
         problem: Where tasks come from.
         early: During training: show validation tasks, so that meta-test stays untouched.
     """
-    learner.eval()
-    if isinstance(problem, ImageProblem):
+    learner = next(iter(learners.values())).eval()
+    if isinstance(problem, ClassProblem):
         tensors, facts = _classified(learner, problem, early)
     else:
-        assert isinstance(problem, SinusoidProblem)
+        assert isinstance(problem, CurveProblem)
         tensors, facts = _curves(learner, problem, early)
     save_tensors(run / "evaluation.safetensors", tensors, facts)
 
 
-def _classified(learner: Learner, problem: ImageProblem, early: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    pool = problem.known if early else problem.held_out
+def _classified(learner: Learner, problem: ClassProblem, early: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    pool = problem.validation if early else problem.held_out
     fewest, most = min(problem.config.shots or (1,)), max(problem.config.shots or (1,))
     source = problem.validation_source if early else problem.test_source
     tasks = source(fewest).sample(SHOWN_TASKS, _generator())
-    confidence, predicted = learner(tasks).softmax(2).max(2)
+    confidence, predicted = learner.answer(tasks).softmax(2).max(2)
     mapped = source(most).sample(MAP_TASKS, _generator())
     conditions = learner.condition(Support.of(mapped))
     assert conditions is not None
@@ -66,7 +68,7 @@ def _classified(learner: Learner, problem: ImageProblem, early: bool) -> tuple[d
     }
 
 
-def _curves(learner: Learner, problem: SinusoidProblem, early: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _curves(learner: Learner, problem: CurveProblem, early: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     most = max(problem.config.shots or (1,))
     shots = [k for k in CURVE_SHOTS if k < most] + [most]
     tasks = problem.test_source(shots[-1]).sample(SHOWN_TASKS, _generator())
@@ -94,10 +96,10 @@ def _curves(learner: Learner, problem: SinusoidProblem, early: bool) -> tuple[di
     }, {"kind": "regression", "shots": shots, "condition_value_names": ["amplitude", "phase"]}
 
 
-def _error(learner: Learner, problem: SinusoidProblem, shots: int, tasks: int) -> dict[str, float]:
+def _error(learner: Learner, problem: CurveProblem, shots: int, tasks: int) -> dict[str, float]:
     """Error on new tasks that are not those of the table."""
     drawn = problem.validation_source(shots).sample(tasks, _generator())
-    return summary(mse_per_task(learner(drawn), drawn.query_y))
+    return summary(mse_per_task(learner.answer(drawn), drawn.query_y))
 
 
 def _generator() -> torch.Generator:

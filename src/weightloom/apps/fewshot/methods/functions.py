@@ -1,0 +1,159 @@
+"""A function from a few of its values: closed-form regression around a prior that a hypernetwork generates."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.apps.fewshot.learner import Learner, Support
+from weightloom.base import apply_per_task, apply_shared
+from weightloom.hypernets import MLPHyperNetwork
+from weightloom.params import Params, sub
+
+
+class FourierTrunk(nn.Module):
+    """Sines and cosines of a position, then two linear layers: smooth features that all functions share.
+
+    Args:
+        x_dim: Width of a position, whose range is about [-1, 1].
+        features: How many.
+        frequencies: Directions in which positions are read.
+        spread: Standard deviation of the frequencies, in radians per unit.
+
+    Source:
+        Tancik et al., "Fourier features let networks learn high frequency functions in low dimensional domains" (2020).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, x_dim: int, features: int = 256, frequencies: int = 128, spread: float = 4.0) -> None:
+        super().__init__()
+        self.features = features
+        self.register_buffer("frequencies", spread * torch.randn(x_dim, frequencies))
+        self.mix = nn.Sequential(nn.Linear(2 * frequencies, features), nn.ReLU(), nn.Linear(features, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of mean square about one in sum, (batch, x_dim) to (batch, features)."""
+        angle = x @ self.frequencies
+        features: Tensor = self.mix(torch.cat([angle.sin(), angle.cos()], dim=-1)) / self.features**0.5
+        return features
+
+
+class FunctionNet(nn.Module):
+    """A function of a position: ``head(trunk(x))``; it can be drawn at any resolution.
+
+    Args:
+        x_dim: Width of a position.
+        y_dim: Width of a value.
+        features: Features of a position.
+        spread: How fast features vary; a function can vary about as fast.
+
+    Example:
+        >>> FunctionNet(2, 1)(torch.rand(7, 2)).shape
+        torch.Size([7, 1])
+    """
+
+    def __init__(self, x_dim: int, y_dim: int, features: int = 256, spread: float = 4.0) -> None:
+        super().__init__()
+        self.trunk = FourierTrunk(x_dim, features, spread=spread)
+        self.head = nn.Linear(features, y_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate it, (batch, x_dim) to (batch, y_dim)."""
+        values: Tensor = self.head(self.trunk(x))
+        return values
+
+
+class HyperFunction(Learner):
+    """Generate the head of a function, and let the observed values correct what is generated, exactly.
+
+    A head is a Gaussian process with the trunk's features for a kernel: given a prior mean, its best value is known
+    in closed form. First the head of all tasks is the mean; a hypernetwork reads the head found so and what an encoder
+    says of the support set, and writes a better mean; around that the head is found once more. The change that the
+    hypernetwork writes starts at zero: at step 0 this is ridge regression on the features.
+
+    Args:
+        base: The function; its trunk is shared, its head generated.
+        encoder: ``(support_x, support_y, support_mask)`` to a condition, such as `GridEncoder`.
+        hidden: Widths of the hypernetwork's layers.
+        noise: Variance of the noise on a value at step 0; learned.
+
+    Source:
+        A learned kernel and one prior for all tasks: Harrison et al., "Meta-learning priors for efficient online
+        Bayesian regression" (2018). That a network generates the prior mean of each task is ours.
+    """
+
+    base: FunctionNet
+
+    def __init__(
+        self, base: FunctionNet, encoder: nn.Module, hidden: tuple[int, ...] = (512, 512), noise: float = 0.002
+    ) -> None:
+        super().__init__()
+        self.base, self.encoder = base, encoder
+        width = base.head.weight.numel() + int(encoder.condition_dim)  # type: ignore[arg-type]
+        self.hyper = MLPHyperNetwork(base, width, generate="head.*", hidden=hidden)
+        self.log_noise = nn.Parameter(torch.tensor(noise).log())
+
+    def condition(self, support: Support) -> Tensor:
+        """What the encoder says of the support set, (tasks, condition_dim)."""
+        condition: Tensor = self.encoder(support.x, support.y, support.mask)
+        return condition
+
+    def adapt(self, support: Support) -> Params:
+        """Generate the prior mean of the head, and find the head."""
+        own, bias = self.base.head.weight, self.base.head.bias
+        at, fit = self._regression(support)
+        first = fit(support.y - at(own.expand(len(support.x), -1, -1)) - bias)
+        params = self.hyper(torch.cat([self.condition(support), 4 * first.flatten(1)], dim=1))
+        mean, bias = params["head.weight"] + first, params["head.bias"]
+        return {"head.weight": mean + fit(support.y - at(mean) - bias[:, None]), "head.bias": bias}
+
+    def predict(self, params: Params, x: Tensor) -> Tensor:
+        """Run the trunk, once where all tasks are asked at the same positions, then each task's head."""
+        if x.stride(0) == 0:
+            return params["head.weight"].matmul(self.base.trunk(x[0]).mT).mT + params["head.bias"][:, None]
+        outputs: Tensor = apply_per_task(self.base.head, sub(params, "head"), apply_shared(self.base.trunk, x))
+        return outputs
+
+    def _regression(self, support: Support) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """What a head says at the support points, and the change of a head that best explains what it misses there.
+
+        With the features of a task's points as rows of F, the change is Fᵀ(F Fᵀ + noise)⁻¹ miss. The matrix is
+        decomposed without gradient; one step of refinement, which changes nothing, brings the gradient (implicit
+        function theorem). Positions that tasks share are handled once.
+        """
+        positions, number = _distinct(support.x)
+        features, there = self.base.trunk(positions).float(), support.mask[..., None].float()
+        noise = self.log_noise.exp() + 1e-5
+        with torch.no_grad():
+            rows = nn.functional.embedding(number, features) * there
+            gram = rows @ rows.mT
+            gram.diagonal(dim1=1, dim2=2).add_(noise)
+            factor = torch.linalg.cholesky(gram)
+        where = number[..., None].expand(-1, -1, support.y.shape[2])
+
+        def at(head: Tensor) -> Tensor:
+            return (head @ features.mT).mT.gather(1, where) * there
+
+        def back(weights: Tensor) -> Tensor:
+            spread = weights.new_zeros(len(weights), len(positions), weights.shape[2])
+            return spread.scatter_add(1, where, weights * there).mT @ features
+
+        def fit(miss: Tensor) -> Tensor:
+            miss = miss.float() * there
+            weights = torch.cholesky_solve(miss.detach(), factor)
+            left = miss - at(back(weights)) - noise * weights
+            return back(weights + torch.cholesky_solve(left, factor))
+
+        return at, fit
+
+
+def _distinct(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The different positions among (tasks, shots, x_dim), and the number of each point's."""
+    flat = x.flatten(0, 1).contiguous()
+    if flat.dtype == torch.float32 and flat.shape[1] == 2:  # one number of 64 bits sorts much quicker than two of 32
+        keys, number = flat.view(torch.int64)[:, 0].unique(return_inverse=True)
+        positions = keys[:, None].view(torch.float32)
+    else:
+        positions, number = flat.unique(dim=0, return_inverse=True)
+    return positions, number.view(x.shape[:2])

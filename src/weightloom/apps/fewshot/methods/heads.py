@@ -1,0 +1,152 @@
+"""A linear head generated from the support set, on a trunk that all tasks share."""
+
+from abc import abstractmethod
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from weightloom.apps.fewshot.learner import Learner, Support
+from weightloom.base import apply_per_task, apply_shared
+from weightloom.conditions import class_statistics
+from weightloom.hypernets import HeadHyperNetwork
+from weightloom.hypernets.head import prototype_head
+from weightloom.params import Params, sub
+from weightloom.tasks import Tasks
+
+
+class TrunkAndHead(Protocol):
+    """What a base network of these methods is: ``head(trunk(x))``, with ``trunk.features`` numbers in between."""
+
+    trunk: nn.Module
+    head: nn.Module
+
+
+class HeadLearner(Learner):
+    """What methods with a shared trunk and a head per task have in common.
+
+    In training the trunk reads every image once, and every image takes its turn in the support set: from the features
+    of a task several tasks are made, in which the images of a class change places. That is several times more to learn
+    from for the same work, and the same for every method of this kind.
+
+    Args:
+        base: A network with a trunk that is shared and a head that every task brings, of any ways.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = with_generated_head(base)
+
+    @abstractmethod
+    def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
+        """Return weight and bias of the head, (tasks, ways, features) and (tasks, ways), by their names in the base."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """Run the shared trunk once on the inputs of all tasks, (tasks, batch, features) in single precision."""
+        trunk = cast("TrunkAndHead", self.base).trunk
+        if sees_a_task_together(trunk):
+            return vmap(trunk, randomness="different")(x).float()
+        features: Tensor = apply_shared(trunk, x)
+        return features.float()
+
+    def condition(self, support: Support) -> Tensor:
+        """Mean feature of each class, (tasks, ways, features)."""
+        return class_statistics(self.features(support.x), support.y, support.mask).mean
+
+    def adapt(self, support: Support) -> Params:
+        """Make the head of each task: a row for every class that the support set has."""
+        features = self.features(support.x)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features, support.y, support.mask)
+
+    def predict(self, params: Params, x: Tensor) -> Tensor:
+        """Run the shared trunk, then each task's head."""
+        return self._answer(params, self.features(x))
+
+    def _answer(self, params: Params, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = apply_per_task(cast("TrunkAndHead", self.base).head, sub(params, "head"), features)
+        return logits
+
+    def forward(self, tasks: Tasks) -> Tensor:
+        """Return the loss of each task, the mean over the turns that its images take in the support set."""
+        support, query = self.features(tasks.support_x), self.features(tasks.query_x)
+        taken = in_turns(support, query, tasks)
+        with torch.autocast(support.device.type, enabled=False):
+            params = self.head(taken.support_x, taken.support_y, taken.support_mask)
+        losses = self.loss_per_task(self._answer(params, taken.query_x), taken.query_y)
+        return losses.view(-1, len(support)).mean(0)
+
+
+class HyperHead(HeadLearner):
+    """A shared trunk, and a head generated from its features of the support set.
+
+    Args:
+        base: A network with a trunk that is shared and a head that is generated.
+        start_scale: How sharp the head is at step 0.
+    """
+
+    def __init__(self, base: nn.Module, start_scale: float = 1.0) -> None:
+        super().__init__(base)
+        self.hyper = HeadHyperNetwork("head", start_scale=start_scale)
+
+    def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
+        """Generate the head."""
+        params: Params = self.hyper(features, labels, mask)
+        return params
+
+
+def in_turns(support: Tensor, query: Tensor, tasks: Tasks) -> Tasks:
+    """Make several tasks of each, in which the examples of a class change places; the turns come before the tasks.
+
+    The examples of a class stand in a ring, support first; in turn r the ring is turned by r times the shots. There are
+    as many turns as support sets fit into the ring, and two at least.
+
+    Args:
+        support: Features of the support examples, (tasks, ways * shots, features), class by class.
+        query: Features of the query examples, (tasks, ways * queries, features), class by class.
+        tasks: Where they come from; where it has masked examples, it is returned with the features, as one turn.
+
+    Returns:
+        (turns * tasks) tasks, whose inputs are features.
+    """
+    ways = int(tasks.hidden.shape[1])
+    parts = [values.unflatten(1, (ways, -1)) for values in (support, query)]
+    shots, queries = (part.shape[2] for part in parts)
+    turns = max(2, (shots + queries) // shots) if bool(tasks.support_mask.all()) else 1
+    ring = torch.cat(parts, dim=2)
+    turned = torch.cat([ring.roll(-turn * shots, dims=2) for turn in range(turns)])
+    labels = [y.repeat(turns, 1) for y in (tasks.support_y, tasks.query_y)]
+    return Tasks(
+        turned[:, :, :shots].flatten(1, 2),
+        labels[0],
+        tasks.support_mask.repeat(turns, 1),
+        turned[:, :, shots:].flatten(1, 2),
+        labels[1],
+        tasks.hidden.repeat(turns, 1),
+    )
+
+
+def sees_a_task_together(trunk: nn.Module) -> bool:
+    """Whether it normalises by the images that it sees together, in eval mode too: those of one task, then."""
+    return any(isinstance(part, nn.BatchNorm2d) and not part.track_running_stats for part in trunk.modules())
+
+
+def scaled_prototypes(mean: Tensor, log_scale: Tensor) -> Params:
+    """Return the head of the class means (tasks, ways, features), on squared distances per feature times a scale."""
+    weight, bias = prototype_head(mean)
+    scale = log_scale.exp() / mean.shape[2]
+    return {"head.weight": weight * scale, "head.bias": bias * scale}
+
+
+def with_generated_head(base: nn.Module) -> nn.Module:
+    """Put a frozen head of one row of zeros in the place of the own one: every task brings its head, of any ways.
+
+    Training has no use for the own values, and a checkpoint then fits whatever ways it is judged by.
+    """
+    parts = cast("TrunkAndHead", base)
+    parts.head = nn.utils.skip_init(nn.Linear, int(parts.trunk.features), 1).requires_grad_(False)  # type: ignore[arg-type]
+    for parameter in parts.head.parameters():
+        parameter.zero_()
+    return base

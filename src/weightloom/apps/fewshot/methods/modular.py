@@ -1,0 +1,155 @@
+"""Modular hypernetworks: the condition is a code, and gradient steps on the support set find it."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from weightloom.apps.fewshot.learner import Learner, Support
+from weightloom.base import apply_per_task
+from weightloom.hypernets import HyperNetwork, MLPHyperNetwork
+from weightloom.hypernets.hypernet import check_condition
+from weightloom.inner import descend
+from weightloom.losses import TaskLoss, loss_per_task, masked_loss
+from weightloom.params import Params, ParamSpec
+
+
+class LayerwiseHyperNetwork(HyperNetwork):
+    """A code for every layer of the base, and for every layer a generator of its own.
+
+    Without ``hidden`` a generator is linear: a layer's parameters are its own values plus a mixture of templates, and
+    the code, brought to unit mean square, is the mixture. With ``hidden`` an MLP stands between code and mixture.
+    What is generated starts with the variance of the layer's own values (hyperfan-in).
+
+    Args:
+        base: The base network. All parameters of all its layers are generated.
+        code_dim: Width of the code of one layer.
+        hidden: Widths of the hidden layers of each generator.
+
+    Example:
+        >>> from weightloom.networks import mlp
+        >>> hyper = LayerwiseHyperNetwork(mlp([16, 32, 8]), code_dim=4)
+        >>> hyper.condition_dim, hyper(torch.randn(5, 8))["2.weight"].shape
+        (8, torch.Size([5, 8, 32]))
+
+    Source:
+        Schug et al., "Discovering modular solutions that generalize compositionally" (2024), appendix D, where hidden
+        layers of one shape share a generator.
+    """
+
+    def __init__(self, base: nn.Module, code_dim: int, hidden: Sequence[int] = ()) -> None:
+        super().__init__()
+        owners = {name: layer for name, layer in base.named_modules() if list(layer.parameters(recurse=False))}
+        self.names = list(owners)
+        """Which layers are generated; their codes stand side by side in this order."""
+        self.condition_dim, self.spec = code_dim * len(owners), ParamSpec.of(base)
+        self.bodies, self.writers = nn.ModuleList(), nn.ModuleList()
+        for layer in owners.values():
+            parts: list[nn.Module] = [nn.LayerNorm(code_dim)] if hidden else []
+            for width, units in pairwise((code_dim, *hidden)):
+                parts += [nn.Linear(width, units), nn.LayerNorm(units), nn.ELU()]
+            self.bodies.append(nn.Sequential(*parts))
+            last = hidden[-1] if hidden else code_dim
+            self.writers.append(MLPHyperNetwork(layer, last, hidden=(), init="hyperfan-in"))
+
+    def forward(self, condition: Float[Tensor, "tasks condition_dim"]) -> Params:
+        """Generate parameters for each task.
+
+        Raises:
+            ShapeError: If the condition is not ``(tasks, condition_dim)``.
+        """
+        check_condition(condition, self.condition_dim)
+        codes = condition.chunk(len(self.names), dim=1)
+        params: Params = {}
+        for name, body, writer, code in zip(self.names, self.bodies, self.writers, codes, strict=True):
+            prefix = f"{name}." if name else ""
+            params |= {f"{prefix}{leaf}": value for leaf, value in writer(body(code)).items()}
+        return params
+
+
+class ModularHyperNetwork(Learner):
+    """Infer the condition of a hypernetwork by gradient steps on the support set, and train through the steps.
+
+    Args:
+        base: The base network that ``hyper`` generates for.
+        hyper: Any hypernetwork that reads a vector per task.
+        loss_per_task: Outputs and targets to one loss per task, a mean over its points: of the inner and outer loop.
+        inner_steps: Steps from the start code, which is learned and the same for all tasks.
+        inner_lr: Length of a step.
+        first_order: Take the gradients of the inner steps as constants.
+        momentum: Decay rates of Adam's moments. None is plain gradient descent.
+        weight_decay: Decoupled decay of the code per step, in units of ``inner_lr``.
+
+    Example:
+        >>> from weightloom.networks import mlp
+        >>> base = mlp([16, 32, 8])
+        >>> learner = ModularHyperNetwork(base, LayerwiseHyperNetwork(base, code_dim=4, hidden=(32,)))
+        >>> support = Support(torch.randn(5, 9, 16), torch.randn(5, 9, 8), torch.ones(5, 9, dtype=torch.bool))
+        >>> learner.condition(support).shape
+        torch.Size([5, 8])
+
+    Source:
+        Schug et al., "Discovering modular solutions that generalize compositionally" (2024), algorithm 1.
+    """
+
+    inner_loop = True
+
+    def __init__(
+        self,
+        base: nn.Module,
+        hyper: HyperNetwork,
+        loss_per_task: TaskLoss = loss_per_task,
+        inner_steps: int = 10,
+        inner_lr: float = 0.3,
+        first_order: bool = False,
+        momentum: tuple[float, float] | None = (0.9, 0.999),
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.base, self.hyper, self.loss_per_task = base, hyper, loss_per_task
+        self.inner_steps, self.inner_lr, self.first_order = inner_steps, inner_lr, first_order
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.start = nn.Parameter(torch.randn(hyper.condition_dim))
+
+    def condition(self, support: Support) -> Tensor:
+        """Infer the code of each task, (tasks, condition_dim)."""
+
+        def loss(code: Tensor) -> Tensor:
+            outputs = self.predict(self.hyper(code), support.x)
+            return masked_loss(self.loss_per_task, outputs, support.y, support.mask)
+
+        return descend(
+            self.start.expand(len(support.x), -1),
+            loss,
+            self.inner_steps,
+            self.inner_lr,
+            first_order=self.first_order,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+
+    def adapt(self, support: Support) -> Params:
+        """Generate parameters from the code."""
+        params: Params = self.hyper(self.condition(support))
+        return params
+
+    def predict(self, params: Params, x: Tensor) -> Tensor:
+        """Run the base with each task's parameters."""
+        outputs: Tensor = apply_per_task(self.base, params, x)
+        return outputs
+
+
+def soft_cross_entropy_per_task(
+    logits: Float[Tensor, "tasks batch classes"], targets: Float[Tensor, "tasks batch classes"]
+) -> Float[Tensor, " tasks"]:
+    """Mean cross-entropy of each task in nats, where each target is a distribution.
+
+    Example:
+        >>> soft_cross_entropy_per_task(torch.zeros(2, 3, 4), torch.full((2, 3, 4), 0.25))
+        tensor([1.3863, 1.3863])
+    """
+    per_point = cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+    return per_point.view(targets.shape[:2]).mean(1)

@@ -1,0 +1,247 @@
+"""The methods and the data of the few-shot app by name: which fit together, and what suits each data set."""
+
+from pathlib import Path
+from typing import Any
+
+from weightloom.errors import ConfigError, nearest
+
+METHODS = {
+    "hypernetwork": "what suits the data: a generated head (classes), a whole generated network (regression)",
+    "hyper-film": "a generated head, and generated scales and shifts of the norms before it",
+    "hyper-lowrank": "a generated head, and generated changes of rank 4 of the convolutions before it",
+    "hyper-transformer": "a whole network written by a transformer over slices of its parameters",
+    "hyper-maml": "the hypernetwork, then gradient steps on what it wrote, trained end to end",
+    "film": "scales and shifts only, generated from the support set",
+    "cnp": "a conditional neural process: the condition is one more input of a network that all tasks share",
+    "maml": "a start that all tasks share, then gradient steps through which it is trained",
+    "maml-first-order": "the same, the inner gradients taken as constants",
+    "anil": "the same, but only the last layer is adapted",
+    "cavia": "the same, but only a few further inputs are adapted",
+    "protonet": "a trunk that all tasks share, and the class whose mean feature is nearest",
+    "probe": "a trunk trained to tell all training classes apart, and a linear head fitted to each support set",
+    "scratch": "the base network, trained on each support set alone",
+    "centroid": "the class whose mean input is nearest",
+    "polynomial": "a polynomial fitted to each support set alone, by ridge regression",
+    "ridge": "a line fitted to each support set alone, by ridge regression",
+    "interpolation": "what lies between the points of the support set",
+    "gaussian": "linear completion under a Gaussian fitted to the training images",
+}
+"""Every method by name, and what it is."""
+
+_IMAGES: tuple[str, ...] = (
+    "hypernetwork",
+    "hyper-film",
+    "hyper-lowrank",
+    "hyper-maml",
+    "film",
+    "maml",
+    "maml-first-order",
+    "anil",
+)
+_IMAGES += ("protonet", "probe", "scratch", "centroid")
+_FEATURES = (
+    "hypernetwork",
+    "hyper-maml",
+    "maml",
+    "maml-first-order",
+    "anil",
+    "protonet",
+    "probe",
+    "scratch",
+    "centroid",
+)
+_CURVES: tuple[str, ...] = (
+    "hypernetwork",
+    "hyper-transformer",
+    "hyper-maml",
+    "film",
+    "cnp",
+    "maml",
+    "maml-first-order",
+    "anil",
+    "cavia",
+)
+_CURVES += ("scratch", "polynomial", "ridge")
+_FUNCTIONS = ("hypernetwork", "cnp", "interpolation", "gaussian")
+
+FITS = {
+    "digits": _IMAGES,
+    "omniglot": _IMAGES,
+    "omniglot-alphabets": _IMAGES,
+    "cifar-fs": _IMAGES,
+    "spoken-digits": _IMAGES,
+    "folder": _IMAGES,
+    "intents": _FEATURES,
+    "sinusoid": _CURVES,
+    "growth-curves": _CURVES,
+    "table": _CURVES,
+    "mnist-functions": _FUNCTIONS,
+}
+"""Which methods solve the tasks of which data; `folder` and `table` stand for data of your own."""
+
+DATA = tuple(name for name in FITS if name not in ("folder", "table"))
+
+COMMON: dict[str, Any] = {
+    "evaluate_every": 500,
+    "precision": "32-true",
+    "normalisation": "group",
+    "clip_norm": 1.0,
+    "weight_decay": 0.0,
+    "average": 0.0,
+}
+"""Where a preset does not say otherwise."""
+
+IMAGES: dict[str, Any] = {
+    "precision": "bf16-mixed",
+    "normalisation": "batch",
+    "outer_lr": 2e-3,
+    "clip_norm": 5.0,
+    "weight_decay": 1e-4,
+    "average": 0.998,
+}
+"""How residual networks are trained on images."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "ways": (3,),
+        "train_ways": 3,
+        "shots": (1, 5),
+        "queries": 10,
+        "steps": 300,
+        "tasks": 16,
+        "outer_lr": 2e-4,
+        "evaluate_every": 50,
+        "test_tasks": 600,
+        "comparators": ("protonet", "centroid", "scratch"),
+    },
+    "omniglot": {
+        "ways": (5, 20),
+        "train_ways": 60,
+        "shots": (1, 5),
+        "queries": 5,
+        "steps": 3000,
+        "tasks": 1,
+        "test_tasks": 1000,
+        "comparators": ("protonet", "centroid"),
+        **IMAGES,
+    },
+    "omniglot-alphabets": {
+        "ways": (20,),
+        "train_ways": 20,
+        "shots": (1,),
+        "queries": 1,
+        "steps": 3000,
+        "tasks": 8,
+        "test_tasks": 1000,
+        "comparators": ("protonet", "centroid"),
+        **IMAGES,
+    },
+    "cifar-fs": {
+        "ways": (5,),
+        "train_ways": 24,
+        "shots": (1, 5),
+        "queries": 9,
+        "steps": 3000,
+        "tasks": 1,
+        "test_tasks": 1000,
+        "comparators": ("protonet", "centroid"),
+        **IMAGES,
+    },
+    "spoken-digits": {
+        "ways": (5,),
+        "train_ways": 10,
+        "shots": (1, 5),
+        "queries": 5,
+        "steps": 1000,
+        "tasks": 4,
+        "test_tasks": 1000,
+        "comparators": ("protonet", "centroid", "scratch"),
+        **IMAGES,
+    },
+    "folder": {
+        "ways": (5,),
+        "train_ways": 5,
+        "shots": (1, 5),
+        "queries": 5,
+        "steps": 1000,
+        "tasks": 4,
+        "test_tasks": 600,
+        "comparators": ("protonet", "centroid", "scratch"),
+        **IMAGES,
+    },
+    "intents": {
+        "ways": (5, 77),
+        "train_ways": 60,
+        "shots": (1, 5),
+        "queries": 5,
+        "steps": 1000,
+        "tasks": 4,
+        "outer_lr": 1e-3,
+        "test_tasks": 1000,
+        "comparators": ("protonet", "centroid"),
+    },
+    "sinusoid": {
+        "ways": (1,),
+        "train_ways": 1,
+        "shots": (10, 5),
+        "queries": 50,
+        "steps": 4000,
+        "tasks": 32,
+        "outer_lr": 1e-3,
+        "test_tasks": 2000,
+        "comparators": ("scratch",),
+    },
+    "growth-curves": {
+        "ways": (1,),
+        "train_ways": 1,
+        "shots": (3,),
+        "queries": 4,
+        "steps": 2000,
+        "tasks": 64,
+        "outer_lr": 1e-3,
+        "test_tasks": 1000,
+        "comparators": ("maml", "cnp", "ridge", "polynomial"),
+    },
+    "table": {
+        "ways": (1,),
+        "train_ways": 1,
+        "shots": (5,),
+        "queries": 5,
+        "steps": 2000,
+        "tasks": 32,
+        "outer_lr": 1e-3,
+        "test_tasks": 600,
+        "comparators": ("cnp", "ridge"),
+    },
+    "mnist-functions": {
+        "ways": (1,),
+        "train_ways": 1,
+        "shots": (40, 80, 160),
+        "queries": 784,
+        "steps": 4000,
+        "tasks": 64,
+        "outer_lr": 1e-3,
+        "test_tasks": 1000,
+        "comparators": ("cnp", "interpolation", "gaussian"),
+    },
+}
+"""What suits each data set; tuned on validation tasks, the comparators with the same care."""
+
+
+def data_kind(data: str) -> str:
+    """Return the key of a data set in `FITS`: its name, or what a path on this machine holds.
+
+    Raises:
+        ConfigError: If it is neither a name nor a path to a folder or a table.
+    """
+    if data in DATA:
+        return data
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return "folder"
+    if path.is_file() and path.name.endswith((".csv", ".csv.gz")):
+        return "table"
+    raise ConfigError(
+        f"`--data {data}` is unknown. {nearest(data, DATA)} It may also be a folder of pictures, with a sub-folder for "
+        "each class, or a .csv file with a column `task`. `weightloom list` shows what is there."
+    )

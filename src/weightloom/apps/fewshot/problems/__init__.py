@@ -1,0 +1,26 @@
+"""What a data set brings to a few-shot run: tasks for training and for judging, base networks, methods.
+
+In:   a resolved `FewShotConfig`.
+Out:  a `Problem`.
+Knows nothing of how methods are trained, judged or shown. Start at `problem_of`.
+"""
+
+from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.problems.problem import Problem as Problem
+
+
+def problem_of(config: FewShotConfig) -> Problem:
+    """Load what a config asks for.
+
+    Raises:
+        DataError: If the data are missing or damaged.
+        MissingExtraError: If an optional part that they need is not installed.
+        ConfigError: If ways, shots and queries ask for more than there is.
+    """
+    from weightloom.apps.fewshot.problems import classes, curves, functions
+
+    if config.kind == "mnist-functions":
+        return functions.FunctionProblem(config)
+    if config.kind in ("sinusoid", "growth-curves", "table"):
+        return curves.CurveProblem(config)
+    return classes.ClassProblem(config)

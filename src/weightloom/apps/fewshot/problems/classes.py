@@ -1,0 +1,125 @@
+"""Classification of classes never seen in meta-training: images, spectrograms, sentences, pictures of your own."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+from torch import Tensor, nn
+
+from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.learner import Learner
+from weightloom.apps.fewshot.methods.centroid import NearestCentroid
+from weightloom.apps.fewshot.methods.convs import HyperConvs
+from weightloom.apps.fewshot.methods.heads import HyperHead
+from weightloom.apps.fewshot.methods.inner_steps import InnerSteps
+from weightloom.apps.fewshot.methods.maml import ANIL, MAML
+from weightloom.apps.fewshot.methods.probe import LinearProbe
+from weightloom.apps.fewshot.methods.protonet import ProtoNet
+from weightloom.apps.fewshot.methods.scratch import FromScratch
+from weightloom.apps.fewshot.problems.pools import load_pools
+from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
+from weightloom.forms import LowRank
+from weightloom.networks import ConvNet, FeatureNet, Norm, ResidualNet
+from weightloom.tasks import ClassTasks, TaskSource
+
+NORMS: dict[str, Norm] = {"group": "group", "batch": "batch", "transductive": "task"}
+
+
+class ClassProblem(Problem):
+    """Classify examples of classes never seen in meta-training.
+
+    Args:
+        config: A resolved config.
+    """
+
+    kind = "classification"
+    at_once = 50
+
+    def __init__(self, config: FewShotConfig) -> None:
+        self.config = config
+        pools = load_pools(config)
+        self.train, self.validation, self.held_out = pools.train, pools.validation, pools.test
+        self.pools, self.notices = pools, pools.notices
+        self.event = tuple(self.train.examples.shape[2:])
+        for ways, shots in product(config.ways or (), config.shots or ()):
+            self.test_source(shots, ways)  # refuse what cannot be drawn before anything is written
+        self.train_source()
+
+    def train_source(self, ways: int | None = None) -> TaskSource:
+        """Classes of meta-training, augmented; shots as in the table, chosen for each batch, the others are queries."""
+        config, pools = self.config, self.pools
+        assert config.train_ways and config.queries and config.shots
+        ways = ways or min(config.train_ways, pools.most_ways(pools.train_groups, len(self.train.names)))
+        options: dict[str, Any] = {"augment": pools.augment, "groups": pools.train_groups}
+        drawn = min(config.shots) + config.queries
+        sources = [
+            ClassTasks(self.train.examples, self.train.counts, ways, shots, max(1, drawn - shots), **options)
+            for shots in config.shots
+        ]
+        return sources[0] if len(sources) == 1 else MixedTasks([*sources])
+
+    def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
+        """Classes that were held out, as they are."""
+        config = self.config
+        assert config.ways and config.queries
+        fewest = 1 if config.uneven_shots and shots > 1 else None
+        pool, groups = self.held_out, self.pools.test_groups
+        ways = ways or config.ways[0]
+        same = self.pools.same_drawer
+        return ClassTasks(pool.examples, pool.counts, ways, shots, config.queries, None, fewest, groups, same)
+
+    def validation_source(self, shots: int) -> TaskSource:
+        """Classes that are neither judged on nor, where the data have enough, trained on."""
+        assert self.config.ways and self.config.queries
+        pool, groups = self.validation, self.pools.validation_groups
+        ways = min(self.config.ways[0], self.pools.most_ways(groups, len(pool.names)))
+        return ClassTasks(pool.examples, pool.counts, ways, shots, self.config.queries, groups=groups)
+
+    def build(self, outputs: int) -> nn.Module:
+        """The base network of every method."""
+        if len(self.event) == 1:
+            return FeatureNet(self.event[0], outputs)
+        norm = NORMS[self.config.normalisation or "group"]
+        if "channels" in self.pools.network and isinstance(self.pools.network["channels"], int):
+            return ConvNet(self.event[0], self.event[1], outputs, **self.pools.network, norm=norm)
+        return ResidualNet(self.event[0], self.event[1], outputs, **self.pools.network, norm=norm)
+
+    def methods(self) -> dict[str, Callable[[], Learner]]:
+        """What builds each method."""
+        config, scale = self.config, self.pools.start_scale
+        ways = config.ways[0] if config.ways else 2
+        steps, rate = config.inner_steps, config.inner_lr
+
+        def film(name: str, parameter: Tensor) -> bool:
+            return parameter.ndim == 1 and name.startswith("blocks")  # scales and shifts of norms
+
+        def kernels(name: str, parameter: Tensor) -> bool:
+            return parameter.ndim == 4
+
+        def inner(kind: Callable[..., Learner] = MAML, **options: Any) -> Learner:
+            learner = kind(
+                self.build(ways), inner_steps=steps or 5, inner_lr=rate or 0.1, learn_inner_lr=True, **options
+            )
+            learner.ways = ways
+            return learner
+
+        return {
+            "hypernetwork": lambda: HyperHead(self.build(ways), scale),
+            "hyper-film": lambda: HyperConvs(self.build(ways), film, scale),
+            "hyper-lowrank": lambda: HyperConvs(self.build(ways), {kernels: LowRank(4)}, scale),
+            "hyper-maml": lambda: InnerSteps(HyperHead(self.build(ways), scale), steps or 3, rate or 0.01),
+            "film": lambda: HyperConvs(self.build(ways), film, scale, generate_head=False),
+            "maml": inner,
+            "maml-first-order": lambda: inner(first_order=True),
+            "anil": lambda: inner(ANIL),
+            "protonet": lambda: ProtoNet(self.build(ways), scale),
+            "probe": lambda: LinearProbe(self.build(ways), len(self.train.names)),
+            "scratch": lambda: FromScratch(self.build, steps=50, inner_lr=3e-3),
+            "centroid": lambda: NearestCentroid(self.train.examples[0, 0].numel()),
+        }
+
+    def setting(self, shots: int, ways: int) -> str:
+        """Ways and shots, and what is unusual."""
+        shown = f"1-to-{shots}-shot" if self.config.uneven_shots and shots > 1 else f"{shots}-shot"
+        also = ", transductive" if self.config.normalisation == "transductive" else ""
+        return f"{ways}-way {shown}{also}"

@@ -1,0 +1,123 @@
+"""Regression of curves never seen in meta-training: sinusoids, growth curves, a table of your own."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.learner import Learner
+from weightloom.apps.fewshot.methods.cavia import CAVIA
+from weightloom.apps.fewshot.methods.cnp import ConditionalNeuralProcess
+from weightloom.apps.fewshot.methods.conditioned import Conditioned
+from weightloom.apps.fewshot.methods.inner_steps import InnerSteps
+from weightloom.apps.fewshot.methods.maml import MAML
+from weightloom.apps.fewshot.methods.polynomial import RidgePolynomial
+from weightloom.apps.fewshot.methods.scratch import FromScratch
+from weightloom.apps.fewshot.methods.whole import HyperRegressor
+from weightloom.apps.fewshot.problems.problem import Problem
+from weightloom.conditions import SupportAttention
+from weightloom.forms import FiLM
+from weightloom.networks import mlp
+from weightloom.tasks import SinusoidTasks, TaskSource
+from weightloom.tasks.growth import growth_split, load_growth_curves, of_families
+from weightloom.tasks.points import PointPool, PointTasks
+from weightloom.tasks.table import load_table
+
+
+class CurveProblem(Problem):
+    """Predict numbers of tasks never seen in meta-training from a few points of each.
+
+    Args:
+        config: A resolved config.
+    """
+
+    kind = "regression"
+    at_once = 500
+
+    def __init__(self, config: FewShotConfig) -> None:
+        self.config = config
+        self.x_dim = self.y_dim = 1
+        self.pools, self.notices = _pools(config)
+        self.centred = config.kind == "growth-curves"
+        if self.pools:
+            self.x_dim, self.y_dim = self.pools["train"].x.shape[2], self.pools["train"].y.shape[2]
+        for shots in config.shots or ():
+            self.test_source(shots)
+        self.train_source()
+
+    def train_source(self, ways: int | None = None) -> TaskSource:
+        """Any number of shots from 1; of sinusoids, half of the tasks with the most."""
+        assert self.config.queries and self.config.shots
+        most, queries = max(self.config.shots), self.config.queries
+        if not self.pools:
+            return SinusoidTasks(most, queries, ragged=0.5)
+        return PointTasks(self.pools["train"], most, queries, fewest_shots=1, centred=self.centred)
+
+    def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
+        """New amplitudes and phases, or tasks that were held out."""
+        return self._source("test", shots)
+
+    def validation_source(self, shots: int) -> TaskSource:
+        """As the test tasks; of real data, other tasks."""
+        return self._source("validation", shots)
+
+    def _source(self, part: str, shots: int) -> TaskSource:
+        assert self.config.queries
+        uneven = self.config.uneven_shots
+        if not self.pools:
+            return SinusoidTasks(shots, self.config.queries, ragged=1.0 if uneven else 0.0)
+        fewest = 1 if uneven else None
+        return PointTasks(self.pools[part], shots, self.config.queries, fewest, centred=self.centred)
+
+    def build(self, outputs: int) -> nn.Module:
+        """The base network of every method."""
+        return mlp([self.x_dim, 40, 40, outputs])
+
+    def methods(self) -> dict[str, Callable[[], Learner]]:
+        """What builds each method."""
+        config, x, y = self.config, self.x_dim, self.y_dim
+        steps, rate = config.inner_steps, config.inner_lr
+
+        def maml(**options: Any) -> Learner:
+            return MAML(self.build(y), inner_steps=steps or 5, inner_lr=rate or 0.01, learn_inner_lr=True, **options)
+
+        return {
+            "hypernetwork": lambda: HyperRegressor(self.build(y), x, y),
+            "hyper-transformer": lambda: HyperRegressor(self.build(y), x, y, transformer=True),
+            "hyper-maml": lambda: InnerSteps(HyperRegressor(self.build(y), x, y), steps or 3, rate or 0.001),
+            "film": lambda: HyperRegressor(self.build(y), x, y, form=FiLM()),
+            "cnp": lambda: ConditionalNeuralProcess(
+                SupportAttention(x, y, 64, layers=3), Conditioned(x, y, 64, hidden=(128, 128))
+            ),
+            "maml": maml,
+            "maml-first-order": lambda: maml(first_order=True),
+            "anil": lambda: maml(adapted="4.*"),
+            "cavia": lambda: CAVIA(self.build(y), inner_steps=steps or 5, inner_lr=rate or 1.0),
+            "scratch": lambda: FromScratch(self.build, steps=100, inner_lr=3e-2),
+            "ridge": lambda: RidgePolynomial(x, y, degree=1, ridge=0.1),
+            "polynomial": lambda: RidgePolynomial(x, y, degree=3, ridge=0.1),
+        }
+
+    def setting(self, shots: int, ways: int) -> str:
+        """Shots."""
+        return f"1-to-{shots}-shot" if self.config.uneven_shots and shots > 1 else f"{shots}-shot"
+
+
+def _pools(config: FewShotConfig) -> tuple[dict[str, PointPool], tuple[str, ...]]:
+    """Tasks to train on, to watch and to judge on, none where they are made on the fly; and what was left out."""
+    notices: tuple[str, ...] = ()
+    if config.kind == "sinusoid":
+        return {}, notices
+    if config.kind == "table":
+        table = load_table(config.data)
+        train, validation, test = table.split(seed=config.split)
+        notices = tuple(f"skipped task {skipped.task}, which {skipped.why}" for skipped in table.skipped)
+    else:
+        pool = load_growth_curves()
+        train, validation, test = (of_families(pool, families) for families in growth_split(config.split))
+    return {
+        "train": train,
+        "validation": validation,
+        "test": validation if config.held_out == "validation" else test,
+    }, notices

@@ -1,0 +1,195 @@
+"""The classes of each data set, dealt out to training, validation and test."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.tasks import (
+    ClassPool,
+    InTurn,
+    Jitter,
+    digits_split,
+    load_digits,
+    load_omniglot,
+    omniglot_split,
+    rotated,
+)
+from weightloom.tasks.augment import Colour, Crop, Flip
+from weightloom.tasks.cifar_fs import load_cifar_fs
+from weightloom.tasks.classes import Augment
+from weightloom.tasks.data import class_groups, lake_split
+from weightloom.tasks.folder import load_folder, split_classes
+from weightloom.tasks.omniglot import BACKGROUND, SMALL1
+from weightloom.tasks.spoken import load_spoken_digits, spoken_split
+from weightloom.tasks.text import load_intent_pool, load_intents
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Disjoint classes, how they are augmented, and what suits them."""
+
+    train: ClassPool
+    """Classes of meta-training, those that are turned images of others included."""
+    validation: ClassPool
+    """Classes to watch during meta-training."""
+    test: ClassPool
+    """Classes to be judged on."""
+    network: dict[str, Any] = field(default_factory=dict)
+    """Options of the base network, as of `ConvNet`."""
+    start_scale: float = 1.0
+    """How sharp heads are at step 0."""
+    augment: Augment | None = None
+    train_groups: Tensor | None = None
+    validation_groups: Tensor | None = None
+    test_groups: Tensor | None = None
+    same_drawer: bool = False
+    """Judge on tasks whose support is all by one person, and whose query is all by another."""
+    notices: tuple[str, ...] = ()
+    """What a person should know, such as files that were skipped."""
+
+    @staticmethod
+    def most_ways(groups: Tensor | None, classes: int) -> int:
+        """How many classes a task can have."""
+        return classes if groups is None else int(torch.bincount(groups).max())
+
+
+def load_pools(config: FewShotConfig) -> Pools:
+    """Load the data of a classification problem and deal out its classes."""
+    return LOADERS[config.kind](config)
+
+
+def pick(pool: ClassPool, classes: list[int]) -> ClassPool:
+    """Take some classes of a pool."""
+    return ClassPool(pool.examples[classes], pool.counts[classes], tuple(pool.names[i] for i in classes))
+
+
+def _digits(config: FewShotConfig) -> Pools:
+    pool = load_digits()
+    train, test = digits_split(config.split)
+    if config.held_out == "validation":
+        test = [c for c in digits_split((config.split + 1) % 3)[1] if c in train]
+        train = [c for c in train if c not in test]
+    known = pick(pool, train)
+    return Pools(
+        rotated(known, (1, 3)),  # a 6 turned half around is a 9: not for digits
+        known,
+        pick(pool, test),
+        network={"channels": 32, "blocks": 2, "levels": 2},
+        start_scale=6.0,
+        augment=Jitter(2.0),
+    )
+
+
+def _omniglot(config: FewShotConfig) -> Pools:
+    pool = load_omniglot()
+    train, test = (part.tolist() for part in omniglot_split(config.split))
+    if config.held_out == "validation":
+        train, test = train[:1100], train[1100:]
+    known = pick(pool, train)
+    return Pools(rotated(known, (1, 2, 3)), known, pick(pool, test), augment=Jitter(0.5), start_scale=6.0)
+
+
+def _omniglot_alphabets(config: FewShotConfig) -> Pools:
+    """Characters of one alphabet: trained on a minimal set of five, judged on the evaluation alphabets."""
+    pool = load_omniglot()
+    minimal = SMALL1
+    train, test = lake_split(pool, minimal)
+    if config.held_out == "validation":
+        background = dict.fromkeys(name.split("/")[0] for name in pool.names[:BACKGROUND])
+        others = [name for name in background if name not in minimal]
+        test, _ = lake_split(pool, others)
+    known, judged = pick(pool, train.tolist()), pick(pool, test.tolist())
+    turned = rotated(known, (1, 2, 3))
+    return Pools(
+        turned,
+        known,
+        judged,
+        start_scale=6.0,
+        augment=Jitter(1.0),
+        train_groups=class_groups(turned.names)[0],
+        validation_groups=class_groups(known.names)[0],
+        test_groups=class_groups(judged.names)[0],
+        same_drawer=True,
+    )
+
+
+def _cifar_fs(config: FewShotConfig) -> Pools:
+    pool, split = load_cifar_fs()
+    parts = {name: pick(pool, classes) for name, classes in split.items()}
+    test = parts["validation" if config.held_out == "validation" else "test"]
+    return Pools(
+        parts["train"],
+        parts["validation"],
+        test,
+        start_scale=6.0,
+        network={"channels": (48, 96, 192), "last_pair": True},
+        augment=InTurn((Flip(), Crop(4), Colour(0.4))),
+    )
+
+
+def _spoken_digits(config: FewShotConfig) -> Pools:
+    """Words of one speaker; whole speakers are held out."""
+    spoken = load_spoken_digits()
+    split = spoken_split(config.split)
+    of = {name: spoken.of(speakers).tolist() for name, speakers in split.items()}
+    if config.held_out == "validation":
+        of["test"] = of["validation"]
+    groups = {name: spoken.groups[classes] for name, classes in of.items()}
+    return Pools(
+        pick(spoken.pool, of["train"]),
+        pick(spoken.pool, of["validation"]),
+        pick(spoken.pool, of["test"]),
+        start_scale=6.0,
+        train_groups=groups["train"],
+        validation_groups=groups["validation"],
+        test_groups=groups["test"],
+    )
+
+
+def _intents(config: FewShotConfig) -> Pools:
+    """Requests to a voice assistant to train on, those about banks and cards held out; a bank's customers to judge on."""
+    pool, domains = load_intent_pool("clinc150"), load_intents("clinc150").groups
+    near = torch.isin(domains, torch.tensor(NEAR_DOMAINS))
+    train, validation = (pick(pool, part.nonzero()[:, 0].tolist()) for part in (~near, near))
+    test = validation if config.held_out == "validation" else load_intent_pool("banking77")
+    return Pools(train, validation, test, start_scale=384.0)
+
+
+def _folder(config: FewShotConfig) -> Pools:
+    """A folder of the user's, a sub-folder per class."""
+    assert config.ways and config.shots and config.queries
+    ways = max(config.ways)
+    loaded = load_folder(config.data, fewest=max(config.shots) + config.queries, ways=2 * ways)
+    split = loaded.split or split_classes(len(loaded.pool.names), config.split, fewest=ways)
+    parts = {name: pick(loaded.pool, classes) for name, classes in split.items()}
+    judged = "validation" if config.held_out == "validation" else "test"
+    channels, size = loaded.pool.examples.shape[2:4]
+    notices = [f"{loaded.pool.examples.shape[0]} classes of pictures, made {size}x{size} with {channels} channels: "]
+    notices[0] += ", ".join(f"{len(part.names)} for {name}" for name, part in parts.items())
+    notices += [f"skipped {skipped.path}: {skipped.why}" for skipped in loaded.skipped]
+    return Pools(
+        parts["train"],
+        parts["validation"] if len(parts["validation"].names) >= ways else parts["train"],
+        parts[judged],
+        start_scale=6.0,
+        augment=Jitter(0.5),
+        notices=tuple(notices),
+    )
+
+
+NEAR_DOMAINS = (1, 2)
+"""CLINC150's domains of banking and of credit cards: too near to Banking77 to be trained on."""
+
+LOADERS: dict[str, Callable[[FewShotConfig], Pools]] = {
+    "digits": _digits,
+    "omniglot": _omniglot,
+    "omniglot-alphabets": _omniglot_alphabets,
+    "cifar-fs": _cifar_fs,
+    "spoken-digits": _spoken_digits,
+    "intents": _intents,
+    "folder": _folder,
+}

@@ -1,0 +1,101 @@
+"""What every few-shot problem is, and how its methods are found by name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from importlib import import_module
+from typing import Literal
+
+import torch
+from torch import nn
+
+from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.learner import Learner
+from weightloom.apps.fewshot.methods.inner_steps import InnerSteps
+from weightloom.errors import ConfigError
+from weightloom.tasks import Tasks, TaskSource
+
+
+class Problem(ABC):
+    """A data set, seen as a few-shot problem."""
+
+    kind: Literal["classification", "regression"]
+    config: FewShotConfig
+    notices: tuple[str, ...] = ()
+    """What a person should know of the data before it goes on, such as files that were skipped."""
+    at_once: int
+    """How many tasks are judged in one pass."""
+
+    @abstractmethod
+    def train_source(self, ways: int | None = None) -> TaskSource:
+        """Tasks of meta-training; ``ways`` for methods that fit one number of classes, None for the config's."""
+
+    @abstractmethod
+    def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
+        """Tasks never seen in meta-training, with ``shots`` support points per class; ``ways`` None: the first.
+
+        Raises:
+            ConfigError: If there is not enough to draw from.
+        """
+
+    @abstractmethod
+    def validation_source(self, shots: int) -> TaskSource:
+        """Tasks to watch during meta-training; never those of the final table."""
+
+    @abstractmethod
+    def build(self, outputs: int) -> nn.Module:
+        """The base network of every method, newly initialised, for a number of outputs."""
+
+    @abstractmethod
+    def methods(self) -> dict[str, Callable[[], Learner]]:
+        """What builds each method that solves these tasks, newly initialised, with settings that suit them."""
+
+    @abstractmethod
+    def setting(self, shots: int, ways: int) -> str:
+        """Say which tasks these are, as in "3-way 1-shot"."""
+
+    def learner(self, method: str) -> Learner:
+        """Build a method by name, or one of the user's own.
+
+        Args:
+            method: A name, or ``module:Class`` for something that is called with this problem and gives a `Learner`.
+
+        Raises:
+            ConfigError: If there is no such module or class, or what it gives is not a `Learner`.
+        """
+        learner = _own_method(method)(self) if ":" in method else self.methods()[method]()
+        if not isinstance(learner, Learner):
+            raise ConfigError(
+                f"`{method}` gave a {type(learner).__name__}. A method is a `Learner`, with `adapt` and `predict`. "
+                "Inherit from `weightloom.apps.fewshot.learner.Learner`."
+            )
+        if self.config.mode == "bilevel" and learner.trained and not learner.inner_loop:
+            return InnerSteps(learner, self.config.inner_steps or 1, self.config.inner_lr or 0.01)
+        return learner
+
+
+class MixedTasks(TaskSource):
+    """Draw from one of several sources, chosen by chance for each batch.
+
+    Args:
+        sources: Where to draw from.
+    """
+
+    def __init__(self, sources: list[TaskSource]) -> None:
+        self.sources = sources
+
+    def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
+        """Choose a source, then draw."""
+        choice = int(torch.randint(len(self.sources), (), generator=generator))
+        return self.sources[choice].sample(tasks, generator)
+
+
+def _own_method(method: str) -> Callable[[Problem], Learner]:
+    module, _, name = method.partition(":")
+    try:
+        found: Callable[[Problem], Learner] = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"`{method}` cannot be imported ({error}). A method of your own is a module and a class in it, found from "
+            "where you run. Type it as in `--method my_methods:MyLearner`."
+        ) from error
+    return found

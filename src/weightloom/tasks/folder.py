@@ -1,0 +1,279 @@
+"""Your own pictures: a folder with one sub-folder per class becomes a pool, whatever the pictures are like.
+
+In:   a folder; optionally ``train``, ``val`` and ``test`` in it, each with classes of its own.
+Out:  `FolderPool`: square images of one size as uint8, the split of the classes, and what was skipped and why.
+Knows nothing of tasks. Which classes are held out, where the folder does not say, is `split_classes`' affair.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightloom.errors import ConfigError, DataError, MissingExtraError
+from weightloom.tasks.data import ClassPool
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+MOST_BYTES = 2_000_000_000
+
+
+class Skipped(NamedTuple):
+    """A file or a folder that is not in the pool."""
+
+    path: Path
+    """Where it lies."""
+    why: str
+    """In a few words."""
+
+
+class FolderPool(NamedTuple):
+    """The pictures of a folder."""
+
+    pool: ClassPool
+    """Classes in the order of their names."""
+    split: dict[str, list[int]] | None
+    """Class numbers by ``"train"``, ``"validation"`` and ``"test"``, where the folder says so."""
+    skipped: tuple[Skipped, ...]
+    """What was found and not used."""
+
+
+def load_folder(
+    path: str | Path, *, size: int = 32, channels: int | None = None, fewest: int = 2, ways: int = 2
+) -> FolderPool:
+    """Load one class per sub-folder, from PNG, JPEG, WebP, GIF (its first frame), BMP, TIFF and PPM of any size.
+
+    A picture is turned as its EXIF says, put on white where it is transparent, cut to the largest square in its
+    middle, and scaled. 16-bit pictures become 8-bit. Hidden files, other files and folders within a class's folder
+    are skipped.
+
+    Args:
+        path: The folder. If all folders in it are called ``train``, ``val`` or ``test``, the classes lie in those.
+        size: Height and width of the images.
+        channels: 1 for grey, 3 for colour. None: 1 if every picture is grey.
+        fewest: A class with fewer pictures is skipped: shots and queries together.
+        ways: How many classes a task takes.
+
+    Raises:
+        DataError: If there is no such folder, too few classes in it, a class in two splits, or more than 2 GB.
+        ConfigError: If ``size`` or ``channels`` cannot be.
+        MissingExtraError: If Pillow is not installed.
+    """
+    root = Path(path).expanduser()
+    _check(root, size, channels)
+    image = _pillow()
+    skipped: list[Skipped] = []
+    split_of = _class_folders(root, skipped)
+    files = {folder: _files(folder, skipped) for folder in split_of}
+    _check_bytes(root, [len(listed) for listed in files.values()], size, channels or 3)
+    pictures: dict[Path, list[Tensor]] = {}
+    for folder, listed in files.items():
+        found = list(_decoded(image, listed, size, channels, skipped))
+        if len(found) >= max(fewest, 1):
+            pictures[folder] = found
+        else:
+            skipped.append(Skipped(folder, f"{len(found)} of the {fewest} pictures needed"))
+    if len(pictures) < max(ways, 1):
+        raise DataError(
+            f"`{root}` has {len(pictures)} classes of at least {fewest} pictures, and {ways} are needed. A class is a "
+            f"sub-folder with pictures in it; {_reasons(skipped)}. "
+            f"Put a folder per class into `{root}`, or ask for fewer ways, shots or queries."
+        )
+    counts = torch.tensor([len(found) for found in pictures.values()])
+    examples = torch.zeros(len(counts), int(counts.max()), channels or 3, size, size, dtype=torch.uint8)
+    for row, found in enumerate(pictures.values()):
+        examples[row, : len(found)] = torch.stack(found)
+    if channels is None and bool((examples == examples[:, :, :1]).all()):
+        examples = examples[:, :, :1].clone()
+    split: dict[str, list[int]] | None = None
+    if any(split_of.values()):
+        split = {name: [] for name in ("train", "validation", "test")}
+        for row, folder in enumerate(pictures):
+            split[split_of[folder]].append(row)
+    return FolderPool(ClassPool(examples, counts, tuple(folder.name for folder in pictures)), split, tuple(skipped))
+
+
+def split_classes(
+    classes: int, seed: int = 0, fractions: Sequence[float] = (0.64, 0.16, 0.2), fewest: int = 2
+) -> dict[str, list[int]]:
+    """Divide classes at random into ``"train"``, ``"validation"`` and ``"test"``, which share none.
+
+    Args:
+        classes: How many there are.
+        seed: Of the shuffle.
+        fractions: Shares of the three; they sum to 1.
+        fewest: The least a part needs: ``ways``. Where there are too few for three parts, there is no validation.
+
+    Raises:
+        ConfigError: If there are too few even for two parts, or the fractions are none.
+
+    Example:
+        >>> {part: len(numbers) for part, numbers in split_classes(50).items()}
+        {'train': 32, 'validation': 8, 'test': 10}
+        >>> {part: len(numbers) for part, numbers in split_classes(11, fewest=5).items()}
+        {'train': 6, 'validation': 0, 'test': 5}
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ConfigError(
+            f"`fractions={tuple(fractions)}`. They are the shares of train, validation and test, from 0, and sum to 1. "
+            "Pass three numbers, as in `fractions=(0.64, 0.16, 0.2)`."
+        )
+    if classes < 2 * fewest:
+        raise ConfigError(
+            f"There are {classes} classes to split, and a part needs {fewest}. Classes to train on and classes to be "
+            f"judged on must differ. Collect at least {2 * fewest} classes, or ask for at most {classes // 2} ways."
+        )
+    validation, test = (round(fraction * classes) for fraction in fractions[1:])
+    test = min(max(test, fewest), classes - fewest)
+    room = classes - fewest - test
+    validation = min(max(validation, fewest), room) if fractions[1] > 0 and room >= fewest else 0
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).tolist()
+    train = classes - validation - test
+    return {
+        "train": sorted(order[:train]),
+        "validation": sorted(order[train : train + validation]),
+        "test": sorted(order[train + validation :]),
+    }
+
+
+def _class_folders(root: Path, skipped: list[Skipped]) -> dict[Path, str]:
+    """Return the folders of the classes, by name, each with its split, or "" where the folder has no splits."""
+    folders = _folders(root, skipped)
+    if not folders or any(folder.name.lower() not in SPLITS for folder in folders):
+        return dict.fromkeys(folders, "")
+    inner = {part: _folders(part, skipped) for part in folders}
+    found = [(folder, SPLITS[part.name.lower()]) for part, of_part in inner.items() for folder in of_part]
+    found.sort(key=lambda pair: pair[0].name)
+    for (first, first_split), (second, second_split) in pairwise(found):
+        if first.name == second.name:
+            raise DataError(
+                f"`{root}` has a class `{first.name}` for {first_split} and one for {second_split}. Few-shot tasks are "
+                "judged on classes that were not trained on. Put the folders of all classes side by side into one "
+                "folder, and they are split by a seed; or give each class to one split only."
+            )
+    return dict(found)
+
+
+def _folders(parent: Path, skipped: list[Skipped]) -> list[Path]:
+    """List the folders in a folder, by name; what else lies there is skipped."""
+    folders = []
+    for entry in sorted(parent.iterdir()):
+        if entry.name.startswith("."):
+            skipped.append(Skipped(entry, "hidden"))
+        elif entry.is_dir():
+            folders.append(entry)
+        else:
+            skipped.append(Skipped(entry, "in no class's folder"))
+    return folders
+
+
+def _files(folder: Path, skipped: list[Skipped]) -> list[Path]:
+    """List the files of a class that may be pictures, by name."""
+    files = []
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            skipped.append(Skipped(entry, "hidden"))
+        elif entry.is_dir():
+            skipped.append(Skipped(entry, "a folder within a class's folder"))
+        elif not entry.is_file():
+            skipped.append(Skipped(entry, "a link to nothing, or no plain file"))
+        else:
+            files.append(entry)
+    return files
+
+
+def _decoded(
+    image: ModuleType, files: list[Path], size: int, channels: int | None, skipped: list[Skipped]
+) -> Iterator[Tensor]:
+    """Decode pictures, (channels, size, size); what cannot be decoded is skipped."""
+    for file in files:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of size, of odd palettes, of broken EXIF: the picture counts
+                with image.open(file, formats=FORMATS) as opened:
+                    yield _square(opened, size, "L" if channels == 1 else "RGB")
+        except image.UnidentifiedImageError:
+            skipped.append(Skipped(file, "no picture in a known format"))
+        except Exception as error:  # a broken picture raises whatever its decoder trips over
+            skipped.append(Skipped(file, f"cannot be decoded ({str(error) or type(error).__name__})"))
+
+
+def _square(opened: Any, size: int, mode: str) -> Tensor:
+    """Turn, flatten, cut and scale one picture."""
+    from PIL import Image, ImageOps
+
+    opened.draft(None, (2 * size, 2 * size))  # of a large JPEG only what is needed is decoded
+    picture = ImageOps.exif_transpose(opened)
+    if picture.mode.startswith(("I", "F")):
+        picture = _eight_bits(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.convert(mode).crop((left, top, left + side, top + side))
+    pixels = torch.from_numpy(np.array(square.resize((size, size), Image.Resampling.BICUBIC)))
+    return pixels[None] if mode == "L" else pixels.permute(2, 0, 1).contiguous()
+
+
+def _eight_bits(picture: Any) -> Any:
+    """Bring grey of 16 or 32 bits to 0 to 255. Whole numbers beyond 255 are of 16 bits; fractions are of 0 to 1."""
+    from PIL import Image
+
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and values.max() > 255):
+        values = values / 257
+    elif picture.mode == "F" and values.max() <= 1:
+        values = values * 255
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+def _check(root: Path, size: int, channels: int | None) -> None:
+    if size < 1 or channels not in (None, 1, 3):
+        raise ConfigError(
+            f"`size={size}` and `channels={channels}`. An image has a size from 1 pixel, and is grey (1) or in colour "
+            "(3). Pass `size=28`, 32 or 84, and `channels=1`, 3 or None."
+        )
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "is not there"
+        raise DataError(
+            f"The folder of pictures `{root}` {what}. It holds one sub-folder per class, with the pictures in them. "
+            "Pass the path of such a folder."
+        )
+
+
+def _check_bytes(root: Path, counts: list[int], size: int, channels: int) -> None:
+    of_pixels = len(counts) * max(counts, default=0) * channels
+    if of_pixels * size**2 > MOST_BYTES:
+        raise DataError(
+            f"`{root}` has {len(counts)} classes of up to {max(counts):,} pictures: at `size={size}` they fill "
+            f"{of_pixels * size**2 / 1e9:.1f} GB, and all are held in memory, as many for each class as the largest "
+            f"has. At most {MOST_BYTES / 1e9:.0f} GB fit. Pass `size={int((MOST_BYTES / of_pixels) ** 0.5)}` or "
+            "smaller, or fewer pictures of the largest classes."
+        )
+
+
+def _reasons(skipped: list[Skipped]) -> str:
+    """Say what was skipped, the first few."""
+    if not skipped:
+        return "it is empty"
+    first = "; ".join(f"`{path.name}`: {why}" for path, why in skipped[:3])
+    return f"{len(skipped)} things were skipped ({first}{'; …' if len(skipped) > 3 else ''})"
+
+
+def _pillow() -> ModuleType:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Pictures are decoded by Pillow, which cannot be imported ({error}). "
+            "It is an optional part of this library, because only pictures need it. "
+            "Type `pip install 'weightloom[images]'`."
+        ) from error
+    return Image

