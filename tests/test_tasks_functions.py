@@ -53,6 +53,13 @@ def test_observed_pixels_are_spread_evenly_and_their_number_too():
     assert tasks.support_x.flatten(0, 1).mean(0).tolist() == pytest.approx([0, 0], abs=0.02)
 
 
+def test_a_batch_drawn_together_has_one_number_of_pixels_and_no_mask():
+    source = FunctionTasks(torch.rand(5, 6, 4), shots=6, fewest_shots=2, together=True)
+    generator = torch.Generator().manual_seed(0)
+    masks = [source.sample(3, generator).support_mask for _ in range(60)]
+    assert all(mask.all() for mask in masks) and {mask.shape[1] for mask in masks} == {2, 3, 4, 5, 6}
+
+
 def test_float_images_are_taken_as_they_are_and_the_seed_says_what_is_drawn():
     images = torch.rand(3, 5, 5)
     first, again, other = (draw(3, seed, images, shots=4, queries=6) for seed in (0, 0, 1))

@@ -38,6 +38,8 @@ class FunctionTasks(TaskSource):
     """Pixels to be judged on, drawn at random; None is all of them, row by row from the top."""
     fewest_shots: int | None = None
     """Draw the number of observed pixels of each task from this number to ``shots``; the others are masked."""
+    together: bool = False
+    """Draw that number once for all tasks of a batch: nothing is masked, and less is computed in vain."""
 
     def __post_init__(self) -> None:
         height, width = self.images.shape[1:]
@@ -63,13 +65,16 @@ class FunctionTasks(TaskSource):
             chosen = torch.randperm(count, generator=generator)[:tasks]
         values = self.images[chosen].flatten(1)
         values = values.float() / 255 if values.dtype == torch.uint8 else values
-        support = torch.rand(tasks, height * width, generator=generator).topk(self.shots).indices
+        shots = self.shots
+        if self.fewest_shots is not None and self.together:
+            shots = int(torch.randint(self.fewest_shots, shots + 1, (), generator=generator))
+        support = torch.rand(tasks, height * width, generator=generator).topk(shots).indices
         query_x, query_y = position.expand(tasks, -1, -1), values[..., None]  # one set of positions, held once
         if self.queries is not None:
             query = torch.rand(tasks, height * width, generator=generator).topk(self.queries).indices
             query_x, query_y = position[query], values.gather(1, query)[..., None]
-        mask = torch.ones(tasks, self.shots, dtype=torch.bool)
-        if self.fewest_shots is not None:
+        mask = torch.ones(tasks, shots, dtype=torch.bool)
+        if self.fewest_shots is not None and not self.together:
             kept = torch.randint(self.fewest_shots, self.shots + 1, (tasks, 1), generator=generator)
             mask = torch.arange(self.shots) < kept
         support_y = values.gather(1, support)[..., None]

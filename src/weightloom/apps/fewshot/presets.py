@@ -119,7 +119,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_ways": 60,
         "shots": (1, 5),
         "queries": 5,
-        "steps": 3000,
+        "steps": 2000,
         "tasks": 1,
         "test_tasks": 1000,
         "comparators": ("protonet", "centroid"),

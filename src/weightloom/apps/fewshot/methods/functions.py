@@ -126,8 +126,7 @@ class HyperFunction(Learner):
         features, there = self.base.trunk(positions).float(), support.mask[..., None].float()
         noise = self.log_noise.exp() + 1e-5
         with torch.no_grad():
-            rows = nn.functional.embedding(number, features) * there
-            gram = rows @ rows.mT
+            gram = _gram(features, number) * there * there.mT
             gram.diagonal(dim1=1, dim2=2).add_(noise)
             factor = torch.linalg.cholesky(gram)
         where = number[..., None].expand(-1, -1, support.y.shape[2])
@@ -146,6 +145,16 @@ class HyperFunction(Learner):
             return back(weights + torch.cholesky_solve(left, factor))
 
         return at, fit
+
+
+def _gram(features: Tensor, number: Tensor) -> Tensor:
+    """Products of the features of each task's points, (tasks, shots, shots)."""
+    positions, (tasks, shots) = len(features), number.shape
+    if positions**2 > tasks * shots**2:
+        rows = features[number]
+        return rows @ rows.mT
+    pairs = number[:, :, None] * positions + number[:, None]
+    return (features @ features.mT).flatten().index_select(0, pairs.flatten()).view(tasks, shots, shots)
 
 
 def _distinct(x: Tensor) -> tuple[Tensor, Tensor]:
