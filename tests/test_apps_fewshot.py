@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestCentroid as SklearnNearestCentroid
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.export import export_network
 from weightloom.apps.fewshot.judge import draw_test_tasks, judge
-from weightloom.apps.fewshot.learner import Support
+from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.apps.fewshot.methods.centroid import NearestCentroid
 from weightloom.apps.fewshot.methods.heads import HyperHead
 from weightloom.apps.fewshot.methods.protonet import ProtoNet
@@ -226,3 +226,99 @@ def test_every_task_is_scored_once_however_many_run_at_once():
     one = judge(learner, problem, 1, 20, at_once=20).per_task["accuracy"]
     assert len(one) == 20 and not math.isnan(one.mean())
     assert len(judge(learner, problem, 1, 20, at_once=7).per_task["accuracy"]) == 20
+
+
+class Mine(Learner):
+    """A method of a user's own: nearest centroid, by another name."""
+
+    trained = False
+
+    def __init__(self, problem) -> None:
+        super().__init__()
+        self.centroid = NearestCentroid(problem.train.examples[0, 0].numel())
+        self.base = self.centroid.base
+
+    def adapt(self, support):
+        return self.centroid.adapt(support)
+
+    def predict(self, params, x):
+        return self.centroid.predict(params, x)
+
+
+def test_a_method_of_ones_own_runs_beside_the_others(tmp_path):
+    options = {"data": "digits", "steps": 2, "tasks": 2, "test_tasks": 20, "shots": (1,), "queries": 5}
+    config = FewShotConfig(method="test_apps_fewshot:Mine", comparators=("centroid",), **options)
+    record = run_fewshot(config, tmp_path / "run", quiet=True)
+    mine, centroid, control = record["scores"]
+    assert mine["method"] == "test_apps_fewshot:Mine" and mine["mean"] == centroid["mean"]
+    assert control["method"] == CONTROL and abs(control["mean"] - 1 / 3) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("nowhere:Mine", "cannot be imported"),
+        ("test_apps_fewshot:Other", "cannot be imported"),
+        ("json:loads", "gave a"),
+    ],
+)
+def test_a_method_that_is_none_is_refused_before_anything_is_written(tmp_path, method, words, monkeypatch):
+    monkeypatch.setattr("json.loads", lambda problem: 3)
+    with pytest.raises(ConfigError, match=words):
+        run_fewshot(FewShotConfig(method=method, comparators=(), steps=1), tmp_path / "run", quiet=True)
+
+
+def test_a_method_that_does_not_fit_the_data_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"`--method cnp` does not go with `--data digits`"):
+        FewShotConfig(method="cnp")
+    with pytest.raises(ConfigError, match="is `--method` too"):
+        FewShotConfig(comparators=("hypernetwork",))
+
+
+@pytest.mark.parametrize(
+    ("data", "methods"),
+    [
+        ("digits", ("hyper-film", "hyper-lowrank", "hyper-maml", "film", "maml", "maml-first-order", "anil", "probe")),
+        (
+            "sinusoid",
+            ("hyper-transformer", "hyper-maml", "film", "cnp", "maml", "anil", "cavia", "polynomial", "ridge"),
+        ),
+    ],
+)
+def test_every_method_trains_is_judged_and_comes_back_from_its_checkpoint(tmp_path, data, methods, monkeypatch):
+    monkeypatch.setattr("weightloom.apps.fewshot.run.VALIDATION_TASKS", 4)
+    options = {"steps": 2, "tasks": 2, "test_tasks": 4, "shots": (2,), "queries": 5, "seed": 1}
+    config = FewShotConfig(data=data, method=methods[0], comparators=methods[1:], **options)
+    record = run_fewshot(config, tmp_path / "run", quiet=True)
+    assert [row["method"] for row in record["scores"]] == [*methods, CONTROL]
+    assert all(math.isfinite(row["mean"]) for row in record["scores"])
+    config, problem, learners = load_run(tmp_path / "run")
+    again = score_all(learners, problem, config)
+    assert [row["mean"] for row in again] == [row["mean"] for row in record["scores"]]
+
+
+@pytest.mark.parametrize("mode", ["alternating", "bilevel"])
+def test_every_mode_runs_and_says_so_in_the_config(tmp_path, mode):
+    config = FewShotConfig(
+        mode=mode, steps=4, block_steps=1, tasks=2, test_tasks=4, shots=(1,), comparators=("protonet",)
+    )
+    record = run_fewshot(config, tmp_path / "run", quiet=True)
+    assert record["config"]["mode"] == mode and math.isfinite(record["scores"][0]["mean"])
+
+
+def test_unequal_shots_and_several_ways_each_have_a_block_of_the_table(digits_run):
+    run, _ = digits_run
+    changes = {"ways": [2, 3], "shots": [1, 4], "uneven_shots": True, "comparators": ["centroid"], "test_tasks": 4}
+    config, problem, learners = load_run(run, changes)
+    settings = {row["setting"] for row in score_all(learners, problem, config)}
+    assert settings == {"2-way 1-shot", "2-way 1-to-4-shot", "3-way 1-shot", "3-way 1-to-4-shot"}
+    shots = draw_test_tasks(problem, 4, 50, ways=3).support_mask.view(50, 3, 4).sum(2)
+    assert set(shots.flatten().tolist()) == {1, 2, 3, 4}
+
+
+def test_a_number_of_minutes_gives_every_method_as_many_steps_as_fit(tmp_path):
+    config = FewShotConfig(minutes=0.02, tasks=2, test_tasks=4, shots=(1,), comparators=("protonet",))
+    record = run_fewshot(config, tmp_path / "run", quiet=True)
+    steps = [json.loads((tmp_path / "run" / where / "steps.json").read_text()) for where in (".", "protonet")]
+    assert min(steps) > 1
+    assert all(0.2 < seconds < 8 for seconds in record["cost"]["train_wall_time_s"].values())  # asked for 1.2 s

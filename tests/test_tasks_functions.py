@@ -20,9 +20,10 @@ def draw(tasks=12, seed=0, images=None, **options):
     return FunctionTasks(images, **options).sample(tasks, torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("queries", [None, 7])
-def test_every_point_is_the_pixel_of_its_image_at_its_position(queries):
-    tasks = draw(shots=9, queries=queries, fewest_shots=2)
+def test_every_point_is_the_pixel_of_its_image_at_its_position(queries, together):
+    tasks = draw(shots=9, queries=queries, fewest_shots=2, together=together)
     for x, y, image in [
         *zip(tasks.support_x, tasks.support_y, tasks.hidden, strict=True),
         *zip(tasks.query_x, tasks.query_y, tasks.hidden, strict=True),
@@ -58,6 +59,12 @@ def test_a_batch_drawn_together_has_one_number_of_pixels_and_no_mask():
     generator = torch.Generator().manual_seed(0)
     masks = [source.sample(3, generator).support_mask for _ in range(60)]
     assert all(mask.all() for mask in masks) and {mask.shape[1] for mask in masks} == {2, 3, 4, 5, 6}
+
+
+def test_a_batch_drawn_together_is_judged_on_the_same_pixels():
+    tasks, apart = (draw(shots=3, queries=5, together=together) for together in (True, False))
+    assert all(torch.equal(x, tasks.query_x[0]) for x in tasks.query_x)
+    assert not all(torch.equal(x, apart.query_x[0]) for x in apart.query_x)
 
 
 def test_float_images_are_taken_as_they_are_and_the_seed_says_what_is_drawn():

@@ -7,16 +7,15 @@ well on both, and nothing hangs on telling red from green.
 import math
 from typing import Any, NamedTuple
 
-import torch
-
 from weightloom.report.run import Facts, Run
 from weightloom.report.scores import SCORE_NAMES
 
 BLUE, ORANGE, GREY = "#3b82f6", "#e07b1a", "#94a3b8"
 POINTS_DRAWN = 1500
 """A line or a map is thinned to about this many points; a page must open quickly."""
-TASKS_DRAWN = 4
-"""Regression tasks shown, one row each."""
+COLOURS = (BLUE, ORANGE, "#10a37f", "#d1479c", "#8b5cf6", "#b7950b", "#06a5c4", "#e25563", "#7a8b2a", "#a0724a")
+SIGNS = (("circle", "●"), ("square", "■"), ("diamond", "◆"), ("triangle-up", "▲"), ("cross", "✚"))
+"""What plotly calls a mark, and how text draws it."""
 
 
 class Key(NamedTuple):
@@ -37,14 +36,8 @@ class Figure(NamedTuple):
     height: int
     """In CSS pixels."""
     keys: tuple[Key, ...] = ()
-
-
-class CurveRow(NamedTuple):
-    """One regression task, predicted from more and more points."""
-
-    title: str
-    panels: list[tuple[str, Figure]]
-    """A heading and a plot per shot count."""
+    title: str = ""
+    """Stands above the plot; empty for none."""
 
 
 def learning_curves(run: Run) -> list[Figure]:
@@ -55,35 +48,6 @@ def learning_curves(run: Run) -> list[Figure]:
     if run.validation:
         figures.append(_validation_curve(run))
     return figures
-
-
-def curve_rows(run: Run) -> list[CurveRow]:
-    """Plot predicted curves against the truth: a row per task, a panel per shot count."""
-    if "curve_predicted" not in run.tensors:
-        return []
-    return [_curve_row(run, task) for task in range(min(TASKS_DRAWN, len(run.tensors["curve_y"])))]
-
-
-def shots_curve(run: Run) -> Figure | None:
-    """Plot the error against the number of support points."""
-    if "shots_mse" not in run.tensors:
-        return None
-    import plotly.graph_objects as go
-
-    shots, errors = run.facts["shots"], run.tensors["shots_mse"].tolist()
-    intervals = run.tensors["shots_ci95"].tolist() if "shots_ci95" in run.tensors else None
-    bars = {"type": "data", "array": intervals, "thickness": 1.5, "width": 5} if intervals else None
-    line = go.Scatter(x=shots, y=errors, error_y=bars, mode="lines+markers", line_color=BLUE, marker_size=8)
-    layout = plain_layout("support points", "mean squared error", log_y=True)
-    layout["xaxis"] |= {"tickvals": shots}
-    return Figure(
-        as_json(go.Figure([line], layout)),
-        "Mean squared error against support points: "
-        + ", ".join(f"{error:.3g} from {count}" for count, error in zip(shots, errors, strict=True)),
-        "Lower is better, and each bar is a 95 % interval over tasks: a line that falls to the right means "
-        "that the model makes use of every further point.",
-        300,
-    )
 
 
 def plain_layout(x_title: str | None, y_title: str | None, log_y: bool = False) -> Facts:
@@ -100,6 +64,17 @@ def plain_layout(x_title: str | None, y_title: str | None, log_y: bool = False) 
         "xaxis": axis | {"title": {"text": x_title}},
         "yaxis": axis | {"title": {"text": y_title}} | log,
     }
+
+
+def mark(index: int) -> tuple[str, str, str]:
+    """Return colour, plotly's name of the mark, and its sign in text, for the number of a thing in a legend.
+
+    Example:
+        >>> mark(0)
+        ('#3b82f6', 'circle', '●')
+    """
+    symbol, sign = SIGNS[index % len(SIGNS)]
+    return COLOURS[index % len(COLOURS)], symbol, sign
 
 
 def as_json(figure: Any) -> str:
@@ -166,43 +141,6 @@ def _validation_curve(run: Run) -> Figure:
         "see, so a line that turns back while the loss still falls means that the model learns its training "
         "tasks by heart.",
         300,
-    )
-
-
-def _curve_row(run: Run, task: int) -> CurveRow:
-    truth, predicted = run.tensors["curve_y"][task], run.tensors["curve_predicted"][task]
-    shown = torch.cat([truth, *predicted, run.tensors["support_y"][task]])
-    margin = 0.08 * float(shown.max() - shown.min()) or 1.0
-    heights = [float(shown.min()) - margin, float(shown.max()) + margin]
-    panels = []
-    for index, count in enumerate(run.facts["shots"]):
-        error = float((predicted[index] - truth).square().mean())
-        heading = f"{count} point{'s' if count > 1 else ''}"
-        panels.append((f"{heading} · error {error:.2g}", _curve_panel(run, task, index, heights)))
-    return CurveRow(f"Task {task + 1}", panels)
-
-
-def _curve_panel(run: Run, task: int, index: int, heights: list[float]) -> Figure:
-    import plotly.graph_objects as go
-
-    count, x = run.facts["shots"][index], run.tensors["curve_x"].tolist()
-    support_x, support_y = (run.tensors[name][task, :count].tolist() for name in ("support_x", "support_y"))
-    truth, predicted = run.tensors["curve_y"][task].tolist(), run.tensors["curve_predicted"][task, index].tolist()
-    lines = [
-        go.Scatter(x=x, y=truth, mode="lines", name="truth", line={"color": GREY, "width": 6}, opacity=0.55),
-        go.Scatter(x=x, y=predicted, mode="lines", name="predicted", line={"color": BLUE, "width": 2}),
-        go.Scatter(x=support_x, y=support_y, mode="markers", name="support", marker={"color": ORANGE, "size": 8}),
-    ]
-    layout = plain_layout(None, None)
-    layout["margin"] = {"l": 26, "r": 4, "t": 4, "b": 20}
-    layout["yaxis"] |= {"range": heights, "nticks": 4}
-    layout["xaxis"] |= {"range": [x[0], x[-1]], "nticks": 4}
-    layout["font"] = {"size": 10}
-    return Figure(
-        as_json(go.Figure(lines, layout)),
-        f"Task {task + 1}: the true curve and the one predicted from {count} support points",
-        "",
-        150,
     )
 
 

@@ -6,12 +6,16 @@ from base64 import b64encode
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from weightloom.errors import ShapeError
 from weightloom.report.run import Run
 
+WRONG_SHOWN = 30
+"""Wrongly named queries of one of the worst tasks that are shown at most."""
+UNSEEN = (0.16, 0.3, 0.55)
+"""Red, green and blue of a pixel that was not observed."""
 SUPPORT_SHOWN = 5
 """Support images of a class that a strip shows at most."""
 QUERIES_SHOWN = 15
@@ -21,9 +25,10 @@ COLOUR_TYPES = {1: 0, 3: 2}
 
 
 class Query(NamedTuple):
-    """One query image and what was said of it."""
+    """One query point and what was said of it."""
 
     uri: str
+    """Empty where it is no picture."""
     truth: str
     predicted: str
     confidence: str
@@ -33,17 +38,76 @@ class Query(NamedTuple):
 class Strip(NamedTuple):
     """One task: what it was adapted on, by class, and what was then predicted."""
 
+    title: str
     support: list[tuple[str, list[str]]]
     """Each class by its name, and its images as data URIs; two classes may go by the same name."""
     queries: list[Query]
     score: str
-    """How many of all query images were right, and which of them are shown, in words."""
+    """How many of all queries were right, and which of them are shown, in words."""
+
+
+class Pictures(NamedTuple):
+    """Pictures in a row, with a word below each."""
+
+    title: str
+    images: list[tuple[str, str]]
+    """Words, and the image as a data URI."""
 
 
 def task_strips(run: Run) -> list[Strip]:
     """Return one strip per evaluated task; none if the run holds no classification tasks."""
     names = run.facts.get("class_names") or []
-    return [_strip(run.tensors, task, names[task]) for task in range(len(names))] if "predicted" in run.tensors else []
+    if "predicted" not in run.tensors:
+        return []
+    return [_strip(run.tensors, task, names[task]) for task in range(len(names))]
+
+
+def worst_strips(run: Run) -> list[Strip]:
+    """Return one strip per task of lowest accuracy, with those queries that went wrong."""
+    names = run.facts.get("worst_class_names") or []
+    tensors = {name.removeprefix("worst_"): value for name, value in run.tensors.items() if name.startswith("worst_")}
+    strips = []
+    for task in range(len(names)):
+        wrong = (tensors["query_y"][task] != tensors["predicted"][task]).nonzero()[:, 0].tolist()
+        strip = _strip(tensors, task, names[task])
+        some = "" if len(wrong) <= WRONG_SHOWN else "some of "
+        score = strip.score.partition(";")[0] + (f"; {some}the others shown" if wrong else "")
+        queries = [_query(tensors, task, place, names[task]) for place in wrong[:WRONG_SHOWN]]
+        strips.append(strip._replace(queries=queries, score=score))
+    return strips
+
+
+def completed_images(run: Run, prefix: str = "") -> list[Pictures]:
+    """Return a row per completed image: the truth, then what was observed and completed for each number of pixels.
+
+    Args:
+        run: The run.
+        prefix: Of the tensors' names: ``"worst_"`` for the worst tasks.
+    """
+    tensors, names = run.tensors, run.facts.get(f"{prefix}titles") or []
+    if f"{prefix}image_truth" not in tensors:
+        return []
+    rows = []
+    for task, truth in enumerate(tensors[f"{prefix}image_truth"]):
+        images = [("truth", data_uri(truth[None]))]
+        for count in run.facts[f"{prefix}image_shots"]:
+            seen = tensors[f"{prefix}image_observed_{count}"][task]
+            completed = tensors[f"{prefix}image_completed_{count}"][task]
+            error = float((completed - truth).square().mean())
+            images.append((f"{int(seen.sum())} pixels", data_uri(observed(truth, seen))))
+            images.append((f"completed, error {error:.2g}", data_uri(completed[None])))
+        if f"{prefix}image_fine" in tensors:
+            fine = tensors[f"{prefix}image_fine"][task]
+            images.append((f"{len(fine) // len(truth)} times finer", data_uri(fine[None])))
+        rows.append(Pictures(f"Task {task + 1}{f': {names[task]}' if names else ''}", images))
+    return rows
+
+
+def observed(
+    image: Float[Tensor, "height width"], seen: Bool[Tensor, "height width"]
+) -> Float[Tensor, "3 height width"]:
+    """Return the observed pixels in grey, and the others in one colour."""
+    return torch.stack([torch.where(seen, image, torch.tensor(level)) for level in UNSEEN])
 
 
 def encode_png(pixels: UInt8[Tensor, "channels height width"]) -> bytes:
@@ -100,15 +164,21 @@ def first_of_each_class(labels: Int[Tensor, " batch"], count: int) -> dict[int, 
 
 
 def _strip(tensors: dict[str, Tensor], task: int, names: list[str]) -> Strip:
-    support_x, support_y = tensors["support_x"][task], tensors["support_y"][task]
+    labels = tensors["support_y"][task]
     truth, predicted = tensors["query_y"][task], tensors["predicted"][task]
-    support = first_of_each_class(support_y, SUPPORT_SHOWN)
+    there = tensors["support_mask"][task] if "support_mask" in tensors else torch.ones_like(labels, dtype=torch.bool)
+    images = tensors["support_x"][task][there] if "support_x" in tensors else None
+    support = first_of_each_class(labels[there], SUPPORT_SHOWN)
     each = max(1, QUERIES_SHOWN // len(names))
     queries = first_of_each_class(truth, each)
-    score = f"{int((truth == predicted).sum())} of {len(truth)} query images right"
+    score = f"{int((truth == predicted).sum())} of {len(truth)} query {'points' if images is None else 'images'} right"
     all_shown = sum(len(places) for places in queries.values()) == len(truth)
     return Strip(
-        [(names[label], [data_uri(support_x[place]) for place in places]) for label, places in support.items()],
+        f"Task {task + 1}",
+        [
+            (names[label], [] if images is None else [data_uri(images[place]) for place in places])
+            for label, places in support.items()
+        ],
         [_query(tensors, task, place, names) for places in queries.values() for place in places],
         score if all_shown else f"{score}; the first {f'{each} ' if each > 1 else ''}of each class shown",
     )
@@ -117,7 +187,7 @@ def _strip(tensors: dict[str, Tensor], task: int, names: list[str]) -> Strip:
 def _query(tensors: dict[str, Tensor], task: int, place: int, names: list[str]) -> Query:
     truth, predicted = int(tensors["query_y"][task, place]), int(tensors["predicted"][task, place])
     return Query(
-        data_uri(tensors["query_x"][task, place]),
+        data_uri(tensors["query_x"][task, place]) if "query_x" in tensors else "",
         names[truth],
         names[predicted],
         f"{100 * float(tensors['confidence'][task, place]):.0f} %",

@@ -9,12 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightloom.report.figures import GREY, POINTS_DRAWN, Figure, Key, as_json, plain_layout
+from weightloom.report.figures import COLOURS, GREY, POINTS_DRAWN, Figure, Key, as_json, mark, plain_layout
 from weightloom.report.run import Facts, Run
-
-COLOURS = ("#3b82f6", "#e07b1a", "#10a37f", "#d1479c", "#8b5cf6", "#b7950b", "#06a5c4", "#e25563", "#7a8b2a", "#a0724a")
-SIGNS = (("circle", "●"), ("square", "■"), ("diamond", "◆"), ("triangle-up", "▲"), ("cross", "✚"))
-"""What plotly calls a mark, and how text draws it."""
 
 
 def condition_maps(run: Run) -> list[Figure]:
@@ -26,7 +22,7 @@ def condition_maps(run: Run) -> list[Figure]:
     places, shares = principal_plane(conditions)
     if "condition_class" in run.tensors:
         names = [run.facts["condition_names"][index] for index in run.tensors["condition_class"][::every].tolist()]
-        return [_class_map(places[::every], shares, names)]
+        return [_class_map(places[::every], shares, names, run.facts.get("condition_of") == "task")]
     if "condition_value" not in run.tensors:
         return []
     values, value_names = run.tensors["condition_value"][::every].T, run.facts["condition_value_names"]
@@ -58,7 +54,7 @@ def principal_plane(
     return (padded @ directions[:2].T).to(conditions.dtype), shares[:2].to(conditions.dtype)
 
 
-def _class_map(places: Tensor, shares: Tensor, names: list[str]) -> Figure:
+def _class_map(places: Tensor, shares: Tensor, names: list[str], of_tasks: bool) -> Figure:
     """Give the most frequent classes a colour and a sign each; the others share one in grey."""
     import plotly.graph_objects as go
 
@@ -67,16 +63,17 @@ def _class_map(places: Tensor, shares: Tensor, names: list[str]) -> Figure:
     points = [_points(places[rest], "other classes", GREY, "circle-open")] if rest else []
     keys = []
     for i, name in enumerate(shown):
-        colour, (symbol, sign) = COLOURS[i % len(COLOURS)], SIGNS[i % len(SIGNS)]
+        colour, symbol, sign = mark(i)
         chosen = [place for place, other in enumerate(names) if other == name]
         points.append(_points(places[chosen], escape(name), colour, symbol))
         keys.append(Key(name, sign, colour))
     keys += [Key("other classes", "○", GREY)] if rest else []
+    each, what, which = ("task", "family", "task") if of_tasks else ("class of a task", "class", "class in one task")
     return Figure(
         as_json(go.Figure(points, _map_layout(shares))),
-        f"Map of {len(names)} conditions, one per class of a task, coloured by class",
-        "Each mark is what the hypernetwork was told of one class in one task, so marks of one class that "
-        "lie together, apart from others, mean that it was told which class it is whatever the task.",
+        f"Map of {len(names)} conditions, one per {each}, coloured by {what}",
+        f"Each mark is what the method was told of one {which}, so marks of one {what} that lie together, apart from "
+        f"others, mean that it was told which {what} it is{'' if of_tasks else ' whatever the task'}.",
         400,
         tuple(keys),
     )
@@ -93,7 +90,7 @@ def _value_map(places: Tensor, shares: Tensor, values: Tensor, name: str) -> Fig
     return Figure(
         as_json(go.Figure([points], _map_layout(shares))),
         f"Map of {len(places)} conditions, one per task, coloured by {name}",
-        f"Each mark is what the hypernetwork was told of one task, and its colour is the task's true {name}: "
+        f"Each mark is what the method was told of one task, and its colour is the task's {name}: "
         "colours that change smoothly across the map mean that the condition holds it.",
         360,
     )

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from weightloom.checkpoint import write_atomically
-from weightloom.report.figures import curve_rows, learning_curves, shots_curve
-from weightloom.report.images import task_strips
-from weightloom.report.maps import condition_maps
+from weightloom.report.figures import learning_curves
 from weightloom.report.run import Facts, Run, read_run
 from weightloom.report.scores import SCORE_NAMES, cost_rows, headline, rows_by_setting
+from weightloom.report.sections import sections
 
 TEMPLATE = "templates/report.html.j2"
 
@@ -52,17 +51,16 @@ def _contents(run: Run) -> dict[str, Any]:
     """Gather what the template names."""
     record = run.record
     scores = record.get("scores") or []
+    learning, below = learning_curves(run), sections(run)
     return {
         "run": run,
         "title": _title(run.config),
         "headline": headline(run),
         "score_name": SCORE_NAMES.get(scores[0]["name"], scores[0]["name"]) if scores else "",
         "settings": rows_by_setting(scores),
-        "learning": learning_curves(run),
-        "strips": task_strips(run),
-        "curves": curve_rows(run),
-        "shots": shots_curve(run),
-        "maps": condition_maps(run),
+        "learning": learning,
+        "sections": below,
+        "has_plots": bool(learning) or any(section.has_plots for section in below),
         "options": {name: value if isinstance(value, str) else json.dumps(value) for name, value in run.config.items()},
         "cost": cost_rows(record.get("cost") or {}),
         "command": record.get("command"),

@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 def rows_by_setting(scores: list[Facts]) -> dict[str, list[Row]]:
     """Return the rows of the results table, settings and methods in the order of the record."""
-    return {setting: [_row(score, best_of(group)) for score in group] for setting, group in _by_setting(scores).items()}
+    return {setting: [_row(score, best_of(group)) for score in group] for setting, group in by_setting(scores).items()}
 
 
 def best_of(scores: list[Facts]) -> Facts:
@@ -48,13 +48,21 @@ def headline(run: Run) -> str:
     scores = run.record.get("scores") or []
     if not scores:
         return _progress(run)
-    groups = list(_by_setting(scores).values())
+    groups = list(by_setting(scores).values())
     sentence = _compare(groups[0])
     if len(groups) > 1:
         level = sum(overlap(_ours(group), best_of(group)) for group in groups)
         ours = _ours(groups[0])["method"]
         sentence += f" The {ours} is best, or level with the best, in {level} of {len(groups)} settings."
     return sentence
+
+
+def by_setting(scores: list[Facts]) -> dict[str, list[Facts]]:
+    """Group scores by setting, in the order of the record."""
+    settings: dict[str, list[Facts]] = {}
+    for score in scores:
+        settings.setdefault(str(score["setting"]), []).append(score)
+    return settings
 
 
 def score_text(score: Facts) -> str:
@@ -95,13 +103,6 @@ def cost_rows(cost: Facts) -> list[tuple[str, str]]:
         ("PyTorch", str(cost.get("torch", ""))),
     ]
     return [(name, value) for name, value in rows if value]
-
-
-def _by_setting(scores: list[Facts]) -> dict[str, list[Facts]]:
-    settings: dict[str, list[Facts]] = {}
-    for score in scores:
-        settings.setdefault(str(score["setting"]), []).append(score)
-    return settings
 
 
 def _row(score: Facts, best: Facts) -> Row:

@@ -39,7 +39,8 @@ class FunctionTasks(TaskSource):
     fewest_shots: int | None = None
     """Draw the number of observed pixels of each task from this number to ``shots``; the others are masked."""
     together: bool = False
-    """Draw that number once for all tasks of a batch: nothing is masked, and less is computed in vain."""
+    """Draw that number, and the pixels to be judged on, once for all tasks of a batch: nothing is masked, and what is
+    the same for all tasks needs to be computed once."""
 
     def __post_init__(self) -> None:
         height, width = self.images.shape[1:]
@@ -71,8 +72,10 @@ class FunctionTasks(TaskSource):
         support = torch.rand(tasks, height * width, generator=generator).topk(shots).indices
         query_x, query_y = position.expand(tasks, -1, -1), values[..., None]  # one set of positions, held once
         if self.queries is not None:
-            query = torch.rand(tasks, height * width, generator=generator).topk(self.queries).indices
-            query_x, query_y = position[query], values.gather(1, query)[..., None]
+            sets = 1 if self.together else tasks
+            query = torch.rand(sets, height * width, generator=generator).topk(self.queries).indices
+            query_x = position[query].expand(tasks, -1, -1)
+            query_y = values.gather(1, query.expand(tasks, -1))[..., None]
         mask = torch.ones(tasks, shots, dtype=torch.bool)
         if self.fewest_shots is not None and not self.together:
             kept = torch.randint(self.fewest_shots, self.shots + 1, (tasks, 1), generator=generator)

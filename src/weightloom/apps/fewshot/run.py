@@ -26,6 +26,8 @@ from weightloom.tasks import Tasks, TaskSource
 from weightloom.train import History, TrainOptions, load_model
 
 CONTROL = "shuffled (control)"
+VALIDATION_TASKS = 200
+"""Tasks to watch a training by."""
 
 _PROTOCOL = {
     "group": "Inductive: no method sees query points together.",
@@ -227,10 +229,10 @@ def _train(
         print_line(f"{method}: {steps} steps of {config.tasks} tasks")
 
     def evaluate(done: int) -> dict[str, Any]:
-        tasks = problem.validation_source(shots).sample(200, torch.Generator().manual_seed(1 << 41))
+        tasks = problem.validation_source(shots).sample(VALIDATION_TASKS, torch.Generator().manual_seed(1 << 41))
         learner.eval()
         with torch.no_grad():
-            parts = [tasks.take(slice(first, first + 50)) for first in range(0, 200, 50)]
+            parts = [tasks.take(slice(first, first + 50)) for first in range(0, VALIDATION_TASKS, 50)]
             outputs = torch.cat([learner.answer(fabric.to_device(part)).float().cpu() for part in parts])
         if method == config.method and fabric.device.type == "cpu" and done == config.evaluate_every != steps:
             write_showcase(run, {method: learner}, problem, early=True)

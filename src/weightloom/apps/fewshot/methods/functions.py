@@ -1,7 +1,5 @@
 """A function from a few of its values: closed-form regression around a prior that a hypernetwork generates."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -70,7 +68,7 @@ class HyperFunction(Learner):
     A head is a Gaussian process with the trunk's features for a kernel: given a prior mean, its best value is known
     in closed form. First the head of all tasks is the mean; a hypernetwork reads the head found so and what an encoder
     says of the support set, and writes a better mean; around that the head is found once more. The change that the
-    hypernetwork writes starts at zero: at step 0 this is ridge regression on the features.
+    hypernetwork writes starts at zero: at step 0 this is ridge regression on the features, and then on what it missed.
 
     Args:
         base: The function; its trunk is shared, its head generated.
@@ -102,49 +100,70 @@ class HyperFunction(Learner):
     def adapt(self, support: Support) -> Params:
         """Generate the prior mean of the head, and find the head."""
         own, bias = self.base.head.weight, self.base.head.bias
-        at, fit = self._regression(support)
-        first = fit(support.y - at(own.expand(len(support.x), -1, -1)) - bias)
+        positions, number = _distinct(support.x)
+        features = self.base.trunk(positions).to(support.y.dtype)
+        with _full_precision(support.x):
+            points = _Points(features, number, support.mask, self.log_noise.exp() + 1e-5)
+            first = points.fit(support.y - points.at(own.expand(len(support.x), -1, -1)) - bias)
         params = self.hyper(torch.cat([self.condition(support), 4 * first.flatten(1)], dim=1))
-        mean, bias = params["head.weight"] + first, params["head.bias"]
-        return {"head.weight": mean + fit(support.y - at(mean) - bias[:, None]), "head.bias": bias}
+        with _full_precision(support.x):
+            mean, bias = params["head.weight"] + first, params["head.bias"].to(first.dtype)
+            return {"head.weight": mean + points.fit(support.y - points.at(mean) - bias[:, None]), "head.bias": bias}
 
     def predict(self, params: Params, x: Tensor) -> Tensor:
         """Run the trunk, once where all tasks are asked at the same positions, then each task's head."""
         if x.stride(0) == 0:
-            return params["head.weight"].matmul(self.base.trunk(x[0]).mT).mT + params["head.bias"][:, None]
+            features = self.base.trunk(x[0]).to(x.dtype)
+            with _full_precision(x):
+                return (params["head.weight"] @ features.mT).mT + params["head.bias"][:, None]
         outputs: Tensor = apply_per_task(self.base.head, sub(params, "head"), apply_shared(self.base.trunk, x))
         return outputs
 
-    def _regression(self, support: Support) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """What a head says at the support points, and the change of a head that best explains what it misses there.
 
-        With the features of a task's points as rows of F, the change is Fᵀ(F Fᵀ + noise)⁻¹ miss. The matrix is
-        decomposed without gradient; one step of refinement, which changes nothing, brings the gradient (implicit
-        function theorem). Positions that tasks share are handled once.
-        """
-        positions, number = _distinct(support.x)
-        features, there = self.base.trunk(positions).float(), support.mask[..., None].float()
-        noise = self.log_noise.exp() + 1e-5
+class _Points:
+    """Regression of a head on the features of each task's support points, in closed form.
+
+    With the features of a task's points as rows of F, the change of the head that best explains what it misses is
+    Fᵀ(F Fᵀ + noise)⁻¹ miss. The matrix is decomposed without gradient; one step of refinement, which changes nothing,
+    brings the gradient (implicit function theorem). Positions that tasks share are handled once.
+
+    Args:
+        features: Of the different positions, (positions, features).
+        number: The position of each point, (tasks, shots).
+        mask: True where a point is there, (tasks, shots).
+        noise: Variance of the noise on a value.
+    """
+
+    def __init__(self, features: Tensor, number: Tensor, mask: Tensor, noise: Tensor) -> None:
+        self.features, self.number, self.noise = features, number[..., None], noise
+        self.there = mask[..., None].to(features.dtype)
         with torch.no_grad():
-            gram = _gram(features, number) * there * there.mT
+            gram = _gram(features, number) * self.there * self.there.mT
             gram.diagonal(dim1=1, dim2=2).add_(noise)
-            factor = torch.linalg.cholesky(gram)
-        where = number[..., None].expand(-1, -1, support.y.shape[2])
+            self.factor = torch.linalg.cholesky(gram)
 
-        def at(head: Tensor) -> Tensor:
-            return (head @ features.mT).mT.gather(1, where) * there
+    def at(self, head: Tensor) -> Tensor:
+        """What a head (tasks, out, features) says at the points, (tasks, shots, out)."""
+        values = (head @ self.features.mT).mT
+        return values.gather(1, self.number.expand(-1, -1, values.shape[2])) * self.there
 
-        def back(weights: Tensor) -> Tensor:
-            spread = weights.new_zeros(len(weights), len(positions), weights.shape[2])
-            return spread.scatter_add(1, where, weights * there).mT @ features
+    def back(self, weights: Tensor) -> Tensor:
+        """The head that is the sum of the points' features, weighted by (tasks, shots, out)."""
+        spread = weights.new_zeros(len(weights), len(self.features), weights.shape[2])
+        where = self.number.expand_as(weights)
+        return spread.scatter_add(1, where, weights * self.there).mT @ self.features
 
-        def fit(miss: Tensor) -> Tensor:
-            miss = miss.float() * there
-            weights = torch.cholesky_solve(miss.detach(), factor)
-            left = miss - at(back(weights)) - noise * weights
-            return back(weights + torch.cholesky_solve(left, factor))
+    def fit(self, miss: Tensor) -> Tensor:
+        """The change of the head that explains ``miss``, (tasks, shots, out), the rest being noise."""
+        miss = miss * self.there
+        weights = torch.cholesky_solve(miss.detach(), self.factor)
+        left = miss - self.at(self.back(weights)) - self.noise * weights
+        return self.back(weights + torch.cholesky_solve(left, self.factor))
 
-        return at, fit
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    """Products here are sums that nearly cancel: not in half precision."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _gram(features: Tensor, number: Tensor) -> Tensor:

@@ -24,12 +24,12 @@ class NearPoints(nn.Module):
         self.power = power
         self.points = nn.Parameter(torch.zeros(1, x_dim), requires_grad=False)
         self.values = nn.Parameter(torch.zeros(1, y_dim), requires_grad=False)
-        self.there = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.log_weights = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate it, (batch, x_dim) to (batch, y_dim)."""
         squares = (x[:, None] - self.points).square().sum(2).clamp(min=1e-12)
-        return torch.softmax(self.there.log() - 0.5 * self.power * squares.log(), dim=1) @ self.values
+        return torch.softmax(self.log_weights - 0.5 * self.power * squares.log(), dim=1) @ self.values
 
 
 class Interpolation(Learner):
@@ -53,7 +53,10 @@ class Interpolation(Learner):
 
     def adapt(self, support: Support) -> Params:
         """The points are the function."""
-        return {"points": support.x, "values": support.y, "there": support.mask.to(support.y.dtype)}
+        log_weights = torch.where(support.mask, 0.0, -1e5).to(
+            support.y.dtype
+        )  # a point that is not there weighs nothing
+        return {"points": support.x, "values": support.y, "log_weights": log_weights}
 
     def predict(self, params: Params, x: Tensor) -> Tensor:
         """Evaluate each task's function."""

@@ -1,11 +1,13 @@
 """MAML and ANIL: no hypernetwork, only a start that is learned so that a few gradient steps suffice."""
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.learner import Learner, Support
+from weightloom.apps.fewshot.methods.heads import TrunkAndHead
 from weightloom.base import apply_per_task, apply_shared
 from weightloom.inner import descend
 from weightloom.losses import TaskLoss, loss_per_task, masked_loss
@@ -119,9 +121,8 @@ class ANIL(Learner):
     ) -> None:
         super().__init__()
         self.base, self.loss_per_task = base, loss_per_task
-        assert isinstance(base.head, nn.Module)
         self.of_head = MAML(
-            base.head,
+            cast("TrunkAndHead", base).head,
             loss_per_task,
             inner_steps,
             inner_lr,
@@ -132,8 +133,7 @@ class ANIL(Learner):
 
     def features(self, x: Tensor) -> Tensor:
         """Run the trunk, which is the same for all tasks."""
-        assert isinstance(self.base.trunk, nn.Module)
-        return apply_shared(self.base.trunk, x)
+        return apply_shared(cast("TrunkAndHead", self.base).trunk, x)
 
     def adapt(self, support: Support) -> Params:
         """Take the gradient steps of every task's head."""

@@ -1,0 +1,206 @@
+"""New combinations of known modules: train every arm on the hyperteacher, judge it on what training never met.
+
+    python benchmarks/hyperteacher.py --record benchmarks/records/hyperteacher.json --active 2 1 --seeds 0 1 2
+
+One process, one thread. Each run of an arm, a setting and a seed leaves its part below ``runs/bench`` when it ends; a
+benchmark that was stopped goes on behind its last part. With ``--validate`` nothing is held against new combinations,
+only against new draws of known ones: that is what options were tuned by.
+"""
+
+import argparse
+import itertools
+import shlex
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.apps.fewshot.learner import Learner, Support
+from weightloom.apps.fewshot.methods.maml import ANIL, MAML
+from weightloom.apps.fewshot.methods.modular import (
+    LayerwiseHyperNetwork,
+    ModularHyperNetwork,
+    soft_cross_entropy_per_task,
+)
+from weightloom.networks import mlp
+from weightloom.records import environment, peak_memory_bytes, read_record, summary, summary_over_seeds, write_record
+from weightloom.tasks import Tasks
+from weightloom.tasks.hyperteacher import HyperteacherTasks
+from weightloom.train import TrainOptions
+
+WIDTH = 32
+TEACHER = {"width": 16, "shots": 128, "queries": 128}
+JUDGED = 600
+PROBED = 1000
+
+
+def student(width: int) -> nn.Sequential:
+    return mlp([16, width, width, width, 8])
+
+
+def hypernetwork(modules: int, hidden: tuple[int, ...]) -> Learner:
+    base = student(WIDTH)
+    hyper = LayerwiseHyperNetwork(base, code_dim=8 * modules, hidden=hidden)
+    return ModularHyperNetwork(base, hyper, soft_cross_entropy_per_task, inner_steps=5, inner_lr=0.3)
+
+
+def maml(modules: int) -> Learner:
+    return MAML(student(64), soft_cross_entropy_per_task, inner_steps=5, inner_lr=0.5, learn_inner_lr=True)
+
+
+def anil(modules: int) -> Learner:
+    *trunk, head = student(64)
+    base = nn.Sequential(OrderedDict(trunk=nn.Sequential(*trunk), head=head))
+    return ANIL(base, soft_cross_entropy_per_task, inner_steps=20, inner_lr=0.03, momentum=(0.9, 0.999))
+
+
+ARMS: dict[str, tuple[Callable[[int], Learner], TrainOptions]] = {
+    "nonlinear": (lambda modules: hypernetwork(modules, (64, 64)), TrainOptions(steps=3000, outer_lr=3e-3)),
+    "linear": (lambda modules: hypernetwork(modules, ()), TrainOptions(steps=3000, outer_lr=3e-3)),
+    "maml": (maml, TrainOptions(steps=3000, outer_lr=3e-3)),
+    "anil": (anil, TrainOptions(steps=3000, outer_lr=3e-3)),
+}
+"""How an arm is built for a number of modules, and how it is trained."""
+
+
+def run_all(known: argparse.Namespace) -> None:
+    """Run what has left no part yet, then write the record of all."""
+    parts = {}
+    for seed, active, arm in itertools.product(known.seeds, known.active, known.arms):
+        path = Path("runs/bench") / known.record.stem / f"m{known.modules}-k{active}-seed{seed}-{arm}.json"
+        if not path.exists():
+            part = run_one(arm, known.modules, active, seed, known.validate, known.steps)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_record(path, part)
+        parts[active, seed, arm] = part = read_record(path)
+        told = ", ".join(f"{kind} {score['mean']:.3f}" for kind, score in part["scores"].items())
+        print(f"{path.stem}: {told}, {part['wall_time_s']:.0f} s", flush=True)
+    if not known.validate:
+        write_record(known.record, record_of(parts, known))
+
+
+def run_one(arm: str, modules: int, active: int, seed: int, validate: bool, steps: int | None) -> dict:
+    """Train one arm and judge it, on known combinations and on new ones."""
+    build, options = ARMS[arm]
+    options = TrainOptions(**{**vars(options), "seed": seed, "steps": steps or options.steps})
+    known = HyperteacherTasks(modules, active, seed=seed, **TEACHER)
+    new = HyperteacherTasks(modules, active, "ood", seed=seed, **TEACHER)
+    torch.manual_seed(seed)
+    learner, start_s, start_cpu_s = build(modules), time.monotonic(), time.process_time()
+    history = learner.fit(known, options, quiet=not sys.stderr.isatty())
+    return {
+        "scores": {"known": score(learner, known)} | ({} if validate else {"new": score(learner, new)}),
+        "code_r2": None if validate else probe(learner, known, new),
+        "train_loss": history.last("loss"),
+        "wall_time_s": time.monotonic() - start_s,
+        "cpu_time_s": time.process_time() - start_cpu_s,
+        "parameters": sum(parameter.numel() for parameter in learner.parameters()),
+        "options": {key: value for key, value in vars(options).items() if key != "seed"},
+        "teacher": TEACHER,
+    }
+
+
+def draw(source: HyperteacherTasks, tasks: int, seed: int = 1 << 40) -> list[Tasks]:
+    """Tasks that training does not draw, in pieces that fit in memory."""
+    generator = torch.Generator().manual_seed(seed)
+    return [source.sample(100, generator) for _ in range(tasks // 100)]
+
+
+@torch.no_grad()
+def score(learner: Learner, source: HyperteacherTasks) -> dict[str, float]:
+    """How often the teacher's likeliest class is chosen: mean over tasks, and its interval."""
+    learner.eval()
+    right = [(learner.answer(t).argmax(2) == t.query_y.argmax(2)).float().mean(1) for t in draw(source, JUDGED)]
+    return summary(torch.cat(right))
+
+
+@torch.no_grad()
+def probe(learner: Learner, known: HyperteacherTasks, new: HyperteacherTasks) -> float | None:
+    """R² of the teacher's code on new combinations, read off the student's by a linear map fitted on known ones."""
+    if not isinstance(learner, ModularHyperNetwork):
+        return None
+
+    def codes(source: HyperteacherTasks, tasks: int) -> tuple[Tensor, Tensor]:
+        drawn = draw(source, tasks, (1 << 40) + 1)
+        layers = torch.cat([learner.condition(Support.of(t)) for t in drawn]).unflatten(1, (4, -1))
+        unit = nn.functional.rms_norm(layers, layers.shape[2:]).flatten(1)
+        return torch.cat([unit, torch.ones(len(unit), 1)], dim=1), torch.cat([t.hidden for t in drawn])
+
+    read, truth = codes(known, PROBED)
+    gram = read.T @ read + torch.eye(read.shape[1])
+    linear = torch.linalg.solve(gram, read.T @ truth)
+    read, truth = codes(new, JUDGED)
+    return 1 - ((read @ linear - truth).square().sum() / (truth - truth.mean(0)).square().sum()).item()
+
+
+def record_of(parts: dict, known: argparse.Namespace) -> dict:
+    """Put the parts together: one row per setting and arm, and the first arm less each other, seed by seed."""
+    scores, paired = [], {}
+    for active, kind in itertools.product(known.active, ("new", "known")):
+        setting = f"{known.modules} modules, {active} active, {kind} combinations"
+        means = {arm: [parts[active, s, arm]["scores"][kind]["mean"] for s in known.seeds] for arm in known.arms}
+        for arm in known.arms:
+            runs = {f"seed {s}": parts[active, s, arm] for s in known.seeds}
+            scores.append(
+                {
+                    "method": arm,
+                    "setting": setting,
+                    "name": "accuracy",
+                    "better": "higher",
+                    "tasks": JUDGED,
+                    **summary_over_seeds(means[arm]),
+                    "per_run": {name: tuple(run["scores"][kind].values()) for name, run in runs.items()},
+                    "also": {},
+                    "code_r2": [run["code_r2"] for run in runs.values()],
+                }
+            )
+            if arm != known.arms[0] and len(known.seeds) > 1:
+                gaps = [a - b for a, b in zip(means[known.arms[0]], means[arm], strict=True)]
+                paired[f"{setting}: {known.arms[0]} - {arm}"] = summary_over_seeds(gaps)
+    seconds = {a: [parts[k, s, a]["wall_time_s"] for k in known.active for s in known.seeds] for a in known.arms}
+    return {
+        "command": shlex.join(["python", "benchmarks/hyperteacher.py", *sys.argv[1:]]),
+        "config": {
+            "modules": known.modules,
+            "active": known.active,
+            "seeds": known.seeds,
+            "teacher": TEACHER,
+            "arms": {arm: parts[known.active[0], known.seeds[0], arm]["options"] for arm in known.arms},
+        },
+        "scores": scores,
+        "paired": paired,
+        "cost": {
+            "train_wall_time_s": seconds,
+            "wall_time_s": sum(map(sum, seconds.values())),
+            "peak_memory_bytes": peak_memory_bytes(),
+            **environment(),
+        },
+        "reference": {
+            "value": {
+                "4 modules, 2 active": {"nonlinear": 0.909, "linear": 0.7635, "maml": 0.5541, "anil": 0.6078},
+                "4 modules, 1 active": {"nonlinear": 0.2093, "linear": 0.2042, "maml": 0.2053, "anil": 0.4652},
+            },
+            "source": "Schug et al. (2024), tables A2 to A8",
+            "differs": "there the teacher is 32 wide, the students 128 to 512, with 256 points, 128 tasks per step, "
+            "200,000 steps and 10 inner steps (100 of ANIL)",
+        },
+        "notes": known.notes,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", type=Path, default=Path("benchmarks/records/hyperteacher.json"))
+    parser.add_argument("--modules", type=int, default=4)
+    parser.add_argument("--active", type=int, nargs="+", default=[2, 1], help="most modules of a layer in use at once")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--steps", type=int, default=None, help="steps of every arm, for a quick look")
+    parser.add_argument("--validate", action="store_true", help="judge on known combinations only")
+    parser.add_argument("--notes", default="")
+    run_all(parser.parse_args())

@@ -1,0 +1,8 @@
+"""What the report draws beside the numbers: tasks to look at, the worst ones, what changed, a sweep over shots.
+
+In:   trained methods and the problem they solve.
+Out:  ``evaluation.safetensors`` in the run's folder.
+Tasks are drawn for it alone: those of the table are never shown, so that nothing is chosen by looking at them.
+"""
+
+from weightloom.apps.fewshot.show.write import write_showcase as write_showcase

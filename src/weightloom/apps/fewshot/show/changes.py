@@ -1,0 +1,74 @@
+"""What a method changed in the base network, parameter by parameter, for two tasks side by side."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightloom.apps.fewshot.learner import Learner, Support
+from weightloom.apps.fewshot.problems import Problem
+from weightloom.apps.fewshot.problems.classes import ClassProblem
+from weightloom.apps.fewshot.show.classes import class_names
+from weightloom.apps.fewshot.show.draw import Shown, generator, source_of
+from weightloom.forms.factored import built
+from weightloom.tasks import Tasks
+
+MATRICES = 3
+"""How many of the largest generated matrices are drawn."""
+ROWS, COLUMNS = 40, 64
+"""As much of a matrix is drawn at most."""
+
+
+def changes(learner: Learner, problem: Problem, early: bool, titles: Callable[[Tasks], list[str]]) -> Shown | str:
+    """Hold the parameters of two tasks against the base's own values, and against each other."""
+    shots = max(problem.config.shots or (1,))
+    tasks = source_of(problem, shots, early).sample(2, generator())
+    params = {name: built(value).float() for name, value in learner.adapt(Support.of(tasks)).items()}
+    own = own_values(learner, params)
+    if not params:
+        return "The method adapts no parameter."
+    rows = [_row(name, value, own.get(name)) for name, value in params.items()]
+    tensors: dict[str, Tensor] = {}
+    maps: list[dict[str, Any]] = []
+    matrices = [name for name, value in params.items() if value.ndim > 2]
+    head = matrices[-1] if matrices and _by_class(params[matrices[-1]], problem, tasks) else None
+    for name in sorted(matrices, key=lambda name: (name != head, -params[name].numel()))[:MATRICES]:
+        value = params[name] - own[name] if name in own else params[name]
+        tensors[f"changed_{len(maps)}"] = value.flatten(2)[:, :ROWS, :COLUMNS]
+        shape = [value.shape[1], value[0, 0].numel()]
+        maps.append({"name": name, "shape": shape, "own": name in own, "by_class": name == head})
+    facts: dict[str, Any] = {"tasks": titles(tasks), "shots": shots, "rows": rows, "maps": maps}
+    if isinstance(problem, ClassProblem):
+        facts["class_names"] = class_names(problem, early, tasks)
+    return tensors, {"changes": facts}
+
+
+def own_values(learner: Learner, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the base's own values of generated parameters, those that exist in the same shape and are not all zero."""
+    base = getattr(learner, "base", None)
+    if not isinstance(base, torch.nn.Module):
+        return {}
+    known = dict(base.named_parameters(remove_duplicate=False))
+    return {
+        name: known[name].detach().float()
+        for name, value in params.items()
+        if name in known and known[name].shape == value.shape[1:] and bool(known[name].any())
+    }
+
+
+def _row(name: str, value: Tensor, own: Tensor | None) -> dict[str, Any]:
+    """Norms of the changes relative to the norm of the own value, or of the difference to what both are."""
+    norms = value.flatten(1).norm(dim=1)
+    apart = float((value[0] - value[1]).norm())
+    if own is None:
+        size = float(norms.square().mean().sqrt())
+        return {"name": name, "relative": None, "apart": apart / size if size else 0.0, "size": size}
+    size = float(own.norm())
+    relative = [float((each - own).norm()) / size for each in value]
+    return {"name": name, "relative": relative, "apart": apart / size, "size": size}
+
+
+def _by_class(value: Tensor, problem: Problem, tasks: Tasks) -> bool:
+    """Whether the last matrix has a row for every class of a task."""
+    return problem.kind == "classification" and value.ndim == 3 and value.shape[1] == tasks.hidden.shape[1]

@@ -1,0 +1,81 @@
+"""Classification tasks to look at: what was predicted, the worst of many, and a map of conditions."""
+
+import torch
+from torch import Tensor
+
+from weightloom.apps.fewshot.learner import Learner
+from weightloom.apps.fewshot.problems.classes import ClassProblem
+from weightloom.apps.fewshot.show.draw import (
+    MAP_TASKS,
+    SHOWN_TASKS,
+    Shown,
+    generator,
+    lowest,
+    mapped_condition,
+    score_per_task,
+    source_of,
+)
+from weightloom.tasks import Tasks, TaskSource
+
+MAP_CLASSES = 10
+PICTURE = 3
+"""Axes of what can be drawn: channels, height, width."""
+
+
+def predicted(learner: Learner, problem: ClassProblem, early: bool) -> Shown:
+    """A few tasks with what was predicted and how sure the method was."""
+    tasks = _source(problem, early).sample(SHOWN_TASKS, generator())
+    return _looked_at(tasks, learner.answer(tasks), problem, early)
+
+
+def worst(learner: Learner, problem: ClassProblem, early: bool) -> Shown:
+    """The tasks of lowest accuracy among many."""
+    tasks, outputs, scores, looked = lowest(learner, problem, _source(problem, early), better=1)
+    tensors, facts = _looked_at(tasks, outputs, problem, early)
+    tensors, facts = ({f"worst_{name}": value for name, value in part.items()} for part in (tensors, facts))
+    return tensors | {"worst_scores": scores}, facts | {"worst_of": looked}
+
+
+def conditions(learner: Learner, problem: ClassProblem, early: bool) -> Shown | str:
+    """What the method knows of each class of many tasks, by class; or of each task, by how well it did."""
+    shots = max(problem.config.shots or (1,))
+    tasks = source_of(problem, shots, early).sample(MAP_TASKS, generator())
+    known = mapped_condition(learner, tasks)
+    if known is None:
+        return "The method has no condition to draw."
+    if known.shape[:2] == tasks.hidden.shape and known.ndim == 3:
+        pool = problem.validation if early else problem.held_out
+        shown = tasks.hidden.unique()[:MAP_CLASSES]
+        kept = torch.isin(tasks.hidden, shown)
+        return (
+            {"conditions": known[kept], "condition_class": torch.searchsorted(shown, tasks.hidden[kept])},
+            {"condition_names": [pool.names[i] for i in shown.tolist()], "condition_of": "class"},
+        )
+    parts = [tasks.take(slice(first, first + 50)) for first in range(0, MAP_TASKS, 50)]
+    scores = torch.cat([score_per_task(learner.answer(part), part.query_y) for part in parts])
+    names = {"condition_value_names": ["accuracy"], "condition_of": "task"}
+    return {"conditions": known.flatten(1), "condition_value": scores[:, None]}, names
+
+
+def titles(problem: ClassProblem, early: bool, tasks: Tasks) -> list[str]:
+    """Name tasks by their classes."""
+    return [", ".join(names) for names in class_names(problem, early, tasks)]
+
+
+def class_names(problem: ClassProblem, early: bool, tasks: Tasks) -> list[list[str]]:
+    """Names of the classes of each task, in the order of its labels."""
+    pool = problem.validation if early else problem.held_out
+    return [[pool.names[i] for i in row] for row in tasks.hidden.tolist()]
+
+
+def _source(problem: ClassProblem, early: bool) -> TaskSource:
+    return source_of(problem, min(problem.config.shots or (1,)), early)
+
+
+def _looked_at(tasks: Tasks, outputs: Tensor, problem: ClassProblem, early: bool) -> Shown:
+    confidence, chosen = outputs.float().softmax(2).max(2)
+    tensors = {"support_y": tasks.support_y, "support_mask": tasks.support_mask, "query_y": tasks.query_y}
+    if tasks.support_x.ndim == 2 + PICTURE:
+        tensors |= {"support_x": tasks.support_x, "query_x": tasks.query_x}
+    tensors |= {"predicted": chosen, "confidence": confidence}
+    return tensors, {"class_names": class_names(problem, early, tasks)}

@@ -1,0 +1,70 @@
+"""Everything that is shown of a run, in one file."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightloom.apps.fewshot.learner import Learner
+from weightloom.apps.fewshot.problems import Problem
+from weightloom.apps.fewshot.problems.classes import ClassProblem
+from weightloom.apps.fewshot.problems.functions import FunctionProblem
+from weightloom.apps.fewshot.show import classes, curves, functions
+from weightloom.apps.fewshot.show.changes import changes
+from weightloom.apps.fewshot.show.draw import Shown
+from weightloom.apps.fewshot.show.sweep import sweep
+from weightloom.checkpoint import save_tensors
+
+Part = Callable[[], Shown | str]
+"""Gives tensors and facts, or a sentence that says why there are none."""
+
+
+@torch.no_grad()
+def write_showcase(run: Path, learners: dict[str, Learner], problem: Problem, early: bool = False) -> None:
+    """Write ``evaluation.safetensors`` for the report.
+
+    A part that a method cannot give, or fails at, is left out with a sentence in the facts: a picture must not cost a
+    run its record.
+
+    Args:
+        run: The run's folder.
+        learners: The methods; put into eval mode. What the first does is shown, its scores beside those of the others.
+        problem: Where tasks come from.
+        early: During training: show validation tasks, so that meta-test stays untouched.
+    """
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {"kind": problem.kind, "early": early, "left_out": {}}
+    for learner in learners.values():
+        learner.eval()
+    with torch.random.fork_rng(devices=[]):  # training goes on as if nothing had been shown
+        for name, part in _parts(learners, problem, early).items():
+            torch.manual_seed(0)  # for methods that start from a random network
+            try:
+                shown = part()
+            except Exception as error:  # methods of one's own raise what they like
+                shown = f"It could not be drawn ({type(error).__name__}: {error})."
+            if isinstance(shown, str):
+                facts["left_out"][name] = shown
+            else:
+                tensors |= shown[0]
+                facts |= shown[1]
+    save_tensors(run / "evaluation.safetensors", tensors, facts)
+
+
+def _parts(learners: dict[str, Learner], problem: Problem, early: bool) -> dict[str, Part]:
+    """Every part by name, those of one kind of problem from the file that is about it."""
+    room: ModuleType = curves
+    if isinstance(problem, ClassProblem | FunctionProblem):
+        room = classes if isinstance(problem, ClassProblem) else functions
+    about = (next(iter(learners.values())), problem, early)
+    return {
+        "predicted": partial(room.predicted, *about),
+        "worst": partial(room.worst, *about),
+        "map": partial(room.conditions, *about),
+        "changes": partial(changes, *about, partial(room.titles, problem, early)),
+        "sweep": partial(sweep, learners, problem, early),
+    }
