@@ -3,8 +3,8 @@
     python benchmarks/hyperteacher.py --record benchmarks/records/hyperteacher.json --active 2 1 --seeds 0 1 2
 
 One process, one thread. Each run of an arm, a setting and a seed leaves its part below ``runs/bench`` when it ends; a
-benchmark that was stopped goes on behind its last part. With ``--validate`` nothing is held against new combinations,
-only against new draws of known ones: that is what options were tuned by.
+benchmark that was stopped goes on behind its last part, and a part of other settings is run again. With ``--validate``
+nothing is held against new combinations, only against new draws of known ones: that is what options were tuned by.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import shlex
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -32,39 +31,34 @@ from weightloom.tasks import Tasks
 from weightloom.tasks.hyperteacher import HyperteacherTasks
 from weightloom.train import TrainOptions
 
-WIDTH = 32
 TEACHER = {"width": 16, "shots": 128, "queries": 128}
 JUDGED = 600
 PROBED = 1000
 
-
-def student(width: int) -> nn.Sequential:
-    return mlp([16, width, width, width, 8])
-
-
-def hypernetwork(modules: int, hidden: tuple[int, ...]) -> Learner:
-    base = student(WIDTH)
-    hyper = LayerwiseHyperNetwork(base, code_dim=8 * modules, hidden=hidden)
-    return ModularHyperNetwork(base, hyper, soft_cross_entropy_per_task, inner_steps=5, inner_lr=0.3)
-
-
-def maml(modules: int) -> Learner:
-    return MAML(student(64), soft_cross_entropy_per_task, inner_steps=5, inner_lr=0.5, learn_inner_lr=True)
-
-
-def anil(modules: int) -> Learner:
-    *trunk, head = student(64)
-    base = nn.Sequential(OrderedDict(trunk=nn.Sequential(*trunk), head=head))
-    return ANIL(base, soft_cross_entropy_per_task, inner_steps=20, inner_lr=0.03, momentum=(0.9, 0.999))
-
-
-ARMS: dict[str, tuple[Callable[[int], Learner], TrainOptions]] = {
-    "nonlinear": (lambda modules: hypernetwork(modules, (64, 64)), TrainOptions(steps=3000, outer_lr=3e-3)),
-    "linear": (lambda modules: hypernetwork(modules, ()), TrainOptions(steps=3000, outer_lr=3e-3)),
-    "maml": (maml, TrainOptions(steps=3000, outer_lr=3e-3)),
-    "anil": (anil, TrainOptions(steps=3000, outer_lr=3e-3)),
+ARMS = {
+    "nonlinear": {"width": 32, "code_per_module": 8, "hidden": [64, 64], "inner_steps": 5, "inner_lr": 0.3},
+    "linear": {"width": 32, "code_per_module": 8, "hidden": [], "inner_steps": 5, "inner_lr": 0.3},
+    "anil": {"width": 64, "inner_steps": 10, "inner_lr": 2.0},
+    "maml": {"width": 64, "inner_steps": 5, "inner_lr": 0.5},
 }
-"""How an arm is built for a number of modules, and how it is trained."""
+"""Students have three hidden layers. Codes are adapted by Adam; networks by plain steps of learned lengths."""
+
+OUTER = {"steps": 3000, "tasks": 16, "outer_lr": 3e-3}
+"""How every arm is trained."""
+
+
+def build(arm: str, modules: int) -> Learner:
+    options = ARMS[arm]
+    width, steps, inner_lr = options["width"], options["inner_steps"], options["inner_lr"]
+    base = mlp([16, width, width, width, 8])
+    if arm == "maml":
+        return MAML(base, soft_cross_entropy_per_task, steps, inner_lr, learn_inner_lr=True)
+    if arm == "anil":
+        *trunk, head = base
+        headed = nn.Sequential(OrderedDict(trunk=nn.Sequential(*trunk), head=head))
+        return ANIL(headed, soft_cross_entropy_per_task, steps, inner_lr, learn_inner_lr=True)
+    hyper = LayerwiseHyperNetwork(base, options["code_per_module"] * modules, options["hidden"])
+    return ModularHyperNetwork(base, hyper, soft_cross_entropy_per_task, steps, inner_lr)
 
 
 def run_all(known: argparse.Namespace) -> None:
@@ -72,8 +66,10 @@ def run_all(known: argparse.Namespace) -> None:
     parts = {}
     for seed, active, arm in itertools.product(known.seeds, known.active, known.arms):
         path = Path("runs/bench") / known.record.stem / f"m{known.modules}-k{active}-seed{seed}-{arm}.json"
-        if not path.exists():
-            part = run_one(arm, known.modules, active, seed, known.validate, known.steps)
+        outer = {**OUTER, "steps": known.steps or OUTER["steps"]}
+        settings = {"arm": ARMS[arm], "outer": outer, "teacher": TEACHER, "validate": known.validate}
+        if not path.exists() or read_record(path)["settings"] != settings:
+            part = {"settings": settings, **run_one(arm, known.modules, active, seed, known.validate, outer)}
             path.parent.mkdir(parents=True, exist_ok=True)
             write_record(path, part)
         parts[active, seed, arm] = part = read_record(path)
@@ -83,15 +79,13 @@ def run_all(known: argparse.Namespace) -> None:
         write_record(known.record, record_of(parts, known))
 
 
-def run_one(arm: str, modules: int, active: int, seed: int, validate: bool, steps: int | None) -> dict:
+def run_one(arm: str, modules: int, active: int, seed: int, validate: bool, outer: dict) -> dict:
     """Train one arm and judge it, on known combinations and on new ones."""
-    build, options = ARMS[arm]
-    options = TrainOptions(**{**vars(options), "seed": seed, "steps": steps or options.steps})
     known = HyperteacherTasks(modules, active, seed=seed, **TEACHER)
     new = HyperteacherTasks(modules, active, "ood", seed=seed, **TEACHER)
     torch.manual_seed(seed)
-    learner, start_s, start_cpu_s = build(modules), time.monotonic(), time.process_time()
-    history = learner.fit(known, options, quiet=not sys.stderr.isatty())
+    learner, start_s, start_cpu_s = build(arm, modules), time.monotonic(), time.process_time()
+    history = learner.fit(known, TrainOptions(**outer, seed=seed), quiet=not sys.stderr.isatty())
     return {
         "scores": {"known": score(learner, known)} | ({} if validate else {"new": score(learner, new)}),
         "code_r2": None if validate else probe(learner, known, new),
@@ -99,8 +93,6 @@ def run_one(arm: str, modules: int, active: int, seed: int, validate: bool, step
         "wall_time_s": time.monotonic() - start_s,
         "cpu_time_s": time.process_time() - start_cpu_s,
         "parameters": sum(parameter.numel() for parameter in learner.parameters()),
-        "options": {key: value for key, value in vars(options).items() if key != "seed"},
-        "teacher": TEACHER,
     }
 
 
@@ -168,8 +160,11 @@ def record_of(parts: dict, known: argparse.Namespace) -> dict:
             "modules": known.modules,
             "active": known.active,
             "seeds": known.seeds,
-            "teacher": TEACHER,
-            "arms": {arm: parts[known.active[0], known.seeds[0], arm]["options"] for arm in known.arms},
+            **{
+                key: parts[known.active[0], known.seeds[0], known.arms[0]]["settings"][key]
+                for key in ("outer", "teacher")
+            },
+            "arms": {arm: ARMS[arm] for arm in known.arms},
         },
         "scores": scores,
         "paired": paired,

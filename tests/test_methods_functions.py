@@ -105,6 +105,17 @@ def test_the_less_noise_is_expected_the_closer_the_function_comes_to_what_was_ob
     assert misses == sorted(misses, reverse=True) and misses[-1] < 0.05 * misses[0]
 
 
+def test_known_bounds_are_kept_when_it_is_judged_and_not_in_training():
+    learner, given = build(), support(grid=True)
+    x = pixel_positions(5, 5).double().expand(TASKS, -1, -1)
+    free = learner.predict(learner.adapt(given), x)
+    learner.base.bounds = (-0.1, 0.2)
+    assert torch.equal(learner.predict(learner.adapt(given), x), free)
+    learner.eval()
+    for positions in (x, x.contiguous()):
+        torch.testing.assert_close(learner.predict(learner.adapt(given), positions), free.clamp(-0.1, 0.2))
+
+
 def test_half_precision_around_it_changes_little():
     learner, given = build().float(), Support(*(f.float() if f.is_floating_point() else f for f in support(grid=True)))
     x = pixel_positions(5, 5).expand(TASKS, -1, -1)

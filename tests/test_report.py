@@ -79,8 +79,6 @@ def write_regression(folder):
         "curve_predicted": curve_y[:, None] + torch.randn(tasks, len(SHOTS), points),
         "support_x": torch.randn(tasks, 5),
         "support_y": torch.randn(tasks, 5),
-        "shots_mse": torch.tensor([2.0, 0.5, 0.25]),
-        "shots_ci95": torch.tensor([0.2, 0.05, 0.02]),
         "conditions": torch.randn(20, 1),
         "condition_value": torch.randn(20, 2),
     }
@@ -127,7 +125,7 @@ def test_a_finished_classification_run_shows_every_section(tmp_path):
     path = build_report(folder)
     page = path.read_text()
     assert path == tmp_path / "report.html"
-    for heading in ("Results", "How it learned", "What it predicted", "What the hypernetwork is told", "What it cost"):
+    for heading in ("Results", "How it learned", "What it predicted", "What the method is told", "What it cost"):
         assert f"<h2>{heading}</h2>" in page
     assert "weightloom run --data digits" in re.sub("</?span[^>]*>", "", page)  # each word keeps to its line
     for text in ("A note.", "Macro recall", "1.2 ms", "1 min 15 s", "300 MiB"):
@@ -141,7 +139,7 @@ def test_a_finished_regression_run_shows_curves_and_one_map_per_value(tmp_path):
     folder = write_regression(write_early(tmp_path, "mse", data="sinusoid"))
     page = build_report(write_record(folder, score("hypernetwork", 0.3, name="mse"))).read_text()
     plots = [attributes for _, attributes in Elements(page).attributes if attributes.get("class") == "plot"]
-    assert len(plots) == 2 + 2 * len(SHOTS) + 1 + 2  # learning, a panel per task and shot count, shots, maps
+    assert len(plots) == 2 + 2 * len(SHOTS) + 2 + 1  # learning, a panel per task and shot count, maps, time
     assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
     assert "Mean squared error ± 95 %" in page and "Macro recall" not in page
 
@@ -192,7 +190,7 @@ def test_hostile_text_is_shown_and_not_run(tmp_path):
     elements = Elements(page)
     assert "alert(1)" in page and "<script>alert" not in page
     assert "x" not in elements.addresses
-    assert elements.tags.count("script") == 3 + 2  # a map and two learning curves; plotly and what calls it
+    assert elements.tags.count("script") == 4 + 2  # a map, times and two learning curves; plotly and what calls it
 
 
 def test_a_folder_that_is_no_run_says_what_to_type(tmp_path):

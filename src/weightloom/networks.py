@@ -226,7 +226,7 @@ def norm_of(channels: int, norm: Norm) -> nn.Module:
 
 
 class FeatureTrunk(nn.Module):
-    """Given features, and what two layers make of them, added: at the start the features themselves.
+    """Given features, and what two layers make of them, added, at unit length: at the start the features themselves.
 
     Args:
         features: Width of the features.
@@ -234,7 +234,7 @@ class FeatureTrunk(nn.Module):
         dropout: Share of the hidden numbers that is dropped in training.
     """
 
-    def __init__(self, features: int, hidden: int = 512, dropout: float = 0.2) -> None:
+    def __init__(self, features: int, hidden: int = 256, dropout: float = 0.5) -> None:
         super().__init__()
         self.features = features
         last = nn.Linear(hidden, features)
@@ -244,8 +244,7 @@ class FeatureTrunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Change features, (batch, features)."""
-        changed: Tensor = x + self.change(x)
-        return changed
+        return nn.functional.normalize(x + self.change(x), dim=-1)
 
 
 class FeatureNet(nn.Module):
@@ -258,7 +257,7 @@ class FeatureNet(nn.Module):
         torch.Size([7, 5])
     """
 
-    def __init__(self, features: int, ways: int, hidden: int = 512, dropout: float = 0.2) -> None:
+    def __init__(self, features: int, ways: int, hidden: int = 256, dropout: float = 0.5) -> None:
         super().__init__()
         self.trunk = FeatureTrunk(features, hidden, dropout)
         self.head = nn.Linear(features, ways)

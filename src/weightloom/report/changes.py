@@ -12,6 +12,7 @@ ROWS_DRAWN = 40
 """Parameters that have bars, those that changed most."""
 NAME_LENGTH = 20
 """Longer class names are cut."""
+TITLE_LENGTH = 90
 
 
 def change_bars(run: Run) -> list[Figure]:
@@ -48,6 +49,12 @@ def change_bars(run: Run) -> list[Figure]:
     return [Figure(as_json(go.Figure(bars, layout)), alt, caption, height, tuple(Key(k, "■", c) for k, _, c in kinds))]
 
 
+def task_titles(run: Run) -> str:
+    """Say which two tasks are held against each other."""
+    titles = (run.facts.get("changes") or {}).get("tasks", [])
+    return "; ".join(f"task {index + 1} is {_cut(title, TITLE_LENGTH)}" for index, title in enumerate(titles))
+
+
 def change_maps(run: Run) -> list[list[Figure]]:
     """Draw the largest matrices: what was written, or changed, for each of two tasks, and the difference."""
     changes = run.facts.get("changes") or {}
@@ -58,7 +65,7 @@ def change_maps(run: Run) -> list[list[Figure]]:
 
 def _map_row(matrices: Tensor, about: Facts, changes: Facts) -> list[Figure]:
     largest = float(matrices.abs().max()) or 1.0
-    what = "change of" if about["own"] else "written for"
+    what = "change for" if about["own"] else "written for"
     rows, columns = about["shape"]
     cut = matrices.shape[1] < rows or matrices.shape[2] < columns
     caption = f"{rows}x{columns}{f', the first {matrices.shape[1]}x{matrices.shape[2]} shown' if cut else ''}"
@@ -83,11 +90,15 @@ def _heat_map(value: Tensor, title: str, caption: str, largest: float, labels: l
     layout["yaxis"] |= {"autorange": "reversed", "showgrid": False, "nticks": 6}
     layout["xaxis"] |= {"showgrid": False, "nticks": 6}
     if labels:
-        text = [escape(name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…") for name in labels]
+        text = [escape(_cut(name, NAME_LENGTH)) for name in labels]
         layout["yaxis"] |= {"tickvals": list(range(len(cells))), "ticktext": text[: len(cells)]}
     drawn = as_json(go.Figure([go.Heatmap(z=cells, colorbar=bar, **scale)], layout))
     alt = f"Heat map of {title}, {caption}, values from {float(value.min()):.3g} to {float(value.max()):.3g}"
     return Figure(drawn, alt, caption, 220, (), title)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _words(row: Facts) -> str:

@@ -44,6 +44,22 @@ def reliability_figures(scores: list[Facts]) -> list[Figure]:
     return [_reliability_figure(setting, rows, methods) for setting, rows in by_setting(sure).items()]
 
 
+def time_ticks(times_s: list[float]) -> list[float]:
+    """Return round times around some given ones: powers of ten, with twice and five times them over a narrow range.
+
+    Example:
+        >>> time_ticks([0.00003, 0.004]), time_ticks([0.03, 0.04])
+        ([1e-05, 0.0001, 0.001, 0.01], [0.02, 0.05, 0.1])
+    """
+    low, high = (math.log10(limit) for limit in (0.8 * min(times_s), 1.25 * max(times_s)))
+    first, last = math.floor(low), math.ceil(high)
+    if last - first > 2:
+        return [10.0**power for power in range(first, last + 1)]
+    steps = [float(f"{lead}e{power}") for power in range(first, last + 1) for lead in (1, 2, 5)]
+    below, above = (sum(math.log10(step) <= limit for step in steps) for limit in (low, high))
+    return steps[max(0, below - 1) : above + 1]
+
+
 def _methods(scores: list[Facts]) -> list[str]:
     """All methods in the order of the record, controls left out."""
     return [name for name in dict.fromkeys(row["method"] for row in scores) if "control" not in name]
@@ -90,7 +106,14 @@ def _time_figure(setting: str, rows: list[Facts], methods: list[str]) -> Figure:
         words.append(f"{row['method']} {score_text(row)} in {time_text(row['adapt_time_s'])}")
     name = rows[0]["name"]
     layout = plain_layout("time to adapt to one task", SCORE_NAMES.get(name, name), log_y=name == "mse")
-    layout["xaxis"] |= {"type": "log", "tickformat": "~s", "ticksuffix": "s", "nticks": 5}
+    ticks = time_ticks([row["adapt_time_s"] for row in rows])
+    ends = [math.log10(ticks[0]), math.log10(ticks[-1])]
+    layout["xaxis"] |= {
+        "type": "log",
+        "tickvals": ticks,
+        "ticktext": [time_text(tick) for tick in ticks],
+        "range": ends,
+    }
     alt = f"Score against time to adapt, {setting}: {'; '.join(words)}"
     return Figure(as_json(go.Figure(drawn, layout)), alt, "", 300, tuple(keys), setting)
 

@@ -75,7 +75,7 @@ def _curve_row(title: str, its: dict[str, Tensor], shots: list[int]) -> CurveRow
     panels = []
     for index, count in enumerate(shots):
         heading = f"{count} point{'s' if count > 1 else ''}"
-        if "curve_y" in its:
+        if "curve_y" in its and "scores" not in its:
             heading += f" · error {float((its['curve_predicted'][index] - truth).square().mean()):.2g}"
         panels.append((heading, _curve_panel(title, its, there, index, count, heights)))
     return CurveRow(title, panels)
@@ -103,7 +103,8 @@ def _curve_panel(
     layout = plain_layout(None, None)
     layout["margin"] = {"l": 26, "r": 4, "t": 4, "b": 20}
     layout["yaxis"] |= {"range": heights, "nticks": 4}
-    layout["xaxis"] |= {"range": [x[0], x[-1]], "nticks": 4}
+    aside = 0.03 * (x[-1] - x[0])
+    layout["xaxis"] |= {"range": [x[0] - aside, x[-1] + aside], "nticks": 4}
     layout["font"] = {"size": 10}
     alt = f"{title}: the truth and the curve predicted from {count} support points"
     return Figure(as_json(go.Figure(lines, layout)), alt, "", 150)

@@ -76,7 +76,9 @@ def _title(config: Facts) -> str:
         >>> _title({"data": "digits", "steps": 600, "seed": 0})
         'A hypernetwork on digits, 600 steps, seed 0'
     """
-    parts = [f"A hypernetwork on {config['data']}" if "data" in config else "A hypernetwork"]
+    method = str(config.get("method", "hypernetwork"))
+    what = "A hypernetwork" if method == "hypernetwork" else method
+    parts = [f"{what} on {config['data']}" if "data" in config else what]
     if isinstance(config.get("steps"), int):
         parts.append(f"{config['steps']:,} steps")
     if "seed" in config:

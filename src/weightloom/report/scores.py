@@ -48,12 +48,14 @@ def headline(run: Run) -> str:
     scores = run.record.get("scores") or []
     if not scores:
         return _progress(run)
-    groups = list(by_setting(scores).values())
-    sentence = _compare(groups[0])
+    groups, method = list(by_setting(scores).values()), str(run.config.get("method", OURS))
+    sentence = _compare(groups[0], method)
     if len(groups) > 1:
-        level = sum(overlap(_ours(group), best_of(group)) for group in groups)
-        ours = _ours(groups[0])["method"]
-        sentence += f" The {ours} is best, or level with the best, in {level} of {len(groups)} settings."
+        level = sum(overlap(_ours(group, method), best_of(group)) for group in groups)
+        called = _called(_ours(groups[0], method))
+        sentence += (
+            f" {called[0].upper()}{called[1:]} is best, or level with the best, in {level} of {len(groups)} settings."
+        )
     return sentence
 
 
@@ -118,14 +120,14 @@ def _row(score: Facts, best: Facts) -> Row:
     )
 
 
-def _compare(scores: list[Facts]) -> str:
+def _compare(scores: list[Facts], method: str) -> str:
     """Hold our score against the best other one of a setting, and say so where the other is better."""
-    ours = _ours(scores)
+    ours = _ours(scores, method)
     what, unseen = SCORE_NAMES.get(ours["name"], ours["name"]), "never seen in training"
     reached = (
         f"On {ours['tasks']:,} tasks ({ours['setting']}) "
         f"{'with classes ' if ours['name'] == 'accuracy' else ''}{unseen}, "
-        f"the {ours['method']} reached {score_text(ours)} {what}"
+        f"{_called(ours)} reached {score_text(ours)} {what}"
     )
     rivals = [score for score in scores if score is not ours and "control" not in score["method"]]
     if not rivals:
@@ -138,8 +140,13 @@ def _compare(scores: list[Facts]) -> str:
     return f"{reached}; {rival['method']} did better, {score_text(rival)}{though}."
 
 
-def _ours(scores: list[Facts]) -> Facts:
-    return next((score for score in scores if score["method"].startswith(OURS)), scores[0])
+def _ours(scores: list[Facts], method: str) -> Facts:
+    return next((score for score in scores if score["method"].startswith(method)), scores[0])
+
+
+def _called(score: Facts) -> str:
+    name = str(score["method"])
+    return f"the {name}" if name.startswith(OURS) else name
 
 
 def _progress(run: Run) -> str:

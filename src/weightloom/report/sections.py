@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from weightloom.report.changes import change_bars, change_maps
+from weightloom.report.changes import change_bars, change_maps, task_titles
 from weightloom.report.compare import reliability_figures, sweep_figures, time_figures
 from weightloom.report.curves import CurveRow, curve_rows, scatter, worst_scatter
 from weightloom.report.figures import Figure
@@ -87,7 +87,7 @@ def _predicted(run: Run) -> Section:
 
 def _worst(run: Run) -> Section:
     count = run.facts.get("worst_of", 0)
-    explanation = f"Of {count} tasks that are none of the table's, these are the ones it did worst on."
+    explanation = f"Of {count} tasks drawn for this section alone, these are the ones it did worst on."
     curves, pictures = curve_rows(run, "worst_"), completed_images(run, "worst_")
     return Section("The worst tasks", explanation, worst_scatter(run), [], worst_strips(run), curves, pictures)
 
@@ -96,7 +96,7 @@ def _sweep(run: Run) -> Section:
     figures, sweep = sweep_figures(run), run.facts.get("sweep") or {"rows": []}
     tasks = [row["tasks"] for row in sweep["rows"]] or [0]
     many = f"{max(tasks)}" if min(tasks) == max(tasks) else f"{min(tasks)} to {max(tasks)}"
-    kind = "validation tasks" if sweep.get("early") else "tasks that are none of the table's"
+    kind = "validation tasks" if sweep.get("early") else "tasks drawn for this section alone"
     explanation = (
         f"How the score grows with the number of examples, and with fewer or more classes to tell apart: each point is "
         f"a mean over {many} {kind}, each band its 95 % interval, and what took too long to score is left out."
@@ -129,10 +129,8 @@ def _calibration(run: Run) -> Section:
 
 
 def _changes(run: Run) -> Section:
-    changes = run.facts.get("changes") or {}
-    tasks = "; ".join(f"task {index + 1} is {title}" for index, title in enumerate(changes.get("tasks", [])))
     explanation = (
         "How far the parameters made for two tasks are from the base network's own, and from each other, layer by "
-        f"layer: {tasks}."
+        f"layer: {task_titles(run)}."
     )
     return Section("What changed in each layer", explanation, change_bars(run), change_maps(run))

@@ -45,21 +45,34 @@ class FunctionNet(nn.Module):
         y_dim: Width of a value.
         features: Features of a position.
         spread: How fast features vary; a function can vary about as fast.
+        bounds: What values are known to lie between. Outside of training they are clamped to it; in training a value
+            beyond would have no gradient that brings it back.
 
     Example:
         >>> FunctionNet(2, 1)(torch.rand(7, 2)).shape
         torch.Size([7, 1])
     """
 
-    def __init__(self, x_dim: int, y_dim: int, features: int = 256, spread: float = 4.0) -> None:
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        features: int = 256,
+        spread: float = 4.0,
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
         super().__init__()
+        self.bounds = bounds
         self.trunk = FourierTrunk(x_dim, features, spread=spread)
         self.head = nn.Linear(features, y_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate it, (batch, x_dim) to (batch, y_dim)."""
-        values: Tensor = self.head(self.trunk(x))
-        return values
+        return self.bounded(self.head(self.trunk(x)))
+
+    def bounded(self, values: Tensor) -> Tensor:
+        """Clamp values to the bounds, outside of training."""
+        return values if self.training or self.bounds is None else values.clamp(*self.bounds)
 
 
 class HyperFunction(Learner):
@@ -115,9 +128,9 @@ class HyperFunction(Learner):
         if x.stride(0) == 0:
             features = self.base.trunk(x[0]).to(x.dtype)
             with _full_precision(x):
-                return (params["head.weight"] @ features.mT).mT + params["head.bias"][:, None]
+                return self.base.bounded((params["head.weight"] @ features.mT).mT + params["head.bias"][:, None])
         outputs: Tensor = apply_per_task(self.base.head, sub(params, "head"), apply_shared(self.base.trunk, x))
-        return outputs
+        return self.base.bounded(outputs)
 
 
 class _Points:

@@ -88,6 +88,7 @@ class GaussianPixels(Learner):
     Args:
         images: Images to measure the Gaussian on, (images, height, width): uint8 in 0 to 255, or float.
         ridge: Added to the variance of every pixel.
+        bounds: What grey values are known to lie between; the completed image is clamped to it.
 
     Source:
         Rasmussen and Williams, "Gaussian processes for machine learning" (2006), equation A.6.
@@ -98,8 +99,9 @@ class GaussianPixels(Learner):
     mean: Tensor
     covariance: Tensor
 
-    def __init__(self, images: Tensor, ridge: float = 1e-3) -> None:
+    def __init__(self, images: Tensor, ridge: float = 1e-3, bounds: tuple[float, float] | None = None) -> None:
         super().__init__()
+        self.bounds = bounds
         self.base = Picture(*images.shape[1:])
         pixels = images.flatten(1).double() / (255 if images.dtype == torch.uint8 else 1)
         centred = pixels - pixels.mean(0)
@@ -127,6 +129,7 @@ class GaussianPixels(Learner):
         weights = torch.linalg.solve(gram, miss[..., None])[..., 0]
         spread = weights.new_zeros(len(weights), len(self.mean)).scatter_add(1, pixel, weights)
         image = self.mean + spread @ self.covariance
+        image = image if self.bounds is None else image.clamp(*self.bounds)
         return {"pixels": image.to(support.y.dtype).unflatten(1, self.base.pixels.shape)}
 
     def predict(self, params: Params, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class ClassProblem(Problem):
     """
 
     kind = "classification"
-    at_once = 50
+    at_once = 25
 
     def __init__(self, config: FewShotConfig) -> None:
         self.config = config

@@ -151,12 +151,16 @@ def _spoken_digits(config: FewShotConfig) -> Pools:
 
 
 def _intents(config: FewShotConfig) -> Pools:
-    """Requests to a voice assistant to train on, those about banks and cards held out; a bank's customers to judge on."""
+    """Requests to a voice assistant to train on, a bank's customers to judge on.
+
+    To tune, the requests that are about banks and cards are held out and judged on: they are nearest to the bank's.
+    """
     pool, domains = load_intent_pool("clinc150"), load_intents("clinc150").groups
     near = torch.isin(domains, torch.tensor(NEAR_DOMAINS))
-    train, validation = (pick(pool, part.nonzero()[:, 0].tolist()) for part in (~near, near))
-    test = validation if config.held_out == "validation" else load_intent_pool("banking77")
-    return Pools(train, validation, test, start_scale=384.0)
+    if config.held_out == "validation":
+        train, test = (pick(pool, part.nonzero()[:, 0].tolist()) for part in (~near, near))
+        return Pools(train, test, test, start_scale=INTENT_SCALE)
+    return Pools(pool, pool, load_intent_pool("banking77"), start_scale=INTENT_SCALE)
 
 
 def _folder(config: FewShotConfig) -> Pools:
@@ -182,7 +186,10 @@ def _folder(config: FewShotConfig) -> Pools:
 
 
 NEAR_DOMAINS = (1, 2)
-"""CLINC150's domains of banking and of credit cards: too near to Banking77 to be trained on."""
+"""CLINC150's domains of banking and of credit cards."""
+
+INTENT_SCALE = 20.0 * 384
+"""Features have unit length: squared distances are of order one, not of order 384."""
 
 LOADERS: dict[str, Callable[[FewShotConfig], Pools]] = {
     "digits": _digits,

@@ -2,7 +2,7 @@
 
 In:   trained methods and the problem they solve.
 Out:  ``evaluation.safetensors`` in the run's folder.
-Tasks are drawn for it alone: those of the table are never shown, so that nothing is chosen by looking at them.
+Tasks are drawn for it alone, with another seed than those of the table.
 """
 
 from weightloom.apps.fewshot.show.write import write_showcase as write_showcase
