@@ -129,6 +129,7 @@ class ResidualTrunk(nn.Module):
         channels: Channels of each block.
         norm: How it is normalised.
         last_pair: Whether the last block has a residual pair too.
+        unit: Whether features are centred and brought to one length, as `UnitLength` does.
 
     Source:
         He et al., "Deep residual learning for image recognition" (2016): the pair, its second norm before the sum.
@@ -141,6 +142,7 @@ class ResidualTrunk(nn.Module):
         channels: Sequence[int] = (32, 64, 128, 256),
         norm: Norm = "batch",
         last_pair: bool = False,
+        unit: bool = False,
     ) -> None:
         super().__init__()
         self.blocks = nn.Sequential()
@@ -150,12 +152,39 @@ class ResidualTrunk(nn.Module):
                 block.append(ResidualPair(width, norm))
             self.blocks.append(block)
             channels_in, size = width, (size + 1) // 2
-        self.features = channels_in * size * size
+        self.channels, self.features = channels_in, channels_in * size * size
+        self.last = UnitLength(self.features) if unit else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Read features, (batch, channels, height, width) to (batch, features)."""
-        features: Tensor = self.blocks(x).flatten(1)
+        """Read features, (batch, channels, height, width) to (batch, features), channel by channel."""
+        features: Tensor = self.last(self.blocks(x).flatten(1))
         return features
+
+
+class UnitLength(nn.Module):
+    """Subtract the mean of all features seen in training, then bring what is left to the length √features.
+
+    Args:
+        features: Width of the features.
+        speed: Share of a batch in the running mean.
+
+    Source:
+        Wang et al., "SimpleShot" (2019), its CL2N, with a running mean in the place of that of all training classes.
+    """
+
+    centre: Tensor
+
+    def __init__(self, features: int, speed: float = 0.01) -> None:
+        super().__init__()
+        self.speed = speed
+        self.register_buffer("centre", torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Centre and scale, (batch, features)."""
+        x = x.float()
+        if self.training:
+            self.centre.lerp_(x.detach().mean(0), self.speed)
+        return nn.functional.normalize(x - self.centre, dim=-1) * x.shape[-1] ** 0.5
 
 
 class ResidualPair(nn.Module):
@@ -199,9 +228,10 @@ class ResidualNet(nn.Module):
         channels: Sequence[int] = (32, 64, 128, 256),
         norm: Norm = "batch",
         last_pair: bool = False,
+        unit: bool = False,
     ) -> None:
         super().__init__()
-        self.trunk = ResidualTrunk(channels_in, size, channels, norm, last_pair)
+        self.trunk = ResidualTrunk(channels_in, size, channels, norm, last_pair, unit)
         self.head = nn.Linear(self.trunk.features, ways)
 
     def forward(self, x: Tensor) -> Tensor:

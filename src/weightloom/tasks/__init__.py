@@ -7,9 +7,11 @@ Knows nothing of networks.
 
 from weightloom.tasks.augment import Colour as Colour
 from weightloom.tasks.augment import Crop as Crop
+from weightloom.tasks.augment import CutOut as CutOut
 from weightloom.tasks.augment import Flip as Flip
 from weightloom.tasks.augment import InTurn as InTurn
 from weightloom.tasks.augment import Jitter as Jitter
+from weightloom.tasks.augment import Zoom as Zoom
 from weightloom.tasks.cifar_fs import load_cifar_fs as load_cifar_fs
 from weightloom.tasks.classes import ClassTasks as ClassTasks
 from weightloom.tasks.data import ClassPool as ClassPool

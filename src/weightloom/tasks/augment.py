@@ -103,3 +103,46 @@ class Colour:
         images = (images * brightness).clamp(0, 1)
         images = images.mean((1, 2, 3), keepdim=True).lerp(images, contrast).clamp(0, 1)
         return images.mean(1, keepdim=True).lerp(images, saturation).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """Cut a smaller square out of each image, anywhere in it, and enlarge it to the whole; each differently.
+
+    Source:
+        Szegedy et al., "Going deeper with convolutions" (2015), section 6: crops of random size, here all square.
+    """
+
+    smallest: float = 0.7
+    """The side of the square is drawn from U(smallest, 1) of the image's."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Change images (images, channels, height, width), float."""
+        side = self.smallest + (1 - self.smallest) * torch.rand(len(images), generator=generator)
+        right, down = (1 - side) * (2 * torch.rand(2, len(images), generator=generator) - 1)
+        nought = torch.zeros_like(side)
+        rows = torch.stack([side, nought, right, nought, side, down], dim=1).view(-1, 2, 3)
+        grid = affine_grid(rows, list(images.shape), align_corners=False).to(images.dtype)
+        return grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+@dataclass(frozen=True)
+class CutOut:
+    """Paint a square of each image grey, each elsewhere; at an edge only a part of it lies within.
+
+    Source:
+        DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout" (2017).
+    """
+
+    size: int = 10
+    """Side of the square, in pixels."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Change images (images, channels, height, width), float in 0 to 1."""
+        height, width = images.shape[-2:]
+        down = torch.randint(height, (len(images), 1, 1, 1), generator=generator)
+        right = torch.randint(width, (len(images), 1, 1, 1), generator=generator)
+        rows = torch.arange(height)[:, None] - down + self.size // 2
+        columns = torch.arange(width) - right + self.size // 2
+        within = (rows >= 0) & (rows < self.size) & (columns >= 0) & (columns < self.size)
+        return images.masked_fill(within, 0.5)

@@ -18,6 +18,7 @@ METHODS = {
     "anil": "the same, but only the last layer is adapted",
     "cavia": "the same, but only a few further inputs are adapted",
     "protonet": "a trunk that all tasks share, and the class whose mean feature is nearest",
+    "protonet-unit": "the same, on features that are centred and brought to one length",
     "probe": "a trunk trained to tell all training classes apart, and a linear head fitted to each support set",
     "scratch": "the base network, trained on each support set alone",
     "centroid": "the class whose mean input is nearest",
@@ -38,7 +39,7 @@ _IMAGES: tuple[str, ...] = (
     "maml-first-order",
     "anil",
 )
-_IMAGES += ("protonet", "probe", "scratch", "centroid")
+_IMAGES += ("protonet", "protonet-unit", "probe", "scratch", "centroid")
 _FEATURES = (
     "hypernetwork",
     "hyper-maml",
@@ -141,11 +142,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_ways": 24,
         "shots": (1, 5),
         "queries": 9,
-        "steps": 3000,
+        "steps": 2000,
         "tasks": 1,
         "test_tasks": 1000,
         "comparators": ("protonet", "centroid"),
         **IMAGES,
+        "weight_decay": 0.05,
     },
     "spoken-digits": {
         "ways": (5,),

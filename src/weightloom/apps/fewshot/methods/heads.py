@@ -6,12 +6,14 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.functional import normalize
 
 from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.base import apply_per_task, apply_shared
 from weightloom.conditions import class_statistics
 from weightloom.hypernets import HeadHyperNetwork
 from weightloom.hypernets.head import prototype_head
+from weightloom.losses import cross_entropy_per_task
 from weightloom.params import Params, sub
 from weightloom.tasks import Tasks
 
@@ -32,11 +34,15 @@ class HeadLearner(Learner):
 
     Args:
         base: A network with a trunk that is shared and a head that every task brings, of any ways.
+        classes: How many classes meta-training draws from, `Tasks.hidden` saying which; the trunk is then also trained
+            to tell all of them apart, which helps where classes are few. 0: it is not.
     """
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, classes: int = 0) -> None:
         super().__init__()
         self.base = with_generated_head(base)
+        width = getattr(cast("TrunkAndHead", self.base).trunk, "channels", 0)
+        self.all_classes = CosineClassifier(width, classes) if classes else None
 
     @abstractmethod
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
@@ -75,8 +81,11 @@ class HeadLearner(Learner):
         taken = in_turns(support, query, tasks)
         with torch.autocast(support.device.type, enabled=False):
             params = self.head(taken.support_x, taken.support_y, taken.support_mask)
-        losses = self.loss_per_task(self._answer(params, taken.query_x), taken.query_y)
-        return losses.view(-1, len(support)).mean(0)
+        losses = self.loss_per_task(self._answer(params, taken.query_x), taken.query_y).view(-1, len(support)).mean(0)
+        if self.all_classes is None:
+            return losses
+        labels = tasks.hidden.gather(1, torch.cat([tasks.support_y, tasks.query_y], dim=1))
+        return losses + cross_entropy_per_task(self.all_classes(torch.cat([support, query], dim=1)), labels)
 
 
 class HyperHead(HeadLearner):
@@ -85,16 +94,36 @@ class HyperHead(HeadLearner):
     Args:
         base: A network with a trunk that is shared and a head that is generated.
         start_scale: How sharp the head is at step 0.
+        classes: As for `HeadLearner`.
     """
 
-    def __init__(self, base: nn.Module, start_scale: float = 1.0) -> None:
-        super().__init__(base)
+    def __init__(self, base: nn.Module, start_scale: float = 1.0, classes: int = 0) -> None:
+        super().__init__(base, classes)
         self.hyper = HeadHyperNetwork("head", start_scale=start_scale)
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
         """Generate the head."""
         params: Params = self.hyper(features, labels, mask)
         return params
+
+
+class CosineClassifier(nn.Module):
+    """Tell all training classes apart by the angle between their directions and the features, averaged over places.
+
+    Args:
+        channels: Channels of the trunk's last map, whose features come channel by channel.
+        classes: How many classes.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(torch.randn(classes, channels))
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Classify features, (tasks, batch, features) to (tasks, batch, classes)."""
+        averaged = features.unflatten(2, (self.directions.shape[1], -1)).mean(3)
+        return self.log_scale.exp() * normalize(averaged, dim=2) @ normalize(self.directions, dim=1).mT
 
 
 def in_turns(support: Tensor, query: Tensor, tasks: Tasks) -> Tasks:

@@ -75,20 +75,22 @@ class ClassProblem(Problem):
         ways = min(self.config.ways[0], self.pools.most_ways(groups, len(pool.names)))
         return ClassTasks(pool.examples, pool.counts, ways, shots, self.config.queries, groups=groups)
 
-    def build(self, outputs: int) -> nn.Module:
-        """The base network of every method."""
+    def build(self, outputs: int, unit: bool = False) -> nn.Module:
+        """The base network of every method; ``unit`` brings its features to one length."""
         if len(self.event) == 1:
             return FeatureNet(self.event[0], outputs)
         norm = NORMS[self.config.normalisation or "group"]
         if "channels" in self.pools.network and isinstance(self.pools.network["channels"], int):
             return ConvNet(self.event[0], self.event[1], outputs, **self.pools.network, norm=norm)
-        return ResidualNet(self.event[0], self.event[1], outputs, **self.pools.network, norm=norm)
+        return ResidualNet(self.event[0], self.event[1], outputs, **self.pools.network, norm=norm, unit=unit)
 
     def methods(self) -> dict[str, Callable[[], Learner]]:
         """What builds each method."""
         config, scale = self.config, self.pools.start_scale
         ways = config.ways[0] if config.ways else 2
         steps, rate = config.inner_steps, config.inner_lr
+        unit, sharp = self.pools.unit_scale is not None, self.pools.unit_scale or scale
+        classes = len(self.train.names) if self.pools.tell_all_apart else 0
 
         def film(name: str, parameter: Tensor) -> bool:
             return parameter.ndim == 1 and name.startswith("blocks")  # scales and shifts of norms
@@ -104,7 +106,7 @@ class ClassProblem(Problem):
             return learner
 
         return {
-            "hypernetwork": lambda: HyperHead(self.build(ways), scale),
+            "hypernetwork": lambda: HyperHead(self.build(ways, unit), sharp, classes),
             "hyper-film": lambda: HyperConvs(self.build(ways), film, scale),
             "hyper-lowrank": lambda: HyperConvs(self.build(ways), {kernels: LowRank(4)}, scale),
             "hyper-maml": lambda: InnerSteps(HyperHead(self.build(ways), scale), steps or 3, rate or 0.01),
@@ -112,7 +114,8 @@ class ClassProblem(Problem):
             "maml": inner,
             "maml-first-order": lambda: inner(first_order=True),
             "anil": lambda: inner(ANIL),
-            "protonet": lambda: ProtoNet(self.build(ways), scale),
+            "protonet": lambda: ProtoNet(self.build(ways), scale, classes),
+            "protonet-unit": lambda: ProtoNet(self.build(ways, True), self.pools.unit_scale or scale, classes),
             "probe": lambda: LinearProbe(self.build(ways), len(self.train.names)),
             "scratch": lambda: FromScratch(self.build, steps=50, inner_lr=3e-3),
             "centroid": lambda: NearestCentroid(self.train.examples[0, 0].numel()),

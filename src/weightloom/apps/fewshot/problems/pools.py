@@ -18,7 +18,7 @@ from weightloom.tasks import (
     omniglot_split,
     rotated,
 )
-from weightloom.tasks.augment import Colour, Crop, Flip
+from weightloom.tasks.augment import Colour, Crop, CutOut, Flip, Zoom
 from weightloom.tasks.cifar_fs import load_cifar_fs
 from weightloom.tasks.classes import Augment
 from weightloom.tasks.data import class_groups, lake_split
@@ -42,6 +42,10 @@ class Pools:
     """Options of the base network, as of `ConvNet`."""
     start_scale: float = 1.0
     """How sharp heads are at step 0."""
+    unit_scale: float | None = None
+    """Bring the features of the generated head to one length, and start it as sharp as this; None leaves them."""
+    tell_all_apart: bool = False
+    """Train trunks also to tell all training classes apart, whatever the head."""
     augment: Augment | None = None
     train_groups: Tensor | None = None
     validation_groups: Tensor | None = None
@@ -122,12 +126,14 @@ def _cifar_fs(config: FewShotConfig) -> Pools:
     parts = {name: pick(pool, classes) for name, classes in split.items()}
     test = parts["validation" if config.held_out == "validation" else "test"]
     return Pools(
-        parts["train"],
+        rotated(parts["train"], (1, 2, 3)),
         parts["validation"],
         test,
         start_scale=6.0,
+        unit_scale=10.0,
+        tell_all_apart=True,
         network={"channels": (48, 96, 192), "last_pair": True},
-        augment=InTurn((Flip(), Crop(4), Colour(0.4))),
+        augment=InTurn((Flip(), Crop(4), Zoom(0.7), Colour(0.4), CutOut(10))),
     )
 
 
