@@ -9,6 +9,7 @@ from weightloom.apps.fewshot.show.draw import (
     MAP_TASKS,
     SHOWN_TASKS,
     Shown,
+    answered,
     generator,
     lowest,
     mapped_condition,
@@ -18,6 +19,7 @@ from weightloom.apps.fewshot.show.draw import (
 from weightloom.tasks import Tasks, TaskSource
 
 MAP_CLASSES = 10
+MAP_S = 4.0
 PICTURE = 3
 """Axes of what can be drawn: channels, height, width."""
 
@@ -38,8 +40,8 @@ def worst(learner: Learner, problem: ClassProblem, early: bool) -> Shown:
 
 def conditions(learner: Learner, problem: ClassProblem, early: bool) -> Shown | str:
     """What the method knows of each class of many tasks, by class; or of each task, by how well it did."""
-    shots = max(problem.config.shots or (1,))
-    tasks = source_of(problem, shots, early).sample(MAP_TASKS, generator())
+    source = source_of(problem, max(problem.config.shots or (1,)), early)
+    tasks = source.sample(MAP_TASKS // 2, generator())
     known = mapped_condition(learner, tasks)
     if known is None:
         return "The method has no condition to draw."
@@ -51,8 +53,12 @@ def conditions(learner: Learner, problem: ClassProblem, early: bool) -> Shown | 
             {"conditions": known[kept], "condition_class": torch.searchsorted(shown, tasks.hidden[kept])},
             {"condition_names": [pool.names[i] for i in shown.tolist()], "condition_of": "class"},
         )
-    parts = [tasks.take(slice(first, first + 50)) for first in range(0, MAP_TASKS, 50)]
-    scores = torch.cat([score_per_task(learner.answer(part), part.query_y) for part in parts])
+    parts = [
+        (mapped_condition(learner, drawn), score_per_task(outputs, drawn.query_y))
+        for drawn, outputs in answered(learner, source, MAP_TASKS // 2, MAP_S)
+    ]
+    known = torch.cat([condition for condition, _ in parts if condition is not None])
+    scores = torch.cat([score for _, score in parts])
     names = {"condition_value_names": ["accuracy"], "condition_of": "task"}
     return {"conditions": known.flatten(1), "condition_value": scores[:, None]}, names
 
