@@ -6,6 +6,7 @@ Everything is float64, and `build` gives the same network every time it is calle
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from weightloom.conditions import DeepSets, SupportAttention
+from weightloom.conditions import DeepSets, GridEncoder, SupportAttention
 from weightloom.forms import Chunked, FiLM, Full, LowRank, RowScale, Template
 from weightloom.hypernets import (
     ChunkedHyperNetwork,
@@ -430,6 +431,7 @@ HYPERNETWORKS = bank(
 ENCODERS = bank(
     deep_sets=DeepSets,
     attention=SupportAttention,
+    grid=partial(GridEncoder, size=9, low=-3.0, high=3.0, hidden=(32,)),
 )
 """Each is built with ``x_dim``, ``y_dim`` and ``condition_dim``."""
 

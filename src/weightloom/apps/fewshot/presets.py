@@ -13,6 +13,7 @@ METHODS = {
     "hyper-maml": "the hypernetwork, then gradient steps on what it wrote, trained end to end",
     "film": "scales and shifts only, generated from the support set",
     "cnp": "a conditional neural process: the condition is one more input of a network that all tasks share",
+    "cnp-grid": "the same, the support set being spread over a grid, as for the hypernetwork",
     "maml": "a start that all tasks share, then gradient steps through which it is trained",
     "maml-first-order": "the same, the inner gradients taken as constants",
     "anil": "the same, but only the last layer is adapted",
@@ -29,41 +30,15 @@ METHODS = {
 }
 """Every method by name, and what it is."""
 
-_IMAGES: tuple[str, ...] = (
-    "hypernetwork",
-    "hyper-film",
-    "hyper-lowrank",
-    "hyper-maml",
-    "film",
-    "maml",
-    "maml-first-order",
-    "anil",
+_INNER = ("maml", "maml-first-order", "anil")
+_OURS = ("hypernetwork", "hyper-film", "hyper-lowrank", "hyper-maml")
+_IMAGES = (*_OURS, "film", *_INNER, "protonet", "protonet-unit", "probe", "scratch", "centroid")
+_FEATURES = ("hypernetwork", "hyper-maml", *_INNER, "protonet", "probe", "scratch", "centroid")
+_CURVES = (
+    *("hypernetwork", "hyper-transformer", "hyper-maml", "film", "cnp"),
+    *(*_INNER, "cavia", "scratch", "polynomial", "ridge"),
 )
-_IMAGES += ("protonet", "protonet-unit", "probe", "scratch", "centroid")
-_FEATURES = (
-    "hypernetwork",
-    "hyper-maml",
-    "maml",
-    "maml-first-order",
-    "anil",
-    "protonet",
-    "probe",
-    "scratch",
-    "centroid",
-)
-_CURVES: tuple[str, ...] = (
-    "hypernetwork",
-    "hyper-transformer",
-    "hyper-maml",
-    "film",
-    "cnp",
-    "maml",
-    "maml-first-order",
-    "anil",
-    "cavia",
-)
-_CURVES += ("scratch", "polynomial", "ridge")
-_FUNCTIONS = ("hypernetwork", "cnp", "interpolation", "gaussian")
+_FUNCTIONS = ("hypernetwork", "cnp", "cnp-grid", "interpolation", "gaussian")
 
 FITS = {
     "digits": _IMAGES,
@@ -223,11 +198,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_ways": 1,
         "shots": (40, 80, 160),
         "queries": 784,
-        "steps": 4000,
+        "steps": 15000,
         "tasks": 64,
         "outer_lr": 1e-3,
+        "evaluate_every": 1000,
+        "precision": "bf16-mixed",
         "test_tasks": 1000,
-        "comparators": ("cnp", "interpolation", "gaussian"),
+        "comparators": ("cnp", "cnp-grid", "interpolation", "gaussian"),
     },
 }
 """What suits each data set; tuned on validation tasks, the comparators with the same care."""

@@ -258,7 +258,7 @@ def _train(
         block_steps=config.block_steps,
     )
     resume = (folder / "checkpoints" / "last.safetensors").is_file()
-    source = problem.train_source(learner.ways)
+    source = problem.train_source(learner)
     return learner.fit(source, options, run=folder, resume=resume, evaluate=evaluate, fabric=fabric, quiet=quiet)
 
 
@@ -277,7 +277,7 @@ def _steps(learner: Learner, problem: Problem, config: FewShotConfig, folder: Pa
         few = TrainOptions(steps=12, tasks=config.tasks // fabric.world_size, outer_lr=config.outer_lr)
         alone = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
         times: list[float] = []
-        source = Timed(problem.train_source(learner.ways), times)
+        source = Timed(problem.train_source(learner), times)
         copy.deepcopy(learner).fit(source, few, fabric=alone)
         step_s = median(b - a for a, b in pairwise(times[2:]))
         folder.mkdir(parents=True, exist_ok=True)

@@ -45,11 +45,12 @@ class ClassProblem(Problem):
             self.test_source(shots, ways)  # refuse what cannot be drawn before anything is written
         self.train_source()
 
-    def train_source(self, ways: int | None = None) -> TaskSource:
+    def train_source(self, learner: Learner | None = None) -> TaskSource:
         """Classes of meta-training, augmented; shots as in the table, chosen for each batch, the others are queries."""
         config, pools = self.config, self.pools
         assert config.train_ways and config.queries and config.shots
-        ways = ways or min(config.train_ways, pools.most_ways(pools.train_groups, len(self.train.names)))
+        fixed = learner.ways if learner else None
+        ways = fixed or min(config.train_ways, pools.most_ways(pools.train_groups, len(self.train.names)))
         options: dict[str, Any] = {"augment": pools.augment, "groups": pools.train_groups}
         drawn = min(config.shots) + config.queries
         sources = [

@@ -46,7 +46,7 @@ class CurveProblem(Problem):
             self.test_source(shots)
         self.train_source()
 
-    def train_source(self, ways: int | None = None) -> TaskSource:
+    def train_source(self, learner: Learner | None = None) -> TaskSource:
         """Any number of shots from 1; of sinusoids, half of the tasks with the most."""
         assert self.config.queries and self.config.shots
         most, queries = max(self.config.shots), self.config.queries

@@ -2,13 +2,21 @@
 
 from collections.abc import Callable
 
-from torch import nn
-
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.learner import Learner
+from weightloom.apps.fewshot.methods.cnp import ConditionalNeuralProcess
+from weightloom.apps.fewshot.methods.conditioned import Conditioned
+from weightloom.apps.fewshot.methods.functions import FunctionNet, HyperFunction
+from weightloom.apps.fewshot.methods.interpolation import GaussianPixels, Interpolation
 from weightloom.apps.fewshot.problems.problem import Problem
+from weightloom.conditions import DeepSets, GridEncoder
 from weightloom.tasks import TaskSource
 from weightloom.tasks.functions import FunctionTasks, load_mnist
+
+GREY = (0.0, 1.0)
+CNP_QUERIES = 128
+"""Pixels that a conditional neural process is trained on at a time: unlike a generated head it runs its whole network
+for each pixel of each image, and with all pixels it would take a sixth of the steps in the same time."""
 
 
 class FunctionProblem(Problem):
@@ -26,32 +34,46 @@ class FunctionProblem(Problem):
         train, test = load_mnist()
         self.train, self.validation = train[:-1000], train[-1000:]
         assert config.test_tasks
-        self.judged = self.validation if config.held_out == "validation" else test[: config.test_tasks]
+        self.held_out = self.validation if config.held_out == "validation" else test[: config.test_tasks]
         for shots in config.shots or ():
             self.test_source(shots)
 
-    def train_source(self, ways: int | None = None) -> TaskSource:
+    def train_source(self, learner: Learner | None = None) -> TaskSource:
         """Any number of pixels from half of the fewest that are judged to a quarter more than the most."""
         assert self.config.shots
-        fewest, most = min(self.config.shots) // 2, max(self.config.shots) * 5 // 4
-        return FunctionTasks(self.train, most, queries=200, fewest_shots=max(fewest, 1))
+        fewest, most = max(min(self.config.shots) // 2, 1), max(self.config.shots) * 5 // 4
+        queries = CNP_QUERIES if isinstance(learner, ConditionalNeuralProcess) else None
+        return FunctionTasks(self.train, most, queries, fewest, together=True)
 
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
         """Images never seen, every one once; all pixels are asked for."""
-        return FunctionTasks(self.judged, shots)
+        return FunctionTasks(self.held_out, shots, fewest_shots=1 if self.config.uneven_shots else None)
 
     def validation_source(self, shots: int) -> TaskSource:
         """Images that are not trained on."""
         return FunctionTasks(self.validation, shots)
 
-    def build(self, outputs: int) -> nn.Module:
+    def build(self, outputs: int) -> FunctionNet:
         """The base network of the hypernetwork."""
-        raise NotImplementedError
+        return FunctionNet(2, outputs, bounds=GREY)
 
     def methods(self) -> dict[str, Callable[[], Learner]]:
         """What builds each method."""
-        return {}
+        size = int(self.train.shape[-1])
+
+        def cnp(encoder: DeepSets | GridEncoder) -> Learner:
+            return ConditionalNeuralProcess(encoder, Conditioned(2, 1, 256, hidden=(256, 256, 256)))
+
+        return {
+            "hypernetwork": lambda: HyperFunction(
+                self.build(1), GridEncoder(2, 1, 256, size=size, hidden=(512,)), hidden=(512,)
+            ),
+            "cnp": lambda: cnp(DeepSets(2, 1, 256, hidden=256)),
+            "cnp-grid": lambda: cnp(GridEncoder(2, 1, 256, size=size, hidden=(512,))),
+            "interpolation": lambda: Interpolation(2, 1, power=4.0),
+            "gaussian": lambda: GaussianPixels(self.train, bounds=GREY),
+        }
 
     def setting(self, shots: int, ways: int) -> str:
         """How many pixels are observed."""
-        return f"{shots} pixels"
+        return f"1-to-{shots} pixels" if self.config.uneven_shots and shots > 1 else f"{shots} pixels"

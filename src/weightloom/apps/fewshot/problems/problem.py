@@ -26,8 +26,8 @@ class Problem(ABC):
     """How many tasks are judged in one pass."""
 
     @abstractmethod
-    def train_source(self, ways: int | None = None) -> TaskSource:
-        """Tasks of meta-training; ``ways`` for methods that fit one number of classes, None for the config's."""
+    def train_source(self, learner: Learner | None = None) -> TaskSource:
+        """Tasks of meta-training, as they suit a method; None for any."""
 
     @abstractmethod
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
