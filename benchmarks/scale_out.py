@@ -1,5 +1,4 @@
-"""Meta-train with one process, with two, and with two machines played by torchrun: tasks per second, and whether it is
-the same training.
+"""Meta-train with one process, two, and two machines played by torchrun: how quick, and whether it is the same.
 
     python benchmarks/scale_out.py --record benchmarks/records/scale-out.json
 
@@ -19,7 +18,7 @@ from statistics import median
 from weightloom.checkpoint import load_tensors
 from weightloom.records import environment, read_record, write_record
 
-OPTIONS = "--data sinusoid --steps 600 --tasks 256 --test-tasks 20 --comparators --evaluate-every 600 --quiet".split()
+OPTIONS = ["--data", "sinusoid", "--steps", "600", "--tasks", "256", "--test-tasks", "20", "--comparators", "--quiet"]
 WAYS = {"1 process": [], "2 processes": ["--devices", "2"], "2 machines, played by torchrun": ["--nodes", "2"]}
 
 
