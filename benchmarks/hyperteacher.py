@@ -23,8 +23,8 @@ from weightloom.apps.fewshot.methods.maml import ANIL, MAML
 from weightloom.apps.fewshot.methods.modular import (
     LayerwiseHyperNetwork,
     ModularHyperNetwork,
-    soft_cross_entropy_per_task,
 )
+from weightloom.losses import soft_cross_entropy_per_task
 from weightloom.networks import mlp
 from weightloom.records import environment, peak_memory_bytes, read_record, summary, summary_over_seeds, write_record
 from weightloom.tasks import Tasks

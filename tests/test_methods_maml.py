@@ -12,10 +12,9 @@ from weightloom.apps.fewshot.methods.maml import ANIL, MAML
 from weightloom.apps.fewshot.methods.modular import (
     LayerwiseHyperNetwork,
     ModularHyperNetwork,
-    soft_cross_entropy_per_task,
 )
 from weightloom.errors import ConfigError
-from weightloom.losses import masked_loss
+from weightloom.losses import masked_loss, soft_cross_entropy_per_task
 from weightloom.networks import mlp
 
 ADAM = (0.9, 0.999)

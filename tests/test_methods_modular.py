@@ -11,10 +11,10 @@ from weightloom.apps.fewshot.methods.maml import ANIL
 from weightloom.apps.fewshot.methods.modular import (
     LayerwiseHyperNetwork,
     ModularHyperNetwork,
-    soft_cross_entropy_per_task,
 )
 from weightloom.errors import ShapeError
 from weightloom.hypernets import MLPHyperNetwork
+from weightloom.losses import soft_cross_entropy_per_task
 from weightloom.networks import mlp
 from weightloom.tasks.hyperteacher import HyperteacherTasks
 from weightloom.testing import check_hypernetwork

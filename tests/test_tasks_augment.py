@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from weightloom.errors import ConfigError
-from weightloom.tasks import Colour, Crop, Flip, InTurn
+from weightloom.tasks import Colour, Crop, CutOut, Flip, InTurn, Zoom
 
 MANY = 4000
 OFF = 5 * math.sqrt(MANY / 4)
@@ -87,3 +87,27 @@ def test_changes_in_turn_draw_on_one_generator():
     images, generator = torch.rand(9, 3, 8, 8), seeded()
     expected = Colour()(Crop(2)(Flip()(images, generator), generator), generator)
     assert torch.equal(InTurn((Flip(), Crop(2), Colour()))(images, seeded()), expected)
+
+
+def test_a_zoomed_image_shows_a_square_of_the_image_and_nothing_else():
+    """On a plane of x + 10 y the square that is shown can be read off: its side and its place."""
+    size = 16
+    middle = (torch.arange(size) + 0.5) * 2 / size - 1
+    plane = (middle + 10 * middle[:, None]).expand(500, 1, -1, -1).double()
+    zoomed = Zoom(0.6)(plane, seeded())[:, 0, 3:-3, 3:-3]
+    across, down = zoomed[:, 0, 1] - zoomed[:, 0, 0], zoomed[:, 1, 0] - zoomed[:, 0, 0]
+    side = across * size / 2
+    torch.testing.assert_close(down, 10 * across, rtol=1e-6, atol=1e-6)
+    assert 0.6 <= side.min() < 0.63 and 0.97 < side.max() <= 1.0
+    assert Zoom(1.0)(plane, seeded()).sub(plane).abs().max() < 1e-6
+
+
+def test_a_square_of_each_image_is_grey_and_the_rest_as_it_was():
+    images = torch.ones(MANY, 2, 12, 12)
+    cut = CutOut(4)(images, seeded())
+    grey = cut == 0.5
+    assert torch.equal(cut[~grey], images[~grey]) and torch.equal(grey[:, 0], grey[:, 1])
+    count = grey[:, 0].sum((1, 2))
+    assert count.max() == 16 and count.min() >= 4  # a corner of it, at the least
+    inside = (count == 16).float().mean().item()
+    assert abs(inside - (9 / 12) ** 2) < 5 * math.sqrt(0.25 / MANY)

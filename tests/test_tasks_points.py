@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from weightloom.errors import ConfigError
-from weightloom.tasks.points import PointPool, PointTasks
+from weightloom.tasks.points import PointPool, PointTasks, Stretch
 
 COUNTS = torch.tensor([4, 9, 6, 5])
 
@@ -79,3 +79,19 @@ def test_the_same_seed_gives_the_same_tasks():
 def test_what_cannot_be_drawn_is_refused(options, said):
     with pytest.raises(ConfigError, match=said):
         draw(**options)
+
+
+def test_a_stretched_task_is_the_same_curve_on_other_axes():
+    """After x -> a x + b and y -> c y, each the same for all points of a task; masked points stay zero."""
+    plain, changed = draw(shots=4, fewest_shots=2), draw(shots=4, fewest_shots=2, augment=Stretch())
+    there = plain.support_mask[..., None]
+    assert torch.equal(plain.support_mask, changed.support_mask)
+    assert (changed.support_x[~there] == 0).all() and (changed.support_y[~there] == 0).all()
+    unit_y = changed.query_y[:, :1] / plain.query_y[:, :1]
+    torch.testing.assert_close(changed.query_y, unit_y * plain.query_y, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(changed.support_y, unit_y * plain.support_y, rtol=1e-4, atol=1e-4)
+    rise = (changed.support_x[:, 1] - changed.support_x[:, 0]) / (plain.support_x[:, 1] - plain.support_x[:, 0])
+    expected = changed.support_x[:, :1] + rise[:, None] * (plain.query_x - plain.support_x[:, :1])
+    torch.testing.assert_close(changed.query_x, expected, rtol=1e-3, atol=1e-2)
+    assert 0.3 < (rise < 0).float().mean() < 0.7 and 0.3 < (unit_y < 0).float().mean() < 0.7
+    assert abs(unit_y.abs().log().std() - 0.5) < 0.1 and abs(rise.abs().log().std() - 0.25) < 0.05

@@ -40,6 +40,20 @@ def cross_entropy_per_task(
     return per_point.view(labels.shape).mean(1)
 
 
+def soft_cross_entropy_per_task(
+    logits: Float[Tensor, "tasks batch classes"], targets: Float[Tensor, "tasks batch classes"]
+) -> Float[Tensor, " tasks"]:
+    """Mean cross-entropy of each task in nats, where each target is a distribution.
+
+    Example:
+        >>> import torch
+        >>> soft_cross_entropy_per_task(torch.zeros(2, 3, 4), torch.full((2, 3, 4), 0.25))
+        tensor([1.3863, 1.3863])
+    """
+    per_point = cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+    return per_point.view(targets.shape[:2]).mean(1)
+
+
 def loss_per_task(outputs: Tensor, targets: Tensor) -> Float[Tensor, " tasks"]:
     """Return the usual loss of each task: cross-entropy where targets are labels, mean squared error elsewhere.
 

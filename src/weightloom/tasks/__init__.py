@@ -31,8 +31,10 @@ from weightloom.tasks.functions import load_mnist as load_mnist
 from weightloom.tasks.functions import pixel_positions as pixel_positions
 from weightloom.tasks.growth import growth_split as growth_split
 from weightloom.tasks.growth import load_growth_curves as load_growth_curves
+from weightloom.tasks.hyperteacher import HyperteacherTasks as HyperteacherTasks
 from weightloom.tasks.points import PointPool as PointPool
 from weightloom.tasks.points import PointTasks as PointTasks
+from weightloom.tasks.points import Stretch as Stretch
 from weightloom.tasks.sinusoid import SinusoidTasks as SinusoidTasks
 from weightloom.tasks.spoken import SpokenDigits as SpokenDigits
 from weightloom.tasks.spoken import load_spoken_digits as load_spoken_digits

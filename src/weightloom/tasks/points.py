@@ -31,6 +31,35 @@ class PointPool(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Mirror, stretch and shift the axes of each task at random: more kinds of curves to train on than there are.
+
+    x becomes ± a x + b and y becomes ± c y, the same for all points of a task, with log a and log c normal.
+    """
+
+    x: float = 0.25
+    """Standard deviation of log a."""
+    shift: float = 0.2
+    """Standard deviation of b."""
+    y: float = 0.5
+    """Standard deviation of log c."""
+
+    def __call__(self, tasks: Tasks, generator: torch.Generator) -> Tasks:
+        """Change some tasks; what is masked stays zero."""
+        size = (len(tasks.support_x), 1, 1)
+        signs = 2.0 * torch.randint(2, (2, *size), generator=generator) - 1
+        a, c, b = torch.randn(3, *size, generator=generator).unbind()
+        x_unit, y_unit = signs[0] * (self.x * a).exp(), signs[1] * (self.y * c).exp()
+        there = tasks.support_mask[..., None]
+        return tasks._replace(
+            support_x=(tasks.support_x * x_unit + self.shift * b) * there,
+            query_x=tasks.query_x * x_unit + self.shift * b,
+            support_y=tasks.support_y * y_unit,
+            query_y=tasks.query_y * y_unit,
+        )
+
+
+@dataclass(frozen=True)
 class PointTasks(TaskSource):
     """Tasks drawn from a pool: some points of each as support, queries from the points that are left.
 
@@ -56,6 +85,8 @@ class PointTasks(TaskSource):
     """Draw the shots of each task from this number to ``shots``, or to all of its points but one; mask the others."""
     centred: bool = False
     """Count targets from the mean of the task's own support targets: its level is not known before it is measured."""
+    augment: Stretch | None = None
+    """Changes each drawn task at random. For meta-training only."""
 
     def __post_init__(self) -> None:
         if self.shots < 1 or self.queries < 1:
@@ -97,7 +128,7 @@ class PointTasks(TaskSource):
         kept = mask[..., None].to(support_y.dtype)
         level = (support_y * kept).sum(1, keepdim=True) / shots[..., None]
         level = level if self.centred else torch.zeros_like(level)
-        return Tasks(
+        drawn = Tasks(
             self.pool.x[chosen[:, None], support] * kept,
             (support_y - level) * kept,
             mask,
@@ -105,6 +136,7 @@ class PointTasks(TaskSource):
             query_y - level,
             torch.stack([chosen, self.pool.groups[chosen]], dim=1),
         )
+        return drawn if self.augment is None else self.augment(drawn, generator)
 
     def _choose(self, tasks: int, generator: torch.Generator) -> Tensor:
         """Draw a group for each task, each group as often, and a task in it; (tasks,)."""

@@ -9,6 +9,7 @@ METHODS = {
     "hypernetwork": "what suits the data: a generated head (classes), a whole generated network (regression)",
     "hyper-film": "a generated head, and generated scales and shifts of the norms before it",
     "hyper-lowrank": "a generated head, and generated changes of rank 4 of the convolutions before it",
+    "hyper-mlp": "a whole network written by an MLP from what attention says of the support set",
     "hyper-transformer": "a whole network written by a transformer over slices of its parameters",
     "hyper-maml": "the hypernetwork, then gradient steps on what it wrote, trained end to end",
     "film": "scales and shifts only, generated from the support set",
@@ -35,7 +36,7 @@ _OURS = ("hypernetwork", "hyper-film", "hyper-lowrank", "hyper-maml")
 _IMAGES = (*_OURS, "film", *_INNER, "protonet", "protonet-unit", "probe", "scratch", "centroid")
 _FEATURES = ("hypernetwork", "hyper-maml", *_INNER, "protonet", "probe", "scratch", "centroid")
 _CURVES = (
-    *("hypernetwork", "hyper-transformer", "hyper-maml", "film", "cnp"),
+    *("hypernetwork", "hyper-mlp", "hyper-transformer", "hyper-maml", "film", "cnp"),
     *(*_INNER, "cavia", "scratch", "polynomial", "ridge"),
 )
 _FUNCTIONS = ("hypernetwork", "cnp", "cnp-grid", "interpolation", "gaussian")
@@ -174,11 +175,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "growth-curves": {
         "ways": (1,),
         "train_ways": 1,
-        "shots": (3,),
+        "shots": (3, 5),
         "queries": 4,
-        "steps": 2000,
+        "steps": 1500,
         "tasks": 64,
         "outer_lr": 1e-3,
+        "average": 0.99,
         "test_tasks": 1000,
         "comparators": ("maml", "cnp", "ridge", "polynomial"),
     },

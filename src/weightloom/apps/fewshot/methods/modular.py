@@ -6,7 +6,6 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.base import apply_per_task
@@ -140,16 +139,3 @@ class ModularHyperNetwork(Learner):
         """Run the base with each task's parameters."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs
-
-
-def soft_cross_entropy_per_task(
-    logits: Float[Tensor, "tasks batch classes"], targets: Float[Tensor, "tasks batch classes"]
-) -> Float[Tensor, " tasks"]:
-    """Mean cross-entropy of each task in nats, where each target is a distribution.
-
-    Example:
-        >>> soft_cross_entropy_per_task(torch.zeros(2, 3, 4), torch.full((2, 3, 4), 0.25))
-        tensor([1.3863, 1.3863])
-    """
-    per_point = cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none")
-    return per_point.view(targets.shape[:2]).mean(1)

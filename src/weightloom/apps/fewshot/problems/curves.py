@@ -10,6 +10,7 @@ from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.methods.cavia import CAVIA
 from weightloom.apps.fewshot.methods.cnp import ConditionalNeuralProcess
 from weightloom.apps.fewshot.methods.conditioned import Conditioned
+from weightloom.apps.fewshot.methods.functions import FunctionNet, HyperFunction
 from weightloom.apps.fewshot.methods.inner_steps import InnerSteps
 from weightloom.apps.fewshot.methods.maml import MAML
 from weightloom.apps.fewshot.methods.polynomial import RidgePolynomial
@@ -21,7 +22,7 @@ from weightloom.forms import FiLM
 from weightloom.networks import mlp
 from weightloom.tasks import SinusoidTasks, TaskSource
 from weightloom.tasks.growth import growth_split, load_growth_curves, of_families
-from weightloom.tasks.points import PointPool, PointTasks
+from weightloom.tasks.points import PointPool, PointTasks, Stretch
 from weightloom.tasks.table import load_table
 
 
@@ -52,7 +53,8 @@ class CurveProblem(Problem):
         most, queries = max(self.config.shots), self.config.queries
         if not self.pools:
             return SinusoidTasks(most, queries, ragged=0.5)
-        return PointTasks(self.pools["train"], most, queries, fewest_shots=1, centred=self.centred)
+        augment = Stretch() if self.centred else None
+        return PointTasks(self.pools["train"], most, queries, 1, self.centred, augment)
 
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
         """New amplitudes and phases, or tasks that were held out."""
@@ -83,7 +85,8 @@ class CurveProblem(Problem):
             return MAML(self.build(y), inner_steps=steps or 5, inner_lr=rate or 0.01, learn_inner_lr=True, **options)
 
         return {
-            "hypernetwork": lambda: HyperRegressor(self.build(y), x, y),
+            "hypernetwork": self._ours,
+            "hyper-mlp": lambda: HyperRegressor(self.build(y), x, y),
             "hyper-transformer": lambda: HyperRegressor(self.build(y), x, y, transformer=True),
             "hyper-maml": lambda: InnerSteps(HyperRegressor(self.build(y), x, y), steps or 3, rate or 0.001),
             "film": lambda: HyperRegressor(self.build(y), x, y, form=FiLM()),
@@ -95,9 +98,17 @@ class CurveProblem(Problem):
             "anil": lambda: maml(adapted="4.*"),
             "cavia": lambda: CAVIA(self.build(y), inner_steps=steps or 5, inner_lr=rate or 1.0),
             "scratch": lambda: FromScratch(self.build, steps=100, inner_lr=3e-2),
-            "ridge": lambda: RidgePolynomial(x, y, degree=1, ridge=0.1),
-            "polynomial": lambda: RidgePolynomial(x, y, degree=3, ridge=0.1),
+            "ridge": lambda: RidgePolynomial(x, y, degree=1, ridge=0.3),
+            "polynomial": lambda: RidgePolynomial(x, y, degree=3, ridge=0.3),
         }
+
+    def _ours(self) -> Learner:
+        """A whole network where tasks abound; where they are few, a head around which the support set is fitted."""
+        x, y = self.x_dim, self.y_dim
+        if not self.pools:
+            return HyperRegressor(self.build(y), x, y)
+        base = FunctionNet(x, y, features=64, spread=1.0)
+        return HyperFunction(base, SupportAttention(x, y, 64, layers=2), hidden=(64,), noise=0.1)
 
     def setting(self, shots: int, ways: int) -> str:
         """Shots."""
