@@ -4,8 +4,8 @@ Run:     python examples/own_method.py
 Takes:   less than a minute on one CPU core.
 Expect:  on 600 new sinusoids, from 10 points each, a mean squared error under 0.05; a network trained on the 10 points
          alone is at least ten times worse.
-Shows:   learner, problems, judge: what a method of the command line is. In this folder the same class runs with a report,
-         by `python -m weightloom fewshot --data sinusoid --method own_method:RidgeHead --comparators hypernetwork`.
+Shows:   learner, problems, judge: what a method of the command line is. In this folder it also runs with a report:
+         `python -m weightloom fewshot --data sinusoid --method own_method:RidgeHead --comparators hypernetwork`.
 """
 
 import argparse
