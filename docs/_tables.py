@@ -252,12 +252,7 @@ def targets_table(records: dict[str, Record]) -> str:
         other = next((s["mean"] for s in scores if s["method"] == rival), None)
         if rival and other is None:
             continue
-        value = {
-            "times worse": lambda: other / ours,
-            "ahead by": lambda: ours - other,
-            "behind by": lambda: other - ours,
-        }
-        value = value.get(relation, lambda: ours)()
+        value = _against(relation, ours, other)
         bound = other if relation in ("not below", "above", "below") else bound
         met = {"at most": value <= bound, "above": value > bound, "below": value < bound}.get(relation, value >= bound)
         lines.append(f"| {text} | {relation} {bound:.4g} | {value:.4g} | {'met' if met else 'missed'} |")
@@ -267,6 +262,13 @@ def targets_table(records: dict[str, Record]) -> str:
             met = "met" if bar["holds"] else "missed"
             lines.append(f"| {bar['workload']}: {bar['bar']} | | {bar['value']:.2f} ({bar['closest']}) | {met} |")
     return "\n".join(["| what | target | came out | |", "|---|---|--:|---|", *lines]) if lines else "No records yet."
+
+
+def _against(relation: str, ours: float, other: float | None) -> float:
+    """Return what a target is about: ours, or how far it lies from the other."""
+    if other is None or relation in ("not below", "above", "below"):
+        return ours
+    return {"times worse": other / ours, "ahead by": ours - other, "behind by": other - ours}[relation]
 
 
 def _target_of_row(row: Record) -> str:

@@ -20,6 +20,18 @@ PACKAGES = (
 )
 
 
+FILES = {
+    "omniglot": ("omniglot", "omniglot28.npz"),
+    "omniglot-alphabets": ("omniglot", "omniglot28.npz"),
+    "cifar-fs": ("cifar_fs", "cifar_fs_100.npz"),
+    "spoken-digits": ("free_spoken_digits", "fsdd_mulaw8.npz"),
+    "intents": ("clinc150", "clinc150.csv.gz"),
+    "growth-curves": ("growth_curves", "growth_curves.csv.gz"),
+    "mnist-functions": ("mnist", "mnist_20k_10k.npz"),
+}
+"""Folder and file of each set that does not come with a dependency."""
+
+
 def print_doctor() -> None:
     """Print versions, threads, devices and the data found."""
     table = Table("what", "found", show_header=False)
@@ -42,7 +54,7 @@ def print_list() -> None:
     data = Table("data", "defaults", "where", title="weightloom fewshot --data …")
     for name in DATA:
         preset = PRESETS[name]
-        ways = f"{preset['ways']}-way, " if name != "sinusoid" else ""
+        ways = "" if preset["ways"] == (1,) else f"ways {' '.join(map(str, preset['ways']))}, "
         data.add_row(name, f"{ways}shots {' '.join(map(str, preset['shots']))}, {preset['steps']} steps", where(name))
     methods = Table("method", "what it is", "data", title="methods")
     for name, what in METHODS.items():
@@ -63,9 +75,12 @@ def where(data: str) -> str:
         return "made on the fly"
     if data == "digits":
         return "in scikit-learn" if find_spec("sklearn") else "missing: pip install 'weightloom[digits]'"
-    found = find_file("omniglot", "omniglot28.npz")
-    looked = ", ".join(str(folder) for folder in searched_folders("omniglot"))
-    return str(found) if found else f"not here yet, will be fetched at the first run (looked in {looked})"
+    folder, file = FILES[data]
+    if found := find_file(folder, file):
+        return str(found)
+    looked = ", ".join(str(searched) for searched in searched_folders(folder))
+    fetched = ", will be fetched at the first run" if folder == "omniglot" else f": {file} is not fetched for you"
+    return f"not here yet{fetched} (looked in {looked})"
 
 
 def _version(package: str) -> str:

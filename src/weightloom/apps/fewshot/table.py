@@ -10,19 +10,20 @@ from weightloom.report.scores import time_text
 
 
 def print_table(scores: list[dict[str, Any]]) -> None:
-    """Print one row per method and setting: score with its 95 % interval, and the time to adapt to one new task.
+    """Print one row per method and setting: score with its 95 % interval, calibration, time to adapt to one new task.
 
     Args:
         scores: As in a record.
     """
     name = scores[0]["name"]
     digits = 4 if name == "mse" else 3
-    others = list(scores[0]["also"])
+    others = [other for other in scores[0]["also"] if other == "f1"]  # the record holds them all
+    calibrated = "calibration" in scores[0]
     table = Table(title=f"{scores[0]['tasks']:,} tasks never seen in training", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("setting", "method"):
         table.add_column(column, no_wrap=True)
-    for column in (f"{name} ± 95 %", *others, "adapts in"):
-        table.add_column(column.replace("macro_", ""), justify="right", no_wrap=True)
+    for column in (f"{name} ± 95 %", *others, *(["ece"] if calibrated else []), "adapts in"):
+        table.add_column(column, justify="right", no_wrap=True)
     for number, row in enumerate(scores):
         new = number == 0 or row["setting"] != scores[number - 1]["setting"]
         table.add_row(
@@ -30,6 +31,7 @@ def print_table(scores: list[dict[str, Any]]) -> None:
             row["method"],
             f"{row['mean']:.{digits}f} ± {row['ci95']:.{digits}f}",
             *(f"{row['also'][other]['mean']:.{digits}f}" for other in others),
+            *([f"{row['calibration']['ece']:.{digits}f}"] if calibrated else []),
             time_text(row["adapt_time_s"]),
             end_section=number + 1 == len(scores) or scores[number + 1]["setting"] != row["setting"],
         )
