@@ -7,7 +7,8 @@ Knows nothing of what the model is.
 
 Two properties hold, and tests keep them: a step depends only on the seed, its number and the parameters, so a run that
 was killed and resumed ends with the same numbers as one that never was; and a step's tasks are dealt out over the
-processes, so the gradient of several processes is that of one.
+processes, so the gradient of several processes is that of one. Batch normalisation is the exception: it sees only what
+is in its own process.
 """
 
 import json
@@ -110,7 +111,7 @@ def train(
     """Train ``model``: one loss through hypernetwork and base.
 
     Args:
-        model: Its ``forward`` takes a `Tasks` and gives outputs, (tasks, queries, ...).
+        model: Its ``forward`` takes a `Tasks` and gives outputs, (tasks, queries, ...), or losses, (tasks,).
         source: Where tasks are drawn from, anew for each step.
         loss_per_task: Outputs and ``query_y`` to one loss per task. None: ``forward`` gives the losses itself.
         options: Steps, learning rate and so on.

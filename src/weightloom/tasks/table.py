@@ -117,7 +117,7 @@ def load_table(path: str | Path, target: str | None = None, fewest_points: int =
         DataError: If the file is not there, is no text, a row has too many or too few cells, a cell is no finite
             number, or no task is long enough.
     """
-    header, rows = _read(Path(path))
+    header, rows = _read(Path(path).expanduser())
     target = target or ("y" if "y" in header else "".join(header[-1:]))
     _check_header(header, target, path)
     features = tuple(name for name in header if name not in (TASK, target))

@@ -83,7 +83,7 @@ def _digits(config: FewShotConfig) -> Pools:
         known,
         pick(pool, test),
         network={"channels": 32, "blocks": 2, "levels": 2},
-        start_scale=6.0,
+        start_scale=30.0,
         augment=Jitter(2.0),
     )
 

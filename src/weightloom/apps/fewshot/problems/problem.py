@@ -1,8 +1,10 @@
 """What every few-shot problem is, and how its methods are found by name."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -91,6 +93,8 @@ class MixedTasks(TaskSource):
 
 def _own_method(method: str) -> Callable[[Problem], Learner]:
     module, _, name = method.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:  # an installed command looks only where it is installed
+        sys.path.insert(0, str(Path.cwd()))
     try:
         found: Callable[[Problem], Learner] = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
