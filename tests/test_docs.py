@@ -231,3 +231,10 @@ def project_files():
         for path in [*ROOT.iterdir(), *inside]
         if path.is_file() and path.suffix in kinds and not skipped & set(path.parts)
     ]
+
+
+def test_every_method_of_the_command_is_on_the_page_of_methods():
+    from weightloom.apps.fewshot.presets import METHODS
+
+    page = (ROOT / "docs" / "how-to" / "few-shot-methods.md").read_text()
+    assert [name for name in METHODS if f"`{name}`" not in page] == []

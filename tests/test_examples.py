@@ -40,6 +40,12 @@ def test_the_thousand_tasks_example_learns_from_its_first_steps(unchecked):
     assert late < control
 
 
+def test_the_own_method_example_learns_from_its_first_steps(unchecked):
+    main = runpy.run_path(str(example_named("own_method")))["main"]
+    error, scratch = main(steps=60)
+    assert error < scratch
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_an_example_reaches_the_number_that_it_promises(example, tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 from weightloom.errors import ConfigError, nearest
 
 METHODS = {
-    "hypernetwork": "what suits the data: a generated head (classes), a whole generated network (regression)",
+    "hypernetwork": "what suits the data: a generated head (classes), network (sinusoid) or prior (other regression)",
     "hyper-film": "a generated head, and generated scales and shifts of the norms before it",
     "hyper-lowrank": "a generated head, and generated changes of rank 4 of the convolutions before it",
     "hyper-mlp": "a whole network written by an MLP from what attention says of the support set",
