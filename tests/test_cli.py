@@ -46,7 +46,7 @@ def test_every_command_has_help(name, capsys):
         (["fewshot", "--ways", "9"], "there are 3 classes"),
         (["fewshot", "--shots", "0"], "leaves nothing to adapt on"),
         (["fewshot", "--outer-lr", "nan"], "not a positive number"),
-        (["fewshot", "--comparators", "protonett"], "Did you mean `protonet`?"),
+        (["fewshot", "--comparators", "protonett"], "Did you mean `protonet`, `protonet-unit`?"),
         (["fewshot", "--config", "nowhere.yaml"], "cannot be read"),
         (["fewshot", "--resume", "nowhere"], "holds no run"),
         (["fewshot", "--accelerator", "cuda"], "cannot be had here"),
