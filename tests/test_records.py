@@ -79,3 +79,11 @@ def test_a_record_that_is_missing_or_torn_is_named_with_what_to_type(tmp_path, c
         path.write_text(content)
     with pytest.raises(DataError, match=r"record\.json` cannot be read as a record.*`weightloom fewshot --resume "):
         read_record(path)
+
+
+def test_what_is_not_a_number_becomes_null_so_that_any_reader_of_json_can_read_it(tmp_path):
+    path = tmp_path / "record.json"
+    write_record(path, {"scores": [{"mean": 0.5, "ci95": math.nan}, (math.inf, 1)]})
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
+        "scores": [{"mean": 0.5, "ci95": None}, [None, 1]]
+    }

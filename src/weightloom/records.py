@@ -77,8 +77,8 @@ def peak_memory_bytes() -> int:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record as indented JSON, at once or not at all."""
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
+    """Write a record as indented JSON, at once or not at all; what is not a number, such as NaN, becomes null."""
+    write_atomically(path, json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
 
 
 def read_record(path: Path) -> Record:
@@ -95,6 +95,14 @@ def read_record(path: Path) -> Record:
             f"Type `weightloom fewshot --resume {path.parent}` to finish the run."
         ) from error
     return record
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _student_t_975(count: int) -> float:
