@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from test_train import OPTIONS, SOURCE, new_model, same
@@ -157,3 +158,17 @@ def test_a_run_with_an_average_that_was_killed_ends_as_one_that_never_was(tmp_pa
     resumed = new_model()
     train(resumed, SOURCE, mse_per_task, options, run=tmp_path / "cut", resume=True)
     assert same(whole, resumed)
+
+
+def test_in_mixed_precision_networks_compute_in_half_and_the_tasks_stay_as_they_are():
+    seen = {}
+
+    class Looks(LinearInAll):
+        def forward(self, tasks):
+            seen["tasks"] = {field.dtype for field in tasks if field.is_floating_point()}
+            seen["layer"] = nn.functional.linear(tasks.query_x, tasks.query_x[0]).dtype
+            return super().forward(tasks)
+
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    train(Looks(), SameTasks(), None, TrainOptions(steps=2), fabric=fabric)
+    assert seen == {"tasks": {torch.float32}, "layer": torch.bfloat16}

@@ -153,7 +153,7 @@ def train(
             raise ConfigError("`resume=True` without `run`. There is no folder to go on from. Pass `run=Path(...)`.")
         history, first = _resume(run, model, optimiser, average)
     parameters = list(model.parameters())
-    engine, fabric_optimiser = fabric.setup(model, optimiser)
+    engine, fabric_optimiser = fabric.setup(_Unconverted(model), optimiser)
     generator = torch.Generator()
     keeper = _Keeper(run if rank == 0 else None, model, optimiser, history, average)
     before_s, start_s = history.wall_time_s, time.monotonic()
@@ -165,7 +165,7 @@ def train(
             torch.manual_seed((options.seed << 32) + step + (rank << 24))
             tasks = fabric.to_device(source.sample(options.tasks, generator).take(slice(rank, None, world)))
             engine.train()
-            losses = engine(tasks)
+            losses = engine(_Held(tasks))
             if loss_per_task is not None:
                 losses = loss_per_task(losses, tasks.query_y)
             loss = losses.mean()
@@ -234,6 +234,25 @@ def load_model(path: Path, model: nn.Module) -> int:
     average.restore(tensors)
     average.settle()
     return int(facts["step"])
+
+
+class _Held:
+    """Tasks, out of sight of a precision plug-in, which would convert whatever tensors it finds in an input."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.tasks = tasks
+
+
+class _Unconverted(nn.Module):
+    """Give a model its tasks as they are: half precision is for what networks compute, not for what tasks say."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, held: _Held) -> Tensor:
+        outputs: Tensor = self.model(held.tasks)
+        return outputs
 
 
 class _Average:
