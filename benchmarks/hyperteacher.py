@@ -179,7 +179,7 @@ def record_of(parts: dict, known: argparse.Namespace) -> dict:
                 "4 modules, 2 active": {"nonlinear": 0.909, "linear": 0.7635, "maml": 0.5541, "anil": 0.6078},
                 "4 modules, 1 active": {"nonlinear": 0.2093, "linear": 0.2042, "maml": 0.2053, "anil": 0.4652},
             },
-            "source": "Schug et al. (2024), tables A2 to A8",
+            "source": "Schug et al. (2024), tables A2 to A8, as others quote them",
             "differs": "there the teacher is 32 wide, the students 128 to 512, with 256 points, 128 tasks per step, "
             "200,000 steps and 10 inner steps (100 of ANIL)",
         },

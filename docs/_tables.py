@@ -280,9 +280,16 @@ def _target_of_row(row: Record) -> str:
 def _reference(reference: Record) -> str:
     if not reference.get("source"):
         return ""
-    value = f"{reference['value']}, " if reference.get("value") is not None else ""
+    value = f"{_in_words(reference['value'])}, " if reference.get("value") is not None else ""
     differs = f" What differs: {reference['differs']}." if reference.get("differs") else ""
     return f"Published: {value}{reference['source']}.{differs}"
+
+
+def _in_words(value: Any) -> str:
+    """Write a published value, or a table of them by setting and method, as text."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_in_words(each)}" for name, each in value.items())
+    return str(value)
 
 
 def _by_setting(record: Record) -> dict[str, list[Score]]:
@@ -304,7 +311,7 @@ def _score_text(score: Score) -> str:
 
 def _over(score: Score) -> str:
     if seeds := score.get("per_seed"):
-        return f"{len(seeds)} seeds"
+        return f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
     return f"{score['tasks']:,} tasks" if score.get("tasks") else ""
 
 
