@@ -10,11 +10,12 @@ from weightloom.apps.fewshot.learner import Support
 from weightloom.apps.fewshot.methods.convs import HyperConvs
 from weightloom.apps.fewshot.methods.heads import HyperHead, in_turns
 from weightloom.apps.fewshot.methods.inner_steps import InnerSteps
+from weightloom.apps.fewshot.methods.maml import ANIL, MAML
 from weightloom.apps.fewshot.methods.polynomial import RidgePolynomial
 from weightloom.apps.fewshot.methods.probe import LinearProbe
 from weightloom.apps.fewshot.methods.protonet import ProtoNet
 from weightloom.forms import LowRank
-from weightloom.networks import FeatureNet, ResidualNet
+from weightloom.networks import FeatureTrunk, ResidualTrunk, TrunkNet
 from weightloom.tasks import ClassTasks
 from weightloom.train import TrainOptions
 
@@ -29,7 +30,7 @@ def image_tasks(tasks=2, size=16, **options):
 
 def net(norm="batch"):
     torch.manual_seed(0)
-    return ResidualNet(1, 16, WAYS, channels=(4, 8), norm=norm)
+    return TrunkNet(ResidualTrunk(1, 16, channels=(4, 8), norm=norm), WAYS)
 
 
 def film(name, parameter):
@@ -143,12 +144,42 @@ def test_statistics_of_a_task_alone_do_not_depend_on_other_tasks():
     torch.testing.assert_close(inductive.answer(tasks)[:, 0], inductive.answer(queries)[:, 0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("norm", ["task", "batch", "group"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda base: ProtoNet(base, 2.0),
+        lambda base: HyperConvs(base, film, 2.0),
+        lambda base: HyperConvs(base, film, 2.0, generate_head=False),
+        lambda base: MAML(base, inner_steps=2, inner_lr=0.1),
+        lambda base: ANIL(base, inner_steps=2, inner_lr=0.1),
+    ],
+    ids=["protonet", "hyper-film", "film", "maml", "anil"],
+)
+def test_whatever_the_norm_a_task_is_judged_by_itself(norm, build):
+    _, tasks = image_tasks()
+    learner = build(net(norm)).eval()
+    with torch.no_grad():
+        together, alone = learner.answer(tasks), learner.answer(tasks.take(slice(1, 2)))
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_is_solved_for_in_full_precision_whatever_surrounds_it():
+    _, tasks = image_tasks(queries=2)
+    learner = HyperHead(net(), 2.0).eval()
+    features = learner.features(tasks.support_x)
+    plain = learner.head(features, tasks.support_y, tasks.support_mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = learner.head(features, tasks.support_y, tasks.support_mask)
+    assert all(torch.equal(plain[name], mixed[name]) for name in plain)
+
+
 def test_a_probe_learns_all_training_classes_and_adapts_to_new_ones():
     torch.manual_seed(0)
     centres = 3 * torch.randn(8, 1, 10)
     pool = centres + torch.randn(8, 20, 10)
     train = ClassTasks(pool[:5], torch.full((5,), 20), ways=3, shots=2, queries=4)
-    probe = LinearProbe(FeatureNet(10, 3, hidden=16, dropout=0.0), classes=5)
+    probe = LinearProbe(TrunkNet(FeatureTrunk(10, hidden=16, dropout=0.0), 3), classes=5)
     history = probe.fit(train, TrainOptions(steps=60, tasks=8, outer_lr=1e-2, warmup_steps=5))
     assert history.rows[-1]["loss"] < 0.3 * history.rows[0]["loss"]
     held_out = ClassTasks(pool[5:], torch.full((3,), 20), ways=3, shots=5, queries=10)

@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_what_is_no_picture_is_skipped_with_a_reason_and_nothing_else_is(tmp_pat
     os.mkfifo(tmp_path / "a" / "pipe")
     pool, _, skipped = load_folder(tmp_path, fewest=3)
     assert pool.names == ("a", "b") and pool.counts.tolist() == [3, 3]
-    reasons = {str(path.relative_to(tmp_path)): why for path, why in skipped}
+    reasons = {str(Path(what).relative_to(tmp_path)): why for what, why in skipped}
     assert len(reasons) == len(skipped)
     expected = {
         ".git": "hidden",

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from weightloom.errors import ConfigError, DataError
+from weightloom.tasks import Skipped
 from weightloom.tasks.points import PointTasks
-from weightloom.tasks.table import Scale, Skipped, load_table
+from weightloom.tasks.table import Scale, load_table
 
 ROWS = ["a,1,10,0.5", "b,2,20,1.5", "a,3,30,2.5", "b,4,40,3.5", "a,5,50,4.5", "short,6,60,5.5"]
 

@@ -210,36 +210,6 @@ class ResidualPair(nn.Module):
         return nn.functional.relu(x + self.change(x))
 
 
-class ResidualNet(nn.Module):
-    """A residual trunk, then one linear head: ``head(trunk(x))``.
-
-    Arguments as for `ResidualTrunk`, and ``ways``, the rows of the head.
-
-    Example:
-        >>> ResidualNet(channels_in=1, size=28, ways=5)(torch.rand(7, 1, 28, 28)).shape
-        torch.Size([7, 5])
-    """
-
-    def __init__(
-        self,
-        channels_in: int,
-        size: int,
-        ways: int,
-        channels: Sequence[int] = (32, 64, 128, 256),
-        norm: Norm = "batch",
-        last_pair: bool = False,
-        unit: bool = False,
-    ) -> None:
-        super().__init__()
-        self.trunk = ResidualTrunk(channels_in, size, channels, norm, last_pair, unit)
-        self.head = nn.Linear(self.trunk.features, ways)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images, (batch, channels, height, width) to (batch, ways)."""
-        logits: Tensor = self.head(self.trunk(x))
-        return logits
-
-
 def norm_of(channels: int, norm: Norm) -> nn.Module:
     """Build a normalisation for images.
 
@@ -277,22 +247,25 @@ class FeatureTrunk(nn.Module):
         return nn.functional.normalize(x + self.change(x), dim=-1)
 
 
-class FeatureNet(nn.Module):
-    """A linear head on features that were given, such as those of a pretrained network: ``head(trunk(x))``.
+class TrunkNet(nn.Module):
+    """Any trunk, then one linear head: ``head(trunk(x))``.
 
-    Arguments as for `FeatureTrunk`, and ``ways``, the rows of the head.
+    Args:
+        trunk: A network whose ``features`` says how many numbers it gives.
+        ways: Rows of the head.
 
     Example:
-        >>> FeatureNet(features=384, ways=5)(torch.rand(7, 384)).shape
+        >>> TrunkNet(ResidualTrunk(channels_in=1, size=28), ways=5)(torch.rand(7, 1, 28, 28)).shape
+        torch.Size([7, 5])
+        >>> TrunkNet(FeatureTrunk(features=384), ways=5)(torch.rand(7, 384)).shape
         torch.Size([7, 5])
     """
 
-    def __init__(self, features: int, ways: int, hidden: int = 256, dropout: float = 0.5) -> None:
+    def __init__(self, trunk: ResidualTrunk | FeatureTrunk | ConvTrunk, ways: int) -> None:
         super().__init__()
-        self.trunk = FeatureTrunk(features, hidden, dropout)
-        self.head = nn.Linear(features, ways)
+        self.trunk, self.head = trunk, nn.Linear(trunk.features, ways)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify features, (batch, features) to (batch, ways)."""
+        """Classify, (batch, *event) to (batch, ways)."""
         logits: Tensor = self.head(self.trunk(x))
         return logits

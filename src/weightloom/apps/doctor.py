@@ -12,6 +12,7 @@ from rich.table import Table
 
 import weightloom
 from weightloom.apps.fewshot.presets import DATA, FITS, METHODS, PRESETS
+from weightloom.tasks import cifar_fs, functions, growth, omniglot, spoken
 from weightloom.tasks.data import find_file, searched_folders
 
 PACKAGES = (
@@ -21,13 +22,13 @@ PACKAGES = (
 
 
 FILES = {
-    "omniglot": ("omniglot", "omniglot28.npz"),
-    "omniglot-alphabets": ("omniglot", "omniglot28.npz"),
-    "cifar-fs": ("cifar_fs", "cifar_fs_100.npz"),
-    "spoken-digits": ("free_spoken_digits", "fsdd_mulaw8.npz"),
+    "omniglot": ("omniglot", omniglot.FILE),
+    "omniglot-alphabets": ("omniglot", omniglot.FILE),
+    "cifar-fs": (cifar_fs.FOLDER, cifar_fs.FILE),
+    "spoken-digits": (spoken.FOLDER, spoken.FILE),
     "intents": ("clinc150", "clinc150.csv.gz"),
-    "growth-curves": ("growth_curves", "growth_curves.csv.gz"),
-    "mnist-functions": ("mnist", "mnist_20k_10k.npz"),
+    "growth-curves": ("growth_curves", growth.FILE),
+    "mnist-functions": ("mnist", functions.MNIST_FILE),
 }
 """Folder and file of each set that does not come with a dependency."""
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from weightloom.conditions.support import _points as checked_points
+from weightloom.conditions.support import checked_points
 from weightloom.errors import ConfigError
 
 

@@ -58,7 +58,7 @@ class DeepSets(nn.Module):
         Raises:
             ShapeError: If the three disagree, or a width is not the one given at construction.
         """
-        points, mask = _points(support_x, support_y, support_mask, self.x_dim, self.y_dim)
+        points, mask = checked_points(support_x, support_y, support_mask, self.x_dim, self.y_dim)
         kept = mask[..., None].to(points.dtype)
         shots = kept.sum(1)
         mean = (self.point(points) * kept).sum(1) / shots.clamp(min=1)
@@ -103,7 +103,7 @@ class SupportAttention(nn.Module):
         support_mask: Mask | None = None,
     ) -> Float[Tensor, "tasks condition_dim"]:
         """Encode one support set per task; arguments and errors as for `DeepSets`."""
-        points, mask = _points(support_x, support_y, support_mask, self.x_dim, self.y_dim)
+        points, mask = checked_points(support_x, support_y, support_mask, self.x_dim, self.y_dim)
         tokens = torch.cat([self.gather.expand(len(points), 1, -1), self.point(points)], dim=1)
         mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
         for block in self.blocks:
@@ -143,7 +143,7 @@ class AttentionBlock(nn.Module):
         return tokens + mixed
 
 
-def _points(x: Tensor, y: Tensor, mask: Tensor | None, x_dim: int, y_dim: int) -> tuple[Tensor, Tensor]:
+def checked_points(x: Tensor, y: Tensor, mask: Tensor | None, x_dim: int, y_dim: int) -> tuple[Tensor, Tensor]:
     """Join inputs and targets into points, (tasks, shots, x_dim + y_dim), and make the mask explicit."""
     if x.ndim != 3 or y.ndim != 3 or x.shape[:2] != y.shape[:2]:
         raise ShapeError(

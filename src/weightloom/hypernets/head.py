@@ -11,6 +11,11 @@ from weightloom.params import Params
 Head = tuple[Float[Tensor, "tasks ways features"], Float[Tensor, "tasks ways"]]
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """Switch mixed precision off for what is solved in closed form: sums there nearly cancel."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def prototype_head(mean: Float[Tensor, "tasks ways features"]) -> Head:
     """Weight and bias of the linear head that scores a point by its squared distance to each class mean.
 
@@ -110,6 +115,10 @@ class HeadHyperNetwork(nn.Module):
             ShapeError: If a label is outside 0 to ``ways - 1``.
         """
         mask = labels.new_ones(labels.shape, dtype=torch.bool) if mask is None else mask
+        with full_precision(features):
+            return self._head(features, labels, mask, ways)
+
+    def _head(self, features: Tensor, labels: Tensor, mask: Tensor, ways: int | None) -> Params:
         mean, spread, shots = class_statistics(features, labels, mask, ways)
         ways = mean.shape[1]
         rarity = 1 / shots.mean(1).clamp(min=1)

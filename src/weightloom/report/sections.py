@@ -1,5 +1,6 @@
 """The sections of a report below its table: each with a sentence that explains it, or one that says why it is empty."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from weightloom.report.changes import change_bars, change_maps, task_titles
@@ -16,12 +17,12 @@ class Section(NamedTuple):
 
     heading: str
     explanation: str
-    figures: list[Figure] = []  # noqa: RUF012  (never changed)
-    rows: list[list[Figure]] = []  # noqa: RUF012
+    figures: Sequence[Figure] = ()
+    rows: Sequence[list[Figure]] = ()
     """Small figures side by side."""
-    strips: list[Strip] = []  # noqa: RUF012
-    curves: list[CurveRow] = []  # noqa: RUF012
-    pictures: list[Pictures] = []  # noqa: RUF012
+    strips: Sequence[Strip] = ()
+    curves: Sequence[CurveRow] = ()
+    pictures: Sequence[Pictures] = ()
     message: str = ""
     """Why nothing is drawn."""
 

@@ -23,7 +23,6 @@ from weightloom.tasks.data import load_omniglot as load_omniglot
 from weightloom.tasks.data import omniglot_split as omniglot_split
 from weightloom.tasks.data import rotated as rotated
 from weightloom.tasks.folder import FolderPool as FolderPool
-from weightloom.tasks.folder import Skipped as Skipped
 from weightloom.tasks.folder import load_folder as load_folder
 from weightloom.tasks.folder import split_classes as split_classes
 from weightloom.tasks.functions import FunctionTasks as FunctionTasks
@@ -42,6 +41,7 @@ from weightloom.tasks.spoken import spectrograms as spectrograms
 from weightloom.tasks.spoken import spoken_split as spoken_split
 from weightloom.tasks.table import TableTasks as TableTasks
 from weightloom.tasks.table import load_table as load_table
+from weightloom.tasks.tasks import Skipped as Skipped
 from weightloom.tasks.tasks import Tasks as Tasks
 from weightloom.tasks.tasks import TaskSource as TaskSource
 from weightloom.tasks.text import TextSet as TextSet

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from weightloom.errors import DataError, MissingExtraError
-from weightloom.tasks.data import ClassPool, find_file, searched_folders
+from weightloom.tasks.data import ClassPool, needed_file
 
 FOLDER, FILE = "cifar_fs", "cifar_fs_100.npz"
 CLASSES, SIZE = 100, 32
@@ -38,14 +38,13 @@ def load_cifar_fs() -> tuple[ClassPool, dict[str, list[int]]]:
         Krizhevsky, "Learning multiple layers of features from tiny images" (2009); the split is by Bertinetto et al.,
         "Meta-learning with differentiable closed-form solvers" (2019), who use 600 images a class.
     """
-    path = find_file(FOLDER, FILE)
-    if path is None:
-        folders = " nor in ".join(f"`{folder}`" for folder in searched_folders(FOLDER))
-        raise DataError(
-            f"CIFAR-FS's file `{FILE}` is not in {folders}. It holds one WebP picture a class (`webp`, `offsets`, "
-            "`count`, `size`, `names`, `split`), and is not fetched for you: its authors state no licence. "
-            f"Set `WEIGHTLOOM_DATA` to a folder that holds `{FOLDER}/{FILE}`."
-        )
+    path = needed_file(
+        FOLDER,
+        FILE,
+        "CIFAR-FS's file",
+        "It holds one WebP picture a class (`webp`, `offsets`, `count`, `size`, `names`, `split`), and is not fetched "
+        "for you: its authors state no licence.",
+    )
     try:
         from PIL import Image
     except ImportError as error:

@@ -54,6 +54,28 @@ def find_file(data: str, file: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def needed_file(data: str, file: str, what: str, about: str) -> Path:
+    """Return a file of a set that is not fetched.
+
+    Args:
+        data: The set's folder.
+        file: A file in it.
+        what: The set's name, as in ``"MNIST's file"``.
+        about: A sentence on what the file is and why it is not fetched.
+
+    Raises:
+        DataError: If it is in none of the searched folders.
+    """
+    path = find_file(data, file)
+    if path is None:
+        folders = " nor in ".join(f"`{folder}`" for folder in searched_folders(data))
+        raise DataError(
+            f"{what} `{file}` is not in {folders}. {about} "
+            f"Set `WEIGHTLOOM_DATA` to a folder that holds `{data}/{file}`."
+        )
+    return path
+
+
 def load_digits() -> ClassPool:
     """Load scikit-learn's 1,797 handwritten digits: 10 classes of 174 to 183 images, 1x8x8, ink bright.
 

@@ -18,19 +18,11 @@ from torch import Tensor
 
 from weightloom.errors import ConfigError, DataError, MissingExtraError
 from weightloom.tasks.data import ClassPool
+from weightloom.tasks.tasks import Skipped
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 MOST_BYTES = 2_000_000_000
-
-
-class Skipped(NamedTuple):
-    """A file or a folder that is not in the pool."""
-
-    path: Path
-    """Where it lies."""
-    why: str
-    """In a few words."""
 
 
 class FolderPool(NamedTuple):
@@ -78,7 +70,7 @@ def load_folder(
         if len(found) >= max(fewest, 1):
             pictures[folder] = found
         else:
-            skipped.append(Skipped(folder, f"{len(found)} of the {fewest} pictures needed"))
+            skipped.append(Skipped(str(folder), f"{len(found)} of the {fewest} pictures needed"))
     if len(pictures) < max(ways, 1):
         raise DataError(
             f"`{root}` has {len(pictures)} classes of at least {fewest} pictures, and {ways} are needed. A class is a "
@@ -165,11 +157,11 @@ def _folders(parent: Path, skipped: list[Skipped]) -> list[Path]:
     folders = []
     for entry in sorted(parent.iterdir()):
         if entry.name.startswith("."):
-            skipped.append(Skipped(entry, "hidden"))
+            skipped.append(Skipped(str(entry), "hidden"))
         elif entry.is_dir():
             folders.append(entry)
         else:
-            skipped.append(Skipped(entry, "in no class's folder"))
+            skipped.append(Skipped(str(entry), "in no class's folder"))
     return folders
 
 
@@ -178,11 +170,11 @@ def _files(folder: Path, skipped: list[Skipped]) -> list[Path]:
     files = []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
-            skipped.append(Skipped(entry, "hidden"))
+            skipped.append(Skipped(str(entry), "hidden"))
         elif entry.is_dir():
-            skipped.append(Skipped(entry, "a folder within a class's folder"))
+            skipped.append(Skipped(str(entry), "a folder within a class's folder"))
         elif not entry.is_file():
-            skipped.append(Skipped(entry, "a link to nothing, or no plain file"))
+            skipped.append(Skipped(str(entry), "a link to nothing, or no plain file"))
         else:
             files.append(entry)
     return files
@@ -199,9 +191,9 @@ def _decoded(
                 with image.open(file, formats=FORMATS) as opened:
                     yield _square(opened, size, "L" if channels == 1 else "RGB")
         except image.UnidentifiedImageError:
-            skipped.append(Skipped(file, "no picture in a known format"))
+            skipped.append(Skipped(str(file), "no picture in a known format"))
         except Exception as error:  # a broken picture raises whatever its decoder trips over
-            skipped.append(Skipped(file, f"cannot be decoded ({str(error) or type(error).__name__})"))
+            skipped.append(Skipped(str(file), f"cannot be decoded ({str(error) or type(error).__name__})"))
 
 
 def _square(opened: Any, size: int, mode: str) -> Tensor:
@@ -263,7 +255,7 @@ def _reasons(skipped: list[Skipped]) -> str:
     """Say what was skipped, the first few."""
     if not skipped:
         return "it is empty"
-    first = "; ".join(f"`{path.name}`: {why}" for path, why in skipped[:3])
+    first = "; ".join(f"`{Path(what).name}`: {why}" for what, why in skipped[:3])
     return f"{len(skipped)} things were skipped ({first}{'; …' if len(skipped) > 3 else ''})"
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weightloom.errors import ConfigError, DataError
-from weightloom.tasks.data import find_file, searched_folders
+from weightloom.tasks.data import needed_file
 from weightloom.tasks.tasks import Tasks, TaskSource
 
 MNIST_FILE = "mnist_20k_10k.npz"
@@ -107,13 +107,7 @@ def load_mnist() -> tuple[Tensor, Tensor]:
     Source:
         LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998).
     """
-    path = find_file("mnist", MNIST_FILE)
-    if path is None:
-        folders = " nor in ".join(f"`{folder}`" for folder in searched_folders("mnist"))
-        raise DataError(
-            f"MNIST's file `{MNIST_FILE}` is not in {folders}. The images do not come with this library. "
-            f"Set `WEIGHTLOOM_DATA` to a folder that holds `mnist/{MNIST_FILE}`."
-        )
+    path = needed_file("mnist", MNIST_FILE, "MNIST's file", "The images do not come with this library.")
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             train, test = file["train_images"], file["test_images"]

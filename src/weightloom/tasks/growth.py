@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from weightloom.errors import ConfigError, DataError
-from weightloom.tasks.data import find_file, searched_folders
+from weightloom.tasks.data import needed_file
 from weightloom.tasks.points import PointPool
 
 FILE = "growth_curves.csv.gz"
@@ -39,13 +39,7 @@ def load_growth_curves() -> PointPool:
     Source:
         R packages datasets, nlme, lme4 and mlmRev.
     """
-    path = find_file("growth_curves", FILE)
-    if path is None:
-        folders = " nor in ".join(f"`{folder}`" for folder in searched_folders("growth_curves"))
-        raise DataError(
-            f"The growth curves' file `{FILE}` is not in {folders}. The curves do not come with this library. "
-            f"Set `WEIGHTLOOM_DATA` to a folder that holds `growth_curves/{FILE}`."
-        )
+    path = needed_file("growth_curves", FILE, "The growth curves' file", "The curves do not come with this library.")
     return scaled_pool(_read(path))
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weightloom.errors import ConfigError, DataError, nearest
-from weightloom.tasks.data import ClassPool, find_file, searched_folders
+from weightloom.tasks.data import ClassPool, needed_file
 
 FOLDER, FILE = "free_spoken_digits", "fsdd_mulaw8.npz"
 RATE, BANDS, FRAMES = 8000, 32, 32
@@ -152,14 +152,13 @@ def _waves(arrays: dict[str, NDArray[Any]]) -> Tensor:
 
 
 def _arrays() -> dict[str, NDArray[Any]]:
-    path = find_file(FOLDER, FILE)
-    if path is None:
-        folders = " nor in ".join(f"`{folder}`" for folder in searched_folders(FOLDER))
-        raise DataError(
-            f"The spoken digits' file `{FILE}` is not in {folders}. It holds 3,000 recordings in one array "
-            "(`mulaw`, `offsets`, `digit`, `speaker`, `speakers`), and this library does not fetch it. "
-            f"Set `WEIGHTLOOM_DATA` to a folder that holds `{FOLDER}/{FILE}`."
-        )
+    path = needed_file(
+        FOLDER,
+        FILE,
+        "The spoken digits' file",
+        "It holds 3,000 recordings in one array (`mulaw`, `offsets`, `digit`, `speaker`, `speakers`), and this library "
+        "does not fetch it.",
+    )
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("mulaw", "offsets", "digit", "speaker", "speakers")}

@@ -17,17 +17,9 @@ from torch import Tensor
 
 from weightloom.errors import ConfigError, DataError, nearest
 from weightloom.tasks.points import PointPool
+from weightloom.tasks.tasks import Skipped
 
 TASK = "task"
-
-
-class Skipped(NamedTuple):
-    """A task that was left out."""
-
-    task: str
-    """Its name."""
-    why: str
-    """The reason, as a sentence without its subject."""
 
 
 class Scale(NamedTuple):

@@ -36,6 +36,15 @@ class Tasks(NamedTuple):
         return Tasks(*(field.to(device) for field in self))
 
 
+class Skipped(NamedTuple):
+    """Something of a user's own data that was left out."""
+
+    what: str
+    """The path of a file or folder, or the name of a task."""
+    why: str
+    """In a few words."""
+
+
 class TaskSource(ABC):
     """Something that tasks can be drawn from."""
 

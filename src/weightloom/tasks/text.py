@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from weightloom.errors import ConfigError, DataError, MissingExtraError, nearest
-from weightloom.tasks.data import ClassPool, find_file, searched_folders
+from weightloom.tasks.data import ClassPool, find_file, needed_file, searched_folders
 
 WIDTH = 384
 MOST_TOKENS = 256
@@ -70,14 +70,9 @@ def load_intents(name: str) -> TextSet:
             f"There is no set of intents `{name}`. Two are known: `clinc150` and `banking77`. {nearest(name, _LABELS)}"
         )
     label, domain = _LABELS[name]
-    path = find_file(name, f"{name}.csv.gz")
-    if path is None:
-        folders = " nor in ".join(f"`{folder}`" for folder in searched_folders(name))
-        raise DataError(
-            f"`{name}.csv.gz` is not in {folders}. It is a table of {'split, domain' if domain else 'split'}, "
-            f"{label} and text, one text a row; this library does not fetch it. "
-            f"Set `WEIGHTLOOM_DATA` to a folder that holds `{name}/{name}.csv.gz`."
-        )
+    columns = f"{'split, domain' if domain else 'split'}, {label}"
+    about = f"It is a table of {columns} and text, one text a row; this library does not fetch it."
+    path = needed_file(name, f"{name}.csv.gz", "The file", about)
     once: dict[str, dict[str, str]] = {}
     for row in _rows(path, ["split", label, "text"]):
         if row[label] != "oos":

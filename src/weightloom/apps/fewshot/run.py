@@ -268,22 +268,24 @@ def _steps(learner: Learner, problem: Problem, config: FewShotConfig, folder: Pa
     They are counted once, by timing steps of a copy, and kept beside the checkpoints, so that a resumed run ends as one
     that never stopped.
     """
-    assert config.tasks and config.outer_lr
-    kept = folder / "steps.json"
     if config.minutes is None:
         assert config.steps
         return config.steps
-    if fabric.global_rank == 0 and not kept.is_file():
+    kept = folder / "steps.json"
+    steps = 0
+    if fabric.global_rank == 0 and kept.is_file():
+        steps = int(json.loads(kept.read_text()))
+    elif fabric.global_rank == 0:
+        assert config.tasks and config.outer_lr
         few = TrainOptions(steps=12, tasks=config.tasks // fabric.world_size, outer_lr=config.outer_lr)
         alone = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
         times: list[float] = []
-        source = Timed(problem.train_source(learner), times)
-        copy.deepcopy(learner).fit(source, few, fabric=alone)
+        copy.deepcopy(learner).fit(Timed(problem.train_source(learner), times), few, fabric=alone)
         step_s = median(b - a for a, b in pairwise(times[2:]))
+        steps = max(1, min(config.steps or 10**9, int(60 * config.minutes / step_s)))
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, json.dumps(max(1, min(config.steps or 10**9, int(60 * config.minutes / step_s)))))
-    fabric.barrier()
-    return int(json.loads(kept.read_text()))
+        write_atomically(kept, json.dumps(steps))
+    return int(fabric.broadcast(steps))
 
 
 class Timed(TaskSource):

@@ -1,16 +1,15 @@
 """A head and changes of the convolutions before it, both generated from the support set."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.learner import Learner, Support
-from weightloom.apps.fewshot.methods.heads import TrunkAndHead, scaled_prototypes, with_generated_head
-from weightloom.base import apply_per_task, apply_shared
+from weightloom.apps.fewshot.methods.heads import scaled_prototypes, with_generated_head
+from weightloom.apps.fewshot.methods.trunks import features_of, head_of, run_per_task, run_shared, single, trunk_of
 from weightloom.conditions import class_statistics
 from weightloom.forms.choose import Generate
 from weightloom.hypernets import HeadHyperNetwork, MLPHyperNetwork
+from weightloom.hypernets.head import full_precision
 from weightloom.params import Params, sub
 
 
@@ -45,8 +44,7 @@ class HyperConvs(Learner):
     ) -> None:
         super().__init__()
         self.base = with_generated_head(base)
-        self.trunk = cast("TrunkAndHead", self.base).trunk
-        features = int(cast("int", self.trunk.features))
+        self.trunk, features = trunk_of(self.base), features_of(self.base)
         self.hyper = MLPHyperNetwork(self.trunk, 2 * features, generate=generate, hidden=(hidden,))
         self.norm = nn.LayerNorm(2 * features)
         self.head = HeadHyperNetwork("head", start_scale=start_scale) if generate_head else None
@@ -55,14 +53,14 @@ class HyperConvs(Learner):
 
     def condition(self, support: Support) -> Tensor:
         """Mean of the class means and their spread, (tasks, 2 * features)."""
-        mean = class_statistics(apply_shared(self.trunk, support.x).float(), support.y, support.mask).mean
+        mean = class_statistics(run_shared(self.trunk, support.x), support.y, support.mask).mean
         condition: Tensor = self.norm(torch.cat([mean.mean(1), mean.std(1)], dim=1))
         return condition
 
     def adapt(self, support: Support) -> Params:
         """Generate the changes of the trunk, then the head from the features of the changed trunk."""
         changes: Params = self.hyper(self.condition(support))
-        features = apply_per_task(self.trunk, changes, support.x, statistics="shared").float()
+        features = single(run_per_task(self.trunk, changes, support.x))
         return {f"trunk.{name}": value for name, value in changes.items()} | self._head(features, support)
 
     def _head(self, features: Tensor, support: Support) -> Params:
@@ -72,6 +70,6 @@ class HyperConvs(Learner):
 
     def predict(self, params: Params, x: Tensor) -> Tensor:
         """Run each task's trunk and head."""
-        features = apply_per_task(self.trunk, sub(params, "trunk"), x, statistics="shared").float()
-        logits: Tensor = apply_per_task(cast("TrunkAndHead", self.base).head, sub(params, "head"), features)
-        return logits
+        features = single(run_per_task(self.trunk, sub(params, "trunk"), x))
+        with full_precision(features):
+            return run_per_task(head_of(self.base), sub(params, "head"), features)

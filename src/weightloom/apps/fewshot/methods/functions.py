@@ -1,11 +1,14 @@
 """A function from a few of its values: closed-form regression around a prior that a hypernetwork generates."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.base import apply_per_task, apply_shared
 from weightloom.hypernets import MLPHyperNetwork
+from weightloom.hypernets.head import full_precision
 from weightloom.params import Params, sub
 
 
@@ -101,7 +104,7 @@ class HyperFunction(Learner):
     ) -> None:
         super().__init__()
         self.base, self.encoder = base, encoder
-        width = base.head.weight.numel() + int(encoder.condition_dim)  # type: ignore[arg-type]
+        width = base.head.weight.numel() + cast("int", encoder.condition_dim)
         self.hyper = MLPHyperNetwork(base, width, generate="head.*", hidden=hidden)
         self.log_noise = nn.Parameter(torch.tensor(noise).log())
 
@@ -115,11 +118,11 @@ class HyperFunction(Learner):
         own, bias = self.base.head.weight, self.base.head.bias
         positions, number = _distinct(support.x)
         features = self.base.trunk(positions).to(support.y.dtype)
-        with _full_precision(support.x):
+        with full_precision(support.x):
             points = _Points(features, number, support.mask, self.log_noise.exp() + 1e-5)
             first = points.fit(support.y - points.at(own.expand(len(support.x), -1, -1)) - bias)
         params = self.hyper(torch.cat([self.condition(support), 4 * first.flatten(1)], dim=1))
-        with _full_precision(support.x):
+        with full_precision(support.x):
             mean, bias = params["head.weight"] + first, params["head.bias"].to(first.dtype)
             return {"head.weight": mean + points.fit(support.y - points.at(mean) - bias[:, None]), "head.bias": bias}
 
@@ -127,7 +130,7 @@ class HyperFunction(Learner):
         """Run the trunk, once where all tasks are asked at the same positions, then each task's head."""
         if x.stride(0) == 0:
             features = self.base.trunk(x[0]).to(x.dtype)
-            with _full_precision(x):
+            with full_precision(x):
                 return self.base.bounded((params["head.weight"] @ features.mT).mT + params["head.bias"][:, None])
         outputs: Tensor = apply_per_task(self.base.head, sub(params, "head"), apply_shared(self.base.trunk, x))
         return self.base.bounded(outputs)
@@ -172,11 +175,6 @@ class _Points:
         weights = torch.cholesky_solve(miss.detach(), self.factor)
         left = miss - self.at(self.back(weights)) - self.noise * weights
         return self.back(weights + torch.cholesky_solve(left, self.factor))
-
-
-def _full_precision(x: Tensor) -> torch.autocast:
-    """Products here are sums that nearly cancel: not in half precision."""
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def _gram(features: Tensor, number: Tensor) -> Tensor:

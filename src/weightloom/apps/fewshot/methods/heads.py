@@ -1,28 +1,19 @@
 """A linear head generated from the support set, on a trunk that all tasks share."""
 
 from abc import abstractmethod
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.nn.functional import normalize
 
 from weightloom.apps.fewshot.learner import Learner, Support
-from weightloom.base import apply_per_task, apply_shared
+from weightloom.apps.fewshot.methods.trunks import features_of, head_of, run_per_task, run_shared, trunk_of
 from weightloom.conditions import class_statistics
 from weightloom.hypernets import HeadHyperNetwork
-from weightloom.hypernets.head import prototype_head
+from weightloom.hypernets.head import full_precision, prototype_head
 from weightloom.losses import cross_entropy_per_task
 from weightloom.params import Params, sub
 from weightloom.tasks import Tasks
-
-
-class TrunkAndHead(Protocol):
-    """What a base network of these methods is: ``head(trunk(x))``, with ``trunk.features`` numbers in between."""
-
-    trunk: nn.Module
-    head: nn.Module
 
 
 class HeadLearner(Learner):
@@ -41,7 +32,7 @@ class HeadLearner(Learner):
     def __init__(self, base: nn.Module, classes: int = 0) -> None:
         super().__init__()
         self.base = with_generated_head(base)
-        width = getattr(cast("TrunkAndHead", self.base).trunk, "channels", 0)
+        width = getattr(trunk_of(self.base), "channels", 0)
         self.all_classes = CosineClassifier(width, classes) if classes else None
 
     @abstractmethod
@@ -50,11 +41,7 @@ class HeadLearner(Learner):
 
     def features(self, x: Tensor) -> Tensor:
         """Run the shared trunk once on the inputs of all tasks, (tasks, batch, features) in single precision."""
-        trunk = cast("TrunkAndHead", self.base).trunk
-        if sees_a_task_together(trunk):
-            return vmap(trunk, randomness="different")(x).float()
-        features: Tensor = apply_shared(trunk, x)
-        return features.float()
+        return run_shared(trunk_of(self.base), x)
 
     def condition(self, support: Support) -> Tensor:
         """Mean feature of each class, (tasks, ways, features)."""
@@ -62,25 +49,21 @@ class HeadLearner(Learner):
 
     def adapt(self, support: Support) -> Params:
         """Make the head of each task: a row for every class that the support set has."""
-        features = self.features(support.x)
-        with torch.autocast(features.device.type, enabled=False):
-            return self.head(features, support.y, support.mask)
+        return self.head(self.features(support.x), support.y, support.mask)
 
     def predict(self, params: Params, x: Tensor) -> Tensor:
         """Run the shared trunk, then each task's head."""
         return self._answer(params, self.features(x))
 
     def _answer(self, params: Params, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            logits: Tensor = apply_per_task(cast("TrunkAndHead", self.base).head, sub(params, "head"), features)
-        return logits
+        with full_precision(features):
+            return run_per_task(head_of(self.base), sub(params, "head"), features)
 
     def forward(self, tasks: Tasks) -> Tensor:
         """Return the loss of each task, the mean over the turns that its images take in the support set."""
         support, query = self.features(tasks.support_x), self.features(tasks.query_x)
         taken = in_turns(support, query, tasks)
-        with torch.autocast(support.device.type, enabled=False):
-            params = self.head(taken.support_x, taken.support_y, taken.support_mask)
+        params = self.head(taken.support_x, taken.support_y, taken.support_mask)
         losses = self.loss_per_task(self._answer(params, taken.query_x), taken.query_y).view(-1, len(support)).mean(0)
         if self.all_classes is None:
             return losses
@@ -157,14 +140,10 @@ def in_turns(support: Tensor, query: Tensor, tasks: Tasks) -> Tasks:
     )
 
 
-def sees_a_task_together(trunk: nn.Module) -> bool:
-    """Whether it normalises by the images that it sees together, in eval mode too: those of one task, then."""
-    return any(isinstance(part, nn.BatchNorm2d) and not part.track_running_stats for part in trunk.modules())
-
-
 def scaled_prototypes(mean: Tensor, log_scale: Tensor) -> Params:
     """Return the head of the class means (tasks, ways, features), on squared distances per feature times a scale."""
-    weight, bias = prototype_head(mean)
+    with full_precision(mean):
+        weight, bias = prototype_head(mean)
     scale = log_scale.exp() / mean.shape[2]
     return {"head.weight": weight * scale, "head.bias": bias * scale}
 
@@ -174,8 +153,8 @@ def with_generated_head(base: nn.Module) -> nn.Module:
 
     Training has no use for the own values, and a checkpoint then fits whatever ways it is judged by.
     """
-    parts = cast("TrunkAndHead", base)
-    parts.head = nn.utils.skip_init(nn.Linear, int(parts.trunk.features), 1).requires_grad_(False)  # type: ignore[arg-type]
-    for parameter in parts.head.parameters():
+    head = nn.utils.skip_init(nn.Linear, features_of(base), 1).requires_grad_(False)
+    for parameter in head.parameters():
         parameter.zero_()
+    base.head = head
     return base

@@ -1,14 +1,13 @@
 """MAML and ANIL: no hypernetwork, only a start that is learned so that a few gradient steps suffice."""
 
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.learner import Learner, Support
-from weightloom.apps.fewshot.methods.heads import TrunkAndHead
-from weightloom.base import apply_per_task, apply_shared
+from weightloom.apps.fewshot.methods.trunks import head_of, run_per_task, run_shared, trunk_of
 from weightloom.inner import descend
 from weightloom.losses import TaskLoss, loss_per_task, masked_loss
 from weightloom.params import Params, ParamSpec, Selector, sub
@@ -87,8 +86,7 @@ class MAML(Learner):
 
     def predict(self, params: Params, x: Tensor) -> Tensor:
         """Run the base with each task's parameters, and its own for the rest."""
-        outputs: Tensor = apply_per_task(self.base, params, x, statistics="shared")
-        return outputs
+        return run_per_task(self.base, params, x)
 
 
 class ANIL(Learner):
@@ -99,9 +97,7 @@ class ANIL(Learner):
         loss_per_task: As in `MAML`.
         inner_steps: Gradient steps per task.
         inner_lr: Length of a step.
-        first_order: As in `MAML`.
-        learn_inner_lr: As in `MAML`.
-        momentum: As in `MAML`.
+        **options: Further ones of `MAML`, all but ``adapted``.
 
     Source:
         Raghu et al., "Rapid learning or feature reuse?" (2020).
@@ -115,25 +111,15 @@ class ANIL(Learner):
         loss_per_task: TaskLoss = loss_per_task,
         inner_steps: int = 5,
         inner_lr: float = 0.01,
-        first_order: bool = False,
-        learn_inner_lr: bool = False,
-        momentum: tuple[float, float] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.base, self.loss_per_task = base, loss_per_task
-        self.of_head = MAML(
-            cast("TrunkAndHead", base).head,
-            loss_per_task,
-            inner_steps,
-            inner_lr,
-            first_order,
-            learn_inner_lr=learn_inner_lr,
-            momentum=momentum,
-        )
+        self.of_head = MAML(head_of(base), loss_per_task, inner_steps, inner_lr, **options)
 
     def features(self, x: Tensor) -> Tensor:
         """Run the trunk, which is the same for all tasks."""
-        return apply_shared(cast("TrunkAndHead", self.base).trunk, x)
+        return run_shared(trunk_of(self.base), x)
 
     def adapt(self, support: Support) -> Params:
         """Take the gradient steps of every task's head."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from weightloom.apps.fewshot.methods.heads import HeadLearner
+from weightloom.apps.fewshot.methods.trunks import features_of
 from weightloom.inner import fine_tune
 from weightloom.losses import masked_loss
 from weightloom.params import Params
@@ -28,7 +29,7 @@ class LinearProbe(HeadLearner):
     def __init__(self, base: nn.Module, classes: int, steps: int = 100, inner_lr: float = 0.1) -> None:
         super().__init__(base)
         self.steps, self.inner_lr = steps, inner_lr
-        self.classify = nn.Linear(int(base.trunk.features), classes)  # type: ignore[arg-type, union-attr]
+        self.classify = nn.Linear(features_of(base), classes)
 
     def features(self, x: Tensor) -> Tensor:
         """Features of the shared trunk, of unit length."""

@@ -19,7 +19,7 @@ from weightloom.apps.fewshot.methods.scratch import FromScratch
 from weightloom.apps.fewshot.problems.pools import load_pools
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
 from weightloom.forms import LowRank
-from weightloom.networks import ConvNet, FeatureNet, Norm, ResidualNet
+from weightloom.networks import ConvNet, FeatureTrunk, Norm, ResidualTrunk, TrunkNet
 from weightloom.tasks import ClassTasks, TaskSource
 
 NORMS: dict[str, Norm] = {"group": "group", "batch": "batch", "transductive": "task"}
@@ -76,14 +76,25 @@ class ClassProblem(Problem):
         ways = min(self.config.ways[0], self.pools.most_ways(groups, len(pool.names)))
         return ClassTasks(pool.examples, pool.counts, ways, shots, self.config.queries, groups=groups)
 
-    def build(self, outputs: int, unit: bool = False) -> nn.Module:
-        """The base network of every method; ``unit`` brings its features to one length."""
+    def build(self, outputs: int, unit: bool = False, norm: Norm | None = None) -> nn.Module:
+        """The base network of every method.
+
+        Args:
+            outputs: Rows of the head.
+            unit: Bring its features to one length.
+            norm: How it normalises images; None is the config's.
+        """
         if len(self.event) == 1:
-            return FeatureNet(self.event[0], outputs)
-        norm = NORMS[self.config.normalisation or "group"]
-        if "channels" in self.pools.network and isinstance(self.pools.network["channels"], int):
-            return ConvNet(self.event[0], self.event[1], outputs, **self.pools.network, norm=norm)
-        return ResidualNet(self.event[0], self.event[1], outputs, **self.pools.network, norm=norm, unit=unit)
+            return TrunkNet(FeatureTrunk(self.event[0]), outputs)
+        channels_in, size = self.event[:2]
+        options = {"norm": norm or NORMS[self.config.normalisation or "group"], **self.pools.network}
+        if self.pools.residual:
+            return TrunkNet(ResidualTrunk(channels_in, size, unit=unit, **options), outputs)
+        return ConvNet(channels_in, size, outputs, **options)
+
+    def build_alone(self, outputs: int) -> nn.Module:
+        """The base network for a task that is learned alone: a few images give no statistics to normalise others by."""
+        return self.build(outputs, norm="group")
 
     def methods(self) -> dict[str, Callable[[], Learner]]:
         """What builds each method."""
@@ -118,12 +129,11 @@ class ClassProblem(Problem):
             "protonet": lambda: ProtoNet(self.build(ways), scale, classes),
             "protonet-unit": lambda: ProtoNet(self.build(ways, True), self.pools.unit_scale or scale, classes),
             "probe": lambda: LinearProbe(self.build(ways), len(self.train.names)),
-            "scratch": lambda: FromScratch(self.build, steps=50, inner_lr=3e-3),
+            "scratch": lambda: FromScratch(self.build_alone, steps=50, inner_lr=3e-3),
             "centroid": lambda: NearestCentroid(self.train.examples[0, 0].numel()),
         }
 
     def setting(self, shots: int, ways: int) -> str:
         """Ways and shots, and what is unusual."""
-        shown = f"1-to-{shots}-shot" if self.config.uneven_shots and shots > 1 else f"{shots}-shot"
         also = ", transductive" if self.config.normalisation == "transductive" else ""
-        return f"{ways}-way {shown}{also}"
+        return f"{ways}-way {self.up_to(shots)}-shot{also}"

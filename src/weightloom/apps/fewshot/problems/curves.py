@@ -8,8 +8,7 @@ from torch import nn
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.methods.cavia import CAVIA
-from weightloom.apps.fewshot.methods.cnp import ConditionalNeuralProcess
-from weightloom.apps.fewshot.methods.conditioned import Conditioned
+from weightloom.apps.fewshot.methods.cnp import ConditionalNeuralProcess, Conditioned
 from weightloom.apps.fewshot.methods.functions import FunctionNet, HyperFunction
 from weightloom.apps.fewshot.methods.inner_steps import InnerSteps
 from weightloom.apps.fewshot.methods.maml import MAML
@@ -112,7 +111,7 @@ class CurveProblem(Problem):
 
     def setting(self, shots: int, ways: int) -> str:
         """Shots."""
-        return f"1-to-{shots}-shot" if self.config.uneven_shots and shots > 1 else f"{shots}-shot"
+        return f"{self.up_to(shots)}-shot"
 
 
 def _pools(config: FewShotConfig) -> tuple[dict[str, PointPool], tuple[str, ...]]:
@@ -123,7 +122,7 @@ def _pools(config: FewShotConfig) -> tuple[dict[str, PointPool], tuple[str, ...]
     if config.kind == "table":
         table = load_table(config.data)
         train, validation, test = table.split(seed=config.split)
-        notices = tuple(f"skipped task {skipped.task}, which {skipped.why}" for skipped in table.skipped)
+        notices = tuple(f"skipped task {skipped.what}, which {skipped.why}" for skipped in table.skipped)
     else:
         pool = load_growth_curves()
         train, validation, test = (of_families(pool, families) for families in growth_split(config.split))

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.learner import Learner
-from weightloom.apps.fewshot.methods.cnp import ConditionalNeuralProcess
-from weightloom.apps.fewshot.methods.conditioned import Conditioned
+from weightloom.apps.fewshot.methods.cnp import ConditionalNeuralProcess, Conditioned
 from weightloom.apps.fewshot.methods.functions import FunctionNet, HyperFunction
 from weightloom.apps.fewshot.methods.interpolation import GaussianPixels, Interpolation
 from weightloom.apps.fewshot.problems.problem import Problem
@@ -76,4 +75,4 @@ class FunctionProblem(Problem):
 
     def setting(self, shots: int, ways: int) -> str:
         """How many pixels are observed."""
-        return f"1-to-{shots} pixels" if self.config.uneven_shots and shots > 1 else f"{shots} pixels"
+        return f"{self.up_to(shots)} pixels"

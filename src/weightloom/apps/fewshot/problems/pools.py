@@ -39,7 +39,9 @@ class Pools:
     test: ClassPool
     """Classes to be judged on."""
     network: dict[str, Any] = field(default_factory=dict)
-    """Options of the base network, as of `ConvNet`."""
+    """Options of the base network, as of `ResidualTrunk` or `ConvNet`."""
+    residual: bool = True
+    """Whether images are read by a residual network."""
     start_scale: float = 1.0
     """How sharp heads are at step 0."""
     unit_scale: float | None = None
@@ -83,6 +85,7 @@ def _digits(config: FewShotConfig) -> Pools:
         known,
         pick(pool, test),
         network={"channels": 32, "blocks": 2, "levels": 2},
+        residual=False,
         start_scale=30.0,
         augment=Jitter(2.0),
     )
@@ -180,7 +183,7 @@ def _folder(config: FewShotConfig) -> Pools:
     channels, size = loaded.pool.examples.shape[2:4]
     notices = [f"{loaded.pool.examples.shape[0]} classes of pictures, made {size}x{size} with {channels} channels: "]
     notices[0] += ", ".join(f"{len(part.names)} for {name}" for name, part in parts.items())
-    notices += [f"skipped {skipped.path}: {skipped.why}" for skipped in loaded.skipped]
+    notices += [f"skipped {skipped.what}: {skipped.why}" for skipped in loaded.skipped]
     return Pools(
         parts["train"],
         parts["validation"] if len(parts["validation"].names) >= ways else parts["train"],

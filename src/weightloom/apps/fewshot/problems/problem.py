@@ -55,6 +55,10 @@ class Problem(ABC):
     def setting(self, shots: int, ways: int) -> str:
         """Say which tasks these are, as in "3-way 1-shot"."""
 
+    def up_to(self, shots: int) -> str:
+        """Say how many shots there are: one number, or from 1 to it where they are unequal."""
+        return f"1-to-{shots}" if self.config.uneven_shots and shots > 1 else str(shots)
+
     def learner(self, method: str) -> Learner:
         """Build a method by name, or one of the user's own.
 
