@@ -1,0 +1,91 @@
+"""Any gymnasium environment with a context: drawn at every reset, put into its physics, seen in front of the state."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from weightloom.apps.rl.envs.context import ContextFamily
+from weightloom.apps.rl.envs.finite import check_finite
+from weightloom.apps.rl.envs.physics import Physics
+from weightloom.errors import ConfigError, nearest
+
+
+class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
+    """Draw a context at every reset and put it in front of the observation, training ranges mapped to [-1, 1].
+
+    Args:
+        env: The environment, whose observations are flat vectors.
+        family: Where contexts come from.
+
+    Raises:
+        ConfigError: If a name of the family is no parameter of the environment, or observations are not flat.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], family: ContextFamily) -> None:
+        gymnasium.utils.RecordConstructorArgs.__init__(self, family=family)
+        gymnasium.Wrapper.__init__(self, env)
+        self.family, self.physics = family, Physics(env, family.names)
+        seen = env.observation_space
+        if not isinstance(seen, spaces.Box) or len(seen.shape) != 1:
+            raise ConfigError(
+                f"Observations of `{type(env.unwrapped).__name__}` are {seen}. The context is put in front of a flat "
+                "vector. Wrap the environment in `gymnasium.wrappers.FlattenObservation` where it is registered."
+            )
+        self.observation_space = spaces.Box(-np.inf, np.inf, (len(family.names) + seen.shape[0],), np.float32)
+        self.episodes = 0
+        self.given: list[float] | None = None
+        """A context to use at every reset, in its own units; None to draw one."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode in another context."""
+        if seed is not None:
+            self.np_random = np.random.default_rng(seed)
+        if self.given is None:
+            generator = torch.Generator().manual_seed(int(self.np_random.integers(2**63)))
+            self.context = self.family.sample(1, generator)
+        else:
+            self.context = torch.tensor([self.given])
+        self.episodes += 1
+        self.physics.put(self.context[0].tolist())
+        state, info = self.env.reset(seed=seed, options=options)
+        return self._observe(state), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment.
+
+        Raises:
+            NonFiniteError: If the reward or the state is not finite.
+        """
+        state, reward, terminated, truncated, info = self.env.step(action)
+        name = self.env.spec.id if self.env.spec else type(self.env.unwrapped).__name__
+        numbers = torch.as_tensor(np.asarray(state, dtype=np.float64))[None]
+        check_finite(name, torch.tensor([float(reward)]), numbers, self.context, self.family.names, self.episodes)
+        return self._observe(state), float(reward), terminated, truncated, info
+
+    def change(self, context: list[float]) -> None:
+        """Put another context into the physics in mid-episode; what is seen of it stays as it was."""
+        self.physics.put(context)
+
+    def _observe(self, state: Any) -> Any:
+        context = self.family.normalise(self.context)[0].numpy()
+        return np.concatenate([context, np.asarray(state)]).astype(np.float32)
+
+
+def make(name: str, max_steps: int | None = None) -> gymnasium.Env[Any, Any]:
+    """Make a registered environment, with another time limit if one is given.
+
+    Raises:
+        ConfigError: If no environment of that name is registered, or it cannot be made.
+    """
+    known = [identity for identity in gymnasium.registry if not identity.startswith(("GymV", "phys2d", "tabular"))]
+    try:
+        return gymnasium.make(name, max_episode_steps=max_steps, disable_env_checker=True)
+    except gymnasium.error.Error as error:
+        raise ConfigError(
+            f"`--env {name}` cannot be made ({str(error).splitlines()[0]}). It is `lqr`, `gyre`, `grid`, or the name "
+            f"of an environment that is registered with gymnasium, as `module:Name-v0` where a module registers it. "
+            f"{nearest(name, known) if name not in known else 'Install what it needs.'}"
+        ) from error

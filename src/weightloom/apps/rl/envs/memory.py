@@ -1,0 +1,104 @@
+"""What stands between an environment and an algorithm: scaled rewards, checked actions, and what a memory reads."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from torch import Tensor
+
+from weightloom.errors import NonFiniteError
+
+
+def memory_width(space: spaces.Space[Any]) -> int:
+    """Numbers that a memory reads behind the state: the last action, the last reward, and whether an episode began."""
+    return (int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (1,)))) + 2
+
+
+def memory_columns(space: spaces.Space[Any], actions: Any, rewards: Any, starts: Any) -> Any:
+    """Lay out last action (one-hot where discrete), last reward, and whether an episode began, (rows, numbers)."""
+    if isinstance(space, spaces.Discrete):
+        actions = np.eye(int(space.n), dtype=np.float32)[np.asarray(actions).reshape(-1)]
+    going = 1.0 - np.asarray(starts, dtype=np.float32)[:, None]
+    columns = [going * actions, going * np.asarray(rewards, dtype=np.float32)[:, None], 1.0 - going]
+    return np.concatenate(columns, 1).astype(np.float32)
+
+
+class Between(VecEnvWrapper):
+    """Scale rewards, refuse actions that are not finite, and add what a memory reads where one is wanted.
+
+    Args:
+        inner: The environment.
+        reward_scale: What rewards are multiplied by before an algorithm learns from them.
+        memory: Whether observations end with `memory_columns`.
+    """
+
+    def __init__(self, inner: VecEnv, reward_scale: float, memory: bool) -> None:
+        self.reward_scale, self.memory = reward_scale, memory
+        space = inner.observation_space
+        if memory:
+            more = np.full(memory_width(inner.action_space), np.inf, np.float32)
+            assert isinstance(space, spaces.Box)
+            space = spaces.Box(np.concatenate([space.low, -more]), np.concatenate([space.high, more]), dtype=np.float32)
+        super().__init__(inner, observation_space=space)
+        self.actions: Any = None
+
+    def reset(self) -> Any:
+        """Start every row anew."""
+        seen = self.venv.reset()
+        space, rows = self.action_space, self.num_envs
+        none = (
+            np.zeros(rows, np.int64) if isinstance(space, spaces.Discrete) else np.zeros((rows, *(space.shape or ())))
+        )
+        return self._with(seen, none, np.zeros(rows), np.ones(rows))
+
+    def step_async(self, actions: Any) -> None:
+        """Pass the actions on.
+
+        Raises:
+            NonFiniteError: If one is not finite.
+        """
+        if not np.isfinite(actions).all():
+            raise NonFiniteError(
+                "The policy gave an action that is not finite: its parameters are spoiled. Steps were too long, or "
+                "rewards too large. Lower `--learning-rate` or `--reward-scale`, and start another run."
+            )
+        self.actions = actions
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> tuple[Any, Any, Any, list[dict[str, Any]]]:
+        """Step all rows."""
+        seen, rewards, ended, infos = self.venv.step_wait()
+        if self.memory:
+            last = memory_columns(self.action_space, self.actions, self.reward_scale * rewards, np.zeros(len(ended)))
+            for row in np.flatnonzero(ended):
+                infos[row]["terminal_observation"] = np.concatenate([infos[row]["terminal_observation"], last[row]])
+        return (
+            self._with(seen, self.actions, self.reward_scale * rewards, ended),
+            self.reward_scale * rewards,
+            ended,
+            infos,
+        )
+
+    def _with(self, seen: Any, actions: Any, rewards: Any, starts: Any) -> Any:
+        if not self.memory:
+            return seen
+        return np.concatenate([seen, memory_columns(self.action_space, actions, rewards, starts)], 1)
+
+
+def kept_of(env: Any) -> dict[str, Tensor] | None:
+    """Return all that an environment goes on from; None where that cannot be had, and new episodes are begun."""
+    inner = env.venv if isinstance(env, Between) else env
+    return inner.kept() if hasattr(inner, "kept") else None
+
+
+def restore(env: Any, tensors: dict[str, Tensor]) -> None:
+    """Go on from what `kept_of` returned."""
+    inner: Any = env.venv if isinstance(env, Between) else env
+    inner.restore(tensors)
+
+
+def as_rows(values: Any) -> Tensor:
+    """Take numbers from numpy as float32."""
+    return torch.as_tensor(np.asarray(values), dtype=torch.float32)

@@ -1,0 +1,91 @@
+"""Contexts put into gymnasium's environments: attributes of classic control, physics of MuJoCo, attributes of yours."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from weightloom.errors import ConfigError, nearest
+
+MUJOCO = ("gravity", "mass", "friction", "damping")
+"""What can vary in every MuJoCo environment, each as a factor of what it is: 1 leaves it alone."""
+
+
+def parameters_of(env: gymnasium.Env[Any, Any]) -> list[str]:
+    """List what can vary in an environment: plain numbers among its attributes, and the physics of MuJoCo.
+
+    Example:
+        >>> [name for name in parameters_of(gymnasium.make("Pendulum-v1")) if len(name) == 1]
+        ['g', 'l', 'm']
+    """
+    inner: Any = env.unwrapped
+    names = {*vars(inner), *vars(type(inner))}
+    found = [name for name in sorted(names) if not name.startswith("_") and _is_number(getattr(inner, name, None))]
+    return [*MUJOCO, *found] if _is_mujoco(inner) else found
+
+
+class Physics:
+    """The physics of one environment, which contexts are put into.
+
+    Args:
+        env: The environment; remembered as it is, so that factors always refer to the physics it came with.
+        names: What a context holds.
+
+    Raises:
+        ConfigError: If the environment lacks one of them.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], names: Sequence[str]) -> None:
+        inner: Any = env.unwrapped
+        self.inner = inner
+        known = parameters_of(env)
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"`{name}` is no parameter of `{type(self.inner).__name__}`. What varies must be a number that the "
+                    f"environment reads in every step. {nearest(name, known)}"
+                )
+        self.names = tuple(names)
+        self.original: dict[str, Any] = {}
+        if _is_mujoco(inner):
+            model = inner.model
+            self.original = {
+                "gravity": model.opt.gravity.copy(),
+                "mass": model.body_mass.copy(),
+                "inertia": model.body_inertia.copy(),
+                "friction": model.geom_friction.copy(),
+                "damping": model.dof_damping.copy(),
+            }
+
+    def put(self, context: Sequence[float]) -> None:
+        """Give the environment the physics of a context."""
+        for name, value in zip(self.names, context, strict=True):
+            if name in MUJOCO and self.original:
+                self._scale(name, value)
+            else:
+                setattr(self.inner, name, type(getattr(self.inner, name))(value))
+        inner = self.inner
+        if hasattr(inner, "polemass_length"):  # CartPole keeps products of what varies
+            inner.total_mass = inner.masspole + inner.masscart
+            inner.polemass_length = inner.masspole * inner.length
+
+    def _scale(self, name: str, factor: float) -> None:
+        model = self.inner.model
+        if name == "gravity":
+            model.opt.gravity[:] = self.original["gravity"] * factor
+        elif name == "mass":
+            model.body_mass[:] = self.original["mass"] * factor
+            model.body_inertia[:] = self.original["inertia"] * factor
+        elif name == "friction":
+            model.geom_friction[:, 0] = self.original["friction"][:, 0] * factor
+        else:
+            model.dof_damping[:] = self.original["damping"] * factor
+
+
+def _is_mujoco(inner: Any) -> bool:
+    return hasattr(inner, "model") and hasattr(inner.model, "body_mass")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool)
