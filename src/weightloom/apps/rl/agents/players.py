@@ -1,0 +1,121 @@
+"""Who acts in rollouts: a trained model, the optimum where it is known, or nobody."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO, SAC, TD3
+from torch import Tensor
+
+from weightloom.apps.rl.envs.lqr import LQR
+from weightloom.apps.rl.envs.memory import as_rows, memory_columns
+from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, World
+
+
+class ModelPlayer(Player):
+    """A trained model, without exploration.
+
+    Args:
+        model: A model of Stable-Baselines3.
+        memory: Whether it remembers; observations then end with `memory_columns`.
+        reward_scale: What the rewards that it remembers are multiplied by, as in training.
+    """
+
+    def __init__(self, model: Any, memory: bool, reward_scale: float = 1.0) -> None:
+        self.model, self.memory, self.reward_scale = model, memory, reward_scale
+        self.begin(0)
+
+    def begin(self, rows: int) -> None:
+        """Forget everything."""
+        space = self.model.action_space
+        self.states: Any = None
+        self.first = np.ones(rows, np.float32)
+        discrete = isinstance(space, spaces.Discrete)
+        self.last = np.zeros(rows, np.int64) if discrete else np.zeros((rows, *space.shape), np.float32)
+        self.values: list[Tensor] = []
+
+    def act(self, observations: Any, rewards: Any) -> Any:
+        """Choose the most likely action of each row."""
+        if self.memory:
+            more = memory_columns(self.model.action_space, self.last, self.reward_scale * rewards, self.first)
+            observations = np.concatenate([observations, more], 1)
+            self.values.append(self._recurrent_value(observations))
+        starts = self.first if self.memory else None
+        self.last, self.states = self.model.predict(observations, self.states, starts, deterministic=True)
+        self.first = np.zeros(len(observations), np.float32)
+        return self.last
+
+    @torch.no_grad()
+    def value(self, observations: Tensor) -> Tensor:
+        """Value of states, (rows,), in the units of the environment's rewards.
+
+        For TD3 and SAC the smaller of both critics at the action that the policy would take.
+        """
+        policy = self.model.policy
+        policy.set_training_mode(False)
+        if isinstance(self.model, TD3):
+            values = torch.cat(self.model.critic(observations, self.model.actor(observations)), 1).min(1).values
+        elif isinstance(self.model, SAC):
+            action = self.model.actor(observations, deterministic=True)
+            values = torch.cat(self.model.critic(observations, action), 1).min(1).values
+        else:
+            assert isinstance(self.model, PPO)
+            values = policy.predict_values(observations)[:, 0]
+        return values / self.reward_scale
+
+    @torch.no_grad()
+    def _recurrent_value(self, observations: Any) -> Tensor:
+        policy = self.model.policy
+        rows = len(observations)
+        hidden = policy.lstm_actor.hidden_size
+        states = self.states or (np.zeros((1, rows, hidden), np.float32),) * 2
+        kept = tuple(as_rows(state) for state in states)
+        values: Tensor = policy.predict_values(as_rows(observations), kept, as_rows(self.first))
+        return values[:, 0] / self.reward_scale
+
+
+class Still(Player):
+    """Nobody: the action is zero, or the first.
+
+    Args:
+        world: Says what an action is.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.space = world.action_space
+
+    def begin(self, rows: int) -> None:
+        """Nothing to forget."""
+
+    def act(self, observations: Any, rewards: Any) -> Any:
+        """Do nothing."""
+        rows = len(observations)
+        if isinstance(self.space, spaces.Discrete):
+            return np.zeros(rows, np.int64)
+        return np.zeros((rows, *(self.space.shape or ())), np.float32)
+
+
+class Oracle(Player):
+    """The optimum of linear-quadratic control, which knows each context.
+
+    Args:
+        world: That of `LQR`.
+        discount: For which it is the optimum.
+    """
+
+    def __init__(self, world: BatchedWorld, discount: float) -> None:
+        assert isinstance(world.env, LQR)
+        self.env, self.family, self.discount = world.env, world.family, discount
+
+    def begin(self, rows: int) -> None:
+        """Nothing to forget."""
+
+    def act(self, observations: Any, rewards: Any) -> Any:
+        """Act by the gain of each row's context."""
+        seen = torch.as_tensor(observations)
+        parameters = len(self.family.names)
+        low, high = (seen.new_tensor([one.train[end] for one in self.family.varied]) for end in (0, 1))
+        context = low + (high - low) * (seen[:, :parameters] + 1) / 2
+        gain, _ = self.env.optimum(context, self.discount)
+        return (-(gain @ seen[:, parameters:, None])[..., 0] / self.env.action_limit).numpy()
