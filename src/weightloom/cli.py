@@ -15,7 +15,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from weightloom.apps.bench.config import CoreConfig, PeersConfig
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.errors import ConfigError, WeightloomError, nearest
+from weightloom.apps.rl.config import RLConfig
+from weightloom.errors import ConfigError, MissingExtraError, WeightloomError, nearest
 
 Command = TypeVar("Command")
 
@@ -98,6 +99,46 @@ def fewshot(words: list[str]) -> int:
         return 0
     if not isinstance(outcome, dict):
         print(f"stopped by {outcome.name}; type `weightloom fewshot --resume {run}` to go on", file=sys.stderr)
+        return 128 + outcome
+    print_table(outcome["scores"])
+    print(f"report: {run / 'report.html'}")
+    return 0
+
+
+@dataclass(frozen=True)
+class RLCommand:
+    """Let agents learn in a family of environments, judge them in contexts never met, and show how well they act."""
+
+    options: RLConfig
+    """What to run."""
+    run: Path | None = None
+    """Folder to write; it must not exist. None: the next free one of runs/ENV-001, runs/ENV-002, …"""
+    resume: Path | None = None
+    """Go on with an unfinished run in this folder."""
+    config: Path | None = None
+    """A YAML or JSON file of options; flags typed beside it win."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def rl(words: list[str]) -> int:
+    """Reinforcement learning in families of environments: policy and value function, generated."""
+    options = RLConfig()
+    if file := _value_of("--config", words):
+        options = RLConfig.from_dict(_read_options(Path(file)))
+    if folder := _value_of("--resume", words):
+        options = RLConfig.from_dict(_read_options(Path(folder) / "config.json"))
+    command = _parse(RLCommand, words, "rl", RLCommand(options))
+
+    _need_extra("rl", "gymnasium", "mujoco", "stable_baselines3", "sb3_contrib")
+    from weightloom.apps.rl.run import run_rl
+    from weightloom.apps.rl.table import print_table
+
+    run = command.resume or command.run or _free_folder(command.options.env.split(":")[-1].replace("/", "-"))
+    typed = shlex.join(["weightloom", "rl", *words])
+    outcome = run_rl(command.options, run, command=typed, resume=command.resume is not None, quiet=command.quiet)
+    if not isinstance(outcome, dict):
+        print(f"stopped by {outcome.name}; type `weightloom rl --resume {run}` to go on", file=sys.stderr)
         return 128 + outcome
     print_table(outcome["scores"])
     print(f"report: {run / 'report.html'}")
@@ -238,6 +279,7 @@ def doctor(words: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "fewshot": fewshot,
+    "rl": rl,
     "eval": evaluate,
     "report": report,
     "export": export,
@@ -253,6 +295,18 @@ def _parse(kind: type[Command], words: list[str], name: str, default: Command | 
     if default is None:
         return tyro.cli(kind, args=words, prog=prog, config=config)
     return tyro.cli(kind, args=words, prog=prog, config=config, default=default)
+
+
+def _need_extra(extra: str, *modules: str) -> None:
+    """Raise unless what an extra installs is there."""
+    from importlib.util import find_spec
+
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise MissingExtraError(
+            f"`{missing[0]}` is not installed. `weightloom {extra}` needs it, and an installation without extras "
+            f'leaves it out. Type `pip install "weightloom[{extra}]"`.'
+        )
 
 
 def _no_options(words: list[str], name: str) -> None:

@@ -1,0 +1,143 @@
+"""What one run of reinforcement learning is: every option once, with its default and its check."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from weightloom.apps.rl.presets import OURS, RUNS, preset
+from weightloom.errors import ConfigError, nearest
+
+Algorithm = Literal["td3", "sac", "ppo", "recurrent-ppo"]
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """One run of reinforcement learning. Every field is also a command-line flag of the same name."""
+
+    env: str = "lqr"
+    """Which family: `lqr`, `gyre`, `grid`, or the name of an environment that is registered with gymnasium."""
+    vary: tuple[str, ...] = ()
+    """What varies and its training range, as in `gravity=8:12`. Nothing: what suits the environment."""
+    held_out: tuple[str, ...] = ()
+    """Ranges that training never sees, as in `gravity=12:14`. Nothing: what suits the environment."""
+    algorithm: Algorithm | None = None
+    """Stable-Baselines3's algorithm; `recurrent-ppo` where the context is not given. None: what suits."""
+    method: str = OURS
+    """The method that the report is about."""
+    comparators: tuple[str, ...] | None = None
+    """The methods to run beside it, with the same budget. None: those that suit the algorithm."""
+    steps: int | None = None
+    """Environment steps of each method. None: what suits the environment."""
+    rows: int | None = None
+    """Episodes that run side by side. None: what suits the environment."""
+    warm_up: int | None = None
+    """Steps with random actions at first; TD3 and SAC. None: what suits the environment."""
+    updates: float | None = None
+    """Optimiser steps for each environment step; TD3 and SAC. None: what suits the environment."""
+    learning_rate: float | None = None
+    """Of Adam, for everything that is trained. None: what suits the environment."""
+    final_rate: float | None = None
+    """Share of the learning rate that is left at the end; it falls linearly. None: what suits the environment."""
+    discount: float | None = None
+    """What a reward counts one step later. None: what suits the environment."""
+    batch: int | None = None
+    """Transitions of one update. None: what suits the environment."""
+    noise: float | None = None
+    """Standard deviation of what TD3 adds to actions, which are within [-1, 1]. None: what suits the environment."""
+    reward_scale: float | None = None
+    """What rewards are multiplied by in training. None: what suits the environment."""
+    width: int | None = None
+    """Width of the trunk that reads state and context. None: what suits the environment."""
+    blocks: int | None = None
+    """Residual blocks of the trunk. None: what suits the environment."""
+    hidden: int | None = None
+    """Hidden units of generated networks. None: what suits the environment."""
+    rank: int | None = None
+    """Rank of what is generated of large matrices. None: what suits the environment."""
+    evaluate_every: int | None = None
+    """Steps between evaluations during training. None: a twentieth of all."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints. None: a tenth of all."""
+    test_contexts: int | None = None
+    """Contexts of each range that methods are judged on. None: what suits the environment."""
+    target_return: float | None = None
+    """A return; the record then says after how many steps each method first reached it on validation contexts."""
+    seed: int = 0
+    """Everything random follows from it."""
+    threads: int = 1
+    """CPU threads; for networks as small as these one is quickest."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the environment."""
+        for name in ("steps", "rows", "batch", "width", "hidden", "rank", "evaluate_every", "threads", "test_contexts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"`--{name.replace('_', '-')} {value}` is too small. It is a count. Pass 1 or more.")
+        for name in ("warm_up", "blocks"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigError(f"`--{name.replace('_', '-')} {value}` is below 0. It is a count. Pass 0 or more.")
+        for name in ("learning_rate", "reward_scale", "updates", "final_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"`--{name.replace('_', '-')} {value}` is not positive. Pass a number above 0.")
+        if self.discount is not None and not 0 < self.discount < 1:
+            raise ConfigError(
+                f"`--discount {self.discount}` is not between 0 and 1. Rewards count less the later they come. "
+                "Type `--discount 0.99`."
+            )
+        known = RUNS[preset(self.env, self.algorithm)["algorithm"]]
+        for flag, names in (("method", (self.method,)), ("comparators", self.comparators or ())):
+            for name in names:
+                if name not in known:
+                    algorithm = preset(self.env, self.algorithm)["algorithm"]
+                    raise ConfigError(
+                        f"`--{flag} {name}` does not go with `--algorithm {algorithm}`. All methods of a run learn by "
+                        f"the same algorithm. {nearest(name, known)}"
+                    )
+        if self.method in (self.comparators or ()):
+            raise ConfigError(
+                f"`--comparators {self.method}` is `--method` too. Each method has one row. Leave one of them out."
+            )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """All methods of the run, the one that the report is about first."""
+        return (self.method, *(self.comparators or ()))
+
+    def resolved(self) -> "RLConfig":
+        """Fill in what was left to the environment."""
+        known = preset(self.env, self.algorithm)
+        steps = self.steps or known["steps"]
+        known |= {"evaluate_every": max(1, steps // 20), "checkpoint_every": max(1, steps // 10)}
+        missing = {name: value for name, value in known.items() if getattr(self, name) is None}
+        if "comparators" in missing:
+            missing["comparators"] = tuple(name for name in missing["comparators"] if name != self.method)
+        return replace(self, **missing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, options: dict[str, Any]) -> "RLConfig":
+        """Build a config from JSON or YAML values, every type checked.
+
+        Raises:
+            ConfigError: If an option is unknown or of another type.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"Option {name!r} is unknown. {nearest(name, known)} See `weightloom rl --help`.")
+        several = ("vary", "held_out", "comparators")
+        options = {k: [v] if k in several and isinstance(v, str) else v for k, v in options.items()}
+        try:
+            return TypeAdapter(cls).validate_python(options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(
+                f"Option {first['loc'][0]!r} is {first.get('input')!r}: {first['msg']}. "
+                "See `weightloom rl --help` for what fits."
+            ) from error

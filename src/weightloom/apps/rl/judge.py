@@ -1,0 +1,159 @@
+"""How a method is judged: in contexts never met, of the training ranges and beyond, the same for every method."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weightloom.apps.rl.agents.players import ModelPlayer, Oracle
+from weightloom.apps.rl.envs.grid import GridWorld
+from weightloom.apps.rl.envs.lqr import LQR
+from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, Rollouts, World
+from weightloom.records import summary
+
+TEST_SEED = 1 << 40
+"""Where contexts and starts of the table come from: the same for every method and every seed of training."""
+NOISE = 0.1
+"""Standard deviation of noise on what is seen, for the measure of robustness."""
+TAIL = 0.01
+"""What a reward may still count where a discounted sum is broken off."""
+MOST_STEPS = 2_000
+"""Steps of a rollout that values are held against, at most."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Contexts that methods are judged in."""
+
+    name: str
+    contexts: Float[Tensor, "contexts parameters"]
+    others: Float[Tensor, "contexts parameters"]
+    """What the physics change to in mid-episode, for the measure of robustness."""
+
+
+def settings(world: World, contexts: int) -> list[Setting]:
+    """Draw contexts of the training ranges and of those held out."""
+    made = []
+    for held_out in (False, True)[: 1 + world.family.has_held_out]:
+        generator = torch.Generator().manual_seed(TEST_SEED + held_out)
+        name = "held-out contexts" if held_out else "training ranges"
+        drawn = world.family.sample(contexts, generator, held_out)
+        made.append(Setting(name, drawn, world.family.sample(contexts, generator)))
+    return made
+
+
+def judge(player: Player, world: World, setting: Setting, discount: float) -> dict[str, Tensor]:
+    """Play an episode in each context.
+
+    Args:
+        player: Who acts.
+        world: Where.
+        setting: Contexts.
+        discount: What a reward counts one step later, for values.
+
+    Returns:
+        Each measure by name, one number per context, or one in all: ``return``, which counts; what is left of it with
+        noise on what is seen (``noisy``) and with other physics from mid-episode on (``changed``); of a model that
+        gives values ``explained_variance``; of linear-quadratic control ``gain_error`` and ``value_error``; of several
+        trials in one episode ``first_trial`` and ``last_trial``.
+    """
+    steps = world.max_steps
+    played = world.rollout(player, setting.contexts, steps, TEST_SEED)
+    found = {"return": played.returns()}
+    found["noisy"] = world.rollout(player, setting.contexts, steps, TEST_SEED, noise=NOISE).returns()
+    found["changed"] = world.rollout(player, setting.contexts, steps, TEST_SEED, change=setting.others).returns()
+    if isinstance(world, BatchedWorld) and isinstance(world.env, GridWorld):
+        trials = played.rewards.unflatten(0, (world.env.trials, -1)).sum(1)
+        found |= {"first_trial": trials[0], "last_trial": trials[-1]}
+    if isinstance(player, ModelPlayer):
+        found["explained_variance"] = value_accuracy(player, world, setting, discount)
+    if isinstance(world, BatchedWorld) and isinstance(world.env, LQR):
+        found |= linear_errors(player, world, setting, discount)
+    return found
+
+
+def value_accuracy(player: ModelPlayer, world: World, setting: Setting, discount: float) -> Float[Tensor, " 1"]:
+    """Return the share of the variance of discounted returns that values explain, over all contexts and steps.
+
+    Episodes are played on beyond their time limit, as values are those of a world without one, until what is left
+    counts less than `TAIL`; 1 is perfect, and 0 is what a constant explains.
+    """
+    more = math.ceil(math.log(TAIL) / math.log(discount))
+    steps = min(world.max_steps + more, MOST_STEPS)
+    played = world.rollout(player, setting.contexts, steps, TEST_SEED)
+    truth = discounted(played, discount)
+    count = min(world.max_steps, max(1, len(truth) - more))
+    if not player.memory:
+        values = torch.stack([player.value(seen) for seen in played.observations[:count].float()])
+    else:
+        values = torch.stack(player.values[:count])
+    kept = played.alive[:count]
+    error, truth = (truth[:count] - values)[kept], truth[:count][kept]
+    return (1 - error.var() / truth.var().clamp(min=1e-12))[None]
+
+
+def discounted(played: Rollouts, discount: float) -> Float[Tensor, "steps rows"]:
+    """Return the discounted sum of rewards from each step on.
+
+    Example:
+        >>> rewards = torch.tensor([[0.0], [1.0], [1.0]])
+        >>> played = Rollouts(rewards[..., None], rewards, rewards, rewards > -1, None)
+        >>> discounted(played, 0.5).flatten().tolist()
+        [0.75, 1.5, 1.0]
+    """
+    total, sums = torch.zeros_like(played.rewards[0]), []
+    for reward in reversed(played.rewards.unbind()):
+        total = reward + discount * total
+        sums.append(total)
+    return torch.stack(sums[::-1])
+
+
+def linear_errors(player: Player, world: BatchedWorld, setting: Setting, discount: float) -> dict[str, Tensor]:
+    """Hold a policy and its values against the optimum of linear-quadratic control.
+
+    Returns:
+        ``gain_error``: distance of the gain that fits a context's actions best from the optimal gain, as a share of
+        it. ``value_error``: root mean square of the difference from the optimal value, as a share of that of the
+        values. Both per context, over 128 states drawn as episodes start.
+    """
+    env = world.env
+    assert isinstance(env, LQR) and env.action_limit
+    count, contexts = 128, setting.contexts
+    generator = torch.Generator().manual_seed(TEST_SEED)
+    told = contexts.repeat_interleave(count, 0)
+    state = env.start(told, generator)
+    seen = torch.cat([world.family.normalise(told), env.observe(state, told)], 1)
+    gain, curvature = env.optimum(contexts, discount)
+    player.begin(len(seen))
+    action = env.action_limit * torch.as_tensor(player.act(seen.numpy(), torch.zeros(len(seen)).numpy()))
+    states, actions = (part.unflatten(0, (-1, count)) for part in (state, action))
+    fitted = -torch.linalg.lstsq(states, actions).solution.mT
+    found = {"gain_error": (fitted - gain).flatten(1).norm(dim=1) / gain.flatten(1).norm(dim=1)}
+    if isinstance(player, ModelPlayer) and not player.memory:
+        truth = -((states @ curvature) * states).sum(2)
+        values = player.value(seen).unflatten(0, (-1, count))
+        found["value_error"] = (values - truth).square().mean(1).sqrt() / truth.square().mean(1).sqrt()
+    elif isinstance(player, Oracle):
+        found["value_error"] = torch.zeros(len(contexts))
+    return found
+
+
+def row(method: str, setting: Setting, found: dict[str, Tensor]) -> dict[str, Any]:
+    """Return a row of the table, as it stands in a record."""
+    return {
+        "method": method,
+        "setting": setting.name,
+        "name": "return",
+        "better": "higher",
+        **summary(found["return"]),
+        "tasks": len(setting.contexts),
+        "also": {name: _summary(values) for name, values in found.items() if name != "return"},
+    }
+
+
+def _summary(values: Tensor) -> dict[str, float | None]:
+    """Mean and interval; one number in all has none."""
+    return dict(summary(values)) if len(values) > 1 else {"mean": values.item(), "ci95": None}

@@ -1,0 +1,92 @@
+"""What suits each environment, where nothing was typed; and which methods an algorithm can run."""
+
+from typing import Any
+
+OURS = "hypernetwork"
+METHODS = {
+    "hypernetwork": "policy and value function generated from state and context",
+    "context-only": "generated from the context alone, once an episode",
+    "film": "only gains and biases are generated",
+    "concat": "nothing is generated: a plain network reads the context beside the state",
+    "concat-mse": "the same, its critic with squared errors instead of Huber's",
+    "input-matched": "the trunk of ours and the state once more, with nothing generated",
+    "none": "a plain network that is not told the context",
+    "recurrent": "a memory of states, actions and rewards, with nothing generated",
+}
+"""Every method, and what it is."""
+
+RUNS: dict[str, tuple[str, ...]] = {
+    "td3": ("hypernetwork", "context-only", "film", "concat", "concat-mse", "input-matched", "none"),
+    "sac": ("hypernetwork", "context-only", "film", "concat", "concat-mse", "input-matched", "none"),
+    "ppo": ("hypernetwork", "context-only", "film", "concat", "input-matched", "none"),
+    "recurrent-ppo": ("hypernetwork", "film", "recurrent", "none"),
+}
+"""Which methods an algorithm can run."""
+
+COMMON: dict[str, Any] = {
+    "algorithm": "td3",
+    "steps": 60_000,
+    "rows": 10,
+    "warm_up": 2_000,
+    "learning_rate": 3e-4,
+    "final_rate": 1.0,
+    "discount": 0.99,
+    "batch": 256,
+    "noise": 0.1,
+    "updates": 1.0,
+    "width": 128,
+    "blocks": 2,
+    "hidden": 128,
+    "rank": 8,
+    "reward_scale": 1.0,
+    "test_contexts": 100,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "lqr": {
+        "steps": 20_000,
+        "warm_up": 1_000,
+        "learning_rate": 1e-3,
+        "final_rate": 0.01,
+        "discount": 0.95,
+        "width": 64,
+        "blocks": 1,
+        "hidden": 64,
+        "rank": 4,
+        "test_contexts": 200,
+    },
+    "gyre": {},
+    "grid": {
+        "algorithm": "recurrent-ppo",
+        "steps": 1_000_000,
+        "rows": 64,
+        "learning_rate": 1e-3,
+        "discount": 0.95,
+        "width": 64,
+        "blocks": 0,
+        "hidden": 32,
+        "test_contexts": 200,
+    },
+    "CartPole-v1": {"algorithm": "ppo", "steps": 200_000, "rows": 8, "blocks": 0, "width": 64, "hidden": 64},
+    "Acrobot-v1": {"algorithm": "ppo", "steps": 200_000, "rows": 8, "blocks": 0, "width": 64, "hidden": 64},
+    "Pendulum-v1": {"steps": 30_000, "rows": 4, "learning_rate": 1e-3, "reward_scale": 0.1, "discount": 0.98},
+    "MountainCarContinuous-v0": {"algorithm": "sac", "steps": 50_000, "rows": 4},
+    "HalfCheetah-v5": {"algorithm": "td3", "steps": 300_000, "rows": 4, "warm_up": 10_000, "test_contexts": 40},
+    "Hopper-v5": {"algorithm": "td3", "steps": 300_000, "rows": 4, "warm_up": 10_000, "test_contexts": 40},
+}
+"""What differs from `COMMON`."""
+
+COMPARATORS: dict[str, tuple[str, ...]] = {
+    "td3": ("concat", "film"),
+    "sac": ("concat", "film"),
+    "ppo": ("concat", "film"),
+    "recurrent-ppo": ("recurrent", "none"),
+}
+"""Methods that run beside ours where nothing was typed."""
+
+
+def preset(env: str, algorithm: str | None) -> dict[str, Any]:
+    """Return what suits an environment, with its usual algorithm or the one that was chosen."""
+    known = {**COMMON, **PRESETS.get(env, {})}
+    chosen = algorithm or known["algorithm"]
+    return {**known, "algorithm": chosen, "comparators": COMPARATORS[chosen]}

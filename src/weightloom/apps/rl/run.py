@@ -1,0 +1,166 @@
+"""One run of reinforcement learning from config to report: let methods learn, judge, record, show."""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightloom.apps.rl.agents.build import build_agent, remembers
+from weightloom.apps.rl.agents.players import ModelPlayer, Oracle, Still
+from weightloom.apps.rl.config import RLConfig
+from weightloom.apps.rl.envs.lqr import LQR
+from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, World, world_of
+from weightloom.apps.rl.judge import judge, row, settings
+from weightloom.apps.rl.keep import load_policy
+from weightloom.apps.rl.show import write_showcase
+from weightloom.apps.rl.train import train
+from weightloom.checkpoint import write_atomically
+from weightloom.errors import ConfigError, DataError
+from weightloom.records import Record, environment, peak_memory_bytes, write_record
+from weightloom.report import build_report
+from weightloom.train import read_rows
+
+
+def run_rl(
+    config: RLConfig, run: Path, *, command: str = "", resume: bool = False, quiet: bool = False
+) -> Record | signal.Signals:
+    """Let every method learn, judge all of them in contexts never met, and write the run's folder.
+
+    Args:
+        config: What to run.
+        run: The run's folder; made here, after everything that can be checked was checked.
+        command: What was typed, for the record.
+        resume: Go on in a folder that holds an unfinished run of the same config.
+        quiet: Show no progress.
+
+    Returns:
+        The record, or the signal if Ctrl-C or SIGTERM ended the run early, its checkpoint written.
+
+    Raises:
+        ConfigError: If the folder already holds a run, or the environment, a parameter or the algorithm does not fit.
+        NonFiniteError: If the environment or a policy gave a number that is not finite; the last checkpoint is whole.
+        CheckpointError: If a checkpoint cannot be written or read.
+    """
+    start_s = time.monotonic()
+    config = config.resolved()
+    torch.set_num_threads(config.threads)
+    world = world_of(config.env, config.vary, config.held_out)
+    build_agent(config.method, world, config)  # what cannot work is said before anything is written
+    _prepare_folder(run, config, resume)
+    players: dict[str, Player] = {}
+    spent_s: dict[str, float] = {}
+    for method in config.methods:
+        if not quiet:
+            print(f"{method}: {config.steps:,} steps in {world.name}", file=sys.stderr, flush=True)
+        model, seconds, stopped_by = train(method, world, config, method_folder(run, method, config), quiet)
+        if stopped_by:
+            return stopped_by
+        spent_s[method] = round(seconds, 2)
+        players[method] = ModelPlayer(model, remembers(config), config.reward_scale or 1.0)
+    record: Record = {
+        "command": command,
+        "config": config.to_dict(),
+        "scores": score_all(players, world, config, run),
+        "cost": {
+            "train_wall_time_s": spent_s,
+            "wall_time_s": round(time.monotonic() - start_s, 2),
+            "peak_memory_bytes": peak_memory_bytes(),
+            **environment(),
+        },
+        "notes": (
+            "Returns are those of whole episodes, without exploration. Intervals are 95 % over contexts. Every method "
+            "took the same environment steps and updates; plain networks have as many parameters as ours."
+        ),
+    }
+    record["version"], record["commit"] = record["cost"].pop("weightloom"), record["cost"].pop("commit")
+    write_showcase(run, players, world, config)
+    write_record(run / "record.json", record)
+    build_report(run)
+    return record
+
+
+def score_all(players: dict[str, Player], world: World, config: RLConfig, run: Path) -> list[dict[str, Any]]:
+    """Judge every method in every setting, beside whoever does nothing and, where it is known, the optimum."""
+    assert config.test_contexts and config.discount
+    everyone: dict[str, Player] = dict(players)
+    if isinstance(world, BatchedWorld) and isinstance(world.env, LQR):
+        everyone["optimum (control)"] = Oracle(world, config.discount)
+    everyone["no action (control)"] = Still(world)
+    rows = []
+    for setting in settings(world, config.test_contexts):
+        for method, player in everyone.items():
+            found = judge(player, world, setting, config.discount)
+            made = row(method, setting, found)
+            if config.target_return is not None and method in players:
+                steps = steps_to(config.target_return, method_folder(run, method, config))
+                made["also"]["steps_to_target"] = {"mean": steps, "ci95": None}
+            rows.append(made)
+    return rows
+
+
+def steps_to(target: float, folder: Path) -> float | None:
+    """Return after how many steps the return on validation contexts first reached a target; None if never."""
+    rows = (row for row in read_rows(folder) if "validation_score" in row)
+    return next((float(row["step"]) for row in rows if row["validation_score"] >= target), None)
+
+
+def method_folder(run: Path, method: str, config: RLConfig) -> Path:
+    """Where a method's checkpoints are: those of ``--method`` in the run itself, a comparator's in a folder below."""
+    return run if method == config.method else run / method
+
+
+def load_config(run: Path) -> RLConfig:
+    """Read the config of a run.
+
+    Raises:
+        DataError: If the folder holds no run.
+    """
+    try:
+        return RLConfig.from_dict(json.loads((run / "config.json").read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(
+            f"`{run}` holds no run of `weightloom rl` ({error}). A run writes its options to `config.json` first. "
+            "Pass the folder of one, as in `--resume runs/lqr-001`."
+        ) from error
+
+
+def load_players(run: Path) -> tuple[RLConfig, World, dict[str, ModelPlayer]]:
+    """Read the trained methods of a run, ready to act.
+
+    Raises:
+        DataError: If the folder holds no run.
+        CheckpointError: If a checkpoint is missing or not whole.
+    """
+    config = load_config(run)
+    world = world_of(config.env, config.vary, config.held_out)
+    players = {}
+    for method in config.methods:
+        model = build_agent(method, world, config)
+        load_policy(method_folder(run, method, config) / "checkpoints" / "last.safetensors", model)
+        players[method] = ModelPlayer(model, remembers(config), config.reward_scale or 1.0)
+    return config, world, players
+
+
+def _prepare_folder(run: Path, config: RLConfig, resume: bool) -> None:
+    """Make the run's folder and write its config, or check that a run can go on there."""
+    if resume:
+        saved, asked = load_config(run).to_dict(), config.to_dict()
+        odd = [name for name, value in asked.items() if saved[name] != value]
+        if odd:
+            raise ConfigError(
+                f"`--resume {run}` with another config: {odd[0]} is {saved[odd[0]]} there, {asked[odd[0]]} was asked "
+                "for. A run goes on as it began, or its numbers mean nothing. "
+                f"Type `weightloom rl --resume {run}` alone, or start another run."
+            )
+        return
+    if run.exists() and any(run.iterdir()):
+        raise ConfigError(
+            f"`{run}` is not empty. A run never writes over another. "
+            f"Type `weightloom rl --resume {run}` to go on with it, or pass another `--run`."
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(run / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
