@@ -1,4 +1,3 @@
-
 """Families of environments, held against closed forms, gymnasium's own dynamics and its checker."""
 
 import math

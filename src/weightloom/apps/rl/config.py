@@ -41,6 +41,8 @@ class RLConfig:
     """What a reward counts one step later. None: what suits the environment."""
     batch: int | None = None
     """Transitions of one update. None: what suits the environment."""
+    rollout: int | None = None
+    """Environment steps between updates, all rows together; PPO. None: what suits the environment."""
     noise: float | None = None
     """Standard deviation of what TD3 adds to actions, which are within [-1, 1]. None: what suits the environment."""
     reward_scale: float | None = None
@@ -68,7 +70,18 @@ class RLConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the environment."""
-        for name in ("steps", "rows", "batch", "width", "hidden", "rank", "evaluate_every", "threads", "test_contexts"):
+        for name in (
+            "steps",
+            "rows",
+            "batch",
+            "rollout",
+            "width",
+            "hidden",
+            "rank",
+            "evaluate_every",
+            "threads",
+            "test_contexts",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"`--{name.replace('_', '-')} {value}` is too small. It is a count. Pass 1 or more.")

@@ -58,10 +58,9 @@ def build_agent(method: str, world: World, config: RLConfig) -> Any:
     kwargs: dict[str, Any] = {"plan": plan, "optimizer_kwargs": {"fused": True}}
     if config.algorithm in ("td3", "sac"):
         return _off_policy(env, config, known, kwargs)
-    steps = max(32, 2048 // config.rows)
-    if remembers(config):
-        steps = max(steps, min(world.max_steps, 128))
-    known |= {"n_steps": steps, "n_epochs": EPOCHS, "batch_size": steps * config.rows // 4, "ent_coef": 0.01}
+    assert config.rollout
+    steps = max(2, config.rollout // config.rows)
+    known |= {"n_steps": steps, "n_epochs": EPOCHS, "batch_size": max(2, steps * config.rows // 4), "ent_coef": 0.01}
     if remembers(config):
         return RecurrentPPO(RecurrentGeneratedPolicy, env, policy_kwargs=kwargs, **known)
     return PPO(GeneratedPolicy, env, policy_kwargs=kwargs, **known)
@@ -92,7 +91,7 @@ class Falling:
     def __init__(self, first: float, share: float) -> None:
         self.first, self.share = first, share
 
-    def __call__(self, left: float) -> float:
+    def __call__(self, left: float | int) -> float:
         """Return the rate where a share of the run is left."""
         return self.first * (self.share + (1 - self.share) * left)
 
