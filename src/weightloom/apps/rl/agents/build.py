@@ -111,4 +111,6 @@ def _off_policy(env: Between, config: RLConfig, known: dict[str, Any], kwargs: d
         return SAC(GeneratedSACPolicy, env, **known)
     shape = env.action_space.shape or ()
     known["action_noise"] = NormalActionNoise(np.zeros(shape), config.noise * np.ones(shape))
+    smoothing = config.smoothing or 0.0
+    known |= {"target_policy_noise": smoothing, "target_noise_clip": 2.5 * smoothing}
     return TD3(GeneratedTD3Policy, env, **known)
