@@ -46,7 +46,7 @@ class RLConfig:
     noise: float | None = None
     """Standard deviation of what TD3 adds to actions, which are within [-1, 1]. None: what suits the environment."""
     smoothing: float | None = None
-    """Standard deviation of what TD3 adds to target actions: values then hold the cost of such noise. None: what suits."""
+    """Standard deviation of what TD3 adds to target actions; values hold the cost of it. None: what suits."""
     reward_scale: float | None = None
     """What rewards are multiplied by in training. None: what suits the environment."""
     width: int | None = None

@@ -21,8 +21,9 @@ class DoubleGyre(BatchedEnv):
 
     Source:
         Equations, ranges and reward: Botteghi et al., "HypeRL: Parameter-informed reinforcement learning for
-        parametric PDEs" (2026), the double-gyre flow. Where to start (anywhere) and to go, and that the phase of the
-        current is seen, are ours, for neither is published.
+        parametric PDEs" (2026), the double-gyre flow. Where to start (anywhere) and where to go (between the whirls,
+        where the current is too strong to hold a place, so that it has to be used), and that the phase of the current
+        is seen, are ours, for none of it is published.
     """
 
     name = "gyre"
@@ -35,7 +36,7 @@ class DoubleGyre(BatchedEnv):
     dt_s = 0.1
     held = 4
     swing = 0.25
-    target = (1.5, 0.5)
+    target = (1.0, 0.25)
 
     def start(self, context: Contexts, generator: torch.Generator) -> States:
         """Draw a place uniformly; time starts at zero."""
