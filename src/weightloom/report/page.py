@@ -78,7 +78,8 @@ def _title(config: Facts) -> str:
     """
     method = str(config.get("method", "hypernetwork"))
     what = "A hypernetwork" if method == "hypernetwork" else method
-    parts = [f"{what} on {config['data']}" if "data" in config else what]
+    where = config.get("data", config.get("env"))
+    parts = [f"{what} on {where}" if where else what]
     if isinstance(config.get("steps"), int):
         parts.append(f"{config['steps']:,} steps")
     if "seed" in config:

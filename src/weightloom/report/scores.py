@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from weightloom.report.run import Facts, Run
 
 OURS = "hypernetwork"
-SCORE_NAMES = {"accuracy": "accuracy", "mse": "mean squared error"}
+SCORE_NAMES = {"accuracy": "accuracy", "mse": "mean squared error", "return": "return"}
 
 
 class Row(NamedTuple):

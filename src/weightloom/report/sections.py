@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from weightloom.report.changes import change_bars, change_maps, task_titles
 from weightloom.report.compare import reliability_figures, sweep_figures, time_figures
+from weightloom.report.contexts import episode_rows, return_curves, return_maps, value_scatter
 from weightloom.report.curves import CurveRow, curve_rows, scatter, worst_scatter
 from weightloom.report.figures import Figure
 from weightloom.report.images import Pictures, Strip, completed_images, task_strips, worst_strips
@@ -40,6 +41,7 @@ class Section(NamedTuple):
 def sections(run: Run) -> list[Section]:
     """Return all sections that a run has something for, or a reason to have nothing."""
     made = {
+        **_contexts(run),
         "predicted": _predicted(run),
         "worst": _worst(run),
         "sweep": _sweep(run),
@@ -63,6 +65,33 @@ def sections(run: Run) -> list[Section]:
         elif name in reasons:
             kept.append(section._replace(explanation="", message=reasons[name]))
     return kept
+
+
+def _contexts(run: Run) -> dict[str, Section]:
+    """Return what there is to see of reinforcement learning."""
+    return {
+        "returns": Section(
+            "What it earned, context by context",
+            "Higher is better. Where dotted lines stay behind, what was learned does not carry beyond the contexts of "
+            "training.",
+            return_curves(run),
+        ),
+        "grid": Section(
+            "Return over the grid of contexts",
+            "Lighter is better, on one scale for all methods: an episode in every place, from the same start.",
+            return_maps(run),
+        ),
+        "episodes": Section(
+            "Episodes in contexts never met",
+            "Each begins at the square, and darker points are later; a star marks the target where there is one.",
+            rows=episode_rows(run),
+        ),
+        "values": Section(
+            "What states are worth, and what followed",
+            "The value function against discounted returns of episodes played on to their end.",
+            value_scatter(run),
+        ),
+    }
 
 
 def _predicted(run: Run) -> Section:
