@@ -109,13 +109,13 @@ class Oracle(Player):
         self.env, self.family, self.discount = world.env, world.family, discount
 
     def begin(self, rows: int) -> None:
-        """Nothing to forget."""
+        """Contexts follow anew."""
+        self.gain: Tensor | None = None
 
     def act(self, observations: Any, rewards: Any) -> Any:
-        """Act by the gain of each row's context."""
+        """Act by the gain of each row's context, which stays the same until `begin`."""
         seen = torch.as_tensor(observations)
         parameters = len(self.family.names)
-        low, high = (seen.new_tensor([one.train[end] for one in self.family.varied]) for end in (0, 1))
-        context = low + (high - low) * (seen[:, :parameters] + 1) / 2
-        gain, _ = self.env.optimum(context, self.discount)
-        return (-(gain @ seen[:, parameters:, None])[..., 0] / self.env.action_limit).numpy()
+        if self.gain is None:
+            self.gain, _ = self.env.optimum(self.family.restore(seen[:, :parameters]), self.discount)
+        return (-(self.gain @ seen[:, parameters:, None])[..., 0] / self.env.action_limit).numpy()

@@ -93,6 +93,11 @@ class ContextFamily:
         low, high = (context.new_tensor([one.train[end] for one in self.varied]) for end in (0, 1))
         return 2 * (context - low) / (high - low) - 1
 
+    def restore(self, normal: Float[Tensor, "*rows parameters"]) -> Float[Tensor, "*rows parameters"]:
+        """Undo `normalise`."""
+        low, high = (normal.new_tensor([one.train[end] for one in self.varied]) for end in (0, 1))
+        return low + (high - low) * (normal + 1) / 2
+
     def grid(self, points: int) -> tuple[list[float], list[float], Float[Tensor, "contexts parameters"]]:
         """Lay a grid over the first two parameters, training and held-out ranges together, the others at their middle.
 

@@ -1,0 +1,296 @@
+"""Runs of reinforcement learning: from config to report, killed and gone on with, and what is refused."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from weightloom.apps.rl.config import RLConfig
+from weightloom.checkpoint import load_tensors
+from weightloom.cli import main
+from weightloom.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+
+pytest.importorskip("sb3_contrib")
+
+from weightloom.apps.rl import run as run_room
+from weightloom.apps.rl import train as train_room
+from weightloom.apps.rl.agents.players import ModelPlayer, Oracle, Still
+from weightloom.apps.rl.envs.lqr import LQR
+from weightloom.apps.rl.envs.worlds import BatchedWorld, world_of
+from weightloom.apps.rl.judge import judge, settings
+from weightloom.apps.rl.run import load_players, run_rl, steps_to
+from weightloom.apps.rl.train import train
+from weightloom.train import read_rows
+
+TINY = {
+    "evaluate_every": 100,
+    "rows": 4,
+    "width": 16,
+    "hidden": 16,
+    "blocks": 1,
+    "rank": 2,
+    "batch": 16,
+    "rollout": 32,
+    "warm_up": 20,
+}
+
+
+def tiny(env="lqr", **options):
+    return RLConfig(env=env, **{"steps": 200, "comparators": (), "test_contexts": 6, **TINY, **options})
+
+
+class StopAt:
+    """Pretends that a signal came when a training reached a step."""
+
+    def __init__(self, monkeypatch, step):
+        def rollout_start(follower):
+            if follower.model.num_timesteps >= step and not follower.caught:
+                follower.caught.append(signal.SIGTERM)
+            original(follower)
+
+        original = train_room.Follower._on_rollout_start
+        monkeypatch.setattr(train_room.Follower, "_on_rollout_start", rollout_start)
+
+
+def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
+    run = tmp_path / "run"
+    record = run_rl(tiny(comparators=("film", "none"), target_return=-1e9), run, command="weightloom rl", quiet=True)
+    assert {path.name for path in run.iterdir()} >= {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "record.json",
+        "report.html",
+    }
+    assert json.loads((run / "config.json").read_text())["steps"] == 200
+    methods = ["hypernetwork", "film", "none", "optimum (control)", "no action (control)"]
+    assert [row["method"] for row in record["scores"]] == 2 * methods
+    assert {row["setting"] for row in record["scores"]} == {"training ranges", "held-out contexts"}
+    ours = record["scores"][0]["also"]
+    assert {"explained_variance", "gain_error", "value_error", "noisy", "changed", "steps_to_target"} <= ours.keys()
+    page = (run / "report.html").read_text()
+    for heading in (
+        "context by context",
+        "grid of contexts",
+        "Episodes in contexts never met",
+        "What states are worth",
+    ):
+        assert heading in page
+    assert "Inside the orange frame" in page and "http" not in page.split("<script>")[0].replace("http-equiv", "")
+    rows = read_rows(run)
+    assert any("return" in row for row in rows) and len(rows[0]["validation_returns"]) == 8
+
+
+@pytest.mark.parametrize("algorithm", ["td3", "sac", "ppo", "recurrent-ppo"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(algorithm, tmp_path, monkeypatch):
+    """Networks, optimisers, replay buffer, environment and everything random: bit for bit."""
+    config = tiny(algorithm=algorithm, checkpoint_every=60).resolved()
+    world = world_of("lqr")
+    (tmp_path / "whole").mkdir(), (tmp_path / "parts").mkdir()
+    whole, _, stopped = train("hypernetwork", world, config, tmp_path / "whole", quiet=True)
+    assert stopped is None
+    with monkeypatch.context() as patch:
+        StopAt(patch, 100)
+        part, _, stopped = train("hypernetwork", world, config, tmp_path / "parts", quiet=True)
+        assert stopped == signal.SIGTERM and part.num_timesteps < 200
+    torch.manual_seed(123)  # whatever happens between the two
+    torch.rand(5)
+    again, _, stopped = train("hypernetwork", world, config, tmp_path / "parts", quiet=True)
+    assert stopped is None and again.num_timesteps == whole.num_timesteps
+    for name, value in whole.policy.state_dict().items():
+        assert torch.equal(value, again.policy.state_dict()[name]), name
+    kept = [load_tensors(tmp_path / folder / "checkpoints" / "last.safetensors")[0] for folder in ("whole", "parts")]
+    assert kept[0].keys() == kept[1].keys() and all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+    rows = [
+        [
+            {k: v for k, v in row.items() if k != "wall_time_s"}
+            for row in read_rows(tmp_path / folder)
+            if "loss" not in row
+        ]
+        for folder in ("whole", "parts")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_the_same_seed_gives_the_same_agent_and_another_seed_another(tmp_path):
+    def learned(seed, folder):
+        (tmp_path / folder).mkdir()
+        model, _, _ = train("hypernetwork", world_of("lqr"), tiny(seed=seed).resolved(), tmp_path / folder, quiet=True)
+        return torch.cat([value.flatten() for value in model.policy.state_dict().values()])
+
+    assert torch.equal(learned(0, "a"), learned(0, "b")) and not torch.equal(learned(0, "c"), learned(1, "d"))
+
+
+def test_gymnasium_environments_resume_with_new_episodes_and_their_replay_buffer(tmp_path, monkeypatch):
+    config = tiny("Pendulum-v1", checkpoint_every=50).resolved()
+    (tmp_path / "run").mkdir()
+    with monkeypatch.context() as patch:
+        StopAt(patch, 100)
+        train("concat", world_of("Pendulum-v1"), config, tmp_path / "run", quiet=True)
+    model, _, _ = train("concat", world_of("Pendulum-v1"), config, tmp_path / "run", quiet=True)
+    assert model.num_timesteps == 200 and model.replay_buffer.size() == 50
+
+
+def test_the_optimum_has_no_errors_and_its_context_matters():
+    world = world_of("lqr")
+    (setting, beyond) = settings(world, 40)
+    best = judge(Oracle(world, 0.95), world, setting, 0.95)
+    assert best["gain_error"].max() < 1e-3 and best["value_error"].max() == 0
+    idle = judge(Still(world), world, setting, 0.95)
+    assert best["return"].mean() > idle["return"].mean() and (idle["gain_error"] == 1).all()
+
+    class Shuffled(Oracle):
+        def act(self, observations, rewards):
+            observations = observations.copy()
+            observations[:, :2] = observations[::-1, :2]
+            return super().act(observations, rewards)
+
+    for one in (setting, beyond):
+        told = judge(Oracle(world, 0.95), world, one, 0.95)["return"].mean()
+        assert judge(Shuffled(world, 0.95), world, one, 0.95)["return"].mean() < told
+
+
+def test_values_of_the_optimum_explain_all_that_follows(monkeypatch):
+    """A player whose values are the closed form: explained variance of 1, up to where episodes are broken off."""
+    from weightloom.apps.rl.judge import value_accuracy
+
+    world = world_of("lqr")
+
+    class Known(Oracle):
+        memory = False
+
+        def value(self, seen):
+            context = torch.tensor([0.0, 0.5]) + torch.tensor([2.0, 1.0]) * (seen[:, :2] + 1) / 2
+            state, (_, curvature) = seen[:, 2:], world.env.optimum(context, 0.95)
+            return -((state[:, None] @ curvature)[:, 0] * state).sum(1)
+
+    (setting, beyond) = settings(world, 20)
+    accuracy = value_accuracy.__wrapped__ if hasattr(value_accuracy, "__wrapped__") else value_accuracy
+    assert accuracy(Known(world, 0.95), world, setting, 0.95).item() > 0.999
+    assert accuracy(Known(world, 0.95), world, beyond, 0.95).item() > 0.999
+
+
+def test_first_and_last_trial_of_a_grid_world_are_told_apart():
+    world = world_of("grid")
+    (setting,) = settings(world, 5)
+    found = judge(Still(world), world, setting, 0.95)
+    assert found["first_trial"].tolist() == pytest.approx([-1.5] * 5) and found[
+        "return"
+    ].mean().item() == pytest.approx(-6)
+
+
+def test_steps_to_a_return_are_read_from_the_evaluations(tmp_path):
+    rows = [{"step": step, "validation_score": score} for step, score in ((0, -9.0), (10, -5.0), (20, -1.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert steps_to(-5.0, tmp_path) == 10 and steps_to(0.0, tmp_path) is None
+
+
+def test_a_nan_stops_a_run_with_its_checkpoint_and_it_can_go_on_when_mended(tmp_path, monkeypatch):
+    advance = LQR.advance
+    taken = []
+
+    def broken(self, state, action, context):
+        taken.append(len(state))
+        step = advance(self, state, action, context)
+        return step._replace(reward=step.reward * float("nan")) if len(taken) > 400 else step
+
+    config = tiny(checkpoint_every=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(LQR, "advance", broken)
+        with pytest.raises(NonFiniteError, match="`lqr` gave a reward that is not finite .* its context is stiffness"):
+            run_rl(config, tmp_path / "run", quiet=True)
+    kept = load_tensors(tmp_path / "run" / "checkpoints" / "last.safetensors")[1]["num_timesteps"]
+    assert 0 < kept < 200
+    record = run_rl(config, tmp_path / "run", resume=True, quiet=True)
+    assert record["scores"][0]["method"] == "hypernetwork"
+
+
+def test_trained_agents_can_be_read_back(tmp_path):
+    run_rl(tiny(steps=60), tmp_path / "run", quiet=True)
+    config, world, players = load_players(tmp_path / "run")
+    (setting, _) = settings(world, config.test_contexts)
+    (player,) = players.values()
+    assert isinstance(player, ModelPlayer) and isinstance(world, BatchedWorld)
+    score = judge(player, world, setting, config.discount)["return"].mean().item()
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["scores"][0]["mean"] == pytest.approx(score, rel=1e-6)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config.to_dict() | {"width": 8}))
+    with pytest.raises(CheckpointError, match="was written for another model"):
+        load_players(tmp_path / "run")
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over_and_a_resume_keeps_its_config(tmp_path):
+    run_rl(tiny(steps=20), tmp_path / "run", quiet=True)
+    with pytest.raises(ConfigError, match="is not empty"):
+        run_rl(tiny(steps=20), tmp_path / "run", quiet=True)
+    with pytest.raises(ConfigError, match="with another config: steps is 20 there, 40"):
+        run_rl(tiny(steps=40), tmp_path / "run", resume=True, quiet=True)
+    with pytest.raises(DataError, match="holds no run"):
+        run_rl(tiny(), tmp_path / "nothing", resume=True, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "`--steps 0` is too small"),
+        ({"learning_rate": -1.0}, "`--learning-rate -1.0` is not positive"),
+        ({"discount": 1.0}, "`--discount 1.0` is not between 0 and 1"),
+        ({"blocks": -1}, "`--blocks -1` is below 0"),
+        ({"method": "hypernetwrk"}, "Did you mean `hypernetwork`"),
+        ({"comparators": ("recurrent",)}, "`--comparators recurrent` does not go with `--algorithm td3`"),
+        ({"comparators": ("hypernetwork",)}, "is `--method` too"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        RLConfig(**options)
+
+
+def test_the_command_runs_resumes_and_refuses(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--steps", "40", "--rows", "4", "--warm-up", "8", "--width", "8", "--hidden", "8", "--test-contexts", "4"]
+    main(["rl", *flags, "--comparators", "film", "--quiet"])
+    assert "4 contexts never met in training" in (printed := capsys.readouterr().out) and "lqr-001" in printed
+    (tmp_path / "runs" / "lqr-001" / "record.json").unlink()
+    main(["rl", "--resume", "runs/lqr-001", "--quiet"])
+    assert (tmp_path / "runs" / "lqr-001" / "record.json").exists()
+    for bad, message in (
+        (["--env", "Nowhere-v0"], "`--env Nowhere-v0` cannot be made"),
+        (["--env", "CartPole-v1", "--algorithm", "td3"], "does not go with `--env CartPole-v1`"),
+        (["--vary", "wind=1:2"], "`--vary wind` names no parameter"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(["rl", *bad])
+        assert left.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "CartPole-v1-001").exists()
+
+
+def test_a_missing_extra_is_named_with_what_to_type(monkeypatch, capsys):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gymnasium" else real(name))
+    with pytest.raises(SystemExit):
+        main(["rl"])
+    assert 'Type `pip install "weightloom[rl]"`' in capsys.readouterr().err
+
+
+def test_nothing_of_it_is_imported_before_it_is_needed():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, weightloom, weightloom.cli; print({'gymnasium', 'mujoco', 'stable_baselines3'} & {*sys.modules})"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
+
+
+@pytest.mark.slow
+def test_an_agent_learns_linear_control_beyond_its_training_ranges(tmp_path):
+    """Closed-form truth; about two minutes."""
+    record = run_rl(RLConfig(comparators=(), steps=8000, test_contexts=50), tmp_path / "run", quiet=True)
+    row = next(row for row in record["scores"] if row["setting"] == "held-out contexts")
+    assert row["also"]["gain_error"]["mean"] < 0.3
+    assert run_room.load_config(tmp_path / "run").env == "lqr"
