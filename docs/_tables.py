@@ -21,7 +21,7 @@ NAMES = {"mse": "mean squared error"}
 
 CONTROL = "shuffled (control)"
 TARGETS = [
-    # record, setting, rival, relation, bound, in words
+    # record (and, behind a colon, a further measure), setting, rival, relation, bound, in words
     ("sinusoid-default", "10-shot", "", "at most", 0.02, "sinusoid, 10 shots, default run: mean squared error"),
     ("sinusoid-default", "10-shot", CONTROL, "times worse", 50.0, "sinusoid: control over hypernetwork"),
     ("sinusoid-long", "10-shot", "", "at most", 0.004, "sinusoid, 10 shots, long run: mean squared error"),
@@ -75,6 +75,17 @@ TARGETS = [
         for shots in (1, 5)
         for rival, relation in (("protonet", "not below"), ("centroid", "above"), ("scratch", "above"))
     ),
+    *(
+        (f"{env}:{measure}", "held-out contexts", "", relation, bound, f"{env}, contexts held out: {words}")
+        for env, measure, relation, bound, words in (
+            ("lqr", "gain_error", "at most", 0.05, "error of the gain"),
+            ("lqr", "value_error", "at most", 0.05, "error of the value"),
+            ("lqr", "explained_variance", "at least", 0.9, "variance that values explain"),
+            ("gyre", "explained_variance", "at least", 0.9, "variance that values explain"),
+        )
+    ),
+    ("gyre", "training ranges", "concat", "times worse", 1.2, "gyre, training ranges: cost of concat over ours"),
+    ("gyre", "held-out contexts", "concat", "times worse", 1.0, "gyre, contexts held out: cost of concat over ours"),
     ("kill", "200 steps", "", "at least", 1.0, "kill -9, then resume: share of runs equal bit for bit"),
     ("house", "make demo", "", "at most", 240.0, "make demo, downloads aside: seconds"),
     ("house", "make test", "", "at most", 360.0, "make test: seconds"),
@@ -140,7 +151,8 @@ def _table(scores: list[Score]) -> str:
     best = best_of([_numeric(score) for score in scores if not _is_control(score)])
     lines = [f"| {' | '.join(heads)} | over |", "|---|" + "--:|" * len(heads)]
     for score in scores:
-        others = [_score_text((score.get("also") or {}).get(other, {})) for other in also]
+        measured = [(score.get("also") or {}).get(other) for other in also]
+        others = ["" if found is None or found.get("mean") is None else _score_text(found) for found in measured]
         cells = [score["method"], _bold(score, best), *others, time_text(score.get("adapt_time_s")), _over(score)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -245,7 +257,9 @@ def targets_table(records: dict[str, Record]) -> str:
     """Return what was aimed at beside what came out; a target without its record is left out."""
     lines = []
     for name, setting, rival, relation, bound, text in TARGETS:
+        name, _, measure = name.partition(":")
         scores = [s for s in (records.get(name) or {}).get("scores", []) if s["setting"] == setting]
+        scores = [{**s, **s["also"][measure]} for s in scores if measure in s["also"]] if measure else scores
         if not scores:
             continue
         ours = scores[0]["mean"]

@@ -198,7 +198,7 @@ def test_a_nan_stops_a_run_with_its_checkpoint_and_it_can_go_on_when_mended(tmp_
     config = tiny(checkpoint_every=20)
     with monkeypatch.context() as patch:
         patch.setattr(LQR, "advance", broken)
-        with pytest.raises(NonFiniteError, match="`lqr` gave a reward that is not finite .* its context is stiffness"):
+        with pytest.raises(NonFiniteError, match=r"`lqr` gave a reward that is not finite .* its context is stiffness"):
             run_rl(config, tmp_path / "run", quiet=True)
     kept = load_tensors(tmp_path / "run" / "checkpoints" / "last.safetensors")[1]["num_timesteps"]
     assert 0 < kept < 200

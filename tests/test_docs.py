@@ -30,7 +30,7 @@ PAGES = [
 ]
 MARKDOWN = [*sorted(ROOT.glob("*.md")), *(page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts)]
 
-NEEDS = {"adapters": "transformers", "your-own-data": "PIL"}
+NEEDS = {"adapters": "transformers", "reinforcement-learning": "sb3_contrib", "your-own-data": "PIL"}
 """Pages whose code runs only where an optional package is installed."""
 
 FIVE_LINES = """\

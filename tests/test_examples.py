@@ -46,6 +46,14 @@ def test_the_own_method_example_learns_from_its_first_steps(unchecked):
     assert error < scratch
 
 
+def test_the_linear_control_example_learns_from_its_first_steps(unchecked):
+    main = runpy.run_path(str(example_named("linear_control")))["main"]
+    before, _ = main(steps=1)
+    error, control = main(steps=60)
+    assert error < before / 1.5
+    assert control > 1.5 * error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_an_example_reaches_the_number_that_it_promises(example, tmp_path):

@@ -150,6 +150,7 @@ def row(method: str, setting: Setting, found: dict[str, Tensor]) -> dict[str, An
         "better": "higher",
         **summary(found["return"]),
         "tasks": len(setting.contexts),
+        "per_context": found["return"].tolist(),
         "also": {name: _summary(values) for name, values in found.items() if name != "return"},
     }
 
