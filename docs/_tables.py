@@ -266,8 +266,9 @@ def _key(records: dict[str, Record]) -> str:
 def _paired(gaps: dict[str, Score]) -> str:
     """Return differences on the same tasks, run by run, which see finer than two intervals side by side."""
     kept = {name: gap for name, gap in gaps.items() if "control" not in name}
+    over = next((gap["over"] for gap in kept.values() if "over" in gap), "runs")
     lines = [f"| {name} | {gap['mean']:+.4f} ± {gap['ci95']:.4f} |" for name, gap in kept.items()]
-    return "\n".join(["| paired difference, over runs | mean |", "|---|--:|", *lines]) if lines else ""
+    return "\n".join([f"| paired difference, over {over} | mean |", "|---|--:|", *lines]) if lines else ""
 
 
 def targets_table(records: dict[str, Record]) -> str:
