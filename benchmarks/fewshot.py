@@ -41,7 +41,7 @@ def run_all(known: argparse.Namespace, flags: list[str]) -> None:
             "command": shlex.join(["python", "benchmarks/fewshot.py", *sys.argv[1:]]),
             "config": {**first["config"], "splits": known.splits, "seeds": known.seeds},
             "scores": rows,
-            "paired": paired(rows),
+            "paired": paired(rows, first),
             "cost": {
                 "train_wall_time_s": seconds,
                 "wall_time_s": sum(run["cost"]["wall_time_s"] for run in runs.values()),
@@ -82,8 +82,9 @@ def summarise(runs: dict, known: argparse.Namespace, number: int, row: dict) -> 
     }
 
 
-def paired(rows: list[dict]) -> dict:
-    """Ours less each other method, run by run on the same tasks: mean and interval over runs."""
+def paired(rows: list[dict], first: dict) -> dict:
+    """Ours less each other method on the same tasks: mean and interval over runs, or of one run over its tasks."""
+    ahead = {(row["setting"], row["method"]): row.get("ours_ahead") for row in first["scores"]}
     found = {}
     for setting in dict.fromkeys(row["setting"] for row in rows):
         ours, *others = (row["per_run"] for row in rows if row["setting"] == setting)
@@ -92,6 +93,8 @@ def paired(rows: list[dict]) -> dict:
             gaps = [ours[run][0] - other[run][0] for run in ours]
             if len(gaps) > 1:
                 found[f"{setting}: {names[0]} - {name}"] = summary_over_seeds(gaps)
+            elif one := ahead.get((setting, name)):
+                found[f"{setting}: {names[0]} - {name}"] = {**one, "over": "tasks"}
     return found
 
 

@@ -43,8 +43,11 @@ ARMS = {
 }
 """Students have three hidden layers. Codes are adapted by Adam; networks by plain steps of learned lengths."""
 
-OUTER = {"steps": 3000, "tasks": 16, "outer_lr": 3e-3}
+OUTER = {"tasks": 16, "outer_lr": 3e-3}
 """How every arm is trained."""
+
+STEPS = {1: 3000, 2: 6000}
+"""For how long, by the number of modules in use: more combinations take longer to learn."""
 
 
 def build(arm: str, modules: int) -> Learner:
@@ -66,7 +69,7 @@ def run_all(known: argparse.Namespace) -> None:
     parts = {}
     for seed, active, arm in itertools.product(known.seeds, known.active, known.arms):
         path = Path("runs/bench") / known.record.stem / f"m{known.modules}-k{active}-seed{seed}-{arm}.json"
-        outer = {**OUTER, "steps": known.steps or OUTER["steps"]}
+        outer = {**OUTER, "steps": known.steps or STEPS[active]}
         settings = {"arm": ARMS[arm], "outer": outer, "teacher": TEACHER, "validate": known.validate}
         if not path.exists() or read_record(path)["settings"] != settings:
             part = {"settings": settings, **run_one(arm, known.modules, active, seed, known.validate, outer)}
@@ -160,10 +163,10 @@ def record_of(parts: dict, known: argparse.Namespace) -> dict:
             "modules": known.modules,
             "active": known.active,
             "seeds": known.seeds,
-            **{
-                key: parts[known.active[0], known.seeds[0], known.arms[0]]["settings"][key]
-                for key in ("outer", "teacher")
+            "outer": {
+                f"{k} active": parts[k, known.seeds[0], known.arms[0]]["settings"]["outer"] for k in known.active
             },
+            "teacher": TEACHER,
             "arms": {arm: ARMS[arm] for arm in known.arms},
         },
         "scores": scores,
@@ -192,7 +195,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", type=Path, default=Path("benchmarks/records/hyperteacher.json"))
     parser.add_argument("--modules", type=int, default=4)
-    parser.add_argument("--active", type=int, nargs="+", default=[2, 1], help="most modules of a layer in use at once")
+    parser.add_argument(
+        "--active",
+        type=int,
+        nargs="+",
+        default=[2, 1],
+        choices=list(STEPS),
+        help="most modules of a layer in use at once",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--steps", type=int, default=None, help="steps of every arm, for a quick look")

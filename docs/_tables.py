@@ -39,7 +39,36 @@ TARGETS = [
         for ways in (5, 20)
         for shots in (1, 5)
     ),
+    *(
+        ("sinusoid-comparators", f"{shots}-shot", rival, "below", 0.0, f"sinusoid, {shots} shots, against {rival}")
+        for shots in (10, 5)
+        for rival in ("maml", "anil", "cavia", "cnp", "film", "scratch")
+    ),
     ("omniglot-alphabets", "20-way 1-shot", "protonet", "above", 0.0, "Omniglot, within one alphabet"),
+    *(
+        (
+            "omniglot-adapting",
+            f"5-way {shots}-shot",
+            rival,
+            "times as quick",
+            bound,
+            f"adapting to new characters, {shots}-shot: {rival}",
+        )
+        for shots in (1, 5)
+        for rival, bound in (("scratch", 100.0), ("maml", 20.0))
+    ),
+    *(
+        (
+            "omniglot-adapting",
+            f"5-way {shots}-shot",
+            rival,
+            "not below",
+            0.0,
+            f"at the accuracy of {rival}, {shots}-shot",
+        )
+        for shots in (1, 5)
+        for rival in ("scratch", "maml")
+    ),
     *(
         ("cifar-fs", f"5-way {shots}-shot", "protonet", "ahead by", 0.01, f"CIFAR-FS, 5-way {shots}-shot")
         for shots in (1, 5)
@@ -249,8 +278,9 @@ def _key(records: dict[str, Record]) -> str:
 def _paired(gaps: dict[str, Score]) -> str:
     """Return differences on the same tasks, run by run, which see finer than two intervals side by side."""
     kept = {name: gap for name, gap in gaps.items() if "control" not in name}
+    over = next((gap["over"] for gap in kept.values() if "over" in gap), "runs")
     lines = [f"| {name} | {gap['mean']:+.4f} ± {gap['ci95']:.4f} |" for name, gap in kept.items()]
-    return "\n".join(["| paired difference, over runs | mean |", "|---|--:|", *lines]) if lines else ""
+    return "\n".join([f"| paired difference, over {over} | mean |", "|---|--:|", *lines]) if lines else ""
 
 
 def targets_table(records: dict[str, Record]) -> str:
@@ -262,8 +292,9 @@ def targets_table(records: dict[str, Record]) -> str:
         scores = [{**s, **s["also"][measure]} for s in scores if measure in s["also"]] if measure else scores
         if not scores:
             continue
-        ours = scores[0]["mean"]
-        other = next((s["mean"] for s in scores if s["method"] == rival), None)
+        what = "adapt_time_s" if relation == "times as quick" else "mean"
+        ours = scores[0][what]
+        other = next((s[what] for s in scores if s["method"] == rival), None)
         if rival and other is None:
             continue
         value = _against(relation, ours, other)
@@ -282,7 +313,10 @@ def _against(relation: str, ours: float, other: float | None) -> float:
     """Return what a target is about: ours, or how far it lies from the other."""
     if other is None or relation in ("not below", "above", "below"):
         return ours
-    return {"times worse": other / ours, "ahead by": ours - other, "behind by": other - ours}[relation]
+    ratio = other / ours
+    return {"times worse": ratio, "times as quick": ratio, "ahead by": ours - other, "behind by": other - ours}[
+        relation
+    ]
 
 
 def _target_of_row(row: Record) -> str:

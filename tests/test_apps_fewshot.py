@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestCentroid as SklearnNearestCentroid
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.export import export_network
-from weightloom.apps.fewshot.judge import draw_test_tasks, judge
+from weightloom.apps.fewshot.judge import Scores, draw_test_tasks, judge
 from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.apps.fewshot.methods.centroid import NearestCentroid
 from weightloom.apps.fewshot.methods.heads import HyperHead
@@ -52,6 +52,10 @@ def test_every_method_is_judged_in_every_setting_with_interval_recall_and_f1(dig
     assert {(r["method"], r["setting"]) for r in record["scores"]} == {
         (m, s) for m in methods for s in ("3-way 1-shot", "3-way 5-shot")
     }
+    first, *others = (row for row in record["scores"] if row["setting"] == record["scores"][0]["setting"])
+    for row in others:
+        if row["method"] != CONTROL:
+            assert row["ours_ahead"]["mean"] == pytest.approx(first["mean"] - row["mean"], abs=1e-6)
     for row in record["scores"]:
         assert 0 <= row["mean"] <= 1 and 0 < row["ci95"] < 0.2 and row["adapt_time_s"] > 0
         # as many queries of each class: macro recall is accuracy
@@ -226,6 +230,17 @@ def test_every_task_is_scored_once_however_many_run_at_once():
     one = judge(learner, problem, 1, 20, at_once=20).per_task["accuracy"]
     assert len(one) == 20 and not math.isnan(one.mean())
     assert len(judge(learner, problem, 1, 20, at_once=7).per_task["accuracy"]) == 20
+
+
+def test_two_methods_are_held_against_each_other_task_by_task():
+    """Their scores rise and fall with how hard a task is, so the interval of the difference is the narrower one."""
+    one, other = (
+        Scores({"accuracy": torch.tensor([0.5, 0.9, 0.7])}, 0.0),
+        Scores({"accuracy": torch.tensor([0.4, 0.8, 0.6])}, 0.0),
+    )
+    row = other.row("protonet", "3-way 1-shot", ours=one)
+    assert row["ours_ahead"]["mean"] == pytest.approx(0.1) and row["ours_ahead"]["ci95"] == pytest.approx(0, abs=1e-6)
+    assert row["ci95"] > 0.2 and "ours_ahead" not in one.row("hypernetwork", "3-way 1-shot")
 
 
 class Mine(Learner):

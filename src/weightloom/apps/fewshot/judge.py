@@ -29,9 +29,17 @@ class Scores:
     calibration: dict[str, Any] | None = None
     """Of a classification: what `reliability` says of all query points together."""
 
-    def row(self, method: str, setting: str) -> dict[str, Any]:
-        """Return a row of the table, as it stands in a record."""
+    def row(self, method: str, setting: str, ours: "Scores | None" = None) -> dict[str, Any]:
+        """Return a row of the table, as it stands in a record.
+
+        Args:
+            method: Its name.
+            setting: Ways and shots.
+            ours: Scores of the method that the run is about, on the same tasks: the row then holds, as ``ours_ahead``,
+                by how much that one's score is larger, which sees finer than two intervals side by side.
+        """
         name, *others = self.per_task
+        ahead = {"ours_ahead": summary(ours.per_task[name] - self.per_task[name])} if ours else {}
         return {
             "method": method,
             "setting": setting,
@@ -39,6 +47,7 @@ class Scores:
             "better": "lower" if name == "mse" else "higher",
             **summary(self.per_task[name]),
             "tasks": len(self.per_task[name]),
+            **ahead,
             "also": {other: summary(self.per_task[other]) for other in others},
             "adapt_time_s": self.adapt_time_s,
             **({"calibration": self.calibration} if self.calibration else {}),

@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.judge import judge
+from weightloom.apps.fewshot.judge import Scores, judge
 from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.problems import Problem, problem_of
 from weightloom.apps.fewshot.show import write_showcase
@@ -199,9 +199,12 @@ def score_all(learners: dict[str, Learner], problem: Problem, config: FewShotCon
     assert config.ways and config.shots and config.test_tasks
     for ways, shots in product(config.ways, config.shots):
         setting = problem.setting(shots, ways)
+        ours: Scores | None = None
         for method, learner in learners.items():
             if learner.ways in (None, ways):
-                rows.append(judge(learner, problem, shots, config.test_tasks, ways).row(method, setting))
+                scores = judge(learner, problem, shots, config.test_tasks, ways)
+                rows.append(scores.row(method, setting, ours))
+                ours = scores if method == config.method else ours
         if learners[config.method].ways in (None, ways):
             control = judge(learners[config.method], problem, shots, config.test_tasks, ways, shuffled=True)
             rows.append(control.row(CONTROL, setting))

@@ -45,14 +45,11 @@ class LayerwiseHyperNetwork(HyperNetwork):
         self.names = list(owners)
         """Which layers are generated; their codes stand side by side in this order."""
         self.condition_dim, self.spec = code_dim * len(owners), ParamSpec.of(base)
-        self.bodies, self.writers = nn.ModuleList(), nn.ModuleList()
-        for layer in owners.values():
-            parts: list[nn.Module] = [nn.LayerNorm(code_dim)] if hidden else []
-            for width, units in pairwise((code_dim, *hidden)):
-                parts += [nn.Linear(width, units), nn.LayerNorm(units), nn.ELU()]
-            self.bodies.append(nn.Sequential(*parts))
-            last = hidden[-1] if hidden else code_dim
-            self.writers.append(MLPHyperNetwork(layer, last, hidden=(), init="hyperfan-in"))
+        self.bodies = LayerwiseMLP(len(owners), code_dim, hidden)
+        last = hidden[-1] if hidden else code_dim
+        self.writers = nn.ModuleList(
+            MLPHyperNetwork(layer, last, hidden=(), init="hyperfan-in") for layer in owners.values()
+        )
 
     def forward(self, condition: Float[Tensor, "tasks condition_dim"]) -> Params:
         """Generate parameters for each task.
@@ -61,12 +58,48 @@ class LayerwiseHyperNetwork(HyperNetwork):
             ShapeError: If the condition is not ``(tasks, condition_dim)``.
         """
         check_condition(condition, self.condition_dim)
-        codes = condition.chunk(len(self.names), dim=1)
+        mixtures = self.bodies(condition.unflatten(1, (len(self.names), -1)))
         params: Params = {}
-        for name, body, writer, code in zip(self.names, self.bodies, self.writers, codes, strict=True):
+        for name, writer, mixture in zip(self.names, self.writers, mixtures.unbind(1), strict=True):
             prefix = f"{name}." if name else ""
-            params |= {f"{prefix}{leaf}": value for leaf, value in writer(body(code)).items()}
+            params |= {f"{prefix}{leaf}": value for leaf, value in writer(mixture).items()}
         return params
+
+
+class LayerwiseMLP(nn.Module):
+    """Several MLPs of the same widths, one per layer of a base, run as one by batched products.
+
+    Each begins with a layer norm, and has a layer norm and ELU behind every linear layer; of no hidden layers it is
+    nothing at all.
+
+    Args:
+        layers: How many MLPs.
+        code_dim: Width of what each reads.
+        hidden: Widths of their layers.
+    """
+
+    def __init__(self, layers: int, code_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.scales, self.shifts = nn.ParameterList(), nn.ParameterList()
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for width in (code_dim, *hidden) if hidden else ():
+            self.scales.append(nn.Parameter(torch.ones(layers, width)))
+            self.shifts.append(nn.Parameter(torch.zeros(layers, width)))
+        for width, units in pairwise((code_dim, *hidden)):
+            bound = width**-0.5  # as nn.Linear
+            self.weights.append(nn.Parameter(torch.empty(layers, width, units).uniform_(-bound, bound)))
+            self.biases.append(nn.Parameter(torch.empty(layers, 1, units).uniform_(-bound, bound)))
+
+    def forward(self, codes: Float[Tensor, "tasks layers code_dim"]) -> Float[Tensor, "tasks layers units"]:
+        """Run each MLP on its own code."""
+        for depth, (scale, shift) in enumerate(zip(self.scales, self.shifts, strict=True)):
+            if depth:
+                bias, weight = self.biases[depth - 1], self.weights[depth - 1]
+                codes = torch.baddbmm(bias, codes.transpose(0, 1), weight).transpose(0, 1)
+            codes = nn.functional.layer_norm(codes, codes.shape[-1:]) * scale + shift
+            if depth:
+                codes = nn.functional.elu(codes)
+        return codes
 
 
 class ModularHyperNetwork(Learner):
