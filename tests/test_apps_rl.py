@@ -13,9 +13,10 @@ from weightloom.errors import CheckpointError, ConfigError, DataError, NonFinite
 
 pytest.importorskip("sb3_contrib")
 
-from weightloom.apps.rl import run as run_room
+from weightloom.apps.rl import judge as judge_room
+from weightloom.apps.rl import show as show_room
 from weightloom.apps.rl import train as train_room
-from weightloom.apps.rl.agents.players import ModelPlayer, Oracle, Still
+from weightloom.apps.rl.agents.players import ModelPlayer
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, world_of
 from weightloom.apps.rl.judge import judge, settings
@@ -36,6 +37,14 @@ TINY = {
     "rollout": 32,
     "warm_up": 20,
 }
+
+
+@pytest.fixture(autouse=True)
+def short_episodes(monkeypatch):
+    """Ten steps an episode, so that judging is quick."""
+    monkeypatch.setattr(LQR, "max_steps", 10)
+    monkeypatch.setattr(judge_room, "MOST_STEPS", 20)
+    monkeypatch.setattr(show_room, "GRID_POINTS", 4)
 
 
 def tiny(env="lqr", **options):
@@ -135,54 +144,6 @@ def test_gymnasium_environments_resume_with_new_episodes_and_their_replay_buffer
     assert model.num_timesteps == 200 and model.replay_buffer.size() == 50
 
 
-def test_the_optimum_has_no_errors_and_its_context_matters():
-    world = world_of("lqr")
-    (setting, beyond) = settings(world, 40)
-    best = judge(Oracle(world, 0.95), world, setting, 0.95)
-    assert best["gain_error"].max() < 1e-3 and best["value_error"].max() == 0
-    idle = judge(Still(world), world, setting, 0.95)
-    assert best["return"].mean() > idle["return"].mean() and (idle["gain_error"] == 1).all()
-
-    class Shuffled(Oracle):
-        def act(self, observations, rewards):
-            observations = observations.copy()
-            observations[:, :2] = observations[::-1, :2]
-            return super().act(observations, rewards)
-
-    for one in (setting, beyond):
-        told = judge(Oracle(world, 0.95), world, one, 0.95)["return"].mean()
-        assert judge(Shuffled(world, 0.95), world, one, 0.95)["return"].mean() < told
-
-
-def test_values_of_the_optimum_explain_all_that_follows(monkeypatch):
-    """A player whose values are the closed form: explained variance of 1, up to where episodes are broken off."""
-    from weightloom.apps.rl.judge import value_accuracy
-
-    world = world_of("lqr")
-
-    class Known(Oracle):
-        memory = False
-
-        def value(self, seen):
-            context = torch.tensor([0.0, 0.5]) + torch.tensor([2.0, 1.0]) * (seen[:, :2] + 1) / 2
-            state, (_, curvature) = seen[:, 2:], world.env.optimum(context, 0.95)
-            return -((state[:, None] @ curvature)[:, 0] * state).sum(1)
-
-    (setting, beyond) = settings(world, 20)
-    accuracy = value_accuracy.__wrapped__ if hasattr(value_accuracy, "__wrapped__") else value_accuracy
-    assert accuracy(Known(world, 0.95), world, setting, 0.95).item() > 0.999
-    assert accuracy(Known(world, 0.95), world, beyond, 0.95).item() > 0.999
-
-
-def test_first_and_last_trial_of_a_grid_world_are_told_apart():
-    world = world_of("grid")
-    (setting,) = settings(world, 5)
-    found = judge(Still(world), world, setting, 0.95)
-    assert found["first_trial"].tolist() == pytest.approx([-1.5] * 5) and found[
-        "return"
-    ].mean().item() == pytest.approx(-6)
-
-
 def test_steps_to_a_return_are_read_from_the_evaluations(tmp_path):
     rows = [{"step": step, "validation_score": score} for step, score in ((0, -9.0), (10, -5.0), (20, -1.0))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -194,9 +155,9 @@ def test_a_nan_stops_a_run_with_its_checkpoint_and_it_can_go_on_when_mended(tmp_
     taken = []
 
     def broken(self, state, action, context):
-        taken.append(len(state))
+        taken.extend([1] * (len(state) == 4))  # rows of training; evaluations have eight
         step = advance(self, state, action, context)
-        return step._replace(reward=step.reward * float("nan")) if len(taken) > 400 else step
+        return step._replace(reward=step.reward * float("nan")) if len(taken) > 20 else step
 
     config = tiny(checkpoint_every=20)
     with monkeypatch.context() as patch:
@@ -288,12 +249,3 @@ def test_nothing_of_it_is_imported_before_it_is_needed():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
-
-
-@pytest.mark.slow
-def test_an_agent_learns_linear_control_beyond_its_training_ranges(tmp_path):
-    """Closed-form truth; about two minutes."""
-    record = run_rl(RLConfig(comparators=(), steps=8000, test_contexts=50), tmp_path / "run", quiet=True)
-    row = next(row for row in record["scores"] if row["setting"] == "held-out contexts")
-    assert row["also"]["gain_error"]["mean"] < 0.3
-    assert run_room.load_config(tmp_path / "run").env == "lqr"
