@@ -19,6 +19,7 @@ from weightloom.base.rows import WatchRows
 from weightloom.base.sequential import Layer, is_hooked, run_sequential
 from weightloom.base.slots import Places, Slots
 from weightloom.errors import BatchingError
+from weightloom.forms.calls import WINDOW
 from weightloom.forms.factored import Factored
 from weightloom.params import Params
 
@@ -98,7 +99,7 @@ def run_vmap(call: Call) -> Any:
 
     run = vmap(apply_one, randomness=call.randomness, chunk_size=call.chunk_size)
     try:
-        with no_fused_attention(), padding_unlearned(call.base):
+        with no_fused_attention(), padding_unlearned(call.base), convolutions_in_one_precision():
             outputs = iter(run(generated, call.buffers, tuple(call.inputs), call.tensors))
     except RuntimeError as error:
         if refused := refused_by_vmap(call.base, error):
@@ -130,8 +131,8 @@ def run_aligned(call: Call) -> Any:
         return run_sequential(call.slots, call.layers, call.params, call.inputs[0])
     if call.buffers:
         raise BatchingError(
-            "`buffers` were given with the aligned engine, which folds all tasks into one batch: a norm in train mode "
-            'sees them together. Pass `engine="vmap"` for statistics per task.'
+            'Buffers per task (`buffers`, or `statistics="task"`) cannot be had with the aligned engine. It folds all '
+            'tasks into one batch, which a norm in train mode sees as a whole. Pass `engine="vmap"`.'
         )
     if call.randomness == "same":
         raise BatchingError(
@@ -229,6 +230,28 @@ def padding_unlearned(base: nn.Module) -> AbstractContextManager[Any]:
     """`PaddingUnlearned` where the base has something to pad."""
     pads = any(module.__dict__.get("padding_idx") is not None for module in base.modules())
     return PaddingUnlearned() if pads else nullcontext()
+
+
+class ConvolutionsInOnePrecision(TorchFunctionMode):
+    """Brings the input of a convolution to the precision of its kernel.
+
+    Autocast does not reach convolutions under ``vmap``, but does lower what stands before them (torch 2.13).
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Convolve in the precision of the kernel."""
+        if func in WINDOW and len(args) > 1:
+            x, weight, *rest = args
+            args = (x.to(weight.dtype), weight, *rest)
+        return func(*args, **(kwargs or {}))
+
+
+def convolutions_in_one_precision() -> AbstractContextManager[Any]:
+    """`ConvolutionsInOnePrecision` where autocast is on."""
+    on = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return ConvolutionsInOnePrecision() if on else nullcontext()
 
 
 @contextmanager
