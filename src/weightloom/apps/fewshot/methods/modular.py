@@ -60,7 +60,7 @@ class LayerwiseHyperNetwork(HyperNetwork):
         Raises:
             ShapeError: If the condition is not ``(tasks, condition_dim)``.
         """
-        check_condition(condition, self.condition_dim)
+        check_condition(condition, self.condition_dim, next(self.writers.parameters()))
         codes = condition.chunk(len(self.names), dim=1)
         params: Params = {}
         for name, body, writer, code in zip(self.names, self.bodies, self.writers, codes, strict=True):
