@@ -162,11 +162,19 @@ def _check_options(engine: str, randomness: str, statistics: str | None, chunk_s
         raise ConfigError(f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or more.")
 
 
-def _refuse_apart(base: nn.Module, engine: Engine) -> None:
-    if engine not in ("auto", "aligned") and norms_that_write(base):
+def _refuse_apart(call: Call, engine: Engine) -> None:
+    if not norms_that_write(call.base):
+        return
+    if engine not in ("auto", "aligned"):
         raise ConfigError(
             f'`statistics="shared"` cannot be had with `engine={engine!r}`. All tasks are normalised together where '
             'they are one batch. Pass `engine="aligned"`, or leave the engine to "auto".'
+        )
+    if call.chunk_size is not None and call.chunk_size < call.tasks:
+        raise ConfigError(
+            f'`statistics="shared"` cannot be had with `chunk_size={call.chunk_size}` for {call.tasks} tasks. All '
+            "tasks are normalised together, so all of them run at once. Leave `chunk_size` out, or pass "
+            '`statistics="task"`.'
         )
 
 
@@ -215,11 +223,12 @@ def _checked(call: Call, engine: Engine, statistics: Statistics | None) -> Call:
     buffers = call.buffers
     if statistics == "task":
         buffers = {**task_buffers(call.base, tasks), **buffers}
+    call = replace(call, tasks=tasks, buffers=buffers)
     if statistics == "shared":
-        _refuse_apart(call.base, engine)
+        _refuse_apart(call, engine)
     elif engine != "loop":
         refuse_shared_statistics(call.base, buffers)
-    return replace(call, tasks=tasks, buffers=buffers)
+    return call
 
 
 def _choose(call: Call) -> Choice:
@@ -338,12 +347,16 @@ def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> Any
     assert call.slots is not None
     return (
         call.slots.key(),
-        (engine, statistics, call.randomness, call.chunk_size, torch.is_autocast_enabled("cpu")),
+        (engine, statistics, call.randomness, call.chunk_size, _autocast()),
         tuple([(name, *_kind(value)) for name, value in call.params.items()]),
         tuple([_kind(x) for x in call.inputs]),
         tuple([(name, *_kind(value)) for name, value in call.kwargs.items()]) if call.kwargs else (),
         tuple([(name, *_kind(value)) for name, value in call.buffers.items()]) if call.buffers else (),
     )
+
+
+def _autocast() -> tuple[bool, bool]:
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 def _kind(value: Any) -> tuple[Any, ...]:
