@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -127,7 +127,7 @@ def choose_engine(base: nn.Module, params: Params, *inputs: Tensor, kwargs: Mapp
         >>> print(choose_engine(nn.Linear(3, 2), params, torch.randn(5, 7, 3)))
         aligned: every row of a batch is treated by itself, so tasks are folded into the batch
     """
-    call = Call(base, params, inputs, kwargs or {}, 0, slots=Slots(base))
+    call = Call(base, params, inputs, kwargs or {}, 0, {}, slots=Slots(base))
     return _plan(call, "auto", None).choice
 
 
@@ -203,7 +203,7 @@ def _plan(call: Call, engine: Engine, statistics: Statistics | None) -> _Plan:
         if statistics == "shared" and norms_that_write(call.base):
             choice = Choice("aligned", "all tasks are normalised together, as one batch")
         elif engine == "auto":
-            choice = _choose(replace(call, places=places))
+            choice = _choose(call._replace(places=places))
         else:
             choice = Choice(engine, "as asked for")
         if len(known) >= _PLANS_KEPT:
@@ -223,7 +223,7 @@ def _checked(call: Call, engine: Engine, statistics: Statistics | None) -> Call:
     buffers = call.buffers
     if statistics == "task":
         buffers = {**task_buffers(call.base, tasks), **buffers}
-    call = replace(call, tasks=tasks, buffers=buffers)
+    call = call._replace(tasks=tasks, buffers=buffers)
     if statistics == "shared":
         _refuse_apart(call, engine)
     elif engine != "loop":
@@ -264,7 +264,7 @@ def _watch(few: Call) -> WatchRows:
     for shown in (_with_two_rows(few), few):
         watch = WatchRows()
         try:
-            run_vmap(replace(_with_copies(shown), watch=watch))
+            run_vmap(_with_copies(shown)._replace(watch=watch))
         except (BatchingError, RuntimeError, ValueError, TypeError):
             if shown is few:
                 raise
@@ -277,7 +277,7 @@ def _with_two_rows(call: Call) -> Call:
     if any(x.ndim < 2 or x.shape[1] != 1 for x in (*call.inputs, *call.tensors.values())):
         return call
     kwargs = {name: x.repeat_interleave(2, 1) if isinstance(x, Tensor) else x for name, x in call.kwargs.items()}
-    return replace(call, inputs=[x.repeat_interleave(2, 1) for x in call.inputs], kwargs=kwargs)
+    return call._replace(inputs=[x.repeat_interleave(2, 1) for x in call.inputs], kwargs=kwargs)
 
 
 def _judge(call: Call, few: Call, watch: WatchRows) -> Choice:
@@ -301,8 +301,8 @@ def _equal_when_folded(call: Call, few: Call) -> bool:
     copies of the inputs, without dropout and without gradients.
     """
     whole = call.first(call.chunk_size or call.tasks)
-    whole = replace(whole, params={name: _moved(value) for name, value in whole.params.items()})
-    few = replace(few, params={name: value[: few.tasks] for name, value in whole.params.items()})
+    whole = whole._replace(params={name: _moved(value) for name, value in whole.params.items()})
+    few = few._replace(params={name: value[: few.tasks] for name, value in whole.params.items()})
     try:
         alone, folded = run_vmap(_with_copies(few)), run_aligned(_with_copies(whole))
     except (BatchingError, RuntimeError, ValueError):
@@ -321,7 +321,7 @@ def _moved(value: Tensor) -> Tensor:
 
 def _with_copies(call: Call) -> Call:
     kwargs = {name: x.clone() if isinstance(x, Tensor) else x for name, x in call.kwargs.items()}
-    return replace(call, inputs=[x.clone() for x in call.inputs], kwargs=kwargs)
+    return call._replace(inputs=[x.clone() for x in call.inputs], kwargs=kwargs)
 
 
 def _same(few: Any, whole: Any) -> bool:
