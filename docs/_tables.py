@@ -92,11 +92,18 @@ TARGETS = [
         for rival in ("maml", "cnp", "ridge", "polynomial")
     ),
     *(
-        ("hyperteacher", f"4 modules, {active} active, new combinations", rival, relation, bound, f"{words} {rival}")
-        for active, rival, relation, bound, words in (
-            (2, "maml", "ahead by", 0.2, "hyperteacher, 2 of 4 modules: nonlinear against"),
-            (2, "linear", "above", 0.0, "hyperteacher, 2 of 4 modules: nonlinear against"),
-            (1, "anil", "behind by", 0.15, "hyperteacher, 1 of 4 modules (reversed): nonlinear against"),
+        (name, f"4 modules, {active} active, new combinations", rival, relation, bound, f"{words} {rival}")
+        for name, active, rival, relation, bound, words in (
+            ("hyperteacher", 2, "maml", "ahead by", 0.2, "hyperteacher, 2 of 4 modules: nonlinear against"),
+            ("hyperteacher", 2, "linear", "above", 0.0, "hyperteacher, 2 of 4 modules: nonlinear against"),
+            (
+                "hyperteacher-short",
+                1,
+                "anil",
+                "behind by",
+                0.15,
+                "hyperteacher, 1 of 4 modules (reversed): nonlinear against",
+            ),
         )
     ),
     *(

@@ -1,11 +1,13 @@
 """What does not fit together is named before anything runs, with advice that works."""
 
+import copy
 import re
 
 import pytest
 import torch
 from torch import nn
 
+from cases import Tied
 from weightloom.base import apply_per_task, specialise
 from weightloom.errors import ConfigError, ShapeError
 
@@ -70,3 +72,41 @@ def test_a_keras_model_is_refused_wherever_it_is_and_its_place_is_named():
             ConfigError, match=rf"`{place}` is a Keras model, Model.*Wrap it: `weightloom\.keras\.KerasBase"
         ):
             apply_per_task(base, {}, torch.randn(5, 7, 3))
+
+
+@pytest.mark.parametrize(
+    ("to", "words"),
+    [
+        (torch.float64, r"`base\.weight` is torch\.float64 but `params\['bias'\]` is torch\.float32.*Convert the base"),
+        ("meta", r"`base\.weight` is on meta but `params\['bias'\]` is on cpu.*Move the base: `\.to\('cpu'\)`"),
+    ],
+)
+def test_what_the_base_shares_is_of_the_same_device_and_dtype(to, words):
+    net, params, x = nn.Linear(3, 2), {"bias": torch.randn(5, 2)}, torch.randn(5, 7, 3)
+    with pytest.raises(ConfigError, match=words):
+        apply_per_task(copy.deepcopy(net).to(to), params, x)
+    assert apply_per_task(net, params, x).shape == (5, 7, 2)
+    everything = {**params, "weight": torch.randn(5, 2, 3)}
+    assert apply_per_task(copy.deepcopy(net).to(to), everything, x).shape == (5, 7, 2)  # nothing of the base is used
+
+
+def test_generated_parameters_of_two_dtypes_are_named():
+    params = {"weight": torch.randn(5, 2, 3), "bias": torch.randn(5, 2).double()}
+    with pytest.raises(ConfigError, match=r"`params\['bias'\]` is torch\.float64 but `params\['weight'\]`"):
+        apply_per_task(nn.Linear(3, 2), params, torch.randn(5, 7, 3))
+
+
+def test_an_input_that_is_no_tensor_is_named_and_the_advice_works(unchecked):
+    net, params, x = nn.Linear(3, 2), {"bias": torch.randn(5, 2)}, torch.randn(5, 7, 3).numpy()
+    with pytest.raises(ConfigError, match=r"Input 0 of .* is a ndarray.*`torch\.as_tensor\(x\)`"):
+        apply_per_task(net, params, x)
+    assert apply_per_task(net, params, torch.as_tensor(x)).shape == (5, 7, 2)
+
+
+@pytest.mark.parametrize("engine", ["auto", "vmap", "aligned", "loop"])
+def test_two_values_for_one_tied_parameter_are_refused(engine):
+    net, value, x = Tied(), torch.randn(5, 5, 5).double(), torch.randn(5, 7, 5).double()
+    with pytest.raises(ConfigError, match=r"are one parameter of the base, tied.*Pass `first\.weight` alone"):
+        apply_per_task(net.double(), {"first.weight": value, "second.weight": -value}, x, engine=engine)
+    outputs = apply_per_task(net, {"first.weight": value, "second.weight": value}, x, engine=engine)
+    close(outputs, apply_per_task(net, {"second.weight": value}, x, engine=engine))

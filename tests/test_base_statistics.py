@@ -112,6 +112,15 @@ def test_shared_statistics_apart_are_refused_and_both_advices_work(engine):
         assert apply_per_task(net, params, x, statistics="shared", engine=engine).shape == (3, 4, 2)
 
 
+def test_shared_statistics_in_pieces_are_refused_and_nothing_is_counted():
+    net, params, x = made(batch_norm, (5,))
+    counted = int(net[1].num_batches_tracked)
+    with pytest.raises(ConfigError, match=r"cannot be had with `chunk_size=2` for 3 tasks.*Leave `chunk_size` out"):
+        apply_per_task(net, params, x, statistics="shared", chunk_size=2)
+    assert int(net[1].num_batches_tracked) == counted
+    assert apply_per_task(net, params, x, statistics="shared", chunk_size=3).shape == (3, 4, 2)
+
+
 def test_buffers_that_do_not_fit_are_refused_and_the_advice_works():
     net, params, x = made(batch_norm, (5,))
     with pytest.raises(
@@ -122,7 +131,9 @@ def test_buffers_that_do_not_fit_are_refused_and_the_advice_works():
         apply_per_task(net, params, x, buffers=task_buffers(net, 2))
     with pytest.raises(BatchingError, match=r"`1` is a `BatchNorm1d` in train mode"):
         choose_engine(net, params, x)
-    with pytest.raises(BatchingError, match=r"`buffers` were given with the aligned engine.*Pass `engine=\"vmap\"`"):
+    with pytest.raises(
+        BatchingError, match=r"Buffers per task .*cannot be had with the aligned engine.*Pass `engine=\"vmap\"`"
+    ):
         apply_per_task(net, params, x, buffers=task_buffers(net, 3), engine="aligned")
     assert apply_per_task(net, params, x, buffers=task_buffers(net, 3), engine="vmap").shape == (3, 4, 2)
 

@@ -42,3 +42,9 @@ def test_the_nearest_known_word_is_offered_or_all_of_them(word, sentence):
 
 def test_nothing_known_is_said():
     assert nearest("weight", []) == "Known: none."
+
+
+def test_of_many_names_the_nearest_are_listed():
+    names = [f"encoder.layer.{number}.weight" for number in range(100)]
+    sentence = nearest("hed.*", ["head.bias", *names])
+    assert sentence.startswith("Nearest of 101: `head.bias`, ") and sentence.count("`") == 40

@@ -123,3 +123,20 @@ def test_a_plan_is_passed_on_as_what_is_generated():
 def test_what_a_kind_of_module_selects_and_the_form_does_not_fit_is_generated_in_full():
     chosen = choose_forms(mlp([8, 8, 8]), {nn.Linear: LowRank(2)})
     assert chosen == {"0.weight": LowRank(2), "0.bias": Full(), "2.weight": LowRank(2), "2.bias": Full()}
+
+
+@pytest.mark.parametrize("nothing", [None, [], {}])
+def test_selecting_nothing_is_refused(nothing, unchecked):
+    with pytest.raises(
+        ConfigError, match=rf"`generate={re.escape(repr(nothing))}` selects no parameter.*Pass `generate="
+    ):
+        choose_forms(WIDE, nothing)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"form": LowRank}, "LowRank"), ({"form": "low-rank"}, "'low-rank'"), ({"generate": {"*": FiLM}}, "FiLM")],
+)
+def test_what_is_no_form_is_named(options, said, unchecked):
+    with pytest.raises(ConfigError, match=rf"`{said}` was given as a form.*Pass one, as in `LowRank\(4\)`"):
+        choose_forms(WIDE, **options)

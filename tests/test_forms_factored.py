@@ -180,21 +180,20 @@ def test_a_form_that_answers_nothing_is_built_and_right(engine):
 
 COMPILED = """
 import torch
-from weightloom import LowRank, MLPHyperNetwork, apply_per_task, mlp
+from weightloom import LowRank, MLPHyperNetwork, Template, apply_per_task, mlp
 
-hyper = MLPHyperNetwork(mlp([5, 6, 4]), 4, form=LowRank(2))
-torch.nn.init.normal_(hyper.head.weight, std=0.1)
-condition, x = torch.randn(3, 4), torch.randn(3, 2, 5)
+for form in (LowRank(2), Template(2)):  # answered, and built
+    hyper = MLPHyperNetwork(mlp([5, 6, 4]), 4, form=form)
+    torch.nn.init.normal_(hyper.head.weight, std=0.1)
+    condition, x = torch.randn(3, 4), torch.randn(3, 2, 5)
 
+    def run(condition, x):
+        return apply_per_task(hyper.base, hyper(condition), x)
 
-def run(condition, x):
-    return apply_per_task(hyper.base, hyper(condition), x)
-
-
-outputs, expected = torch.compile(run, backend="aot_eager", fullgraph=True)(condition, x), run(condition, x)
-torch.testing.assert_close(outputs, expected)
-found, truth = (torch.autograd.grad(y.square().sum(), list(hyper.parameters())) for y in (outputs, expected))
-torch.testing.assert_close(found, truth)
+    outputs, expected = torch.compile(run, backend="aot_eager", fullgraph=True)(condition, x), run(condition, x)
+    torch.testing.assert_close(outputs, expected)
+    found, truth = (torch.autograd.grad(y.square().sum(), list(hyper.parameters())) for y in (outputs, expected))
+    torch.testing.assert_close(found, truth)
 """
 
 

@@ -296,3 +296,13 @@ def test_generating_draws_no_random_numbers(hyper):
     before = torch.get_rng_state()
     network(*condition)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("hyper", [case for case in HYPERNETWORKS if case.id != "head"])
+def test_a_condition_of_another_device_or_dtype_is_refused_and_the_advice_works(hyper):
+    network, condition = hyper.moved(), hyper.condition(TASKS)
+    for other in (condition[0].float(), condition[0].to("meta")):
+        with pytest.raises(ConfigError, match=r"`condition` is torch\.float.* but this hypernetwork is") as caught:
+            network(other)
+    advice = re.search(r"Pass `(condition\.to\(.*?\))`", str(caught.value)).group(1)
+    assert network(eval(advice, {"condition": condition[0].float(), "torch": torch}))

@@ -1,4 +1,4 @@
-"""Train on one or two CPU processes: ``python two_processes.py DEVICES FOLDER``. Used by test_train.py."""
+"""Train on CPU processes, on two of them as ``python two_processes.py FOLDER``. Used by test_train.py."""
 
 import json
 import sys
@@ -11,11 +11,10 @@ from weightloom.losses import mse_per_task
 from weightloom.tasks import SinusoidTasks
 from weightloom.train import TrainOptions, train
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
+
+def run(devices, folder):
     from test_train import Model
 
-    devices, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     fabric = Fabric(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
     fabric.launch()
@@ -27,3 +26,8 @@ if __name__ == "__main__":
     ranks = fabric.all_gather(torch.tensor(fabric.global_rank)).flatten().tolist()
     if fabric.global_rank == 0:
         (folder / "world.json").write_text(json.dumps(ranks))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    run(2, Path(sys.argv[1]))

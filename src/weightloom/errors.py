@@ -40,6 +40,10 @@ class MissingExtraError(WeightloomError, ImportError):
     """An optional dependency that this command needs is not installed."""
 
 
+MOST_NAMES = 20
+"""As many as a message lists."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a sentence that names the known words nearest to ``word``.
 
@@ -51,5 +55,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     matches = get_close_matches(word, names, n=3, cutoff=0.6)
-    quoted = ", ".join(f"`{name}`" for name in matches or names)
-    return f"Did you mean {quoted}?" if matches else f"Known: {quoted or 'none'}."
+    if len(names) > MOST_NAMES and not matches:
+        quoted = _quoted(get_close_matches(word, names, n=MOST_NAMES, cutoff=0.0))
+        return f"Nearest of {len(names)}: {quoted}."
+    return f"Did you mean {_quoted(matches)}?" if matches else f"Known: {_quoted(names) or 'none'}."
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

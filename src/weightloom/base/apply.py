@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -127,7 +127,7 @@ def choose_engine(base: nn.Module, params: Params, *inputs: Tensor, kwargs: Mapp
         >>> print(choose_engine(nn.Linear(3, 2), params, torch.randn(5, 7, 3)))
         aligned: every row of a batch is treated by itself, so tasks are folded into the batch
     """
-    call = Call(base, params, inputs, kwargs or {}, 0, slots=Slots(base))
+    call = Call(base, params, inputs, kwargs or {}, 0, {}, slots=Slots(base))
     return _plan(call, "auto", None).choice
 
 
@@ -162,11 +162,19 @@ def _check_options(engine: str, randomness: str, statistics: str | None, chunk_s
         raise ConfigError(f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or more.")
 
 
-def _refuse_apart(base: nn.Module, engine: Engine) -> None:
-    if engine not in ("auto", "aligned") and norms_that_write(base):
+def _refuse_apart(call: Call, engine: Engine) -> None:
+    if not norms_that_write(call.base):
+        return
+    if engine not in ("auto", "aligned"):
         raise ConfigError(
             f'`statistics="shared"` cannot be had with `engine={engine!r}`. All tasks are normalised together where '
             'they are one batch. Pass `engine="aligned"`, or leave the engine to "auto".'
+        )
+    if call.chunk_size is not None and call.chunk_size < call.tasks:
+        raise ConfigError(
+            f'`statistics="shared"` cannot be had with `chunk_size={call.chunk_size}` for {call.tasks} tasks. All '
+            "tasks are normalised together, so all of them run at once. Leave `chunk_size` out, or pass "
+            '`statistics="task"`.'
         )
 
 
@@ -195,7 +203,7 @@ def _plan(call: Call, engine: Engine, statistics: Statistics | None) -> _Plan:
         if statistics == "shared" and norms_that_write(call.base):
             choice = Choice("aligned", "all tasks are normalised together, as one batch")
         elif engine == "auto":
-            choice = _choose(replace(call, places=places))
+            choice = _choose(call._replace(places=places))
         else:
             choice = Choice(engine, "as asked for")
         if len(known) >= _PLANS_KEPT:
@@ -215,11 +223,12 @@ def _checked(call: Call, engine: Engine, statistics: Statistics | None) -> Call:
     buffers = call.buffers
     if statistics == "task":
         buffers = {**task_buffers(call.base, tasks), **buffers}
+    call = call._replace(tasks=tasks, buffers=buffers)
     if statistics == "shared":
-        _refuse_apart(call.base, engine)
+        _refuse_apart(call, engine)
     elif engine != "loop":
         refuse_shared_statistics(call.base, buffers)
-    return replace(call, tasks=tasks, buffers=buffers)
+    return call
 
 
 def _choose(call: Call) -> Choice:
@@ -255,7 +264,7 @@ def _watch(few: Call) -> WatchRows:
     for shown in (_with_two_rows(few), few):
         watch = WatchRows()
         try:
-            run_vmap(replace(_with_copies(shown), watch=watch))
+            run_vmap(_with_copies(shown)._replace(watch=watch))
         except (BatchingError, RuntimeError, ValueError, TypeError):
             if shown is few:
                 raise
@@ -268,7 +277,7 @@ def _with_two_rows(call: Call) -> Call:
     if any(x.ndim < 2 or x.shape[1] != 1 for x in (*call.inputs, *call.tensors.values())):
         return call
     kwargs = {name: x.repeat_interleave(2, 1) if isinstance(x, Tensor) else x for name, x in call.kwargs.items()}
-    return replace(call, inputs=[x.repeat_interleave(2, 1) for x in call.inputs], kwargs=kwargs)
+    return call._replace(inputs=[x.repeat_interleave(2, 1) for x in call.inputs], kwargs=kwargs)
 
 
 def _judge(call: Call, few: Call, watch: WatchRows) -> Choice:
@@ -292,8 +301,8 @@ def _equal_when_folded(call: Call, few: Call) -> bool:
     copies of the inputs, without dropout and without gradients.
     """
     whole = call.first(call.chunk_size or call.tasks)
-    whole = replace(whole, params={name: _moved(value) for name, value in whole.params.items()})
-    few = replace(few, params={name: value[: few.tasks] for name, value in whole.params.items()})
+    whole = whole._replace(params={name: _moved(value) for name, value in whole.params.items()})
+    few = few._replace(params={name: value[: few.tasks] for name, value in whole.params.items()})
     try:
         alone, folded = run_vmap(_with_copies(few)), run_aligned(_with_copies(whole))
     except (BatchingError, RuntimeError, ValueError):
@@ -312,7 +321,7 @@ def _moved(value: Tensor) -> Tensor:
 
 def _with_copies(call: Call) -> Call:
     kwargs = {name: x.clone() if isinstance(x, Tensor) else x for name, x in call.kwargs.items()}
-    return replace(call, inputs=[x.clone() for x in call.inputs], kwargs=kwargs)
+    return call._replace(inputs=[x.clone() for x in call.inputs], kwargs=kwargs)
 
 
 def _same(few: Any, whole: Any) -> bool:
@@ -338,12 +347,16 @@ def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> Any
     assert call.slots is not None
     return (
         call.slots.key(),
-        (engine, statistics, call.randomness, call.chunk_size, torch.is_autocast_enabled("cpu")),
+        (engine, statistics, call.randomness, call.chunk_size, _autocast()),
         tuple([(name, *_kind(value)) for name, value in call.params.items()]),
         tuple([_kind(x) for x in call.inputs]),
         tuple([(name, *_kind(value)) for name, value in call.kwargs.items()]) if call.kwargs else (),
         tuple([(name, *_kind(value)) for name, value in call.buffers.items()]) if call.buffers else (),
     )
+
+
+def _autocast() -> tuple[bool, bool]:
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 def _kind(value: Any) -> tuple[Any, ...]:

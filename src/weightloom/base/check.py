@@ -21,6 +21,12 @@ def check_call(base: nn.Module, params: Params, inputs: Sequence[Tensor], kwargs
             "run. Run them one by one: `apply_per_task(base[name], weightloom.sub(params, name), x)`."
         )
     tasks = count_tasks(params)
+    for number, value in enumerate(inputs):
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"Input {number} of `apply_per_task` is a {type(value).__name__}. Inputs are tensors with a leading "
+                "tasks axis; what is the same for all tasks goes into `kwargs`. Convert it: `torch.as_tensor(x)`."
+            )
     named = {"x" if len(inputs) == 1 else f"inputs[{i}]": x for i, x in enumerate(inputs)}
     named |= {f"kwargs[{name!r}]": x for name, x in kwargs.items() if isinstance(x, Tensor)}
     if not named:
@@ -47,12 +53,12 @@ def check_call(base: nn.Module, params: Params, inputs: Sequence[Tensor], kwargs
             f"`{first}` holds 0 tasks. There is nothing to run, and no way to tell what would come out. "
             "Leave out the call where no task is left."
         )
-    _check_kind(params, named)
+    _check_kind(base, params, named)
     return tasks
 
 
 def check_names(base: nn.Module, params: Params) -> None:
-    """Raise unless ``params`` names parameters of the base, with one axis more than they have."""
+    """Raise unless ``params`` names parameters of the base, each once, with one axis more than they have."""
     inside = next(((name, module) for name, module in base.named_modules() if is_keras(module)), None)
     if inside is not None:
         name, module = inside
@@ -73,27 +79,54 @@ def check_names(base: nn.Module, params: Params) -> None:
                 "A generated parameter has one axis more, tasks, in front. "
                 f"For one task, pass `value[None]`."
             )
+    _check_ties(own, params)
 
 
-def _check_kind(params: Params, inputs: Mapping[str, Tensor]) -> None:
-    """Raise if generated parameters and real-valued inputs are of different devices or dtypes."""
+def _check_ties(own: Mapping[str, nn.Parameter], params: Params) -> None:
+    """Raise if two names of one tied parameter are given two values."""
+    first: dict[int, str] = {}
+    for name, value in params.items():
+        other = first.setdefault(id(own[name]), name)
+        if value is not params[other]:
+            raise ConfigError(
+                f"`{other}` and `{name}` are one parameter of the base, tied, but `params` holds a value for each. "
+                f"Tied parameters stay tied, so they can have one value only. Pass `{other}` alone, or untie them in "
+                "the base."
+            )
+
+
+def _check_kind(base: nn.Module, params: Params, inputs: Mapping[str, Tensor]) -> None:
+    """Raise if what meets in one computation (generated, shared and real-valued inputs) differs in device or dtype.
+
+    A base whose own parameters differ among each other is taken to know what it does.
+    """
+    own = dict(base.named_parameters(remove_duplicate=False))
+    is_mixed = len({(value.device, value.dtype) for value in own.values()}) > 1
+    replaced = {id(own[name]) for name in params}
+    generated = {f"params[{name!r}]": value for name, value in params.items()}
+    shared = {f"base.{name}": value for name, value in own.items() if id(value) not in replaced and not is_mixed}
+    real = {name: x for name, x in inputs.items() if x.is_floating_point()}
     first: tuple[str, Tensor] | None = None
-    named = {f"params[{name!r}]": value for name, value in params.items()}
-    for name, value in {**named, **{n: x for n, x in inputs.items() if x.is_floating_point()}}.items():
+    for name, value in {**generated, **real, **shared}.items():
         if first is None:
             first = name, value
         if value.device != first[1].device:
             raise ConfigError(
                 f"`{name}` is on {value.device} but `{first[0]}` is on {first[1].device}. Parameters and inputs meet "
-                f"in one computation, on one device. Move it: `.to({str(first[1].device)!r})`."
+                f"in one computation, on one device. Move {_what(name, shared)}: `.to({str(first[1].device)!r})`."
             )
         kind = value.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        if value.dtype != first[1].dtype and not autocast and name not in named:
+        if value.dtype != first[1].dtype and not autocast and not (is_mixed and name in generated):
             raise ConfigError(
                 f"`{name}` is {value.dtype} but `{first[0]}` is {first[1].dtype}. Parameters and inputs meet in one "
-                f"computation, in one dtype. Convert it: `.to({first[1].dtype})`, or run under `torch.autocast`."
+                f"computation, in one dtype. Convert {_what(name, shared)}: `.to({first[1].dtype})`, or run under "
+                "`torch.autocast`."
             )
+
+
+def _what(name: str, shared: Mapping[str, Tensor]) -> str:
+    return "the base" if name in shared else "it"
 
 
 def refused_by_vmap(base: nn.Module, error: RuntimeError) -> BatchingError | None:

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,30 +15,30 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from weightloom.base.aligned import Aligned, fold, unfold
 from weightloom.base.check import refused_by_vmap
 from weightloom.base.rows import WatchRows
-from weightloom.base.sequential import Layer, is_hooked, run_sequential
+from weightloom.base.sequential import Layer, is_hooked_everywhere, run_sequential
 from weightloom.base.slots import Places, Slots
 from weightloom.errors import BatchingError
+from weightloom.forms.calls import WINDOW
 from weightloom.forms.factored import Factored
 from weightloom.params import Params
 
 Randomness = Literal["different", "same"]
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of `apply_per_task`, checked: what every engine runs."""
+class Call(NamedTuple):
+    """One call of `apply_per_task`, checked: what every engine runs. A tuple, since one is made in every step."""
 
     base: nn.Module
     params: Params
     inputs: Sequence[Tensor]
     kwargs: Mapping[str, Any]
     tasks: int
-    buffers: Params = field(default_factory=dict)
+    buffers: Params
     randomness: Randomness = "different"
     chunk_size: int | None = None
     slots: Slots | None = None
     """Where the base keeps its parameters; None while it is compiled."""
-    places: Places = field(default_factory=list)
+    places: Places = ()
     batch_major: bool = False
     """How the aligned engine folds: see `Aligned`."""
     layers: list[Layer] | None = None
@@ -72,8 +71,7 @@ class Call:
 
     def first(self, tasks: int) -> "Call":
         """The same for the first few tasks; buffers are copied."""
-        return replace(
-            self,
+        return self._replace(
             params={name: value[:tasks] for name, value in self.params.items()},
             inputs=[x[:tasks] for x in self.inputs],
             kwargs={name: value[:tasks] if isinstance(value, Tensor) else value for name, value in self.kwargs.items()},
@@ -98,7 +96,7 @@ def run_vmap(call: Call) -> Any:
 
     run = vmap(apply_one, randomness=call.randomness, chunk_size=call.chunk_size)
     try:
-        with no_fused_attention(), padding_unlearned(call.base):
+        with no_fused_attention(), padding_unlearned(call.base), convolutions_in_one_precision():
             outputs = iter(run(generated, call.buffers, tuple(call.inputs), call.tensors))
     except RuntimeError as error:
         if refused := refused_by_vmap(call.base, error):
@@ -126,12 +124,12 @@ def run_loop(call: Call) -> Any:
 
 def run_aligned(call: Call) -> Any:
     """Fold tasks into the batch; every generated parameter finds the rows of its task."""
-    if call.layers is not None and call.slots is not None and not is_hooked(call.slots):
+    if call.layers is not None and call.slots is not None and not is_hooked_everywhere():
         return run_sequential(call.slots, call.layers, call.params, call.inputs[0])
     if call.buffers:
         raise BatchingError(
-            "`buffers` were given with the aligned engine, which folds all tasks into one batch: a norm in train mode "
-            'sees them together. Pass `engine="vmap"` for statistics per task.'
+            'Buffers per task (`buffers`, or `statistics="task"`) cannot be had with the aligned engine. It folds all '
+            'tasks into one batch, which a norm in train mode sees as a whole. Pass `engine="vmap"`.'
         )
     if call.randomness == "same":
         raise BatchingError(
@@ -186,8 +184,7 @@ def in_pieces(run: Callable[[Call], Any], call: Call) -> Any:
     inputs = [x.split(size) for x in call.inputs]
     parts = [
         run_piece(
-            replace(
-                call,
+            call._replace(
                 params=params[piece],
                 inputs=[x[piece] for x in inputs],
                 kwargs=kwargs[piece],
@@ -229,6 +226,28 @@ def padding_unlearned(base: nn.Module) -> AbstractContextManager[Any]:
     """`PaddingUnlearned` where the base has something to pad."""
     pads = any(module.__dict__.get("padding_idx") is not None for module in base.modules())
     return PaddingUnlearned() if pads else nullcontext()
+
+
+class ConvolutionsInOnePrecision(TorchFunctionMode):
+    """Brings the input of a convolution to the precision of its kernel.
+
+    Autocast does not reach convolutions under ``vmap``, but does lower what stands before them (torch 2.13).
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Convolve in the precision of the kernel."""
+        if func in WINDOW and len(args) > 1:
+            x, weight, *rest = args
+            args = (x.to(weight.dtype), weight, *rest)
+        return func(*args, **(kwargs or {}))
+
+
+def convolutions_in_one_precision() -> AbstractContextManager[Any]:
+    """`ConvolutionsInOnePrecision` where autocast is on."""
+    on = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return ConvolutionsInOnePrecision() if on else nullcontext()
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def layers_of(
     children = slots.modules[1:]
     if type(slots.base) is not nn.Sequential or len(inputs) != 1 or len(children) != len(slots.base._modules):
         return None
-    if inputs[0].ndim != 3 and not batch_major:
+    if (inputs[0].ndim != 3 and not batch_major) or any(map(_is_hooked, slots.modules)):
         return None
     at = {(number, leaf): name for name, its in places for number, _, leaf in its}
     layers = [(at.get((number, "weight")), at.get((number, "bias"))) for number in range(1, len(slots.modules))]
@@ -72,17 +72,18 @@ def _is_spatial(module: nn.Module) -> bool:
     return type(module) is nn.GroupNorm or (type(module) in BY_CHANNEL and not getattr(module, "return_indices", False))
 
 
-def is_hooked(slots: Slots) -> bool:
-    """Whether somebody watches or changes what the modules do."""
+def _is_hooked(m: nn.Module) -> bool:
+    """Whether somebody watches or changes what the module does."""
+    hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+    return bool(hooks) or "forward" in m.__dict__
+
+
+def is_hooked_everywhere() -> bool:
+    """Whether somebody watches or changes what all modules do."""
     everywhere = (
         *(global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks),
         *(global_hooks._global_backward_hooks, global_hooks._global_backward_pre_hooks),
     )
-    for m in slots.modules:
-        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
-            return True
-        if "forward" in m.__dict__:
-            return True
     return any(everywhere)
 
 

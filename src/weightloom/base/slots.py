@@ -1,16 +1,18 @@
 """Where a base keeps its parameters, found quickly, and a way to put others in their places for one run."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-Places = list[tuple[str, list[tuple[int, bool, str]]]]
+Places = Sequence[tuple[str, list[tuple[int, bool, str]]]]
 """Every place of each name: number of the module, whether it is a buffer there, and the name it has there."""
 
 
 _PLAIN = {bool, int, float, str, type(None)}
+_TELLING = {*_PLAIN, OrderedDict}
 
 
 class Slots:
@@ -20,31 +22,43 @@ class Slots:
     """
 
     def __init__(self, base: nn.Module) -> None:
-        modules, prefixes = [base], [""]
-        for module, prefix in zip(modules, prefixes, strict=False):  # both grow while they are read
+        modules, names = [base], [""]
+        for module in modules:  # grows while it is read
             for name, child in module._modules.items():
                 if child is not None:
                     modules.append(child)
-                    prefixes.append(f"{prefix}{name}.")
+                    names.append(name)
         self.base = base
         self.modules = modules
-        self.prefixes = prefixes
+        self.names = names
 
     def key(self) -> Any:
         """What must be the same for whatever was found out about the base to hold still.
 
-        Its modules with their modes and plain attributes, which `forward` may follow, and which parameters are tied.
+        Its modules with their modes, plain attributes, which `forward` may follow, and numbers of hooks; their names;
+        and which parameters are tied.
         """
         first: dict[int, int] = {}
-        ties = [first.setdefault(id(p), len(first)) for m in self.modules for p in m._parameters.values()]
-        own = [(id(m), type(m), *[v for v in m.__dict__.values() if type(v) in _PLAIN]) for m in self.modules]
-        return tuple(own), tuple(ties), tuple(self.prefixes)
+        own, ties = [], []
+        for module in self.modules:
+            held = module.__dict__  # a `forward` of its own makes it longer
+            seen = [v if type(v) in _PLAIN else len(v) for v in held.values() if type(v) in _TELLING]
+            own.append((id(module), type(module), len(held), *seen))
+            ties += [first.setdefault(id(p), len(first)) for p in held["_parameters"].values()]
+        return tuple(own), tuple(ties), tuple(self.names)
+
+    def prefixes(self) -> list[str]:
+        """What stands before the names of each module's parameters."""
+        prefixes = [""]
+        for module, prefix in zip(self.modules, prefixes, strict=False):  # grows while it is read
+            prefixes += [f"{prefix}{name}." for name, child in module._modules.items() if child is not None]
+        return prefixes
 
     def places(self, names: Iterable[str]) -> Places:
         """Find every place of each name: a tied parameter has several."""
         holders: dict[int, list[tuple[int, bool, str]]] = {}
         of_name: dict[str, int] = {}
-        for number, (module, prefix) in enumerate(zip(self.modules, self.prefixes, strict=True)):
+        for number, (module, prefix) in enumerate(zip(self.modules, self.prefixes(), strict=True)):
             for is_buffer, held in ((False, module._parameters), (True, module._buffers)):
                 for leaf, value in held.items():
                     if value is not None:

@@ -1,6 +1,6 @@
 """Which parameter is held in which form: chosen by selectors, or by what may be spent."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import prod
 
 from torch import nn
@@ -30,13 +30,14 @@ def choose_forms(base: nn.Module, generate: Generate = "*", form: Form | None = 
             such as biases where it needs a matrix, are generated in full. None means `Full`.
 
     Raises:
-        ConfigError: If a selector matches no parameter, if a form in the mapping does not fit a parameter that is named
-            for it, or if two names of one tied parameter get different forms.
+        ConfigError: If a selector matches no parameter or there is none, if a form in the mapping does not fit a
+            parameter that is named for it, or if two names of one tied parameter get different forms.
 
     Example:
         >>> choose_forms(nn.Linear(8, 8), form=LowRank(2))
         {'weight': LowRank(rank=2), 'bias': Full()}
     """
+    _check_given(generate, form)
     names, owners = first_names(base), _owners(base)
     shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
     if not isinstance(generate, Mapping):
@@ -176,6 +177,21 @@ def _cost(form: Form, shape: Shape, width: int) -> tuple[int, int]:
     generated = sum(prod(s) for s in form.factor_shapes(shape).values())
     starts = 0 if isinstance(form, Full) else generated
     return generated, generated * (width + 1) + starts + sum(value.numel() for value in form.shared(shape).values())
+
+
+def _check_given(generate: Generate, form: Form | None) -> None:
+    if generate is None or (isinstance(generate, Collection) and not generate):
+        raise ConfigError(
+            f'`generate={generate!r}` selects no parameter. A hypernetwork generates one at least. Pass `generate="*"` '
+            "for all, or globs, kinds of module and predicates."
+        )
+    for its in generate.values() if isinstance(generate, Mapping) else [form or Full()]:
+        if not isinstance(its, Form):
+            said = its.__name__ if isinstance(its, type) else repr(its)
+            raise ConfigError(
+                f"`{said}` was given as a form. A form is an object that holds its options. Pass one, as in "
+                "`LowRank(4)` or `RowScale()`."
+            )
 
 
 def _owners(base: nn.Module) -> dict[str, nn.Module]:

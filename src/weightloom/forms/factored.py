@@ -111,14 +111,19 @@ class Factored(Tensor):
                 result = answer(func, *args, **kwargs)
                 if result is not NotImplemented:
                     return result
-            name = getattr(func, "__name__", "")
-            if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Factored):
-                raise ConfigError(
-                    f"`{name}` would change a {args[0]!r} in place. It is computed from its factors and has no memory "
-                    f"of its own. Use the function that returns a new tensor, `{name.removesuffix('_')}`."
-                )
+            if not torch.compiler.is_compiling():  # which cannot read a name
+                _refuse_in_place(func, args)
             args, kwargs = tree_map(built, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Tensor))
             return func(*args, **kwargs)
+
+
+def _refuse_in_place(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    name = getattr(func, "__name__", "")
+    if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Factored):
+        raise ConfigError(
+            f"`{name}` would change a {args[0]!r} in place. It is computed from its factors and has no memory "
+            f"of its own. Use the function that returns a new tensor, `{name.removesuffix('_')}`."
+        )
 
 
 def carrier(kind: type[Tensor], shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Any:

@@ -75,7 +75,7 @@ class LowRank(Form):
         up, down = parts["up"], parts["down"]
         thin = down.reshape(*down.shape[:-1], *own.shape[1:])
         if conv.transposed:
-            return conv(x, own) + conv(conv.plain(x, up.mT), thin)
+            return conv(x, own) + conv(conv.plain(x, up.mT).to(x.dtype), thin)
         return conv(x, own) + conv.plain(conv(x, thin), up)
 
     def embedding(self, ids: Tensor, own: Tensor, parts: Parts) -> Tensor:

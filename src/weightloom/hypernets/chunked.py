@@ -93,7 +93,7 @@ class ChunkedHyperNetwork(WritesGenerated, HyperNetwork):
         Raises:
             ShapeError: If the condition is not ``(tasks, condition_dim)``.
         """
-        check_condition(condition, self.condition_dim)
+        check_condition(condition, self.condition_dim, self.first.weight)
         if self.init == "magnitude-invariant":
             condition = constant_norm(condition)
         of_condition, of_chunk = self.first.weight.split([self._known, self.embeddings.shape[1]], dim=1)

@@ -59,6 +59,7 @@ class Generated(nn.Module):
         }
         self.factors = ParamSpec({f"{n}/{f}": s for n, its in self.shapes.items() for f, s in its.items()})
         self.size = self.factors.size
+        self._first = next(iter(self.forms))
         self._all_free = all(map(self._starts_at_own, self.forms))
         self._starts, self._shared = nn.ParameterDict(), nn.ParameterDict()
         self._parts: dict[str, list[str]] = {}
@@ -100,12 +101,15 @@ class Generated(nn.Module):
         return torch.cat(pieces)
 
     def forward(self, flat: Float[Tensor, "tasks size"]) -> Params:
-        """Cut a flat vector per task, the starts already added, into Params.
+        """Cut a flat vector per task, the starts already added, into Params of the base's own dtype.
+
+        Under autocast a linear head writes in half precision. Parameters stay whole there, as those of any module do:
+        norms take nothing else.
 
         Raises:
             ShapeError: If ``flat`` is not ``(tasks, size)``.
         """
-        factors = self.factors.cut(flat)
+        factors = self.factors.cut(flat.to(self.own(self._first).dtype))
         if self._all_free:
             return dict(zip(self.forms, factors.values(), strict=True))
         return {name: self._value(name, factors) for name in self.forms}

@@ -147,7 +147,7 @@ class GraphHyperNetwork(HyperNetwork):
             ConfigError: If there is no such architecture, or ``base`` needs parameters that are learned: those that
                 its form shares among tasks, or a random start.
         """
-        check_condition(condition, self.condition_dim)
+        check_condition(condition, self.condition_dim, self.write.weight)
         if base is None:
             its = self._architecture(architecture)
         else:

@@ -101,7 +101,7 @@ class MLPHyperNetwork(WritesGenerated, HyperNetwork):
         Raises:
             ShapeError: If the condition is not ``(tasks, condition_dim)``.
         """
-        check_condition(condition, self.condition_dim)
+        check_condition(condition, self.condition_dim, self.head.weight)
         if self.init == "magnitude-invariant":
             condition = constant_norm(condition)
         known = self.trunk(condition)

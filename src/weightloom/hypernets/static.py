@@ -111,10 +111,10 @@ class StaticHyperNetwork(HyperNetwork):
                     "`condition_dim=0`, so it reads none. Pass `tasks=` instead, or build it with "
                     f"`condition_dim={condition.shape[-1] if condition.ndim else 1}`."
                 )
-            check_condition(condition, self.condition_dim)
+            check_condition(condition, self.condition_dim, self.first)
             embeddings = embeddings + self.read(condition).unflatten(1, self.embeddings.shape)
         inner = torch.einsum("ihe,tje->tjih", self.first, embeddings) + self.first_bias
-        blocks = self.last(inner)  # (tasks, blocks, in, out * window)
+        blocks = self.last(inner).to(self.first.dtype)  # (tasks, blocks, in, out * window), whole under autocast
         rows = blocks.split(self._counts, dim=1)
         params = {n: self._kernel(row, s) for (n, s), row in zip(self.spec.shapes.items(), rows, strict=True)}
         return params if condition is not None else {n: v.expand(tasks, *v.shape[1:]) for n, v in params.items()}

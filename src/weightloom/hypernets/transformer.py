@@ -100,7 +100,7 @@ class TransformerHyperNetwork(WritesGenerated, HyperNetwork):
         Raises:
             ShapeError: If the condition is neither.
         """
-        check_condition(condition, self.condition_dim, "tasks, tokens" if condition.ndim == 3 else "tasks")
+        check_condition(condition, self.condition_dim, self.tokens, "tasks, tokens" if condition.ndim == 3 else "tasks")
         known = self.read(condition if condition.ndim == 3 else condition[:, None])
         tokens = torch.cat([self.tokens.expand(len(known), -1, -1), known], dim=1)
         features = self.encoder(tokens)[:, : self.slices]

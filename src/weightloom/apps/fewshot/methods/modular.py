@@ -57,7 +57,7 @@ class LayerwiseHyperNetwork(HyperNetwork):
         Raises:
             ShapeError: If the condition is not ``(tasks, condition_dim)``.
         """
-        check_condition(condition, self.condition_dim)
+        check_condition(condition, self.condition_dim, next(self.writers.parameters()))
         mixtures = self.bodies(condition.unflatten(1, (len(self.names), -1)))
         params: Params = {}
         for name, writer, mixture in zip(self.names, self.writers, mixtures.unbind(1), strict=True):
