@@ -94,8 +94,8 @@ class Memory(nn.Module):
         """Read a sequence, (steps, rows, numbers).
 
         Returns:
-            What is remembered beside the state, for each step, and what to go on from. An LSTM has two states, a GRU has
-            one.
+            What is remembered beside the state, for each step, and what to go on from. An LSTM has two states there, a
+            GRU has one.
         """
         seen = x[..., self.skip :]
         remembered, last = self.gru(seen, states[0].contiguous())
