@@ -344,20 +344,21 @@ def _arithmetic(func: Any, *args: Any, **kwargs: Any) -> Any:
             values = [_broadcast(v, axes - v.ndim, 0) if isinstance(v, Aligned) else v for v in args]
             return Aligned(func(*values, **kwargs), parameter.rows, parameter.batch_major)
         return NotImplemented
-
-    def beside_rows(value: Any) -> Any:
-        if isinstance(value, Aligned):
-            if value.ndim < axes:
-                return _broadcast(value, axes - value.ndim, 0)
-            return value.dense() if value.shape[0] == 1 else None
-        if isinstance(value, Tensor) and value.ndim == axes:
-            return _split(value, parameter)
-        return value
-
-    values = [beside_rows(value) for value in args]
+    values = [_beside_rows(value, axes, parameter) for value in args]
     if any(value is None for value in values):
         return NotImplemented
     return _merge(func(*values, **kwargs), parameter)
+
+
+def _beside_rows(value: Any, axes: int, parameter: Any) -> Any:
+    """Bring one operand to where tasks and rows are axes of their own; None where it has a row for each row."""
+    if isinstance(value, Aligned):
+        if value.ndim < axes:
+            return _broadcast(value, axes - value.ndim, 0)
+        return value.dense() if value.shape[0] == 1 else None
+    if isinstance(value, Tensor) and value.ndim == axes:
+        return _split(value, parameter)
+    return value
 
 
 def _expand(func: Any, tensor: Any, *sizes: Any) -> Any:
