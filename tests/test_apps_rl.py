@@ -48,7 +48,7 @@ def short_episodes(monkeypatch):
 
 
 def tiny(env="lqr", **options):
-    return RLConfig(env=env, **{"steps": 200, "comparators": (), "test_contexts": 4, **TINY, **options})
+    return RLConfig(env=env, **{"steps": 120, "comparators": (), "test_contexts": 4, **TINY, **options})
 
 
 class StopAt:
@@ -74,7 +74,7 @@ def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
         "record.json",
         "report.html",
     }
-    assert json.loads((run / "config.json").read_text())["steps"] == 200
+    assert json.loads((run / "config.json").read_text())["steps"] == 120
     methods = ["hypernetwork", "film", "none", "optimum (control)", "no action (control)"]
     assert [row["method"] for row in record["scores"]] == 2 * methods
     assert {row["setting"] for row in record["scores"]} == {"training ranges", "held-out contexts"}
@@ -96,15 +96,15 @@ def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
 @pytest.mark.parametrize("algorithm", ["td3", "sac", "ppo", "recurrent-ppo"])
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(algorithm, tmp_path, monkeypatch):
     """Networks, optimisers, replay buffer, environment and everything random: bit for bit."""
-    config = tiny(algorithm=algorithm, checkpoint_every=60).resolved()
+    config = tiny(algorithm=algorithm, checkpoint_every=30).resolved()
     world = world_of("lqr")
     (tmp_path / "whole").mkdir(), (tmp_path / "parts").mkdir()
     whole, _, stopped = train("hypernetwork", world, config, tmp_path / "whole", quiet=True)
     assert stopped is None
     with monkeypatch.context() as patch:
-        StopAt(patch, 100)
+        StopAt(patch, 60)
         part, _, stopped = train("hypernetwork", world, config, tmp_path / "parts", quiet=True)
-        assert stopped == signal.SIGTERM and part.num_timesteps < 200
+        assert stopped == signal.SIGTERM and part.num_timesteps < 120
     torch.manual_seed(123)  # whatever happens between the two
     torch.rand(5)
     again, _, stopped = train("hypernetwork", world, config, tmp_path / "parts", quiet=True)
@@ -135,13 +135,13 @@ def test_the_same_seed_gives_the_same_agent_and_another_seed_another(tmp_path):
 
 
 def test_gymnasium_environments_resume_with_new_episodes_and_their_replay_buffer(tmp_path, monkeypatch):
-    config = tiny("Pendulum-v1", checkpoint_every=50).resolved()
+    config = tiny("Pendulum-v1", checkpoint_every=30).resolved()
     (tmp_path / "run").mkdir()
     with monkeypatch.context() as patch:
-        StopAt(patch, 100)
+        StopAt(patch, 60)
         train("concat", world_of("Pendulum-v1"), config, tmp_path / "run", quiet=True)
     model, _, _ = train("concat", world_of("Pendulum-v1"), config, tmp_path / "run", quiet=True)
-    assert model.num_timesteps == 200 and model.replay_buffer.size() == 50
+    assert model.num_timesteps == 120 and model.replay_buffer.size() == 30
 
 
 def test_steps_to_a_return_are_read_from_the_evaluations(tmp_path):
@@ -165,7 +165,7 @@ def test_a_nan_stops_a_run_with_its_checkpoint_and_it_can_go_on_when_mended(tmp_
         with pytest.raises(NonFiniteError, match=r"`lqr` gave a reward that is not finite .* its context is stiffness"):
             run_rl(config, tmp_path / "run", quiet=True)
     kept = load_tensors(tmp_path / "run" / "checkpoints" / "last.safetensors")[1]["num_timesteps"]
-    assert 0 < kept < 200
+    assert 0 < kept < 120
     record = run_rl(config, tmp_path / "run", resume=True, quiet=True)
     assert record["scores"][0]["method"] == "hypernetwork"
 

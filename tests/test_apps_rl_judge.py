@@ -1,0 +1,65 @@
+"""How agents are judged: against optima in closed form."""
+
+import pytest
+import torch
+
+pytest.importorskip("sb3_contrib")
+
+from weightloom.apps.rl.agents.players import Oracle, Still
+from weightloom.apps.rl.config import RLConfig
+from weightloom.apps.rl.envs.worlds import world_of
+from weightloom.apps.rl.judge import judge, settings, value_accuracy
+from weightloom.apps.rl.run import run_rl
+
+
+def test_the_optimum_has_no_errors_and_its_context_matters():
+    world = world_of("lqr")
+    (setting, beyond) = settings(world, 40)
+    best = judge(Oracle(world, 0.95), world, setting, 0.95)
+    assert best["gain_error"].max() < 1e-3 and best["value_error"].max() == 0
+    idle = judge(Still(world), world, setting, 0.95)
+    assert best["return"].mean() > idle["return"].mean() and (idle["gain_error"] == 1).all()
+
+    class Shuffled(Oracle):
+        def act(self, observations, rewards):
+            observations = observations.copy()
+            observations[:, :2] = observations[::-1, :2]
+            return super().act(observations, rewards)
+
+    for one in (setting, beyond):
+        told = judge(Oracle(world, 0.95), world, one, 0.95)["return"].mean()
+        assert judge(Shuffled(world, 0.95), world, one, 0.95)["return"].mean() < told
+
+
+def test_values_of_the_optimum_explain_all_that_follows(unchecked):
+    """A player whose values are the closed form: explained variance of 1, up to where episodes are broken off."""
+    world = world_of("lqr")
+
+    class Known(Oracle):
+        memory = False
+
+        def value(self, seen):
+            context = torch.tensor([0.0, 0.5]) + torch.tensor([2.0, 1.0]) * (seen[:, :2] + 1) / 2
+            state, (_, curvature) = seen[:, 2:], world.env.optimum(context, 0.95)
+            return -((state[:, None] @ curvature)[:, 0] * state).sum(1)
+
+    (setting, beyond) = settings(world, 20)
+    assert value_accuracy(Known(world, 0.95), world, setting, 0.95).item() > 0.999
+    assert value_accuracy(Known(world, 0.95), world, beyond, 0.95).item() > 0.999
+
+
+def test_first_and_last_trial_of_a_grid_world_are_told_apart():
+    world = world_of("grid")
+    (setting,) = settings(world, 5)
+    found = judge(Still(world), world, setting, 0.95)
+    assert found["first_trial"].tolist() == pytest.approx([-1.5] * 5) and found[
+        "return"
+    ].mean().item() == pytest.approx(-6)
+
+
+@pytest.mark.slow
+def test_an_agent_learns_linear_control_beyond_its_training_ranges(tmp_path):
+    """Closed-form truth; about two minutes."""
+    record = run_rl(RLConfig(comparators=(), steps=8000, test_contexts=50), tmp_path / "run", quiet=True)
+    row = next(row for row in record["scores"] if row["setting"] == "held-out contexts")
+    assert row["also"]["gain_error"]["mean"] < 0.3
