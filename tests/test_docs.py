@@ -224,7 +224,7 @@ def headings(page):
 def project_files():
     folders = ("src", "tests", "docs", "examples", "benchmarks", ".ci", ".github")
     inside = (path for folder in folders for path in (ROOT / folder).rglob("*"))
-    skipped = {"_build", "__pycache__"}
+    skipped = {"_build", "__pycache__", ".git"}  # the last is a file in a worktree
     kinds = {".py", ".md", ".json", ".toml", ".txt", ".cff", ".yml", ".yaml", ".sh", ".j2", ""}
     return [
         path
