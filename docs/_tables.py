@@ -307,7 +307,7 @@ def targets_table(records: dict[str, Record]) -> str:
         value = _against(relation, ours, other)
         bound = other if relation in ("not below", "above", "below") else bound
         met = {"at most": value <= bound, "above": value > bound, "below": value < bound}.get(relation, value >= bound)
-        lines.append(f"| {text} | {relation} {bound:.4g} | {value:.4g} | {'met' if met else 'missed'} |")
+        lines.append(f"| {text} | {relation} {bound:.4g} | {value:.5g} | {'met' if met else 'missed'} |")
     for record in records.values():
         lines += [_target_of_row(row) for row in record.get("rows") or [] if "bound" in row]
         for bar in record.get("bars") or []:

@@ -19,6 +19,7 @@ from weightloom.apps.rl.config import RLConfig
 from weightloom.errors import ConfigError, MissingExtraError, WeightloomError, nearest
 
 Command = TypeVar("Command")
+RunOptions = TypeVar("RunOptions", FewShotConfig, RLConfig)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,14 +81,7 @@ class FewShotCommand:
 
 def fewshot(words: list[str]) -> int:
     """Learn to learn from a few examples; table, checkpoints and report.html in a run folder."""
-    options = FewShotConfig()
-    if file := _value_of("--config", words):
-        options = FewShotConfig.from_dict(_read_options(Path(file)))
-    if folder := _value_of("--resume", words):
-        from weightloom.apps.fewshot.run import load_config
-
-        options = load_config(Path(folder))
-    command = _parse(FewShotCommand, words, "fewshot", FewShotCommand(options))
+    command = _parse(FewShotCommand, words, "fewshot", FewShotCommand(_options_of(FewShotConfig, words)))
 
     from weightloom.apps.fewshot.run import run_fewshot
     from weightloom.apps.fewshot.table import print_table
@@ -97,12 +91,7 @@ def fewshot(words: list[str]) -> int:
     outcome = run_fewshot(command.options, run, command=typed, resume=command.resume is not None, quiet=command.quiet)
     if outcome is None:
         return 0
-    if not isinstance(outcome, dict):
-        print(f"stopped by {outcome.name}; type `weightloom fewshot --resume {run}` to go on", file=sys.stderr)
-        return 128 + outcome
-    print_table(outcome["scores"])
-    print(f"report: {run / 'report.html'}")
-    return 0
+    return _told(outcome, run, "fewshot", print_table)
 
 
 @dataclass(frozen=True)
@@ -123,12 +112,7 @@ class RLCommand:
 
 def rl(words: list[str]) -> int:
     """Reinforcement learning in families of environments: policy and value function, generated."""
-    options = RLConfig()
-    if file := _value_of("--config", words):
-        options = RLConfig.from_dict(_read_options(Path(file)))
-    if folder := _value_of("--resume", words):
-        options = RLConfig.from_dict(_read_options(Path(folder) / "config.json"))
-    command = _parse(RLCommand, words, "rl", RLCommand(options))
+    command = _parse(RLCommand, words, "rl", RLCommand(_options_of(RLConfig, words)))
 
     _need_extra("rl", "gymnasium", "mujoco", "stable_baselines3", "sb3_contrib")
     from weightloom.apps.rl.run import run_rl
@@ -137,12 +121,7 @@ def rl(words: list[str]) -> int:
     run = command.resume or command.run or _free_folder(command.options.env.split(":")[-1].replace("/", "-"))
     typed = shlex.join(["weightloom", "rl", *words])
     outcome = run_rl(command.options, run, command=typed, resume=command.resume is not None, quiet=command.quiet)
-    if not isinstance(outcome, dict):
-        print(f"stopped by {outcome.name}; type `weightloom rl --resume {run}` to go on", file=sys.stderr)
-        return 128 + outcome
-    print_table(outcome["scores"])
-    print(f"report: {run / 'report.html'}")
-    return 0
+    return _told(outcome, run, "rl", print_table)
 
 
 @dataclass(frozen=True)
@@ -307,6 +286,26 @@ def _need_extra(extra: str, *modules: str) -> None:
             f"`{missing[0]}` is not installed. `weightloom {extra}` needs it, and an installation without extras "
             f'leaves it out. Type `pip install "weightloom[{extra}]"`.'
         )
+
+
+def _options_of(kind: type[RunOptions], words: list[str]) -> RunOptions:
+    """Return what typed flags change: the options of a file, of the run that is to go on, or the usual ones."""
+    if folder := _value_of("--resume", words):
+        from weightloom.apps.folder import read_config
+
+        return read_config(Path(folder), kind)
+    file = _value_of("--config", words)
+    return kind.from_dict(_read_options(Path(file))) if file else kind()
+
+
+def _told(outcome: Any, run: Path, name: str, print_table: Callable[[list[dict[str, Any]]], None]) -> int:
+    """Say how a run ended, by its record or by the signal that stopped it; return the exit code."""
+    if not isinstance(outcome, dict):
+        print(f"stopped by {outcome.name}; type `weightloom {name} --resume {run}` to go on", file=sys.stderr)
+        return 128 + int(outcome)
+    print_table(outcome["scores"])
+    print(f"report: {run / 'report.html'}")
+    return 0
 
 
 def _no_options(words: list[str], name: str) -> None:

@@ -12,12 +12,15 @@ from rich.table import Table
 
 import weightloom
 from weightloom.apps.fewshot.presets import DATA, FITS, METHODS, PRESETS
+from weightloom.apps.rl.presets import METHODS as AGENTS
+from weightloom.apps.rl.presets import RUNS
 from weightloom.tasks import cifar_fs, functions, growth, omniglot, spoken
 from weightloom.tasks.data import find_file, searched_folders
 
 PACKAGES = (
     *("weightloom", "torch", "numpy", "lightning-fabric", "torchmetrics", "safetensors", "plotly"),
     *("scikit-learn", "onnxruntime", "keras", "transformers"),
+    *("gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"),
 )
 
 
@@ -57,16 +60,19 @@ def print_list() -> None:
         preset = PRESETS[name]
         ways = "" if preset["ways"] == (1,) else f"ways {' '.join(map(str, preset['ways']))}, "
         data.add_row(name, f"{ways}shots {' '.join(map(str, preset['shots']))}, {preset['steps']} steps", where(name))
-    methods = Table("method", "what it is", "data", title="methods")
+    methods = Table("method", "what it is", "data", title="weightloom fewshot --method …")
     for name, what in METHODS.items():
         methods.add_row(name, what, " ".join(data for data, fits in FITS.items() if name in fits))
+    agents = Table("method", "what it is", "algorithms", title="weightloom rl --method …")
+    for name, what in AGENTS.items():
+        agents.add_row(name, what, " ".join(algorithm for algorithm, runs in RUNS.items() if name in runs))
     rooms = Table("room", "to build from", title="from weightloom import …")
     by_room: dict[str, list[str]] = {}
     for name, room in weightloom._ROOM_OF.items():
         by_room.setdefault(room, []).append(name)
     for room, names in by_room.items():
         rooms.add_row(room, ", ".join(names))
-    for shown in (data, methods, rooms):
+    for shown in (data, methods, agents, rooms):
         Console().print(shown)
 
 

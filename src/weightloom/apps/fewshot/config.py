@@ -1,9 +1,10 @@
 """What one few-shot run is: every option once, with its default and its check."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from weightloom.apps.fewshot.presets import COMMON, FITS, PRESETS, data_kind
+from weightloom.apps.options import config_from, plain_options
 from weightloom.errors import ConfigError, nearest
 
 
@@ -147,7 +148,7 @@ class FewShotConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return plain_options(self)
 
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> "FewShotConfig":
@@ -156,21 +157,4 @@ class FewShotConfig:
         Raises:
             ConfigError: If an option is unknown or of another type.
         """
-        from pydantic import TypeAdapter, ValidationError
-
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise ConfigError(
-                    f"Option {name!r} is unknown. {nearest(name, known)} See `weightloom fewshot --help`."
-                )
-        several = ("ways", "shots", "comparators")
-        options = {k: [v] if k in several and isinstance(v, int | str) else v for k, v in options.items()}
-        try:
-            return TypeAdapter(cls).validate_python(options)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(
-                f"Option {first['loc'][0]!r} is {first.get('input')!r}: {first['msg']}. "
-                "See `weightloom fewshot --help` for what fits."
-            ) from error
+        return config_from(cls, options, ("ways", "shots", "comparators"), "fewshot")

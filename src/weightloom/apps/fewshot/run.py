@@ -18,8 +18,9 @@ from weightloom.apps.fewshot.judge import Scores, judge
 from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.problems import Problem, problem_of
 from weightloom.apps.fewshot.show import write_showcase
+from weightloom.apps.folder import prepare_folder, read_config
 from weightloom.checkpoint import write_atomically
-from weightloom.errors import ConfigError, DataError
+from weightloom.errors import ConfigError
 from weightloom.records import Record, environment, peak_memory_bytes, write_record
 from weightloom.report import build_report
 from weightloom.tasks import Tasks, TaskSource
@@ -64,7 +65,7 @@ def run_fewshot(
     run = Path(fabric.broadcast(str(run)))
     problem = problem_of(config)
     if fabric.global_rank == 0:
-        prepare_folder(run, config, resume)
+        prepare_folder(run, config, resume, "fewshot")
         if not quiet:
             for notice in problem.notices:
                 print_line(notice)
@@ -129,46 +130,6 @@ def launch(config: FewShotConfig) -> Fabric:
     return fabric
 
 
-def prepare_folder(run: Path, config: FewShotConfig, resume: bool) -> None:
-    """Make the run's folder and write its config, or check that a run can go on there."""
-    written = run / "config.json"
-    if resume:
-        saved = load_config(run)
-        odd = [k for k, v in config.to_dict().items() if saved.to_dict()[k] != v]
-        if odd:
-            name = odd[0]
-            raise ConfigError(
-                f"`--resume {run}` with another config: {name} is {saved.to_dict()[name]} there, "
-                f"{config.to_dict()[name]} was asked for. A run goes on as it began, or its numbers mean nothing. "
-                f"Type `weightloom fewshot --resume {run}` alone, or start another run."
-            )
-        return
-    if written.exists() or (run.exists() and any(run.iterdir())):
-        raise ConfigError(
-            f"`{run}` is not empty. A run never writes over another. "
-            f"Type `weightloom fewshot --resume {run}` to go on with it, or pass another `--run`."
-        )
-    run.mkdir(parents=True, exist_ok=True)
-    write_atomically(written, json.dumps(config.to_dict(), indent=1) + "\n")
-
-
-def load_config(run: Path) -> FewShotConfig:
-    """Read the config of a run, every option checked.
-
-    Raises:
-        DataError: If the folder holds no run.
-    """
-    path = run / "config.json"
-    try:
-        options: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"`{run}` holds no run that can be read ({error}). A run's folder holds `config.json`. "
-            "Pass such a folder, as in `runs/digits-001`."
-        ) from error
-    return FewShotConfig.from_dict(options)
-
-
 def load_run(run: Path, changes: dict[str, Any] | None = None) -> tuple[FewShotConfig, Problem, dict[str, Learner]]:
     """Rebuild the problem of a run and its trained methods, from its folder.
 
@@ -180,7 +141,7 @@ def load_run(run: Path, changes: dict[str, Any] | None = None) -> tuple[FewShotC
         DataError: If the folder holds no run, or the data are missing.
         CheckpointError: If a checkpoint is missing or not whole.
     """
-    saved = load_config(run)
+    saved = read_config(run, FewShotConfig)
     config = FewShotConfig.from_dict({**saved.to_dict(), **(changes or {})}).resolved()
     torch.set_num_threads(config.threads)
     problem = problem_of(config)

@@ -1,8 +1,9 @@
 """What one run of reinforcement learning is: every option once, with its default and its check."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from weightloom.apps.options import config_from, plain_options
 from weightloom.apps.rl.presets import OURS, RUNS, preset
 from weightloom.errors import ConfigError, nearest
 
@@ -131,7 +132,7 @@ class RLConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return plain_options(self)
 
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> "RLConfig":
@@ -140,19 +141,4 @@ class RLConfig:
         Raises:
             ConfigError: If an option is unknown or of another type.
         """
-        from pydantic import TypeAdapter, ValidationError
-
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise ConfigError(f"Option {name!r} is unknown. {nearest(name, known)} See `weightloom rl --help`.")
-        several = ("vary", "held_out", "comparators")
-        options = {k: [v] if k in several and isinstance(v, str) else v for k, v in options.items()}
-        try:
-            return TypeAdapter(cls).validate_python(options)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(
-                f"Option {first['loc'][0]!r} is {first.get('input')!r}: {first['msg']}. "
-                "See `weightloom rl --help` for what fits."
-            ) from error
+        return config_from(cls, options, ("vary", "held_out", "comparators"), "rl")

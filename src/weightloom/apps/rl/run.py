@@ -1,6 +1,5 @@
 """One run of reinforcement learning from config to report: let methods learn, judge, record, show."""
 
-import json
 import signal
 import sys
 import time
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from weightloom.apps.folder import prepare_folder, read_config
 from weightloom.apps.rl.agents.build import build_agent, remembers
 from weightloom.apps.rl.agents.players import ModelPlayer, Oracle, Still
 from weightloom.apps.rl.config import RLConfig
@@ -18,8 +18,6 @@ from weightloom.apps.rl.judge import judge, row, settings
 from weightloom.apps.rl.keep import load_policy
 from weightloom.apps.rl.show import write_showcase
 from weightloom.apps.rl.train import train
-from weightloom.checkpoint import write_atomically
-from weightloom.errors import ConfigError, DataError
 from weightloom.records import Record, environment, peak_memory_bytes, write_record
 from weightloom.report import build_report
 from weightloom.train import read_rows
@@ -50,7 +48,7 @@ def run_rl(
     torch.set_num_threads(config.threads)
     world = world_of(config.env, config.vary, config.held_out)
     build_agent(config.method, world, config)  # what cannot work is said before anything is written
-    _prepare_folder(run, config, resume)
+    prepare_folder(run, config, resume, "rl")
     players: dict[str, Player] = {}
     spent_s: dict[str, float] = {}
     for method in config.methods:
@@ -113,21 +111,6 @@ def method_folder(run: Path, method: str, config: RLConfig) -> Path:
     return run if method == config.method else run / method
 
 
-def load_config(run: Path) -> RLConfig:
-    """Read the config of a run.
-
-    Raises:
-        DataError: If the folder holds no run.
-    """
-    try:
-        return RLConfig.from_dict(json.loads((run / "config.json").read_text()))
-    except (OSError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"`{run}` holds no run of `weightloom rl` ({error}). A run writes its options to `config.json` first. "
-            "Pass the folder of one, as in `--resume runs/lqr-001`."
-        ) from error
-
-
 def load_players(run: Path) -> tuple[RLConfig, World, dict[str, ModelPlayer]]:
     """Read the trained methods of a run, ready to act.
 
@@ -135,7 +118,7 @@ def load_players(run: Path) -> tuple[RLConfig, World, dict[str, ModelPlayer]]:
         DataError: If the folder holds no run.
         CheckpointError: If a checkpoint is missing or not whole.
     """
-    config = load_config(run)
+    config = read_config(run, RLConfig)
     world = world_of(config.env, config.vary, config.held_out)
     players = {}
     for method in config.methods:
@@ -143,24 +126,3 @@ def load_players(run: Path) -> tuple[RLConfig, World, dict[str, ModelPlayer]]:
         load_policy(method_folder(run, method, config) / "checkpoints" / "last.safetensors", model)
         players[method] = ModelPlayer(model, remembers(config), config.reward_scale or 1.0)
     return config, world, players
-
-
-def _prepare_folder(run: Path, config: RLConfig, resume: bool) -> None:
-    """Make the run's folder and write its config, or check that a run can go on there."""
-    if resume:
-        saved, asked = load_config(run).to_dict(), config.to_dict()
-        odd = [name for name, value in asked.items() if saved[name] != value]
-        if odd:
-            raise ConfigError(
-                f"`--resume {run}` with another config: {odd[0]} is {saved[odd[0]]} there, {asked[odd[0]]} was asked "
-                "for. A run goes on as it began, or its numbers mean nothing. "
-                f"Type `weightloom rl --resume {run}` alone, or start another run."
-            )
-        return
-    if run.exists() and any(run.iterdir()):
-        raise ConfigError(
-            f"`{run}` is not empty. A run never writes over another. "
-            f"Type `weightloom rl --resume {run}` to go on with it, or pass another `--run`."
-        )
-    run.mkdir(parents=True, exist_ok=True)
-    write_atomically(run / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")

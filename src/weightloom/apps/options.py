@@ -1,0 +1,48 @@
+"""Options of a run as plain values: a dictionary from JSON or YAML becomes a config, and a config a dictionary.
+
+In:   the class of a config, a frozen dataclass, and values that somebody typed.
+Out:  a config, every name and type checked.
+Knows nothing of what the options mean; a config checks that itself. Torch is not imported.
+"""
+
+from collections.abc import Collection
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
+
+from weightloom.errors import ConfigError, nearest
+
+Config = TypeVar("Config")
+
+
+def config_from(kind: type[Config], options: dict[str, Any], several: Collection[str], command: str) -> Config:
+    """Build a config from JSON or YAML values.
+
+    Args:
+        kind: Its class.
+        options: Values by name.
+        several: Options that take several values; one alone will do for them.
+        command: Whose options they are, as in ``"fewshot"``.
+
+    Raises:
+        ConfigError: If an option is unknown or of another type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"Option {name!r} is unknown. {nearest(name, known)} See `weightloom {command} --help`.")
+    options = {k: [v] if k in several and isinstance(v, int | str) else v for k, v in options.items()}
+    try:
+        return TypeAdapter(kind).validate_python(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"Option {first['loc'][0]!r} is {first.get('input')!r}: {first['msg']}. "
+            f"See `weightloom {command} --help` for what fits."
+        ) from error
+
+
+def plain_options(config: Any) -> dict[str, Any]:
+    """Return the options of a config as plain JSON values."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
