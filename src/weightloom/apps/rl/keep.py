@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightloom.apps.rl.envs.memory import kept_of, restore
+from weightloom.apps.rl.envs.between import kept_of, restore
 from weightloom.checkpoint import load_tensors, save_tensors
 from weightloom.errors import CheckpointError
 

@@ -8,8 +8,8 @@ from gymnasium import spaces
 from stable_baselines3 import PPO, SAC, TD3
 from torch import Tensor
 
+from weightloom.apps.rl.envs.between import memory_columns
 from weightloom.apps.rl.envs.lqr import LQR
-from weightloom.apps.rl.envs.memory import as_rows, memory_columns
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, World
 
 
@@ -70,8 +70,8 @@ class ModelPlayer(Player):
         rows = len(observations)
         hidden = policy.lstm_actor.hidden_size
         states = self.states or (np.zeros((1, rows, hidden), np.float32),) * 2
-        kept = tuple(as_rows(state) for state in states)
-        values: Tensor = policy.predict_values(as_rows(observations), kept, as_rows(self.first))
+        kept = tuple(_as_rows(state) for state in states)
+        values: Tensor = policy.predict_values(_as_rows(observations), kept, _as_rows(self.first))
         return values[:, 0] / self.reward_scale
 
 
@@ -119,3 +119,8 @@ class Oracle(Player):
         if self.gain is None:
             self.gain, _ = self.env.optimum(self.family.restore(seen[:, :parameters]), self.discount)
         return (-(self.gain @ seen[:, parameters:, None])[..., 0] / self.env.action_limit).numpy()
+
+
+def _as_rows(values: Any) -> Tensor:
+    """Take numbers from numpy as float32."""
+    return torch.as_tensor(np.asarray(values), dtype=torch.float32)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
@@ -97,8 +96,3 @@ def restore(env: Any, tensors: dict[str, Tensor]) -> None:
     """Go on from what `kept_of` returned."""
     inner: Any = env.venv if isinstance(env, Between) else env
     inner.restore(tensors)
-
-
-def as_rows(values: Any) -> Tensor:
-    """Take numbers from numpy as float32."""
-    return torch.as_tensor(np.asarray(values), dtype=torch.float32)
