@@ -97,7 +97,7 @@ TARGETS = [
             ("hyperteacher", 2, "maml", "ahead by", 0.2, "hyperteacher, 2 of 4 modules: nonlinear against"),
             ("hyperteacher", 2, "linear", "above", 0.0, "hyperteacher, 2 of 4 modules: nonlinear against"),
             (
-                "hyperteacher-short",
+                "hyperteacher",
                 1,
                 "anil",
                 "behind by",
