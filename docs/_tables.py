@@ -329,7 +329,7 @@ def _against(relation: str, ours: float, other: float | None) -> float:
 def _target_of_row(row: Record) -> str:
     what = f"{row['setting']}: {row['unit']} of {row['of']} over {row['against']}"
     met = "met" if row["holds"] else "missed"
-    return f"| {what} | {row['relation']} {row['bound']:g} | {row['ratio']['median']:.3g} | {met} |"
+    return f"| {what} | {row['relation']} {row['bound']:g} | {row['ratio']['median']:.4g} | {met} |"
 
 
 def _reference(reference: Record) -> str:
