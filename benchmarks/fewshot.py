@@ -31,10 +31,12 @@ def run_all(known: argparse.Namespace, flags: list[str]) -> None:
                 return  # a process that only helped to train
             runs[split, seed] = read_record(folder / "record.json")
     first = next(iter(runs.values()))
-    rows = [summarise(runs, known, number, row) for number, row in enumerate(first["scores"])]
-    seconds = {
-        m: [run["cost"]["train_wall_time_s"][m] for run in runs.values()] for m in first["cost"]["train_wall_time_s"]
-    }
+    rows = [summarise(runs, known, number) for number in range(len(first["scores"]))]
+    trained = dict.fromkeys(m for run in runs.values() for m in run["cost"]["train_wall_time_s"])
+    seconds = {m: [run["cost"]["train_wall_time_s"].get(m) for run in runs.values()] for m in trained}
+    failures = [
+        f"{m} failed: {why.partition('. ')[0]}." for run in runs.values() for m, why in run.get("failures", {}).items()
+    ]
     write_record(
         record,
         {
@@ -50,35 +52,35 @@ def run_all(known: argparse.Namespace, flags: list[str]) -> None:
                 "threads": first["config"]["threads"],
             },
             "reference": {"value": known.value, "source": known.source, "differs": known.differs},
-            "notes": known.notes,
+            "notes": " ".join([*([known.notes] if known.notes else []), *dict.fromkeys(failures)]),
         },
     )
 
 
-def summarise(runs: dict, known: argparse.Namespace, number: int, row: dict) -> dict:
-    """One row over all runs: with one seed the interval over tasks, with several that over seeds."""
+def summarise(runs: dict, known: argparse.Namespace, number: int) -> dict:
+    """One row over all runs: with one seed the interval over tasks, with several that over seeds.
 
-    def of(run: dict) -> dict:
-        return run["scores"][number]
+    A seed in which the method failed has no score: the row counts it and is over the others.
+    """
+    rows = {key: run["scores"][number] for key, run in runs.items()}
+    there = {key: row for key, row in rows.items() if row["mean"] is not None}
+    seeds = [seed for seed in known.seeds if all((split, seed) in there for split in known.splits)]
+    row = next(iter((there or rows).values()))
 
-    def mean_over_splits(seed: int, score: str | None = None) -> float:
-        picked = [of(runs[split, seed]) for split in known.splits]
-        return sum((p["also"][score] if score else p)["mean"] for p in picked) / len(picked)
+    def over_seeds(score: str | None = None) -> dict:
+        picked = [[there[split, seed] for split in known.splits] for seed in seeds]
+        return summary_over_seeds([mean((p["also"][score] if score else p)["mean"] for p in each) for each in picked])
 
-    one = len(runs) == 1
+    one = len(runs) == 1 or not seeds
+    errors = [each["calibration"]["ece"] for each in there.values() if "calibration" in each]
     return {
         **{key: row[key] for key in ("method", "setting", "name", "better", "tasks")},
-        **(
-            {"mean": row["mean"], "ci95": row["ci95"]}
-            if one
-            else summary_over_seeds([mean_over_splits(seed) for seed in known.seeds])
-        ),
-        "per_run": {f"split {k}, seed {s}": (of(r)["mean"], of(r)["ci95"]) for (k, s), r in runs.items()},
-        "also": row["also"]
-        if one
-        else {k: summary_over_seeds([mean_over_splits(seed, k) for seed in known.seeds]) for k in row["also"]},
-        "adapt_time_s": median(of(run)["adapt_time_s"] for run in runs.values()),
-        **({"ece": mean([of(run)["calibration"]["ece"] for run in runs.values()])} if "calibration" in row else {}),
+        **({"mean": row["mean"], "ci95": row["ci95"]} if one else over_seeds()),
+        "per_run": {f"split {split}, seed {seed}": (r["mean"], r["ci95"]) for (split, seed), r in rows.items()},
+        **({"failed": f"{len(rows) - len(there)} of {len(rows)} runs"} if len(there) < len(rows) else {}),
+        "also": row["also"] if one else {score: over_seeds(score) for score in row["also"]},
+        "adapt_time_s": median(each["adapt_time_s"] for each in there.values()) if there else None,
+        **({"ece": mean(errors)} if errors else {}),
     }
 
 
@@ -90,7 +92,7 @@ def paired(rows: list[dict], first: dict) -> dict:
         ours, *others = (row["per_run"] for row in rows if row["setting"] == setting)
         names = [row["method"] for row in rows if row["setting"] == setting]
         for name, other in zip(names[1:], others, strict=True):
-            gaps = [ours[run][0] - other[run][0] for run in ours]
+            gaps = [ours[run][0] - other[run][0] for run in ours if None not in (ours[run][0], other[run][0])]
             if len(gaps) > 1:
                 found[f"{setting}: {names[0]} - {name}"] = summary_over_seeds(gaps)
             elif one := ahead.get((setting, name)):

@@ -301,8 +301,12 @@ def targets_table(records: dict[str, Record]) -> str:
             continue
         what = "adapt_time_s" if relation == "times as quick" else "mean"
         ours = scores[0][what]
-        other = next((s[what] for s in scores if s["method"] == rival), None)
+        rivals = [s[what] for s in scores if s["method"] == rival]
+        if rival and not rivals:
+            continue
+        other = rivals[0] if rival else None
         if rival and other is None:
+            lines.append(f"| {text} | {relation} {rival} | {ours:.5g} | {rival} failed |")
             continue
         value = _against(relation, ours, other)
         bound = other if relation in ("not below", "above", "below") else bound
@@ -360,8 +364,8 @@ def _score_name(score: Score) -> str:
 
 def _score_text(score: Score) -> str:
     """Write a score with its interval; a run that gave none failed, and its row says so."""
-    numeric = _numeric(score)
-    return "failed" if math.isnan(numeric["mean"]) else score_text(numeric)
+    gone = f" (failed in {score['failed']})" if score.get("failed") and score.get("mean") is not None else ""
+    return score_text(_numeric(score)) + gone
 
 
 def _over(score: Score) -> str:

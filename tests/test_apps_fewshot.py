@@ -18,8 +18,10 @@ from weightloom.apps.fewshot.methods.whole import HyperRegressor
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.run import CONTROL, load_run, run_fewshot, score_all
 from weightloom.checkpoint import load_tensors
-from weightloom.errors import CheckpointError, ConfigError, DataError
+from weightloom.cli import main as cli_main
+from weightloom.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from weightloom.networks import ConvNet, mlp
+from weightloom.records import read_record
 
 OURS = "hypernetwork"
 SMALL = FewShotConfig(
@@ -267,6 +269,50 @@ def test_a_method_of_ones_own_runs_beside_the_others(tmp_path):
     mine, centroid, control = record["scores"]
     assert mine["method"] == "test_apps_fewshot:Mine" and mine["mean"] == centroid["mean"]
     assert control["method"] == CONTROL and abs(control["mean"] - 1 / 3) < 0.1
+
+
+class Bursting(Mine):
+    """A method whose parameters are no numbers from its fourth step on."""
+
+    trained = True
+
+    def __init__(self, problem) -> None:
+        super().__init__(problem)
+        self.scale, self.steps = torch.nn.Parameter(torch.ones(())), 0
+
+    def adapt(self, support):
+        self.steps += self.training
+        size = self.scale * (math.nan if self.steps > 3 else 1.0)
+        return {name: size * value for name, value in super().adapt(support).items()}
+
+
+BURSTING = "test_apps_fewshot:Bursting"
+
+
+def test_a_comparator_that_fails_keeps_its_row_and_the_others_go_on(tmp_path, capsys):
+    options = {"steps": 6, "tasks": 2, "test_tasks": 20, "shots": (1, 2), "queries": 5, "evaluate_every": 6}
+    config = FewShotConfig(data="digits", comparators=(BURSTING, "centroid"), **options)
+    run = tmp_path / "run"
+    record = run_fewshot(config, run, quiet=True)
+    assert "Bursting failed, the others go on: At step 4 the loss is nan" in capsys.readouterr().err
+    for found in (record, read_record(run / "record.json"), run_fewshot(config, run, resume=True, quiet=True)):
+        rows = {(row["setting"], row["method"]): row for row in found["scores"]}
+        assert len(rows) == 2 * 4 and "loss is nan" in found["failures"][BURSTING]
+        for shots in (1, 2):
+            lost, kept = (rows[f"3-way {shots}-shot", method] for method in (BURSTING, "centroid"))
+            assert lost["tasks"] == 0 and (lost["mean"] is None or math.isnan(lost["mean"]))
+            assert kept["mean"] > 1 / 3 and kept["tasks"] == 20
+    assert BURSTING not in load_run(run)[2]
+    cli_main(["eval", str(run), "--shots", "3"])
+    assert "failed" in capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    assert "<td>failed</td>" in page and "Bursting failed: At step 4 the loss is nan for tasks [0, 1]." in page
+
+
+def test_a_method_that_fails_itself_ends_the_run(tmp_path):
+    config = FewShotConfig(data="digits", method=BURSTING, comparators=(), steps=6, tasks=2, test_tasks=20)
+    with pytest.raises(NonFiniteError, match="loss is nan"):
+        run_fewshot(config, tmp_path / "run", quiet=True)
 
 
 @pytest.mark.parametrize(

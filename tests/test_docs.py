@@ -154,6 +154,20 @@ def test_tables_name_the_best_the_control_and_what_failed(tmp_path):
     assert "| **0.900 ± 0.010** | **0.890 ± 0.010** (protonet) | 0.990 ± 0.010 |" in block
 
 
+def test_a_method_that_failed_in_some_runs_or_in_all_says_so():
+    lost = {"mean": None, "ci95": None, "adapt_time_s": None, "also": {}, "tasks": 0}
+    scores = [
+        {"setting": "10-shot", "name": "mse", "better": "lower", "tasks": 9, "ci95": 0.001, "also": {}, "mean": 0.01}
+        | {"adapt_time_s": 0.1, "method": method}
+        | rest
+        for method, rest in (("hypernetwork", {}), ("maml", lost), ("anil", {"failed": "1 of 3 runs"}))
+    ]
+    records = {"sinusoid-comparators": {"command": "", "scores": scores}}
+    page, targets = tables["results_page"](records), tables["targets_table"](records)
+    assert "| maml | failed |" in page and "0.010 ± 0.001 (failed in 1 of 3 runs)" in page
+    assert "| sinusoid, 10 shots, against maml | below maml | 0.01 | maml failed |" in targets
+
+
 def test_the_results_page_has_the_mark_that_tables_are_put_at():
     assert (DOCS / "results.md").read_text().count(tables["START"]) == 1
 

@@ -60,10 +60,18 @@ def read_run(folder: Path) -> Run:
         config=_read_object(folder / "config.json"),
         training=_last_of_each_step(rows, "loss"),
         validation=_last_of_each_step(rows, "validation_score"),
-        record=_read_object(folder / "record.json") if (folder / "record.json").is_file() else {},
+        record=_read_record(folder / "record.json") if (folder / "record.json").is_file() else {},
         tensors=tensors,
         facts=facts,
     )
+
+
+def _read_record(path: Path) -> Facts:
+    """Read a record; a score that a failed method does not have, null there, is NaN."""
+    record = _read_object(path)
+    for score in record.get("scores") or []:
+        score |= {key: _number(score[key]) for key in ("mean", "ci95") if key in score}
+    return record
 
 
 def _read_object(path: Path) -> Facts:

@@ -70,11 +70,15 @@ def by_setting(scores: list[Facts]) -> dict[str, list[Facts]]:
 def score_text(score: Facts) -> str:
     """Write a mean and its 95 % interval with as many digits as the interval calls for, at least three.
 
+    A mean that is not a number is that of a method that failed.
+
     Example:
         >>> score_text({"mean": 0.91234, "ci95": 0.0061}), score_text({"mean": 0.002, "ci95": 0.00004})
         ('0.912 ± 0.006', '0.00200 ± 0.00004')
     """
     mean, interval = score["mean"], _interval(score)
+    if math.isnan(mean):
+        return "failed"
     digits = min(max(3, math.ceil(-math.log10(interval))), 6) if 0 < interval < math.inf else 3
     return f"{mean:.{digits}f} ± {interval:.{digits}f}" if interval else f"{mean:.{digits}f}"
 
@@ -129,7 +133,8 @@ def _compare(scores: list[Facts], method: str) -> str:
         f"{'with classes ' if ours['name'] == 'accuracy' else ''}{unseen}, "
         f"{_called(ours)} reached {score_text(ours)} {what}"
     )
-    rivals = [score for score in scores if score is not ours and "control" not in score["method"]]
+    others = [score for score in scores if score is not ours and "control" not in score["method"]]
+    rivals = [score for score in others if not math.isnan(score["mean"])]
     if not rivals:
         return f"{reached}."
     rival = best_of(rivals)

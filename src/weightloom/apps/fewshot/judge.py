@@ -1,5 +1,6 @@
 """How a few-shot method is judged: on many tasks never seen in training, the same for every method."""
 
+import math
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -52,6 +53,14 @@ class Scores:
             "adapt_time_s": self.adapt_time_s,
             **({"calibration": self.calibration} if self.calibration else {}),
         }
+
+
+def failed_row(problem: Problem, method: str, setting: str) -> dict[str, Any]:
+    """Return the row of a method that came to no end: the score is not a number, over no task."""
+    name = "accuracy" if problem.kind == "classification" else "mse"
+    better = "lower" if name == "mse" else "higher"
+    scores = {"mean": math.nan, "ci95": math.nan, "tasks": 0, "also": {}, "adapt_time_s": math.nan}
+    return {"method": method, "setting": setting, "name": name, "better": better, **scores}
 
 
 def draw_test_tasks(problem: Problem, shots: int, tasks: int, first: int = 0, ways: int | None = None) -> Tasks:

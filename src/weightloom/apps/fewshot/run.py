@@ -14,13 +14,13 @@ import torch
 from lightning_fabric import Fabric
 
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.judge import Scores, judge
+from weightloom.apps.fewshot.judge import Scores, failed_row, judge
 from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.problems import Problem, problem_of
 from weightloom.apps.fewshot.show import write_showcase
 from weightloom.apps.folder import prepare_folder, read_config
 from weightloom.checkpoint import write_atomically
-from weightloom.errors import ConfigError
+from weightloom.errors import ConfigError, NonFiniteError
 from weightloom.records import Record, environment, peak_memory_bytes, write_record
 from weightloom.report import build_report
 from weightloom.tasks import Tasks, TaskSource
@@ -29,6 +29,8 @@ from weightloom.train import History, TrainOptions, load_model
 CONTROL = "shuffled (control)"
 VALIDATION_TASKS = 200
 """Tasks to watch a training by."""
+FAILURE = "failure.txt"
+"""In a comparator's folder: why its training came to no end."""
 
 _PROTOCOL = {
     "group": "Inductive: no method sees query points together.",
@@ -56,7 +58,8 @@ def run_fewshot(
     Raises:
         ConfigError: If the folder already holds a run, or options ask for more than the data have.
         DataError: If the data are missing or damaged.
-        NonFiniteError: If training met a NaN or an infinity.
+        NonFiniteError: If training ``config.method`` met a NaN or an infinity. A comparator that does has failed: its
+            row says so, and the run goes on.
         CheckpointError: If a checkpoint cannot be written or read.
     """
     start_s = time.monotonic()
@@ -72,17 +75,22 @@ def run_fewshot(
     fabric.barrier()
     learners: dict[str, Learner] = {}
     spent_s: dict[str, float] = {}
+    failures: dict[str, str] = {}
     for method in config.methods:
         torch.manual_seed(config.seed)  # every method starts from the same base network
-        learners[method] = problem.learner(method)
-        if learners[method].trained:
+        learner = problem.learner(method)
+        if learner.trained:
             if config.precision == "bf16-mixed":
-                learners[method].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            history = _train(learners[method], problem, config, run, method, fabric, quiet)
+                learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            history = _train(learner, problem, config, run, method, fabric, quiet)
+            if isinstance(history, str):
+                failures[method] = history
+                continue
             spent_s[method] = round(history.wall_time_s, 2)
-            learners[method].cpu()  # judged on the CPU, wherever it was trained
+            learner.cpu()  # judged on the CPU, wherever it was trained
             if history.stopped_by:
                 return history.stopped_by
+        learners[method] = learner
     if fabric.global_rank > 0:
         return None
     if not quiet:
@@ -97,7 +105,13 @@ def run_fewshot(
             "peak_memory_bytes": peak_memory_bytes(),
             **environment(str(fabric.device)),
         },
-        "notes": f"Intervals are 95 % over tasks. {_PROTOCOL[config.normalisation or 'group']}",
+        "failures": failures,
+        "notes": " ".join(
+            [
+                f"Intervals are 95 % over tasks. {_PROTOCOL[config.normalisation or 'group']}",
+                *(f"{method} failed: {why.partition('. ')[0]}." for method, why in failures.items()),
+            ]
+        ),
     }
     record["version"], record["commit"] = record["cost"].pop("weightloom"), record["cost"].pop("commit")
     write_showcase(run, learners, problem)
@@ -131,7 +145,7 @@ def launch(config: FewShotConfig) -> Fabric:
 
 
 def load_run(run: Path, changes: dict[str, Any] | None = None) -> tuple[FewShotConfig, Problem, dict[str, Learner]]:
-    """Rebuild the problem of a run and its trained methods, from its folder.
+    """Rebuild the problem of a run and its trained methods, from its folder; a comparator that failed is left out.
 
     Args:
         run: The run's folder.
@@ -147,22 +161,31 @@ def load_run(run: Path, changes: dict[str, Any] | None = None) -> tuple[FewShotC
     problem = problem_of(config)
     learners: dict[str, Learner] = {}
     for method in config.methods:
+        folder = method_folder(run, method, config)
+        if (folder / FAILURE).is_file():
+            continue
         torch.manual_seed(config.seed)
         learners[method] = problem.learner(method)
         if learners[method].trained:
-            load_model(method_folder(run, method, config) / "checkpoints" / "last.safetensors", learners[method])
+            load_model(folder / "checkpoints" / "last.safetensors", learners[method])
     return config, problem, learners
 
 
 def score_all(learners: dict[str, Learner], problem: Problem, config: FewShotConfig) -> list[dict[str, Any]]:
-    """Judge every method in every setting, and ours once more with shuffled support sets."""
+    """Judge every method in every setting, and ours once more with shuffled support sets.
+
+    A method of the config that is not among ``learners`` has failed: its rows are there, their scores not a number.
+    """
     rows: list[dict[str, Any]] = []
     assert config.ways and config.shots and config.test_tasks
     for ways, shots in product(config.ways, config.shots):
         setting = problem.setting(shots, ways)
         ours: Scores | None = None
-        for method, learner in learners.items():
-            if learner.ways in (None, ways):
+        for method in config.methods:
+            learner = learners.get(method)
+            if learner is None:
+                rows.append(failed_row(problem, method, setting))
+            elif learner.ways in (None, ways):
                 scores = judge(learner, problem, shots, config.test_tasks, ways)
                 rows.append(scores.row(method, setting, ours))
                 ours = scores if method == config.method else ours
@@ -184,9 +207,12 @@ def print_line(text: str) -> None:
 
 def _train(
     learner: Learner, problem: Problem, config: FewShotConfig, run: Path, method: str, fabric: Fabric, quiet: bool
-) -> History:
+) -> History | str:
+    """Train one method; of a comparator that fails, say why."""
     assert config.tasks and config.outer_lr and config.shots and config.evaluate_every and config.clip_norm
     folder = method_folder(run, method, config)
+    if (folder / FAILURE).is_file():
+        return (folder / FAILURE).read_text(encoding="utf-8")
     steps = _steps(learner, problem, config, folder, fabric)
     shots = max(config.shots)
     if fabric.global_rank == 0 and not quiet:
@@ -223,7 +249,15 @@ def _train(
     )
     resume = (folder / "checkpoints" / "last.safetensors").is_file()
     source = problem.train_source(learner)
-    return learner.fit(source, options, run=folder, resume=resume, evaluate=evaluate, fabric=fabric, quiet=quiet)
+    try:
+        return learner.fit(source, options, run=folder, resume=resume, evaluate=evaluate, fabric=fabric, quiet=quiet)
+    except NonFiniteError as error:
+        if method == config.method:
+            raise
+        if fabric.global_rank == 0:
+            write_atomically(folder / FAILURE, str(error))
+            print_line(f"{method} failed, the others go on: {error}")
+        return str(error)
 
 
 def _steps(learner: Learner, problem: Problem, config: FewShotConfig, folder: Path, fabric: Fabric) -> int:

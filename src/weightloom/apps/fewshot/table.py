@@ -1,5 +1,6 @@
 """The table that a few-shot run prints."""
 
+import math
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -29,9 +30,9 @@ def print_table(scores: list[dict[str, Any]]) -> None:
         table.add_row(
             row["setting"] if new else "",
             row["method"],
-            f"{row['mean']:.{digits}f} ± {row['ci95']:.{digits}f}",
-            *(f"{row['also'][other]['mean']:.{digits}f}" for other in others),
-            *([f"{row['calibration']['ece']:.{digits}f}"] if calibrated else []),
+            "failed" if math.isnan(row["mean"]) else f"{row['mean']:.{digits}f} ± {row['ci95']:.{digits}f}",
+            *(f"{row['also'][other]['mean']:.{digits}f}" if other in row["also"] else "" for other in others),
+            *([f"{row['calibration']['ece']:.{digits}f}" if "calibration" in row else ""] if calibrated else []),
             time_text(row["adapt_time_s"]),
             end_section=number + 1 == len(scores) or scores[number + 1]["setting"] != row["setting"],
         )
