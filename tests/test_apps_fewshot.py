@@ -309,6 +309,26 @@ def test_a_comparator_that_fails_keeps_its_row_and_the_others_go_on(tmp_path, ca
     assert "<td>failed</td>" in page and "Bursting failed: At step 4 the loss is nan for tasks [0, 1]." in page
 
 
+class Lost(Mine):
+    """A method that gives no number for the first of the tasks that it is given together."""
+
+    def predict(self, params, x):
+        outputs = super().predict(params, x)
+        outputs[0, 1, 2] = math.nan
+        return outputs
+
+
+def test_a_task_without_a_number_counts_as_a_guess_and_is_counted():
+    problem = problem_of(FewShotConfig(data="digits").resolved())
+    whole, lost = (judge(kind(problem), problem, 5, 30, 3, at_once=10) for kind in (Mine, Lost))
+    assert (whole.diverged, lost.diverged) == (0, 3) and lost.row("lost", "3-way 5-shot")["diverged"] == 3
+    guesses = torch.zeros(30, dtype=torch.bool)
+    guesses[::10] = True
+    torch.testing.assert_close(lost.per_task["accuracy"][guesses], torch.full((3,), 1 / 3))
+    torch.testing.assert_close(lost.per_task["log_loss"][guesses], torch.full((3,), math.log(3.0)))
+    assert torch.equal(lost.per_task["accuracy"][~guesses], whole.per_task["accuracy"][~guesses])
+
+
 def test_a_method_that_fails_itself_ends_the_run(tmp_path):
     config = FewShotConfig(data="digits", method=BURSTING, comparators=(), steps=6, tasks=2, test_tasks=20)
     with pytest.raises(NonFiniteError, match="loss is nan"):

@@ -29,6 +29,8 @@ class Scores:
     """Median seconds to adapt to one new task."""
     calibration: dict[str, Any] | None = None
     """Of a classification: what `reliability` says of all query points together."""
+    diverged: int = 0
+    """Tasks for which the method gave something that is not a number: guesses of a classification."""
 
     def row(self, method: str, setting: str, ours: "Scores | None" = None) -> dict[str, Any]:
         """Return a row of the table, as it stands in a record.
@@ -52,6 +54,7 @@ class Scores:
             "also": {other: summary(self.per_task[other]) for other in others},
             "adapt_time_s": self.adapt_time_s,
             **({"calibration": self.calibration} if self.calibration else {}),
+            **({"diverged": self.diverged} if self.diverged else {}),
         }
 
 
@@ -95,6 +98,7 @@ def judge(
     at_once = at_once or problem.at_once
     parts: list[dict[str, Tensor]] = []
     trust: list[Tensor] = []
+    diverged = 0
     for first in range(0, tasks, at_once):
         count = min(at_once, tasks - first)
         drawn = draw_test_tasks(problem, shots, max(2, count) if shuffled else count, first, ways)
@@ -104,13 +108,17 @@ def judge(
             support = Support(*(field.roll(1, 0) for field in support))
         outputs = learner.predict(learner.adapt(support), drawn.query_x)
         outputs, targets = outputs[:count].float(), drawn.query_y[:count]
+        lost = ~outputs.flatten(1).isfinite().all(1)
+        diverged += int(lost.sum())
+        if labels:
+            outputs[lost] = 0.0  # no class is likelier than another
         parts.append(_score(outputs, targets))
         if labels:
             sure, chosen = outputs.softmax(2).max(2)
             trust.append(torch.stack([sure, (chosen == targets).float()]).flatten(1))
     scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     calibration = reliability(*torch.cat(trust, dim=1)) if labels else None
-    return Scores(scores, time_to_adapt(learner, problem, shots, ways), calibration)
+    return Scores(scores, time_to_adapt(learner, problem, shots, ways), calibration, diverged)
 
 
 def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> dict[str, Any]:

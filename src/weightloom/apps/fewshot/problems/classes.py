@@ -93,7 +93,7 @@ class ClassProblem(Problem):
         return ConvNet(channels_in, size, outputs, **options)
 
     def build_alone(self, outputs: int) -> nn.Module:
-        """The base network for a task that is learned alone: a few images give no statistics to normalise others by."""
+        """The base network where all of it is fitted to a task: statistics of meta-training are no longer its own."""
         return self.build(outputs, norm="group")
 
     def methods(self) -> dict[str, Callable[[], Learner]]:
@@ -110,12 +110,13 @@ class ClassProblem(Problem):
         def kernels(name: str, parameter: Tensor) -> bool:
             return parameter.ndim == 4
 
-        def inner(kind: Callable[..., Learner] = MAML, **options: Any) -> Learner:
-            learner = kind(
-                self.build(ways), inner_steps=steps or 5, inner_lr=rate or 0.1, learn_inner_lr=True, **options
-            )
+        def inner(kind: Callable[..., Learner], base: nn.Module, inner_lr: float, **options: Any) -> Learner:
+            learner = kind(base, inner_steps=steps or 5, inner_lr=rate or inner_lr, learn_inner_lr=True, **options)
             learner.ways = ways
             return learner
+
+        def maml(**options: Any) -> Learner:
+            return inner(MAML, self.build_alone(ways), 0.1, **options)
 
         return {
             "hypernetwork": lambda: HyperHead(self.build(ways, unit), sharp, classes),
@@ -123,9 +124,9 @@ class ClassProblem(Problem):
             "hyper-lowrank": lambda: HyperConvs(self.build(ways), {kernels: LowRank(4)}, scale),
             "hyper-maml": lambda: InnerSteps(HyperHead(self.build(ways), scale), steps or 3, rate or 0.01),
             "film": lambda: HyperConvs(self.build(ways), film, scale, generate_head=False),
-            "maml": inner,
-            "maml-first-order": lambda: inner(first_order=True),
-            "anil": lambda: inner(ANIL),
+            "maml": maml,
+            "maml-first-order": lambda: maml(first_order=True),
+            "anil": lambda: inner(ANIL, self.build(ways), 0.1),
             "protonet": lambda: ProtoNet(self.build(ways), scale, classes),
             "protonet-unit": lambda: ProtoNet(self.build(ways, True), self.pools.unit_scale or scale, classes),
             "probe": lambda: LinearProbe(self.build(ways), len(self.train.names)),
