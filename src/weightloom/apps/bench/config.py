@@ -11,7 +11,7 @@ PEERS = ("hypnettorch", "hyperlight", "hyper-nn", "torchhyper", "polyweave")
 
 WORKLOADS = ("mlp", "cnn")
 
-CONTESTS = ("forms", "built", "mlp", "kernels", "adapters", "scale")
+CONTESTS = ("forms", "built", "mlp", "kernels", "adapters", "actor", "scale")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class CoreConfig:
     """One run of the library's own benchmarks. Every field is also a command-line flag of the same name."""
 
     only: tuple[str, ...] = CONTESTS
-    """What to time: forms, built, mlp, kernels, adapters, scale."""
+    """What to time: forms, built, mlp, kernels, adapters, actor, scale."""
     rounds: int = 20
     """Timed steps of each contender, in turn."""
     warmup: int = 3

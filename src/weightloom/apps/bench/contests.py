@@ -7,6 +7,7 @@ Knows nothing of how time is taken.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from weightloom import FiLM, Form, LowRank, MLPHyperNetwork, Params, RowScale, apply_per_task, choose_forms, mlp
 from weightloom.apps.bench.workloads import cnn, cnn_by_hand, cut, make_generator, make_workload, mlp_by_hand
+from weightloom.apps.rl.agents.nets import Columns, Kind, Sizes, network_of
 
 Step = Callable[[], object]
 BEST = "the best other"
@@ -179,6 +181,26 @@ def adapters(steps_long: int, examples: int = 32) -> Contest:
     return Contest(f"{examples} adapters in a BERT with a mask, {steps_long} tokens", steps, bars)
 
 
+def actor(acts: bool, rows: int = 256) -> Contest:
+    """An actor that is generated anew for every row, from its state and its context: against the plain MLP.
+
+    Args:
+        acts: Only forward, as when it acts; otherwise forward and backward, as when it learns.
+        rows: States, each with a context of its own.
+    """
+    torch.manual_seed(0)
+    columns, z = Columns(context=2, state=17), torch.randn(rows, 19)
+    kinds: dict[str, Kind] = {"generated actor": "hypernetwork", "plain MLP": "concat"}
+    nets = {name: network_of(kind, columns, {"policy": 6}, Sizes()) for name, kind in kinds.items()}
+
+    def step(net: nn.Module) -> Step:
+        return torch.no_grad()(partial(net, z)) if acts else _step(lambda: net(z), list(net.parameters()))
+
+    title = f"actor, {rows} states with {rows} contexts, {'acting' if acts else 'learning'}"
+    bars = (Bar("generated actor", "plain MLP", "at most", 2.0),)
+    return Contest(title, {name: step(net) for name, net in nets.items()}, bars)
+
+
 def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:
     """Build the contests one after the other; one that lacks a package is a sentence that says so."""
     for name in names:
@@ -194,6 +216,9 @@ def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:
             for base in ("cnn", "conv4"):
                 for tasks in (8, 32):
                     yield kernels(base, tasks)
+        elif name == "actor":
+            yield actor(acts=True)
+            yield actor(acts=False)
         elif find_spec("transformers"):
             yield adapters(16)
             yield adapters(64)

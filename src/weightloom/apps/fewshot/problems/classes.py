@@ -116,7 +116,7 @@ class ClassProblem(Problem):
             return learner
 
         def maml(**options: Any) -> Learner:
-            return inner(MAML, self.build_alone(ways), 0.1, **options)
+            return inner(MAML, self.build_alone(ways), 0.01 if self.pools.residual else 0.1, **options)
 
         return {
             "hypernetwork": lambda: HyperHead(self.build(ways, unit), sharp, classes),
