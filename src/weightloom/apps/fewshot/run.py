@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
@@ -264,7 +265,8 @@ def _steps(learner: Learner, problem: Problem, config: FewShotConfig, folder: Pa
     """How many steps a method is trained for: those of the config, or as many as fit into the time that is given.
 
     They are counted once, by timing steps of a copy, and kept beside the checkpoints, so that a resumed run ends as one
-    that never stopped.
+    that never stopped. On a CPU the time is that of this thread, so that what else the machine does takes no steps away
+    from one method and not from another.
     """
     if config.minutes is None:
         assert config.steps
@@ -278,7 +280,8 @@ def _steps(learner: Learner, problem: Problem, config: FewShotConfig, folder: Pa
         few = TrainOptions(steps=12, tasks=config.tasks // fabric.world_size, outer_lr=config.outer_lr)
         alone = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
         times: list[float] = []
-        copy.deepcopy(learner).fit(Timed(problem.train_source(learner), times), few, fabric=alone)
+        clock = time.thread_time if fabric.device.type == "cpu" else time.monotonic
+        copy.deepcopy(learner).fit(Timed(problem.train_source(learner), times, clock), few, fabric=alone)
         step_s = median(b - a for a, b in pairwise(times[2:]))
         steps = max(1, min(config.steps or 10**9, int(60 * config.minutes / step_s)))
         folder.mkdir(parents=True, exist_ok=True)
@@ -292,12 +295,13 @@ class Timed(TaskSource):
     Args:
         source: Where tasks come from.
         times: Where the times go, in seconds.
+        clock: What it looks at.
     """
 
-    def __init__(self, source: TaskSource, times: list[float]) -> None:
-        self.source, self.times = source, times
+    def __init__(self, source: TaskSource, times: list[float], clock: Callable[[], float] = time.monotonic) -> None:
+        self.source, self.times, self.clock = source, times, clock
 
     def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
         """Draw as the source does."""
-        self.times.append(time.monotonic())
+        self.times.append(self.clock())
         return self.source.sample(tasks, generator)
