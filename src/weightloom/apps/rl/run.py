@@ -71,7 +71,7 @@ def run_rl(
         },
         "notes": (
             "Returns are those of whole episodes, without exploration. Intervals are 95 % over contexts. Every method "
-            "took the same environment steps and updates; plain networks have as many parameters as ours."
+            "took the same environment steps and updates; all have as many parameters as ours."
         ),
     }
     record["version"], record["commit"] = record["cost"].pop("weightloom"), record["cost"].pop("commit")

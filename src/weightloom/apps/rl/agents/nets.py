@@ -6,7 +6,7 @@ Knows nothing of algorithms; which columns are read for what is said once, by `C
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -234,7 +234,7 @@ class MatchedNetwork(nn.Module):
 
 
 def network_of(kind: Kind, columns: Columns, outputs: Outputs, sizes: Sizes, memory: bool = False) -> nn.Module:
-    """Build the network of a method; plain ones are made as wide as gives them the parameters of the generated one.
+    """Build the network of a method; all are made as wide as gives them the parameters of the one that is generated.
 
     Args:
         kind: What is generated, or what a plain network reads.
@@ -256,7 +256,10 @@ def network_of(kind: Kind, columns: Columns, outputs: Outputs, sizes: Sizes, mem
     if kind == "hypernetwork":
         return whole
     if kind == "film":
-        return GeneratedNetwork(columns, outputs, sizes, ["*.gain", "*.bias"], condition)
+        few = ["*.gain", "*.bias"]
+        return _widest(
+            lambda width: GeneratedNetwork(columns, outputs, replace(sizes, width=width), few, condition), whole
+        )
     if kind == "input-matched":
         return _widest(lambda hidden: MatchedNetwork(columns, outputs, sizes, hidden), whole)
     total = columns.context + columns.state + columns.action
