@@ -11,10 +11,10 @@ from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.problems.functions import FunctionProblem
 from weightloom.apps.fewshot.problems.pools import Pools
-from weightloom.apps.fewshot.show import write_showcase
+from weightloom.apps.fewshot.show import classes, write_showcase
 from weightloom.apps.fewshot.show.changes import changes
 from weightloom.apps.fewshot.show.classes import conditions, titles
-from weightloom.apps.fewshot.show.draw import answered, generator, lowest
+from weightloom.apps.fewshot.show.draw import SHOWN_TASKS, answered, generator, lowest, source_of
 from weightloom.apps.fewshot.show.functions import observed_pixels, predicted
 from weightloom.apps.fewshot.show.sweep import sweep
 from weightloom.checkpoint import load_tensors
@@ -75,7 +75,8 @@ class Features(ClassProblem):
         self.config = FewShotConfig(data="intents", ways=(3,), shots=(2,), queries=3, test_tasks=8).resolved()
         middle = 3 * torch.randn(6, 1, 10)
         names = tuple(f"intent {i}" for i in range(6))
-        pool = ClassPool(middle + torch.randn(6, 12, 10), torch.full((6,), 12), names)
+        texts = tuple(tuple(f"sentence {i} of {name}" for i in range(12)) for name in names)
+        pool = ClassPool(middle + torch.randn(6, 12, 10), torch.full((6,), 12), names, texts)
         self.train = self.validation = self.held_out = pool
         self.pools, self.event = Pools(pool, pool, pool), (10,)
 
@@ -105,6 +106,17 @@ def test_every_method_of_curves_shows_all_its_parts(tmp_path, method):
     assert facts["left_out"].keys() <= {"map"}
     assert tensors["curve_predicted"].shape == (6, 3, 201) and len(tensors["worst_scores"]) == 3
     assert {row["shots"] for row in facts["sweep"]["rows"]} == {1, 2, 3, 5, 10}
+
+
+def test_points_that_are_no_pictures_are_shown_by_what_they_say():
+    problem = Features()
+    tensors, facts = classes.predicted(problem.learner("protonet").eval(), problem, False)
+    pool, tasks = problem.held_out, source_of(problem, 2, False).sample(SHOWN_TASKS, generator())
+    assert torch.equal(tasks.support_y, tensors["support_y"]) and len(facts["query_texts"]) == SHOWN_TASKS
+    for points, texts in ((tasks.support_x, facts["support_texts"]), (tasks.query_x, facts["query_texts"])):
+        for x, text in zip(points[0], texts[0], strict=True):
+            number, name = int(text.split()[1]), text.partition(" of ")[2]
+            assert torch.equal(pool.examples[pool.names.index(name), number], x)
 
 
 def test_a_relative_change_is_the_one_that_was_set():

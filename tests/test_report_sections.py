@@ -188,6 +188,22 @@ def test_what_is_no_picture_is_shown_by_its_names(tmp_path):
     assert "Of 200 tasks" in page and "<img" not in page and "60 % · is cat" in page
 
 
+def test_sentences_stand_in_the_place_of_pictures(tmp_path):
+    run = worst_classes(pictures=False)
+    said = {
+        "worst_support_texts": [["purr", "bark", "woof"]],
+        "worst_query_texts": [["meow", "hiss", "howl", "<growl>"]],
+    }
+    (strip,) = worst_strips(made(run.tensors, run.facts | said))
+    assert strip.score == "2 of 4 query sentences right; the others shown"
+    assert strip.texts == [("cat", ["purr"]), ("dog", ["bark"])]  # a masked one is not
+    assert [(query.text, query.truth) for query in strip.queries] == [("hiss", "cat"), ("<growl>", "dog")]
+    (tmp_path / "config.json").write_text("{}")
+    save_tensors(tmp_path / "evaluation.safetensors", run.tensors, run.facts | said)
+    page = build_report(tmp_path).read_text()
+    assert "<dt>cat</dt><dd>purr</dd>" in page and "<q>&lt;growl&gt;</q>" in page and "woof" not in page
+
+
 def test_completed_images_stand_beside_what_was_observed_and_the_truth(tmp_path):
     truth, seen = torch.rand(1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool)
     seen[0, 1, 2] = True

@@ -33,6 +33,8 @@ class Query(NamedTuple):
     predicted: str
     confidence: str
     right: bool
+    text: str = ""
+    """What it says, where it is no picture."""
 
 
 class Strip(NamedTuple):
@@ -41,6 +43,8 @@ class Strip(NamedTuple):
     title: str
     support: list[tuple[str, list[str]]]
     """Each class by its name, and its images as data URIs; two classes may go by the same name."""
+    texts: list[tuple[str, list[str]]]
+    """The same, with what its examples say where they are no pictures."""
     queries: list[Query]
     score: str
     """How many of all queries were right, and which of them are shown, in words."""
@@ -59,7 +63,7 @@ def task_strips(run: Run) -> list[Strip]:
     names = run.facts.get("class_names") or []
     if "predicted" not in run.tensors:
         return []
-    return [_strip(run.tensors, task, names[task]) for task in range(len(names))]
+    return [_strip(run.tensors, task, names[task], _texts(run, task)) for task in range(len(names))]
 
 
 def worst_strips(run: Run) -> list[Strip]:
@@ -69,10 +73,11 @@ def worst_strips(run: Run) -> list[Strip]:
     strips = []
     for task in range(len(names)):
         wrong = (tensors["query_y"][task] != tensors["predicted"][task]).nonzero()[:, 0].tolist()
-        strip = _strip(tensors, task, names[task])
+        texts = _texts(run, task, "worst_")
+        strip = _strip(tensors, task, names[task], texts)
         some = "" if len(wrong) <= WRONG_SHOWN else "some of "
         score = strip.score.partition(";")[0] + (f"; {some}the others shown" if wrong else "")
-        queries = [_query(tensors, task, place, names[task]) for place in wrong[:WRONG_SHOWN]]
+        queries = [_query(tensors, task, place, names[task], texts["query"]) for place in wrong[:WRONG_SHOWN]]
         strips.append(strip._replace(queries=queries, score=score))
     return strips
 
@@ -163,7 +168,13 @@ def first_of_each_class(labels: Int[Tensor, " batch"], count: int) -> dict[int, 
     return places
 
 
-def _strip(tensors: dict[str, Tensor], task: int, names: list[str]) -> Strip:
+def _texts(run: Run, task: int, prefix: str = "") -> dict[str, list[str]]:
+    """What the points of a task say, support and query; empty where they are pictures."""
+    facts = {side: run.facts.get(f"{prefix}{side}_texts") for side in ("support", "query")}
+    return {side: texts[task] if texts else [] for side, texts in facts.items()}
+
+
+def _strip(tensors: dict[str, Tensor], task: int, names: list[str], texts: dict[str, list[str]]) -> Strip:
     labels = tensors["support_y"][task]
     truth, predicted = tensors["query_y"][task], tensors["predicted"][task]
     there = tensors["support_mask"][task] if "support_mask" in tensors else torch.ones_like(labels, dtype=torch.bool)
@@ -171,7 +182,13 @@ def _strip(tensors: dict[str, Tensor], task: int, names: list[str]) -> Strip:
     support = first_of_each_class(labels[there], SUPPORT_SHOWN)
     each = max(1, QUERIES_SHOWN // len(names))
     queries = first_of_each_class(truth, each)
-    score = f"{int((truth == predicted).sum())} of {len(truth)} query {'points' if images is None else 'images'} right"
+    said = (
+        [text for text, here in zip(texts["support"], there.tolist(), strict=True) if here]
+        if any(texts.values())
+        else []
+    )
+    what = "images" if images is not None else "sentences" if said else "points"
+    score = f"{int((truth == predicted).sum())} of {len(truth)} query {what} right"
     all_shown = sum(len(places) for places in queries.values()) == len(truth)
     return Strip(
         f"Task {task + 1}",
@@ -179,12 +196,13 @@ def _strip(tensors: dict[str, Tensor], task: int, names: list[str]) -> Strip:
             (names[label], [] if images is None else [data_uri(images[place]) for place in places])
             for label, places in support.items()
         ],
-        [_query(tensors, task, place, names) for places in queries.values() for place in places],
+        [(names[label], [said[place] for place in places]) for label, places in support.items()] if said else [],
+        [_query(tensors, task, place, names, texts["query"]) for places in queries.values() for place in places],
         score if all_shown else f"{score}; the first {f'{each} ' if each > 1 else ''}of each class shown",
     )
 
 
-def _query(tensors: dict[str, Tensor], task: int, place: int, names: list[str]) -> Query:
+def _query(tensors: dict[str, Tensor], task: int, place: int, names: list[str], texts: list[str]) -> Query:
     truth, predicted = int(tensors["query_y"][task, place]), int(tensors["predicted"][task, place])
     return Query(
         data_uri(tensors["query_x"][task, place]) if "query_x" in tensors else "",
@@ -192,6 +210,7 @@ def _query(tensors: dict[str, Tensor], task: int, place: int, names: list[str]) 
         names[predicted],
         f"{100 * float(tensors['confidence'][task, place]):.0f} %",
         truth == predicted,
+        texts[place] if texts else "",
     )
 
 

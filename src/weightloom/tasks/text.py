@@ -106,7 +106,10 @@ def load_intent_pool(name: str) -> ClassPool:
     place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[texts.labels[order]]
     examples = torch.zeros(len(counts), int(counts.max()), WIDTH)
     examples[texts.labels[order], place] = features[order]
-    return ClassPool(examples, counts, texts.names)
+    words = tuple(texts.texts[i] for i in order.tolist())
+    ends = counts.cumsum(0).tolist()
+    by_class = tuple(words[end - count : end] for end, count in zip(ends, counts.tolist(), strict=True))
+    return ClassPool(examples, counts, texts.names, by_class)
 
 
 def sentence_features(texts: Sequence[str], *, keep: bool = True) -> Tensor:

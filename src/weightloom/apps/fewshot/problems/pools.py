@@ -70,7 +70,8 @@ def load_pools(config: FewShotConfig) -> Pools:
 
 def pick(pool: ClassPool, classes: list[int]) -> ClassPool:
     """Take some classes of a pool."""
-    return ClassPool(pool.examples[classes], pool.counts[classes], tuple(pool.names[i] for i in classes))
+    texts = tuple(pool.texts[i] for i in classes) if pool.texts else ()
+    return ClassPool(pool.examples[classes], pool.counts[classes], tuple(pool.names[i] for i in classes), texts)
 
 
 def _digits(config: FewShotConfig) -> Pools:

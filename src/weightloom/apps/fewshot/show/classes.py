@@ -84,4 +84,24 @@ def _looked_at(tasks: Tasks, outputs: Tensor, problem: ClassProblem, early: bool
     if tasks.support_x.ndim == 2 + PICTURE:
         tensors |= {"support_x": tasks.support_x, "query_x": tasks.query_x}
     tensors |= {"predicted": chosen, "confidence": confidence}
-    return tensors, {"class_names": class_names(problem, early, tasks)}
+    return tensors, {"class_names": class_names(problem, early, tasks), **_texts(tasks, problem, early)}
+
+
+def _texts(tasks: Tasks, problem: ClassProblem, early: bool) -> dict[str, list[list[str]]]:
+    """What a person reads in the place of each point, found by its features; nothing where points are pictures."""
+    pool = problem.validation if early else problem.held_out
+    if not pool.texts:
+        return {}
+
+    def text(x: Tensor, of: int) -> str:
+        texts = pool.texts[of]
+        return texts[int((pool.examples[of, : len(texts)] - x).square().sum(1).argmin())]
+
+    sides = {"support": (tasks.support_x, tasks.support_y), "query": (tasks.query_x, tasks.query_y)}
+    return {
+        f"{side}_texts": [
+            [text(x, int(tasks.hidden[task, label])) for x, label in zip(points, labels.tolist(), strict=True)]
+            for task, (points, labels) in enumerate(zip(*both, strict=True))
+        ]
+        for side, both in sides.items()
+    }
