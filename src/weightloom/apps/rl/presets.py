@@ -58,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rank": 4,
         "test_contexts": 200,
     },
-    "gyre": {"updates": 0.5, "width": 64, "hidden": 64},
+    "gyre": {"steps": 30_000, "updates": 0.5, "width": 64, "hidden": 64},
     "grid": {
         "algorithm": "recurrent-ppo",
         "steps": 1_000_000,

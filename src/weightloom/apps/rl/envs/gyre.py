@@ -21,9 +21,10 @@ class DoubleGyre(BatchedEnv):
 
     Source:
         Equations, ranges and reward: Botteghi et al., "HypeRL: Parameter-informed reinforcement learning for
-        parametric PDEs" (2026), the double-gyre flow. Where to start (anywhere) and where to go (between the whirls,
-        where the current is too strong to hold a place, so that it has to be used), and that the phase of the current
-        is seen, are ours, for none of it is published.
+        parametric PDEs" (2026), the double-gyre flow. Where to start (anywhere) and where to go (the middle of the
+        right whirl, which swings), and that the phase of the current is seen, are ours, for none of it is published. A
+        planner that knows the current can stay there in all contexts, those held out included; between the whirls it
+        cannot, so that nothing could be told apart.
     """
 
     name = "gyre"
@@ -36,7 +37,7 @@ class DoubleGyre(BatchedEnv):
     dt_s = 0.1
     held = 4
     swing = 0.25
-    target = (1.0, 0.25)
+    target = (1.5, 0.5)
 
     def start(self, context: Contexts, generator: torch.Generator) -> States:
         """Draw a place uniformly; time starts at zero."""
