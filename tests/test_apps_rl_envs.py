@@ -85,6 +85,38 @@ def test_the_oracle_takes_the_riccati_action_and_beats_doing_nothing():
     assert (discounted(best, 0.95)[0] > discounted(idle, 0.95)[0]).all()
 
 
+def planned(env, context, steps, candidates=64, ahead=20, tries=2):
+    """Return of a planner that knows the current: draw plans around the best, take the first action, plan again."""
+    rows, generator = len(context), seeded()
+    state, mean, total = env.start(context, generator), torch.zeros(rows, ahead, 2), torch.zeros(rows)
+    each = context.repeat_interleave(candidates, 0)
+    for _ in range(steps):
+        spread = torch.full_like(mean, 0.15)
+        for _ in range(tries):
+            plans = mean[:, None] + spread[:, None] * torch.randn(rows, candidates, ahead, 2, generator=generator)
+            plans = plans.clamp(-env.action_limit, env.action_limit)
+            at, worth = state.repeat_interleave(candidates, 0), torch.zeros(rows * candidates)
+            for step in range(ahead):
+                at, reward, _ = env.advance(at, plans[:, :, step].flatten(0, 1), each)
+                worth += reward
+            best = worth.view(rows, candidates).topk(12, 1).indices[:, :, None, None]
+            kept = plans.gather(1, best.expand(-1, -1, ahead, 2))
+            mean, spread = kept.mean(1), kept.std(1) + 0.01
+        state, reward, _ = env.advance(state, mean[:, 0], context)
+        total += reward
+        mean = torch.cat([mean[:, 1:], torch.zeros(rows, 1, 2)], 1)
+    return total
+
+
+@pytest.mark.slow
+def test_whoever_knows_the_current_can_stay_at_the_target_in_contexts_held_out():
+    env, family = DoubleGyre(), ContextFamily(usual("gyre"))
+    context = family.sample(6, seeded(), held_out=True)
+    assert planned(env, context, env.max_steps).mean() > -40  # 200 steps at 0.45 of the target, on average
+    env.target = (1.0, 0.25)  # between the whirls
+    assert planned(env, context, env.max_steps).mean() < -50
+
+
 def test_the_current_of_the_gyre_is_the_curl_of_its_stream_function():
     env = DoubleGyre()
     place = torch.rand(40, 2, generator=seeded(), dtype=torch.float64) * torch.tensor([2.0, 1.0])
