@@ -146,6 +146,13 @@ def test_the_actor_climbs_the_critics_own_slope(algorithm):
     torch.testing.assert_close(got, torch.autograd.grad(plain, actions)[0])
 
 
+@pytest.mark.parametrize("algorithm", ["td3", "sac"])
+def test_an_agent_has_as_many_critics_as_were_asked_for(algorithm):
+    config = RLConfig("lqr", algorithm=algorithm, critics=3, steps=20, rows=2).resolved()
+    model = build_agent("hypernetwork", world_of("lqr", (), ()), config)
+    assert [len(critic.q_networks) for critic in (model.critic, model.critic_target)] == [3, 3]
+
+
 def test_targets_equal_their_sources_at_first_and_follow_the_hypernetworks_by_tau():
     model = build_agent("hypernetwork", world_of("lqr"), tiny())
     pairs = [(model.actor, model.actor_target), (model.critic, model.critic_target)]

@@ -34,6 +34,8 @@ class RLConfig:
     """Steps with random actions at first; TD3 and SAC. None: what suits the environment."""
     updates: float | None = None
     """Optimiser steps for each environment step; TD3 and SAC. None: what suits the environment."""
+    critics: int | None = None
+    """Critics of TD3 and SAC; the lowest value counts, which is biased low from two on. None: what suits."""
     learning_rate: float | None = None
     """Of Adam, for everything that is trained. None: what suits the environment."""
     final_rate: float | None = None
@@ -81,6 +83,7 @@ class RLConfig:
             "width",
             "hidden",
             "rank",
+            "critics",
             "evaluate_every",
             "threads",
             "test_contexts",

@@ -36,6 +36,7 @@ COMMON: dict[str, Any] = {
     "noise": 0.1,
     "smoothing": 0.2,
     "updates": 1.0,
+    "critics": 2,
     "width": 128,
     "blocks": 2,
     "hidden": 128,
@@ -46,8 +47,11 @@ COMMON: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "lqr": {
-        "steps": 20_000,
-        "warm_up": 1_000,
+        "steps": 80_000,
+        "warm_up": 4_000,
+        "updates": 0.2,
+        "critics": 1,
+        "noise": 0.3,
         "learning_rate": 1e-3,
         "final_rate": 0.01,
         "discount": 0.95,

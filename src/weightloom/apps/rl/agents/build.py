@@ -105,7 +105,7 @@ def _off_policy(env: Between, config: RLConfig, known: dict[str, Any], kwargs: d
         "train_freq": 1,
         "gradient_steps": max(1, round(config.updates * config.rows)),
         "tau": 0.005,
-        "policy_kwargs": kwargs,
+        "policy_kwargs": {**kwargs, "n_critics": config.critics},
     }
     if config.algorithm == "sac":
         return SAC(GeneratedSACPolicy, env, **known)
