@@ -227,3 +227,13 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
         moved = max(moved, (one[name] - start[name.removeprefix("model/")]).abs().max().item())
     assert moved > 1e-3  # they did take steps
     assert len(json.loads((tmp_path / "2" / "world.json").read_text())) == 2
+
+
+def test_a_loss_without_a_number_in_one_process_ends_both(tmp_path):
+    script = Path(__file__).parent / "two_processes.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "2"), "spoilt"], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode != 0
+    assert "At step 3 the loss of another process is not finite" in done.stderr  # the first process
+    assert "At step 3 the loss is nan for tasks [1]" in done.stderr  # the second

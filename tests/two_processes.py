@@ -8,11 +8,25 @@ import torch
 from lightning_fabric import Fabric
 
 from weightloom.losses import mse_per_task
-from weightloom.tasks import SinusoidTasks
+from weightloom.tasks import SinusoidTasks, TaskSource
 from weightloom.train import TrainOptions, train
 
 
-def run(devices, folder):
+class Spoilt(TaskSource):
+    """Tasks of which the last, which the second process gets, has no number at its third step."""
+
+    def __init__(self):
+        self.source, self.seen = SinusoidTasks(shots=5, queries=10), 0
+
+    def sample(self, tasks, generator):
+        self.seen += 1
+        drawn = self.source.sample(tasks, generator)
+        if self.seen == 3:
+            drawn.query_y[-1] = float("nan")
+        return drawn
+
+
+def run(devices, folder, source=None):
     from test_train import Model
 
     torch.set_num_threads(1)
@@ -22,7 +36,8 @@ def run(devices, folder):
     model = Model().eval()
     model.base[2].p = 0.0  # chance inside the network differs between processes, on purpose; not here
     options = TrainOptions(steps=6, tasks=4, warmup_steps=2, outer_lr=1e-2)
-    train(model, SinusoidTasks(shots=5, queries=10), mse_per_task, options, run=folder, fabric=fabric)
+    source = source or SinusoidTasks(shots=5, queries=10)
+    train(model, source, mse_per_task, options, run=folder, fabric=fabric)
     ranks = fabric.all_gather(torch.tensor(fabric.global_rank)).flatten().tolist()
     if fabric.global_rank == 0:
         (folder / "world.json").write_text(json.dumps(ranks))
@@ -30,4 +45,4 @@ def run(devices, folder):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    run(2, Path(sys.argv[1]))
+    run(2, Path(sys.argv[1]), Spoilt() if "spoilt" in sys.argv else None)

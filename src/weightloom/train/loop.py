@@ -16,7 +16,7 @@ from weightloom.tasks import Tasks, TaskSource
 from weightloom.train.average import Average
 from weightloom.train.keep import History, Keeper, Row, resume_run
 from weightloom.train.options import HasBlocks, TrainOptions
-from weightloom.train.signals import agreed_signal, collected_signals
+from weightloom.train.signals import agreed, agreed_signal, collected_signals
 
 
 def train(
@@ -94,9 +94,10 @@ def train(
                 losses = loss_per_task(losses, tasks.query_y)
             loss = losses.mean()
             value = loss.item()
-            if not math.isfinite(value):
+            if not agreed(fabric, math.isfinite(value)):
                 bad = (~losses.isfinite()).nonzero().flatten().tolist()
                 what = f"loss is {value} for tasks {bad}{_spoilt_data(tasks)}"
+                what = what if bad else "loss of another process is not finite"
                 raise NonFiniteError(_not_finite(what, step, keeper.kept))
             fabric_optimiser.zero_grad()
             fabric.backward(loss)

@@ -38,3 +38,10 @@ def agreed_signal(fabric: Fabric, caught: list[signal.Signals]) -> signal.Signal
         worst = fabric.all_reduce(torch.tensor(own), reduce_op="max")
         own = int(worst)  # type: ignore[arg-type]
     return signal.Signals(own) if own else None
+
+
+def agreed(fabric: Fabric, well: bool) -> bool:
+    """Say whether all is well with every process, so that none waits for one that gave up."""
+    if fabric.world_size > 1:
+        well = bool(fabric.all_reduce(torch.tensor(float(well)), reduce_op="min"))
+    return well
