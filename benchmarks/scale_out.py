@@ -69,6 +69,11 @@ def main() -> None:
         {
             "command": shlex.join(["python", "benchmarks/scale_out.py", *sys.argv[1:]]),
             "config": {"options": shlex.join(OPTIONS), "repeats": known.repeats},
+            "scores": [
+                {"method": way, "setting": "training", "name": "tasks per second", "better": "higher"}
+                | {"mean": row["tasks_per_s"], "ci95": None}
+                for way, row in rows.items()
+            ],
             "speeds": rows,
             "cost": {**environment(), "cores": os.cpu_count()},
             "notes": "`apart` is the largest difference between parameters and those of one process after training, "
