@@ -150,7 +150,7 @@ def readme_block(records: dict[str, Record]) -> str:
     for name, record in records.items():
         link = f"[{name}](benchmarks/records/{name}.json)"
         for setting, scores in _by_setting(record).items():
-            if scores[0]["name"] not in ("accuracy", "mse"):
+            if scores[0]["name"] not in ("accuracy", "mse", "return"):
                 continue  # of the house, not of a method: on the results page
             lines.append(f"| {link} | {setting} | {_score_name(scores[0])} | {' | '.join(_contest(scores))} |")
     return "\n".join([*lines, "", _key(records)])
