@@ -277,8 +277,8 @@ def _key(records: dict[str, Record]) -> str:
     spread = " (where a record has several seeds: over seeds, by Student's t)" if seeds else ""
     return (
         f"± is half of a 95 % interval over tasks that training never saw{spread}. The control is the hypernetwork "
-        "given the support set of another task. Bold is the best, and what its interval overlaps. Each record names "
-        "the command that made it."
+        "given the support set of another task; of returns it is the optimum where that is known, elsewhere no action. "
+        "Bold is the best, and what its interval overlaps. Each record names the command that made it."
     )
 
 

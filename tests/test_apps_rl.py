@@ -26,6 +26,7 @@ from weightloom.train import read_rows
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # whole runs: shapes are checked where the rooms are tested
 
+CUBIC = "cubic through optimal gains (control)"
 TINY = {
     "evaluate_every": 100,
     "rows": 4,
@@ -75,7 +76,7 @@ def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
         "report.html",
     }
     assert json.loads((run / "config.json").read_text())["steps"] == 120
-    methods = ["hypernetwork", "film", "none", "optimum (control)", "no action (control)"]
+    methods = ["hypernetwork", "film", "none", "optimum (control)", CUBIC, "no action (control)"]
     assert [row["method"] for row in record["scores"]] == 2 * methods
     assert {row["setting"] for row in record["scores"]} == {"training ranges", "held-out contexts"}
     ours = record["scores"][0]["also"]

@@ -1,11 +1,12 @@
 """How agents are judged: against optima in closed form."""
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("sb3_contrib")
 
-from weightloom.apps.rl.agents.players import Oracle, Still
+from weightloom.apps.rl.agents.players import FittedOracle, Oracle, Still
 from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.rl.envs.worlds import world_of
 from weightloom.apps.rl.judge import judge, settings, value_accuracy
@@ -29,6 +30,22 @@ def test_the_optimum_has_no_errors_and_its_context_matters():
     for one in (setting, beyond):
         told = judge(Oracle(world, 0.95), world, one, 0.95)["return"].mean()
         assert judge(Shuffled(world, 0.95), world, one, 0.95)["return"].mean() < told
+
+
+def test_a_cubic_through_optimal_gains_is_close_within_the_training_ranges_and_not_beyond():
+    world = world_of("lqr")
+    setting, beyond = settings(world, 200)
+    cubic = FittedOracle(world, 0.95)
+    inside, outside = (judge(cubic, world, one, 0.95) for one in (setting, beyond))
+    assert inside["gain_error"].mean() < 0.006 and "value_error" not in inside
+    assert 0.03 < outside["gain_error"].mean() < 0.06
+    told = world.family.normalise(beyond.contexts).numpy().astype(float)
+    terms = [(i, j) for i in range(4) for j in range(4 - i)]
+    drawn = world.family.sample(1000, torch.Generator().manual_seed(0))
+    x, y = world.family.normalise(drawn).numpy().astype(float), world.env.optimum(drawn, 0.95)[0][:, 0].numpy()
+    fitted = np.linalg.lstsq(np.stack([x[:, 0] ** i * x[:, 1] ** j for i, j in terms], 1), y, rcond=None)[0]
+    expected = np.stack([told[:, 0] ** i * told[:, 1] ** j for i, j in terms], 1) @ fitted
+    np.testing.assert_allclose(cubic.gains(torch.tensor(told).float())[:, 0], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_values_of_the_optimum_explain_all_that_follows(unchecked):

@@ -136,7 +136,7 @@ def linear_errors(player: Player, world: BatchedWorld, setting: Setting, discoun
         truth = -((states @ curvature) * states).sum(2)
         values = player.value(seen).unflatten(0, (-1, count))
         found["value_error"] = (values - truth).square().mean(1).sqrt() / truth.square().mean(1).sqrt()
-    elif isinstance(player, Oracle):
+    elif type(player) is Oracle:
         found["value_error"] = torch.zeros(len(contexts))
     return found
 

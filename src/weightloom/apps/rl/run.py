@@ -10,7 +10,7 @@ import torch
 
 from weightloom.apps.folder import prepare_folder, read_config
 from weightloom.apps.rl.agents.build import build_agent, remembers
-from weightloom.apps.rl.agents.players import ModelPlayer, Oracle, Still
+from weightloom.apps.rl.agents.players import FittedOracle, ModelPlayer, Oracle, Still
 from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, World, world_of
@@ -87,6 +87,7 @@ def score_all(players: dict[str, Player], world: World, config: RLConfig, run: P
     everyone: dict[str, Player] = dict(players)
     if isinstance(world, BatchedWorld) and isinstance(world.env, LQR):
         everyone["optimum (control)"] = Oracle(world, config.discount)
+        everyone["cubic through optimal gains (control)"] = FittedOracle(world, config.discount)
     everyone["no action (control)"] = Still(world)
     rows = []
     for setting in settings(world, config.test_contexts):

@@ -117,8 +117,42 @@ class Oracle(Player):
         seen = torch.as_tensor(observations)
         parameters = len(self.family.names)
         if self.gain is None:
-            self.gain, _ = self.env.optimum(self.family.restore(seen[:, :parameters]), self.discount)
+            self.gain = self.gains(seen[:, :parameters])
         return (-(self.gain @ seen[:, parameters:, None])[..., 0] / self.env.action_limit).numpy()
+
+    def gains(self, told: Tensor) -> Tensor:
+        """Gains of contexts as they are told, (rows, parameters) to (rows, actions, state)."""
+        return self.env.optimum(self.family.restore(told), self.discount)[0]
+
+
+class FittedOracle(Oracle):
+    """Gains that a cubic carries beyond the training ranges, fitted to the exact ones of many training contexts.
+
+    Held-out contexts show it what can be had there by whoever was told the optimum in training, and knows no more.
+
+    Args:
+        world: That of `LQR`.
+        discount: For which the gains are the optimum.
+        contexts: How many it was told.
+    """
+
+    def __init__(self, world: BatchedWorld, discount: float, contexts: int = 1000) -> None:
+        super().__init__(world, discount)
+        drawn = self.family.sample(contexts, torch.Generator().manual_seed(0))
+        exact = self.env.optimum(drawn, discount)[0]
+        terms = _cubic(self.family.normalise(drawn))
+        self.weights = torch.linalg.lstsq(terms, exact.flatten(1)).solution.unflatten(1, exact.shape[1:])
+
+    def gains(self, told: Tensor) -> Tensor:
+        """Gains of contexts by the cubic."""
+        return torch.einsum("rt,tas->ras", _cubic(told), self.weights)
+
+
+def _cubic(told: Tensor) -> Tensor:
+    """All products of up to three of the numbers."""
+    padded = torch.cat([torch.ones_like(told[:, :1]), told], 1)
+    triples = torch.combinations(torch.arange(padded.shape[1]), 3, with_replacement=True)
+    return padded[:, triples].prod(2)
 
 
 def _as_rows(values: Any) -> Tensor:
