@@ -77,6 +77,7 @@ def test_first_and_last_trial_of_a_grid_world_are_told_apart():
 @pytest.mark.slow
 def test_an_agent_learns_linear_control_beyond_its_training_ranges(tmp_path):
     """Closed-form truth; about two minutes."""
-    record = run_rl(RLConfig(comparators=(), steps=8000, test_contexts=50), tmp_path / "run", quiet=True)
+    config = RLConfig(comparators=(), steps=8000, updates=1.0, test_contexts=50)
+    record = run_rl(config, tmp_path / "run", quiet=True)
     row = next(row for row in record["scores"] if row["setting"] == "held-out contexts")
     assert row["also"]["gain_error"]["mean"] < 0.3

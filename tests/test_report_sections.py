@@ -196,7 +196,7 @@ def test_sentences_stand_in_the_place_of_pictures(tmp_path):
     }
     (strip,) = worst_strips(made(run.tensors, run.facts | said))
     assert strip.score == "2 of 4 query sentences right; the others shown"
-    assert strip.texts == [("cat", ["purr"]), ("dog", ["bark"])]  # a masked one is not
+    assert strip.sentences == [("cat", ["purr"]), ("dog", ["bark"])]  # a masked one is not
     assert [(query.text, query.truth) for query in strip.queries] == [("hiss", "cat"), ("<growl>", "dog")]
     (tmp_path / "config.json").write_text("{}")
     save_tensors(tmp_path / "evaluation.safetensors", run.tensors, run.facts | said)

@@ -68,7 +68,7 @@ def test_a_pool_holds_the_features_of_each_intent_in_order_and_zeros_behind(plac
     assert pool.examples.shape == (3, 2, 384) and pool.examples.dtype == torch.float32
     assert pool.counts.tolist() == [1, 2, 1]
     assert pool.examples[..., 0].tolist() == [[14, 0], [15, 11], [22, 0]]
-    assert pool.texts == (("what do I have",), ("to Rome, please", "fly me home"), ("do I need one for Peru",))
+    assert pool.sentences == (("what do I have",), ("to Rome, please", "fly me home"), ("do I need one for Peru",))
 
 
 def test_features_are_worked_out_once_and_kept(place, counted):

@@ -43,7 +43,7 @@ class Strip(NamedTuple):
     title: str
     support: list[tuple[str, list[str]]]
     """Each class by its name, and its images as data URIs; two classes may go by the same name."""
-    texts: list[tuple[str, list[str]]]
+    sentences: list[tuple[str, list[str]]]
     """The same, with what its examples say where they are no pictures."""
     queries: list[Query]
     score: str

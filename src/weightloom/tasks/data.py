@@ -26,7 +26,7 @@ class ClassPool(NamedTuple):
     """How many examples each class has, (classes,), int64."""
     names: tuple[str, ...]
     """One per class, as in ``"7"`` or ``"Greek/character03"``."""
-    texts: tuple[tuple[str, ...], ...] = ()
+    sentences: tuple[tuple[str, ...], ...] = ()
     """What a person reads in the place of an example, class by class; empty where examples can be looked at."""
 
 

@@ -70,7 +70,7 @@ def load_pools(config: FewShotConfig) -> Pools:
 
 def pick(pool: ClassPool, classes: list[int]) -> ClassPool:
     """Take some classes of a pool."""
-    texts = tuple(pool.texts[i] for i in classes) if pool.texts else ()
+    texts = tuple(pool.sentences[i] for i in classes) if pool.sentences else ()
     return ClassPool(pool.examples[classes], pool.counts[classes], tuple(pool.names[i] for i in classes), texts)
 
 

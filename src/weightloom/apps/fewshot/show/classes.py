@@ -90,11 +90,11 @@ def _looked_at(tasks: Tasks, outputs: Tensor, problem: ClassProblem, early: bool
 def _texts(tasks: Tasks, problem: ClassProblem, early: bool) -> dict[str, list[list[str]]]:
     """What a person reads in the place of each point, found by its features; nothing where points are pictures."""
     pool = problem.validation if early else problem.held_out
-    if not pool.texts:
+    if not pool.sentences:
         return {}
 
     def text(x: Tensor, of: int) -> str:
-        texts = pool.texts[of]
+        texts = pool.sentences[of]
         return texts[int((pool.examples[of, : len(texts)] - x).square().sum(1).argmin())]
 
     sides = {"support": (tasks.support_x, tasks.support_y), "query": (tasks.query_x, tasks.query_y)}
