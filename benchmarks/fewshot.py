@@ -68,10 +68,12 @@ def summarise(runs: dict, known: argparse.Namespace, number: int) -> dict:
     row = next(iter((there or rows).values()))
 
     def over_seeds(score: str | None = None) -> dict:
+        if not seeds:
+            return {"mean": None, "ci95": None}
         picked = [[there[split, seed] for split in known.splits] for seed in seeds]
         return summary_over_seeds([mean((p["also"][score] if score else p)["mean"] for p in each) for each in picked])
 
-    one = len(runs) == 1 or not seeds
+    one = len(runs) == 1
     errors = [each["calibration"]["ece"] for each in there.values() if "calibration" in each]
     return {
         **{key: row[key] for key in ("method", "setting", "name", "better", "tasks")},
