@@ -65,7 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gyre": {"steps": 30_000, "updates": 0.5, "width": 64, "hidden": 64},
     "grid": {
         "algorithm": "recurrent-ppo",
-        "steps": 1_000_000,
+        "steps": 400_000,
         "rows": 64,
         "rollout": 64 * 60,
         "learning_rate": 1e-3,
