@@ -46,6 +46,8 @@ class RLConfig:
     """Transitions of one update. None: what suits the environment."""
     rollout: int | None = None
     """Environment steps between updates, all rows together; PPO. None: what suits the environment."""
+    entropy: float | None = None
+    """What the entropy of a policy counts beside its return; PPO. None: what suits the environment."""
     noise: float | None = None
     """Standard deviation of what TD3 adds to actions, which are within [-1, 1]. None: what suits the environment."""
     smoothing: float | None = None
@@ -91,10 +93,10 @@ class RLConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"`--{name.replace('_', '-')} {value}` is too small. It is a count. Pass 1 or more.")
-        for name in ("warm_up", "blocks"):
+        for name in ("warm_up", "blocks", "entropy"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigError(f"`--{name.replace('_', '-')} {value}` is below 0. It is a count. Pass 0 or more.")
+            if value is not None and not 0 <= value < float("inf"):
+                raise ConfigError(f"`--{name.replace('_', '-')} {value}` is below 0 or infinite. Pass 0 or more.")
         for name in ("learning_rate", "reward_scale", "updates", "final_rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

@@ -33,6 +33,7 @@ COMMON: dict[str, Any] = {
     "discount": 0.99,
     "batch": 256,
     "rollout": 2_048,
+    "entropy": 0.01,
     "noise": 0.1,
     "smoothing": 0.2,
     "updates": 1.0,
