@@ -403,3 +403,17 @@ def test_a_number_of_minutes_gives_every_method_as_many_steps_as_fit(tmp_path):
     steps = [json.loads((tmp_path / "run" / where / "steps.json").read_text()) for where in (".", "protonet")]
     assert min(steps) > 1
     assert all(0.2 < seconds < 8 for seconds in record["cost"]["train_wall_time_s"].values())  # asked for 1.2 s
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "typed", "chosen"),
+    [
+        ({"avx512_bf16": False, "amx_bf16": False}, None, "32-true"),
+        ({"avx512_bf16": False, "amx_bf16": True}, None, "bf16-mixed"),
+        ({"avx512_bf16": False}, "bf16-mixed", "bf16-mixed"),
+        ({"avx512_bf16": True}, "32-true", "32-true"),
+    ],
+)
+def test_half_precision_is_chosen_only_where_the_processor_knows_it(capabilities, typed, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert FewShotConfig(data="omniglot", precision=typed).resolved().precision == chosen

@@ -72,7 +72,7 @@ class FewShotConfig:
     nodes: int = 1
     """Machines; start the same command on each by `torchrun`."""
     precision: Literal["32-true", "bf16-mixed"] | None = None
-    """Arithmetic of meta-training; judging is always in 32 bits. None: what suits the data."""
+    """Arithmetic of meta-training; judging is always in 32 bits. None: what suits the data and the processor."""
     accelerator: Literal["cpu", "auto", "cuda", "mps"] = "cpu"
     """Where to compute. Runs repeat bit for bit on the CPU only."""
 
@@ -144,6 +144,8 @@ class FewShotConfig:
             missing.pop("steps", None)
         if "comparators" in missing:
             missing["comparators"] = tuple(name for name in missing["comparators"] if name != self.method)
+        if missing.get("precision") == "bf16-mixed" and self.accelerator == "cpu" and not processor_knows_bf16():
+            missing["precision"] = "32-true"  # half precision that is emulated takes longer than single
         return replace(self, **missing)
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,3 +160,12 @@ class FewShotConfig:
             ConfigError: If an option is unknown or of another type.
         """
         return config_from(cls, options, ("ways", "shots", "comparators"), "fewshot")
+
+
+def processor_knows_bf16() -> bool:
+    """Whether the processor has instructions for bf16; where torch cannot say, that it has."""
+    import torch
+
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return True
+    return any(known is True for name, known in torch.cpu.get_capabilities().items() if "bf16" in name)
