@@ -46,6 +46,20 @@ COMMON: dict[str, Any] = {
     "test_contexts": 100,
 }
 
+_MUJOCO: dict[str, Any] = {
+    "steps": 300_000,
+    "rows": 8,
+    "warm_up": 10_000,
+    "updates": 0.125,
+    "batch": 128,
+    "learning_rate": 1e-3,
+    "width": 64,
+    "blocks": 1,
+    "hidden": 64,
+    "rank": 4,
+    "test_contexts": 40,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "lqr": {
         "steps": 80_000,
@@ -66,10 +80,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gyre": {"steps": 30_000, "updates": 0.5, "width": 64, "hidden": 64},
     "grid": {
         "algorithm": "recurrent-ppo",
-        "steps": 400_000,
-        "rows": 64,
-        "rollout": 64 * 60,
-        "learning_rate": 1e-3,
+        "steps": 250_000,
+        "rows": 16,
+        "rollout": 16 * 60,
+        "learning_rate": 5e-4,
+        "final_rate": 0.1,
+        "entropy": 0.03,
         "discount": 0.95,
         "width": 64,
         "blocks": 0,
@@ -80,8 +96,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Acrobot-v1": {"algorithm": "ppo", "steps": 200_000, "rows": 8, "blocks": 0, "width": 64, "hidden": 64},
     "Pendulum-v1": {"steps": 30_000, "rows": 4, "learning_rate": 1e-3, "reward_scale": 0.1, "discount": 0.98},
     "MountainCarContinuous-v0": {"algorithm": "sac", "steps": 50_000, "rows": 4},
-    "HalfCheetah-v5": {"algorithm": "td3", "steps": 300_000, "rows": 4, "warm_up": 10_000, "test_contexts": 40},
-    "Hopper-v5": {"algorithm": "td3", "steps": 300_000, "rows": 4, "warm_up": 10_000, "test_contexts": 40},
+    "HalfCheetah-v5": _MUJOCO,
+    "Hopper-v5": _MUJOCO,
 }
 """What differs from `COMMON`."""
 

@@ -60,7 +60,12 @@ def build_agent(method: str, world: World, config: RLConfig) -> Any:
         return _off_policy(env, config, known, kwargs)
     assert config.rollout
     steps = max(2, config.rollout // config.rows)
-    known |= {"n_steps": steps, "n_epochs": EPOCHS, "batch_size": max(2, steps * config.rows // 4), "ent_coef": config.entropy}
+    known |= {
+        "n_steps": steps,
+        "n_epochs": EPOCHS,
+        "batch_size": max(2, steps * config.rows // 4),
+        "ent_coef": config.entropy,
+    }
     if remembers(config):
         return RecurrentPPO(RecurrentGeneratedPolicy, env, policy_kwargs=kwargs, **known)
     return PPO(GeneratedPolicy, env, policy_kwargs=kwargs, **known)
