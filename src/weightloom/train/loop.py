@@ -62,6 +62,7 @@ def train(
             f"`tasks={options.tasks}` cannot be dealt out over {world} processes. Every process takes the same number, "
             f"so that the gradient is that of one process. Pass `tasks={-(-options.tasks // world) * world}`."
         )
+    model.to(fabric.device)  # before anything is made that has to lie beside its parameters
     resting = _resting(model, options)
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [[p for p in trained if (p.ndim < 2) == plain] for plain in (True, False)]
