@@ -60,12 +60,13 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
         Raises:
             NonFiniteError: If the reward or the state is not finite.
         """
-        state, reward, terminated, truncated, info = self.env.step(action)
+        state, given, terminated, truncated, info = self.env.step(action)
+        reward = float(given)
         if not (np.isfinite(reward) and np.isfinite(state).all()):
             name = self.env.spec.id if self.env.spec else type(self.env.unwrapped).__name__
             numbers = torch.as_tensor(np.asarray(state, dtype=np.float64))[None]
-            check_finite(name, torch.tensor([float(reward)]), numbers, self.context, self.family.names, self.episodes)
-        return self._observe(state), float(reward), terminated, truncated, info
+            check_finite(name, torch.tensor([reward]), numbers, self.context, self.family.names, self.episodes)
+        return self._observe(state), reward, terminated, truncated, info
 
     def change(self, context: list[float]) -> None:
         """Put another context into the physics in mid-episode; what is seen of it stays as it was."""
