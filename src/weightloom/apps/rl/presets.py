@@ -50,7 +50,7 @@ _MUJOCO: dict[str, Any] = {
     "steps": 300_000,
     "rows": 8,
     "warm_up": 10_000,
-    "updates": 0.125,
+    "updates": 0.25,
     "batch": 128,
     "learning_rate": 1e-3,
     "width": 64,
