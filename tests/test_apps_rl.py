@@ -200,6 +200,8 @@ def test_a_folder_that_holds_a_run_is_not_written_over_and_a_resume_keeps_its_co
     [
         ({"steps": 0}, "`--steps 0` is too small"),
         ({"learning_rate": -1.0}, "`--learning-rate -1.0` is not positive"),
+        ({"clip": 0.0}, "`--clip 0.0` is not positive"),
+        ({"entropy": -0.1}, "`--entropy -0.1` is below 0"),
         ({"discount": 1.0}, "`--discount 1.0` is not between 0 and 1"),
         ({"blocks": -1}, "`--blocks -1` is below 0"),
         ({"method": "hypernetwrk"}, "Did you mean `hypernetwork`"),

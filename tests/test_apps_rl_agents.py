@@ -191,6 +191,29 @@ def test_every_method_of_every_algorithm_learns_acts_and_values(algorithm, metho
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "recurrent-ppo"])
+def test_clip_bounds_how_far_a_policy_moves(algorithm):
+    def share_of_clipped(clip):
+        model = build_agent("hypernetwork", world_of("lqr"), tiny(algorithm=algorithm, clip=clip, learning_rate=1e-2))
+        model.set_logger(Logger(None, []))
+        model.learn(32)
+        return model.logger.name_to_value["train/clip_fraction"]
+
+    assert share_of_clipped(1e-4) > 0.5 > share_of_clipped(100.0) == 0.0
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "recurrent-ppo"])
+def test_entropy_that_counts_much_keeps_a_policy_random(algorithm):
+    def entropy_after(weight):
+        config = tiny("grid", algorithm=algorithm, entropy=weight, learning_rate=1e-2)
+        model = build_agent("hypernetwork", world_of("grid"), config)
+        model.set_logger(Logger(None, []))
+        model.learn(320)
+        return -model.logger.name_to_value["train/entropy_loss"]
+
+    assert entropy_after(10.0) > entropy_after(0.0)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "recurrent-ppo"])
 def test_ppo_takes_discrete_actions(algorithm):
     world = world_of("grid")
     model = build_agent("hypernetwork", world, tiny("grid", algorithm=algorithm))

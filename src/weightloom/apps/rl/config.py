@@ -48,6 +48,8 @@ class RLConfig:
     """Environment steps between updates, all rows together; PPO. None: what suits the environment."""
     entropy: float | None = None
     """What the entropy of a policy counts beside its return; PPO. None: what suits the environment."""
+    clip: float | None = None
+    """How far the chance of an action may move in one update, as a share of it; PPO. None: what suits."""
     noise: float | None = None
     """Standard deviation of what TD3 adds to actions, which are within [-1, 1]. None: what suits the environment."""
     smoothing: float | None = None
@@ -97,7 +99,7 @@ class RLConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"`--{name.replace('_', '-')} {value}` is below 0 or infinite. Pass 0 or more.")
-        for name in ("learning_rate", "reward_scale", "updates", "final_rate"):
+        for name in ("learning_rate", "reward_scale", "updates", "final_rate", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"`--{name.replace('_', '-')} {value}` is not positive. Pass a number above 0.")

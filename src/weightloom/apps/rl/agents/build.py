@@ -65,6 +65,7 @@ def build_agent(method: str, world: World, config: RLConfig) -> Any:
         "n_epochs": EPOCHS,
         "batch_size": max(2, steps * config.rows // 4),
         "ent_coef": config.entropy,
+        "clip_range": config.clip,
     }
     if remembers(config):
         return RecurrentPPO(RecurrentGeneratedPolicy, env, policy_kwargs=kwargs, **known)
