@@ -190,6 +190,13 @@ def test_another_context_changes_the_physics():
     assert not torch.allclose(played.observations[-1, 0, 1:], played.observations[-1, 1, 1:])
 
 
+def test_mujoco_says_nothing_of_gymnasiums_models_and_leaves_no_log(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)
+    make("HalfCheetah-v5").close()
+    assert "".join(capfd.readouterr()) == "" and not list(tmp_path.iterdir())
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_mujoco_gets_its_physics_as_factors_and_the_nominal_one_back():
     pytest.importorskip("mujoco")

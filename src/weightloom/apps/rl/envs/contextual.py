@@ -1,5 +1,9 @@
 """Any gymnasium environment with a context: drawn at every reset, put into its physics, seen in front of the state."""
 
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -84,10 +88,26 @@ def make(name: str, max_steps: int | None = None) -> gymnasium.Env[Any, Any]:
     """
     known = [identity for identity in gymnasium.registry if not identity.startswith(("GymV", "phys2d", "tabular"))]
     try:
-        return gymnasium.make(name, max_episode_steps=max_steps, disable_env_checker=True)
+        with _quiet_compiler(name):
+            return gymnasium.make(name, max_episode_steps=max_steps, disable_env_checker=True)
     except gymnasium.error.Error as error:
         raise ConfigError(
             f"`--env {name}` cannot be made ({str(error).splitlines()[0]}). It is `lqr`, `gyre`, `grid`, or the name "
             f"of an environment that is registered with gymnasium, as `module:Name-v0` where a module registers it. "
             f"{nearest(name, known) if name not in known else 'Install what it needs.'}"
         ) from error
+
+
+@contextmanager
+def _quiet_compiler(name: str) -> Iterator[None]:
+    """Keep what MuJoCo says of gymnasium's own models out of the terminal, and its log out of the user's folder."""
+    known = gymnasium.registry.get(name)
+    if "mujoco" not in str(known.entry_point if known else "") or importlib.util.find_spec("mujoco") is None:
+        yield
+        return
+    mujoco = importlib.import_module("mujoco")
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(None)
