@@ -81,10 +81,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gyre": {"steps": 30_000, "updates": 0.5, "width": 64, "hidden": 64},
     "grid": {
         "algorithm": "recurrent-ppo",
-        "steps": 500_000,
+        "steps": 250_000,
         "rows": 64,
         "rollout": 64 * 60,
-        "learning_rate": 2e-3,
+        "learning_rate": 4e-3,
         "final_rate": 0.1,
         "entropy": 0.03,
         "discount": 0.95,
