@@ -64,6 +64,8 @@ class RLConfig:
     """Hidden units of generated networks. None: what suits the environment."""
     rank: int | None = None
     """Rank of what is generated of large matrices. None: what suits the environment."""
+    unit: bool | None = None
+    """Whether the trunk's features are brought to length one, for states with large numbers. None: what suits."""
     evaluate_every: int | None = None
     """Steps between evaluations during training. None: a twentieth of all."""
     checkpoint_every: int | None = None

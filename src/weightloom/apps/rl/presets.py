@@ -43,6 +43,7 @@ COMMON: dict[str, Any] = {
     "blocks": 2,
     "hidden": 128,
     "rank": 8,
+    "unit": False,
     "reward_scale": 1.0,
     "test_contexts": 100,
 }
@@ -58,6 +59,7 @@ _MUJOCO: dict[str, Any] = {
     "blocks": 1,
     "hidden": 64,
     "rank": 4,
+    "unit": True,
     "test_contexts": 40,
 }
 

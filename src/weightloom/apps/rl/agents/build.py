@@ -80,7 +80,7 @@ def plan_of(method: str, world: World, config: RLConfig) -> NetPlan:
         kind,
         len(world.family.names),
         world.state_dim,
-        Sizes(config.width, config.blocks, config.hidden, config.rank),
+        Sizes(config.width, config.blocks, config.hidden, config.rank, bool(config.unit)),
         huber=method != "concat-mse",
         extra=memory_width(world.action_space) if remembers(config) else 0,
     )

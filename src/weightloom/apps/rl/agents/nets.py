@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import normalize, relu
 
 from weightloom.base import apply_per_task
 from weightloom.forms import Factored, LowRank
@@ -63,6 +63,8 @@ class Sizes:
     """Hidden units of the generated network."""
     rank: int = 8
     """Of what is generated of each matrix that is larger."""
+    unit: bool = False
+    """Whether what the trunk gives is brought to length one before parameters are generated from it."""
 
 
 class ModulatedLayer(nn.Module):
@@ -139,6 +141,10 @@ class GeneratedNetwork(nn.Module):
     the context alone, parameters are generated once for each different context among the rows, and without gradients
     they are kept as long as contexts and own parameters stay as they are: a policy that acts generates once an episode.
 
+    One step of Adam moves a generated parameter by the learning rate times the sum of the trunk's features, where it
+    moves a parameter of a plain network by the learning rate. Where states are large, so is that sum: a policy that ends
+    in a tanh is at its ends within a few steps, and stays there. With ``sizes.unit`` features have length one.
+
     Args:
         columns: What rows hold.
         outputs: Numbers that each network gives, by its name: one hypernetwork writes all of them.
@@ -163,7 +169,7 @@ class GeneratedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.read, self.condition = columns.acted, columns.seen if condition == "seen" else columns.told
-        self.repeats = condition == "context"
+        self.repeats, self.unit = condition == "context", sizes.unit
         self.trunk = ResidualMLP(self.condition.stop, sizes.width, sizes.blocks)
         inputs = columns.state + columns.action
         base = SideBySide({name: ModulatedLayer(inputs, sizes.hidden, count) for name, count in outputs.items()})
@@ -174,14 +180,19 @@ class GeneratedNetwork(nn.Module):
         """Generate the parameters of each row's networks."""
         z = rows[:, self.condition]
         if not self.repeats:
-            return self.hyper(self.trunk(z))
+            return self._written(z)
         if torch.is_grad_enabled():
             contexts, place = torch.unique(z.detach(), dim=0, return_inverse=True)
-            return {name: _taken(value, place) for name, value in self.hyper(self.trunk(contexts)).items()}
+            return {name: _taken(value, place) for name, value in self._written(contexts).items()}
         versions = [parameter._version for parameter in self.parameters()]
         if self._kept is None or self._kept[1] != versions or not torch.equal(self._kept[0], z):
-            self._kept = (z.clone(), versions, self.hyper(self.trunk(z)))
+            self._kept = (z.clone(), versions, self._written(z))
         return self._kept[2]
+
+    def _written(self, z: Rows) -> Params:
+        features = self.trunk(z)
+        params: Params = self.hyper(normalize(features, dim=1) if self.unit else features)
+        return params
 
     def forward(self, rows: Rows) -> Float[Tensor, "rows outputs"]:
         """Generate networks for each row and run them on that row."""
