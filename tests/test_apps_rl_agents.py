@@ -190,6 +190,36 @@ def test_every_method_of_every_algorithm_learns_acts_and_values(algorithm, metho
     assert values.shape == (3,) and values.isfinite().all()
 
 
+def test_unit_features_keep_steps_of_adam_small_where_states_are_large():
+    def moved(unit):
+        """By how much one step moves what a policy gives, against what it moves a plain network of the same size."""
+        torch.manual_seed(0)
+        columns, rows = Columns(2, 17), torch.randn(64, 19) * torch.tensor([1.0] * 11 + [8.0] * 8)
+        sizes = Sizes(64, 1, 64, 4, unit)
+        change = []
+        for kind in ("hypernetwork", "concat"):
+            network = network_of(kind, columns, {"policy": 6}, sizes)
+            optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+            before = network(rows)
+            before.mean().backward()
+            optimizer.step()
+            change.append((network(rows) - before).abs().mean().item())
+        return change[0] / change[1]
+
+    assert moved(False) > 1.5 and moved(True) < 0.75
+
+
+def test_length_one_is_what_the_option_says():
+    world = world_of("lqr")
+    model = build_agent("hypernetwork", world, tiny(unit=True))
+    network = model.actor.mu[0]
+    rows = torch.cat([torch.randn(5, 2), 100 * torch.randn(5, world.state_dim)], 1)
+    features = network.trunk(rows[:, network.condition])
+    expected = network.hyper(features / features.norm(dim=1, keepdim=True))
+    for name, value in network.generate(rows).items():
+        torch.testing.assert_close(built(value), built(expected[name]))
+
+
 @pytest.mark.parametrize("algorithm", ["ppo", "recurrent-ppo"])
 def test_clip_bounds_how_far_a_policy_moves(algorithm):
     def share_of_clipped(clip):

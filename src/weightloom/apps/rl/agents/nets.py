@@ -142,8 +142,8 @@ class GeneratedNetwork(nn.Module):
     they are kept as long as contexts and own parameters stay as they are: a policy that acts generates once an episode.
 
     One step of Adam moves a generated parameter by the learning rate times the sum of the trunk's features, where it
-    moves a parameter of a plain network by the learning rate. Where states are large, so is that sum: a policy that ends
-    in a tanh is at its ends within a few steps, and stays there. With ``sizes.unit`` features have length one.
+    moves a parameter of a plain network by the learning rate. Where states are large, so is that sum: a policy with a
+    tanh at its end is soon at one of its limits, and stays there. With ``sizes.unit`` features have length one.
 
     Args:
         columns: What rows hold.
