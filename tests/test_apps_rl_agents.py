@@ -220,6 +220,15 @@ def test_length_one_is_what_the_option_says():
         torch.testing.assert_close(built(value), built(expected[name]))
 
 
+@pytest.mark.parametrize("algorithm", ["td3", "ppo"])
+def test_a_method_learns_at_a_rate_of_its_own(algorithm):
+    world, config = world_of("lqr"), tiny(algorithm=algorithm, learning_rate=1e-3, rates=("concat=0.0625",))
+    for method, expected in (("concat", 0.0625), ("hypernetwork", 1e-3)):
+        model = build_agent(method, world, config)
+        parts = [model.actor, model.critic] if algorithm == "td3" else [model.policy]
+        assert [part.optimizer.param_groups[0]["lr"] for part in parts] == [expected] * len(parts)
+
+
 @pytest.mark.parametrize("algorithm", ["ppo", "recurrent-ppo"])
 def test_clip_bounds_how_far_a_policy_moves(algorithm):
     def share_of_clipped(clip):

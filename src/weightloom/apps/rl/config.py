@@ -38,6 +38,8 @@ class RLConfig:
     """Critics of TD3 and SAC; the lowest value counts, which is biased low from two on. None: what suits."""
     learning_rate: float | None = None
     """Of Adam, for everything that is trained. None: what suits the environment."""
+    rates: tuple[str, ...] = ()
+    """Learning rates of methods that another one suits, as in `recurrent=0.003`."""
     final_rate: float | None = None
     """Share of the learning rate that is left at the end; it falls linearly. None: what suits the environment."""
     discount: float | None = None
@@ -119,6 +121,15 @@ class RLConfig:
                         f"`--{flag} {name}` does not go with `--algorithm {algorithm}`. All methods of a run learn by "
                         f"the same algorithm. {nearest(name, known)}"
                     )
+        for text in self.rates:
+            name, _, rate = text.partition("=")
+            if name not in known:
+                raise ConfigError(f"`--rates {text}` names no method that can run. {nearest(name, known)}")
+            if not _is_positive(rate):
+                raise ConfigError(
+                    f"`--rates {text}` has no learning rate. It is a method and a number above 0. "
+                    f"Type `--rates {name}=0.001`."
+                )
         if self.method in (self.comparators or ()):
             raise ConfigError(
                 f"`--comparators {self.method}` is `--method` too. Each method has one row. Leave one of them out."
@@ -128,6 +139,18 @@ class RLConfig:
     def methods(self) -> tuple[str, ...]:
         """All methods of the run, the one that the report is about first."""
         return (self.method, *(self.comparators or ()))
+
+    def rate_of(self, method: str) -> float:
+        """Return the learning rate of a method; the options must be resolved.
+
+        Example:
+            >>> config = RLConfig(learning_rate=0.01, rates=("concat=0.001",))
+            >>> config.rate_of("hypernetwork"), config.rate_of("concat")
+            (0.01, 0.001)
+        """
+        typed = dict(text.split("=") for text in self.rates)
+        assert self.learning_rate
+        return float(typed.get(method, self.learning_rate))
 
     def resolved(self) -> "RLConfig":
         """Fill in what was left to the environment."""
@@ -150,4 +173,11 @@ class RLConfig:
         Raises:
             ConfigError: If an option is unknown or of another type.
         """
-        return config_from(cls, options, ("vary", "held_out", "comparators"), "rl")
+        return config_from(cls, options, ("vary", "held_out", "comparators", "rates"), "rl")
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False

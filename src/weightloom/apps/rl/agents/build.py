@@ -38,7 +38,7 @@ def build_agent(method: str, world: World, config: RLConfig) -> Any:
     Raises:
         ConfigError: If the algorithm does not fit the actions.
     """
-    assert config.rows and config.learning_rate and config.discount and config.reward_scale and config.steps
+    assert config.rows and config.discount and config.reward_scale and config.steps
     discrete = isinstance(world.action_space, spaces.Discrete)
     if discrete and config.algorithm in ("td3", "sac"):
         raise ConfigError(
@@ -54,7 +54,7 @@ def build_agent(method: str, world: World, config: RLConfig) -> Any:
     env = Between(world.training(config.rows, config.seed), config.reward_scale, remembers(config))
     plan = plan_of(method, world, config)
     known: dict[str, Any] = {"gamma": config.discount, "seed": config.seed, "device": "cpu", "verbose": 0}
-    known |= {"learning_rate": Falling(config.learning_rate, config.final_rate or 1.0)}
+    known |= {"learning_rate": Falling(config.rate_of(method), config.final_rate or 1.0)}
     kwargs: dict[str, Any] = {"plan": plan, "optimizer_kwargs": {"fused": True}}
     if config.algorithm in ("td3", "sac"):
         return _off_policy(env, config, known, kwargs)
