@@ -45,7 +45,8 @@ def test_a_specialised_network_is_plain_and_survives_pickle_copy_and_state_dict(
     again = base.net()
     again.load_state_dict(one.state_dict())
     for copied in (pickle.loads(written), copy.deepcopy(one), again):
-        assert all(torch.equal(a, b) for a, b in zip(tree_leaves(copied(*inputs)), expected, strict=True))
+        # Numbers that lie elsewhere in memory may be added up in another order.
+        torch.testing.assert_close(tree_leaves(copied(*inputs)), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_specialised_network_shares_no_memory_and_can_be_trained_on():
