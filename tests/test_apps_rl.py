@@ -202,6 +202,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over_and_a_resume_keeps_its_co
         ({"learning_rate": -1.0}, "`--learning-rate -1.0` is not positive"),
         ({"clip": 0.0}, "`--clip 0.0` is not positive"),
         ({"rates": ("conct=0.1",)}, "Did you mean `concat`"),
+        ({"rates": ("concat=0.1",), "comparators": ("film",)}, "is of a method that is not in this run"),
         ({"rates": ("concat",)}, "`--rates concat` has no learning rate"),
         ({"rates": ("concat=-1",)}, "`--rates concat=-1` has no learning rate"),
         ({"entropy": -0.1}, "`--entropy -0.1` is below 0"),

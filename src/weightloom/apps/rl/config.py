@@ -112,19 +112,22 @@ class RLConfig:
                 f"`--discount {self.discount}` is not between 0 and 1. Rewards count less the later they come. "
                 "Type `--discount 0.99`."
             )
-        known = RUNS[preset(self.env, self.algorithm)["algorithm"]]
+        fit = preset(self.env, self.algorithm)
+        known = RUNS[fit["algorithm"]]
         for flag, names in (("method", (self.method,)), ("comparators", self.comparators or ())):
             for name in names:
                 if name not in known:
-                    algorithm = preset(self.env, self.algorithm)["algorithm"]
                     raise ConfigError(
-                        f"`--{flag} {name}` does not go with `--algorithm {algorithm}`. All methods of a run learn by "
-                        f"the same algorithm. {nearest(name, known)}"
+                        f"`--{flag} {name}` does not go with `--algorithm {fit['algorithm']}`. All methods of a run "
+                        f"learn by the same algorithm. {nearest(name, known)}"
                     )
+        running = (self.method, *(fit["comparators"] if self.comparators is None else self.comparators))
         for text in self.rates:
             name, _, rate = text.partition("=")
             if name not in known:
                 raise ConfigError(f"`--rates {text}` names no method that can run. {nearest(name, known)}")
+            if name not in running:
+                raise ConfigError(f"`--rates {text}` is of a method that is not in this run. {nearest(name, running)}")
             if not _is_positive(rate):
                 raise ConfigError(
                     f"`--rates {text}` has no learning rate. It is a method and a number above 0. "
