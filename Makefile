@@ -10,7 +10,7 @@ demo: $(V)/.ready
 	$(B)/weightloom fewshot
 
 test: $(V)/.ready
-	$(B)/python -m pytest
+	$(B)/python -m pytest -n auto --maxprocesses 4
 
 check: $(V)/.ready
 	$(B)/ruff format --check .
