@@ -222,7 +222,8 @@ def test_length_one_is_what_the_option_says():
 
 @pytest.mark.parametrize("algorithm", ["td3", "ppo"])
 def test_a_method_learns_at_a_rate_of_its_own(algorithm):
-    world, config = world_of("lqr"), tiny(algorithm=algorithm, learning_rate=1e-3, rates=("concat=0.0625",))
+    options = {**TINY, "algorithm": algorithm, "learning_rate": 1e-3, "rates": ("concat=0.0625",)}
+    world, config = world_of("lqr"), RLConfig(env="lqr", comparators=("concat",), **options).resolved()
     for method, expected in (("concat", 0.0625), ("hypernetwork", 1e-3)):
         model = build_agent(method, world, config)
         parts = [model.actor, model.critic] if algorithm == "td3" else [model.policy]
