@@ -37,7 +37,7 @@ TINY = {
 
 
 def tiny(env="lqr", **options):
-    return RLConfig(env=env, comparators=(), **{**TINY, **options}).resolved()
+    return RLConfig(env=env, **{"comparators": (), **TINY, **options}).resolved()
 
 
 def rows_of(columns, count=7):
@@ -222,8 +222,8 @@ def test_length_one_is_what_the_option_says():
 
 @pytest.mark.parametrize("algorithm", ["td3", "ppo"])
 def test_a_method_learns_at_a_rate_of_its_own(algorithm):
-    options = {**TINY, "algorithm": algorithm, "learning_rate": 1e-3, "rates": ("concat=0.0625",)}
-    world, config = world_of("lqr"), RLConfig(env="lqr", comparators=("concat",), **options).resolved()
+    options = {"learning_rate": 1e-3, "rates": ("concat=0.0625",), "comparators": ("concat",)}
+    world, config = world_of("lqr"), tiny(algorithm=algorithm, **options)
     for method, expected in (("concat", 0.0625), ("hypernetwork", 1e-3)):
         model = build_agent(method, world, config)
         parts = [model.actor, model.critic] if algorithm == "td3" else [model.policy]

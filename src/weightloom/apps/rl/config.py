@@ -124,8 +124,6 @@ class RLConfig:
         running = (self.method, *(fit["comparators"] if self.comparators is None else self.comparators))
         for text in self.rates:
             name, _, rate = text.partition("=")
-            if name not in known:
-                raise ConfigError(f"`--rates {text}` names no method that can run. {nearest(name, known)}")
             if name not in running:
                 raise ConfigError(f"`--rates {text}` is of a method that is not in this run. {nearest(name, running)}")
             if not _is_positive(rate):
