@@ -12,5 +12,8 @@ from weightloom.conditions.combine import CombinedCondition as CombinedCondition
 from weightloom.conditions.embedding import TaskEmbedding as TaskEmbedding
 from weightloom.conditions.encoding import MagnitudeInvariantEncoding as MagnitudeInvariantEncoding
 from weightloom.conditions.grid import GridEncoder as GridEncoder
+from weightloom.conditions.inputs import InputStatistics as InputStatistics
+from weightloom.conditions.inputs import input_statistics as input_statistics
+from weightloom.conditions.inputs import statistics_of as statistics_of
 from weightloom.conditions.support import DeepSets as DeepSets
 from weightloom.conditions.support import SupportAttention as SupportAttention

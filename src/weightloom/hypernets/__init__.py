@@ -7,6 +7,8 @@ Start at `HyperNetwork`, then read the method you came for.
 """
 
 from weightloom.hypernets.chunked import ChunkedHyperNetwork as ChunkedHyperNetwork
+from weightloom.hypernets.equivariant import EquivariantHyperNetwork as EquivariantHyperNetwork
+from weightloom.hypernets.equivariant import standardised as standardised
 from weightloom.hypernets.graph import GraphHyperNetwork as GraphHyperNetwork
 from weightloom.hypernets.head import HeadHyperNetwork as HeadHyperNetwork
 from weightloom.hypernets.hyper_lstm import HyperLSTM as HyperLSTM

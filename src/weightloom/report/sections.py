@@ -8,7 +8,15 @@ from weightloom.report.compare import reliability_figures, sweep_figures, time_f
 from weightloom.report.contexts import episode_rows, return_curves, return_maps, value_scatter
 from weightloom.report.curves import CurveRow, curve_rows, scatter, worst_scatter
 from weightloom.report.figures import Figure
-from weightloom.report.images import Pictures, Strip, completed_images, task_strips, worst_strips
+from weightloom.report.images import (
+    Pictures,
+    Strip,
+    camera_rows,
+    completed_images,
+    task_strips,
+    worst_cameras,
+    worst_strips,
+)
 from weightloom.report.maps import condition_maps
 from weightloom.report.run import Run
 
@@ -41,6 +49,7 @@ class Section(NamedTuple):
 def sections(run: Run) -> list[Section]:
     """Return all sections that a run has something for, or a reason to have nothing."""
     made = {
+        "cameras": _cameras(run),
         **_contexts(run),
         "predicted": _predicted(run),
         "worst": _worst(run),
@@ -94,6 +103,16 @@ def _contexts(run: Run) -> dict[str, Section]:
     }
 
 
+def _cameras(run: Run) -> Section:
+    setting = (run.facts.get("cameras") or {}).get("camera_setting", "")
+    explanation = (
+        f"The first camera that was drawn, shown {setting} digits beforehand, and the first picture of every digit: none "
+        "is chosen. The pictures are real, the fault is made: every wire is put in another place, half of them are "
+        "negated, and each has its own gain and offset."
+    )
+    return Section("Through a camera with crossed wires", explanation, pictures=camera_rows(run))
+
+
 def _predicted(run: Run) -> Section:
     strips, curves, pictures = task_strips(run), curve_rows(run), completed_images(run)
     explanation = ""
@@ -118,7 +137,7 @@ def _predicted(run: Run) -> Section:
 def _worst(run: Run) -> Section:
     count = run.facts.get("worst_of", 0)
     explanation = f"Of {count} tasks drawn for this section alone, these are the ones it did worst on."
-    curves, pictures = curve_rows(run, "worst_"), completed_images(run, "worst_")
+    curves, pictures = curve_rows(run, "worst_"), completed_images(run, "worst_") or worst_cameras(run)
     return Section("The worst tasks", explanation, worst_scatter(run), [], worst_strips(run), curves, pictures)
 
 

@@ -12,12 +12,16 @@ from weightloom.tasks.augment import Flip as Flip
 from weightloom.tasks.augment import InTurn as InTurn
 from weightloom.tasks.augment import Jitter as Jitter
 from weightloom.tasks.augment import Zoom as Zoom
+from weightloom.tasks.cameras import Cameras as Cameras
+from weightloom.tasks.cameras import CameraTasks as CameraTasks
+from weightloom.tasks.cameras import sample_cameras as sample_cameras
 from weightloom.tasks.cifar_fs import load_cifar_fs as load_cifar_fs
 from weightloom.tasks.classes import ClassTasks as ClassTasks
 from weightloom.tasks.data import ClassPool as ClassPool
 from weightloom.tasks.data import class_groups as class_groups
 from weightloom.tasks.data import digits_split as digits_split
 from weightloom.tasks.data import lake_split as lake_split
+from weightloom.tasks.data import load_digit_images as load_digit_images
 from weightloom.tasks.data import load_digits as load_digits
 from weightloom.tasks.data import load_omniglot as load_omniglot
 from weightloom.tasks.data import omniglot_split as omniglot_split

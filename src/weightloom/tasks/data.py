@@ -89,6 +89,20 @@ def load_digits() -> ClassPool:
     Source:
         Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI (1998), its test part.
     """
+    pixels, labels = load_digit_images()
+    counts = torch.bincount(labels, minlength=10)
+    images = torch.zeros(10, int(counts.max()), 1, 8, 8, dtype=torch.uint8)
+    for digit, count in enumerate(counts.tolist()):
+        images[digit, :count, 0] = pixels[labels == digit]
+    return ClassPool(images, counts, tuple(str(digit) for digit in range(10)))
+
+
+def load_digit_images() -> tuple[Tensor, Tensor]:
+    """Load the same digits one by one in the set's own order, writer after writer: (1797, 8, 8), uint8, and labels.
+
+    Raises:
+        MissingExtraError: If scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits as load
     except ImportError as error:
@@ -99,12 +113,7 @@ def load_digits() -> ClassPool:
         ) from error
     found = load()
     pixels = torch.from_numpy(found.images * 255 / 16).round().to(torch.uint8)
-    labels = torch.from_numpy(found.target)
-    counts = torch.bincount(labels, minlength=10)
-    images = torch.zeros(10, int(counts.max()), 1, 8, 8, dtype=torch.uint8)
-    for digit, count in enumerate(counts.tolist()):
-        images[digit, :count, 0] = pixels[labels == digit]
-    return ClassPool(images, counts, tuple(str(digit) for digit in range(10)))
+    return pixels, torch.from_numpy(found.target)
 
 
 def load_omniglot(download: bool = True) -> ClassPool:

@@ -22,6 +22,15 @@ METHODS = {
     "protonet": "a trunk that all tasks share, and the class whose mean feature is nearest",
     "protonet-unit": "the same, on features that are centred and brought to one length",
     "probe": "a trunk trained to tell all training classes apart, and a linear head fitted to each support set",
+    "hyper-free": "the same for cameras, each column written as free numbers, not as an assignment of wires to pixels",
+    "code-input": "the encoder of the hypernetwork, its code read beside each input and not written into weights",
+    "in-context": "a transformer that reads the support set beside each query",
+    "shared": "the network whose first layer is generated, with one first layer for all tasks",
+    "matching": "wires matched to pixels by hand, and a support vector machine that knows the training pictures",
+    "matching-taught": "the same, the machine taught on pictures that were restored in this way",
+    "logistic": "logistic regression on each support set alone",
+    "nearest": "the label of the nearest point of the support set",
+    "svm": "a support vector machine on each support set alone",
     "scratch": "the base network, trained on each support set alone",
     "centroid": "the class whose mean input is nearest",
     "polynomial": "a polynomial fitted to each support set alone, by ridge regression",
@@ -40,8 +49,16 @@ _CURVES = (
     *(*_INNER, "cavia", "scratch", "polynomial", "ridge"),
 )
 _FUNCTIONS = ("hypernetwork", "cnp", "cnp-grid", "interpolation", "gaussian")
+_CAMERAS = (
+    *("hypernetwork", "hyper-free", "code-input", "in-context", "shared"),
+    *("matching", "matching-taught", "logistic", "nearest", "svm"),
+)
+_UNLABELLED = ("hypernetwork", "hyper-free", "code-input", "shared")
 
 FITS = {
+    "cameras": _CAMERAS,
+    "cameras-crosstalk": _CAMERAS,
+    "cameras-unlabelled": _UNLABELLED,
     "digits": _IMAGES,
     "omniglot": _IMAGES,
     "omniglot-alphabets": _IMAGES,
@@ -78,7 +95,22 @@ IMAGES: dict[str, Any] = {
 }
 """How residual networks are trained on images."""
 
+CAMERAS: dict[str, Any] = {
+    "ways": (10, 5),
+    "shots": (1, 2, 4),
+    "queries": 50,
+    "steps": 4000,
+    "tasks": 16,
+    "outer_lr": 3e-3,
+    "test_tasks": 200,
+    "comparators": ("matching-taught", "matching", "logistic", "nearest", "svm"),
+}
+"""How networks are trained to read through cameras."""
+
 PRESETS: dict[str, dict[str, Any]] = {
+    "cameras": CAMERAS,
+    "cameras-crosstalk": CAMERAS,
+    "cameras-unlabelled": {**CAMERAS, "comparators": ()},
     "digits": {
         "ways": (3,),
         "train_ways": 3,

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -178,8 +178,8 @@ def score_all(learners: dict[str, Learner], problem: Problem, config: FewShotCon
     A method of the config that is not among ``learners`` has failed: its rows are there, their scores not a number.
     """
     rows: list[dict[str, Any]] = []
-    assert config.ways and config.shots and config.test_tasks
-    for ways, shots in product(config.ways, config.shots):
+    assert config.test_tasks
+    for ways, shots in problem.settings():
         setting = problem.setting(shots, ways)
         ours: Scores | None = None
         for method in config.methods:

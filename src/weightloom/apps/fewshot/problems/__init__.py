@@ -17,8 +17,10 @@ def problem_of(config: FewShotConfig) -> Problem:
         MissingExtraError: If an optional part that they need is not installed.
         ConfigError: If ways, shots and queries ask for more than there is.
     """
-    from weightloom.apps.fewshot.problems import classes, curves, functions
+    from weightloom.apps.fewshot.problems import cameras, classes, curves, functions
 
+    if config.kind.startswith("cameras"):
+        return cameras.CameraProblem(config)
     if config.kind == "mnist-functions":
         return functions.FunctionProblem(config)
     if config.kind in ("sinusoid", "growth-curves", "table"):

@@ -4,6 +4,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +55,10 @@ class Problem(ABC):
     @abstractmethod
     def setting(self, shots: int, ways: int) -> str:
         """Say which tasks these are, as in "3-way 1-shot"."""
+
+    def settings(self) -> list[tuple[int, int]]:
+        """Ways and shots of every block of the table."""
+        return list(product(self.config.ways or (), self.config.shots or ()))
 
     def up_to(self, shots: int) -> str:
         """Say how many shots there are: one number, or from 1 to it where they are unequal."""

@@ -71,4 +71,4 @@ def _row(name: str, value: Tensor, own: Tensor | None) -> dict[str, Any]:
 
 def _by_class(value: Tensor, problem: Problem, tasks: Tasks) -> bool:
     """Whether the last matrix has a row for every class of a task."""
-    return problem.kind == "classification" and value.ndim == 3 and value.shape[1] == tasks.hidden.shape[1]
+    return isinstance(problem, ClassProblem) and value.ndim == 3 and value.shape[1] == tasks.hidden.shape[1]

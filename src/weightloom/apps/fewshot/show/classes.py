@@ -53,14 +53,21 @@ def conditions(learner: Learner, problem: ClassProblem, early: bool) -> Shown | 
             {"conditions": known[kept], "condition_class": torch.searchsorted(shown, tasks.hidden[kept])},
             {"condition_names": [pool.names[i] for i in shown.tolist()], "condition_of": "class"},
         )
+    return by_score(learner, source)
+
+
+def by_score(learner: Learner, source: TaskSource) -> Shown | str:
+    """What the method knows of each of many tasks, by how well it did."""
     parts = [
         (mapped_condition(learner, drawn), score_per_task(outputs, drawn.query_y))
         for drawn, outputs in answered(learner, source, MAP_TASKS // 2, MAP_S)
     ]
-    known = torch.cat([condition for condition, _ in parts if condition is not None])
+    known = [condition for condition, _ in parts if condition is not None]
+    if not known:
+        return "The method has no condition to draw."
     scores = torch.cat([score for _, score in parts])
     names = {"condition_value_names": ["accuracy"], "condition_of": "task"}
-    return {"conditions": known.flatten(1), "condition_value": scores[:, None]}, names
+    return {"conditions": torch.cat(known).flatten(1), "condition_value": scores[:, None]}, names
 
 
 def titles(problem: ClassProblem, early: bool, tasks: Tasks) -> list[str]:

@@ -62,13 +62,13 @@ def answered(
         source: Where tasks come from.
         tasks: How many at most.
         limit_s: How long it may take, about.
-        queries: Query points of each class to answer at most, None for all; for classifications.
+        queries: Query points of each class to answer at most, where they come class by class; None for all.
     """
     drawer, start_s, part, done = generator(), time.monotonic(), FIRST_PART, 0
     while done < tasks:
         begun_s = time.monotonic()
         drawn = source.sample(min(part, tasks - done), drawer)
-        if queries is not None and not drawn.query_y.is_floating_point():
+        if queries is not None:
             drawn = fewer_queries(drawn, queries)
         yield drawn, learner.answer(drawn)
         done += len(drawn.query_y)

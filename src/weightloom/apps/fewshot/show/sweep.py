@@ -7,6 +7,7 @@ import torch
 
 from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.problems import Problem
+from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.problems.functions import FunctionProblem
 from weightloom.apps.fewshot.show.draw import Shown, answered, at_most, score_per_task, source_of
 from weightloom.errors import ConfigError
@@ -73,8 +74,9 @@ def _scored(
     except ConfigError:
         return None
     most = at_most(SWEPT_TASKS, problem)
+    queries = QUERIES if isinstance(problem, ClassProblem) else None
     scores = [
-        score_per_task(outputs, tasks.query_y) for tasks, outputs in answered(learner, source, most, limit_s, QUERIES)
+        score_per_task(outputs, tasks.query_y) for tasks, outputs in answered(learner, source, most, limit_s, queries)
     ]
     per_task = torch.cat(scores)
     return {**summary(per_task), "tasks": len(per_task)} if len(per_task) >= min(most, FEWEST_TASKS) else None

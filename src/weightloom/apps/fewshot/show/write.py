@@ -11,9 +11,10 @@ from torch import Tensor
 
 from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.problems import Problem
+from weightloom.apps.fewshot.problems.cameras import CameraProblem
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.problems.functions import FunctionProblem
-from weightloom.apps.fewshot.show import classes, curves, functions
+from weightloom.apps.fewshot.show import cameras, classes, curves, functions
 from weightloom.apps.fewshot.show.changes import changes
 from weightloom.apps.fewshot.show.draw import Shown
 from weightloom.apps.fewshot.show.sweep import sweep
@@ -57,12 +58,16 @@ def write_showcase(run: Path, learners: dict[str, Learner], problem: Problem, ea
 
 def _parts(learners: dict[str, Learner], problem: Problem, early: bool) -> dict[str, Part]:
     """Every part by name, those of one kind of problem from the file that is about it."""
-    room: ModuleType = curves
-    if isinstance(problem, ClassProblem | FunctionProblem):
-        room = classes if isinstance(problem, ClassProblem) else functions
+    rooms: dict[type[Problem], ModuleType] = {
+        ClassProblem: classes,
+        FunctionProblem: functions,
+        CameraProblem: cameras,
+    }
+    room = rooms.get(type(problem), curves)
     about = (next(iter(learners.values())), problem, early)
+    side_by_side = room is cameras
     return {
-        "predicted": partial(room.predicted, *about),
+        "predicted": partial(room.predicted, learners if side_by_side else about[0], *about[1:]),
         "worst": partial(room.worst, *about),
         "map": partial(room.conditions, *about),
         "changes": partial(changes, *about, partial(room.titles, problem, early)),

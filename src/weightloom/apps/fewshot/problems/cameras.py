@@ -1,0 +1,120 @@
+"""Cameras with crossed wires: from a few labelled pictures that a camera sent to a network that reads all others."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from torch import Tensor, nn
+
+from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.learner import Learner
+from weightloom.apps.fewshot.methods.in_context import ContextReader, InContext
+from weightloom.apps.fewshot.methods.inputs import CLASSES, CodeInputs, CodeReader, HyperInputs, SharedInputs
+from weightloom.apps.fewshot.methods.machines import SupportLogistic, SupportNearest, SupportSVM, machine_of
+from weightloom.apps.fewshot.methods.matching import Matching
+from weightloom.apps.fewshot.presets import PRESETS
+from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
+from weightloom.errors import ConfigError
+from weightloom.networks import mlp
+from weightloom.tasks import CameraTasks, Jitter, TaskSource, load_digit_images
+
+TRAIN, VALIDATION = 1097, 200
+"""Pictures of meta-training and of validation; the 500 that follow, of other writers, are judged on."""
+PIXELS, CODE_DIM = 64, 64
+SETTINGS = ((10, 1), (10, 2), (5, 2), (5, 4))
+"""Digits shown and pictures of each: what is judged where nothing else is asked for."""
+
+
+class CameraProblem(Problem):
+    """Read digits through cameras whose wires are crossed, each in its own way.
+
+    Args:
+        config: A resolved config.
+    """
+
+    kind = "classification"
+    at_once = 50
+
+    def __init__(self, config: FewShotConfig) -> None:
+        self.config = config
+        if config.split:
+            raise ConfigError(
+                f"`--split {config.split}` with `--data {config.data}`. Its pictures are dealt out in one way, by "
+                "writers. Leave `--split` out."
+            )
+        images, labels = load_digit_images()
+        parts = images.split([TRAIN, VALIDATION, len(images) - TRAIN - VALIDATION])
+        self.train, self.validation, test = zip(parts, labels.split([len(part) for part in parts]), strict=True)
+        self.held_out = self.validation if config.held_out == "validation" else test
+        for ways, shots in self.settings():
+            self.test_source(shots, ways)  # refuse what cannot be drawn before anything is written
+        self.train_source()
+
+    def settings(self) -> list[tuple[int, int]]:
+        """Ten or twenty pictures of a camera, unless other ways or shots are asked for."""
+        config, preset = self.config, PRESETS[self.config.kind]
+        if (config.ways, config.shots) == (preset["ways"], preset["shots"]):
+            return list(SETTINGS)
+        return list(product(config.ways or (), config.shots or ()))
+
+    def _source(self, part: tuple[Tensor, Tensor], ways: int, shots: int, **options: Any) -> CameraTasks:
+        config = self.config
+        assert config.queries
+        crosstalk, labelled = (0.5 if config.kind == "cameras-crosstalk" else 0.0), config.kind != "cameras-unlabelled"
+        return CameraTasks(*part, ways, shots, config.queries, crosstalk, labelled, **options)
+
+    def train_source(self, learner: Learner | None = None) -> TaskSource:
+        """Cameras with pictures of other writers, a little warped; ways and shots as in the table, chosen by chance."""
+        ways = (self.config.train_ways,) if self.config.train_ways else self.config.ways or ()
+        return MixedTasks(
+            [
+                self._source(self.train, each, shots, augment=Jitter(0.6))
+                for each, shots in product(ways, self.config.shots or ())
+            ]
+        )
+
+    def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
+        """Cameras with pictures of writers never seen."""
+        assert self.config.ways
+        fewest = 1 if self.config.uneven_shots and shots > 1 else None
+        return self._source(self.held_out, ways or self.config.ways[0], shots, fewest_shots=fewest)
+
+    def validation_source(self, shots: int) -> TaskSource:
+        """Cameras with pictures that are neither trained on nor judged on."""
+        assert self.config.ways
+        return self._source(self.validation, self.config.ways[0], shots)
+
+    def camera_source(self, early: bool, ways: int, shots: int, queries: int) -> CameraTasks:
+        """Cameras to look at, with so many queries; ``early``: with pictures of validation."""
+        return replace(self._source(self.validation if early else self.held_out, ways, shots), queries=queries)
+
+    def build(self, outputs: int) -> nn.Sequential:
+        """The base network: a layer that restores 64 pixels from 64 wires, and a network that reads them."""
+        return nn.Sequential(nn.Linear(PIXELS, PIXELS), *mlp([PIXELS, 256, 128, outputs]))
+
+    def build_coded(self) -> nn.Sequential:
+        """The same with a code of each wire as one more input, in the place of weights."""
+        return nn.Sequential(CodeReader(PIXELS, PIXELS, CODE_DIM), *mlp([PIXELS, 256, 128, CLASSES]))
+
+    def methods(self) -> dict[str, Callable[[], Learner]]:
+        """What builds each method."""
+        pictures, labels = self.train
+        images = pictures.flatten(1).float() / 255
+        taught = [self._source(self.train, ways, shots) for ways, shots in self.settings()]
+        return {
+            "hypernetwork": lambda: HyperInputs(self.build(CLASSES)),
+            "hyper-free": lambda: HyperInputs(self.build(CLASSES), rounds=0),
+            "code-input": lambda: CodeInputs(self.build_coded()),
+            "in-context": lambda: InContext(ContextReader(PIXELS, CLASSES)),
+            "shared": lambda: SharedInputs(self.build(CLASSES)),
+            "matching": lambda: Matching(images, labels),
+            "matching-taught": lambda: Matching(images, labels, taught=[*taught]),
+            "logistic": lambda: SupportLogistic(PIXELS, CLASSES),
+            "nearest": lambda: SupportNearest(PIXELS, CLASSES),
+            "svm": lambda: SupportSVM(PIXELS, CLASSES),
+        }
+
+    def setting(self, shots: int, ways: int) -> str:
+        """How many pictures of how many digits."""
+        return f"{self.up_to(shots)} of each of {ways}"

@@ -1,0 +1,97 @@
+"""Cameras to look at: pictures before the first one, what it sends, what is made of that, and what is read."""
+
+import torch
+from torch import Tensor
+
+from weightloom.apps.fewshot.learner import Learner, Support
+from weightloom.apps.fewshot.methods.inputs import RestoringLearner
+from weightloom.apps.fewshot.methods.matching import Matching
+from weightloom.apps.fewshot.problems.cameras import CameraProblem
+from weightloom.apps.fewshot.show.classes import by_score
+from weightloom.apps.fewshot.show.draw import Shown, generator, lowest, source_of
+from weightloom.tasks import Tasks
+
+SHOWN_QUERIES = 150
+"""Pictures of the first camera among which the first of each digit are found."""
+WORST_SHOWN = 10
+"""Pictures of each of the worst cameras."""
+
+
+def predicted(learners: dict[str, Learner], problem: CameraProblem, early: bool) -> Shown | str:
+    """The first picture of every digit that the first camera sends: none is chosen."""
+    tasks = _first_camera(problem, early)
+    labels = tasks.query_y[0]
+    first = [int((labels == digit).nonzero()[0]) for digit in labels.unique().tolist()]
+    rows = {"before the camera": tasks.hidden[0, first], "sent": _to_grey(tasks.query_x[0])[first]}
+    read: dict[str, list[int]] = {}
+    for name, learner in _restoring(learners).items():
+        params = learner.adapt(Support.of(tasks))
+        rows[name] = learner.restored(params, tasks.query_x)[0, first]
+        read[name] = learner.predict(params, tasks.query_x)[0, first].argmax(1).tolist()
+    facts = {
+        "camera_rows": list(rows),
+        "camera_digits": labels[first].tolist(),
+        "camera_read": read,
+        "camera_setting": problem.setting(*_fewest(problem)),
+    }
+    return {"camera_pictures": _square(torch.stack([*rows.values()]))}, {"cameras": facts}
+
+
+def worst(learner: Learner, problem: CameraProblem, early: bool) -> Shown | str:
+    """The cameras read worst among many, from the fewest pictures: their first pictures, restored, and what was read."""
+    if not isinstance(learner, RestoringLearner):
+        return "The method restores no pictures."
+    shots, ways = _fewest(problem)
+    source = source_of(problem, shots, early, ways)
+    tasks, outputs, scores, looked = lowest(learner, problem, source, better=1)
+    restored = learner.restored(learner.adapt(Support.of(tasks)), tasks.query_x)
+    first = slice(None, WORST_SHOWN)
+    tensors = {
+        "worst_before": _square(tasks.hidden[:, first]),
+        "worst_restored": _square(restored[:, first]),
+        "worst_read": outputs.argmax(2)[:, first],
+        "worst_truth": tasks.query_y[:, first],
+        "worst_scores": scores,
+    }
+    return tensors, {"worst_of": looked}
+
+
+def conditions(learner: Learner, problem: CameraProblem, early: bool) -> Shown | str:
+    """What the method knows of each camera, by how well it read."""
+    shots, ways = _fewest(problem)
+    return by_score(learner, source_of(problem, shots, early, ways))
+
+
+def titles(problem: CameraProblem, early: bool, tasks: Tasks) -> list[str]:
+    """Number the cameras."""
+    return [f"camera {number + 1}" for number in range(len(tasks.query_x))]
+
+
+def _fewest(problem: CameraProblem) -> tuple[int, int]:
+    """Shots and ways of the first setting."""
+    ways, shots = problem.settings()[0]
+    return shots, ways
+
+
+def _first_camera(problem: CameraProblem, early: bool) -> Tasks:
+    shots, ways = _fewest(problem)
+    left = len(problem.validation[0] if early else problem.held_out[0]) - shots * ways
+    return problem.camera_source(early, ways, shots, min(SHOWN_QUERIES, left)).sample(1, generator())
+
+
+def _restoring(learners: dict[str, Learner]) -> "dict[str, RestoringLearner | Matching]":
+    """The methods that restore pictures: matching by hand first, then the one that the run is about."""
+    found = {name: learner for name, learner in learners.items() if isinstance(learner, RestoringLearner | Matching)}
+    return {name: found[name] for name in ("matching", next(iter(learners))) if name in found}
+
+
+def _square(pictures: Tensor) -> Tensor:
+    """Give pixels their places."""
+    side = int(pictures.shape[-1] ** 0.5)
+    return pictures.float().unflatten(-1, (side, side))
+
+
+def _to_grey(x: Tensor) -> Tensor:
+    """Spread what a camera sends over the greys, as a screen would that knows nothing of its wires."""
+    low, high = x.min(), x.max()
+    return (x - low) / (high - low)

@@ -1,0 +1,133 @@
+"""A labelled support set becomes what it says of each of its inputs, for hypernetworks that write input by input."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from weightloom.errors import ConfigError, ShapeError
+
+RELATIONS = 2
+"""How many relations `input_statistics` gives."""
+
+
+class InputStatistics(NamedTuple):
+    """What a support set says of each input, as sensors or wires are, and how inputs go together."""
+
+    tokens: Float[Tensor, "tasks inputs statistics"]
+    """Statistics of each standardised input; `statistics_of` tells how many."""
+    relations: Float[Tensor, "tasks relations inputs inputs"]
+    """Squared and signed correlations, each row divided by the sum of its sizes."""
+    mean: Float[Tensor, "tasks inputs"]
+    """Mean of each input, zero where a support set is empty."""
+    scale: Float[Tensor, "tasks inputs"]
+    """Standard deviation of each input, kept from zero."""
+
+
+def statistics_of(classes: int, quantiles: int = 8) -> int:
+    """Count the statistics of an input: the ``condition_dim`` of a hypernetwork that reads them.
+
+    Example:
+        >>> statistics_of(classes=10)
+        30
+    """
+    return 2 * classes + quantiles + 2
+
+
+def input_statistics(
+    support_x: Float[Tensor, "tasks support inputs"],
+    support_y: Int[Tensor, "tasks support"],
+    support_mask: Bool[Tensor, "tasks support"] | None = None,
+    *,
+    classes: int,
+    quantiles: int = 8,
+    least_spread: float = 0.1,
+) -> InputStatistics:
+    """Standardise every input by the support set, then describe it and its relations to the others.
+
+    Of each input: its mean in each class, which classes are there, the logarithm of its spread over the median spread,
+    ``quantiles`` of its values from the least to the greatest, and 1 / shots. Permute the inputs, and all that is
+    returned is permuted alike; give an input another gain or offset, and only its spread changes, and what standardises
+    it. The order of the support points does not matter.
+
+    Args:
+        support_x: Inputs.
+        support_y: Labels, from 0 to ``classes - 1``; a negative one is not known.
+        support_mask: True where a point is there. None means that all are.
+        classes: How many classes there are in all.
+        quantiles: How many order statistics of each input.
+        least_spread: A spread is kept from zero by this share of the median spread, since an input that never changed
+            may change yet.
+
+    Raises:
+        ShapeError: If a label is not below ``classes``, or the arguments do not fit together.
+        ConfigError: If ``classes`` or ``quantiles`` is below 1, or ``least_spread`` is not positive.
+
+    Example:
+        >>> known = input_statistics(torch.randn(5, 20, 64), torch.arange(20).expand(5, -1) % 10, classes=10)
+        >>> known.tokens.shape, known.relations.shape, known.scale.shape
+        (torch.Size([5, 64, 30]), torch.Size([5, 2, 64, 64]), torch.Size([5, 64]))
+    """
+    _check(support_x, support_y, support_mask, classes, quantiles, least_spread)
+    there = torch.ones_like(support_y, dtype=torch.bool) if support_mask is None else support_mask
+    weight = there[..., None].to(support_x.dtype)
+    support_x = support_x.masked_fill(~there[..., None], 0.0)
+    shots = weight.sum(1)
+    mean = support_x.sum(1) / shots.clamp(min=1)
+    centred = (support_x - mean[:, None]) * weight
+    spread = (centred.square().sum(1) / shots.clamp(min=1)).sqrt()
+    middle = spread.median(1, keepdim=True).values
+    middle = torch.where(middle > 0, middle, spread.mean(1, keepdim=True))
+    middle = torch.where(middle > 0, middle, 1.0)  # nothing ever changed
+    scale = (spread.square() + (least_spread * middle).square()).sqrt()
+    values = centred / scale[:, None]
+
+    known = there & (support_y >= 0)
+    member = one_hot(support_y.clamp(min=0), classes).to(values.dtype) * known[..., None]
+    count = member.sum(1)
+    class_mean = values.mT @ member / count.clamp(min=1)[:, None]
+    tasks, _, inputs = values.shape
+    tokens = [
+        class_mean,
+        (count > 0).to(values.dtype)[:, None].expand(-1, inputs, -1),
+        (spread / middle + 1e-3).log()[..., None],
+        _order_statistics(values, there, quantiles),
+        (1 / shots.clamp(min=1))[:, None].expand(tasks, inputs, 1),
+    ]
+    correlation = values.mT @ values / shots.clamp(min=1)[..., None]
+    relations = torch.stack([correlation.square(), correlation], dim=1)
+    relations = relations / (relations.abs().sum(3, keepdim=True) + 1e-3)
+    return InputStatistics(torch.cat(tokens, dim=2), relations, mean, scale)
+
+
+def _order_statistics(values: Tensor, there: Tensor, count: int) -> Tensor:
+    """Quantiles of each input at equal steps from the least to the greatest, (tasks, inputs, count)."""
+    ordered = values.masked_fill(~there[..., None], torch.inf).sort(1).values
+    last = (there.sum(1, keepdim=True) - 1).clamp(min=0)
+    place = torch.linspace(0, 1, count, dtype=values.dtype, device=values.device) * last
+    low = place.floor().long()
+    high = (low + 1).minimum(last)
+    picked = [ordered.gather(1, at[..., None].expand(-1, -1, values.shape[2])) for at in (low, high)]
+    quantiles = picked[0].lerp(picked[1], (place - low)[..., None])
+    return quantiles.masked_fill(~there.any(1)[:, None, None], 0.0).mT
+
+
+def _check(x: Tensor, y: Tensor, mask: Tensor | None, classes: int, quantiles: int, least_spread: float) -> None:
+    if classes < 1 or quantiles < 1 or not least_spread > 0:
+        raise ConfigError(
+            f"`classes={classes}`, `quantiles={quantiles}`, `least_spread={least_spread}`. The first two count what is "
+            "there, the third keeps a division from zero. Pass 1 or more of each, and a positive share as in 0.1."
+        )
+    if x.ndim != 3 or x.shape[:2] != y.shape or (mask is not None and mask.shape != y.shape):
+        of_mask = "" if mask is None else f", `support_mask` {tuple(mask.shape)}"
+        raise ShapeError(
+            f"`support_x` has shape {tuple(x.shape)}, `support_y` {tuple(y.shape)}{of_mask}. They are "
+            "(tasks, support, inputs) and (tasks, support). Flatten what has more axes with `x.flatten(2)`."
+        )
+    if y.numel() and int(y.max()) >= classes:
+        raise ShapeError(
+            f"A label is {int(y.max())} but `classes={classes}`. Labels are numbers from 0 to classes - 1, or negative "
+            f"where they are not known. Pass `classes={int(y.max()) + 1}`, or relabel."
+        )
