@@ -3,11 +3,12 @@ PY    ?= python3
 TORCH ?= torch==2.13.0
 V     := .venv
 B     := $(V)/bin
+RUN   ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 .PHONY: demo test check docs constraints clean
 
 demo: $(V)/.ready
-	$(B)/weightloom fewshot --data sinusoid
-	$(B)/weightloom fewshot
+	$(B)/weightloom fewshot --run $(RUN)
+	$(B)/weightloom export $(RUN) --task 0
 
 test: $(V)/.ready
 	$(B)/python -m pytest -n auto --maxprocesses 4

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from weightloom.report.scores import best_of, overlap, score_text, time_text
+from weightloom.report.scores import best_of, competes, overlap, score_text, time_text
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
@@ -297,7 +297,7 @@ def _key(records: dict[str, Record]) -> str:
 
 def _paired(gaps: dict[str, Score]) -> str:
     """Return differences on the same tasks, run by run, which see finer than two intervals side by side."""
-    kept = {name: gap for name, gap in gaps.items() if "control" not in name}
+    kept = {name: gap for name, gap in gaps.items() if competes(name)}
     over = next((gap["over"] for gap in kept.values() if "over" in gap), "runs")
     lines = [f"| {name} | {gap['mean']:+.4f} ± {gap['ci95']:.4f} |" for name, gap in kept.items()]
     return "\n".join([f"| paired difference, over {over} | mean |", "|---|--:|", *lines]) if lines else ""
@@ -400,7 +400,7 @@ def _numeric(score: Score) -> Score:
 
 
 def _is_control(score: Score) -> bool:
-    return "control" in score["method"]
+    return not competes(score["method"])
 
 
 if __name__ == "__main__":

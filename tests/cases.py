@@ -18,6 +18,7 @@ from weightloom.conditions import DeepSets, GridEncoder, SupportAttention
 from weightloom.forms import Chunked, FiLM, Full, LowRank, RowScale, Template
 from weightloom.hypernets import (
     ChunkedHyperNetwork,
+    EquivariantHyperNetwork,
     GraphHyperNetwork,
     HeadHyperNetwork,
     MLPHyperNetwork,
@@ -390,6 +391,10 @@ def token_vectors(tasks):
     return (torch.randn(tasks, 3, 4, dtype=torch.float64),)
 
 
+def related_token_vectors(tasks):
+    return torch.randn(tasks, 3, 4, dtype=torch.float64), torch.randn(tasks, 2, 3, 3, dtype=torch.float64)
+
+
 def tiny_transformer(base, **options):
     return TransformerHyperNetwork(base, 4, slice_size=7, width=8, heads=2, **options)
 
@@ -425,6 +430,10 @@ HYPERNETWORKS = bank(
     graph_low_rank=Hyper(lambda: tiny_graph([conv(), mlp([5, 6, 4])], form=LowRank(2), rounds=0), vectors),
     graph_scalar=Hyper(lambda: tiny_graph(TwoInputsTwoOutputs()), vectors),
     mlp_of_templates=Hyper(lambda: MLPHyperNetwork(mlp([5, 6, 3]), 4, form=Template(2)), vectors),
+    equivariant=Hyper(lambda: EquivariantHyperNetwork("0", 6, 4, width=8, heads=2), token_vectors),
+    equivariant_assigned=Hyper(
+        lambda: EquivariantHyperNetwork("", 2, 4, relations=2, width=8, heads=2, rounds=3), related_token_vectors
+    ),
     head=Hyper(HeadHyperNetwork, labelled),
 )
 

@@ -303,6 +303,6 @@ def test_a_condition_of_another_device_or_dtype_is_refused_and_the_advice_works(
     network, condition = hyper.moved(), hyper.condition(TASKS)
     for other in (condition[0].float(), condition[0].to("meta")):
         with pytest.raises(ConfigError, match=r"`condition` is torch\.float.* but this hypernetwork is") as caught:
-            network(other)
+            network(other, *condition[1:])
     advice = re.search(r"Pass `(condition\.to\(.*?\))`", str(caught.value)).group(1)
-    assert network(eval(advice, {"condition": condition[0].float(), "torch": torch}))
+    assert network(eval(advice, {"condition": condition[0].float(), "torch": torch}), *condition[1:])

@@ -206,6 +206,7 @@ def export(words: list[str]) -> int:
     folder = command.out or command.run / "export" / Path(command.task).stem
     facts = export_network(command.run, command.task, folder, command.shots)
     print(f"{facts['task']}: {folder}/network.safetensors, network.json, network.pt2")
+    print(f"loaded again by torch alone: equal to the run within {facts['largest_difference']:.0e}")
     return 0
 
 
@@ -304,6 +305,10 @@ def _told(outcome: Any, run: Path, name: str, print_table: Callable[[list[dict[s
         print(f"stopped by {outcome.name}; type `weightloom {name} --resume {run}` to go on", file=sys.stderr)
         return 128 + int(outcome)
     print_table(outcome["scores"])
+    if "many" in outcome:
+        from weightloom.apps.fewshot.many import in_words
+
+        print(in_words(outcome["many"]))
     print(f"report: {run / 'report.html'}")
     return 0
 

@@ -23,8 +23,8 @@ class EquivariantHyperNetwork(HyperNetwork):
     (rounds of Sinkhorn's normalisation, columns last). θ = amplitude ⊙ (P⁺ - P⁻), the amplitude of an output being
     learned. It suits inputs that are the outputs in another order; where each input is a blend of many, leave it out.
 
-    The last layer starts at zero, so at step 0 every task gets a weight of zeros, and the outputs are the bias, which
-    is learned and the same for all tasks.
+    At step 0 the weight of every task is zero, or with ``rounds`` nearly so, all shares being nearly alike. The outputs
+    are then the bias, which is learned and the same for all tasks.
 
     Args:
         layer: Name of the linear layer in the base network; ``""`` if the base is that layer.
@@ -75,8 +75,9 @@ class EquivariantHyperNetwork(HyperNetwork):
         self.read = nn.Linear(condition_dim, width)
         self.blocks = nn.ModuleList(_Block(width, heads, relations) for _ in range(layers))
         last = nn.Linear(2 * width, 2 * outputs if rounds else outputs)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        if not rounds:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
         self.writer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), last)
         self.amplitude = nn.Parameter(torch.full((outputs,), 0.25)) if rounds else None
         self.bias = nn.Parameter(torch.zeros(outputs))
@@ -97,7 +98,7 @@ class EquivariantHyperNetwork(HyperNetwork):
             ShapeError: If the condition is not of the width, or there are not as many relations, as this hypernetwork
                 was built for.
         """
-        written = self.writer(self.features(condition, relations))
+        written = self.writer(self.features(condition, relations)).to(self.bias.dtype)  # whole, under autocast too
         prefix = f"{self.layer}." if self.layer else ""
         weight = written.mT if self.amplitude is None else self.amplitude[:, None] * assignment(written, self.rounds)
         return {f"{prefix}weight": weight, f"{prefix}bias": self.bias.expand(len(condition), -1)}

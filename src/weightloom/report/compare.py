@@ -6,7 +6,7 @@ from typing import Any
 
 from weightloom.report.figures import GREY, Figure, Key, as_json, mark, plain_layout
 from weightloom.report.run import Facts, Run
-from weightloom.report.scores import SCORE_NAMES, by_setting, score_text, time_text
+from weightloom.report.scores import SCORE_NAMES, by_setting, competes, score_text, time_text
 
 BAND = 0.16
 """Opacity of a 95 % band."""
@@ -62,7 +62,7 @@ def time_ticks(times_s: list[float]) -> list[float]:
 
 def _methods(scores: list[Facts]) -> list[str]:
     """All methods in the order of the record, controls left out."""
-    return [name for name in dict.fromkeys(row["method"] for row in scores) if "control" not in name]
+    return [name for name in dict.fromkeys(row["method"] for row in scores) if competes(name)]
 
 
 def _lines(lines: dict[str, list[Facts]], name: str, title: str) -> Figure:

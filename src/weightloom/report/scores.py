@@ -27,10 +27,21 @@ def rows_by_setting(scores: list[Facts]) -> dict[str, list[Row]]:
     return {setting: [_row(score, best_of(group)) for score in group] for setting, group in by_setting(scores).items()}
 
 
+def competes(method: str) -> bool:
+    """Say whether a row is of a method, and not of a control or a ceiling that methods are held against.
+
+    Example:
+        >>> competes("protonet"), competes("shuffled (control)"), competes("uncrossed (ceiling)")
+        (True, False, False)
+    """
+    return not method.endswith(("(control)", "(ceiling)"))
+
+
 def best_of(scores: list[Facts]) -> Facts:
-    """Return the score with the best mean; one that is not a number never wins."""
+    """Return the score with the best mean of those that compete; one that is not a number never wins."""
     sign = 1 if scores[0].get("better") == "lower" else -1
-    return min(scores, key=lambda score: (math.isnan(score["mean"]), sign * score["mean"]))
+    competing = [score for score in scores if competes(str(score.get("method", "")))] or scores
+    return min(competing, key=lambda score: (math.isnan(score["mean"]), sign * score["mean"]))
 
 
 def overlap(one: Facts, other: Facts) -> bool:
@@ -120,7 +131,7 @@ def _row(score: Facts, best: Facts) -> Row:
         f1=score_text(also["f1"]) if "f1" in also else "",
         adapt_time=time_text(score.get("adapt_time_s")),
         tasks=f"{score['tasks']:,}",
-        best=overlap(score, best),
+        best=competes(score["method"]) and overlap(score, best),
     )
 
 
@@ -133,7 +144,7 @@ def _compare(scores: list[Facts], method: str) -> str:
         f"{'with classes ' if ours['name'] == 'accuracy' else ''}{unseen}, "
         f"{_called(ours)} reached {score_text(ours)} {what}"
     )
-    others = [score for score in scores if score is not ours and "control" not in score["method"]]
+    others = [score for score in scores if score is not ours and competes(score["method"])]
     rivals = [score for score in others if not math.isnan(score["mean"])]
     if not rivals:
         return f"{reached}."

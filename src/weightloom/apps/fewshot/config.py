@@ -12,7 +12,7 @@ from weightloom.errors import ConfigError, nearest
 class FewShotConfig:
     """One few-shot run. Every field is also a command-line flag of the same name."""
 
-    data: str = "digits"
+    data: str = "cameras"
     """What to learn: a name from `weightloom list`, a folder of pictures, or a .csv file with a column `task`."""
     method: str = "hypernetwork"
     """The method that the report is about: a name from `weightloom list`, or your own as `module:Class`."""
@@ -25,7 +25,7 @@ class FewShotConfig:
     uneven_shots: bool = False
     """Judge on tasks whose classes have unequal shots, from 1 to each of `--shots`."""
     queries: int | None = None
-    """Query points per class (per task in a regression). None: what suits the data."""
+    """Query points per class (per task of curves, pictures or cameras). None: what suits the data."""
     train_ways: int | None = None
     """Classes per task in meta-training. None: what suits the data."""
     split: int = 0

@@ -58,8 +58,11 @@ def export_network(run: Path, task: str, folder: Path, shots: int | None = None)
         **about,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "network.safetensors", net.state_dict(), facts)
     _save_program(net, sample, folder / "network.pt2")
+    with torch.no_grad():
+        again = torch.export.load(folder / "network.pt2").module()(sample)
+        facts["largest_difference"] = float((again - learner.predict(params, sample[None])[0]).abs().max())
+    save_tensors(folder / "network.safetensors", net.state_dict(), facts)
     write_atomically(folder / "network.json", json.dumps(facts, indent=1) + "\n")
     return facts
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -81,6 +82,7 @@ def judge(
     ways: int | None = None,
     shuffled: bool = False,
     at_once: int | None = None,
+    seen: Callable[[Tasks], Tasks] | None = None,
 ) -> Scores:
     """Adapt to ``tasks`` new tasks, predict their query sets, score each task.
 
@@ -92,6 +94,7 @@ def judge(
         ways: Classes per task; None is the config's first.
         shuffled: Give every task the support set of another: a control that must fall to chance.
         at_once: Tasks per pass; None is what suits the problem.
+        seen: What the method is given in the place of the tasks drawn, as for a ceiling; None: the tasks.
     """
     learner.eval()
     labels = problem.kind == "classification"
@@ -102,6 +105,7 @@ def judge(
     for first in range(0, tasks, at_once):
         count = min(at_once, tasks - first)
         drawn = draw_test_tasks(problem, shots, max(2, count) if shuffled else count, first, ways)
+        drawn = drawn if seen is None else seen(drawn)
         torch.manual_seed(TEST_SEED + first)  # for methods that start from a random network
         support = Support.of(drawn)
         if shuffled:

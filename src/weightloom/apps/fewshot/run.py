@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import Scores, failed_row, judge
 from weightloom.apps.fewshot.learner import Learner
+from weightloom.apps.fewshot.many import time_many
 from weightloom.apps.fewshot.problems import Problem, problem_of
 from weightloom.apps.fewshot.show import write_showcase
 from weightloom.apps.folder import prepare_folder, read_config
@@ -114,6 +115,8 @@ def run_fewshot(
             ]
         ),
     }
+    if problem.many:
+        record["many"] = time_many(learners[config.method], problem, problem.many)
     record["version"], record["commit"] = record["cost"].pop("weightloom"), record["cost"].pop("commit")
     write_showcase(run, learners, problem)
     write_record(run / "record.json", record)
@@ -179,6 +182,7 @@ def score_all(learners: dict[str, Learner], problem: Problem, config: FewShotCon
     """
     rows: list[dict[str, Any]] = []
     assert config.test_tasks
+    yardsticks = problem.yardsticks()
     for ways, shots in problem.settings():
         setting = problem.setting(shots, ways)
         ours: Scores | None = None
@@ -193,6 +197,8 @@ def score_all(learners: dict[str, Learner], problem: Problem, config: FewShotCon
         if learners[config.method].ways in (None, ways):
             control = judge(learners[config.method], problem, shots, config.test_tasks, ways, shuffled=True)
             rows.append(control.row(CONTROL, setting))
+        for name, (yardstick, seen) in yardsticks.items():
+            rows.append(judge(yardstick, problem, shots, config.test_tasks, ways, seen=seen).row(name, setting))
     return rows
 
 

@@ -1,13 +1,20 @@
 """The table that a few-shot run prints."""
 
 import math
+from textwrap import fill
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from weightloom.report.scores import time_text
+from weightloom.report.scores import best_of, competes, time_text
+
+
+HEADING = 11
+"""Letters of a line of a heading."""
+MOST_BLOCKS = 2
+"""Settings that are printed one below the other; more stand side by side."""
 
 
 def print_table(scores: list[dict[str, Any]]) -> None:
@@ -16,6 +23,9 @@ def print_table(scores: list[dict[str, Any]]) -> None:
     Args:
         scores: As in a record.
     """
+    if len({row["setting"] for row in scores}) > MOST_BLOCKS:
+        _print_wide(scores)
+        return
     name = scores[0]["name"]
     digits = 4 if name == "mse" else 3
     others = [other for other in scores[0]["also"] if other == "f1"]  # the record holds them all
@@ -36,4 +46,28 @@ def print_table(scores: list[dict[str, Any]]) -> None:
             time_text(row["adapt_time_s"]),
             end_section=number + 1 == len(scores) or scores[number + 1]["setting"] != row["setting"],
         )
+    Console().print(table)
+
+
+def _print_wide(scores: list[dict[str, Any]]) -> None:
+    """Print one row per method and one column per setting; the best is bold, controls and ceilings come last."""
+    digits = 4 if scores[0]["name"] == "mse" else 3
+    settings, methods = (list(dict.fromkeys(row[key] for row in scores)) for key in ("setting", "method"))
+    at = {(row["method"], row["setting"]): row for row in scores}
+    best = {setting: best_of([at[m, setting] for m in methods if (m, setting) in at]) for setting in settings}
+    title = f"{scores[0]['name']} over {scores[0]['tasks']:,} tasks never seen in training, ± 95 %"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("method", no_wrap=True)
+    for column in (*settings, "adapts in"):
+        table.add_column(fill(column, HEADING), justify="right", no_wrap=True)
+    for number, method in enumerate(methods):
+        cells = []
+        for setting in settings:
+            row = at.get((method, setting))
+            text = "" if row is None else "failed" if math.isnan(row["mean"]) else f"{row['mean']:.{digits}f}"
+            text += f" ±{row['ci95']:.{digits}f}".replace("±0.", "±.") if row and not math.isnan(row["mean"]) else ""
+            cells.append(f"[bold]{text}[/bold]" if row is best[setting] else text)
+        times = [at[method, setting]["adapt_time_s"] for setting in settings if (method, setting) in at]
+        last = number + 1 < len(methods) and competes(method) and not competes(methods[number + 1])
+        table.add_row(method, *cells, time_text(times[0]), end_section=last)
     Console().print(table)

@@ -68,7 +68,13 @@ class InContext(Learner):
         known = input_statistics(support.x, support.y, support.mask, classes=self.base.classes)
         values = (support.x - known.mean[:, None]) / known.scale[:, None]
         labels = one_hot(support.y.clamp(min=0), self.base.classes).to(values.dtype) * (support.y >= 0)[..., None]
-        return {"support_x": values, "support_y": labels, "mask": support.mask, "mean": known.mean, "scale": known.scale}
+        return {
+            "support_x": values,
+            "support_y": labels,
+            "mask": support.mask,
+            "mean": known.mean,
+            "scale": known.scale,
+        }
 
     def predict(self, params: Params, x: Tensor) -> Tensor:
         """Read support and queries of all tasks in one pass."""

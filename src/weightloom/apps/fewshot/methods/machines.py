@@ -1,5 +1,4 @@
-"""scikit-learn's classifiers as modules: fitted to a support set, or once to training pictures; nothing is learned of
-how to learn."""
+"""scikit-learn's classifiers as modules, fitted to each support set alone, or once to training pictures."""
 
 from typing import Any
 
@@ -104,6 +103,32 @@ def machine_of(x: Tensor, y: Tensor, classes: int, penalty: float, gamma: float)
     return machine
 
 
+class TrainingMachine(Learner):
+    """A machine fitted once to training pictures: it reads what no camera stands before, and no support set.
+
+    Args:
+        images: Training pictures, (images, inputs).
+        labels: Their classes.
+        penalty: C of the machine.
+        gamma: Of the kernel.
+    """
+
+    trained = False
+
+    def __init__(self, images: Tensor, labels: Tensor, penalty: float = 10.0, gamma: float = 0.05) -> None:
+        super().__init__()
+        self.base = machine_of(images, labels, int(labels.max()) + 1, penalty, gamma)
+
+    def adapt(self, support: Support) -> Params:
+        """Nothing is of a task."""
+        return {}
+
+    def predict(self, params: Params, x: Tensor) -> Tensor:
+        """Read the pictures of all tasks."""
+        logits: Tensor = self.base(x)
+        return logits
+
+
 class SupportLearner(Learner):
     """What methods have in common that are fitted to each support set alone, its inputs standardised.
 
@@ -176,7 +201,7 @@ class SupportSVM(SupportLearner):
         gamma: Of the kernel, times the width of an input.
     """
 
-    def __init__(self, inputs: int, classes: int, penalty: float = 10.0, gamma: float = 0.5) -> None:
+    def __init__(self, inputs: int, classes: int, penalty: float = 10.0, gamma: float = 0.1) -> None:
         super().__init__(classes)
         self.penalty, self.gamma = penalty, gamma / inputs
         self.base = nn.Sequential(Standardise(inputs), KernelMachine(1, inputs, classes, self.gamma))

@@ -14,7 +14,7 @@ from weightloom.tasks import TaskSource
 
 ROUNDS = 30
 """Of Sinkhorn's normalisation."""
-TAUGHT_TASKS, TAUGHT_SEED = 200, 1 << 39
+TAUGHT_TASKS, TAUGHT_SEED = 400, 1 << 39
 """Training cameras on whose restored pictures a reader is taught, and where they come from."""
 
 
@@ -49,8 +49,8 @@ class Matching(Learner):
         labels: Tensor,
         sharpness: float = 4.0,
         noise: float = 0.03,
-        penalty: float = 10.0,
-        gamma: float = 0.05,
+        penalty: float = 1.0,
+        gamma: float = 0.2,
         taught: list[TaskSource] | None = None,
     ) -> None:
         super().__init__()
@@ -83,7 +83,9 @@ class Matching(Learner):
         noise = self.class_variance / spread[:, None].square() / shots[..., None].clamp(min=1) + self.noise
         scores = []
         for sign in (1.0, -1.0):
-            miss = (sign * wire[..., None] - pixel[:, None]).square() / noise[:, None]  # (tasks, wires, classes, pixels)
+            miss = (sign * wire[..., None] - pixel[:, None]).square() / noise[
+                :, None
+            ]  # (tasks, wires, classes, pixels)
             scores.append(-0.5 * ((miss + noise[:, None].log()) * shown[:, None, :, None]).sum(2))
         share = assignment(self.sharpness * torch.cat(scores, dim=2), ROUNDS)
         params = {"0.weight": spread[..., None] * share, "0.bias": mean}

@@ -5,19 +5,20 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.methods.in_context import ContextReader, InContext
 from weightloom.apps.fewshot.methods.inputs import CLASSES, CodeInputs, CodeReader, HyperInputs, SharedInputs
-from weightloom.apps.fewshot.methods.machines import SupportLogistic, SupportNearest, SupportSVM, machine_of
+from weightloom.apps.fewshot.methods.machines import SupportLogistic, SupportNearest, SupportSVM, TrainingMachine
 from weightloom.apps.fewshot.methods.matching import Matching
 from weightloom.apps.fewshot.presets import PRESETS
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
 from weightloom.errors import ConfigError
 from weightloom.networks import mlp
-from weightloom.tasks import CameraTasks, Jitter, TaskSource, load_digit_images
+from weightloom.tasks import CameraTasks, Jitter, Tasks, TaskSource, load_digit_images
 
 TRAIN, VALIDATION = 1097, 200
 """Pictures of meta-training and of validation; the 500 that follow, of other writers, are judged on."""
@@ -35,6 +36,7 @@ class CameraProblem(Problem):
 
     kind = "classification"
     at_once = 50
+    many = 1000
 
     def __init__(self, config: FewShotConfig) -> None:
         self.config = config
@@ -115,6 +117,22 @@ class CameraProblem(Problem):
             "svm": lambda: SupportSVM(PIXELS, CLASSES),
         }
 
+    def yardsticks(self) -> dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]]:
+        """The method of the run as it starts, and what can be read of pictures that no camera crossed."""
+        pictures, labels = self.train
+        torch.manual_seed(self.config.seed)
+        untrained = self.learner(self.config.method)
+        rows: dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]] = {}
+        if untrained.trained:
+            rows["untrained (control)"] = untrained, None
+        rows["uncrossed (ceiling)"] = TrainingMachine(pictures.flatten(1).float() / 255, labels), uncrossed
+        return rows
+
     def setting(self, shots: int, ways: int) -> str:
         """How many pictures of how many digits."""
         return f"{self.up_to(shots)} of each of {ways}"
+
+
+def uncrossed(tasks: Tasks) -> Tasks:
+    """The same tasks, as a camera without a fault would have sent their queries."""
+    return tasks._replace(query_x=tasks.hidden)

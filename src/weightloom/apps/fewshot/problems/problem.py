@@ -27,6 +27,8 @@ class Problem(ABC):
     """What a person should know of the data before it goes on, such as files that were skipped."""
     at_once: int
     """How many tasks are judged in one pass."""
+    many: int = 0
+    """How many tasks are adapted to at the end of a run to see how long that takes; 0: it is not looked at."""
 
     @abstractmethod
     def train_source(self, learner: Learner | None = None) -> TaskSource:
@@ -51,6 +53,14 @@ class Problem(ABC):
     @abstractmethod
     def methods(self) -> dict[str, Callable[[], Learner]]:
         """What builds each method that solves these tasks, newly initialised, with settings that suit them."""
+
+    def yardsticks(self) -> dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]]:
+        """Rows that no method competes for, such as a ceiling, by their names: what is judged, and what it is given.
+
+        Names end in ``(control)`` or ``(ceiling)``. What is given are the tasks drawn where there is no function that
+        makes others of them.
+        """
+        return {}
 
     @abstractmethod
     def setting(self, shots: int, ways: int) -> str:
