@@ -4,15 +4,25 @@
 
 Every other flag is one of `weightloom fewshot`. Runs go below ``runs/bench``; a run that is there already is resumed,
 so a benchmark that was stopped goes on where it was. The record holds every run; nothing that failed is left out.
+
+With ``--sweep RATE ...`` every trained method is first trained alone at each of these learning rates and judged on
+validation tasks, and runs at the one whose mean score is best; the record holds the scores.
 """
 
 import argparse
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 
+import tyro
+from tyro.conf import OmitArgPrefixes
+
+from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.problems import problem_of
+from weightloom.apps.fewshot.run import run_fewshot
 from weightloom.cli import main
 from weightloom.records import environment, read_record, summary_over_seeds, write_record
 
@@ -20,6 +30,9 @@ from weightloom.records import environment, read_record, summary_over_seeds, wri
 def run_all(known: argparse.Namespace, flags: list[str]) -> None:
     """Run every split and seed; where there are several splits, a seed's score is the mean over them."""
     record, runs = known.record, {}
+    swept = sweep(known, flags) if known.sweep else {}
+    if swept:
+        flags = [*flags, "--rates", *(f"{method}={best(swept[method])}" for method in swept)]
     for split in known.splits:
         for seed in known.seeds:
             folder = Path("runs/bench") / record.stem / f"split{split}-seed{seed}"
@@ -44,6 +57,8 @@ def run_all(known: argparse.Namespace, flags: list[str]) -> None:
             "config": {**first["config"], "splits": known.splits, "seeds": known.seeds},
             "scores": rows,
             "paired": paired(rows, first),
+            **({"sweep": swept} if swept else {}),
+            **({"many": first["many"]} if "many" in first else {}),
             "cost": {
                 "train_wall_time_s": seconds,
                 "wall_time_s": sum(run["cost"]["wall_time_s"] for run in runs.values()),
@@ -55,6 +70,38 @@ def run_all(known: argparse.Namespace, flags: list[str]) -> None:
             "notes": " ".join([*([known.notes] if known.notes else []), *dict.fromkeys(failures)]),
         },
     )
+
+
+def sweep(known: argparse.Namespace, flags: list[str]) -> dict[str, dict[str, float]]:
+    """Train every trained method alone at each rate; its mean score on validation tasks over all settings.
+
+    A further process may sweep some of the methods beforehand, by ``--sweep-only``.
+    """
+    config = replace(_config_of(["--data", known.data, *flags]), seed=known.seeds[0], held_out="validation")
+    problem, swept = problem_of(config.resolved()), {}
+    for method in config.resolved().methods:
+        if not problem.learner(method).trained or (known.sweep_only and method not in known.sweep_only):
+            continue
+        for rate in known.sweep:
+            folder = Path("runs/bench") / known.record.stem / f"sweep-{method}-{rate}"
+            if not (folder / "record.json").exists():
+                alone = replace(config, method=method, comparators=(), outer_lr=rate, rates=())
+                run_fewshot(alone, folder, resume=(folder / "config.json").exists(), quiet=True)
+            rows = [row for row in read_record(folder / "record.json")["scores"] if row["method"] == method]
+            swept.setdefault(method, {})[str(rate)] = mean(row["mean"] for row in rows)
+            print(f"{method} at {rate}: {swept[method][str(rate)]:.4f} on validation tasks", flush=True)
+    if known.sweep_only:
+        raise SystemExit
+    return swept
+
+
+def best(scores: dict[str, float]) -> str:
+    """The rate of the highest score."""
+    return max(scores, key=scores.get)
+
+
+def _config_of(flags: list[str]) -> FewShotConfig:
+    return tyro.cli(FewShotConfig, args=[flag for flag in flags if flag != "--quiet"], config=(OmitArgPrefixes,))
 
 
 def summarise(runs: dict, known: argparse.Namespace, number: int) -> dict:
@@ -108,6 +155,8 @@ if __name__ == "__main__":
     parser.add_argument("--data", required=True)
     parser.add_argument("--splits", type=int, nargs="+", default=[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--sweep", type=float, nargs="+", help="learning rates to try on validation tasks")
+    parser.add_argument("--sweep-only", nargs="+", help="sweep these methods, then stop")
     parser.add_argument("--notes", default="")
     parser.add_argument("--value", default=None, help="a published value to stand beside ours")
     parser.add_argument("--source", default=None, help="authors, year, table of that value")

@@ -107,7 +107,7 @@ def test_a_run_never_writes_over_another(digits_run):
 def test_bad_options_leave_no_folder_behind(tmp_path):
     for bad in ({"ways": (9,)}, {"shots": (500,)}, {"split": 7}):
         with pytest.raises(ConfigError):
-            run_fewshot(FewShotConfig(**bad), tmp_path / "run", quiet=True)
+            run_fewshot(FewShotConfig(data="digits", **bad), tmp_path / "run", quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,12 +176,12 @@ def test_the_hypernetwork_learns_sinusoids_from_their_support_sets(tmp_path):
 @pytest.mark.parametrize("split", [0, 1, 2])
 @pytest.mark.parametrize("held_out", ["test", "validation"])
 def test_no_class_is_both_trained_on_and_held_out(split, held_out):
-    problem = problem_of(FewShotConfig(split=split, held_out=held_out).resolved())
+    problem = problem_of(FewShotConfig(data="digits", split=split, held_out=held_out).resolved())
     trained = {name.split("@")[0] for name in problem.train.names}
     assert trained.isdisjoint(problem.held_out.names)
     assert not any("@180" in name for name in problem.train.names)  # a 6 turned half around is a 9
     if held_out == "validation":
-        final = problem_of(FewShotConfig(split=split).resolved())
+        final = problem_of(FewShotConfig(data="digits", split=split).resolved())
         assert trained.isdisjoint(final.held_out.names)
         assert set(problem.held_out.names).isdisjoint(final.held_out.names)
 
@@ -264,7 +264,7 @@ class Mine(Learner):
 
 def test_a_method_of_ones_own_runs_beside_the_others(tmp_path):
     options = {"data": "digits", "steps": 2, "tasks": 2, "test_tasks": 20, "shots": (1,), "queries": 5}
-    config = FewShotConfig(method="test_apps_fewshot:Mine", comparators=("centroid",), **options)
+    config = FewShotConfig(data="digits", method="test_apps_fewshot:Mine", comparators=("centroid",), **options)
     record = run_fewshot(config, tmp_path / "run", quiet=True)
     mine, centroid, control = record["scores"]
     assert mine["method"] == "test_apps_fewshot:Mine" and mine["mean"] == centroid["mean"]
@@ -346,14 +346,14 @@ def test_a_method_that_fails_itself_ends_the_run(tmp_path):
 def test_a_method_that_is_none_is_refused_before_anything_is_written(tmp_path, method, words, monkeypatch):
     monkeypatch.setattr("json.loads", lambda problem: 3)
     with pytest.raises(ConfigError, match=words):
-        run_fewshot(FewShotConfig(method=method, comparators=(), steps=1), tmp_path / "run", quiet=True)
+        run_fewshot(FewShotConfig(data="digits", method=method, comparators=(), steps=1), tmp_path / "run", quiet=True)
 
 
 def test_a_method_that_does_not_fit_the_data_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"`--method cnp` does not go with `--data digits`"):
-        FewShotConfig(method="cnp")
+        FewShotConfig(data="digits", method="cnp")
     with pytest.raises(ConfigError, match="is `--method` too"):
-        FewShotConfig(comparators=("hypernetwork",))
+        FewShotConfig(data="digits", comparators=("hypernetwork",))
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_unequal_shots_and_several_ways_each_have_a_block_of_the_table(digits_ru
 
 
 def test_a_number_of_minutes_gives_every_method_as_many_steps_as_fit(tmp_path):
-    config = FewShotConfig(minutes=0.02, tasks=2, test_tasks=4, shots=(1,), comparators=("protonet",))
+    config = FewShotConfig(data="digits", minutes=0.02, tasks=2, test_tasks=4, shots=(1,), comparators=("protonet",))
     record = run_fewshot(config, tmp_path / "run", quiet=True)
     steps = [json.loads((tmp_path / "run" / where / "steps.json").read_text()) for where in (".", "protonet")]
     assert min(steps) > 1

@@ -26,7 +26,7 @@ from weightloom.apps.fewshot.methods.machines import (
 from weightloom.apps.fewshot.methods.matching import Matching
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.problems.cameras import SETTINGS, uncrossed
-from weightloom.apps.fewshot.run import load_run, run_fewshot
+from weightloom.apps.fewshot.run import run_fewshot
 from weightloom.apps.fewshot.table import print_table
 from weightloom.base import specialise
 from weightloom.errors import ConfigError
@@ -174,7 +174,7 @@ def test_every_trained_part_of_every_method_gets_a_gradient(problem, method):
     tasks = problem.train_source(learner).sample(3, torch.Generator().manual_seed(0))
     learner(tasks).mean().backward()
     for name, parameter in learner.named_parameters():
-        assert not parameter.requires_grad or parameter.grad is not None and parameter.grad.any(), name
+        assert not parameter.requires_grad or (parameter.grad is not None and parameter.grad.any()), name
 
 
 def test_the_ceiling_reads_pictures_without_a_camera_and_chance_is_a_tenth(problem):
@@ -258,7 +258,6 @@ def test_one_camera_is_exported_and_torch_alone_says_the_same(run, tmp_path):
     folder, _ = run
     facts = export_network(folder, "3", tmp_path / "camera")
     assert facts["input"] == ["batch", 64] and facts["largest_difference"] < 1e-5
-    config, problem, learners = load_run(folder)
     assert json.loads((tmp_path / "camera" / "network.json").read_text())["task"].endswith("1 of each of 10")
     program = torch.export.load(tmp_path / "camera" / "network.pt2").module()
     assert program(torch.randn(7, 64)).shape == (7, 10)

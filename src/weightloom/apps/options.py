@@ -46,3 +46,34 @@ def config_from(kind: type[Config], options: dict[str, Any], several: Collection
 def plain_options(config: Any) -> dict[str, Any]:
     """Return the options of a config as plain JSON values."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+def check_rates(rates: tuple[str, ...], running: tuple[str, ...]) -> None:
+    """Raise a `ConfigError` unless every text is a method that runs, ``=`` and a number above 0."""
+    for text in rates:
+        name, _, rate = text.partition("=")
+        if name not in running:
+            raise ConfigError(f"`--rates {text}` is of a method that is not in this run. {nearest(name, running)}")
+        if not is_positive(rate):
+            raise ConfigError(
+                f"`--rates {text}` has no learning rate. It is a method and a number above 0. "
+                f"Type `--rates {name}=0.001`."
+            )
+
+
+def rates_of(rates: tuple[str, ...]) -> dict[str, float]:
+    """Return the learning rates that were typed, by method.
+
+    Example:
+        >>> rates_of(("concat=0.001",))
+        {'concat': 0.001}
+    """
+    return {name: float(rate) for name, _, rate in (text.partition("=") for text in rates)}
+
+
+def is_positive(text: str) -> bool:
+    """Say whether a text is a finite number above 0."""
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False

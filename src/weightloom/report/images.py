@@ -117,7 +117,9 @@ def camera_rows(run: Run) -> list[Pictures]:
     for name, pictures in zip(facts["camera_rows"], run.tensors["camera_pictures"], strict=True):
         read = facts["camera_read"].get(name)
         words = facts["camera_digits"] if read is None else read
-        marks = ["" if read is None else " ✓" if a == b else " ✗" for a, b in zip(words, facts["camera_digits"])]
+        marks = [
+            "" if read is None else " ✓" if a == b else " ✗" for a, b in zip(words, facts["camera_digits"], strict=True)
+        ]
         titles = {"before the camera": "Before the camera", "sent": "What the camera sends"}
         title = titles.get(name, f"What {name} makes of it, and reads")
         captions = ["" if name == "sent" else f"{word}{mark}" for word, mark in zip(words, marks, strict=True)]

@@ -106,8 +106,8 @@ def _contexts(run: Run) -> dict[str, Section]:
 def _cameras(run: Run) -> Section:
     setting = (run.facts.get("cameras") or {}).get("camera_setting", "")
     explanation = (
-        f"The first camera that was drawn, shown {setting} digits beforehand, and the first picture of every digit: none "
-        "is chosen. The pictures are real, the fault is made: every wire is put in another place, half of them are "
+        f"The first camera that was drawn, shown {setting} digits beforehand, and the first picture of every digit: "
+        "none is chosen. The pictures are real, the fault is made: every wire is put in another place, half of them are "
         "negated, and each has its own gain and offset."
     )
     return Section("Through a camera with crossed wires", explanation, pictures=camera_rows(run))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from weightloom.apps.fewshot.presets import COMMON, FITS, PRESETS, data_kind
-from weightloom.apps.options import config_from, plain_options
+from weightloom.apps.options import check_rates, config_from, plain_options, rates_of
 from weightloom.errors import ConfigError, nearest
 
 
@@ -51,6 +51,8 @@ class FewShotConfig:
     """Tasks per step, over all processes. None: what suits the data."""
     outer_lr: float | None = None
     """Peak learning rate. None: what suits the data."""
+    rates: tuple[str, ...] = ()
+    """Peak learning rates of methods that another one suits, as in `cnp=0.003`."""
     clip_norm: float | None = None
     """Largest norm of the gradient. None: what suits the data."""
     weight_decay: float | None = None
@@ -121,6 +123,8 @@ class FewShotConfig:
                         f"`--{flag} {name}` does not go with `--data {self.data}`. A method must solve the same tasks. "
                         f"{nearest(name, FITS[kind])}"
                     )
+        running = (self.method, *(PRESETS[kind]["comparators"] if self.comparators is None else self.comparators))
+        check_rates(self.rates, running)
         if self.method in (self.comparators or ()):
             raise ConfigError(
                 f"`--comparators {self.method}` is `--method` too. Each method has one row. Leave one of them out."
@@ -135,6 +139,11 @@ class FewShotConfig:
     def methods(self) -> tuple[str, ...]:
         """All methods of the run, the one that the report is about first."""
         return (self.method, *(self.comparators or ()))
+
+    def rate_of(self, method: str) -> float:
+        """Return the peak learning rate of a method; the options must be resolved."""
+        assert self.outer_lr
+        return rates_of(self.rates).get(method, self.outer_lr)
 
     def resolved(self) -> "FewShotConfig":
         """Fill in what was left to the data."""
@@ -159,7 +168,7 @@ class FewShotConfig:
         Raises:
             ConfigError: If an option is unknown or of another type.
         """
-        return config_from(cls, options, ("ways", "shots", "comparators"), "fewshot")
+        return config_from(cls, options, ("ways", "shots", "comparators", "rates"), "fewshot")
 
 
 def processor_knows_bf16() -> bool:

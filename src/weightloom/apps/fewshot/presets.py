@@ -101,7 +101,7 @@ CAMERAS: dict[str, Any] = {
     "queries": 50,
     "steps": 4000,
     "tasks": 16,
-    "outer_lr": 3e-3,
+    "outer_lr": 6e-3,
     "test_tasks": 200,
     "comparators": ("matching-taught", "matching", "logistic", "nearest", "svm"),
 }

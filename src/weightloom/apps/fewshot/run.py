@@ -244,7 +244,7 @@ def _train(
     options = TrainOptions(
         steps=steps,
         tasks=config.tasks,
-        outer_lr=config.outer_lr,
+        outer_lr=config.rate_of(method),
         clip_norm=config.clip_norm,
         weight_decay=config.weight_decay or 0.0,
         average=config.average or 0.0,

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from weightloom.report.scores import best_of, competes, time_text
 
-
 HEADING = 11
 """Letters of a line of a heading."""
 MOST_BLOCKS = 2

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from weightloom.apps.options import config_from, plain_options
+from weightloom.apps.options import check_rates, config_from, plain_options, rates_of
 from weightloom.apps.rl.presets import OURS, RUNS, preset
 from weightloom.errors import ConfigError, nearest
 
@@ -122,15 +122,7 @@ class RLConfig:
                         f"learn by the same algorithm. {nearest(name, known)}"
                     )
         running = (self.method, *(fit["comparators"] if self.comparators is None else self.comparators))
-        for text in self.rates:
-            name, _, rate = text.partition("=")
-            if name not in running:
-                raise ConfigError(f"`--rates {text}` is of a method that is not in this run. {nearest(name, running)}")
-            if not _is_positive(rate):
-                raise ConfigError(
-                    f"`--rates {text}` has no learning rate. It is a method and a number above 0. "
-                    f"Type `--rates {name}=0.001`."
-                )
+        check_rates(self.rates, running)
         if self.method in (self.comparators or ()):
             raise ConfigError(
                 f"`--comparators {self.method}` is `--method` too. Each method has one row. Leave one of them out."
@@ -149,9 +141,8 @@ class RLConfig:
             >>> config.rate_of("hypernetwork"), config.rate_of("concat")
             (0.01, 0.001)
         """
-        typed = dict(text.split("=") for text in self.rates)
         assert self.learning_rate
-        return float(typed.get(method, self.learning_rate))
+        return rates_of(self.rates).get(method, self.learning_rate)
 
     def resolved(self) -> "RLConfig":
         """Fill in what was left to the environment."""
@@ -175,10 +166,3 @@ class RLConfig:
             ConfigError: If an option is unknown or of another type.
         """
         return config_from(cls, options, ("vary", "held_out", "comparators", "rates"), "rl")
-
-
-def _is_positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False

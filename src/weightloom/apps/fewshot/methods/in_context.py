@@ -48,7 +48,7 @@ class ContextReader(nn.Module):
 
 
 class InContext(Learner):
-    """A transformer in context: standardised pictures and their labels are its tokens, its answers come with no weights.
+    """A transformer in context: standardised pictures and their labels are its tokens, and no weights are written.
 
     Args:
         base: The transformer.

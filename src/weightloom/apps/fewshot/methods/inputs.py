@@ -68,8 +68,9 @@ class HyperInputs(RestoringLearner):
     def __init__(self, base: nn.Sequential, restore: float = 30.0, width: int = 64, rounds: int = 5) -> None:
         super().__init__(base, restore)
         base[0].requires_grad_(False)  # every task brings its own
+        outputs = len(base[0].get_parameter("weight"))
         self.hyper = EquivariantHyperNetwork(
-            "0", base[0].out_features, statistics_of(CLASSES), RELATIONS, width=width, rounds=rounds
+            "0", outputs, statistics_of(CLASSES), RELATIONS, width=width, rounds=rounds
         )
 
     def condition(self, support: Support) -> Tensor:
@@ -115,8 +116,9 @@ class CodeReader(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, code_dim: int, hidden: int = 128) -> None:
         super().__init__()
-        for name, shape in (("mean", (inputs,)), ("scale", (inputs,)), ("code", (inputs, code_dim))):
-            self.register_parameter(name, nn.Parameter(torch.ones(shape), requires_grad=False))
+        self.mean = nn.Parameter(torch.zeros(inputs), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(inputs), requires_grad=False)
+        self.code = nn.Parameter(torch.zeros(inputs, code_dim), requires_grad=False)
         self.of_value = nn.Parameter(torch.randn(hidden))
         self.of_code = nn.Linear(code_dim, hidden)
         self.mix = nn.Linear(hidden, hidden)

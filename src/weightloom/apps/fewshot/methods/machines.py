@@ -35,9 +35,9 @@ class KernelMachine(nn.Module):
         first, second = torch.triu_indices(classes, classes, 1)
         self.classes, self.gamma = classes, gamma
         self.register_buffer("pairs", torch.stack([first, second]), persistent=False)
-        sizes = {"points": (points, inputs), "duals": (len(first), points), "intercepts": (len(first),)}
-        for name, shape in sizes.items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape), requires_grad=False))
+        self.points = nn.Parameter(torch.zeros(points, inputs), requires_grad=False)
+        self.duals = nn.Parameter(torch.zeros(len(first), points), requires_grad=False)
+        self.intercepts = nn.Parameter(torch.zeros(len(first)), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Count the votes, (..., inputs) to (..., classes)."""

@@ -71,7 +71,7 @@ class CameraProblem(Problem):
         ways = (self.config.train_ways,) if self.config.train_ways else self.config.ways or ()
         return MixedTasks(
             [
-                self._source(self.train, each, shots, augment=Jitter(0.6))
+                self._source(self.train, each, shots, augment=Jitter(0.25))
                 for each, shots in product(ways, self.config.shots or ())
             ]
         )

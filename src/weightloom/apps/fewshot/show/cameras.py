@@ -38,7 +38,7 @@ def predicted(learners: dict[str, Learner], problem: CameraProblem, early: bool)
 
 
 def worst(learner: Learner, problem: CameraProblem, early: bool) -> Shown | str:
-    """The cameras read worst among many, from the fewest pictures: their first pictures, restored, and what was read."""
+    """The cameras read worst among many, from the fewest pictures: what was made of their first ones."""
     if not isinstance(learner, RestoringLearner):
         return "The method restores no pictures."
     shots, ways = _fewest(problem)
