@@ -7,6 +7,7 @@ Run:  python docs/_tables.py --write-readme
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from weightloom.report.scores import best_of, competes, overlap, score_text, tim
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
+RECORD = re.compile(r"<!-- record (\S+) -->")
 START, END = "<!-- results -->", "<!-- /results -->"
 OURS = "hypernetwork"
 NAMES = {"mse": "mean squared error"}
@@ -153,6 +155,29 @@ def read_records(folder: Path = RECORDS) -> dict[str, Record]:
 def results_page(records: dict[str, Record]) -> str:
     """Return a section per record: what was typed, a table, what it cost, what it is held against."""
     return "\n\n".join(_section(name, record) for name, record in records.items()) or "No records yet."
+
+
+def with_records(page: str) -> str:
+    """Return the page with a table in the place of every ``<!-- record NAME -->``, a column for each setting."""
+    records = read_records()
+
+    def table(found: re.Match[str]) -> str:
+        record = records.get(found[1])
+        return _wide_table(record) if record else f"No record of `{found[1]}` yet."
+
+    return RECORD.sub(table, page)
+
+
+def _wide_table(record: Record) -> str:
+    """Return all methods of a record against all settings; bold is what the best method's interval overlaps."""
+    settings = _by_setting(record)
+    best = {setting: best_of([_numeric(score) for score in scores]) for setting, scores in settings.items()}
+    lines = [f"| | {' | '.join(settings)} |", "|---|" + "--:|" * len(settings)]
+    for method in dict.fromkeys(score["method"] for score in record["scores"]):
+        rows = [[score for score in scores if score["method"] == method] for scores in settings.values()]
+        cells = [_bold(row[0], best[s]) if row else "" for s, row in zip(settings, rows, strict=True)]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"```sh\n{record.get('command') or 'command not recorded'}\n```"])
 
 
 def readme_block(records: dict[str, Record]) -> str:

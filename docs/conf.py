@@ -73,7 +73,8 @@ def _room(lines: list[str]) -> list[str]:
 
 
 def fill_results(app: Any, page: str, source: list[str]) -> None:
-    """Put the tables made from the records where the results page has its mark."""
+    """Put the tables made from the records where a page has a mark for them."""
+    source[0] = _tables.with_records(source[0])
     if page == "results":
         records = _tables.read_records()
         source[0] = source[0].replace(_tables.START, _tables.results_page(records))

@@ -381,7 +381,7 @@ def test_every_method_trains_is_judged_and_comes_back_from_its_checkpoint(tmp_pa
 @pytest.mark.parametrize("mode", ["alternating", "bilevel"])
 def test_every_mode_runs_and_says_so_in_the_config(tmp_path, mode):
     config = FewShotConfig(
-        mode=mode, steps=4, block_steps=1, tasks=2, test_tasks=4, shots=(1,), comparators=("protonet",)
+        data="digits", mode=mode, steps=4, block_steps=1, tasks=2, test_tasks=4, shots=(1,), comparators=("protonet",)
     )
     record = run_fewshot(config, tmp_path / "run", quiet=True)
     assert record["config"]["mode"] == mode and math.isfinite(record["scores"][0]["mean"])

@@ -9,7 +9,20 @@ import pytest
 
 from weightloom.cli import COMMANDS, main
 
-TINY = ["--steps", "8", "--tasks", "4", "--test-tasks", "10", "--queries", "5", "--comparators", "centroid"]
+TINY = [
+    "--data",
+    "digits",
+    "--steps",
+    "8",
+    "--tasks",
+    "4",
+    "--test-tasks",
+    "10",
+    "--queries",
+    "5",
+    "--comparators",
+    "centroid",
+]
 
 
 def leave_code(words):
@@ -43,10 +56,11 @@ def test_every_command_has_help(name, capsys):
         (["fewsho"], "Did you mean `fewshot`?"),
         (["fewshot", "--data", "omniglt"], "Did you mean `omniglot`?"),
         (["fewshot", "--wayz", "3"], "--ways"),
-        (["fewshot", "--ways", "9"], "there are 3 classes"),
+        (["fewshot", "--ways", "11"], "there are 10 classes"),
+        (["fewshot", "--data", "digits", "--ways", "9"], "there are 3 classes"),
         (["fewshot", "--shots", "0"], "leaves nothing to adapt on"),
         (["fewshot", "--outer-lr", "nan"], "not a positive number"),
-        (["fewshot", "--comparators", "protonett"], "Did you mean `protonet`, `protonet-unit`?"),
+        (["fewshot", "--data", "digits", "--comparators", "protonett"], "Did you mean `protonet`, `protonet-unit`?"),
         (["fewshot", "--config", "nowhere.yaml"], "cannot be read"),
         (["fewshot", "--resume", "nowhere"], "holds no run"),
         (["fewshot", "--accelerator", "cuda"], "cannot be had here"),

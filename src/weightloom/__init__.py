@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from weightloom.conditions import SupportAttention as SupportAttention
     from weightloom.conditions import TaskEmbedding as TaskEmbedding
     from weightloom.conditions import class_statistics as class_statistics
+    from weightloom.conditions import input_statistics as input_statistics
     from weightloom.diagnostics import check_scale as check_scale
     from weightloom.diagnostics import condition_use as condition_use
     from weightloom.diagnostics import effective_rank as effective_rank
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from weightloom.forms import budget as budget
     from weightloom.forms import choose_forms as choose_forms
     from weightloom.hypernets import ChunkedHyperNetwork as ChunkedHyperNetwork
+    from weightloom.hypernets import EquivariantHyperNetwork as EquivariantHyperNetwork
     from weightloom.hypernets import GraphHyperNetwork as GraphHyperNetwork
     from weightloom.hypernets import HeadHyperNetwork as HeadHyperNetwork
     from weightloom.hypernets import HyperLSTM as HyperLSTM
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from weightloom.params_io import load_params as load_params
     from weightloom.params_io import save_params as save_params
     from weightloom.recurrent import replace_recurrent as replace_recurrent
+    from weightloom.tasks import CameraTasks as CameraTasks
     from weightloom.tasks import ClassTasks as ClassTasks
     from weightloom.tasks import SinusoidTasks as SinusoidTasks
     from weightloom.tasks import Tasks as Tasks
@@ -88,6 +91,7 @@ _ROOM_OF = {
     "SupportAttention": "conditions",
     "TaskEmbedding": "conditions",
     "class_statistics": "conditions",
+    "input_statistics": "conditions",
     "check_scale": "diagnostics",
     "condition_use": "diagnostics",
     "effective_rank": "diagnostics",
@@ -105,6 +109,7 @@ _ROOM_OF = {
     "budget": "forms",
     "choose_forms": "forms",
     "ChunkedHyperNetwork": "hypernets",
+    "EquivariantHyperNetwork": "hypernets",
     "GraphHyperNetwork": "hypernets",
     "HeadHyperNetwork": "hypernets",
     "HyperLSTM": "hypernets",
@@ -126,6 +131,7 @@ _ROOM_OF = {
     "load_params": "params_io",
     "save_params": "params_io",
     "replace_recurrent": "recurrent",
+    "CameraTasks": "tasks",
     "ClassTasks": "tasks",
     "SinusoidTasks": "tasks",
     "TaskSource": "tasks",

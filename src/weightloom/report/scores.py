@@ -139,9 +139,10 @@ def _compare(scores: list[Facts], method: str) -> str:
     """Hold our score against the best other one of a setting, and say so where the other is better."""
     ours = _ours(scores, method)
     what, unseen = SCORE_NAMES.get(ours["name"], ours["name"]), "never seen in training"
+    by_class = ours["name"] == "accuracy" and "-way" in ours["setting"]
     reached = (
         f"On {ours['tasks']:,} tasks ({ours['setting']}) "
-        f"{'with classes ' if ours['name'] == 'accuracy' else ''}{unseen}, "
+        f"{'with classes ' if by_class else ''}{unseen}, "
         f"{_called(ours)} reached {score_text(ours)} {what}"
     )
     others = [score for score in scores if score is not ours and competes(score["method"])]

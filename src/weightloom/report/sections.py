@@ -34,6 +34,8 @@ class Section(NamedTuple):
     pictures: Sequence[Pictures] = ()
     message: str = ""
     """Why nothing is drawn."""
+    leads: bool = False
+    """Whether it stands above the table: what a person should see first."""
 
     @property
     def is_empty(self) -> bool:
@@ -107,10 +109,10 @@ def _cameras(run: Run) -> Section:
     setting = (run.facts.get("cameras") or {}).get("camera_setting", "")
     explanation = (
         f"The first camera that was drawn, shown {setting} digits beforehand, and the first picture of every digit: "
-        "none is chosen. The pictures are real, the fault is made: every wire is put in another place, half of them are "
-        "negated, and each has its own gain and offset."
+        "none is chosen. The pictures are real, the fault is made: every wire is put in another place, half of them "
+        "are negated, and each has its own gain and offset."
     )
-    return Section("Through a camera with crossed wires", explanation, pictures=camera_rows(run))
+    return Section("Through a camera with crossed wires", explanation, pictures=camera_rows(run), leads=True)
 
 
 def _predicted(run: Run) -> Section:

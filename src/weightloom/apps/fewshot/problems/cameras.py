@@ -23,6 +23,8 @@ from weightloom.tasks import CameraTasks, Jitter, Tasks, TaskSource, load_digit_
 TRAIN, VALIDATION = 1097, 200
 """Pictures of meta-training and of validation; the 500 that follow, of other writers, are judged on."""
 PIXELS, CODE_DIM = 64, 64
+WARP, WARPED_COPIES = Jitter(0.25), 4
+"""How pictures of meta-training are changed, and how often those that the ceiling is fitted to."""
 SETTINGS = ((10, 1), (10, 2), (5, 2), (5, 4))
 """Digits shown and pictures of each: what is judged where nothing else is asked for."""
 
@@ -71,7 +73,7 @@ class CameraProblem(Problem):
         ways = (self.config.train_ways,) if self.config.train_ways else self.config.ways or ()
         return MixedTasks(
             [
-                self._source(self.train, each, shots, augment=Jitter(0.25))
+                self._source(self.train, each, shots, augment=WARP)
                 for each, shots in product(ways, self.config.shots or ())
             ]
         )
@@ -125,7 +127,9 @@ class CameraProblem(Problem):
         rows: dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]] = {}
         if untrained.trained:
             rows["untrained (control)"] = untrained, None
-        rows["uncrossed (ceiling)"] = TrainingMachine(pictures.flatten(1).float() / 255, labels), uncrossed
+        images, generator = pictures[:, None].float() / 255, torch.Generator().manual_seed(0)
+        copies = torch.cat([images, *(WARP(images, generator) for _ in range(WARPED_COPIES))]).flatten(1)
+        rows["uncrossed (ceiling)"] = TrainingMachine(copies, labels.repeat(1 + WARPED_COPIES)), uncrossed
         return rows
 
     def setting(self, shots: int, ways: int) -> str:
