@@ -27,7 +27,7 @@ METHODS = {
     "polynomial": "a polynomial fitted to each support set alone, by ridge regression",
     "ridge": "a line fitted to each support set alone, by ridge regression",
     "interpolation": "what lies between the points of the support set",
-    "gaussian": "linear completion under a Gaussian fitted to the training images",
+    "gaussian": "linear completion under a Gaussian fitted to training images, or to training curves",
 }
 """Every method by name, and what it is."""
 
@@ -49,7 +49,7 @@ FITS = {
     "spoken-digits": _IMAGES,
     "folder": _IMAGES,
     "intents": _FEATURES,
-    "sinusoid": _CURVES,
+    "sinusoid": (*_CURVES, "gaussian"),
     "growth-curves": _CURVES,
     "table": _CURVES,
     "mnist-functions": _FUNCTIONS,
