@@ -170,7 +170,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tasks": 32,
         "outer_lr": 1e-3,
         "test_tasks": 2000,
-        "comparators": ("scratch",),
+        "comparators": ("gaussian", "scratch"),
     },
     "growth-curves": {
         "ways": (1,),
