@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from weightloom.report.scores import time_text
+from weightloom.report.scores import score_text, time_text
 
 
 def print_table(scores: list[dict[str, Any]]) -> None:
@@ -30,10 +30,17 @@ def print_table(scores: list[dict[str, Any]]) -> None:
         table.add_row(
             row["setting"] if new else "",
             row["method"],
-            "failed" if math.isnan(row["mean"]) else f"{row['mean']:.{digits}f} ± {row['ci95']:.{digits}f}",
+            _score(row, digits),
             *(f"{row['also'][other]['mean']:.{digits}f}" if other in row["also"] else "" for other in others),
             *([f"{row['calibration']['ece']:.{digits}f}" if "calibration" in row else ""] if calibrated else []),
             time_text(row["adapt_time_s"]),
             end_section=number + 1 == len(scores) or scores[number + 1]["setting"] != row["setting"],
         )
     Console().print(table)
+
+
+def _score(row: dict[str, Any], digits: int) -> str:
+    """Write a score with a fixed number of digits, or with more where these would leave nothing of it."""
+    if math.isnan(row["mean"]) or row["ci95"] < row["mean"] < 0.5 * 10**-digits:
+        return score_text(row)
+    return f"{row['mean']:.{digits}f} ± {row['ci95']:.{digits}f}"
