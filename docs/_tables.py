@@ -45,7 +45,7 @@ TARGETS = [
     *(
         ("sinusoid-comparators", f"{shots}-shot", rival, "below", 0.0, f"sinusoid, {shots} shots, against {rival}")
         for shots in (10, 5)
-        for rival in ("maml", "anil", "cavia", "cnp", "film", "scratch")
+        for rival in ("gaussian", "maml", "anil", "cavia", "cnp", "film", "scratch")
     ),
     ("omniglot-alphabets", "20-way 1-shot", "protonet", "above", 0.0, "Omniglot, within one alphabet"),
     *(

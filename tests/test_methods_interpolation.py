@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.learner import Support
-from weightloom.apps.fewshot.methods.interpolation import GaussianPixels, Interpolation
+from weightloom.apps.fewshot.methods.interpolation import GaussianCurves, GaussianPixels, Interpolation
+from weightloom.apps.fewshot.problems import problem_of
+from weightloom.base import specialise
 from weightloom.errors import ShapeError
+from weightloom.tasks import SinusoidTasks
 from weightloom.tasks.functions import FunctionTasks, pixel_positions
 
 
@@ -76,4 +80,93 @@ def test_what_is_no_picture_is_refused():
     with pytest.raises(ShapeError, match=r"`support.x` is 1 wide and `support.y` 1"):
         GaussianPixels(torch.rand(9, 2, 2)).adapt(
             Support(torch.rand(2, 3, 1), torch.rand(2, 3, 1), torch.ones(2, 3, dtype=torch.bool))
+        )
+
+
+GRID = torch.linspace(-2, 3, 6, dtype=torch.float64)
+
+
+def broken_lines(curves=400):
+    """Curves of a Gaussian of two dimensions, every one linear between the points of the grid."""
+    mean, one, other = torch.randn(3, 6, dtype=torch.float64)
+    return mean + torch.randn(curves, 1).double() * one + torch.randn(curves, 1).double() * other
+
+
+def points_on(curves, shots=7, tasks=5):
+    """Observe some curves anywhere, with noise; what lies between grid points is left to numpy."""
+    x = 5 * torch.rand(tasks, shots, 1, dtype=torch.float64) - 2
+    values = [np.interp(at[:, 0], GRID, curve) for at, curve in zip(x, curves[:tasks], strict=True)]
+    y = torch.tensor(np.array(values))[..., None]
+    mask = torch.arange(shots) < torch.tensor([shots, 1, 2, 4, shots])[:, None]
+    return Support(x, y + 0.1 * torch.randn_like(y), mask)
+
+
+def test_the_curve_is_the_posterior_mean_of_bayesian_linear_regression():
+    """In numpy, from the singular vectors of the curves: weights of variance one and noise of variance 0.01."""
+    curves = broken_lines()
+    given, x = points_on(curves), torch.linspace(-2, 3, 31, dtype=torch.float64)[None, :, None].expand(5, -1, -1)
+    learner = GaussianCurves(curves, (-2.0, 3.0), components=2, ridge=0.01)
+    outputs = learner.predict(learner.adapt(given), x)
+    flat = curves.numpy()
+    _, scale, rows = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    features = (scale[:, None] * rows)[:2] / np.sqrt(len(flat))
+
+    def at(places):
+        return np.stack([np.interp(places, GRID, curve) for curve in [flat.mean(0), *features]])
+
+    for task in range(5):
+        there = given.mask[task]
+        mean, *of_points = at(given.x[task, there, 0].numpy())
+        design = np.stack(of_points, axis=1)
+        precision = np.eye(2) + design.T @ design / 0.01
+        weights = np.linalg.solve(precision, design.T @ (given.y[task, there, 0].numpy() - mean) / 0.01)
+        expected = at(x[task, :, 0].numpy())
+        np.testing.assert_allclose(outputs[task, :, 0], expected[0] + weights @ expected[1:], atol=1e-9)
+
+
+def test_the_order_of_the_points_and_what_is_masked_do_not_move_the_curve():
+    curves = broken_lines()
+    learner, given = GaussianCurves(curves, (-2.0, 3.0)), points_on(curves)
+    expected = learner.adapt(given)["scores"]
+    turned = Support(*(field.flip(1) for field in given))
+    torch.testing.assert_close(learner.adapt(turned)["scores"], expected)
+    garbage = Support(*(field.masked_fill(~given.mask[..., None], 77.0) for field in given[:2]), given.mask)
+    torch.testing.assert_close(learner.adapt(garbage)["scores"], expected)
+    alone = Support(*(field[1:2, :1] for field in given))
+    torch.testing.assert_close(learner.adapt(alone)["scores"], expected[1:2])
+
+
+def test_with_no_point_the_curve_is_the_mean_and_beyond_its_span_it_is_level():
+    curves = broken_lines()
+    learner = GaussianCurves(curves, (-2.0, 3.0))
+    nothing = points_on(curves)._replace(mask=torch.zeros(5, 7, dtype=torch.bool))
+    outputs = learner.predict(learner.adapt(nothing), torch.tensor([-9.0, -2.0, 3.0, 9.0]).double().expand(5, 1, 4).mT)
+    first, last = curves.mean(0)[[0, -1]]
+    torch.testing.assert_close(outputs[0, :, 0], torch.stack([first, first, last, last]))
+
+
+@pytest.mark.parametrize(("shots", "bound"), [(10, 1e-6), (5, 1e-6), (1, 2.0)])
+def test_sinusoids_lie_in_two_dimensions_so_that_a_few_points_tell_all(shots, bound):
+    tasks = SinusoidTasks(shots).sample(500, torch.Generator().manual_seed(5))
+    learner = problem_of(FewShotConfig("sinusoid").resolved()).learner("gaussian")
+    error = (learner.answer(tasks) - tasks.query_y).square().mean()
+    assert error < bound  # the mean of a sinusoid's square is about 4
+    net, x = specialise(learner.base, learner.adapt(Support.of(tasks.take(slice(3, 4))))), tasks.query_x[3]
+    torch.testing.assert_close(net(x), learner.answer(tasks)[3])
+
+
+def test_the_gaussian_of_sinusoids_does_not_depend_on_the_seed_nor_draw_from_it():
+    problem = problem_of(FewShotConfig("sinusoid").resolved())
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    one = problem.learner("gaussian")
+    assert torch.equal(torch.rand(2), expected)
+    assert torch.equal(one.base.curves, problem.learner("gaussian").base.curves)
+
+
+def test_what_is_no_curve_is_refused():
+    with pytest.raises(ShapeError, match=r"`support.x` is 2 wide and `support.y` 1"):
+        GaussianCurves(broken_lines(), (-2.0, 3.0)).adapt(
+            Support(torch.rand(2, 3, 2), torch.rand(2, 3, 1), torch.ones(2, 3, dtype=torch.bool))
         )

@@ -81,16 +81,21 @@ def by_setting(scores: list[Facts]) -> dict[str, list[Facts]]:
 def score_text(score: Facts) -> str:
     """Write a mean and its 95 % interval with as many digits as the interval calls for, at least three.
 
-    A mean that is not a number is that of a method that failed.
+    A mean of which these digits would leave nothing is written by powers of ten. One that is not a number is that of a
+    method that failed.
 
     Example:
         >>> score_text({"mean": 0.91234, "ci95": 0.0061}), score_text({"mean": 0.002, "ci95": 0.00004})
         ('0.912 ± 0.006', '0.00200 ± 0.00004')
+        >>> score_text({"mean": 1.234e-9, "ci95": 5.1e-11})
+        '1.2e-09 ± 5.1e-11'
     """
     mean, interval = score["mean"], _interval(score)
     if math.isnan(mean):
         return "failed"
     digits = min(max(3, math.ceil(-math.log10(interval))), 6) if 0 < interval < math.inf else 3
+    if interval < abs(mean) < 0.5 * 10**-digits:
+        return f"{mean:.1e} ± {interval:.1e}" if interval else f"{mean:.1e}"
     return f"{mean:.{digits}f} ± {interval:.{digits}f}" if interval else f"{mean:.{digits}f}"
 
 

@@ -36,7 +36,7 @@ METHODS = {
     "polynomial": "a polynomial fitted to each support set alone, by ridge regression",
     "ridge": "a line fitted to each support set alone, by ridge regression",
     "interpolation": "what lies between the points of the support set",
-    "gaussian": "linear completion under a Gaussian fitted to the training images",
+    "gaussian": "linear completion under a Gaussian fitted to training images, or to training curves",
 }
 """Every method by name, and what it is."""
 
@@ -66,7 +66,7 @@ FITS = {
     "spoken-digits": _IMAGES,
     "folder": _IMAGES,
     "intents": _FEATURES,
-    "sinusoid": _CURVES,
+    "sinusoid": (*_CURVES, "gaussian"),
     "growth-curves": _CURVES,
     "table": _CURVES,
     "mnist-functions": _FUNCTIONS,
@@ -202,7 +202,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tasks": 32,
         "outer_lr": 1e-3,
         "test_tasks": 2000,
-        "comparators": ("scratch",),
+        "comparators": ("gaussian", "scratch"),
     },
     "growth-curves": {
         "ways": (1,),

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from weightloom.report.scores import best_of, competes, time_text
+from weightloom.report.scores import best_of, competes, score_text, time_text
 
 HEADING = 11
 """Letters of a line of a heading."""
@@ -39,7 +39,7 @@ def print_table(scores: list[dict[str, Any]]) -> None:
         table.add_row(
             row["setting"] if new else "",
             row["method"],
-            "failed" if math.isnan(row["mean"]) else f"{row['mean']:.{digits}f} ± {row['ci95']:.{digits}f}",
+            _score(row, digits),
             *(f"{row['also'][other]['mean']:.{digits}f}" if other in row["also"] else "" for other in others),
             *([f"{row['calibration']['ece']:.{digits}f}" if "calibration" in row else ""] if calibrated else []),
             time_text(row["adapt_time_s"]),
@@ -63,10 +63,16 @@ def _print_wide(scores: list[dict[str, Any]]) -> None:
         cells = []
         for setting in settings:
             row = at.get((method, setting))
-            text = "" if row is None else "failed" if math.isnan(row["mean"]) else f"{row['mean']:.{digits}f}"
-            text += f" ±{row['ci95']:.{digits}f}".replace("±0.", "±.") if row and not math.isnan(row["mean"]) else ""
+            text = "" if row is None else _score(row, digits).replace("± 0.", "±.")
             cells.append(f"[bold]{text}[/bold]" if row is best[setting] else text)
         times = [at[method, setting]["adapt_time_s"] for setting in settings if (method, setting) in at]
         last = number + 1 < len(methods) and competes(method) and not competes(methods[number + 1])
         table.add_row(method, *cells, time_text(times[0]), end_section=last)
     Console().print(table)
+
+
+def _score(row: dict[str, Any], digits: int) -> str:
+    """Write a score with a fixed number of digits, or with more where these would leave nothing of it."""
+    if math.isnan(row["mean"]) or row["ci95"] < row["mean"] < 0.5 * 10**-digits:
+        return score_text(row)
+    return f"{row['mean']:.{digits}f} ± {row['ci95']:.{digits}f}"

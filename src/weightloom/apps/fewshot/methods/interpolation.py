@@ -122,11 +122,10 @@ class GaussianPixels(Learner):
             )
         size = support.x.new_tensor(self.base.pixels.shape).flip(0)
         column, row = ((support.x + 1) / 2 * size).floor().clamp(min=0).minimum(size - 1).long().unbind(2)
-        pixel, there = row * self.base.pixels.shape[1] + column, support.mask.double()
-        gram = self.covariance[pixel[:, :, None], pixel[:, None]] * there[:, :, None] * there[:, None]
-        gram.diagonal(dim1=1, dim2=2).add_(self.ridge + 1 - there)
-        miss = (support.y[..., 0].double() - self.mean[pixel]) * there
-        weights = torch.linalg.solve(gram, miss[..., None])[..., 0]
+        pixel = row * self.base.pixels.shape[1] + column
+        covariance = self.covariance[pixel[:, :, None], pixel[:, None]]
+        miss = support.y[..., 0].double() - self.mean[pixel]
+        weights = _weights(covariance, miss, support.mask, self.ridge)
         spread = weights.new_zeros(len(weights), len(self.mean)).scatter_add(1, pixel, weights)
         image = self.mean + spread @ self.covariance
         image = image if self.bounds is None else image.clamp(*self.bounds)
@@ -136,3 +135,103 @@ class GaussianPixels(Learner):
         """Read each task's image."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs
+
+
+class PrincipalCurves(nn.Module):
+    """A mean curve and a weighted sum of others, all linear between points at equal steps.
+
+    Args:
+        curves: The mean, then the others, (points, 1 + components).
+        span: Positions of the first and of the last point; beyond them a curve is level.
+    """
+
+    curves: Tensor
+
+    def __init__(self, curves: Tensor, span: tuple[float, float]) -> None:
+        super().__init__()
+        self.span = span
+        self.register_buffer("curves", curves)
+        self.scores = nn.Parameter(torch.zeros(curves.shape[1] - 1), requires_grad=False)
+
+    def at(self, x: Tensor) -> Tensor:
+        """Return the mean and the others side by side: positions (..., 1) to (..., 1 + components)."""
+        (first, last), steps = self.span, len(self.curves) - 1
+        place = ((x[..., 0].to(self.curves.dtype) - first) / (last - first) * steps).clamp(0, steps)
+        left = place.floor().clamp(max=steps - 1).long()
+        return torch.lerp(self.curves[left], self.curves[left + 1], (place - left)[..., None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate the sum, (batch, 1) to (batch, 1)."""
+        known = self.at(x)
+        scores = self.scores.to(known.dtype)[:, None]
+        return (known[..., :1] + known[..., 1:] @ scores).to(x.dtype)
+
+
+class GaussianCurves(Learner):
+    """The most likely curve given the observed points, where all curves are one Gaussian of few dimensions.
+
+    The Gaussian is the mean of some whole curves and their principal components; what is found for a task is a score
+    for each, by ridge regression, which is Bayesian linear regression on components of their own variance.
+
+    Args:
+        curves: Curves to measure the Gaussian on, (curves, points), their points at equal steps.
+        span: Positions of the first and of the last point.
+        components: Principal components that are kept.
+        ridge: Variance of what observed values deviate from the curve.
+
+    Source:
+        Ramsay and Silverman, "Functional data analysis" (2005), chapter 8, for the components; Rasmussen and Williams,
+        "Gaussian processes for machine learning" (2006), equation 2.25, for what the points say of them.
+    """
+
+    base: PrincipalCurves
+    trained = False
+
+    def __init__(self, curves: Tensor, span: tuple[float, float], components: int = 8, ridge: float = 1e-3) -> None:
+        super().__init__()
+        self.ridge = ridge
+        curves = curves.double()
+        mean = curves.mean(0)
+        variances, directions = torch.linalg.eigh((curves - mean).mT @ (curves - mean) / len(curves))
+        scaled = (directions * variances.clamp(min=0).sqrt()).flip(1)[:, :components]  # the largest came last
+        self.base = PrincipalCurves(torch.cat([mean[:, None], scaled], dim=1), span)
+
+    def adapt(self, support: Support) -> Params:
+        """Find the scores of each task, in double precision.
+
+        Raises:
+            ShapeError: If a position or a value is not one number.
+        """
+        if (support.x.shape[2], support.y.shape[2]) != (1, 1):
+            raise ShapeError(
+                f"`support.x` is {support.x.shape[2]} wide and `support.y` {support.y.shape[2]}. A curve has one "
+                "number for a position and one for its value. Pass tasks such as `SinusoidTasks` draws."
+            )
+        known = self.base.at(support.x).double()
+        mean, components = known[..., 0], known[..., 1:]
+        miss = support.y[..., 0].double() - mean
+        weights = _weights(components @ components.mT, miss, support.mask, self.ridge)
+        scores = (components.mT @ weights[..., None])[..., 0]
+        return {"scores": scores.to(support.y.dtype)}
+
+    def predict(self, params: Params, x: Tensor) -> Tensor:
+        """Evaluate each task's curve."""
+        outputs: Tensor = apply_per_task(self.base, params, x)
+        return outputs
+
+
+def _weights(covariance: Tensor, miss: Tensor, mask: Tensor, ridge: float) -> Tensor:
+    """Return (covariance + ridge)⁻¹ miss of each task's observed values, zero where none is there.
+
+    Times its covariance with the observed values, they say how far the mean of anything moves.
+
+    Args:
+        covariance: Of the values under the Gaussian, (tasks, shots, shots).
+        miss: What was observed less the mean, (tasks, shots).
+        mask: True where a value is there, (tasks, shots).
+        ridge: Variance of what was observed around the value.
+    """
+    there = mask.to(covariance.dtype)
+    gram = covariance * there[:, :, None] * there[:, None]
+    gram.diagonal(dim1=1, dim2=2).add_(ridge + 1 - there)
+    return torch.linalg.solve(gram, (miss * there)[..., None])[..., 0]
