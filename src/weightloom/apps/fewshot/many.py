@@ -13,12 +13,12 @@ from weightloom.params import Params
 
 AT_ONCE = 100
 """Tasks that are adapted to in one pass."""
-REPEATS = 5
+REPEATS = 3
 
 
 @torch.no_grad()
 def time_many(learner: Learner, problem: Problem, tasks: int) -> dict[str, Any]:
-    """Adapt to many tasks and run their networks on their queries; CPU seconds of this thread, the least of five.
+    """Adapt to many tasks and run their networks on their queries; CPU seconds of this thread, the least of three.
 
     Args:
         learner: The method; put into eval mode.
