@@ -80,7 +80,7 @@ def where(data: str) -> str:
     """Say where a data set is, or how to get it."""
     if data == "sinusoid":
         return "made on the fly"
-    if data == "digits":
+    if data == "digits" or data.startswith("cameras"):
         return "in scikit-learn" if find_spec("sklearn") else "missing: pip install 'weightloom[digits]'"
     folder, file = FILES[data]
     if found := find_file(folder, file):
