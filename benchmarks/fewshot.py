@@ -75,7 +75,7 @@ def run_all(known: argparse.Namespace, flags: list[str]) -> None:
 def sweep(known: argparse.Namespace, flags: list[str]) -> dict[str, dict[str, float]]:
     """Train every trained method alone at each rate; its mean score on validation tasks over all settings.
 
-    A further process may sweep some of the methods beforehand, by ``--sweep-only``.
+    With ``--sweep-only`` it is these methods alone; the others keep ``--outer-lr``.
     """
     config = replace(_config_of(["--data", known.data, *flags]), seed=known.seeds[0], held_out="validation")
     problem, swept = problem_of(config.resolved()), {}
@@ -90,8 +90,6 @@ def sweep(known: argparse.Namespace, flags: list[str]) -> dict[str, dict[str, fl
             rows = [row for row in read_record(folder / "record.json")["scores"] if row["method"] == method]
             swept.setdefault(method, {})[str(rate)] = mean(row["mean"] for row in rows)
             print(f"{method} at {rate}: {swept[method][str(rate)]:.4f} on validation tasks", flush=True)
-    if known.sweep_only:
-        raise SystemExit
     return swept
 
 
@@ -156,7 +154,7 @@ if __name__ == "__main__":
     parser.add_argument("--splits", type=int, nargs="+", default=[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--sweep", type=float, nargs="+", help="learning rates to try on validation tasks")
-    parser.add_argument("--sweep-only", nargs="+", help="sweep these methods, then stop")
+    parser.add_argument("--sweep-only", nargs="+", help="the methods to try them for")
     parser.add_argument("--notes", default="")
     parser.add_argument("--value", default=None, help="a published value to stand beside ours")
     parser.add_argument("--source", default=None, help="authors, year, table of that value")

@@ -10,11 +10,11 @@ from torch.nn.functional import one_hot
 from weightloom.errors import ConfigError, ShapeError
 
 RELATIONS = 2
-"""How many relations `input_statistics` gives."""
+"""Relations that `input_statistics` gives."""
 
 
 class InputStatistics(NamedTuple):
-    """What a support set says of each input, as sensors or wires are, and how inputs go together."""
+    """Statistics of each input of a support set, as sensors or wires are, and how inputs go together."""
 
     tokens: Float[Tensor, "tasks inputs statistics"]
     """Statistics of each standardised input; `statistics_of` tells how many."""
@@ -24,6 +24,10 @@ class InputStatistics(NamedTuple):
     """Mean of each input, zero where a support set is empty."""
     scale: Float[Tensor, "tasks inputs"]
     """Standard deviation of each input, kept from zero."""
+
+    def standardise(self, x: Float[Tensor, "tasks batch inputs"]) -> Float[Tensor, "tasks batch inputs"]:
+        """Return (x - mean) / scale, input by input."""
+        return (x - self.mean[:, None]) / self.scale[:, None]
 
 
 def statistics_of(classes: int, quantiles: int = 8) -> int:

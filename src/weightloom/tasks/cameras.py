@@ -87,7 +87,7 @@ class CameraTasks(TaskSource):
     crosstalk: float = 0.0
     """As for `sample_cameras`."""
     labelled: bool = True
-    """Whether support pictures have labels; otherwise they are all `UNLABELLED`."""
+    """Support pictures have labels; otherwise these are all `UNLABELLED`."""
     augment: Augment | None = None
     """Changes each picture at random before the camera. For meta-training only."""
     fewest_shots: int | None = None

@@ -66,7 +66,7 @@ class InContext(Learner):
     def adapt(self, support: Support) -> Params:
         """The support set, standardised, and what standardises queries."""
         known = input_statistics(support.x, support.y, support.mask, classes=self.base.classes)
-        values = (support.x - known.mean[:, None]) / known.scale[:, None]
+        values = known.standardise(support.x)
         labels = one_hot(support.y.clamp(min=0), self.base.classes).to(values.dtype) * (support.y >= 0)[..., None]
         return {
             "support_x": values,

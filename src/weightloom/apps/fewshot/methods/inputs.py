@@ -17,7 +17,7 @@ CLASSES = 10
 
 
 class RestoringLearner(Learner):
-    """What methods have in common whose base first restores a picture, then reads it.
+    """Methods whose base first restores a picture, then reads it.
 
     In meta-training, where cameras are made, the pictures before the camera are known (`Tasks.hidden`): the loss is the
     cross-entropy of what is read plus a multiple of the squared error of what is restored.
@@ -34,7 +34,7 @@ class RestoringLearner(Learner):
         self.base, self.restore = base, restore
 
     def known(self, support: Support) -> InputStatistics:
-        """What the support set says of each input."""
+        """Statistics of each input of the support set."""
         return input_statistics(support.x, support.y, support.mask, classes=CLASSES)
 
     def restored(self, params: Params, x: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ class TrainingMachine(Learner):
 
 
 class SupportLearner(Learner):
-    """What methods have in common that are fitted to each support set alone, its inputs standardised.
+    """Methods that are fitted to each support set alone, its inputs standardised.
 
     Tasks are fitted one by one, as scikit-learn takes them.
 
@@ -151,7 +151,7 @@ class SupportLearner(Learner):
     def adapt(self, support: Support) -> Params:
         """Fit each task."""
         known = input_statistics(support.x, support.y, support.mask, classes=self.classes)
-        values = (support.x - known.mean[:, None]) / known.scale[:, None]
+        values = known.standardise(support.x)
         fitted: list[dict[str, Tensor]] = []
         for x, y, there in zip(values, support.y, support.mask, strict=True):
             one = self.fitted(x[there], y[there])
@@ -281,7 +281,7 @@ class SupportNearest(Learner):
     def adapt(self, support: Support) -> Params:
         """The support set is the classifier."""
         known = input_statistics(support.x, support.y, support.mask, classes=self.classes)
-        values = (support.x - known.mean[:, None]) / known.scale[:, None]
+        values = known.standardise(support.x)
         labels = torch.nn.functional.one_hot(support.y, self.classes).to(values.dtype) * support.mask[..., None]
         return {"0.mean": known.mean, "0.scale": known.scale, "1.points": values, "1.labels": labels}
 

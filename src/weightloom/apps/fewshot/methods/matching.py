@@ -13,7 +13,7 @@ from weightloom.params import Params
 from weightloom.tasks import TaskSource
 
 ROUNDS = 30
-"""Of Sinkhorn's normalisation."""
+"""Rounds of Sinkhorn's normalisation."""
 TAUGHT_TASKS, TAUGHT_SEED = 400, 1 << 39
 """Training cameras on whose restored pictures a reader is taught, and where they come from."""
 

@@ -24,7 +24,7 @@ TRAIN, VALIDATION = 1097, 200
 """Pictures of meta-training and of validation; the 500 that follow, of other writers, are judged on."""
 PIXELS, CODE_DIM = 64, 64
 WARP, WARPED_COPIES = Jitter(0.25), 4
-"""How pictures of meta-training are changed, and how often those that the ceiling is fitted to."""
+"""Changes of the pictures of meta-training, and changed copies of each that the ceiling is fitted to."""
 SETTINGS = ((10, 1), (10, 2), (5, 2), (5, 4))
 """Digits shown and pictures of each: what is judged where nothing else is asked for."""
 
@@ -133,7 +133,7 @@ class CameraProblem(Problem):
         return rows
 
     def setting(self, shots: int, ways: int) -> str:
-        """How many pictures of how many digits."""
+        """Pictures of each digit shown, and digits."""
         return f"{self.up_to(shots)} of each of {ways}"
 
 

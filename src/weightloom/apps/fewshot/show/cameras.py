@@ -57,7 +57,7 @@ def worst(learner: Learner, problem: CameraProblem, early: bool) -> Shown | str:
 
 
 def conditions(learner: Learner, problem: CameraProblem, early: bool) -> Shown | str:
-    """What the method knows of each camera, by how well it read."""
+    """The mean token of each camera, by how well it was read."""
     shots, ways = _fewest(problem)
     return by_score(learner, source_of(problem, shots, early, ways))
 
