@@ -264,7 +264,7 @@ class Mine(Learner):
 
 def test_a_method_of_ones_own_runs_beside_the_others(tmp_path):
     options = {"data": "digits", "steps": 2, "tasks": 2, "test_tasks": 20, "shots": (1,), "queries": 5}
-    config = FewShotConfig(data="digits", method="test_apps_fewshot:Mine", comparators=("centroid",), **options)
+    config = FewShotConfig(method="test_apps_fewshot:Mine", comparators=("centroid",), **options)
     record = run_fewshot(config, tmp_path / "run", quiet=True)
     mine, centroid, control = record["scores"]
     assert mine["method"] == "test_apps_fewshot:Mine" and mine["mean"] == centroid["mean"]

@@ -63,7 +63,7 @@ def _parts(learners: dict[str, Learner], problem: Problem, early: bool) -> dict[
         FunctionProblem: functions,
         CameraProblem: cameras,
     }
-    room = rooms.get(type(problem), curves)
+    room = next((its for kind, its in rooms.items() if isinstance(problem, kind)), curves)
     about = (next(iter(learners.values())), problem, early)
     side_by_side = room is cameras
     return {
