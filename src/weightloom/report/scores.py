@@ -31,7 +31,7 @@ def competes(method: str) -> bool:
     """Say whether a row is of a method, and not of a control or a ceiling that methods are held against.
 
     Example:
-        >>> competes("protonet"), competes("shuffled (control)"), competes("uncrossed (ceiling)")
+        >>> competes("protonet"), competes("shuffled (control)"), competes("SVM (ceiling)")
         (True, False, False)
     """
     return not method.endswith(("(control)", "(ceiling)"))

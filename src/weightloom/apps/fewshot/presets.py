@@ -99,7 +99,7 @@ CAMERAS: dict[str, Any] = {
     "ways": (10, 5),
     "shots": (1, 2, 4),
     "queries": 50,
-    "steps": 4000,
+    "steps": 2800,
     "tasks": 16,
     "outer_lr": 6e-3,
     "test_tasks": 200,

@@ -182,7 +182,7 @@ def score_all(learners: dict[str, Learner], problem: Problem, config: FewShotCon
     """
     rows: list[dict[str, Any]] = []
     assert config.test_tasks
-    yardsticks = problem.yardsticks()
+    yardsticks = problem.yardsticks(learners[config.method])
     for ways, shots in problem.settings():
         setting = problem.setting(shots, ways)
         ours: Scores | None = None

@@ -103,24 +103,21 @@ def machine_of(x: Tensor, y: Tensor, classes: int, penalty: float, gamma: float)
     return machine
 
 
-class TrainingMachine(Learner):
-    """A machine fitted once to training pictures: it reads what no camera stands before, and no support set.
+class Unadapted(Learner):
+    """A network that reads pictures as they are and needs no support set.
 
     Args:
-        images: Training pictures, (images, inputs).
-        labels: Their classes.
-        penalty: C of the machine.
-        gamma: Of the kernel.
+        base: The network, whatever it was fitted to.
     """
 
     trained = False
 
-    def __init__(self, images: Tensor, labels: Tensor, penalty: float = 10.0, gamma: float = 0.05) -> None:
+    def __init__(self, base: nn.Module) -> None:
         super().__init__()
-        self.base = machine_of(images, labels, int(labels.max()) + 1, penalty, gamma)
+        self.base = base
 
     def adapt(self, support: Support) -> Params:
-        """Nothing is of a task."""
+        """Return nothing: nothing is of a task."""
         return {}
 
     def predict(self, params: Params, x: Tensor) -> Tensor:
@@ -150,11 +147,14 @@ class SupportLearner(Learner):
 
     def adapt(self, support: Support) -> Params:
         """Fit each task."""
+        from sklearn import config_context
+
         known = input_statistics(support.x, support.y, support.mask, classes=self.classes)
         values = known.standardise(support.x)
         fitted: list[dict[str, Tensor]] = []
         for x, y, there in zip(values, support.y, support.mask, strict=True):
-            one = self.fitted(x[there], y[there])
+            with config_context(assume_finite=True, skip_parameter_validation=True):  # half of its time otherwise
+                one = self.fitted(x[there], y[there])
             short = len(x) - int(there.sum())
             fitted.append({name: _longer(name, value, short) for name, value in one.items()})
         params = {f"1.{name}": torch.stack([one[name] for one in fitted]) for name in fitted[0]}

@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.methods.in_context import ContextReader, InContext
-from weightloom.apps.fewshot.methods.inputs import CLASSES, CodeInputs, CodeReader, HyperInputs, SharedInputs
-from weightloom.apps.fewshot.methods.machines import SupportLogistic, SupportNearest, SupportSVM, TrainingMachine
+from weightloom.apps.fewshot.methods.inputs import (
+    CLASSES,
+    CodeInputs,
+    CodeReader,
+    HyperInputs,
+    RestoringLearner,
+    SharedInputs,
+)
+from weightloom.apps.fewshot.methods.machines import SupportLogistic, SupportNearest, SupportSVM, Unadapted, machine_of
 from weightloom.apps.fewshot.methods.matching import Matching
 from weightloom.apps.fewshot.presets import PRESETS
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
@@ -119,17 +126,20 @@ class CameraProblem(Problem):
             "svm": lambda: SupportSVM(PIXELS, CLASSES),
         }
 
-    def yardsticks(self) -> dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]]:
-        """The method of the run as it starts, and what can be read of pictures that no camera crossed."""
+    def yardsticks(self, learner: Learner) -> dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]]:
+        """The method of the run as it starts; and what a machine, and its own reader, read of uncrossed pictures."""
         pictures, labels = self.train
         torch.manual_seed(self.config.seed)
         untrained = self.learner(self.config.method)
         rows: dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]] = {}
         if untrained.trained:
             rows["untrained (control)"] = untrained, None
+        if isinstance(learner, RestoringLearner):
+            rows["reader (ceiling)"] = Unadapted(learner.base[1:]), uncrossed
         images, generator = pictures[:, None].float() / 255, torch.Generator().manual_seed(0)
         copies = torch.cat([images, *(WARP(images, generator) for _ in range(WARPED_COPIES))]).flatten(1)
-        rows["uncrossed (ceiling)"] = TrainingMachine(copies, labels.repeat(1 + WARPED_COPIES)), uncrossed
+        machine = machine_of(copies, labels.repeat(1 + WARPED_COPIES), CLASSES, penalty=10.0, gamma=0.05)
+        rows["SVM (ceiling)"] = Unadapted(machine), uncrossed
         return rows
 
     def setting(self, shots: int, ways: int) -> str:

@@ -54,11 +54,14 @@ class Problem(ABC):
     def methods(self) -> dict[str, Callable[[], Learner]]:
         """What builds each method that solves these tasks, newly initialised, with settings that suit them."""
 
-    def yardsticks(self) -> dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]]:
+    def yardsticks(self, learner: Learner) -> dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]]:
         """Rows that no method competes for, such as a ceiling, by their names: what is judged, and what it is given.
 
         Names end in ``(control)`` or ``(ceiling)``. What is given are the tasks drawn where there is no function that
         makes others of them.
+
+        Args:
+            learner: The method that the run is about, trained.
         """
         return {}
 
