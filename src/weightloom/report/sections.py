@@ -35,7 +35,7 @@ class Section(NamedTuple):
     message: str = ""
     """Why nothing is drawn."""
     leads: bool = False
-    """Whether it stands above the table: what a person should see first."""
+    """It stands above the table: what a person should see first."""
 
     @property
     def is_empty(self) -> bool:

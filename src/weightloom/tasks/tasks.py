@@ -25,8 +25,8 @@ class Tasks(NamedTuple):
     """Their targets or labels."""
 
     hidden: Tensor
-    """What made the task, (tasks, ...): amplitude and phase, the classes drawn, pictures before a camera. Never known
-    of a new task: for reports, and for losses of meta-training."""
+    """Facts that made the task, (tasks, ...): amplitude and phase, the classes drawn, pictures before a camera. Never
+    known of a new task: for reports, and for losses of meta-training."""
 
     def take(self, index: slice | Tensor) -> "Tasks":
         """Take some of the tasks, by a slice or a tensor of task numbers; every field keeps its tasks axis."""

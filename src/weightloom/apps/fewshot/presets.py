@@ -105,7 +105,7 @@ CAMERAS: dict[str, Any] = {
     "test_tasks": 200,
     "comparators": ("matching-taught", "matching", "logistic", "nearest", "svm"),
 }
-"""How networks are trained to read through cameras."""
+"""Options that suit all cameras."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cameras": CAMERAS,

@@ -1,5 +1,6 @@
 """scikit-learn's classifiers as modules, fitted to each support set alone, or once to training pictures."""
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -141,9 +142,9 @@ class SupportLearner(Learner):
         super().__init__()
         self.classes = classes
 
+    @abstractmethod
     def fitted(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Fit one task: parameters of the base."""
-        raise NotImplementedError
 
     def adapt(self, support: Support) -> Params:
         """Fit each task."""

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from weightloom.apps.fewshot.learner import Learner, Support
+from weightloom.apps.fewshot.learner import Support
+from weightloom.apps.fewshot.methods.inputs import RestoringLearner
 from weightloom.apps.fewshot.methods.machines import machine_of
-from weightloom.base import apply_per_task
 from weightloom.conditions import input_statistics
 from weightloom.hypernets import standardised
 from weightloom.hypernets.equivariant import assignment
@@ -18,7 +18,7 @@ TAUGHT_TASKS, TAUGHT_SEED = 400, 1 << 39
 """Training cameras on whose restored pictures a reader is taught, and where they come from."""
 
 
-class Matching(Learner):
+class Matching(RestoringLearner):
     """Match every wire to a pixel and a sign by its mean in each class, then read with a support vector machine.
 
     Of every training pixel the mean and the variance in each class are known. Wires and pixels are standardised over
@@ -40,7 +40,6 @@ class Matching(Learner):
         Sinkhorn and Knopp, "Concerning nonnegative matrices and doubly stochastic matrices" (1967).
     """
 
-    base: nn.Sequential
     trained = False
 
     def __init__(
@@ -53,14 +52,13 @@ class Matching(Learner):
         gamma: float = 0.2,
         taught: list[TaskSource] | None = None,
     ) -> None:
-        super().__init__()
+        pixels = images.shape[1]
+        super().__init__(nn.Sequential(nn.Linear(pixels, pixels).requires_grad_(False), nn.Identity()))
         self.sharpness, self.noise = sharpness, noise
-        classes, pixels = int(labels.max()) + 1, images.shape[1]
+        classes = int(labels.max()) + 1
         of_class = [images[labels == label] for label in range(classes)]
         self.class_mean = torch.stack([part.mean(0) for part in of_class])
         self.class_variance = torch.stack([part.var(0) for part in of_class])
-        layer = nn.Linear(pixels, pixels).requires_grad_(False)
-        self.base = nn.Sequential(layer, nn.Identity())
         if taught:
             generator = torch.Generator().manual_seed(TAUGHT_SEED)
             drawn = [source.sample(TAUGHT_TASKS // len(taught), generator) for source in taught]
@@ -90,14 +88,3 @@ class Matching(Learner):
         share = assignment(self.sharpness * torch.cat(scores, dim=2), ROUNDS)
         params = {"0.weight": spread[..., None] * share, "0.bias": mean}
         return standardised(params, "0", known.mean, known.scale)
-
-    def restored(self, params: Params, x: Tensor) -> Tensor:
-        """Restore pictures, (tasks, batch, wires) to (tasks, batch, pixels)."""
-        own = {name.removeprefix("0."): value for name, value in params.items()}
-        pictures: Tensor = apply_per_task(self.base[0], own, x)
-        return pictures
-
-    def predict(self, params: Params, x: Tensor) -> Tensor:
-        """Restore, then read."""
-        logits: Tensor = self.base[1](self.restored(params, x))
-        return logits

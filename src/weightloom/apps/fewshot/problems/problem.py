@@ -28,7 +28,7 @@ class Problem(ABC):
     at_once: int
     """How many tasks are judged in one pass."""
     many: int = 0
-    """How many tasks are adapted to at the end of a run to see how long that takes; 0: it is not looked at."""
+    """Tasks that are adapted to at the end of a run to see how long that takes; 0: it is not looked at."""
 
     @abstractmethod
     def train_source(self, learner: Learner | None = None) -> TaskSource:

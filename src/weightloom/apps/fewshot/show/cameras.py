@@ -5,7 +5,6 @@ from torch import Tensor
 
 from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.apps.fewshot.methods.inputs import RestoringLearner
-from weightloom.apps.fewshot.methods.matching import Matching
 from weightloom.apps.fewshot.problems.cameras import CameraProblem
 from weightloom.apps.fewshot.show.classes import by_score
 from weightloom.apps.fewshot.show.draw import Shown, generator, lowest, source_of
@@ -79,9 +78,9 @@ def _first_camera(problem: CameraProblem, early: bool) -> Tasks:
     return problem.camera_source(early, ways, shots, min(SHOWN_QUERIES, left)).sample(1, generator())
 
 
-def _restoring(learners: dict[str, Learner]) -> "dict[str, RestoringLearner | Matching]":
+def _restoring(learners: dict[str, Learner]) -> dict[str, RestoringLearner]:
     """The methods that restore pictures: matching by hand first, then the one that the run is about."""
-    found = {name: learner for name, learner in learners.items() if isinstance(learner, RestoringLearner | Matching)}
+    found = {name: learner for name, learner in learners.items() if isinstance(learner, RestoringLearner)}
     return {name: found[name] for name in ("matching", next(iter(learners))) if name in found}
 
 
