@@ -132,7 +132,7 @@ def test_no_file_names_a_folder_of_one_machine():
 
 def test_readme_holds_the_results_that_the_records_give():
     written = README.read_text()
-    assert written == tables["with_block"](written, tables["readme_block"](tables["read_records"]()))
+    assert written == tables["with_all"](written, tables["read_records"]())
 
 
 def test_without_records_the_tables_say_so(tmp_path):
