@@ -211,12 +211,12 @@ def camera_sentence(records: dict[str, Record]) -> str:
         read = {row["method"]: 100 * row["mean"] for row in record["scores"] if row["setting"] == setting}
         others = [share for method, share in read.items() if method != OURS and competes(method)]
         shares.append((read[OURS], read["matching"], max(others)))
-    (ours, matching, other), (ours_of_five, matching_of_five, other_of_five) = shares
+    (ours, matching, other), few = shares
     return (
-        f"Over {record['scores'][0]['tasks']} such cameras the written networks read {ours:.0f} % of the digits, matching "
-        f"by hand {matching:.0f} % and the best of all other methods {other:.0f} %. Where the camera showed two pictures of "
-        f"each of five digits only, they read {ours_of_five:.0f} %, {matching_of_five:.0f} % and {other_of_five:.0f} % of "
-        "all ten ([record](benchmarks/records/cameras.json))."
+        f"Over {record['scores'][0]['tasks']} such cameras the written networks read {ours:.0f} % of the digits, "
+        f"matching by hand {matching:.0f} % and the best of all other methods {other:.0f} %. Where the camera showed two "
+        f"pictures of each of five digits only, they read {few[0]:.0f} %, {few[1]:.0f} % and {few[2]:.0f} % of all ten "
+        "([record](benchmarks/records/cameras.json))."
     )
 
 
