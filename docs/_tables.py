@@ -214,9 +214,9 @@ def camera_sentence(records: dict[str, Record]) -> str:
     (ours, matching, other), few = shares
     return (
         f"Over {record['scores'][0]['tasks']} such cameras the written networks read {ours:.0f} % of the digits, "
-        f"matching by hand {matching:.0f} % and the best of all other methods {other:.0f} %. Where the camera showed two "
-        f"pictures of each of five digits only, they read {few[0]:.0f} %, {few[1]:.0f} % and {few[2]:.0f} % of all ten "
-        "([record](benchmarks/records/cameras.json))."
+        f"matching by hand {matching:.0f} % and the best of all other methods {other:.0f} %. Where the camera showed "
+        f"two pictures of each of five digits only, they read {few[0]:.0f} %, {few[1]:.0f} % and {few[2]:.0f} % of all "
+        "ten ([record](benchmarks/records/cameras.json))."
     )
 
 
