@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from weightloom.report.run import Facts, Run
 
 OURS = "hypernetwork"
+ROUNDING = 1e-9
+"""An interval below this share of the mean is none."""
 SCORE_NAMES = {"accuracy": "accuracy", "mse": "mean squared error", "return": "return"}
 
 
@@ -89,10 +91,13 @@ def score_text(score: Facts) -> str:
         ('0.912 ± 0.006', '0.00200 ± 0.00004')
         >>> score_text({"mean": 1.234e-9, "ci95": 5.1e-11})
         '1.2e-09 ± 5.1e-11'
+        >>> score_text({"mean": 0.9014, "ci95": 1.4e-16})  # the same in every run, up to rounding
+        '0.901'
     """
     mean, interval = score["mean"], _interval(score)
     if math.isnan(mean):
         return "failed"
+    interval = interval if interval > ROUNDING * abs(mean) else 0.0
     digits = min(max(3, math.ceil(-math.log10(interval))), 6) if 0 < interval < math.inf else 3
     if interval < abs(mean) < 0.5 * 10**-digits:
         return f"{mean:.1e} ± {interval:.1e}" if interval else f"{mean:.1e}"
