@@ -1,4 +1,4 @@
-"""What a support set says of its inputs."""
+"""Statistics of the inputs of a support set."""
 
 import numpy as np
 import pytest

@@ -10,7 +10,7 @@ from weightloom.conditions import InputStatistics, input_statistics, statistics_
 from weightloom.conditions.inputs import RELATIONS
 from weightloom.hypernets import EquivariantHyperNetwork, standardised
 from weightloom.losses import cross_entropy_per_task
-from weightloom.params import Params
+from weightloom.params import Params, sub
 from weightloom.tasks import Tasks
 
 CLASSES = 10
@@ -39,8 +39,7 @@ class RestoringLearner(Learner):
 
     def restored(self, params: Params, x: Tensor) -> Tensor:
         """Run the first part of each task's base, (tasks, batch, inputs) to (tasks, batch, pixels)."""
-        own = {name.removeprefix("0."): value for name, value in params.items()}
-        pictures: Tensor = apply_per_task(self.base[0], own, x)
+        pictures: Tensor = apply_per_task(self.base[0], sub(params, "0"), x)
         return pictures
 
     def predict(self, params: Params, x: Tensor) -> Tensor:

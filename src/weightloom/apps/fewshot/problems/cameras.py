@@ -109,7 +109,7 @@ class CameraProblem(Problem):
         return nn.Sequential(CodeReader(PIXELS, PIXELS, CODE_DIM), *mlp([PIXELS, 256, 128, CLASSES]))
 
     def methods(self) -> dict[str, Callable[[], Learner]]:
-        """What builds each method."""
+        """Builders of the methods by name."""
         pictures, labels = self.train
         images = pictures.flatten(1).float() / 255
         taught = [self._source(self.train, ways, shots) for ways, shots in self.settings()]

@@ -57,7 +57,7 @@ def conditions(learner: Learner, problem: ClassProblem, early: bool) -> Shown | 
 
 
 def by_score(learner: Learner, source: TaskSource) -> Shown | str:
-    """What the method knows of each of many tasks, by how well it did."""
+    """Conditions of many tasks, by how well the method did."""
     parts = [
         (mapped_condition(learner, drawn), score_per_task(outputs, drawn.query_y))
         for drawn, outputs in answered(learner, source, MAP_TASKS // 2, MAP_S)
