@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from weightloom.base import Choice as Choice
+    from weightloom.base import PerTask as PerTask
+    from weightloom.base import Shared as Shared
     from weightloom.base import apply_per_task as apply_per_task
     from weightloom.base import apply_shared as apply_shared
     from weightloom.base import choose_engine as choose_engine
     from weightloom.base import in_chunks as in_chunks
+    from weightloom.base import per_task as per_task
     from weightloom.base import specialise as specialise
     from weightloom.base import task_buffers as task_buffers
     from weightloom.checkpoint import load_tensors as load_tensors
@@ -76,10 +79,13 @@ if TYPE_CHECKING:
 
 _ROOM_OF = {
     "Choice": "base",
+    "PerTask": "base",
+    "Shared": "base",
     "apply_per_task": "base",
     "apply_shared": "base",
     "choose_engine": "base",
     "in_chunks": "base",
+    "per_task": "base",
     "specialise": "base",
     "task_buffers": "base",
     "load_tensors": "checkpoint",

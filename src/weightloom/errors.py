@@ -36,6 +36,14 @@ class BatchingError(WeightloomError, RuntimeError):
     """A base network that cannot run for several tasks in one pass as it stands."""
 
 
+class RecomputeError(BatchingError):
+    """A base that recomputes in the backward pass, which the engine cannot follow."""
+
+
+class InPlaceError(ConfigError):
+    """A parameter that is held as factors, and was to be changed in place."""
+
+
 class MissingExtraError(WeightloomError, ImportError):
     """An optional dependency that this command needs is not installed."""
 

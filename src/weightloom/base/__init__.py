@@ -6,10 +6,13 @@ Knows nothing of where the parameters came from.
 Start at `apply_per_task`, then read how the engines run it.
 """
 
-from weightloom.base.apply import Choice as Choice
+from weightloom.base.apply import PerTask as PerTask
 from weightloom.base.apply import apply_per_task as apply_per_task
 from weightloom.base.apply import apply_shared as apply_shared
 from weightloom.base.apply import choose_engine as choose_engine
+from weightloom.base.apply import per_task as per_task
 from weightloom.base.buffers import task_buffers as task_buffers
 from weightloom.base.chunks import in_chunks as in_chunks
 from weightloom.base.plain import specialise as specialise
+from weightloom.base.plans import Choice as Choice
+from weightloom.base.tree import Shared as Shared

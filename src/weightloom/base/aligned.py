@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
 from weightloom.errors import BatchingError
 from weightloom.forms.calls import WINDOW, Conv, look_up, read_conv, shared_linear
@@ -32,6 +32,7 @@ class Aligned(Tensor):
     tasks: int
     rows: int
     batch_major: bool
+    level: int | None
 
     @staticmethod
     def __new__(cls: type["Aligned"], value: Tensor, rows: int, batch_major: bool = False) -> "Aligned":
@@ -39,6 +40,7 @@ class Aligned(Tensor):
         self: Aligned = carrier(cls, value.shape[1:], value.dtype, value.device)
         self.tasks = value.shape[0]
         self.value, self.rows, self.batch_major = value, rows, batch_major
+        self.level = torch._C._functorch.maybe_current_level()
         return self
 
     def dense(self) -> Tensor:
@@ -56,13 +58,15 @@ class Aligned(Tensor):
         """Do what the base asks for with every task's rows and parameter."""
         with NO_SUBCLASS():
             kwargs = kwargs or {}
+            if torch._C._functorch.maybe_current_level() is not None:
+                _refuse_inside_vmap(args, kwargs)
             if answer := ANSWERS.get(func):
                 result = answer(func, *args, **kwargs)
                 if result is not NotImplemented:
                     return result
             if func in OF_THE_CARRIER:
                 return func(*args, **kwargs)
-            leaves = tree_leaves((args, kwargs))
+            leaves = tree_leaves((args, kwargs), is_leaf=_whole)
             own = [leaf for leaf in leaves if isinstance(leaf, Aligned)]
             if func is Tensor.requires_grad.__get__:  # type: ignore[attr-defined]
                 return own[0].value.requires_grad
@@ -74,6 +78,22 @@ class Aligned(Tensor):
                 "aligned engine knows linear layers, convolutions, embeddings, norms and arithmetic on a batch whose "
                 'first axis is rows. Pass `engine="vmap"` or `engine="loop"`.'
             )
+
+
+def _refuse_inside_vmap(args: Any, kwargs: Any) -> None:
+    """Raise where the base runs a transform of its own: rows are hidden from a parameter in there."""
+    level = torch._C._functorch.maybe_current_level()
+    for leaf in tree_leaves((args, kwargs), is_leaf=_whole):
+        if isinstance(leaf, Aligned) and leaf.level != level:
+            raise _inside_vmap()
+
+
+def _inside_vmap() -> BatchingError:
+    return BatchingError(
+        "The base maps over a generated parameter, or over rows that meet one, by a transform of `torch.func` of its "
+        "own. The aligned engine keeps all tasks in the rows of one batch, which such a transform takes apart. Pass "
+        '`engine="vmap"` or `engine="loop"`.'
+    )
 
 
 def _of_parameters_alone(func: Any, args: Any, kwargs: Any, own: list[Aligned]) -> Any:
@@ -372,6 +392,12 @@ def _expand(func: Any, tensor: Any, *sizes: Any) -> Any:
     whole = [have if want == -1 else want for have, want in zip(values.shape[2:], sizes[1:], strict=True)]
     return _merge(values.expand(len(dense), tensor.rows // len(dense), *whole), tensor)
 
+
+def _not_opened(value: Any) -> Any:
+    raise _inside_vmap()
+
+
+register_pytree_node(Aligned, _not_opened, lambda leaves, _: leaves)
 
 _BY_NUMBER = ["add", "sub", "mul", "div", "true_divide", "pow", "maximum", "minimum"]
 _OPERATORS = ["__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__"]

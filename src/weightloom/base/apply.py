@@ -1,66 +1,282 @@
-"""Run the base once per task: check the call, choose an engine, run it."""
+"""Run the base once per task: check the call, look up how it runs, run it."""
 
-import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from weightloom.base.buffers import check_buffers, norms_that_write, refuse_shared_statistics, task_buffers
-from weightloom.base.check import check_call
-from weightloom.base.engines import Call, Randomness, in_pieces, run_aligned, run_loop, run_vmap
-from weightloom.base.rows import WatchRows, WithoutDropout
-from weightloom.base.sequential import Layer, layers_of
-from weightloom.base.slots import Places, Slots
-from weightloom.errors import BatchingError, ConfigError, nearest
-from weightloom.forms.calls import GROUPED_BELOW
-from weightloom.forms.factored import NO_SUBCLASS, Factored
-from weightloom.params import Params
+from weightloom.base.check import check_call, check_options, check_shared
+from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
+from weightloom.base.plans import Choice, Engine, Plan, Statistics, plan_of
+from weightloom.base.rows import WatchRows
+from weightloom.base.scan import Scan
+from weightloom.base.state import carry_back, state_of, unusable
+from weightloom.base.target import Target
+from weightloom.base.tree import Leaf, Shared, open_tree
+from weightloom.errors import BatchingError, ConfigError, ShapeError
 
-Engine = Literal["auto", "vmap", "aligned", "loop"]
-Statistics = Literal["task", "shared"]
-
+Tensors = Mapping[str, Tensor]
 ENGINES = {"vmap": run_vmap, "aligned": run_aligned, "loop": run_loop}
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What ``engine="auto"`` chose, and why."""
+class PerTask:
+    """A base network that takes parameters per task, and runs once for each task. Made by `per_task`.
 
-    engine: Engine
-    reason: str
-    batch_major: bool = False
-    """Whether the aligned engine folds so that the task changes from row to row, as grouped convolutions like it."""
+    It takes parameters first and then whatever the base takes, by position and by name, with a tasks axis in front of
+    every tensor, at any depth. It returns what the base returns, every tensor with a tasks axis in front. Equal to a
+    loop over tasks, each with a copy of the base of its own.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.engine}: {self.reason}"
+    def __init__(
+        self,
+        base: nn.Module | Callable[..., Any],
+        shared: Collection[str | int] | None = None,
+        engine: Engine = "auto",
+        chunk_size: int | None = None,
+        randomness: Randomness = "different",
+        statistics: Statistics | None = None,
+        buffers: Tensors | None = None,
+    ) -> None:
+        check_options(engine, randomness, statistics, chunk_size)
+        self._target = Target(base)
+        self._shared = check_shared(self._target, shared)
+        self.engine, self.chunk_size, self.randomness, self.statistics = engine, chunk_size, randomness, statistics
+        self.buffers: Tensors = buffers or {}
+
+    @property
+    def base(self) -> Any:
+        """The base network, or the function of parameters."""
+        return self._target.base
+
+    def __repr__(self) -> str:
+        return f"per_task({self._target.name}, engine={self.engine!r})"
+
+    def __call__(self, params: Tensors, *args: Any, **kwargs: Any) -> Any:
+        """Run the base for all tasks.
+
+        Args:
+            params: Generated parameters per task, each ``(tasks, *shape)``.
+            *args: What the base takes, every tensor ``(tasks, ...)``.
+            **kwargs: What the base takes by name.
+
+        Raises:
+            ShapeError: If tensors disagree on the number of tasks.
+            ConfigError: If ``params`` names a parameter that the base does not have, devices or dtypes are mixed, or
+                a tensor was passed by name and ``shared`` was not given.
+            BatchingError: If the base does something that cannot be run for several tasks, or by this engine.
+        """
+        return self._run(self._call(params, args, kwargs))
+
+    def explain(self, params: Tensors, *args: Any, **kwargs: Any) -> Choice:
+        """Say which engine such a call runs with, and why; print it. Arguments as for the call itself."""
+        return self._plan(self._call(params, args, kwargs)).choice
+
+    def by_row(self, params: Tensors, task_of_row: Int[Tensor, " rows"], *args: Any, **kwargs: Any) -> Any:
+        """Run a batch of rows that belong to several tasks, each row with the parameters of its own.
+
+        Every row is run by itself, so tasks may have different numbers of rows, in any order, or none.
+
+        Args:
+            params: Generated parameters per task, each ``(tasks, *shape)``.
+            task_of_row: The task of each row.
+            *args: What the base takes, every tensor ``(rows, ...)``.
+            **kwargs: What the base takes by name.
+
+        Returns:
+            What the base returns, every tensor ``(rows, ...)``.
+
+        Raises:
+            ShapeError: If a tensor has not a row for each of ``task_of_row``.
+            ConfigError: If a task is not there.
+
+        Example:
+            >>> run = per_task(nn.Linear(3, 2))
+            >>> params = {"bias": torch.arange(3.0)[:, None].expand(3, 2)}
+            >>> zeros = torch.zeros(4, 3)
+            >>> (run.by_row(params, torch.tensor([2, 0, 2, 1]), zeros) - run.base(zeros) + run.base.bias)[:, 0]
+            tensor([2., 0., 2., 1.], grad_fn=<...>)
+        """
+        call = self._opened(params, args, kwargs)
+        tasks = len(next(iter(params.values()))) if params else 0
+        _check_rows(task_of_row, tasks, call.rows)
+        its = {name: value[task_of_row] for name, value in call.params.items()}
+        call = call._replace(params=its, rows=[x[:, None] for x in call.rows])
+        outputs = open_tree(self._run(call))
+        return outputs.build([_without_batch(leaf.tensor, self._target.name) for leaf in outputs.leaves])
+
+    def _opened(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Find the tensors of a call."""
+        rows: list[Tensor]
+        if not kwargs and not self._shared and all(type(x) is Tensor for x in args):
+            rows, build, key = list(args), _of_tensors, len(args)
+        else:
+            rows, build, key = self._taken_apart(args, kwargs)
+        return Call(
+            self._target, self._target.named(params), rows, build, 0, self.buffers, self.randomness, self.chunk_size,
+            key=key,
+        )  # fmt: skip
+
+    def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], Any, Any]:
+        shared = self._shared or frozenset()
+        known = self._target.arguments
+        names = known[0] if known is not None else []
+        given = [(names[i] if i < len(names) else str(i), x) for i, x in enumerate(args)]
+        marked = [Shared(x) if name in shared or i in shared else x for i, (name, x) in enumerate(given)]
+        named = {name: Shared(x) if name in shared else x for name, x in kwargs.items()}
+        opened = open_tree((tuple(marked), named))
+        leaves = [leaf._replace(path=_path(leaf)) for leaf in opened.leaves]
+        if self._shared is None and (by_name := [leaf for leaf in leaves if not leaf.is_shared and leaf.path[0] == "`"]):
+            raise _unsaid(self._target.name, by_name, kwargs)
+        at = [number for number, leaf in enumerate(leaves) if not leaf.is_shared]
+        if len(at) == len(leaves):
+            return [leaf.tensor for leaf in leaves], opened.build, opened.key
+        all_tensors = [leaf.tensor for leaf in leaves]
+
+        def build(rows: Any) -> Any:
+            tensors: list[Any] = list(all_tensors)
+            for number, row in zip(at, rows, strict=True):
+                tensors[number] = row
+            return opened.build(tensors)
+
+        key = opened.key, tuple([(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves if leaf.is_shared])
+        return [leaves[number].tensor for number in at], build, key
+
+    def _call(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return self._opened(params, args, kwargs)
+
+    def _scanned(self, call: Call) -> Call:
+        if self._target.module is None:
+            return call
+        scan = Scan(self._target.module)
+        first = next(iter(call.params.values()), None)
+        tasks = len(first) if first is not None else len(call.rows[0]) if call.rows and call.rows[0].ndim else 0
+        return call._replace(scan=scan, state=state_of(scan, tasks))
+
+    def _plan(self, call: Call) -> Plan:
+        return plan_of(self._scanned(call), self.engine, self.statistics, self._checked)
+
+    def _run(self, call: Call) -> Any:
+        if torch.compiler.is_compiling():
+            call = self._checked(call)
+            if self.engine == "auto":
+                return run_vmap(call).outputs
+            return in_pieces(ENGINES[self.engine], call).outputs
+        call = self._scanned(call)
+        plan = plan_of(call, self.engine, self.statistics, self._checked)
+        first = next(iter(call.params.values()), None)
+        tasks = len(first) if first is not None else len(call.rows[0])
+        buffers = call.buffers
+        if call.scan is not None and (self.statistics == "task" or plan.buffers):
+            buffers = {**task_buffers(call.scan.base, tasks), **task_buffers(call.scan.base, tasks, plan.buffers), **buffers}
+        choice = plan.choice
+        call = call._replace(
+            tasks=tasks,
+            buffers=buffers,
+            places=plan.places,
+            layers=plan.layers,
+            batch_major=choice.batch_major,
+            dense=plan.dense,
+        )
+        result = self._by(call, plan)
+        if call.scan is not None and result.written:
+            self._carry(call, result)
+        return result.outputs
+
+    def _by(self, call: Call, plan: Plan) -> Result:
+        engine = plan.choice.engine
+        if engine == "aligned" and call.scan is not None:
+            if call.state:
+                call = call._replace(state=unusable(call.state, call.scan, call.tasks, "aligned"))
+            if not plan.proven:
+                return self._proven(call)
+        return run_vmap(call) if engine == "vmap" else in_pieces(ENGINES[engine], call)
+
+    def _proven(self, call: Call) -> Result:
+        """Run folded, and watch that every row is treated by itself; else what was computed is thrown away."""
+        random = torch.get_rng_state()
+        watch = WatchRows()
+        try:
+            result = run_aligned(call._replace(watch=watch, chunk_size=None))
+        except (BatchingError, RuntimeError, ValueError, TypeError):
+            if self.engine == "aligned":
+                raise
+            watch.mixes = "an error"
+        if not watch.mixes and not watch.sizes:
+            return result
+        if self.engine == "aligned":
+            raise BatchingError(
+                f"{self._target.name} calls {watch.mixes or 'for the size of a batch'}, which may mix the rows of "
+                "different tasks. The aligned engine is right only where every row of a batch is treated by itself. "
+                'Pass `engine="vmap"` or `engine="loop"`.'
+            )
+        torch.set_rng_state(random)
+        try:
+            return run_vmap(call)
+        except BatchingError:
+            torch.set_rng_state(random)
+            return in_pieces(run_loop, call)
+
+    def _carry(self, call: Call, result: Result) -> None:
+        """Give the base, and the buffers of each task, what `forward` assigned."""
+        assert call.scan is not None
+        own = {(number, leaf): name for name, its in call.places if name in call.buffers for number, _, leaf in its}
+        rest = []
+        for its in result.written:
+            name = own.get((its.number, its.name))
+            if name is not None:
+                value = its.value if its.of_tasks else its.value.expand_as(call.buffers[name])
+                call.buffers[name].copy_(value.detach())
+            elif its.of_tasks and its.name in call.scan.modules[its.number]._buffers:
+                raise BatchingError(
+                    f"`forward` of {self._target.name} assigns its buffer {its.name!r} for each task. One base has one "
+                    'buffer: say what is meant. Pass `statistics="task"`, or `buffers=task_buffers(base, tasks, '
+                    f'["{its.name}"])` to keep one per task.'
+                )
+            else:
+                rest.append(its)
+        carry_back(call.scan, rest, call.tasks)
+
+    def _checked(self, call: Call) -> Call:
+        """Check everything there is to check; return the call with its tasks counted and its buffers there."""
+        tasks = check_call(self._target, call.params, call.rows)
+        buffers = call.buffers
+        if self._target.module is None:
+            return call._replace(tasks=tasks)
+        check_buffers(self._target.module, buffers, tasks)
+        if self.statistics == "task":
+            buffers = {**task_buffers(self._target.module, tasks), **buffers}
+        call = call._replace(tasks=tasks, buffers=buffers)
+        if self.statistics == "shared":
+            _refuse_apart(call, self.engine)
+        elif self.engine != "loop":
+            refuse_shared_statistics(self._target.module, buffers)
+        return call
 
 
-def apply_per_task(
-    base: nn.Module,
-    params: Params,
-    *inputs: Tensor,
-    kwargs: Mapping[str, Any] | None = None,
+def per_task(
+    base: nn.Module | Callable[..., Any],
+    *,
+    shared: Collection[str | int] | None = None,
     engine: Engine = "auto",
     chunk_size: int | None = None,
     randomness: Randomness = "different",
     statistics: Statistics | None = None,
-    buffers: Params | None = None,
-    explain: bool = False,
-) -> Any:
-    """Run ``base`` once per task, each time with that task's own parameters.
+    buffers: Tensors | None = None,
+) -> PerTask:
+    """Return ``base`` as a callable that takes parameters per task, then what the base takes, for all tasks at once.
 
-    Equal to a Python loop over tasks. No weight is written into the base. Running statistics of BatchNorm are written
-    only where that is asked for: by ``statistics="shared"``, or by ``engine="loop"``, task after task.
+    Equal to a Python loop over tasks, each with a copy of the base of its own. The base itself is never touched: every
+    run is that of a replica. Running statistics of BatchNorm are written only where that is asked for: by
+    ``statistics="shared"``, or by ``engine="loop"``, task after task.
 
     Args:
-        base: Any module. What ``params`` lacks stays its own and is shared by all tasks.
-        params: Generated parameters per task, as returned by a hypernetwork, each ``(tasks, *shape)``.
-        *inputs: What ``base.forward`` takes, each ``(tasks, batch, *event)``. ``tasks`` is kept even when it is 1.
-        kwargs: What ``base.forward`` takes by name: tensors as ``inputs``; what is no tensor goes to every task.
+        base: Any module; a method of one, such as ``net.encode``; or a function of one task's parameters and inputs.
+            What the parameters lack stays its own and is shared by all tasks.
+        shared: Which of its arguments all tasks share, by name or position: these have no tasks axis. ``()`` where
+            none is. Needed before tensors are passed by name. For one call, wrap the argument: ``Shared(x)``.
         engine: How tasks are run. ``"vmap"``: in one pass, the tasks axis hidden from the base. ``"aligned"``: folded
             into the batch, right where the base treats rows one by one. ``"loop"``: one after the other, the slow and
             obvious reference. ``"auto"``: the quickest that is safe, by the rules in `choose_engine`.
@@ -71,6 +287,50 @@ def apply_per_task(
             statistics alone, or all tasks together, ``"shared"``, which updates the base's.
         buffers: Buffers per task by name, each ``(tasks, *shape)``, as from `task_buffers`. A norm in train mode
             updates them in place.
+
+    Raises:
+        ConfigError: If ``base`` cannot be called, an option is unknown, or ``shared`` names no argument.
+
+    Example:
+        >>> run = per_task(nn.Linear(3, 2))
+        >>> params = {"weight": torch.zeros(5, 2, 3), "bias": torch.ones(5, 2)}
+        >>> run(params, torch.randn(5, 7, 3)).shape
+        torch.Size([5, 7, 2])
+        >>> print(run.explain(params, torch.randn(5, 7, 3)))
+        aligned: every row of a batch is treated by itself, so tasks are folded into the batch
+
+    Source:
+        Ha, Dai and Le, "HyperNetworks" (2017), section 3.
+    """
+    return PerTask(base, shared, engine, chunk_size, randomness, statistics, buffers)
+
+
+def apply_per_task(
+    base: nn.Module | Callable[..., Any],
+    params: Tensors,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    shared: Collection[str | int] | None = None,
+    engine: Engine = "auto",
+    chunk_size: int | None = None,
+    randomness: Randomness = "different",
+    statistics: Statistics | None = None,
+    buffers: Tensors | None = None,
+    explain: bool = False,
+) -> Any:
+    """Run ``base`` once per task, each time with that task's own parameters: `per_task` in one line.
+
+    Args:
+        base: As for `per_task`.
+        params: Generated parameters per task, as returned by a hypernetwork, each ``(tasks, *shape)``.
+        *inputs: What ``base.forward`` takes, each ``(tasks, batch, *event)``. ``tasks`` is kept even when it is 1.
+        kwargs: What ``base.forward`` takes by name.
+        shared: As for `per_task`.
+        engine: As for `per_task`.
+        chunk_size: As for `per_task`.
+        randomness: As for `per_task`.
+        statistics: As for `per_task`.
+        buffers: As for `per_task`.
         explain: Print which engine was chosen and why.
 
     Returns:
@@ -87,34 +347,23 @@ def apply_per_task(
         >>> params = {"weight": torch.zeros(5, 2, 3), "bias": torch.ones(5, 2)}
         >>> apply_per_task(nn.Linear(3, 2), params, torch.randn(5, 7, 3)).shape
         torch.Size([5, 7, 2])
-
-    Source:
-        Ha, Dai and Le, "HyperNetworks" (2017), section 3.
     """
-    kwargs, buffers = kwargs or {}, buffers or {}
-    slots = None if torch.compiler.is_compiling() else Slots(base)
-    call = Call(base, params, inputs, kwargs, 0, buffers, randomness, chunk_size, slots)
-    if slots is None:
-        call = _checked(call, engine, statistics)
-        return run_vmap(call) if engine == "auto" else in_pieces(ENGINES[engine], call)
-    plan = _plan(call, engine, statistics)
-    choice = plan.choice
+    run = PerTask(base, shared, engine, chunk_size, randomness, statistics, buffers)
     if explain:
-        print(f"{type(base).__name__} runs with engine {choice}")
-    if statistics == "task":
-        buffers = {**task_buffers(base, plan.tasks), **buffers}
-    found = (plan.places, choice.batch_major, plan.layers)
-    call = Call(base, params, inputs, kwargs, plan.tasks, buffers, randomness, chunk_size, slots, *found)
-    return run_vmap(call) if choice.engine == "vmap" else in_pieces(ENGINES[choice.engine], call)
+        print(f"{run._target.name} runs with engine {run.explain(params, *inputs, **(kwargs or {}))}")
+    return run(params, *inputs, **(kwargs or {}))
 
 
-def choose_engine(base: nn.Module, params: Params, *inputs: Tensor, kwargs: Mapping[str, Any] | None = None) -> Choice:
+def choose_engine(
+    base: nn.Module | Callable[..., Any], params: Tensors, *inputs: Any, kwargs: Mapping[str, Any] | None = None
+) -> Choice:
     """Say which engine ``engine="auto"`` runs, and why.
 
-    The rules, in this order: the loop where the base cannot run under ``vmap``, or where, on a CPU, it convolves with
-    generated kernels that are large; the aligned engine where every function that the base calls treats rows one by
-    one, which is proved by watching it run for two tasks, and where what it computes is equal then; else ``vmap``.
-    The proof is made in the first call, once for a base, its modes and the shapes of everything.
+    The rules, in this order: ``vmap`` inside a transform of `torch.func`; the loop where users hooked into the base,
+    where it cannot run under ``vmap``, or where, on a CPU, it convolves with generated kernels that are large; the
+    aligned engine where every function that the base calls treats rows one by one, which is proved by watching it run
+    for two tasks, and where what it computes is equal then; else ``vmap``. The proof is made in the first call, on
+    replicas, and holds as long as the base, its modes, and the sizes that it reads are the same.
 
     Args:
         base: The base network.
@@ -127,8 +376,7 @@ def choose_engine(base: nn.Module, params: Params, *inputs: Tensor, kwargs: Mapp
         >>> print(choose_engine(nn.Linear(3, 2), params, torch.randn(5, 7, 3)))
         aligned: every row of a batch is treated by itself, so tasks are folded into the batch
     """
-    call = Call(base, params, inputs, kwargs or {}, 0, {}, slots=Slots(base))
-    return _plan(call, "auto", None).choice
+    return PerTask(base, shared=()).explain(params, *inputs, **(kwargs or {}))
 
 
 def apply_shared(module: nn.Module, x: Tensor) -> Tensor:
@@ -149,21 +397,62 @@ def apply_shared(module: nn.Module, x: Tensor) -> Tensor:
     return outputs.view(*x.shape[:2], *outputs.shape[1:])
 
 
-def _check_options(engine: str, randomness: str, statistics: str | None, chunk_size: int | None) -> None:
-    said = {
-        "engine": (engine, ["auto", *ENGINES], "An engine says how tasks are run."),
-        "randomness": (randomness, ["different", "same"], "It says what dropout draws for each task."),
-        "statistics": (statistics or "task", ["task", "shared"], "It says what BatchNorm normalises by."),
-    }
-    for name, (value, known, what) in said.items():
-        if value not in known:
-            raise ConfigError(f"`{name}={value!r}` is unknown. {what} {nearest(str(value), known)}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ConfigError(f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or more.")
+def _of_tensors(rows: Any) -> tuple[Any, dict[str, Any]]:
+    return tuple(rows), {}
+
+
+def _path(leaf: Leaf) -> str:
+    """How an argument is called in messages: ``x`` by position, `` `mask` `` by name."""
+    if leaf.path.startswith("[0]"):
+        return leaf.path[3:]
+    name, _, rest = leaf.path.removeprefix("[1]['").partition("']")
+    return f"`{name}`{rest}"
+
+
+def _unsaid(base: str, by_name: list[Leaf], kwargs: dict[str, Any]) -> ConfigError:
+    names = sorted({leaf.path[1:].partition("`")[0] for leaf in by_name})
+    listed = "{" + ", ".join(f'"{name}"' for name in names) + "}"
+    return ConfigError(
+        f"{', '.join(f'`{name}`' for name in names)} of {base} {'holds' if len(names) == 1 else 'hold'} tensors and "
+        f"{'was' if len(names) == 1 else 'were'} passed by name. A mask, say, may belong to each task or to all, and "
+        f"sizes do not tell. Type `per_task(net, shared=())` where each task has its own, on axis 0, or "
+        f"`per_task(net, shared={listed})` where all tasks share {'it' if len(names) == 1 else 'them'}; "
+        "`apply_per_task` takes `shared` too."
+    )
+
+
+def _check_rows(task_of_row: Tensor, tasks: int, rows: Any) -> None:
+    count = len(task_of_row)
+    if count and not (0 <= int(task_of_row.min()) and int(task_of_row.max()) < tasks):
+        raise ConfigError(
+            f"`task_of_row` holds tasks from {int(task_of_row.min())} to {int(task_of_row.max())}. `params` holds "
+            f"{tasks} tasks, numbered from 0. Pass numbers from 0 to {tasks - 1}."
+        )
+    if count == 0:
+        raise ShapeError(
+            "`task_of_row` is empty. There is nothing to run, and no way to tell what would come out. Leave out the "
+            "call where there are no rows."
+        )
+    for x in rows:
+        if not x.ndim or len(x) != count:
+            raise ShapeError(
+                f"A tensor of shape {tuple(x.shape)} was passed for {count} rows. Every tensor has a row for each of "
+                "`task_of_row`, on axis 0, unless all share it. Pass as many rows, or wrap it: `Shared(x)`."
+            )
+
+
+def _without_batch(y: Tensor, name: str) -> Tensor:
+    if y.ndim < 2 or y.shape[1] != 1:
+        raise BatchingError(
+            f"{name} returns a tensor of shape {tuple(y.shape[1:])} for one row. By rows, each is a batch of one, so "
+            "what is returned has one row too. Return a row for each row of the batch."
+        )
+    return y[:, 0]
 
 
 def _refuse_apart(call: Call, engine: Engine) -> None:
-    if not norms_that_write(call.base):
+    assert call.target.module is not None
+    if not norms_that_write(call.target.module):
         return
     if engine not in ("auto", "aligned"):
         raise ConfigError(
@@ -177,190 +466,3 @@ def _refuse_apart(call: Call, engine: Engine) -> None:
             '`statistics="task"`.'
         )
 
-
-@dataclass(frozen=True)
-class _Plan:
-    """What was found out about a call, and holds for every call of the same shapes."""
-
-    choice: Choice
-    tasks: int
-    places: Places
-    layers: list[Layer] | None
-
-
-_plans: "weakref.WeakKeyDictionary[nn.Module, dict[Any, _Plan]]" = weakref.WeakKeyDictionary()
-_PLANS_KEPT = 100
-
-
-def _plan(call: Call, engine: Engine, statistics: Statistics | None) -> _Plan:
-    """Check a call and choose its engine; once for every base and shapes."""
-    key = _signature(call, engine, statistics)
-    known = _plans.setdefault(call.base, {})
-    if key not in known:
-        call = _checked(call, engine, statistics)
-        assert call.slots is not None
-        places = call.slots.places([*call.params, *call.buffers])
-        if statistics == "shared" and norms_that_write(call.base):
-            choice = Choice("aligned", "all tasks are normalised together, as one batch")
-        elif engine == "auto":
-            choice = _choose(call._replace(places=places))
-        else:
-            choice = Choice(engine, "as asked for")
-        if len(known) >= _PLANS_KEPT:
-            known.clear()
-        layers = None
-        if choice.engine == "aligned":
-            layers = layers_of(call.slots, places, call.params, call.inputs, choice.batch_major)
-        known[key] = _Plan(choice, call.tasks, places, layers)
-    return known[key]
-
-
-def _checked(call: Call, engine: Engine, statistics: Statistics | None) -> Call:
-    """Check everything there is to check; return the call with its tasks counted and its buffers there."""
-    _check_options(engine, call.randomness, statistics, call.chunk_size)
-    tasks = check_call(call.base, call.params, call.inputs, call.kwargs)
-    check_buffers(call.base, call.buffers, tasks)
-    buffers = call.buffers
-    if statistics == "task":
-        buffers = {**task_buffers(call.base, tasks), **buffers}
-    call = call._replace(tasks=tasks, buffers=buffers)
-    if statistics == "shared":
-        _refuse_apart(call, engine)
-    elif engine != "loop":
-        refuse_shared_statistics(call.base, buffers)
-    return call
-
-
-def _choose(call: Call) -> Choice:
-    """Choose an engine by watching the base run for two tasks; it is left, and random states are, as they were."""
-    assert call.slots is not None
-    few = call.first(2)
-    own = {name: buffer.clone() for name, buffer in call.base.named_buffers() if name not in call.buffers}
-    with_gradients = torch.is_grad_enabled()
-    devices = {x.device for x in few.inputs if x.device.type == "cuda"}
-    with (
-        torch.no_grad(),  # nothing is kept for a backward pass, which checkpointing would count
-        torch.random.fork_rng(devices=[device.index for device in devices]),
-        WithoutDropout(),
-        call.slots.filled(call.slots.places(own), own),
-    ):
-        try:
-            watch = _watch(few)
-        except BatchingError as error:
-            if not isinstance(error.__cause__, RuntimeError):
-                raise
-            return Choice("loop", f"`vmap` refuses the base ({str(error.__cause__).splitlines()[0]})")
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, TypeError) as error:
-            with torch.set_grad_enabled(with_gradients):
-                run_loop(_with_copies(few))  # shows an error of the base's own as it is
-            return Choice("loop", f"the base runs for one task but not under `vmap` ({str(error).splitlines()[0]})")
-        return _judge(call, few, watch)
-
-
-def _watch(few: Call) -> WatchRows:
-    """Watch the base run; a batch of one row is shown twice, for of one row it cannot be told what is done with it."""
-    for shown in (_with_two_rows(few), few):
-        watch = WatchRows()
-        try:
-            run_vmap(_with_copies(shown)._replace(watch=watch))
-        except (BatchingError, RuntimeError, ValueError, TypeError):
-            if shown is few:
-                raise
-        else:
-            break
-    return watch
-
-
-def _with_two_rows(call: Call) -> Call:
-    if any(x.ndim < 2 or x.shape[1] != 1 for x in (*call.inputs, *call.tensors.values())):
-        return call
-    kwargs = {name: x.repeat_interleave(2, 1) if isinstance(x, Tensor) else x for name, x in call.kwargs.items()}
-    return call._replace(inputs=[x.repeat_interleave(2, 1) for x in call.inputs], kwargs=kwargs)
-
-
-def _judge(call: Call, few: Call, watch: WatchRows) -> Choice:
-    if watch.work >= GROUPED_BELOW and few.inputs and few.inputs[0].device.type == "cpu":
-        return Choice("loop", "large generated kernels convolve quickest one task after the other")
-    reason = f"{watch.mixes} may mix the rows of a batch" if watch.mixes else ""
-    if few.buffers or few.randomness == "same":
-        reason = reason or "something is kept or drawn for each task"
-    if not reason and not _equal_when_folded(call, few):
-        reason = "outputs differ when tasks are folded into the batch"
-    if reason:
-        return Choice("vmap", f"{reason}, so tasks are not folded into it")
-    why = "every row of a batch is treated by itself, so tasks are folded into the batch"
-    return Choice("aligned", why, batch_major=watch.work > 0)
-
-
-def _equal_when_folded(call: Call, few: Call) -> bool:
-    """Compare a few tasks with all of them folded: a last check on what watching cannot see, as the size of the batch.
-
-    It is done with parameters moved a little, for a layer that starts at zero would hide what stands before it, on
-    copies of the inputs, without dropout and without gradients.
-    """
-    whole = call.first(call.chunk_size or call.tasks)
-    whole = whole._replace(params={name: _moved(value) for name, value in whole.params.items()})
-    few = few._replace(params={name: value[: few.tasks] for name, value in whole.params.items()})
-    try:
-        alone, folded = run_vmap(_with_copies(few)), run_aligned(_with_copies(whole))
-    except (BatchingError, RuntimeError, ValueError):
-        return False
-    leaves, others = tree_leaves(alone), tree_leaves(folded)
-    return len(leaves) == len(others) and all(_same(a, b) for a, b in zip(leaves, others, strict=True))
-
-
-def _moved(value: Tensor) -> Tensor:
-    """A generic value near this one."""
-    if isinstance(value, Factored):
-        return value.map(_moved)
-    value = value.detach()
-    return value + torch.randn_like(value) * (0.1 * value.square().mean().sqrt() + 0.01)
-
-
-def _with_copies(call: Call) -> Call:
-    kwargs = {name: x.clone() if isinstance(x, Tensor) else x for name, x in call.kwargs.items()}
-    return call._replace(inputs=[x.clone() for x in call.inputs], kwargs=kwargs)
-
-
-def _same(few: Any, whole: Any) -> bool:
-    if isinstance(few, Tensor) and isinstance(whole, Tensor):
-        return _close(few, whole[: len(few)])
-    return bool(few == whole)
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    if a.shape != b.shape:
-        return False
-    kind = a.device.type
-    halved = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    tolerance = 0.1 if halved or a.dtype != b.dtype else min(0.1, 100 * torch.finfo(a.dtype).eps ** 0.75)
-    scale = a.abs().max() if a.numel() else 0.0
-    return bool(torch.allclose(a, b.to(a.dtype), rtol=tolerance, atol=tolerance * float(scale) + 1e-30, equal_nan=True))
-
-
-def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> Any:
-    """What a plan holds for: the base as it stands, the options, and the shapes of everything."""
-    assert call.slots is not None
-    return (
-        call.slots.key(),
-        (engine, statistics, call.randomness, call.chunk_size, _autocast()),
-        tuple([(name, *_kind(value)) for name, value in call.params.items()]),
-        tuple([_kind(x) for x in call.inputs]),
-        tuple([(name, *_kind(value)) for name, value in call.kwargs.items()]) if call.kwargs else (),
-        tuple([(name, *_kind(value)) for name, value in call.buffers.items()]) if call.buffers else (),
-    )
-
-
-def _autocast() -> tuple[bool, bool]:
-    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-
-
-def _kind(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, Factored):
-        with NO_SUBCLASS():
-            return value.shape, value.dtype, value.device, value.form
-    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (repr(value),)

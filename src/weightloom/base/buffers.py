@@ -1,18 +1,20 @@
 """Buffers per task: running statistics of norms that each task keeps for itself."""
 
-from torch import nn
+from collections.abc import Collection, Mapping
+
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from weightloom.errors import BatchingError, ConfigError, ShapeError, nearest
-from weightloom.params import Params
 
 
-def task_buffers(base: nn.Module, tasks: int) -> Params:
+def task_buffers(base: nn.Module, tasks: int, names: Collection[str] | None = None) -> dict[str, Tensor]:
     """Give every task running statistics of its own, which start as the base's.
 
     Args:
         base: The base network.
         tasks: How many tasks.
+        names: Which buffers, as in `base.named_buffers()`. None takes those of torch's norms.
 
     Returns:
         Buffers of the base's norms by name, each ``(tasks, *shape)``, to pass as ``apply_per_task(…, buffers=…)``,
@@ -22,6 +24,15 @@ def task_buffers(base: nn.Module, tasks: int) -> Params:
         >>> {name: tuple(value.shape) for name, value in task_buffers(nn.BatchNorm1d(4), tasks=3).items()}
         {'running_mean': (3, 4), 'running_var': (3, 4), 'num_batches_tracked': (3,)}
     """
+    if names is not None:
+        own = dict(base.named_buffers(remove_duplicate=False))
+        for name in names:
+            if name not in own:
+                raise ConfigError(
+                    f"`names` holds {name!r}, which is no buffer of {type(base).__name__}. Keys are those of "
+                    f"`base.named_buffers()`. {nearest(name, own)}"
+                )
+        return {name: own[name].detach().expand(tasks, *own[name].shape).clone() for name in names}
     return {
         f"{name}.{leaf}" if name else leaf: value.detach().expand(tasks, *value.shape).clone()
         for name, module in base.named_modules()
@@ -30,7 +41,7 @@ def task_buffers(base: nn.Module, tasks: int) -> Params:
     }
 
 
-def check_buffers(base: nn.Module, buffers: Params, tasks: int) -> None:
+def check_buffers(base: nn.Module, buffers: Mapping[str, Tensor], tasks: int) -> None:
     """Raise unless ``buffers`` names buffers of the base, with a row for each task."""
     own = dict(base.named_buffers())
     for name, value in buffers.items():
@@ -46,7 +57,7 @@ def check_buffers(base: nn.Module, buffers: Params, tasks: int) -> None:
             )
 
 
-def refuse_shared_statistics(base: nn.Module, buffers: Params) -> None:
+def refuse_shared_statistics(base: nn.Module, buffers: Mapping[str, Tensor]) -> None:
     """Raise if a norm in train mode would write one set of running statistics for all tasks."""
     for name, module in norms_that_write(base):
         if (f"{name}.running_mean" if name else "running_mean") not in buffers:
@@ -66,3 +77,14 @@ def norms_that_write(base: nn.Module) -> list[tuple[str, nn.Module]]:
         for name, module in base.named_modules()
         if isinstance(module, _NormBase) and module.training and module.track_running_stats
     ]
+
+
+def refuse_written(base: str, names: Collection[str]) -> BatchingError:
+    """The error for buffers that `forward` writes, and that are not torch's norms'."""
+    listed = ", ".join(f'"{name}"' for name in names)
+    return BatchingError(
+        f"`forward` of {base} writes its buffers {listed}. One set of them cannot serve all tasks at once: say which is "
+        'meant. Pass `statistics="task"` to give every task its own for this call, leaving the base\'s alone, '
+        f"`buffers=task_buffers(base, tasks, [{listed}])` to keep them per task, or `statistics=\"shared\"` to run all "
+        'tasks as one batch; or call `base.eval()`, or pass `engine="loop"`, which writes them task after task.'
+    )

@@ -1,43 +1,72 @@
 """What annotations cannot see: that base, Params and inputs fit each other."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from weightloom.base.target import Target
 from weightloom.errors import BatchingError, ConfigError, ShapeError, nearest
 from weightloom.keras import is_keras
-from weightloom.params import Params, count_tasks
+from weightloom.params import count_tasks
 
 
-def check_call(base: nn.Module, params: Params, inputs: Sequence[Tensor], kwargs: Mapping[str, Any]) -> int:
-    """Check names, task counts, devices and dtypes; return the number of tasks."""
-    check_names(base, params)
-    if type(base).forward is nn.Module.forward:
-        networks = ", ".join(f"`{name}`" for name, _ in base.named_children()) or "none"
+def check_options(engine: str, randomness: str, statistics: str | None, chunk_size: int | None) -> None:
+    """Raise unless every option is known."""
+    said = {
+        "engine": (engine, ["auto", "vmap", "aligned", "loop"], "An engine says how tasks are run."),
+        "randomness": (randomness, ["different", "same"], "It says what dropout draws for each task."),
+        "statistics": (statistics or "task", ["task", "shared"], "It says what BatchNorm normalises by."),
+    }
+    for name, (value, known, what) in said.items():
+        if value not in known:
+            raise ConfigError(f"`{name}={value!r}` is unknown. {what} {nearest(str(value), known)}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ConfigError(f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or more.")
+
+
+def check_shared(target: Target, shared: Collection[str | int] | None) -> frozenset[str | int] | None:
+    """Raise unless ``shared`` names arguments of the base; return it as a set."""
+    if shared is None:
+        return None
+    if isinstance(shared, str):
         raise ConfigError(
-            f"{type(base).__name__} has no `forward`: it holds networks ({networks}) and does not say how they are "
-            "run. Run them one by one: `apply_per_task(base[name], weightloom.sub(params, name), x)`."
+            f"`shared={shared!r}` is one text. It lists the arguments that all tasks share. Pass `shared={{{shared!r}}}`."
         )
-    tasks = count_tasks(params)
-    for number, value in enumerate(inputs):
-        if not isinstance(value, Tensor):
+    known = target.arguments
+    for name in shared:
+        if known is not None and not known[1] and isinstance(name, str) and name not in known[0]:
             raise ConfigError(
-                f"Input {number} of `apply_per_task` is a {type(value).__name__}. Inputs are tensors with a leading "
-                "tasks axis; what is the same for all tasks goes into `kwargs`. Convert it: `torch.as_tensor(x)`."
+                f"`shared` names {name!r}, which {target.name} does not take. It lists the arguments of the base that "
+                f"all tasks share. {nearest(name, known[0])}"
             )
-    named = {"x" if len(inputs) == 1 else f"inputs[{i}]": x for i, x in enumerate(inputs)}
-    named |= {f"kwargs[{name!r}]": x for name, x in kwargs.items() if isinstance(x, Tensor)}
-    if not named:
+    return frozenset(shared)
+
+
+def check_call(target: Target, params: Mapping[str, Tensor], rows: Sequence[Tensor]) -> int:
+    """Check names, task counts, devices and dtypes; return the number of tasks."""
+    base = target.module
+    if base is not None:
+        check_names(base, params)
+        if target.method is None and type(base).forward is nn.Module.forward and "forward" not in base.__dict__:
+            networks = ", ".join(f"`{name}`" for name, _ in base.named_children()) or "none"
+            raise ConfigError(
+                f"{type(base).__name__} has no `forward`: it holds networks ({networks}) and does not say how they are "
+                "run. Run them one by one: `apply_per_task(base[name], weightloom.sub(params, name), x)`."
+            )
+    tasks = count_tasks(params)
+    named = {"x" if len(rows) == 1 else f"inputs[{i}]": x for i, x in enumerate(rows)}
+    if not named and tasks is None:
         raise ShapeError(
-            "`apply_per_task` was given no inputs. The base needs something to run on. Pass `x` of shape (tasks, ...)."
+            "There are no parameters and no inputs with a tasks axis, so nothing says how many tasks there are. The "
+            "base runs once for each task. Pass params, or `x` of shape (tasks, ...)."
         )
     first = f"params[{next(iter(params))!r}]" if params else next(iter(named))
     for name, x in named.items():
         if x.ndim == 0:
             raise ShapeError(
-                f"`{name}` is a scalar. Each task needs its own inputs, on axis 0. Pass `{name}[None]` for one task."
+                f"`{name}` is a scalar. Each task needs its own inputs, on axis 0. Pass `{name}[None]` for one task, "
+                f"or `Shared({name})` where all tasks share it."
             )
         if tasks is None:
             tasks = x.shape[0]
@@ -45,7 +74,7 @@ def check_call(base: nn.Module, params: Params, inputs: Sequence[Tensor], kwargs
             raise ShapeError(
                 f"`{name}` holds {x.shape[0]} tasks but `{first}` holds {tasks}. "
                 "Each task needs its own parameters and its own inputs, on axis 0. "
-                f"To give every task the same inputs, pass `{name}[:1].expand({tasks}, *{name}.shape[1:])`."
+                f"To give every task the same inputs, pass `Shared({name}[0])`."
             )
     assert tasks is not None
     if tasks == 0:
@@ -53,11 +82,12 @@ def check_call(base: nn.Module, params: Params, inputs: Sequence[Tensor], kwargs
             f"`{first}` holds 0 tasks. There is nothing to run, and no way to tell what would come out. "
             "Leave out the call where no task is left."
         )
-    _check_kind(base, params, named)
+    if base is not None:
+        _check_kind(base, params, named)
     return tasks
 
 
-def check_names(base: nn.Module, params: Params) -> None:
+def check_names(base: nn.Module, params: Mapping[str, Tensor]) -> None:
     """Raise unless ``params`` names parameters of the base, each once, with one axis more than they have."""
     inside = next(((name, module) for name, module in base.named_modules() if is_keras(module)), None)
     if inside is not None:
@@ -82,7 +112,7 @@ def check_names(base: nn.Module, params: Params) -> None:
     _check_ties(own, params)
 
 
-def _check_ties(own: Mapping[str, nn.Parameter], params: Params) -> None:
+def _check_ties(own: Mapping[str, nn.Parameter], params: Mapping[str, Tensor]) -> None:
     """Raise if two names of one tied parameter are given two values."""
     first: dict[int, str] = {}
     for name, value in params.items():
@@ -95,7 +125,7 @@ def _check_ties(own: Mapping[str, nn.Parameter], params: Params) -> None:
             )
 
 
-def _check_kind(base: nn.Module, params: Params, inputs: Mapping[str, Tensor]) -> None:
+def _check_kind(base: nn.Module, params: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> None:
     """Raise if what meets in one computation (generated, shared and real-valued inputs) differs in device or dtype.
 
     A base whose own parameters differ among each other is taken to know what it does.
@@ -129,17 +159,17 @@ def _what(name: str, shared: Mapping[str, Tensor]) -> str:
     return "the base" if name in shared else "it"
 
 
-def refused_by_vmap(base: nn.Module, error: RuntimeError) -> BatchingError | None:
+def refused_by_vmap(name: str, base: nn.Module | None, error: RuntimeError) -> BatchingError | None:
     """Say in our words what ``vmap`` refuses; None for any other error, which is the base's own."""
     text = str(error)
     if "vmap" not in text and "Batching rule" not in text:
         return None
-    recurrent = any(
+    recurrent = base is not None and any(
         isinstance(m, nn.RNNBase | nn.RNNCellBase) and type(m).__module__ == nn.LSTM.__module__ for m in base.modules()
     )
     drop_in = " or give recurrent layers a batch: `base = weightloom.replace_recurrent(base)`" if recurrent else ""
     return BatchingError(
-        f"{type(base).__name__} does something that cannot run for all tasks at once ({text.splitlines()[0]}). "
+        f"{name} does something that cannot run for all tasks at once ({text.splitlines()[0]}). "
         "`vmap` runs the base once, with the tasks axis hidden from it, which torch's recurrent layers and branches on "
         f'values do not allow. Pass `engine="loop"`{drop_in}; or `engine="aligned"` where the base treats the rows of '
         "a batch one by one."

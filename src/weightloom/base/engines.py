@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,122 +11,256 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from weightloom.base.aligned import Aligned, fold, unfold
 from weightloom.base.check import refused_by_vmap
+from weightloom.base.replica import Places, Replica, places_of
 from weightloom.base.rows import WatchRows
+from weightloom.base.scan import Contents, Scan
 from weightloom.base.sequential import Layer, is_hooked_everywhere, run_sequential
-from weightloom.base.slots import Places, Slots
-from weightloom.errors import BatchingError
+from weightloom.base.state import Carried, of_one_task, refuse_different
+from weightloom.base.target import Target
+from weightloom.base.tree import open_tree
+from weightloom.errors import BatchingError, RecomputeError
 from weightloom.forms.calls import WINDOW
-from weightloom.forms.factored import Factored
+from weightloom.forms.factored import Factored, InUse, built
 from weightloom.params import Params
 
 Randomness = Literal["different", "same"]
+Tensors = Mapping[str, Tensor]
+
+
+class Result(NamedTuple):
+    """What a run gives."""
+
+    outputs: Any
+    written: list[Carried]
+    """What `forward` assigned, for all tasks."""
 
 
 class Call(NamedTuple):
-    """One call of `apply_per_task`, checked: what every engine runs. A tuple, since one is made in every step."""
+    """One call of a base, checked: what every engine runs. A tuple, since one is made in every step."""
 
-    base: nn.Module
-    params: Params
-    inputs: Sequence[Tensor]
-    kwargs: Mapping[str, Any]
+    target: Target
+    params: Tensors
+    rows: Sequence[Tensor]
+    """Tensors of the call that have a tasks axis."""
+    build: Callable[[Sequence[Any]], tuple[Any, Any]]
+    """From one task's part of ``rows`` to positional and named arguments."""
     tasks: int
-    buffers: Params
+    buffers: Tensors
     randomness: Randomness = "different"
     chunk_size: int | None = None
-    slots: Slots | None = None
-    """Where the base keeps its parameters; None while it is compiled."""
+    scan: Scan | None = None
+    """The base as it stands; None while it is compiled, and for a plain function."""
     places: Places = ()
+    state: Mapping[tuple[int, str], Any] = {}
+    """Attributes that an earlier call assigned, of every task."""
     batch_major: bool = False
     """How the aligned engine folds: see `Aligned`."""
     layers: list[Layer] | None = None
     """Of a plain sequence of layers: see `sequential`."""
     watch: WatchRows | None = None
     """Watches the base run."""
+    dense: frozenset[str] = frozenset()
+    """Parameters that the base changes in place: built, and copied."""
+    key: Any = None
+    """What in the call is no tensor, and the structure of it."""
+    extra: Tensors = {}
+    """Tensors that all tasks share, in the place of the base's own."""
+    unhooked: bool = False
+    """Whether hooks are left out."""
+    clones: list[tuple[str, Tensor]] | None = None
+    """Copies that were given to the base, where it is watched."""
+    restores: bool = True
+    """Whether what the base keeps in lists and dicts is the same at the start of each task of a loop."""
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Keyword inputs that have a row for each task."""
-        return {name: value for name, value in self.kwargs.items() if isinstance(value, Tensor)}
+    def base(self) -> Any:
+        """The base network, or the function."""
+        return self.target.base
 
-    @property
-    def constants(self) -> dict[str, Any]:
-        """Keyword inputs that are the same for all tasks."""
-        return {name: value for name, value in self.kwargs.items() if not isinstance(value, Tensor)}
+    def run(
+        self, tensors: Tensors, rows: Sequence[Any], state: Mapping[tuple[int, str], Any], replica: Replica | None = None
+    ) -> tuple[Any, list[tuple[int, str, Any]]]:
+        """Run the base with ``tensors`` in the place of its own; return outputs, and what `forward` assigned."""
+        args, kwargs = self.build(rows)
+        if self.target.module is None:
+            return self._watched(lambda: self.target.function(Params(tensors), *args, **kwargs), tensors, rows), []
+        if self.scan is None:
+            return _run_compiled(self.target, tensors, args, kwargs), []
+        if replica is None:
+            replica = self.replica(tensors, state)
+        invoke = self.target.on(replica.base)
+        outputs = self._watched(lambda: invoke(*args, **kwargs), tensors, rows)
+        return outputs, replica.written()
 
-    def run(self, tensors: Params, inputs: Sequence[Tensor], kwargs: Mapping[str, Any]) -> Any:
-        """Run the base with ``tensors`` in the place of its own."""
-        if self.slots is None:
-            return functional_call(self.base, tensors, tuple(inputs), {**self.constants, **kwargs})
-        with self.slots.filled(self.places, tensors):
-            if self.watch is None:
-                return self.base(*inputs, **self.constants, **kwargs)
-            generated = [tensors[name] for name in self.params]
-            with self.watch.start([*inputs, *kwargs.values()], generated):
-                outputs = self.base(*inputs, **self.constants, **kwargs)
-            self.watch.finish(outputs)
-            return outputs
+    def replica(self, tensors: Tensors, state: Mapping[tuple[int, str], Any]) -> Replica:
+        """A replica of the base with tensors in their places."""
+        assert self.scan is not None
+        return Replica(self.scan, self.places, {**self.extra, **tensors}, state, self.unhooked)
+
+    def placed(self) -> "Call":
+        """The same with places for all that it holds."""
+        if self.scan is None:
+            return self
+        return self._replace(places=places_of(self.scan, [*self.params, *self.buffers, *self.extra]))
+
+    def _watched(self, run: Callable[[], Any], tensors: Tensors, rows: Sequence[Any]) -> Any:
+        if self.watch is None:
+            return run()
+        with self.watch.start(rows, [tensors[name] for name in self.params]):
+            outputs = run()
+        self.watch.finish(outputs)
+        return outputs
 
     def first(self, tasks: int) -> "Call":
         """The same for the first few tasks; buffers are copied."""
         return self._replace(
             params={name: value[:tasks] for name, value in self.params.items()},
-            inputs=[x[:tasks] for x in self.inputs],
-            kwargs={name: value[:tasks] if isinstance(value, Tensor) else value for name, value in self.kwargs.items()},
+            rows=[x[:tasks] for x in self.rows],
             tasks=min(tasks, self.tasks),
             buffers={name: value[:tasks].clone() for name, value in self.buffers.items()},
+            state={where: of_one_task(its, slice(0, tasks)) for where, its in self.state.items()},
             chunk_size=None,
         )
 
+    def _one(self, name: str, value: Tensor) -> Tensor:
+        """A parameter as one task's base is given it."""
+        if name in self.dense:
+            clone = built(value).clone()
+            if self.clones is not None:
+                inner = torch._C._functorch.get_unwrapped
+                self.clones.append((name, inner(clone) if torch._C._functorch.is_functorch_wrapped_tensor(clone) else clone))
+            return clone
+        return value.in_use() if isinstance(value, Factored) else value
 
-def run_vmap(call: Call) -> Any:
+
+def run_vmap(call: Call) -> Result:
     """All tasks in one pass, the tasks axis hidden from the base."""
     generated = {name: value.factors if isinstance(value, Factored) else value for name, value in call.params.items()}
-    constants: list[Any] = []
-    structure: Any = None
+    opened = {where: open_tree(its) for where, its in call.state.items()}
+    state = {where: [leaf.tensor for leaf in its.leaves] for where, its in opened.items()}
+    found: list[Any] = []
 
-    def apply_one(factors: Any, buffers: Params, inputs: Sequence[Tensor], tensors: Params) -> Any:
-        nonlocal constants, structure
-        params = {name: _rebuilt(call.params[name], its) for name, its in factors.items()}
-        leaves, structure = tree_flatten(call.run({**params, **buffers}, inputs, tensors))
-        constants = [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]  # vmap passes on nothing else
+    def apply_one(factors: Any, buffers: Tensors, rows: Sequence[Tensor], held: Any) -> Any:
+        params = {name: call._one(name, _rebuilt(call.params[name], its)) for name, its in factors.items()}
+        mine = {where: opened[where].build(its) for where, its in held.items()}
+        outputs, written = call.run({**params, **buffers}, rows, mine)
+        its = open_tree(outputs)
+        assigned = [(number, name, open_tree(value, name)) for number, name, value in written]
+        found[:] = [its, assigned, [_alone(leaf.tensor) for _, _, o in assigned for leaf in o.leaves]]
+        leaves = [*its.leaves, *(leaf for _, _, o in assigned for leaf in o.leaves)]
+        return [built(leaf.tensor) for leaf in leaves]  # vmap passes on nothing else
 
     run = vmap(apply_one, randomness=call.randomness, chunk_size=call.chunk_size)
+    level = torch._C._functorch.maybe_current_level() or 0
     try:
-        with no_fused_attention(), padding_unlearned(call.base), convolutions_in_one_precision():
-            outputs = iter(run(generated, call.buffers, tuple(call.inputs), call.tensors))
+        with (
+            unfused_attention(),
+            padding_unlearned(call.target.module),
+            convolutions_in_one_precision(),
+            second_derivatives(level),
+            no_recomputing(call),
+        ):
+            leaves = run(generated, call.buffers, list(call.rows), state)
     except RuntimeError as error:
-        if refused := refused_by_vmap(call.base, error):
+        if refused := refused_by_vmap(call.target.name, call.target.module, error):
             raise refused from error
         raise
-    return tree_unflatten([next(outputs) if leaf is Tensor else leaf for leaf in constants], structure)
+    its, assigned, alone = found
+    count = len(its.leaves)
+    written = []
+    for number, name, opened_value in assigned:
+        many = leaves[count : count + len(opened_value.leaves)]
+        same = alone[count - len(its.leaves) :][: len(many)]
+        count += len(many)
+        if all(x is not None for x in same):  # what does not differ by task, or holds no tensor
+            written.append(Carried(number, name, opened_value.build(same), False))
+        else:
+            written.append(Carried(number, name, opened_value.build(many), True))
+    return Result(its.build(leaves), written)
 
 
-def run_loop(call: Call) -> Any:
+def _alone(tensor: Tensor) -> Tensor | None:
+    """A tensor that no task has changed; None for one that ``vmap`` holds."""
+    return None if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or isinstance(tensor, Factored) else tensor
+
+
+def run_loop(call: Call) -> Result:
     """One task after the other: slow and obvious, the reference for the others."""
-    params = {name: value.unbind() for name, value in call.params.items()}
-    tensors = {name: value.unbind() for name, value in call.tensors.items()}
-    inputs = [x.unbind() for x in call.inputs]
-    state = torch.get_rng_state()
-    rows = []
-    for task in range(call.tasks):
-        if call.randomness == "same":
-            torch.set_rng_state(state)
-        its = {name: row[task] for name, row in params.items()}
-        buffers = {name: value[task] for name, value in call.buffers.items()}
-        kwargs = {name: row[task] for name, row in tensors.items()}
-        rows.append(call.run({**its, **buffers}, [x[task] for x in inputs], kwargs))
-    return tree_map(lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *rows)
+    params = {name: (built(value) if name in call.dense else value).unbind() for name, value in call.params.items()}
+    rows = [x.unbind() for x in call.rows]
+    random = torch.get_rng_state()
+    contents = Contents(call.scan.mutable) if call.restores and call.scan is not None and call.scan.mutable else None
+    several: list[Any] = []
+    assigned: list[list[tuple[int, str, Any]]] = []
+    replica: Replica | None = None
+    with second_derivatives(torch._C._functorch.maybe_current_level() or 0):
+        for task in range(call.tasks):
+            if call.randomness == "same":
+                torch.set_rng_state(random)
+            if contents is not None and task:
+                contents.restore()  # as if each task had a copy of its own
+            its = {name: call._one(name, row[task]) for name, row in params.items()}
+            tensors = {**its, **{name: value[task] for name, value in call.buffers.items()}}
+            state = {where: of_one_task(value, task) for where, value in call.state.items()}
+            replica = _next(call, replica, tensors, state)
+            outputs, written = call.run(tensors, [row[task] for row in rows], state, replica)
+            several.append(outputs)
+            assigned.append(_into_buffers(call, written))
+    return Result(join(several, torch.stack, call.target.name), _gathered(call, assigned))
 
 
-def run_aligned(call: Call) -> Any:
+def _next(call: Call, replica: Replica | None, tensors: Tensors, state: Any) -> Replica | None:
+    """A replica for the next task: the last one with other values, where nobody holds it."""
+    if call.scan is None:
+        return None
+    if replica is not None and not state and replica.refill(call.places, {**call.extra, **tensors}):
+        return replica
+    return call.replica(tensors, state)
+
+
+def _into_buffers(call: Call, written: list[tuple[int, str, Any]]) -> list[tuple[int, str, Any]]:
+    """Buffers that the loop assigns are the base's own, task after task; return all else."""
+    if call.clones is not None:  # watched: nothing is left behind
+        return written
+    rest = []
+    own = {(n, leaf) for name, its in call.places if name in call.buffers for n, _, leaf in its}
+    for number, name, value in written:
+        assert call.scan is not None
+        module = call.scan.modules[number]
+        if name not in module._buffers or (number, name) in own:
+            rest.append((number, name, value))
+        else:
+            module._buffers[name] = value
+    return rest
+
+
+def _gathered(call: Call, assigned: list[list[tuple[int, str, Any]]]) -> list[Carried]:
+    """What every task assigned, stacked."""
+    by_place: dict[tuple[int, str], list[Any]] = {}
+    for written in assigned:
+        for number, name, value in written:
+            by_place.setdefault((number, name), []).append(value)
+    carried = []
+    for (number, name), values in by_place.items():
+        if len(values) != call.tasks:
+            raise refuse_different(call.scan, number, name, "is assigned for some tasks and not for others")
+        opened = [open_tree(value, name) for value in values]
+        if any(its.key != opened[0].key for its in opened):
+            raise refuse_different(call.scan, number, name, "differs from task to task and is no tensor")
+        if not opened[0].leaves:
+            carried.append(Carried(number, name, values[-1], False))
+        else:
+            carried.append(Carried(number, name, join(values, torch.stack, name), True))
+    return carried
+
+
+def run_aligned(call: Call) -> Result:
     """Fold tasks into the batch; every generated parameter finds the rows of its task."""
-    if call.layers is not None and call.slots is not None and not is_hooked_everywhere():
-        return run_sequential(call.slots, call.layers, call.params, call.inputs[0])
+    if call.layers is not None and call.scan is not None and not is_hooked_everywhere():
+        return Result(run_sequential(call.scan.modules, call.layers, call.params, call.rows[0]), [])
     if call.buffers:
         raise BatchingError(
             'Buffers per task (`buffers`, or `statistics="task"`) cannot be had with the aligned engine. It folds all '
@@ -136,70 +271,163 @@ def run_aligned(call: Call) -> Any:
             '`randomness="same"` was given with the aligned engine, which runs all tasks as one batch: it draws '
             'numbers for every row apart. Pass `engine="vmap"` or `engine="loop"`.'
         )
-    batches = {x.shape[1] if x.ndim > 1 else 0 for x in (*call.inputs, *call.tensors.values())}
+    batches = {x.shape[1] if x.ndim > 1 else 0 for x in call.rows}
     if len(batches) != 1 or 0 in batches:
         raise BatchingError(
             f"The inputs have batches of {sorted(batches)} rows. The aligned engine folds tasks and batch "
             'into one axis, the same for every input, each (tasks, batch, ...). Pass `engine="vmap"`.'
         )
     rows, batch_major = call.tasks * batches.pop(), call.batch_major
-    params: Params = {name: Aligned(value, rows, batch_major) for name, value in call.params.items()}
-    inputs = [fold(x, batch_major) for x in call.inputs]
-    outputs = call.run(params, inputs, {name: fold(x, batch_major) for name, x in call.tensors.items()})
+    params = {name: Aligned(value, rows, batch_major) for name, value in call.params.items()}
+    inputs = [fold(x, batch_major) for x in call.rows]
+    with second_derivatives(torch._C._functorch.maybe_current_level() or 0):
+        outputs, written = call.run(params, inputs, call.state)
 
-    def of_tasks(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        if isinstance(leaf, Aligned) or not leaf.ndim or leaf.shape[0] != rows:
+    def of_tasks(leaf: Tensor) -> Tensor:
+        if isinstance(leaf, Aligned):
+            return leaf.dense()
+        if not leaf.ndim or leaf.shape[0] != rows:
             raise BatchingError(
-                f"{type(call.base).__name__} returns a tensor of shape {tuple(leaf.shape)} for {rows} rows. The "
+                f"{call.target.name} returns a tensor of shape {tuple(leaf.shape)} for {rows} rows. The "
                 "aligned engine runs all tasks as one batch, so what is returned needs a row for each. "
                 'Pass `engine="vmap"` or `engine="loop"`.'
             )
         return unfold(leaf, call.tasks, batch_major)
 
-    if isinstance(outputs, Tensor):
-        return of_tasks(outputs)
-    return tree_map(of_tasks, outputs, is_leaf=lambda leaf: isinstance(leaf, Tensor))
+    def unfolded(value: Any) -> tuple[Any, bool]:
+        if type(value) is Tensor:
+            return of_tasks(value), True
+        opened = open_tree(value)
+        return opened.build([of_tasks(leaf.tensor) for leaf in opened.leaves]), bool(opened.leaves)
+
+    carried = [Carried(number, name, *unfolded(value)) for number, name, value in written]
+    return Result(unfolded(outputs)[0], carried)
 
 
-def in_pieces(run: Callable[[Call], Any], call: Call) -> Any:
+def in_pieces(run: Callable[[Call], Result], call: Call) -> Result:
     """Run some tasks at a time and join the outputs."""
     size = call.chunk_size
     if size is None or size >= call.tasks:
         return run(call)
-    pieces = range(-(-call.tasks // size))
-    state = torch.get_rng_state() if call.randomness == "same" else None
-
-    def run_piece(piece: Call) -> Any:
-        if state is not None:
-            torch.set_rng_state(state)
-        return run(piece)
-
-    def split(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        cut = {name: v.split(size) if isinstance(v, Tensor) else [v] * len(pieces) for name, v in values.items()}
-        return [{name: its[piece] for name, its in cut.items()} for piece in pieces]
-
-    params, kwargs, buffers = split(call.params), split(call.kwargs), split(call.buffers)
-    inputs = [x.split(size) for x in call.inputs]
-    parts = [
-        run_piece(
-            call._replace(
-                params=params[piece],
-                inputs=[x[piece] for x in inputs],
-                kwargs=kwargs[piece],
-                buffers=buffers[piece],
-                tasks=min(size, call.tasks - piece * size),
-                chunk_size=None,
+    random = torch.get_rng_state() if call.randomness == "same" else None
+    results = []
+    for start in range(0, call.tasks, size):
+        if random is not None:
+            torch.set_rng_state(random)
+        part = slice(start, start + size)
+        results.append(
+            run(
+                call._replace(
+                    params={name: value[part] for name, value in call.params.items()},
+                    rows=[x[part] for x in call.rows],
+                    buffers={name: value[part] for name, value in call.buffers.items()},
+                    state={where: of_one_task(its, part) for where, its in call.state.items()},
+                    tasks=min(size, call.tasks - start),
+                    chunk_size=None,
+                )
             )
         )
-        for piece in pieces
-    ]
-    return tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *parts)
+    outputs = join([result.outputs for result in results], torch.cat, call.target.name)
+    written = []
+    for several in zip(*(result.written for result in results), strict=True):
+        first = several[0]
+        value = join([its.value for its in several], torch.cat, first.name) if first.of_tasks else several[-1].value
+        written.append(first._replace(value=value))
+    return Result(outputs, written)
+
+
+def join(trees: Sequence[Any], how: Callable[[list[Tensor]], Tensor], name: str) -> Any:
+    """Join what several runs returned, tensor by tensor.
+
+    Raises:
+        BatchingError: If they differ in structure, in shapes, or in something that is no tensor.
+    """
+    if all(type(tree) is Tensor for tree in trees):
+        return _joined(list(trees), how, name)
+    opened = [open_tree(tree) for tree in trees]
+    first = opened[0]
+    if any(its.key != first.key for its in opened):
+        raise BatchingError(
+            f"What {name} returns differs from task to task in something that is no tensor: a number, a text, or the "
+            "structure. Only tensors get a tasks axis. Return a tensor in its place, as in `torch.tensor(number)`."
+        )
+    columns = zip(*([leaf.tensor for leaf in its.leaves] for its in opened), strict=True)
+    return first.build([_joined(list(column), how, name) for column in columns])
+
+
+def _joined(tensors: list[Tensor], how: Callable[[list[Tensor]], Tensor], name: str) -> Tensor:
+    tensors = [built(tensor) for tensor in tensors]
+    if len({(tensor.shape[how is torch.cat :], tensor.dtype) for tensor in tensors}) > 1:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:3])
+        raise BatchingError(
+            f"{name} returns tensors of different shapes or dtypes for different tasks ({shapes}). All tasks are "
+            "returned as one tensor, which has one shape. Pad them, or run these tasks apart."
+        )
+    return how(tensors)
 
 
 def _rebuilt(value: Tensor, its: Any) -> Tensor:
-    return Factored(value.form, value.own, its, value.shared) if isinstance(value, Factored) else its
+    return InUse(value.form, value.own, its, value.shared) if isinstance(value, Factored) else its
+
+
+def _run_compiled(target: Target, tensors: Tensors, args: Any, kwargs: Any) -> Any:
+    """Run while `torch.compile` or `torch.export` reads along: nothing is swapped when the program runs."""
+    assert target.module is not None
+    places: dict[str, Tensor] = {}
+    by_value: dict[Tensor, list[str]] = {}
+    for prefix, module in target.module.named_modules():  # a layer that is used twice has one place
+        for leaf, value in [*module._parameters.items(), *module._buffers.items()]:
+            if value is not None:
+                by_value.setdefault(value, []).append(f"{prefix}.{leaf}" if prefix else leaf)
+    known = dict(target.module.named_parameters(remove_duplicate=False))
+    known.update(target.module.named_buffers(remove_duplicate=False))
+    for name, value in tensors.items():
+        for place in by_value[known[name]]:
+            places[place] = value
+    if target.method is not None:
+        return functional_call(_Method(target.module, target.method), {f"module.{n}": v for n, v in places.items()}, args, kwargs, tie_weights=False)
+    return functional_call(target.module, places, args, kwargs, tie_weights=False)
+
+
+class _Method(nn.Module):
+    """A method of a module, called as a module is."""
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method."""
+        return getattr(self.module, self.method)(*args, **kwargs)
+
+
+RECOMPUTES = "weightloom: saved tensors are packed by hooks here"
+
+
+@contextmanager
+def no_recomputing(call: Call) -> Iterator[None]:
+    """Refuse what packs tensors for the backward pass, as checkpoints do: it unpacks them where `vmap` has ended."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        yield
+        return
+    said = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    torch._C._autograd._saved_tensors_hooks_disable(RECOMPUTES, False)  # those of a checkpoint around the call may stay
+    try:
+        yield
+    except RuntimeError as error:
+        if RECOMPUTES not in str(error):
+            raise
+        raise RecomputeError(
+            f"{call.target.name} recomputes, or packs, what the backward pass needs, as `torch.utils.checkpoint` and "
+            "`save_on_cpu` do. The backward pass runs when the tasks axis is no longer hidden, so `vmap` would give "
+            'wrong gradients. Pass `engine="loop"`, or `engine="aligned"` where rows are treated one by one; or put '
+            "the checkpoint around the call."
+        ) from error
+    finally:
+        if said is None:
+            torch._C._autograd._saved_tensors_hooks_enable()
+        else:
+            torch._C._autograd._saved_tensors_hooks_disable(said, False)
 
 
 class PaddingUnlearned(TorchFunctionMode):
@@ -222,9 +450,9 @@ class PaddingUnlearned(TorchFunctionMode):
         return y
 
 
-def padding_unlearned(base: nn.Module) -> AbstractContextManager[Any]:
+def padding_unlearned(base: nn.Module | None) -> AbstractContextManager[Any]:
     """`PaddingUnlearned` where the base has something to pad."""
-    pads = any(module.__dict__.get("padding_idx") is not None for module in base.modules())
+    pads = base is not None and any(module.__dict__.get("padding_idx") is not None for module in base.modules())
     return PaddingUnlearned() if pads else nullcontext()
 
 
@@ -250,16 +478,71 @@ def convolutions_in_one_precision() -> AbstractContextManager[Any]:
     return ConvolutionsInOnePrecision() if on else nullcontext()
 
 
-@contextmanager
-def no_fused_attention() -> Iterator[None]:
+class LayerNormWrittenOut(TorchFunctionMode):
+    """Computes layer norm by its formula.
+
+    Second derivatives of torch's own are wrong where its weight is batched, under nested `torch.func` transforms
+    (torch 2.13: by 1 to 21 %).
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Normalise, scale and shift."""
+        kwargs = kwargs or {}
+        if func is F.layer_norm or func is torch.layer_norm:
+            return _layer_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    axes = tuple(range(-len(normalized_shape), 0))
+    centred = input - input.mean(axes, keepdim=True)
+    y = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def second_derivatives(level: int) -> AbstractContextManager[Any]:
+    """`LayerNormWrittenOut` under transforms of `torch.func`."""
+    return LayerNormWrittenOut() if level and not torch.compiler.is_compiling() else nullcontext()
+
+
+class _Unfused:
+    """Attention off its fused paths for as long as any thread is inside."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside = Lock(), 0
+        self.kernels: Any = None
+        self.fast = True
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.fast = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+                self.kernels = sdpa_kernel(SDPBackend.MATH)
+                self.kernels.__enter__()
+            self.inside += 1
+
+    def __exit__(self, *_: Any) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.kernels.__exit__(None, None, None)
+                torch.backends.mha.set_fastpath_enabled(self.fast)
+
+
+_unfused = _Unfused()
+
+
+def unfused_attention() -> AbstractContextManager[Any]:
     """Keep attention off its fused paths: under ``vmap`` one has no derivative, and the others are loops over tasks."""
-    if torch.compiler.is_compiling():  # which cannot trace the switch
-        yield
-        return
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    return nullcontext() if torch.compiler.is_compiling() else _unfused  # the switch cannot be compiled

@@ -1,17 +1,18 @@
 """A plain network for one task: what users export, ship and serve."""
 
 import copy
+from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from weightloom.base.check import check_names
 from weightloom.errors import ConfigError
 from weightloom.forms.factored import built
-from weightloom.params import Params, count_tasks
+from weightloom.params import count_tasks
 from weightloom.recurrent import original_recurrent
 
 
-def specialise(base: nn.Module, params: Params, task: int = 0) -> nn.Module:
+def specialise(base: nn.Module, params: Mapping[str, Tensor], task: int = 0) -> nn.Module:
     """Return a plain module for one task: a copy of ``base`` with that task's parameters in their places.
 
     Nothing of this library is left inside (recurrent drop-ins are torch's own layers again), so it can be exported,

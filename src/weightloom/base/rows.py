@@ -22,6 +22,8 @@ class WatchRows(TorchFunctionMode):
         """The function that may mix rows, or that is not known; None as long as there is none."""
         self.work = 0
         """Multiplications per task in the largest convolution with a generated kernel."""
+        self.sizes = False
+        """Whether the base read a size of something that has the batch on axis 0, or of something else."""
         self._rows: dict[int, Tensor] = {}
         self._others: dict[int, Tensor] = {}
         self._generated: set[int] = set()
@@ -62,12 +64,15 @@ class WatchRows(TorchFunctionMode):
         if any(self._is_stray(tensor) for tensor in tensors):
             self.mixes = "a tensor that came about unseen"
             return
+        if tensors and not results and (name == "__get__" or func in _OF_THE_SHAPE):
+            self.sizes = self.sizes or func in _SIZES
+            if rows or func in _OF_THE_SHAPE:
+                return
+        if func in _READ:
+            self.mixes = f"`{name}`, which reads numbers,"
+            return
         if not rows:
             self._others.update({id(leaf): leaf for leaf in results})
-            return
-        if name == "__get__" and not results:
-            return
-        if not results and func in _OF_THE_SHAPE:
             return
         rule = RULES.get(func)
         if rule is None or not rule(self, rows, tensors, args, kwargs, result):
@@ -250,6 +255,17 @@ _OF_THE_SHAPE = {
 }
 """What gives no tensor, and reads no numbers."""
 
+_SIZES = {
+    *(Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel, Tensor.stride, Tensor.storage_offset),
+    Tensor.shape.__get__,  # type: ignore[attr-defined]
+}
+_READ = {
+    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__),
+    *(torch.equal, Tensor.equal, torch.allclose, Tensor.allclose, torch.is_nonzero, Tensor.is_nonzero),
+    *(Tensor.__contains__, Tensor.__complex__, Tensor.data_ptr),
+}
+"""What makes a number of Python from the numbers of a tensor, which a later call may find changed."""
+
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 _BY_NUMBER = [
     "abs",
@@ -268,10 +284,12 @@ _BY_NUMBER = [
     "div",
     "double",
     "erf",
+    "empty_like",
     "exp",
     "expm1",
     "float",
     "floor",
+    "full_like",
     "half",
     "hardshrink",
     "lerp",
@@ -286,7 +304,10 @@ _BY_NUMBER = [
     "negative",
     "pow",
     "positive",
+    "ones_like",
     "prelu",
+    "rand_like",
+    "randn_like",
     "reciprocal",
     "relu",
     "relu_",
@@ -306,6 +327,7 @@ _BY_NUMBER = [
     "true_divide",
     "type_as",
     "where",
+    "zeros_like",
     "bfloat16",
     "to",
     "detach",

@@ -6,7 +6,7 @@ batched products, and small convolutions with tasks as groups of channels. `weig
 same, by a longer way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
-from weightloom.base.slots import Places, Slots
+from weightloom.base.replica import Places
+from weightloom.base.scan import Scan
 from weightloom.forms.calls import shared_linear
 from weightloom.forms.factored import Factored
-from weightloom.params import Params
 
+Tensors = Mapping[str, Tensor]
 Layer = tuple[str | None, str | None]
 """Names of a layer's generated weight and bias; None for what is not generated."""
 
@@ -34,24 +35,24 @@ CONVOLUTIONS: dict[type[nn.Module], Any] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.co
 
 
 def layers_of(
-    slots: Slots, places: Places, params: Params, inputs: Sequence[Tensor], batch_major: bool
+    scan: Scan, places: Places, params: Tensors, inputs: Sequence[Tensor], batch_major: bool
 ) -> list[Layer] | None:
     """Say which layers of the base are generated, None if it is no plain sequence.
 
     Args:
-        slots: Where the base keeps its parameters.
+        scan: The base.
         places: Where the generated ones are.
         params: What is generated.
         inputs: What the base is called with: one (tasks, batch, in), or (tasks, batch, channels, *space).
         batch_major: Whether small kernels are generated, so that tasks as groups of channels are quick.
     """
-    children = slots.modules[1:]
-    if type(slots.base) is not nn.Sequential or len(inputs) != 1 or len(children) != len(slots.base._modules):
+    children = scan.modules[1:]
+    if type(scan.base) is not nn.Sequential or len(inputs) != 1 or len(children) != len(scan.base._modules):
         return None
-    if (inputs[0].ndim != 3 and not batch_major) or any(map(_is_hooked, slots.modules)):
+    if (inputs[0].ndim != 3 and not batch_major) or any(map(_is_hooked, scan.modules)):
         return None
     at = {(number, leaf): name for name, its in places for number, _, leaf in its}
-    layers = [(at.get((number, "weight")), at.get((number, "bias"))) for number in range(1, len(slots.modules))]
+    layers = [(at.get((number, "weight")), at.get((number, "bias"))) for number in range(1, len(scan.modules))]
     flat = inputs[0].ndim == 3
     for module, (weight, _) in zip(children, layers, strict=True):
         built = weight is None or not isinstance(params[weight], Factored)
@@ -87,13 +88,13 @@ def is_hooked_everywhere() -> bool:
     return any(everywhere)
 
 
-def run_sequential(slots: Slots, layers: Sequence[Layer], params: Params, x: Tensor) -> Tensor:
+def run_sequential(modules: Sequence[nn.Module], layers: Sequence[Layer], params: Tensors, x: Tensor) -> Tensor:
     """Run a plain sequence for all tasks: (tasks, batch, *event) -> (tasks, batch, *out)."""
     tasks, batch = x.shape[:2]
     wide = x.ndim > 3
     if wide:
         x = x.transpose(0, 1).flatten(1, 2)  # (batch, tasks * channels, *space)
-    for module, (weight, bias) in zip(slots.modules[1:], layers, strict=True):
+    for module, (weight, bias) in zip(modules[1:], layers, strict=True):
         if type(module) is nn.Linear:
             x = _linear(x, module, params, weight, bias)
         elif type(module) in CONVOLUTIONS:
@@ -108,7 +109,7 @@ def run_sequential(slots: Slots, layers: Sequence[Layer], params: Params, x: Ten
     return x.unflatten(1, (tasks, -1)).transpose(0, 1) if wide else x
 
 
-def _linear(x: Tensor, module: Any, params: Params, weight_name: str | None, bias_name: str | None) -> Tensor:
+def _linear(x: Tensor, module: Any, params: Tensors, weight_name: str | None, bias_name: str | None) -> Tensor:
     bias = module.bias if bias_name is None else params[bias_name][:, None]
     if weight_name is None:
         return shared_linear(x, module.weight, bias)
@@ -121,14 +122,14 @@ def _linear(x: Tensor, module: Any, params: Params, weight_name: str | None, bia
     return x @ weight.mT if bias is None else torch.baddbmm(bias, x, weight.mT)
 
 
-def _convolve(x: Tensor, module: Any, params: Params, weight: str | None, bias: str | None, tasks: int) -> Tensor:
+def _convolve(x: Tensor, module: Any, params: Tensors, weight: str | None, bias: str | None, tasks: int) -> Tensor:
     kernel, shift = _wide(module.weight, params, weight, tasks), _wide(module.bias, params, bias, tasks)
     options = (module.stride, module.padding, module.dilation, tasks * module.groups)
     y: Tensor = CONVOLUTIONS[type(module)](x, kernel, shift, *options)
     return y
 
 
-def _wide(own: Tensor | None, params: Params, name: str | None, tasks: int) -> Tensor | None:
+def _wide(own: Tensor | None, params: Tensors, name: str | None, tasks: int) -> Tensor | None:
     """Values of all tasks one behind the other, for tasks that are groups of channels."""
     if name is not None:
         return params[name].flatten(0, 1)

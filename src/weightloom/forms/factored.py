@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node, tree_map
 
-from weightloom.errors import ConfigError
+from weightloom.errors import ConfigError, InPlaceError
 from weightloom.forms.calls import WINDOW, read_conv
 from weightloom.forms.form import Form, Parts, lead_of
 
@@ -84,6 +84,9 @@ class Factored(Tensor):
             self.form, function(self.own), changed.factors, {n: function(f) for n, f in self.shared.items()}
         )
 
+    def in_use(self) -> "InUse":
+        return InUse(self.form, self.own, self.factors, self.shared)
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         with NO_SUBCLASS():
             return f"Factored({self.form}, shape={tuple(self.shape)})"
@@ -120,7 +123,7 @@ class Factored(Tensor):
 def _refuse_in_place(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
     name = getattr(func, "__name__", "")
     if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Factored):
-        raise ConfigError(
+        raise InPlaceError(
             f"`{name}` would change a {args[0]!r} in place. It is computed from its factors and has no memory "
             f"of its own. Use the function that returns a new tensor, `{name.removesuffix('_')}`."
         )
@@ -295,3 +298,10 @@ def _unflatten(leaves: Any, same: Any) -> Any:
 
 
 register_pytree_node(Factored, _flatten, _unflatten)
+
+
+class InUse(Factored):
+    """One task's parameter while the base runs: code that opens it gets it built."""
+
+
+register_pytree_node(InUse, lambda v: ([v.dense()], None), lambda leaves, _: next(iter(leaves)))

@@ -1,0 +1,414 @@
+"""Which engine runs a call: chosen by watching the base run once, for two tasks, on replicas.
+
+In:   a checked call.
+Out:  a plan: the engine, why, and what else was found out; it holds as long as the base is what it was.
+Watching leaves the base, what it keeps, and every source of random numbers as they were.
+"""
+
+import random
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from weightloom.base.buffers import norms_that_write, refuse_written, task_buffers
+from weightloom.base.engines import Call, Result, run_aligned, run_loop, run_vmap
+from weightloom.base.guard import Guard
+from weightloom.base.replica import Places, all_names
+from weightloom.base.rows import WatchRows, WithoutDropout
+from weightloom.base.scan import Contents
+from weightloom.base.sequential import Layer, layers_of
+from weightloom.base.tree import open_tree
+from weightloom.errors import BatchingError, InPlaceError, RecomputeError, WeightloomError
+from weightloom.forms.calls import GROUPED_BELOW
+from weightloom.forms.factored import NO_SUBCLASS, Factored
+
+Engine = Literal["auto", "vmap", "aligned", "loop"]
+Statistics = Literal["task", "shared"]
+RUN = {"vmap": run_vmap, "aligned": run_aligned, "loop": run_loop}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a call is run, and why."""
+
+    engine: Engine
+    reason: str
+    batch_major: bool = False
+    """Whether the aligned engine folds so that the task changes from row to row, as grouped convolutions like it."""
+
+    def __str__(self) -> str:
+        return f"{self.engine}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was found out about a call, and holds for every call alike."""
+
+    choice: Choice
+    places: Places = ()
+    layers: list[Layer] | None = None
+    proven: bool = True
+    """Whether what the base does cannot change unseen; else every aligned run is watched."""
+    dense: frozenset[str] = frozenset()
+    """Parameters that the base changes in place."""
+    buffers: tuple[str, ...] = ()
+    """Buffers that the base writes, which each task is given its own of."""
+    sizes: bool = True
+    """Whether it holds for these sizes only."""
+
+
+class Plans:
+    """The plans of one base.
+
+    A base that is another one in every call, such as one that counts its calls, is watched a few times. Then it is
+    run in a way that is right whatever it does.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Plan] = {}
+        self.watched: dict[Any, int] = {}
+
+    def keep(self, key: Any, plan: Plan) -> None:
+        """Keep a plan; the oldest goes where there are many."""
+        while len(self.known) >= PLANS_KEPT:
+            self.known.pop(next(iter(self.known)), None)
+        self.known[key] = plan
+
+    def count(self, shapes: Any) -> int:
+        """Count how often one kind of call was watched."""
+        while len(self.watched) >= PLANS_KEPT:
+            self.watched.pop(next(iter(self.watched)), None)
+        self.watched[shapes] = self.watched.get(shapes, 0) + 1
+        return self.watched[shapes]
+
+
+PLANS_KEPT = 200
+RESTLESS = 6
+"""Watched so often for one kind of call, a base counts as one that changes all the time."""
+
+_of_base: "weakref.WeakKeyDictionary[Any, Plans]" = weakref.WeakKeyDictionary()
+
+
+def plan_of(call: Call, engine: Engine, statistics: Statistics | None, checked: Callable[[Call], Call]) -> Plan:
+    """Look a plan up, or check the call and make one."""
+    plans = _plans_of(call)
+    kind, sizes = _signature(call, engine, statistics)
+    scanned = call.scan.key if call.scan is not None else None
+    for key in ((scanned, kind), (scanned, kind, sizes), (RESTLESS, kind)):
+        if (plan := plans.known.get(key)) is not None:
+            return plan
+    plan = make_plan(checked(call), engine, statistics)
+    plans.keep((scanned, kind, sizes) if plan.sizes else (scanned, kind), plan)
+    if plans.count(kind if not plan.sizes else (kind, sizes)) >= RESTLESS and not plan.sizes:
+        plans.keep((RESTLESS, kind), replace(plan, proven=False, layers=None))
+    return plan
+
+
+def _plans_of(call: Call) -> Plans:
+    holder = call.target.function if call.target.module is None else call.target.module
+    try:
+        return _of_base.setdefault(holder, Plans())
+    except TypeError:  # no weak reference can be had to it
+        return Plans()
+
+
+def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> tuple[Any, Any]:
+    """What a plan holds for: options and kinds of everything; and the sizes, where the base reads any."""
+    tensors = [*call.params.values(), *call.buffers.values(), *call.rows]
+    kinds, sizes = [], []
+    for value in tensors:
+        if isinstance(value, Factored):
+            with NO_SUBCLASS():
+                shape = value.shape
+                kinds.append((value.dtype, value.device, value.form, value.own.shape))
+        else:
+            shape = value.shape
+            kinds.append((value.dtype, value.device, value.requires_grad))
+        sizes.append(shape)
+        kinds.append(tuple([size == 1 for size in shape]))
+    options = (engine, statistics, call.randomness, call.chunk_size, call.target.method, bool(call.state))
+    modes = (
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+        torch._C._functorch.maybe_current_level(),
+    )
+    return (options, modes, tuple(call.params), tuple(call.buffers), tuple(kinds), call.key), tuple(sizes)
+
+
+def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan:
+    """Find out how a call runs; the base is as it was afterwards."""
+    call = call.placed()
+    if torch._C._functorch.maybe_current_level() is not None:  # numbers cannot be looked at
+        if engine == "auto":
+            return Plan(Choice("vmap", "inside a transform of `torch.func` nothing is watched"), call.places)
+        return Plan(Choice(engine, "as asked for"), call.places, proven=engine != "aligned")
+    dense: frozenset[str] = frozenset()
+    buffers: tuple[str, ...] = ()
+    while True:
+        choice, tries = _choose(call, engine, statistics, dense)
+        if any(isinstance(t.error, InPlaceError) for t in tries) and not dense:
+            dense = frozenset(call.params)
+            continue
+        fresh = sorted({name for t in tries for name in t.written} - call.buffers.keys())
+        if fresh and statistics == "task" and not buffers:
+            assert call.scan is not None
+            buffers = tuple(fresh)
+            call = call._replace(buffers={**call.buffers, **task_buffers(call.scan.base, call.tasks, fresh)}).placed()
+            continue
+        break
+    if fresh and statistics == "shared":
+        choice = Choice("aligned", "all tasks are run as one batch, which writes the base's buffers")
+    elif fresh and engine != "loop":
+        raise refuse_written(call.target.name, fresh)
+    dense = dense | {name for t in tries for name in t.dense}
+    layers = None
+    if choice.engine == "aligned" and call.scan is not None:
+        layers = layers_of(call.scan, call.places, call.params, call.rows, choice.batch_major)
+    watched = [t.watch for t in tries if t.watch is not None]
+    sizes = engine != "auto" or not watched or any(watch.sizes or watch.work for watch in watched) or bool(buffers)
+    proven = layers is not None or engine != "auto" or call.scan is None or not call.scan.unseen
+    return Plan(choice, call.places, layers, proven, dense, buffers, sizes)
+
+
+@dataclass
+class Try:
+    """One run of a few tasks that left nothing behind, and what was seen."""
+
+    result: Result | None = None
+    error: Exception | None = None
+    watch: WatchRows | None = None
+    written: tuple[str, ...] = ()
+    """Buffers that were written."""
+    assigns: bool = False
+    """Whether tensors were assigned to attributes."""
+    dense: tuple[str, ...] = ()
+    """Parameters that were changed in place."""
+    draws: bool = False
+    kept_by_hooks: bool = False
+    """Whether hooks kept tensors."""
+
+
+def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhooked: bool = True) -> Try:
+    """Run a few tasks on replicas: of the base, of its buffers, of everything that it might change.
+
+    Raises:
+        BatchingError: If the base keeps tensors where they would mix tasks.
+    """
+    seen = Try(watch=WatchRows() if watch else None)
+    own: dict[str, Tensor] = {}
+    replaced: dict[int, str] = {}
+    mutable: list[Any] = []
+    hooks: list[Any] = []
+    few = call.first(tasks)
+    if call.scan is not None:
+        for name, (_, is_buffer, _, value) in all_names(call.scan.base).items():
+            if name in call.params or name in call.buffers:
+                replaced[id(value)] = name
+            elif is_buffer:
+                own[name] = value.clone()
+        mutable, hooks = call.scan.mutable, call.scan.of_hooks
+    few = few._replace(
+        params={name: _apart(value) for name, value in few.params.items()},
+        rows=[_apart(x) for x in few.rows],
+        extra=own,
+        unhooked=unhooked,
+        watch=seen.watch,
+        dense=call.dense | {name for name, value in few.params.items() if not isinstance(value, Factored)},
+        clones=[],
+        restores=False,
+    ).placed()
+    contents, of_hooks = Contents(mutable), Contents(hooks)
+    with _random_states(few), WithoutDropout(), Guard(call.target.name, replaced):
+        before = torch.get_rng_state()
+        try:
+            seen.result = RUN[engine](few)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            seen.error = error
+        finally:
+            seen.draws = not torch.equal(before, torch.get_rng_state())
+            changed = contents.changed()
+            seen.kept_by_hooks = any(with_tensors for _, with_tensors in of_hooks.changed())
+            contents.restore()
+            of_hooks.restore()
+    for thing, with_tensors in changed:
+        if with_tensors:
+            raise refuse_kept(call.target.name, thing)
+    assert few.clones is not None
+    seen.dense = tuple({name for name, clone in few.clones if clone._version})
+    seen.written = tuple(name for name, value in own.items() if value._version)
+    if seen.result is not None and call.scan is not None:
+        modules = call.scan.modules
+        names = {(id(m), leaf): name for name, (m, is_buffer, leaf, _) in all_names(call.scan.base).items() if is_buffer}
+        for its in seen.result.written:
+            name = names.get((id(modules[its.number]), its.name))
+            if name is None:
+                seen.assigns = seen.assigns or bool(open_tree(its.value).leaves)
+            elif its.of_tasks or engine == "loop":
+                seen.written = (*seen.written, name)
+    return seen
+
+
+@contextmanager
+def _random_states(call: Call) -> Iterator[None]:
+    """All sources of random numbers are afterwards where they were."""
+    devices = {x.device.index for x in call.rows if x.device.type == "cuda"}
+    arrays = sys.modules.get("numpy")
+    python, drawn = random.getstate(), arrays.random.get_state() if arrays is not None else None
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        random.setstate(python)
+        if arrays is not None:
+            arrays.random.set_state(drawn)
+
+
+def _apart(value: Any) -> Any:
+    """The same numbers, outside of the graph."""
+    if isinstance(value, Factored):
+        return value.map_all(_apart)
+    copied = value.detach().clone()
+    return copied.requires_grad_() if value.requires_grad and torch.is_grad_enabled() else copied
+
+
+def _choose(
+    call: Call, engine: Engine, statistics: Statistics | None, dense: frozenset[str]
+) -> tuple[Choice, list[Try]]:
+    """Try the call; choose its engine, or refuse the one that was asked for."""
+    call = call._replace(dense=dense)
+    if statistics == "shared" and call.scan is not None and norms_that_write(call.scan.base):
+        return Choice("aligned", "all tasks are normalised together, as one batch"), []
+    if engine == "auto":
+        return _choose_freely(call)
+    asked = Choice(engine, "as asked for")
+    tried = _try(call, engine, call.tasks if engine == "aligned" else 2, watch=engine == "vmap", unhooked=False)
+    if isinstance(tried.error, InPlaceError) or engine == "loop":
+        if isinstance(tried.error, WeightloomError) and not isinstance(tried.error, InPlaceError):
+            raise tried.error
+        return asked, [tried]
+    if isinstance(tried.error, WeightloomError):
+        raise tried.error
+    if engine == "vmap" and tried.kept_by_hooks:
+        raise BatchingError(
+            f"A hook on {call.target.name} keeps tensors, which under `vmap` cannot be read afterwards. Hooks see what "
+            'the engine runs. Pass `engine="loop"`, where they see one task after the other, or `engine="aligned"`, '
+            "where they see all rows."
+        )
+    if tried.error is None and engine == "vmap":
+        return asked, [tried]
+    alone = _try(call, "loop")
+    if tried.error is not None and alone.error is None:
+        raise _refusal(call, engine, tried.error) from tried.error
+    if engine == "aligned" and tried.result is not None and alone.result is not None:
+        if not (tried.draws or alone.draws) and not _same_outputs(alone.result.outputs, tried.result.outputs):
+            raise BatchingError(
+                f"{call.target.name} gives other numbers when tasks are folded into the batch than task by task. The "
+                "aligned engine is right only where every row of a batch is treated by itself. Pass "
+                '`engine="vmap"` or `engine="loop"`.'
+            )
+    return asked, [tried, alone]
+
+
+def _refusal(call: Call, engine: Engine, error: Exception) -> BatchingError:
+    return BatchingError(
+        f"{call.target.name} runs for one task, but not with `engine={engine!r}`: it does something that cannot be "
+        "done for all tasks at once, such as to branch on values, to read a number from a tensor, or to write to what "
+        'all tasks share. Pass `engine="loop"`, or leave the engine to "auto".'
+    )
+
+
+def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
+    if call.scan is not None and call.scan.hooked:
+        return Choice("loop", "hooks see one task after the other"), [_try(call, "loop")]
+    shown = _with_two_rows(call)
+    tried = _try(shown, "vmap", watch=True)
+    if tried.error is not None and shown is not call:
+        tried = _try(call, "vmap", watch=True)
+    if isinstance(tried.error, InPlaceError):
+        return Choice("vmap", "a parameter is changed in place"), [tried]
+    if tried.error is not None:
+        alone = _try(call, "loop")
+        if isinstance(alone.error, WeightloomError):
+            raise alone.error
+        why = "recomputes in the backward pass" if isinstance(tried.error, RecomputeError) else "does not run under `vmap`"
+        return Choice("loop", f"the base {why}"), [tried, alone]
+    watch = tried.watch
+    assert watch is not None
+    if watch.work >= GROUPED_BELOW and call.rows and call.rows[0].device.type == "cpu":
+        return Choice("loop", "large generated kernels convolve quickest one task after the other"), [tried]
+    reason = f"{watch.mixes} may mix the rows of a batch" if watch.mixes else ""
+    if call.buffers or call.randomness == "same" or tried.assigns or call.state:
+        reason = reason or "something is kept or drawn for each task"
+    if tried.dense:
+        reason = reason or "a parameter is changed in place"
+    if not reason and not _equal_when_folded(call):
+        reason = "outputs differ when tasks are folded into the batch"
+    if reason:
+        return Choice("vmap", f"{reason}, so tasks are not folded into it"), [tried]
+    why = "every row of a batch is treated by itself, so tasks are folded into the batch"
+    return Choice("aligned", why, batch_major=watch.work > 0), [tried]
+
+
+def _with_two_rows(call: Call) -> Call:
+    """A batch of one row is shown twice, for of one row it cannot be told what is done with it."""
+    if any(x.ndim < 2 or x.shape[1] != 1 for x in call.rows):
+        return call
+    return call._replace(rows=[x.repeat_interleave(2, 1) for x in call.rows])
+
+
+def _equal_when_folded(call: Call) -> bool:
+    """Compare a few tasks with all of them folded: a last check on what watching cannot see, as the size of the batch.
+
+    It is done with parameters moved a little, for a layer that starts at zero would hide what stands before it.
+    """
+    with _random_states(call):
+        whole = call.first(call.chunk_size or call.tasks)
+        whole = whole._replace(params={name: _moved(value) for name, value in whole.params.items()})
+    few, folded = _try(whole, "vmap"), _try(whole, "aligned", whole.tasks)
+    if few.result is None or folded.result is None:
+        return False
+    return _same_outputs(few.result.outputs, folded.result.outputs)
+
+
+def _moved(value: Tensor) -> Tensor:
+    """A generic value near this one."""
+    if isinstance(value, Factored):
+        return value.map(_moved)
+    value = value.detach()
+    return value + torch.randn_like(value) * (0.1 * value.abs().square().mean().sqrt() + 0.01)
+
+
+def _same_outputs(few: Any, whole: Any) -> bool:
+    few, whole = open_tree(few), open_tree(whole)
+    return few.key == whole.key and all(
+        _close(a.tensor.detach(), b.tensor[: len(a.tensor)].detach()) for a, b in zip(few.leaves, whole.leaves, strict=True)
+    )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point() and not a.is_complex():
+        return torch.equal(a, b)
+    kind = a.device.type
+    halved = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    tolerance = 0.1 if halved or a.dtype != b.dtype else min(0.1, 100 * torch.finfo(a.dtype).eps ** 0.75)
+    scale = a.abs().max() if a.numel() else 0.0
+    return bool(torch.allclose(a, b.to(a.dtype), rtol=tolerance, atol=tolerance * float(scale) + 1e-30, equal_nan=True))
+
+
+def refuse_kept(name: str, thing: Any) -> BatchingError:
+    """The error for tensors that `forward` puts where those of several tasks would mix."""
+    return BatchingError(
+        f"`forward` of {name} puts tensors into a {type(thing).__name__} that it keeps. What one task leaves there "
+        "would be read by the next. Return them, or assign them to an attribute of the module: `self.features = h`."
+    )

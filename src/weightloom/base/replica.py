@@ -1,0 +1,302 @@
+"""A replica of a base that runs in its place, so that the base itself is never touched.
+
+In:   a base as it was scanned, and tensors for some of its parameters and buffers.
+Out:  a module that computes what the base would with these; and what `forward` assigned while it ran.
+Knows nothing of tasks, nor of where the tensors came from.
+
+A replica is shallow: modules are made anew, with dicts of their own, and everything else is shared with the base by
+identity. Wherever the base keeps a reference to one of its own modules or replaced tensors, in a list, a closure, a
+bound method or an object, the replica keeps one to its own.
+"""
+
+import functools
+import types
+import weakref
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from sys import getrefcount
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.base.scan import HOOKS, Scan, is_script
+from weightloom.base.tree import PLAIN, attributes_of
+from weightloom.errors import BatchingError
+
+Places = Sequence[tuple[str, list[tuple[int, bool, str]]]]
+"""Every place of each name: number of the module, whether it is a buffer there, and the name it has there."""
+
+Written = list[tuple[int, str, Any]]
+"""What `forward` assigned: number of the module, name of the attribute, value."""
+
+
+def all_names(base: nn.Module) -> dict[str, tuple[nn.Module, bool, str, Tensor]]:
+    """Every name of every parameter and buffer, tied and shared ones by each: module, whether a buffer, leaf, value."""
+    found: dict[str, tuple[nn.Module, bool, str, Tensor]] = {}
+
+    def visit(module: nn.Module, prefix: str, above: frozenset[int]) -> None:
+        for is_buffer, table in ((False, module._parameters), (True, module._buffers)):
+            for leaf, value in table.items():
+                if value is not None:
+                    found[prefix + leaf] = (module, is_buffer, leaf, value)
+        for name, child in module._modules.items():
+            if child is not None and id(child) not in above:  # a child that keeps its parent goes round
+                visit(child, f"{prefix}{name}.", above | {id(child)})
+
+    visit(base, "", frozenset({id(base)}))
+    return found
+
+
+def places_of(scan: Scan, names: Iterable[str]) -> Places:
+    """Find every place of each name: a tied parameter has several, a shared layer has one."""
+    holders: dict[int, list[tuple[int, bool, str]]] = {}
+    for number, module in enumerate(scan.modules[: scan.registered]):
+        for is_buffer, table in ((False, module._parameters), (True, module._buffers)):
+            for leaf, value in () if is_script(module) else table.items():
+                if value is not None:
+                    holders.setdefault(id(value), []).append((number, is_buffer, leaf))
+    known = all_names(scan.base)
+    for name in names:
+        if id(known[name][3]) not in holders:
+            raise BatchingError(
+                f"{name!r} is in a module that `torch.jit` compiled. Its parameters are fixed in the compiled code. "
+                "Give the hypernetwork the module as it was before `torch.jit.script`, or do not generate it."
+            )
+    return [(name, holders[id(known[name][3])]) for name in names]
+
+
+class Replica:
+    """One replica of a base.
+
+    Args:
+        scan: The base.
+        places: Where the tensors belong.
+        tensors: What stands there, by name.
+        state: Attributes that stand in the place of the base's: by number of the module, and name.
+        unhooked: Leave out hooks that users put on its modules.
+    """
+
+    def __init__(
+        self,
+        scan: Scan,
+        places: Places,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[tuple[int, str], Any] | None = None,
+        unhooked: bool = False,
+    ) -> None:
+        self.scan = scan
+        self.modules = modules = [_twin(module) for module in scan.modules]
+        number_of = scan._numbers
+        for module in modules:
+            children = module._modules
+            for name, child in () if is_script(module) else children.items():
+                if child is not None:
+                    children[name] = modules[number_of[id(child)]]
+        replaced: dict[int, Any] = {}
+        for name, its in places:
+            for number, is_buffer, leaf in its:
+                held: Any = modules[number]._buffers if is_buffer else modules[number]._parameters
+                replaced[id(held[leaf])] = tensors[name]
+                held[leaf] = tensors[name]
+        if scan.kept:
+            rebinder = _Rebinder(scan, modules, replaced)
+            for number, name in scan.kept:
+                held = modules[number].__dict__
+                held[name] = rebinder.rebind(held[name])
+        if unhooked and scan.hooked:
+            for module in modules:
+                module.__dict__.update({name: type(module.__dict__[name])() for name in HOOKS})
+        self._is_recurrent = False
+        for module in modules:
+            if "_flat_weights_names" in module.__dict__:  # torch's recurrent layers keep a list beside
+                module.__dict__["_flat_weights"] = [getattr(module, n, None) for n in module._flat_weights_names]
+                self._is_recurrent = True
+        for (number, name), value in (state or {}).items():
+            held = modules[number]._buffers if name in modules[number]._buffers else modules[number].__dict__
+            held[name] = value
+        self._before = [
+            (m.__dict__.copy(), m._parameters.copy(), m._buffers.copy(), m._modules.copy()) for m in modules
+        ]
+        self._references = [getrefcount(module) for module in modules]
+
+    @property
+    def base(self) -> nn.Module:
+        """What is called in the place of the base."""
+        return self.modules[0]
+
+    def refill(self, places: Places, tensors: Mapping[str, Tensor]) -> bool:
+        """Put other tensors in their places, where nobody can notice; otherwise say False and change nothing."""
+        if self.scan.kept or self._is_recurrent or self.was_written():
+            return False
+        if [getrefcount(module) for module in self.modules] != self._references:
+            return False
+        for name, its in places:
+            for number, is_buffer, leaf in its:
+                module = self.modules[number]
+                held: Any = module._buffers if is_buffer else module._parameters
+                held[leaf] = tensors[name]
+                before: Any = self._before[number]
+                before[2 if is_buffer else 1][leaf] = tensors[name]
+        return True
+
+    def was_written(self) -> bool:
+        """Whether `forward` assigned anything."""
+        return any(
+            _changed(m.__dict__, d) or _changed(m._parameters, p) or _changed(m._buffers, b) or _changed(m._modules, c)
+            for m, (d, p, b, c) in zip(self.modules, self._before, strict=True)
+        )
+
+    def written(self) -> Written:
+        """What `forward` assigned.
+
+        Raises:
+            BatchingError: If it made or replaced layers or parameters.
+        """
+        found: Written = []
+        for number, (module, (held, parameters, buffers, children)) in enumerate(
+            zip(self.modules, self._before, strict=True)
+        ):
+            if not (
+                _changed(module.__dict__, held)
+                or _changed(module._parameters, parameters)
+                or _changed(module._buffers, buffers)
+                or _changed(module._modules, children)
+            ):
+                continue
+            for what, now, before in (
+                ("parameter", module._parameters, parameters),
+                ("layer", module._modules, children),
+            ):
+                for name in now.keys() | before.keys():
+                    if now.get(name) is not before.get(name):
+                        raise BatchingError(
+                            f"`forward` of {type(module).__name__} makes or replaces its {what} {name!r}. Generated "
+                            "parameters belong to layers that are there before the call. Run the base once by itself, "
+                            "then build the hypernetwork; or make the layer in `__init__`."
+                        )
+            found += [(number, n, v) for n, v in module._buffers.items() if buffers.get(n, module) is not v]
+            for name, value in module.__dict__.items():
+                if held.get(name, module) is not value and name not in _DERIVED:
+                    found.append((number, name, value))
+            for name in held.keys() - module.__dict__.keys():
+                raise BatchingError(
+                    f"`forward` of {type(module).__name__} deletes its attribute {name!r}. What one run takes away "
+                    "the next would lack. Set it to None instead."
+                )
+        return found
+
+
+_DERIVED = {"_flat_weights", "_flat_weight_refs"}
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    if is_script(module):
+        return module
+    twin: nn.Module = object.__new__(type(module))
+    held = module.__dict__.copy()
+    held["_parameters"] = held["_parameters"].copy()
+    held["_buffers"] = held["_buffers"].copy()
+    held["_modules"] = held["_modules"].copy()
+    held["_compiled_call_impl"] = None
+    object.__setattr__(twin, "__dict__", held)
+    for kind in type(module).__mro__:
+        names = kind.__dict__.get("__slots__", ())
+        for name in [names] if isinstance(names, str) else names:
+            if name not in ("__dict__", "__weakref__") and hasattr(module, name):
+                object.__setattr__(twin, name, getattr(module, name))
+    return twin
+
+
+def _changed(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    try:
+        return bool(now != before)  # identity first, so that nothing is compared where nothing was assigned
+    except (RuntimeError, ValueError, TypeError):
+        return True
+
+
+class _Rebinder:
+    """Copies whatever lies between an attribute and a reference, with the replica's own in the reference's place."""
+
+    def __init__(self, scan: Scan, modules: Sequence[nn.Module], replaced: Mapping[int, Any]) -> None:
+        self.scan, self.modules, self.replaced = scan, modules, replaced
+        self.made: dict[int, Any] = {}
+
+    def rebind(self, value: Any) -> Any:
+        me = id(value)
+        if type(value) in PLAIN:
+            return value
+        if isinstance(value, nn.Module):
+            number = self.scan._numbers.get(me)
+            return value if number is None else self.modules[number]
+        if isinstance(value, Tensor):
+            return self.replaced.get(me, value)
+        if me in self.made:
+            return self.made[me]
+        if me not in self.scan.holders:
+            return value
+        return self._copy(value, me)
+
+    def _copy(self, value: Any, me: int) -> Any:
+        kind, rebind = type(value), self.rebind
+        if isinstance(value, weakref.ref):
+            target = value()
+            made: Any = value if target is None else weakref.ref(rebind(target))
+        elif isinstance(value, types.MethodType):
+            made = types.MethodType(rebind(value.__func__), rebind(value.__self__))
+        elif isinstance(value, functools.partial):
+            its = {name: rebind(item) for name, item in value.keywords.items()}
+            made = kind(rebind(value.func), *map(rebind, value.args), **its)
+        elif isinstance(value, types.CellType):
+            made = self.made[me] = types.CellType()
+            made.cell_contents = rebind(value.cell_contents)
+        elif isinstance(value, types.FunctionType):
+            return self._function(value, me)
+        elif isinstance(value, tuple):
+            items = [rebind(item) for item in value]
+            made = kind._make(items) if hasattr(kind, "_make") else tuple.__new__(kind, items)
+        elif isinstance(value, frozenset):
+            made = kind(map(rebind, value))
+        else:
+            return self._open(value, me)
+        self.made[me] = made
+        return made
+
+    def _function(self, value: types.FunctionType, me: int) -> Any:
+        cells = tuple([types.CellType() for _ in value.__closure__ or ()]) or None
+        made = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
+        self.made[me] = made
+        for ours, its in zip(cells or (), value.__closure__ or (), strict=True):
+            try:
+                ours.cell_contents = self.rebind(its.cell_contents)
+            except ValueError:
+                continue
+        made.__defaults__ = tuple(map(self.rebind, value.__defaults__)) if value.__defaults__ else None
+        if value.__kwdefaults__:
+            made.__kwdefaults__ = {name: self.rebind(item) for name, item in value.__kwdefaults__.items()}
+        made.__dict__.update(value.__dict__)
+        made.__qualname__, made.__module__ = value.__qualname__, value.__module__
+        return made
+
+    def _open(self, value: Any, me: int) -> Any:
+        """Copy a list, a dict, a set or any object with attributes."""
+        kind = type(value)
+        made: Any
+        if isinstance(value, dict):
+            made = self.made[me] = kind.__new__(kind)
+            if hasattr(value, "default_factory"):
+                made.default_factory = value.default_factory
+            for name, item in value.items():
+                dict.__setitem__(made, self.rebind(name), self.rebind(item))
+        elif isinstance(value, list):
+            made = self.made[me] = kind.__new__(kind)
+            list.extend(made, map(self.rebind, value))
+        elif isinstance(value, deque):
+            made = self.made[me] = deque(map(self.rebind, value), value.maxlen)
+        elif isinstance(value, set):
+            made = self.made[me] = kind(map(self.rebind, value))
+        else:
+            made = self.made[me] = object.__new__(kind)
+        for name, item in (attributes_of(value) or {}).items():
+            object.__setattr__(made, name, self.rebind(item))
+        return made

@@ -1,0 +1,358 @@
+"""Everything that `forward` may follow besides its arguments: found by walking through a base's attributes.
+
+In:   a base network as it stands.
+Out:  its modules, a key that is equal as long as the base does the same, and the places where a reference to one of
+      its modules or parameters is kept outside of torch's own dicts.
+Knows nothing of tasks.
+
+A walk takes a few microseconds per module, and is made anew for every call, so that it is right whatever was changed
+since the last one.
+"""
+
+import enum
+import functools
+import logging
+import types
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.base.reads import Reads, reads_of
+from weightloom.base.tree import PLAIN, attributes_of
+
+STANDARD = frozenset(nn.Module().__dict__)
+"""Attributes that every module has."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+MOST_NODES = 5_000
+"""As many objects are looked at outside of torch's own dicts; what is behind counts as unseen."""
+
+_NAMES_TOO = {"_non_persistent_buffers_set", "_is_full_backward_hook"}
+_TABLES = {"_parameters", "_buffers", "_modules"}
+_CONSTANT = (enum.Enum, type, types.ModuleType, types.BuiltinFunctionType, logging.Logger, torch.Generator, property)
+
+
+class Scan:
+    """A base as it stands.
+
+    Args:
+        base: Any module.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        self.base = base
+        self.modules: list[nn.Module] = [base]
+        """Every module once: those that are registered, in order, then those that are only kept somewhere."""
+        self.kept: list[tuple[int, str]] = []
+        """Attributes, by number of the module and name, behind which a reference to the base's own is kept."""
+        self.holders: set[int] = set()
+        """Objects, by id, through which such a reference is reached."""
+        self.unseen = False
+        """Whether something may change what `forward` does that cannot be looked at."""
+        self.mutable: list[Any] = []
+        """Lists, dicts, sets, objects and closure cells that are reached."""
+        self.of_hooks: list[Any] = []
+        """The same, as far as only hooks reach it: what they write is for whoever hooked in."""
+        self.hooked = False
+        """Whether a user hooked into a module."""
+        self._numbers: dict[int, int] = {id(base): 0}
+        self._seen: dict[int, int] = {}
+        self._alive: list[Any] = []
+        self._above: dict[int, list[int]] = {}
+        self._found: set[int] = set()
+        self._nodes = 0
+        for module in self.modules:  # grows while it is read
+            for child in () if is_script(module) else module._modules.values():
+                if child is not None:
+                    self._number(child)
+        self.registered = len(self.modules)
+        own = [
+            v for m in self.modules if not is_script(m) for table in (m._parameters, m._buffers) for v in table.values()
+        ]
+        self._own = {id(value) for value in own}
+        self.key = self._walk()
+        self._climb()
+
+    def _number(self, module: nn.Module) -> int:
+        number = self._numbers.setdefault(id(module), len(self.modules))
+        if number == len(self.modules):
+            self.modules.append(module)
+        return number
+
+    def _walk(self) -> Any:
+        """Read every module; return a key for all that was read."""
+        rows: list[Any] = []
+        ties: dict[int, int] = {}
+        reads: dict[type, Reads] = {}
+        for number, module in enumerate(self.modules):  # grows while it is read
+            held, kind = module.__dict__, type(module)
+            if is_script(module):
+                rows.append(kind)
+                continue
+            row: list[Any] = [kind, len(held)]
+            hidden = getattr(kind, "not_walked", ())
+            for name, value in held.items():
+                if type(value) in PLAIN:
+                    row.append(value)
+                elif name in STANDARD:
+                    if name in _TABLES:
+                        row.append(tuple(value))
+                        if name == "_parameters":
+                            row += [ties.setdefault(id(v), len(ties)) for v in value.values()]
+                        elif name == "_modules":
+                            row += [self._numbers[id(v)] if v is not None else None for v in value.values()]
+                    elif value and name not in _NAMES_TOO:
+                        row.append(self._hooks(number, name, value))
+                elif type(value) is tuple and all(type(item) in PLAIN for item in value):
+                    row.append(value)
+                elif name not in hidden and name != "_compiled_call_impl":
+                    row.append(self._look(value, -1 - number, name))
+            rows.append(tuple(row))
+            if not kind.__module__.startswith("torch.nn"):
+                reads[kind] = reads_of(kind)
+        rows += [self._read(its) for its in reads.values()]
+        return tuple(rows)
+
+    def _hooks(self, number: int, name: str, hooks: Any) -> Any:
+        if name in HOOKS and any(not _is_torchs(hook) for hook in hooks.values()):
+            self.hooked = True
+        mutable = len(self.mutable)
+        key = tuple([self._look(hook, -1 - number, name) for hook in hooks.values()]) if name in HOOKS else len(hooks)
+        self.of_hooks += self.mutable[mutable:]
+        del self.mutable[mutable:]
+        return key
+
+    def _read(self, reads: Reads) -> Any:
+        self.unseen = self.unseen or reads.volatile
+        return tuple([self._look(value, 0, "") for value in reads.values()])
+
+    def _look(self, value: Any, above: int, name: str = "") -> Any:
+        """Read one object; return its key. ``above`` is what holds it: a module's number below zero, or an id."""
+        kind = type(value)
+        if kind in PLAIN:
+            return value
+        if isinstance(value, nn.Module):
+            return self._reference(value, above, name, ("module", self._number(value)))
+        if isinstance(value, Tensor):
+            key = (kind, value.dtype, tuple(value.shape) if not value.is_nested else None)
+            return self._reference(value, above, name, key) if id(value) in self._own else key
+        if isinstance(value, _CONSTANT):
+            return value
+        me = id(value)
+        self._hold(me, above, name)
+        if me in self._seen:
+            return "seen", self._seen[me]
+        self._seen[me] = len(self._seen)
+        self._alive.append(value)
+        self._nodes += 1
+        if self._nodes > MOST_NODES:
+            self.unseen = True
+            return kind, me
+        return kind, self._inside(value, me)
+
+    def _inside(self, value: Any, me: int) -> Any:
+        if isinstance(value, weakref.ref):
+            return self._look(value(), me)
+        if isinstance(value, types.MethodType):
+            return self._look(value.__func__, me), self._look(value.__self__, me)
+        if isinstance(value, functools.partial):
+            return self._each([value.func, *value.args, *value.keywords.values()], me), tuple(value.keywords)
+        if isinstance(value, types.FunctionType):
+            return self._function(value, me)
+        if type(value).__module__ == "numpy":
+            return self._array(value)
+        if hasattr(value, "tobytes") and hasattr(value, "typecode"):
+            return value.tobytes()
+        return self._object(value, me)
+
+    def _object(self, value: Any, me: int) -> Any:
+        key: list[Any] = []
+        known = True
+        if isinstance(value, dict):
+            key += [self._each(list(value), me), self._each(list(value.values()), me)]
+        elif isinstance(value, list | tuple | deque):
+            key.append(self._each(list(value), me))
+        elif isinstance(value, set | frozenset):
+            key.append(frozenset(self._look(item, me) for item in value))
+        else:
+            known = False
+        attributes = attributes_of(value)
+        if attributes:
+            key += [tuple(attributes), self._each(list(attributes.values()), me)]
+        if not known and attributes is None:
+            try:
+                hash(value)
+            except TypeError:
+                self.unseen = True
+                return id(value)
+            self.unseen = self.unseen or hasattr(value, "__next__")
+            return value
+        if not isinstance(value, tuple | frozenset) or attributes:
+            self.mutable.append(value)
+        return tuple(key)
+
+    def _function(self, function: Any, me: int) -> Any:
+        key: list[Any] = [function.__code__]
+        for cell in function.__closure__ or ():
+            self.mutable.append(cell)
+            try:
+                key.append(self._look(cell.cell_contents, me))
+            except ValueError:
+                key.append(None)
+        key.append(self._each([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()], me))
+        if not str(function.__module__).startswith("torch"):
+            reads = reads_of(function)
+            self.unseen = self.unseen or reads.volatile
+            key.append(self._each(reads.values(), me))
+        return tuple(key)
+
+    def _array(self, value: Any) -> Any:
+        if value.nbytes > 10_000 or value.dtype.hasobject:
+            self.unseen = True
+            return id(value)
+        return value.dtype.str, value.shape, value.tobytes()
+
+    def _each(self, values: list[Any], me: int) -> Any:
+        return tuple([value if type(value) in PLAIN else self._look(value, me) for value in values])
+
+    def _reference(self, value: Any, above: int, name: str, key: Any) -> Any:
+        self._hold(id(value), above, name)
+        self._found.add(id(value))
+        return key
+
+    def _hold(self, me: int, above: int, name: str) -> None:
+        if above < 0:
+            self.kept.append((-1 - above, name))
+            above = -len(self.kept)
+        self._above.setdefault(me, []).append(above)
+
+    def _climb(self) -> None:
+        """From every reference that was found up to the attribute behind which it is kept."""
+        if not self._found:
+            self.kept = []
+            return
+        kept, todo, seen = set(), list(self._found), set(self._found)
+        while todo:
+            for above in self._above.get(todo.pop(), ()):
+                if above < 0:
+                    kept.add(-above - 1)
+                elif above not in seen:
+                    seen.add(above)
+                    todo.append(above)
+        self.holders = seen - self._found
+        self.kept = [its for number, its in enumerate(self.kept) if number in kept]
+
+
+def is_script(module: nn.Module) -> bool:
+    """Whether a module was compiled by `torch.jit`, and can be neither read nor copied."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _is_torchs(hook: Any) -> bool:
+    """Whether a hook is part of torch, as those of weight normalisation."""
+    owner = hook.func if isinstance(hook, functools.partial) else hook
+    owner = owner if isinstance(owner, types.FunctionType | types.MethodType) else type(owner)
+    return str(getattr(owner, "__module__", "")).startswith("torch.")
+
+
+class Contents:
+    """What lists, dicts, sets, objects and closure cells of a base hold, to find out and take back what changed.
+
+    Args:
+        things: All of them.
+    """
+
+    def __init__(self, things: Iterable[Any]) -> None:
+        self._before = [(thing, _contents(thing)) for thing in things]
+
+    def changed(self) -> list[tuple[Any, bool]]:
+        """What holds something else now, and whether there are tensors among what is new in it."""
+        found = []
+        for thing, old in self._before:
+            new = _contents(thing)
+            if _differ(old, new):
+                before = {id(item) for part in old for item in _items(part)}
+                fresh = [item for part in new for item in _items(part) if id(item) not in before]
+                found.append((thing, any(_has_tensor(item, 3) for item in fresh)))
+        return found
+
+    def restore(self) -> None:
+        """Put everything back as it was."""
+        for thing, old in self._before:
+            if _differ(old, _contents(thing)):
+                _put(thing, old)
+
+
+def _contents(thing: Any) -> tuple[Any, ...]:
+    if isinstance(thing, types.CellType):
+        try:
+            return ([thing.cell_contents],)
+        except ValueError:
+            return ([],)
+    parts: list[Any] = []
+    if isinstance(thing, dict):
+        parts.append(list(thing.items()))
+    elif isinstance(thing, list | deque):
+        parts.append(list(thing))
+    elif isinstance(thing, set):
+        parts.append(set(thing))
+    attributes = attributes_of(thing)
+    if attributes is not None:
+        parts.append(list(attributes.items()))
+    return tuple(parts)
+
+
+def _items(part: Any) -> list[Any]:
+    return [item for entry in part for item in (entry if isinstance(entry, tuple) else (entry,))]
+
+
+def _differ(old: Any, new: Any) -> bool:
+    for a, b in zip(old, new, strict=True):
+        if isinstance(a, set):
+            if a != b:
+                return True
+        elif len(a) != len(b):
+            return True
+        else:
+            for x, y in zip(_items(a), _items(b), strict=True):
+                if x is not y and not (type(x) in PLAIN and type(x) is type(y) and x == y):
+                    return True
+    return False
+
+
+def _put(thing: Any, old: tuple[Any, ...]) -> None:
+    if isinstance(thing, types.CellType):
+        if old[0]:
+            thing.cell_contents = old[0][0]
+        return
+    parts = list(old)
+    if isinstance(thing, dict):
+        dict.clear(thing)
+        for name, value in parts.pop(0):
+            dict.__setitem__(thing, name, value)
+    elif isinstance(thing, list):
+        list.__setitem__(thing, slice(None), parts.pop(0))
+    elif isinstance(thing, deque | set):
+        thing.clear()
+        (thing.extend if isinstance(thing, deque) else thing.update)(parts.pop(0))
+    if parts:
+        names = dict(parts[0])
+        for name in attributes_of(thing) or {}:
+            if name not in names:
+                object.__delattr__(thing, name)
+        for name, value in names.items():
+            object.__setattr__(thing, name, value)
+
+
+def _has_tensor(value: Any, depth: int) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if depth == 0 or type(value) in PLAIN or isinstance(value, _CONSTANT | nn.Module):
+        return False
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set | deque) else ()
+    held = (attributes_of(value) or {}).values() if not isinstance(value, types.FunctionType) else ()
+    return any(_has_tensor(item, depth - 1) for item in (*inside, *held))
+

@@ -1,0 +1,77 @@
+"""What is run once per task: a module, a method of one, or a plain function of parameters."""
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from weightloom.errors import ConfigError
+
+
+class Target:
+    """What is run once per task.
+
+    Args:
+        base: A module; a method of one, ``base.encode``; or a function that takes parameters by name, then its inputs.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+
+    def __init__(self, base: Any) -> None:
+        self.module: nn.Module | None = None
+        self.method: str | None = None
+        self.function: Callable[..., Any] = base
+        self.prefix = ""
+        if isinstance(base, nn.Module):
+            self.module = base
+        elif isinstance(base, types.MethodType) and isinstance(base.__self__, nn.Module):
+            self.module, self.method = base.__self__, base.__func__.__name__
+        elif not callable(base) or isinstance(base, type):
+            raise ConfigError(
+                f"`base` is a {type(base).__name__}. What runs once per task is a `torch.nn.Module`, a method of one, "
+                "or a function of parameters. Pass `net`, `net.encode`, or `lambda params, x: …`."
+            )
+        inner = getattr(self.module, "_orig_mod", None)
+        if type(self.module).__name__ == "OptimizedModule" and isinstance(inner, nn.Module):
+            self.module, self.prefix = inner, "_orig_mod."
+
+    @property
+    def base(self) -> Any:
+        """The module, or the function."""
+        return self.function if self.module is None else self.module
+
+    @property
+    def name(self) -> str:
+        """How it is called in messages."""
+        if self.module is None:
+            return getattr(self.function, "__name__", type(self.function).__name__)
+        return type(self.module).__name__ + (f".{self.method}" if self.method else "")
+
+    def on(self, replica: nn.Module) -> Callable[..., Any]:
+        """The same of a replica."""
+        return replica if self.method is None else getattr(replica, self.method)
+
+    def named(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Parameters by the names of the module itself, where it was compiled by `torch.compile`."""
+        if not self.prefix:
+            return params
+        return {name.removeprefix(self.prefix): value for name, value in params.items()}
+
+    @cached_property
+    def arguments(self) -> tuple[list[str], bool] | None:
+        """Names of what it takes, in order, and whether it takes any others; None if that is not known."""
+        call: Any = self.function
+        if self.module is not None:
+            call = getattr(self.module, self.method or "forward")
+        try:
+            parameters = list(inspect.signature(call).parameters.values())
+        except (TypeError, ValueError):
+            return None
+        if self.module is None:
+            parameters = parameters[1:]
+        names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return names, any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)

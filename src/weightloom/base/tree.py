@@ -1,0 +1,280 @@
+"""Tensors at any depth of what a base takes or returns, and the same thing again with others in their places."""
+
+import dataclasses
+import enum
+import functools
+import types
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
+from torch.utils._pytree import SUPPORTED_NODES
+
+from weightloom.errors import ConfigError
+
+Build = Callable[[Sequence[Any]], Any]
+"""Puts tensors, or whatever is given, in the places of the tensors of a tree."""
+
+
+class Shared:
+    """Says of one thing in a call that all tasks share it: it has no tasks axis.
+
+    Args:
+        value: A tensor, or anything that holds tensors.
+
+    Example:
+        >>> from weightloom import per_task
+        >>> run = per_task(torch.nn.Linear(3, 2))
+        >>> run({"bias": torch.zeros(5, 2)}, Shared(torch.randn(7, 3))).shape
+        torch.Size([5, 7, 2])
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"Shared({self.value!r})"
+
+
+class Leaf(NamedTuple):
+    """One tensor of a tree."""
+
+    tensor: Tensor
+    path: str
+    """Where it is, as one would type it."""
+    is_shared: bool = False
+
+
+class Opened(NamedTuple):
+    """A tree, taken apart."""
+
+    leaves: list[Leaf]
+    build: Build
+    key: Any
+    """Equal for trees of one structure with equal constants; can be hashed."""
+
+
+def open_tree(value: Any, path: str = "", shared: bool = False) -> Opened:
+    """Take apart what a base is called with or returns.
+
+    Tuples, lists, dicts, named tuples, dataclasses, what is registered with torch's pytree, distributions, and any
+    object that keeps tensors among its attributes are opened. What holds no tensor is a constant.
+
+    Args:
+        value: Anything.
+        path: How the value is called in messages.
+        shared: Whether all tasks share it.
+
+    Raises:
+        ConfigError: If something cannot be opened, and may hold tensors.
+    """
+    leaves: list[Leaf] = []
+    build, key = _Opener(leaves).open(value, path, shared)
+    return Opened(leaves, build, key)
+
+
+PLAIN = {
+    *(type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented)),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, range),
+}
+"""What holds no tensor, does not change, and can be hashed."""
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, types.ModuleType, type)
+_ONCE = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
+
+
+class _Opener:
+    def __init__(self, leaves: list[Leaf]) -> None:
+        self.leaves = leaves
+        self.inside: list[int] = []
+
+    def open(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
+        kind = type(value)
+        if isinstance(value, Tensor):
+            return self._tensor(value, path, shared)
+        if kind in PLAIN:
+            return lambda _: value, (kind, value)
+        if kind is Shared:
+            return self.open(value.value, path, True)
+        if isinstance(value, nn.Module | enum.Enum | weakref.ref) or _is_array_scalar(value):
+            return lambda _: value, _constant(value)
+        if id(value) in self.inside:
+            raise _refusal(path, value, "it holds itself")
+        self.inside.append(id(value))
+        try:
+            return self._several(value, path, shared)
+        finally:
+            self.inside.pop()
+
+    def _tensor(self, value: Tensor, path: str, shared: bool) -> tuple[Build, Any]:
+        if value.layout is not torch.strided or value.is_nested or value.is_quantized:
+            raise _refusal(path, value, "it is no plain tensor, and has no tasks axis that could be cut")
+        number = len(self.leaves)
+        self.leaves.append(Leaf(value, path, shared))
+        return lambda tensors: tensors[number], Tensor
+
+    def _several(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
+        kind = type(value)
+        if kind is tuple or kind is list or kind is deque:
+            builds, keys = self._all([(f"{path}[{i}]", item) for i, item in enumerate(value)], shared)
+            if kind is deque:
+                return lambda tensors: deque([b(tensors) for b in builds], value.maxlen), (kind, value.maxlen, keys)
+            return lambda tensors: kind(b(tensors) for b in builds), (kind, keys)
+        if isinstance(value, tuple) and hasattr(kind, "_fields") and kind.__new__ is not tuple.__new__:
+            if kind is nn.utils.rnn.PackedSequence:
+                raise _refusal(path, value, "its rows are sorted by length, and have no tasks axis")
+            builds, keys = self._all([(f"{path}.{name}", getattr(value, name)) for name in kind._fields], shared)
+            return lambda tensors: kind._make(b(tensors) for b in builds), (kind, keys)
+        if kind in (set, frozenset):
+            return self._set(value, path)
+        if kind in (dict, OrderedDict, defaultdict):
+            return self._dict(value, path, shared)
+        if isinstance(value, Independent):
+            build, key = self.open(value.base_dist, f"{path}.base_dist", shared)
+            axes = value.reinterpreted_batch_ndims
+            return lambda tensors: kind(build(tensors), axes, validate_args=False), (kind, axes, key)
+        if isinstance(value, Distribution):
+            return self._distribution(value, path, shared)
+        if kind in SUPPORTED_NODES:
+            node = SUPPORTED_NODES[kind]
+            children, context = node.flatten_fn(value)
+            builds, keys = self._all([(f"{path}.<{i}>", child) for i, child in enumerate(children)], shared)
+            unflatten = node.unflatten_fn
+            return lambda tensors: unflatten([b(tensors) for b in builds], context), (kind, repr(context), keys)
+        return self._object(value, path, shared)
+
+    def _all(self, items: list[tuple[str, Any]], shared: bool) -> tuple[list[Build], Any]:
+        opened = [self.open(item, path, shared) for path, item in items]
+        return [build for build, _ in opened], tuple([key for _, key in opened])
+
+    def _set(self, value: Any, path: str) -> tuple[Build, Any]:
+        if any(isinstance(item, Tensor) for item in value):
+            raise _refusal(path, value, "tensors in a set have no order")
+        return lambda _: value, (type(value), frozenset(map(_constant, value)))
+
+    def _dict(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
+        if any(isinstance(name, Tensor) for name in value):
+            raise _refusal(path, value, "tensors are keys in it")
+        builds, keys = self._all([(f"{path}[{name!r}]", item) for name, item in value.items()], shared)
+        kind, names = type(value), list(value)
+
+        def build(tensors: Sequence[Any]) -> Any:
+            items = [(name, b(tensors)) for name, b in zip(names, builds, strict=True)]
+            return defaultdict(value.default_factory, items) if kind is defaultdict else kind(items)
+
+        return build, (kind, tuple(map(_constant, names)), keys)
+
+    def _distribution(self, value: Distribution, path: str, shared: bool) -> tuple[Build, Any]:
+        kind = type(value)
+        names = [name for name in getattr(kind, "arg_constraints", {}) if isinstance(value.__dict__.get(name), Tensor)]
+        names = ["logits"] if {"probs", "logits"} == set(names) else names
+        if not kind.__module__.startswith("torch.distributions") or not names:
+            raise _refusal(path, value, "its parameters are not known")
+        builds, keys = self._all([(f"{path}.{name}", value.__dict__[name]) for name in names], shared)
+        more = {"total_count": value.total_count} if isinstance(getattr(value, "total_count", None), int) else {}
+
+        def build(tensors: Sequence[Any]) -> Any:
+            its = {name: b(tensors) for name, b in zip(names, builds, strict=True)}
+            return kind(**its, **more, validate_args=False)
+
+        return build, (kind, tuple(names), tuple(more.items()), keys)
+
+    def _object(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
+        """Open any object by its attributes; what has none that hold tensors is a constant."""
+        kind = type(value)
+        if isinstance(value, _ONCE) or (hasattr(value, "__next__") and not isinstance(value, nn.Module)):
+            raise _refusal(path, value, "it can be read only once")
+        if isinstance(value, _FUNCTIONS):
+            if any(isinstance(held, Tensor) for held in _held_by(value)):
+                raise _refusal(path, value, "it is a function that holds tensors")
+            return lambda _: value, _constant(value)
+        if type(value).__module__ == "numpy":
+            raise _refusal(path, value, "arrays have no tasks axis here: convert it, `torch.as_tensor(x)`")
+        held = attributes_of(value)
+        if held is None:
+            if isinstance(value, Mapping | Sequence):
+                raise _refusal(path, value, "it is a container of a kind that is not known")
+            return lambda _: value, _constant(value)
+        before = len(self.leaves)
+        builds, keys = self._all([(f"{path}.{name}", item) for name, item in held.items()], shared)
+        inside = _inside(value)
+        if inside is not None:
+            more, more_keys = self._all([(f"{path}[{i!r}]", item) for i, item in inside], shared)
+            keys = (keys, more_keys)
+        if len(self.leaves) == before:
+            return lambda _: value, (kind, keys)
+        if inside is not None:
+            raise _refusal(path, value, "it is a container of its own kind with tensors in it")
+
+        def build(tensors: Sequence[Any]) -> Any:
+            made = object.__new__(kind)
+            for name, b in zip(held, builds, strict=True):
+                object.__setattr__(made, name, b(tensors))
+            return made
+
+        return build, (kind, tuple(held), keys)
+
+
+def attributes_of(value: Any) -> dict[str, Any] | None:
+    """Attributes that an object keeps, in its dict and in its slots; None where it has neither."""
+    held = dict(value.__dict__) if hasattr(value, "__dict__") else None
+    for kind in type(value).__mro__:
+        names = kind.__dict__.get("__slots__", ())
+        for name in [names] if isinstance(names, str) else names:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                held = held or {}
+                held[name] = getattr(value, name)
+    return held
+
+
+def _inside(value: Any) -> list[tuple[Any, Any]] | None:
+    """What a subclass of a container holds besides its attributes."""
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return list(enumerate(value))
+    return None
+
+
+def _held_by(function: Any) -> list[Any]:
+    """What a function keeps: closure cells, defaults, what a partial or a method binds."""
+    if isinstance(function, functools.partial):
+        return [*function.args, *function.keywords.values(), *_held_by(function.func)]
+    if isinstance(function, types.MethodType):
+        return [function.__self__, *_held_by(function.__func__)]
+    if not isinstance(function, types.FunctionType):
+        return []
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    return [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _is_array_scalar(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0
+
+
+def _constant(value: Any) -> Any:
+    """A key for a constant: by value where it can be hashed by value, else by what it is."""
+    try:
+        hash(value)
+    except TypeError:
+        return type(value), id(value)
+    return type(value), value
+
+
+def _refusal(path: str, value: Any, why: str) -> ConfigError:
+    return ConfigError(
+        f"`{path or 'what the base returns'}` is a {type(value).__name__}, which cannot be opened: {why}. Every tensor "
+        "that goes into a base or comes out of it gets a tasks axis, also inside tuples, lists, dicts, dataclasses and "
+        "objects. Pass or return its tensors in one of these; what holds none for all tasks, wrap: `Shared(x)`."
+    )
