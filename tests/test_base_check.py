@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cases import Tied
-from weightloom.base import apply_per_task, specialise
+from weightloom.base import Shared, apply_per_task, specialise
 from weightloom.errors import ConfigError, ShapeError
 
 
@@ -23,10 +23,10 @@ def test_a_different_number_of_tasks_is_named_and_the_advice_works():
     assert str(caught.value) == (
         "`x` holds 4 tasks but `params['weight']` holds 5. "
         "Each task needs its own parameters and its own inputs, on axis 0. "
-        "To give every task the same inputs, pass `x[:1].expand(5, *x.shape[1:])`."
+        "To give every task the same inputs, pass `Shared(x[0])`."
     )
     advice = re.search(r"pass `(.*)`", str(caught.value)).group(1)
-    outputs = apply_per_task(net, params, eval(advice, {"x": x}))
+    outputs = apply_per_task(net, params, eval(advice, {"x": x, "Shared": Shared}))
     close(outputs, torch.stack([x[0] @ params["weight"][i].T + params["bias"][i] for i in range(5)]), 1e-5)
 
 
@@ -55,9 +55,9 @@ def test_a_parameter_without_its_tasks_axis_is_named_and_the_advice_works():
     assert apply_per_task(net, {"bias": value[None]}, x).shape == (1, 7, 2)
 
 
-def test_no_inputs_and_scalar_inputs_are_refused():
-    with pytest.raises(ShapeError, match="was given no inputs"):
-        apply_per_task(nn.Linear(3, 2), {"bias": torch.randn(5, 2)})
+def test_nothing_that_has_tasks_and_scalar_inputs_are_refused():
+    with pytest.raises(ShapeError, match="nothing says how many tasks there are"):
+        apply_per_task(nn.Linear(3, 2), {}, Shared(torch.randn(7, 3)))
     with pytest.raises(ShapeError, match=r"`x` is a scalar.*`x\[None\]`"):
         apply_per_task(nn.Linear(3, 2), {"bias": torch.randn(5, 2)}, torch.tensor(1.0))
 
@@ -98,7 +98,7 @@ def test_generated_parameters_of_two_dtypes_are_named():
 
 def test_an_input_that_is_no_tensor_is_named_and_the_advice_works(unchecked):
     net, params, x = nn.Linear(3, 2), {"bias": torch.randn(5, 2)}, torch.randn(5, 7, 3).numpy()
-    with pytest.raises(ConfigError, match=r"Input 0 of .* is a ndarray.*`torch\.as_tensor\(x\)`"):
+    with pytest.raises(ConfigError, match=r"`x` is a ndarray.*`torch\.as_tensor\(x\)`"):
         apply_per_task(net, params, x)
     assert apply_per_task(net, params, torch.as_tensor(x)).shape == (5, 7, 2)
 

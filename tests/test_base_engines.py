@@ -108,7 +108,7 @@ def test_bert_with_a_2d_mask_by_name_runs_aligned_as_in_the_loop():
     base = Base(bert, train=False, draw=symbols_and_2d_mask)
     net, params, (symbols, mask) = base.net(), base.params(), base.x()
     kwargs = {"attention_mask": mask, "return_dict": True}
-    found, expected = (apply_per_task(net, params, symbols, kwargs=kwargs, engine=e) for e in ("aligned", "loop"))
+    found, expected = (apply_per_task(net, params, symbols, kwargs=kwargs, shared=(), engine=e) for e in ("aligned", "loop"))
     assert type(found).__name__ == type(expected).__name__ == "BaseModelOutputWithPoolingAndCrossAttentions"
     close(found.last_hidden_state, expected.last_hidden_state)
 
@@ -130,14 +130,14 @@ def test_arguments_by_name_are_cut_if_tensors_and_passed_on_as_they_are_if_not(e
     net, params, x = Outputs(), {"layer.weight": torch.randn(3, 2, 5)}, torch.randn(3, 4, 5)
     shift = torch.randn(3, 4, 2)
     kwargs = {"shift": shift, "scale": 2.0, "name": "any"}
-    outputs = apply_per_task(net, params, x, kwargs=kwargs, engine=engine)
+    outputs = apply_per_task(net, params, x, kwargs=kwargs, shared=(), engine=engine)
     assert outputs["name"] == "any" and outputs["nothing"] is None and set(outputs) == {"y", "name", "nothing", "both"}
     for task in range(3):
         y = 2 * (x[task] @ params["layer.weight"][task].T + net.layer.bias)
         close([outputs["y"][task], outputs["both"][0][task]], [y + shift[task], y], 1e-5)
         close(outputs["both"][1][0][task], y + 1, 1e-5)
     with pytest.raises(ShapeError, match=r"`kwargs\['shift'\]` holds 2 tasks"):
-        apply_per_task(net, params, x, kwargs={"shift": shift[:2]}, engine=engine)
+        apply_per_task(net, params, x, kwargs={"shift": shift[:2]}, shared=(), engine=engine)
 
 
 @every_engine

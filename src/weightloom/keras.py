@@ -67,6 +67,8 @@ class KerasBase(nn.Module):
 
     keras_model: Any
     """The Keras model. Its own variables take no part."""
+    not_walked = ("keras_model",)
+    """It holds no reference to a module or a parameter of ours, and is large."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from weightloom.base.rows import WatchRows
 from weightloom.base.scan import Scan
 from weightloom.base.state import carry_back, state_of, unusable
 from weightloom.base.target import Target
-from weightloom.base.tree import Leaf, Shared, open_tree
+from weightloom.base.tree import Leaf, Shared, open_call, open_tree
 from weightloom.errors import BatchingError, ConfigError, ShapeError
 
 Tensors = Mapping[str, Tensor]
@@ -109,30 +109,31 @@ class PerTask:
 
     def _opened(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Find the tensors of a call."""
-        rows: list[Tensor]
         if not kwargs and not self._shared and all(type(x) is Tensor for x in args):
-            rows, build, key = list(args), _of_tensors, len(args)
+            rows, build, key, paths = list(args), _of_tensors, len(args), None
         else:
-            rows, build, key = self._taken_apart(args, kwargs)
-        return Call(
-            self._target, self._target.named(params), rows, build, 0, self.buffers, self.randomness, self.chunk_size,
-            key=key,
-        )  # fmt: skip
+            rows, build, key, paths = self._taken_apart(args, kwargs)
+        options = (self.buffers, self.randomness, self.chunk_size)
+        return Call(self._target, self._target.named(params), rows, build, 0, *options, key=key, paths=paths)
 
-    def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], Any, Any]:
+    def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], Any, Any, list[str]]:
         shared = self._shared or frozenset()
         known = self._target.arguments
         names = known[0] if known is not None else []
-        given = [(names[i] if i < len(names) else str(i), x) for i, x in enumerate(args)]
-        marked = [Shared(x) if name in shared or i in shared else x for i, (name, x) in enumerate(given)]
-        named = {name: Shared(x) if name in shared else x for name, x in kwargs.items()}
-        opened = open_tree((tuple(marked), named))
-        leaves = [leaf._replace(path=_path(leaf)) for leaf in opened.leaves]
-        if self._shared is None and (by_name := [leaf for leaf in leaves if not leaf.is_shared and leaf.path[0] == "`"]):
-            raise _unsaid(self._target.name, by_name, kwargs)
+        given = [
+            (path, Shared(x) if i in shared or (i < len(names) and names[i] in shared) else x)
+            for i, (path, x) in enumerate(zip(_paths(len(args)), args, strict=True))
+        ]
+        opened = open_call(given, {name: Shared(x) if name in shared else x for name, x in kwargs.items()})
+        leaves = opened.leaves
+        if self._shared is None:
+            by_name = [leaf for leaf in leaves[len(leaves) - opened.by_name :] if not leaf.is_shared]
+            if by_name:
+                raise _unsaid(self._target.name, by_name)
         at = [number for number, leaf in enumerate(leaves) if not leaf.is_shared]
+        paths = [leaves[number].path for number in at]
         if len(at) == len(leaves):
-            return [leaf.tensor for leaf in leaves], opened.build, opened.key
+            return [leaf.tensor for leaf in leaves], opened.build, opened.key, paths
         all_tensors = [leaf.tensor for leaf in leaves]
 
         def build(rows: Any) -> Any:
@@ -142,7 +143,7 @@ class PerTask:
             return opened.build(tensors)
 
         key = opened.key, tuple([(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves if leaf.is_shared])
-        return [leaves[number].tensor for number in at], build, key
+        return [leaves[number].tensor for number in at], build, key, paths
 
     def _call(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return self._opened(params, args, kwargs)
@@ -241,7 +242,7 @@ class PerTask:
 
     def _checked(self, call: Call) -> Call:
         """Check everything there is to check; return the call with its tasks counted and its buffers there."""
-        tasks = check_call(self._target, call.params, call.rows)
+        tasks = check_call(self._target, call.params, call.rows, call.paths or _paths(len(call.rows)))
         buffers = call.buffers
         if self._target.module is None:
             return call._replace(tasks=tasks)
@@ -401,23 +402,20 @@ def _of_tensors(rows: Any) -> tuple[Any, dict[str, Any]]:
     return tuple(rows), {}
 
 
-def _path(leaf: Leaf) -> str:
-    """How an argument is called in messages: ``x`` by position, `` `mask` `` by name."""
-    if leaf.path.startswith("[0]"):
-        return leaf.path[3:]
-    name, _, rest = leaf.path.removeprefix("[1]['").partition("']")
-    return f"`{name}`{rest}"
+def _paths(count: int) -> list[str]:
+    """How positional arguments are called in messages."""
+    return ["x"] if count == 1 else [f"inputs[{i}]" for i in range(count)]
 
 
-def _unsaid(base: str, by_name: list[Leaf], kwargs: dict[str, Any]) -> ConfigError:
-    names = sorted({leaf.path[1:].partition("`")[0] for leaf in by_name})
+def _unsaid(base: str, by_name: list[Leaf]) -> ConfigError:
+    names = list(dict.fromkeys(leaf.path.split("'")[1] for leaf in by_name))
     listed = "{" + ", ".join(f'"{name}"' for name in names) + "}"
+    one = len(names) == 1
     return ConfigError(
-        f"{', '.join(f'`{name}`' for name in names)} of {base} {'holds' if len(names) == 1 else 'hold'} tensors and "
-        f"{'was' if len(names) == 1 else 'were'} passed by name. A mask, say, may belong to each task or to all, and "
-        f"sizes do not tell. Type `per_task(net, shared=())` where each task has its own, on axis 0, or "
-        f"`per_task(net, shared={listed})` where all tasks share {'it' if len(names) == 1 else 'them'}; "
-        "`apply_per_task` takes `shared` too."
+        f"{', '.join(f'`{name}`' for name in names)} of {base} {'holds' if one else 'hold'} tensors and "
+        f"{'was' if one else 'were'} passed by name. A mask, say, may belong to each task or to all, and sizes do not "
+        f"tell. Type `per_task(net, shared=())` where each task has its own, on axis 0, or `per_task(net, "
+        f"shared={listed})` where all tasks share {'it' if one else 'them'}; `apply_per_task` takes `shared` too."
     )
 
 

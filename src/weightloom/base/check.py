@@ -43,7 +43,7 @@ def check_shared(target: Target, shared: Collection[str | int] | None) -> frozen
     return frozenset(shared)
 
 
-def check_call(target: Target, params: Mapping[str, Tensor], rows: Sequence[Tensor]) -> int:
+def check_call(target: Target, params: Mapping[str, Tensor], rows: Sequence[Tensor], paths: Sequence[str]) -> int:
     """Check names, task counts, devices and dtypes; return the number of tasks."""
     base = target.module
     if base is not None:
@@ -55,7 +55,7 @@ def check_call(target: Target, params: Mapping[str, Tensor], rows: Sequence[Tens
                 "run. Run them one by one: `apply_per_task(base[name], weightloom.sub(params, name), x)`."
             )
     tasks = count_tasks(params)
-    named = {"x" if len(rows) == 1 else f"inputs[{i}]": x for i, x in enumerate(rows)}
+    named = dict(zip(paths, rows, strict=True))
     if not named and tasks is None:
         raise ShapeError(
             "There are no parameters and no inputs with a tasks axis, so nothing says how many tasks there are. The "

@@ -66,6 +66,8 @@ class Call(NamedTuple):
     """Parameters that the base changes in place: built, and copied."""
     key: Any = None
     """What in the call is no tensor, and the structure of it."""
+    paths: Sequence[str] | None = None
+    """How the tensors of ``rows`` are called in messages; None where all were passed by position."""
     extra: Tensors = {}
     """Tensors that all tasks share, in the place of the base's own."""
     unhooked: bool = False

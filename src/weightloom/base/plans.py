@@ -350,6 +350,8 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
         reason = reason or "something is kept or drawn for each task"
     if tried.dense:
         reason = reason or "a parameter is changed in place"
+    if tried.draws:
+        reason = reason or "random numbers are drawn"
     if not reason and not _equal_when_folded(call):
         reason = "outputs differ when tasks are folded into the batch"
     if reason:

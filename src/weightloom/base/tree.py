@@ -77,6 +77,35 @@ def open_tree(value: Any, path: str = "", shared: bool = False) -> Opened:
     return Opened(leaves, build, key)
 
 
+class OpenedCall(NamedTuple):
+    """Arguments of a call, taken apart."""
+
+    leaves: list[Leaf]
+    build: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+    key: Any
+    by_name: int
+    """As many of the leaves, the last ones, were passed by name."""
+
+
+def open_call(args: Sequence[tuple[str, Any]], kwargs: Mapping[str, Any]) -> OpenedCall:
+    """Take apart what a base is called with: positional arguments with what they are called, and named ones.
+
+    Raises:
+        ConfigError: If something cannot be opened, and may hold tensors.
+    """
+    leaves: list[Leaf] = []
+    opener = _Opener(leaves)
+    by_position = [opener.open(value, path, False) for path, value in args]
+    positional = len(leaves)
+    by_name = {name: opener.open(value, f"kwargs[{name!r}]", False) for name, value in kwargs.items()}
+
+    def build(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return tuple([make(tensors) for make, _ in by_position]), {n: make(tensors) for n, (make, _) in by_name.items()}
+
+    key = tuple([key for _, key in by_position]), tuple([(name, key) for name, (_, key) in by_name.items()])
+    return OpenedCall(leaves, build, key, len(leaves) - positional)
+
+
 PLAIN = {
     *(type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented)),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, range),
@@ -192,7 +221,7 @@ class _Opener:
                 raise _refusal(path, value, "it is a function that holds tensors")
             return lambda _: value, _constant(value)
         if type(value).__module__ == "numpy":
-            raise _refusal(path, value, "arrays have no tasks axis here: convert it, `torch.as_tensor(x)`")
+            raise _refusal(path, value, "only tensors have a tasks axis, so convert it: `torch.as_tensor(x)`")
         held = attributes_of(value)
         if held is None:
             if isinstance(value, Mapping | Sequence):
@@ -274,7 +303,7 @@ def _constant(value: Any) -> Any:
 
 def _refusal(path: str, value: Any, why: str) -> ConfigError:
     return ConfigError(
-        f"`{path or 'what the base returns'}` is a {type(value).__name__}, which cannot be opened: {why}. Every tensor "
-        "that goes into a base or comes out of it gets a tasks axis, also inside tuples, lists, dicts, dataclasses and "
-        "objects. Pass or return its tensors in one of these; what holds none for all tasks, wrap: `Shared(x)`."
+        f"{f'`{path}`' if path else 'What the base returns'} is a {type(value).__name__}, which cannot be opened: {why}. "
+        "Every tensor that goes into a base or comes out of it has a tasks axis, also inside tuples, lists, dicts, "
+        "dataclasses and objects. Pass or return tensors in one of these."
     )
