@@ -12,7 +12,7 @@ from weightloom.base.check import check_call, check_options, check_shared
 from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
 from weightloom.base.plans import Choice, Engine, Plan, Statistics, plan_of
 from weightloom.base.rows import WatchRows
-from weightloom.base.scan import Scan
+from weightloom.base.scan import scan
 from weightloom.base.state import carry_back, state_of, unusable
 from weightloom.base.target import Target
 from weightloom.base.tree import Leaf, Shared, open_call, open_tree
@@ -151,10 +151,10 @@ class PerTask:
     def _scanned(self, call: Call) -> Call:
         if self._target.module is None:
             return call
-        scan = Scan(self._target.module)
+        scanned = scan(self._target.module)
         first = next(iter(call.params.values()), None)
         tasks = len(first) if first is not None else len(call.rows[0]) if call.rows and call.rows[0].ndim else 0
-        return call._replace(scan=scan, state=state_of(scan, tasks))
+        return call._replace(scan=scanned, state=state_of(scanned, tasks))
 
     def _plan(self, call: Call) -> Plan:
         return plan_of(self._scanned(call), self.engine, self.statistics, self._checked)

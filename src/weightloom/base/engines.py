@@ -220,7 +220,9 @@ def _next(call: Call, replica: Replica | None, tensors: Tensors, state: Any) -> 
         return None
     if replica is not None and not state and replica.refill(call.places, {**call.extra, **tensors}):
         return replica
-    return call.replica(tensors, state)
+    made = call.replica(tensors, state)
+    made.count_references()
+    return made
 
 
 def _into_buffers(call: Call, written: list[tuple[int, str, Any]]) -> list[tuple[int, str, Any]]:

@@ -97,16 +97,23 @@ _of_base: "weakref.WeakKeyDictionary[Any, Plans]" = weakref.WeakKeyDictionary()
 
 def plan_of(call: Call, engine: Engine, statistics: Statistics | None, checked: Callable[[Call], Call]) -> Plan:
     """Look a plan up, or check the call and make one."""
+    exact = _signature(call, engine, statistics)
+    at_hand = call.scan.plans if call.scan is not None else {}
+    if (plan := at_hand.get(exact)) is not None:
+        return plan  # type: ignore[no-any-return]
     plans = _plans_of(call)
-    kind, sizes = _signature(call, engine, statistics)
+    kind = _without_sizes(call, exact)
     scanned = call.scan.key if call.scan is not None else None
-    for key in ((scanned, kind), (scanned, kind, sizes), (RESTLESS, kind)):
-        if (plan := plans.known.get(key)) is not None:
-            return plan
-    plan = make_plan(checked(call), engine, statistics)
-    plans.keep((scanned, kind, sizes) if plan.sizes else (scanned, kind), plan)
-    if plans.count(kind if not plan.sizes else (kind, sizes)) >= RESTLESS and not plan.sizes:
-        plans.keep((RESTLESS, kind), replace(plan, proven=False, layers=None))
+    for key in ((scanned, kind), (scanned, exact), (RESTLESS, kind)):
+        plan = plan or plans.known.get(key)
+    if plan is None:
+        plan = make_plan(checked(call), engine, statistics)
+        plans.keep((scanned, exact if plan.sizes else kind), plan)
+        if not plan.sizes and plans.count(kind) >= RESTLESS:
+            plans.keep((RESTLESS, kind), replace(plan, proven=False, layers=None))
+    while len(at_hand) >= PLANS_KEPT:
+        at_hand.pop(next(iter(at_hand)), None)
+    at_hand[exact] = plan
     return plan
 
 
@@ -118,28 +125,31 @@ def _plans_of(call: Call) -> Plans:
         return Plans()
 
 
-def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> tuple[Any, Any]:
-    """What a plan holds for: options and kinds of everything; and the sizes, where the base reads any."""
-    tensors = [*call.params.values(), *call.buffers.values(), *call.rows]
-    kinds, sizes = [], []
-    for value in tensors:
-        if isinstance(value, Factored):
-            with NO_SUBCLASS():
-                shape = value.shape
-                kinds.append((value.dtype, value.device, value.form, value.own.shape))
-        else:
-            shape = value.shape
-            kinds.append((value.dtype, value.device, value.requires_grad))
-        sizes.append(shape)
-        kinds.append(tuple([size == 1 for size in shape]))
-    options = (engine, statistics, call.randomness, call.chunk_size, call.target.method, bool(call.state))
-    modes = (
-        torch.is_grad_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
+def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> Any:
+    """What a plan holds for: options, modes, and kinds and sizes of everything."""
+    return (
+        (engine, statistics, call.randomness, call.chunk_size, call.target.method, bool(call.state), call.key),
+        (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
         torch._C._functorch.maybe_current_level(),
+        tuple(call.params),
+        tuple([_kind(value) for value in call.params.values()]),
+        tuple([_kind(value) for value in call.rows]),
+        tuple([(name, *_kind(value)) for name, value in call.buffers.items()]) if call.buffers else (),
     )
-    return (options, modes, tuple(call.params), tuple(call.buffers), tuple(kinds), call.key), tuple(sizes)
+
+
+def _kind(value: Tensor) -> tuple[Any, ...]:
+    if isinstance(value, Factored):
+        with NO_SUBCLASS():
+            return value.shape, value.dtype, value.device, value.form
+    return value.shape, value.dtype, value.device, value.requires_grad
+
+
+def _without_sizes(call: Call, exact: Any) -> Any:
+    """The same for calls of other sizes, as far as none of them is one."""
+    options, modes, level, names, *kinds = exact
+    rest = [[(tuple([size == 1 for size in kind[-4]]), *kind[-3:]) for kind in its] for its in kinds]
+    return options, modes, level, names, *map(tuple, rest), tuple(call.buffers)
 
 
 def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan:
@@ -173,7 +183,8 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
         layers = layers_of(call.scan, call.places, call.params, call.rows, choice.batch_major)
     watched = [t.watch for t in tries if t.watch is not None]
     sizes = engine != "auto" or not watched or any(watch.sizes or watch.work for watch in watched) or bool(buffers)
-    proven = layers is not None or engine != "auto" or call.scan is None or not call.scan.unseen
+    unseen = call.scan is not None and (call.scan.unseen or any(t.counts for t in tries))
+    proven = layers is not None or engine != "auto" or not unseen
     return Plan(choice, call.places, layers, proven, dense, buffers, sizes)
 
 
@@ -186,6 +197,8 @@ class Try:
     watch: WatchRows | None = None
     written: tuple[str, ...] = ()
     """Buffers that were written."""
+    counts: bool = False
+    """Whether anything was assigned to attributes, which `forward` may follow the next time."""
     assigns: bool = False
     """Whether tensors were assigned to attributes."""
     dense: tuple[str, ...] = ()
@@ -251,6 +264,7 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
         for its in seen.result.written:
             name = names.get((id(modules[its.number]), its.name))
             if name is None:
+                seen.counts = True
                 seen.assigns = seen.assigns or bool(open_tree(its.value).leaves)
             elif its.of_tasks or engine == "loop":
                 seen.written = (*seen.written, name)

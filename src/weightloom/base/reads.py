@@ -1,5 +1,6 @@
 """What code reads besides its arguments: globals, class attributes, and things that change by themselves."""
 
+import dis
 import functools
 import types
 from collections.abc import Callable
@@ -38,27 +39,34 @@ class Reads:
 @functools.lru_cache(maxsize=5_000)
 def reads_of(code: Any) -> Reads:
     """Find out, once, what a class of modules or a function reads."""
-    steady: dict[tuple[int, str], tuple[Any, str]] = {}
-    found = _Reader(steady)
+    found = _Reader()
     if isinstance(code, type):
-        for kind in code.__mro__:
-            if kind is nn.Module or kind is object or kind.__module__.startswith("torch."):
-                continue
-            for value in vars(kind).values():
-                for function in _functions(value):
-                    found.read(function)
-        for name in found.names:
+        todo, seen = ["forward", "__call__", "__getattr__"], set()
+        while todo:
+            name = todo.pop()
             holder = next((kind for kind in code.__mro__ if name in vars(kind)), None)
-            if holder is not None and not holder.__module__.startswith("torch.") and _is_data(vars(holder)[name]):
-                steady[id(holder), name] = (code, name)
+            if name in seen or holder is None or holder is nn.Module or _package(holder) in _STEADY:
+                continue
+            seen.add(name)
+            if _is_data(vars(holder)[name]):
+                found.steady[id(code), name] = (code, name)
+            for function in _functions(vars(holder)[name]):
+                found.read(function)
+            todo += found.names - seen
     else:
         found.read(code)
-    return Reads(list(steady.values()), found.volatile)
+    if len(found.steady) > MOST_READS:  # a framework of its own
+        return Reads([], True)
+    return Reads(list(found.steady.values()), found.volatile)
+
+
+MOST_READS = 30
+"""As many globals and class attributes are followed."""
 
 
 class _Reader:
-    def __init__(self, steady: dict[tuple[int, str], tuple[Any, str]]) -> None:
-        self.steady = steady
+    def __init__(self) -> None:
+        self.steady: dict[tuple[int, str], tuple[Any, str]] = {}
         self.names: set[str] = set()
         self.volatile = False
         self._read: set[int] = set()
@@ -68,11 +76,11 @@ class _Reader:
         if code is None or scope is None or id(code) in self._read or len(self._read) > 300:
             return
         self._read.add(id(code))
-        names = _names(code)
-        self.names |= names
+        names, attributes = _names(code)
+        self.names |= attributes
         for name in names:
             if name in scope:
-                self._global(scope, name, scope[name], names)
+                self._global(scope, name, scope[name], attributes)
 
     def _global(self, scope: dict[str, Any], name: str, value: Any, names: set[str]) -> None:
         package = _package(value)
@@ -106,12 +114,19 @@ def _package(value: Any) -> str:
     return str(name or type(value).__module__).partition(".")[0].lstrip("_")
 
 
-def _names(code: types.CodeType) -> set[str]:
-    found = set(code.co_names)
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            found |= _names(inner)
-    return found
+def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
+    """Names of globals that code looks up, and of attributes."""
+    scope, attributes = set(), set()
+    for step in dis.get_instructions(code):
+        if "GLOBAL" in step.opname or step.opname in ("LOAD_NAME", "STORE_NAME"):
+            scope.add(step.argval)
+        elif "ATTR" in step.opname or "METHOD" in step.opname:
+            attributes.add(step.argval)
+        elif isinstance(step.argval, types.CodeType):
+            its = _names(step.argval)
+            scope |= its[0]
+            attributes |= its[1]
+    return scope, attributes
 
 
 def _functions(value: Any) -> list[Any]:

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from sys import getrefcount
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from weightloom.base.scan import HOOKS, Scan, is_script
@@ -87,18 +86,15 @@ class Replica:
     ) -> None:
         self.scan = scan
         self.modules = modules = [_twin(module) for module in scan.modules]
-        number_of = scan._numbers
-        for module in modules:
-            children = module._modules
-            for name, child in () if is_script(module) else children.items():
-                if child is not None:
-                    children[name] = modules[number_of[id(child)]]
+        for number, name, child in scan.children:
+            modules[number].__dict__["_modules"][name] = modules[child]
         replaced: dict[int, Any] = {}
         for name, its in places:
+            value = tensors[name]
             for number, is_buffer, leaf in its:
-                held: Any = modules[number]._buffers if is_buffer else modules[number]._parameters
-                replaced[id(held[leaf])] = tensors[name]
-                held[leaf] = tensors[name]
+                held: Any = modules[number].__dict__["_buffers" if is_buffer else "_parameters"]
+                replaced[id(held[leaf])] = value
+                held[leaf] = value
         if scan.kept:
             rebinder = _Rebinder(scan, modules, replaced)
             for number, name in scan.kept:
@@ -107,18 +103,15 @@ class Replica:
         if unhooked and scan.hooked:
             for module in modules:
                 module.__dict__.update({name: type(module.__dict__[name])() for name in HOOKS})
-        self._is_recurrent = False
-        for module in modules:
+        self._is_recurrent = any(isinstance(module, nn.RNNBase) for module in scan.modules)
+        for module in modules if self._is_recurrent else ():
             if "_flat_weights_names" in module.__dict__:  # torch's recurrent layers keep a list beside
                 module.__dict__["_flat_weights"] = [getattr(module, n, None) for n in module._flat_weights_names]
-                self._is_recurrent = True
         for (number, name), value in (state or {}).items():
             held = modules[number]._buffers if name in modules[number]._buffers else modules[number].__dict__
             held[name] = value
-        self._before = [
-            (m.__dict__.copy(), m._parameters.copy(), m._buffers.copy(), m._modules.copy()) for m in modules
-        ]
-        self._references = [getrefcount(module) for module in modules]
+        self._before = [_record(module.__dict__) for module in modules]
+        self._references: list[int] = []
 
     @property
     def base(self) -> nn.Module:
@@ -133,19 +126,24 @@ class Replica:
             return False
         for name, its in places:
             for number, is_buffer, leaf in its:
-                module = self.modules[number]
-                held: Any = module._buffers if is_buffer else module._parameters
-                held[leaf] = tensors[name]
-                before: Any = self._before[number]
-                before[2 if is_buffer else 1][leaf] = tensors[name]
+                held, _, parameters, its_parameters, buffers, its_buffers, *_ = self._before[number]
+                table, before = (buffers, its_buffers) if is_buffer else (parameters, its_parameters)
+                table[leaf] = before[leaf] = tensors[name]
         return True
+
+    def count_references(self) -> None:
+        """Remember how many references there are to each module before it is run."""
+        self._references = [getrefcount(module) for module in self.modules]
 
     def was_written(self) -> bool:
         """Whether `forward` assigned anything."""
-        return any(
-            _changed(m.__dict__, d) or _changed(m._parameters, p) or _changed(m._buffers, b) or _changed(m._modules, c)
-            for m, (d, p, b, c) in zip(self.modules, self._before, strict=True)
-        )
+        try:
+            for a, b, c, d, e, f, g, h in self._before:
+                if a != b or c != d or e != f or g != h:  # identity first, so that nothing is compared in vain
+                    return True
+        except (RuntimeError, ValueError, TypeError):  # of tensors, which are compared only where one was replaced
+            return True
+        return False
 
     def written(self) -> Written:
         """What `forward` assigned.
@@ -153,33 +151,24 @@ class Replica:
         Raises:
             BatchingError: If it made or replaced layers or parameters.
         """
+        if not self.was_written():
+            return []
         found: Written = []
-        for number, (module, (held, parameters, buffers, children)) in enumerate(
-            zip(self.modules, self._before, strict=True)
-        ):
-            if not (
-                _changed(module.__dict__, held)
-                or _changed(module._parameters, parameters)
-                or _changed(module._buffers, buffers)
-                or _changed(module._modules, children)
-            ):
-                continue
-            for what, now, before in (
-                ("parameter", module._parameters, parameters),
-                ("layer", module._modules, children),
-            ):
-                for name in now.keys() | before.keys():
-                    if now.get(name) is not before.get(name):
+        for number, (module, record) in enumerate(zip(self.modules, self._before, strict=True)):
+            held, before, parameters, its_parameters, buffers, its_buffers, children, its_children = record
+            for what, now, old in (("parameter", parameters, its_parameters), ("layer", children, its_children)):
+                for name in now.keys() | old.keys():
+                    if now.get(name) is not old.get(name):
                         raise BatchingError(
                             f"`forward` of {type(module).__name__} makes or replaces its {what} {name!r}. Generated "
                             "parameters belong to layers that are there before the call. Run the base once by itself, "
                             "then build the hypernetwork; or make the layer in `__init__`."
                         )
-            found += [(number, n, v) for n, v in module._buffers.items() if buffers.get(n, module) is not v]
-            for name, value in module.__dict__.items():
-                if held.get(name, module) is not value and name not in _DERIVED:
+            found += [(number, n, v) for n, v in buffers.items() if its_buffers.get(n, module) is not v]
+            for name, value in held.items():
+                if before.get(name, module) is not value and name not in _DERIVED:
                     found.append((number, name, value))
-            for name in held.keys() - module.__dict__.keys():
+            for name in before.keys() - held.keys():
                 raise BatchingError(
                     f"`forward` of {type(module).__name__} deletes its attribute {name!r}. What one run takes away "
                     "the next would lack. Set it to None instead."
@@ -193,26 +182,33 @@ _DERIVED = {"_flat_weights", "_flat_weight_refs"}
 def _twin(module: nn.Module) -> nn.Module:
     if is_script(module):
         return module
-    twin: nn.Module = object.__new__(type(module))
+    kind = type(module)
+    twin: nn.Module = object.__new__(kind)
     held = module.__dict__.copy()
     held["_parameters"] = held["_parameters"].copy()
     held["_buffers"] = held["_buffers"].copy()
     held["_modules"] = held["_modules"].copy()
-    held["_compiled_call_impl"] = None
+    if held.get("_compiled_call_impl") is not None:  # it would run the module that it was compiled for
+        held["_compiled_call_impl"] = None
     object.__setattr__(twin, "__dict__", held)
-    for kind in type(module).__mro__:
-        names = kind.__dict__.get("__slots__", ())
-        for name in [names] if isinstance(names, str) else names:
-            if name not in ("__dict__", "__weakref__") and hasattr(module, name):
-                object.__setattr__(twin, name, getattr(module, name))
+    for name in slots_of(kind):
+        if hasattr(module, name):
+            object.__setattr__(twin, name, getattr(module, name))
     return twin
 
 
-def _changed(now: dict[str, Any], before: dict[str, Any]) -> bool:
-    try:
-        return bool(now != before)  # identity first, so that nothing is compared where nothing was assigned
-    except (RuntimeError, ValueError, TypeError):
-        return True
+@functools.lru_cache(maxsize=5_000)
+def slots_of(kind: type) -> tuple[str, ...]:
+    """Names of the slots of a class."""
+    found = [its.__dict__.get("__slots__", ()) for its in kind.__mro__]
+    names = [name for its in found for name in ([its] if isinstance(its, str) else its)]
+    return tuple([name for name in names if name not in ("__dict__", "__weakref__")])
+
+
+def _record(held: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """What a module holds, each beside a copy."""
+    parameters, buffers, children = held["_parameters"], held["_buffers"], held["_modules"]
+    return held, held.copy(), parameters, parameters.copy(), buffers, buffers.copy(), children, children.copy()
 
 
 class _Rebinder:
@@ -227,7 +223,7 @@ class _Rebinder:
         if type(value) in PLAIN:
             return value
         if isinstance(value, nn.Module):
-            number = self.scan._numbers.get(me)
+            number = self.scan.number_of.get(me)
             return value if number is None else self.modules[number]
         if isinstance(value, Tensor):
             return self.replaced.get(me, value)

@@ -43,7 +43,6 @@ class Scan:
     """
 
     def __init__(self, base: nn.Module) -> None:
-        self.base = base
         self.modules: list[nn.Module] = [base]
         """Every module once: those that are registered, in order, then those that are only kept somewhere."""
         self.kept: list[tuple[int, str]] = []
@@ -58,26 +57,80 @@ class Scan:
         """The same, as far as only hooks reach it: what they write is for whoever hooked in."""
         self.hooked = False
         """Whether a user hooked into a module."""
-        self._numbers: dict[int, int] = {id(base): 0}
+        self.children: list[tuple[int, str, int]] = []
+        """Every child: number of the module, name, number of the child."""
+        self.number_of: dict[int, int] = {id(base): 0}
+        """Number of each module, by id."""
+        self.plans: dict[Any, Any] = {}
+        """What was found out about calls of this base, as long as nothing of it changes."""
         self._seen: dict[int, int] = {}
         self._alive: list[Any] = []
         self._above: dict[int, list[int]] = {}
         self._found: set[int] = set()
-        self._nodes = 0
+        self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
+        self._walked = False
         for module in self.modules:  # grows while it is read
             for child in () if is_script(module) else module._modules.values():
                 if child is not None:
                     self._number(child)
         self.registered = len(self.modules)
-        own = [
-            v for m in self.modules if not is_script(m) for table in (m._parameters, m._buffers) for v in table.values()
-        ]
-        self._own = {id(value) for value in own}
+        tables = [table for m in self.modules if not is_script(m) for table in (m._parameters, m._buffers)]
+        self._own = {id(value) for table in tables for value in table.values()}
         self.key = self._walk()
         self._climb()
+        self._before = [
+            ({}, {}, [])
+            if is_script(m)
+            else (m.__dict__, m.__dict__.copy(), [(t, t.copy()) for t in (m._parameters, m._buffers, m._modules)])
+            for m in self.modules
+        ]
+
+    @property
+    def base(self) -> nn.Module:
+        """The base itself."""
+        return self.modules[0]
+
+    def still_holds(self) -> bool:
+        """Whether nothing was changed since: by comparing what everything holds, as a walk would find it."""
+        if self._walked:
+            return False
+        try:
+            for held, before, tables in self._before:
+                if held != before:  # identity first
+                    return False
+                for table, its in tables:
+                    if table != its:
+                        return False
+        except (RuntimeError, ValueError, TypeError):  # of tensors, which are compared only where they were replaced
+            return False
+        return all(tuple(its) == before for its, before in self._lists)
+
+    def assigned(self, number: int, name: str, value: Any) -> None:
+        """Take note of what a run assigned to a module: it is no change from outside."""
+        _, before, tables = self._before[number]
+        for table, its in tables:
+            if name in table:
+                its[name] = value
+                return
+        if name in before:
+            before[name] = value
+
+    def without_base(self) -> "Scan":
+        """The same to be kept while the base may go."""
+        kept = object.__new__(Scan)
+        kept.__dict__.update(self.__dict__)
+        kept.modules = self.modules[1:]
+        return kept
+
+    def with_base(self, base: nn.Module) -> "Scan":
+        """The inverse of `without_base`."""
+        whole = object.__new__(Scan)
+        whole.__dict__.update(self.__dict__)
+        whole.modules = [base, *self.modules]
+        return whole
 
     def _number(self, module: nn.Module) -> int:
-        number = self._numbers.setdefault(id(module), len(self.modules))
+        number = self.number_of.setdefault(id(module), len(self.modules))
         if number == len(self.modules):
             self.modules.append(module)
         return number
@@ -103,17 +156,26 @@ class Scan:
                         if name == "_parameters":
                             row += [ties.setdefault(id(v), len(ties)) for v in value.values()]
                         elif name == "_modules":
-                            row += [self._numbers[id(v)] if v is not None else None for v in value.values()]
+                            for its, child in value.items():
+                                if child is not None:
+                                    self.children.append((number, its, self._number(child)))
+                                    row.append(self.children[-1][2])
                     elif value and name not in _NAMES_TOO:
                         row.append(self._hooks(number, name, value))
                 elif type(value) is tuple and all(type(item) in PLAIN for item in value):
                     row.append(value)
+                elif type(value) is list and len(value) < 10 and all(type(item) in PLAIN for item in value):
+                    row.append(tuple(value))
+                    self._lists.append((value, tuple(value)))
+                    self.mutable.append(value)
                 elif name not in hidden and name != "_compiled_call_impl":
                     row.append(self._look(value, -1 - number, name))
             rows.append(tuple(row))
             if not kind.__module__.startswith("torch.nn"):
                 reads[kind] = reads_of(kind)
-        rows += [self._read(its) for its in reads.values()]
+        for its in reads.values():
+            if its.steady or its.volatile:
+                rows.append(self._read(its))
         return tuple(rows)
 
     def _hooks(self, number: int, name: str, hooks: Any) -> Any:
@@ -127,14 +189,19 @@ class Scan:
 
     def _read(self, reads: Reads) -> Any:
         self.unseen = self.unseen or reads.volatile
-        return tuple([self._look(value, 0, "") for value in reads.values()])
+        self._walked = True
+        return self._each(reads.values(), 0)
 
     def _look(self, value: Any, above: int, name: str = "") -> Any:
         """Read one object; return its key. ``above`` is what holds it: a module's number below zero, or an id."""
         kind = type(value)
         if kind in PLAIN:
             return value
+        self._walked = True
         if isinstance(value, nn.Module):
+            if above == 0 and id(value) not in self.number_of:  # a global: not part of the base
+                self.unseen = True
+                return value
             return self._reference(value, above, name, ("module", self._number(value)))
         if isinstance(value, Tensor):
             key = (kind, value.dtype, tuple(value.shape) if not value.is_nested else None)
@@ -147,8 +214,7 @@ class Scan:
             return "seen", self._seen[me]
         self._seen[me] = len(self._seen)
         self._alive.append(value)
-        self._nodes += 1
-        if self._nodes > MOST_NODES:
+        if len(self._alive) > MOST_NODES:
             self.unseen = True
             return kind, me
         return kind, self._inside(value, me)
@@ -256,6 +322,23 @@ def _is_torchs(hook: Any) -> bool:
     owner = hook.func if isinstance(hook, functools.partial) else hook
     owner = owner if isinstance(owner, types.FunctionType | types.MethodType) else type(owner)
     return str(getattr(owner, "__module__", "")).startswith("torch.")
+
+
+_last: "weakref.WeakKeyDictionary[nn.Module, Scan]" = weakref.WeakKeyDictionary()
+LAST_KEPT = 50
+
+
+def scan(base: nn.Module) -> Scan:
+    """Scan a base, or find that the last scan still holds."""
+    last = _last.get(base)
+    if last is not None and last.still_holds():
+        return last.with_base(base)
+    found = Scan(base)
+    if not found._walked:
+        while len(_last) >= LAST_KEPT:
+            _last.pop(next(iter(_last)), None)
+        _last[base] = found.without_base()
+    return found
 
 
 class Contents:

@@ -69,6 +69,8 @@ def carry_back(scan: Scan, written: list[Carried], tasks: int) -> None:
     """Assign to the base what its replicas were assigned."""
     for number, name, value, of_tasks in written:
         module = scan.modules[number]
+        if not of_tasks and not open_tree(value).leaves:
+            scan.assigned(number, name, value)
         if name in module._buffers:
             module._buffers[name] = value
             continue
