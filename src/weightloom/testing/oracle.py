@@ -371,7 +371,8 @@ def walk(tree: Any) -> Iterator[Any]:
 def structure(tree: Any) -> Any:
     """Types and keys of everything around the leaves; a tensor or not is all that is said of a leaf."""
     if isinstance(tree, list | tuple):
-        return [type(tree).__name__, *(structure(part) for part in tree)]
+        kind = "tuple" if isinstance(tree, torch.Size) else type(tree).__name__
+        return [kind, *(structure(part) for part in tree)]
     if isinstance(tree, dict):
         return [type(tree).__name__, {key: structure(part) for key, part in tree.items()}]
     if _is_record(tree):

@@ -16,6 +16,8 @@ from weightloom.testing.grammar import EXPRESSIONS, INPUTS, OUTPUTS, STATEMENTS
 SECTION = re.compile(r"^(top|init|method|change|turn|sign|args|kwargs|share)\| ?(.*)$")
 TAGS = {"often", "rare", "two", "three", "row", "state"}
 CHOICE = re.compile(r"<<((?:(?!<<|>>).)*)>>")
+DISTINCT = (3, 4, 5)
+"""Sizes that differ, so that what fails with them does not fail by coincidence."""
 HEADER = """\
 import collections, copy, enum, functools, types, weakref
 from dataclasses import dataclass
@@ -111,7 +113,7 @@ class Program:
     """A random base with its inputs and the settings that it is run with."""
 
     seed: int
-    sizes: tuple[int, int, int] = (2, 2, 2)
+    sizes: tuple[int, int, int] = DISTINCT
     """Batch, width, and a second width; the last also counts the steps of a sequence."""
     is_sequence: bool = False
     pieces: tuple[Piece, ...] = ()
@@ -170,8 +172,8 @@ class Program:
         for its in fields(Settings):
             if getattr(self.settings, its.name) != its.default:
                 yield replace(self, settings=replace(self.settings, **{its.name: its.default}))
-        if self.sizes != (2, 2, 2):
-            yield replace(self, sizes=(2, 2, 2))
+        if self.sizes != DISTINCT:
+            yield replace(self, sizes=DISTINCT)
 
 
 def draw(seed: int) -> Program:

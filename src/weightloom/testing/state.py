@@ -114,4 +114,6 @@ def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
 
 
 def _is_dead(tensor: Tensor) -> bool:
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+    """Whether it is of a transform that is over, or of a kind that only an engine knows."""
+    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer, nn.UninitializedParameter)
+    return not plain or bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
