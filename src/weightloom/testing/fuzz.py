@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from weightloom.testing.oracle import InvalidProgramError, Verdict, judge
+from weightloom.testing.copies import InvalidProgramError
+from weightloom.testing.oracle import Verdict, judge
 from weightloom.testing.programs import Program, draw
 
 ENGINES = ("auto", "vmap", "aligned", "loop")
@@ -119,7 +120,7 @@ def verdicts(text: str, engines: Sequence[str] = ENGINES) -> dict[str, Verdict]:
     """
     names: dict[str, Any] = {
         "__name__": "weightloom_fuzzed",
-        "ROUGH": "float" in text,
+        "ROUGH": ".float()" in text or "float32" in text,
         "BY_BACKWARD": "use_reentrant=True" in text,
     }
     try:
@@ -176,23 +177,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds = _until(range(options.start, options.start + options.programs), options.seconds)
     report = fuzz(seeds, options.engines, quiet=False)
     print(report)
-    for kind, (finding, many) in list(kinds(report.findings).items())[:SHOWN]:
-        print(f"\n# {many} x {kind}, as with seed {finding.seed}, engine {finding.engine!r}: {finding.message}")
-        print(shrink(finding.seed, finding.engine))
+    for finding, many, less in smallest(report.findings):
+        print(f"\n# {finding.verdict}, {finding.engine}, seed {finding.seed}: {finding.message}")
+        print(f"# {many} findings begin with these words. Smallest program, of {', '.join(less.names) or 'nothing'}:")
+        print(less.text)
     if options.record:
         options.record.write_text(json.dumps({"start": options.start, **asdict(report)}, indent=1) + "\n")
     return int(bool(report.findings))
 
 
-def kinds(findings: Iterable[Finding]) -> dict[str, tuple[Finding, int]]:
-    """Findings by engine, verdict and the first words of why: the first of each, and how many, most frequent first."""
-    first: dict[str, Finding] = {}
-    many: Counter[str] = Counter()
+def smallest(findings: Iterable[Finding], kinds: int = 20) -> list[tuple[Finding, int, Program]]:
+    """Cut down the first finding of each kind, and choose the smallest programs.
+
+    Args:
+        findings: Silent and unclear ones.
+        kinds: How many kinds to look at, most frequent first. Of a kind are those of one engine and verdict whose
+            messages begin with the same words.
+
+    Returns:
+        A finding, how many there are of its kind, and its program cut down; no two programs of the same statements.
+    """
+    first: dict[tuple[str, ...], Finding] = {}
+    many: Counter[tuple[str, ...]] = Counter()
     for finding in findings:
-        kind = " ".join([finding.verdict, finding.engine, *finding.message.split()[:5]])
+        kind = finding.engine, finding.verdict, *finding.message.split()[:5]
         first.setdefault(kind, finding)
         many[kind] += 1
-    return {kind: (first[kind], count) for kind, count in many.most_common()}
+    found: dict[tuple[str, ...], tuple[Finding, int, Program]] = {}
+    for kind, count in many.most_common(kinds):
+        less = _shrunk(draw(first[kind].seed), first[kind].engine)
+        found.setdefault(less.names, (first[kind], count, less))
+    return sorted(found.values(), key=lambda its: len(its[2].text))[:SHOWN]
 
 
 def _until(seeds: Iterable[int], seconds: float) -> Iterator[int]:

@@ -10,6 +10,7 @@ Run:  ``python -m weightloom.testing.operators``
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 from weightloom.base.aligned import ANSWERS
 from weightloom.base.rows import RULES
+from weightloom.testing.copies import InvalidProgramError
 from weightloom.testing.fuzz import ENGINES, VERDICTS, Finding, FuzzReport
-from weightloom.testing.oracle import InvalidProgramError, judge, mapped
+from weightloom.testing.oracle import judge
+from weightloom.testing.programs import Settings
+from weightloom.testing.trees import mapped
 
-TASKS = 2
 SAMPLES = 12
 """Of an operator, at most."""
 LARGEST = 4000
@@ -113,7 +116,7 @@ def _cases(samples: int, names: Sequence[str] | None) -> Iterator[tuple[str, dic
     for operator in op_db:
         functions = {operator.op, operator.method_variant, operator.inplace_variant} - {None}
         known = functions & {*RULES, *ANSWERS}
-        if names is not None and operator.name not in names or names is None and not known:
+        if not (known if names is None else operator.name in names):
             continue
         if torch.float64 not in operator.dtypes:
             continue
@@ -141,13 +144,20 @@ def _case(parts: tuple[Any, ...], x: Tensor, with_gradients: bool) -> dict[str, 
     """What a program would define."""
 
     def inputs() -> tuple[tuple[Tensor], dict[str, Any]]:
-        each = [x, *(x * (1 + 0.1 * torch.rand_like(x)) if x.is_floating_point() else x for _ in range(TASKS - 1))]
+        each = [
+            x,
+            *(x * (1 + 0.1 * torch.rand_like(x)) if x.is_floating_point() else x for _ in range(Settings.TASKS - 1)),
+        ]
         return (torch.stack(each),), {}
 
+    settings = {its.name: its.default for its in fields(Settings)}
     return {
-        **{"SEED": 0, "SHARED": (), "TASKS": TASKS, "CALLS": 1, "TRAIN": False, "NEW_PARAMS": False},
-        **{"GRAD": with_gradients, "FORMS": False, "ALL": True, "CHUNK_SIZE": None, "STATISTICS": None},
-        **{"RANDOMNESS": "different", "ROUGH": False, "BY_BACKWARD": False},
+        **settings,
+        "SEED": 0,
+        "SHARED": (),
+        "GRAD": with_gradients,
+        "ROUGH": False,
+        "BY_BACKWARD": False,
         "build": lambda: Applied(*parts),
         "inputs": inputs,
         "change": lambda base: None,

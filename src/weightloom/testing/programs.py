@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from random import Random
+from typing import Any
 
 from weightloom.testing.grammar import EXPRESSIONS, INPUTS, OUTPUTS, STATEMENTS
 
@@ -67,6 +68,13 @@ class Piece:
         for body in self.bodies:
             for piece in body:
                 yield from piece.section(section)
+
+    def names(self) -> Iterator[str]:
+        """Its kind, and those of the statements inside."""
+        yield self.name
+        for body in self.bodies:
+            for piece in body:
+                yield from piece.names()
 
     def forward(self) -> Iterator[str]:
         """Lines of ``forward``."""
@@ -161,17 +169,24 @@ class Program:
             ]
         )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of everything in it that is not the simplest: statements, inputs, output and settings."""
+        settings = [its.name for its in fields(Settings) if getattr(self.settings, its.name) != its.default]
+        every = [*self.inputs, *self.pieces, *([self.output] if self.output != Program.output else [])]
+        return (*(name for piece in every for name in piece.names()), *settings)
+
     def smaller(self) -> Iterator["Program"]:
         """Programs that are a little simpler."""
         for less in _smaller(self.pieces):
             yield replace(self, pieces=less)
         for less in _smaller(self.inputs):
             yield replace(self, inputs=less)
-        if self.output.name != "tensor":
+        if self.output != Program.output:
             yield replace(self, output=Program.output)
         for its in fields(Settings):
             if getattr(self.settings, its.name) != its.default:
-                yield replace(self, settings=replace(self.settings, **{its.name: its.default}))
+                yield replace(self, settings=replace(self.settings, **dict[str, Any]({its.name: its.default})))
         if self.sizes != DISTINCT:
             yield replace(self, sizes=DISTINCT)
 

@@ -37,7 +37,7 @@ def trouble(state: State, allowed: set[str], copies: Sequence[nn.Module]) -> str
     changed = state.look()
     for module in state.base.modules():
         for name, value in module.__dict__.items():
-            if any(_is_dead(tensor) for tensor in _tensors(value)):
+            if any(is_dead(tensor) for tensor in _tensors(value)):
                 return f"`{name}` holds a tensor that cannot be read any more"
     if extra := sorted(changed - allowed):
         return f"the base is changed: `{extra[0]}`"
@@ -57,7 +57,7 @@ class _Value:
         self.kind, self.object = kind, thing
         self.inside: Any = None
         if isinstance(thing, Tensor):
-            self.inside = thing if _is_dead(thing) else (thing.detach().clone(), thing.requires_grad, thing.grad is None)
+            self.inside = thing if is_dead(thing) else (thing.detach().clone(), thing.requires_grad, thing.grad is None)
         elif isinstance(thing, list | dict | set | tuple):
             self.inside = len(thing)
 
@@ -113,7 +113,7 @@ def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
             yield from _tensors(part, depth - 1)
 
 
-def _is_dead(tensor: Tensor) -> bool:
-    """Whether it is of a transform that is over, or of a kind that only an engine knows."""
+def is_dead(tensor: Tensor) -> bool:
+    """Whether a tensor is of a transform that is over, or of a kind that only an engine knows."""
     plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer, nn.UninitializedParameter)
     return not plain or bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
