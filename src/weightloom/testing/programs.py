@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from itertools import accumulate
 from random import Random
 from typing import Any
 
@@ -191,30 +192,41 @@ class Program:
             yield replace(self, sizes=DISTINCT)
 
 
-def draw(seed: int) -> Program:
-    """The program of a seed: the same one every time."""
-    return _Draw(seed).program()
+def draw(seed: int, kind: str | None = None) -> Program:
+    """The program of a seed: the same one every time.
+
+    Args:
+        seed: Any number.
+        kind: A statement, input or output that is in it, by the name it has in the grammar; None leaves it to chance.
+    """
+    return _Draw(seed, kind).program()
 
 
 class _Draw:
     """Draws one program."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, kind: str | None) -> None:
         self.random = Random(seed)
+        self.wanted = kind
         self.seed = seed
         self.number = 0
-        self.axes = {"two"}
+        self.axes = "two"
 
     def program(self) -> Program:
         random = self.random
-        is_sequence = random.random() < 0.3
-        self.axes = {"three"} if is_sequence else {"two"}
+        wanted = [
+            kind for grammar in (STATEMENTS, INPUTS, OUTPUTS) for kind in kinds_of(grammar) if kind.name == self.wanted
+        ]
+        tags = wanted[0].tags if wanted else frozenset[str]()
+        is_sequence = (random.random() < 0.3 or "three" in tags) and "two" not in tags
+        self.axes = "three" if is_sequence else "two"
         same = random.randint(2, 4)
         tasks, batch, width, other = (same if random.random() < 0.4 else random.randint(2, 4) for _ in range(4))
         batch = 1 if random.random() < 0.15 else batch
         count = random.choice([1, 2, 2, 3, 3, 4, 5])
         pieces = tuple([self.piece(STATEMENTS, depth=0) for _ in range(count)])
-        inputs = (self.piece(INPUTS, depth=9),) if random.random() < 0.3 else ()
+        takes_more = random.random() < 0.3 or self.wanted in [kind.name for kind in kinds_of(INPUTS)]
+        inputs = (self.piece(INPUTS, depth=0),) if takes_more else ()
         changes = any(list(piece.section(section)) for piece in pieces for section in ("change", "turn"))
         calls = random.choice([2, 3]) if changes or random.random() < 0.2 else 1
         settings = Settings(
@@ -230,19 +242,16 @@ class _Draw:
             RANDOMNESS="same" if random.random() < 0.05 else "different",
         )
         sizes = batch, width, other
-        return Program(self.seed, sizes, is_sequence, pieces, inputs, self.piece(OUTPUTS, depth=9), settings)
+        return Program(self.seed, sizes, is_sequence, pieces, inputs, self.piece(OUTPUTS, depth=0), settings)
 
     def piece(self, grammar: str, depth: int, tags: frozenset[str] = frozenset()) -> Piece:
         """A statement; deep inside there are no statements that hold others."""
-        kinds, weights = [], []
-        for kind in kinds_of(grammar):
-            wrong_axes = kind.tags & {"two", "three"} and not kind.tags & self.axes
-            holds = any(line.strip() in ("BODY", "ROW") for line in kind.lines)
-            if wrong_axes or not tags <= kind.tags or (depth and "state" in kind.tags) or (depth > 1 and holds):
-                continue
-            kinds.append(kind)
-            weights.append(kind.weight)
-        (kind,) = self.random.choices(kinds, weights)
+        kinds, weights = _fitting(grammar, depth, tags, self.axes)
+        wanted = [kind for kind in kinds if kind.name == self.wanted]
+        if wanted:
+            kind, self.wanted = wanted[0], None
+        else:
+            (kind,) = self.random.choices(kinds, cum_weights=weights)
         self.number += 1
         number, lines, bodies = self.number, [], []
         for raw in self.chosen("\n".join(kind.lines)).replace("_K", f"_{number}").split("\n"):
@@ -275,6 +284,18 @@ def kinds_of(grammar: str) -> tuple[Kind, ...]:
             tags.add(words.pop())
         kinds.append(Kind(" ".join(words), frozenset(tags), tuple(lines)))
     return tuple(kinds)
+
+
+@cache
+def _fitting(grammar: str, depth: int, tags: frozenset[str], axes: str) -> tuple[list[Kind], list[float]]:
+    """Kinds that may stand so deep inside of others, and their weights summed up."""
+    kinds = []
+    for kind in kinds_of(grammar):
+        wrong_axes = kind.tags & {"two", "three"} and axes not in kind.tags
+        holds = any(line.strip() in ("BODY", "ROW") for line in kind.lines)
+        if not wrong_axes and tags <= kind.tags and not (depth and "state" in kind.tags) and not (depth > 1 and holds):
+            kinds.append(kind)
+    return kinds, list(accumulate(kind.weight for kind in kinds))
 
 
 def _smaller(pieces: tuple[Piece, ...]) -> Iterator[tuple[Piece, ...]]:

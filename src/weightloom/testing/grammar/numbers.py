@@ -162,7 +162,7 @@ h = h[..., <<torch.arange(W - 1, -1, -1)|[0] * W|torch.arange(W)>>]
 h = <<h[:, :1] + h|h[:1] + h|h[-1] + h|h[0] * h|h[..., :1] * h|h[1:].sum(0) + h|h[:, 0].sum() + h|h[..., 0, None] + h>>
 
 # gathered
-h = h.gather(<<0|-1>>, h.argsort(<<0|-1>>))
+h = <<h.gather(0, h.argsort(0))|h.gather(-1, h.argsort(-1))|torch.take_along_dim(h, h.argsort(0), 0)>>
 
 # selected
 h = h.index_select(<<0|-1>>, torch.zeros(<<1|1>>, dtype=torch.long)) + h
