@@ -122,6 +122,13 @@ def test_copies_keep_what_a_forward_pass_keeps():
     assert verdicts(text.replace("CALLS = 1", "CALLS = 2"), ["loop"])["loop"].verdict != "equal"
 
 
+def test_what_a_copy_leaves_unreadable_too_is_no_fault_of_an_engine():
+    """A hook that keeps what it sees inside of the base's own `vmap` keeps what is dead afterwards."""
+    hook = "self.seen = []\nself.one.register_forward_hook(lambda m, i, o: self.seen.append(o.detach()))"
+    inside = with_statement("h = torch.vmap(self.one)(h)", init=hook)
+    assert verdicts(inside, ["loop"])["loop"].verdict != "silent"
+
+
 def test_a_program_that_does_not_run_alone_is_left_out():
     for line in ("h = h.no_such_method()", "h = h / 0", "h = h +"):
         with pytest.raises(InvalidProgramError):

@@ -35,10 +35,8 @@ class State:
 def trouble(state: State, allowed: set[str], copies: Sequence[nn.Module]) -> str | None:
     """Say what a call changed in a base though the copies' own forward passes did not, or left unreadable."""
     changed = state.look()
-    for module in state.base.modules():
-        for name, value in module.__dict__.items():
-            if any(is_dead(tensor) for tensor in _tensors(value)):
-                return f"`{name}` holds a tensor that cannot be read any more"
+    if dead := sorted(_dead(state.base) - _dead(copies[0])):
+        return f"`{dead[0]}` holds a tensor that cannot be read any more"
     if extra := sorted(changed - allowed):
         return f"the base is changed: `{extra[0]}`"
     for name in sorted(changed):
@@ -48,6 +46,16 @@ def trouble(state: State, allowed: set[str], copies: Sequence[nn.Module]) -> str
             if not _is_stacked(value.object, theirs):
                 return f"the attribute `{name}` is left with what is not a row for each task"
     return None
+
+
+def _dead(base: nn.Module) -> set[str]:
+    """Attributes that hold what cannot be read."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in base.named_modules()
+        for name, value in module.__dict__.items()
+        if any(is_dead(tensor) for tensor in _tensors(value))
+    }
 
 
 class _Value:
