@@ -196,7 +196,7 @@ def test_without_torchs_database_operators_say_what_to_install(monkeypatch):
 
 
 @pytest.mark.slow  # until the engines run on replicas: enable then
-def test_no_engine_is_silently_wrong():
+def test_no_engine_is_silently_wrong(unchecked):
     report = fuzz(range(300))
     print(report)
     wrong = [finding for finding in report.findings if finding.verdict in ("silent", "unclear")]
