@@ -1,0 +1,208 @@
+"""What a program should give, by copies that persist, and what each engine makes of it.
+
+In:   the names that a program defines, as from running its text.
+Out:  a verdict for every engine: ``equal``, ``refused``, ``silent`` or ``unclear``, and in a few words why.
+Knows nothing of how an engine runs.
+"""
+
+import inspect
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from weightloom.base import apply_per_task
+from weightloom.errors import WeightloomError
+from weightloom.forms.factored import built
+from weightloom.testing.copies import Expected, InvalidProgramError, Names, Run, weighted_gradients
+from weightloom.testing.state import State, is_dead, trouble
+from weightloom.testing.trees import structure, walk
+
+PRECISE, ROUGH = 1e-10, 2e-4
+"""Difference that is allowed, beside one plus the largest number: in float64, and where a base computes in float32."""
+NUDGE, SPREAD = 1e-9, 1e-5
+"""How much inputs and values are moved to see whether a program is too sensitive to be compared, and what that moves
+its outputs at most."""
+LONGEST_S = 5
+"""Time an engine may take for one call."""
+
+
+class Verdict(NamedTuple):
+    """What an engine made of a program."""
+
+    verdict: str
+    """``equal``, ``refused``, ``silent`` or ``unclear``."""
+    message: str = ""
+
+
+class _Different(Exception):  # noqa: N818
+    pass
+
+
+def judge(names: Names, engines: Sequence[str]) -> dict[str, Verdict]:
+    """Run a program by persistent copies and by every engine.
+
+    Args:
+        names: What the program defines.
+        engines: The engines to try.
+
+    Raises:
+        InvalidProgramError: If the copies themselves raise, or give numbers that are not finite.
+    """
+    with _quiet():
+        found = _judge(names, engines)
+        if any(verdict == "silent" for verdict, _ in found.values()) and _is_sensitive(names):
+            raise InvalidProgramError("rounding decides what it computes")
+    return found
+
+
+def _judge(names: Names, engines: Sequence[str]) -> dict[str, Verdict]:
+    run = Run(names)
+    bases = {engine: run.made() for engine in engines}
+    states = {engine: State(base) for engine, base in bases.items()}
+    verdicts = dict.fromkeys(engines, Verdict("equal"))
+    for _ in range(names["CALLS"]):
+        want = run.expected()
+        for engine in engines:
+            if verdicts[engine].verdict == "equal":
+                verdicts[engine] = _verdict(run, engine, states[engine], want)
+        names["turn"]()
+        for base in (*run.copies, *bases.values()):
+            names["change"](base)
+        for state in (run.state, *states.values()):
+            state.look()
+    return verdicts
+
+
+def _is_sensitive(names: Names) -> bool:
+    run, moved = Run(names), Run(names, nudge=NUDGE)
+    for _ in range(names["CALLS"]):
+        one, other = run.expected(), moved.expected()
+        if one.kind != other.kind:
+            return True
+        for a, b in zip([*one.outputs, *one.gradients], [*other.outputs, *other.gradients], strict=True):
+            if isinstance(a, Tensor) and (a.shape != b.shape or not _distance(a, b) <= SPREAD):
+                return True
+        names["turn"]()
+        for base in (*run.copies, *moved.copies):
+            names["change"](base)
+    return False
+
+
+def _verdict(run: Run, engine: Any, state: State, want: Expected) -> Verdict:
+    """Run an engine, and compare."""
+    args, kwargs, values, leaves, _ = run.fresh()
+    before = [x.detach().clone() for x in leaves]
+    base, names, options = state.base, run.names, dict[str, Any]()
+    if "shared" in inspect.signature(apply_per_task).parameters:
+        options["shared"] = names["SHARED"]
+    else:
+        kwargs = {k: v.expand(names["TASKS"], *v.shape) if k in names["SHARED"] else v for k, v in kwargs.items()}
+    for option in ("chunk_size", "statistics", "randomness"):
+        options[option] = names[option.upper()]
+    random = torch.get_rng_state()
+    own = [p for name, p in base.named_parameters() if name not in values and p.requires_grad]
+    try:
+        with _in_time(), torch.set_grad_enabled(names["GRAD"]):
+            outputs = apply_per_task(base, values, *args, kwargs=kwargs, engine=engine, **options)
+        if not all(torch.equal(a, b) for a, b in zip(before, leaves, strict=True)):
+            return Verdict("silent", "inputs or values were changed in place")
+        _compare_outputs(outputs, want, names)
+        if names["GRAD"]:
+            tensors = list(walk(outputs))
+            found = weighted_gradients(tensors, want.weights, [*leaves, *own], names["BY_BACKWARD"])
+            for what, a, b in zip(want.leaves, found, want.gradients, strict=True):
+                _compare(a, b, f"the gradient of {what}", names)
+    except WeightloomError as error:
+        return _after(run, state, want, random, Verdict("refused", f"{type(error).__name__}: {error}"))
+    except _Different as error:
+        return Verdict("silent", str(error))
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        return Verdict("unclear", f"{type(error).__name__}: {first}")
+    return _after(run, state, want, random, Verdict("equal"))
+
+
+def _after(run: Run, state: State, want: Expected, random: Tensor, verdict: Verdict) -> Verdict:
+    """Look at what the call left behind."""
+    if not torch.equal(random, torch.get_rng_state()):
+        return Verdict("silent", "torch's random state moved")
+    if found := trouble(state, want.changed, run.copies):
+        return Verdict("silent", found)
+    return verdict
+
+
+def _compare_outputs(outputs: Any, want: Expected, names: Names) -> None:
+    kind = structure(outputs)
+    if kind != want.kind:
+        raise _Different(f"it returns {kind}, not {want.kind}")
+    for ours, its in zip(walk(outputs), want.outputs, strict=True):
+        if isinstance(its, Tensor):
+            ours = built(ours)
+            if is_dead(ours):
+                raise _Different("an output cannot be read")
+            if ours.dtype != its.dtype:
+                raise _Different(f"an output is {ours.dtype}, not {its.dtype}")
+            _compare(ours, its, "an output", names)
+        elif not _same_plain(ours, its):
+            raise _Different(f"it returns {ours!r}; tasks return {its!r}")
+
+
+def _same_plain(ours: Any, each: list[Any]) -> bool:
+    if isinstance(ours, float):
+        return all(abs(ours - its) <= ROUGH * (1 + abs(its)) for its in each)
+    return all(type(ours) is type(its) and ours == its for its in each)
+
+
+def _compare(ours: Tensor, its: Tensor, what: str, names: Names) -> None:
+    if ours.shape != its.shape:
+        raise _Different(f"{what} has shape {tuple(ours.shape)}, not {tuple(its.shape)}")
+    allowed = ROUGH if names.get("ROUGH") or its.dtype == torch.float32 else PRECISE
+    off = _distance(its, ours.detach())
+    if not off <= allowed:
+        raise _Different(f"{what} is off by {off:.2g}")
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    if not a.numel():
+        return 0.0
+    if not (a.is_floating_point() or a.is_complex()):
+        return 0.0 if torch.equal(a, b) else torch.inf
+    return float((a - b).abs().max() / (1 + a.abs().max()))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """In float64, without warnings; torch's random state is left alone."""
+    dtype = torch.get_default_dtype()
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Stop what hangs, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it takes more than {LONGEST_S} s")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
