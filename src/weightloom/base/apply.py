@@ -193,7 +193,18 @@ class PerTask:
                 call = call._replace(state=unusable(call.state, call.scan, call.tasks, "aligned"))
             if not plan.proven:
                 return self._proven(call)
-        return run_vmap(call) if engine == "vmap" else in_pieces(ENGINES[engine], call)
+        if engine != "vmap":
+            return in_pieces(ENGINES[engine], call)
+        if self.engine != "auto" or call.scan is None or torch._C._functorch.maybe_current_level() is not None:
+            return run_vmap(call)
+        random = torch.get_rng_state()
+        try:
+            return run_vmap(call)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # something that was not seen when it was watched; the loop shows it as it is
+            torch.set_rng_state(random)
+            return in_pieces(run_loop, call)
 
     def _proven(self, call: Call) -> Result:
         """Run folded, and watch that every row is treated by itself; else what was computed is thrown away."""

@@ -72,8 +72,8 @@ class Call(NamedTuple):
     """Tensors that all tasks share, in the place of the base's own."""
     unhooked: bool = False
     """Whether hooks are left out."""
-    clones: list[tuple[str, Tensor]] | None = None
-    """Copies that were given to the base, where it is watched."""
+    clones: list[tuple[str, Tensor, Tensor]] | None = None
+    """Name, copy and original of what was given to the base, where it is watched."""
     restores: bool = True
     """Whether what the base keeps in lists and dicts is the same at the start of each task of a loop."""
 
@@ -130,10 +130,10 @@ class Call(NamedTuple):
     def _one(self, name: str, value: Tensor) -> Tensor:
         """A parameter as one task's base is given it."""
         if name in self.dense:
-            clone = built(value).clone()
+            value = built(value)
+            clone = value.clone()
             if self.clones is not None:
-                inner = torch._C._functorch.get_unwrapped
-                self.clones.append((name, inner(clone) if torch._C._functorch.is_functorch_wrapped_tensor(clone) else clone))
+                self.clones.append((name, _unwrapped(clone), _unwrapped(value)))
             return clone
         return value.in_use() if isinstance(value, Factored) else value
 
@@ -177,11 +177,17 @@ def run_vmap(call: Call) -> Result:
         many = leaves[count : count + len(opened_value.leaves)]
         same = alone[count - len(its.leaves) :][: len(many)]
         count += len(many)
-        if all(x is not None for x in same):  # what does not differ by task, or holds no tensor
+        is_buffer = call.scan is not None and name in call.scan.modules[number]._buffers
+        if not many or (is_buffer and all(x is not None for x in same)):  # one for all tasks
             written.append(Carried(number, name, opened_value.build(same), False))
         else:
             written.append(Carried(number, name, opened_value.build(many), True))
     return Result(its.build(leaves), written)
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return torch._C._functorch.get_unwrapped(tensor) if wrapped else tensor
 
 
 def _alone(tensor: Tensor) -> Tensor | None:

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
+from weightloom.base.rows import READ
 from weightloom.errors import BatchingError
 
 
@@ -18,10 +19,16 @@ class Guard(TorchFunctionMode):
     Args:
         name: How the base is called in messages.
         replaced: Own values that others stand for in this run, by id, with their names.
+        shared: Own values that all tasks share, with their names: what changes one in place is refused.
+        engine: By which engine the base runs.
     """
 
-    def __init__(self, name: str, replaced: Mapping[int, str]) -> None:
+    def __init__(self, name: str, replaced: Mapping[int, str], shared: Mapping[str, Tensor], engine: str) -> None:
         super().__init__()
+        self.engine = engine
+        self.refused: BatchingError | None = None
+        """The first refusal, which the base may have caught."""
+        self.memory = {_memory(value): its for its, value in shared.items() if value.numel()}
         self.name, self.replaced = name, replaced
         self.with_gradients = torch.is_grad_enabled()
 
@@ -30,6 +37,14 @@ class Guard(TorchFunctionMode):
     ) -> Any:
         """Check the arguments, then run the function."""
         kwargs = kwargs or {}
+        try:
+            self._check(func, args, kwargs)
+        except BatchingError as error:
+            self.refused = self.refused or error
+            raise
+        return func(*args, **kwargs)
+
+    def _check(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         check_arguments(self.name, self.replaced, args, kwargs)
         if self.with_gradients and not torch.is_grad_enabled() and _in_checkpoint():
             raise BatchingError(
@@ -38,7 +53,63 @@ class Guard(TorchFunctionMode):
                 "`use_reentrant=False`; for a language model: "
                 '`model.gradient_checkpointing_enable({"use_reentrant": False})`.'
             )
-        return func(*args, **kwargs)
+        if func in _HOOKS and self.engine != "loop":
+            raise BatchingError(
+                f"{self.name} registers a hook for gradients in `forward` (`{func.__name__}`). It would see those of "
+                'all tasks at once. Pass `engine="loop"`, where it sees one task after the other.'
+            )
+        if func in _ASKED and self.engine == "vmap" and self.with_gradients and _is_hidden(args[0]):
+            raise BatchingError(
+                f"{self.name} asks in `forward` whether a tensor needs a gradient. `vmap` hides that, and always says "
+                'no. Pass `engine="loop"`, or leave the engine to "auto".'
+            )
+        if func is _VERSION:
+            raise BatchingError(
+                f"{self.name} asks in `forward` how often a tensor was changed (`_version`), as caches of derived values "
+                "do. Generated values are new ones in every call, which this does not show, so a cache would go stale. "
+                "Compute without the cache, or do not generate what it is derived from."
+            )
+        if self.memory and _is_in_place(func) and args and isinstance(args[0], Tensor):
+            self._check_in_place(args[0])
+        if func in READ and self.engine == "vmap" and any(map(_is_hidden, args)):
+            raise BatchingError(
+                f"{self.name} reads a number from a tensor in `forward` (`{func.__name__}`), and each task has its own. "
+                '`vmap` runs all tasks at once. Pass `engine="loop"`, or leave the engine to "auto".'
+            )
+
+    def _check_in_place(self, target: Tensor) -> None:
+        if _is_hidden(target) or type(target) not in (Tensor, nn.Parameter):
+            return
+        name = self.memory.get(_memory(target))
+        if name is not None:
+            raise BatchingError(
+                f"`forward` of {self.name} changes its own {name!r} in place, which is not generated, so all tasks "
+                "share it. Each task would change it for the next. Compute a new tensor instead, or generate it: then "
+                "every task has its own."
+            )
+
+
+def _memory(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
+
+
+def _is_hidden(value: Any) -> bool:
+    return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
+def _is_in_place(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name in _ASSIGNED
+
+
+_ASSIGNED = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow", "and", "or", "xor"))}
+_VERSION = Tensor._version.__get__  # type: ignore[attr-defined]
+_ASKED = {
+    Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
+    Tensor.grad_fn.__get__,  # type: ignore[attr-defined]
+    Tensor.is_leaf.__get__,  # type: ignore[attr-defined]
+}
+_HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad}
 
 
 def check_arguments(name: str, replaced: Mapping[int, str], args: Any, kwargs: Any) -> None:

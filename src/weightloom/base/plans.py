@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightloom.base.buffers import norms_that_write, refuse_written, task_buffers
 from weightloom.base.engines import Call, Result, run_aligned, run_loop, run_vmap
@@ -24,9 +24,10 @@ from weightloom.base.rows import WatchRows, WithoutDropout
 from weightloom.base.scan import Contents
 from weightloom.base.sequential import Layer, layers_of
 from weightloom.base.tree import open_tree
-from weightloom.errors import BatchingError, InPlaceError, RecomputeError, WeightloomError
+from weightloom.errors import BatchingError, RecomputeError, WeightloomError
 from weightloom.forms.calls import GROUPED_BELOW
 from weightloom.forms.factored import NO_SUBCLASS, Factored
+from weightloom.forms.factored import built as _built
 
 Engine = Literal["auto", "vmap", "aligned", "loop"]
 Statistics = Literal["task", "shared"]
@@ -163,9 +164,12 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     buffers: tuple[str, ...] = ()
     while True:
         choice, tries = _choose(call, engine, statistics, dense)
-        if any(isinstance(t.error, InPlaceError) for t in tries) and not dense:
-            dense = frozenset(call.params)
-            continue
+        failed = [t.error for t in tries if t.error is not None]
+        if failed and not dense and any(isinstance(value, Factored) for value in call.params.values()):
+            built = _choose(call, engine, statistics, frozenset(call.params))
+            if not any(t.error is not None for t in built[1]):
+                dense, choice, tries = frozenset(call.params), *built
+        refuse_failed(call, engine, tries)
         fresh = sorted({name for t in tries for name in t.written} - call.buffers.keys())
         if fresh and statistics == "task" and not buffers:
             assert call.scan is not None
@@ -175,7 +179,7 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
         break
     if fresh and statistics == "shared":
         choice = Choice("aligned", "all tasks are run as one batch, which writes the base's buffers")
-    elif fresh and engine != "loop":
+    elif set(fresh) - (_of_norms(call) if engine == "loop" else set()):
         raise refuse_written(call.target.name, fresh)
     dense = dense | {name for t in tries for name in t.dense}
     layers = None
@@ -188,10 +192,16 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     return Plan(choice, call.places, layers, proven, dense, buffers, sizes)
 
 
+def _of_norms(call: Call) -> set[str]:
+    """Running statistics of torch's norms, which the loop writes task after task."""
+    return set(task_buffers(call.scan.base, 1)) if call.scan is not None else set()
+
+
 @dataclass
 class Try:
     """One run of a few tasks that left nothing behind, and what was seen."""
 
+    engine: str = ""
     result: Result | None = None
     error: Exception | None = None
     watch: WatchRows | None = None
@@ -214,8 +224,9 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
     Raises:
         BatchingError: If the base keeps tensors where they would mix tasks.
     """
-    seen = Try(watch=WatchRows() if watch else None)
+    seen = Try(engine, watch=WatchRows() if watch else None)
     own: dict[str, Tensor] = {}
+    shared: dict[str, Tensor] = {}
     replaced: dict[int, str] = {}
     mutable: list[Any] = []
     hooks: list[Any] = []
@@ -226,6 +237,9 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
                 replaced[id(value)] = name
             elif is_buffer:
                 own[name] = value.clone()
+                shared[name] = value
+            else:
+                shared[name] = value
         mutable, hooks = call.scan.mutable, call.scan.of_hooks
     few = few._replace(
         params={name: _apart(value) for name, value in few.params.items()},
@@ -238,7 +252,8 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
         restores=False,
     ).placed()
     contents, of_hooks = Contents(mutable), Contents(hooks)
-    with _random_states(few), WithoutDropout(), Guard(call.target.name, replaced):
+    guard = Guard(call.target.name, replaced, shared, engine)
+    with _random_states(few), WithoutDropout(), guard:
         before = torch.get_rng_state()
         try:
             seen.result = RUN[engine](few)
@@ -246,6 +261,8 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
             raise
         except Exception as error:
             seen.error = error
+        else:
+            seen.error = guard.refused
         finally:
             seen.draws = not torch.equal(before, torch.get_rng_state())
             changed = contents.changed()
@@ -256,8 +273,8 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
         if with_tensors:
             raise refuse_kept(call.target.name, thing)
     assert few.clones is not None
-    seen.dense = tuple({name for name, clone in few.clones if clone._version})
-    seen.written = tuple(name for name, value in own.items() if value._version)
+    seen.dense = tuple({name for name, clone, value in few.clones if clone._version or not torch.equal(clone, value)})
+    seen.written = tuple(n for n, value in own.items() if value._version or not torch.equal(value, shared[n]))
     if seen.result is not None and call.scan is not None:
         modules = call.scan.modules
         names = {(id(m), leaf): name for name, (m, is_buffer, leaf, _) in all_names(call.scan.base).items() if is_buffer}
@@ -305,23 +322,15 @@ def _choose(
         return _choose_freely(call)
     asked = Choice(engine, "as asked for")
     tried = _try(call, engine, call.tasks if engine == "aligned" else 2, watch=engine == "vmap", unhooked=False)
-    if isinstance(tried.error, InPlaceError) or engine == "loop":
-        if isinstance(tried.error, WeightloomError) and not isinstance(tried.error, InPlaceError):
-            raise tried.error
-        return asked, [tried]
-    if isinstance(tried.error, WeightloomError):
-        raise tried.error
     if engine == "vmap" and tried.kept_by_hooks:
         raise BatchingError(
             f"A hook on {call.target.name} keeps tensors, which under `vmap` cannot be read afterwards. Hooks see what "
             'the engine runs. Pass `engine="loop"`, where they see one task after the other, or `engine="aligned"`, '
             "where they see all rows."
         )
-    if tried.error is None and engine == "vmap":
+    if engine == "loop" or (engine == "vmap" and tried.error is None):
         return asked, [tried]
     alone = _try(call, "loop")
-    if tried.error is not None and alone.error is None:
-        raise _refusal(call, engine, tried.error) from tried.error
     if engine == "aligned" and tried.result is not None and alone.result is not None:
         if not (tried.draws or alone.draws) and not _same_outputs(alone.result.outputs, tried.result.outputs):
             raise BatchingError(
@@ -329,10 +338,67 @@ def _choose(
                 "aligned engine is right only where every row of a batch is treated by itself. Pass "
                 '`engine="vmap"` or `engine="loop"`.'
             )
+        leaves = open_tree(tried.result.outputs).leaves
+        if not any(leaf.tensor.is_floating_point() or leaf.tensor.is_complex() for leaf in leaves):
+            watched = _try(call, "aligned", call.tasks, watch=True).watch
+            assert watched is not None
+            if watched.mixes or watched.sizes:  # whole numbers hide small differences
+                raise BatchingError(
+                    f"{call.target.name} returns whole numbers alone, and calls {watched.mixes or 'for sizes'}, so it "
+                    "cannot be seen whether every row of a batch is treated by itself. The aligned engine is right "
+                    'only there. Pass `engine="vmap"` or `engine="loop"`.'
+                )
     return asked, [tried, alone]
 
 
-def _refusal(call: Call, engine: Engine, error: Exception) -> BatchingError:
+def refuse_failed(call: Call, engine: Engine, tries: list[Try]) -> None:
+    """Raise in words of ours what failed with generated parameters, and does not with those of one task alone."""
+    errors = {t.engine: t.error for t in tries}
+    if "loop" in errors and errors["loop"] is None and engine in ("auto", "loop"):
+        return
+    error = errors.get("loop") or next((its for its in errors.values() if its is not None), None)
+    if error is None:
+        return
+    first = next(t.error for t in tries if t.error is not None)
+    if isinstance(first, WeightloomError) and engine != "auto":
+        raise first
+    if isinstance(error, WeightloomError):
+        raise error
+    if "loop" in errors and errors["loop"] is None:
+        raise _refusal(call, engine) from first
+    if _runs_alone(call):
+        raise BatchingError(
+            f"{call.target.name} does something with a generated parameter that can be done only with one that is a "
+            "leaf of its own, such as to copy it deeply, to ask whether it is an `nn.Parameter`, or to differentiate "
+            "by it where gradients are off. A generated parameter is a result of the hypernetwork. Compute with it in "
+            "`forward` as with any tensor, or do not generate it."
+        ) from error
+
+
+def _runs_alone(call: Call) -> bool:
+    """Whether the base runs with plain parameters of the first task."""
+    if call.scan is None:
+        return False
+    few = call.first(1)
+    with _random_states(few):
+        contents = Contents([*call.scan.mutable, *call.scan.of_hooks])
+        try:
+            own = {n: nn.Parameter(_built(value)[0].detach().clone(), value.is_floating_point()) for n, value in few.params.items()}
+            buffers = {
+                name: value.clone()
+                for name, (_, is_buffer, _, value) in all_names(call.scan.base).items()
+                if is_buffer and name not in few.buffers
+            }
+            one = few._replace(extra=buffers, unhooked=True, clones=[]).placed()
+            one.run({**own, **{n: value[0] for n, value in few.buffers.items()}}, [_apart(x)[0] for x in few.rows], {})
+        except Exception:
+            return False
+        finally:
+            contents.restore()
+    return True
+
+
+def _refusal(call: Call, engine: Engine) -> BatchingError:
     return BatchingError(
         f"{call.target.name} runs for one task, but not with `engine={engine!r}`: it does something that cannot be "
         "done for all tasks at once, such as to branch on values, to read a number from a tensor, or to write to what "
@@ -345,14 +411,14 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
         return Choice("loop", "hooks see one task after the other"), [_try(call, "loop")]
     shown = _with_two_rows(call)
     tried = _try(shown, "vmap", watch=True)
-    if tried.error is not None and shown is not call:
+    assert tried.watch is not None
+    if shown is not call and (tried.error is not None or tried.watch.sizes):  # one row may be treated otherwise
+        mixes = tried.watch.mixes
         tried = _try(call, "vmap", watch=True)
-    if isinstance(tried.error, InPlaceError):
-        return Choice("vmap", "a parameter is changed in place"), [tried]
+        assert tried.watch is not None
+        tried.watch.mixes = tried.watch.mixes or mixes
     if tried.error is not None:
         alone = _try(call, "loop")
-        if isinstance(alone.error, WeightloomError):
-            raise alone.error
         why = "recomputes in the backward pass" if isinstance(tried.error, RecomputeError) else "does not run under `vmap`"
         return Choice("loop", f"the base {why}"), [tried, alone]
     watch = tried.watch

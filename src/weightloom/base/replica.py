@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from weightloom.base.scan import HOOKS, Scan, is_script
-from weightloom.base.tree import PLAIN, attributes_of
+from weightloom.base.tree import PLAIN, attributes_of, behind, blank
 from weightloom.errors import BatchingError
 
 Places = Sequence[tuple[str, list[tuple[int, bool, str]]]]
@@ -99,7 +99,10 @@ class Replica:
             rebinder = _Rebinder(scan, modules, replaced)
             for number, name in scan.kept:
                 held = modules[number].__dict__
-                held[name] = rebinder.rebind(held[name])
+                if name in HOOKS:
+                    held[name] = type(held[name])((key, rebinder.rebind(hook)) for key, hook in held[name].items())
+                else:
+                    held[name] = rebinder.rebind(held[name])
         if unhooked and scan.hooked:
             for module in modules:
                 module.__dict__.update({name: type(module.__dict__[name])() for name in HOOKS})
@@ -222,6 +225,8 @@ class _Rebinder:
         me = id(value)
         if type(value) in PLAIN:
             return value
+        if type(value) in weakref.ProxyTypes:
+            return weakref.proxy(self.rebind(behind(value)))
         if isinstance(value, nn.Module):
             number = self.scan.number_of.get(me)
             return value if number is None else self.modules[number]
@@ -292,7 +297,7 @@ class _Rebinder:
         elif isinstance(value, set):
             made = self.made[me] = kind(map(self.rebind, value))
         else:
-            made = self.made[me] = object.__new__(kind)
+            made = self.made[me] = blank(kind)
         for name, item in (attributes_of(value) or {}).items():
             object.__setattr__(made, name, self.rebind(item))
         return made

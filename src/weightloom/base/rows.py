@@ -68,7 +68,7 @@ class WatchRows(TorchFunctionMode):
             self.sizes = self.sizes or func in _SIZES
             if rows or func in _OF_THE_SHAPE:
                 return
-        if func in _READ:
+        if func in READ:
             self.mixes = f"`{name}`, which reads numbers,"
             return
         if not rows:
@@ -259,7 +259,7 @@ _SIZES = {
     *(Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel, Tensor.stride, Tensor.storage_offset),
     Tensor.shape.__get__,  # type: ignore[attr-defined]
 }
-_READ = {
+READ = {
     *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__),
     *(torch.equal, Tensor.equal, torch.allclose, Tensor.allclose, torch.is_nonzero, Tensor.is_nonzero),
     *(Tensor.__contains__, Tensor.__complex__, Tensor.data_ptr),

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.base.reads import Reads, reads_of
-from weightloom.base.tree import PLAIN, attributes_of
+from weightloom.base.tree import PLAIN, attributes_of, behind
 
 STANDARD = frozenset(nn.Module().__dict__)
 """Attributes that every module has."""
@@ -198,6 +198,10 @@ class Scan:
         if kind in PLAIN:
             return value
         self._walked = True
+        if kind in weakref.ProxyTypes:
+            me = id(value)
+            self._hold(me, above, name)
+            return kind, self._look(behind(value), me)
         if isinstance(value, nn.Module):
             if above == 0 and id(value) not in self.number_of:  # a global: not part of the base
                 self.unseen = True

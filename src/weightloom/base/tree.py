@@ -239,7 +239,7 @@ class _Opener:
             raise _refusal(path, value, "it is a container of its own kind with tensors in it")
 
         def build(tensors: Sequence[Any]) -> Any:
-            made = object.__new__(kind)
+            made = blank(kind)
             for name, b in zip(held, builds, strict=True):
                 object.__setattr__(made, name, b(tensors))
             return made
@@ -257,6 +257,19 @@ def attributes_of(value: Any) -> dict[str, Any] | None:
                 held = held or {}
                 held[name] = getattr(value, name)
     return held
+
+
+def blank(kind: type) -> Any:
+    """An object of a class whose `__init__` was not run."""
+    try:
+        return object.__new__(kind)
+    except TypeError:  # of classes that are made otherwise
+        return kind.__new__(kind)  # type: ignore[call-overload]
+
+
+def behind(proxy: Any) -> Any:
+    """What a weak proxy stands for."""
+    return proxy.__repr__.__self__
 
 
 def _inside(value: Any) -> list[tuple[Any, Any]] | None:

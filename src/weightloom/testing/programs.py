@@ -238,7 +238,7 @@ class _Draw:
             FORMS=random.random() < 0.25,
             ALL=random.random() < 0.5,
             CHUNK_SIZE=random.choice([1, 2]) if random.random() < 0.05 else None,
-            STATISTICS=random.choice([None, "task"]),
+            STATISTICS=random.choice([None, "task"]) if calls == 1 else None,  # of a call: the next starts anew
             RANDOMNESS="same" if random.random() < 0.05 else "different",
         )
         sizes = batch, width, other
