@@ -13,6 +13,7 @@ from weightloom.base import apply_per_task
 from weightloom.conditions import class_statistics
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.forms import FiLM, Full
+from weightloom.forms.factored import built
 from weightloom.hypernets import HeadHyperNetwork, MLPHyperNetwork
 from weightloom.hypernets.head import prototype_head, ridge_head
 from weightloom.networks import mlp
@@ -22,11 +23,11 @@ every_hyper = pytest.mark.parametrize("hyper", HYPERNETWORKS)
 
 
 def close(actual, expected, tolerance=1e-12):
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(built(actual), built(expected), rtol=tolerance, atol=tolerance)
 
 
 def generic_loss(params):
-    return sum((value * torch.randn_like(value)).sum() for value in params.values())
+    return sum((built(value) * torch.randn_like(value)).sum() for value in params.values())
 
 
 def trained_by_it(network):

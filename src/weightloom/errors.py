@@ -40,6 +40,10 @@ class MissingExtraError(WeightloomError, ImportError):
     """An optional dependency that this command needs is not installed."""
 
 
+class BuiltWarning(UserWarning):
+    """A parameter held as factors was built for all tasks by an operation, at more than ten times the memory."""
+
+
 MOST_NAMES = 20
 """As many as a message lists."""
 
