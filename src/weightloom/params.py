@@ -339,7 +339,7 @@ class ParamSpec:
                 f"Pass a tensor of shape (tasks, {self.size})."
             )
         pieces = flat.split(self.sizes, dim=1)
-        tasks = len(flat)
+        tasks = flat.shape[0]  # `len` would write a number into an exported program
         return Params({n: p.reshape(tasks, *s) for (n, s), p in zip(self.shapes.items(), pieces, strict=True)})
 
     def join(self, params: Mapping[str, Tensor]) -> Float[Tensor, "tasks size"]:
