@@ -18,6 +18,7 @@ from typing import Any, Literal, overload
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.serialization import add_safe_globals
 from torch.utils._pytree import MappingKey, register_pytree_node, tree_map
 
 from weightloom.errors import ConfigError, ShapeError, nearest
@@ -155,6 +156,9 @@ class Params(dict[str, Tensor]):
         """Return other Params with the same values."""
         return Params(self)
 
+    def __reduce__(self) -> Any:
+        return Params, (dict(self),)  # which `torch.load` takes too
+
     def __add__(self, other: Mapping[str, Tensor]) -> "Params":
         """Add the changes, as `weightloom.values.add` does: own + Δa + Δb."""
         return _values().add(self, other) if isinstance(other, Mapping) else NotImplemented
@@ -233,6 +237,7 @@ register_pytree_node(
     serialized_type_name="weightloom.params.Params",
     flatten_with_keys_fn=lambda params: ([(MappingKey(name), value) for name, value in params.items()], list(params)),
 )
+add_safe_globals([Params])  # for `torch.load`, which makes nothing else than it knows
 
 
 def count_tasks(params: Mapping[str, Tensor]) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.serialization import add_safe_globals
 from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
 from weightloom.errors import BuiltWarning, ConfigError
@@ -100,6 +101,14 @@ class Factored(Tensor):
     def in_use(self) -> "InUse":
         """Return the same as a base holds it while it runs: a tree has it as one leaf, the parameter itself."""
         return InUse(self.form, self.own, self.factors, self.shared)
+
+    def as_subclass(self, cls: Any) -> Any:
+        """Build the parameter as a tensor of another class."""
+        return self.dense().as_subclass(cls)
+
+    def set_(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse other memory."""
+        return _refuse_memory(Tensor.set_, self)
 
     @property
     def _is_param(self) -> bool:
@@ -276,7 +285,7 @@ OF_THE_CARRIER: set[Any] = {
 
 OF_THE_OWN: set[Any] = {
     *(getattr(Tensor, name).__get__ for name in _KINDS),
-    *(getattr(Tensor, name) for name in (*_FRESH, "get_device")),
+    *(getattr(Tensor, name) for name in (*_FRESH, "get_device", "is_pinned", "is_shared")),
 }
 """What the base's own value has in common with every task's, or makes as well."""
 
@@ -329,17 +338,20 @@ def _index(func: Any, tensor: Any, index: Any) -> Any:
         return NotImplemented
     if isinstance(index, tuple):
         index, *rest = index or (...,)
-        whole = all(its is ... or (isinstance(its, slice) and its == slice(None)) for its in rest)
+        whole = (index is not ... or not rest) and all(
+            its is ... or (isinstance(its, slice) and its == slice(None)) for its in rest
+        )
         if not whole or len(rest) > tensor.own.ndim + any(its is ... for its in rest):
             return NotImplemented
-    index = _tasks_of(index)
+    index = slice(None) if index is ... else _tasks_of(index)
     return tensor.map(lambda factor: factor[index]) if index is not None else NotImplemented
 
 
 def _tasks_of(index: Any) -> Any:
     """An index that takes tasks and leaves the parameter's own axes alone; None if it is another."""
     if isinstance(index, list | range):
-        index = torch.as_tensor(index) if all(isinstance(its, int) for its in index) else None
+        kind = None if len(index) else torch.int64
+        index = torch.as_tensor(index, dtype=kind) if all(isinstance(its, int) for its in index) else None
     if isinstance(index, Tensor) and not isinstance(index, Factored):
         takes = (index.dtype == torch.bool and index.ndim == 1) or (index.dtype in _INTEGERS and index.ndim <= 1)
         return index if takes else None
@@ -376,12 +388,12 @@ def _like(value: Factored, factors: Parts) -> Factored:
     return type(value)(value.form, value.own, factors, value.shared)
 
 
-def _cat(func: Any, tensors: Any, dim: int = 0) -> Any:
-    return _joined(torch.cat, tensors, dim, lead=1)
+def _cat(func: Any, tensors: Any, dim: Any = 0, **kwargs: Any) -> Any:
+    return NotImplemented if kwargs else _joined(torch.cat, tensors, dim, lead=1)
 
 
-def _stack(func: Any, tensors: Any, dim: int = 0) -> Any:
-    return _joined(torch.stack, tensors, dim, lead=0)
+def _stack(func: Any, tensors: Any, dim: Any = 0, **kwargs: Any) -> Any:
+    return NotImplemented if kwargs else _joined(torch.stack, tensors, dim, lead=0)
 
 
 def _joined(func: Callable[..., Tensor], tensors: Sequence[Any], dim: int, lead: int) -> Any:
@@ -413,8 +425,9 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b)
 
 
-def _expand(func: Any, tensor: Any, *sizes: Any) -> Any:
-    sides = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+def _expand(func: Any, tensor: Any, *sizes: Any, **kwargs: Any) -> Any:
+    sizes = sizes or (kwargs["size"],)
+    sides = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes
     if tensor.lead != 1 or len(sides) != tensor.ndim:
         return NotImplemented
     if any(side not in (-1, its) for side, its in zip(sides[1:], tensor.own.shape, strict=True)):
@@ -423,7 +436,9 @@ def _expand(func: Any, tensor: Any, *sizes: Any) -> Any:
 
 
 def _expand_as(func: Any, tensor: Any, other: Tensor) -> Any:
-    return _expand(func, tensor, *other.shape) if isinstance(tensor, Factored) else NotImplemented
+    if isinstance(tensor, Factored):
+        return _expand(func, tensor, *other.shape)
+    return tensor.expand(other.shape)
 
 
 def _fresh_like(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -445,8 +460,9 @@ def _map(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _map_all(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    args = tuple(its.own if isinstance(its, Factored) else its for its in args)  # as in `x.to(value)`
     if not isinstance(input, Factored):
-        return NotImplemented  # as in `x.to(input)`
+        return func(input, *args, **kwargs)
     own = func(input.own, *args, **kwargs)
     if not isinstance(own, Tensor) or own.dtype.is_floating_point != input.own.dtype.is_floating_point:
         return NotImplemented  # factors that are rounded to integers make another parameter
@@ -459,6 +475,23 @@ def _detach(func: Any, input: Any) -> Any:
 
 def _requires_grad(func: Any, tensor: Any) -> bool:
     return any(f.requires_grad for f in (tensor.own, *tensor.parts.values()))
+
+
+def _is_leaf(func: Any, tensor: Any) -> bool:
+    return not _requires_grad(func, tensor)
+
+
+def _grad_fn(func: Any, tensor: Any) -> Any:
+    return NotImplemented if _requires_grad(func, tensor) else None
+
+
+def _laid_out(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Where the numbers would lie, if it were built."""
+    return func(torch.empty(tensor.shape, device="meta"), *args, **kwargs)
+
+
+def _format(func: Any, tensor: Any, spec: str) -> Any:
+    return format(repr(tensor), spec) if tensor.ndim else NotImplemented
 
 
 def _set_requires_grad(func: Any, tensor: Any, value: bool) -> None:
@@ -486,7 +519,7 @@ def _refuse_gradient(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
     )
 
 
-def _refuse_memory(func: Any, tensor: Any) -> Any:
+def _refuse_memory(func: Any, tensor: Any, *args: Any) -> Any:
     raise ConfigError(
         f"`{_name(func)}` was asked of {tensor!r}. It is computed from its factors and has no memory of its own. Build "
         "it first, `dense = value.dense()`, and keep what you built as long as you use its memory."
@@ -504,6 +537,10 @@ ALONG: dict[Any, Callable[..., Any]] = {
     Tensor.narrow: lambda input, dim, start, length: ...,
     torch.select: lambda input, dim, index: ...,
     Tensor.select: lambda input, dim, index: ...,
+    torch.tensor_split: lambda input, indices_or_sections, dim=0: ...,
+    Tensor.tensor_split: lambda input, indices_or_sections, dim=0: ...,
+    torch.repeat_interleave: lambda input, repeats, dim=None, *, output_size=None: ...,
+    Tensor.repeat_interleave: lambda input, repeats, dim=None, *, output_size=None: ...,
     torch.index_select: lambda input, dim, index: ...,
     Tensor.index_select: lambda input, dim, index: ...,
 }
@@ -525,6 +562,10 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys([Tensor.clone, torch.clone], _clone),
     Tensor.requires_grad_: _map,
     Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
+    Tensor.is_leaf.__get__: _is_leaf,  # type: ignore[attr-defined]
+    Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[union-attr]
+    **dict.fromkeys([Tensor.stride, Tensor.storage_offset, Tensor.is_contiguous], _laid_out),
+    Tensor.__format__: _format,
     Tensor.requires_grad.__set__: _set_requires_grad,  # type: ignore[attr-defined]
     **dict.fromkeys([Tensor.detach, torch.detach, Tensor.data.__get__], _detach),  # type: ignore[attr-defined]
     **dict.fromkeys([Tensor.to, Tensor.type, Tensor.type_as, Tensor.cpu, Tensor.cuda], _map_all),
@@ -583,3 +624,4 @@ def _unflatten_in_use(leaves: Any, nothing: None) -> Any:
 
 register_pytree_node(Factored, _flatten, _unflatten)
 register_pytree_node(InUse, _flatten_in_use, _unflatten_in_use)
+add_safe_globals([Factored, InUse])  # for `torch.load`, which makes nothing else than it knows
