@@ -226,7 +226,7 @@ def _names_of(sets: Sequence[Mapping[str, Tensor]]) -> list[str]:
     return list(sets[0])
 
 
-def _unflatten(values: Iterable[Any], names: Any) -> Params:
+def _unflatten(values: Iterable[Any], names: Any) -> Any:
     return Params(zip(names, values, strict=True))
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.serialization import add_safe_globals
 from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
@@ -614,7 +615,12 @@ def _unflatten(leaves: Any, same: Any) -> Any:
 
 
 def _flatten_in_use(value: InUse) -> tuple[list[Any], None]:
-    return [value.dense()], None
+    level = None if torch.compiler.is_dynamo_compiling() else torch._C._functorch.maybe_current_level()
+    tensors = (value.own, *value.parts.values())
+    if level is None or level <= max(torch._C._functorch.maybe_get_level(tensor) for tensor in tensors):
+        return [value.dense()], None
+    with temporarily_pop_interpreter_stack():  # a transform begins here, and wraps what it is given
+        return [value.dense()], None
 
 
 def _unflatten_in_use(leaves: Any, nothing: None) -> Any:
