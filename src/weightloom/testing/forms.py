@@ -155,6 +155,15 @@ def _check_dense(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> None:
                 f"`{form}.dense` gives task 1 a parameter that depends on {name!r} of tasks {others}. Tasks are "
                 "independent. Count axes from the back, and do not mix rows along axis 0, which is tasks."
             )
+    squares = form.squared_norm(own, {**factors, **shared})
+    if squares is not NotImplemented:
+        truth = dense.flatten(1).square().sum(1)
+        _compare(form, squares, truth, "a squared norm", "of the parameter")
+        weights = torch.randn_like(truth)
+        leaves = [own, *factors.values(), *shared.values()]
+        pairs = zip(_gradients(squares, weights, leaves), _gradients(truth, weights, leaves), strict=True)
+        for ours, its in pairs:
+            _compare(form, ours, its, "a gradient of the squared norm", "of the parameter")
     alone = form.dense(own, {**{name: value[1] for name, value in factors.items()}, **shared})
     if alone.shape != own.shape or not _difference(alone, dense[1]) <= 1e-9:
         raise AssertionError(
