@@ -150,7 +150,15 @@ class Params(dict[str, Tensor]):
 
     def squared_norm(self, by: Literal["task", "name"] = "task") -> Tensor | dict[str, Tensor]:
         """Return the squared L2 norm of the parameters, as `weightloom.values.squared_norm` does."""
-        return _values().squared_norm(self, by)
+        if by not in ("task", "name"):
+            raise ConfigError(
+                f"`by={by!r}` is unknown. Squares are summed over all parameters of a task, or over each alone. Pass "
+                '`by="task"` or `by="name"`.'
+            )
+        if count_tasks(self) is None:
+            raise ShapeError("`params` holds no parameter. A norm needs numbers to square. Pass generated Params.")
+        squares = {name: _squared(value) for name, value in self.items()}
+        return squares if by == "name" else torch.stack(list(squares.values())).sum(0)
 
     def copy(self) -> "Params":
         """Return other Params with the same values."""
@@ -168,6 +176,12 @@ class Params(dict[str, Tensor]):
 
     def __ror__(self, other: Mapping[str, Tensor]) -> "Params":  # type: ignore[override]
         return Params({**other, **self}) if isinstance(other, Mapping) else NotImplemented
+
+
+def _squared(value: Tensor) -> Tensor:
+    """Squared norm per task; what is held as factors knows its own."""
+    held = getattr(value, "squared_norm", None)
+    return value.reshape(value.shape[0], -1).square().sum(1) if held is None else held()
 
 
 def _values() -> Any:

@@ -173,19 +173,7 @@ def squared_norm(params: Mapping[str, Tensor], by: Literal["task", "name"] = "ta
         >>> squared_norm(params), squared_norm(params, by="name")["bias"]
         (tensor([12., 12.]), tensor([0., 0.]))
     """
-    if by not in ("task", "name"):
-        raise ConfigError(
-            f"`by={by!r}` is unknown. Squares are summed over all parameters of a task, or over each alone. Pass "
-            '`by="task"` or `by="name"`.'
-        )
-    if count_tasks(params) is None:
-        raise ShapeError("`params` holds no parameter. A norm needs numbers to square. Pass generated Params.")
-    squares = {name: _squared(value) for name, value in params.items()}
-    return squares if by == "name" else torch.stack(list(squares.values())).sum(0)
-
-
-def _squared(value: Tensor) -> Tensor:
-    return value.squared_norm() if isinstance(value, Factored) else value.reshape(len(value), -1).square().sum(1)
+    return Params(params).squared_norm(by)
 
 
 def _norm(value: Tensor) -> Tensor:

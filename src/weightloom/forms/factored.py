@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from inspect import signature
+from inspect import Signature, signature
 from typing import Any, TypeVar
 
 import torch
@@ -90,14 +90,13 @@ class Factored(Tensor):
 
     def map(self: Kind, function: Callable[[Tensor], Tensor]) -> Kind:
         """Return the same with ``function`` applied to every factor."""
-        return type(self)(self.form, self.own, {n: function(f) for n, f in self.factors.items()}, self.shared)
+        factors = {n: function(f) for n, f in self.factors.items()}
+        return _made(self, self.form, self.own, factors, self.shared)
 
     def map_all(self: Kind, function: Callable[[Tensor], Tensor]) -> Kind:
         """Return the same with ``function`` applied to every tensor: factors, own and shared."""
-        changed = self.map(function)
-        return type(self)(
-            self.form, function(self.own), changed.factors, {n: function(f) for n, f in self.shared.items()}
-        )
+        factors = {n: function(f) for n, f in self.factors.items()}
+        return _made(self, self.form, function(self.own), factors, {n: function(f) for n, f in self.shared.items()})
 
     def in_use(self) -> "InUse":
         """Return the same as a base holds it while it runs: a tree has it as one leaf, the parameter itself."""
@@ -364,13 +363,15 @@ _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8}
 
 
 def _iterate(func: Any, tensor: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return iter(tensor.unbind())
     rows = _of_rows(torch.unbind, tensor)
     return rows if rows is NotImplemented else iter(rows)
 
 
 def _of_rows(func: Any, *args: Any, **kwargs: Any) -> Any:
     """A function along the tasks axis, one result or several: the same of every factor."""
-    bound = signature(ALONG[func]).bind(*args, **kwargs)
+    bound = ALONG[func].bind(*args, **kwargs)
     bound.apply_defaults()
     tensor, dim, rest = bound.args[0], bound.arguments["dim"], bound.args[1:]
     others = any(isinstance(leaf, Factored) for leaf in rest)
@@ -384,9 +385,16 @@ def _of_rows(func: Any, *args: Any, **kwargs: Any) -> Any:
     return tuple(_like(tensor, dict(zip(results, its, strict=True))) for its in zip(*results.values(), strict=True))
 
 
-def _like(value: Factored, factors: Parts) -> Factored:
+def _like(value: Kind, factors: Parts) -> Kind:
     """The same form, own value and shared tensors, with other factors."""
-    return type(value)(value.form, value.own, factors, value.shared)
+    return _made(value, value.form, value.own, factors, value.shared)
+
+
+def _made(like: Kind, form: Form, own: Tensor, factors: Parts, shared: Parts) -> Any:
+    """A value of the same class; ``type(like)`` cannot be compiled."""
+    if isinstance(like, InUse):
+        return InUse(form, own, factors, shared)
+    return Factored(form, own, factors, shared)
 
 
 def _cat(func: Any, tensors: Any, dim: Any = 0, **kwargs: Any) -> Any:
@@ -527,23 +535,23 @@ def _refuse_memory(func: Any, tensor: Any, *args: Any) -> Any:
     )
 
 
-ALONG: dict[Any, Callable[..., Any]] = {
-    torch.unbind: lambda input, dim=0: ...,
-    Tensor.unbind: lambda input, dim=0: ...,
-    torch.chunk: lambda input, chunks, dim=0: ...,
-    Tensor.chunk: lambda input, chunks, dim=0: ...,
-    torch.split: lambda tensor, split_size_or_sections, dim=0: ...,
-    Tensor.split: lambda tensor, split_size, dim=0: ...,
-    torch.narrow: lambda input, dim, start, length: ...,
-    Tensor.narrow: lambda input, dim, start, length: ...,
-    torch.select: lambda input, dim, index: ...,
-    Tensor.select: lambda input, dim, index: ...,
-    torch.tensor_split: lambda input, indices_or_sections, dim=0: ...,
-    Tensor.tensor_split: lambda input, indices_or_sections, dim=0: ...,
-    torch.repeat_interleave: lambda input, repeats, dim=None, *, output_size=None: ...,
-    Tensor.repeat_interleave: lambda input, repeats, dim=None, *, output_size=None: ...,
-    torch.index_select: lambda input, dim, index: ...,
-    Tensor.index_select: lambda input, dim, index: ...,
+ALONG: dict[Any, Signature] = {
+    torch.unbind: signature(lambda input, dim=0: ...),
+    Tensor.unbind: signature(lambda input, dim=0: ...),
+    torch.chunk: signature(lambda input, chunks, dim=0: ...),
+    Tensor.chunk: signature(lambda input, chunks, dim=0: ...),
+    torch.split: signature(lambda tensor, split_size_or_sections, dim=0: ...),
+    Tensor.split: signature(lambda tensor, split_size, dim=0: ...),
+    torch.narrow: signature(lambda input, dim, start, length: ...),
+    Tensor.narrow: signature(lambda input, dim, start, length: ...),
+    torch.select: signature(lambda input, dim, index: ...),
+    Tensor.select: signature(lambda input, dim, index: ...),
+    torch.tensor_split: signature(lambda input, indices_or_sections, dim=0: ...),
+    Tensor.tensor_split: signature(lambda input, indices_or_sections, dim=0: ...),
+    torch.repeat_interleave: signature(lambda input, repeats, dim=None, *, output_size=None: ...),
+    Tensor.repeat_interleave: signature(lambda input, repeats, dim=None, *, output_size=None: ...),
+    torch.index_select: signature(lambda input, dim, index: ...),
+    Tensor.index_select: signature(lambda input, dim, index: ...),
 }
 """Arguments of the functions that take tasks from an axis."""
 
