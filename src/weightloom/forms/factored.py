@@ -262,7 +262,8 @@ class _Same:
         return hash((self.names, self.form, id(self.own), *map(id, self.shared.values())))
 
     def __repr__(self) -> str:
-        return f"{self.form} of {', '.join(self.names)}"
+        kept = [f"own value at {id(self.own):#x}", *(f"{name} at {id(its):#x}" for name, its in self.shared.items())]
+        return f"{self.form} of {', '.join(self.names)}, {', '.join(kept)}"
 
 
 def _flatten(value: Factored) -> tuple[list[Any], _Same]:
