@@ -53,11 +53,10 @@ def test_it_looks_like_the_parameter_and_prints_what_it_is():
         lambda w: w.mT,
         lambda w: w.flatten(1),
         lambda w: torch.einsum("toi,ti->to", w, torch.ones(3, 5).double()),
-        lambda w: torch.cat([w, w]),
+        lambda w: torch.cat([w, w], -1),
         lambda w: torch.linalg.norm(w, dim=(1, 2)),
         lambda w: w.reshape(-1),
         lambda w: w[:, 0],
-        lambda w: w.clone(),
         lambda w: w.square().mean((1, 2)),
     ],
 )

@@ -13,6 +13,7 @@ from weightloom.base import apply_per_task
 from weightloom.conditions import class_statistics
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.forms import FiLM, Full
+from weightloom.forms.factored import built
 from weightloom.hypernets import HeadHyperNetwork, MLPHyperNetwork
 from weightloom.hypernets.head import prototype_head, ridge_head
 from weightloom.networks import mlp
@@ -22,11 +23,11 @@ every_hyper = pytest.mark.parametrize("hyper", HYPERNETWORKS)
 
 
 def close(actual, expected, tolerance=1e-12):
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(built(actual), built(expected), rtol=tolerance, atol=tolerance)
 
 
 def generic_loss(params):
-    return sum((value * torch.randn_like(value)).sum() for value in params.values())
+    return sum((built(value) * torch.randn_like(value)).sum() for value in params.values())
 
 
 def trained_by_it(network):
@@ -89,11 +90,11 @@ def test_a_state_dict_and_a_copy_give_the_same_parameters(hyper):
     fresh.load_state_dict(network.state_dict())
     copied = copy.deepcopy(network)
     for other in (fresh, copied):
-        assert all(torch.equal(other(*condition)[name], value) for name, value in params.items())
+        assert all(torch.equal(built(other(*condition)[name]), built(value)) for name, value in params.items())
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.add_(1)
-    assert all(torch.equal(network(*condition)[name], value) for name, value in params.items())
+    assert all(torch.equal(built(network(*condition)[name]), built(value)) for name, value in params.items())
 
 
 @every_hyper
@@ -106,7 +107,7 @@ def test_parameters_are_of_the_dtype_of_the_condition(hyper, dtype):
     in_float64 = hyper.moved()(*(cast(x, torch.float64) for x in condition))
     for name, value in network(*condition).items():
         assert value.dtype == dtype
-        torch.testing.assert_close(value, in_float64[name].to(dtype), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(built(value), built(in_float64[name].to(dtype)), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("build", [lambda: mlp([5, 6, 2]), conv, Tied, lambda: nn.Linear(5, 2, bias=False)])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from weightloom.diagnostics import condition_use as condition_use
     from weightloom.diagnostics import effective_rank as effective_rank
     from weightloom.diagnostics import layer_response as layer_response
+    from weightloom.errors import BuiltWarning as BuiltWarning
     from weightloom.errors import WeightloomError as WeightloomError
     from weightloom.fit import fit_condition as fit_condition
     from weightloom.forms import Chunked as Chunked
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from weightloom.values import average as average
     from weightloom.values import distance as distance
     from weightloom.values import interpolate as interpolate
+    from weightloom.values import squared_norm as squared_norm
 
 _ROOM_OF = {
     "Choice": "base",
@@ -102,6 +104,7 @@ _ROOM_OF = {
     "condition_use": "diagnostics",
     "effective_rank": "diagnostics",
     "layer_response": "diagnostics",
+    "BuiltWarning": "errors",
     "WeightloomError": "errors",
     "fit_condition": "fit",
     "Chunked": "forms",
@@ -146,6 +149,7 @@ _ROOM_OF = {
     "average": "values",
     "distance": "values",
     "interpolate": "values",
+    "squared_norm": "values",
 }
 
 __all__ = list(_ROOM_OF)

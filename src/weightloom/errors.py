@@ -40,12 +40,12 @@ class RecomputeError(BatchingError):
     """A base that recomputes in the backward pass, which the engine cannot follow."""
 
 
-class InPlaceError(ConfigError):
-    """A parameter that is held as factors, and was to be changed in place."""
-
-
 class MissingExtraError(WeightloomError, ImportError):
     """An optional dependency that this command needs is not installed."""
+
+
+class BuiltWarning(UserWarning):
+    """A parameter held as factors was built for all tasks by an operation, at more than ten times the memory."""
 
 
 MOST_NAMES = 20

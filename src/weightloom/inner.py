@@ -7,7 +7,7 @@ Knows nothing of hypernetworks or of how the result is judged.
 `descend` can be differentiated, for the inner loop of a bilevel problem; `fine_tune` cannot, for adapting at the end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -93,7 +93,7 @@ def _adam(
 
 def fine_tune(
     base: nn.Module,
-    params: Params,
+    params: Mapping[str, Tensor],
     x: Tensor,
     loss_per_task: Callable[[Tensor], Tensor],
     steps: int,
@@ -136,4 +136,4 @@ def fine_tune(
             for leaf, gradient in zip(fitted, torch.autograd.grad(losses.sum(), fitted), strict=True):
                 leaf.grad = gradient
             optimiser.step()
-    return dict(tree_unflatten([leaf.detach() for leaf in fitted], structure))
+    return Params(tree_unflatten([leaf.detach() for leaf in fitted], structure))

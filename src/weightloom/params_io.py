@@ -26,7 +26,7 @@ from weightloom.params import Params
 KIND = "params-1"
 
 
-def save_params(path: Path, params: Params, with_own: bool = True) -> None:
+def save_params(path: Path, params: Mapping[str, Tensor], with_own: bool = True) -> None:
     """Write generated parameters to ``path``, at once or not at all; those held as factors stay factors.
 
     What several values hold together, such as the own value of tied parameters or a bank of templates, is written once.
@@ -86,7 +86,7 @@ def load_params(path: Path, own: nn.Module | Mapping[str, Tensor] | None = None)
         )
     if isinstance(own, nn.Module):
         own = dict(own.named_parameters(remove_duplicate=False))
-    params: Params = {}
+    params = Params()
     for held in facts["values"]:
         name = held["name"]
         if "value" in held:

@@ -12,6 +12,7 @@ value. Plain tensors cannot tell, so keep to what one hypernetwork generated.
 """
 
 from collections.abc import Mapping
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Float
@@ -24,7 +25,12 @@ from weightloom.forms.form import Form, Parts
 from weightloom.params import Params, count_tasks
 
 
-def add(a: Params, b: Params, own: nn.Module | Mapping[str, Tensor] | None = None, scale: float = 1.0) -> Params:
+def add(
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    own: nn.Module | Mapping[str, Tensor] | None = None,
+    scale: float = 1.0,
+) -> Params:
     """Add the changes of two sets: own + Δa + scale · Δb.
 
     Both hold the own value and a change, so their plain sum would count the own value twice. Changes of low rank become
@@ -53,10 +59,10 @@ def add(a: Params, b: Params, own: nn.Module | Mapping[str, Tensor] | None = Non
     _check_alike(a, b)
     if isinstance(own, nn.Module):
         own = dict(own.named_parameters(remove_duplicate=False))
-    return {name: _added(name, value, b[name], own or {}, scale) for name, value in a.items()}
+    return Params({name: _added(name, value, b[name], own or {}, scale) for name, value in a.items()})
 
 
-def average(params: Params, weights: Float[Tensor, "*groups tasks"] | None = None) -> Params:
+def average(params: Mapping[str, Tensor], weights: Float[Tensor, "*groups tasks"] | None = None) -> Params:
     """Average parameters over tasks: a set for one task, or for each group of tasks.
 
     Gains and mixtures are averaged; changes of low rank stand side by side in one of the summed rank, as long as that
@@ -83,13 +89,13 @@ def average(params: Params, weights: Float[Tensor, "*groups tasks"] | None = Non
     """
     tasks = count_tasks(params)
     if tasks is None:
-        return {}
+        return Params()
     first = next(iter(params.values()))
     shares = _shares(weights, tasks, first)
-    return {name: _averaged(value, shares.to(value.dtype)) for name, value in params.items()}
+    return Params({name: _averaged(value, shares.to(value.dtype)) for name, value in params.items()})
 
 
-def interpolate(a: Params, b: Params, share: float | Float[Tensor, " tasks"]) -> Params:
+def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], share: float | Float[Tensor, " tasks"]) -> Params:
     """Mix two sets, number by number: (1 - share) a + share b.
 
     Args:
@@ -112,10 +118,10 @@ def interpolate(a: Params, b: Params, share: float | Float[Tensor, " tasks"]) ->
             f"`share` has shape {tuple(share.shape)} for {tasks} tasks. It says how much of `b` each task takes. "
             f"Pass one number, or a tensor of shape ({tasks},)."
         )
-    return {name: _mixed(name, value, b[name], share) for name, value in a.items()}
+    return Params({name: _mixed(name, value, b[name], share) for name, value in a.items()})
 
 
-def distance(a: Params, b: Params, relative: bool = False) -> Float[Tensor, " tasks"]:
+def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], relative: bool = False) -> Float[Tensor, " tasks"]:
     """Return how far two sets are apart, per task: the L2 norm of the difference over all parameters.
 
     Args:
@@ -135,6 +141,39 @@ def distance(a: Params, b: Params, relative: bool = False) -> Float[Tensor, " ta
         raise ShapeError("`a` and `b` hold no parameter. A distance needs numbers to compare. Pass generated Params.")
     apart = _joint([_norm(built(value) - built(b[name])) for name, value in a.items()])
     return apart / _joint([_norm(built(value)) for value in b.values()]) if relative else apart
+
+
+@overload
+def squared_norm(params: Mapping[str, Tensor], by: Literal["task"] = "task") -> Tensor: ...
+
+
+@overload
+def squared_norm(params: Mapping[str, Tensor], by: Literal["name"]) -> dict[str, Tensor]: ...
+
+
+def squared_norm(params: Mapping[str, Tensor], by: Literal["task", "name"] = "task") -> Tensor | dict[str, Tensor]:
+    """Return the squared L2 norm of the parameters, own value and change together: what weight decay takes.
+
+    Changes of low rank, gains and mixtures are squared without being built, exactly; in other forms of yours, which do
+    not answer ``squared_norm``, one task is built after the other.
+
+    Args:
+        params: Generated parameters per task.
+        by: ``"task"`` sums over all parameters of a task; ``"name"`` keeps parameters apart.
+
+    Returns:
+        Per task, (tasks,); by name, a dict of these, one for each parameter.
+
+    Raises:
+        ShapeError: If ``params`` holds no parameter, or two values disagree on the number of tasks.
+        ConfigError: If ``by`` is neither.
+
+    Example:
+        >>> params = {"weight": torch.ones(2, 3, 4), "bias": torch.zeros(2, 3)}
+        >>> squared_norm(params), squared_norm(params, by="name")["bias"]
+        (tensor([12., 12.]), tensor([0., 0.]))
+    """
+    return Params(params).squared_norm(by)
 
 
 def _norm(value: Tensor) -> Tensor:
@@ -259,7 +298,7 @@ def _shares(weights: Tensor | None, tasks: int, like: Tensor) -> Tensor:
     return groups / totals
 
 
-def _check_alike(a: Params, b: Params) -> int:
+def _check_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> int:
     """Raise unless both name the same parameters, of the same shapes; return the number of tasks."""
     if a.keys() != b.keys():
         raise ShapeError(

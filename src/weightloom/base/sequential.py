@@ -17,7 +17,7 @@ from torch.nn.modules import module as global_hooks
 from weightloom.base.replica import Places
 from weightloom.base.scan import Scan
 from weightloom.forms.calls import shared_linear
-from weightloom.forms.factored import Factored
+from weightloom.forms.factored import Factored, built
 
 Tensors = Mapping[str, Tensor]
 Layer = tuple[str | None, str | None]
@@ -110,7 +110,7 @@ def run_sequential(modules: Sequence[nn.Module], layers: Sequence[Layer], params
 
 
 def _linear(x: Tensor, module: Any, params: Tensors, weight_name: str | None, bias_name: str | None) -> Tensor:
-    bias = module.bias if bias_name is None else params[bias_name][:, None]
+    bias = module.bias if bias_name is None else built(params[bias_name])[:, None]
     if weight_name is None:
         return shared_linear(x, module.weight, bias)
     weight = params[weight_name]
@@ -132,5 +132,5 @@ def _convolve(x: Tensor, module: Any, params: Tensors, weight: str | None, bias:
 def _wide(own: Tensor | None, params: Tensors, name: str | None, tasks: int) -> Tensor | None:
     """Values of all tasks one behind the other, for tasks that are groups of channels."""
     if name is not None:
-        return params[name].flatten(0, 1)
+        return built(params[name]).flatten(0, 1)
     return own if own is None else own.repeat(tasks, *[1] * (own.ndim - 1))

@@ -1,5 +1,6 @@
 """How many ways there are in which what is generated differs from task to task."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from weightloom.diagnostics.table import text_table
 from weightloom.errors import ShapeError
 from weightloom.forms.factored import built
-from weightloom.params import Params, count_tasks
+from weightloom.params import count_tasks
 
 ALL = "all"
 """The name of the row over all parameters."""
@@ -62,7 +63,7 @@ class EffectiveRank:
 
 
 @torch.no_grad()
-def effective_rank(params: Params) -> EffectiveRank:
+def effective_rank(params: Mapping[str, Tensor]) -> EffectiveRank:
     """Count the ways in which generated parameters differ from task to task.
 
     The matrix (tasks, numbers) is centred over tasks; the shares of its squared singular values are the shares of the

@@ -1,5 +1,6 @@
 """How much each generated parameter responds to the condition: over the tasks there are, and to a small step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -84,16 +85,16 @@ def layer_response(
     width = condition[0].numel()
 
     def generate(its: Tensor) -> Params:
-        return {name: built(value) for name, value in hyper(its).items()}
+        return Params({name: built(value) for name, value in hyper(its).items()})
 
-    def pull(cotangents: Params) -> Tensor:
+    def pull(cotangents: Mapping[str, Tensor]) -> Tensor:
         return vjp(generate, condition)[1](cotangents)[0]
 
     with torch.no_grad():
         params = generate(condition)
-        push = vjp(pull, {name: torch.zeros_like(value) for name, value in params.items()})[1]
+        push = vjp(pull, params.map(torch.zeros_like))[1]
 
-        def squares(direction: Tensor) -> Params:
+        def squares(direction: Tensor) -> dict[str, Tensor]:
             steps = push(direction.view_as(condition[0]).expand_as(condition))[0]
             return {name: step.square().mean() for name, step in steps.items()}
 

@@ -1,6 +1,6 @@
 """Are the activations of the base, run with generated parameters, as large as with its own?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -126,15 +126,15 @@ def _compare(layer: str, found: list[dict[str, float]], own: list[dict[str, floa
     return ScaleRow(layer, scale**0.5, tuple(ratios))
 
 
-def _row(params: Params, task: int) -> Params:
-    return {name: value[task : task + 1] for name, value in params.items()}
+def _row(params: Mapping[str, Tensor], task: int) -> Params:
+    return Params({name: value[task : task + 1] for name, value in params.items()})
 
 
 def _one(x: Tensor, task: int) -> Tensor:
     return x[task : task + 1]
 
 
-def _scales(base: nn.Module, params: Params, inputs: list[Tensor]) -> dict[str, float]:
+def _scales(base: nn.Module, params: Mapping[str, Tensor], inputs: list[Tensor]) -> dict[str, float]:
     """Run one task, and return the root mean square of each layer's outputs."""
     with _recorded(base) as sums:
         apply_per_task(base, params, *inputs, engine="loop", statistics="task")

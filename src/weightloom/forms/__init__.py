@@ -5,6 +5,8 @@ Out:  the parameter per task, ``(tasks, *shape)``: built, or a `Factored` tensor
 Knows nothing of conditions, hypernetworks or the base's forward pass.
 """
 
+from torch.serialization import add_safe_globals
+
 from weightloom.forms.calls import Conv as Conv
 from weightloom.forms.choose import budget as budget
 from weightloom.forms.choose import choose_forms as choose_forms
@@ -16,3 +18,5 @@ from weightloom.forms.low_rank import LowRank as LowRank
 from weightloom.forms.row_scale import FiLM as FiLM
 from weightloom.forms.row_scale import RowScale as RowScale
 from weightloom.forms.template import Template as Template
+
+add_safe_globals([Chunked, FiLM, Full, LowRank, RowScale, Template])  # for `torch.load` of what is held in them

@@ -2,25 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+from torch.serialization import add_safe_globals
 from torch.utils._pytree import register_pytree_node, tree_map
 
-from weightloom.errors import ConfigError, InPlaceError
-from weightloom.forms.calls import WINDOW, read_conv
+from weightloom.errors import ConfigError
 from weightloom.forms.form import Form, Parts, lead_of
 
 NO_SUBCLASS = torch._C.DisableTorchFunctionSubclass
+
+Kind = TypeVar("Kind", bound="Factored")
 
 
 class Factored(Tensor):
     """A generated parameter held as a form's factors: a tensor of the parameter's shape that was never built.
 
-    What its form answers (linear layers, convolutions, embeddings) is computed from the factors. Everything else is
-    given the parameter built, so any code that takes a tensor takes this one. Gradients reach the factors.
+    What its form answers (linear layers, convolutions, embeddings) is computed from the factors, and tasks are taken,
+    put together and copied as factors. Everything else is given the parameter built, so any code that takes a tensor
+    takes this one; a `BuiltWarning` says so where that is more than ten times as large, unless you call `dense`.
+    Gradients reach the factors. What would need memory of its own, such as a change in place, is refused.
 
     Args:
         form: What the factors mean.
@@ -41,9 +45,7 @@ class Factored(Tensor):
     shared: Parts
 
     @staticmethod
-    def __new__(
-        cls: type["Factored"], form: Form, own: Tensor, factors: Parts, shared: Parts | None = None
-    ) -> "Factored":
+    def __new__(cls: type[Kind], form: Form, own: Tensor, factors: Parts, shared: Parts | None = None) -> Kind:
         """Wrap the factors in a carrier of the parameter's shape, device and dtype, without its memory."""
         shapes = form.factor_shapes(tuple(own.shape))
         if factors.keys() != shapes.keys():
@@ -54,7 +56,7 @@ class Factored(Tensor):
         name, shape = next(iter(shapes.items()))
         with NO_SUBCLASS():
             whole = torch.Size([*lead_of(factors[name], shape), *own.shape])
-            self: Factored = carrier(cls, whole, own.dtype, own.device)
+            self: Kind = carrier(cls, whole, own.dtype, own.device)
         self.form, self.own, self.factors, self.shared = form, own, factors, shared or {}
         return self
 
@@ -69,33 +71,69 @@ class Factored(Tensor):
         with NO_SUBCLASS():
             return self.ndim - self.own.ndim
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers the factors hold."""
+        return sum(factor.numel() for factor in self.factors.values())
+
     def dense(self) -> Tensor:
         """Build the parameter, ``(*lead, *shape)``."""
         return self.form.dense(self.own, self.parts)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Factored":
-        """Return the same with ``function`` applied to every factor."""
-        return Factored(self.form, self.own, {n: function(f) for n, f in self.factors.items()}, self.shared)
+    def squared_norm(self) -> Tensor:
+        """Squared L2 norm of the parameter, ``(*lead,)``: from the factors where the form can, else task by task."""
+        squares = self.form.squared_norm(self.own, self.parts)
+        if squares is not NotImplemented:
+            return squares
+        if not self.lead:
+            return self.dense().square().sum()
+        return torch.stack([self[task].square().sum() for task in range(len(self))])
 
-    def map_all(self, function: Callable[[Tensor], Tensor]) -> "Factored":
+    def map(self: Kind, function: Callable[[Tensor], Tensor]) -> Kind:
+        """Return the same with ``function`` applied to every factor."""
+        factors = {n: function(f) for n, f in self.factors.items()}
+        return made(self, self.form, self.own, factors, self.shared)
+
+    def map_all(self: Kind, function: Callable[[Tensor], Tensor]) -> Kind:
         """Return the same with ``function`` applied to every tensor: factors, own and shared."""
-        changed = self.map(function)
-        return Factored(
-            self.form, function(self.own), changed.factors, {n: function(f) for n, f in self.shared.items()}
-        )
+        factors = {n: function(f) for n, f in self.factors.items()}
+        return made(self, self.form, function(self.own), factors, {n: function(f) for n, f in self.shared.items()})
 
     def in_use(self) -> "InUse":
+        """Return the same as a base holds it while it runs: a tree has it as one leaf, the parameter itself."""
         return InUse(self.form, self.own, self.factors, self.shared)
+
+    def as_subclass(self, cls: Any) -> Any:
+        """Build the parameter as a tensor of another class."""
+        return self.dense().as_subclass(cls)
+
+    def set_(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse other memory."""
+        from weightloom.forms.refusals import refuse_memory
+
+        return refuse_memory(Tensor.set_, self)
+
+    @property
+    def _is_param(self) -> bool:
+        """What torch asks before it takes a tensor for an `nn.Parameter`."""
+        return False
+
+    @_is_param.setter
+    def _is_param(self, value: bool) -> None:
+        raise ConfigError(
+            f"`nn.Parameter` was given {self!r}. It is held as factors, and what can be trained are these. Pass "
+            "`nn.Parameter(value.dense())`, or register the tensors in `value.factors` one by one."
+        )
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         with NO_SUBCLASS():
-            return f"Factored({self.form}, shape={tuple(self.shape)})"
+            return f"{type(self).__name__}({self.form}, shape={tuple(self.shape)})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Factored":
+    def __deepcopy__(self: Kind, memo: dict[int, Any]) -> Kind:
         return self.map_all(lambda tensor: tensor.detach().clone())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return Factored, (self.form, self.own, self.factors, self.shared)
+        return type(self), (self.form, self.own, self.factors, self.shared)
 
     @classmethod
     def __torch_function__(
@@ -108,25 +146,49 @@ class Factored(Tensor):
         """Answer from the factors, or build the parameter for everything else."""
         kwargs = kwargs or {}
         with NO_SUBCLASS():
+            if func in OF_THE_OWN and isinstance(args[0], Factored):
+                return func(args[0].own, *args[1:], **kwargs)
             if func in OF_THE_CARRIER:
                 return func(*args, **kwargs)
+            from weightloom.forms.answers import ANSWERS
+
             if answer := ANSWERS.get(func):
                 result = answer(func, *args, **kwargs)
                 if result is not NotImplemented:
                     return result
-            if not torch.compiler.is_compiling():  # which cannot read a name
-                _refuse_in_place(func, args)
-            args, kwargs = tree_map(built, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Tensor))
+            if torch.compiler.is_compiling():  # which cannot read a name, nor warn
+                args, kwargs = tree_map(built, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Tensor))
+                return func(*args, **kwargs)
+            from weightloom.forms.refusals import refuse_writing, warn_of_building
+
+            refuse_writing(func, args, kwargs)
+            heavy: list[Factored] = []
+
+            def build(leaf: Any) -> Any:
+                if isinstance(leaf, Factored) and leaf.lead and leaf.numel() > 10 * leaf.numbers:
+                    heavy.append(leaf)
+                return built(leaf)
+
+            args, kwargs = tree_map(build, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Tensor))
+        if heavy:
+            warn_of_building(func, heavy[0])
+        with NO_SUBCLASS():
             return func(*args, **kwargs)
 
 
-def _refuse_in_place(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    name = getattr(func, "__name__", "")
-    if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Factored):
-        raise InPlaceError(
-            f"`{name}` would change a {args[0]!r} in place. It is computed from its factors and has no memory "
-            f"of its own. Use the function that returns a new tensor, `{name.removesuffix('_')}`."
-        )
+class InUse(Factored):
+    """A parameter held as factors, of one task, as the base holds it while it runs.
+
+    It is a `Factored` in all but trees, where it is one leaf: the parameter itself, built. So a base that maps over
+    an axis of its parameter, by ``torch.vmap`` or ``torch.func.grad``, maps over that axis, and not over an axis of
+    factors.
+
+    Example:
+        >>> from weightloom.forms import RowScale
+        >>> experts = Factored(RowScale(), torch.ones(3, 2), {"gain": torch.zeros(3)}).in_use()
+        >>> torch.vmap(lambda row: row.sum())(experts)
+        tensor([2., 2., 2.])
+    """
 
 
 def carrier(kind: type[Tensor], shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Any:
@@ -134,12 +196,16 @@ def carrier(kind: type[Tensor], shape: torch.Size, dtype: torch.dtype, device: t
 
     What bypasses the subclass and reads its numbers gets NaN, which shows.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return torch.full((), torch.nan, dtype=dtype, device=device).expand(shape).as_subclass(kind)
-    if torch._C._len_torch_dispatch_stack():  # tensors made here may be fake: keep none of them
-        nan = torch.full((), torch.nan, dtype=dtype, device=device).expand(shape)
-    else:
-        nan = _nan(shape, dtype, device)
+    if torch._C._len_torch_dispatch_stack():  # tensors made here are fake, or written down: keep none of them
+        with torch._C._DisableTorchDispatch():
+            if any(isinstance(side, torch.SymInt) for side in shape):  # a tensor without memory may have such sides
+                nan = torch.empty(shape, dtype=dtype, device="meta")
+            else:
+                nan = torch.full((), torch.nan, dtype=dtype, device=device).expand(shape)
+            return Tensor._make_subclass(kind, nan)
+    nan = _nan(shape, dtype, device)
     return Tensor._make_subclass(kind, nan)
 
 
@@ -154,140 +220,54 @@ def built(leaf: Any) -> Any:
     return leaf.dense() if isinstance(leaf, Factored) else leaf
 
 
-_ATTRIBUTES = [
-    "shape",
-    "ndim",
-    "dtype",
-    "device",
-    "layout",
-    "is_sparse",
-    "is_cuda",
-    "is_meta",
-    "is_quantized",
-    "is_mkldnn",
-]
-_METHODS = ["size", "dim", "numel", "nelement", "__len__", "is_floating_point", "is_complex"]
+_ATTRIBUTES = ["shape", "ndim", "dtype", "itemsize", "nbytes"]
+_METHODS = ["size", "dim", "numel", "nelement", "__len__", "is_floating_point", "is_complex", "element_size"]
+_FRESH = ["new_empty", "new_full", "new_ones", "new_tensor", "new_zeros"]
+_KINDS = ["layout", "is_sparse", "is_quantized", "is_mkldnn", "is_nested", "device", "is_cpu", "is_cuda", "is_meta"]
 
 OF_THE_CARRIER: set[Any] = {
     *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES),
+    *(getattr(Tensor, name).__get__ for name in _KINDS),
     *(getattr(Tensor, name) for name in _METHODS),
 }
 """What is asked of the shape, device and dtype alone."""
 
-
-def _linear(func: Any, input: Tensor, weight: Any, bias: Any = None) -> Any:
-    if not isinstance(weight, Factored) or isinstance(input, Factored) or weight.lead:
-        return NotImplemented
-    rows = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
-    y = weight.form.linear(rows, weight.own, weight.parts, built(bias))
-    if y is NotImplemented:
-        return y
-    return y if input.ndim == 2 else y.view(*input.shape[:-1], -1)
-
-
-def _convolve(func: Any, *args: Any, **kwargs: Any) -> Any:
-    input, weight, bias, conv = read_conv(func, *args, **kwargs)
-    window = WINDOW[func]
-    alone = input.ndim == window + 1
-    if not isinstance(weight, Factored) or isinstance(input, Factored) or weight.lead:
-        return NotImplemented
-    y = weight.form.conv(input[None] if alone else input, weight.own, weight.parts, conv)
-    if y is NotImplemented:
-        return y
-    if bias is not None:
-        y = y + built(bias)[(..., *[None] * window)]
-    return y[0] if alone else y
-
-
-def _embedding(
-    func: Any,
-    input: Tensor,
-    weight: Any,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Any:
-    plain = max_norm is None and not scale_grad_by_freq and not sparse
-    if not plain or not isinstance(weight, Factored) or weight.lead:
-        return NotImplemented
-    y = weight.form.embedding(input, weight.own, weight.parts)
-    if y is NotImplemented or padding_idx is None:
-        return y
-    return torch.where((input == padding_idx % len(weight))[..., None], y.detach(), y)
-
-
-def _index(func: Any, tensor: Any, index: Any) -> Any:
-    if not isinstance(tensor, Factored) or tensor.lead != 1 or not isinstance(index, int | slice):
-        return NotImplemented
-    return tensor.map(lambda factor: factor[index])
-
-
-def _unbind(func: Any, tensor: Any, dim: int = 0) -> Any:
-    if tensor.lead != 1 or dim != 0:
-        return NotImplemented
-    rows = {name: factor.unbind() for name, factor in tensor.factors.items()}
-    tasks = len(next(iter(rows.values())))
-    return tuple(
-        Factored(tensor.form, tensor.own, {name: row[task] for name, row in rows.items()}, tensor.shared)
-        for task in range(tasks)
-    )
-
-
-def _split(func: Any, tensor: Any, size: Any, dim: int = 0) -> Any:
-    if tensor.lead != 1 or dim != 0:
-        return NotImplemented
-    pieces = {name: factor.split(size) for name, factor in tensor.factors.items()}
-    return tuple(
-        Factored(tensor.form, tensor.own, dict(zip(pieces, its, strict=True)), tensor.shared)
-        for its in zip(*pieces.values(), strict=True)
-    )
-
-
-def _map(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-    return tensor.map(lambda factor: func(factor, *args, **kwargs))
-
-
-def _map_all(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-    return tensor.map_all(lambda factor: func(factor, *args, **kwargs))
-
-
-def _requires_grad(func: Any, tensor: Any) -> bool:
-    return any(f.requires_grad for f in (tensor.own, *tensor.parts.values()))
-
-
-ANSWERS: dict[Any, Callable[..., Any]] = {
-    F.linear: _linear,
-    **dict.fromkeys(WINDOW, _convolve),
-    F.embedding: _embedding,
-    Tensor.__getitem__: _index,
-    Tensor.unbind: _unbind,
-    torch.unbind: _unbind,
-    Tensor.split: _split,
-    Tensor.requires_grad_: _map,
-    Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
-    **dict.fromkeys([Tensor.detach, torch.detach, Tensor.to, Tensor.cpu, Tensor.cuda], _map_all),
-    **dict.fromkeys([Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16], _map_all),
+OF_THE_OWN: set[Any] = {
+    *(getattr(Tensor, name).__get__ for name in _KINDS),
+    *(getattr(Tensor, name) for name in (*_FRESH, "get_device", "is_pinned", "is_shared")),
 }
-"""What is done from the factors, by the function that was called."""
+"""What the base's own value has in common with every task's, or makes as well."""
+
+
+def made(like: Kind, form: Form, own: Tensor, factors: Parts, shared: Parts) -> Any:
+    """A value of the same class; ``type(like)`` cannot be compiled."""
+    if isinstance(like, InUse):
+        return InUse(form, own, factors, shared)
+    return Factored(form, own, factors, shared)
 
 
 class _Same:
-    """Tensors of a form that are not leaves of a tree: compared by identity, which is what a tree's structure needs."""
+    """What of a parameter is no leaf of a tree. Two are equal if their factors mean the same: form, own and shared."""
 
-    def __init__(self, form: Form, own: Tensor, names: tuple[str, ...], shared: Parts) -> None:
-        self.form, self.own, self.names, self.shared = form, own, names, shared
+    def __init__(self, value: Factored) -> None:
+        self.form, self.own, self.names, self.shared = value.form, value.own, tuple(value.factors), value.shared
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.names == other.names and self.own is other.own
+        if not isinstance(other, _Same) or (self.names, self.form) != (other.names, other.form):
+            return False
+        shared = self.shared.keys() == other.shared.keys()
+        return self.own is other.own and shared and all(self.shared[n] is other.shared[n] for n in self.shared)
 
     def __hash__(self) -> int:
-        return hash((self.names, id(self.own)))
+        return hash((self.names, self.form, id(self.own), *map(id, self.shared.values())))
+
+    def __repr__(self) -> str:
+        kept = [f"own value at {id(self.own):#x}", *(f"{name} at {id(its):#x}" for name, its in self.shared.items())]
+        return f"{self.form} of {', '.join(self.names)}, {', '.join(kept)}"
 
 
 def _flatten(value: Factored) -> tuple[list[Any], _Same]:
-    return list(value.factors.values()), _Same(value.form, value.own, tuple(value.factors), value.shared)
+    return list(value.factors.values()), _Same(value)
 
 
 def _unflatten(leaves: Any, same: Any) -> Any:
@@ -297,11 +277,20 @@ def _unflatten(leaves: Any, same: Any) -> Any:
     return factors  # a tree of something else than tensors
 
 
+def _flatten_in_use(value: InUse) -> tuple[list[Any], None]:
+    level = None if torch.compiler.is_dynamo_compiling() else torch._C._functorch.maybe_current_level()
+    tensors = (value.own, *value.parts.values())
+    if level is None or level <= max(torch._C._functorch.maybe_get_level(tensor) for tensor in tensors):
+        return [value.dense()], None
+    with temporarily_pop_interpreter_stack():  # a transform begins here, and wraps what it is given
+        return [value.dense()], None
+
+
+def _unflatten_in_use(leaves: Any, nothing: None) -> Any:
+    (leaf,) = leaves
+    return leaf
+
+
 register_pytree_node(Factored, _flatten, _unflatten)
-
-
-class InUse(Factored):
-    """One task's parameter while the base runs: code that opens it gets it built."""
-
-
-register_pytree_node(InUse, lambda v: ([v.dense()], None), lambda leaves, _: next(iter(leaves)))
+register_pytree_node(InUse, _flatten_in_use, _unflatten_in_use)
+add_safe_globals([Factored, InUse])  # for `torch.load`, which makes nothing else than it knows

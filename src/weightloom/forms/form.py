@@ -101,6 +101,10 @@ class Form(ABC):
         """Answer a look-up of rows: (*lead, *ids) -> (*lead, *ids, width)."""
         return NotImplemented
 
+    def squared_norm(self, own: Tensor, parts: Parts) -> Answer:
+        """Answer the squared L2 norm of the parameter, ``(*lead,)``."""
+        return NotImplemented
+
     @property
     def is_affine(self) -> bool:
         """Whether the parameter is affine in the factors, so that a mean of factors gives the mean of parameters."""

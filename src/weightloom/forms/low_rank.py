@@ -85,3 +85,10 @@ class LowRank(Form):
         if down.ndim == 3:
             return look_up(ids, own) + (thin.flatten(1, -2) @ down).unflatten(1, ids.shape[1:])
         return look_up(ids, own) + thin @ down
+
+    def squared_norm(self, own: Tensor, parts: Parts) -> Tensor:
+        """Answer |W|² + 2 ⟨W Aᵀ, B⟩ + ⟨Bᵀ B, A Aᵀ⟩: three small products per task."""
+        up, down, matrix = parts["up"], parts["down"], own.flatten(1)
+        across = (matrix @ down.mT * up).sum((-2, -1))
+        change = ((up.mT @ up) * (down @ down.mT)).sum((-2, -1))
+        return (matrix.square().sum() + 2 * across + change).clamp_min(0)  # a rest below zero is rounding

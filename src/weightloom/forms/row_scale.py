@@ -70,6 +70,11 @@ class RowScale(Form):
         gain = 1 + parts["gain"]
         return look_up(ids, own) * gain.reshape(*gain.shape[:-1], *[1] * (ids.ndim - gain.ndim + 1), -1)
 
+    def squared_norm(self, own: Tensor, parts: Parts) -> Tensor:
+        """Answer Σ (1 + g)² |row|²."""
+        rows = own.transpose(0, self.axis).flatten(1).square().sum(1)
+        return (1 + parts["gain"]).square() @ rows
+
     @property
     def is_affine(self) -> bool:
         """A mean of gains gives the mean of parameters."""
@@ -100,3 +105,7 @@ class FiLM(Form):
     def dense(self, own: Tensor, parts: Parts) -> Tensor:
         """Build what the form it becomes for a plain layer builds."""
         return self.fit(tuple(own.shape), nn.Identity()).dense(own, parts)
+
+    def squared_norm(self, own: Tensor, parts: Parts) -> Answer:
+        """Answer what the form it becomes for a plain layer answers."""
+        return self.fit(tuple(own.shape), nn.Identity()).squared_norm(own, parts)

@@ -62,6 +62,12 @@ class Template(Form):
         mixed: Tensor = (parts["mixture"][..., None, None, :] @ of_each).squeeze(-2)
         return shared_linear(x, own, bias) + mixed
 
+    def squared_norm(self, own: Tensor, parts: Parts) -> Tensor:
+        """Answer |W|² + 2 Σ aₖ ⟨W, Wₖ⟩ + Σ aₖ aₗ ⟨Wₖ, Wₗ⟩."""
+        mixture, rows, start = parts["mixture"], parts["templates"].flatten(1), own.flatten()
+        change = (mixture @ (rows @ rows.mT) * mixture).sum(-1)
+        return (start.square().sum() + 2 * mixture @ (rows @ start) + change).clamp_min(0)  # a rest is rounding
+
     @property
     def is_affine(self) -> bool:
         """A mean of mixtures gives the mean of parameters."""

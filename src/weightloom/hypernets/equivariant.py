@@ -1,5 +1,7 @@
 """The equivariant hypernetwork: a token for each input of a layer writes that input's column; order means nothing."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -101,7 +103,7 @@ class EquivariantHyperNetwork(HyperNetwork):
         written = self.writer(self.features(condition, relations)).to(self.bias.dtype)  # whole, under autocast too
         prefix = f"{self.layer}." if self.layer else ""
         weight = written.mT if self.amplitude is None else self.amplitude[:, None] * assignment(written, self.rounds)
-        return {f"{prefix}weight": weight, f"{prefix}bias": self.bias.expand(len(condition), -1)}
+        return Params({f"{prefix}weight": weight, f"{prefix}bias": self.bias.expand(len(condition), -1)})
 
     def features(
         self,
@@ -165,7 +167,7 @@ def assignment(scores: Float[Tensor, "tasks inputs twice"], rounds: int) -> Floa
 
 
 def standardised(
-    params: Params, layer: str, mean: Float[Tensor, "tasks inputs"], scale: Float[Tensor, "tasks inputs"]
+    params: Mapping[str, Tensor], layer: str, mean: Float[Tensor, "tasks inputs"], scale: Float[Tensor, "tasks inputs"]
 ) -> Params:
     """Fold (x - mean) / scale into a generated linear layer: it then takes inputs as they come.
 
@@ -186,4 +188,4 @@ def standardised(
     prefix = f"{layer}." if layer else ""
     weight = params[f"{prefix}weight"] / scale[:, None]
     bias = params[f"{prefix}bias"] - (weight @ mean[..., None])[..., 0]
-    return {**params, f"{prefix}weight": weight, f"{prefix}bias": bias}
+    return Params({**params, f"{prefix}weight": weight, f"{prefix}bias": bias})

@@ -1,5 +1,6 @@
 """What a hypernetwork writes to: which parameters, in which forms, and from where they start."""
 
+from collections.abc import Mapping
 from math import prod
 from typing import Literal
 
@@ -111,10 +112,10 @@ class Generated(nn.Module):
         """
         factors = self.factors.cut(flat.to(self.own(self._first).dtype))
         if self._all_free:
-            return dict(zip(self.forms, factors.values(), strict=True))
-        return {name: self._value(name, factors) for name in self.forms}
+            return Params(zip(self.forms, factors.values(), strict=True))
+        return Params({name: self._value(name, factors) for name in self.forms})
 
-    def _value(self, name: str, factors: Params) -> Tensor:
+    def _value(self, name: str, factors: Mapping[str, Tensor]) -> Tensor:
         if self._starts_at_own(name):
             return factors[f"{name}/change"]
         form = self.forms[name]

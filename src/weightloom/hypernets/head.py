@@ -132,4 +132,5 @@ class HeadHyperNetwork(nn.Module):
         mean_weight, mean_bias = prototype_head(mean)
         ridge_weight, ridge_bias = ridge_head(features, labels, mask, ways, 0.5 * log_ridge.exp())
         weight = scale[..., None] * mean_weight + ridge_scale[..., None] * ridge_weight
-        return {f"{self.name}.weight": weight, f"{self.name}.bias": scale * mean_bias + ridge_scale * ridge_bias}
+        bias = scale * mean_bias + ridge_scale * ridge_bias
+        return Params({f"{self.name}.weight": weight, f"{self.name}.bias": bias})

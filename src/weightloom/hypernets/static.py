@@ -116,8 +116,8 @@ class StaticHyperNetwork(HyperNetwork):
         inner = torch.einsum("ihe,tje->tjih", self.first, embeddings) + self.first_bias
         blocks = self.last(inner).to(self.first.dtype)  # (tasks, blocks, in, out * window), whole under autocast
         rows = blocks.split(self._counts, dim=1)
-        params = {n: self._kernel(row, s) for (n, s), row in zip(self.spec.shapes.items(), rows, strict=True)}
-        return params if condition is not None else {n: v.expand(tasks, *v.shape[1:]) for n, v in params.items()}
+        params = Params({n: self._kernel(row, s) for (n, s), row in zip(self.spec.shapes.items(), rows, strict=True)})
+        return params if condition is not None else params.map(lambda value: value.expand(tasks, *value.shape[1:]))
 
     def _kernel(self, blocks: Tensor, shape: Shape) -> Tensor:
         """Lay the blocks of one kernel out, row by row."""

@@ -1,7 +1,7 @@
 """What every form promises, tried on one."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from weightloom.base import apply_per_task
 from weightloom.base.apply import Engine
 from weightloom.forms import Form
-from weightloom.params import Params, Shape
+from weightloom.forms.form import Parts
+from weightloom.params import Shape
 
 TASKS, BATCH = 3, 2
 
@@ -101,7 +102,7 @@ def _fit(form: Form, shape: Shape, layer: nn.Module) -> Form | None:
     return fitted
 
 
-def _check_names(form: Form, shape: Shape, shared: Params) -> None:
+def _check_names(form: Form, shape: Shape, shared: Mapping[str, Tensor]) -> None:
     factors = form.factor_shapes(shape)
     for name, value in form.starts(shape).items():
         if name not in factors or tuple(value.shape) != tuple(factors[name]):
@@ -116,7 +117,7 @@ def _check_names(form: Form, shape: Shape, shared: Params) -> None:
         )
 
 
-def _check_start(form: Form, own: Tensor, shared: Params) -> None:
+def _check_start(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> None:
     shape = tuple(own.shape)
     starts = form.starts(shape)
     factors = {
@@ -138,7 +139,7 @@ def _check_start(form: Form, own: Tensor, shared: Params) -> None:
         )
 
 
-def _check_dense(form: Form, own: Tensor, shared: Params) -> None:
+def _check_dense(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> None:
     own, factors, shared = _generic(form, own, shared)
     dense = form.dense(own, {**factors, **shared})
     for name, value in [("own", own), *factors.items(), *shared.items()]:
@@ -154,6 +155,15 @@ def _check_dense(form: Form, own: Tensor, shared: Params) -> None:
                 f"`{form}.dense` gives task 1 a parameter that depends on {name!r} of tasks {others}. Tasks are "
                 "independent. Count axes from the back, and do not mix rows along axis 0, which is tasks."
             )
+    squares = form.squared_norm(own, {**factors, **shared})
+    if squares is not NotImplemented:
+        truth = dense.flatten(1).square().sum(1)
+        _compare(form, squares, truth, "a squared norm", "of the parameter")
+        weights = torch.randn_like(truth)
+        leaves = [own, *factors.values(), *shared.values()]
+        pairs = zip(_gradients(squares, weights, leaves), _gradients(truth, weights, leaves), strict=True)
+        for ours, its in pairs:
+            _compare(form, ours, its, "a gradient of the squared norm", "of the parameter")
     alone = form.dense(own, {**{name: value[1] for name, value in factors.items()}, **shared})
     if alone.shape != own.shape or not _difference(alone, dense[1]) <= 1e-9:
         raise AssertionError(
@@ -162,20 +172,20 @@ def _check_dense(form: Form, own: Tensor, shared: Params) -> None:
         )
 
 
-def _check_answers(form: Form, layer: nn.Module, name: str, shared: Params) -> None:
+def _check_answers(form: Form, layer: nn.Module, name: str, shared: Mapping[str, Tensor]) -> None:
     """Run the layer with the parameter built, task by task, and with what the form passes on, by every engine."""
     for x in _inputs(layer):
         parameter = layer.get_parameter(name).detach()
         own, factors, parts = _generic(form, parameter, shared)
         leaves = [own, *factors.values(), *parts.values()]
         names = ["the own value", *(f"the factor {n!r}" for n in factors), *(f"the shared {n!r}" for n in parts)]
-        params: Params = {}
+        params: Parts = {}
         if name != "bias" and getattr(layer, "bias", None) is not None:
             params["bias"] = torch.randn(TASKS, *layer.get_parameter("bias").shape).double().requires_grad_()
             leaves, names = [*leaves, params["bias"]], [*names, "the bias"]
         if x.is_floating_point():
             leaves, names = [*leaves, x.requires_grad_()], [*names, "the inputs"]
-        for generated in [params, {}] if params else [{}]:  # the bias of each task, and the layer's own
+        for generated in [params, Parts()] if params else [Parts()]:  # the bias of each task, and the layer's own
             dense = form.dense(own, {**factors, **parts})
             expected = apply_per_task(layer, {name: dense, **generated}, x, engine="loop")
             weights = torch.randn_like(expected)
@@ -190,7 +200,7 @@ def _check_answers(form: Form, layer: nn.Module, name: str, shared: Params) -> N
                     _compare(form, ours, its, f"a gradient of {what}", where)
 
 
-def _run(form: Form, layer: nn.Module, params: Params, x: Tensor, engine: Engine, where: str) -> Tensor:
+def _run(form: Form, layer: nn.Module, params: Mapping[str, Tensor], x: Tensor, engine: Engine, where: str) -> Tensor:
     try:
         outputs: Tensor = apply_per_task(layer, params, x, engine=engine)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -216,7 +226,7 @@ def _compare(form: Form, ours: Tensor, built: Tensor, what: str, where: str) -> 
         )
 
 
-def _generic(form: Form, own: Tensor, shared: Params) -> tuple[Tensor, Params, Params]:
+def _generic(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> tuple[Tensor, Parts, Parts]:
     factors = {
         name: torch.randn(TASKS, *its).double().requires_grad_()
         for name, its in form.factor_shapes(tuple(own.shape)).items()

@@ -1,13 +1,14 @@
 """What every hypernetwork promises, tried on one."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightloom.params import Params, ParamSpec
+from weightloom.forms.factored import built
+from weightloom.params import ParamSpec
 
 Inputs = tuple[Tensor, ...]
 
@@ -85,20 +86,20 @@ def _check_output(params: Any, tasks: int, spec: ParamSpec | None) -> None:
                 f"`hyper(condition)[{name!r}]` has shape {tuple(value.shape)} for {tasks} tasks. A generated parameter "
                 f"has its own shape behind a leading tasks axis. Return {(tasks, *expected)}."
             )
-        if not value.isfinite().all():
+        if not built(value).isfinite().all():
             raise AssertionError(
                 f"`hyper(condition)[{name!r}]` holds NaN or infinity. A base network can do nothing with it. "
                 "Look for a division by zero, a logarithm or a large exponential."
             )
 
 
-def _generate_in_float64(hyper: nn.Module, inputs: Inputs) -> Params:
+def _generate_in_float64(hyper: nn.Module, inputs: Inputs) -> Mapping[str, Tensor]:
     advice = (
         "Correctness is tested in float64, and users choose their dtype. "
         "Make constants with `torch.zeros(..., dtype=x.dtype)` or `x.new_zeros(...)`, or register them as buffers."
     )
     try:
-        params: Params = hyper(*inputs)
+        params: Mapping[str, Tensor] = hyper(*inputs)
     except RuntimeError as error:
         raise AssertionError(f"`hyper.double()` cannot read a float64 condition ({error}). {advice}") from error
     for name, value in params.items():
@@ -107,10 +108,10 @@ def _generate_in_float64(hyper: nn.Module, inputs: Inputs) -> Params:
     return params
 
 
-def _check_alone(hyper: nn.Module, inputs: Inputs, params: Params) -> None:
+def _check_alone(hyper: nn.Module, inputs: Inputs, params: Mapping[str, Tensor]) -> None:
     again = hyper(*inputs)
     for name, value in params.items():
-        if not torch.equal(value, again[name]):
+        if not torch.equal(built(value), built(again[name])):
             raise AssertionError(
                 f"`hyper(condition)[{name!r}]` differs between two calls with the same condition. Parameters follow "
                 "from the condition alone. Switch dropout and the like off with `hyper.eval()`, or take it out."
@@ -134,7 +135,7 @@ def _check_alone(hyper: nn.Module, inputs: Inputs, params: Params) -> None:
                 )
 
 
-def _check_leaks(params: Params, leaves: Sequence[Tensor], tasks: int) -> None:
+def _check_leaks(params: Mapping[str, Tensor], leaves: Sequence[Tensor], tasks: int) -> None:
     """Check by gradients: one row of what is generated against all rows of the condition."""
     if not leaves:
         return
@@ -157,7 +158,7 @@ def _check_leaks(params: Params, leaves: Sequence[Tensor], tasks: int) -> None:
         )
 
 
-def _check_gradients(hyper: nn.Module, params: Params, spec: ParamSpec | None) -> None:
+def _check_gradients(hyper: nn.Module, params: Mapping[str, Tensor], spec: ParamSpec | None) -> None:
     base = getattr(hyper, "base", None)
     own_spec = getattr(hyper, "spec", spec)
     used_by_base = own_spec.shared if isinstance(base, nn.Module) and own_spec is not None else ()
@@ -186,9 +187,9 @@ def _check_gradients(hyper: nn.Module, params: Params, spec: ParamSpec | None) -
             )
 
 
-def _generic_loss(params: Params) -> Tensor:
+def _generic_loss(params: Mapping[str, Tensor]) -> Tensor:
     """A sum in which every number has its own random weight, so that nothing cancels."""
-    return torch.stack([(value * torch.randn_like(value)).sum() for value in params.values()]).sum()
+    return torch.stack([(built(value) * torch.randn_like(value)).sum() for value in params.values()]).sum()
 
 
 def _kind(params: Any) -> str:

@@ -65,7 +65,7 @@ def low_rank(tasks: int, batch: int, width: int) -> Contest:
         return y
 
     def values() -> Params:
-        return {name: LowRank(4).value(base.get_parameter(name), parts) for name, parts in factors.items()}
+        return Params({name: LowRank(4).value(base.get_parameter(name), its) for name, its in factors.items()})
 
     steps = {
         "LowRank(4)": _step(lambda: apply_per_task(base, values(), x), leaves),
@@ -234,7 +234,7 @@ def conv4() -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 5))
 
 
-def conv4_by_hand(params: Params, x: Tensor) -> Tensor:
+def conv4_by_hand(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Tasks are groups of channels: one grouped convolution and one group norm per block."""
     tasks, batch = x.shape[:2]
     x = x.transpose(0, 1).flatten(1, 2)
@@ -247,7 +247,7 @@ def conv4_by_hand(params: Params, x: Tensor) -> Tensor:
     return torch.baddbmm(params["17.bias"][:, None], features, params["17.weight"].mT)
 
 
-def _factors(base: nn.Module, form: Form, generate: Any, tasks: int) -> dict[str, Params]:
+def _factors(base: nn.Module, form: Form, generate: Any, tasks: int) -> dict[str, dict[str, Tensor]]:
     """Small random factors for every generated parameter."""
     shapes = {
         name: its.factor_shapes(tuple(base.get_parameter(name).shape))

@@ -94,7 +94,7 @@ def cnn() -> nn.Sequential:
     )
 
 
-def mlp_by_hand(params: Params, x: Tensor) -> Tensor:
+def mlp_by_hand(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """One batched matrix product per layer."""
     for layer in ("0", "2", "4"):
         x = torch.baddbmm(params[f"{layer}.bias"][:, None], x, params[f"{layer}.weight"].transpose(1, 2))
@@ -102,7 +102,7 @@ def mlp_by_hand(params: Params, x: Tensor) -> Tensor:
     return x
 
 
-def cnn_by_hand(params: Params, x: Tensor) -> Tensor:
+def cnn_by_hand(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Tasks are groups of channels: one grouped convolution per layer."""
     tasks, batch = x.shape[:2]
     x = x.transpose(0, 1).flatten(1, 2)
@@ -113,13 +113,13 @@ def cnn_by_hand(params: Params, x: Tensor) -> Tensor:
     return torch.baddbmm(params["7.bias"][:, None], features, params["7.weight"].transpose(1, 2))
 
 
-def run_loop(base: nn.Module, params: Params, x: Tensor) -> Tensor:
+def run_loop(base: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Run task after task."""
     rows = [functional_call(base, {name: value[i] for name, value in params.items()}, x[i]) for i in range(len(x))]
     return torch.stack(rows)
 
 
-def run_vmap(base: nn.Module, params: Params, x: Tensor) -> Tensor:
+def run_vmap(base: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Run all tasks in one pass of ``vmap``."""
     outputs: Tensor = vmap(lambda one_params, one_x: functional_call(base, one_params, (one_x,)))(params, x)
     return outputs
@@ -133,9 +133,8 @@ def make_generator(size: int) -> nn.Sequential:
 def cut(flat: Tensor, shapes: Mapping[str, Sequence[int]]) -> Params:
     """Cut (..., size) into parameters, each (..., *shape)."""
     pieces = flat.split([math.prod(shape) for shape in shapes.values()], dim=-1)
-    return {
-        name: piece.view(*piece.shape[:-1], *shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
-    }
+    named = zip(shapes.items(), pieces, strict=True)
+    return Params({name: piece.view(*piece.shape[:-1], *shape) for (name, shape), piece in named})
 
 
 def ours(workload: Workload) -> Contender:

@@ -1,6 +1,7 @@
 """What every few-shot method is: a support set in, parameters of a working network out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class Learner(nn.Module, ABC):
         """Return parameters of ``base`` for each task, from its support set."""
 
     @abstractmethod
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run ``base`` with each task's parameters on inputs (tasks, batch, *event)."""
 
     def condition(self, support: Support) -> Tensor | None:

@@ -1,5 +1,7 @@
 """CAVIA: a few numbers per task are adapted, all else is shared."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.learner import Learner, Support
@@ -71,13 +73,13 @@ class CAVIA(Learner):
     def shift(self, context: Tensor) -> Params:
         """Return what a context, (tasks, context_dim), makes of the shifted parameters."""
         own = dict(self.base.named_parameters())
-        return {name: own[name] + change for name, change in self.spec.cut(self.read(context)).items()}
+        return Params({name: own[name] + change for name, change in self.spec.cut(self.read(context)).items()})
 
     def adapt(self, support: Support) -> Params:
         """Adapt the context, and shift by it."""
         return self.shift(self.condition(support))
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the base with each task's parameters, and its own for the rest."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs

@@ -1,5 +1,7 @@
 """Nearest centroid on the inputs as they are; nothing is trained."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.learner import Learner, Support
@@ -26,9 +28,9 @@ class NearestCentroid(Learner):
     def adapt(self, support: Support) -> Params:
         """Set a linear layer from the mean inputs."""
         weight, bias = prototype_head(class_statistics(support.x.flatten(2), support.y, support.mask).mean)
-        return {"1.weight": weight, "1.bias": bias}
+        return Params({"1.weight": weight, "1.bias": bias})
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the linear layer of each task."""
         logits: Tensor = apply_per_task(self.base, params, x)
         return logits

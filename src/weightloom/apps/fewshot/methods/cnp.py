@@ -1,5 +1,7 @@
 """Conditional neural processes: the condition goes into the network as an input, not into its parameters."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -59,9 +61,9 @@ class ConditionalNeuralProcess(Learner):
 
     def adapt(self, support: Support) -> Params:
         """The code is all that is of the task."""
-        return {"condition": self.condition(support)}
+        return Params({"condition": self.condition(support)})
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the shared network on each input and the code of its task."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs

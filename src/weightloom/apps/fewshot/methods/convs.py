@@ -1,5 +1,7 @@
 """A head and changes of the convolutions before it, both generated from the support set."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -61,14 +63,14 @@ class HyperConvs(Learner):
         """Generate the changes of the trunk, then the head from the features of the changed trunk."""
         changes: Params = self.hyper(self.condition(support))
         features = single(run_per_task(self.trunk, changes, support.x))
-        return {f"trunk.{name}": value for name, value in changes.items()} | self._head(features, support)
+        return Params({f"trunk.{name}": value for name, value in changes.items()}) | self._head(features, support)
 
     def _head(self, features: Tensor, support: Support) -> Params:
         if self.head is not None:
-            return dict(self.head(features, support.y, support.mask))
+            return Params(self.head(features, support.y, support.mask))
         return scaled_prototypes(class_statistics(features, support.y, support.mask).mean, self.log_scale)
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run each task's trunk and head."""
         features = single(run_per_task(self.trunk, sub(params, "trunk"), x))
         with full_precision(features):

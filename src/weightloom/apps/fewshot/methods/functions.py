@@ -1,5 +1,6 @@
 """A function from a few of its values: closed-form regression around a prior that a hypernetwork generates."""
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -124,9 +125,10 @@ class HyperFunction(Learner):
         params = self.hyper(torch.cat([self.condition(support), 4 * first.flatten(1)], dim=1))
         with full_precision(support.x):
             mean, bias = params["head.weight"] + first, params["head.bias"].to(first.dtype)
-            return {"head.weight": mean + points.fit(support.y - points.at(mean) - bias[:, None]), "head.bias": bias}
+            weight = mean + points.fit(support.y - points.at(mean) - bias[:, None])
+            return Params({"head.weight": weight, "head.bias": bias})
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the trunk, once where all tasks are asked at the same positions, then each task's head."""
         if x.stride(0) == 0:
             features = self.base.trunk(x[0]).to(x.dtype)

@@ -1,6 +1,7 @@
 """A linear head generated from the support set, on a trunk that all tasks share."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +52,11 @@ class HeadLearner(Learner):
         """Make the head of each task: a row for every class that the support set has."""
         return self.head(self.features(support.x), support.y, support.mask)
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the shared trunk, then each task's head."""
         return self._answer(params, self.features(x))
 
-    def _answer(self, params: Params, features: Tensor) -> Tensor:
+    def _answer(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
         with full_precision(features):
             return run_per_task(head_of(self.base), sub(params, "head"), features)
 
@@ -145,7 +146,7 @@ def scaled_prototypes(mean: Tensor, log_scale: Tensor) -> Params:
     with full_precision(mean):
         weight, bias = prototype_head(mean)
     scale = log_scale.exp() / mean.shape[2]
-    return {"head.weight": weight * scale, "head.bias": bias * scale}
+    return Params({"head.weight": weight * scale, "head.bias": bias * scale})
 
 
 def with_generated_head(base: nn.Module) -> nn.Module:

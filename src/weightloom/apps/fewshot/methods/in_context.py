@@ -1,5 +1,7 @@
 """A transformer that reads labelled pictures and those in question together; nothing of it is of a task."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
@@ -68,15 +70,10 @@ class InContext(Learner):
         known = input_statistics(support.x, support.y, support.mask, classes=self.base.classes)
         values = known.standardise(support.x)
         labels = one_hot(support.y.clamp(min=0), self.base.classes).to(values.dtype) * (support.y >= 0)[..., None]
-        return {
-            "support_x": values,
-            "support_y": labels,
-            "mask": support.mask,
-            "mean": known.mean,
-            "scale": known.scale,
-        }
+        support_set = {"support_x": values, "support_y": labels, "mask": support.mask}
+        return Params({**support_set, "mean": known.mean, "scale": known.scale})
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Read support and queries of all tasks in one pass."""
         values = (x - params["mean"][:, None]) / params["scale"][:, None]
         return self.base.classify(values, params["support_x"], params["support_y"], params["mask"])

@@ -1,5 +1,7 @@
 """A method, then gradient steps on the support set: the bilevel form of any of them."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -41,13 +43,13 @@ class InnerSteps(Learner):
     def adapt(self, support: Support) -> Params:
         """Write parameters, then fit them to the support set."""
 
-        def loss(params: Params) -> Tensor:
+        def loss(params: Mapping[str, Tensor]) -> Tensor:
             outputs = self.learner.predict(params, support.x)
             return masked_loss(self.loss_per_task, outputs, support.y, support.mask)
 
         start = self.learner.adapt(support)
         return descend(start, loss, self.steps, self.log_inner_lr.exp(), first_order=self.first_order)
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Predict as the method does."""
         return self.learner.predict(params, x)

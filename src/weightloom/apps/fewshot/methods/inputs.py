@@ -1,5 +1,7 @@
 """Inputs of unknown order: a first layer generated input by input, and the same code read in other ways."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -37,12 +39,12 @@ class RestoringLearner(Learner):
         """Statistics of each input of the support set."""
         return input_statistics(support.x, support.y, support.mask, classes=CLASSES)
 
-    def restored(self, params: Params, x: Tensor) -> Tensor:
+    def restored(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the first part of each task's base, (tasks, batch, inputs) to (tasks, batch, pixels)."""
         pictures: Tensor = apply_per_task(self.base[0], sub(params, "0"), x)
         return pictures
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Restore by each task's own parameters, then read by those that all tasks share."""
         logits: Tensor = self.base[1:](self.restored(params, x))
         return logits
@@ -150,4 +152,4 @@ class CodeInputs(RestoringLearner):
         """The codes, and what standardises the inputs, are all that is of the task."""
         known = self.known(support)
         code = self.encoder.features(known.tokens, known.relations)
-        return {"0.code": code, "0.mean": known.mean, "0.scale": known.scale}
+        return Params({"0.code": code, "0.mean": known.mean, "0.scale": known.scale})

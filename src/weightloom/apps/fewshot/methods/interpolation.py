@@ -1,5 +1,7 @@
 """Functions completed without learning to learn: by near values, or by a Gaussian fitted to other functions."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
@@ -56,9 +58,9 @@ class Interpolation(Learner):
         log_weights = torch.where(support.mask, 0.0, -1e5).to(
             support.y.dtype
         )  # a point that is not there weighs nothing
-        return {"points": support.x, "values": support.y, "log_weights": log_weights}
+        return Params({"points": support.x, "values": support.y, "log_weights": log_weights})
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Evaluate each task's function."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs
@@ -129,9 +131,9 @@ class GaussianPixels(Learner):
         spread = weights.new_zeros(len(weights), len(self.mean)).scatter_add(1, pixel, weights)
         image = self.mean + spread @ self.covariance
         image = image if self.bounds is None else image.clamp(*self.bounds)
-        return {"pixels": image.to(support.y.dtype).unflatten(1, self.base.pixels.shape)}
+        return Params({"pixels": image.to(support.y.dtype).unflatten(1, self.base.pixels.shape)})
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Read each task's image."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs
@@ -212,9 +214,9 @@ class GaussianCurves(Learner):
         miss = support.y[..., 0].double() - mean
         weights = _weights(components @ components.mT, miss, support.mask, self.ridge)
         scores = (components.mT @ weights[..., None])[..., 0]
-        return {"scores": scores.to(support.y.dtype)}
+        return Params({"scores": scores.to(support.y.dtype)})
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Evaluate each task's curve."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs

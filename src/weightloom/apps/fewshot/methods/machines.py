@@ -1,6 +1,7 @@
 """scikit-learn's classifiers as modules, fitted to each support set alone, or once to training pictures."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -119,9 +120,9 @@ class Unadapted(Learner):
 
     def adapt(self, support: Support) -> Params:
         """Return nothing: nothing is of a task."""
-        return {}
+        return Params()
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Read the pictures of all tasks."""
         logits: Tensor = self.base(x)
         return logits
@@ -159,9 +160,9 @@ class SupportLearner(Learner):
             short = len(x) - int(there.sum())
             fitted.append({name: _longer(name, value, short) for name, value in one.items()})
         params = {f"1.{name}": torch.stack([one[name] for one in fitted]) for name in fitted[0]}
-        return {"0.mean": known.mean, "0.scale": known.scale, **params}
+        return Params({"0.mean": known.mean, "0.scale": known.scale, **params})
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run each task's classifier."""
         logits: Tensor = apply_per_task(self.base, params, x)
         return logits
@@ -284,9 +285,9 @@ class SupportNearest(Learner):
         known = input_statistics(support.x, support.y, support.mask, classes=self.classes)
         values = known.standardise(support.x)
         labels = torch.nn.functional.one_hot(support.y, self.classes).to(values.dtype) * support.mask[..., None]
-        return {"0.mean": known.mean, "0.scale": known.scale, "1.points": values, "1.labels": labels}
+        return Params({"0.mean": known.mean, "0.scale": known.scale, "1.points": values, "1.labels": labels})
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run each task's classifier."""
         logits: Tensor = apply_per_task(self.base, params, x)
         return logits

@@ -1,6 +1,6 @@
 """MAML and ANIL: no hypernetwork, only a start that is learned so that a few gradient steps suffice."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -64,9 +64,9 @@ class MAML(Learner):
     def adapt(self, support: Support) -> Params:
         """Take the gradient steps of every task from the same start."""
         own = dict(self.base.named_parameters())
-        start = {name: own[name].expand(len(support.x), *shape) for name, shape in self.spec.shapes.items()}
+        start = Params({name: own[name].expand(len(support.x), *shape) for name, shape in self.spec.shapes.items()})
 
-        def loss(params: Params) -> Tensor:
+        def loss(params: Mapping[str, Tensor]) -> Tensor:
             return masked_loss(self.loss_per_task, self.predict(params, support.x), support.y, support.mask)
 
         if self.log_inner_lr is None:
@@ -75,16 +75,15 @@ class MAML(Learner):
         # Adam's direction has no length.
         units = (self.log_inner_lr if self.momentum else self.log_inner_lr / 2).exp()
 
-        def moved(moves: Params) -> Params:
-            return {n: start[n] + unit * move for (n, move), unit in zip(moves.items(), units, strict=True)}
+        def moved(moves: Mapping[str, Tensor]) -> Params:
+            return Params({n: start[n] + unit * move for (n, move), unit in zip(moves.items(), units, strict=True)})
 
-        still = {name: torch.zeros_like(value) for name, value in start.items()}
-        return moved(self._descend(still, lambda moves: loss(moved(moves)), 1.0))
+        return moved(self._descend(start.map(torch.zeros_like), lambda moves: loss(moved(moves)), 1.0))
 
     def _descend(self, start: Params, loss: Callable[[Params], Tensor], inner_lr: float) -> Params:
         return descend(start, loss, self.inner_steps, inner_lr, first_order=self.first_order, momentum=self.momentum)
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the base with each task's parameters, and its own for the rest."""
         return run_per_task(self.base, params, x)
 
@@ -124,8 +123,8 @@ class ANIL(Learner):
     def adapt(self, support: Support) -> Params:
         """Take the gradient steps of every task's head."""
         head = self.of_head.adapt(support._replace(x=self.features(support.x)))
-        return {f"head.{name}": value for name, value in head.items()}
+        return Params({f"head.{name}": value for name, value in head.items()})
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the trunk once on all inputs, then each task's head."""
         return self.of_head.predict(sub(params, "head"), self.features(x))

@@ -1,6 +1,6 @@
 """Modular hypernetworks: the condition is a code, and gradient steps on the support set find it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -59,7 +59,7 @@ class LayerwiseHyperNetwork(HyperNetwork):
         """
         check_condition(condition, self.condition_dim, next(self.writers.parameters()))
         mixtures = self.bodies(condition.unflatten(1, (len(self.names), -1)))
-        params: Params = {}
+        params = Params()
         for name, writer, mixture in zip(self.names, self.writers, mixtures.unbind(1), strict=True):
             prefix = f"{name}." if name else ""
             params |= {f"{prefix}{leaf}": value for leaf, value in writer(mixture).items()}
@@ -168,7 +168,7 @@ class ModularHyperNetwork(Learner):
         params: Params = self.hyper(self.condition(support))
         return params
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the base with each task's parameters."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs

@@ -1,5 +1,7 @@
 """Polynomials fitted to each task alone by ridge regression: what a few points give without any learning to learn."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -59,9 +61,9 @@ class RidgePolynomial(Learner):
         penalty[0] = 1e-9
         normal = powers.mT @ powers + torch.diag(penalty)
         weight = torch.linalg.solve(normal, powers.mT @ (support.y.double() * there)).mT
-        return {"weight": weight.to(support.y.dtype)}
+        return Params({"weight": weight.to(support.y.dtype)})
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Evaluate each task's polynomial."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs

@@ -53,4 +53,4 @@ class LinearProbe(HeadLearner):
             return masked_loss(self.loss_per_task, outputs, labels, mask)
 
         head = fine_tune(nn.Linear(features.shape[2], ways), start, features, loss, self.steps, self.inner_lr)
-        return {f"head.{name}": value for name, value in head.items()}
+        return Params({f"head.{name}": value for name, value in head.items()})

@@ -1,7 +1,7 @@
 """The base network from scratch: no meta-training at all."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -40,7 +40,7 @@ class FromScratch(Learner):
 
         return fine_tune(self.base, start, support.x, loss, self.steps, self.inner_lr)
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run each task's network."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs

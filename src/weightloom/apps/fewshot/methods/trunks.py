@@ -1,5 +1,6 @@
 """How methods run a network on the images of several tasks: what its norms may see together, and its parts by name."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -7,7 +8,6 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from weightloom.base import apply_per_task, apply_shared
-from weightloom.params import Params
 
 
 def run_shared(trunk: nn.Module, x: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def run_shared(trunk: nn.Module, x: Tensor) -> Tensor:
     return single(apply_shared(trunk, x))
 
 
-def run_per_task(base: nn.Module, params: Params, x: Tensor) -> Tensor:
+def run_per_task(base: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Run a network with each task's parameters, (tasks, batch, *event) to (tasks, batch, *out).
 
     Norms with running statistics go by the images of all tasks in training; those without by the images of one task.

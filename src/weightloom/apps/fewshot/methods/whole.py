@@ -1,5 +1,7 @@
 """Whole networks generated from the support set: attention over its points, then an MLP or a transformer."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.learner import Learner, Support
@@ -54,7 +56,7 @@ class HyperRegressor(Learner):
         params: Params = self.hyper(self.condition(support))
         return params
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the base with each task's parameters."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs

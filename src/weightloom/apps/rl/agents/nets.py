@@ -183,7 +183,7 @@ class GeneratedNetwork(nn.Module):
             return self._written(z)
         if torch.is_grad_enabled():
             contexts, place = torch.unique(z.detach(), dim=0, return_inverse=True)
-            return {name: _taken(value, place) for name, value in self._written(contexts).items()}
+            return Params({name: _taken(value, place) for name, value in self._written(contexts).items()})
         versions = [parameter._version for parameter in self.parameters()]
         if self._kept is None or self._kept[1] != versions or not torch.equal(self._kept[0], z):
             self._kept = (z.clone(), versions, self._written(z))
