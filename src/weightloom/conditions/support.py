@@ -136,11 +136,39 @@ class AttentionBlock(nn.Module):
         """Let tokens read each other. Where ``mask`` is False a token is not read; at least one per task must be."""
         qkv = self.to_qkv(self.before_attention(tokens)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        read = None if mask is None else mask[:, None, None, :]
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=read)
+        attended = attention(q, k, v, None if mask is None else mask[:, None, None, :])
         tokens = tokens + self.from_heads(attended.transpose(1, 2).flatten(2))
         mixed: Tensor = self.mix(self.before_mix(tokens))
         return tokens + mixed
+
+
+WRITTEN_OUT = 1024
+"""Up to so many tokens attention is written out."""
+
+
+def attention(
+    q: Float[Tensor, "*lead queries width"],
+    k: Float[Tensor, "*lead keys width"],
+    v: Float[Tensor, "*lead keys out"],
+    mask: Bool[Tensor, "*maskable keys"] | None = None,
+) -> Float[Tensor, "*lead queries out"]:
+    """softmax(q kᵀ / √width) v, with derivatives of every order up to `WRITTEN_OUT` tokens.
+
+    torch's fused attention has no derivative of its derivative, nor a derivative in forward mode. Up to some hundred
+    tokens it is no quicker. Above, where its thrift with memory counts, it is used.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        mask: Where False, a key is not read. It is broadcast.
+    """
+    if k.shape[-2] > WRITTEN_OUT:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ v
 
 
 def checked_points(x: Tensor, y: Tensor, mask: Tensor | None, x_dim: int, y_dim: int) -> tuple[Tensor, Tensor]:
