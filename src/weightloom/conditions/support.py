@@ -7,8 +7,8 @@ learned prior where a support set is empty.
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from weightloom.conditions.attention import attention
 from weightloom.errors import ShapeError
 
 Mask = Bool[Tensor, "tasks shots"]
@@ -105,9 +105,9 @@ class SupportAttention(nn.Module):
         """Encode one support set per task; arguments and errors as for `DeepSets`."""
         points, mask = checked_points(support_x, support_y, support_mask, self.x_dim, self.y_dim)
         tokens = torch.cat([self.gather.expand(len(points), 1, -1), self.point(points)], dim=1)
-        mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
+        read = None if support_mask is None else torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
         for block in self.blocks:
-            tokens = block(tokens, mask)
+            tokens = block(tokens, read)
         condition: Tensor = self.out(tokens[:, 0])
         return condition
 
@@ -140,35 +140,6 @@ class AttentionBlock(nn.Module):
         tokens = tokens + self.from_heads(attended.transpose(1, 2).flatten(2))
         mixed: Tensor = self.mix(self.before_mix(tokens))
         return tokens + mixed
-
-
-WRITTEN_OUT = 1024
-"""Up to so many tokens attention is written out."""
-
-
-def attention(
-    q: Float[Tensor, "*lead queries width"],
-    k: Float[Tensor, "*lead keys width"],
-    v: Float[Tensor, "*lead keys out"],
-    mask: Bool[Tensor, "*maskable keys"] | None = None,
-) -> Float[Tensor, "*lead queries out"]:
-    """softmax(q kᵀ / √width) v, with derivatives of every order up to `WRITTEN_OUT` tokens.
-
-    torch's fused attention has no derivative of its derivative, nor a derivative in forward mode. Up to some hundred
-    tokens it is no quicker. Above, where its thrift with memory counts, it is used.
-
-    Args:
-        q: Queries.
-        k: Keys.
-        v: Values.
-        mask: Where False, a key is not read. It is broadcast.
-    """
-    if k.shape[-2] > WRITTEN_OUT:
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(-1) @ v
 
 
 def checked_points(x: Tensor, y: Tensor, mask: Tensor | None, x_dim: int, y_dim: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
-from weightloom.conditions.support import attention
+from weightloom.conditions.attention import attention
 from weightloom.errors import ConfigError
 from weightloom.forms import Form
 from weightloom.forms.choose import Generate
