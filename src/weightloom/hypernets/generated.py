@@ -144,7 +144,8 @@ class Generated(HoldsBase):
             return factors[f"{name}/change"].to(dtype)
         its = {factor: factors[f"{name}/{factor}"].to(dtype) for factor in self.shapes[name]}
         shared = {part: self._shared[_key(name, part)] for part in self._parts[name]}
-        return self.forms[name].value(self.own(name), its, shared)
+        value = self.forms[name].value(self.own(name), its, shared)
+        return value if value.dtype == dtype else value.to(dtype)  # a form may be built under autocast
 
     @torch.no_grad()
     def scales(self) -> Float[Tensor, " size"]:

@@ -111,7 +111,8 @@ class Watch:
     def __init__(self, base: nn.Module, twin: nn.Module) -> None:
         self.base = base
         trees = [base] if twin is base else [base, twin]
-        modules = [module for tree in trees for module in tree.modules()]
+        every = (module for tree in trees for module in tree.modules())
+        modules = [module for module in every if not isinstance(module, torch.jit.ScriptModule)]  # they cannot change
         self._edges = [(module._modules, name, child) for module in modules for name, child in module._modules.items()]
         self._parameters = [
             (module._parameters, name, its, its.shape)

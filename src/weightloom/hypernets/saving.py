@@ -104,7 +104,7 @@ class Saves:
                 if id(state[name]) in of_bases:
                     state[name].copy_(value)
                 else:
-                    state[name].data = value.to(state[name].device)
+                    state[name].data = value.to(state[name].device, copy=True)  # aligned, as memory of its own is
         return hyper
 
 
