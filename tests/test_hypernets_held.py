@@ -47,7 +47,11 @@ def everything(module):
             part.training,
             list(part._forward_hooks.items()),
             {name: id(its) for name, its in part._modules.items()},
-            {name: (id(its), its.requires_grad, its.dtype, its.tolist()) for name, its in part._parameters.items() if its is not None},
+            {
+                name: (id(its), its.requires_grad, its.dtype, its.tolist())
+                for name, its in part._parameters.items()
+                if its is not None
+            },
             {name: (id(its), its.dtype, its.tolist()) for name, its in part._buffers.items()},
             sorted(vars(part)),
         )
@@ -85,7 +89,9 @@ def test_an_optimiser_of_all_parameters_trains_what_is_trained_and_nothing_that_
     hyper = BUILDERS[kind](base)
     optimiser = torch.optim.SGD(hyper.parameters(), lr=1.0, weight_decay=0.1)  # decay moves whatever is passed
     for _ in range(2):
-        apply_per_task(hyper.base, hyper(torch.randn(TASKS, 4)), torch.randn(TASKS, 2, 2, 5, 5)).square().mean().backward()
+        apply_per_task(
+            hyper.base, hyper(torch.randn(TASKS, 4)), torch.randn(TASKS, 2, 2, 5, 5)
+        ).square().mean().backward()
         optimiser.step()
     trained = {name for name, its in hyper.base.named_parameters() if its.requires_grad}
     moved = {name for name, its in base.named_parameters() if not torch.equal(its, before[name])}
@@ -287,7 +293,8 @@ def test_a_hypernetwork_runs_with_parameters_that_are_passed_in():
         for name, value in hyper(condition).items():
             assert not torch.allclose(params[name], value)
         both = {name: torch.stack([value, value]) for name, value in values.items()}
-        found = torch.func.vmap(lambda its: torch.func.functional_call(hyper, its, (condition,)))(both)
+        run = partial(torch.func.functional_call, hyper, args=(condition,))
+        found = torch.func.vmap(run)(both)
         torch.testing.assert_close(found["2.bias"][1], params["2.bias"])
 
 

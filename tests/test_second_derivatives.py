@@ -10,7 +10,9 @@ from weightloom.conditions.attention import WRITTEN_OUT, attention
 
 STEP = 1e-5
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch calls it for forward mode
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script:DeprecationWarning"
+)  # torch calls it for forward mode
 
 
 def close(actual, expected):
@@ -85,7 +87,9 @@ def test_attention_of_any_length_equals_torch_s_and_has_second_derivatives(token
     for at in range(3):
 
         def loss(x, at=at):
-            return (attention(*[x if i == at else other for i, other in enumerate((q, k, v))], mask) * weight).sin().sum()
+            return (
+                (attention(*[x if i == at else other for i, other in enumerate((q, k, v))], mask) * weight).sin().sum()
+            )
 
         check_second_derivatives(loss, (q, k, v)[at])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Attention that can be differentiated as often as one likes: torch's fused one has no second derivative on every device.
+"""Attention that can be differentiated as often as one likes, which torch's fused one cannot on every device.
 
 In:   queries, keys, values, and a mask.
 Out:  what is read.
@@ -45,7 +45,7 @@ def attention(
         return _shares(q, k, mask) @ v
     if not torch.is_grad_enabled():
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    read: Tensor = _Fused.apply(q, k, v, mask)
+    read: Tensor = _Fused.apply(q, k, v, mask)  # type: ignore[no-untyped-call]
     return read
 
 
@@ -62,13 +62,13 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, k, v, mask)
         with torch.enable_grad():
-            ctx.inside = [x.detach().requires_grad_() for x in (q, k, v)]
-            ctx.read = scaled_dot_product_attention(*ctx.inside, attn_mask=mask)
+            q, k, v = ctx.inside = tuple(x.detach().requires_grad_() for x in (q, k, v))
+            ctx.read = scaled_dot_product_attention(q, k, v, attn_mask=mask)
         read: Tensor = ctx.read.detach()
         return read
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
             return (*torch.autograd.grad(ctx.read, ctx.inside, grad, retain_graph=True), None)
         q, k, v, mask = ctx.saved_tensors

@@ -236,10 +236,8 @@ def advised_budget(base: nn.Module, generate: Generate, names: Iterable[str], pa
     said = "" if generate == "*" else f", generate={_said(generate)}"
     least = sum(min(cost for _, cost, _ in ladder) for ladder in _ladders(base, names, width).values())
     allow = f", largest_head={least}" if least > parameters else ""
-    return (
-        f"Hold what is generated in cheaper forms: `generate=budget(base, {max(least, parameters)}, width={width}{said})"
-        f"{allow}`"
-    )
+    call = f"budget(base, {max(least, parameters)}, width={width}{said})"
+    return f"Hold what is generated in cheaper forms: `generate={call}{allow}`"
 
 
 def _said(generate: Generate) -> str:

@@ -74,8 +74,8 @@ class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         super().__init__()
         if chunk_size is not None:
             warnings.warn(
-                f"`chunk_size={chunk_size}` is called `slice_size` now. Elsewhere `chunk_size` counts tasks that run at "
-                f"a time. Pass `slice_size={chunk_size}`.",
+                f"`chunk_size={chunk_size}` is called `slice_size` now. Elsewhere `chunk_size` counts tasks that run "
+                f"at a time. Pass `slice_size={chunk_size}`.",
                 DeprecationWarning,
                 stacklevel=2,
             )

@@ -82,17 +82,17 @@ class Generated(HoldsBase):
         self._parts: dict[str, list[str]] = {}
         for name, its in self.forms.items():
             own = base.get_parameter(name)
-            kind = {"dtype": own.dtype if not own.is_complex() else own.dtype.to_real(), "device": own.device}
+            kind = own.device, own.dtype.to_real() if own.is_complex() else own.dtype
             first = its.starts(shapes[name])
             for factor, shape in self.shapes[name].items():
                 if name not in self._at_own:
-                    start = first.get(factor, torch.zeros(shape)).to(**kind)
+                    start = first.get(factor, torch.zeros(shape)).to(*kind)
                     learned = name not in self.frozen or name not in in_full
                     self._starts[_key(name, factor)] = nn.Parameter(start, requires_grad=learned)
             shared = its.shared(shapes[name])
             self._parts[name] = list(shared)
             for part, value in shared.items():
-                self._shared[_key(name, part)] = nn.Parameter(value.to(**kind))
+                self._shared[_key(name, part)] = nn.Parameter(value.to(*kind))
 
     def own(self, name: str) -> Tensor:
         """The base's own value of a generated parameter."""

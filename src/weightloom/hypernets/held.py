@@ -92,7 +92,7 @@ class HoldsBase(nn.Module):
         return self
 
     def _apply(self: Holder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Holder:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._watch is not None:
             self._watch.follow()
         return self

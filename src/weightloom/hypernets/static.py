@@ -40,7 +40,8 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
         window: Window of the generated kernels; ``()`` for linear layers.
         generate: Which parameters are generated. None takes every one that can be written: those of this window whose
             channels are multiples of ``block``.
-        largest_head: As many numbers as the layer that reads the condition may hold: a larger one is an error, not gigabytes.
+        largest_head: As many numbers as the layer that reads the condition may hold: a larger one is an error, not
+            gigabytes.
 
     Raises:
         ConfigError: If nothing can be written, a selected parameter cannot, a size is below 1, or the layer that reads
@@ -170,7 +171,8 @@ def _writable(
     for name, shape in spec.shapes.items():
         if name not in fitting:
             raise ConfigError(
-                f"`{name}` has shape {shape} and is {named[name].dtype}. Blocks can write only a parameter {what}, of real numbers. "
+                f"`{name}` has shape {shape} and is {named[name].dtype}. Blocks can write only a parameter "
+                f"{what}, of real numbers. "
                 f"Leave it out of `generate`: {fitting or 'none'} would do, or pass another `block` or `window`."
             )
     return spec

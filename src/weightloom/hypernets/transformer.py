@@ -121,7 +121,9 @@ class TransformerHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         for layer in self.encoder.layers:
             assert isinstance(layer, nn.TransformerEncoderLayer)
             its = layer.self_attn
-            qkv = linear(layer.norm1(tokens), its.in_proj_weight, its.in_proj_bias).unflatten(-1, (3, its.num_heads, -1))
+            qkv = linear(layer.norm1(tokens), its.in_proj_weight, its.in_proj_bias).unflatten(
+                -1, (3, its.num_heads, -1)
+            )
             read = attention(*qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)
             tokens = tokens + its.out_proj(read)
             tokens = tokens + layer.linear2(relu(layer.linear1(layer.norm2(tokens))))

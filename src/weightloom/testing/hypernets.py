@@ -16,7 +16,8 @@ def check_hypernetwork(hyper: nn.Module, condition: Tensor | tuple[Tensor, ...],
     """Raise an AssertionError unless ``hyper`` keeps what every hypernetwork promises.
 
     What is generated is a dict of tensors, named and shaped as the spec says behind a leading tasks axis. It is of the
-    dtype of parameters and condition, or complex of that precision. A task alone gets what it gets in a batch, and tasks do not leak into each other.
+    dtype of parameters and condition, or complex of that precision. A task alone gets what it gets in a batch, and
+    tasks do not leak into each other.
     The condition is used, and every own trainable parameter gets a gradient.
 
     All of this is tried on a copy in float64 whose parameters are moved a little at random, since a layer that starts
