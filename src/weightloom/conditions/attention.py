@@ -12,9 +12,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import scaled_dot_product_attention
 
-WRITTEN_OUT = 64
-"""Up to so many keys attention is written out, which is as quick."""
-
 
 def attention(
     q: Float[Tensor, "*lead queries width"],
@@ -24,8 +21,8 @@ def attention(
 ) -> Float[Tensor, "*lead queries out"]:
     """softmax(q kᵀ / √width) v, with derivatives of every order, in reverse and forward mode.
 
-    It is written out for few keys and inside the transforms of `torch.func`. Else torch's fused attention runs, which
-    is quicker and keeps no scores, and only a derivative of its derivative is written out.
+    torch's fused attention runs, which is quick and keeps no scores. Written out are only a derivative of its
+    derivative, and all of it inside the transforms of `torch.func` and in forward mode.
 
     Args:
         q: Queries.
@@ -40,8 +37,7 @@ def attention(
     """
     if torch.compiler.is_compiling():
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    if k.shape[-2] <= WRITTEN_OUT or transformed:
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return _shares(q, k, mask) @ v
     if not torch.is_grad_enabled():
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)

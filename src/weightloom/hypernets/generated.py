@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightloom.errors import ConfigError, nearest
-from weightloom.forms import Form, Full, choose_forms
+from weightloom.forms import Factored, Form, Full, choose_forms
 from weightloom.forms.choose import Generate
 from weightloom.hypernets.held import HoldsBase
 from weightloom.params import Params, ParamSpec, Selector, Shape, select, selectors_of
@@ -142,10 +142,12 @@ class Generated(HoldsBase):
             return torch.complex(pair[..., 0], pair[..., 1])
         if isinstance(self.forms[name], Full):
             return factors[f"{name}/change"].to(dtype)
-        its = {factor: factors[f"{name}/{factor}"].to(dtype) for factor in self.shapes[name]}
+        its = {factor: factors[f"{name}/{factor}"] for factor in self.shapes[name]}
+        if any(value.dtype != dtype for value in its.values()):
+            its = {factor: value.to(dtype) for factor, value in its.items()}
         shared = {part: self._shared[_key(name, part)] for part in self._parts[name]}
         value = self.forms[name].value(self.own(name), its, shared)
-        return value if value.dtype == dtype else value.to(dtype)  # a form may be built under autocast
+        return value if isinstance(value, Factored) else value.to(dtype)  # it may have been built under autocast
 
     @torch.no_grad()
     def scales(self) -> Float[Tensor, " size"]:
