@@ -408,13 +408,13 @@ HYPERNETWORKS = bank(
     mlp_part=Hyper(lambda: MLPHyperNetwork(conv(), 4, generate=["*.bias", "1.*"], hidden=(8, 8)), vectors),
     mlp_linear=Hyper(lambda: MLPHyperNetwork(Tied(), 4, hidden=()), vectors),
     mlp_scalar=Hyper(lambda: MLPHyperNetwork(TwoInputsTwoOutputs(), 4, generate="scale"), vectors),
-    chunked=Hyper(lambda: ChunkedHyperNetwork(mlp([5, 6, 2]), 4, chunk_size=7), vectors),
+    chunked=Hyper(lambda: ChunkedHyperNetwork(mlp([5, 6, 2]), 4, slice_size=7), vectors),
     chunked_deep_fan_in=Hyper(
         lambda: ChunkedHyperNetwork(conv(), 4, 7, 3, hidden=(8, 6), generate=["*.bias", "5.*"], init="hyperfan-in"),
         vectors,
     ),
     chunked_magnitude_invariant=Hyper(
-        lambda: ChunkedHyperNetwork(Tied(), 4, chunk_size=99, init="magnitude-invariant"), vectors
+        lambda: ChunkedHyperNetwork(Tied(), 4, slice_size=99, init="magnitude-invariant"), vectors
     ),
     chunked_low_rank=Hyper(lambda: ChunkedHyperNetwork(mlp([5, 6, 4]), 4, 7, form=LowRank(2)), vectors),
     transformer=Hyper(lambda: tiny_transformer(mlp([5, 6, 2])), vectors),

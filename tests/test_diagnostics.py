@@ -306,10 +306,14 @@ def test_a_layer_that_runs_twice_is_taken_together_and_attention_is_one_layer():
 
 
 def test_check_scale_refuses_what_it_cannot_compare():
-    hyper = MLPHyperNetwork(mlp([5, 6, 2]), 4, init="hyperfan-in")
+    base = mlp([5, 6, 2])
+    hyper, empty = MLPHyperNetwork(base, 4, init="hyperfan-in"), copy.deepcopy(base)
     condition, x = torch.randn(3, 4), torch.randn(3, 7, 5)
-    with pytest.raises(ConfigError, match=r"nothing but zeros in '0'.*`reference=copy.deepcopy\(base\)`"):
-        check_scale(hyper, condition, x)
+    for parameter in empty.parameters():
+        nn.init.zeros_(parameter)
+    with pytest.raises(ConfigError, match=r"nothing but zeros in '0'.*Pass `reference=` such a copy of the base"):
+        check_scale(hyper, condition, x, empty)
+    assert check_scale(hyper, condition, x).rows == check_scale(hyper, condition, x, base).rows
     with pytest.raises(ConfigError, match="`reference` does not run '2'"):
         check_scale(hyper, condition, x, nn.Sequential(nn.Linear(5, 6), nn.ReLU()))
     with pytest.raises(ShapeError, match=r"`x` holds 2 tasks and `condition` 3.*x\[:1\].expand\(3"):

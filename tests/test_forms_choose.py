@@ -9,7 +9,7 @@ from torch import nn
 from cases import Tied, conv, layer_norm
 from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError
-from weightloom.forms import Factored, FiLM, Full, LowRank, RowScale, budget, choose_forms
+from weightloom.forms import Factored, FiLM, Full, LowRank, RowScale, Template, budget, choose_forms
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.networks import mlp
 
@@ -45,8 +45,8 @@ def test_a_form_that_does_not_fit_is_named_with_what_it_needs_and_the_advice_wor
     with pytest.raises(
         ConfigError, match=r"LowRank\(rank=2\) does not fit `0\.bias`, which has shape \(6,\).*`Full\(\)`"
     ):
-        choose_forms(layer_norm(), {"0.*": LowRank(2)})
-    assert choose_forms(layer_norm(), {"0.bias": Full(), "0.*": LowRank(2)})["0.weight"] == LowRank(2)
+        choose_forms(layer_norm(), {"0.weight": LowRank(2), "0.bias": LowRank(2)})
+    assert choose_forms(layer_norm(), {"0.bias": Full(), "0.weight": LowRank(2)})["0.weight"] == LowRank(2)
 
 
 def test_a_form_beside_a_mapping_and_a_selector_without_a_match_are_refused():
@@ -123,6 +123,13 @@ def test_a_plan_is_passed_on_as_what_is_generated():
 def test_what_a_kind_of_module_selects_and_the_form_does_not_fit_is_generated_in_full():
     chosen = choose_forms(mlp([8, 8, 8]), {nn.Linear: LowRank(2)})
     assert chosen == {"0.weight": LowRank(2), "0.bias": Full(), "2.weight": LowRank(2), "2.bias": Full()}
+
+
+@pytest.mark.parametrize("selector", ["*", "[0-9].*", nn.Module, lambda name, parameter: True])
+def test_what_is_not_named_in_full_is_chosen_as_by_form(selector):
+    """The mapping with one selector for everything, and ``form=``, say the same."""
+    for form in (LowRank(2), RowScale(), Template(100)):
+        assert choose_forms(layer_norm(), {selector: form}) == choose_forms(layer_norm(), form=form)
 
 
 @pytest.mark.parametrize("nothing", [None, [], {}])

@@ -18,6 +18,7 @@ SOURCE = Path(weightloom.__file__).parent
 ROOMS = [
     *(
         "errors",
+        "checkpoint",
         "params",
         "forms",
         "values",
@@ -30,7 +31,7 @@ ROOMS = [
         "base",
     ),
     *("inner", "fit", "losses"),
-    *("checkpoint", "params_io", "progress", "train", "records", "report", "diagnostics", "testing", "apps", "cli"),
+    *("params_io", "progress", "train", "records", "report", "diagnostics", "testing", "apps", "cli"),
 ]
 """A room uses the rooms before it."""
 

@@ -20,7 +20,7 @@ from weightloom.networks import mlp
 from weightloom.params import ParamSpec
 
 SHARING = {
-    "chunked": lambda base, **options: ChunkedHyperNetwork(base, 4, chunk_size=32, **options),
+    "chunked": lambda base, **options: ChunkedHyperNetwork(base, 4, slice_size=32, **options),
     "transformer": lambda base, **options: TransformerHyperNetwork(base, 4, slice_size=32, **options),
     "graph": lambda base, **options: GraphHyperNetwork(base, 4, **options),
 }
@@ -74,7 +74,7 @@ def test_other_initialisations_give_each_parameter_its_own_size(kind, init):
 
 def test_factors_keep_to_their_starts_under_any_initialisation():
     base = mlp([5, 6, 4])
-    hyper = ChunkedHyperNetwork(base, 4, chunk_size=7, form=LowRank(2), init="hyperfan-in")
+    hyper = ChunkedHyperNetwork(base, 4, slice_size=7, form=LowRank(2), init="hyperfan-in")
     params = hyper(torch.randn(TASKS, 4))
     assert torch.equal(params["0.weight"][1] + 0, base[0].weight) and not torch.equal(params["0.bias"][1], base[0].bias)
     factors_alone = ChunkedHyperNetwork(base, 4, 7, generate="*.weight", form=LowRank(2), init="hyperfan-in")
@@ -83,7 +83,7 @@ def test_factors_keep_to_their_starts_under_any_initialisation():
 
 def test_a_chunked_hypernetwork_equals_a_loop_over_tasks_and_chunks():
     base = mlp([3, 4, 2]).double()
-    hyper = ChunkedHyperNetwork(base, 4, chunk_size=6, embedding_dim=3, hidden=(8, 5)).double()
+    hyper = ChunkedHyperNetwork(base, 4, slice_size=6, embedding_dim=3, hidden=(8, 5)).double()
     nn.init.normal_(hyper.writer.change.weight)
     nn.init.normal_(hyper.writer.change.bias)
     condition = vectors(TASKS)[0]
@@ -104,7 +104,7 @@ def test_a_chunked_hypernetwork_equals_a_loop_over_tasks_and_chunks():
 def test_a_chunked_hypernetwork_needs_a_hidden_layer_and_sizes_of_one_or_more(unchecked):
     with pytest.raises(ConfigError, match=r"`hidden=\(\)` leaves no hidden layer.*Pass one width or more"):
         ChunkedHyperNetwork(nn.Linear(3, 2), 4, 7, hidden=())
-    with pytest.raises(ConfigError, match=r"`chunk_size=0` is below 1.*Pass 1 or more"):
+    with pytest.raises(ConfigError, match=r"`slice_size=0` is below 1.*Pass 1 or more"):
         ChunkedHyperNetwork(nn.Linear(3, 2), 4, 0)
     with pytest.raises(ConfigError, match=r"`init='bias'` is unknown"):
         ChunkedHyperNetwork(nn.Linear(3, 2), 4, 7, init="bias")
@@ -186,8 +186,9 @@ def test_a_static_hypernetwork_trains_a_fraction_of_the_parameters_of_its_base()
     hyper = StaticHyperNetwork(base, embedding_dim=4)
     assert count(hyper) < 0.3 * whole and count(StaticHyperNetwork(kernels(24), embedding_dim=4)) < 0.1 * 4 * whole
     assert list(hyper.spec.shapes) == [f"{layer}.weight" for layer in range(1, 7)]
-    assert not any(base.get_parameter(name).requires_grad for name in hyper.spec.shapes)
-    assert all(base.get_parameter(name).requires_grad for name in hyper.spec.shared)
+    assert not any(hyper.base.get_parameter(name).requires_grad for name in hyper.spec.shapes)
+    assert all(hyper.base.get_parameter(name) is base.get_parameter(name) for name in hyper.spec.shared)
+    assert all(parameter.requires_grad for parameter in base.parameters())
 
 
 def test_static_kernels_start_at_the_size_of_the_base_s_own_and_do_not_use_their_values():

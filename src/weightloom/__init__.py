@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from weightloom.hypernets import MLPHyperNetwork as MLPHyperNetwork
     from weightloom.hypernets import StaticHyperNetwork as StaticHyperNetwork
     from weightloom.hypernets import TransformerHyperNetwork as TransformerHyperNetwork
+    from weightloom.hypernets import own_params as own_params
     from weightloom.inner import fine_tune as fine_tune
     from weightloom.keras import KerasBase as KerasBase
     from weightloom.losses import cross_entropy_per_task as cross_entropy_per_task
@@ -127,6 +128,7 @@ _ROOM_OF = {
     "MLPHyperNetwork": "hypernets",
     "StaticHyperNetwork": "hypernets",
     "TransformerHyperNetwork": "hypernets",
+    "own_params": "hypernets",
     "fine_tune": "inner",
     "KerasBase": "keras",
     "cross_entropy_per_task": "losses",

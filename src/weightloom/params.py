@@ -394,6 +394,8 @@ def first_names(base: nn.Module) -> dict[str, str]:
 def select(base: nn.Module, selector: Selector, argument: str = "generate") -> set[str]:
     """Names of the parameters that a selector matches; of a tied parameter each name that it matches.
 
+    To be generated, a parameter holds real or complex numbers: others, such as an integer index, are left out.
+
     Raises:
         ConfigError: If there is none; the message names ``argument``.
     """
@@ -409,8 +411,15 @@ def select(base: nn.Module, selector: Selector, argument: str = "generate") -> s
         matched = {name for name, parameter in parameters.items() if selector(name, parameter)}
     else:
         matched = {name for name in parameters if name == selector or fnmatchcase(name, selector)}
+    written = {n for n in matched if parameters[n].is_floating_point() or parameters[n].is_complex()}
+    if written or (matched and argument == "freeze"):
+        return matched if argument == "freeze" else written
     if matched:
-        return matched
+        name = min(matched)
+        raise ConfigError(
+            f"`{name}` holds {str(parameters[name].dtype).removeprefix('torch.')} numbers. Generated numbers change by "
+            f"small steps, which these cannot. Leave it out of `{argument}`: all tasks then share the base's own."
+        )
     if isinstance(selector, type):
         kinds = {type(m).__name__ for m in base.modules() if next(m.parameters(recurse=False), None) is not None}
         what = f"{argument}={selector.__name__}"

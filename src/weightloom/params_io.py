@@ -7,7 +7,6 @@ Nothing that is loaded can execute code: a form is written as its name and optio
 """
 
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import weightloom.forms as forms
 from weightloom.checkpoint import load_tensors, save_tensors
-from weightloom.errors import CheckpointError, ConfigError, WeightloomError
-from weightloom.forms import Factored, Form
+from weightloom.errors import CheckpointError, ConfigError
+from weightloom.forms import Factored
+from weightloom.forms.by_name import form_of, has_name
 from weightloom.forms.factored import built
 from weightloom.params import Params
 
@@ -50,7 +49,7 @@ def save_params(path: Path, params: Mapping[str, Tensor], with_own: bool = True)
     store = _Store()
     values: list[dict[str, Any]] = []  # a list keeps the order, which an object in JSON does not
     for name, value in params.items():
-        if not isinstance(value, Factored) or not _is_known(value.form):
+        if not isinstance(value, Factored) or not has_name(value.form):
             values.append({"name": name, "value": store.put(f"{name}/value", built(value))})
             continue
         its = {
@@ -95,7 +94,7 @@ def load_params(path: Path, own: nn.Module | Mapping[str, Tensor] | None = None)
         its_own = _own(path, name, held, tensors, (own or {}).get(name))
         factors = {factor: tensors[key] for factor, key in held["factors"].items()}
         shared = {part: tensors[key] for part, key in held["shared"].items()}
-        params[name] = Factored(_form(path, held), its_own, factors, shared)
+        params[name] = Factored(form_of(path, held["form"], held["options"]), its_own, factors, shared)
     return params
 
 
@@ -128,30 +127,6 @@ def _own(path: Path, name: str, held: Any, tensors: Mapping[str, Tensor], given:
             "another start gives another network. Load the base as it was, or save with `with_own=True`."
         )
     return given
-
-
-def _is_known(form: Form) -> bool:
-    """Whether the form is one of ours, and its attributes are its options, which JSON can hold."""
-    if getattr(forms, type(form).__name__, None) is not type(form):
-        return False
-    plain = all(isinstance(value, int | float | str | bool | None) for value in form.__dict__.values())
-    return plain and form.__dict__.keys() <= inspect.signature(type(form)).parameters.keys()
-
-
-def _form(path: Path, held: Any) -> Form:
-    kind = getattr(forms, str(held["form"]), None)
-    if not (isinstance(kind, type) and issubclass(kind, Form)):
-        raise CheckpointError(
-            f"`{path}` holds parameters in the form {held['form']!r}, which this version of the library does not have. "
-            "A form is made from its name. Use the version that wrote the file."
-        )
-    try:
-        return kind(**held["options"])
-    except (TypeError, WeightloomError) as error:
-        raise CheckpointError(
-            f"`{path}` holds options of {held['form']} that this version of the library does not take ({error}). "
-            "Use the version that wrote the file."
-        ) from error
 
 
 def _digest(own: Tensor) -> str:

@@ -147,7 +147,7 @@ def _check_kind(base: nn.Module, params: Mapping[str, Tensor], inputs: Mapping[s
             )
         kind = value.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        if value.dtype != first[1].dtype and not autocast and not (is_mixed and name in generated):
+        if value.dtype != first[1].dtype and not autocast and not is_mixed:
             raise ConfigError(
                 f"`{name}` is {value.dtype} but `{first[0]}` is {first[1].dtype}. Parameters and inputs meet in one "
                 f"computation, in one dtype. Convert {_what(name, shared)}: `.to({first[1].dtype})`, or run under "

@@ -7,8 +7,8 @@ learned prior where a support set is empty.
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from weightloom.conditions.attention import attention
 from weightloom.errors import ShapeError
 
 Mask = Bool[Tensor, "tasks shots"]
@@ -105,9 +105,9 @@ class SupportAttention(nn.Module):
         """Encode one support set per task; arguments and errors as for `DeepSets`."""
         points, mask = checked_points(support_x, support_y, support_mask, self.x_dim, self.y_dim)
         tokens = torch.cat([self.gather.expand(len(points), 1, -1), self.point(points)], dim=1)
-        mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
+        read = None if support_mask is None else torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
         for block in self.blocks:
-            tokens = block(tokens, mask)
+            tokens = block(tokens, read)
         condition: Tensor = self.out(tokens[:, 0])
         return condition
 
@@ -136,8 +136,7 @@ class AttentionBlock(nn.Module):
         """Let tokens read each other. Where ``mask`` is False a token is not read; at least one per task must be."""
         qkv = self.to_qkv(self.before_attention(tokens)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        read = None if mask is None else mask[:, None, None, :]
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=read)
+        attended = attention(q, k, v, None if mask is None else mask[:, None, None, :])
         tokens = tokens + self.from_heads(attended.transpose(1, 2).flatten(2))
         mixed: Tensor = self.mix(self.before_mix(tokens))
         return tokens + mixed

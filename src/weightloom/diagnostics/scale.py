@@ -73,9 +73,8 @@ def check_scale(
         hyper: The hypernetwork, with its ``base``.
         condition: A row per task. Take rows of the sizes that you expect, small and large.
         x: Inputs per task, (tasks, batch, *event), or a tuple of them.
-        reference: The base with the values to compare with: ``copy.deepcopy(base)`` from before the hypernetwork was
-            built. None takes ``hyper.base`` as it stands, which will not do for the hyperfan initialisations: they set
-            the base's own values to zero.
+        reference: The base with the values to compare with, such as a copy from before training. None takes
+            ``hyper.base`` as it stands.
 
     Raises:
         ConfigError: If a layer of the reference gives nothing but zeros where the base does not.
@@ -117,9 +116,8 @@ def _compare(layer: str, found: list[dict[str, float]], own: list[dict[str, floa
         )
     if any(not mine[layer] and its[layer] for mine, its in zip(own, found, strict=True)):
         raise ConfigError(
-            f"The reference gives nothing but zeros in {layer!r}, so there is no scale to compare with. The hyperfan "
-            "initialisations set the base's own values to zero. Pass `reference=copy.deepcopy(base)` from before the "
-            "hypernetwork was built."
+            f"The reference gives nothing but zeros in {layer!r}, so there is no scale to compare with. It needs "
+            "values as of a network that works. Pass `reference=` such a copy of the base."
         )
     ratios = [its[layer] / mine[layer] if mine[layer] else 1.0 for mine, its in zip(own, found, strict=True)]
     scale = sum(mine[layer] ** 2 for mine in own) / len(own)

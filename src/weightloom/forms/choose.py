@@ -24,14 +24,14 @@ def choose_forms(base: nn.Module, generate: Generate = "*", form: Form | None = 
     Args:
         base: The base network.
         generate: One selector, several, or a mapping from selectors to forms, of which the first that matches a
-            parameter counts: ``{"head.*": Full(), nn.Linear: LowRank(4)}``. A name is taken at its word; of what a
-            kind of module or a predicate selects, what the form does not fit is generated in full.
+            parameter counts: ``{"head.*": Full(), nn.Linear: LowRank(4)}``. A full name is taken at its word; of what
+            a glob, a kind of module or a predicate selects, what the form does not fit is generated in full.
         form: Where ``generate`` is no mapping: the form of every parameter that it fits. Those that it does not fit,
             such as biases where it needs a matrix, are generated in full. None means `Full`.
 
     Raises:
         ConfigError: If a selector matches no parameter or there is none, if a form in the mapping does not fit a
-            parameter that is named for it, or if two names of one tied parameter get different forms.
+            parameter that is named in full for it, or if two names of one tied parameter get different forms.
 
     Example:
         >>> choose_forms(nn.Linear(8, 8), form=LowRank(2))
@@ -39,10 +39,10 @@ def choose_forms(base: nn.Module, generate: Generate = "*", form: Form | None = 
     """
     _check_given(generate, form)
     names, owners = first_names(base), _owners(base)
-    shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
+    parameters = dict(base.named_parameters())
     if not isinstance(generate, Mapping):
         wanted = ParamSpec.of(base, generate).shapes
-        return {n: (form or Full()).fit(s, owners[n]) or Full() for n, s in wanted.items()}
+        return {name: _fitted(name, form or Full(), parameters[name], owners[name], False) for name in wanted}
     if form is not None:
         raise ConfigError(
             f"`form={form}` was given beside a mapping from selectors to forms. The mapping says the form of each "
@@ -52,7 +52,7 @@ def choose_forms(base: nn.Module, generate: Generate = "*", form: Form | None = 
     named: set[str] = set()
     for selector, its in generate.items():
         for alias in sorted(select(base, selector)):
-            if alias not in by_alias and isinstance(selector, str):
+            if alias not in by_alias and selector == alias:
                 named.add(names[alias])
             by_alias.setdefault(alias, its)
     chosen: dict[str, tuple[str, Form]] = {}
@@ -64,8 +64,8 @@ def choose_forms(base: nn.Module, generate: Generate = "*", form: Form | None = 
                 f"stay tied, so they can have one form only. Name `{names[alias]}` alone, or untie them in the base."
             )
     return {
-        name: _fitted(name, chosen[name][1], shape, owners[name], name in named)
-        for name, shape in shapes.items()
+        name: _fitted(name, chosen[name][1], parameter, owners[name], name in named)
+        for name, parameter in parameters.items()
         if name in chosen
     }
 
@@ -130,17 +130,8 @@ def budget(base: nn.Module, parameters: int, width: int = 64, generate: Selector
         bias       32       Full()                 32         2,080
         all                 of 20,000             288        18,976
     """
-    owners = _owners(base)
-    ladders: dict[str, list[tuple[int, int, Form]]] = {}
     shapes = ParamSpec.of(base, generate).shapes
-    for name, shape in shapes.items():
-        fitting = [fitted for form in _CANDIDATES if (fitted := form.fit(shape, owners[name]))]
-        whole = _cost(Full(), shape, width)[1]
-        rows = [(*_cost(form, shape, width), form) for form in fitting]
-        priced = sorted((r for r in rows if r[1] < whole or r[2] == Full()), key=lambda row: (row[1], -row[0]))
-        ladders[name] = [
-            row for number, row in enumerate(priced) if all(row[0] > earlier[0] for earlier in priced[:number])
-        ]
+    ladders = _ladders(base, shapes, width)
     step = dict.fromkeys(shapes, 0)
     spent = sum(ladder[0][1] for ladder in ladders.values())
     if spent > parameters:
@@ -179,6 +170,23 @@ def _cost(form: Form, shape: Shape, width: int) -> tuple[int, int]:
     return generated, generated * (width + 1) + starts + sum(value.numel() for value in form.shared(shape).values())
 
 
+def _ladders(base: nn.Module, names: Iterable[str], width: int) -> dict[str, list[tuple[int, int, Form]]]:
+    """For each parameter the forms that are worth their price, cheapest first: numbers, cost and form."""
+    owners, parameters = _owners(base), dict(base.named_parameters())
+    ladders = {}
+    for name in names:
+        shape = tuple(parameters[name].shape)
+        candidates: tuple[Form, ...] = (Full(),) if parameters[name].is_complex() else _CANDIDATES
+        fitting = [fitted for form in candidates if (fitted := form.fit(shape, owners[name]))]
+        whole = _cost(Full(), shape, width)[1]
+        rows = [(*_cost(form, shape, width), form) for form in fitting]
+        priced = sorted((r for r in rows if r[1] < whole or r[2] == Full()), key=lambda row: (row[1], -row[0]))
+        ladders[name] = [
+            row for number, row in enumerate(priced) if all(row[0] > earlier[0] for earlier in priced[:number])
+        ]
+    return ladders
+
+
 def _check_given(generate: Generate, form: Form | None) -> None:
     if generate is None or (isinstance(generate, Collection) and not generate):
         raise ConfigError(
@@ -200,13 +208,44 @@ def _owners(base: nn.Module) -> dict[str, nn.Module]:
     return {name: base.get_submodule(name.rpartition(".")[0]) for name in names}
 
 
-def _fitted(name: str, form: Form, shape: Shape, owner: nn.Module, is_named: bool) -> Form:
-    fitted = form.fit(shape, owner)
+def _fitted(name: str, form: Form, parameter: nn.Parameter, owner: nn.Module, is_named: bool) -> Form:
+    shape = tuple(parameter.shape)
+    is_complex = parameter.is_complex() and not isinstance(form, Full)
+    fitted = None if is_complex else form.fit(shape, owner)
     if fitted is None and not is_named:
         return Full()
     if fitted is None:
+        needs = "real numbers, and these are complex" if is_complex else form.needs
         raise ConfigError(
-            f"{form} does not fit `{name}`, which has shape {shape}. This form needs {form.needs}. "
+            f"{form} does not fit `{name}`, which has shape {shape}. This form needs {needs}. "
             "Use `Full()` for it, or leave it out of the selection."
         )
     return fitted
+
+
+def advised_budget(base: nn.Module, generate: Generate, names: Iterable[str], parameters: int, width: int) -> str:
+    """Say what to type so that a head has at most ``parameters`` parameters, or as few as there can be.
+
+    Args:
+        base: The base network.
+        generate: What was asked for, to be said again.
+        names: Names of the parameters that it selects.
+        parameters: What the head may have.
+        width: Width of the layer that the head reads.
+    """
+    said = "" if generate == "*" else f", generate={_said(generate)}"
+    least = sum(min(cost for _, cost, _ in ladder) for ladder in _ladders(base, names, width).values())
+    allow = f", largest_head={least}" if least > parameters else ""
+    call = f"budget(base, {max(least, parameters)}, width={width}{said})"
+    return f"Hold what is generated in cheaper forms: `generate={call}{allow}`"
+
+
+def _said(generate: Generate) -> str:
+    """Selectors as they are typed."""
+    if isinstance(generate, str):
+        return repr(generate)
+    if isinstance(generate, type):
+        return f"nn.{generate.__name__}" if hasattr(nn, generate.__name__) else generate.__name__
+    if callable(generate):
+        return getattr(generate, "__name__", "your_predicate")
+    return f"[{', '.join(map(_said, generate))}]"

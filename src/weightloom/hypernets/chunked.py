@@ -1,5 +1,6 @@
 """The chunked hypernetwork: one small generator writes the flat vector of all parameters, chunk by chunk."""
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -13,11 +14,12 @@ from weightloom.forms.choose import Generate
 from weightloom.hypernets.generated import Generated, Init, WritesGenerated, check_init
 from weightloom.hypernets.hypernet import HyperNetwork, check_condition
 from weightloom.hypernets.mlp import constant_norm
-from weightloom.hypernets.writer import Writer, check_sizes, pieces_of
+from weightloom.hypernets.saving import Saves, described
+from weightloom.hypernets.writer import LARGEST_HEAD, Writer, check_sizes, check_slices, pieces_of
 from weightloom.params import Params, Selector
 
 
-class ChunkedHyperNetwork(WritesGenerated, HyperNetwork):
+class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
     """Generate parameters of ``base`` chunk by chunk: θ[k] = own[k] + g(condition, eₖ), with one g for all chunks.
 
     Generated numbers stand side by side in one flat vector, which is cut into chunks without regard to where a
@@ -30,21 +32,23 @@ class ChunkedHyperNetwork(WritesGenerated, HyperNetwork):
     Args:
         base: The base network. Bring any module.
         condition_dim: Width of a condition.
-        chunk_size: Numbers in a chunk. The last chunk is cropped.
+        slice_size: Numbers in a chunk. The last chunk is cropped.
         embedding_dim: Width of a chunk's embedding.
         hidden: Widths of the generator's hidden layers, one or more.
         generate: Which parameters are generated, as in `MLPHyperNetwork`.
         form: How each generated parameter is held, where ``generate`` does not say.
-        freeze: Which of the base's own values are not trained.
+        freeze: Which of the base's own values are not trained, as in `MLPHyperNetwork`.
         init: How what is generated starts.
+        largest_head: As many numbers as the last layer may hold: a larger one is an error, not gigabytes.
+        chunk_size: The former name of ``slice_size``.
 
     Raises:
         ConfigError: If a selector matches no parameter, a form does not fit one, ``init`` is unknown, a size is below
-            1, or ``hidden`` is empty.
+            1, ``hidden`` is empty, or the last layer would be too large.
 
     Example:
         >>> from weightloom.networks import mlp
-        >>> hyper = ChunkedHyperNetwork(mlp([3, 64, 2]), condition_dim=4, chunk_size=100)
+        >>> hyper = ChunkedHyperNetwork(mlp([3, 64, 2]), condition_dim=4, slice_size=100)
         >>> hyper.chunks, hyper(torch.randn(5, 4))["0.weight"].shape
         (4, torch.Size([5, 64, 3]))
 
@@ -57,26 +61,40 @@ class ChunkedHyperNetwork(WritesGenerated, HyperNetwork):
         self,
         base: nn.Module,
         condition_dim: int,
-        chunk_size: int,
+        slice_size: int = 256,
         embedding_dim: int = 8,
         hidden: Sequence[int] = (64,),
         generate: Generate = "*",
         form: Form | None = None,
         freeze: Selector | list[Selector] | None = None,
         init: Init = "bias-hyperinit",
+        largest_head: int = LARGEST_HEAD,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
+        if chunk_size is not None:
+            warnings.warn(
+                f"`chunk_size={chunk_size}` is called `slice_size` now. Elsewhere `chunk_size` counts tasks that run "
+                f"at a time. Pass `slice_size={chunk_size}`.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            slice_size = chunk_size
         check_init(init)
-        check_sizes(condition_dim=condition_dim, chunk_size=chunk_size, embedding_dim=embedding_dim)
+        check_sizes(condition_dim=condition_dim, slice_size=slice_size, embedding_dim=embedding_dim)
         if not hidden:
             raise ConfigError(
                 "`hidden=()` leaves no hidden layer. A linear generator adds the same to all chunks, whatever their "
                 "embeddings. Pass one width or more, as in `hidden=(64,)`."
             )
         self.condition_dim = condition_dim
-        self.generated = Generated(base, generate, form, freeze)
+        check_slices(hidden[-1], slice_size, largest_head)
+        self.generated = Generated(base, generate, form, freeze, init)
         self.init = init
-        self.chunks = pieces_of(self.generated.size, chunk_size)
+        self.options = {"condition_dim": condition_dim, "slice_size": slice_size, "embedding_dim": embedding_dim}
+        self.options |= {"hidden": list(hidden), "init": init, "largest_head": largest_head}
+        self.options |= described(self.generated.forms, sorted(self.generated.frozen))
+        self.chunks = pieces_of(self.generated.size, slice_size)
         """How many chunks are written."""
         self.embeddings = nn.Parameter(torch.randn(self.chunks, embedding_dim))
         self._known = 2 * condition_dim if init == "magnitude-invariant" else condition_dim
@@ -85,7 +103,7 @@ class ChunkedHyperNetwork(WritesGenerated, HyperNetwork):
         for width, units in pairwise(hidden):
             layers += [nn.Linear(width, units), nn.ReLU()]
         self.trunk = nn.Sequential(*layers)
-        self.writer = Writer(hidden[-1], chunk_size, self.generated, init)
+        self.writer = Writer(hidden[-1], slice_size, self.generated)
 
     def forward(self, condition: Float[Tensor, "tasks condition_dim"]) -> Params:
         """Generate parameters for each task.

@@ -9,29 +9,35 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightloom.errors import ConfigError, nearest
-from weightloom.forms import Form, Full, choose_forms
+from weightloom.forms import Factored, Form, Full, choose_forms
 from weightloom.forms.choose import Generate
+from weightloom.hypernets.held import HoldsBase
 from weightloom.params import Params, ParamSpec, Selector, Shape, select, selectors_of
 
 Init = Literal["bias-hyperinit", "hyperfan-in", "hyperfan-out", "magnitude-invariant"]
 INITS: tuple[Init, ...] = ("bias-hyperinit", "hyperfan-in", "hyperfan-out", "magnitude-invariant")
 
 
-class Generated(nn.Module):
+class Generated(HoldsBase):
     """The generated parameters of a base: one flat vector per task in, Params out.
 
     Every generated number is where it starts plus what a hypernetwork writes. Free numbers start at the base's own
     values, factors where their form says. Those starts are learned, as is what a form shares among tasks: they are
     parameters of this module, and so are those of the base, once.
 
+    The base stays its caller's, as `HoldsBase` says: where something is frozen, ``base`` is a twin of it. A parameter
+    is generated in the dtype of the base's own; a complex one as two real numbers each, in full.
+
     Args:
         base: The base network. Bring any module.
         generate: Which parameters are generated, and as a mapping in which form: see `weightloom.forms.choose_forms`.
         form: Where ``generate`` is no mapping: how each generated parameter is held. None means in full.
         freeze: Which of the base's own values are not trained, as they come pretrained: one selector or several.
+        init: How what is generated starts. For the hyperfan schemes free numbers start at zero, and the base's own
+            values are neither used nor trained.
 
     Raises:
-        ConfigError: If a selector matches nothing, or a form does not fit.
+        ConfigError: If a selector matches nothing, a form does not fit, or ``init`` is unknown.
 
     Example:
         >>> from weightloom.forms import LowRank
@@ -46,39 +52,48 @@ class Generated(nn.Module):
         generate: Generate = "*",
         form: Form | None = None,
         freeze: Selector | list[Selector] | None = None,
+        init: Init = "bias-hyperinit",
     ) -> None:
         super().__init__()
+        check_init(init)
         self.forms = choose_forms(base, generate, form)
-        frozen = {name for s in selectors_of(freeze or []) for name in select(base, s, "freeze")}
-        self.base = base
+        self.init = init
+        self.frozen = {name for s in selectors_of(freeze or []) for name in select(base, s, "freeze")}
+        """Names of what ``freeze`` selects."""
+        from_zero = init.startswith("hyperfan")
+        in_full = [name for name, its in self.forms.items() if isinstance(its, Full)]
+        self.hold(base, self.frozen, in_full if from_zero else ())
+        self._at_own = frozenset([] if from_zero else in_full)
+        """Whose free numbers start at the own value itself: a second start beside it would learn the same."""
+        self._all_full = len(in_full) == len(self.forms)
         shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
         self.spec = ParamSpec(
             {name: shapes[name] for name in self.forms}, tuple(name for name in shapes if name not in self.forms)
         )
+        self._owners = {name: _owner(self.base, name) for name in self.forms}
+        pair = {name: (2,) if self.own(name).is_complex() else () for name in self.forms}
         self.shapes: dict[str, dict[str, Shape]] = {
-            name: its.factor_shapes(shapes[name]) for name, its in self.forms.items()
+            name: {factor: (*shape, *pair[name]) for factor, shape in its.factor_shapes(shapes[name]).items()}
+            for name, its in self.forms.items()
         }
+        """Shapes of what is generated for each parameter; of complex numbers with a last axis of two."""
         self.factors = ParamSpec({f"{n}/{f}": s for n, its in self.shapes.items() for f, s in its.items()})
         self.size = self.factors.size
-        self._first = next(iter(self.forms))
-        self._all_free = all(map(self._starts_at_own, self.forms))
         self._starts, self._shared = nn.ParameterDict(), nn.ParameterDict()
         self._parts: dict[str, list[str]] = {}
         for name, its in self.forms.items():
             own = base.get_parameter(name)
+            kind = own.device, own.dtype.to_real() if own.is_complex() else own.dtype
             first = its.starts(shapes[name])
             for factor, shape in self.shapes[name].items():
-                if not self._starts_at_own(name):
-                    start = first.get(factor, torch.zeros(shape))
-                    self._starts[_key(name, factor)] = nn.Parameter(start.to(own))
+                if name not in self._at_own:
+                    start = first.get(factor, torch.zeros(shape)).to(*kind)
+                    learned = name not in self.frozen or name not in in_full
+                    self._starts[_key(name, factor)] = nn.Parameter(start, requires_grad=learned)
             shared = its.shared(shapes[name])
             self._parts[name] = list(shared)
             for part, value in shared.items():
-                self._shared[_key(name, part)] = nn.Parameter(value.to(own))
-        self._owners = {name: _owner(base, name) for name in self.forms}
-        for name, parameter in base.named_parameters(remove_duplicate=False):
-            if name in frozen:
-                parameter.requires_grad_(False)
+                self._shared[_key(name, part)] = nn.Parameter(value.to(*kind))
 
     def own(self, name: str) -> Tensor:
         """The base's own value of a generated parameter."""
@@ -87,22 +102,25 @@ class Generated(nn.Module):
         assert value is not None
         return value
 
-    def _starts_at_own(self, name: str) -> bool:
-        """Free numbers start at the own value itself: a second start beside it would learn the same."""
-        return isinstance(self.forms[name], Full)
-
     def start(self) -> Float[Tensor, " size"]:
-        """Where every generated number starts; add it to what is generated, as a head does with its bias."""
+        """Where every generated number starts; add it to what is generated, as a head does with its bias.
+
+        It is of the widest dtype that there is among the starts.
+
+        Raises:
+            ConfigError: If the base was changed after this was built.
+        """
+        self.check_base()
         pieces = []
         for name, shapes in self.shapes.items():
-            free = self._starts_at_own(name)
             for factor in shapes:
-                start = self.own(name) if free else self._starts[_key(name, factor)]
+                start = self.own(name) if name in self._at_own else self._starts[_key(name, factor)]
+                start = torch.view_as_real(start) if start.is_complex() else start
                 pieces.append(start if start.ndim == 1 else start.reshape(-1))
         return torch.cat(pieces)
 
     def forward(self, flat: Float[Tensor, "tasks size"]) -> Params:
-        """Cut a flat vector per task, the starts already added, into Params of the base's own dtype.
+        """Cut a flat vector per task, the starts already added, into Params, each of the dtype of the base's own.
 
         Under autocast a linear head writes in half precision. Parameters stay whole there, as those of any module do:
         norms take nothing else.
@@ -110,55 +128,58 @@ class Generated(nn.Module):
         Raises:
             ShapeError: If ``flat`` is not ``(tasks, size)``.
         """
-        factors = self.factors.cut(flat.to(self.own(self._first).dtype))
-        if self._all_free:
-            return Params(zip(self.forms, factors.values(), strict=True))
-        return Params({name: self._value(name, factors) for name in self.forms})
+        dtypes = [self.own(name).dtype for name in self.forms]
+        if len(set(dtypes)) == 1 and not dtypes[0].is_complex:
+            factors = self.factors.cut(flat.to(dtypes[0]))
+            if self._all_full:
+                return Params(zip(self.forms, factors.values(), strict=True))
+        else:
+            factors = self.factors.cut(flat)
+        return Params({n: self._value(n, factors, dtype) for n, dtype in zip(self.forms, dtypes, strict=True)})
 
-    def _value(self, name: str, factors: Mapping[str, Tensor]) -> Tensor:
-        if self._starts_at_own(name):
-            return factors[f"{name}/change"]
-        form = self.forms[name]
+    def _value(self, name: str, factors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        if dtype.is_complex:
+            pair = factors[f"{name}/change"].to(dtype.to_real())
+            return torch.complex(pair[..., 0], pair[..., 1])
+        if isinstance(self.forms[name], Full):
+            return factors[f"{name}/change"].to(dtype)
         its = {factor: factors[f"{name}/{factor}"] for factor in self.shapes[name]}
-        own = self.own(name)
+        if any(value.dtype != dtype for value in its.values()):
+            its = {factor: value.to(dtype) for factor, value in its.items()}
         shared = {part: self._shared[_key(name, part)] for part in self._parts[name]}
-        return form.value(own, its, shared)
+        value = self.forms[name].value(self.own(name), its, shared)
+        return value if isinstance(value, Factored) else value.to(dtype)  # it may have been built under autocast
 
     @torch.no_grad()
-    def scales(self, init: Init) -> Float[Tensor, " size"]:
+    def scales(self) -> Float[Tensor, " size"]:
         """Standard deviation that what is written of each number should have at step 0; zero for bias-HyperInit.
 
-        For free numbers it follows from the base's own values, which for the hyperfan schemes are set to zero: what is
-        generated then has their variance, fan by fan. Factors of other forms keep to their starts.
-
-        Raises:
-            ConfigError: If ``init`` is unknown.
+        For free numbers it follows from the base's own values: what is generated by the hyperfan schemes has their
+        variance, fan by fan. Factors of other forms keep to their starts.
         """
-        check_init(init)
         pieces = []
         for name, shapes in self.shapes.items():
             own = self.own(name)
+            free = isinstance(self.forms[name], Full) and self.init != "bias-hyperinit"
             for shape in shapes.values():
-                free = self._starts_at_own(name) and init != "bias-hyperinit"
-                spread = own.square().mean().sqrt() if free else own.new_zeros(())
-                if free and init == "hyperfan-out" and own.ndim >= 2:
+                real = torch.view_as_real(own) if own.is_complex() else own
+                spread = real.square().mean().sqrt() if free else real.new_zeros(())
+                if free and self.init == "hyperfan-out" and own.ndim >= 2:
                     spread = spread * (prod(own.shape[1:]) / (own.shape[0] * prod(own.shape[2:]))) ** 0.5
-                if free and init == "magnitude-invariant":
+                if free and self.init == "magnitude-invariant":
                     spread = 0.1 * spread
                 pieces.append(spread.expand(prod(shape)))
-            if self._starts_at_own(name) and init.startswith("hyperfan"):
-                own.zero_()
         return torch.cat(pieces)
 
 
 class WritesGenerated:
-    """What hypernetworks that write to a `Generated` have in common."""
+    """Hypernetworks that write to a `Generated`: what they have in common."""
 
     generated: Generated
 
     @property
     def base(self) -> nn.Module:
-        """The base network, whose own parameters are part of this module."""
+        """The base network, or its twin where something is frozen; its own parameters are part of this module."""
         return self.generated.base
 
     @property

@@ -13,7 +13,8 @@ from weightloom.forms.choose import Generate
 from weightloom.hypernets.generated import Generated
 from weightloom.hypernets.hypernet import HyperNetwork, check_condition
 from weightloom.hypernets.layers import FEATURES, LayerGraph
-from weightloom.hypernets.writer import check_sizes, pieces_of
+from weightloom.hypernets.saving import Saves, described
+from weightloom.hypernets.writer import LARGEST_HEAD, check_head, check_sizes, pieces_of
 from weightloom.params import Params, ParamSpec, Selector, Shape, selectors_of
 
 ROLES = ("weight", "bias", "change", "up", "down", "gain", "mixture", "code")
@@ -23,7 +24,7 @@ FREQUENCIES = 4
 """How finely the place of a tile is told: by sines of up to ``2 ** (FREQUENCIES - 1)`` half turns."""
 
 
-class GraphHyperNetwork(HyperNetwork):
+class GraphHyperNetwork(Saves, HyperNetwork):
     """Generate parameters of several bases, and of bases never seen, from the graph of their layers.
 
     Each layer of a base is a node, and data that flows from layer to layer an edge (`LayerGraph`: as traced by
@@ -50,11 +51,12 @@ class GraphHyperNetwork(HyperNetwork):
         tile: Side of a tile.
         generate: Which parameters are generated, as in `MLPHyperNetwork`, of every base.
         form: How each generated parameter is held, where ``generate`` does not say.
-        freeze: Which of the bases' own values are not trained.
+        freeze: Which of the bases' own values are not trained, as in `MLPHyperNetwork`.
+        largest_head: As many numbers as the layer that writes tiles may hold: a larger one is an error, not gigabytes.
 
     Raises:
-        ConfigError: If there is no base, a selector matches no parameter, a form does not fit one, or a size is too
-            small.
+        ConfigError: If there is no base, a selector matches no parameter, a form does not fit one, a size is too
+            small, or the layer that writes tiles would be too large.
 
     Example:
         >>> from weightloom.networks import mlp
@@ -83,9 +85,16 @@ class GraphHyperNetwork(HyperNetwork):
         generate: Generate = "*",
         form: Form | None = None,
         freeze: Selector | list[Selector] | None = None,
+        largest_head: int = LARGEST_HEAD,
     ) -> None:
         super().__init__()
         check_sizes(condition_dim=condition_dim, hidden=hidden, tile=tile)
+        check_head(
+            (hidden + 1) * tile**2,
+            largest_head,
+            f"{hidden:,} inputs and a bias for each of {tile**2:,} numbers of a tile",
+            f"Write smaller tiles, as in `tile={max(1, int((largest_head // (hidden + 1)) ** 0.5))}`",
+        )
         every = [bases] if isinstance(bases, nn.Module) else list(bases)
         if not every or rounds < 0:
             raise ConfigError(
@@ -93,7 +102,9 @@ class GraphHyperNetwork(HyperNetwork):
                 "cannot be negative. Pass `bases=[base]`, and `rounds=0` for no messages."
             )
         self.condition_dim, self.rounds, self.tile = condition_dim, rounds, tile
-        self._options = (generate if isinstance(generate, Mapping) else selectors_of(generate), form, freeze)
+        self._chosen = (generate if isinstance(generate, Mapping) else selectors_of(generate), form, freeze)
+        self.options = {"condition_dim": condition_dim, "hidden": hidden, "rounds": rounds, "tile": tile}
+        self.options |= {"largest_head": largest_head, **described(self._chosen[0], freeze, form)}
         self.architectures = nn.ModuleList()
         """An `Architecture` for each base; more can be added."""
         for base in every:
@@ -128,7 +139,7 @@ class GraphHyperNetwork(HyperNetwork):
         Raises:
             ConfigError: If a selector matches no parameter of it, or a form does not fit one.
         """
-        self.architectures.append(Architecture(Generated(base, *self._options), self.tile))
+        self.architectures.append(Architecture(Generated(base, *self._chosen), self.tile))
         return len(self.architectures) - 1
 
     def forward(
@@ -151,7 +162,7 @@ class GraphHyperNetwork(HyperNetwork):
         if base is None:
             its = self._architecture(architecture)
         else:
-            generate, form, _ = self._options
+            generate, form, _ = self._chosen
             its = Architecture(Generated(base, generate, form), self.tile)
             _check_nothing_learned(its.generated)
         features, means = its.features.to(condition), its.means.to(condition)

@@ -7,24 +7,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightloom.forms import Form
-from weightloom.forms.choose import Generate
+from weightloom.forms.choose import Generate, advised_budget
 from weightloom.hypernets.generated import Generated, Init, WritesGenerated, check_init
 from weightloom.hypernets.hypernet import HyperNetwork, check_condition
+from weightloom.hypernets.saving import Saves, described
+from weightloom.hypernets.writer import LARGEST_HEAD, check_head
 from weightloom.params import Params, Selector
 
 
-class MLPHyperNetwork(WritesGenerated, HyperNetwork):
+class MLPHyperNetwork(WritesGenerated, Saves, HyperNetwork):
     """Generate parameters of ``base`` by an MLP: θ = own + head(trunk(condition)).
 
     The base's own parameters are part of this module (``hyper.parameters()`` holds them once) and are trained with
-    it: those that are generated as the value that every task starts from, the others as shared by all tasks.
+    it: those that are generated as the value that every task starts from, the others as shared by all tasks. Their
+    values, flags and modes are left alone when this is built; where ``freeze`` or ``init`` keeps some of them from
+    being trained, ``hyper.base`` is a twin of the base (`weightloom.hypernets.held.HoldsBase`).
 
     The head starts at zero, so at step 0 every task gets the base network as it stands (Bias-HyperInit). The other
     initialisations, for networks that shall differ from the start:
 
-    - ``"hyperfan-in"``, ``"hyperfan-out"``: what is generated has the variance of the base's own values, which are set
-      to zero, for every condition: the trunk's output is normalised. With ``-out`` the variance is that of a layer
-      whose fans are exchanged, which keeps the scale of gradients.
+    - ``"hyperfan-in"``, ``"hyperfan-out"``: what is generated has the variance of the base's own values, for every
+      condition: the trunk's output is normalised. It starts from zero in their place; they are not used. With ``-out``
+      the variance is that of a layer whose fans are exchanged, which keeps the scale of gradients.
     - ``"magnitude-invariant"``: the condition is encoded to constant norm, and the generated change starts with a
       tenth of the standard deviation of the base's own values.
 
@@ -35,11 +39,14 @@ class MLPHyperNetwork(WritesGenerated, HyperNetwork):
             from them to forms, as in `weightloom.forms.choose_forms`.
         hidden: Widths of the trunk's layers.
         form: How each generated parameter is held, where ``generate`` does not say.
-        freeze: Which of the base's own values are not trained.
+        freeze: Which of the base's own values are not trained. A base that is frozen whole, and is in eval mode when it
+            is passed, stays in eval mode when ``hyper.train()`` is called.
         init: How what is generated starts.
+        largest_head: As many numbers as the head may hold: a larger one is an error, not gigabytes.
 
     Raises:
-        ConfigError: If a selector matches no parameter, a form does not fit one, or ``init`` is unknown.
+        ConfigError: If a selector matches no parameter, a form does not fit one, ``init`` is unknown, or the head would
+            be too large.
 
     Example:
         >>> import torch
@@ -64,12 +71,22 @@ class MLPHyperNetwork(WritesGenerated, HyperNetwork):
         form: Form | None = None,
         freeze: Selector | list[Selector] | None = None,
         init: Init = "bias-hyperinit",
+        largest_head: int = LARGEST_HEAD,
     ) -> None:
         super().__init__()
         check_init(init)
         self.condition_dim = condition_dim
-        self.generated = Generated(base, generate, form, freeze)
+        self.generated = Generated(base, generate, form, freeze, init)
         self.init = init
+        self.options = {"condition_dim": condition_dim, "hidden": list(hidden), "init": init}
+        self.options |= {"largest_head": largest_head}
+        self.options |= described(self.generated.forms, sorted(self.generated.frozen))
+        width = hidden[-1] if hidden else 2 * condition_dim if init == "magnitude-invariant" else condition_dim
+        numbers = (width + 1) * self.generated.size
+        if numbers > largest_head:
+            what = f"{width:,} inputs and a bias for each of {self.generated.size:,} generated numbers"
+            advice = advised_budget(base, generate, self.generated.forms, largest_head, width)
+            check_head(numbers, largest_head, what, advice)
         layers: list[nn.Module] = []
         width = 2 * condition_dim if init == "magnitude-invariant" else condition_dim
         for units in hidden:
@@ -80,7 +97,7 @@ class MLPHyperNetwork(WritesGenerated, HyperNetwork):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         if init != "bias-hyperinit":
-            self._spread(self.generated.scales(init))
+            self._spread(self.generated.scales())
 
     def _spread(self, scales: Float[Tensor, " size"]) -> None:
         """Give every generated number its standard deviation at step 0."""
@@ -93,7 +110,7 @@ class MLPHyperNetwork(WritesGenerated, HyperNetwork):
                     nn.init.zeros_(layer.bias)
         with torch.no_grad():
             noise = torch.randn_like(self.head.weight)
-            self.head.weight.copy_(noise * scales[:, None] / (power * self.head.in_features) ** 0.5)
+            self.head.weight.copy_(noise * scales.to(noise)[:, None] / (power * self.head.in_features) ** 0.5)
 
     def forward(self, condition: Float[Tensor, "tasks condition_dim"]) -> Params:
         """Generate parameters for each task.
@@ -107,8 +124,11 @@ class MLPHyperNetwork(WritesGenerated, HyperNetwork):
         known = self.trunk(condition)
         if self.init.startswith("hyperfan"):
             known = nn.functional.rms_norm(known, known.shape[-1:])
-        flat = nn.functional.linear(known, self.head.weight, self.head.bias + self.generated.start())
-        return self.generated.forward(flat)
+        start, weight, bias = self.generated.start(), self.head.weight, self.head.bias
+        is_wider = torch.promote_types(start.dtype, weight.dtype) != weight.dtype
+        if is_wider or torch.is_autocast_enabled(weight.device.type):  # where the head would round the start
+            return self.generated.forward(start + nn.functional.linear(known, weight, bias))
+        return self.generated.forward(nn.functional.linear(known, weight, bias + start))
 
 
 def constant_norm(condition: Float[Tensor, "*lead width"]) -> Float[Tensor, "*lead double"]:

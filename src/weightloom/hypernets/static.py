@@ -7,12 +7,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightloom.errors import ConfigError, ShapeError
+from weightloom.hypernets.held import HoldsBase
 from weightloom.hypernets.hypernet import HyperNetwork, check_condition
-from weightloom.hypernets.writer import check_sizes
+from weightloom.hypernets.saving import Saves
+from weightloom.hypernets.writer import LARGEST_HEAD, check_head, check_sizes
 from weightloom.params import Params, ParamSpec, Selector, Shape
 
 
-class StaticHyperNetwork(HyperNetwork):
+class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
     """Generate kernels of ``base`` from few parameters: each block of a kernel is g(z), z being all that it owns.
 
     A kernel (out, in, *window) is made of blocks (block, block, *window). Block j has a learned embedding zʲ, and a
@@ -20,9 +22,10 @@ class StaticHyperNetwork(HyperNetwork):
 
         aᵢʲ = Wᵢ zʲ + Bᵢ,    Kᵢʲ = W_out aᵢʲ + B_out,    i = 1 … block.
 
-    The base's own values of generated kernels are not used. They only say how large the generated ones start. They stay
-    in ``base``, and so in a state dict, but with `requires_grad_(False)`: no optimiser trains them. All other
-    parameters of the base are shared by the tasks.
+    The base's own values of generated kernels are not used. They only say how large the generated ones start. The base
+    that was passed is left as it is; in ``hyper.base``, its twin (`weightloom.hypernets.held.HoldsBase`), they want no
+    gradient, so no optimiser of ``hyper.parameters()`` trains them. All other parameters of the base are shared by the
+    tasks, and trained.
 
     With ``condition_dim=0`` there is no condition, and one network with fewer parameters than the base is trained. With
     a condition, zʲ + Pʲ condition is what the generator reads. Pʲ differs from block to block, since the generator
@@ -37,16 +40,19 @@ class StaticHyperNetwork(HyperNetwork):
         window: Window of the generated kernels; ``()`` for linear layers.
         generate: Which parameters are generated. None takes every one that can be written: those of this window whose
             channels are multiples of ``block``.
+        largest_head: As many numbers as the layer that reads the condition may hold: a larger one is an error, not
+            gigabytes.
 
     Raises:
-        ConfigError: If nothing can be written, a selected parameter cannot, or a size is below 1.
+        ConfigError: If nothing can be written, a selected parameter cannot, a size is below 1, or the layer that reads
+            the condition would be too large.
 
     Example:
         >>> base = nn.Sequential(nn.Conv2d(1, 16, 3), *(nn.Conv2d(16, 16, 3) for _ in range(6)))
         >>> hyper = StaticHyperNetwork(base, embedding_dim=4)
         >>> {name: tuple(value.shape) for name, value in hyper(tasks=5).items()}["1.weight"]
         (5, 16, 16, 3, 3)
-        >>> [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (hyper, base)]
+        >>> [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (hyper, hyper.base)]
         [4008, 256]
         >>> hyper.spec.size
         13824
@@ -66,13 +72,25 @@ class StaticHyperNetwork(HyperNetwork):
         hidden: int = 16,
         window: tuple[int, ...] = (3, 3),
         generate: Selector | list[Selector] | None = None,
+        largest_head: int = LARGEST_HEAD,
     ) -> None:
         super().__init__()
         check_sizes(block=block, embedding_dim=embedding_dim, hidden=hidden)
-        self.base, self.condition_dim, self.block, self.window = base, condition_dim, block, window
+        self.condition_dim, self.block, self.window = condition_dim, block, window
         self.spec = _writable(base, generate, block, window)
         grids = [(shape[0] // block, shape[1] // block) for shape in self.spec.shapes.values()]
         self._counts = [rows * columns for rows, columns in grids]
+        total = sum(self._counts) * embedding_dim
+        check_head(
+            condition_dim * total,
+            largest_head,
+            f"{condition_dim:,} inputs for each of {total:,} numbers in embeddings of blocks",
+            f"Make larger blocks or smaller embeddings, as in `block={2 * block}` or `embedding_dim=1`",
+        )
+        self.hold(base, unused=self.spec.shapes)
+        self.options = {"condition_dim": condition_dim, "block": block, "embedding_dim": embedding_dim}
+        self.options |= {"hidden": hidden, "window": list(window), "largest_head": largest_head}
+        self.options |= {"generate": {"selectors": list(self.spec.shapes)}}
         spreads = torch.stack([base.get_parameter(name).detach().square().mean().sqrt() for name in self.spec.shapes])
         typical = spreads.square().mean().sqrt() or spreads.new_ones(())
         each = torch.cat([(s / typical).expand(n) for s, n in zip(spreads, self._counts, strict=True)])
@@ -85,8 +103,7 @@ class StaticHyperNetwork(HyperNetwork):
         self.read = nn.Linear(condition_dim, self.embeddings.numel(), bias=False) if condition_dim else None
         if self.read is not None:
             nn.init.zeros_(self.read.weight)
-        for name in self.spec.shapes:
-            base.get_parameter(name).requires_grad_(False)
+        self._owners = {name: self.base.get_submodule(name.rpartition(".")[0]) for name in self.spec.shapes}
 
     def forward(self, condition: Float[Tensor, "tasks condition_dim"] | None = None, tasks: int = 1) -> Params:
         """Generate kernels for each task.
@@ -98,6 +115,7 @@ class StaticHyperNetwork(HyperNetwork):
         Raises:
             ShapeError: If the condition is not what this hypernetwork was built for.
         """
+        self.check_base()
         if condition is None and self.read is not None:
             raise ShapeError(
                 f"`condition=None` was given. This hypernetwork reads (tasks, {self.condition_dim}). "
@@ -114,10 +132,18 @@ class StaticHyperNetwork(HyperNetwork):
             check_condition(condition, self.condition_dim, self.first)
             embeddings = embeddings + self.read(condition).unflatten(1, self.embeddings.shape)
         inner = torch.einsum("ihe,tje->tjih", self.first, embeddings) + self.first_bias
-        blocks = self.last(inner).to(self.first.dtype)  # (tasks, blocks, in, out * window), whole under autocast
-        rows = blocks.split(self._counts, dim=1)
-        params = Params({n: self._kernel(row, s) for (n, s), row in zip(self.spec.shapes.items(), rows, strict=True)})
+        rows = self.last(inner).split(self._counts, dim=1)  # of (tasks, blocks, in, out * window)
+        its = {
+            name: self._kernel(row, shape).to(self._dtype(name))  # whole under autocast
+            for (name, shape), row in zip(self.spec.shapes.items(), rows, strict=True)
+        }
+        params = Params(its)
         return params if condition is not None else params.map(lambda value: value.expand(tasks, *value.shape[1:]))
+
+    def _dtype(self, name: str) -> torch.dtype:
+        own = self._owners[name]._parameters[name.rpartition(".")[2]]
+        assert own is not None
+        return own.dtype
 
     def _kernel(self, blocks: Tensor, shape: Shape) -> Tensor:
         """Lay the blocks of one kernel out, row by row."""
@@ -133,8 +159,9 @@ def _writable(
     def fits(shape: Shape) -> bool:
         return len(shape) >= 2 and shape[2:] == window and shape[0] % block == 0 and shape[1] % block == 0
 
-    shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
-    fitting = [name for name, shape in shapes.items() if fits(shape)]
+    named = dict(base.named_parameters())
+    shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
+    fitting = [name for name, shape in shapes.items() if fits(shape) and named[name].is_floating_point()]
     what = f"of window {window} whose first two axes are multiples of {block}"
     if generate is None and not fitting:
         raise ConfigError(
@@ -143,9 +170,10 @@ def _writable(
         )
     spec = ParamSpec.of(base, fitting if generate is None else generate)
     for name, shape in spec.shapes.items():
-        if not fits(shape):
+        if name not in fitting:
             raise ConfigError(
-                f"`{name}` has shape {shape}. Blocks can write only a parameter {what}. "
+                f"`{name}` has shape {shape} and is {named[name].dtype}. Blocks can write only a parameter "
+                f"{what}, of real numbers. "
                 f"Leave it out of `generate`: {fitting or 'none'} would do, or pass another `block` or `window`."
             )
     return spec

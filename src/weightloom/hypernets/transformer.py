@@ -5,17 +5,20 @@ from math import prod
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import linear, relu
 
+from weightloom.conditions.attention import attention
 from weightloom.errors import ConfigError
 from weightloom.forms import Form
 from weightloom.forms.choose import Generate
 from weightloom.hypernets.generated import Generated, Init, WritesGenerated, check_init
 from weightloom.hypernets.hypernet import HyperNetwork, check_condition
-from weightloom.hypernets.writer import Writer, check_sizes, pieces_of
+from weightloom.hypernets.saving import Saves, described
+from weightloom.hypernets.writer import LARGEST_HEAD, Writer, check_sizes, check_slices, pieces_of
 from weightloom.params import Params, Selector
 
 
-class TransformerHyperNetwork(WritesGenerated, HyperNetwork):
+class TransformerHyperNetwork(WritesGenerated, Saves, HyperNetwork):
     """Generate parameters of ``base`` by attention: slices of parameters read the condition and each other.
 
     Every generated parameter is cut into slices, and every slice has a token, a learned embedding of which parameter
@@ -37,12 +40,13 @@ class TransformerHyperNetwork(WritesGenerated, HyperNetwork):
         layers: Layers of the encoder.
         generate: Which parameters are generated, as in `MLPHyperNetwork`.
         form: How each generated parameter is held, where ``generate`` does not say; its factors are what is sliced.
-        freeze: Which of the base's own values are not trained.
+        freeze: Which of the base's own values are not trained, as in `MLPHyperNetwork`.
         init: How what is generated starts, as in `MLPHyperNetwork`.
+        largest_head: As many numbers as the last layer may hold: a larger one is an error, not gigabytes.
 
     Raises:
         ConfigError: If a selector matches no parameter, a form does not fit one, ``init`` is unknown, a size is below
-            1, or ``width`` is no multiple of ``heads``.
+            1, ``width`` is no multiple of ``heads``, or the last layer would be too large.
 
     Example:
         >>> hyper = TransformerHyperNetwork(nn.Linear(3, 2), condition_dim=4, slice_size=3)
@@ -68,6 +72,7 @@ class TransformerHyperNetwork(WritesGenerated, HyperNetwork):
         form: Form | None = None,
         freeze: Selector | list[Selector] | None = None,
         init: Init = "bias-hyperinit",
+        largest_head: int = LARGEST_HEAD,
     ) -> None:
         super().__init__()
         check_init(init)
@@ -78,7 +83,11 @@ class TransformerHyperNetwork(WritesGenerated, HyperNetwork):
                 f"Pass `width={heads * pieces_of(width, heads)}`."
             )
         self.condition_dim = condition_dim
-        self.generated = Generated(base, generate, form, freeze)
+        check_slices(width, slice_size, largest_head)
+        self.generated = Generated(base, generate, form, freeze, init)
+        self.options = {"condition_dim": condition_dim, "slice_size": slice_size, "width": width, "heads": heads}
+        self.options |= {"layers": layers, "init": init, "largest_head": largest_head}
+        self.options |= described(self.generated.forms, sorted(self.generated.frozen))
         self._lengths = [prod(shape) for shape in self.generated.factors.shapes.values()]
         self.slices = sum(pieces_of(length, slice_size) for length in self._lengths)
         """How many slices are written."""
@@ -89,7 +98,7 @@ class TransformerHyperNetwork(WritesGenerated, HyperNetwork):
         for parameter in self.encoder.parameters():
             if parameter.ndim > 1:  # its layers are copies of one another
                 nn.init.xavier_uniform_(parameter)
-        self.writer = Writer(width, slice_size, self.generated, init)
+        self.writer = Writer(width, slice_size, self.generated)
 
     def forward(self, condition: Float[Tensor, "tasks *tokens condition_dim"]) -> Params:
         """Generate parameters for each task.
@@ -103,6 +112,21 @@ class TransformerHyperNetwork(WritesGenerated, HyperNetwork):
         check_condition(condition, self.condition_dim, self.tokens, "tasks, tokens" if condition.ndim == 3 else "tasks")
         known = self.read(condition if condition.ndim == 3 else condition[:, None])
         tokens = torch.cat([self.tokens.expand(len(known), -1, -1), known], dim=1)
-        features = self.encoder(tokens)[:, : self.slices]
+        features = self._encode(tokens)[:, : self.slices]
         params: Params = self.generated(self.writer(features, self._lengths, self.generated.start()))
         return params
+
+    def _encode(self, tokens: Float[Tensor, "tasks tokens width"]) -> Float[Tensor, "tasks tokens width"]:
+        """What ``self.encoder(tokens)`` gives; torch's own has no second derivative."""
+        for layer in self.encoder.layers:
+            assert isinstance(layer, nn.TransformerEncoderLayer)
+            its = layer.self_attn
+            qkv = linear(layer.norm1(tokens), its.in_proj_weight, its.in_proj_bias).unflatten(
+                -1, (3, its.num_heads, -1)
+            )
+            read = attention(*qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)
+            tokens = tokens + its.out_proj(read)
+            tokens = tokens + layer.linear2(relu(layer.linear1(layer.norm2(tokens))))
+        assert self.encoder.norm is not None
+        encoded: Tensor = self.encoder.norm(tokens)
+        return encoded

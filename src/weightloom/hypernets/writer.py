@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from weightloom.errors import ConfigError
-from weightloom.hypernets.generated import Generated, Init
+from weightloom.hypernets.generated import Generated
 
 
 class Writer(nn.Module):
@@ -20,17 +20,16 @@ class Writer(nn.Module):
         width: Width of the features.
         numbers: Numbers in a piece.
         generated: What is written to.
-        init: How what is generated starts.
     """
 
     scales: Tensor
 
-    def __init__(self, width: int, numbers: int, generated: Generated, init: Init) -> None:
+    def __init__(self, width: int, numbers: int, generated: Generated) -> None:
         super().__init__()
         self.change = nn.Linear(width, numbers)
         nn.init.zeros_(self.change.weight)
         nn.init.zeros_(self.change.bias)
-        scales = generated.scales(init)
+        scales = generated.scales()
         self.spread = nn.Linear(width, numbers, bias=False) if scales.any() else None
         if self.spread is not None:
             nn.init.normal_(self.spread.weight, std=width**-0.5)
@@ -56,6 +55,34 @@ class Writer(nn.Module):
         numbers = pieces.shape[2]
         runs = pieces.split([pieces_of(length, numbers) for length in lengths], dim=1)
         return torch.cat([run.flatten(1)[:, :n] for run, n in zip(runs, lengths, strict=True)], dim=1)
+
+
+LARGEST_HEAD = 50_000_000
+"""As many numbers as a last layer has without being asked for."""
+
+
+def check_head(numbers: int, largest_head: int, what: str, advice: str) -> None:
+    """Raise a `ConfigError` if a last layer would be too large, before its memory is taken.
+
+    Args:
+        numbers: How many numbers it would hold.
+        largest_head: How many it may.
+        what: What is made of them, as in ``"64 inputs x 1,000 outputs"``.
+        advice: What to type for a smaller one.
+    """
+    if numbers > largest_head:
+        raise ConfigError(
+            f"The last layer would hold {numbers:,} numbers ({what}), {numbers * 4 / 1e9:.2g} GB in float32, and three "
+            f"times as much again while Adam trains it. `largest_head={largest_head:,}` is the most it may hold, so "
+            f"that no memory is spent unasked. {advice}, or allow it by `largest_head={numbers}`."
+        )
+
+
+def check_slices(width: int, slice_size: int, largest_head: int) -> None:
+    """Raise a `ConfigError` if the layer that writes slices would be too large."""
+    fits = max(1, largest_head // (width + 1))
+    what = f"{width:,} inputs and a bias for each of {slice_size:,} numbers"
+    check_head((width + 1) * slice_size, largest_head, what, f"Cut smaller slices, as in `slice_size={fits}`")
 
 
 def pieces_of(length: int, numbers: int) -> int:

@@ -17,7 +17,8 @@ def check_hypernetwork(hyper: nn.Module, condition: Tensor | tuple[Tensor, ...],
     """Raise an AssertionError unless ``hyper`` keeps what every hypernetwork promises.
 
     What is generated is a dict of tensors, named and shaped as the spec says behind a leading tasks axis. It is of the
-    dtype of parameters and condition. A task alone gets what it gets in a batch, and tasks do not leak into each other.
+    dtype of parameters and condition, or complex of that precision. A task alone gets what it gets in a batch, and
+    tasks do not leak into each other.
     The condition is used, and every own trainable parameter gets a gradient.
 
     All of this is tried on a copy in float64 whose parameters are moved a little at random, since a layer that starts
@@ -41,7 +42,7 @@ def check_hypernetwork(hyper: nn.Module, condition: Tensor | tuple[Tensor, ...],
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
         _check_output(_moved(hyper)(*inputs), tasks, spec)
-        hyper = _moved(hyper).double()
+        hyper = _in_float64(_moved(hyper))
         inputs = tuple(x.detach().double().requires_grad_() if x.is_floating_point() else x for x in inputs)
         params = _generate_in_float64(hyper, inputs)
         _check_alone(hyper, inputs, params)
@@ -64,7 +65,16 @@ def _moved(hyper: nn.Module) -> nn.Module:
     hyper = copy.deepcopy(hyper)
     with torch.no_grad():
         for parameter in hyper.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return hyper
+
+
+def _in_float64(hyper: nn.Module) -> nn.Module:
+    """Cast to double precision; `nn.Module.double` leaves complex parameters as they are."""
+    for parameter in hyper.double().parameters():
+        if parameter.is_complex():
+            parameter.data = parameter.data.to(torch.complex128)
     return hyper
 
 
@@ -103,7 +113,7 @@ def _generate_in_float64(hyper: nn.Module, inputs: Inputs) -> Mapping[str, Tenso
     except RuntimeError as error:
         raise AssertionError(f"`hyper.double()` cannot read a float64 condition ({error}). {advice}") from error
     for name, value in params.items():
-        if value.dtype != torch.float64:
+        if value.dtype not in (torch.float64, torch.complex128):
             raise AssertionError(f"`hyper.double()` generates {name!r} in {value.dtype}. {advice}")
     return params
 
@@ -189,7 +199,9 @@ def _check_gradients(hyper: nn.Module, params: Mapping[str, Tensor], spec: Param
 
 def _generic_loss(params: Mapping[str, Tensor]) -> Tensor:
     """A sum in which every number has its own random weight, so that nothing cancels."""
-    return torch.stack([(built(value) * torch.randn_like(value)).sum() for value in params.values()]).sum()
+    dense = [built(value) for value in params.values()]
+    real = [torch.view_as_real(value) if value.is_complex() else value for value in dense]
+    return torch.stack([(value * torch.randn_like(value)).sum() for value in real]).sum()
 
 
 def _kind(params: Any) -> str:

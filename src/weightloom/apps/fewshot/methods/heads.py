@@ -1,5 +1,6 @@
 """A linear head generated from the support set, on a trunk that all tasks share."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 
@@ -150,12 +151,14 @@ def scaled_prototypes(mean: Tensor, log_scale: Tensor) -> Params:
 
 
 def with_generated_head(base: nn.Module) -> nn.Module:
-    """Put a frozen head of one row of zeros in the place of the own one: every task brings its head, of any ways.
+    """The base with a frozen head of one row of zeros: every task brings its head, of any ways.
 
-    Training has no use for the own values, and a checkpoint then fits whatever ways it is judged by.
+    Training has no use for the own values, and a checkpoint then fits whatever ways it is judged by. The trunk is that
+    of ``base``, which keeps its own head.
     """
     head = nn.utils.skip_init(nn.Linear, features_of(base), 1).requires_grad_(False)
     for parameter in head.parameters():
         parameter.zero_()
-    base.head = head
-    return base
+    shared = copy.copy(base)
+    shared._modules = {**base._modules, "head": head}
+    return shared

@@ -1,0 +1,74 @@
+"""Attention that can be differentiated as often as one likes, which torch's fused one cannot on every device.
+
+In:   queries, keys, values, and a mask.
+Out:  what is read.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def attention(
+    q: Float[Tensor, "*lead queries width"],
+    k: Float[Tensor, "*lead keys width"],
+    v: Float[Tensor, "*lead keys out"],
+    mask: Bool[Tensor, "*maskable keys"] | None = None,
+) -> Float[Tensor, "*lead queries out"]:
+    """softmax(q kᵀ / √width) v, with derivatives of every order, in reverse and forward mode.
+
+    torch's fused attention runs, which is quick and keeps no scores. Written out are only a derivative of its
+    derivative, and all of it inside the transforms of `torch.func` and in forward mode.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        mask: Where False, a key is not read. It is broadcast.
+
+    Example:
+        >>> x = torch.randn(2, 5, 4)
+        >>> torch.allclose(attention(x, x, x), scaled_dot_product_attention(x, x, x), atol=1e-5)
+        True
+    """
+    if torch.compiler.is_compiling():
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return _shares(q, k, mask) @ v
+    if not torch.is_grad_enabled():
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    read: Tensor = _Fused.apply(q, k, v, mask)  # type: ignore[no-untyped-call]
+    return read
+
+
+def _shares(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """How much each query reads of each key."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+
+
+class _Fused(torch.autograd.Function):
+    """Fused attention, whose derivative is torch's own, or where that is differentiated, written out."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        with torch.enable_grad():
+            q, k, v = ctx.inside = tuple(x.detach().requires_grad_() for x in (q, k, v))
+            ctx.read = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        read: Tensor = ctx.read.detach()
+        return read
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return (*torch.autograd.grad(ctx.read, ctx.inside, grad, retain_graph=True), None)
+        q, k, v, mask = ctx.saved_tensors
+        shares = _shares(q, k, mask)
+        of_shares = grad @ v.mT
+        of_scores = shares * (of_shares - (of_shares * shares).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+        return of_scores @ k, of_scores.mT @ q, shares.mT @ grad, None

@@ -1,0 +1,108 @@
+"""Parameters per task without a hypernetwork: independent networks, each with a fresh start of its own."""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.errors import ConfigError, ShapeError
+from weightloom.hypernets.held import shapes_of
+from weightloom.hypernets.writer import check_sizes
+from weightloom.params import Params
+
+
+def own_params(
+    base: nn.Module | Callable[[], nn.Module], tasks: int, generator: torch.Generator | None = None
+) -> Params:
+    """Fresh parameters of ``tasks`` independent networks: an ensemble, a random search, or baselines from scratch.
+
+    Run them with `weightloom.apply_per_task` in one pass, and train them with one optimiser over ``params.values()``:
+    with one that works number by number, as SGD and Adam do, each network is trained as if it were alone.
+
+    Args:
+        base: A network, which is left alone: on a copy of it the ``reset_parameters`` of every module draws new values,
+            in the order in which modules are built. What a network does to its values after that is not repeated. Or a
+            function that builds a network, called once for each task; a class will do.
+        tasks: How many networks.
+        generator: Where the seed of each network is drawn from. None goes on with torch's own random numbers, so that
+            after ``torch.manual_seed(0)`` the first network is the one that is built anew after it.
+
+    Returns:
+        By the names in ``named_parameters()``, leaf tensors ``(tasks, *shape)`` that want a gradient. Parameters that
+        want none in the base are left out: tasks share the base's own.
+
+    Raises:
+        ConfigError: If a module holds parameters and has no ``reset_parameters``, or nothing is to be trained.
+        ShapeError: If the function builds networks that differ in names or shapes.
+
+    Example:
+        >>> base = nn.Linear(3, 2)
+        >>> params = own_params(base, tasks=5, generator=torch.Generator().manual_seed(0))
+        >>> {name: tuple(value.shape) for name, value in params.items()}
+        {'weight': (5, 2, 3), 'bias': (5, 2)}
+    """
+    check_sizes(tasks=tasks)
+    fresh = _reset(base) if isinstance(base, nn.Module) else _built(base)
+    seeds = None if generator is None else torch.randint(2**62, (tasks,), generator=generator, device=generator.device)
+    rows: list[dict[str, Tensor]] = []
+    for task in range(tasks):
+        if seeds is None:
+            rows.append(next(fresh))
+            continue
+        with torch.random.fork_rng():
+            torch.manual_seed(int(seeds[task]))
+            rows.append(next(fresh))
+    return {name: torch.stack([row[name] for row in rows]).requires_grad_() for name in rows[0]}
+
+
+def _reset(base: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield the values of a copy, each time reset, children before their parents."""
+    copied = copy.deepcopy(base)
+    for name, module in copied.named_modules():
+        own = [leaf for leaf, its in module.named_parameters(recurse=False) if its.requires_grad]
+        if own and _resetting(module) is None:
+            where = f"`{name}`, a {type(module).__name__}," if name else f"The base, a {type(module).__name__},"
+            raise ConfigError(
+                f"{where} holds {own[0]!r} and has no `reset_parameters`. Only the code that builds it knows how its "
+                f"values start. Pass a function that builds the network, as in `own_params(lambda: Net(), tasks)`."
+            )
+    while True:
+        _reset_all(copied)
+        yield _values(copied)
+
+
+def _reset_all(module: nn.Module) -> None:
+    for child in module.children():
+        _reset_all(child)
+    if (resetting := _resetting(module)) is not None:
+        resetting()
+
+
+def _resetting(module: nn.Module) -> Callable[[], object] | None:
+    """What draws the values of a module anew: attention of torch has it under a private name."""
+    return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+
+
+def _built(build: Callable[[], nn.Module]) -> Iterator[dict[str, Tensor]]:
+    first: nn.Module | None = None
+    while True:
+        net = build()
+        first = first or net
+        if shapes_of(net) != shapes_of(first):
+            odd = sorted({name for name, _ in shapes_of(net).items() ^ shapes_of(first).items()})
+            raise ShapeError(
+                f"The networks that `base()` builds differ in {odd}. Tasks stand side by side on axis 0, so each name "
+                "has one shape. Build networks of one architecture."
+            )
+        yield _values(net)
+
+
+def _values(net: nn.Module) -> dict[str, Tensor]:
+    values = {name: its.detach().clone() for name, its in net.named_parameters() if its.requires_grad}
+    if not values:
+        raise ConfigError(
+            f"{type(net).__name__} holds no parameter that wants a gradient. There is nothing to be trained for each "
+            "task. Call `requires_grad_()` on what is, or pass another network."
+        )
+    return values
