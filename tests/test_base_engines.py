@@ -108,7 +108,9 @@ def test_bert_with_a_2d_mask_by_name_runs_aligned_as_in_the_loop():
     base = Base(bert, train=False, draw=symbols_and_2d_mask)
     net, params, (symbols, mask) = base.net(), base.params(), base.x()
     kwargs = {"attention_mask": mask, "return_dict": True}
-    found, expected = (apply_per_task(net, params, symbols, kwargs=kwargs, shared=(), engine=e) for e in ("aligned", "loop"))
+    found, expected = (
+        apply_per_task(net, params, symbols, kwargs=kwargs, shared=(), engine=e) for e in ("aligned", "loop")
+    )
     assert type(found).__name__ == type(expected).__name__ == "BaseModelOutputWithPoolingAndCrossAttentions"
     close(found.last_hidden_state, expected.last_hidden_state)
 

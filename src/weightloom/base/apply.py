@@ -171,7 +171,11 @@ class PerTask:
         tasks = len(first) if first is not None else len(call.rows[0])
         buffers = call.buffers
         if call.scan is not None and (self.statistics == "task" or plan.buffers):
-            buffers = {**task_buffers(call.scan.base, tasks), **task_buffers(call.scan.base, tasks, plan.buffers), **buffers}
+            buffers = {
+                **task_buffers(call.scan.base, tasks),
+                **task_buffers(call.scan.base, tasks, plan.buffers),
+                **buffers,
+            }
         choice = plan.choice
         call = call._replace(
             tasks=tasks,
@@ -474,4 +478,3 @@ def _refuse_apart(call: Call, engine: Engine) -> None:
             "tasks are normalised together, so all of them run at once. Leave `chunk_size` out, or pass "
             '`statistics="task"`.'
         )
-

@@ -83,7 +83,11 @@ class Call(NamedTuple):
         return self.target.base
 
     def run(
-        self, tensors: Tensors, rows: Sequence[Any], state: Mapping[tuple[int, str], Any], replica: Replica | None = None
+        self,
+        tensors: Tensors,
+        rows: Sequence[Any],
+        state: Mapping[tuple[int, str], Any],
+        replica: Replica | None = None,
     ) -> tuple[Any, list[tuple[int, str, Any]]]:
         """Run the base with ``tensors`` in the place of its own; return outputs, and what `forward` assigned."""
         args, kwargs = self.build(rows)
@@ -389,13 +393,15 @@ def _run_compiled(target: Target, tensors: Tensors, args: Any, kwargs: Any) -> A
         for leaf, value in [*module._parameters.items(), *module._buffers.items()]:
             if value is not None:
                 by_value.setdefault(value, []).append(f"{prefix}.{leaf}" if prefix else leaf)
-    known = dict(target.module.named_parameters(remove_duplicate=False))
+    known: dict[str, Tensor] = {}
+    known.update(target.module.named_parameters(remove_duplicate=False))
     known.update(target.module.named_buffers(remove_duplicate=False))
     for name, value in tensors.items():
         for place in by_value[known[name]]:
             places[place] = value
     if target.method is not None:
-        return functional_call(_Method(target.module, target.method), {f"module.{n}": v for n, v in places.items()}, args, kwargs, tie_weights=False)
+        inside = {f"module.{name}": value for name, value in places.items()}
+        return functional_call(_Method(target.module, target.method), inside, args, kwargs, tie_weights=False)
     return functional_call(target.module, places, args, kwargs, tie_weights=False)
 
 

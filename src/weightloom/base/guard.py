@@ -104,11 +104,7 @@ def _is_in_place(func: Any) -> bool:
 
 _ASSIGNED = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow", "and", "or", "xor"))}
 _VERSION = Tensor._version.__get__  # type: ignore[attr-defined]
-_ASKED = {
-    Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
-    Tensor.grad_fn.__get__,  # type: ignore[attr-defined]
-    Tensor.is_leaf.__get__,  # type: ignore[attr-defined]
-}
+_ASKED = {getattr(Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")}
 _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad}
 
 

@@ -99,9 +99,9 @@ _of_base: "weakref.WeakKeyDictionary[Any, Plans]" = weakref.WeakKeyDictionary()
 def plan_of(call: Call, engine: Engine, statistics: Statistics | None, checked: Callable[[Call], Call]) -> Plan:
     """Look a plan up, or check the call and make one."""
     exact = _signature(call, engine, statistics)
-    at_hand = call.scan.plans if call.scan is not None else {}
+    at_hand: dict[Any, Plan] = call.scan.plans if call.scan is not None else {}
     if (plan := at_hand.get(exact)) is not None:
-        return plan  # type: ignore[no-any-return]
+        return plan
     plans = _plans_of(call)
     kind = _without_sizes(call, exact)
     scanned = call.scan.key if call.scan is not None else None
@@ -277,14 +277,15 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
     seen.written = tuple(n for n, value in own.items() if value._version or not torch.equal(value, shared[n]))
     if seen.result is not None and call.scan is not None:
         modules = call.scan.modules
-        names = {(id(m), leaf): name for name, (m, is_buffer, leaf, _) in all_names(call.scan.base).items() if is_buffer}
+        known = all_names(call.scan.base)
+        names = {(id(m), leaf): name for name, (m, is_buffer, leaf, _) in known.items() if is_buffer}
         for its in seen.result.written:
-            name = names.get((id(modules[its.number]), its.name))
-            if name is None:
+            buffer = names.get((id(modules[its.number]), its.name))
+            if buffer is None:
                 seen.counts = True
                 seen.assigns = seen.assigns or bool(open_tree(its.value).leaves)
             elif its.of_tasks or engine == "loop":
-                seen.written = (*seen.written, name)
+                seen.written = (*seen.written, buffer)
     return seen
 
 
@@ -383,7 +384,10 @@ def _runs_alone(call: Call) -> bool:
     with _random_states(few):
         contents = Contents([*call.scan.mutable, *call.scan.of_hooks])
         try:
-            own = {n: nn.Parameter(_built(value)[0].detach().clone(), value.is_floating_point()) for n, value in few.params.items()}
+            own = {
+                n: nn.Parameter(_built(value)[0].detach().clone(), value.is_floating_point())
+                for n, value in few.params.items()
+            }
             buffers = {
                 name: value.clone()
                 for name, (_, is_buffer, _, value) in all_names(call.scan.base).items()
@@ -419,7 +423,11 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
         tried.watch.mixes = tried.watch.mixes or mixes
     if tried.error is not None:
         alone = _try(call, "loop")
-        why = "recomputes in the backward pass" if isinstance(tried.error, RecomputeError) else "does not run under `vmap`"
+        why = (
+            "recomputes in the backward pass"
+            if isinstance(tried.error, RecomputeError)
+            else "does not run under `vmap`"
+        )
         return Choice("loop", f"the base {why}"), [tried, alone]
     watch = tried.watch
     assert watch is not None
@@ -472,7 +480,8 @@ def _moved(value: Tensor) -> Tensor:
 def _same_outputs(few: Any, whole: Any) -> bool:
     few, whole = open_tree(few), open_tree(whole)
     return few.key == whole.key and all(
-        _close(a.tensor.detach(), b.tensor[: len(a.tensor)].detach()) for a, b in zip(few.leaves, whole.leaves, strict=True)
+        _close(a.tensor.detach(), b.tensor[: len(a.tensor)].detach())
+        for a, b in zip(few.leaves, whole.leaves, strict=True)
     )
 
 

@@ -141,4 +141,6 @@ def _functions(value: Any) -> list[Any]:
 
 
 def _is_data(value: Any) -> bool:
-    return not callable(value) and not isinstance(value, property | staticmethod | classmethod | types.MemberDescriptorType)
+    return not callable(value) and not isinstance(
+        value, property | staticmethod | classmethod | types.MemberDescriptorType
+    )

@@ -52,8 +52,8 @@ def places_of(scan: Scan, names: Iterable[str]) -> Places:
     holders: dict[int, list[tuple[int, bool, str]]] = {}
     for number, module in enumerate(scan.modules[: scan.registered]):
         for is_buffer, table in ((False, module._parameters), (True, module._buffers)):
-            for leaf, value in () if is_script(module) else table.items():
-                if value is not None:
+            for leaf, value in table.items():
+                if value is not None and not is_script(module):
                     holders.setdefault(id(value), []).append((number, is_buffer, leaf))
     known = all_names(scan.base)
     for name in names:
@@ -185,7 +185,7 @@ _DERIVED = {"_flat_weights", "_flat_weight_refs"}
 def _twin(module: nn.Module) -> nn.Module:
     if is_script(module):
         return module
-    kind = type(module)
+    kind: Any = type(module)
     twin: nn.Module = object.__new__(kind)
     held = module.__dict__.copy()
     held["_parameters"] = held["_parameters"].copy()
@@ -281,7 +281,7 @@ class _Rebinder:
 
     def _open(self, value: Any, me: int) -> Any:
         """Copy a list, a dict, a set or any object with attributes."""
-        kind = type(value)
+        kind: Any = type(value)
         made: Any
         if isinstance(value, dict):
             made = self.made[me] = kind.__new__(kind)

@@ -70,9 +70,8 @@ class Scan:
         self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
         self._walked = False
         for module in self.modules:  # grows while it is read
-            for child in () if is_script(module) else module._modules.values():
-                if child is not None:
-                    self._number(child)
+            for child in children_of(module):
+                self._number(child)
         self.registered = len(self.modules)
         tables = [table for m in self.modules if not is_script(m) for table in (m._parameters, m._buffers)]
         self._own = {id(value) for table in tables for value in table.values()}
@@ -141,7 +140,8 @@ class Scan:
         ties: dict[int, int] = {}
         reads: dict[type, Reads] = {}
         for number, module in enumerate(self.modules):  # grows while it is read
-            held, kind = module.__dict__, type(module)
+            held: dict[str, Any] = module.__dict__
+            kind: Any = type(module)
             if is_script(module):
                 rows.append(kind)
                 continue
@@ -316,6 +316,11 @@ class Scan:
         self.kept = [its for number, its in enumerate(self.kept) if number in kept]
 
 
+def children_of(module: nn.Module) -> list[nn.Module]:
+    """Modules that are registered in a module; of one that `torch.jit` compiled, none."""
+    return [] if is_script(module) else [child for child in module._modules.values() if child is not None]
+
+
 def is_script(module: nn.Module) -> bool:
     """Whether a module was compiled by `torch.jit`, and can be neither read nor copied."""
     return isinstance(module, torch.jit.ScriptModule)
@@ -439,7 +444,8 @@ def _has_tensor(value: Any, depth: int) -> bool:
         return True
     if depth == 0 or type(value) in PLAIN or isinstance(value, _CONSTANT | nn.Module):
         return False
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set | deque) else ()
+    inside = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set | deque) else ()
+    )
     held = (attributes_of(value) or {}).values() if not isinstance(value, types.FunctionType) else ()
     return any(_has_tensor(item, depth - 1) for item in (*inside, *held))
-

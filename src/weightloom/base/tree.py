@@ -111,7 +111,14 @@ PLAIN = {
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, range),
 }
 """What holds no tensor, does not change, and can be hashed."""
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, types.ModuleType, type)
+_FUNCTIONS = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    functools.partial,
+    types.ModuleType,
+    type,
+)
 _ONCE = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
 
 
@@ -152,7 +159,7 @@ class _Opener:
             if kind is deque:
                 return lambda tensors: deque([b(tensors) for b in builds], value.maxlen), (kind, value.maxlen, keys)
             return lambda tensors: kind(b(tensors) for b in builds), (kind, keys)
-        if isinstance(value, tuple) and hasattr(kind, "_fields") and kind.__new__ is not tuple.__new__:
+        if isinstance(value, tuple) and hasattr(kind, "_fields"):
             if kind is nn.utils.rnn.PackedSequence:
                 raise _refusal(path, value, "its rows are sorted by length, and have no tasks axis")
             builds, keys = self._all([(f"{path}.{name}", getattr(value, name)) for name in kind._fields], shared)
@@ -203,7 +210,8 @@ class _Opener:
         if not kind.__module__.startswith("torch.distributions") or not names:
             raise _refusal(path, value, "its parameters are not known")
         builds, keys = self._all([(f"{path}.{name}", value.__dict__[name]) for name in names], shared)
-        more = {"total_count": value.total_count} if isinstance(getattr(value, "total_count", None), int) else {}
+        count = getattr(value, "total_count", None)
+        more = {"total_count": count} if isinstance(count, int) else {}
 
         def build(tensors: Sequence[Any]) -> Any:
             its = {name: b(tensors) for name, b in zip(names, builds, strict=True)}
@@ -264,7 +272,7 @@ def blank(kind: type) -> Any:
     try:
         return object.__new__(kind)
     except TypeError:  # of classes that are made otherwise
-        return kind.__new__(kind)  # type: ignore[call-overload]
+        return kind.__new__(kind)
 
 
 def behind(proxy: Any) -> Any:

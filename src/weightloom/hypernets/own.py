@@ -53,7 +53,7 @@ def own_params(
         with torch.random.fork_rng():
             torch.manual_seed(int(seeds[task]))
             rows.append(next(fresh))
-    return {name: torch.stack([row[name] for row in rows]).requires_grad_() for name in rows[0]}
+    return Params({name: torch.stack([row[name] for row in rows]).requires_grad_() for name in rows[0]})
 
 
 def _reset(base: nn.Module) -> Iterator[dict[str, Tensor]]:

@@ -34,10 +34,11 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
     Args:
         base: The base network.
         condition_dim: Width of a condition, 0 for none.
-        block: Output and input channels of a block.
+        block: Output and input channels of a block. None takes the largest up to 16 that writes at least half of what
+            blocks of one channel would.
         embedding_dim: Width of a block's embedding.
         hidden: Width d of the hidden layer.
-        window: Window of the generated kernels; ``()`` for linear layers.
+        window: Window of the generated kernels; ``()`` for linear layers. None takes that of most numbers.
         generate: Which parameters are generated. None takes every one that can be written: those of this window whose
             channels are multiples of ``block``.
         largest_head: As many numbers as the layer that reads the condition may hold: a larger one is an error, not
@@ -67,14 +68,16 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
         self,
         base: nn.Module,
         condition_dim: int = 0,
-        block: int = 16,
+        block: int | None = None,
         embedding_dim: int = 16,
         hidden: int = 16,
-        window: tuple[int, ...] = (3, 3),
+        window: tuple[int, ...] | None = None,
         generate: Selector | list[Selector] | None = None,
         largest_head: int = LARGEST_HEAD,
     ) -> None:
         super().__init__()
+        window = _usual_window(base) if window is None else tuple(window)
+        block = _usual_block(base, window) if block is None else block
         check_sizes(block=block, embedding_dim=embedding_dim, hidden=hidden)
         self.condition_dim, self.block, self.window = condition_dim, block, window
         self.spec = _writable(base, generate, block, window)
@@ -149,6 +152,27 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
         """Lay the blocks of one kernel out, row by row."""
         grid = blocks.unflatten(1, (shape[0] // self.block, -1)).unflatten(-1, (self.block, prod(self.window)))
         return grid.permute(0, 1, 4, 2, 3, 5).reshape(len(blocks), *shape)
+
+
+def _usual_window(base: nn.Module) -> tuple[int, ...]:
+    """The window of the kernels that hold the most numbers."""
+    numbers: dict[tuple[int, ...], int] = {}
+    for parameter in base.parameters():
+        if parameter.ndim >= 2:
+            window = tuple(parameter.shape[2:])
+            numbers[window] = numbers.get(window, 0) + parameter.numel()
+    return max(numbers, key=lambda window: numbers[window], default=())
+
+
+def _usual_block(base: nn.Module, window: tuple[int, ...]) -> int:
+    """The largest block up to 16 channels that makes up as many numbers as any."""
+    sides = [p.shape[:2] for p in base.parameters() if p.ndim >= 2 and tuple(p.shape[2:]) == window]
+    written = {
+        block: sum(rows * columns for rows, columns in sides if rows % block == 0 and columns % block == 0)
+        for block in range(16, 0, -1)
+    }
+    enough = [block for block, numbers in written.items() if numbers and 2 * numbers >= max(written.values())]
+    return enough[0] if enough else 16
 
 
 def _writable(
