@@ -436,7 +436,7 @@ def _unsaid(base: str, by_name: list[Leaf]) -> ConfigError:
 
 def _check_rows(task_of_row: Tensor, tasks: int, rows: Any) -> None:
     count = len(task_of_row)
-    if count and not (0 <= int(task_of_row.min()) and int(task_of_row.max()) < tasks):
+    if count and not (int(task_of_row.min()) >= 0 and int(task_of_row.max()) < tasks):
         raise ConfigError(
             f"`task_of_row` holds tasks from {int(task_of_row.min())} to {int(task_of_row.max())}. `params` holds "
             f"{tasks} tasks, numbered from 0. Pass numbers from 0 to {tasks - 1}."

@@ -83,7 +83,7 @@ def refuse_written(base: str, names: Collection[str]) -> BatchingError:
     """The error for buffers that `forward` writes, and that are not torch's norms'."""
     listed = ", ".join(f'"{name}"' for name in names)
     return BatchingError(
-        f"`forward` of {base} writes its buffers {listed}. One set of them cannot serve all tasks at once: say which is "
+        f"`forward` of {base} writes its buffers {listed}. One set of them cannot serve all tasks at once: say what is "
         'meant. Pass `statistics="task"` to give every task its own for this call, leaving the base\'s alone, '
         f'`buffers=task_buffers(base, tasks, [{listed}])` to keep them per task, or `statistics="shared"` to run all '
         "tasks as one batch; or call `base.eval()`."

@@ -31,7 +31,7 @@ def check_shared(target: Target, shared: Collection[str | int] | None) -> frozen
         return None
     if isinstance(shared, str):
         raise ConfigError(
-            f"`shared={shared!r}` is one text. It lists the arguments that all tasks share. Pass `shared={{{shared!r}}}`."
+            f"`shared={shared!r}` is one text. It lists arguments that all tasks share. Pass `shared={{{shared!r}}}`."
         )
     known = target.arguments
     for name in shared:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class Call(NamedTuple):
     scan: Scan | None = None
     """The base as it stands; None while it is compiled, and for a plain function."""
     places: Places = ()
-    state: Mapping[tuple[int, str], Any] = {}
+    state: Mapping[tuple[int, str], Any] = MappingProxyType({})
     """Attributes that an earlier call assigned, of every task."""
     batch_major: bool = False
     """How the aligned engine folds: see `Aligned`."""
@@ -68,7 +69,7 @@ class Call(NamedTuple):
     """What in the call is no tensor, and the structure of it."""
     paths: Sequence[str] | None = None
     """How the tensors of ``rows`` are called in messages; None where all were passed by position."""
-    extra: Tensors = {}
+    extra: Tensors = MappingProxyType({})
     """Tensors that all tasks share, in the place of the base's own."""
     unhooked: bool = False
     """Whether hooks are left out."""

@@ -65,15 +65,15 @@ class Guard(TorchFunctionMode):
             )
         if func is _VERSION:
             raise BatchingError(
-                f"{self.name} asks in `forward` how often a tensor was changed (`_version`), as caches of derived values "
-                "do. Generated values are new ones in every call, which this does not show, so a cache would go stale. "
+                f"{self.name} asks in `forward` how often a tensor was changed (`_version`), as caches do. "
+                "Generated values are new ones in every call, which this does not show, so a cache would go stale. "
                 "Compute without the cache, or do not generate what it is derived from."
             )
         if self.memory and _is_in_place(func) and args and isinstance(args[0], Tensor):
             self._check_in_place(args[0])
         if func in READ and self.engine == "vmap" and any(map(_is_hidden, args)):
             raise BatchingError(
-                f"{self.name} reads a number from a tensor in `forward` (`{func.__name__}`), and each task has its own. "
+                f"{self.name} reads a number from a tensor in `forward` (`{func.__name__}`); each task has its own. "
                 '`vmap` runs all tasks at once. Pass `engine="loop"`, or leave the engine to "auto".'
             )
 

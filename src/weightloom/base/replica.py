@@ -108,7 +108,7 @@ class Replica:
                 module.__dict__.update({name: type(module.__dict__[name])() for name in HOOKS})
         self._is_recurrent = any(isinstance(module, nn.RNNBase) for module in scan.modules)
         for module in modules if self._is_recurrent else ():
-            if "_flat_weights_names" in module.__dict__:  # torch's recurrent layers keep a list beside
+            if isinstance(module, nn.RNNBase):  # these keep a list beside
                 module.__dict__["_flat_weights"] = [getattr(module, n, None) for n in module._flat_weights_names]
         for (number, name), value in (state or {}).items():
             held = modules[number]._buffers if name in modules[number]._buffers else modules[number].__dict__
@@ -129,7 +129,7 @@ class Replica:
             return False
         for name, its in places:
             for number, is_buffer, leaf in its:
-                held, _, parameters, its_parameters, buffers, its_buffers, *_ = self._before[number]
+                _, _, parameters, its_parameters, buffers, its_buffers, *_ = self._before[number]
                 table, before = (buffers, its_buffers) if is_buffer else (parameters, its_parameters)
                 table[leaf] = before[leaf] = tensors[name]
         return True

@@ -173,9 +173,7 @@ class Scan:
             rows.append(tuple(row))
             if not kind.__module__.startswith("torch.nn"):
                 reads[kind] = reads_of(kind)
-        for its in reads.values():
-            if its.steady or its.volatile:
-                rows.append(self._read(its))
+        rows += [self._read(its) for its in reads.values() if its.steady or its.volatile]
         return tuple(rows)
 
     def _hooks(self, number: int, name: str, hooks: Any) -> Any:

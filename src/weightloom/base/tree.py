@@ -1,6 +1,5 @@
 """Tensors at any depth of what a base takes or returns, and the same thing again with others in their places."""
 
-import dataclasses
 import enum
 import functools
 import types
@@ -204,7 +203,7 @@ class _Opener:
         return build, (kind, tuple(map(_constant, names)), keys)
 
     def _distribution(self, value: Distribution, path: str, shared: bool) -> tuple[Build, Any]:
-        kind = type(value)
+        kind: Any = type(value)
         names = [name for name in getattr(kind, "arg_constraints", {}) if isinstance(value.__dict__.get(name), Tensor)]
         names = ["logits"] if {"probs", "logits"} == set(names) else names
         if not kind.__module__.startswith("torch.distributions") or not names:
@@ -239,7 +238,7 @@ class _Opener:
         builds, keys = self._all([(f"{path}.{name}", item) for name, item in held.items()], shared)
         inside = _inside(value)
         if inside is not None:
-            more, more_keys = self._all([(f"{path}[{i!r}]", item) for i, item in inside], shared)
+            _, more_keys = self._all([(f"{path}[{i!r}]", item) for i, item in inside], shared)
             keys = (keys, more_keys)
         if len(self.leaves) == before:
             return lambda _: value, (kind, keys)
@@ -267,7 +266,7 @@ def attributes_of(value: Any) -> dict[str, Any] | None:
     return held
 
 
-def blank(kind: type) -> Any:
+def blank(kind: Any) -> Any:
     """An object of a class whose `__init__` was not run."""
     try:
         return object.__new__(kind)
@@ -323,8 +322,9 @@ def _constant(value: Any) -> Any:
 
 
 def _refusal(path: str, value: Any, why: str) -> ConfigError:
+    what = f"`{path}`" if path else "What the base returns"
     return ConfigError(
-        f"{f'`{path}`' if path else 'What the base returns'} is a {type(value).__name__}, which cannot be opened: {why}. "
+        f"{what} is a {type(value).__name__}, which cannot be opened: {why}. "
         "Every tensor that goes into a base or comes out of it has a tasks axis, also inside tuples, lists, dicts, "
         "dataclasses and objects. Pass or return tensors in one of these."
     )
