@@ -527,9 +527,14 @@ def _layer_norm(
     return y if bias is None else y + bias
 
 
-def second_derivatives(level: int) -> AbstractContextManager[Any]:
-    """`LayerNormWrittenOut` under transforms of `torch.func`."""
-    return LayerNormWrittenOut() if level and not torch.compiler.is_compiling() else nullcontext()
+@contextmanager
+def second_derivatives(level: int) -> Iterator[None]:
+    """Under transforms of `torch.func`: layer norm written out, and attention that can be differentiated twice."""
+    if not level or torch.compiler.is_compiling():
+        yield
+        return
+    with LayerNormWrittenOut(), unfused_attention():
+        yield
 
 
 class _Unfused:
