@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cases import BASES, LOOPS_INSIDE, TASKS
 from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
+from cases import BASES, LOOPS_INSIDE, TASKS
 from weightloom import WeightloomError
 from weightloom.base import apply_per_task
 

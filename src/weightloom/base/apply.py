@@ -1,6 +1,8 @@
 """Run the base once per task: check the call, look up how it runs, run it."""
 
+import sys
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from weightloom.base.buffers import check_buffers, norms_that_write, refuse_shared_statistics, task_buffers
-from weightloom.base.check import check_call, check_options, check_shared
+from weightloom.base.check import check_call, check_compiled, check_options, check_shared
 from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
 from weightloom.base.plans import Choice, Engine, Plan, Statistics, plan_of
 from weightloom.base.rows import WatchRows
@@ -161,10 +163,14 @@ class PerTask:
 
     def _run(self, call: Call) -> Any:
         if torch.compiler.is_compiling():
+            check_compiled(self._target.module)
             call = self._checked(call)
             if self.engine == "auto":
                 return run_vmap(call).outputs
             return in_pieces(ENGINES[self.engine], call).outputs
+        return _uncompiled(PerTask._run_eagerly)(self, call)
+
+    def _run_eagerly(self, call: Call) -> Any:
         call = self._scanned(call)
         plan = plan_of(call, self.engine, self.statistics, self._checked)
         first = next(iter(call.params.values()), None)
@@ -411,6 +417,16 @@ def apply_shared(module: nn.Module, x: Tensor) -> Tensor:
     """
     outputs: Tensor = module(x.flatten(0, 1))
     return outputs.view(*x.shape[:2], *outputs.shape[1:])
+
+
+@lru_cache(maxsize=1)
+def _disabled(function: Callable[..., Any]) -> Any:
+    return sys.modules["torch._dynamo"].disable(function)
+
+
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep `torch.compile` out of what watches and copies, where it could not follow the call as a whole."""
+    return _disabled(function) if "torch._dynamo" in sys.modules else function  # 
 
 
 def _of_tensors(rows: Any) -> tuple[Any, dict[str, Any]]:

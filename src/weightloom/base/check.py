@@ -87,6 +87,19 @@ def check_call(target: Target, params: Mapping[str, Tensor], rows: Sequence[Tens
     return tasks
 
 
+def check_compiled(base: nn.Module | None) -> None:
+    """Raise if `torch.compile` would take a fused path that has no derivative, and that only eager mode steps aside."""
+    if base is None or not torch.is_grad_enabled() or not torch.backends.mha.get_fastpath_enabled():
+        return
+    for module in base.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and not module.training:
+            raise BatchingError(
+                "The base holds an `nn.TransformerEncoderLayer` in eval mode, which takes a fused path without a "
+                "derivative where it is compiled. Gradients reach generated parameters only on the other one. Type "
+                "`torch.backends.mha.set_fastpath_enabled(False)` before, or run under `torch.no_grad()`."
+            )
+
+
 def check_names(base: nn.Module, params: Mapping[str, Tensor]) -> None:
     """Raise unless ``params`` names parameters of the base, each once, with one axis more than they have."""
     inside = next(((name, module) for name, module in base.named_modules() if is_keras(module)), None)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,6 +28,7 @@ from weightloom.params import Params
 
 Randomness = Literal["different", "same"]
 Tensors = Mapping[str, Tensor]
+NOTHING: Mapping[Any, Any] = {}
 
 
 class Result(NamedTuple):
@@ -55,7 +55,7 @@ class Call(NamedTuple):
     scan: Scan | None = None
     """The base as it stands; None while it is compiled, and for a plain function."""
     places: Places = ()
-    state: Mapping[tuple[int, str], Any] = MappingProxyType({})
+    state: Mapping[tuple[int, str], Any] = NOTHING
     """Attributes that an earlier call assigned, of every task."""
     batch_major: bool = False
     """How the aligned engine folds: see `Aligned`."""
@@ -69,7 +69,7 @@ class Call(NamedTuple):
     """What in the call is no tensor, and the structure of it."""
     paths: Sequence[str] | None = None
     """How the tensors of ``rows`` are called in messages; None where all were passed by position."""
-    extra: Tensors = MappingProxyType({})
+    extra: Tensors = NOTHING
     """Tensors that all tasks share, in the place of the base's own."""
     unhooked: bool = False
     """Whether hooks are left out."""
@@ -204,14 +204,14 @@ def run_loop(call: Call) -> Result:
     """One task after the other: slow and obvious, the reference for the others."""
     params = {name: (built(value) if name in call.dense else value).unbind() for name, value in call.params.items()}
     rows = [x.unbind() for x in call.rows]
-    random = torch.get_rng_state()
+    random = torch.get_rng_state() if call.randomness == "same" else None
     contents = Contents(call.scan.mutable) if call.restores and call.scan is not None and call.scan.mutable else None
     several: list[Any] = []
     assigned: list[list[tuple[int, str, Any]]] = []
     replica: Replica | None = None
     with second_derivatives(torch._C._functorch.maybe_current_level() or 0):
         for task in range(call.tasks):
-            if call.randomness == "same":
+            if random is not None:
                 torch.set_rng_state(random)
             if contents is not None and task:
                 contents.restore()  # as if each task had a copy of its own
