@@ -15,6 +15,7 @@ from weightloom.errors import WeightloomError, nearest
         ("CheckpointError", RuntimeError),
         ("NonFiniteError", ArithmeticError),
         ("BatchingError", RuntimeError),
+        ("RecomputeError", RuntimeError),
         ("MissingExtraError", ImportError),
     ],
 )
@@ -24,7 +25,7 @@ def test_every_error_is_of_the_family_and_a_builtin(name, builtin):
 
 def test_no_error_is_left_out_above():
     ours = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, WeightloomError)]
-    assert len(ours) == 8
+    assert len(ours) == 9
 
 
 @pytest.mark.parametrize(

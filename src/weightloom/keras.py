@@ -67,6 +67,8 @@ class KerasBase(nn.Module):
 
     keras_model: Any
     """The Keras model. Its own variables take no part."""
+    random_buffers = "seed_generator"
+    """Part of the names of buffers that are the state of random numbers, which every run moves on."""
     not_walked = ("keras_model",)
     """It holds no reference to a module or a parameter of ours, and is large."""
 

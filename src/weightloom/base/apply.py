@@ -426,7 +426,7 @@ def _disabled(function: Callable[..., Any]) -> Any:
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Keep `torch.compile` out of what watches and copies, where it could not follow the call as a whole."""
-    return _disabled(function) if "torch._dynamo" in sys.modules else function  # 
+    return _disabled(function) if "torch._dynamo" in sys.modules else function  #
 
 
 def _of_tensors(rows: Any) -> tuple[Any, dict[str, Any]]:

@@ -9,7 +9,7 @@ import random
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -194,7 +194,11 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
 
 def _of_norms(call: Call) -> set[str]:
     """Running statistics of torch's norms, which the loop writes task after task."""
-    return set(task_buffers(call.scan.base, 1)) if call.scan is not None else set()
+    if call.scan is None:
+        return set()
+    names = all_names(call.scan.base).items()
+    keras = {name for name, (m, is_buffer, _, _) in names if is_buffer and hasattr(m, "random_buffers")}
+    return keras | set(task_buffers(call.scan.base, 1))
 
 
 @dataclass
@@ -253,7 +257,7 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
     ).placed()
     contents, of_hooks = Contents(mutable), Contents(hooks)
     guard = Guard(call.target.name, replaced, shared, engine)
-    with _random_states(few), WithoutDropout(), guard:
+    with _random_states(few), _unpacked(), WithoutDropout(), guard:
         before = torch.get_rng_state()
         try:
             seen.result = RUN[engine](few)
@@ -274,7 +278,9 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
             raise refuse_kept(call.target.name, thing)
     assert few.clones is not None
     seen.dense = tuple({name for name, clone, value in few.clones if clone._version or not torch.equal(clone, value)})
-    seen.written = tuple(n for n, value in own.items() if value._version or not torch.equal(value, shared[n]))
+    drawn = _random_buffers(call)
+    written = [n for n, value in own.items() if value._version or not torch.equal(value, shared[n])]
+    seen.written = tuple(n for n in written if n not in drawn)
     if seen.result is not None and call.scan is not None:
         modules = call.scan.modules
         known = all_names(call.scan.base)
@@ -287,6 +293,21 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
             elif its.of_tasks or engine == "loop":
                 seen.written = (*seen.written, buffer)
     return seen
+
+
+def _random_buffers(call: Call) -> set[str]:
+    """Buffers that are the state of random numbers."""
+    if call.scan is None:
+        return set()
+    names = all_names(call.scan.base).items()
+    return {n for n, (m, is_buffer, leaf, _) in names if is_buffer and getattr(m, "random_buffers", "\0") in leaf}
+
+
+def _unpacked() -> AbstractContextManager[Any]:
+    """Nothing of this is seen by a checkpoint around the call, which counts what is saved for the backward pass."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 @contextmanager
@@ -417,10 +438,9 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
     tried = _try(shown, "vmap", watch=True)
     assert tried.watch is not None
     if shown is not call and (tried.error is not None or tried.watch.sizes):  # one row may be treated otherwise
-        mixes = tried.watch.mixes
-        tried = _try(call, "vmap", watch=True)
-        assert tried.watch is not None
-        tried.watch.mixes = tried.watch.mixes or mixes
+        again = _try(call, "vmap", watch=True)
+        if again.error is not None or tried.error is not None:
+            tried = again
     if tried.error is not None:
         alone = _try(call, "loop")
         why = (

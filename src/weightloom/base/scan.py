@@ -83,6 +83,7 @@ class Scan:
             else (m.__dict__, m.__dict__.copy(), [(t, t.copy()) for t in (m._parameters, m._buffers, m._modules)])
             for m in self.modules
         ]
+        self._empty = [m.__dict__[name] for m in self.modules if not is_script(m) for name in HOOKS]
 
     @property
     def base(self) -> nn.Module:
@@ -91,7 +92,7 @@ class Scan:
 
     def still_holds(self) -> bool:
         """Whether nothing was changed since: by comparing what everything holds, as a walk would find it."""
-        if self._walked:
+        if self._walked or any(self._empty):  # somebody hooked in
             return False
         try:
             for held, before, tables in self._before:
@@ -440,7 +441,7 @@ def _put(thing: Any, old: tuple[Any, ...]) -> None:
 def _has_tensor(value: Any, depth: int) -> bool:
     if isinstance(value, Tensor):
         return True
-    if depth == 0 or type(value) in PLAIN or isinstance(value, _CONSTANT | nn.Module):
+    if depth == 0 or type(value) in PLAIN or isinstance(value, (*_CONSTANT, nn.Module)):
         return False
     inside = (
         value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set | deque) else ()

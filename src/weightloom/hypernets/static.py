@@ -34,8 +34,8 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
     Args:
         base: The base network.
         condition_dim: Width of a condition, 0 for none.
-        block: Output and input channels of a block. None takes the largest up to 16 that writes at least half of what
-            blocks of one channel would.
+        block: Output and input channels of a block. None takes the largest from 16 down to 4 that writes at least half of
+            what any would.
         embedding_dim: Width of a block's embedding.
         hidden: Width d of the hidden layer.
         window: Window of the generated kernels; ``()`` for linear layers. None takes that of most numbers.
@@ -169,7 +169,7 @@ def _usual_block(base: nn.Module, window: tuple[int, ...]) -> int:
     sides = [p.shape[:2] for p in base.parameters() if p.ndim >= 2 and tuple(p.shape[2:]) == window]
     written = {
         block: sum(rows * columns for rows, columns in sides if rows % block == 0 and columns % block == 0)
-        for block in range(16, 0, -1)
+        for block in range(16, 3, -1)
     }
     enough = [block for block, numbers in written.items() if numbers and 2 * numbers >= max(written.values())]
     return enough[0] if enough else 16

@@ -170,7 +170,7 @@ def adapters(steps_long: int, examples: int = 32) -> Contest:
 
     def run(engine: Any) -> Tensor:
         params = {name: LowRank(4).value(base.get_parameter(name), parts) for name, parts in factors.items()}
-        output: Tensor = apply_per_task(base, params, ids, kwargs=kwargs, engine=engine)[0]
+        output: Tensor = apply_per_task(base, params, ids, kwargs=kwargs, shared=(), engine=engine)[0]
         return output
 
     steps = {

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.base import apply_per_task
 from weightloom.hypernets import HyperNetwork, MLPHyperNetwork
+from weightloom.hypernets.held import HoldsBase
 from weightloom.hypernets.hypernet import check_condition
 from weightloom.inner import descend
 from weightloom.losses import TaskLoss, loss_per_task, masked_loss
 from weightloom.params import Params, ParamSpec
 
 
-class LayerwiseHyperNetwork(HyperNetwork):
+class LayerwiseHyperNetwork(HoldsBase, HyperNetwork):
     """A code for every layer of the base, and for every layer a generator of its own.
 
     Without ``hidden`` a generator is linear: a layer's parameters are its own values plus a mixture of templates, and
@@ -41,6 +42,7 @@ class LayerwiseHyperNetwork(HyperNetwork):
 
     def __init__(self, base: nn.Module, code_dim: int, hidden: Sequence[int] = ()) -> None:
         super().__init__()
+        self.hold(base, unused=[name for name, _ in base.named_parameters()])
         owners = {name: layer for name, layer in base.named_modules() if list(layer.parameters(recurse=False))}
         self.names = list(owners)
         """Which layers are generated; their codes stand side by side in this order."""
@@ -141,7 +143,7 @@ class ModularHyperNetwork(Learner):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__()
-        self.base, self.hyper, self.loss_per_task = base, hyper, loss_per_task
+        self.base, self.hyper, self.loss_per_task = getattr(hyper, "base", base), hyper, loss_per_task
         self.inner_steps, self.inner_lr, self.first_order = inner_steps, inner_lr, first_order
         self.momentum, self.weight_decay = momentum, weight_decay
         self.start = nn.Parameter(torch.randn(hyper.condition_dim))
