@@ -132,6 +132,16 @@ class Call(NamedTuple):
             chunk_size=None,
         )
 
+    def backwards(self) -> "Call":
+        """The same with the last task first."""
+        order = list(range(self.tasks))[::-1]
+        return self._replace(
+            params={name: value[order] for name, value in self.params.items()},
+            rows=[x[order] for x in self.rows],
+            buffers={name: value[order] for name, value in self.buffers.items()},
+            state={where: of_one_task(its, order) for where, its in self.state.items()},
+        )
+
     def _one(self, name: str, value: Tensor) -> Tensor:
         """A parameter as one task's base is given it."""
         if name in self.dense:

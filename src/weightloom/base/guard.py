@@ -63,12 +63,6 @@ class Guard(TorchFunctionMode):
                 f"{self.name} asks in `forward` whether a tensor needs a gradient. `vmap` hides that, and always says "
                 'no. Pass `engine="loop"`, or leave the engine to "auto".'
             )
-        if func is _VERSION:
-            raise BatchingError(
-                f"{self.name} asks in `forward` how often a tensor was changed (`_version`), as caches do. "
-                "Generated values are new ones in every call, which this does not show, so a cache would go stale. "
-                "Compute without the cache, or do not generate what it is derived from."
-            )
         if self.memory and _is_in_place(func) and args and isinstance(args[0], Tensor):
             self._check_in_place(args[0])
         if func in READ and self.engine == "vmap" and any(map(_is_hidden, args)):
@@ -103,7 +97,6 @@ def _is_in_place(func: Any) -> bool:
 
 
 _ASSIGNED = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow", "and", "or", "xor"))}
-_VERSION = Tensor._version.__get__  # type: ignore[attr-defined]
 _ASKED = {getattr(Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")}
 _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad}
 

@@ -160,6 +160,12 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
         if engine == "auto":
             return Plan(Choice("vmap", "inside a transform of `torch.func` nothing is watched"), call.places)
         return Plan(Choice(engine, "as asked for"), call.places, proven=engine != "aligned")
+    if call.scan is not None and call.scan.versions and call.params:
+        raise BatchingError(
+            f"{call.target.name} asks in `forward` how often a tensor was changed (`_version`), as caches of derived "
+            "values do. Generated values are new ones in every call, which this does not show, so a cache would go "
+            "stale. Compute without the cache, or run the base by itself."
+        )
     dense: frozenset[str] = frozenset()
     buffers: tuple[str, ...] = ()
     while True:
@@ -354,7 +360,7 @@ def _choose(
         return asked, [tried]
     alone = _try(call, "loop")
     if engine == "aligned" and tried.result is not None and alone.result is not None:
-        if not (tried.draws or alone.draws) and not _same_outputs(alone.result.outputs, tried.result.outputs):
+        if not (tried.draws or alone.draws) and not _same_in_any_order(call, alone.result, tried.result):
             raise BatchingError(
                 f"{call.target.name} gives other numbers when tasks are folded into the batch than task by task. The "
                 "aligned engine is right only where every row of a batch is treated by itself. Pass "
@@ -371,6 +377,22 @@ def _choose(
                     'only there. Pass `engine="vmap"` or `engine="loop"`.'
                 )
     return asked, [tried, alone]
+
+
+def _same_in_any_order(call: Call, alone: Result, folded: Result) -> bool:
+    """Whether folding changes nothing: not for the tasks as they are, and not for the last ones first."""
+    if not _same_results(alone, folded):
+        return False
+    backwards = call.backwards()
+    other, its = _try(backwards, "loop"), _try(backwards, "aligned", call.tasks, unhooked=False)
+    return other.result is None or (its.result is not None and _same_results(other.result, its.result))
+
+
+def _same_results(alone: Result, folded: Result) -> bool:
+    written = [
+        sorted(((w.number, w.name, w.value) for w in its.written), key=lambda w: w[:2]) for its in (alone, folded)
+    ]
+    return _same_outputs(alone.outputs, folded.outputs) and _same_outputs(*written)
 
 
 def refuse_failed(call: Call, engine: Engine, tries: list[Try]) -> None:

@@ -22,10 +22,11 @@ class Reads:
     Args:
         steady: Pairs of a dict, or an object, and a name in it.
         volatile: Whether the code reads something that changes by itself, such as a clock.
+        versions: Whether it asks how often a tensor was changed, as caches of derived values do.
     """
 
-    def __init__(self, steady: list[tuple[Any, str]], volatile: bool) -> None:
-        self.steady, self.volatile = steady, volatile
+    def __init__(self, steady: list[tuple[Any, str]], volatile: bool, versions: bool) -> None:
+        self.steady, self.volatile, self.versions = steady, volatile, versions
 
     def values(self) -> list[Any]:
         """What would be read now."""
@@ -55,9 +56,10 @@ def reads_of(code: Any) -> Reads:
             todo += found.names - seen
     else:
         found.read(code)
+    versions = "_version" in found.names
     if len(found.steady) > MOST_READS:  # a framework of its own
-        return Reads([], True)
-    return Reads(list(found.steady.values()), found.volatile)
+        return Reads([], True, versions)
+    return Reads(list(found.steady.values()), found.volatile, versions)
 
 
 MOST_READS = 30

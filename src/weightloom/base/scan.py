@@ -51,6 +51,8 @@ class Scan:
         """Objects, by id, through which such a reference is reached."""
         self.unseen = False
         """Whether something may change what `forward` does that cannot be looked at."""
+        self.versions = False
+        """Whether `forward` asks how often a tensor was changed."""
         self.mutable: list[Any] = []
         """Lists, dicts, sets, objects and closure cells that are reached."""
         self.of_hooks: list[Any] = []
@@ -174,7 +176,7 @@ class Scan:
             rows.append(tuple(row))
             if not kind.__module__.startswith("torch.nn"):
                 reads[kind] = reads_of(kind)
-        rows += [self._read(its) for its in reads.values() if its.steady or its.volatile]
+        rows += [self._read(its) for its in reads.values() if its.steady or its.volatile or its.versions]
         return tuple(rows)
 
     def _hooks(self, number: int, name: str, hooks: Any) -> Any:
@@ -188,6 +190,7 @@ class Scan:
 
     def _read(self, reads: Reads) -> Any:
         self.unseen = self.unseen or reads.volatile
+        self.versions = self.versions or reads.versions
         self._walked = True
         return self._each(reads.values(), 0)
 

@@ -57,7 +57,7 @@ def unusable(state: Mapping[Where, Any], scan: Scan, tasks: int, engine: str) ->
     }
 
 
-def of_one_task(value: Any, task: int | slice) -> Any:
+def of_one_task(value: Any, task: int | slice | list[int]) -> Any:
     """One task's part of something that was assigned, or that of a few."""
     if isinstance(value, _Gone):
         return value

@@ -34,8 +34,8 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
     Args:
         base: The base network.
         condition_dim: Width of a condition, 0 for none.
-        block: Output and input channels of a block. None takes the largest from 16 down to 4 that writes at least half of
-            what any would.
+        block: Output and input channels of a block. None takes the largest from 16 down to 4 that writes at least
+            half of what any would.
         embedding_dim: Width of a block's embedding.
         hidden: Width d of the hidden layer.
         window: Window of the generated kernels; ``()`` for linear layers. None takes that of most numbers.
