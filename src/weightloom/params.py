@@ -385,10 +385,34 @@ def selectors_of(generate: Selector | Iterable[Selector]) -> list[Selector]:
     return list(generate)
 
 
+def modules_by_name(base: nn.Module) -> dict[str, nn.Module]:
+    """Every module by every name it has: a shared one has several, and one that holds its own parent is met once."""
+    found: dict[str, nn.Module] = {}
+
+    def visit(module: nn.Module, name: str, above: frozenset[int]) -> None:
+        found[name] = module
+        for leaf, child in module._modules.items():
+            if child is not None and id(child) not in above:
+                visit(child, f"{name}.{leaf}" if name else leaf, above | {id(child)})
+
+    visit(base, "", frozenset({id(base)}))
+    return found
+
+
+def parameters_by_name(base: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter by every name it has, tied and shared ones by each."""
+    return {
+        f"{name}.{leaf}" if name else leaf: parameter
+        for name, module in modules_by_name(base).items()
+        for leaf, parameter in module._parameters.items()
+        if parameter is not None
+    }
+
+
 def first_names(base: nn.Module) -> dict[str, str]:
     """Name by name, tied names included: the first name of the same parameter."""
     first = {id(parameter): name for name, parameter in base.named_parameters()}
-    return {alias: first[id(parameter)] for alias, parameter in base.named_parameters(remove_duplicate=False)}
+    return {alias: first[id(parameter)] for alias, parameter in parameters_by_name(base).items()}
 
 
 def select(base: nn.Module, selector: Selector, argument: str = "generate") -> set[str]:
@@ -399,12 +423,10 @@ def select(base: nn.Module, selector: Selector, argument: str = "generate") -> s
     Raises:
         ConfigError: If there is none; the message names ``argument``.
     """
-    parameters = dict(base.named_parameters(remove_duplicate=False))
+    parameters = parameters_by_name(base)
     if isinstance(selector, type):
         inside = [
-            f"{name}." if name else ""
-            for name, module in base.named_modules(remove_duplicate=False)
-            if isinstance(module, selector)
+            f"{name}." if name else "" for name, module in modules_by_name(base).items() if isinstance(module, selector)
         ]
         matched = {name for name in parameters if any(name.startswith(prefix) for prefix in inside)}
     elif callable(selector):

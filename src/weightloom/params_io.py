@@ -20,7 +20,7 @@ from weightloom.errors import CheckpointError, ConfigError
 from weightloom.forms import Factored
 from weightloom.forms.by_name import form_of, has_name
 from weightloom.forms.factored import built
-from weightloom.params import Params
+from weightloom.params import Params, parameters_by_name
 
 KIND = "params-1"
 
@@ -84,7 +84,7 @@ def load_params(path: Path, own: nn.Module | Mapping[str, Tensor] | None = None)
             "`save_params`. Read it with `load_tensors`."
         )
     if isinstance(own, nn.Module):
-        own = dict(own.named_parameters(remove_duplicate=False))
+        own = dict(parameters_by_name(own))
     params = Params()
     for held in facts["values"]:
         name = held["name"]

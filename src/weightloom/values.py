@@ -22,7 +22,7 @@ from weightloom.errors import ConfigError, ShapeError
 from weightloom.forms import Factored, LowRank, RowScale, Template
 from weightloom.forms.factored import built
 from weightloom.forms.form import Form, Parts
-from weightloom.params import Params, count_tasks
+from weightloom.params import Params, count_tasks, parameters_by_name
 
 
 def add(
@@ -58,7 +58,7 @@ def add(
     """
     _check_alike(a, b)
     if isinstance(own, nn.Module):
-        own = dict(own.named_parameters(remove_duplicate=False))
+        own = dict(parameters_by_name(own))
     return Params({name: _added(name, value, b[name], own or {}, scale) for name, value in a.items()})
 
 

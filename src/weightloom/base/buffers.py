@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from weightloom.errors import BatchingError, ConfigError, ShapeError, nearest
+from weightloom.params import modules_by_name
 
 
 def task_buffers(base: nn.Module, tasks: int, names: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -25,7 +26,7 @@ def task_buffers(base: nn.Module, tasks: int, names: Collection[str] | None = No
         {'running_mean': (3, 4), 'running_var': (3, 4), 'num_batches_tracked': (3,)}
     """
     if names is not None:
-        own = dict(base.named_buffers(remove_duplicate=False))
+        own = buffers_by_name(base)
         for name in names:
             if name not in own:
                 raise ConfigError(
@@ -41,9 +42,19 @@ def task_buffers(base: nn.Module, tasks: int, names: Collection[str] | None = No
     }
 
 
+def buffers_by_name(base: nn.Module) -> dict[str, Tensor]:
+    """Every buffer by every name it has."""
+    return {
+        f"{name}.{leaf}" if name else leaf: buffer
+        for name, module in modules_by_name(base).items()
+        for leaf, buffer in module._buffers.items()
+        if buffer is not None
+    }
+
+
 def check_buffers(base: nn.Module, buffers: Mapping[str, Tensor], tasks: int) -> None:
     """Raise unless ``buffers`` names buffers of the base, with a row for each task."""
-    own = dict(base.named_buffers())
+    own = buffers_by_name(base)
     for name, value in buffers.items():
         if name not in own:
             raise ConfigError(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from weightloom.base.target import Target
 from weightloom.errors import BatchingError, ConfigError, ShapeError, nearest
 from weightloom.keras import is_keras
-from weightloom.params import count_tasks
+from weightloom.params import count_tasks, parameters_by_name
 
 
 def check_options(engine: str, randomness: str, statistics: str | None, chunk_size: int | None) -> None:
@@ -109,7 +109,7 @@ def check_names(base: nn.Module, params: Mapping[str, Tensor]) -> None:
             f"`{f'base.{name}' if name else 'base'}` is a Keras model, {type(module).__name__}. Keras would silently "
             "run with its own weights instead of the generated ones. Wrap it: `weightloom.keras.KerasBase(model)`."
         )
-    own = dict(base.named_parameters(remove_duplicate=False))
+    own = parameters_by_name(base)
     for name, value in params.items():
         if name not in own:
             raise ConfigError(
@@ -143,7 +143,7 @@ def _check_kind(base: nn.Module, params: Mapping[str, Tensor], inputs: Mapping[s
 
     A base whose own parameters differ among each other is taken to know what it does.
     """
-    own = dict(base.named_parameters(remove_duplicate=False))
+    own = parameters_by_name(base)
     is_mixed = len({(value.device, value.dtype) for value in own.values()}) > 1
     replaced = {id(own[name]) for name in params}
     generated = {f"params[{name!r}]": value for name, value in params.items()}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from weightloom.base.check import check_names
 from weightloom.errors import ConfigError
 from weightloom.forms.factored import built
-from weightloom.params import count_tasks
+from weightloom.params import count_tasks, parameters_by_name
 from weightloom.recurrent import original_recurrent
 
 
@@ -41,7 +41,7 @@ def specialise(base: nn.Module, params: Mapping[str, Tensor], task: int = 0) -> 
             f"`task={task}` is out of range. `params` holds {tasks} tasks. Pass a task from 0 to {tasks - 1}."
         )
     net = original_recurrent(copy.deepcopy(base))
-    aliases = list(net.named_parameters(remove_duplicate=False))
+    aliases = list(parameters_by_name(net).items())
     for name, value in params.items():
         old = net.get_parameter(name)
         new = nn.Parameter(built(value[task]).detach().clone(), requires_grad=True)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from weightloom.base.scan import HOOKS, Scan, is_script
 from weightloom.base.tree import PLAIN, attributes_of, behind, blank
 from weightloom.errors import BatchingError
+from weightloom.params import modules_by_name
 
 Places = Sequence[tuple[str, list[tuple[int, bool, str]]]]
 """Every place of each name: number of the module, whether it is a buffer there, and the name it has there."""
@@ -32,19 +33,13 @@ Written = list[tuple[int, str, Any]]
 
 def all_names(base: nn.Module) -> dict[str, tuple[nn.Module, bool, str, Tensor]]:
     """Every name of every parameter and buffer, tied and shared ones by each: module, whether a buffer, leaf, value."""
-    found: dict[str, tuple[nn.Module, bool, str, Tensor]] = {}
-
-    def visit(module: nn.Module, prefix: str, above: frozenset[int]) -> None:
-        for is_buffer, table in ((False, module._parameters), (True, module._buffers)):
-            for leaf, value in table.items():
-                if value is not None:
-                    found[prefix + leaf] = (module, is_buffer, leaf, value)
-        for name, child in module._modules.items():
-            if child is not None and id(child) not in above:  # a child that keeps its parent goes round
-                visit(child, f"{prefix}{name}.", above | {id(child)})
-
-    visit(base, "", frozenset({id(base)}))
-    return found
+    return {
+        f"{name}.{leaf}" if name else leaf: (module, is_buffer, leaf, value)
+        for name, module in modules_by_name(base).items()
+        for is_buffer, table in ((False, module._parameters), (True, module._buffers))
+        for leaf, value in table.items()
+        if value is not None
+    }
 
 
 def places_of(scan: Scan, names: Iterable[str]) -> Places:

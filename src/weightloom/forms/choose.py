@@ -12,7 +12,7 @@ from weightloom.forms.full import Full
 from weightloom.forms.low_rank import LowRank
 from weightloom.forms.row_scale import RowScale
 from weightloom.forms.template import Template
-from weightloom.params import ParamSpec, Selector, Shape, first_names, select
+from weightloom.params import ParamSpec, Selector, Shape, first_names, parameters_by_name, select
 
 Generate = Selector | Iterable[Selector] | Mapping[Selector, Form]
 """Which parameters are generated; as a mapping, also in which form."""
@@ -204,7 +204,7 @@ def _check_given(generate: Generate, form: Form | None) -> None:
 
 def _owners(base: nn.Module) -> dict[str, nn.Module]:
     """The module that each parameter is in, by every name it has."""
-    names = (name for name, _ in base.named_parameters(remove_duplicate=False))
+    names = parameters_by_name(base)
     return {name: base.get_submodule(name.rpartition(".")[0]) for name in names}
 
 

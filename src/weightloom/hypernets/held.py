@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from weightloom.errors import ConfigError
-from weightloom.params import Shape
+from weightloom.params import Shape, parameters_by_name
 
 TWINS = WeakTensorKeyDictionary()
 """The frozen twin of a parameter: one, however many hypernetworks hold it, so that it is counted once."""
@@ -53,7 +53,7 @@ class HoldsBase(nn.Module):
             frozen: Names of parameters that are used and not trained.
             unused: Names of parameters that are neither used nor trained, since others stand in their place.
         """
-        named = dict(base.named_parameters(remove_duplicate=False))
+        named = parameters_by_name(base)
         of = {id(named[n]): twin_parameter(named[n]) for n in {*frozen, *unused} if named[n].requires_grad}
         self.base = twin_tree(base, of) if of else base
         still = {id(named[name]) for name in frozen}
@@ -170,7 +170,7 @@ class Watch:
 
 def shapes_of(base: nn.Module) -> dict[str, Shape]:
     """Name and shape of each parameter, tied names included."""
-    return {name: tuple(its.shape) for name, its in base.named_parameters(remove_duplicate=False)}
+    return {name: tuple(its.shape) for name, its in parameters_by_name(base).items()}
 
 
 def twin_parameter(parameter: nn.Parameter) -> nn.Parameter:

@@ -12,6 +12,7 @@ from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.show.classes import class_names
 from weightloom.apps.fewshot.show.draw import Shown, generator, source_of
 from weightloom.forms.factored import built
+from weightloom.params import parameters_by_name
 from weightloom.tasks import Tasks
 
 MATRICES = 3
@@ -49,7 +50,7 @@ def own_values(learner: Learner, params: dict[str, Tensor]) -> dict[str, Tensor]
     base = getattr(learner, "base", None)
     if not isinstance(base, torch.nn.Module):
         return {}
-    known = dict(base.named_parameters(remove_duplicate=False))
+    known = parameters_by_name(base)
     return {
         name: known[name].detach().float()
         for name, value in params.items()
