@@ -7,6 +7,7 @@ Knows nothing of how parameters are generated or used. A function of the library
 from names to tensors, such as a dict.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -392,6 +393,8 @@ def modules_by_name(base: nn.Module) -> dict[str, nn.Module]:
     def visit(module: nn.Module, name: str, above: frozenset[int]) -> None:
         found[name] = module
         for leaf, child in module._modules.items():
+            if type(child) in weakref.ProxyTypes:
+                child = getattr(child.__repr__, "__self__")  # noqa: B009  (what it stands for)
             if child is not None and id(child) not in above:
                 visit(child, f"{name}.{leaf}" if name else leaf, above | {id(child)})
 

@@ -40,6 +40,7 @@ class Aligned(Tensor):
         self: Aligned = carrier(cls, value.shape[1:], value.dtype, value.device)
         self.tasks = value.shape[0]
         self.value, self.rows, self.batch_major = value, rows, batch_major
+        self._is_param = True
         self.level = torch._C._functorch.maybe_current_level()
         return self
 
@@ -68,10 +69,11 @@ class Aligned(Tensor):
                 return func(*args, **kwargs)
             leaves = tree_leaves((args, kwargs), is_leaf=_whole)
             own = [leaf for leaf in leaves if isinstance(leaf, Aligned)]
-            if func is Tensor.requires_grad.__get__:  # type: ignore[attr-defined]
+            if func == Tensor.requires_grad.__get__:  # type: ignore[attr-defined]
                 return own[0].value.requires_grad
             name = getattr(func, "__name__", str(func))
-            if all(isinstance(leaf, Aligned) for leaf in leaves if isinstance(leaf, Tensor)) and not name.endswith("_"):
+            in_place = name.endswith("_") and not name.endswith("__")
+            if all(isinstance(leaf, Aligned) for leaf in leaves if isinstance(leaf, Tensor)) and not in_place:
                 return _of_parameters_alone(func, args, kwargs, own)
             raise BatchingError(
                 f"`{name}` meets a generated parameter in a way that cannot be matched to the rows of its task. The "

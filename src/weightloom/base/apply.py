@@ -1,15 +1,21 @@
 """Run the base once per task: check the call, look up how it runs, run it."""
 
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from weightloom.base.buffers import check_buffers, norms_that_write, refuse_shared_statistics, task_buffers
+from weightloom.base.buffers import (
+    check_buffers,
+    norms_that_write,
+    refuse_apart,
+    refuse_shared_statistics,
+    task_buffers,
+)
 from weightloom.base.check import check_call, check_compiled, check_options, check_shared
 from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
 from weightloom.base.plans import Choice, Engine, Plan, Statistics, plan_of
@@ -22,6 +28,16 @@ from weightloom.errors import BatchingError, ConfigError, ShapeError
 
 Tensors = Mapping[str, Tensor]
 ENGINES = {"vmap": run_vmap, "aligned": run_aligned, "loop": run_loop}
+
+
+class Taken(NamedTuple):
+    """Arguments of a call, sorted by whose they are."""
+
+    rows: list[Tensor]
+    build: Callable[[Any], tuple[Any, Any]]
+    key: Any
+    paths: list[str] | None = None
+    common: Sequence[Tensor] = ()
 
 
 class PerTask:
@@ -112,15 +128,16 @@ class PerTask:
     def _opened(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Find the tensors of a call."""
         if not kwargs and not self._shared and all(type(x) is Tensor for x in args):
-            rows, build, key, paths = list(args), _of_tensors, len(args), None
+            its = Taken(list(args), _of_tensors, len(args))
         else:
-            rows, build, key, paths = self._taken_apart(args, kwargs)
+            its = self._taken_apart(args, kwargs)
         options = (self.buffers, self.randomness, self.chunk_size)
-        return Call(self._target, self._target.named(params), rows, build, 0, *options, key=key, paths=paths)
+        more = {"key": its.key, "paths": its.paths, "common": its.common}
+        return Call(self._target, self._target.named(params), its.rows, its.build, 0, *options, **more)
 
-    def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], Any, Any, list[str]]:
+    def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Taken:
         shared = self._shared or frozenset()
-        known = self._target.arguments
+        known = self._target.arguments if shared and args else None
         names = known[0] if known is not None else []
         given = [
             (path, Shared(x) if i in shared or (i < len(names) and names[i] in shared) else x)
@@ -135,7 +152,7 @@ class PerTask:
         at = [number for number, leaf in enumerate(leaves) if not leaf.is_shared]
         paths = [leaves[number].path for number in at]
         if len(at) == len(leaves):
-            return [leaf.tensor for leaf in leaves], opened.build, opened.key, paths
+            return Taken([leaf.tensor for leaf in leaves], opened.build, opened.key, paths)
         all_tensors = [leaf.tensor for leaf in leaves]
 
         def build(rows: Any) -> Any:
@@ -145,7 +162,8 @@ class PerTask:
             return opened.build(tensors)
 
         key = opened.key, tuple([(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves if leaf.is_shared])
-        return [leaves[number].tensor for number in at], build, key, paths
+        common = [leaf.tensor for leaf in leaves if leaf.is_shared]
+        return Taken([leaves[number].tensor for number in at], build, key, paths, common)
 
     def _call(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return self._opened(params, args, kwargs)
@@ -484,10 +502,7 @@ def _refuse_apart(call: Call, engine: Engine) -> None:
     if not norms_that_write(call.target.module):
         return
     if engine not in ("auto", "aligned"):
-        raise ConfigError(
-            f'`statistics="shared"` cannot be had with `engine={engine!r}`. All tasks are normalised together where '
-            'they are one batch. Pass `engine="aligned"`, or leave the engine to "auto".'
-        )
+        raise refuse_apart(engine)
     if call.chunk_size is not None and call.chunk_size < call.tasks:
         raise ConfigError(
             f'`statistics="shared"` cannot be had with `chunk_size={call.chunk_size}` for {call.tasks} tasks. All '

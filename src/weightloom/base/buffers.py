@@ -90,6 +90,14 @@ def norms_that_write(base: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
+def refuse_apart(engine: str) -> ConfigError:
+    """The error for an engine that cannot run all tasks as one batch."""
+    return ConfigError(
+        f'`statistics="shared"` cannot be had with `engine={engine!r}`. All tasks are normalised together where '
+        'they are one batch. Pass `engine="aligned"`, or leave the engine to "auto".'
+    )
+
+
 def refuse_written(base: str, names: Collection[str]) -> BatchingError:
     """The error for buffers that `forward` writes, and that are not torch's norms'."""
     listed = ", ".join(f'"{name}"' for name in names)

@@ -75,8 +75,8 @@ class Call(NamedTuple):
     """Whether hooks are left out."""
     clones: list[tuple[str, Tensor, Tensor]] | None = None
     """Name, copy and original of what was given to the base, where it is watched."""
-    restores: bool = True
-    """Whether what the base keeps in lists and dicts is the same at the start of each task of a loop."""
+    common: Sequence[Tensor] = ()
+    """Tensors of the call that all tasks share."""
 
     @property
     def base(self) -> Any:
@@ -149,8 +149,12 @@ class Call(NamedTuple):
             clone = value.clone()
             if self.clones is not None:
                 self.clones.append((name, _unwrapped(clone), _unwrapped(value)))
+            clone._is_param = True
             return clone
-        return value.in_use() if isinstance(value, Factored) else value
+        value = value.in_use() if isinstance(value, Factored) else value
+        if not torch.compiler.is_compiling():
+            value._is_param = True  # what torch asks before it takes a tensor for an `nn.Parameter`
+        return value
 
 
 def run_vmap(call: Call) -> Result:
@@ -215,7 +219,7 @@ def run_loop(call: Call) -> Result:
     params = {name: (built(value) if name in call.dense else value).unbind() for name, value in call.params.items()}
     rows = [x.unbind() for x in call.rows]
     random = torch.get_rng_state() if call.randomness == "same" else None
-    contents = Contents(call.scan.mutable) if call.restores and call.scan is not None and call.scan.mutable else None
+    contents = Contents(call.scan.mutable) if call.scan is not None and call.scan.mutable else None
     several: list[Any] = []
     assigned: list[list[tuple[int, str, Any]]] = []
     replica: Replica | None = None
@@ -231,7 +235,7 @@ def run_loop(call: Call) -> Result:
             replica = _next(call, replica, tensors, state)
             outputs, written = call.run(tensors, [row[task] for row in rows], state, replica)
             several.append(outputs)
-            assigned.append(_into_buffers(call, written))
+            assigned.append(written)
     return Result(join(several, torch.stack, call.target.name), _gathered(call, assigned))
 
 
@@ -244,22 +248,6 @@ def _next(call: Call, replica: Replica | None, tensors: Tensors, state: Any) -> 
     made = call.replica(tensors, state)
     made.count_references()
     return made
-
-
-def _into_buffers(call: Call, written: list[tuple[int, str, Any]]) -> list[tuple[int, str, Any]]:
-    """Buffers that the loop assigns are the base's own, task after task; return all else."""
-    if call.clones is not None:  # watched: nothing is left behind
-        return written
-    rest = []
-    own = {(n, leaf) for name, its in call.places if name in call.buffers for n, _, leaf in its}
-    for number, name, value in written:
-        assert call.scan is not None
-        module = call.scan.modules[number]
-        if name not in module._buffers or (number, name) in own:
-            rest.append((number, name, value))
-        else:
-            module._buffers[name] = value
-    return rest
 
 
 def _gathered(call: Call, assigned: list[list[tuple[int, str, Any]]]) -> list[Carried]:
@@ -275,7 +263,9 @@ def _gathered(call: Call, assigned: list[list[tuple[int, str, Any]]]) -> list[Ca
         opened = [open_tree(value, name) for value in values]
         if any(its.key != opened[0].key for its in opened):
             raise refuse_different(call.scan, number, name, "differs from task to task and is no tensor")
-        if not opened[0].leaves:
+        module = call.scan.modules[number] if call.scan is not None else None
+        same = module is not None and name in module._buffers and all(torch.equal(values[0], v) for v in values)
+        if not opened[0].leaves or same:
             carried.append(Carried(number, name, values[-1], False))
         else:
             carried.append(Carried(number, name, join(values, torch.stack, name), True))

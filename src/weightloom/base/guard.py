@@ -1,7 +1,7 @@
 """Watches a first run for what must not happen in any run: the base's own values where generated ones belong."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,16 +19,18 @@ class Guard(TorchFunctionMode):
     Args:
         name: How the base is called in messages.
         replaced: Own values that others stand for in this run, by id, with their names.
-        shared: Own values that all tasks share, with their names: what changes one in place is refused.
+        shared: What all tasks share, with what it is called: to change one in place is refused.
         engine: By which engine the base runs.
     """
 
-    def __init__(self, name: str, replaced: Mapping[int, str], shared: Mapping[str, Tensor], engine: str) -> None:
+    def __init__(
+        self, name: str, replaced: Mapping[int, str], shared: Sequence[tuple[str, Tensor]], engine: str
+    ) -> None:
         super().__init__()
         self.engine = engine
         self.refused: BatchingError | None = None
         """The first refusal, which the base may have caught."""
-        self.memory = {_memory(value): its for its, value in shared.items() if value.numel()}
+        self.memory = {_memory(value): its for its, value in shared if _has_memory(value)}
         self.name, self.replaced = name, replaced
         self.with_gradients = torch.is_grad_enabled()
 
@@ -58,12 +60,12 @@ class Guard(TorchFunctionMode):
                 f"{self.name} registers a hook for gradients in `forward` (`{func.__name__}`). It would see those of "
                 'all tasks at once. Pass `engine="loop"`, where it sees one task after the other.'
             )
-        if func in _ASKED and self.engine == "vmap" and self.with_gradients and _is_hidden(args[0]):
+        if func in _ASKED and self.engine == "vmap" and self.with_gradients and _is_hidden(args[0]) and _of_the_base():
             raise BatchingError(
                 f"{self.name} asks in `forward` whether a tensor needs a gradient. `vmap` hides that, and always says "
                 'no. Pass `engine="loop"`, or leave the engine to "auto".'
             )
-        if self.memory and _is_in_place(func) and args and isinstance(args[0], Tensor):
+        if self.memory and (_is_in_place(func) or func in _SET) and args and isinstance(args[0], Tensor):
             self._check_in_place(args[0])
         if func in READ and self.engine == "vmap" and any(map(_is_hidden, args)):
             raise BatchingError(
@@ -77,9 +79,8 @@ class Guard(TorchFunctionMode):
         name = self.memory.get(_memory(target))
         if name is not None:
             raise BatchingError(
-                f"`forward` of {self.name} changes its own {name!r} in place, which is not generated, so all tasks "
-                "share it. Each task would change it for the next. Compute a new tensor instead, or generate it: then "
-                "every task has its own."
+                f"`forward` of {self.name} changes {name} in place, which all tasks share. Each task would change it "
+                "for the next. Compute a new tensor instead; a parameter may be generated, a tensor assigned anew."
             )
 
 
@@ -87,8 +88,20 @@ def _memory(value: Tensor) -> int:
     return value.untyped_storage().data_ptr()
 
 
+def _has_memory(value: Tensor) -> bool:
+    return not _is_hidden(value) and value.layout is torch.strided and not value.is_nested and value.numel() > 0
+
+
 def _is_hidden(value: Any) -> bool:
     return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
+def _of_the_base() -> bool:
+    """Whether code of the base asks, and not torch's own."""
+    frame: Any = sys._getframe(2)
+    while str(frame.f_globals.get("__name__", "")).startswith("weightloom.base."):  # modes that watch
+        frame = frame.f_back
+    return not str(frame.f_globals.get("__name__", "")).startswith("torch.")
 
 
 def _is_in_place(func: Any) -> bool:
@@ -97,6 +110,7 @@ def _is_in_place(func: Any) -> bool:
 
 
 _ASSIGNED = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow", "and", "or", "xor"))}
+_SET = {getattr(Tensor, name).__set__ for name in ("data", "grad", "requires_grad")}
 _ASKED = {getattr(Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")}
 _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad}
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from weightloom.base.buffers import norms_that_write, refuse_written, task_buffers
+from weightloom.base.buffers import norms_that_write, refuse_apart, refuse_written, task_buffers
 from weightloom.base.engines import Call, Result, run_aligned, run_loop, run_vmap
 from weightloom.base.guard import Guard
 from weightloom.base.replica import Places, all_names
@@ -108,7 +108,8 @@ def plan_of(call: Call, engine: Engine, statistics: Statistics | None, checked: 
     for key in ((scanned, kind), (scanned, exact), (RESTLESS, kind)):
         plan = plan or plans.known.get(key)
     if plan is None:
-        plan = make_plan(checked(call), engine, statistics)
+        with _unpacked():
+            plan = make_plan(checked(call), engine, statistics)
         plans.keep((scanned, exact if plan.sizes else kind), plan)
         if not plan.sizes and plans.count(kind) >= RESTLESS:
             plans.keep((RESTLESS, kind), replace(plan, proven=False, layers=None))
@@ -175,18 +176,21 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
             built = _choose(call, engine, statistics, frozenset(call.params))
             if not any(t.error is not None for t in built[1]):
                 dense, choice, tries = frozenset(call.params), *built
-        refuse_failed(call, engine, tries)
         fresh = sorted({name for t in tries for name in t.written} - call.buffers.keys())
         if fresh and statistics == "task" and not buffers:
             assert call.scan is not None
             buffers = tuple(fresh)
             call = call._replace(buffers={**call.buffers, **task_buffers(call.scan.base, call.tasks, fresh)}).placed()
             continue
+        if not (fresh and statistics == "shared"):
+            if set(fresh) - (_of_norms(call) if engine == "loop" else set()):
+                raise refuse_written(call.target.name, fresh)
+            refuse_failed(call, engine, tries)
         break
+    if fresh and engine not in ("auto", "aligned") and statistics == "shared":
+        raise refuse_apart(engine)
     if fresh and statistics == "shared":
         choice = Choice("aligned", "all tasks are run as one batch, which writes the base's buffers")
-    elif set(fresh) - (_of_norms(call) if engine == "loop" else set()):
-        raise refuse_written(call.target.name, fresh)
     dense = dense | {name for t in tries for name in t.dense}
     layers = None
     if choice.engine == "aligned" and call.scan is not None:
@@ -224,6 +228,11 @@ class Try:
     dense: tuple[str, ...] = ()
     """Parameters that were changed in place."""
     draws: bool = False
+    """Whether random numbers of torch were drawn."""
+    draws_apart: bool = False
+    """Whether others were: those of Python or numpy, or of a generator that the base keeps."""
+    keeps: bool = False
+    """Whether lists, dicts or objects of the base were changed."""
     kept_by_hooks: bool = False
     """Whether hooks kept tensors."""
 
@@ -238,6 +247,7 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
     own: dict[str, Tensor] = {}
     shared: dict[str, Tensor] = {}
     replaced: dict[int, str] = {}
+    kept: list[Tensor] = []
     mutable: list[Any] = []
     hooks: list[Any] = []
     few = call.first(tasks)
@@ -250,6 +260,8 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
                 shared[name] = value
             else:
                 shared[name] = value
+        of_tasks = {id(leaf.tensor) for its in call.state.values() for leaf in open_tree(its).leaves}
+        kept = [value for value in call.scan.tensors if id(value) not in of_tasks]
         mutable, hooks = call.scan.mutable, call.scan.of_hooks
     few = few._replace(
         params={name: _apart(value) for name, value in few.params.items()},
@@ -259,12 +271,12 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
         watch=seen.watch,
         dense=call.dense | {name for name, value in few.params.items() if not isinstance(value, Factored)},
         clones=[],
-        restores=False,
     ).placed()
     contents, of_hooks = Contents(mutable), Contents(hooks)
-    guard = Guard(call.target.name, replaced, shared, engine)
-    with _random_states(few), _unpacked(), WithoutDropout(), guard:
-        before = torch.get_rng_state()
+    fixed = [(f"its own {name!r}", value) for name, value in shared.items()]
+    fixed += [("a tensor that it keeps", value) for value in kept] + [("an argument", value) for value in call.common]
+    guard = Guard(call.target.name, replaced, fixed, engine)
+    with _random_states(few) as draws, WithoutDropout(), guard:
         try:
             seen.result = RUN[engine](few)
         except torch.OutOfMemoryError:
@@ -274,11 +286,12 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
         else:
             seen.error = guard.refused
         finally:
-            seen.draws = not torch.equal(before, torch.get_rng_state())
+            seen.draws, seen.draws_apart = draws()
             changed = contents.changed()
             seen.kept_by_hooks = any(with_tensors for _, with_tensors in of_hooks.changed())
             contents.restore()
             of_hooks.restore()
+    seen.keeps = bool(changed)
     for thing, with_tensors in changed:
         if with_tensors:
             raise refuse_kept(call.target.name, thing)
@@ -296,7 +309,7 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
             if buffer is None:
                 seen.counts = True
                 seen.assigns = seen.assigns or bool(open_tree(its.value).leaves)
-            elif its.of_tasks or engine == "loop":
+            elif its.of_tasks:
                 seen.written = (*seen.written, buffer)
     return seen
 
@@ -317,18 +330,33 @@ def _unpacked() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _random_states(call: Call) -> Iterator[None]:
-    """All sources of random numbers are afterwards where they were."""
+def _random_states(call: Call) -> Iterator[Callable[[], tuple[bool, bool]]]:
+    """All sources of random numbers are afterwards where they were.
+
+    What is given says whether torch's own moved since, and whether any other did.
+    """
     devices = {x.device.index for x in call.rows if x.device.type == "cuda"}
-    arrays = sys.modules.get("numpy")
-    python, drawn = random.getstate(), arrays.random.get_state() if arrays is not None else None
+    numpy = sys.modules.get("numpy")
+    kept = [(its, its.get_state()) for its in (call.scan.generators if call.scan is not None else ())]
+    python, arrays = random.getstate(), numpy.random.get_state() if numpy is not None else None
+    before = torch.get_rng_state()
+
+    def moved() -> tuple[bool, bool]:
+        others = random.getstate() != python or not all(torch.equal(its.get_state(), state) for its, state in kept)
+        if numpy is not None and arrays is not None:
+            now = numpy.random.get_state()
+            others = others or now[2] != arrays[2] or bool((now[1] != arrays[1]).any())
+        return not torch.equal(before, torch.get_rng_state()), others
+
     try:
         with torch.random.fork_rng(devices=list(devices)):
-            yield
+            yield moved
     finally:
         random.setstate(python)
-        if arrays is not None:
-            arrays.random.set_state(drawn)
+        for its, state in kept:
+            its.set_state(state)
+        if numpy is not None:
+            numpy.random.set_state(arrays)
 
 
 def _apart(value: Any) -> Any:
@@ -356,10 +384,16 @@ def _choose(
             'the engine runs. Pass `engine="loop"`, where they see one task after the other, or `engine="aligned"`, '
             "where they see all rows."
         )
+    if tried.draws_apart and engine != "loop":
+        raise BatchingError(
+            f"{call.target.name} draws random numbers in `forward` that are not torch's: of Python, of numpy, or of a "
+            "generator of its own. All tasks would get the same ones. Draw them by torch, or pass "
+            '`engine="loop"`.'
+        )
     if engine == "loop" or (engine == "vmap" and tried.error is None):
         return asked, [tried]
-    alone = _try(call, "loop")
-    if engine == "aligned" and tried.result is not None and alone.result is not None:
+    alone = _try(call, "loop", unhooked=engine != "aligned")
+    if engine == "aligned" and tried.result is not None and alone.result is not None and statistics != "shared":
         if not (tried.draws or alone.draws) and not _same_in_any_order(call, alone.result, tried.result):
             raise BatchingError(
                 f"{call.target.name} gives other numbers when tasks are folded into the batch than task by task. The "
@@ -384,7 +418,7 @@ def _same_in_any_order(call: Call, alone: Result, folded: Result) -> bool:
     if not _same_results(alone, folded):
         return False
     backwards = call.backwards()
-    other, its = _try(backwards, "loop"), _try(backwards, "aligned", call.tasks, unhooked=False)
+    other, its = _try(backwards, "loop", unhooked=False), _try(backwards, "aligned", call.tasks, unhooked=False)
     return other.result is None or (its.result is not None and _same_results(other.result, its.result))
 
 
@@ -463,6 +497,8 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
         again = _try(call, "vmap", watch=True)
         if again.error is not None or tried.error is not None:
             tried = again
+    if tried.draws_apart:
+        return Choice("loop", "random numbers are drawn that are not torch's"), [tried, _try(call, "loop")]
     if tried.error is not None:
         alone = _try(call, "loop")
         why = (
@@ -476,7 +512,7 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
     if watch.work >= GROUPED_BELOW and call.rows and call.rows[0].device.type == "cpu":
         return Choice("loop", "large generated kernels convolve quickest one task after the other"), [tried]
     reason = f"{watch.mixes} may mix the rows of a batch" if watch.mixes else ""
-    if call.buffers or call.randomness == "same" or tried.assigns or call.state:
+    if call.buffers or call.randomness == "same" or tried.assigns or tried.keeps or call.state:
         reason = reason or "something is kept or drawn for each task"
     if tried.dense:
         reason = reason or "a parameter is changed in place"

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sys import getrefcount
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from weightloom.base.scan import HOOKS, Scan, is_script
@@ -108,7 +109,7 @@ class Replica:
         for (number, name), value in (state or {}).items():
             held = modules[number]._buffers if name in modules[number]._buffers else modules[number].__dict__
             held[name] = value
-        self._before = [_record(module.__dict__) for module in modules]
+        self._before = [_NO_RECORD if is_script(module) else _record(module.__dict__) for module in modules]
         self._references: list[int] = []
 
     @property
@@ -135,12 +136,13 @@ class Replica:
 
     def was_written(self) -> bool:
         """Whether `forward` assigned anything."""
-        try:
-            for a, b, c, d, e, f, g, h in self._before:
-                if a != b or c != d or e != f or g != h:  # identity first, so that nothing is compared in vain
-                    return True
-        except (RuntimeError, ValueError, TypeError):  # of tensors, which are compared only where one was replaced
-            return True
+        with torch._C.DisableTorchFunction():
+            try:
+                for a, b, c, d, e, f, g, h in self._before:
+                    if a != b or c != d or e != f or g != h:  # identity first, so that nothing is compared in vain
+                        return True
+            except (RuntimeError, ValueError, TypeError):  # of tensors, which are compared only where one was replaced
+                return True
         return False
 
     def written(self) -> Written:
@@ -201,6 +203,9 @@ def slots_of(kind: type) -> tuple[str, ...]:
     found = [its.__dict__.get("__slots__", ()) for its in kind.__mro__]
     names = [name for its in found for name in ([its] if isinstance(its, str) else its)]
     return tuple([name for name in names if name not in ("__dict__", "__weakref__")])
+
+
+_NO_RECORD: tuple[dict[str, Any], ...] = ({},) * 8
 
 
 def _record(held: dict[str, Any]) -> tuple[dict[str, Any], ...]:

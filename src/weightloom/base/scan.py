@@ -53,6 +53,10 @@ class Scan:
         """Whether something may change what `forward` does that cannot be looked at."""
         self.versions = False
         """Whether `forward` asks how often a tensor was changed."""
+        self.tensors: list[Tensor] = []
+        """Tensors that are kept in attributes, and are neither parameters nor buffers."""
+        self.generators: list[torch.Generator] = []
+        """Sources of random numbers that are kept."""
         self.mutable: list[Any] = []
         """Lists, dicts, sets, objects and closure cells that are reached."""
         self.of_hooks: list[Any] = []
@@ -161,7 +165,7 @@ class Scan:
                         elif name == "_modules":
                             for its, child in value.items():
                                 if child is not None:
-                                    self.children.append((number, its, self._number(child)))
+                                    self.children.append((number, its, self._number(inner(child))))
                                     row.append(self.children[-1][2])
                     elif value and name not in _NAMES_TOO:
                         row.append(self._hooks(number, name, value))
@@ -211,8 +215,13 @@ class Scan:
             return self._reference(value, above, name, ("module", self._number(value)))
         if isinstance(value, Tensor):
             key = (kind, value.dtype, tuple(value.shape) if not value.is_nested else None)
-            return self._reference(value, above, name, key) if id(value) in self._own else key
+            if id(value) in self._own:
+                return self._reference(value, above, name, key)
+            self.tensors.append(value)
+            return key
         if isinstance(value, _CONSTANT):
+            if isinstance(value, torch.Generator):
+                self.generators.append(value)
             return value
         me = id(value)
         self._hold(me, above, name)
@@ -277,7 +286,7 @@ class Scan:
         key.append(self._each([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()], me))
         if not str(function.__module__).startswith("torch"):
             reads = reads_of(function)
-            self.unseen = self.unseen or reads.volatile
+            self.unseen, self.versions = self.unseen or reads.volatile, self.versions or reads.versions
             key.append(self._each(reads.values(), me))
         return tuple(key)
 
@@ -320,7 +329,12 @@ class Scan:
 
 def children_of(module: nn.Module) -> list[nn.Module]:
     """Modules that are registered in a module; of one that `torch.jit` compiled, none."""
-    return [] if is_script(module) else [child for child in module._modules.values() if child is not None]
+    return [] if is_script(module) else [inner(child) for child in module._modules.values() if child is not None]
+
+
+def inner(child: Any) -> Any:
+    """A child itself, where a weak proxy of it is registered."""
+    return behind(child) if type(child) in weakref.ProxyTypes else child
 
 
 def is_script(module: nn.Module) -> bool:

@@ -3,9 +3,9 @@
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from weightloom.errors import ConfigError
@@ -26,6 +26,7 @@ class Target:
         self.method: str | None = None
         self.function: Callable[..., Any] = base
         self.prefix = ""
+        self._arguments: tuple[list[str], bool] | str | None = "unread"
         if isinstance(base, nn.Module):
             self.module = base
         elif isinstance(base, types.MethodType) and isinstance(base.__self__, nn.Module):
@@ -34,6 +35,11 @@ class Target:
             raise ConfigError(
                 f"`base` is a {type(base).__name__}. What runs once per task is a `torch.nn.Module`, a method of one, "
                 "or a function of parameters. Pass `net`, `net.encode`, or `lambda params, x: …`."
+            )
+        if isinstance(self.module, torch.jit.ScriptModule):
+            raise ConfigError(
+                f"`base` was compiled by `torch.jit` ({self.module.original_name}). Its parameters are fixed in the "
+                "compiled code. Pass the module as it was before `torch.jit.script`."
             )
         inner = getattr(self.module, "_orig_mod", None)
         if type(self.module).__name__ == "OptimizedModule" and isinstance(inner, nn.Module):
@@ -61,9 +67,14 @@ class Target:
             return params
         return {name.removeprefix(self.prefix): value for name, value in params.items()}
 
-    @cached_property
+    @property
     def arguments(self) -> tuple[list[str], bool] | None:
         """Names of what it takes, in order, and whether it takes any others; None if that is not known."""
+        if self._arguments == "unread":
+            self._arguments = self._read()
+        return self._arguments  # type: ignore[return-value]
+
+    def _read(self) -> tuple[list[str], bool] | None:
         call: Any = self.function
         if self.module is not None:
             call = getattr(self.module, self.method or "forward")

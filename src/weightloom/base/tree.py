@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 from torch.utils._pytree import SUPPORTED_NODES
 
-from weightloom.errors import ConfigError
+from weightloom.errors import BatchingError, ConfigError
 
 Build = Callable[[Sequence[Any]], Any]
 """Puts tensors, or whatever is given, in the places of the tensors of a tree."""
@@ -268,10 +268,15 @@ def attributes_of(value: Any) -> dict[str, Any] | None:
 
 def blank(kind: Any) -> Any:
     """An object of a class whose `__init__` was not run."""
-    try:
-        return object.__new__(kind)
-    except TypeError:  # of classes that are made otherwise
-        return kind.__new__(kind)
+    for make in (object.__new__, kind.__new__):
+        try:
+            return make(kind)
+        except TypeError:  # of classes that are made otherwise
+            continue
+    raise BatchingError(
+        f"A {kind.__name__} holds one of the base's own tensors or modules, and cannot be copied. A run needs one that "
+        "holds the generated values. Keep them in an attribute, a list, a dict or an object of a class of Python."
+    )
 
 
 def behind(proxy: Any) -> Any:

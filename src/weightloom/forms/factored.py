@@ -116,10 +116,12 @@ class Factored(Tensor):
     @property
     def _is_param(self) -> bool:
         """What torch asks before it takes a tensor for an `nn.Parameter`."""
-        return False
+        return isinstance(self, InUse)
 
     @_is_param.setter
     def _is_param(self, value: bool) -> None:
+        if isinstance(self, InUse):
+            return
         raise ConfigError(
             f"`nn.Parameter` was given {self!r}. It is held as factors, and what can be trained are these. Pass "
             "`nn.Parameter(value.dense())`, or register the tensors in `value.factors` one by one."
