@@ -139,7 +139,7 @@ def mine(name, parameter):
         {"generate": mine},
         {"generate": {"0.*": FiLM(), "2.weight": LowRank(32)}},
     ],
-    ids=str,
+    ids=["all", "no trunk", "spread", "kinds", "predicate", "forms"],
 )
 @pytest.mark.parametrize("largest", [40_000, 900])
 def test_a_head_above_the_largest_is_refused_and_both_advices_work(options, largest):

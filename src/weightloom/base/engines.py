@@ -180,7 +180,7 @@ def run_vmap(call: Call) -> Result:
         with (
             unfused_attention(),
             padding_unlearned(call.target.module),
-            convolutions_in_one_precision(),
+            convolutions_in_one_precision(call.params),
             second_derivatives(level),
             no_recomputing(call),
         ):
@@ -474,9 +474,10 @@ def padding_unlearned(base: nn.Module | None) -> AbstractContextManager[Any]:
 
 
 class ConvolutionsInOnePrecision(TorchFunctionMode):
-    """Brings the input of a convolution to the precision of its kernel.
+    """Brings the input of a convolution to the precision of its kernel, and in double precision to plain strides.
 
-    Autocast does not reach convolutions under ``vmap``, but does lower what stands before them (torch 2.13).
+    Autocast does not reach convolutions under ``vmap``, but does lower what stands before them. In double precision,
+    on a CPU, the backward pass of one whose input has odd strides along axes of one entry fails (torch 2.13).
     """
 
     def __torch_function__(
@@ -485,13 +486,17 @@ class ConvolutionsInOnePrecision(TorchFunctionMode):
         """Convolve in the precision of the kernel."""
         if func in WINDOW and len(args) > 1:
             x, weight, *rest = args
-            args = (x.to(weight.dtype), weight, *rest)
+            x = x.to(weight.dtype)
+            if x.dtype == torch.float64:
+                x = x.clone(memory_format=torch.contiguous_format)
+            args = (x, weight, *rest)
         return func(*args, **(kwargs or {}))
 
 
-def convolutions_in_one_precision() -> AbstractContextManager[Any]:
-    """`ConvolutionsInOnePrecision` where autocast is on."""
+def convolutions_in_one_precision(params: Tensors) -> AbstractContextManager[Any]:
+    """`ConvolutionsInOnePrecision` where autocast is on, or kernels are in double precision."""
     on = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    on = on or any(its.ndim > 3 and its.dtype == torch.float64 and its.is_cpu for its in params.values())
     return ConvolutionsInOnePrecision() if on else nullcontext()
 
 

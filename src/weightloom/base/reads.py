@@ -78,6 +78,12 @@ class _Reader:
         if code is None or scope is None or id(code) in self._read or len(self._read) > 300:
             return
         self._read.add(id(code))
+        for cell in getattr(function, "__closure__", None) or ():
+            value = getattr(cell, "cell_contents", None)
+            if isinstance(value, types.FunctionType):
+                self.read(value)
+            elif not isinstance(value, type | nn.Module):
+                self.steady[id(cell), "cell_contents"] = (cell, "cell_contents")
         names, attributes = _names(code)
         self.names |= attributes
         for name in names:
