@@ -174,7 +174,8 @@ class PerTask:
         scanned = scan(self._target.module)
         first = next(iter(call.params.values()), None)
         tasks = len(first) if first is not None else len(call.rows[0]) if call.rows and call.rows[0].ndim else 0
-        return call._replace(scan=scanned, state=state_of(scanned, tasks))
+        call.scan, call.state = scanned, state_of(scanned, tasks)
+        return call
 
     def _plan(self, call: Call) -> Plan:
         return plan_of(self._scanned(call), self.engine, self.statistics, self._checked)
@@ -201,14 +202,8 @@ class PerTask:
                 **buffers,
             }
         choice = plan.choice
-        call = call._replace(
-            tasks=tasks,
-            buffers=buffers,
-            places=plan.places,
-            layers=plan.layers,
-            batch_major=choice.batch_major,
-            dense=plan.dense,
-        )
+        call.tasks, call.buffers, call.places = tasks, buffers, plan.places
+        call.layers, call.batch_major, call.dense = plan.layers, choice.batch_major, plan.dense
         result = self._by(call, plan)
         if call.scan is not None and result.written:
             self._carry(call, result)

@@ -10,12 +10,17 @@ from weightloom.errors import BatchingError, ConfigError, ShapeError, nearest
 from weightloom.keras import is_keras
 from weightloom.params import count_tasks, parameters_by_name
 
+ENGINES = ("auto", "vmap", "aligned", "loop")
+DRAWS = ("different", "same")
+
 
 def check_options(engine: str, randomness: str, statistics: str | None, chunk_size: int | None) -> None:
     """Raise unless every option is known."""
+    if engine in ENGINES and randomness in DRAWS and statistics in (None, "task", "shared") and chunk_size is None:
+        return
     said = {
-        "engine": (engine, ["auto", "vmap", "aligned", "loop"], "An engine says how tasks are run."),
-        "randomness": (randomness, ["different", "same"], "It says what dropout draws for each task."),
+        "engine": (engine, [*ENGINES], "An engine says how tasks are run."),
+        "randomness": (randomness, [*DRAWS], "It says what dropout draws for each task."),
         "statistics": (statistics or "task", ["task", "shared"], "It says what BatchNorm normalises by."),
     }
     for name, (value, known, what) in said.items():

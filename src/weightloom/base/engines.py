@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Literal, NamedTuple
 
@@ -28,7 +29,6 @@ from weightloom.params import Params
 
 Randomness = Literal["different", "same"]
 Tensors = Mapping[str, Tensor]
-NOTHING: Mapping[Any, Any] = {}
 
 
 class Result(NamedTuple):
@@ -39,8 +39,9 @@ class Result(NamedTuple):
     """What `forward` assigned, for all tasks."""
 
 
-class Call(NamedTuple):
-    """One call of a base, checked: what every engine runs. A tuple, since one is made in every step."""
+@dataclass
+class Call:
+    """One call of a base: what every engine runs. Whoever is given one makes another with `_replace`."""
 
     target: Target
     params: Tensors
@@ -55,7 +56,7 @@ class Call(NamedTuple):
     scan: Scan | None = None
     """The base as it stands; None while it is compiled, and for a plain function."""
     places: Places = ()
-    state: Mapping[tuple[int, str], Any] = NOTHING
+    state: Mapping[tuple[int, str], Any] = field(default_factory=dict)
     """Attributes that an earlier call assigned, of every task."""
     batch_major: bool = False
     """How the aligned engine folds: see `Aligned`."""
@@ -69,7 +70,7 @@ class Call(NamedTuple):
     """What in the call is no tensor, and the structure of it."""
     paths: Sequence[str] | None = None
     """How the tensors of ``rows`` are called in messages; None where all were passed by position."""
-    extra: Tensors = NOTHING
+    extra: Tensors = field(default_factory=dict)
     """Tensors that all tasks share, in the place of the base's own."""
     unhooked: bool = False
     """Whether hooks are left out."""
@@ -82,6 +83,9 @@ class Call(NamedTuple):
     def base(self) -> Any:
         """The base network, or the function."""
         return self.target.base
+
+    def _replace(self, **changes: Any) -> "Call":
+        return Call(**{**self.__dict__, **changes})
 
     def run(
         self,

@@ -81,7 +81,7 @@ class Replica:
         unhooked: bool = False,
     ) -> None:
         self.scan = scan
-        self.modules = modules = [_twin(module) for module in scan.modules]
+        self.modules = modules = [m if is_script(m) else _twin(m, kind, slots) for m, kind, slots in scan.kinds]
         for number, name, child in scan.children:
             modules[number].__dict__["_modules"][name] = modules[child]
         replaced: dict[int, Any] = {}
@@ -179,10 +179,7 @@ class Replica:
 _DERIVED = {"_flat_weights", "_flat_weight_refs"}
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    if is_script(module):
-        return module
-    kind: Any = type(module)
+def _twin(module: nn.Module, kind: Any, slots: tuple[str, ...]) -> nn.Module:
     twin: nn.Module = object.__new__(kind)
     held = module.__dict__.copy()
     held["_parameters"] = held["_parameters"].copy()
@@ -191,18 +188,10 @@ def _twin(module: nn.Module) -> nn.Module:
     if held.get("_compiled_call_impl") is not None:  # it would run the module that it was compiled for
         held["_compiled_call_impl"] = None
     object.__setattr__(twin, "__dict__", held)
-    for name in slots_of(kind):
+    for name in slots:
         if hasattr(module, name):
             object.__setattr__(twin, name, getattr(module, name))
     return twin
-
-
-@functools.lru_cache(maxsize=5_000)
-def slots_of(kind: type) -> tuple[str, ...]:
-    """Names of the slots of a class."""
-    found = [its.__dict__.get("__slots__", ()) for its in kind.__mro__]
-    names = [name for its in found for name in ([its] if isinstance(its, str) else its)]
-    return tuple([name for name in names if name not in ("__dict__", "__weakref__")])
 
 
 _NO_RECORD: tuple[dict[str, Any], ...] = ({},) * 8

@@ -75,6 +75,7 @@ class Scan:
         self._found: set[int] = set()
         self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
         self._walked = False
+        self._first: tuple[type, tuple[str, ...]] = (type(base), ())
         for module in self.modules:  # grows while it is read
             for child in children_of(module):
                 self._number(child)
@@ -89,6 +90,7 @@ class Scan:
             else (m.__dict__, m.__dict__.copy(), [(t, t.copy()) for t in (m._parameters, m._buffers, m._modules)])
             for m in self.modules
         ]
+        self.kinds: list[tuple[nn.Module, Any, tuple[str, ...]]] = [(m, type(m), _slots(m)) for m in self.modules]
         self._empty = [m.__dict__[name] for m in self.modules if not is_script(m) for name in HOOKS]
 
     @property
@@ -125,14 +127,15 @@ class Scan:
         """The same to be kept while the base may go."""
         kept = object.__new__(Scan)
         kept.__dict__.update(self.__dict__)
-        kept.modules = self.modules[1:]
+        kept.modules, kept.kinds = self.modules[1:], self.kinds[1:]
+        kept._first = self.kinds[0][1:]
         return kept
 
     def with_base(self, base: nn.Module) -> "Scan":
         """The inverse of `without_base`."""
         whole = object.__new__(Scan)
         whole.__dict__.update(self.__dict__)
-        whole.modules = [base, *self.modules]
+        whole.modules, whole.kinds = [base, *self.modules], [(base, *self._first), *self.kinds]
         return whole
 
     def _number(self, module: nn.Module) -> int:
@@ -325,6 +328,19 @@ class Scan:
                     todo.append(above)
         self.holders = seen - self._found
         self.kept = [its for number, its in enumerate(self.kept) if number in kept]
+
+
+def _slots(module: nn.Module) -> tuple[str, ...]:
+    kind: Any = type(module)
+    return _slots_of(kind)
+
+
+@functools.lru_cache(maxsize=5_000)
+def _slots_of(kind: Any) -> tuple[str, ...]:
+    """Names of the slots of a class."""
+    found = [its.__dict__.get("__slots__", ()) for its in kind.__mro__]
+    names = [name for its in found for name in ([its] if isinstance(its, str) else its)]
+    return tuple([name for name in names if name not in ("__dict__", "__weakref__")])
 
 
 def children_of(module: nn.Module) -> list[nn.Module]:
