@@ -140,11 +140,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
         [sys.executable, "-m", "weightloom", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600  # of a busy machine
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)
-    _, told = child.communicate(timeout=60)
+    _, told = child.communicate(timeout=600)
     assert child.returncode == 130
     assert "weightloom fewshot --resume run" in told
     assert (tmp_path / "run" / "checkpoints" / "last.safetensors").exists()

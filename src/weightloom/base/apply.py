@@ -25,6 +25,7 @@ from weightloom.base.state import carry_back, state_of, unusable
 from weightloom.base.target import Target
 from weightloom.base.tree import Leaf, Shared, open_call, open_tree
 from weightloom.errors import BatchingError, ConfigError, ShapeError
+from weightloom.forms.factored import Factored
 
 Tensors = Mapping[str, Tensor]
 ENGINES = {"vmap": run_vmap, "aligned": run_aligned, "loop": run_loop}
@@ -120,10 +121,14 @@ class PerTask:
         call = self._opened(params, args, kwargs)
         tasks = len(next(iter(params.values()))) if params else 0
         _check_rows(task_of_row, tasks, call.rows)
-        its = {name: value[task_of_row] for name, value in call.params.items()}
-        call = call._replace(params=its, rows=[x[:, None] for x in call.rows])
-        outputs = open_tree(self._run(call))
-        return outputs.build([_without_batch(leaf.tensor, self._target.name) for leaf in outputs.leaves])
+        grid = None if torch.compiler.is_compiling() else _grid(task_of_row, call.params)
+        if grid is None or self._plan(_row_by_row(call, task_of_row, 2)).choice.engine != "aligned":
+            outputs = open_tree(self._run(_row_by_row(call, task_of_row)))
+            return outputs.build([_without_batch(leaf.tensor, self._target.name) for leaf in outputs.leaves])
+        present, rows, task, place = grid  # rows are treated one by one, so those of a task may share its parameters
+        its = {name: value[present] for name, value in call.params.items()}
+        outputs = open_tree(self._run(call._replace(params=its, rows=[x[rows] for x in call.rows])))
+        return outputs.build([leaf.tensor[task, place] for leaf in outputs.leaves])
 
     def _opened(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Find the tensors of a call."""
@@ -481,6 +486,34 @@ def _check_rows(task_of_row: Tensor, tasks: int, rows: Any) -> None:
                 f"A tensor of shape {tuple(x.shape)} was passed for {count} rows. Every tensor has a row for each of "
                 "`task_of_row`, on axis 0, unless all share it. Pass as many rows, or wrap it: `Shared(x)`."
             )
+
+
+def _row_by_row(call: Call, task_of_row: Tensor, rows: int | None = None) -> Call:
+    """The same with every row, or the first few, as a task of its own: a batch of one."""
+    its = {name: value[task_of_row[:rows]] for name, value in call.params.items()}
+    return call._replace(params=its, rows=[x[:rows, None] for x in call.rows])
+
+
+def _grid(task_of_row: Tensor, params: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Lay rows out by task, where parameters are built and so not copied for every row.
+
+    Returns:
+        Tasks that are there; the row at each place, (tasks, places), some of them twice; the task and the place of
+        each row. None where all are held as factors, or the places would be more than twice the rows.
+    """
+    if all(isinstance(value, Factored) for value in params.values()):
+        return None
+    present, task, counts = task_of_row.unique(return_inverse=True, return_counts=True)
+    places = int(counts.max())
+    if places == 1 or len(present) * places > 2 * len(task_of_row):
+        return None
+    order = task.argsort(stable=True)
+    starts = counts.cumsum(0) - counts
+    place = torch.empty_like(task)
+    place[order] = torch.arange(len(task), device=task.device) - starts[task[order]]
+    rows = order[starts][:, None].repeat(1, places)  # the first of each task, where there are no more
+    rows[task, place] = torch.arange(len(task), device=task.device)
+    return present, rows, task, place
 
 
 def _without_batch(y: Tensor, name: str) -> Tensor:

@@ -1,0 +1,122 @@
+"""Time the steps of `weightloom bench` at an earlier commit and now: two processes in turn on one core, CPU time.
+
+python benchmarks/two_commits.py --before d5873ca --record benchmarks/records/two-commits.json
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+PROJECT = Path(__file__).parent.parent
+OTHERS = {"bmm by hand", "plain base", "grouped by hand", "plain MLP", "built, then vmap", "built, loop"}
+"""Contenders that do not run by this library."""
+LOOPS = {"loop", "loop over examples"}
+
+
+def steps() -> Iterator[tuple[str, str, Callable[[], object]]]:
+    """Setting, contender and step of every row that runs by the library."""
+    import torch
+
+    from weightloom.apps.bench.contests import contests
+    from weightloom.apps.bench.workloads import make_workload, ours
+
+    torch.set_num_threads(1)
+    for contest in contests(("forms", "built", "mlp", "kernels", "adapters", "actor")):
+        if not isinstance(contest, str):
+            for name, step in contest.steps.items():
+                if name not in OTHERS:
+                    yield contest.setting, name, step
+    for name in ("mlp", "cnn"):
+        workload = make_workload(name)
+        contender = ours(workload)
+        yield f"peers, {name}", contender.name, lambda contender=contender, workload=workload: contender.step(workload)
+
+
+def serve() -> None:
+    """Run steps as they are asked for: a line "next" goes to the next row, any other runs the step."""
+    rows = steps()
+    step: Callable[[], object] = lambda: None  # noqa: E731
+    for line in sys.stdin:
+        if line.strip() == "next":
+            setting, name, step = next(rows, ("", "", step))
+            print(f"{setting}|{name}", flush=True)
+        else:
+            begun = time.process_time()
+            for _ in range(int(line)):
+                step()
+            print((time.process_time() - begun) / int(line), flush=True)
+
+
+def ask(server: Any, words: str) -> str:
+    server.stdin.write(words + "\n")
+    server.stdin.flush()
+    answer: str = server.stdout.readline().strip()
+    return answer
+
+
+def start(source: Path, core: int) -> Any:
+    command = ["taskset", "-c", str(core), sys.executable, "-W", "ignore", __file__, "--serve"]
+    environment = {**os.environ, "PYTHONPATH": str(source / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def main(before: str, rounds: int, core: int, record: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        archive = subprocess.run(["git", "archive", before], cwd=PROJECT, capture_output=True, check=True).stdout
+        subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
+        old, new = start(Path(folder), core), start(PROJECT, core)
+        rows = []
+        while (title := ask(new, "next")) != "|":
+            if ask(old, "next") != title:
+                raise SystemExit(f"the two commits do not time the same steps: {title}")
+            warm = max(float(ask(server, "2")) for server in (old, new) for _ in range(2))
+            repeats = str(max(1, round(0.02 / warm)))
+            times = [(float(ask(old, repeats)), float(ask(new, repeats))) for _ in range(rounds)]
+            setting, name = title.split("|")
+            ratio = median(b for _, b in times) / median(a for a, _ in times)
+            bound = 1.15 if name in LOOPS else 1.05
+            rows.append({"setting": setting, "method": name, "ratio": ratio, "bound": bound, "holds": ratio <= bound})
+            print(f"{setting}, {name}: {ratio:.3f} (at most {bound})", flush=True)
+        for server in (old, new):
+            server.kill()
+    from weightloom.records import environment, write_record
+
+    scores = [
+        {"setting": row["setting"], "method": row["method"], "name": "CPU time over that before", "better": "lower"}
+        | {"mean": row["ratio"], "ci95": None, "tasks": 1}
+        for row in rows
+    ]
+    write_record(
+        record,
+        {
+            "command": shlex.join(["python", "benchmarks/two_commits.py", *sys.argv[1:]]),
+            "config": {"before": before, "rounds": rounds},
+            "scores": scores,
+            "rows": rows,
+            "cost": environment(),
+            "notes": "Ratio of medians of CPU time per step, the two commits in turn on one core, each in a process of "
+            "its own. A step is forward, one loss, backward.",
+        },
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--before", default="HEAD")
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--serve", action="store_true")
+    options = parser.parse_args()
+    if options.serve:
+        serve()
+    else:
+        main(options.before, options.rounds, options.core, options.record)
