@@ -98,7 +98,7 @@ def test_the_command_starts_without_torch():
 
 
 def test_help_takes_little_work():
-    """Counted in modules that are loaded, and in processor time beside that of Python alone: the machine may be busy."""
+    """Counted in modules loaded, and in processor time beside that of Python alone: the machine may be busy."""
 
     def processor_s(*words):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

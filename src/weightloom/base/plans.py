@@ -20,6 +20,7 @@ from weightloom.base.buffers import norms_that_write, refuse_apart, refuse_writt
 from weightloom.base.engines import Call, Result, run_aligned, run_loop, run_vmap
 from weightloom.base.guard import Guard
 from weightloom.base.replica import Places, all_names
+from weightloom.base.reads import reads_of
 from weightloom.base.rows import WatchRows, WithoutDropout
 from weightloom.base.scan import Contents
 from weightloom.base.sequential import Layer, layers_of
@@ -322,6 +323,11 @@ def _random_buffers(call: Call) -> set[str]:
     return {n for n, (m, is_buffer, leaf, _) in names if is_buffer and getattr(m, "random_buffers", "\0") in leaf}
 
 
+def _reads_more(call: Call) -> bool:
+    """Whether the base reads something that changes by itself."""
+    return call.scan.unseen if call.scan is not None else reads_of(call.target.function).volatile
+
+
 def _unpacked() -> AbstractContextManager[Any]:
     """Nothing of this is seen by a checkpoint around the call, which counts what is saved for the backward pass."""
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
@@ -342,10 +348,12 @@ def _random_states(call: Call) -> Iterator[Callable[[], tuple[bool, bool]]]:
     before = torch.get_rng_state()
 
     def moved() -> tuple[bool, bool]:
-        others = random.getstate() != python or not all(torch.equal(its.get_state(), state) for its, state in kept)
-        if numpy is not None and arrays is not None:
-            now = numpy.random.get_state()
-            others = others or now[2] != arrays[2] or bool((now[1] != arrays[1]).any())
+        others = not all(torch.equal(its.get_state(), state) for its, state in kept)
+        if _reads_more(call):  # else whoever draws is not the base
+            others = others or random.getstate() != python
+            if numpy is not None and arrays is not None:
+                now = numpy.random.get_state()
+                others = others or now[2] != arrays[2] or bool((now[1] != arrays[1]).any())
         return not torch.equal(before, torch.get_rng_state()), others
 
     try:

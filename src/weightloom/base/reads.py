@@ -92,7 +92,9 @@ class _Reader:
 
     def _global(self, scope: dict[str, Any], name: str, value: Any, names: set[str]) -> None:
         package = _package(value)
-        if isinstance(value, types.ModuleType):
+        if package == "numpy" and ("random" in names or "random" in str(getattr(value, "__name__", type(value)))):
+            self.volatile = True
+        elif isinstance(value, types.ModuleType):
             if package in _MOVING:
                 self.volatile = True
             elif package not in _STEADY:
