@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from weightloom.base.buffers import norms_that_write, refuse_apart, refuse_written, task_buffers
 from weightloom.base.engines import Call, Result, run_aligned, run_loop, run_vmap
 from weightloom.base.guard import Guard
-from weightloom.base.replica import Places, all_names
 from weightloom.base.reads import reads_of
+from weightloom.base.replica import Places, all_names
 from weightloom.base.rows import WatchRows, WithoutDropout
 from weightloom.base.scan import Contents
 from weightloom.base.sequential import Layer, layers_of

@@ -57,6 +57,8 @@ class Scan:
         """Tensors that are kept in attributes, and are neither parameters nor buffers."""
         self.generators: list[torch.Generator] = []
         """Sources of random numbers that are kept."""
+        self.globals: list[tuple[dict[str, Any], str]] = []
+        """Global names that code of the base looks up, with the dict that they are in."""
         self.mutable: list[Any] = []
         """Lists, dicts, sets, objects and closure cells that are reached."""
         self.of_hooks: list[Any] = []
@@ -198,6 +200,7 @@ class Scan:
     def _read(self, reads: Reads) -> Any:
         self.unseen = self.unseen or reads.volatile
         self.versions = self.versions or reads.versions
+        self.globals += [(holder, name) for holder, name in reads.steady if isinstance(holder, dict)]
         self._walked = True
         return self._each(reads.values(), 0)
 
