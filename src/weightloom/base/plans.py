@@ -274,6 +274,7 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
         clones=[],
     ).placed()
     contents, of_hooks = Contents(mutable), Contents(hooks)
+    known = [(scope, name, scope.get(name)) for scope, name in (call.scan.globals if call.scan is not None else ())]
     fixed = [(f"its own {name!r}", value) for name, value in shared.items()]
     fixed += [("a tensor that it keeps", value) for value in kept] + [("an argument", value) for value in call.common]
     guard = Guard(call.target.name, replaced, fixed, engine)
@@ -292,6 +293,9 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
             seen.kept_by_hooks = any(with_tensors for _, with_tensors in of_hooks.changed())
             contents.restore()
             of_hooks.restore()
+            for scope, name, value in known:
+                if scope.get(name) is not value:
+                    scope[name] = value
     seen.keeps = bool(changed)
     for thing, with_tensors in changed:
         if with_tensors:
