@@ -110,29 +110,58 @@ def test_a_compiled_step_gives_values_and_gradients_of_eager_mode_twice_and_leav
 
 
 REST = """
-from weightloom import WeightloomError
+from importlib.util import find_spec
 from cases import BASES
 
 for case in BASES:
     (base,) = case.values
-    if case.id == "keras" or (base.extra and not __import__("importlib").util.find_spec(base.extra)):
-        continue
-    try:
+    if case.id != "keras" and not (base.extra and find_spec(base.extra) is None):
         check(base, "aot_eager", case.id, 1e-6)
-    except WeightloomError as error:
-        assert case.id in ("transformer_eval", "transformer_encoder_eval"), (case.id, error)
-        assert "set_fastpath_enabled(False)" in str(error)
-        torch.backends.mha.set_fastpath_enabled(False)
-        check(base, "aot_eager", case.id + " with the advice")
-        torch.backends.mha.set_fastpath_enabled(True)
+print("of", sum(case.id != "keras" for case in BASES))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_base_is_compiled_and_layers_without_a_derivative_are_refused_with_advice_that_works():
-    out = in_a_process(REST)
-    assert "transformer_eval with the advice" in out and "transformer_encoder_eval with the advice" in out
+def test_every_base_is_compiled():
+    assert in_a_process(REST).count("right") >= 40
+
+
+FUSED = """
+from cases import BASES
+
+for case in BASES:
+    if case.id in ("transformer_eval", "transformer_encoder_eval"):
+        (base,) = case.values
+        net, inputs = base.net(), base.x()
+        params = {n: v.requires_grad_() for n, v in base.params().items()}
+        run = per_task(net)
+        expected = run(params, *inputs)
+
+        def step(params, *inputs):
+            return run(params, *inputs)
+
+        try:
+            torch.compile(step, backend="aot_eager", fullgraph=True)(params, *inputs)
+        except torch._dynamo.exc.Unsupported as error:
+            assert "BatchingError" in type(error.__cause__).__name__, error
+        else:
+            raise AssertionError("it was compiled as a whole")
+        torch._dynamo.reset()
+        close(torch.compile(step, backend="aot_eager")(params, *inputs), expected)  # not compiled, and right
+        torch._dynamo.reset()
+        torch.backends.mha.set_fastpath_enabled(False)
+        found = torch.compile(step, backend="aot_eager", fullgraph=True)(params, *inputs)
+        close(found, expected)
+        close(*[torch.autograd.grad(y.sin().sum(), list(params.values())) for y in (found, expected)])
+        torch.backends.mha.set_fastpath_enabled(True)
+        print(case.id, "right")
+"""
+
+
+@pytest.mark.slow
+def test_a_transformer_layer_on_its_fused_path_is_not_compiled_as_a_whole_and_the_advice_works():
+    assert in_a_process(FUSED).count("right") == 2
 
 
 @pytest.mark.slow
@@ -186,7 +215,7 @@ def drawn(tasks):
 
 
 tasks = torch.export.Dim("tasks", min=2, max=100)
-for engine in ("auto", "aligned"):
+for engine in ("auto", "vmap"):
     whole, few, many = Whole(engine), drawn(3), drawn(7)
     fixed = torch.export.export(whole, few)
     close(fixed.module()(*few), whole(*few))
@@ -197,5 +226,5 @@ for engine in ("auto", "aligned"):
 """
 
 
-def test_factors_and_base_are_exported_for_any_number_of_tasks_by_the_default_and_aligned():
+def test_factors_and_base_are_exported_for_any_number_of_tasks():
     assert in_a_process(EXPORTED).count("right") == 2

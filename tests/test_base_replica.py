@@ -378,8 +378,8 @@ def test_threads_that_share_a_base_get_their_own_answers(base):
 def test_threads_that_share_a_base_for_long_get_their_own_answers(base, engine):
     if engine == "aligned" and base.inputs == 2:
         pytest.skip("a parameter that is one number")
-    if engine == "aligned" and base.event == (3, 4):
-        pytest.skip("attention that the aligned engine does not know")
+    if engine == "aligned" and base.event in ((3, 4), (4, 2)):
+        pytest.skip("attention, and a sequence on the first axis, which the aligned engine does not know")
     assert served(base, 16, 5000 // 16 // len(ENGINES) + 1, engine) == []
 
 
@@ -496,6 +496,7 @@ def many_shapes(calls, warm):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_calls_of_many_shapes_leave_nothing_behind_for_long():
     many_shapes(20_000 // 3, 1_000)
 
