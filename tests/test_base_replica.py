@@ -28,6 +28,17 @@ TASKS, ROWS = 3, 4
 ENGINES = ["auto", "vmap", "aligned", "loop"]
 every_engine = pytest.mark.parametrize("engine", ENGINES)
 BANK = [case for case in BASES if case.id != "keras"]
+QUICK = [
+    "linear",
+    "mlp",
+    "layer_norm",
+    "tied",
+    "two_inputs",
+    "attention_train",
+    "batch_norm_without_statistics",
+    "lstm",
+]
+LARGE = ("bert", "gpt2_norms", "vit", "resnet", "conv_net", "transformer_encoder")
 GLOBAL = nn.Parameter(torch.randn(4, 4).double())
 
 
@@ -96,9 +107,17 @@ def run(net, params, inputs, engine):
         return None
 
 
-@pytest.mark.parametrize("base", BANK)
-@every_engine
-def test_a_base_is_equal_to_the_last_byte_after_a_call_and_after_one_that_fails(base, engine):
+def bank_by_engine():
+    """Most by the default; by the others some quickly, the rest slowly."""
+    for engine in ENGINES:
+        for case in BANK:
+            is_slow = (engine != "auto" and case.id not in QUICK) or case.id.startswith(LARGE)
+            marks = [*case.marks, *([pytest.mark.slow] if is_slow else [])]
+            yield pytest.param(engine, *case.values, id=f"{engine}-{case.id}", marks=marks)
+
+
+@pytest.mark.parametrize(("engine", "base"), [*bank_by_engine()])
+def test_a_base_is_equal_to_the_last_byte_after_a_call_and_after_one_that_fails(engine, base):
     net, params, inputs = base.net(), base.params(), base.x()
     last = [module for module in net.modules() if module is not net][-1:] or [net]
     before, drawn = picture(net), sources()
@@ -486,8 +505,8 @@ class Reads(nn.Linear):
         return super().forward(x) / (x.shape[0] + self.weight.shape[0])
 
 
-def many_shapes(calls, warm):
-    for net in (mlp([4, 6, 2]).double(), Reads(4, 2).double(), Keeps("list")):
+def many_shapes(nets, calls, warm):
+    for net in nets:
         objects_after(net, warm)
         first = objects_after(net, warm)
         last = objects_after(net, calls)
@@ -498,12 +517,13 @@ def many_shapes(calls, warm):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_calls_of_many_shapes_leave_nothing_behind_for_long():
-    many_shapes(20_000 // 3, 1_000)
+    many_shapes([mlp([4, 6, 2]).double(), Reads(4, 2).double(), Keeps("list")], 20_000 // 3, 1_000)
 
 
 def test_calls_of_changing_shapes_leave_nothing_behind(monkeypatch):
     monkeypatch.setattr(plans, "PLANS_KEPT", 10)
-    many_shapes(80, 10)
+    many_shapes([mlp([4, 6, 2]).double()], 200, 10)
+    many_shapes([Reads(4, 2).double()], 60, 10)
 
 
 def test_a_base_goes_when_nobody_holds_it():
