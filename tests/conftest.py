@@ -1,6 +1,8 @@
 """Every test runs on one thread, with the shape annotations of `weightloom` checked as it runs."""
 
+import random
 import sys
+from unittest.mock import patch
 
 import jaxtyping
 import pytest
@@ -10,6 +12,10 @@ from hypothesis import settings
 assert not any(name.startswith("weightloom.") for name in sys.modules), (
     "imported before its annotations could be checked"
 )
+with patch(
+    "random.getrandbits", random.Random(0).getrandbits
+):  # what checks draw is not drawn from Python's own source
+    import beartype  # noqa: F401
 jaxtyping.install_import_hook("weightloom", "beartype.beartype")
 torch.set_num_threads(1)
 settings.register_profile("house", derandomize=True, deadline=None, max_examples=50, database=None)

@@ -32,6 +32,21 @@ def run_task_by_task(base, params, inputs, loss):
     return stacked, [*_stack(of_params), *of_own.values(), *_stack(of_inputs)]
 
 
+def copies(base, params):
+    """One copy of the base for each task, its parameters overwritten."""
+    nets = [copy.deepcopy(base) for _ in next(iter(params.values()))]
+    with torch.no_grad():
+        for task, net in enumerate(nets):
+            for name, value in params.items():
+                net.get_parameter(name).copy_(value[task])
+    return nets
+
+
+def gradients_of(nets, names):
+    """What backward passes left in parameters of copies, per task."""
+    return {name: torch.stack([net.get_parameter(name).grad for net in nets]) for name in names}
+
+
 def _stack(rows):
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 

@@ -1,6 +1,5 @@
 """BatchNorm in train mode: whose statistics normalise, and whose are kept."""
 
-import copy
 import re
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 
 from cases import batch_norm, resnet
+from references import copies
 from weightloom.base import apply_per_task, choose_engine, task_buffers
 from weightloom.errors import BatchingError, ConfigError, ShapeError
 
@@ -25,16 +25,6 @@ def made(build, event, tasks=3):
     net = build().double()
     params = {name: torch.randn(tasks, *value.shape).double() for name, value in net.named_parameters()}
     return net, params, torch.randn(tasks, 4, *event).double()
-
-
-def copies(net, params):
-    """One copy of the base per task, with its parameters."""
-    nets = [copy.deepcopy(net) for _ in next(iter(params.values()))]
-    with torch.no_grad():
-        for task, one in enumerate(nets):
-            for name, value in params.items():
-                one.get_parameter(name).copy_(value[task])
-    return nets
 
 
 def buffers_of(net):

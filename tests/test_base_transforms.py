@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from cases import BASES, LOOPS_INSIDE, TASKS
-from weightloom import WeightloomError
+from references import copies
+from weightloom import FiLM, Full, LowRank, MLPHyperNetwork, RowScale, WeightloomError
 from weightloom.base import apply_per_task
+from weightloom.forms.factored import built
 
 pytestmark = [
     LOOPS_INSIDE,
@@ -107,3 +110,72 @@ def test_hessians_are_those_of_double_backward(base, engine):
     found = by(engine, lambda: hessian(lambda v: ours(v, engine))(value))
     if found is not None:
         torch.testing.assert_close(found, plain_hessian(plain, value), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("form", [Full(), LowRank(1)], ids=repr)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gradients_of_a_hypernetwork_for_each_sample_are_those_of_one_sample_after_the_other(engine, form):
+    base = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    hyper = MLPHyperNetwork(base, condition_dim=5, form=form).double()
+    nn.init.normal_(hyper.head.weight, std=0.3)
+    own, base = dict(hyper.named_parameters()), base.double()
+    conditions, xs = torch.randn(4, 5).double(), torch.randn(4, 3, 4).double()
+
+    def loss(own, condition, x):
+        params = functional_call(hyper, own, (condition[None],))
+        return apply_per_task(base, params, x[None], engine=engine).square().mean()
+
+    found = vmap(grad(loss), in_dims=(None, 0, 0))(own, conditions, xs)
+    for row, (condition, x) in enumerate(zip(conditions, xs, strict=True)):
+        params = hyper(condition[None])
+        y = functional_call(base, {name: built(value)[0] for name, value in params.items()}, (x,))
+        expected = torch.autograd.grad(y.square().mean(), [*own.values()], allow_unused=True, materialize_grads=True)
+        for name, value in zip(own, expected, strict=True):
+            torch.testing.assert_close(found[name][row], value, atol=1e-10, rtol=1e-10)
+
+
+class OneRowAtATime(nn.Module):
+    """Maps its layer over the rows of its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2).double()
+
+    def forward(self, x):
+        return vmap(lambda row: self.layer(row[None])[0])(x)
+
+
+class Experts(nn.Module):
+    """Maps over the first axis of a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4, 4).double())
+
+    def forward(self, x):
+        return vmap(lambda w: torch.tanh(x @ w))(self.weight).mean(0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_base_that_runs_one_row_at_a_time_is_right_or_refused(engine):
+    net, x = OneRowAtATime(), torch.randn(TASKS, 5, 3).double()
+    params = {"layer.weight": torch.randn(TASKS, 2, 3).double(), "layer.bias": torch.randn(TASKS, 2).double()}
+    expected = torch.stack([its @ w.T + b for its, w, b in zip(x, *params.values(), strict=True)])
+    found = by(engine, lambda: apply_per_task(net, params, x, engine=engine))
+    if found is not None:
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("form", [Full(), FiLM(), RowScale(), LowRank(1)], ids=repr)
+@pytest.mark.parametrize("tasks", [3, 5])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_base_that_maps_over_a_generated_parameter_is_right_or_refused(engine, tasks, form):
+    net = Experts()
+    hyper = MLPHyperNetwork(net, condition_dim=2, form=form).double()
+    nn.init.normal_(hyper.head.weight, std=0.3)
+    params, x = hyper(torch.randn(tasks, 2).double()), torch.randn(tasks, 2, 4).double()
+    nets = copies(net, {name: built(value) for name, value in params.items()})
+    expected = torch.stack([one(its) for one, its in zip(nets, x, strict=True)])
+    found = by(engine, lambda: apply_per_task(net, params, x, engine=engine))
+    if found is not None:
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from cases import TASKS
+from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError
 from weightloom.forms import Chunked, FiLM, Full, LowRank, RowScale, Template, choose_forms
 from weightloom.forms.factored import built
@@ -139,3 +140,36 @@ def test_static_kernels_are_of_the_dtype_of_the_base_s_own():
     complex_kernel = nn.Conv2d(2, 2, 3, dtype=torch.complex64)
     with pytest.raises(ConfigError, match=r"is torch\.complex64\. Blocks can write only.*of real numbers"):
         StaticHyperNetwork(complex_kernel, block=2, generate="weight")
+
+
+class BfloatTrunk(nn.Module):
+    """As most large models are loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.norm, self.head = nn.Linear(4, 8).bfloat16(), nn.LayerNorm(8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.norm(self.trunk(x.bfloat16()).float()))
+
+
+class Waves(Spectral):
+    """A spectral layer of a Fourier neural operator."""
+
+    def forward(self, x):
+        waves = torch.einsum("bim,iom->bom", torch.fft.rfft(x)[..., :4], self.weight * self.phase)
+        return torch.fft.irfft(waves, n=x.shape[-1]) + self.skip(x)
+
+
+@pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize(("build", "event"), [(BfloatTrunk, (4,)), (Waves, (2, 16))], ids=["bfloat16", "complex"])
+def test_a_base_of_several_dtypes_runs_at_step_0_as_itself_and_has_gradients(build, event, engine):
+    base, x = build(), torch.randn(TASKS, 3, *event)
+    hyper = MLPHyperNetwork(base, condition_dim=5)
+    y = apply_per_task(base, hyper(torch.randn(TASKS, 5)), x, engine=engine)
+    expected = torch.stack([base(its) for its in x])
+    assert y.dtype == expected.dtype == torch.float32
+    tolerance = 1e-2 if build is BfloatTrunk else 1e-5
+    torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
+    y.square().sum().backward()
+    assert hyper.head.weight.grad.isfinite().all() and hyper.head.weight.grad.any()

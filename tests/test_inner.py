@@ -1,5 +1,7 @@
 """The inner loop, against one Adam per task and against what a step of Adam is known to do."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -8,8 +10,9 @@ from cases import BASES
 from references import adam_task_by_task
 from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError
-from weightloom.forms import Factored, LowRank
-from weightloom.inner import fine_tune
+from weightloom.forms import Factored, Full, LowRank
+from weightloom.hypernets import MLPHyperNetwork
+from weightloom.inner import descend, fine_tune
 from weightloom.losses import mse_per_task
 from weightloom.networks import mlp
 from weightloom.params import ParamSpec
@@ -104,3 +107,41 @@ def test_factors_are_fitted_as_factors_and_what_is_shared_is_left_alone():
 def test_nothing_to_fit_is_said():
     with pytest.raises(ConfigError, match="`params` is empty"):
         fine_tune(nn.Linear(2, 2), {}, torch.randn(3, 4, 2), lambda y: y.mean((1, 2)), 1, 0.1)
+
+
+def by_hand(net, params, x, y):
+    """The loop that every script of meta-learning holds."""
+    losses = []
+    for _ in range(5):
+        per_task = mse_per_task(apply_per_task(net, params, x), y)
+        losses.append(per_task.sum().item())
+        steps = torch.autograd.grad(per_task.sum(), list(params.values()), create_graph=True)
+        params = {name: value - 0.1 * step for (name, value), step in zip(params.items(), steps, strict=True)}
+    return params, losses
+
+
+@pytest.mark.parametrize("form", [Full(), LowRank(1)], ids=repr)
+def test_an_inner_loop_by_hand_on_what_was_generated_is_right_or_told_what_to_type(form):
+    net = mlp([4, 6, 2], nn.Tanh).double()
+    hyper = MLPHyperNetwork(net, condition_dim=5, form=form).double()
+    params, (x, y) = hyper(torch.randn(3, 5).double()), (torch.randn(3, 4, 4).double(), torch.randn(3, 4, 2).double())
+    if form == Full():
+        found, losses = by_hand(net, params, x, y)
+        assert losses[-1] < losses[0]
+        for task in range(3):
+            one = copy.deepcopy(net)
+            own = [nn.Parameter(value[task].detach().clone()) for value in params.values()]
+            for _ in range(5):
+                its = dict(zip(params, own, strict=True))
+                loss = (torch.func.functional_call(one, its, (x[task],)) - y[task]).square().mean()
+                own = [v - 0.1 * g for v, g in zip(own, torch.autograd.grad(loss, own), strict=True)]
+            close([found[name][task].detach() for name in params], [value.detach() for value in own])
+        torch.autograd.grad(sum(value.sum() for value in found.values()), hyper.head.weight)
+        return
+    with pytest.raises(ConfigError, match=r"`grad` was asked for.*descend"):
+        by_hand(net, params, x, y)
+
+    def loss(its):
+        return mse_per_task(apply_per_task(net, its, x), y)
+
+    assert (loss(descend(params, loss, 5, 0.1)) < loss(params)).all()
