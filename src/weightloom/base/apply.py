@@ -23,7 +23,7 @@ from weightloom.base.rows import WatchRows
 from weightloom.base.scan import scan
 from weightloom.base.state import carry_back, state_of, unusable
 from weightloom.base.target import Target
-from weightloom.base.tree import Leaf, Shared, open_call, open_tree
+from weightloom.base.tree import Leaf, Shared, is_plain, open_call, open_tree
 from weightloom.errors import BatchingError, ConfigError, ShapeError
 from weightloom.forms.factored import Factored
 
@@ -132,7 +132,7 @@ class PerTask:
 
     def _opened(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Find the tensors of a call."""
-        if not kwargs and not self._shared and all(type(x) is Tensor for x in args):
+        if not kwargs and not self._shared and all(map(is_plain, args)):
             its = Taken(list(args), _of_tensors, len(args))
         else:
             its = self._taken_apart(args, kwargs)
@@ -269,6 +269,8 @@ class PerTask:
             if name is not None:
                 value = its.value if its.of_tasks else its.value.expand_as(call.buffers[name])
                 call.buffers[name].copy_(value.detach())
+            elif self.statistics == "task" and its.name in call.scan.modules[its.number]._buffers:
+                continue  # the base's own are left alone
             elif its.of_tasks and its.name in call.scan.modules[its.number]._buffers:
                 raise BatchingError(
                     f"`forward` of {self._target.name} assigns its buffer {its.name!r} for each task. One base has one "

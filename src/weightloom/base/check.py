@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.base.target import Target
-from weightloom.errors import BatchingError, ConfigError, ShapeError, nearest
+from weightloom.errors import BatchingError, ConfigError, ShapeError, WeightloomError, nearest
 from weightloom.keras import is_keras
 from weightloom.params import count_tasks, parameters_by_name
 
@@ -180,6 +180,8 @@ def _what(name: str, shared: Mapping[str, Tensor]) -> str:
 def refused_by_vmap(name: str, base: nn.Module | None, error: RuntimeError) -> BatchingError | None:
     """Say in our words what ``vmap`` refuses; None for any other error, which is the base's own."""
     text = str(error)
+    if isinstance(error, WeightloomError):
+        return None
     if "vmap" not in text and "Batching rule" not in text:
         return None
     recurrent = base is not None and any(

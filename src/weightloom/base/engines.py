@@ -19,9 +19,9 @@ from weightloom.base.replica import Places, Replica, places_of
 from weightloom.base.rows import WatchRows
 from weightloom.base.scan import Contents, Scan
 from weightloom.base.sequential import Layer, is_hooked_everywhere, run_sequential
-from weightloom.base.state import Carried, of_one_task, refuse_different
+from weightloom.base.state import Carried, is_gone, of_one_task, refuse_different
 from weightloom.base.target import Target
-from weightloom.base.tree import open_tree
+from weightloom.base.tree import is_plain, open_tree
 from weightloom.errors import BatchingError, RecomputeError
 from weightloom.forms.calls import WINDOW
 from weightloom.forms.factored import Factored, InUse, built
@@ -164,14 +164,15 @@ class Call:
 def run_vmap(call: Call) -> Result:
     """All tasks in one pass, the tasks axis hidden from the base."""
     generated = {name: value.factors if isinstance(value, Factored) else value for name, value in call.params.items()}
-    opened = {where: open_tree(its) for where, its in call.state.items()}
+    gone = {where: its for where, its in call.state.items() if is_gone(its)}
+    opened = {where: open_tree(its) for where, its in call.state.items() if where not in gone}
     state = {where: [leaf.tensor for leaf in its.leaves] for where, its in opened.items()}
     found: list[Any] = []
 
     def apply_one(factors: Any, buffers: Tensors, rows: Sequence[Tensor], held: Any) -> Any:
         params = {name: call._one(name, _rebuilt(call.params[name], its)) for name, its in factors.items()}
         mine = {where: opened[where].build(its) for where, its in held.items()}
-        outputs, written = call.run({**params, **buffers}, rows, mine)
+        outputs, written = call.run({**params, **buffers}, rows, {**gone, **mine})
         its = open_tree(outputs)
         assigned = [(number, name, open_tree(value, name)) for number, name, value in written]
         found[:] = [its, assigned, [_alone(leaf.tensor) for _, _, o in assigned for leaf in o.leaves]]
@@ -314,12 +315,18 @@ def run_aligned(call: Call) -> Result:
         return unfold(leaf, call.tasks, batch_major)
 
     def unfolded(value: Any) -> tuple[Any, bool]:
-        if type(value) is Tensor:
+        if is_plain(value):
             return of_tasks(value), True
         opened = open_tree(value)
         return opened.build([of_tasks(leaf.tensor) for leaf in opened.leaves]), bool(opened.leaves)
 
-    carried = [Carried(number, name, *unfolded(value)) for number, name, value in written]
+    modules = call.scan.modules if call.scan is not None else ()
+    carried = [
+        Carried(number, name, value, False)  # of all tasks, as one batch
+        if name in modules[number]._buffers
+        else Carried(number, name, *unfolded(value))
+        for number, name, value in written
+    ]
     return Result(unfolded(outputs)[0], carried)
 
 
@@ -361,7 +368,7 @@ def join(trees: Sequence[Any], how: Callable[[list[Tensor]], Tensor], name: str)
     Raises:
         BatchingError: If they differ in structure, in shapes, or in something that is no tensor.
     """
-    if all(type(tree) is Tensor for tree in trees):
+    if all(is_plain(tree) for tree in trees):
         return _joined(list(trees), how, name)
     opened = [open_tree(tree) for tree in trees]
     first = opened[0]

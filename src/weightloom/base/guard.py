@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
+from weightloom.base.hot import no_type_check
 from weightloom.base.rows import READ
 from weightloom.errors import BatchingError
 
 
+@no_type_check
 class Guard(TorchFunctionMode):
     """While active, refuse a replaced value of the base that reaches any function of torch, and re-entrant checkpoints.
 
@@ -84,18 +86,22 @@ class Guard(TorchFunctionMode):
             )
 
 
+@no_type_check
 def _memory(value: Tensor) -> int:
     return value.untyped_storage().data_ptr()
 
 
+@no_type_check
 def _has_memory(value: Tensor) -> bool:
     return not _is_hidden(value) and value.layout is torch.strided and not value.is_nested and value.numel() > 0
 
 
+@no_type_check
 def _is_hidden(value: Any) -> bool:
     return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
+@no_type_check
 def _of_the_base() -> bool:
     """Whether code of the base asks, and not torch's own."""
     frame: Any = sys._getframe(2)
@@ -104,6 +110,7 @@ def _of_the_base() -> bool:
     return not str(frame.f_globals.get("__name__", "")).startswith("torch.")
 
 
+@no_type_check
 def _is_in_place(func: Any) -> bool:
     name = getattr(func, "__name__", "")
     return (name.endswith("_") and not name.endswith("__")) or name in _ASSIGNED
@@ -115,6 +122,7 @@ _ASKED = {getattr(Tensor, name).__get__ for name in ("requires_grad", "grad_fn",
 _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad}
 
 
+@no_type_check
 def check_arguments(name: str, replaced: Mapping[int, str], args: Any, kwargs: Any) -> None:
     """Raise if one of the arguments is a value that was replaced."""
     for value in (*args, *kwargs.values()):
@@ -128,6 +136,7 @@ def check_arguments(name: str, replaced: Mapping[int, str], args: Any, kwargs: A
                 )
 
 
+@no_type_check
 def _in_checkpoint() -> bool:
     frame = sys._getframe(2)
     code = CheckpointFunction.forward.__code__

@@ -20,10 +20,11 @@ from weightloom.base.buffers import norms_that_write, refuse_apart, refuse_writt
 from weightloom.base.engines import Call, Result, run_aligned, run_loop, run_vmap
 from weightloom.base.guard import Guard
 from weightloom.base.reads import reads_of
-from weightloom.base.replica import Places, all_names
+from weightloom.base.replica import Places, named
 from weightloom.base.rows import WatchRows, WithoutDropout
 from weightloom.base.scan import Contents
 from weightloom.base.sequential import Layer, layers_of
+from weightloom.base.state import is_gone
 from weightloom.base.tree import open_tree
 from weightloom.errors import BatchingError, RecomputeError, WeightloomError
 from weightloom.forms.calls import GROUPED_BELOW
@@ -207,7 +208,7 @@ def _of_norms(call: Call) -> set[str]:
     """Running statistics of torch's norms, which the loop writes task after task."""
     if call.scan is None:
         return set()
-    names = all_names(call.scan.base).items()
+    names = named(call.scan).items()
     keras = {name for name, (m, is_buffer, _, _) in names if is_buffer and hasattr(m, "random_buffers")}
     return keras | set(task_buffers(call.scan.base, 1))
 
@@ -253,7 +254,7 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
     hooks: list[Any] = []
     few = call.first(tasks)
     if call.scan is not None:
-        for name, (_, is_buffer, _, value) in all_names(call.scan.base).items():
+        for name, (_, is_buffer, _, value) in named(call.scan).items():
             if name in call.params or name in call.buffers:
                 replaced[id(value)] = name
             elif is_buffer:
@@ -261,7 +262,8 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
                 shared[name] = value
             else:
                 shared[name] = value
-        of_tasks = {id(leaf.tensor) for its in call.state.values() for leaf in open_tree(its).leaves}
+        states = [its for its in call.state.values() if not is_gone(its)]
+        of_tasks = {id(leaf.tensor) for its in states for leaf in open_tree(its).leaves}
         kept = [value for value in call.scan.tensors if id(value) not in of_tasks]
         mutable, hooks = call.scan.mutable, call.scan.of_hooks
     few = few._replace(
@@ -293,9 +295,9 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
             seen.kept_by_hooks = any(with_tensors for _, with_tensors in of_hooks.changed())
             contents.restore()
             of_hooks.restore()
-            for scope, name, value in known:
-                if scope.get(name) is not value:
-                    scope[name] = value
+            for scope, name, before in known:
+                if scope.get(name) is not before:
+                    scope[name] = before
     seen.keeps = bool(changed)
     for thing, with_tensors in changed:
         if with_tensors:
@@ -307,8 +309,7 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
     seen.written = tuple(n for n in written if n not in drawn)
     if seen.result is not None and call.scan is not None:
         modules = call.scan.modules
-        known = all_names(call.scan.base)
-        names = {(id(m), leaf): name for name, (m, is_buffer, leaf, _) in known.items() if is_buffer}
+        names = {(id(m), leaf): name for name, (m, is_buffer, leaf, _) in named(call.scan).items() if is_buffer}
         for its in seen.result.written:
             buffer = names.get((id(modules[its.number]), its.name))
             if buffer is None:
@@ -323,7 +324,7 @@ def _random_buffers(call: Call) -> set[str]:
     """Buffers that are the state of random numbers."""
     if call.scan is None:
         return set()
-    names = all_names(call.scan.base).items()
+    names = named(call.scan).items()
     return {n for n, (m, is_buffer, leaf, _) in names if is_buffer and getattr(m, "random_buffers", "\0") in leaf}
 
 
@@ -346,25 +347,27 @@ def _random_states(call: Call) -> Iterator[Callable[[], tuple[bool, bool]]]:
     What is given says whether torch's own moved since, and whether any other did.
     """
     devices = {x.device.index for x in call.rows if x.device.type == "cuda"}
-    numpy = sys.modules.get("numpy")
+    reads_more = _reads_more(call)  # else whoever draws other numbers is not the base
+    numpy = sys.modules.get("numpy") if reads_more else None
     kept = [(its, its.get_state()) for its in (call.scan.generators if call.scan is not None else ())]
-    python, arrays = random.getstate(), numpy.random.get_state() if numpy is not None else None
+    python = random.getstate() if reads_more else None
+    arrays: Any = numpy.random.get_state() if numpy is not None else None
     before = torch.get_rng_state()
 
     def moved() -> tuple[bool, bool]:
         others = not all(torch.equal(its.get_state(), state) for its, state in kept)
-        if _reads_more(call):  # else whoever draws is not the base
-            others = others or random.getstate() != python
-            if numpy is not None and arrays is not None:
-                now = numpy.random.get_state()
-                others = others or now[2] != arrays[2] or bool((now[1] != arrays[1]).any())
+        others = others or (python is not None and random.getstate() != python)
+        if numpy is not None:
+            now = numpy.random.get_state()
+            others = others or now[2] != arrays[2] or bool((now[1] != arrays[1]).any())
         return not torch.equal(before, torch.get_rng_state()), others
 
     try:
         with torch.random.fork_rng(devices=list(devices)):
             yield moved
     finally:
-        random.setstate(python)
+        if python is not None:
+            random.setstate(python)
         for its, state in kept:
             its.set_state(state)
         if numpy is not None:
@@ -479,7 +482,7 @@ def _runs_alone(call: Call) -> bool:
             }
             buffers = {
                 name: value.clone()
-                for name, (_, is_buffer, _, value) in all_names(call.scan.base).items()
+                for name, (_, is_buffer, _, value) in named(call.scan).items()
                 if is_buffer and name not in few.buffers
             }
             one = few._replace(extra=buffers, unhooked=True, clones=[]).placed()

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from weightloom.base.hot import no_type_check
+
 _STEADY = {
     *("torch", "math", "cmath", "numpy", "functools", "itertools", "operator", "typing", "copy", "collections"),
     *("warnings", "einops", "jaxtyping", "builtins", "dataclasses", "enum", "abc", "weightloom", "logging", "inspect"),
@@ -16,6 +18,7 @@ _STEADY = {
 _MOVING = {"random", "time", "os", "datetime", "secrets", "uuid", "sys", "threading", "contextvars", "gc"}
 
 
+@no_type_check
 class Reads:
     """What the code of a class or a function reads: values, looked up anew every time.
 
@@ -66,6 +69,7 @@ MOST_READS = 30
 """As many globals and class attributes are followed."""
 
 
+@no_type_check
 class _Reader:
     def __init__(self) -> None:
         self.steady: dict[tuple[int, str], tuple[Any, str]] = {}
@@ -119,11 +123,13 @@ class _Reader:
             self.steady[id(scope), name] = (scope, name)
 
 
+@no_type_check
 def _package(value: Any) -> str:
     name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
     return str(name or type(value).__module__).partition(".")[0].lstrip("_")
 
 
+@no_type_check
 def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
     """Names of globals that code looks up, and of attributes."""
     scope, attributes = set(), set()
@@ -139,6 +145,7 @@ def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
     return scope, attributes
 
 
+@no_type_check
 def _functions(value: Any) -> list[Any]:
     if isinstance(value, staticmethod | classmethod):
         value = value.__func__
@@ -150,6 +157,7 @@ def _functions(value: Any) -> list[Any]:
     return [value] if isinstance(value, types.FunctionType) else []
 
 
+@no_type_check
 def _is_data(value: Any) -> bool:
     return not callable(value) and not isinstance(
         value, property | staticmethod | classmethod | types.MemberDescriptorType

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightloom.base.hot import no_type_check
 from weightloom.base.scan import HOOKS, Scan, is_script
 from weightloom.base.tree import PLAIN, attributes_of, behind, blank
 from weightloom.errors import BatchingError
@@ -43,6 +44,13 @@ def all_names(base: nn.Module) -> dict[str, tuple[nn.Module, bool, str, Tensor]]
     }
 
 
+def named(scan: Scan) -> dict[str, tuple[nn.Module, bool, str, Tensor]]:
+    """`all_names` of a base as it was scanned."""
+    if scan.names is None:
+        scan.names = all_names(scan.base)
+    return scan.names
+
+
 def places_of(scan: Scan, names: Iterable[str]) -> Places:
     """Find every place of each name: a tied parameter has several, a shared layer has one."""
     holders: dict[int, list[tuple[int, bool, str]]] = {}
@@ -51,7 +59,7 @@ def places_of(scan: Scan, names: Iterable[str]) -> Places:
             for leaf, value in table.items():
                 if value is not None and not is_script(module):
                     holders.setdefault(id(value), []).append((number, is_buffer, leaf))
-    known = all_names(scan.base)
+    known = named(scan)
     for name in names:
         if id(known[name][3]) not in holders:
             raise BatchingError(
@@ -61,6 +69,7 @@ def places_of(scan: Scan, names: Iterable[str]) -> Places:
     return [(name, holders[id(known[name][3])]) for name in names]
 
 
+@no_type_check
 class Replica:
     """One replica of a base.
 
@@ -179,6 +188,7 @@ class Replica:
 _DERIVED = {"_flat_weights", "_flat_weight_refs"}
 
 
+@no_type_check
 def _twin(module: nn.Module, kind: Any, slots: tuple[str, ...]) -> nn.Module:
     twin: nn.Module = object.__new__(kind)
     held = module.__dict__.copy()
@@ -197,12 +207,14 @@ def _twin(module: nn.Module, kind: Any, slots: tuple[str, ...]) -> nn.Module:
 _NO_RECORD: tuple[dict[str, Any], ...] = ({},) * 8
 
 
+@no_type_check
 def _record(held: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """What a module holds, each beside a copy."""
     parameters, buffers, children = held["_parameters"], held["_buffers"], held["_modules"]
     return held, held.copy(), parameters, parameters.copy(), buffers, buffers.copy(), children, children.copy()
 
 
+@no_type_check
 class _Rebinder:
     """Copies whatever lies between an attribute and a reference, with the replica's own in the reference's place."""
 

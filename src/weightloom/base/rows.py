@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from weightloom.base.hot import no_type_check
 from weightloom.forms.calls import WINDOW
 from weightloom.forms.factored import Factored
 
 
+@no_type_check
 class WatchRows(TorchFunctionMode):
     """While active, follow which tensors have the batch on axis 0, and note the first call that may mix rows."""
 
@@ -33,7 +35,7 @@ class WatchRows(TorchFunctionMode):
         """Say what enters: inputs of the base, and parameters that differ from task to task."""
         self._generated = {id(value) for value in generated}
         self._others = {id(part): part for value in generated for part in (value, *factors_of(value))}
-        sizes = {x.shape[0] if x.ndim else -1 for x in inputs}
+        sizes = {x.shape[0] if x.ndim else -1 for x in inputs} or {-1}
         if len(sizes) != 1 or -1 in sizes:
             self.mixes = "an input without a batch axis"
         self._batch = sizes.pop()
@@ -112,10 +114,12 @@ class WithoutDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@no_type_check
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree, is_leaf=lambda x: isinstance(x, Tensor)) if isinstance(leaf, Tensor)]
 
 
+@no_type_check
 def _differs_by_task(tensor: Tensor) -> bool:
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
@@ -123,12 +127,14 @@ def _differs_by_task(tensor: Tensor) -> bool:
 Rule = Callable[[WatchRows, list[Tensor], list[Tensor], tuple[Any, ...], dict[str, Any], Any], bool]
 
 
+@no_type_check
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, names: Sequence[str], default: Any) -> Any:
     if len(args) > position:
         return args[position]
     return next((kwargs[name] for name in names if name in kwargs), default)
 
 
+@no_type_check
 def _each_number(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
     """Arithmetic: rows meet rows of as many axes, or something that is the same for every row."""
     axes = result.ndim
@@ -138,6 +144,7 @@ def _each_number(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, 
     )
 
 
+@no_type_check
 def _last_axis(watch: WatchRows, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
     """The first input is rows, of two axes or more, the others are the same for every row."""
     first = tensors[0]

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightloom.base.hot import no_type_check
 from weightloom.base.reads import Reads, reads_of
 from weightloom.base.tree import PLAIN, attributes_of, behind
 
@@ -35,6 +36,7 @@ _TABLES = {"_parameters", "_buffers", "_modules"}
 _CONSTANT = (enum.Enum, type, types.ModuleType, types.BuiltinFunctionType, logging.Logger, torch.Generator, property)
 
 
+@no_type_check
 class Scan:
     """A base as it stands.
 
@@ -69,6 +71,8 @@ class Scan:
         """Every child: number of the module, name, number of the child."""
         self.number_of: dict[int, int] = {id(base): 0}
         """Number of each module, by id."""
+        self.names: Any = None
+        """Every name of every parameter and buffer, once they were looked up."""
         self.plans: dict[Any, Any] = {}
         """What was found out about calls of this base, as long as nothing of it changes."""
         self._seen: dict[int, int] = {}
@@ -130,6 +134,7 @@ class Scan:
         kept = object.__new__(Scan)
         kept.__dict__.update(self.__dict__)
         kept.modules, kept.kinds = self.modules[1:], self.kinds[1:]
+        kept.names = None
         kept._first = self.kinds[0][1:]
         return kept
 
@@ -333,6 +338,7 @@ class Scan:
         self.kept = [its for number, its in enumerate(self.kept) if number in kept]
 
 
+@no_type_check
 def _slots(module: nn.Module) -> tuple[str, ...]:
     kind: Any = type(module)
     return _slots_of(kind)
@@ -346,21 +352,25 @@ def _slots_of(kind: Any) -> tuple[str, ...]:
     return tuple([name for name in names if name not in ("__dict__", "__weakref__")])
 
 
+@no_type_check
 def children_of(module: nn.Module) -> list[nn.Module]:
     """Modules that are registered in a module; of one that `torch.jit` compiled, none."""
     return [] if is_script(module) else [inner(child) for child in module._modules.values() if child is not None]
 
 
+@no_type_check
 def inner(child: Any) -> Any:
     """A child itself, where a weak proxy of it is registered."""
     return behind(child) if type(child) in weakref.ProxyTypes else child
 
 
+@no_type_check
 def is_script(module: nn.Module) -> bool:
     """Whether a module was compiled by `torch.jit`, and can be neither read nor copied."""
     return isinstance(module, torch.jit.ScriptModule)
 
 
+@no_type_check
 def _is_torchs(hook: Any) -> bool:
     """Whether a hook is part of torch, as those of weight normalisation."""
     owner = hook.func if isinstance(hook, functools.partial) else hook
@@ -372,6 +382,7 @@ _last: "weakref.WeakKeyDictionary[nn.Module, Scan]" = weakref.WeakKeyDictionary(
 LAST_KEPT = 50
 
 
+@no_type_check
 def scan(base: nn.Module) -> Scan:
     """Scan a base, or find that the last scan still holds."""
     last = _last.get(base)
@@ -385,6 +396,7 @@ def scan(base: nn.Module) -> Scan:
     return found
 
 
+@no_type_check
 class Contents:
     """What lists, dicts, sets, objects and closure cells of a base hold, to find out and take back what changed.
 
@@ -413,6 +425,7 @@ class Contents:
                 _put(thing, old)
 
 
+@no_type_check
 def _contents(thing: Any) -> tuple[Any, ...]:
     if isinstance(thing, types.CellType):
         try:
@@ -432,10 +445,12 @@ def _contents(thing: Any) -> tuple[Any, ...]:
     return tuple(parts)
 
 
+@no_type_check
 def _items(part: Any) -> list[Any]:
     return [item for entry in part for item in (entry if isinstance(entry, tuple) else (entry,))]
 
 
+@no_type_check
 def _differ(old: Any, new: Any) -> bool:
     for a, b in zip(old, new, strict=True):
         if isinstance(a, set):
@@ -450,6 +465,7 @@ def _differ(old: Any, new: Any) -> bool:
     return False
 
 
+@no_type_check
 def _put(thing: Any, old: tuple[Any, ...]) -> None:
     if isinstance(thing, types.CellType):
         if old[0]:
@@ -474,6 +490,7 @@ def _put(thing: Any, old: tuple[Any, ...]) -> None:
             object.__setattr__(thing, name, value)
 
 
+@no_type_check
 def _has_tensor(value: Any, depth: int) -> bool:
     if isinstance(value, Tensor):
         return True

@@ -57,6 +57,11 @@ def unusable(state: Mapping[Where, Any], scan: Scan, tasks: int, engine: str) ->
     }
 
 
+def is_gone(value: Any) -> bool:
+    """Whether a value stands for what cannot be used in this call."""
+    return isinstance(value, _Gone)
+
+
 def of_one_task(value: Any, task: int | slice | list[int]) -> Any:
     """One task's part of something that was assigned, or that of a few."""
     if isinstance(value, _Gone):

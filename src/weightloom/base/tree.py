@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 from torch.utils._pytree import SUPPORTED_NODES
 
+from weightloom.base.hot import no_type_check
 from weightloom.errors import BatchingError, ConfigError
 
 Build = Callable[[Sequence[Any]], Any]
@@ -57,6 +58,7 @@ class Opened(NamedTuple):
     """Equal for trees of one structure with equal constants; can be hashed."""
 
 
+@no_type_check
 def open_tree(value: Any, path: str = "", shared: bool = False) -> Opened:
     """Take apart what a base is called with or returns.
 
@@ -105,6 +107,11 @@ def open_call(args: Sequence[tuple[str, Any]], kwargs: Mapping[str, Any]) -> Ope
     return OpenedCall(leaves, build, key, len(leaves) - positional)
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a value is a tensor as any other, which needs not be opened."""
+    return type(value) is Tensor and value.layout is torch.strided and not value.is_nested
+
+
 PLAIN = {
     *(type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented)),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, range),
@@ -121,6 +128,7 @@ _FUNCTIONS = (
 _ONCE = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
 
 
+@no_type_check
 class _Opener:
     def __init__(self, leaves: list[Leaf]) -> None:
         self.leaves = leaves
@@ -254,6 +262,7 @@ class _Opener:
         return build, (kind, tuple(held), keys)
 
 
+@no_type_check
 def attributes_of(value: Any) -> dict[str, Any] | None:
     """Attributes that an object keeps, in its dict and in its slots; None where it has neither."""
     held = dict(value.__dict__) if hasattr(value, "__dict__") else None
@@ -266,6 +275,7 @@ def attributes_of(value: Any) -> dict[str, Any] | None:
     return held
 
 
+@no_type_check
 def blank(kind: Any) -> Any:
     """An object of a class whose `__init__` was not run."""
     for make in (object.__new__, kind.__new__):
@@ -279,11 +289,13 @@ def blank(kind: Any) -> Any:
     )
 
 
+@no_type_check
 def behind(proxy: Any) -> Any:
     """What a weak proxy stands for."""
     return proxy.__repr__.__self__
 
 
+@no_type_check
 def _inside(value: Any) -> list[tuple[Any, Any]] | None:
     """What a subclass of a container holds besides its attributes."""
     if isinstance(value, dict):
@@ -293,6 +305,7 @@ def _inside(value: Any) -> list[tuple[Any, Any]] | None:
     return None
 
 
+@no_type_check
 def _held_by(function: Any) -> list[Any]:
     """What a function keeps: closure cells, defaults, what a partial or a method binds."""
     if isinstance(function, functools.partial):
@@ -305,6 +318,7 @@ def _held_by(function: Any) -> list[Any]:
     return [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
 
 
+@no_type_check
 def _is_filled(cell: Any) -> bool:
     try:
         _ = cell.cell_contents
@@ -313,10 +327,12 @@ def _is_filled(cell: Any) -> bool:
     return True
 
 
+@no_type_check
 def _is_array_scalar(value: Any) -> bool:
     return type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0
 
 
+@no_type_check
 def _constant(value: Any) -> Any:
     """A key for a constant: by value where it can be hashed by value, else by what it is."""
     try:
