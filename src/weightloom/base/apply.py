@@ -31,7 +31,7 @@ Tensors = Mapping[str, Tensor]
 ENGINES = {"vmap": run_vmap, "aligned": run_aligned, "loop": run_loop}
 
 
-class Taken(NamedTuple):
+class _Taken(NamedTuple):
     """Arguments of a call, sorted by whose they are."""
 
     rows: list[Tensor]
@@ -133,14 +133,14 @@ class PerTask:
     def _opened(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Find the tensors of a call."""
         if not kwargs and not self._shared and all(map(is_plain, args)):
-            its = Taken(list(args), _of_tensors, len(args))
+            its = _Taken(list(args), _of_tensors, len(args))
         else:
             its = self._taken_apart(args, kwargs)
         options = (self.buffers, self.randomness, self.chunk_size)
         more = {"key": its.key, "paths": its.paths, "common": its.common}
         return Call(self._target, self._target.named(params), its.rows, its.build, 0, *options, **more)
 
-    def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Taken:
+    def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Taken:
         shared = self._shared or frozenset()
         known = self._target.arguments if shared and args else None
         names = known[0] if known is not None else []
@@ -157,7 +157,7 @@ class PerTask:
         at = [number for number, leaf in enumerate(leaves) if not leaf.is_shared]
         paths = [leaves[number].path for number in at]
         if len(at) == len(leaves):
-            return Taken([leaf.tensor for leaf in leaves], opened.build, opened.key, paths)
+            return _Taken([leaf.tensor for leaf in leaves], opened.build, opened.key, paths)
         all_tensors = [leaf.tensor for leaf in leaves]
 
         def build(rows: Any) -> Any:
@@ -168,7 +168,7 @@ class PerTask:
 
         key = opened.key, tuple([(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves if leaf.is_shared])
         common = [leaf.tensor for leaf in leaves if leaf.is_shared]
-        return Taken([leaves[number].tensor for number in at], build, key, paths, common)
+        return _Taken([leaves[number].tensor for number in at], build, key, paths, common)
 
     def _call(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return self._opened(params, args, kwargs)

@@ -155,7 +155,8 @@ class Call:
                 self.clones.append((name, _unwrapped(clone), _unwrapped(value)))
             clone._is_param = True
             return clone
-        value = value.in_use() if isinstance(value, Factored) else value
+        if isinstance(value, Factored):
+            return value.in_use()
         if not torch.compiler.is_compiling():
             value._is_param = True  # what torch asks before it takes a tensor for an `nn.Parameter`
         return value

@@ -44,7 +44,7 @@ class WatchRows(TorchFunctionMode):
 
     def finish(self, outputs: Any) -> None:
         """Say what leaves the base."""
-        leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        leaves = _tensors(outputs)
         if not self.mixes and not all(id(leaf) in self._rows for leaf in leaves):
             self.mixes = "an output whose rows are not those of the input"
 
@@ -62,8 +62,9 @@ class WatchRows(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         tensors = _tensors((args, kwargs))
         rows = [tensor for tensor in tensors if id(tensor) in self._rows]
-        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if any(self._is_stray(tensor) for tensor in tensors):
+        results = _tensors(result)
+        inside = torch._C._functorch.maybe_current_level() is not None
+        if inside and any(self._is_stray(tensor) for tensor in tensors):
             self.mixes = "a tensor that came about unseen"
             return
         if tensors and not results and (name == "__get__" or func in _OF_THE_SHAPE):
@@ -116,7 +117,23 @@ class WithoutDropout(TorchFunctionMode):
 
 @no_type_check
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree, is_leaf=lambda x: isinstance(x, Tensor)) if isinstance(leaf, Tensor)]
+    """Tensors of a call or a result; most are a tensor, or a tuple of tensors and numbers."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if type(tree) is tuple or type(tree) is list:
+        found: list[Tensor] = []
+        for item in tree:
+            if isinstance(item, Tensor):
+                found.append(item)
+            elif type(item) not in _NUMBERS:
+                found += _tensors(item)
+        return found
+    if type(tree) is dict:
+        return _tensors(list(tree.values()))
+    return [x for x in tree_leaves(tree, is_leaf=lambda x: isinstance(x, Tensor)) if isinstance(x, Tensor)]
+
+
+_NUMBERS = {int, float, bool, str, type(None), slice, torch.dtype, torch.device, torch.Size, type(Ellipsis)}
 
 
 @no_type_check

@@ -120,8 +120,6 @@ class Factored(Tensor):
 
     @_is_param.setter
     def _is_param(self, value: bool) -> None:
-        if isinstance(self, InUse):
-            return
         raise ConfigError(
             f"`nn.Parameter` was given {self!r}. It is held as factors, and what can be trained are these. Pass "
             "`nn.Parameter(value.dense())`, or register the tensors in `value.factors` one by one."
