@@ -14,7 +14,8 @@ Source:
 """
 
 import argparse
-import json
+import shlex
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 
+from weightloom.records import Record, environment, write_record
 from weightloom.testing.copies import InvalidProgramError
 from weightloom.testing.oracle import Verdict, judge
 from weightloom.testing.programs import Program, draw
@@ -31,6 +33,7 @@ from weightloom.testing.programs import Program, draw
 ENGINES = ("auto", "vmap", "aligned", "loop")
 VERDICTS = ("equal", "refused", "silent", "unclear")
 SHOWN = 5
+PROGRAM = "python -m weightloom.testing.fuzz"
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def _verdict(whole: Program, engine: str) -> tuple[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 1 where an engine was silently wrong or failed in words not its own."""
-    parser = argparse.ArgumentParser(prog="python -m weightloom.testing.fuzz", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.splitlines()[0])
     parser.add_argument("--programs", type=int, default=1000, help="how many programs to draw")
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
@@ -182,8 +185,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"# {many} findings begin with these words. Smallest program, of {', '.join(less.names) or 'nothing'}:")
         print(less.text)
     if options.record:
-        options.record.write_text(json.dumps({"start": options.start, **asdict(report)}, indent=1) + "\n")
+        config = {name: str(value) for name, value in vars(options).items()}
+        write_record(options.record, record_of(report, config, shlex.join([PROGRAM, *(arguments or sys.argv[1:])])))
     return int(bool(report.findings))
+
+
+def record_of(report: FuzzReport, config: dict[str, Any], command: str) -> Record:
+    """A report as a record: what share of programs each engine ran equally, refused, or got wrong."""
+    names = {"silent": "silent", "unclear": "in words of torch", "refused": "refused", "equal": "equal"}
+    scores = [
+        {"setting": f"{report.programs:,} random programs", "method": engine, "name": name, "mean": its[verdict]}
+        | {"better": "higher" if verdict == "equal" else "lower", "ci95": None, "tasks": report.programs}
+        for verdict, name in names.items()
+        for engine, its in report.counts.items()
+    ]
+    findings = [asdict(finding) for finding in report.findings]
+    cost = {**environment(), "wall_time_s": report.wall_time_s}
+    notes = (
+        "Programs are drawn from a grammar of modules and held against one copy of the base per task: outputs and "
+        f"gradients, to 1e-10 in double precision. {report.invalid} programs that do not run alone were left out. "
+        "An engine chosen by name refuses what it cannot run; auto is the default."
+    )
+    return {"command": command, "config": config, "scores": scores, "findings": findings, "cost": cost, "notes": notes}
 
 
 def smallest(findings: Iterable[Finding], kinds: int = 20) -> list[tuple[Finding, int, Program]]:
