@@ -389,16 +389,16 @@ def selectors_of(generate: Selector | Iterable[Selector]) -> list[Selector]:
 def modules_by_name(base: nn.Module) -> dict[str, nn.Module]:
     """Every module by every name it has: a shared one has several, and one that holds its own parent is met once."""
     found: dict[str, nn.Module] = {}
-
-    def visit(module: nn.Module, name: str, above: frozenset[int]) -> None:
+    todo: list[tuple[str, nn.Module, frozenset[int]]] = [("", base, frozenset())]
+    while todo:
+        name, module, above = todo.pop()
         found[name] = module
-        for leaf, child in module._modules.items():
+        above = above | {id(module)}
+        for leaf, child in reversed(module._modules.items()):
             if type(child) in weakref.ProxyTypes:
                 child = getattr(child.__repr__, "__self__")  # noqa: B009  (what it stands for)
             if child is not None and id(child) not in above:
-                visit(child, f"{name}.{leaf}" if name else leaf, above | {id(child)})
-
-    visit(base, "", frozenset({id(base)}))
+                todo.append((f"{name}.{leaf}" if name else leaf, child, above))
     return found
 
 

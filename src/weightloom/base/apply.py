@@ -18,6 +18,7 @@ from weightloom.base.buffers import (
 )
 from weightloom.base.check import check_call, check_compiled, check_options, check_shared
 from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
+from weightloom.base.hot import no_type_check
 from weightloom.base.plans import Choice, Engine, Plan, Statistics, plan_of
 from weightloom.base.rows import WatchRows
 from weightloom.base.scan import scan
@@ -160,6 +161,7 @@ class PerTask:
             return _Taken([leaf.tensor for leaf in leaves], opened.build, opened.key, paths)
         all_tensors = [leaf.tensor for leaf in leaves]
 
+        @no_type_check
         def build(rows: Any) -> Any:
             tensors: list[Any] = list(all_tensors)
             for number, row in zip(at, rows, strict=True):

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from weightloom.base.aligned import Aligned, fold, unfold
 from weightloom.base.check import refused_by_vmap
+from weightloom.base.hot import no_type_check
 from weightloom.base.replica import Places, Replica, places_of
 from weightloom.base.rows import WatchRows
 from weightloom.base.scan import Contents, Scan
@@ -170,6 +171,7 @@ def run_vmap(call: Call) -> Result:
     state = {where: [leaf.tensor for leaf in its.leaves] for where, its in opened.items()}
     found: list[Any] = []
 
+    @no_type_check
     def apply_one(factors: Any, buffers: Tensors, rows: Sequence[Tensor], held: Any) -> Any:
         params = {name: call._one(name, _rebuilt(call.params[name], its)) for name, its in factors.items()}
         mine = {where: opened[where].build(its) for where, its in held.items()}
@@ -304,6 +306,7 @@ def run_aligned(call: Call) -> Result:
     with second_derivatives(torch._C._functorch.maybe_current_level() or 0):
         outputs, written = call.run(params, inputs, call.state)
 
+    @no_type_check
     def of_tasks(leaf: Tensor) -> Tensor:
         if isinstance(leaf, Aligned):
             return leaf.dense()
@@ -315,6 +318,7 @@ def run_aligned(call: Call) -> Result:
             )
         return unfold(leaf, call.tasks, batch_major)
 
+    @no_type_check
     def unfolded(value: Any) -> tuple[Any, bool]:
         if is_plain(value):
             return of_tasks(value), True

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from weightloom.base.buffers import norms_that_write, refuse_apart, refuse_written, task_buffers
 from weightloom.base.engines import Call, Result, run_aligned, run_loop, run_vmap
 from weightloom.base.guard import Guard
+from weightloom.base.hot import no_type_check
 from weightloom.base.reads import reads_of
 from weightloom.base.replica import Places, named
 from weightloom.base.rows import WatchRows, WithoutDropout
@@ -354,6 +355,7 @@ def _random_states(call: Call) -> Iterator[Callable[[], tuple[bool, bool]]]:
     arrays: Any = numpy.random.get_state() if numpy is not None else None
     before = torch.get_rng_state()
 
+    @no_type_check
     def moved() -> tuple[bool, bool]:
         others = not all(torch.equal(its.get_state(), state) for its, state in kept)
         others = others or (python is not None and random.getstate() != python)

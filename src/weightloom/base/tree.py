@@ -100,6 +100,7 @@ def open_call(args: Sequence[tuple[str, Any]], kwargs: Mapping[str, Any]) -> Ope
     positional = len(leaves)
     by_name = {name: opener.open(value, f"kwargs[{name!r}]", False) for name, value in kwargs.items()}
 
+    @no_type_check
     def build(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return tuple([make(tensors) for make, _ in by_position]), {n: make(tensors) for n, (make, _) in by_name.items()}
 
@@ -204,6 +205,7 @@ class _Opener:
         builds, keys = self._all([(f"{path}[{name!r}]", item) for name, item in value.items()], shared)
         kind, names = type(value), list(value)
 
+        @no_type_check
         def build(tensors: Sequence[Any]) -> Any:
             items = [(name, b(tensors)) for name, b in zip(names, builds, strict=True)]
             return defaultdict(value.default_factory, items) if kind is defaultdict else kind(items)
@@ -220,6 +222,7 @@ class _Opener:
         count = getattr(value, "total_count", None)
         more = {"total_count": count} if isinstance(count, int) else {}
 
+        @no_type_check
         def build(tensors: Sequence[Any]) -> Any:
             its = {name: b(tensors) for name, b in zip(names, builds, strict=True)}
             return kind(**its, **more, validate_args=False)
@@ -253,6 +256,7 @@ class _Opener:
         if inside is not None:
             raise _refusal(path, value, "it is a container of its own kind with tensors in it")
 
+        @no_type_check
         def build(tensors: Sequence[Any]) -> Any:
             made = blank(kind)
             for name, b in zip(held, builds, strict=True):
