@@ -110,12 +110,16 @@ def plan_of(call: Call, engine: Engine, statistics: Statistics | None, checked: 
     scanned = call.scan.key if call.scan is not None else None
     for key in ((scanned, kind), (scanned, exact), (RESTLESS, kind)):
         plan = plan or plans.known.get(key)
+    call = checked(call)  # in any case: a plan for other sizes says nothing of whether these fit each other
     if plan is None:
         with _unpacked():
-            plan = make_plan(checked(call), engine, statistics)
+            plan = make_plan(call, engine, statistics)
         plans.keep((scanned, exact if plan.sizes else kind), plan)
-        if not plan.sizes and plans.count(kind) >= RESTLESS:
+        often = plans.count(kind) >= RESTLESS
+        if often and not plan.sizes:
             plans.keep((RESTLESS, kind), replace(plan, proven=False, layers=None))
+        elif often and (engine == "aligned" or plan.choice.engine != "aligned"):  # of so many sizes, all were alike
+            plans.keep((scanned, kind), plan)
     while len(at_hand) >= PLANS_KEPT:
         at_hand.pop(next(iter(at_hand)), None)
     at_hand[exact] = plan
