@@ -110,3 +110,22 @@ def test_two_values_for_one_tied_parameter_are_refused(engine):
         apply_per_task(net.double(), {"first.weight": value, "second.weight": -value}, x, engine=engine)
     outputs = apply_per_task(net, {"first.weight": value, "second.weight": value}, x, engine=engine)
     close(outputs, apply_per_task(net, {"second.weight": value}, x, engine=engine))
+
+
+@pytest.mark.parametrize("engine", ["auto", "vmap", "aligned", "loop"])
+def test_tasks_are_counted_in_every_call_and_not_only_in_the_first(engine):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    net = Wrapped()
+    params = {name: torch.randn(3, *own.shape) for name, own in net.named_parameters()}
+    for batch in (5, 7):
+        assert apply_per_task(net, params, torch.randn(3, batch, 4), engine=engine).shape == (3, batch, 2)
+    for tasks in (2, 6):
+        with pytest.raises(ShapeError, match=f"`x` holds {tasks} tasks but"):
+            apply_per_task(net, params, torch.randn(tasks, 5, 4), engine=engine)
