@@ -398,7 +398,7 @@ def _choose(
     if engine == "auto":
         return _choose_freely(call)
     asked = Choice(engine, "as asked for")
-    tried = _try(call, engine, call.tasks if engine == "aligned" else 2, watch=engine == "vmap", unhooked=False)
+    tried = _try(call, engine, call.tasks if engine == "aligned" else 2, watch=engine != "loop", unhooked=False)
     if engine == "vmap" and tried.kept_by_hooks:
         raise BatchingError(
             f"A hook on {call.target.name} keeps tensors, which under `vmap` cannot be read afterwards. Hooks see what "
@@ -420,6 +420,12 @@ def _choose(
                 f"{call.target.name} gives other numbers when tasks are folded into the batch than task by task. The "
                 "aligned engine is right only where every row of a batch is treated by itself. Pass "
                 '`engine="vmap"` or `engine="loop"`.'
+            )
+        if tried.watch is not None and tried.watch.reduces:
+            raise BatchingError(
+                f"{call.target.name} calls {tried.watch.reduces}, which are those of all tasks where tasks are folded "
+                "into the batch. The aligned engine is right only where every row of a batch is treated by itself. "
+                'Pass `engine="vmap"` or `engine="loop"`.'
             )
         leaves = open_tree(tried.result.outputs).leaves
         if not any(leaf.tensor.is_floating_point() or leaf.tensor.is_complex() for leaf in leaves):

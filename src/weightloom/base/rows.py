@@ -24,6 +24,8 @@ class WatchRows(TorchFunctionMode):
         """The function that may mix rows, or that is not known; None as long as there is none."""
         self.work = 0
         """Multiplications per task in the largest convolution with a generated kernel."""
+        self.reduces: str | None = None
+        """A function that runs over the batch axis of rows, which is no question of what is known."""
         self.sizes = False
         """Whether the base read a size of something that has the batch on axis 0, or of something else."""
         self._rows: dict[int, Tensor] = {}
@@ -54,8 +56,17 @@ class WatchRows(TorchFunctionMode):
         """Run the function and judge it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        tensors = _tensors(args)
+        if self.reduces is None and func in OVER_AXES and tensors and id(tensors[0]) in self._rows:
+            position, names = OVER_AXES[func]
+            said = _argument(args, kwargs, position, names, None)
+            several = said if isinstance(said, list | tuple) else [said]
+            if any(axis is None or (isinstance(axis, int) and axis % tensors[0].ndim == 0) for axis in several):
+                self.reduces = f"`{getattr(func, '__name__', func)}` over the rows of a batch"
         if self.mixes is None:
             self._judge(func, args, kwargs, result)
+        elif any(id(tensor) in self._rows for tensor in tensors):  # what becomes of rows is followed all the same
+            self._rows.update({id(y): y for y in _tensors(result) if y.ndim and y.shape[0] == self._batch})
         return result
 
     def _judge(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -449,6 +460,13 @@ def _rules() -> dict[Any, Rule]:
     add(_not_over_the_batch(2, ["dim"]), torch.norm, Tensor.norm)
     return rules
 
+
+OVER_AXES = {
+    function: (1, ["dim", "axis"])
+    for name in ("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "cumsum", "cumprod", "prod", "median", "max")
+    for function in (getattr(torch, name), getattr(Tensor, name))
+}
+"""Functions that run over an axis, or over all: where the axis is said, and by which names."""
 
 RULES = _rules()
 """When a function treats rows one by one. What is not here counts as mixing them."""
