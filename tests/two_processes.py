@@ -41,6 +41,8 @@ def run(devices, folder, source=None):
     ranks = fabric.all_gather(torch.tensor(fabric.global_rank)).flatten().tolist()
     if fabric.global_rank == 0:
         (folder / "world.json").write_text(json.dumps(ranks))
+    if devices > 1:
+        torch.distributed.destroy_process_group()  # its threads would be cut off at the end
 
 
 if __name__ == "__main__":

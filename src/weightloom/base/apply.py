@@ -19,7 +19,7 @@ from weightloom.base.buffers import (
 from weightloom.base.check import check_call, check_compiled, check_options, check_shared
 from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
 from weightloom.base.hot import no_type_check
-from weightloom.base.plans import Choice, Engine, Plan, Statistics, plan_of
+from weightloom.base.plans import Choice, Engine, Plan, Statistics, guarded, plan_of
 from weightloom.base.rows import WatchRows
 from weightloom.base.scan import scan
 from weightloom.base.state import carry_back, state_of, unusable
@@ -223,6 +223,9 @@ class PerTask:
                 call = call._replace(state=unusable(call.state, call.scan, call.tasks, "aligned"))
             if not plan.proven:
                 return self._proven(call)
+        if plan.reads and call.scan is not None:
+            with guarded(call):
+                return in_pieces(run_loop, call)
         if engine != "vmap":
             return in_pieces(ENGINES[engine], call)
         if self.engine != "auto" or call.scan is None or torch._C._functorch.maybe_current_level() is not None:

@@ -30,6 +30,12 @@ class Guard(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.engine = engine
+        self.clones: list[tuple[str, Tensor, Tensor]] = []
+        """Name and copy of every generated value that the base was given."""
+        self.changed: set[str] = set()
+        """Names of those that the base changes in place."""
+        self.reads = False
+        """Whether the base reads numbers from tensors, so that it may do something else for others."""
         self.refused: BatchingError | None = None
         """The first refusal, which the base may have caught."""
         self.memory = {_memory(value): its for its, value in shared if _has_memory(value)}
@@ -67,6 +73,12 @@ class Guard(TorchFunctionMode):
                 f"{self.name} asks in `forward` whether a tensor needs a gradient. `vmap` hides that, and always says "
                 'no. Pass `engine="loop"`, or leave the engine to "auto".'
             )
+        self.reads = self.reads or func in READ
+        if self.clones and (_is_in_place(func) or func in _SET) and args and isinstance(args[0], Tensor):
+            target = torch._C._functorch.get_unwrapped(args[0]) if _is_hidden(args[0]) else args[0]
+            if type(target) in (Tensor, nn.Parameter) and _has_memory(target):
+                at = _memory(target)
+                self.changed |= {name for name, clone, _ in self.clones if clone.numel() and _memory(clone) == at}
         if self.memory and (_is_in_place(func) or func in _SET) and args and isinstance(args[0], Tensor):
             self._check_in_place(args[0])
         if func in READ and self.engine == "vmap" and any(map(_is_hidden, args)):

@@ -65,6 +65,8 @@ class Plan:
     """Buffers that the base writes, which each task is given its own of."""
     sizes: bool = True
     """Whether it holds for these sizes only."""
+    reads: bool = False
+    """Whether the base reads numbers and runs in the loop: then it is guarded in every run."""
 
 
 class Plans:
@@ -199,6 +201,8 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     if fresh and statistics == "shared":
         choice = Choice("aligned", "all tasks are run as one batch, which writes the base's buffers")
     dense = dense | {name for t in tries for name in t.dense}
+    reads = choice.engine == "loop" and any(t.reads for t in tries)  # it may do something else for other numbers
+    dense = frozenset(call.params) if reads else dense
     layers = None
     if choice.engine == "aligned" and call.scan is not None:
         layers = layers_of(call.scan, call.places, call.params, call.rows, choice.batch_major)
@@ -206,7 +210,18 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     sizes = engine != "auto" or not watched or any(watch.sizes or watch.work for watch in watched) or bool(buffers)
     unseen = call.scan is not None and (call.scan.unseen or any(t.counts for t in tries))
     proven = layers is not None or engine != "auto" or not unseen
-    return Plan(choice, call.places, layers, proven, dense, buffers, sizes)
+    return Plan(choice, call.places, layers, proven, dense, buffers, sizes, reads)
+
+
+def guarded(call: Call) -> Guard:
+    """A guard for a real run: what all tasks share is not changed in place."""
+    assert call.scan is not None
+    rest = [
+        (f"its own {name!r}", value)
+        for name, (_, is_buffer, _, value) in named(call.scan).items()
+        if not is_buffer and name not in call.params
+    ]
+    return Guard(call.target.name, {}, [*rest, *(("an argument", value) for value in call.common)], "loop")
 
 
 def _of_norms(call: Call) -> set[str]:
@@ -234,6 +249,8 @@ class Try:
     """Whether tensors were assigned to attributes."""
     dense: tuple[str, ...] = ()
     """Parameters that were changed in place."""
+    reads: bool = False
+    """Whether numbers were read from tensors."""
     draws: bool = False
     """Whether random numbers of torch were drawn."""
     draws_apart: bool = False
@@ -285,6 +302,8 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
     fixed = [(f"its own {name!r}", value) for name, value in shared.items()]
     fixed += [("a tensor that it keeps", value) for value in kept] + [("an argument", value) for value in call.common]
     guard = Guard(call.target.name, replaced, fixed, engine)
+    assert few.clones is not None
+    guard.clones = few.clones
     with _random_states(few) as draws, WithoutDropout(), guard:
         try:
             seen.result = RUN[engine](few)
@@ -308,7 +327,8 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
         if with_tensors:
             raise refuse_kept(call.target.name, thing)
     assert few.clones is not None
-    seen.dense = tuple({name for name, clone, value in few.clones if clone._version or not torch.equal(clone, value)})
+    changed_too = {name for name, clone, value in few.clones if clone._version or not torch.equal(clone, value)}
+    seen.dense, seen.reads = tuple(changed_too | guard.changed), guard.reads
     drawn = _random_buffers(call)
     written = [n for n, value in own.items() if value._version or not torch.equal(value, shared[n])]
     seen.written = tuple(n for n in written if n not in drawn)

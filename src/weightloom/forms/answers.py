@@ -27,7 +27,7 @@ def _linear(func: Any, input: Tensor, weight: Any, bias: Any = None) -> Any:
     y = weight.form.linear(rows, weight.own, weight.parts, built(bias))
     if y is NotImplemented:
         return y
-    return y if input.ndim == 2 else y.view(*input.shape[:-1], -1)
+    return y if input.ndim == 2 else y.view(*input.shape[:-1], y.shape[-1])
 
 
 def _convolve(func: Any, *args: Any, **kwargs: Any) -> Any:
