@@ -63,6 +63,7 @@ class WatchRows(TorchFunctionMode):
             several = said if isinstance(said, list | tuple) else [said]
             if any(axis is None or (isinstance(axis, int) and axis % tensors[0].ndim == 0) for axis in several):
                 self.reduces = f"`{getattr(func, '__name__', func)}` over the rows of a batch"
+        self.sizes = self.sizes or func in _SIZES
         if self.mixes is None:
             self._judge(func, args, kwargs, result)
         elif any(id(tensor) in self._rows for tensor in tensors):  # what becomes of rows is followed all the same
