@@ -100,7 +100,7 @@ def main(before: str, rounds: int, core: int, record: Path) -> None:
             "command": shlex.join(["python", "benchmarks/two_commits.py", *sys.argv[1:]]),
             "config": {"before": before, "rounds": rounds},
             "scores": scores,
-            "rows": rows,
+            "timed": rows,
             "cost": environment(),
             "notes": "Ratio of medians of CPU time per step, the two commits in turn on one core, each in a process of "
             "its own. A step is forward, one loss, backward.",
