@@ -314,6 +314,7 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
         else:
             seen.error = guard.refused
         finally:
+            seen.reads = guard.reads  # before anything is compared here
             seen.draws, seen.draws_apart = draws()
             changed = contents.changed()
             seen.kept_by_hooks = any(with_tensors for _, with_tensors in of_hooks.changed())
@@ -328,7 +329,7 @@ def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhook
             raise refuse_kept(call.target.name, thing)
     assert few.clones is not None
     changed_too = {name for name, clone, value in few.clones if clone._version or not torch.equal(clone, value)}
-    seen.dense, seen.reads = tuple(changed_too | guard.changed), guard.reads
+    seen.dense = tuple(changed_too | guard.changed)
     drawn = _random_buffers(call)
     written = [n for n, value in own.items() if value._version or not torch.equal(value, shared[n])]
     seen.written = tuple(n for n in written if n not in drawn)
