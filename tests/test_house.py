@@ -20,6 +20,7 @@ ROOMS = [
         "errors",
         "checkpoint",
         "params",
+        "replica",
         "forms",
         "values",
         "tasks",

@@ -312,3 +312,31 @@ def test_a_frozen_base_may_be_compiled_and_one_of_torch_jit_is_told_what_to_do(r
     with pytest.raises(ConfigError, match=r"made by `torch\.jit`.*Call `base\.requires_grad_\(False\)` yourself"):
         MLPHyperNetwork(scripted, 4, freeze="*")
     assert MLPHyperNetwork(scripted.requires_grad_(False), 4)(torch.randn(2, 4))["0.weight"].shape == (2, 2, 3)
+
+
+class Holder:
+    def __init__(self, layer):
+        self.layer = layer
+
+
+class Hidden(nn.Module):
+    """Reaches its layer through a closure, or through an object of its own."""
+
+    def __init__(self, how):
+        super().__init__()
+        layer = self.layer = nn.Linear(3, 2)
+        self.run = {"closure": lambda x: layer(x), "object": Holder(layer)}[how]
+
+    def forward(self, x):
+        return self.run.layer(x) if isinstance(self.run, Holder) else self.run(x)
+
+
+@pytest.mark.parametrize("how", ["closure", "object"])
+def test_a_frozen_twin_reaches_its_own_layers_wherever_the_base_keeps_them(how):
+    base = Hidden(how).double()
+    hyper = MLPHyperNetwork(base, 4, generate="layer.weight", freeze="*").double()
+    nn.init.normal_(hyper.head.weight)
+    params, x = hyper(torch.randn(3, 4).double()), torch.randn(3, 5, 3).double()
+    expected = torch.stack([x[t] @ params["layer.weight"][t].T + base.layer.bias for t in range(3)])
+    for net in (base, hyper.base):
+        torch.testing.assert_close(apply_per_task(net, params, x), expected)

@@ -67,6 +67,8 @@ class KerasBase(nn.Module):
 
     keras_model: Any
     """The Keras model. Its own variables take no part."""
+    own_statistics = True
+    """Its buffers are running statistics, as those of torch's norms."""
     random_buffers = "seed_generator"
     """Part of the names of buffers that are the state of random numbers, which every run moves on."""
     not_walked = ("keras_model",)

@@ -16,20 +16,20 @@ from weightloom.base.buffers import (
     refuse_shared_statistics,
     task_buffers,
 )
+from weightloom.base.by_row import check_rows, grid, row_by_row, without_batch
 from weightloom.base.check import check_call, check_compiled, check_options, check_shared
 from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
-from weightloom.base.hot import no_type_check
-from weightloom.base.plans import Choice, Engine, Plan, Statistics, guarded, plan_of
+from weightloom.base.plans import Choice, Plan, Statistics, plan_of
 from weightloom.base.rows import WatchRows
-from weightloom.base.scan import scan
 from weightloom.base.state import carry_back, state_of, unusable
 from weightloom.base.target import Target
-from weightloom.base.tree import Leaf, Shared, is_plain, open_call, open_tree
-from weightloom.errors import BatchingError, ConfigError, ShapeError
-from weightloom.forms.factored import Factored
+from weightloom.base.tries import RUN, Engine, guarded
+from weightloom.errors import BatchingError, ConfigError
+from weightloom.replica import scan_of
+from weightloom.replica.hot import no_type_check
+from weightloom.replica.tree import Leaf, Shared, is_plain, open_call, open_tree
 
 Tensors = Mapping[str, Tensor]
-ENGINES = {"vmap": run_vmap, "aligned": run_aligned, "loop": run_loop}
 
 
 class _Taken(NamedTuple):
@@ -88,11 +88,11 @@ class PerTask:
                 a tensor was passed by name and ``shared`` was not given.
             BatchingError: If the base does something that cannot be run for several tasks, or by this engine.
         """
-        return self._run(self._call(params, args, kwargs))
+        return self._run(self._opened(params, args, kwargs))
 
     def explain(self, params: Tensors, *args: Any, **kwargs: Any) -> Choice:
-        """Say which engine such a call runs with, and why; print it. Arguments as for the call itself."""
-        return self._plan(self._call(params, args, kwargs)).choice
+        """Say which engine such a call runs with, and why, as something to print. Arguments as for the call itself."""
+        return self._plan(self._opened(params, args, kwargs)).choice
 
     def by_row(self, params: Tensors, task_of_row: Int[Tensor, " rows"], *args: Any, **kwargs: Any) -> Any:
         """Run a batch of rows that belong to several tasks, each row with the parameters of its own.
@@ -121,15 +121,20 @@ class PerTask:
         """
         call = self._opened(params, args, kwargs)
         tasks = len(next(iter(params.values()))) if params else 0
-        _check_rows(task_of_row, tasks, call.rows)
-        grid = None if torch.compiler.is_compiling() else _grid(task_of_row, call.params)
-        if grid is None or self._plan(_row_by_row(call, task_of_row, 2)).choice.engine != "aligned":
-            outputs = open_tree(self._run(_row_by_row(call, task_of_row)))
-            return outputs.build([_without_batch(leaf.tensor, self._target.name) for leaf in outputs.leaves])
-        present, rows, task, place = grid  # rows are treated one by one, so those of a task may share its parameters
+        check_rows(task_of_row, tasks, call.rows)
+        laid_out = None if self.engine != "auto" or torch.compiler.is_compiling() else grid(task_of_row, call.params)
+        if laid_out is None or not self._folds(row_by_row(call, task_of_row, 2)):
+            outputs = open_tree(self._run(row_by_row(call, task_of_row)))
+            return outputs.build([without_batch(leaf.tensor, self._target.name) for leaf in outputs.leaves])
+        present, rows, task, place = laid_out  # rows are apart, so those of a task may share its parameters
         its = {name: value[present] for name, value in call.params.items()}
         outputs = open_tree(self._run(call._replace(params=its, rows=[x[rows] for x in call.rows])))
         return outputs.build([leaf.tensor[task, place] for leaf in outputs.leaves])
+
+    def _folds(self, call: Call) -> bool:
+        """Whether it is proved that the base treats rows one by one."""
+        plan = self._plan(call)
+        return plan.choice.engine == "aligned" and plan.proven
 
     def _opened(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Find the tensors of a call."""
@@ -172,13 +177,10 @@ class PerTask:
         common = [leaf.tensor for leaf in leaves if leaf.is_shared]
         return _Taken([leaves[number].tensor for number in at], build, key, paths, common)
 
-    def _call(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        return self._opened(params, args, kwargs)
-
     def _scanned(self, call: Call) -> Call:
         if self._target.module is None:
             return call
-        scanned = scan(self._target.module)
+        scanned = scan_of(self._target.module)
         first = next(iter(call.params.values()), None)
         tasks = len(first) if first is not None else len(call.rows[0]) if call.rows and call.rows[0].ndim else 0
         call.scan, call.state = scanned, state_of(scanned, tasks)
@@ -193,7 +195,7 @@ class PerTask:
             call = self._checked(call)
             if self.engine == "auto":
                 return run_vmap(call).outputs
-            return in_pieces(ENGINES[self.engine], call).outputs
+            return in_pieces(RUN[self.engine], call).outputs
         return _uncompiled(PerTask._run_eagerly)(self, call)
 
     def _run_eagerly(self, call: Call) -> Any:
@@ -227,7 +229,7 @@ class PerTask:
             with guarded(call):
                 return in_pieces(run_loop, call)
         if engine != "vmap":
-            return in_pieces(ENGINES[engine], call)
+            return in_pieces(RUN[engine], call)
         if self.engine != "auto" or call.scan is None or torch._C._functorch.maybe_current_level() is not None:
             return run_vmap(call)
         random = torch.get_rng_state()
@@ -451,7 +453,7 @@ def _disabled(function: Callable[..., Any]) -> Any:
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Keep `torch.compile` out of what watches and copies, where it could not follow the call as a whole."""
-    return _disabled(function) if "torch._dynamo" in sys.modules else function  #
+    return _disabled(function) if "torch._dynamo" in sys.modules else function
 
 
 def _of_tensors(rows: Any) -> tuple[Any, dict[str, Any]]:
@@ -459,7 +461,7 @@ def _of_tensors(rows: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _paths(count: int) -> list[str]:
-    """How positional arguments are called in messages."""
+    """Names of positional arguments, for messages."""
     return ["x"] if count == 1 else [f"inputs[{i}]" for i in range(count)]
 
 
@@ -473,63 +475,6 @@ def _unsaid(base: str, by_name: list[Leaf]) -> ConfigError:
         f"tell. Type `per_task(net, shared=())` where each task has its own, on axis 0, or `per_task(net, "
         f"shared={listed})` where all tasks share {'it' if one else 'them'}; `apply_per_task` takes `shared` too."
     )
-
-
-def _check_rows(task_of_row: Tensor, tasks: int, rows: Any) -> None:
-    count = len(task_of_row)
-    if count and not (int(task_of_row.min()) >= 0 and int(task_of_row.max()) < tasks):
-        raise ConfigError(
-            f"`task_of_row` holds tasks from {int(task_of_row.min())} to {int(task_of_row.max())}. `params` holds "
-            f"{tasks} tasks, numbered from 0. Pass numbers from 0 to {tasks - 1}."
-        )
-    if count == 0:
-        raise ShapeError(
-            "`task_of_row` is empty. There is nothing to run, and no way to tell what would come out. Leave out the "
-            "call where there are no rows."
-        )
-    for x in rows:
-        if not x.ndim or len(x) != count:
-            raise ShapeError(
-                f"A tensor of shape {tuple(x.shape)} was passed for {count} rows. Every tensor has a row for each of "
-                "`task_of_row`, on axis 0, unless all share it. Pass as many rows, or wrap it: `Shared(x)`."
-            )
-
-
-def _row_by_row(call: Call, task_of_row: Tensor, rows: int | None = None) -> Call:
-    """The same with every row, or the first few, as a task of its own: a batch of one."""
-    its = {name: value[task_of_row[:rows]] for name, value in call.params.items()}
-    return call._replace(params=its, rows=[x[:rows, None] for x in call.rows])
-
-
-def _grid(task_of_row: Tensor, params: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Lay rows out by task, where parameters are built and so not copied for every row.
-
-    Returns:
-        Tasks that are there; the row at each place, (tasks, places), some of them twice; the task and the place of
-        each row. None where all are held as factors, or the places would be more than twice the rows.
-    """
-    if all(isinstance(value, Factored) for value in params.values()):
-        return None
-    present, task, counts = task_of_row.unique(return_inverse=True, return_counts=True)
-    places = int(counts.max())
-    if places == 1 or len(present) * places > 2 * len(task_of_row):
-        return None
-    order = task.argsort(stable=True)
-    starts = counts.cumsum(0) - counts
-    place = torch.empty_like(task)
-    place[order] = torch.arange(len(task), device=task.device) - starts[task[order]]
-    rows = order[starts][:, None].repeat(1, places)  # the first of each task, where there are no more
-    rows[task, place] = torch.arange(len(task), device=task.device)
-    return present, rows, task, place
-
-
-def _without_batch(y: Tensor, name: str) -> Tensor:
-    if y.ndim < 2 or y.shape[1] != 1:
-        raise BatchingError(
-            f"{name} returns a tensor of shape {tuple(y.shape[1:])} for one row. By rows, each is a batch of one, so "
-            "what is returned has one row too. Return a row for each row of the batch."
-        )
-    return y[:, 0]
 
 
 def _refuse_apart(call: Call, engine: Engine) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
-from weightloom.base.hot import no_type_check
 from weightloom.base.rows import READ
 from weightloom.errors import BatchingError
+from weightloom.replica.hot import no_type_check
 
 
 @no_type_check
@@ -35,7 +35,7 @@ class Guard(TorchFunctionMode):
         self.changed: set[str] = set()
         """Names of those that the base changes in place."""
         self.reads = False
-        """Whether the base reads numbers from tensors, so that it may do something else for others."""
+        """True once the base has read a number from a tensor: for other numbers it may do something else."""
         self.refused: BatchingError | None = None
         """The first refusal, which the base may have caught."""
         self.memory = {_memory(value): its for its, value in shared if _has_memory(value)}

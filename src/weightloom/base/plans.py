@@ -5,36 +5,26 @@ Out:  a plan: the engine, why, and what else was found out; it holds as long as 
 Watching leaves the base, what it keeps, and every source of random numbers as they were.
 """
 
-import random
-import sys
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from weightloom.base.buffers import norms_that_write, refuse_apart, refuse_written, task_buffers
-from weightloom.base.engines import Call, Result, run_aligned, run_loop, run_vmap
-from weightloom.base.guard import Guard
-from weightloom.base.hot import no_type_check
-from weightloom.base.reads import reads_of
-from weightloom.base.replica import Places, named
-from weightloom.base.rows import WatchRows, WithoutDropout
-from weightloom.base.scan import Contents
+from weightloom.base.engines import Call, Result
 from weightloom.base.sequential import Layer, layers_of
-from weightloom.base.state import is_gone
-from weightloom.base.tree import open_tree
+from weightloom.base.tries import Engine, Try, random_states, runs_alone, try_call
 from weightloom.errors import BatchingError, RecomputeError, WeightloomError
 from weightloom.forms.calls import GROUPED_BELOW
 from weightloom.forms.factored import NO_SUBCLASS, Factored
-from weightloom.forms.factored import built as _built
+from weightloom.replica.replica import Places, named
+from weightloom.replica.tree import open_tree
 
-Engine = Literal["auto", "vmap", "aligned", "loop"]
 Statistics = Literal["task", "shared"]
-RUN = {"vmap": run_vmap, "aligned": run_aligned, "loop": run_loop}
 
 
 @dataclass(frozen=True)
@@ -202,7 +192,8 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
         choice = Choice("aligned", "all tasks are run as one batch, which writes the base's buffers")
     dense = dense | {name for t in tries for name in t.dense}
     reads = choice.engine == "loop" and any(t.reads for t in tries)  # it may do something else for other numbers
-    dense = frozenset(call.params) if reads else dense
+    if reads:  # so may a plain value be changed in place; one held as factors says so
+        dense = dense | {name for name, value in call.params.items() if not isinstance(value, Factored)}
     layers = None
     if choice.engine == "aligned" and call.scan is not None:
         layers = layers_of(call.scan, call.places, call.params, call.rows, choice.batch_major)
@@ -211,202 +202,6 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     unseen = call.scan is not None and (call.scan.unseen or any(t.counts for t in tries))
     proven = layers is not None or engine != "auto" or not unseen
     return Plan(choice, call.places, layers, proven, dense, buffers, sizes, reads)
-
-
-def guarded(call: Call) -> Guard:
-    """A guard for a real run: what all tasks share is not changed in place."""
-    assert call.scan is not None
-    rest = [
-        (f"its own {name!r}", value)
-        for name, (_, is_buffer, _, value) in named(call.scan).items()
-        if not is_buffer and name not in call.params
-    ]
-    return Guard(call.target.name, {}, [*rest, *(("an argument", value) for value in call.common)], "loop")
-
-
-def _of_norms(call: Call) -> set[str]:
-    """Running statistics of torch's norms, which the loop writes task after task."""
-    if call.scan is None:
-        return set()
-    names = named(call.scan).items()
-    keras = {name for name, (m, is_buffer, _, _) in names if is_buffer and hasattr(m, "random_buffers")}
-    return keras | set(task_buffers(call.scan.base, 1))
-
-
-@dataclass
-class Try:
-    """One run of a few tasks that left nothing behind, and what was seen."""
-
-    engine: str = ""
-    result: Result | None = None
-    error: Exception | None = None
-    watch: WatchRows | None = None
-    written: tuple[str, ...] = ()
-    """Buffers that were written."""
-    counts: bool = False
-    """Whether anything was assigned to attributes, which `forward` may follow the next time."""
-    assigns: bool = False
-    """Whether tensors were assigned to attributes."""
-    dense: tuple[str, ...] = ()
-    """Parameters that were changed in place."""
-    reads: bool = False
-    """Whether numbers were read from tensors."""
-    draws: bool = False
-    """Whether random numbers of torch were drawn."""
-    draws_apart: bool = False
-    """Whether others were: those of Python or numpy, or of a generator that the base keeps."""
-    keeps: bool = False
-    """Whether lists, dicts or objects of the base were changed."""
-    kept_by_hooks: bool = False
-    """Whether hooks kept tensors."""
-
-
-def _try(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhooked: bool = True) -> Try:
-    """Run a few tasks on replicas: of the base, of its buffers, of everything that it might change.
-
-    Raises:
-        BatchingError: If the base keeps tensors where they would mix tasks.
-    """
-    seen = Try(engine, watch=WatchRows() if watch else None)
-    own: dict[str, Tensor] = {}
-    shared: dict[str, Tensor] = {}
-    replaced: dict[int, str] = {}
-    kept: list[Tensor] = []
-    mutable: list[Any] = []
-    hooks: list[Any] = []
-    few = call.first(tasks)
-    if call.scan is not None:
-        for name, (_, is_buffer, _, value) in named(call.scan).items():
-            if name in call.params or name in call.buffers:
-                replaced[id(value)] = name
-            elif is_buffer:
-                own[name] = value.clone()
-                shared[name] = value
-            else:
-                shared[name] = value
-        states = [its for its in call.state.values() if not is_gone(its)]
-        of_tasks = {id(leaf.tensor) for its in states for leaf in open_tree(its).leaves}
-        kept = [value for value in call.scan.tensors if id(value) not in of_tasks]
-        mutable, hooks = call.scan.mutable, call.scan.of_hooks
-    few = few._replace(
-        params={name: _apart(value) for name, value in few.params.items()},
-        rows=[_apart(x) for x in few.rows],
-        extra=own,
-        unhooked=unhooked,
-        watch=seen.watch,
-        dense=call.dense | {name for name, value in few.params.items() if not isinstance(value, Factored)},
-        clones=[],
-    ).placed()
-    contents, of_hooks = Contents(mutable), Contents(hooks)
-    known = [(scope, name, scope.get(name)) for scope, name in (call.scan.globals if call.scan is not None else ())]
-    fixed = [(f"its own {name!r}", value) for name, value in shared.items()]
-    fixed += [("a tensor that it keeps", value) for value in kept] + [("an argument", value) for value in call.common]
-    guard = Guard(call.target.name, replaced, fixed, engine)
-    assert few.clones is not None
-    guard.clones = few.clones
-    with _random_states(few) as draws, WithoutDropout(), guard:
-        try:
-            seen.result = RUN[engine](few)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            seen.error = error
-        else:
-            seen.error = guard.refused
-        finally:
-            seen.reads = guard.reads  # before anything is compared here
-            seen.draws, seen.draws_apart = draws()
-            changed = contents.changed()
-            seen.kept_by_hooks = any(with_tensors for _, with_tensors in of_hooks.changed())
-            contents.restore()
-            of_hooks.restore()
-            for scope, name, before in known:
-                if scope.get(name) is not before:
-                    scope[name] = before
-    seen.keeps = bool(changed)
-    for thing, with_tensors in changed:
-        if with_tensors:
-            raise refuse_kept(call.target.name, thing)
-    assert few.clones is not None
-    changed_too = {name for name, clone, value in few.clones if clone._version or not torch.equal(clone, value)}
-    seen.dense = tuple(changed_too | guard.changed)
-    drawn = _random_buffers(call)
-    written = [n for n, value in own.items() if value._version or not torch.equal(value, shared[n])]
-    seen.written = tuple(n for n in written if n not in drawn)
-    if seen.result is not None and call.scan is not None:
-        modules = call.scan.modules
-        names = {(id(m), leaf): name for name, (m, is_buffer, leaf, _) in named(call.scan).items() if is_buffer}
-        for its in seen.result.written:
-            buffer = names.get((id(modules[its.number]), its.name))
-            if buffer is None:
-                seen.counts = True
-                seen.assigns = seen.assigns or bool(open_tree(its.value).leaves)
-            elif its.of_tasks:
-                seen.written = (*seen.written, buffer)
-    return seen
-
-
-def _random_buffers(call: Call) -> set[str]:
-    """Buffers that are the state of random numbers."""
-    if call.scan is None:
-        return set()
-    names = named(call.scan).items()
-    return {n for n, (m, is_buffer, leaf, _) in names if is_buffer and getattr(m, "random_buffers", "\0") in leaf}
-
-
-def _reads_more(call: Call) -> bool:
-    """Whether the base reads something that changes by itself."""
-    return call.scan.unseen if call.scan is not None else reads_of(call.target.function).volatile
-
-
-def _unpacked() -> AbstractContextManager[Any]:
-    """Nothing of this is seen by a checkpoint around the call, which counts what is saved for the backward pass."""
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-        return nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-
-
-@contextmanager
-def _random_states(call: Call) -> Iterator[Callable[[], tuple[bool, bool]]]:
-    """All sources of random numbers are afterwards where they were.
-
-    What is given says whether torch's own moved since, and whether any other did.
-    """
-    devices = {x.device.index for x in call.rows if x.device.type == "cuda"}
-    reads_more = _reads_more(call)  # else whoever draws other numbers is not the base
-    numpy = sys.modules.get("numpy") if reads_more else None
-    kept = [(its, its.get_state()) for its in (call.scan.generators if call.scan is not None else ())]
-    python = random.getstate() if reads_more else None
-    arrays: Any = numpy.random.get_state() if numpy is not None else None
-    before = torch.get_rng_state()
-
-    @no_type_check
-    def moved() -> tuple[bool, bool]:
-        others = not all(torch.equal(its.get_state(), state) for its, state in kept)
-        others = others or (python is not None and random.getstate() != python)
-        if numpy is not None:
-            now = numpy.random.get_state()
-            others = others or now[2] != arrays[2] or bool((now[1] != arrays[1]).any())
-        return not torch.equal(before, torch.get_rng_state()), others
-
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
-            yield moved
-    finally:
-        if python is not None:
-            random.setstate(python)
-        for its, state in kept:
-            its.set_state(state)
-        if numpy is not None:
-            numpy.random.set_state(arrays)
-
-
-def _apart(value: Any) -> Any:
-    """The same numbers, outside of the graph."""
-    if isinstance(value, Factored):
-        return value.map_all(_apart)
-    copied = value.detach().clone()
-    return copied.requires_grad_() if value.requires_grad and torch.is_grad_enabled() else copied
 
 
 def _choose(
@@ -419,7 +214,7 @@ def _choose(
     if engine == "auto":
         return _choose_freely(call)
     asked = Choice(engine, "as asked for")
-    tried = _try(call, engine, call.tasks if engine == "aligned" else 2, watch=engine != "loop", unhooked=False)
+    tried = try_call(call, engine, call.tasks if engine == "aligned" else 2, watch=engine != "loop", unhooked=False)
     if engine == "vmap" and tried.kept_by_hooks:
         raise BatchingError(
             f"A hook on {call.target.name} keeps tensors, which under `vmap` cannot be read afterwards. Hooks see what "
@@ -434,7 +229,7 @@ def _choose(
         )
     if engine == "loop" or (engine == "vmap" and tried.error is None):
         return asked, [tried]
-    alone = _try(call, "loop", unhooked=engine != "aligned")
+    alone = try_call(call, "loop", unhooked=engine != "aligned")
     if engine == "aligned" and tried.result is not None and alone.result is not None and statistics != "shared":
         if not (tried.draws or alone.draws) and not _same_in_any_order(call, alone.result, tried.result):
             raise BatchingError(
@@ -442,7 +237,8 @@ def _choose(
                 "aligned engine is right only where every row of a batch is treated by itself. Pass "
                 '`engine="vmap"` or `engine="loop"`.'
             )
-        if tried.watch is not None and tried.watch.reduces:
+        assert tried.watch is not None
+        if tried.watch.reduces:
             raise BatchingError(
                 f"{call.target.name} calls {tried.watch.reduces}, which are those of all tasks where tasks are folded "
                 "into the batch. The aligned engine is right only where every row of a batch is treated by itself. "
@@ -450,8 +246,7 @@ def _choose(
             )
         leaves = open_tree(tried.result.outputs).leaves
         if not any(leaf.tensor.is_floating_point() or leaf.tensor.is_complex() for leaf in leaves):
-            watched = _try(call, "aligned", call.tasks, watch=True).watch
-            assert watched is not None
+            watched = tried.watch
             if watched.mixes or watched.sizes:  # whole numbers hide small differences
                 raise BatchingError(
                     f"{call.target.name} returns whole numbers alone, and calls {watched.mixes or 'for sizes'}, so it "
@@ -466,7 +261,7 @@ def _same_in_any_order(call: Call, alone: Result, folded: Result) -> bool:
     if not _same_results(alone, folded):
         return False
     backwards = call.backwards()
-    other, its = _try(backwards, "loop", unhooked=False), _try(backwards, "aligned", call.tasks, unhooked=False)
+    other, its = try_call(backwards, "loop", unhooked=False), try_call(backwards, "aligned", call.tasks, unhooked=False)
     return other.result is None or (its.result is not None and _same_results(other.result, its.result))
 
 
@@ -492,39 +287,13 @@ def refuse_failed(call: Call, engine: Engine, tries: list[Try]) -> None:
         raise error
     if "loop" in errors and errors["loop"] is None:
         raise _refusal(call, engine) from first
-    if _runs_alone(call):
+    if runs_alone(call):
         raise BatchingError(
             f"{call.target.name} does something with a generated parameter that can be done only with one that is a "
-            "leaf of its own, such as to copy it deeply, to ask whether it is an `nn.Parameter`, or to differentiate "
-            "by it where gradients are off. A generated parameter is a result of the hypernetwork. Compute with it in "
-            "`forward` as with any tensor, or do not generate it."
+            "leaf of its own, such as to copy it deeply, or to differentiate by it where gradients are off. A "
+            "generated parameter is a result of the hypernetwork. Compute with it in `forward` as with any tensor, or "
+            "do not generate it."
         ) from error
-
-
-def _runs_alone(call: Call) -> bool:
-    """Whether the base runs with plain parameters of the first task."""
-    if call.scan is None:
-        return False
-    few = call.first(1)
-    with _random_states(few):
-        contents = Contents([*call.scan.mutable, *call.scan.of_hooks])
-        try:
-            own = {
-                n: nn.Parameter(_built(value)[0].detach().clone(), value.is_floating_point())
-                for n, value in few.params.items()
-            }
-            buffers = {
-                name: value.clone()
-                for name, (_, is_buffer, _, value) in named(call.scan).items()
-                if is_buffer and name not in few.buffers
-            }
-            one = few._replace(extra=buffers, unhooked=True, clones=[]).placed()
-            one.run({**own, **{n: value[0] for n, value in few.buffers.items()}}, [_apart(x)[0] for x in few.rows], {})
-        except Exception:
-            return False
-        finally:
-            contents.restore()
-    return True
 
 
 def _refusal(call: Call, engine: Engine) -> BatchingError:
@@ -537,18 +306,18 @@ def _refusal(call: Call, engine: Engine) -> BatchingError:
 
 def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
     if call.scan is not None and call.scan.hooked:
-        return Choice("loop", "hooks see one task after the other"), [_try(call, "loop")]
+        return Choice("loop", "hooks see one task after the other"), [try_call(call, "loop")]
     shown = _with_two_rows(call)
-    tried = _try(shown, "vmap", watch=True)
+    tried = try_call(shown, "vmap", watch=True)
     assert tried.watch is not None
     if shown is not call and (tried.error is not None or tried.watch.sizes):  # one row may be treated otherwise
-        again = _try(call, "vmap", watch=True)
+        again = try_call(call, "vmap", watch=True)
         if again.error is not None or tried.error is not None:
             tried = again
     if tried.draws_apart:
-        return Choice("loop", "random numbers are drawn that are not torch's"), [tried, _try(call, "loop")]
+        return Choice("loop", "random numbers are drawn that are not torch's"), [tried, try_call(call, "loop")]
     if tried.error is not None:
-        alone = _try(call, "loop")
+        alone = try_call(call, "loop")
         why = (
             "recomputes in the backward pass"
             if isinstance(tried.error, RecomputeError)
@@ -586,10 +355,10 @@ def _equal_when_folded(call: Call) -> bool:
 
     It is done with parameters moved a little, for a layer that starts at zero would hide what stands before it.
     """
-    with _random_states(call):
+    with random_states(call):
         whole = call.first(call.chunk_size or call.tasks)
         whole = whole._replace(params={name: _moved(value) for name, value in whole.params.items()})
-    few, folded = _try(whole, "vmap"), _try(whole, "aligned", whole.tasks)
+    few, folded = try_call(whole, "vmap"), try_call(whole, "aligned", whole.tasks)
     if few.result is None or folded.result is None:
         return False
     return _same_outputs(few.result.outputs, folded.result.outputs)
@@ -623,9 +392,17 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(a, b.to(a.dtype), rtol=tolerance, atol=tolerance * float(scale) + 1e-30, equal_nan=True))
 
 
-def refuse_kept(name: str, thing: Any) -> BatchingError:
-    """The error for tensors that `forward` puts where those of several tasks would mix."""
-    return BatchingError(
-        f"`forward` of {name} puts tensors into a {type(thing).__name__} that it keeps. What one task leaves there "
-        "would be read by the next. Return them, or assign them to an attribute of the module: `self.features = h`."
-    )
+def _of_norms(call: Call) -> set[str]:
+    """Running statistics of torch's norms, which the loop writes task after task."""
+    if call.scan is None:
+        return set()
+    names = named(call.scan).items()
+    keras = {name for name, (m, is_buffer, _, _) in names if is_buffer and getattr(m, "own_statistics", False)}
+    return keras | set(task_buffers(call.scan.base, 1))
+
+
+def _unpacked() -> AbstractContextManager[Any]:
+    """Nothing of this is seen by a checkpoint around the call, which counts what is saved for the backward pass."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from weightloom.base.hot import no_type_check
 from weightloom.forms.calls import WINDOW
 from weightloom.forms.factored import Factored
+from weightloom.replica.hot import no_type_check
 
 
 @no_type_check

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
-from weightloom.base.replica import Places
-from weightloom.base.scan import Scan
 from weightloom.forms.calls import shared_linear
 from weightloom.forms.factored import Factored, built
+from weightloom.replica.replica import Places
+from weightloom.replica.scan import Scan
 
 Tensors = Mapping[str, Tensor]
 Layer = tuple[str | None, str | None]

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from weightloom.base.scan import Scan
-from weightloom.base.tree import open_tree
 from weightloom.errors import BatchingError
+from weightloom.replica.scan import Scan
+from weightloom.replica.tree import open_tree
 
 Where = tuple[int, str]
 

@@ -5,10 +5,7 @@ Out:  `HoldsBase`, a module that holds the base, or where something is frozen a 
 Knows nothing of what is generated.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection
-from functools import partial
-from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -17,14 +14,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from weightloom.errors import ConfigError
 from weightloom.params import Shape, parameters_by_name
+from weightloom.replica import Replica, places_of, scan_of
 
 TWINS = WeakTensorKeyDictionary()
 """The frozen twin of a parameter: one, however many hypernetworks hold it, so that it is counted once."""
 
 Holder = TypeVar("Holder", bound="HoldsBase")
-
-NESTED = 4
-"""How deep lists and dicts that a module keeps are searched for modules."""
 
 
 class HoldsBase(nn.Module):
@@ -193,9 +188,8 @@ def twin_tree(base: nn.Module, parameters: dict[int, nn.Parameter]) -> nn.Module
         parameters: By the ``id`` of a parameter, what stands in its place in the copy.
 
     Returns:
-        A tree whose modules refer to each other as those of ``base`` do. It is built past ``__init__``.
+        A replica of ``base``: its modules refer to each other, and to the parameters in it, as those of ``base`` do.
     """
-    made: dict[int, Any] = dict(parameters)
     for module in base.modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ConfigError(
@@ -203,40 +197,12 @@ def twin_tree(base: nn.Module, parameters: dict[int, nn.Parameter]) -> nn.Module
                 "a hypernetwork alone. Call `base.requires_grad_(False)` yourself before you pass it, and leave "
                 "`freeze` out."
             )
-        made[id(module)] = object.__new__(type(module))
-    for module in base.modules():
-        twin = made[id(module)]
-        for name, value in vars(module).items():
-            if name in ("_parameters", "_modules"):
-                twin.__dict__[name] = {key: made.get(id(its), its) for key, its in value.items()}
-            elif name == "_buffers" or name.endswith("hooks"):
-                twin.__dict__[name] = value
-            else:
-                twin.__dict__[name] = _swapped(value, made, NESTED)
+    scanned = scan_of(base)
+    stands = {name: parameters[id(its)] for name, its in base.named_parameters() if id(its) in parameters}
+    replica = Replica(scanned, places_of(scanned, stands), stands)
+    twin: Any
+    for twin, module in zip(replica.modules, scanned.modules, strict=True):
+        twin.__dict__["_buffers"] = module._buffers  # what is assigned in one is seen in the other
         if (compiled := vars(module).get("dynamo_ctx")) is not None:  # of `torch.compile`, bound to the original
             twin.__dict__["forward"] = compiled(twin._orig_mod.__call__)
-    tree: nn.Module = made[id(base)]
-    return tree
-
-
-def _swapped(value: Any, made: dict[int, Any], depth: int) -> Any:
-    """Put twins in the place of what a plain container, a bound method or a partial function refers to."""
-    if id(value) in made:
-        return made[id(value)]
-    if isinstance(value, MethodType) and id(value.__self__) in made:
-        return MethodType(value.__func__, made[id(value.__self__)])
-    if not depth:
-        return value
-    if type(value) is partial:
-        parts = [_swapped(part, made, depth - 1) for part in (value.func, value.args, value.keywords)]
-        changed = parts[0] is not value.func or parts[1] is not value.args or parts[2] is not value.keywords
-        return partial(parts[0], *parts[1], **parts[2]) if changed else value
-    if type(value) in (dict, OrderedDict):
-        items = {key: _swapped(its, made, depth - 1) for key, its in value.items()}
-        return type(value)(items) if any(items[key] is not its for key, its in value.items()) else value
-    if type(value) in (list, tuple, set):
-        members = list(value)
-        others = [_swapped(its, made, depth - 1) for its in members]
-        changed = any(new is not old for new, old in zip(others, members, strict=True))
-        return type(value)(others) if changed else value
-    return value
+    return replica.base

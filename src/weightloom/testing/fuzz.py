@@ -18,8 +18,9 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,30 @@ def fuzz(seeds: Iterable[int], engines: Sequence[str] = ENGINES, quiet: bool = T
         >>> fuzz(range(3), engines=["loop"]).programs
         3
     """
+    return tally(((seed, "", partial(_verdicts_of, seed, engines)) for seed in seeds), engines, quiet)
+
+
+def _verdicts_of(seed: int, engines: Sequence[str]) -> dict[str, Verdict]:
+    return verdicts(draw(seed).text, engines)
+
+
+def tally(
+    cases: Iterable[tuple[int, str, Callable[[], dict[str, Verdict]]]], engines: Sequence[str], quiet: bool = True
+) -> FuzzReport:
+    """Count verdicts, and list what was silent or unclear.
+
+    Args:
+        cases: Number of each, what stands before its message, and a function that gives its verdicts.
+        engines: The engines that are tried.
+        quiet: Print no line of progress.
+    """
     started_s = time.perf_counter()
     counts = {engine: Counter(dict.fromkeys(VERDICTS, 0)) for engine in engines}
     findings: list[Finding] = []
     programs = invalid = 0
-    for seed in seeds:
+    for number, name, judged in cases:
         try:
-            found = verdicts(draw(seed).text, engines)
+            found = judged()
         except InvalidProgramError:
             invalid += 1
             continue
@@ -93,7 +111,7 @@ def fuzz(seeds: Iterable[int], engines: Sequence[str] = ENGINES, quiet: bool = T
         for engine, (verdict, message) in found.items():
             counts[engine][verdict] += 1
             if verdict in ("silent", "unclear"):
-                findings.append(Finding(seed, engine, verdict, message))
+                findings.append(Finding(number, engine, verdict, name + message))
         if not quiet and programs % 100 == 0:
             spent_s = time.perf_counter() - started_s
             print(f"{programs} programs, {len(findings)} findings, {1e3 * spent_s / programs:.0f} ms each", flush=True)

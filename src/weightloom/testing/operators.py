@@ -7,10 +7,9 @@ Knows nothing of how an engine runs.
 Run:  ``python -m weightloom.testing.operators``
 """
 
-import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 
 from weightloom.base.aligned import ANSWERS
 from weightloom.base.rows import RULES
-from weightloom.testing.copies import InvalidProgramError
-from weightloom.testing.fuzz import ENGINES, VERDICTS, Finding, FuzzReport
+from weightloom.testing.fuzz import ENGINES, FuzzReport, tally
 from weightloom.testing.oracle import judge
 from weightloom.testing.programs import Settings
 from weightloom.testing.trees import mapped
@@ -46,23 +44,8 @@ def operators(
     Raises:
         ImportError: If torch's database cannot be imported.
     """
-    started_s = time.perf_counter()
-    counts = {engine: Counter(dict.fromkeys(VERDICTS, 0)) for engine in engines}
-    findings: list[Finding] = []
-    programs = invalid = 0
-    for number, (name, case) in enumerate(_cases(samples, names)):
-        try:
-            found = judge(case, engines)
-        except InvalidProgramError:
-            invalid += 1
-            continue
-        programs += 1
-        for engine, (verdict, message) in found.items():
-            counts[engine][verdict] += 1
-            if verdict in ("silent", "unclear"):
-                findings.append(Finding(number, engine, verdict, f"{name}: {message}"))
-    spent_s = time.perf_counter() - started_s
-    return FuzzReport(programs, invalid, {e: dict(its) for e, its in counts.items()}, tuple(findings), spent_s)
+    cases = enumerate(_cases(samples, names))
+    return tally(((number, f"{name}: ", partial(judge, case, engines)) for number, (name, case) in cases), engines)
 
 
 class Applied(nn.Module):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 from torch.utils._pytree import SUPPORTED_NODES
 
-from weightloom.base.hot import no_type_check
 from weightloom.errors import BatchingError, ConfigError
+from weightloom.replica.hot import no_type_check
 
 Build = Callable[[Sequence[Any]], Any]
 """Puts tensors, or whatever is given, in the places of the tensors of a tree."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from weightloom.base.hot import no_type_check
+from weightloom.replica.hot import no_type_check
 
 _STEADY = {
     *("torch", "math", "cmath", "numpy", "functools", "itertools", "operator", "typing", "copy", "collections"),

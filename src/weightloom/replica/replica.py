@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightloom.base.hot import no_type_check
-from weightloom.base.scan import HOOKS, Scan, is_script
-from weightloom.base.tree import PLAIN, attributes_of, behind, blank
 from weightloom.errors import BatchingError
 from weightloom.params import modules_by_name
+from weightloom.replica.hot import no_type_check
+from weightloom.replica.scan import HOOKS, Scan, is_script
+from weightloom.replica.tree import PLAIN, attributes_of, behind, blank
 
 Places = Sequence[tuple[str, list[tuple[int, bool, str]]]]
 """Every place of each name: number of the module, whether it is a buffer there, and the name it has there."""
