@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from cases import BASES, Base, mlp
 from references import copies, gradients_of
-from weightloom.base import per_task, plans, scan
+from weightloom.base import per_task, plans
 from weightloom.errors import BatchingError, WeightloomError
+from weightloom.replica import scan
 
 TASKS, ROWS = 3, 4
 ENGINES = ["auto", "vmap", "aligned", "loop"]
