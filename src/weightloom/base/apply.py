@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from weightloom.base.rows import WatchRows
 from weightloom.base.state import carry_back, state_of, unusable
 from weightloom.base.target import Target
 from weightloom.base.tries import RUN, Engine, guarded
+from weightloom.base.ways import Ways
 from weightloom.errors import BatchingError, ConfigError
 from weightloom.replica import scan_of
 from weightloom.replica.hot import no_type_check
@@ -223,6 +224,8 @@ class PerTask:
         if engine == "aligned" and call.scan is not None:
             if call.state:
                 call = call._replace(state=unusable(call.state, call.scan, call.tasks, "aligned"))
+            if plan.ways is not None:
+                return in_pieces(partial(self._along, plan.ways), call)
             if not plan.proven:
                 return self._proven(call)
         if plan.reads and call.scan is not None:
@@ -240,6 +243,14 @@ class PerTask:
         except RuntimeError:  # something that was not seen when it was watched; the loop shows it as it is
             torch.set_rng_state(random)
             return in_pieces(run_loop, call)
+
+    def _along(self, ways: Ways, call: Call) -> Result:
+        """Run folded along ways that are proved; one task after the other where there are none any more."""
+        result = ways.run(call)
+        if result is not None:
+            return result
+        with guarded(call):
+            return run_loop(call)
 
     def _proven(self, call: Call) -> Result:
         """Run folded, and watch that every row is treated by itself; else what was computed is thrown away."""

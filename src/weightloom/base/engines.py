@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from weightloom.base.aligned import Aligned, fold, unfold
+from weightloom.base.branches import Answering
 from weightloom.base.check import refused_by_vmap
 from weightloom.base.modes import (
     convolutions_in_one_precision,
@@ -64,7 +65,7 @@ class Call:
     """How the aligned engine folds: see `Aligned`."""
     layers: list[Layer] | None = None
     """Of a plain sequence of layers: see `sequential`."""
-    watch: WatchRows | None = None
+    watch: WatchRows | Answering | None = None
     """Watches the base run."""
     dense: frozenset[str] = frozenset()
     """Parameters that the base changes in place: built, and copied."""
@@ -117,7 +118,7 @@ class Call:
     def _watched(self, run: Callable[[], Any], tensors: Tensors, rows: Sequence[Any]) -> Any:
         if self.watch is None:
             return run()
-        with self.watch.start(rows, [tensors[name] for name in self.params]):
+        with self.watch.start(rows, [tensors[name] for name in self.params], {**self.extra, **tensors}):
             outputs = run()
         self.watch.finish(outputs)
         return outputs
@@ -133,14 +134,14 @@ class Call:
             chunk_size=None,
         )
 
-    def backwards(self) -> "Call":
-        """The same with the last task first."""
-        order = list(range(self.tasks))[::-1]
+    def of_tasks(self, order: Tensor) -> "Call":
+        """The same for some tasks, in this order."""
         return self._replace(
             params={name: value[order] for name, value in self.params.items()},
             rows=[x[order] for x in self.rows],
             buffers={name: value[order] for name, value in self.buffers.items()},
             state={where: of_one_task(its, order) for where, its in self.state.items()},
+            tasks=len(order),
         )
 
     def _one(self, name: str, value: Tensor) -> Tensor:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from weightloom.base.buffers import norms_that_write, refuse_apart, refuse_written, task_buffers
 from weightloom.base.engines import Call, Result
+from weightloom.base.same import moved, same_outputs
 from weightloom.base.sequential import Layer, layers_of
 from weightloom.base.tries import Engine, Try, random_states, runs_alone, try_call
+from weightloom.base.ways import Ways
 from weightloom.errors import BatchingError, RecomputeError, WeightloomError
 from weightloom.forms.calls import GROUPED_BELOW
 from weightloom.forms.factored import NO_SUBCLASS, Factored
@@ -57,6 +59,8 @@ class Plan:
     """Whether it holds for these sizes only."""
     reads: bool = False
     """Whether the base reads numbers and runs in the loop: then it is guarded in every run."""
+    ways: Ways | None = None
+    """Where the base reads numbers and is folded all the same."""
 
 
 class Plans:
@@ -201,7 +205,10 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     sizes = engine != "auto" or not watched or any(watch.sizes or watch.work for watch in watched) or bool(buffers)
     unseen = call.scan is not None and (call.scan.unseen or any(t.counts for t in tries))
     proven = layers is not None or engine != "auto" or not unseen
-    return Plan(choice, call.places, layers, proven, dense, buffers, sizes, reads)
+    if not proven and choice.engine == "aligned" and any(watch.sizes for watch in watched):
+        choice = Choice("vmap", "the base reads sizes, and may change unseen, so tasks are not folded into the batch")
+    ways = next((t.ways for t in tries if t.ways is not None), None)
+    return Plan(choice, call.places, layers, proven, dense, buffers, sizes, reads, ways)
 
 
 def _choose(
@@ -260,7 +267,7 @@ def _same_in_any_order(call: Call, alone: Result, folded: Result) -> bool:
     """Whether folding changes nothing: not for the tasks as they are, and not for the last ones first."""
     if not _same_results(alone, folded):
         return False
-    backwards = call.backwards()
+    backwards = call.of_tasks(torch.arange(call.tasks - 1, -1, -1))
     other, its = try_call(backwards, "loop", unhooked=False), try_call(backwards, "aligned", call.tasks, unhooked=False)
     return other.result is None or (its.result is not None and _same_results(other.result, its.result))
 
@@ -269,7 +276,7 @@ def _same_results(alone: Result, folded: Result) -> bool:
     written = [
         sorted(((w.number, w.name, w.value) for w in its.written), key=lambda w: w[:2]) for its in (alone, folded)
     ]
-    return _same_outputs(alone.outputs, folded.outputs) and _same_outputs(*written)
+    return same_outputs(alone.outputs, folded.outputs) and same_outputs(*written)
 
 
 def refuse_failed(call: Call, engine: Engine, tries: list[Try]) -> None:
@@ -318,6 +325,9 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
         return Choice("loop", "random numbers are drawn that are not torch's"), [tried, try_call(call, "loop")]
     if tried.error is not None:
         alone = try_call(call, "loop")
+        if (ways := _ways_together(call, tried, alone)) is not None:
+            why = "every row of a batch is treated by itself, so tasks that go one way are folded into the batch"
+            return Choice("aligned", why), [replace(alone, ways=ways)]
         why = (
             "recomputes in the backward pass"
             if isinstance(tried.error, RecomputeError)
@@ -343,6 +353,19 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
     return Choice("aligned", why, batch_major=watch.work > 0), [tried]
 
 
+def _ways_together(call: Call, tried: Try, alone: Try) -> Ways | None:
+    """Ways along which tasks may be folded, of a base that does not run under ``vmap``, as where it reads numbers."""
+    if call.scan is None or call.scan.unseen or call.buffers or call.state or call.randomness == "same":
+        return None
+    if alone.error is not None or alone.draws or alone.draws_apart or isinstance(tried.error, RecomputeError):
+        return None
+    if not call.rows or any(x.ndim < 2 or x.shape[1] != call.rows[0].shape[1] for x in call.rows):
+        return None
+    ways = Ways()
+    ways.prove(call)
+    return None if ways.closed else ways
+
+
 def _with_two_rows(call: Call) -> Call:
     """A batch of one row is shown twice, for of one row it cannot be told what is done with it."""
     if any(x.ndim < 2 or x.shape[1] != 1 for x in call.rows):
@@ -357,39 +380,11 @@ def _equal_when_folded(call: Call) -> bool:
     """
     with random_states(call):
         whole = call.first(call.chunk_size or call.tasks)
-        whole = whole._replace(params={name: _moved(value) for name, value in whole.params.items()})
+        whole = whole._replace(params={name: moved(value) for name, value in whole.params.items()})
     few, folded = try_call(whole, "vmap"), try_call(whole, "aligned", whole.tasks)
     if few.result is None or folded.result is None:
         return False
-    return _same_outputs(few.result.outputs, folded.result.outputs)
-
-
-def _moved(value: Tensor) -> Tensor:
-    """A generic value near this one."""
-    if isinstance(value, Factored):
-        return value.map(_moved)
-    value = value.detach()
-    return value + torch.randn_like(value) * (0.1 * value.abs().square().mean().sqrt() + 0.01)
-
-
-def _same_outputs(few: Any, whole: Any) -> bool:
-    few, whole = open_tree(few), open_tree(whole)
-    return few.key == whole.key and all(
-        _close(a.tensor.detach(), b.tensor[: len(a.tensor)].detach())
-        for a, b in zip(few.leaves, whole.leaves, strict=True)
-    )
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape:
-        return False
-    if not a.is_floating_point() and not a.is_complex():
-        return torch.equal(a, b)
-    kind = a.device.type
-    halved = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    tolerance = 0.1 if halved or a.dtype != b.dtype else min(0.1, 100 * torch.finfo(a.dtype).eps ** 0.75)
-    scale = a.abs().max() if a.numel() else 0.0
-    return bool(torch.allclose(a, b.to(a.dtype), rtol=tolerance, atol=tolerance * float(scale) + 1e-30, equal_nan=True))
+    return same_outputs(few.result.outputs, folded.result.outputs)
 
 
 def _of_norms(call: Call) -> set[str]:

@@ -57,15 +57,19 @@ class Try:
     """Whether lists, dicts or objects of the base were changed."""
     kept_by_hooks: bool = False
     """Whether hooks kept tensors."""
+    ways: Any = None
+    """Ways along which tasks may be folded, where the base reads numbers."""
 
 
-def try_call(call: Call, engine: Engine, tasks: int = 2, watch: bool = False, unhooked: bool = True) -> Try:
+def try_call(
+    call: Call, engine: Engine, tasks: int = 2, watch: bool | WatchRows = False, unhooked: bool = True
+) -> Try:
     """Run a few tasks on replicas: of the base, of its buffers, of everything that it might change.
 
     Raises:
         BatchingError: If the base keeps tensors where they would mix tasks.
     """
-    seen = Try(engine, watch=WatchRows() if watch else None)
+    seen = Try(engine, watch=WatchRows() if watch is True else watch or None)
     own: dict[str, Tensor] = {}
     shared: dict[str, Tensor] = {}
     replaced: dict[int, str] = {}

@@ -13,6 +13,7 @@ from weightloom.replica.hot import no_type_check
 _STEADY = {
     *("torch", "math", "cmath", "numpy", "functools", "itertools", "operator", "typing", "copy", "collections"),
     *("warnings", "einops", "jaxtyping", "builtins", "dataclasses", "enum", "abc", "weightloom", "logging", "inspect"),
+    "transformers",
 }
 """Packages whose functions give the same every time."""
 _MOVING = {"random", "time", "os", "datetime", "secrets", "uuid", "sys", "threading", "contextvars", "gc"}
