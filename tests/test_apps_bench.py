@@ -1,5 +1,6 @@
 import gc
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from weightloom.apps.bench import peers as runner
 from weightloom.apps.bench.config import PEERS, PeersConfig
 from weightloom.apps.bench.peers import NEEDS, bars, prepare, print_peers, run_peers
 from weightloom.apps.bench.peers_worker import BUILD, check, run_workload
-from weightloom.apps.bench.timing import alternate, peak_memory_bytes, ratio
+from weightloom.apps.bench.timing import alternate, clock_for, clock_words, peak_memory_bytes, ratio
 from weightloom.apps.bench.workloads import (
     CONDITION_DIM,
     Contender,
@@ -46,6 +47,11 @@ def test_each_call_is_timed_alone_by_the_clock():
     contenders = {"quick": lambda: work(1.0), "slow": lambda: work(3.0)}
     times = alternate(contenders, rounds=3, warmup=1, clock=lambda: now[0], synchronise=wait)
     assert times == {"quick": [1.5] * 3, "slow": [3.5] * 3}
+
+
+def test_one_thread_is_timed_by_what_it_did_and_several_by_the_wall():
+    assert clock_for(threads=1) is time.process_time and "processor time" in clock_words(threads=1)
+    assert clock_for(threads=2) is time.perf_counter and "wall clock" in clock_words(threads=2)
 
 
 def test_no_garbage_is_collected_while_timing_and_the_switch_is_put_back():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from weightloom import FiLM, MLPHyperNetwork, apply_per_task, in_chunks
 from weightloom.apps.bench.config import CoreConfig
 from weightloom.apps.bench.contests import BEST, Bar, Contest, contests
-from weightloom.apps.bench.timing import alternate, peak_memory_bytes, ratio
+from weightloom.apps.bench.timing import alternate, clock_for, clock_words, peak_memory_bytes, ratio
 from weightloom.records import environment, write_record
 
 Row = dict[str, Any]
@@ -39,7 +39,7 @@ def run_core(config: CoreConfig, command: str | None = None) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     try:
         rows, skipped = _all_rows(config)
-        scale = _scale(config.tasks) if "scale" in config.only else []
+        scale = _scale(config) if "scale" in config.only else []
         facts = environment()
     finally:
         torch.set_num_threads(threads)
@@ -54,6 +54,7 @@ def run_core(config: CoreConfig, command: str | None = None) -> dict[str, Any]:
             [
                 "A step is forward, one loss, backward; no optimiser. Contenders take turns in one process. A ratio is "
                 "of medians; beside it stand the quartiles of the ratios round by round.",
+                clock_words(config.threads),
                 *skipped,
             ]
         ),
@@ -102,7 +103,7 @@ def _all_rows(config: CoreConfig) -> tuple[list[Row], list[str]]:
 
 
 def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
-    times = alternate(contest.steps, config.rounds, config.warmup)
+    times = alternate(contest.steps, config.rounds, config.warmup, clock_for(config.threads))
     held = {name: peak_memory_bytes(contest.steps[name]) for name in contest.memory}
     medians = {name: ratio(times, name, name)["median"] * sorted(its)[len(its) // 2] for name, its in times.items()}
     rows = []
@@ -132,13 +133,13 @@ def _score(row: Row) -> dict[str, Any]:
     return {"setting": row["setting"], "method": of, **facts}
 
 
-def _scale(counts: tuple[int, ...], chunk_size: int = 100) -> list[Row]:
+def _scale(config: CoreConfig, chunk_size: int = 100) -> list[Row]:
     """Generate and run from one task to many, in chunks: the time of each, and the most memory held at once."""
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
     hyper = MLPHyperNetwork(base, 16, form=FiLM(), generate="*")
     rows = []
-    for tasks in counts:
+    for tasks in config.tasks:
         condition, x = torch.randn(tasks, 16), torch.randn(8, 32)
 
         def run(condition: Tensor, x: Tensor = x) -> Tensor:
@@ -155,7 +156,7 @@ def _scale(counts: tuple[int, ...], chunk_size: int = 100) -> list[Row]:
             torch.autograd.grad(loss, list(hyper.parameters()))
 
         print(f"timing {tasks:,} tasks, {chunk_size} at a time", file=sys.stderr, flush=True)
-        times = alternate({"forward": forward}, rounds=5, warmup=1)
+        times = alternate({"forward": forward}, rounds=5, warmup=1, clock=clock_for(config.threads))
         peaks = {"peak_memory_bytes": forward, "training_peak_memory_bytes": training}
         held = {name: peak_memory_bytes(step) for name, step in peaks.items()}
         rows.append({"tasks": tasks, "seconds": sorted(times["forward"])[2], **held})

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from weightloom.apps.bench.config import PeersConfig
+from weightloom.apps.bench.timing import clock_words
 from weightloom.errors import DataError
 from weightloom.tasks.data import searched_folders
 
@@ -76,7 +77,7 @@ def run_peers(config: PeersConfig, command: str | None = None) -> dict[str, Any]
         "rows": rows,
         "bars": bars(rows),
         "cost": raced["cost"] | {"versions": raced["versions"], "wall_time_s": time.monotonic() - start_s},
-        "notes": _notes(rows),
+        "notes": _notes(rows, config),
     }
     print_peers(record)
     if config.record:
@@ -243,12 +244,12 @@ def _scores(rows: Sequence[Row], config: PeersConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _notes(rows: Sequence[Row]) -> str:
+def _notes(rows: Sequence[Row], config: PeersConfig) -> str:
     said = (
         "A step generates parameters for all tasks, runs forward, takes one loss, runs backward; no optimiser. Each "
         "contender takes turns with ours in one process. A ratio above 1 means that ours is faster: it is of medians, "
         "the median of the repeats; beside it stand the quartiles of the ratios round by round. Milliseconds drift "
-        "with the machine, ratios do not."
+        "with the machine, ratios do not. " + clock_words(config.threads)
     )
     errors = {f"{row['contender']} ({row['error']})": None for row in rows if "error" in row}
     return said + (f" Not raced: {'; '.join(errors)}." if errors else "")

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from weightloom.apps.bench.timing import alternate, ratio
+from weightloom.apps.bench.timing import alternate, clock_for, ratio
 from weightloom.apps.bench.workloads import (
     CONDITION_DIM,
     HIDDEN,
@@ -232,7 +232,7 @@ def race(contender: Contender, mine: Contender, workload: Workload, options: dic
     repeats = []
     for _ in range(options["repeats"]):
         steps = {"theirs": lambda: contender.step(workload), "ours": lambda: mine.step(workload)}
-        repeats.append(alternate(steps, rounds=options["rounds"], warmup=options["warmup"]))
+        repeats.append(alternate(steps, options["rounds"], options["warmup"], clock_for(options["threads"])))
     ratios = [ratio(times, of="theirs", against="ours")["median"] for times in repeats]
     pooled = {name: [time for times in repeats for time in times[name]] for name in ("theirs", "ours")}
     spread = ratio(pooled, of="theirs", against="ours")
