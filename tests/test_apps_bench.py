@@ -223,13 +223,14 @@ def test_what_cannot_be_installed_is_named_and_the_rest_goes_on(environment_at_h
     assert python.is_relative_to(environment_at_hand)
     assert missing == {"hyper-nn": "hyper-nn==0.2.2 could not be installed: no route to the index"}
     assert ["--no-deps", "hypnettorch==0.0.4"] in asked and ["--no-deps", "polyweave==0.2.0"] in asked
+    assert ["--no-deps", "peft==0.21.2"] in asked and ["--no-deps", "accelerate==1.15.0"] in asked
     assert not [words for words in asked if "hyperlight" in words[-1]], "it is there already"
     assert not [words for words in asked if "matplotlib" in words[-1]], "any version of a dependency will do"
     assert "going on without hyper-nn" in capsys.readouterr().err
 
 
 def test_torch_is_never_installed_again():
-    assert set(NEEDS) == set(PEERS) == set(BUILD)
+    assert set(NEEDS) == set(PEERS) == set(BUILD) | {"peft"}
     names = {requirement.split("==")[0] for needs in NEEDS.values() for requirement in needs}
     assert names.isdisjoint({"torch", "torchvision", "weightloom", "numpy"})
     assert all("==" in requirement for needs in NEEDS.values() for requirement in needs)
