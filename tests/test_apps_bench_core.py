@@ -60,9 +60,14 @@ def test_a_run_prints_its_bars_and_writes_a_record(tmp_path, capsys):
     assert record["command"] == "typed" and record["rows"][0]["against"] == "bmm by hand"
     assert [row["tasks"] for row in record["scale"]] == [1, 150]
     assert {score["name"] for score in record["scores"]} == {"ratio"}
+    first = record["rows"][0]
+    assert first["flops_of"] == "bmm by hand" and set(first["share"]) == set(first["ms"])
+    for name, reached in first["share"].items():
+        rate = first["flops"] / (1e-3 * first["ms"][name])
+        assert reached == pytest.approx(rate / first["product_flops_per_s"])
     assert "Times are processor time of one thread." in record["notes"]
     shown = capsys.readouterr().out
-    assert "bmm by hand" in shown and "at most 1.1" in shown and "150" in shown
+    assert "GFLOP/s" in shown and "bmm by hand" in shown and "at most 1.1" in shown and "150" in shown
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from weightloom import FiLM, MLPHyperNetwork, apply_per_task, in_chunks
 from weightloom.apps.bench.config import CoreConfig
 from weightloom.apps.bench.contests import BEST, Bar, Contest, contests
+from weightloom.apps.bench.roofline import SIDE, flops, product_rate, share
 from weightloom.apps.bench.timing import alternate, clock_for, clock_words, peak_memory_bytes, ratio
 from weightloom.records import environment, write_record
 
@@ -55,6 +56,9 @@ def run_core(config: CoreConfig, command: str | None = None) -> dict[str, Any]:
                 "A step is forward, one loss, backward; no optimiser. Contenders take turns in one process. A ratio is "
                 "of medians; beside it stand the quartiles of the ratios round by round.",
                 clock_words(config.threads),
+                f"A share is of the rate at which float32 matrices of {SIDE} by {SIDE} are multiplied, measured beside "
+                "each workload; operations are those of the contender that `flops_of` names, which are what the "
+                "workload needs.",
                 *skipped,
             ]
         ),
@@ -78,6 +82,8 @@ def print_core(record: dict[str, Any]) -> None:
             of = row["of"] if row["unit"] == "time" else f"{row['of']}, memory"
             table.add_row(of, row["against"], value, spread, bar, "holds" if row["holds"] else "does NOT hold")
         console.print(table)
+    if any("share" in row for row in record["rows"]):
+        console.print(_shares(record["rows"]))
     if record["scale"]:
         table = Table(title="Generate and run, in chunks", box=SIMPLE_HEAD)
         for head in ("tasks", "seconds", "microseconds a task", "peak MB", "training: peak MB"):
@@ -88,6 +94,19 @@ def print_core(record: dict[str, Any]) -> None:
             table.add_row(f"{row['tasks']:,}", f"{row['seconds']:.3f}", each, *peaks)
         console.print(table)
     console.print(record["notes"], highlight=False)
+
+
+def _shares(rows: list[Row]) -> Table:
+    """Return the table of how much of a core's rate of matrix products each contender reaches."""
+    table = Table(title="Share of this core's rate of matrix products", box=SIMPLE_HEAD, title_justify="left")
+    for head in ("workload", "a step of", "ms", "needs, MFLOP", "GFLOP/s", "share"):
+        table.add_column(head, justify="left" if head in ("workload", "a step of") else "right")
+    for row in (row for row in rows if "share" in row):
+        for number, (name, reached) in enumerate(row["share"].items()):
+            rate = reached * row["product_flops_per_s"] / 1e9
+            cells = (f"{row['ms'][name]:.3g}", f"{row['flops'] / 1e6:,.1f}", f"{rate:.1f}", f"{100 * reached:.0f} %")
+            table.add_row("" if number else row["setting"], name, *cells)
+    return table
 
 
 def _all_rows(config: CoreConfig) -> tuple[list[Row], list[str]]:
@@ -103,7 +122,9 @@ def _all_rows(config: CoreConfig) -> tuple[list[Row], list[str]]:
 
 
 def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
-    times = alternate(contest.steps, config.rounds, config.warmup, clock_for(config.threads))
+    clock = clock_for(config.threads)
+    rate = product_rate(clock)
+    times = alternate(contest.steps, config.rounds, config.warmup, clock)
     held = {name: peak_memory_bytes(contest.steps[name]) for name in contest.memory}
     medians = {name: ratio(times, name, name)["median"] * sorted(its)[len(its) // 2] for name, its in times.items()}
     rows = []
@@ -116,6 +137,10 @@ def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
         facts = {"of": bar.of, "against": against, "relation": bar.relation, "bound": bar.bound, "unit": bar.unit}
         rows.append({"setting": contest.setting, **facts, "ratio": found, "holds": holds})
     rows[0] |= {"ms": {name: 1e3 * value for name, value in medians.items()}, "peak_memory_bytes": held}
+    if contest.counted:
+        needed = flops(contest.steps[contest.counted])
+        shares = {name: share(needed, seconds, rate) for name, seconds in medians.items()}
+        rows[0] |= {"flops": needed, "flops_of": contest.counted, "product_flops_per_s": rate, "share": shares}
     return rows
 
 
