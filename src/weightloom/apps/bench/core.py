@@ -22,6 +22,7 @@ from weightloom.apps.bench.contests import BEST, Bar, Contest, contests
 from weightloom.apps.bench.roofline import SIDE, flops, product_rate, share
 from weightloom.apps.bench.timing import alternate, clock_for, clock_words, peak_memory_bytes, ratio
 from weightloom.records import environment, write_record
+from weightloom.report.scores import time_text
 
 Row = dict[str, Any]
 
@@ -99,12 +100,17 @@ def print_core(record: dict[str, Any]) -> None:
 def _shares(rows: list[Row]) -> Table:
     """Return the table of how much of a core's rate of matrix products each contender reaches."""
     table = Table(title="Share of this core's rate of matrix products", box=SIMPLE_HEAD, title_justify="left")
-    for head in ("workload", "a step of", "ms", "needs, MFLOP", "GFLOP/s", "share"):
+    for head in ("workload", "a step of", "time", "needs, MFLOP", "GFLOP/s", "share"):
         table.add_column(head, justify="left" if head in ("workload", "a step of") else "right")
     for row in (row for row in rows if "share" in row):
         for number, (name, reached) in enumerate(row["share"].items()):
             rate = reached * row["product_flops_per_s"] / 1e9
-            cells = (f"{row['ms'][name]:.3g}", f"{row['flops'] / 1e6:,.1f}", f"{rate:.1f}", f"{100 * reached:.0f} %")
+            cells = (
+                time_text(row["ms"][name] / 1e3),
+                f"{row['flops'] / 1e6:,.1f}",
+                f"{rate:.1f}",
+                f"{100 * reached:.0f} %",
+            )
             table.add_row("" if number else row["setting"], name, *cells)
     return table
 

@@ -41,6 +41,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
 WITHOUT_DEPENDENCIES = {*NEEDS, "accelerate"}
 """They ask for torch, which is borrowed; what else they ask for is listed, borrowed too, or not imported."""
 
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""Without a table of the weights that are left out, and without a bar for reading a small file."""
+
 Row = dict[str, Any]
 Pip = Callable[[Path, Sequence[str]], str | None]
 
@@ -142,7 +145,7 @@ def _race(python: Path, config: PeersConfig, peers: Sequence[str]) -> dict[str, 
         options.write_text(json.dumps(config.to_dict() | {"peers": list(peers)}))
         worker = [str(python), "-m", "weightloom.apps.bench.peers_worker", str(options), str(out)]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run(worker, stdout=sys.stderr, env=environment)
+        done = subprocess.run(worker, stdout=sys.stderr, env=environment | QUIET)
         if done.returncode or not out.exists():
             raise DataError(
                 f"The race ended with exit code {done.returncode}; its last words are above. It runs in an environment "
