@@ -2,11 +2,12 @@
 
 In:   the name of a workload, and how many rows.
 Out:  a frozen transformer, its tokens, factors of rank 4 for every row; rivals, each with the step of ours beside it.
-Knows nothing of how time is taken.
+Knows nothing of how steps are timed.
 """
 
 import copy
 import importlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -159,7 +160,9 @@ def peft(batch: AdapterBatch) -> list[Rival]:
     """Give peft the same adapters by name, and the name of each row's: its mixed batch, for inference only."""
     cut = batch.first(PEFT_ROWS) if len(batch.ids) > PEFT_ROWS else batch
     rows = len(cut.ids)
+    begun_s = time.process_time()
     net = peft_model(cut)
+    added_s = time.process_time() - begun_s
     names = [str(number) for number in cut.adapter_of_row.tolist()]
 
     def learning() -> Tensor:
@@ -171,7 +174,7 @@ def peft(batch: AdapterBatch) -> list[Rival]:
 
     mixed = torch.no_grad()(lambda: cut.hidden(net, adapter_names=names))
     forward = torch.no_grad()(lambda: run_ours(cut))
-    how = f"{rows} adapters, model(..., adapter_names=[...])"
+    how = f"{rows} adapters, added in {added_s:.1f} s; model(..., adapter_names=[...])"
     found = [Rival("peft", "documented", how, mixed, forward, rows)]
     if batch.name != "customers":
         found.append(Rival("peft, learning", "documented", f"{how} in training mode", learning, forward, rows))
