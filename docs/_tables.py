@@ -240,7 +240,7 @@ def _section(name: str, record: Record) -> str:
     spent = [time_text(cost.get("wall_time_s")), str(cost.get("device") or ""), f"torch {cost.get('torch', '?')}"]
     parts = [f"## {name}", f"```sh\n{record.get('command') or 'command not recorded'}\n```"]
     if record.get("rows"):
-        parts += [_contests(record["rows"]), _scale(record.get("scale") or [])]
+        parts += [_contests(record["rows"]), _shares(record["rows"]), _scale(record.get("scale") or [])]
     else:
         parts += [_table(scores) for scores in _by_setting(record).values()]
     parts += [_paired(record.get("paired") or {})]
@@ -279,6 +279,15 @@ def _contests(rows: list[Record]) -> str:
             f"| {where} | {of}{unit} | {against} | {ratio['median']:.3g} | {spread if not unit else 'exact'} |"
         )
     return "\n".join(lines)
+
+
+def _shares(rows: list[Record]) -> str:
+    """Return how much of a core's rate of matrix products each contender reaches, where that was measured."""
+    lines = ["| workload | a step of | time | share of this core's rate |", "|---|---|--:|--:|"]
+    for row in rows:
+        for name, reached in row.get("share", {}).items():
+            lines.append(f"| {row['setting']} | {name} | {time_text(row['ms'][name] / 1e3)} | {100 * reached:.0f} % |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def _scale(rows: list[Record]) -> str:

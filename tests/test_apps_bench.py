@@ -1,5 +1,6 @@
 import gc
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from weightloom.apps.bench import peers as runner
 from weightloom.apps.bench.config import PEERS, PeersConfig
 from weightloom.apps.bench.peers import NEEDS, bars, prepare, print_peers, run_peers
 from weightloom.apps.bench.peers_worker import BUILD, check, run_workload
-from weightloom.apps.bench.timing import alternate, peak_memory_bytes, ratio
+from weightloom.apps.bench.timing import alternate, clock_for, clock_words, peak_memory_bytes, ratio
 from weightloom.apps.bench.workloads import (
     CONDITION_DIM,
     Contender,
@@ -46,6 +47,11 @@ def test_each_call_is_timed_alone_by_the_clock():
     contenders = {"quick": lambda: work(1.0), "slow": lambda: work(3.0)}
     times = alternate(contenders, rounds=3, warmup=1, clock=lambda: now[0], synchronise=wait)
     assert times == {"quick": [1.5] * 3, "slow": [3.5] * 3}
+
+
+def test_one_thread_is_timed_by_what_it_did_and_several_by_the_wall():
+    assert clock_for(threads=1) is time.process_time and "processor time" in clock_words(threads=1)
+    assert clock_for(threads=2) is time.perf_counter and "wall clock" in clock_words(threads=2)
 
 
 def test_no_garbage_is_collected_while_timing_and_the_switch_is_put_back():
@@ -217,13 +223,14 @@ def test_what_cannot_be_installed_is_named_and_the_rest_goes_on(environment_at_h
     assert python.is_relative_to(environment_at_hand)
     assert missing == {"hyper-nn": "hyper-nn==0.2.2 could not be installed: no route to the index"}
     assert ["--no-deps", "hypnettorch==0.0.4"] in asked and ["--no-deps", "polyweave==0.2.0"] in asked
+    assert ["--no-deps", "peft==0.21.2"] in asked and ["--no-deps", "accelerate==1.15.0"] in asked
     assert not [words for words in asked if "hyperlight" in words[-1]], "it is there already"
     assert not [words for words in asked if "matplotlib" in words[-1]], "any version of a dependency will do"
     assert "going on without hyper-nn" in capsys.readouterr().err
 
 
 def test_torch_is_never_installed_again():
-    assert set(NEEDS) == set(PEERS) == set(BUILD)
+    assert set(NEEDS) == set(PEERS) == set(BUILD) | {"peft"}
     names = {requirement.split("==")[0] for needs in NEEDS.values() for requirement in needs}
     assert names.isdisjoint({"torch", "torchvision", "weightloom", "numpy"})
     assert all("==" in requirement for needs in NEEDS.values() for requirement in needs)

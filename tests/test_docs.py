@@ -168,6 +168,15 @@ def test_a_method_that_failed_in_some_runs_or_in_all_says_so():
     assert "| sinusoid, 10 shots, against maml | below maml | 0.01 | maml failed |" in targets
 
 
+def test_a_benchmark_shows_its_ratios_and_the_share_of_a_core_where_that_was_measured():
+    row = {"setting": "toy", "of": "ours", "against": "loop", "ratio": {"median": 0.5, "low": 0.4, "high": 0.6}}
+    timed = row | {"ms": {"ours": 2.0, "loop": 4.0}, "share": {"ours": 0.5, "loop": 0.25}}
+    page = tables["results_page"]({"core": {"scores": [], "rows": [timed, row]}})
+    assert "| toy | ours | loop | 0.5 | 0.40 to 0.60 |" in page
+    assert "| toy | loop | 4 ms | 25 % |" in page and page.count("50 %") == 1
+    assert "this core" not in tables["results_page"]({"core": {"scores": [], "rows": [row]}})
+
+
 def test_the_results_page_has_the_mark_that_tables_are_put_at():
     assert (DOCS / "results.md").read_text().count(tables["START"]) == 1
 

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from weightloom import FiLM, MLPHyperNetwork, apply_per_task, in_chunks
 from weightloom.apps.bench.config import CoreConfig
 from weightloom.apps.bench.contests import BEST, Bar, Contest, contests
-from weightloom.apps.bench.timing import alternate, peak_memory_bytes, ratio
+from weightloom.apps.bench.roofline import SIDE, flops, product_rate, share
+from weightloom.apps.bench.timing import alternate, clock_for, clock_words, peak_memory_bytes, ratio
 from weightloom.records import environment, write_record
+from weightloom.report.scores import time_text
 
 Row = dict[str, Any]
 
@@ -39,7 +41,7 @@ def run_core(config: CoreConfig, command: str | None = None) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     try:
         rows, skipped = _all_rows(config)
-        scale = _scale(config.tasks) if "scale" in config.only else []
+        scale = _scale(config) if "scale" in config.only else []
         facts = environment()
     finally:
         torch.set_num_threads(threads)
@@ -54,6 +56,10 @@ def run_core(config: CoreConfig, command: str | None = None) -> dict[str, Any]:
             [
                 "A step is forward, one loss, backward; no optimiser. Contenders take turns in one process. A ratio is "
                 "of medians; beside it stand the quartiles of the ratios round by round.",
+                clock_words(config.threads),
+                f"A share is of the rate at which float32 matrices of {SIDE} by {SIDE} are multiplied, measured beside "
+                "each workload; operations are those of the contender that `flops_of` names, which are what the "
+                "workload needs.",
                 *skipped,
             ]
         ),
@@ -77,6 +83,8 @@ def print_core(record: dict[str, Any]) -> None:
             of = row["of"] if row["unit"] == "time" else f"{row['of']}, memory"
             table.add_row(of, row["against"], value, spread, bar, "holds" if row["holds"] else "does NOT hold")
         console.print(table)
+    if any("share" in row for row in record["rows"]):
+        console.print(_shares(record["rows"]))
     if record["scale"]:
         table = Table(title="Generate and run, in chunks", box=SIMPLE_HEAD)
         for head in ("tasks", "seconds", "microseconds a task", "peak MB", "training: peak MB"):
@@ -87,6 +95,24 @@ def print_core(record: dict[str, Any]) -> None:
             table.add_row(f"{row['tasks']:,}", f"{row['seconds']:.3f}", each, *peaks)
         console.print(table)
     console.print(record["notes"], highlight=False)
+
+
+def _shares(rows: list[Row]) -> Table:
+    """Return the table of how much of a core's rate of matrix products each contender reaches."""
+    table = Table(title="Share of this core's rate of matrix products", box=SIMPLE_HEAD, title_justify="left")
+    for head in ("workload", "a step of", "time", "needs, MFLOP", "GFLOP/s", "share"):
+        table.add_column(head, justify="left" if head in ("workload", "a step of") else "right")
+    for row in (row for row in rows if "share" in row):
+        for number, (name, reached) in enumerate(row["share"].items()):
+            rate = reached * row["product_flops_per_s"] / 1e9
+            cells = (
+                time_text(row["ms"][name] / 1e3),
+                f"{row['flops'] / 1e6:,.1f}",
+                f"{rate:.1f}",
+                f"{100 * reached:.0f} %",
+            )
+            table.add_row("" if number else row["setting"], name, *cells)
+    return table
 
 
 def _all_rows(config: CoreConfig) -> tuple[list[Row], list[str]]:
@@ -102,7 +128,9 @@ def _all_rows(config: CoreConfig) -> tuple[list[Row], list[str]]:
 
 
 def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
-    times = alternate(contest.steps, config.rounds, config.warmup)
+    clock = clock_for(config.threads)
+    rate = product_rate(clock)
+    times = alternate(contest.steps, config.rounds, config.warmup, clock)
     held = {name: peak_memory_bytes(contest.steps[name]) for name in contest.memory}
     medians = {name: ratio(times, name, name)["median"] * sorted(its)[len(its) // 2] for name, its in times.items()}
     rows = []
@@ -115,6 +143,10 @@ def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
         facts = {"of": bar.of, "against": against, "relation": bar.relation, "bound": bar.bound, "unit": bar.unit}
         rows.append({"setting": contest.setting, **facts, "ratio": found, "holds": holds})
     rows[0] |= {"ms": {name: 1e3 * value for name, value in medians.items()}, "peak_memory_bytes": held}
+    if contest.counted:
+        needed = flops(contest.steps[contest.counted])
+        shares = {name: share(needed, seconds, rate) for name, seconds in medians.items()}
+        rows[0] |= {"flops": needed, "flops_of": contest.counted, "product_flops_per_s": rate, "share": shares}
     return rows
 
 
@@ -132,13 +164,13 @@ def _score(row: Row) -> dict[str, Any]:
     return {"setting": row["setting"], "method": of, **facts}
 
 
-def _scale(counts: tuple[int, ...], chunk_size: int = 100) -> list[Row]:
+def _scale(config: CoreConfig, chunk_size: int = 100) -> list[Row]:
     """Generate and run from one task to many, in chunks: the time of each, and the most memory held at once."""
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
     hyper = MLPHyperNetwork(base, 16, form=FiLM(), generate="*")
     rows = []
-    for tasks in counts:
+    for tasks in config.tasks:
         condition, x = torch.randn(tasks, 16), torch.randn(8, 32)
 
         def run(condition: Tensor, x: Tensor = x) -> Tensor:
@@ -155,7 +187,7 @@ def _scale(counts: tuple[int, ...], chunk_size: int = 100) -> list[Row]:
             torch.autograd.grad(loss, list(hyper.parameters()))
 
         print(f"timing {tasks:,} tasks, {chunk_size} at a time", file=sys.stderr, flush=True)
-        times = alternate({"forward": forward}, rounds=5, warmup=1)
+        times = alternate({"forward": forward}, rounds=5, warmup=1, clock=clock_for(config.threads))
         peaks = {"peak_memory_bytes": forward, "training_peak_memory_bytes": training}
         held = {name: peak_memory_bytes(step) for name, step in peaks.items()}
         rows.append({"tasks": tasks, "seconds": sorted(times["forward"])[2], **held})

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from weightloom.apps.bench.config import PeersConfig
+from weightloom.apps.bench.bars import bars
+from weightloom.apps.bench.config import ADAPTER_WORKLOADS, PeersConfig, peers_for
+from weightloom.apps.bench.timing import clock_words
 from weightloom.errors import DataError
 from weightloom.tasks.data import searched_folders
 
@@ -32,13 +34,15 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "hyper-nn": ("hyper-nn==0.2.2",),  # its jax half is not imported
     "torchhyper": ("torchhyper==0.1.2",),  # of its many imports the one file that is raced needs numpy alone
     "polyweave": ("polyweave==0.2.0",),
+    "peft": ("peft==0.21.2", "accelerate==1.15.0", "transformers==5.23.0"),
 }
 """What pip is asked for: the peer, without the torch it asks for, then what it imports besides."""
 
-BARS = (
-    ("documented", 3.0, "at least 3x faster than every peer's documented path"),
-    ("other", 1.0, "at least as fast as the best other path: a README's recipe, or undocumented"),
-)
+WITHOUT_DEPENDENCIES = {*NEEDS, "accelerate"}
+"""They ask for torch, which is borrowed; what else they ask for is listed, borrowed too, or not imported."""
+
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""Without a table of the weights that are left out, and without a bar for reading a small file."""
 
 Row = dict[str, Any]
 Pip = Callable[[Path, Sequence[str]], str | None]
@@ -67,6 +71,7 @@ def run_peers(config: PeersConfig, command: str | None = None) -> dict[str, Any]
         {"workload": workload, "contender": peer, "way": "documented", "error": reason}
         for workload in config.workloads
         for peer, reason in missing.items()
+        if peers_for(workload, [peer])
     ]
     rows = [row for workload in config.workloads for row in raced["rows"] + failed if row["workload"] == workload]
     record = {
@@ -76,7 +81,7 @@ def run_peers(config: PeersConfig, command: str | None = None) -> dict[str, Any]
         "rows": rows,
         "bars": bars(rows),
         "cost": raced["cost"] | {"versions": raced["versions"], "wall_time_s": time.monotonic() - start_s},
-        "notes": _notes(rows),
+        "notes": _notes(rows, config),
     }
     print_peers(record)
     if config.record:
@@ -112,40 +117,12 @@ def prepare(config: PeersConfig, pip: Pip | None = None) -> tuple[Path, dict[str
     return python, _install(python, config, pip or _pip)
 
 
-def bars(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Hold the rows against what we ask of ourselves: the closest contender of each kind decides, per workload.
-
-    Example:
-        >>> row = {"workload": "mlp", "contender": "a", "way": "documented", "ratio": {"median": 3.5}}
-        >>> bars([row])[0]["holds"], bars([row])[0]["closest"]
-        (True, 'a')
-    """
-    judged = []
-    for workload in dict.fromkeys(row["workload"] for row in rows):
-        for kind, bound, text in BARS:
-            ways = ("documented",) if kind == "documented" else ("recipe", "undocumented")
-            theirs = [r for r in rows if r["workload"] == workload and r["way"] in ways and "ratio" in r]
-            if theirs:
-                closest = min(theirs, key=lambda row: float(row["ratio"]["median"]))
-                value = closest["ratio"]["median"]
-                judged.append(
-                    {
-                        "workload": workload,
-                        "bar": text,
-                        "bound": bound,
-                        "closest": closest["contender"],
-                        "value": value,
-                        "holds": value >= bound,
-                    }
-                )
-    return judged
-
-
 def print_peers(record: dict[str, Any]) -> None:
     """Print one table per workload, and the bars under it."""
     console = Console()
     for workload in dict.fromkeys(row["workload"] for row in record["rows"]):
-        table = Table(title=f"{workload}: one step of {record['config']['tasks']} tasks", box=SIMPLE_HEAD)
+        of = _tasks(workload, record["config"])
+        table = Table(title=f"{workload}: one step of {of:,} {_what(workload)}", box=SIMPLE_HEAD)
         table.add_column("contender", no_wrap=True)
         table.add_column("documented", no_wrap=True)
         table.add_column("ms", justify="right")
@@ -168,7 +145,7 @@ def _race(python: Path, config: PeersConfig, peers: Sequence[str]) -> dict[str, 
         options.write_text(json.dumps(config.to_dict() | {"peers": list(peers)}))
         worker = [str(python), "-m", "weightloom.apps.bench.peers_worker", str(options), str(out)]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run(worker, stdout=sys.stderr, env=environment)
+        done = subprocess.run(worker, stdout=sys.stderr, env=environment | QUIET)
         if done.returncode or not out.exists():
             raise DataError(
                 f"The race ended with exit code {done.returncode}; its last words are above. It runs in an environment "
@@ -201,13 +178,14 @@ def _install(python: Path, config: PeersConfig, pip: Pip) -> dict[str, str]:
     there = _installed(python)
     for peer in config.peers:
         for requirement in NEEDS[peer]:
-            if requirement in there or (not requirement.startswith(peer) and requirement.split("==")[0] in there):
+            name = requirement.split("==")[0]
+            if requirement in there or (name != peer and name in there):
                 continue
             if not config.install:
                 missing[peer] = f"{requirement} is not installed, and --no-install was passed"
                 break
             _say(f"installing {requirement}")
-            if reason := pip(python, [*(["--no-deps"] if requirement.startswith(peer) else []), requirement]):
+            if reason := pip(python, [*(["--no-deps"] if name in WITHOUT_DEPENDENCIES else []), requirement]):
                 missing[peer] = f"{requirement} could not be installed: {reason}"
                 _say(f"{missing[peer]}; going on without {peer}")
                 break
@@ -233,22 +211,25 @@ def _pip(python: Path, arguments: Sequence[str]) -> str | None:
 
 def _scores(rows: Sequence[Row], config: PeersConfig) -> list[dict[str, Any]]:
     """Put the ratios into the form that all records share, ours being 1."""
-    facts = {"name": "step time over ours", "better": "lower", "ci95": None, "tasks": config.tasks}
+    facts = {"name": "step time over ours", "better": "lower", "ci95": None}
     ours = [{"workload": name, "contender": "weightloom", "ratio": {"median": 1.0}} for name in config.workloads]
     return [
         {"method": row["contender"], "setting": name, "mean": row["ratio"]["median"], **facts}
+        | {"tasks": row.get("tasks", _tasks(name, config.to_dict()))}
         for name in config.workloads
         for row in [*ours, *rows]
         if row["workload"] == name and "ratio" in row
     ]
 
 
-def _notes(rows: Sequence[Row]) -> str:
+def _notes(rows: Sequence[Row], config: PeersConfig) -> str:
     said = (
-        "A step generates parameters for all tasks, runs forward, takes one loss, runs backward; no optimiser. Each "
+        "A step generates parameters for all tasks, runs forward, takes one loss, runs backward; no optimiser. On a "
+        "transformer adapters of rank 4 on query and value are given, one for every row, and a step is forward only, "
+        "except where `learning` is said: forward, one loss, backward. Each "
         "contender takes turns with ours in one process. A ratio above 1 means that ours is faster: it is of medians, "
         "the median of the repeats; beside it stand the quartiles of the ratios round by round. Milliseconds drift "
-        "with the machine, ratios do not."
+        "with the machine, ratios do not. " + clock_words(config.threads)
     )
     errors = {f"{row['contender']} ({row['error']})": None for row in rows if "error" in row}
     return said + (f" Not raced: {'; '.join(errors)}." if errors else "")
@@ -264,6 +245,14 @@ def _cells(row: Row) -> list[str]:
         f"{ratio['median']:.2f}",
         f"{ratio['low']:.2f} to {ratio['high']:.2f}",
     ]
+
+
+def _tasks(workload: str, config: Mapping[str, Any]) -> int:
+    return int(config["customers" if workload == "customers" else "tasks"])
+
+
+def _what(workload: str) -> str:
+    return "rows, each with an adapter of its own" if workload in ADAPTER_WORKLOADS else "tasks"
 
 
 def _documented(way: str) -> str:

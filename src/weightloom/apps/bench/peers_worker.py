@@ -16,9 +16,9 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -26,7 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from weightloom.apps.bench.timing import alternate, ratio
+from weightloom.apps.bench.adapters_race import run_adapters
+from weightloom.apps.bench.config import ADAPTER_WORKLOADS, peers_for
+from weightloom.apps.bench.race import Row, attempt, race, reason
 from weightloom.apps.bench.workloads import (
     CONDITION_DIM,
     HIDDEN,
@@ -39,8 +41,6 @@ from weightloom.apps.bench.workloads import (
     plain_torch,
 )
 from weightloom.records import environment
-
-Row = dict[str, Any]
 
 
 def hypnettorch(workload: Workload) -> list[Contender]:
@@ -227,49 +227,29 @@ def check(contender: Contender, workload: Workload) -> None:
         raise RuntimeError("no finite gradient reaches the hypernetwork")
 
 
-def race(contender: Contender, mine: Contender, workload: Workload, options: dict[str, Any]) -> Row:
-    """Time one contender and ours in turn; the ratio of medians, the median of the repeats."""
-    repeats = []
-    for _ in range(options["repeats"]):
-        steps = {"theirs": lambda: contender.step(workload), "ours": lambda: mine.step(workload)}
-        repeats.append(alternate(steps, rounds=options["rounds"], warmup=options["warmup"]))
-    ratios = [ratio(times, of="theirs", against="ours")["median"] for times in repeats]
-    pooled = {name: [time for times in repeats for time in times[name]] for name in ("theirs", "ours")}
-    spread = ratio(pooled, of="theirs", against="ours")
-    return {
-        "ms": 1e3 * median(pooled["theirs"]),
-        "ours_ms": 1e3 * median(pooled["ours"]),
-        "ratio": {"median": median(ratios), "low": spread["low"], "high": spread["high"], "repeats": ratios},
-    }
-
-
 def run_workload(name: str, options: dict[str, Any]) -> list[Row]:
     """Race everyone on one workload; whoever fails gets a row with the reason."""
+    if name in ADAPTER_WORKLOADS:
+        return run_adapters(name, options)
     workload = make_workload(name, options["tasks"])
     mine = ours(workload)
     check(mine, workload)
     rows: list[Row] = []
-    for group in ("torch", *options["peers"]):
+    for group in ("torch", *peers_for(name, options["peers"])):
         try:
             contenders = plain_torch(workload) if group == "torch" else BUILD[group](workload)
         except Exception as error:
-            rows.append({"workload": name, "contender": group, "way": "documented", "error": _reason(error)})
+            rows.append({"workload": name, "contender": group, "way": "documented", "error": reason(error)})
             continue
         for contender in contenders:
-            row: Row = {"workload": name, "contender": contender.name, "way": contender.way, "how": contender.how}
-            try:
+
+            def measure(contender: Contender = contender) -> Row:
                 check(contender, workload)
-                row |= race(contender, mine, workload, options)
-                said = f"{row['ratio']['median']:.2f} times our step"
-            except Exception as error:
-                row["error"] = said = _reason(error)
-            rows.append(row)
-            print(f"{name}: {contender.name}: {said}", file=sys.stderr, flush=True)
+                return race(partial(contender.step, workload), partial(mine.step, workload), options)
+
+            row: Row = {"workload": name, "contender": contender.name, "way": contender.way, "how": contender.how}
+            rows.append(attempt(row, measure))
     return rows
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
 def main(options_file: Path, out: Path) -> None:
@@ -278,7 +258,8 @@ def main(options_file: Path, out: Path) -> None:
     options = json.loads(options_file.read_text())
     torch.set_num_threads(options["threads"])
     rows = [row for name in options["workloads"] for row in run_workload(name, options)]
-    versions = {name: version(name) for name in ("torch", *options["peers"])}
+    used = ("torch", *options["peers"], *(["transformers"] if "peft" in options["peers"] else []))
+    versions = {name: version(name) for name in used}
     out.write_text(json.dumps({"rows": rows, "versions": versions, "cost": environment()}))
 
 

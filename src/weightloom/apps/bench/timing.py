@@ -7,6 +7,7 @@ Knows nothing of what the functions do. The caller sets the threads: ``torch.set
 
 import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,37 @@ from weightloom.errors import ConfigError
 
 MEASURED = "weightloom: measured call"
 
+Clock = Callable[[], float]
+
+
+def clock_for(threads: int) -> Clock:
+    """Return the clock of a run: processor time of one thread, which others on the machine do not lengthen.
+
+    With more threads processor time adds up over them, and on Windows it moves in ticks of 16 ms: there the wall clock.
+
+    Example:
+        >>> clock_for(threads=2) is time.perf_counter
+        True
+    """
+    return time.process_time if threads == 1 and sys.platform != "win32" else time.perf_counter
+
+
+def clock_words(threads: int) -> str:
+    """Say for a record which clock that is.
+
+    Example:
+        >>> clock_words(threads=2)
+        'Times are of the wall clock.'
+    """
+    one = clock_for(threads) is time.process_time
+    return "Times are processor time of one thread." if one else "Times are of the wall clock."
+
 
 def alternate(
     contenders: Mapping[str, Callable[[], object]],
     rounds: int = 20,
     warmup: int = 3,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
     synchronise: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Time contenders in turn, so that whatever else the machine does falls on all of them alike.

@@ -1,4 +1,4 @@
-"""The two workloads of the race, and the plain-torch ways to run them.
+"""The two workloads of the race that generate a whole base, and the plain-torch ways to run them.
 
 In:   the name of a workload, and how many tasks.
 Out:  its base network, conditions, inputs and loss; contenders whose step generates, runs forward and backward.
