@@ -227,6 +227,8 @@ def _convolve(func: Any, *args: Any, **kwargs: Any) -> Any:
         return NotImplemented
     parameter = _any(weight, bias)
     factored = isinstance(weight, Aligned) and isinstance(weight.value, Factored)
+    if factored and conv.prefers_built(_split(input, parameter)[0], weight.value.own):
+        factored = False
     if parameter.batch_major and weight is parameter and not factored and len(input) == parameter.rows:
         return _convolve_groups(conv, input.contiguous(), weight, bias)
     x = _split(input, parameter)

@@ -36,6 +36,8 @@ def _convolve(func: Any, *args: Any, **kwargs: Any) -> Any:
     alone = input.ndim == window + 1
     if not isinstance(weight, Factored) or isinstance(input, Factored) or weight.lead:
         return NotImplemented
+    if conv.prefers_built(input, weight.own):
+        return func(input, weight.dense(), built(bias), groups=conv.groups, **dict(conv.options))
     y = weight.form.conv(input[None] if alone else input, weight.own, weight.parts, conv)
     if y is NotImplemented:
         return y

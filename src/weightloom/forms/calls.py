@@ -56,6 +56,19 @@ class Conv:
         y = self.run(wide, kernel.flatten(0, 1), None if bias is None else bias.flatten(), tasks * self.groups)
         return y.unflatten(1, (tasks, y.shape[1] // tasks)).transpose(0, 1)
 
+    def prefers_built(self, x: Tensor, kernel: Tensor) -> bool:
+        """Whether one convolution with kernels built is quicker than several with their factors.
+
+        On a CPU it is: factors cost passes over all that was convolved. Kernels are small beside it, or stay factors.
+
+        Args:
+            x: Inputs of one task or of all, (*lead, batch, in, *space).
+            kernel: The kernel of one task.
+        """
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        return kernel.numel() <= x.shape[-WINDOW[self.function] - 2 :].numel()
+
     def run(self, x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """Convolve (batch, in, *space) with one kernel."""
         return self.function(x, kernel, bias, groups=groups, **dict(self.options))

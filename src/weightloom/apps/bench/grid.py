@@ -1,0 +1,221 @@
+"""``auto`` against every engine, on bases as users bring them, each with four forms.
+
+In:   a base by name, a form by name, and whether gradients are taken.
+Out:  a contest of the engines that run it.
+Knows nothing of how time is taken.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightloom import FiLM, Form, Full, LowRank, Params, Template, choose_forms, mlp, per_task
+from weightloom.base import PerTask
+from weightloom.errors import WeightloomError
+from weightloom.recurrent import GRU
+
+ENGINES = ("vmap", "aligned", "loop")
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A base as somebody brings it, with what it is called with and what is generated."""
+
+    base: nn.Module
+    inputs: tuple[Tensor, ...]
+    """Each (tasks, batch, *event)."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    generate: Any = "*.weight"
+
+
+class Sine(nn.Module):
+    """A sine as an activation, as fields of coordinates use it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sine of 30 x."""
+        return torch.sin(30 * x)
+
+
+class Residual(nn.Module):
+    """Two convolutions with group norms, and a way around them."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList(nn.GroupNorm(4, out) for _ in range(2))
+        self.around = nn.Conv2d(channels, out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to (batch, out, height / stride, width / stride)."""
+        y = self.norms[0](self.first(x)).relu()
+        return (self.norms[1](self.second(y)) + self.around(x)).relu()
+
+
+class Recommender(nn.Module):
+    """A table of items and a small network on what was looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.Embedding(500, 32)
+        self.head = mlp([64, 64, 1])
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Map pairs of items, (batch, 2), to scores, (batch, 1)."""
+        return self.head(self.items(pairs).flatten(1))
+
+
+class Vision(nn.Module):
+    """Patches of an image through a transformer encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 64, 4, 4)
+        layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, 3, height, width) to (batch, 10)."""
+        return self.head(self.encoder(self.patches(x).flatten(2).mT).mean(1))
+
+
+class Last(nn.Module):
+    """The last state of a recurrent layer, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = GRU(16, 32, batch_first=True)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, steps, 16) to (batch, 4)."""
+        return self.head(self.layer(x)[0][:, -1])
+
+
+def _temporal() -> nn.Module:
+    layers: list[nn.Module] = []
+    for number, channels in enumerate((8, 32, 32, 32)):
+        layers += [nn.Conv1d(channels, 32, 3, padding=2**number, dilation=2**number), nn.GELU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(32, 6))
+
+
+def _decoder() -> nn.Module:
+    up = [nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(16, 1, 4, 2, 1)]
+    return nn.Sequential(nn.Linear(16, 32 * 49), nn.ReLU(), nn.Unflatten(1, (32, 7, 7)), *up)
+
+
+def _residual() -> nn.Module:
+    blocks = [Residual(16, 16, 1), Residual(16, 32, 2), Residual(32, 64, 2)]
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
+    )
+
+
+def _bert(width: int, layers: int, tokens: int, tasks: int, batch: int, masked: bool) -> Brought:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
+    base: nn.Module = BertModel(BertConfig(vocab_size=1000, intermediate_size=4 * width, **sizes), False)
+    base.eval().requires_grad_(False)
+    ids = torch.randint(1000, (tasks, batch, tokens))
+    kwargs: dict[str, Any] = {"return_dict": False}
+    if masked:
+        lengths = torch.randint(tokens // 2, tokens + 1, (tasks, batch, 1))
+        kwargs["attention_mask"] = (torch.arange(tokens) < lengths).long()
+    return Brought(base, (ids,), kwargs, ["*.query.weight", "*.value.weight"])
+
+
+def _conv4() -> nn.Module:
+    from weightloom.apps.bench.contests import conv4
+
+    return conv4()
+
+
+def _cnn() -> nn.Module:
+    from weightloom.apps.bench.workloads import cnn
+
+    return cnn()
+
+
+BASES: dict[str, Callable[[], Brought]] = {
+    "regressor": lambda: Brought(mlp([1, 64, 64, 1]), (torch.randn(32, 16, 1),)),
+    "actor, a row a task": lambda: Brought(mlp([17, 256, 256, 6]), (torch.randn(256, 1, 17),)),
+    "wide MLP": lambda: Brought(mlp([512] * 4), (torch.randn(16, 64, 512),)),
+    "field": lambda: Brought(
+        nn.Sequential(nn.Linear(2, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 3)),
+        (torch.rand(16, 1024, 2),),
+    ),
+    "CNN": lambda: Brought(_cnn(), (torch.randn(32, 8, 1, 16, 16),)),
+    "conv4": lambda: Brought(_conv4(), (torch.randn(8, 25, 1, 28, 28),)),
+    "residual net": lambda: Brought(_residual(), (torch.randn(8, 8, 3, 32, 32),)),
+    "temporal convolutions": lambda: Brought(_temporal(), (torch.randn(16, 8, 8, 128),)),
+    "decoder": lambda: Brought(_decoder(), (torch.randn(16, 8, 16),)),
+    "vision transformer": lambda: Brought(Vision(), (torch.randn(16, 8, 3, 16, 16),)),
+    "GRU": lambda: Brought(Last(), (torch.randn(16, 8, 20, 16),), generate=["layer.weight_*", "head.weight"]),
+    "recommender": lambda: Brought(Recommender(), (torch.randint(500, (32, 16, 2)),)),
+    "BERT": lambda: _bert(128, 4, 16, 16, 4, masked=False),
+    "BERT with a mask": lambda: _bert(384, 6, 16, 32, 1, masked=True),
+}
+
+FORMS: dict[str, Form] = {"Full": Full(), "LowRank(4)": LowRank(4), "FiLM": FiLM(), "Template(4)": Template(4)}
+
+
+def steps_of(name: str, form: str, learns: bool = True) -> tuple[dict[str, Callable[[], object]], str]:
+    """Build a cell: a step for ``auto`` and for each engine that runs it, and which engine ``auto`` chose."""
+    torch.manual_seed(0)
+    brought = BASES[name]()
+    base, its = brought.base, FORMS[form]
+    forms = choose_forms(base, brought.generate, its)
+    tasks = len(brought.inputs[0])
+    factors: dict[str, dict[str, Tensor]] = {}
+    shared: dict[str, dict[str, Tensor]] = {}
+    for key, chosen in forms.items():
+        shape = tuple(base.get_parameter(key).shape)
+        size = {n: (0.05 * torch.randn(tasks, *s)).requires_grad_(learns) for n, s in chosen.factor_shapes(shape).items()}
+        factors[key] = size
+        shared[key] = {n: v.requires_grad_(learns) for n, v in chosen.shared(shape).items()}
+    leaves = [leaf for parts in (*factors.values(), *shared.values()) for leaf in parts.values()]
+    leaves += [p for n, p in base.named_parameters() if p.requires_grad and learns and _used(base, n, forms)]
+
+    def step(run: PerTask) -> object:
+        params = Params({n: f.value(base.get_parameter(n), factors[n], shared[n]) for n, f in forms.items()})
+        output = run(params, *brought.inputs, **brought.kwargs)
+        output = output if isinstance(output, Tensor) else output[0]
+        if not learns:
+            return output
+        return torch.autograd.grad(output.square().mean(), leaves)
+
+    steps: dict[str, Callable[[], object]] = {}
+    auto = per_task(base, shared=())
+    for engine in ("auto", *ENGINES):
+        run = per_task(base, shared=(), engine=engine)  # type: ignore[arg-type]
+        one = lambda run=run: step(run)  # noqa: E731
+        with torch.set_grad_enabled(learns):
+            try:
+                one()
+            except (WeightloomError, RuntimeError) as error:
+                if engine == "auto":
+                    raise
+                print(f"    {engine}: {str(error)[:100]}")
+                continue
+        steps[engine] = _with_gradients(one, learns)
+    with torch.set_grad_enabled(learns):
+        params = Params({n: f.value(base.get_parameter(n), factors[n], shared[n]) for n, f in forms.items()})
+        choice = auto.explain(params, *brought.inputs, **brought.kwargs)
+    return steps, str(choice)
+
+
+def _used(base: nn.Module, name: str, forms: Any) -> bool:
+    return True
+
+
+def _with_gradients(step: Callable[[], object], learns: bool) -> Callable[[], object]:
+    def run() -> object:
+        with torch.set_grad_enabled(learns):
+            return step()
+
+    return run
