@@ -14,7 +14,7 @@ from torch.func import vmap
 from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
 from weightloom.errors import BatchingError
-from weightloom.forms.calls import WINDOW, Conv, look_up, read_conv, shared_linear
+from weightloom.forms.calls import WINDOW, Conv, look_up, prefers_built, read_conv, shared_linear
 from weightloom.forms.factored import NO_SUBCLASS, OF_THE_CARRIER, Factored, carrier
 
 
@@ -227,7 +227,7 @@ def _convolve(func: Any, *args: Any, **kwargs: Any) -> Any:
         return NotImplemented
     parameter = _any(weight, bias)
     factored = isinstance(weight, Aligned) and isinstance(weight.value, Factored)
-    if factored and conv.prefers_built(_split(input, parameter)[0], weight.value.own):
+    if factored and prefers_built(func, _split(input, parameter)[0], weight.value.own):
         factored = False
     if parameter.batch_major and weight is parameter and not factored and len(input) == parameter.rows:
         return _convolve_groups(conv, input.contiguous(), weight, bias)

@@ -26,6 +26,7 @@ from weightloom.base.target import Target
 from weightloom.base.tries import RUN, Engine, guarded
 from weightloom.base.ways import Ways
 from weightloom.errors import BatchingError, ConfigError
+from weightloom.forms.factored import built
 from weightloom.replica import scan_of
 from weightloom.replica.hot import no_type_check
 from weightloom.replica.tree import Leaf, Shared, is_plain, open_call, open_tree
@@ -214,6 +215,9 @@ class PerTask:
         choice = plan.choice
         call.tasks, call.buffers, call.places = tasks, buffers, plan.places
         call.layers, call.batch_major, call.dense = plan.layers, choice.batch_major, plan.dense
+        call.chunk_size = call.chunk_size or choice.at_once
+        if plan.kernels:
+            call.params = {name: built(value) if name in plan.kernels else value for name, value in call.params.items()}
         result = self._by(call, plan)
         if call.scan is not None and result.written:
             self._carry(call, result)

@@ -21,7 +21,7 @@ from weightloom.base.sequential import Layer, layers_of
 from weightloom.base.tries import Engine, Try, random_states, runs_alone, try_call
 from weightloom.base.ways import Ways
 from weightloom.errors import BatchingError, RecomputeError, WeightloomError
-from weightloom.forms.calls import GROUPED_BELOW
+from weightloom.forms.calls import GROUPED_BYTES, TURN_BYTES
 from weightloom.forms.factored import NO_SUBCLASS, Factored
 from weightloom.replica.replica import Places, named
 from weightloom.replica.tree import open_tree
@@ -37,9 +37,12 @@ class Choice:
     reason: str
     batch_major: bool = False
     """Whether the aligned engine folds so that the task changes from row to row, as grouped convolutions like it."""
+    at_once: int | None = None
+    """How many tasks are run at once, so that what is convolved stays in the cache; None means all."""
 
     def __str__(self) -> str:
-        return f"{self.engine}: {self.reason}"
+        pieces = f", {self.at_once} at a time" if self.at_once is not None else ""
+        return f"{self.engine}: {self.reason}{pieces}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Plan:
     """Whether the base reads numbers and runs in the loop: then it is guarded in every run."""
     ways: Ways | None = None
     """Where the base reads numbers and is folded all the same."""
+    kernels: frozenset[str] = frozenset()
+    """Parameters held as factors that are built for all tasks before they are run in turn."""
 
 
 class Plans:
@@ -202,13 +207,14 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     if choice.engine == "aligned" and call.scan is not None:
         layers = layers_of(call.scan, call.places, call.params, call.rows, choice.batch_major)
     watched = [t.watch for t in tries if t.watch is not None]
-    sizes = engine != "auto" or not watched or any(watch.sizes or watch.work for watch in watched) or bool(buffers)
+    sizes = engine != "auto" or not watched or any(watch.sizes or bool(watch.convolved) for watch in watched) or bool(buffers)
     unseen = call.scan is not None and (call.scan.unseen or any(t.counts for t in tries))
     proven = layers is not None or engine != "auto" or not unseen
     if not proven and choice.engine == "aligned" and any(watch.sizes for watch in watched):
         choice = Choice("vmap", "the base reads sizes, and may change unseen, so tasks are not folded into the batch")
     ways = next((t.ways for t in tries if t.ways is not None), None)
-    return Plan(choice, call.places, layers, proven, dense, buffers, sizes, reads, ways)
+    kernels = frozenset(name for watch in watched for name in watch.kernels if choice.engine == "loop")
+    return Plan(choice, call.places, layers, proven, dense, buffers, sizes, reads, ways, kernels)
 
 
 def _choose(
@@ -260,7 +266,8 @@ def _choose(
                     "cannot be seen whether every row of a batch is treated by itself. The aligned engine is right "
                     'only there. Pass `engine="vmap"` or `engine="loop"`.'
                 )
-    return asked, [tried, alone]
+    convolves = engine == "aligned" and tried.watch is not None and bool(tried.watch.convolved)
+    return replace(asked, batch_major=convolves), [tried, alone]
 
 
 def _same_in_any_order(call: Call, alone: Result, folded: Result) -> bool:
@@ -336,8 +343,12 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
         return Choice("loop", f"the base {why}"), [tried, alone]
     watch = tried.watch
     assert watch is not None
-    if watch.work >= GROUPED_BELOW and call.rows and call.rows[0].device.type == "cpu":
-        return Choice("loop", "large generated kernels convolve quickest one task after the other"), [tried]
+    at_once = None
+    if watch.convolved and call.rows[0].device.type == "cpu":
+        of_a_task = [its * len(call.rows[0][0]) // len(shown.rows[0][0]) for its in watch.convolved]
+        if sum(of_a_task) > TURN_BYTES * len(of_a_task):
+            return Choice("loop", "what is convolved with generated kernels is large, so tasks are run in turn"), [tried]
+        at_once = -(-call.tasks // max(1, -(-call.tasks * max(of_a_task) // GROUPED_BYTES)))
     reason = f"{watch.mixes} may mix the rows of a batch" if watch.mixes else ""
     if call.buffers or call.randomness == "same" or tried.assigns or tried.keeps or call.state:
         reason = reason or "something is kept or drawn for each task"
@@ -350,7 +361,7 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
     if reason:
         return Choice("vmap", f"{reason}, so tasks are not folded into it"), [tried]
     why = "every row of a batch is treated by itself, so tasks are folded into the batch"
-    return Choice("aligned", why, batch_major=watch.work > 0), [tried]
+    return Choice("aligned", why, bool(watch.convolved), at_once if at_once != call.tasks else None), [tried]
 
 
 def _ways_together(call: Call, tried: Try, alone: Try) -> Ways | None:

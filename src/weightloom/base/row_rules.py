@@ -200,7 +200,6 @@ READ = {
 }
 """What makes a number of Python from the numbers of a tensor, which a later call may find changed."""
 
-TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 _BY_NUMBER = [
     "abs",
     "acos",

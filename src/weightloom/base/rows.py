@@ -17,12 +17,11 @@ from weightloom.base.row_rules import (
     READ,
     RULES,
     SIZES,
-    TRANSPOSED,
     argument,
     numbers_of_rows,
     same_in_all,
 )
-from weightloom.forms.calls import WINDOW
+from weightloom.forms.calls import WINDOW, prefers_built
 from weightloom.forms.factored import Factored
 from weightloom.replica.hot import no_type_check
 
@@ -40,12 +39,15 @@ class WatchRows(TorchFunctionMode):
         """What the outputs are made of, if that is followed."""
         self.mixes: str | None = None
         """The function that may mix rows, or that is not known; None as long as there is none."""
-        self.work = 0
-        """Multiplications per task in the largest convolution with a generated kernel."""
+        self.convolved: list[int] = []
+        """Bytes of input or output, whichever is larger, of every convolution with a generated kernel."""
         self.reduces: str | None = None
         """A function that runs over the batch axis of rows, which is no question of what is known."""
         self.sizes = False
         """Whether the base read a size of something that has the batch on axis 0, or of something else."""
+        self.kernels: set[str] = set()
+        """Names of generated kernels that are held as factors and are quicker built."""
+        self._names: dict[int, str] = {}
         self._rows: dict[int, Tensor] = {}
         self._others: dict[int, Tensor] = {}
         self._numbers: dict[int, Tensor] = {}
@@ -61,6 +63,7 @@ class WatchRows(TorchFunctionMode):
         if self.answers is not None:
             self.answers.start(inputs)
         self._generated = {id(value) for value in generated}
+        self._names = {id(value): name for name, value in named.items()}
         self._others = {id(part): part for value in generated for part in (value, *factors_of(value))}
         sizes = {x.shape[0] if x.ndim else -1 for x in inputs} or {-1}
         if len(sizes) != 1 or -1 in sizes:
@@ -134,8 +137,10 @@ class WatchRows(TorchFunctionMode):
             self.mixes = f"`{name}`"
             return
         if func in WINDOW and id(tensors[1]) in self._generated:
-            points = result[0, 0].numel() if func not in TRANSPOSED else tensors[0][0, 0].numel()
-            self.work = max(self.work, self.batch * tensors[1].numel() * points)
+            numbers = max(tensors[0].numel(), result.numel())
+            if isinstance(tensors[1], Factored) and prefers_built(func, tensors[0], tensors[1].own):
+                self.kernels.add(self._names[id(tensors[1])])
+            self.convolved.append(numbers * result.element_size())
         self._rows.update({id(leaf): leaf for leaf in results})
 
     def _is_stray(self, tensor: Tensor) -> bool:

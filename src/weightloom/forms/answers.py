@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weightloom.forms.calls import WINDOW, read_conv
+from weightloom.forms.calls import WINDOW, prefers_built, read_conv
 from weightloom.forms.factored import Factored, Kind, built, made
 from weightloom.forms.form import Parts
 from weightloom.forms.refusals import refuse_differentiating, refuse_gradient, refuse_memory
@@ -36,7 +36,7 @@ def _convolve(func: Any, *args: Any, **kwargs: Any) -> Any:
     alone = input.ndim == window + 1
     if not isinstance(weight, Factored) or isinstance(input, Factored) or weight.lead:
         return NotImplemented
-    if conv.prefers_built(input, weight.own):
+    if prefers_built(func, input, weight.own):
         return func(input, weight.dense(), built(bias), groups=conv.groups, **dict(conv.options))
     y = weight.form.conv(input[None] if alone else input, weight.own, weight.parts, conv)
     if y is NotImplemented:

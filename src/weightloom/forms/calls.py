@@ -8,8 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUPED_BELOW = 4_000_000
-"""Multiplications per task under which one grouped convolution beats a convolution per task (measured on a CPU)."""
+GROUPED_BYTES = 3_000_000
+"""Bytes that a grouped convolution reads or writes for all its tasks, up to which it is quickest on a CPU.
+
+Beyond, memory is given back to the system and asked for again in every step, which takes longer than the numbers.
+"""
+TURN_BYTES = 400_000
+"""Bytes that a convolution reads or writes for a task, from which tasks are as quick in turn as together."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Conv:
         window = WINDOW[self.function]
         if x.ndim == window + 2:
             return self.run(x, kernel, bias, self.groups)
-        tasks, batch = x.shape[:2]
+        tasks = len(x)
         if kernel.ndim == window + 2:
             inside = bias if bias is None or bias.ndim == 1 else None
             folded, back = foldable(x)
@@ -47,27 +52,13 @@ class Conv:
             return y if bias is inside else y + bias[(slice(None), None, ..., *[None] * window)]  # type: ignore[index]
         if bias is not None and bias.ndim == 1:
             bias = bias.expand(tasks, -1)
-        multiplications = batch * kernel[0].numel() * x.shape[3:].numel()
-        if tasks == 1 or (multiplications >= GROUPED_BELOW and x.device.type == "cpu"):
+        if tasks == 1 or (x.device.type == "cpu" and x.numel() * x.element_size() > 2 * GROUPED_BYTES):
             biases = [None] * tasks if bias is None else bias.unbind()
             rows = zip(x.unbind(), kernel.unbind(), biases, strict=True)
             return torch.stack([self.run(one, its, shift, self.groups) for one, its, shift in rows])
         wide = x.transpose(0, 1).flatten(1, 2)  # (batch, tasks * in, *space)
         y = self.run(wide, kernel.flatten(0, 1), None if bias is None else bias.flatten(), tasks * self.groups)
         return y.unflatten(1, (tasks, y.shape[1] // tasks)).transpose(0, 1)
-
-    def prefers_built(self, x: Tensor, kernel: Tensor) -> bool:
-        """Whether one convolution with kernels built is quicker than several with their factors.
-
-        On a CPU it is: factors cost passes over all that was convolved. Kernels are small beside it, or stay factors.
-
-        Args:
-            x: Inputs of one task or of all, (*lead, batch, in, *space).
-            kernel: The kernel of one task.
-        """
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return False
-        return kernel.numel() <= x.shape[-WINDOW[self.function] - 2 :].numel()
 
     def run(self, x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """Convolve (batch, in, *space) with one kernel."""
@@ -115,6 +106,21 @@ WINDOW = {
     F.conv_transpose3d: 3,
 }
 TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+
+
+def prefers_built(function: Any, x: Tensor, kernel: Tensor) -> bool:
+    """Whether one convolution with kernels built is quicker than several with their factors.
+
+    On a CPU it is: factors cost passes over all that was convolved. Kernels are small beside it, or stay factors.
+
+    Args:
+        function: One of ``F.conv1d`` … ``F.conv_transpose3d``.
+        x: Inputs of one task or of all, (*lead, batch, in, *space).
+        kernel: The kernel of one task.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return kernel.numel() <= x.shape[-WINDOW[function] - 2 :].numel()
 
 
 def foldable(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
