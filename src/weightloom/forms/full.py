@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from weightloom.forms.form import Form, Parts
+from weightloom.forms.sums import add_to_own
 from weightloom.params import Shape
 
 
@@ -27,7 +28,7 @@ class Full(Form):
 
     def dense(self, own: Tensor, parts: Parts) -> Tensor:
         """Add the change to the own value."""
-        return own + parts["change"]
+        return add_to_own(own, parts["change"])
 
     def value(self, own: Tensor, factors: Parts, shared: Parts | None = None) -> Tensor:
         """Build the parameter: there is nothing to save."""

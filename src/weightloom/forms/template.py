@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from weightloom.errors import ConfigError
 from weightloom.forms.calls import shared_linear
 from weightloom.forms.form import Answer, Form, Parts
+from weightloom.forms.sums import add_to_own
 from weightloom.params import Shape
 
 
@@ -52,7 +53,7 @@ class Template(Form):
     def dense(self, own: Tensor, parts: Parts) -> Tensor:
         """Build the mixture."""
         mixture, templates = parts["mixture"], parts["templates"]
-        return own + (mixture @ templates.flatten(1)).unflatten(-1, own.shape)
+        return add_to_own(own, (mixture @ templates.flatten(1)).unflatten(-1, own.shape))
 
     def linear(self, x: Tensor, own: Tensor, parts: Parts, bias: Tensor | None = None) -> Answer:
         """Mix outputs instead of weights where that is cheaper: with one row per task."""
