@@ -80,6 +80,9 @@ class Scan:
         self._found: set[int] = set()
         self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
         self._walked = False
+        self._looks: list[tuple[Any, int, str]] = []
+        self._reads: list[Reads] = []
+        self._beneath: list[Any] = []
         self._first: tuple[type, tuple[str, ...]] = (type(base), ())
         for module in self.modules:  # grows while it is read
             for child in children_of(module):
@@ -105,7 +108,7 @@ class Scan:
 
     def still_holds(self) -> bool:
         """Whether nothing was changed since: by comparing what everything holds, as a walk would find it."""
-        if self._walked or any(self._empty):  # somebody hooked in
+        if self.kept or any(self._empty):  # objects that hold modules; somebody hooked in
             return False
         try:
             for held, before, tables in self._before:
@@ -116,7 +119,21 @@ class Scan:
                         return False
         except (RuntimeError, ValueError, TypeError):  # of tensors, which are compared only where they were replaced
             return False
-        return all(tuple(its) == before for its, before in self._lists)
+        return all(tuple(its) == before for its, before in self._lists) and (not self._walked or self._same_beneath())
+
+    def _same_beneath(self) -> bool:
+        """Whether objects that modules hold, and what their code reads, are the same and as they were."""
+        again = object.__new__(Scan)
+        again.__dict__.update(self.__dict__)
+        again._seen, again._alive, again._above, again._found, again.tensors = {}, [], {}, set(), []
+        again.kept, again.generators, again.globals, again.mutable = [], [], [], []
+        again.modules, again.number_of = [*self.modules], {**self.number_of}
+        keys = [again._look(*its) for its in self._looks] + [again._read(its) for its in self._reads]
+        return (
+            keys == self._beneath
+            and [*map(id, again._alive)] == [*map(id, self._alive)]
+            and [*map(id, again.tensors)] == [*map(id, self.tensors)]
+        )
 
     def assigned(self, number: int, name: str, value: Any) -> None:
         """Take note of what a run assigned to a module: it is no change from outside."""
@@ -185,12 +202,15 @@ class Scan:
                     self._lists.append((value, tuple(value)))
                     self.mutable.append(value)
                 elif name not in hidden and name != "_compiled_call_impl":
-                    row.append(self._look(value, -1 - number, name))
+                    self._looks.append((value, -1 - number, name))
+                    self._beneath.append(self._look(value, -1 - number, name))
+                    row.append(self._beneath[-1])
             rows.append(tuple(row))
             if not kind.__module__.startswith("torch.nn"):
                 reads[kind] = reads_of(kind)
-        rows += [self._read(its) for its in reads.values() if its.steady or its.volatile or its.versions]
-        return tuple(rows)
+        self._reads = [its for its in reads.values() if its.steady or its.volatile or its.versions]
+        self._beneath += [self._read(its) for its in self._reads]
+        return tuple([*rows, *self._beneath[len(self._looks) :]])
 
     def _hooks(self, number: int, name: str, hooks: Any) -> Any:
         if name in HOOKS and any(not _is_torchs(hook) for hook in hooks.values()):
@@ -388,7 +408,7 @@ def scan_of(base: nn.Module) -> Scan:
     if last is not None and last.still_holds():
         return last.with_base(base)
     found = Scan(base)
-    if not found._walked:
+    if not found.kept:
         while len(_last) >= LAST_KEPT:
             _last.pop(next(iter(_last)), None)
         _last[base] = found.without_base()
