@@ -27,7 +27,7 @@ Harmless = dict[int, tuple[bool, bool]]
 """Reads at which tasks may go another way than they would: which way that is, and whether its mask is causal."""
 
 
-class TasksDiffer(BatchingError):
+class TasksDifferError(BatchingError):
     """Tasks of one run answer a question of the base differently.
 
     Args:
@@ -72,7 +72,7 @@ class Answers:
         """Run a function for all rows."""
         if func in REDUCED:
             result = func(*args, **kwargs)
-            x = args[0] if args else kwargs.get("input")
+            x = args[0] if args else kwargs["input"]
             if result.ndim == 0 and x.ndim and len(x) == self._rows and type(x) is Tensor:
                 with torch.no_grad():
                     self._found[id(result)] = result, func(x.reshape(self.tasks, -1), 1)
@@ -96,7 +96,7 @@ class Answers:
                 kind = self.harmless.get(read)
                 self._read = read, answers
                 if kind is None or kind[0] != bool(value):
-                    raise TasksDiffer(read, answers)
+                    raise TasksDifferError(read, answers)
                 odd = answers != kind[0]
                 self._odd[kind[1]] = odd | self._odd[kind[1]] if kind[1] in self._odd else odd
         self.path.append(value)
@@ -114,7 +114,7 @@ class Answers:
                 expected = torch.ones(its.shape[-2:], dtype=torch.bool, device=its.device).tril()
                 its = its == expected
             if not bool(its.all()):
-                raise TasksDiffer(*self._read)
+                raise TasksDifferError(*self._read)
         self._neutral[id(mask)] = mask
 
 

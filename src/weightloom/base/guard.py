@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
-from weightloom.base.rows import READ
+from weightloom.base.row_rules import READ
 from weightloom.errors import BatchingError
 from weightloom.replica.hot import no_type_check
 

@@ -207,11 +207,16 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     if choice.engine == "aligned" and call.scan is not None:
         layers = layers_of(call.scan, call.places, call.params, call.rows, choice.batch_major)
     watched = [t.watch for t in tries if t.watch is not None]
-    sizes = engine != "auto" or not watched or any(watch.sizes or bool(watch.convolved) for watch in watched) or bool(buffers)
+    sizes = (
+        engine != "auto"
+        or not watched
+        or any(watch.sizes or bool(watch.convolved) for watch in watched)
+        or bool(buffers)
+    )
     unseen = call.scan is not None and (call.scan.unseen or any(t.counts for t in tries))
     proven = layers is not None or engine != "auto" or not unseen
     if not proven and choice.engine == "aligned" and any(watch.sizes for watch in watched):
-        choice = Choice("vmap", "the base reads sizes, and may change unseen, so tasks are not folded into the batch")
+        choice = Choice("vmap", "the base reads sizes, and may change unseen, so tasks are not folded")
     ways = next((t.ways for t in tries if t.ways is not None), None)
     kernels = frozenset(name for watch in watched for name in watch.kernels if choice.engine == "loop")
     return Plan(choice, call.places, layers, proven, dense, buffers, sizes, reads, ways, kernels)
@@ -347,7 +352,9 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
     if watch.convolved and call.rows[0].device.type == "cpu":
         of_a_task = [its * len(call.rows[0][0]) // len(shown.rows[0][0]) for its in watch.convolved]
         if sum(of_a_task) > TURN_BYTES * len(of_a_task):
-            return Choice("loop", "what is convolved with generated kernels is large, so tasks are run in turn"), [tried]
+            return Choice("loop", "what is convolved with generated kernels is large, so tasks are run in turn"), [
+                tried
+            ]
         at_once = -(-call.tasks // max(1, -(-call.tasks * max(of_a_task) // GROUPED_BYTES)))
     reason = f"{watch.mixes} may mix the rows of a batch" if watch.mixes else ""
     if call.buffers or call.randomness == "same" or tried.assigns or tried.keeps or call.state:

@@ -403,5 +403,3 @@ OVER_AXES = {
 
 RULES = _rules()
 """When a function treats rows one by one. What is not here counts as mixing them."""
-
-

@@ -62,7 +62,7 @@ def is_gone(value: Any) -> bool:
     return isinstance(value, _Gone)
 
 
-def of_one_task(value: Any, task: int | slice | list[int]) -> Any:
+def of_one_task(value: Any, task: int | slice | Tensor) -> Any:
     """One task's part of something that was assigned, or that of a few."""
     if isinstance(value, _Gone):
         return value

@@ -61,9 +61,7 @@ class Try:
     """Ways along which tasks may be folded, where the base reads numbers."""
 
 
-def try_call(
-    call: Call, engine: Engine, tasks: int = 2, watch: bool | WatchRows = False, unhooked: bool = True
-) -> Try:
+def try_call(call: Call, engine: Engine, tasks: int = 2, watch: bool | WatchRows = False, unhooked: bool = True) -> Try:
     """Run a few tasks on replicas: of the base, of its buffers, of everything that it might change.
 
     Raises:

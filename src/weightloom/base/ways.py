@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from weightloom.base.branches import Answering, Answers, Harmless, Program, TasksDiffer
+from weightloom.base.branches import Answering, Answers, Harmless, Program, TasksDifferError
 from weightloom.base.engines import Call, Result, join, run_aligned
 from weightloom.base.rows import WatchRows
 from weightloom.base.same import moved, same_outputs
@@ -29,14 +29,14 @@ class Ways:
     closed: bool = False
     """Whether something was found that forbids folding."""
 
-    def prove(self, call: Call) -> TasksDiffer | None:
+    def prove(self, call: Call) -> TasksDifferError | None:
         """Prove the way of a call, or close all ways; return what keeps its tasks from going one way together."""
         with random_states(call):
             other = call._replace(params={name: moved(value) for name, value in call.params.items()})
         try:
             seen, answers = self._try(call)
             folded, again = self._try(other)
-        except TasksDiffer as differ:
+        except TasksDifferError as differ:
             self.apart.add(differ.read)
             return differ
         few = try_call(other, "loop")
@@ -51,7 +51,7 @@ class Ways:
         while True:
             answers = Answers(call.tasks, self.harmless)
             seen = try_call(call, "aligned", call.tasks, watch=WatchRows(answers), unhooked=False)
-            if not isinstance(seen.error, TasksDiffer):
+            if not isinstance(seen.error, TasksDifferError):
                 return seen, answers
             read = seen.error.read
             kind = None if read in self.harmless else self._is_harmless(call, read)
@@ -89,7 +89,7 @@ class Ways:
             if tuple(answers.path) in self.paths:
                 return result
             differ = None
-        except TasksDiffer as error:
+        except TasksDifferError as error:
             differ = error if error.read in self.apart else None
         if differ is None:
             differ = self.prove(call._replace(watch=None))

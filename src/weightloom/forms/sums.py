@@ -14,16 +14,18 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, change: Tensor) -> Tensor:
+        """Add."""
         return own + change
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
+        """Sum for what is shared, and pass on."""
         return sum_of_tasks(gradient), gradient
 
 
 def sum_of_tasks(x: Tensor) -> Tensor:
     """Sum over the first axis, the others taken as they lie: torch crosses memory where they are transposed."""
-    order = sorted(range(1, x.ndim), key=lambda axis: -x.stride(axis))
+    order = sorted(range(1, x.ndim), key=x.stride, reverse=True)
     back = [order.index(axis) for axis in range(1, x.ndim)]
     return x.permute(0, *order).sum(0).permute(back)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.base.aligned import ANSWERS
-from weightloom.base.rows import RULES
+from weightloom.base.row_rules import RULES
 from weightloom.testing.fuzz import ENGINES, FuzzReport, tally
 from weightloom.testing.oracle import judge
 from weightloom.testing.programs import Settings

@@ -15,7 +15,7 @@ ADAPTER_WORKLOADS = ("bert-8", "bert-16", "bert-64", "customers")
 
 WORKLOADS = ("mlp", "cnn", *ADAPTER_WORKLOADS)
 
-CONTESTS = ("forms", "built", "mlp", "kernels", "adapters", "actor", "scale")
+CONTESTS = ("forms", "built", "mlp", "kernels", "adapters", "actor", "choice", "scale")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class CoreConfig:
     """One run of the library's own benchmarks. Every field is also a command-line flag of the same name."""
 
     only: tuple[str, ...] = CONTESTS
-    """What to time: forms, built, mlp, kernels, adapters, actor, scale."""
+    """What to time: forms, built, mlp, kernels, adapters, actor, choice, scale."""
     rounds: int = 20
     """Timed steps of each contender, in turn."""
     warmup: int = 3

@@ -47,6 +47,10 @@ class Contest:
     """Contenders whose peak memory is taken too."""
     counted: str | None = None
     """The contender whose operations are those that the workload needs; all are held against the rate of a core."""
+    label: str | None = None
+    """Name in the table, where several contests of one setting stand in one; None: that of the contender."""
+    chosen: str | None = None
+    """The contender that the first one runs as; where it is the best, the ratio counts as 1."""
 
 
 def low_rank(tasks: int, batch: int, width: int) -> Contest:
@@ -225,6 +229,10 @@ def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:
         elif name == "actor":
             yield actor(acts=True)
             yield actor(acts=False)
+        elif name == "choice":
+            from weightloom.apps.bench.grid import cells
+
+            yield from cells()
         elif find_spec("transformers"):
             yield adapters(16)
             yield adapters(64)

@@ -8,6 +8,7 @@ Knows nothing of what the contenders are: `contests` does.
 import shlex
 import sys
 import time
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def run_core(config: CoreConfig, command: str | None = None) -> dict[str, Any]:
     record = {
         "command": command or shlex.join(["weightloom", *sys.argv[1:]]),
         "config": config.to_dict(),
-        "scores": [_score(row) for row in rows] + ([_memory_score(scale)] if scale else []),
+        "scores": [_score(row) for row in rows] + _choices(rows) + ([_memory_score(scale)] if scale else []),
         "rows": rows,
         "scale": scale,
         "cost": {**facts, "wall_time_s": time.perf_counter() - begun},
@@ -139,8 +140,16 @@ def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
             min((n for n in medians if n != bar.of), key=medians.__getitem__) if bar.against == BEST else bar.against
         )
         found = ratio(times, bar.of, against) if bar.unit == "time" else _of_memory(bar, held)
+        if bar.against == BEST and against == contest.chosen:  # what is left is noise
+            found = {"median": 1.0, "low": 1.0, "high": 1.0}
         holds = found["median"] <= bar.bound if bar.relation == "at most" else found["median"] >= bar.bound
-        facts = {"of": bar.of, "against": against, "relation": bar.relation, "bound": bar.bound, "unit": bar.unit}
+        facts = {
+            "of": contest.label or bar.of,
+            "against": against,
+            "relation": bar.relation,
+            "bound": bar.bound,
+            "unit": bar.unit,
+        }
         rows.append({"setting": contest.setting, **facts, "ratio": found, "holds": holds})
     rows[0] |= {"ms": {name: 1e3 * value for name, value in medians.items()}, "peak_memory_bytes": held}
     if contest.counted:
@@ -192,6 +201,15 @@ def _scale(config: CoreConfig, chunk_size: int = 100) -> list[Row]:
         held = {name: peak_memory_bytes(step) for name, step in peaks.items()}
         rows.append({"tasks": tasks, "seconds": sorted(times["forward"])[2], **held})
     return rows
+
+
+def _choices(rows: list[Row]) -> list[dict[str, Any]]:
+    """Geometric mean of what ``auto`` takes over the best engine, and how many cells there are."""
+    ratios = [row["ratio"]["median"] for row in rows if row["setting"].startswith("auto over")]
+    if not ratios:
+        return []
+    facts = {"name": "ratio", "better": "lower", "mean": geometric_mean(ratios), "ci95": None}
+    return [{"setting": "auto over the best engine", "method": f"geometric mean of {len(ratios)}", **facts}]
 
 
 def _memory_score(scale: list[Row]) -> dict[str, Any]:

@@ -7,17 +7,21 @@ Knows nothing of how time is taken.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weightloom import FiLM, Form, Full, LowRank, Params, Template, choose_forms, mlp, per_task
+from weightloom.apps.bench.contests import BEST, Bar, Contest, Step, conv4
 from weightloom.base import PerTask
-from weightloom.errors import WeightloomError
+from weightloom.base.tries import Engine
+from weightloom.errors import BatchingError
 from weightloom.recurrent import GRU
 
-ENGINES = ("vmap", "aligned", "loop")
+ENGINES: tuple[Engine, ...] = ("vmap", "aligned", "loop")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, channels, height, width) to (batch, out, height / stride, width / stride)."""
         y = self.norms[0](self.first(x)).relu()
-        return (self.norms[1](self.second(y)) + self.around(x)).relu()
+        outputs: Tensor = (self.norms[1](self.second(y)) + self.around(x)).relu()
+        return outputs
 
 
 class Recommender(nn.Module):
@@ -65,7 +70,8 @@ class Recommender(nn.Module):
 
     def forward(self, pairs: Tensor) -> Tensor:
         """Map pairs of items, (batch, 2), to scores, (batch, 1)."""
-        return self.head(self.items(pairs).flatten(1))
+        scores: Tensor = self.head(self.items(pairs).flatten(1))
+        return scores
 
 
 class Vision(nn.Module):
@@ -80,7 +86,8 @@ class Vision(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, 3, height, width) to (batch, 10)."""
-        return self.head(self.encoder(self.patches(x).flatten(2).mT).mean(1))
+        scores: Tensor = self.head(self.encoder(self.patches(x).flatten(2).mT).mean(1))
+        return scores
 
 
 class Last(nn.Module):
@@ -93,7 +100,8 @@ class Last(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, steps, 16) to (batch, 4)."""
-        return self.head(self.layer(x)[0][:, -1])
+        outputs: Tensor = self.head(self.layer(x)[0][:, -1])
+        return outputs
 
 
 def _temporal() -> nn.Module:
@@ -118,8 +126,14 @@ def _residual() -> nn.Module:
 def _bert(width: int, layers: int, tokens: int, tasks: int, batch: int, masked: bool) -> Brought:
     from transformers import BertConfig, BertModel
 
-    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
-    base: nn.Module = BertModel(BertConfig(vocab_size=1000, intermediate_size=4 * width, **sizes), False)
+    config = BertConfig(
+        vocab_size=1000,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+    )
+    base: nn.Module = BertModel(config, add_pooling_layer=False)
     base.eval().requires_grad_(False)
     ids = torch.randint(1000, (tasks, batch, tokens))
     kwargs: dict[str, Any] = {"return_dict": False}
@@ -129,28 +143,14 @@ def _bert(width: int, layers: int, tokens: int, tasks: int, batch: int, masked: 
     return Brought(base, (ids,), kwargs, ["*.query.weight", "*.value.weight"])
 
 
-def _conv4() -> nn.Module:
-    from weightloom.apps.bench.contests import conv4
-
-    return conv4()
-
-
-def _cnn() -> nn.Module:
-    from weightloom.apps.bench.workloads import cnn
-
-    return cnn()
-
-
 BASES: dict[str, Callable[[], Brought]] = {
-    "regressor": lambda: Brought(mlp([1, 64, 64, 1]), (torch.randn(32, 16, 1),)),
     "actor, a row a task": lambda: Brought(mlp([17, 256, 256, 6]), (torch.randn(256, 1, 17),)),
     "wide MLP": lambda: Brought(mlp([512] * 4), (torch.randn(16, 64, 512),)),
     "field": lambda: Brought(
         nn.Sequential(nn.Linear(2, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 3)),
         (torch.rand(16, 1024, 2),),
     ),
-    "CNN": lambda: Brought(_cnn(), (torch.randn(32, 8, 1, 16, 16),)),
-    "conv4": lambda: Brought(_conv4(), (torch.randn(8, 25, 1, 28, 28),)),
+    "conv4": lambda: Brought(conv4(), (torch.randn(8, 25, 1, 28, 28),)),
     "residual net": lambda: Brought(_residual(), (torch.randn(8, 8, 3, 32, 32),)),
     "temporal convolutions": lambda: Brought(_temporal(), (torch.randn(16, 8, 8, 128),)),
     "decoder": lambda: Brought(_decoder(), (torch.randn(16, 8, 16),)),
@@ -164,58 +164,65 @@ BASES: dict[str, Callable[[], Brought]] = {
 FORMS: dict[str, Form] = {"Full": Full(), "LowRank(4)": LowRank(4), "FiLM": FiLM(), "Template(4)": Template(4)}
 
 
-def steps_of(name: str, form: str, learns: bool = True) -> tuple[dict[str, Callable[[], object]], str]:
-    """Build a cell: a step for ``auto`` and for each engine that runs it, and which engine ``auto`` chose."""
+def cells(learns: bool = True) -> Iterator[Contest]:
+    """Every base with every form: ``auto`` against the engines that run it."""
+    for base in BASES:
+        if base.startswith("BERT") and find_spec("transformers") is None:
+            continue
+        for form in FORMS:
+            yield cell(base, form, learns)
+
+
+def cell(base: str, form: str, learns: bool = True) -> Contest:
+    """One base with one form.
+
+    Args:
+        base: A name of `BASES`.
+        form: A name of `FORMS`.
+        learns: Forward and backward; otherwise forward only.
+    """
     torch.manual_seed(0)
-    brought = BASES[name]()
-    base, its = brought.base, FORMS[form]
-    forms = choose_forms(base, brought.generate, its)
-    tasks = len(brought.inputs[0])
-    factors: dict[str, dict[str, Tensor]] = {}
-    shared: dict[str, dict[str, Tensor]] = {}
-    for key, chosen in forms.items():
-        shape = tuple(base.get_parameter(key).shape)
-        size = {n: (0.05 * torch.randn(tasks, *s)).requires_grad_(learns) for n, s in chosen.factor_shapes(shape).items()}
-        factors[key] = size
-        shared[key] = {n: v.requires_grad_(learns) for n, v in chosen.shared(shape).items()}
-    leaves = [leaf for parts in (*factors.values(), *shared.values()) for leaf in parts.values()]
-    leaves += [p for n, p in base.named_parameters() if p.requires_grad and learns and _used(base, n, forms)]
+    brought = BASES[base]()
+    params = _Generated(brought, FORMS[form], learns)
 
     def step(run: PerTask) -> object:
-        params = Params({n: f.value(base.get_parameter(n), factors[n], shared[n]) for n, f in forms.items()})
-        output = run(params, *brought.inputs, **brought.kwargs)
-        output = output if isinstance(output, Tensor) else output[0]
-        if not learns:
-            return output
-        return torch.autograd.grad(output.square().mean(), leaves)
-
-    steps: dict[str, Callable[[], object]] = {}
-    auto = per_task(base, shared=())
-    for engine in ("auto", *ENGINES):
-        run = per_task(base, shared=(), engine=engine)  # type: ignore[arg-type]
-        one = lambda run=run: step(run)  # noqa: E731
         with torch.set_grad_enabled(learns):
-            try:
-                one()
-            except (WeightloomError, RuntimeError) as error:
-                if engine == "auto":
-                    raise
-                print(f"    {engine}: {str(error)[:100]}")
-                continue
-        steps[engine] = _with_gradients(one, learns)
+            outputs = run(params.values(), *brought.inputs, **brought.kwargs)
+            outputs = outputs if isinstance(outputs, Tensor) else outputs[0]
+            return torch.autograd.grad(outputs.square().mean(), params.leaves) if learns else outputs
+
+    steps: dict[str, Step] = {"auto": partial(step, per_task(brought.base, shared=()))}
+    for engine in ENGINES:
+        its = partial(step, per_task(brought.base, shared=(), engine=engine))
+        try:
+            its()
+        except BatchingError:  # not by this engine
+            continue
+        steps[engine] = its
     with torch.set_grad_enabled(learns):
-        params = Params({n: f.value(base.get_parameter(n), factors[n], shared[n]) for n, f in forms.items()})
-        choice = auto.explain(params, *brought.inputs, **brought.kwargs)
-    return steps, str(choice)
+        choice = per_task(brought.base, shared=()).explain(params.values(), *brought.inputs, **brought.kwargs)
+    bars = (Bar("auto", BEST, "at most", 1.10),)
+    setting = "auto over the best engine" + ("" if learns else ", forward only")
+    return Contest(setting, steps, bars, label=f"{base}, {form}", chosen=choice.engine)
 
 
-def _used(base: nn.Module, name: str, forms: Any) -> bool:
-    return True
+class _Generated:
+    """Small random factors for what is generated, and all that gets a gradient."""
 
+    def __init__(self, brought: Brought, form: Form, learns: bool) -> None:
+        self.base, self.forms = brought.base, choose_forms(brought.base, brought.generate, form)
+        tasks = len(brought.inputs[0])
+        self.factors: dict[str, dict[str, Tensor]] = {}
+        self.shared: dict[str, dict[str, Tensor]] = {}
+        for name, its in self.forms.items():
+            shape = tuple(self.base.get_parameter(name).shape)
+            shapes = its.factor_shapes(shape).items()
+            self.factors[name] = {n: (0.05 * torch.randn(tasks, *s)).requires_grad_(learns) for n, s in shapes}
+            self.shared[name] = {n: value.requires_grad_(learns) for n, value in its.shared(shape).items()}
+        generated = [leaf for parts in (*self.factors.values(), *self.shared.values()) for leaf in parts.values()]
+        self.leaves = [*generated, *(p for p in self.base.parameters() if p.requires_grad)]
 
-def _with_gradients(step: Callable[[], object], learns: bool) -> Callable[[], object]:
-    def run() -> object:
-        with torch.set_grad_enabled(learns):
-            return step()
-
-    return run
+    def values(self) -> Params:
+        forms = self.forms.items()
+        own = self.base.get_parameter
+        return Params({n: its.value(own(n), self.factors[n], self.shared[n]) for n, its in forms})
