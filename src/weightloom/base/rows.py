@@ -21,6 +21,7 @@ from weightloom.base.row_rules import (
     numbers_of_rows,
     same_in_all,
 )
+from weightloom.base.sizes import FOLLOWED, SHAPED, Followed, follow, holds_batch
 from weightloom.forms.calls import WINDOW, prefers_built
 from weightloom.forms.factored import Factored
 from weightloom.replica.hot import no_type_check
@@ -43,8 +44,7 @@ class WatchRows(TorchFunctionMode):
         """Bytes of input or output, whichever is larger, of every convolution with a generated kernel."""
         self.reduces: str | None = None
         """A function that runs over the batch axis of rows, which is no question of what is known."""
-        self.sizes = False
-        """Whether the base read a size of something that has the batch on axis 0, or of something else."""
+        self._followed = Followed()
         self.kernels: set[str] = set()
         """Names of generated kernels that are held as factors and are quicker built."""
         self._names: dict[int, str] = {}
@@ -95,7 +95,10 @@ class WatchRows(TorchFunctionMode):
             several = said if isinstance(said, list | tuple) else [said]
             if any(axis is None or (isinstance(axis, int) and axis % tensors[0].ndim == 0) for axis in several):
                 self.reduces = f"`{getattr(func, '__name__', func)}` over the rows of a batch"
-        self.sizes = self.sizes or func in SIZES
+        if func in FOLLOWED and tensors and self.batch >= 0:
+            result = follow(result, self.is_row(tensors[0]), self.batch, args, self._followed)
+        elif func in SIZES or (func not in SHAPED and holds_batch((args, kwargs))):
+            self._followed.exact = True
         if self.mixes is None:
             self._judge(func, args, kwargs, result)
         elif any(id(tensor) in self._rows for tensor in tensors):  # what becomes of rows is followed all the same
@@ -112,7 +115,6 @@ class WatchRows(TorchFunctionMode):
             self.mixes = "a tensor that came about unseen"
             return
         if tensors and not results and (name == "__get__" or func in OF_THE_SHAPE):
-            self.sizes = self.sizes or func in SIZES
             if rows or func in OF_THE_SHAPE:
                 return
         if func in READ:
@@ -147,6 +149,11 @@ class WatchRows(TorchFunctionMode):
         """Whether a tensor that differs from task to task was computed by what cannot be watched."""
         seen = id(tensor) in self._rows or id(tensor) in self._others
         return not seen and not isinstance(tensor, Factored) and _differs_by_task(tensor)
+
+    @property
+    def sizes(self) -> bool:
+        """Whether the base compared a size, or read one that is another where tasks are folded."""
+        return self._followed.exact
 
     def is_row(self, value: Any) -> bool:
         """Whether a value has the batch as its first axis."""
