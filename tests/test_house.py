@@ -19,6 +19,7 @@ ROOMS = [
     *(
         "errors",
         "checkpoint",
+        "files",
         "params",
         "replica",
         "forms",

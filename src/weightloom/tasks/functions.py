@@ -8,10 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weightloom.errors import ConfigError, DataError
-from weightloom.tasks.data import needed_file
+from weightloom.files import FILES, needed_file
 from weightloom.tasks.tasks import Tasks, TaskSource
-
-MNIST_FILE = "mnist_20k_10k.npz"
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def load_mnist() -> tuple[Tensor, Tensor]:
     Source:
         LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998).
     """
-    path = needed_file("mnist", MNIST_FILE, "MNIST's file", "The images do not come with this library.")
+    path = needed_file(*FILES["mnist-functions"], "MNIST's file", "The images do not come with this library.")
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             train, test = file["train_images"], file["test_images"]

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from weightloom.apps.bench.config import PeersConfig
 from weightloom.errors import DataError
-from weightloom.tasks.data import searched_folders
+from weightloom.files import searched_folders
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "hypnettorch": ("hypnettorch==0.0.4", "matplotlib==3.10.8"),  # imported by its main networks, not declared
