@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from weightloom.errors import ConfigError, NonFiniteError
@@ -15,7 +14,9 @@ from weightloom.progress import TrainingProgress
 from weightloom.tasks import Tasks, TaskSource
 from weightloom.train.average import Average
 from weightloom.train.keep import History, Keeper, Row, resume_run
+from weightloom.train.optimiser import build_optimiser
 from weightloom.train.options import HasBlocks, TrainOptions
+from weightloom.train.processes import OneProcess, Processes, seed_chance
 from weightloom.train.signals import agreed, agreed_signal, collected_signals
 
 
@@ -28,7 +29,7 @@ def train(
     run: Path | None = None,
     resume: bool = False,
     evaluate: Callable[[int], Row] | None = None,
-    fabric: Fabric | None = None,
+    fabric: Processes | None = None,
     quiet: bool = True,
     log_every: int = 10,
 ) -> History:
@@ -42,7 +43,7 @@ def train(
         run: A folder for ``metrics.jsonl`` and ``checkpoints/last.safetensors``. None keeps nothing.
         resume: Go on from the checkpoint in ``run``.
         evaluate: Called with the number of steps done, on the first process only; the row it returns is logged.
-        fabric: Devices and processes; already launched. None means one process on the CPU.
+        fabric: Devices and processes: a launched ``Fabric``, or `OneProcess`. None means one process on the CPU.
         quiet: Show no progress.
         log_every: Steps between rows of the history.
 
@@ -55,7 +56,7 @@ def train(
         ConfigError: If the tasks of a step cannot be dealt out evenly over the processes, or a model without blocks is
             to be trained in turns.
     """
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    fabric = fabric or OneProcess()
     world, rank = fabric.world_size, fabric.global_rank
     if options.tasks % world:
         raise ConfigError(
@@ -65,12 +66,7 @@ def train(
     model.to(fabric.device)  # before anything is made that has to lie beside its parameters
     resting = _resting(model, options)
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [[p for p in trained if (p.ndim < 2) == plain] for plain in (True, False)]
-    decays = (0.0, options.weight_decay)
-    optimiser = torch.optim.AdamW(
-        [{"params": group, "weight_decay": decay} for group, decay in zip(groups, decays, strict=True) if group],
-        lr=options.outer_lr,
-    )
+    optimiser = build_optimiser(trained, options.outer_lr, options.weight_decay)
     average = Average(model, options.average)
     history, first = History(), 0
     if resume:
@@ -87,7 +83,7 @@ def train(
         for step in range(first, options.steps):
             # One seed per step: no generator's state needs to survive a kill.
             generator.manual_seed((options.seed << 32) + step)
-            torch.manual_seed((options.seed << 32) + step + (rank << 24))
+            seed_chance((options.seed << 32) + step + (rank << 24), fabric.device)
             tasks = fabric.to_device(source.sample(options.tasks, generator).take(slice(rank, None, world)))
             engine.train()
             losses = engine(_Held(tasks))
@@ -100,7 +96,8 @@ def train(
                 what = f"loss is {value} for tasks {bad}{_spoilt_data(tasks)}"
                 what = what if bad else "loss of another process is not finite"
                 raise NonFiniteError(_not_finite(what, step, keeper.kept))
-            fabric_optimiser.zero_grad()
+            for parameter in parameters:
+                parameter.grad = None
             fabric.backward(loss)
             for parameter in resting(step):
                 parameter.grad = None  # what has no gradient is left alone by clipping and by the optimiser

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 import torch
-from lightning_fabric import Fabric
+
+from weightloom.train.processes import Processes
 
 
 @contextmanager
@@ -31,16 +32,16 @@ def collected_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def agreed_signal(fabric: Fabric, caught: list[signal.Signals]) -> signal.Signals | None:
+def agreed_signal(fabric: Processes, caught: list[signal.Signals]) -> signal.Signals | None:
     """Return the signal that any process caught, so that all stop after the same step."""
     own = int(caught[0]) if caught else 0
     if fabric.world_size > 1:
         worst = fabric.all_reduce(torch.tensor(own), reduce_op="max")
-        own = int(worst)  # type: ignore[arg-type]
+        own = int(worst)
     return signal.Signals(own) if own else None
 
 
-def agreed(fabric: Fabric, well: bool) -> bool:
+def agreed(fabric: Processes, well: bool) -> bool:
     """Say whether all is well with every process, so that none waits for one that gave up."""
     if fabric.world_size > 1:
         well = bool(fabric.all_reduce(torch.tensor(float(well)), reduce_op="min"))
