@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from weightloom.errors import ConfigError, NonFiniteError
 from weightloom.losses import TaskLoss
 from weightloom.progress import TrainingProgress
-from weightloom.tasks import Tasks, TaskSource
+from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
 from weightloom.train.average import Average
 from weightloom.train.keep import History, Keeper, Row, resume_run
 from weightloom.train.optimiser import build_optimiser
 from weightloom.train.options import HasBlocks, TrainOptions
 from weightloom.train.processes import OneProcess, Processes, seed_chance
-from weightloom.train.signals import agreed, agreed_signal, collected_signals
+from weightloom.train.signals import agreed, collected_signals
 
 
 def train(
@@ -75,7 +75,8 @@ def train(
         history, first = resume_run(run, model, optimiser, average)
     parameters = list(model.parameters())
     engine, fabric_optimiser = fabric.setup(_Unconverted(model), optimiser)
-    generator = torch.Generator()
+    generator, draw = torch.Generator(), draw_share(source, slice(rank, None, world) if world > 1 else ALL)
+    engine.train()
     keeper = Keeper(run if rank == 0 else None, model, optimiser, history, average)
     before_s, start_s = history.wall_time_s, time.monotonic()
 
@@ -84,14 +85,14 @@ def train(
             # One seed per step: no generator's state needs to survive a kill.
             generator.manual_seed((options.seed << 32) + step)
             seed_chance((options.seed << 32) + step + (rank << 24), fabric.device)
-            tasks = fabric.to_device(source.sample(options.tasks, generator).take(slice(rank, None, world)))
-            engine.train()
+            tasks = fabric.to_device(draw(options.tasks, generator))
             losses = engine(_Held(tasks))
             if loss_per_task is not None:
                 losses = loss_per_task(losses, tasks.query_y)
             loss = losses.mean()
             value = loss.item()
-            if not agreed(fabric, math.isfinite(value)):
+            well, stop = agreed(fabric, math.isfinite(value), caught)
+            if not well:
                 bad = (~losses.isfinite()).nonzero().flatten().tolist()
                 what = f"loss is {value} for tasks {bad}{_spoilt_data(tasks)}"
                 what = what if bad else "loss of another process is not finite"
@@ -121,7 +122,8 @@ def train(
                 if row:
                     progress.evaluated(row.get("score_name", "score"), row["validation_score"])
                     keeper.log({"step": done, **row})
-            history.stopped_by = agreed_signal(fabric, caught)
+                engine.train()
+            history.stopped_by = caught[0] if caught and world == 1 else stop  # others hear of it in the next step
             if history.stopped_by or done % options.checkpoint_every == 0 or done == options.steps:
                 keeper.keep(done)
             if history.stopped_by:

@@ -32,17 +32,12 @@ def collected_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def agreed_signal(fabric: Processes, caught: list[signal.Signals]) -> signal.Signals | None:
-    """Return the signal that any process caught, so that all stop after the same step."""
-    own = int(caught[0]) if caught else 0
-    if fabric.world_size > 1:
-        worst = fabric.all_reduce(torch.tensor(own), reduce_op="max")
-        own = int(worst)
-    return signal.Signals(own) if own else None
+def agreed(fabric: Processes, well: bool, caught: list[signal.Signals]) -> tuple[bool, signal.Signals | None]:
+    """Say whether all is well with every process, and which signal any of them has caught: one exchange a step.
 
-
-def agreed(fabric: Processes, well: bool) -> bool:
-    """Say whether all is well with every process, so that none waits for one that gave up."""
+    So none waits for one that gave up, and all stop after the same step.
+    """
+    bad, number = float(not well), float(caught[0]) if caught else 0.0
     if fabric.world_size > 1:
-        well = bool(fabric.all_reduce(torch.tensor(float(well)), reduce_op="min"))
-    return well
+        bad, number = fabric.all_reduce(torch.tensor([bad, number]), reduce_op="max").tolist()
+    return not bad, signal.Signals(int(number)) if number else None
