@@ -123,7 +123,9 @@ def train(
                     progress.evaluated(row.get("score_name", "score"), row["validation_score"])
                     keeper.log({"step": done, **row})
                 engine.train()
-            history.stopped_by = caught[0] if caught and world == 1 else stop  # others hear of it in the next step
+            if world == 1 or done == options.steps:  # others hear of what was caught since in the next step
+                _, stop = agreed(fabric, True, caught)
+            history.stopped_by = stop
             if history.stopped_by or done % options.checkpoint_every == 0 or done == options.steps:
                 keeper.keep(done)
             if history.stopped_by:
