@@ -5,6 +5,8 @@ Out:  `Tasks`, every tensor with a leading tasks axis.
 Knows nothing of networks.
 """
 
+from weightloom.tasks.augment import Among as Among
+from weightloom.tasks.augment import Change as Change
 from weightloom.tasks.augment import Colour as Colour
 from weightloom.tasks.augment import Crop as Crop
 from weightloom.tasks.augment import CutOut as CutOut
