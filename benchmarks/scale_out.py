@@ -91,16 +91,9 @@ class ClockedProcesses:
         optimizers[0].register_step_post_hook(lambda *_: self.clock.stop("clipping and optimiser"))
         return self.processes.setup(module, *optimizers)
 
-    def all_reduce(self, data: Any, group: Any = None, reduce_op: str | None = "mean") -> Any:
-        """Agree; until here it was forward."""
-        self.clock.stop("forward")
-        reduced = self.processes.all_reduce(data, group, reduce_op)
-        self.clock.stop("agreeing")
-        return reduced
-
     def backward(self, tensor: torch.Tensor) -> None:
         """Differentiate, and exchange gradients."""
-        self.clock.stop("forward" if self.processes.world_size == 1 else "between")
+        self.clock.stop("forward")
         self.processes.backward(tensor)
         self.clock.stop("backward")
 
@@ -118,7 +111,7 @@ def serve_profile(way: str, out: Path) -> None:
     )
     begun, cpu = ([b - a for a, b in pairwise(ends)] for ends in (clock.parts.pop("begun"), clock.parts.pop("cpu")))
     parts = {part: median(times[WARM:]) for part, times in clock.parts.items()}
-    parts["rest"] = median(begun[WARM:]) - sum(parts.values()) + parts.pop("between", 0.0)
+    parts["rest"] = median(begun[WARM:]) - sum(parts.values())
     if processes.global_rank == 0:
         out.write_text(json.dumps({"step": median(begun[WARM:]), "cpu": median(cpu[WARM:]), **parts}))
 

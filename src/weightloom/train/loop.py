@@ -12,12 +12,13 @@ from weightloom.errors import ConfigError, NonFiniteError
 from weightloom.losses import TaskLoss
 from weightloom.progress import TrainingProgress
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
+from weightloom.train.agreement import Agreement
 from weightloom.train.average import Average
 from weightloom.train.keep import History, Keeper, Row, resume_run
 from weightloom.train.optimiser import build_optimiser
 from weightloom.train.options import HasBlocks, TrainOptions
 from weightloom.train.processes import OneProcess, Processes, seed_chance
-from weightloom.train.signals import agreed, collected_signals
+from weightloom.train.signals import collected_signals
 
 
 def train(
@@ -74,7 +75,8 @@ def train(
             raise ConfigError("`resume=True` without `run`. There is no folder to go on from. Pass `run=Path(...)`.")
         history, first = resume_run(run, model, optimiser, average)
     parameters = list(model.parameters())
-    engine, fabric_optimiser = fabric.setup(_Unconverted(model), optimiser)
+    agreement = Agreement(fabric) if world > 1 else None
+    engine, fabric_optimiser = fabric.setup(_Unconverted(model, agreement), optimiser)
     generator, draw = torch.Generator(), draw_share(source, slice(rank, None, world) if world > 1 else ALL)
     engine.train()
     keeper = Keeper(run if rank == 0 else None, model, optimiser, history, average)
@@ -91,15 +93,19 @@ def train(
                 losses = loss_per_task(losses, tasks.query_y)
             loss = losses.mean()
             value = loss.item()
-            well, stop = agreed(fabric, math.isfinite(value), caught)
+            well, stop = math.isfinite(value), None
+            for parameter in parameters:
+                parameter.grad = None
+            if agreement:
+                fabric.backward(loss + agreement.tell(well, caught))
+                well, stop = agreement.heard()
             if not well:
                 bad = (~losses.isfinite()).nonzero().flatten().tolist()
                 what = f"loss is {value} for tasks {bad}{_spoilt_data(tasks)}"
                 what = what if bad else "loss of another process is not finite"
                 raise NonFiniteError(_not_finite(what, step, keeper.kept))
-            for parameter in parameters:
-                parameter.grad = None
-            fabric.backward(loss)
+            if not agreement:
+                fabric.backward(loss)
             for parameter in resting(step):
                 parameter.grad = None  # what has no gradient is left alone by clipping and by the optimiser
             norm = nn.utils.clip_grad_norm_(parameters, options.clip_norm).item()
@@ -123,8 +129,10 @@ def train(
                     progress.evaluated(row.get("score_name", "score"), row["validation_score"])
                     keeper.log({"step": done, **row})
                 engine.train()
-            if world == 1 or done == options.steps:  # others hear of what was caught since in the next step
-                _, stop = agreed(fabric, True, caught)
+            if not agreement:
+                stop = caught[0] if caught else None
+            elif done == options.steps:
+                stop = agreement.settle(caught)
             history.stopped_by = stop
             if history.stopped_by or done % options.checkpoint_every == 0 or done == options.steps:
                 keeper.keep(done)
@@ -159,9 +167,9 @@ class _Held:
 class _Unconverted(nn.Module):
     """Give a model its tasks as they are: half precision is for what networks compute, not for what tasks say."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, agreement: nn.Module | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.agreement = model, agreement
 
     def forward(self, held: _Held) -> Tensor:
         outputs: Tensor = self.model(held.tasks)
