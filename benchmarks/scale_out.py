@@ -5,27 +5,140 @@
 Every process has one thread. The tasks of a step are the same however many processes share them, so after a few steps
 the parameters must be those of one process but for rounding; the record holds how far apart they are. Later, training
 carries the smallest difference apart, as it does between two orders of one sum.
+
+The profile has the parts of a step in CPU time, which other work on the machine stretches little: of one process, of
+two, of two at once that know nothing of each other and have half of the tasks each, which is what these cores would
+give if nothing had to be exchanged, and of one such alone, which has the caches for itself.
 """
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
+import time
+from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+import torch
+
+from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.problems import problem_of
+from weightloom.apps.fewshot.run import launch
 from weightloom.checkpoint import load_tensors
 from weightloom.records import environment, read_record, write_record
+from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
+from weightloom.train import Processes, TrainOptions, train
 
 OPTIONS = ["--data", "sinusoid", "--tasks", "256", "--test-tasks", "20", "--comparators", "--quiet"]
 FEW = 10
 """Steps after which parameters are compared."""
 WAYS = {"1 process": [], "2 processes": ["--devices", "2"], "2 machines, played by torchrun": ["--nodes", "2"]}
+TASKS, PROFILED, WARM = 256, 100, 10
+"""Tasks of a step; steps of a profile, of which the first few are not counted."""
+STEPS = 300
+"""Steps of a training whose speed is measured."""
+ONE, TWO, APART, HALF = "1 process", "2 processes", "2 apart, half of the tasks each", "1 with half of the tasks"
 
 
-def run_once(way: str, folder: Path, port: int, steps: int = 600) -> float:
+class Clock:
+    """CPU milliseconds of each part of each step, and the times at which steps began."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[float]] = defaultdict(list)
+        self.begun: list[tuple[float, float]] = []
+        self.last = 0.0
+
+    def start(self) -> None:
+        """Begin a step."""
+        self.begun.append((1000 * time.perf_counter(), 1000 * time.process_time()))
+        self.last = time.process_time()
+
+    def stop(self, part: str) -> None:
+        """End a part, and begin another."""
+        now = time.process_time()
+        self.parts[part].append(1000 * (now - self.last))
+        self.last = now
+
+
+class ClockedSource(TaskSource):
+    """A source whose drawing is clocked; a step begins with it."""
+
+    def __init__(self, source: TaskSource, clock: Clock) -> None:
+        self.source, self.clock = source, clock
+
+    def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
+        """Draw as the source does."""
+        self.clock.start()
+        drawn = draw_share(self.source, share)(tasks, generator)
+        self.clock.stop("drawing")
+        return drawn
+
+
+class ClockedProcesses:
+    """Processes whose parts of a step are clocked."""
+
+    def __init__(self, processes: Processes, clock: Clock) -> None:
+        self.processes, self.clock = processes, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.processes, name)
+
+    def setup(self, module: torch.nn.Module, *optimizers: torch.optim.Optimizer) -> Any:
+        """Set up, and look at the clock after every step of the optimiser."""
+        optimizers[0].register_step_post_hook(lambda *_: self.clock.stop("clipping and optimiser"))
+        return self.processes.setup(module, *optimizers)
+
+    def backward(self, tensor: torch.Tensor) -> None:
+        """Differentiate, and exchange gradients."""
+        self.clock.stop("forward")
+        self.processes.backward(tensor)
+        self.clock.stop("backward")
+
+
+def serve_profile(way: str, out: Path) -> None:
+    """Train for some steps as one of the processes of a way, and write the milliseconds of each part."""
+    tasks = TASKS // 2 if way in (APART, HALF) else TASKS
+    config = FewShotConfig("sinusoid", tasks=tasks, devices=2 if way == TWO else 1).resolved()
+    processes, problem, clock = launch(config), problem_of(config), Clock()
+    torch.manual_seed(0)
+    learner = problem.learner(config.method)
+    options = TrainOptions(steps=PROFILED, tasks=tasks)
+    train(
+        learner, ClockedSource(problem.train_source(), clock), None, options, fabric=ClockedProcesses(processes, clock)
+    )
+    wall, cpu = (median(b - a for a, b in pairwise(times[WARM:])) for times in zip(*clock.begun, strict=True))
+    parts = {part: median(times[WARM:]) for part, times in clock.parts.items()}
+    if processes.global_rank == 0:
+        out.write_text(json.dumps({"step": cpu, **parts, "rest": cpu - sum(parts.values()), "on the clock": wall}))
+
+
+def profile(repeats: int) -> dict[str, Any]:
+    """Milliseconds of a step and of its parts, medians over steps, of the quickest repeat; the ways take turns."""
+    found: dict[str, list[dict[str, float]]] = {ONE: [], TWO: [], APART: [], HALF: []}
+    with tempfile.TemporaryDirectory() as scratch:
+        for repeat in range(repeats):
+            for number, way in enumerate(found):
+                outs = [Path(scratch) / f"{repeat}-{number}-{part}" for part in range(2 if way == APART else 1)]
+                here = {**os.environ, "OMP_NUM_THREADS": "1"}
+                commands = [[sys.executable, __file__, "--serve", way, "--record", str(out)] for out in outs]
+                parts = [subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL) for command in commands]
+                for part in parts:
+                    assert part.wait() == 0, shlex.join(part.args)
+                found[way] += [json.loads(out.read_text()) for out in outs]
+    ms = {way: min(own, key=lambda one: one["on the clock"]) for way, own in found.items()}
+    ms[TWO]["exchange"] = ms[TWO]["backward"] - ms[APART]["backward"]
+    ms[TWO]["backward"] = ms[APART]["backward"]
+    ratios = {kind: {way: ms[ONE][kind] / own[kind] for way, own in ms.items()} for kind in ("step", "on the clock")}
+    return {"ms": ms, "ratios": ratios}
+
+
+def run_once(way: str, folder: Path, port: int, steps: int = STEPS) -> float:
     """Train and return the tasks trained on per second."""
     typed = ["weightloom", "fewshot", *OPTIONS, "--steps", str(steps), *WAYS[way], "--run", str(folder)]
     here = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -53,7 +166,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--serve", choices=(ONE, TWO, APART, HALF), help="train for a profile, written to the record")
     known = parser.parse_args()
+    if known.serve:
+        serve_profile(known.serve, known.record)
+        return
+    profiled = profile(known.repeats)
+    for way, parts in profiled["ms"].items():
+        print(f"{way}: {', '.join(f'{part} {ms:.2f}' for part, ms in parts.items())} ms", flush=True)
+        cpu, wall = (profiled["ratios"][kind][way] for kind in ("step", "on the clock"))
+        print(f"  {cpu:.2f} times as quick as 1 process in CPU time, {wall:.2f} on the clock", flush=True)
     speeds: dict[str, list[float]] = {way: [] for way in WAYS}
     apart: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -65,9 +187,9 @@ def main() -> None:
             folder = Path(scratch) / f"few-{number}"
             run_once(way, folder, 29900 + number, FEW)
             apart[way] = furthest(Path(scratch) / "few-0", folder)
-    one = median(speeds["1 process"])
+    one = max(speeds["1 process"])
     rows = {
-        way: {"tasks_per_s": median(s), "per_repeat": s, "ratio": median(s) / one, "apart": apart[way]}
+        way: {"tasks_per_s": max(s), "per_repeat": s, "ratio": max(s) / one, "apart": apart[way]}
         for way, s in speeds.items()
     }
     write_record(
@@ -81,9 +203,14 @@ def main() -> None:
                 for way, row in rows.items()
             ],
             "speeds": rows,
+            "profile": profiled,
             "cost": {**environment(), "cores": os.cpu_count()},
             "notes": f"`apart` is the largest difference between parameters and those of one process after {FEW} "
-            "steps, relative to the largest number of each tensor. Both machines are this one, and share its cores.",
+            "steps, relative to the largest number of each tensor. Both machines are this one, and share its cores. "
+            "Speeds are those of the quickest repeat, as other work on the machine only slows it. "
+            "The profile is in CPU milliseconds of one process. `exchange` is what backward takes longer than where "
+            "nothing is exchanged. Not split are drawing, clipping and optimiser, exchange, and in forward and "
+            "backward what does not grow with the tasks.",
         },
     )
     for way, row in rows.items():

@@ -19,6 +19,7 @@ ROOMS = [
     *(
         "errors",
         "checkpoint",
+        "files",
         "params",
         "replica",
         "forms",
@@ -112,6 +113,34 @@ def test_help_takes_little_work():
     times = [[processor_s(*words)[0] for _ in range(3)] for words in (("-m", "weightloom", "--help"), ("-c", "pass"))]
     assert processor_s("-m", "weightloom", "--help")[1].startswith("weightloom: networks that generate")
     assert min(times[0]) < 15 * min(times[1])
+
+
+def test_lists_are_shown_without_torch():
+    code = "import sys; from weightloom.cli import main; main(['list']); print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "False"
+
+
+FIRST_STEP = """
+import sys
+from weightloom.cli import main
+from weightloom.progress import TrainingProgress
+HEAVY = {
+    "lightning_fabric", "torchmetrics", "sklearn", "scipy", "pandas", "matplotlib", "plotly", "PIL", "transformers",
+    "keras", "gymnasium", "sympy", "torch._dynamo", "torch._inductor",
+}
+def after_a_step(self, step, loss):
+    print(step, sorted(HEAVY & {*sys.modules}))
+    raise SystemExit
+TrainingProgress.step = after_a_step
+main(["fewshot", "--data", "sinusoid", "--quiet"])
+"""
+
+
+def test_the_first_step_of_a_run_is_taken_before_anything_heavy_is_imported(tmp_path):
+    """Fabric, metrics, pictures and torch's compiler each take longer to import than torch itself, or than the step."""
+    ran = subprocess.run([sys.executable, "-c", FIRST_STEP], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ran.stdout.strip() == "1 []"
 
 
 def test_every_public_name_is_there_and_comes_from_its_room():

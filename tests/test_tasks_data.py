@@ -18,18 +18,17 @@ import pytest
 import torch
 
 from weightloom.errors import ConfigError, DataError, MissingExtraError, ShapeError
+from weightloom.files import find_file, searched_folders
 from weightloom.tasks import omniglot
 from weightloom.tasks.data import (
     ClassPool,
     class_groups,
     digits_split,
-    find_file,
     lake_split,
     load_digits,
     load_omniglot,
     omniglot_split,
     rotated,
-    searched_folders,
 )
 
 REAL = Path(os.environ.get("WEIGHTLOOM_DATA") or "/nowhere").expanduser() / "omniglot"

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from weightloom.errors import ConfigError, DataError, MissingExtraError
+from weightloom.files import searched_folders
 from weightloom.tasks import ClassTasks, load_intent_pool, load_intents, sentence_features, text
-from weightloom.tasks.data import searched_folders
 
 REAL = Path(os.environ.get("WEIGHTLOOM_DATA") or "/nowhere").expanduser()
 CLINC = """\

@@ -229,6 +229,14 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
     assert len(json.loads((tmp_path / "2" / "world.json").read_text())) == 2
 
 
+def test_a_signal_for_one_process_stops_both_after_the_same_step(tmp_path):
+    script = Path(__file__).parent / "two_processes.py"
+    done = subprocess.run([sys.executable, str(script), str(tmp_path), "stopped"], capture_output=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "stopped.json").read_text()) == signal.SIGTERM
+    assert load_tensors(tmp_path / "checkpoints" / "last.safetensors")[1]["step"] == 3
+
+
 def test_a_loss_without_a_number_in_one_process_ends_both(tmp_path):
     script = Path(__file__).parent / "two_processes.py"
     done = subprocess.run(

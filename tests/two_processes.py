@@ -1,6 +1,8 @@
 """Train on CPU processes, on two of them as ``python two_processes.py FOLDER``. Used by test_train.py."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +28,19 @@ class Spoilt(TaskSource):
         return drawn
 
 
+class Stopped(TaskSource):
+    """The second process gets a signal while it draws for its third step."""
+
+    def __init__(self):
+        self.source, self.seen = SinusoidTasks(shots=5, queries=10), 0
+
+    def sample(self, tasks, generator):
+        self.seen += 1
+        if self.seen == 3 and os.environ.get("LOCAL_RANK") == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.source.sample(tasks, generator)
+
+
 def run(devices, folder, source=None):
     from test_train import Model
 
@@ -37,14 +52,16 @@ def run(devices, folder, source=None):
     model.base[2].p = 0.0  # chance inside the network differs between processes, on purpose; not here
     options = TrainOptions(steps=6, tasks=4, warmup_steps=2, outer_lr=1e-2)
     source = source or SinusoidTasks(shots=5, queries=10)
-    train(model, source, mse_per_task, options, run=folder, fabric=fabric)
+    history = train(model, source, mse_per_task, options, run=folder, fabric=fabric)
     ranks = fabric.all_gather(torch.tensor(fabric.global_rank)).flatten().tolist()
     if fabric.global_rank == 0:
         (folder / "world.json").write_text(json.dumps(ranks))
+        (folder / "stopped.json").write_text(json.dumps(history.stopped_by))
     if devices > 1:
         torch.distributed.destroy_process_group()  # its threads would be cut off at the end
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    run(2, Path(sys.argv[1]), Spoilt() if "spoilt" in sys.argv else None)
+    source = Spoilt() if "spoilt" in sys.argv else Stopped() if "stopped" in sys.argv else None
+    run(2, Path(sys.argv[1]), source)

@@ -7,6 +7,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+BAR_EVERY_S = 0.1
+"""Seconds between movements of a bar."""
+
 
 class TrainingProgress:
     """Loss, speed and time left; a bar that moves on a terminal, a line every few seconds elsewhere.
@@ -48,13 +51,17 @@ class TrainingProgress:
 
     def step(self, step: int, loss: float) -> None:
         """Say that ``step`` steps are done and what the loss was."""
+        if self.quiet:
+            return
         now = time.monotonic()
+        if now - self.last_s < (BAR_EVERY_S if self.bar else self.every_s) and step < self.steps:
+            return
+        self.last_s = now
         speed = (step - self.first) / max(now - self.start_s, 1e-9)
         facts = f"loss {loss:.4g}  {speed:.1f} steps/s{self.note}"
         if self.bar:
             self.bar.update(self.task, completed=step, facts=facts)
-        elif not self.quiet and (now - self.last_s >= self.every_s or step == self.steps):
-            self.last_s = now
+        else:
             left = (self.steps - step) / max(speed, 1e-9)
             print(f"step {step}/{self.steps}  {facts}  {left:.0f} s left", file=sys.stderr, flush=True)
 

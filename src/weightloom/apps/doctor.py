@@ -6,7 +6,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -14,8 +13,7 @@ import weightloom
 from weightloom.apps.fewshot.presets import DATA, FITS, METHODS, PRESETS
 from weightloom.apps.rl.presets import METHODS as AGENTS
 from weightloom.apps.rl.presets import RUNS
-from weightloom.tasks import cifar_fs, functions, growth, omniglot, spoken
-from weightloom.tasks.data import find_file, searched_folders
+from weightloom.files import FILES, find_file, searched_folders
 
 PACKAGES = (
     *("weightloom", "torch", "numpy", "lightning-fabric", "torchmetrics", "safetensors", "plotly"),
@@ -24,20 +22,10 @@ PACKAGES = (
 )
 
 
-FILES = {
-    "omniglot": ("omniglot", omniglot.FILE),
-    "omniglot-alphabets": ("omniglot", omniglot.FILE),
-    "cifar-fs": (cifar_fs.FOLDER, cifar_fs.FILE),
-    "spoken-digits": (spoken.FOLDER, spoken.FILE),
-    "intents": ("clinc150", "clinc150.csv.gz"),
-    "growth-curves": ("growth_curves", growth.FILE),
-    "mnist-functions": ("mnist", functions.MNIST_FILE),
-}
-"""Folder and file of each set that does not come with a dependency."""
-
-
 def print_doctor() -> None:
     """Print versions, threads, devices and the data found."""
+    import torch  # takes longer than all that `weightloom list` does
+
     table = Table("what", "found", show_header=False)
     table.add_row("python", f"{platform.python_version()} ({sys.executable})")
     for package in PACKAGES:

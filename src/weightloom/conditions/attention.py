@@ -66,7 +66,9 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
-            return (*torch.autograd.grad(ctx.read, ctx.inside, grad, retain_graph=True), None)
+            with torch.enable_grad():
+                weighted = (ctx.read * grad).sum()  # handed over by itself, `grad` would make torch import sympy
+            return (*torch.autograd.grad(weighted, ctx.inside, retain_graph=True), None)
         q, k, v, mask = ctx.saved_tensors
         shares = _shares(q, k, mask)
         of_shares = grad @ v.mT

@@ -5,6 +5,8 @@ Out:  `Tasks`, every tensor with a leading tasks axis.
 Knows nothing of networks.
 """
 
+from weightloom.tasks.augment import Among as Among
+from weightloom.tasks.augment import Change as Change
 from weightloom.tasks.augment import Colour as Colour
 from weightloom.tasks.augment import Crop as Crop
 from weightloom.tasks.augment import CutOut as CutOut
@@ -45,9 +47,11 @@ from weightloom.tasks.spoken import spectrograms as spectrograms
 from weightloom.tasks.spoken import spoken_split as spoken_split
 from weightloom.tasks.table import TableTasks as TableTasks
 from weightloom.tasks.table import load_table as load_table
+from weightloom.tasks.tasks import ALL as ALL
 from weightloom.tasks.tasks import Skipped as Skipped
 from weightloom.tasks.tasks import Tasks as Tasks
 from weightloom.tasks.tasks import TaskSource as TaskSource
+from weightloom.tasks.tasks import draw_share as draw_share
 from weightloom.tasks.text import TextSet as TextSet
 from weightloom.tasks.text import load_intent_pool as load_intent_pool
 from weightloom.tasks.text import load_intents as load_intents

@@ -1,7 +1,9 @@
 """Images changed at random, for meta-training: more of what a class can look like than the pool holds."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,49 @@ from weightloom.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Jitter:
+class Among:
+    """Images that are some of many: chance is drawn for the many, so that each changes as it would among all."""
+
+    count: int
+    """How many there are in all."""
+    rows: Tensor
+    """Which of them are here, in order."""
+
+    @classmethod
+    def tasks(cls, tasks: int, share: slice, each: int) -> "Among":
+        """The images of a share of some tasks, of ``each`` images."""
+        return cls(tasks * each, torch.arange(tasks * each).view(tasks, each)[share].flatten())
+
+
+class Change(ABC):
+    """A change of images that is drawn for each of them; of some among many it changes only these."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
+        """Change images (images, channels, height, width); ``among`` says which they are, None that they are all."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether it can take ``among``."""
+        return True
+
+
+def takes_share(augment: Any) -> bool:
+    """Whether images can be changed by a share of them: nothing is done, or a `Change` does it."""
+    return augment is None or (isinstance(augment, Change) and augment.shares)
+
+
+def _count(images: Tensor, among: Among | None) -> int:
+    return among.count if among else len(images)
+
+
+def _own(drawn: Tensor, among: Among | None, axis: int = 0) -> Tensor:
+    """What was drawn for the images that are here."""
+    return drawn.index_select(axis, among.rows) if among else drawn
+
+
+@dataclass(frozen=True)
+class Jitter(Change):
     """Turn, scale, shear and shift each image a little, each differently; what was outside is 0.
 
     Example:
@@ -22,9 +66,9 @@ class Jitter:
     strength: float
     """0 leaves images as they are; 1 is up to 15 degrees, 15 %, 0.15 and a quarter of half the image."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
         """Change images (images, channels, height, width), float."""
-        draws = 2 * torch.rand(5, len(images), generator=generator) - 1
+        draws = _own(2 * torch.rand(5, _count(images, among), generator=generator) - 1, among, 1)
         angle, scale, shear, right, down = (draws * self.strength).unbind()
         angle, scale, shear = 0.25 * angle, 1 + 0.15 * scale, 0.15 * shear
         top = torch.stack([scale * angle.cos(), shear - angle.sin(), 0.25 * right], dim=1)
@@ -34,31 +78,36 @@ class Jitter:
 
 
 @dataclass(frozen=True)
-class InTurn:
+class InTurn(Change):
     """Several changes, one after the other."""
 
-    changes: tuple[Callable[[Tensor, torch.Generator], Tensor], ...]
+    changes: tuple[Callable[..., Tensor], ...]
     """Each as `Jitter`."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
         """Apply all of them."""
         for change in self.changes:
-            images = change(images, generator)
+            images = change(images, generator, *([among] if among else []))
         return images
+
+    @property
+    def shares(self) -> bool:
+        """Whether all of them can."""
+        return all(takes_share(change) for change in self.changes)
 
 
 @dataclass(frozen=True)
-class Flip:
+class Flip(Change):
     """Mirror half of the images left to right. For photographs; a mirrored character is another character."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
         """Change images (images, channels, height, width)."""
-        mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+        mirrored = _own(torch.rand(_count(images, among), 1, 1, 1, generator=generator), among) < 0.5
         return torch.where(mirrored, images.flip(-1), images)
 
 
 @dataclass(frozen=True)
-class Crop:
+class Crop(Change):
     """Shift each image by whole pixels, each differently; what was outside is mirrored or 0.
 
     Source:
@@ -70,7 +119,7 @@ class Crop:
     mirrored: bool = True
     """Whether what was outside mirrors what is inside; otherwise it is 0."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
         """Change images (images, channels, height, width).
 
         Raises:
@@ -83,22 +132,24 @@ class Crop:
                 f"Pass `pad` from 0 to {min(height, width) - 1}."
             )
         padded = pad(images, (self.pad,) * 4, mode="reflect" if self.mirrored else "constant")
-        down, right = torch.randint(2 * self.pad + 1, (2, len(images), 1), generator=generator)
+        shift = torch.randint(2 * self.pad + 1, (2, _count(images, among), 1), generator=generator)
+        down, right = _own(shift, among, 1)
         rows, columns = down + torch.arange(height), right + torch.arange(width)
         which, channel = torch.arange(len(images))[:, None, None, None], torch.arange(images.shape[1])[:, None, None]
         return padded[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 @dataclass(frozen=True)
-class Colour:
+class Colour(Change):
     """Change brightness, contrast and saturation of each image a little, each differently; values stay in 0 to 1."""
 
     strength: float = 0.4
     """Each of the three is multiplied by a factor from U(1 - strength, 1 + strength)."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
         """Change images (images, channels, height, width), float in 0 to 1; grey ones have no saturation to change."""
-        draws = 2 * torch.rand(3, len(images), 1, 1, 1, generator=generator, dtype=images.dtype) - 1
+        count = _count(images, among)
+        draws = _own(2 * torch.rand(3, count, 1, 1, 1, generator=generator, dtype=images.dtype) - 1, among, 1)
         brightness, contrast, saturation = (1 + self.strength * draws).unbind()
         images = (images * brightness).clamp(0, 1)
         images = images.mean((1, 2, 3), keepdim=True).lerp(images, contrast).clamp(0, 1)
@@ -106,7 +157,7 @@ class Colour:
 
 
 @dataclass(frozen=True)
-class Zoom:
+class Zoom(Change):
     """Cut a smaller square out of each image, anywhere in it, and enlarge it to the whole; each differently.
 
     Source:
@@ -116,10 +167,11 @@ class Zoom:
     smallest: float = 0.7
     """The side of the square is drawn from U(smallest, 1) of the image's."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
         """Change images (images, channels, height, width), float."""
-        side = self.smallest + (1 - self.smallest) * torch.rand(len(images), generator=generator)
-        right, down = (1 - side) * (2 * torch.rand(2, len(images), generator=generator) - 1)
+        count = _count(images, among)
+        side = self.smallest + (1 - self.smallest) * _own(torch.rand(count, generator=generator), among)
+        right, down = (1 - side) * (2 * _own(torch.rand(2, count, generator=generator), among, 1) - 1)
         nought = torch.zeros_like(side)
         rows = torch.stack([side, nought, right, nought, side, down], dim=1).view(-1, 2, 3)
         grid = affine_grid(rows, list(images.shape), align_corners=False).to(images.dtype)
@@ -127,7 +179,7 @@ class Zoom:
 
 
 @dataclass(frozen=True)
-class CutOut:
+class CutOut(Change):
     """Paint a square of each image grey, each elsewhere; at an edge only a part of it lies within.
 
     Source:
@@ -137,11 +189,12 @@ class CutOut:
     size: int = 10
     """Side of the square, in pixels."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
         """Change images (images, channels, height, width), float in 0 to 1."""
         height, width = images.shape[-2:]
-        down = torch.randint(height, (len(images), 1, 1, 1), generator=generator)
-        right = torch.randint(width, (len(images), 1, 1, 1), generator=generator)
+        size = (_count(images, among), 1, 1, 1)
+        down = _own(torch.randint(height, size, generator=generator), among)
+        right = _own(torch.randint(width, size, generator=generator), among)
         rows = torch.arange(height)[:, None] - down + self.size // 2
         columns = torch.arange(width) - right + self.size // 2
         within = (rows >= 0) & (rows < self.size) & (columns >= 0) & (columns < self.size)

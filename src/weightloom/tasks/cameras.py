@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from weightloom.errors import ConfigError
+from weightloom.tasks.augment import Among, takes_share
 from weightloom.tasks.classes import Augment
-from weightloom.tasks.tasks import Tasks, TaskSource
+from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
 LOG_GAIN, OFFSET = 1.1, 1.0
 """Gains are exp U(-1.1, 1.1), offsets U(-1, 1)."""
@@ -32,7 +33,9 @@ class Cameras(NamedTuple):
         return torch.baddbmm(self.offset[:, None], pictures, self.weight.mT)
 
 
-def sample_cameras(tasks: int, pixels: int, generator: torch.Generator, crosstalk: float = 0.0) -> Cameras:
+def sample_cameras(
+    tasks: int, pixels: int, generator: torch.Generator, crosstalk: float = 0.0, share: slice = ALL
+) -> Cameras:
     """Draw cameras whose wires are permuted, half of them negative, each with its own gain and offset.
 
     Args:
@@ -40,20 +43,21 @@ def sample_cameras(tasks: int, pixels: int, generator: torch.Generator, crosstal
         pixels: Pixels of a picture, and wires of a camera.
         generator: Where chance comes from.
         crosstalk: Share of a wire's signal that comes from two other pixels, drawn at random; 0: none.
+        share: Which of the cameras to make, all of them being drawn.
 
     Example:
         >>> cameras = sample_cameras(5, 64, torch.Generator().manual_seed(0))
         >>> cameras.weight.shape, int((cameras.weight != 0).sum()), int((cameras.weight < 0).sum())
         (torch.Size([5, 64, 64]), 320, 160)
     """
-    own, sign, others = torch.rand(3, tasks, pixels, pixels, generator=generator).unbind()
+    own, sign, others = torch.rand(3, tasks, pixels, pixels, generator=generator)[:, share].unbind()
     order = own[:, 0].argsort(1)
-    weight = torch.zeros(tasks, pixels, pixels).scatter(2, order[..., None], 1 - crosstalk)
+    weight = torch.zeros_like(own).scatter(2, order[..., None], 1 - crosstalk)
     if crosstalk:
-        share = torch.rand(tasks, pixels, 1, generator=generator)
-        weight.scatter_add_(2, others.topk(2).indices, crosstalk * torch.cat([share, 1 - share], dim=2))
+        part = torch.rand(tasks, pixels, 1, generator=generator)[share]
+        weight.scatter_add_(2, others.topk(2).indices, crosstalk * torch.cat([part, 1 - part], dim=2))
     negative = sign[:, 0].argsort(1) < pixels // 2
-    log_gain, offset = (2 * torch.rand(2, tasks, pixels, generator=generator) - 1).unbind()
+    log_gain, offset = (2 * torch.rand(2, tasks, pixels, generator=generator)[:, share] - 1).unbind()
     gain = torch.where(negative, -1.0, 1.0) * (LOG_GAIN * log_gain).exp()
     return Cameras(weight * gain[..., None], OFFSET * offset)
 
@@ -123,27 +127,30 @@ class CameraTasks(TaskSource):
                 "Pass a number from 0 to below 1."
             )
 
-    def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
-        """Draw classes, pictures, then cameras, for all tasks at once."""
+    def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
+        """Draw classes, pictures, then cameras, for all tasks at once; gather and change those of a share."""
+        if not takes_share(self.augment) and share != ALL:
+            return self.sample(tasks, generator).take(share)
         classes = int(self.labels.max()) + 1
         of_class = self.labels == torch.arange(classes)[:, None]
-        shown = torch.rand(tasks, classes, generator=generator).topk(self.ways).indices.sort(1).values
-        chance = torch.rand(tasks, len(self.images), generator=generator)
+        shown = torch.rand(tasks, classes, generator=generator)[share].topk(self.ways).indices.sort(1).values
+        chance = torch.rand(tasks, len(self.images), generator=generator)[share]
         support = chance[:, None].masked_fill(~of_class[shown], -1.0).topk(self.shots).indices.flatten(1)
-        query = torch.rand(tasks, len(self.images), generator=generator).scatter(1, support, -1.0)
+        query = torch.rand(tasks, len(self.images), generator=generator)[share].scatter(1, support, -1.0)
         drawn = torch.cat([support, query.topk(self.queries).indices], dim=1)
         pictures = self.images[drawn]
         pictures = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
         if self.augment is not None:
-            pictures = self.augment(pictures.flatten(0, 1)[:, None], generator)[:, 0].unflatten(0, drawn.shape)
+            how = (generator,) if share == ALL else (generator, Among.tasks(tasks, share, drawn.shape[1]))
+            pictures = self.augment(pictures.flatten(0, 1)[:, None], *how)[:, 0].unflatten(0, drawn.shape)
         pictures = pictures.flatten(2)
-        cameras = sample_cameras(tasks, pictures.shape[2], generator, self.crosstalk)
+        cameras = sample_cameras(tasks, pictures.shape[2], generator, self.crosstalk, share)
         support_x, query_x = cameras.send(pictures).split([support.shape[1], self.queries], dim=1)
         support_y, query_y = self.labels[drawn].split([support.shape[1], self.queries], dim=1)
         mask = torch.ones_like(support, dtype=torch.bool)
         if self.fewest_shots is not None:
             kept = torch.randint(self.fewest_shots, self.shots + 1, (tasks, self.ways, 1), generator=generator)
-            mask = (torch.arange(self.shots) < kept).flatten(1)
+            mask = (torch.arange(self.shots) < kept[share]).flatten(1)
         if not self.labelled:
             support_y = torch.full_like(support_y, UNLABELLED)
         return Tasks(support_x, support_y, mask, query_x, query_y, pictures[:, support.shape[1] :])

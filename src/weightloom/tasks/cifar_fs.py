@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from weightloom.errors import DataError, MissingExtraError
-from weightloom.tasks.data import ClassPool, needed_file
+from weightloom.files import FILES, needed_file
+from weightloom.tasks.data import ClassPool
 
-FOLDER, FILE = "cifar_fs", "cifar_fs_100.npz"
+FOLDER, FILE = FILES["cifar-fs"]
 CLASSES, SIZE = 100, 32
 SPLIT = {"train": "train", "validation": "val", "test": "test"}
 

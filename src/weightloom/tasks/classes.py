@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from weightloom.errors import ConfigError
-from weightloom.tasks.tasks import Tasks, TaskSource
+from weightloom.tasks.augment import Among, takes_share
+from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+Augment = Callable[..., Tensor]
 """Images (images, channels, height, width) and a generator to images of the same shape, each changed at random."""
 
 
@@ -78,24 +79,27 @@ class ClassTasks(TaskSource):
                 f"group. Pass `ways` from 2 to {largest}."
             )
 
-    def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
-        """Draw classes, then examples of each, for all tasks at once."""
+    def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
+        """Draw classes, then examples of each, for all tasks at once; gather and change those of a share."""
+        if not takes_share(self.augment) and share != ALL:
+            return self.sample(tasks, generator).take(share)
         most = self.examples.shape[1]
         drawn = self._classes(tasks, generator)
-        counts = self.counts.min() if self.same_drawer else self.counts[drawn][..., None]
+        counts = self.counts.min().expand(tasks, 1, 1) if self.same_drawer else self.counts[drawn][..., None]
         order = torch.rand(tasks, 1 if self.same_drawer else self.ways, most, generator=generator)
-        order = order.masked_fill(torch.arange(most) >= counts, -1.0)
+        drawn, order = drawn[share], order[share].masked_fill(torch.arange(most) >= counts[share], -1.0)
         picked = order.topk(self.shots + self.queries).indices.expand(-1, self.ways, -1)
         values = self.examples[drawn[..., None], picked]
         values = values.float() / 255 if values.dtype == torch.uint8 else values
         if self.augment is not None:
-            values = self.augment(values.flatten(0, 2), generator).unflatten(0, values.shape[:3])
-        labels = torch.arange(self.ways)[:, None].expand(tasks, self.ways, -1)
+            how = (generator,) if share == ALL else (generator, Among.tasks(tasks, share, self.ways * values.shape[2]))
+            values = self.augment(values.flatten(0, 2), *how).unflatten(0, values.shape[:3])
+        labels = torch.arange(self.ways)[:, None].expand(len(values), self.ways, -1)
         support, query = values[:, :, : self.shots], values[:, :, self.shots :]
-        mask = torch.ones(tasks, self.ways, self.shots, dtype=torch.bool)
+        mask = torch.ones(len(values), self.ways, self.shots, dtype=torch.bool)
         if self.fewest_shots is not None:
             kept = torch.randint(self.fewest_shots, self.shots + 1, (tasks, self.ways, 1), generator=generator)
-            mask = torch.arange(self.shots) < kept
+            mask = torch.arange(self.shots) < kept[share]
         return Tasks(
             support.flatten(1, 2),
             labels.expand(-1, -1, self.shots).flatten(1),

@@ -5,15 +5,14 @@ Out:  `ClassPool`, the examples of every class; and which classes are for meta-t
 Knows nothing of tasks, support or query.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from weightloom.errors import ConfigError, DataError, MissingExtraError, ShapeError, nearest
+from weightloom.files import find_file, searched_folders
 from weightloom.tasks import omniglot
 
 
@@ -28,54 +27,6 @@ class ClassPool(NamedTuple):
     """One per class, as in ``"7"`` or ``"Greek/character03"``."""
     sentences: tuple[tuple[str, ...], ...] = ()
     """What a person reads in the place of an example, class by class; empty where examples can be looked at."""
-
-
-def searched_folders(data: str) -> list[Path]:
-    """Return the folders where a set is looked for, first to last.
-
-    The folder named by ``WEIGHTLOOM_DATA``, where it is set; then the user's cache, where downloads go too:
-    ``$XDG_CACHE_HOME/weightloom`` or ``~/.cache/weightloom``. Each holds one folder per set.
-
-    Args:
-        data: The set's folder, as in ``"omniglot"``.
-    """
-    named = os.environ.get("WEIGHTLOOM_DATA")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    cache = cache if cache.is_absolute() else Path.home() / ".cache"  # as the XDG specification has it
-    return ([Path(named).expanduser() / data] if named else []) + [cache / "weightloom" / data]
-
-
-def find_file(data: str, file: str) -> Path | None:
-    """Return the first file of that name in the searched folders, or None.
-
-    Args:
-        data: The set's folder, as in ``"omniglot"``.
-        file: A file in it, as in ``"omniglot28.npz"``.
-    """
-    paths = (folder / file for folder in searched_folders(data))
-    return next((path for path in paths if path.is_file()), None)
-
-
-def needed_file(data: str, file: str, what: str, about: str) -> Path:
-    """Return a file of a set that is not fetched.
-
-    Args:
-        data: The set's folder.
-        file: A file in it.
-        what: The set's name, as in ``"MNIST's file"``.
-        about: A sentence on what the file is and why it is not fetched.
-
-    Raises:
-        DataError: If it is in none of the searched folders.
-    """
-    path = find_file(data, file)
-    if path is None:
-        folders = " nor in ".join(f"`{folder}`" for folder in searched_folders(data))
-        raise DataError(
-            f"{what} `{file}` is not in {folders}. {about} "
-            f"Set `WEIGHTLOOM_DATA` to a folder that holds `{data}/{file}`."
-        )
-    return path
 
 
 def load_digits() -> ClassPool:

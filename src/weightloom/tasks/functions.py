@@ -8,10 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weightloom.errors import ConfigError, DataError
-from weightloom.tasks.data import needed_file
-from weightloom.tasks.tasks import Tasks, TaskSource
-
-MNIST_FILE = "mnist_20k_10k.npz"
+from weightloom.files import FILES, needed_file
+from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
 
 @dataclass(frozen=True)
@@ -57,29 +55,31 @@ class FunctionTasks(TaskSource):
                 f"the first to the second. Pass `fewest_shots` from 1 to {self.shots}."
             )
 
-    def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
+    def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
         """Draw images, then pixels of each, for all tasks at once."""
         count, height, width = self.images.shape
         position = pixel_positions(height, width)
         chosen = torch.randint(count, (tasks,), generator=generator)
         if tasks <= count:
             chosen = torch.randperm(count, generator=generator)[:tasks]
+        chosen = chosen[share]
         values = self.images[chosen].flatten(1)
         values = values.float() / 255 if values.dtype == torch.uint8 else values
         shots = self.shots
         if self.fewest_shots is not None and self.together:
             shots = int(torch.randint(self.fewest_shots, shots + 1, (), generator=generator))
-        support = torch.rand(tasks, height * width, generator=generator).topk(shots).indices
-        query_x, query_y = position.expand(tasks, -1, -1), values[..., None]  # one set of positions, held once
+        support = torch.rand(tasks, height * width, generator=generator)[share].topk(shots).indices
+        query_x, query_y = position.expand(len(chosen), -1, -1), values[..., None]  # one set of positions, held once
         if self.queries is not None:
             sets = 1 if self.together else tasks
-            query = torch.rand(sets, height * width, generator=generator).topk(self.queries).indices
-            query_x = position[query].expand(tasks, -1, -1)
-            query_y = values.gather(1, query.expand(tasks, -1))[..., None]
-        mask = torch.ones(tasks, shots, dtype=torch.bool)
+            chance = torch.rand(sets, height * width, generator=generator)
+            query = (chance if self.together else chance[share]).topk(self.queries).indices
+            query_x = position[query].expand(len(chosen), -1, -1)
+            query_y = values.gather(1, query.expand(len(chosen), -1))[..., None]
+        mask = torch.ones(len(chosen), shots, dtype=torch.bool)
         if self.fewest_shots is not None and not self.together:
             kept = torch.randint(self.fewest_shots, self.shots + 1, (tasks, 1), generator=generator)
-            mask = torch.arange(self.shots) < kept
+            mask = torch.arange(self.shots) < kept[share]
         support_y = values.gather(1, support)[..., None]
         return Tasks(position[support], support_y, mask, query_x, query_y, chosen[:, None])
 
@@ -107,7 +107,7 @@ def load_mnist() -> tuple[Tensor, Tensor]:
     Source:
         LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998).
     """
-    path = needed_file("mnist", MNIST_FILE, "MNIST's file", "The images do not come with this library.")
+    path = needed_file(*FILES["mnist-functions"], "MNIST's file", "The images do not come with this library.")
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             train, test = file["train_images"], file["test_images"]

@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 
 from weightloom.errors import ConfigError, DataError
-from weightloom.tasks.data import needed_file
+from weightloom.files import FILES, needed_file
 from weightloom.tasks.points import PointPool
 
-FILE = "growth_curves.csv.gz"
 FAMILIES = (
     *("boys_height", "chick_weight", "dental_distance", "glucose", "math_growth", "milk_protein", "pine_height"),
     *("rat_weight", "remifentanil", "sleep_reaction", "soybean_leaf", "theophylline", "wafer_current"),
@@ -39,7 +38,7 @@ def load_growth_curves() -> PointPool:
     Source:
         R packages datasets, nlme, lme4 and mlmRev.
     """
-    path = needed_file("growth_curves", FILE, "The growth curves' file", "The curves do not come with this library.")
+    path = needed_file(*FILES["growth-curves"], "The growth curves' file", "The curves do not come with this library.")
     return scaled_pool(_read(path))
 
 

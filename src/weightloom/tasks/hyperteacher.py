@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from weightloom.errors import ConfigError
-from weightloom.tasks.tasks import Tasks, TaskSource
+from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
 NORMALISED_OVER = 1000
 
@@ -139,18 +139,19 @@ class HyperteacherTasks(TaskSource):
             reached = reached.float() @ reached.float() > 0
         return bool(reached.all())
 
-    def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
+    def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
         """Draw ``tasks`` combinations and points for each; `Tasks.hidden` holds the code, layer after layer."""
         teacher = self.teacher
         known = len(teacher.codes) - teacher.held_out
         low, high = (known, len(teacher.codes)) if self.which == "ood" else (0, known)
         chosen = torch.randint(low, high, (tasks,), generator=generator)
         x = 2 * torch.rand(tasks, self.shots + self.queries, self.inputs, generator=generator) - 1
+        chosen, x = chosen[share], x[share]
         codes = teacher.codes[chosen]
         outputs = _run(teacher.first, teacher.modules, teacher.last, codes, x)
         outputs = (outputs - teacher.mean[chosen, None]) / teacher.spread[chosen, None]
         y = (outputs / self.temperature).softmax(2)
-        mask = torch.ones(tasks, self.shots, dtype=torch.bool)
+        mask = torch.ones(len(x), self.shots, dtype=torch.bool)
         return Tasks(
             x[:, : self.shots], y[:, : self.shots], mask, x[:, self.shots :], y[:, self.shots :], codes.flatten(1)
         )

@@ -25,13 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightloom.errors import DataError
+from weightloom.files import FILES
 
 Arrays = dict[str, NDArray[Any]]
 """``images4`` (classes, drawers, 28, 14), two pixels a byte, ink bright; ``alphabet`` (classes,), an index
 into the names ``alphabets``; ``character`` (classes,), the authors' folder; ``background`` (classes,), True
 in their background set."""
 
-FILE = "omniglot28.npz"
+FILE = FILES["omniglot"][1]
 CLASSES, DRAWERS = 1623, 20
 BACKGROUND = 964
 """Rows before this one are the authors' background set."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from weightloom.errors import ConfigError
-from weightloom.tasks.tasks import Tasks, TaskSource
+from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,19 @@ class SinusoidTasks(TaskSource):
                 "one to be judged on. Pass numbers from 1."
             )
 
-    def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
-        """Draw ``tasks`` sinusoids and points on them."""
+    def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
+        """Draw ``tasks`` sinusoids and points on them; compute those of a share."""
         amplitude = 0.1 + 4.9 * torch.rand(tasks, 1, 1, generator=generator)
         phase = math.pi * torch.rand(tasks, 1, 1, generator=generator)
         x = 10 * torch.rand(tasks, self.shots + self.queries, 1, generator=generator) - 5
+        amplitude, phase, x = amplitude[share], phase[share], x[share]
         y = self.curve(x, amplitude, phase)
         mask = torch.ones(tasks, self.shots, dtype=torch.bool)
         if self.ragged > 0:
             fewer = torch.rand(tasks, 1, generator=generator) < self.ragged
             kept = torch.randint(1, self.shots + 1, (tasks, 1), generator=generator)
             mask = ~fewer | (torch.arange(self.shots) < kept)
+        mask = mask[share]
         hidden = torch.cat([amplitude, phase], dim=2)[:, 0]
         return Tasks(x[:, : self.shots], y[:, : self.shots], mask, x[:, self.shots :], y[:, self.shots :], hidden)
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weightloom.errors import ConfigError, DataError, nearest
-from weightloom.tasks.data import ClassPool, needed_file
+from weightloom.files import FILES, needed_file
+from weightloom.tasks.data import ClassPool
 
-FOLDER, FILE = "free_spoken_digits", "fsdd_mulaw8.npz"
+FOLDER, FILE = FILES["spoken-digits"]
 RATE, BANDS, FRAMES = 8000, 32, 32
 WINDOW, HOP = 256, 160
 """32 ms and 20 ms: 32 frames hold 0.64 s, and nine of ten recordings whole."""

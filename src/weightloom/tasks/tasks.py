@@ -1,7 +1,9 @@
 """What a batch of tasks is, and what makes one."""
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,4 +53,33 @@ class TaskSource(ABC):
 
     @abstractmethod
     def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
-        """Draw ``tasks`` tasks; the same generator state gives the same tasks."""
+        """Draw ``tasks`` tasks; the same generator state gives the same tasks.
+
+        A source may take ``share``, a slice, by keyword: it then returns ``sample(tasks, generator).take(share)`` and
+        leaves undone what only the others need. Processes that share the tasks of a step ask for it.
+        """
+
+
+ALL = slice(None)
+"""The share of one process alone."""
+
+
+def draw_share(source: TaskSource, share: slice) -> Callable[[int, torch.Generator], Tasks]:
+    """Return what draws a share of the tasks that a source draws; one that takes no ``share`` draws all of them.
+
+    Args:
+        source: Where tasks come from.
+        share: Which of them, as in ``slice(rank, None, processes)``.
+
+    Example:
+        >>> from weightloom.tasks import SinusoidTasks
+        >>> draw = draw_share(SinusoidTasks(shots=10), slice(1, None, 2))
+        >>> draw(8, torch.Generator().manual_seed(0)).support_x.shape
+        torch.Size([4, 10, 1])
+    """
+    if share == ALL:
+        return source.sample
+    if "share" not in inspect.signature(source.sample).parameters:
+        return lambda tasks, generator: source.sample(tasks, generator).take(share)
+    sharing: Any = source
+    return lambda tasks, generator: sharing.sample(tasks, generator, share=share)

@@ -20,7 +20,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from weightloom.errors import ConfigError, DataError, MissingExtraError, nearest
-from weightloom.tasks.data import ClassPool, find_file, needed_file, searched_folders
+from weightloom.files import find_file, needed_file, searched_folders
+from weightloom.tasks.data import ClassPool
 
 WIDTH = 384
 MOST_TOKENS = 256

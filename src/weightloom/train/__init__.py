@@ -17,3 +17,5 @@ from weightloom.train.keep import read_rows as read_rows
 from weightloom.train.loop import train as train
 from weightloom.train.options import HasBlocks as HasBlocks
 from weightloom.train.options import TrainOptions as TrainOptions
+from weightloom.train.processes import OneProcess as OneProcess
+from weightloom.train.processes import Processes as Processes

@@ -6,17 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from weightloom.errors import ConfigError, NonFiniteError
 from weightloom.losses import TaskLoss
 from weightloom.progress import TrainingProgress
-from weightloom.tasks import Tasks, TaskSource
+from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
+from weightloom.train.agreement import Agreement
 from weightloom.train.average import Average
 from weightloom.train.keep import History, Keeper, Row, resume_run
+from weightloom.train.optimiser import build_optimiser
 from weightloom.train.options import HasBlocks, TrainOptions
-from weightloom.train.signals import agreed, agreed_signal, collected_signals
+from weightloom.train.processes import OneProcess, Processes, seed_chance
+from weightloom.train.signals import collected_signals
 
 
 def train(
@@ -28,7 +30,7 @@ def train(
     run: Path | None = None,
     resume: bool = False,
     evaluate: Callable[[int], Row] | None = None,
-    fabric: Fabric | None = None,
+    fabric: Processes | None = None,
     quiet: bool = True,
     log_every: int = 10,
 ) -> History:
@@ -42,7 +44,7 @@ def train(
         run: A folder for ``metrics.jsonl`` and ``checkpoints/last.safetensors``. None keeps nothing.
         resume: Go on from the checkpoint in ``run``.
         evaluate: Called with the number of steps done, on the first process only; the row it returns is logged.
-        fabric: Devices and processes; already launched. None means one process on the CPU.
+        fabric: Devices and processes: a launched ``Fabric``, or `OneProcess`. None means one process on the CPU.
         quiet: Show no progress.
         log_every: Steps between rows of the history.
 
@@ -55,7 +57,7 @@ def train(
         ConfigError: If the tasks of a step cannot be dealt out evenly over the processes, or a model without blocks is
             to be trained in turns.
     """
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    fabric = fabric or OneProcess()
     world, rank = fabric.world_size, fabric.global_rank
     if options.tasks % world:
         raise ConfigError(
@@ -65,12 +67,7 @@ def train(
     model.to(fabric.device)  # before anything is made that has to lie beside its parameters
     resting = _resting(model, options)
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [[p for p in trained if (p.ndim < 2) == plain] for plain in (True, False)]
-    decays = (0.0, options.weight_decay)
-    optimiser = torch.optim.AdamW(
-        [{"params": group, "weight_decay": decay} for group, decay in zip(groups, decays, strict=True) if group],
-        lr=options.outer_lr,
-    )
+    optimiser = build_optimiser(trained, options.outer_lr, options.weight_decay)
     average = Average(model, options.average)
     history, first = History(), 0
     if resume:
@@ -78,8 +75,10 @@ def train(
             raise ConfigError("`resume=True` without `run`. There is no folder to go on from. Pass `run=Path(...)`.")
         history, first = resume_run(run, model, optimiser, average)
     parameters = list(model.parameters())
-    engine, fabric_optimiser = fabric.setup(_Unconverted(model), optimiser)
-    generator = torch.Generator()
+    agreement = Agreement(fabric) if world > 1 else None
+    engine, fabric_optimiser = fabric.setup(_Unconverted(model, agreement), optimiser)
+    generator, draw = torch.Generator(), draw_share(source, slice(rank, None, world) if world > 1 else ALL)
+    engine.train()
     keeper = Keeper(run if rank == 0 else None, model, optimiser, history, average)
     before_s, start_s = history.wall_time_s, time.monotonic()
 
@@ -87,21 +86,26 @@ def train(
         for step in range(first, options.steps):
             # One seed per step: no generator's state needs to survive a kill.
             generator.manual_seed((options.seed << 32) + step)
-            torch.manual_seed((options.seed << 32) + step + (rank << 24))
-            tasks = fabric.to_device(source.sample(options.tasks, generator).take(slice(rank, None, world)))
-            engine.train()
+            seed_chance((options.seed << 32) + step + (rank << 24), fabric.device)
+            tasks = fabric.to_device(draw(options.tasks, generator))
             losses = engine(_Held(tasks))
             if loss_per_task is not None:
                 losses = loss_per_task(losses, tasks.query_y)
             loss = losses.mean()
             value = loss.item()
-            if not agreed(fabric, math.isfinite(value)):
+            well, stop = math.isfinite(value), None
+            for parameter in parameters:
+                parameter.grad = None
+            if agreement:
+                fabric.backward(loss + agreement.tell(well, caught))
+                well, stop = agreement.heard()
+            if not well:
                 bad = (~losses.isfinite()).nonzero().flatten().tolist()
                 what = f"loss is {value} for tasks {bad}{_spoilt_data(tasks)}"
                 what = what if bad else "loss of another process is not finite"
                 raise NonFiniteError(_not_finite(what, step, keeper.kept))
-            fabric_optimiser.zero_grad()
-            fabric.backward(loss)
+            if not agreement:
+                fabric.backward(loss)
             for parameter in resting(step):
                 parameter.grad = None  # what has no gradient is left alone by clipping and by the optimiser
             norm = nn.utils.clip_grad_norm_(parameters, options.clip_norm).item()
@@ -124,7 +128,12 @@ def train(
                 if row:
                     progress.evaluated(row.get("score_name", "score"), row["validation_score"])
                     keeper.log({"step": done, **row})
-            history.stopped_by = agreed_signal(fabric, caught)
+                engine.train()
+            if not agreement:
+                stop = caught[0] if caught else None
+            elif done == options.steps:
+                stop = agreement.settle(caught)
+            history.stopped_by = stop
             if history.stopped_by or done % options.checkpoint_every == 0 or done == options.steps:
                 keeper.keep(done)
             if history.stopped_by:
@@ -158,9 +167,9 @@ class _Held:
 class _Unconverted(nn.Module):
     """Give a model its tasks as they are: half precision is for what networks compute, not for what tasks say."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, agreement: nn.Module | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.agreement = model, agreement
 
     def forward(self, held: _Held) -> Tensor:
         outputs: Tensor = self.model(held.tasks)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import torch
-from lightning_fabric import Fabric
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Those that end a run."""
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def collected_signals() -> Iterator[list[signal.Signals]]:
         caught.append(signal.Signals(number))
 
     try:
-        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {number: signal.signal(number, handle) for number in SIGNALS}
     except ValueError:  # not in the main thread: whoever runs us handles signals
         yield caught
         return
@@ -29,19 +29,3 @@ def collected_signals() -> Iterator[list[signal.Signals]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def agreed_signal(fabric: Fabric, caught: list[signal.Signals]) -> signal.Signals | None:
-    """Return the signal that any process caught, so that all stop after the same step."""
-    own = int(caught[0]) if caught else 0
-    if fabric.world_size > 1:
-        worst = fabric.all_reduce(torch.tensor(own), reduce_op="max")
-        own = int(worst)  # type: ignore[arg-type]
-    return signal.Signals(own) if own else None
-
-
-def agreed(fabric: Fabric, well: bool) -> bool:
-    """Say whether all is well with every process, so that none waits for one that gave up."""
-    if fabric.world_size > 1:
-        well = bool(fabric.all_reduce(torch.tensor(float(well)), reduce_op="min"))
-    return well

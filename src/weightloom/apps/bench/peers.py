@@ -26,7 +26,7 @@ from weightloom.apps.bench.bars import bars
 from weightloom.apps.bench.config import ADAPTER_WORKLOADS, PeersConfig, peers_for
 from weightloom.apps.bench.timing import clock_words
 from weightloom.errors import DataError
-from weightloom.tasks.data import searched_folders
+from weightloom.files import searched_folders
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "hypnettorch": ("hypnettorch==0.0.4", "matplotlib==3.10.8"),  # imported by its main networks, not declared

@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import Scores, failed_row, judge
@@ -26,7 +25,7 @@ from weightloom.errors import ConfigError, NonFiniteError
 from weightloom.records import Record, environment, peak_memory_bytes, write_record
 from weightloom.report import build_report
 from weightloom.tasks import Tasks, TaskSource
-from weightloom.train import History, TrainOptions, load_model
+from weightloom.train import History, OneProcess, Processes, TrainOptions, load_model
 
 CONTROL = "shuffled (control)"
 VALIDATION_TASKS = 200
@@ -124,7 +123,7 @@ def run_fewshot(
     return record
 
 
-def launch(config: FewShotConfig) -> Fabric:
+def launch(config: FewShotConfig) -> Processes:
     """Set threads and start the processes that a config asks for.
 
     Raises:
@@ -132,13 +131,7 @@ def launch(config: FewShotConfig) -> Fabric:
     """
     torch.set_num_threads(config.threads)
     try:
-        fabric = Fabric(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.nodes,
-            strategy="ddp" if config.devices * config.nodes > 1 else "auto",
-            precision=config.precision,
-        )
+        fabric = _processes(config, config.devices, config.nodes)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"`--accelerator {config.accelerator} --devices {config.devices}` cannot be had here ({error}). "
@@ -146,6 +139,31 @@ def launch(config: FewShotConfig) -> Fabric:
         ) from error
     fabric.launch()
     return fabric
+
+
+def _processes(config: FewShotConfig, devices: int, nodes: int) -> Processes:
+    """One process that computes in full precision needs nobody; several, or half precision, are Fabric's."""
+    if devices * nodes == 1 and config.precision != "bf16-mixed":
+        return OneProcess(_device(config.accelerator))
+    from lightning_fabric import Fabric  # its import alone takes longer than many a training
+
+    return Fabric(
+        accelerator=config.accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
+        precision=config.precision,
+    )
+
+
+def _device(accelerator: str) -> torch.device:
+    """The first device of a kind, or of any kind, the CPU being the last."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kinds = list(there) if accelerator == "auto" else [accelerator]
+    kind = next((kind for kind in kinds if there[kind]), None)
+    if kind is None:
+        raise ValueError(f"torch finds no device of the kind {accelerator}")
+    return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
 
 
 def load_run(run: Path, changes: dict[str, Any] | None = None) -> tuple[FewShotConfig, Problem, dict[str, Learner]]:
@@ -213,7 +231,7 @@ def print_line(text: str) -> None:
 
 
 def _train(
-    learner: Learner, problem: Problem, config: FewShotConfig, run: Path, method: str, fabric: Fabric, quiet: bool
+    learner: Learner, problem: Problem, config: FewShotConfig, run: Path, method: str, fabric: Processes, quiet: bool
 ) -> History | str:
     """Train one method; of a comparator that fails, say why."""
     assert config.tasks and config.outer_lr and config.shots and config.evaluate_every and config.clip_norm
@@ -267,7 +285,7 @@ def _train(
         return str(error)
 
 
-def _steps(learner: Learner, problem: Problem, config: FewShotConfig, folder: Path, fabric: Fabric) -> int:
+def _steps(learner: Learner, problem: Problem, config: FewShotConfig, folder: Path, fabric: Processes) -> int:
     """How many steps a method is trained for: those of the config, or as many as fit into the time that is given.
 
     They are counted once, by timing steps of a copy, and kept beside the checkpoints, so that a resumed run ends as one
@@ -284,7 +302,7 @@ def _steps(learner: Learner, problem: Problem, config: FewShotConfig, folder: Pa
     elif fabric.global_rank == 0:
         assert config.tasks and config.outer_lr
         few = TrainOptions(steps=12, tasks=config.tasks // fabric.world_size, outer_lr=config.outer_lr)
-        alone = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+        alone = _processes(config, devices=1, nodes=1)
         times: list[float] = []
         clock = time.thread_time if fabric.device.type == "cpu" else time.monotonic
         copy.deepcopy(learner).fit(Timed(problem.train_source(learner), times, clock), few, fabric=alone)

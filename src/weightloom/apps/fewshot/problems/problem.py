@@ -15,7 +15,7 @@ from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.methods.inner_steps import InnerSteps
 from weightloom.errors import ConfigError
-from weightloom.tasks import Tasks, TaskSource
+from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
 
 
 class Problem(ABC):
@@ -107,10 +107,10 @@ class MixedTasks(TaskSource):
     def __init__(self, sources: list[TaskSource]) -> None:
         self.sources = sources
 
-    def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
+    def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
         """Choose a source, then draw."""
         choice = int(torch.randint(len(self.sources), (), generator=generator))
-        return self.sources[choice].sample(tasks, generator)
+        return draw_share(self.sources[choice], share)(tasks, generator)
 
 
 def _own_method(method: str) -> Callable[[Problem], Learner]:
