@@ -207,17 +207,13 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     if choice.engine == "aligned" and call.scan is not None:
         layers = layers_of(call.scan, call.places, call.params, call.rows, choice.batch_major)
     watched = [t.watch for t in tries if t.watch is not None]
-    sizes = (
-        engine != "auto"
-        or not watched
-        or any(watch.sizes or bool(watch.convolved) for watch in watched)
-        or bool(buffers)
-    )
+    ways = next((t.ways for t in tries if t.ways is not None), None)
+    sizes = engine != "auto" or bool(buffers) or any(watch.sizes or bool(watch.convolved) for watch in watched)
+    sizes = sizes or (ways.sizes if ways is not None else not watched)
     unseen = call.scan is not None and (call.scan.unseen or any(t.counts for t in tries))
     proven = layers is not None or engine != "auto" or not unseen
     if not proven and choice.engine == "aligned" and any(watch.sizes for watch in watched):
         choice = Choice("vmap", "the base reads sizes, and may change unseen, so tasks are not folded")
-    ways = next((t.ways for t in tries if t.ways is not None), None)
     kernels = frozenset(name for watch in watched for name in watch.kernels if choice.engine == "loop")
     return Plan(choice, call.places, layers, proven, dense, buffers, sizes, reads, ways, kernels)
 

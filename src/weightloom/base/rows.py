@@ -21,12 +21,14 @@ from weightloom.base.row_rules import (
     numbers_of_rows,
     same_in_all,
 )
-from weightloom.base.sizes import FOLLOWED, SHAPED, Followed, follow, holds_batch
+from weightloom.base.sizes import FOLLOWED, SHAPED, Followed, follow, holds_batch, unfollowed
 from weightloom.forms.calls import WINDOW, prefers_built
 from weightloom.forms.factored import Factored
 from weightloom.replica.hot import no_type_check
 
 _NONE: Mapping[str, Tensor] = {}
+_LOST = SIZES - FOLLOWED
+"""What gives sizes that cannot be followed."""
 
 
 @no_type_check
@@ -85,6 +87,9 @@ class WatchRows(TorchFunctionMode):
     ) -> Any:
         """Run the function and judge it."""
         kwargs = kwargs or {}
+        if func in _LOST or (func not in SHAPED and holds_batch((args, kwargs))):
+            self._followed.exact = True
+        args, kwargs = unfollowed(args), unfollowed(kwargs)
         result = func(*args, **kwargs) if self.answers is None else self.answers.result(func, args, kwargs)
         if self.program is not None:
             self.program.add(func, args, kwargs, result)
@@ -97,8 +102,6 @@ class WatchRows(TorchFunctionMode):
                 self.reduces = f"`{getattr(func, '__name__', func)}` over the rows of a batch"
         if func in FOLLOWED and tensors and self.batch >= 0:
             result = follow(result, self.is_row(tensors[0]), self.batch, args, self._followed)
-        elif func in SIZES or (func not in SHAPED and holds_batch((args, kwargs))):
-            self._followed.exact = True
         if self.mixes is None:
             self._judge(func, args, kwargs, result)
         elif any(id(tensor) in self._rows for tensor in tensors):  # what becomes of rows is followed all the same

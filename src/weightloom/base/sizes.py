@@ -106,7 +106,31 @@ def holds_batch(tree: Any) -> bool:
         return tree.batch
     if isinstance(tree, tuple | list):
         return any(map(holds_batch, tree))
+    if type(tree) is slice:
+        return holds_batch((tree.start, tree.stop, tree.step))
     return isinstance(tree, dict) and any(map(holds_batch, tree.values()))
+
+
+@no_type_check
+def unfollowed(tree: Any) -> Any:
+    """The same arguments with plain numbers."""
+    kind = type(tree)
+    if kind is Side:
+        return int(tree)
+    if kind is tuple:
+        return tuple([unfollowed(one) for one in tree])
+    if kind is list:
+        return [unfollowed(one) for one in tree] if any(type(one) in _OPENED for one in tree) else tree
+    if kind is dict:
+        return {name: unfollowed(one) for name, one in tree.items()}
+    if kind is torch.Size:
+        return torch.Size([int(one) for one in tree])
+    if kind is slice:
+        return slice(unfollowed(tree.start), unfollowed(tree.stop), unfollowed(tree.step))
+    return tree
+
+
+_OPENED = {Side, tuple, list, dict, torch.Size, slice}
 
 
 @no_type_check

@@ -26,6 +26,8 @@ class Ways:
     harmless: Harmless = field(default_factory=dict)
     apart: set[int] = field(default_factory=set)
     """Reads at which tasks that differ are run apart."""
+    sizes: bool = False
+    """Whether sizes were compared on the way."""
     closed: bool = False
     """Whether something was found that forbids folding."""
 
@@ -39,6 +41,7 @@ class Ways:
         except TasksDifferError as differ:
             self.apart.add(differ.read)
             return differ
+        self.sizes = self.sizes or any(its.watch is None or its.watch.sizes for its in (seen, folded))
         few = try_call(other, "loop")
         well = _treats_rows_apart(seen) and _treats_rows_apart(folded) and few.result is not None
         if not well or not same_outputs(few.result.outputs, folded.result.outputs):  # type: ignore[union-attr]
