@@ -94,7 +94,8 @@ class PerTask:
 
     def explain(self, params: Tensors, *args: Any, **kwargs: Any) -> Choice:
         """Say which engine such a call runs with, and why, as something to print. Arguments as for the call itself."""
-        return self._plan(self._opened(params, args, kwargs)).choice
+        call = self._opened(params, args, kwargs)
+        return self._plan(call).choice.of_size(call)
 
     def by_row(self, params: Tensors, task_of_row: Int[Tensor, " rows"], *args: Any, **kwargs: Any) -> Any:
         """Run a batch of rows that belong to several tasks, each row with the parameters of its own.
@@ -212,19 +213,18 @@ class PerTask:
                 **task_buffers(call.scan.base, tasks, plan.buffers),
                 **buffers,
             }
-        choice = plan.choice
+        choice = plan.choice.of_size(call)
         call.tasks, call.buffers, call.places = tasks, buffers, plan.places
         call.layers, call.batch_major, call.dense = plan.layers, choice.batch_major, plan.dense
         call.chunk_size = call.chunk_size or choice.at_once
-        if plan.kernels:
+        if choice.engine == "loop" and plan.kernels:
             call.params = {name: built(value) if name in plan.kernels else value for name, value in call.params.items()}
-        result = self._by(call, plan)
+        result = self._by(call, plan, choice.engine)
         if call.scan is not None and result.written:
             self._carry(call, result)
         return result.outputs
 
-    def _by(self, call: Call, plan: Plan) -> Result:
-        engine = plan.choice.engine
+    def _by(self, call: Call, plan: Plan, engine: Engine) -> Result:
         if engine == "aligned" and call.scan is not None:
             if call.state:
                 call = call._replace(state=unusable(call.state, call.scan, call.tasks, "aligned"))

@@ -5,6 +5,7 @@ Out:  a plan: the engine, why, and what else was found out; it holds as long as 
 Watching leaves the base, what it keeps, and every source of random numbers as they were.
 """
 
+import math
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -39,6 +40,20 @@ class Choice:
     """Whether the aligned engine folds so that the task changes from row to row, as grouped convolutions like it."""
     at_once: int | None = None
     """How many tasks are run at once, so that what is convolved stays in the cache; None means all."""
+    convolved: tuple[float, float] | None = None
+    """Bytes that convolutions with generated kernels read or write, over those of the first input: mean and most."""
+
+    def of_size(self, call: Call) -> "Choice":
+        """The choice for inputs of these sizes: so many tasks at once that what is convolved stays in the cache."""
+        x = call.rows[0] if call.rows else None
+        if self.convolved is None or x is None or x.device.type != "cpu" or not x.numel():
+            return self
+        mean, most = (its * x.numel() * x.element_size() for its in self.convolved)
+        tasks = len(x)
+        if mean > TURN_BYTES * tasks:
+            return Choice("loop", "what is convolved with generated kernels is large, so tasks are run in turn")
+        pieces = math.ceil(most / GROUPED_BYTES)
+        return replace(self, at_once=math.ceil(tasks / pieces)) if pieces > 1 else self
 
     def __str__(self) -> str:
         pieces = f", {self.at_once} at a time" if self.at_once is not None else ""
@@ -111,7 +126,12 @@ def plan_of(call: Call, engine: Engine, statistics: Statistics | None, checked: 
     scanned = call.scan.key if call.scan is not None else None
     for key in ((scanned, kind), (scanned, exact), (RESTLESS, kind)):
         plan = plan or plans.known.get(key)
-    call = checked(call)  # in any case: a plan for other sizes says nothing of whether these fit each other
+    if plan is None or not _fits(call, exact):  # a plan for other sizes says nothing of whether these fit each other
+        call = checked(call)
+        if call.scan is not None:
+            if len(call.scan.checked) >= PLANS_KEPT:
+                call.scan.checked.clear()
+            call.scan.checked.add(_of_params(exact))
     if plan is None:
         with _unpacked():
             plan = make_plan(call, engine, statistics)
@@ -125,6 +145,19 @@ def plan_of(call: Call, engine: Engine, statistics: Statistics | None, checked: 
         at_hand.pop(next(iter(at_hand)), None)
     at_hand[exact] = plan
     return plan
+
+
+def _of_params(exact: Any) -> Any:
+    """What is checked of parameters and buffers, whatever they run on."""
+    return exact[0], exact[3], exact[4], exact[6]
+
+
+def _fits(call: Call, exact: Any) -> bool:
+    """Whether all but the sizes of inputs was checked before, and these hold as many tasks."""
+    if call.scan is None or not call.params or _of_params(exact) not in call.scan.checked:
+        return False
+    tasks = len(next(iter(call.params.values())))
+    return tasks > 0 and all(x.ndim > 0 and len(x) == tasks for x in call.rows)
 
 
 def _plans_of(call: Call) -> Plans:
@@ -208,13 +241,13 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
         layers = layers_of(call.scan, call.places, call.params, call.rows, choice.batch_major)
     watched = [t.watch for t in tries if t.watch is not None]
     ways = next((t.ways for t in tries if t.ways is not None), None)
-    sizes = engine != "auto" or bool(buffers) or any(watch.sizes or bool(watch.convolved) for watch in watched)
+    sizes = engine != "auto" or bool(buffers) or any(watch.sizes for watch in watched)
     sizes = sizes or (ways.sizes if ways is not None else not watched)
     unseen = call.scan is not None and (call.scan.unseen or any(t.counts for t in tries))
     proven = layers is not None or engine != "auto" or not unseen
     if not proven and choice.engine == "aligned" and any(watch.sizes for watch in watched):
         choice = Choice("vmap", "the base reads sizes, and may change unseen, so tasks are not folded")
-    kernels = frozenset(name for watch in watched for name in watch.kernels if choice.engine == "loop")
+    kernels = frozenset(name for watch in watched for name in watch.kernels)
     return Plan(choice, call.places, layers, proven, dense, buffers, sizes, reads, ways, kernels)
 
 
@@ -344,14 +377,11 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
         return Choice("loop", f"the base {why}"), [tried, alone]
     watch = tried.watch
     assert watch is not None
-    at_once = None
-    if watch.convolved and call.rows[0].device.type == "cpu":
-        of_a_task = [its * len(call.rows[0][0]) // len(shown.rows[0][0]) for its in watch.convolved]
-        if sum(of_a_task) > TURN_BYTES * len(of_a_task):
-            return Choice("loop", "what is convolved with generated kernels is large, so tasks are run in turn"), [
-                tried
-            ]
-        at_once = -(-call.tasks // max(1, -(-call.tasks * max(of_a_task) // GROUPED_BYTES)))
+    convolved = None
+    if watch.convolved:
+        x = shown.rows[0]
+        ratios = [its * len(x) / (x.numel() * x.element_size()) for its in watch.convolved]
+        convolved = sum(ratios) / len(ratios), max(ratios)
     reason = f"{watch.mixes} may mix the rows of a batch" if watch.mixes else ""
     if call.buffers or call.randomness == "same" or tried.assigns or tried.keeps or call.state:
         reason = reason or "something is kept or drawn for each task"
@@ -359,12 +389,17 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
         reason = reason or "a parameter is changed in place"
     if tried.draws:
         reason = reason or "random numbers are drawn"
-    if not reason and not _equal_when_folded(call):
+    few = call
+    if (at_once := Choice("aligned", "", convolved=convolved).of_size(call)).engine == "loop":
+        few = call.first(2)  # all at once might not fit into memory
+    elif at_once.at_once is not None:
+        few = call.first(max(2, at_once.at_once))
+    if not reason and not _equal_when_folded(few):
         reason = "outputs differ when tasks are folded into the batch"
     if reason:
-        return Choice("vmap", f"{reason}, so tasks are not folded into it"), [tried]
+        return Choice("vmap", f"{reason}, so tasks are not folded into it", convolved=convolved), [tried]
     why = "every row of a batch is treated by itself, so tasks are folded into the batch"
-    return Choice("aligned", why, bool(watch.convolved), at_once if at_once != call.tasks else None), [tried]
+    return Choice("aligned", why, bool(watch.convolved), convolved=convolved), [tried]
 
 
 def _ways_together(call: Call, tried: Try, alone: Try) -> Ways | None:

@@ -36,6 +36,20 @@ CONSTANT = (enum.Enum, type, types.ModuleType, types.BuiltinFunctionType, loggin
 
 
 @no_type_check
+class Key:
+    """All that was read of a base, to be compared and looked up; it is hashed once."""
+
+    def __init__(self, value: Any) -> None:
+        self.value, self._hash = value, hash(value)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Key) and self._hash == other._hash and self.value == other.value)
+
+
+@no_type_check
 class Scan:
     """A base as it stands.
 
@@ -74,6 +88,8 @@ class Scan:
         """Every name of every parameter and buffer, once they were looked up."""
         self.plans: dict[Any, Any] = {}
         """What was found out about calls of this base, as long as nothing of it changes."""
+        self.checked: set[Any] = set()
+        """Kinds of parameters that were checked to fit it."""
         self._seen: dict[int, int] = {}
         self._alive: list[Any] = []
         self._above: dict[int, list[int]] = {}
@@ -90,7 +106,7 @@ class Scan:
         self.registered = len(self.modules)
         tables = [table for m in self.modules if not is_script(m) for table in (m._parameters, m._buffers)]
         self._own = {id(value) for table in tables for value in table.values()}
-        self.key = self._walk()
+        self.key = Key(self._walk())
         self._climb()
         self._before = [
             ({}, {}, [])
