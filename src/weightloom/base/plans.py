@@ -261,7 +261,8 @@ def _choose(
     if engine == "auto":
         return _choose_freely(call)
     asked = Choice(engine, "as asked for")
-    tried = try_call(call, engine, call.tasks if engine == "aligned" else 2, watch=engine != "loop", unhooked=False)
+    tasks = min(call.chunk_size or call.tasks, call.tasks) if engine == "aligned" else 2
+    tried = try_call(call, engine, tasks, watch=engine != "loop", unhooked=False)
     if engine == "vmap" and tried.kept_by_hooks:
         raise BatchingError(
             f"A hook on {call.target.name} keeps tensors, which under `vmap` cannot be read afterwards. Hooks see what "
@@ -291,8 +292,7 @@ def _choose(
                 "into the batch. The aligned engine is right only where every row of a batch is treated by itself. "
                 'Pass `engine="vmap"` or `engine="loop"`.'
             )
-        leaves = open_tree(tried.result.outputs).leaves
-        if not any(leaf.tensor.is_floating_point() or leaf.tensor.is_complex() for leaf in leaves):
+        if _hides_differences(tried.result):
             watched = tried.watch
             if watched.mixes or watched.sizes:  # whole numbers hide small differences
                 raise BatchingError(
@@ -304,12 +304,19 @@ def _choose(
     return replace(asked, batch_major=convolves), [tried, alone]
 
 
+def _hides_differences(result: Result) -> bool:
+    """Whether a run gave whole numbers alone, which are equal where what they come of is not."""
+    leaves = open_tree(result.outputs).leaves
+    return not any(leaf.tensor.is_floating_point() or leaf.tensor.is_complex() for leaf in leaves)
+
+
 def _same_in_any_order(call: Call, alone: Result, folded: Result) -> bool:
     """Whether folding changes nothing: not for the tasks as they are, and not for the last ones first."""
     if not _same_results(alone, folded):
         return False
     backwards = call.of_tasks(torch.arange(call.tasks - 1, -1, -1))
-    other, its = try_call(backwards, "loop", unhooked=False), try_call(backwards, "aligned", call.tasks, unhooked=False)
+    tasks = min(call.chunk_size or call.tasks, call.tasks)
+    other, its = try_call(backwards, "loop", unhooked=False), try_call(backwards, "aligned", tasks, unhooked=False)
     return other.result is None or (its.result is not None and _same_results(other.result, its.result))
 
 
@@ -389,6 +396,8 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
         reason = reason or "a parameter is changed in place"
     if tried.draws:
         reason = reason or "random numbers are drawn"
+    if watch.sizes and tried.result is not None and _hides_differences(tried.result):
+        reason = reason or "sizes are read, and what is returned would not show it"
     few = call
     if (at_once := Choice("aligned", "", convolved=convolved).of_size(call)).engine == "loop":
         few = call.first(2)  # all at once might not fit into memory

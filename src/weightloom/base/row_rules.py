@@ -394,11 +394,18 @@ def numbers_of_rows(
     return False
 
 
-OVER_AXES = {
+OVER_AXES: dict[Any, tuple[int, list[str]]] = {
     function: (1, ["dim", "axis"])
-    for name in ("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "cumsum", "cumprod", "prod", "median", "max")
-    for function in (getattr(torch, name), getattr(Tensor, name))
+    for name in (
+        *("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "cumsum", "cumprod", "prod", "median", "max", "min"),
+        *("cummax", "cummin", "logcumsumexp", "argmax", "argmin", "mode", "softmax", "log_softmax", "all", "any"),
+        *("nanmean", "nansum", "nanmedian", "aminmax", "var_mean", "std_mean", "norm", "count_nonzero"),
+    )
+    for function in (getattr(torch, name, None), getattr(Tensor, name, None))
+    if function is not None
 }
+OVER_AXES.update({function: (2, ["dim"]) for function in (torch.norm, Tensor.norm, torch.roll, Tensor.roll)})
+OVER_AXES.update({function: (1, ["dims"]) for function in (torch.flip, Tensor.flip)})
 """Functions that run over an axis, or over all: where the axis is said, and by which names."""
 
 RULES = _rules()

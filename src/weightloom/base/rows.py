@@ -104,7 +104,7 @@ class WatchRows(TorchFunctionMode):
             result = follow(result, self.is_row(tensors[0]), self.batch, args, self._followed)
         if self.mixes is None:
             self._judge(func, args, kwargs, result)
-        elif any(id(tensor) in self._rows for tensor in tensors):  # what becomes of rows is followed all the same
+        if self.mixes is not None and any(id(tensor) in self._rows for tensor in tensors):  # is followed all the same
             self._rows.update({id(y): y for y in _tensors(result) if y.ndim and y.shape[0] == self.batch})
         return result
 
