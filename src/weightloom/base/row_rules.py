@@ -161,6 +161,11 @@ def _products(watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwarg
     return watch.is_row(left) and left.ndim >= 2 and right.ndim <= 2
 
 
+def _turned(watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
+    """The last two axes change places, and the batch is none of them."""
+    return tensors[0].ndim >= 3
+
+
 def _attention(watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any) -> bool:
     """Heads of rows; a mask of rows has all four axes, for one with fewer would meet the heads."""
     return all(watch.is_row(t) and t.ndim == 4 for t in tensors[:3]) and all(
@@ -354,6 +359,7 @@ def _rules() -> dict[Any, Rule]:
     add(_indexed, Tensor.__getitem__)
     add(_joined, torch.cat, torch.stack)
     add(_products, torch.matmul, Tensor.matmul, Tensor.__matmul__)
+    add(_turned, Tensor.mT.__get__, torch.adjoint, Tensor.adjoint)  # type: ignore[attr-defined]
     add(_attention, F.scaled_dot_product_attention)
     for name in ("softmax", "log_softmax"):
         add(_not_over_the_batch(1, ["dim"]), getattr(F, name), getattr(torch, name), getattr(Tensor, name))
@@ -397,7 +403,21 @@ def numbers_of_rows(
 OVER_AXES: dict[Any, tuple[int, list[str]]] = {
     function: (1, ["dim", "axis"])
     for name in (
-        *("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "cumsum", "cumprod", "prod", "median", "max", "min"),
+        *(
+            "mean",
+            "sum",
+            "amax",
+            "amin",
+            "var",
+            "std",
+            "logsumexp",
+            "cumsum",
+            "cumprod",
+            "prod",
+            "median",
+            "max",
+            "min",
+        ),
         *("cummax", "cummin", "logcumsumexp", "argmax", "argmin", "mode", "softmax", "log_softmax", "all", "any"),
         *("nanmean", "nansum", "nanmedian", "aminmax", "var_mean", "std_mean", "norm", "count_nonzero"),
     )

@@ -82,7 +82,21 @@ def _computed(name: str) -> Callable[..., Any]:
 
 for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
     setattr(Side, _name, _compared(_name))
-for _name in ("add", "sub", "mul", "floordiv", "mod", "divmod", "pow", "truediv", "and", "or", "xor", "lshift", "rshift"):
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "floordiv",
+    "mod",
+    "divmod",
+    "pow",
+    "truediv",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+):
     setattr(Side, f"__{_name}__", _computed(f"__{_name}__"))
     setattr(Side, f"__r{_name}__", _computed(f"__r{_name}__"))
 for _name in ("__neg__", "__abs__", "__float__", "__round__"):
@@ -145,9 +159,7 @@ def follow(result: Any, is_rows: bool, batch: int, args: tuple[Any, ...], follow
         followed: What is found out is noted there.
     """
     if isinstance(result, torch.Size):
-        sides = [
-            side(its, axis == 0 if is_rows else _may_be(its, batch), followed) for axis, its in enumerate(result)
-        ]
+        sides = [side(its, axis == 0 if is_rows else _may_be(its, batch), followed) for axis, its in enumerate(result)]
         return torch.Size(sides)
     axis = args[1] if len(args) > 1 and isinstance(args[1], int) else None
     if is_rows and axis is not None:
