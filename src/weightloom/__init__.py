@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from weightloom.base import Shared as Shared
     from weightloom.base import apply_per_task as apply_per_task
     from weightloom.base import apply_shared as apply_shared
+    from weightloom.base import autotuned as autotuned
     from weightloom.base import choose_engine as choose_engine
     from weightloom.base import in_chunks as in_chunks
     from weightloom.base import per_task as per_task
@@ -85,6 +86,7 @@ _ROOM_OF = {
     "PerTask": "base",
     "Shared": "base",
     "apply_per_task": "base",
+    "autotuned": "base",
     "apply_shared": "base",
     "choose_engine": "base",
     "in_chunks": "base",

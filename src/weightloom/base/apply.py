@@ -19,15 +19,16 @@ from weightloom.base.buffers import (
 from weightloom.base.by_row import check_rows, grid, row_by_row, without_batch
 from weightloom.base.check import check_call, check_compiled, check_options, check_shared
 from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
-from weightloom.base.plans import Choice, Plan, Statistics, plan_of
+from weightloom.base.plans import Choice, Plan, Statistics, kind_of, plan_of
 from weightloom.base.rows import WatchRows
 from weightloom.base.state import carry_back, state_of, unusable
 from weightloom.base.target import Target
-from weightloom.base.tries import RUN, Engine, guarded
+from weightloom.base.tries import RUN, Engine, guarded, random_states
+from weightloom.base.tuning import Tuning, active
 from weightloom.base.ways import Ways
-from weightloom.errors import BatchingError, ConfigError
+from weightloom.errors import BatchingError, ConfigError, WeightloomError
 from weightloom.forms.factored import built
-from weightloom.replica import scan_of
+from weightloom.replica import Contents, scan_of
 from weightloom.replica.hot import no_type_check
 from weightloom.replica.tree import Leaf, Shared, is_plain, open_call, open_tree
 
@@ -61,7 +62,9 @@ class PerTask:
         randomness: Randomness = "different",
         statistics: Statistics | None = None,
         buffers: Tensors | None = None,
+        autotune: bool = False,
     ) -> None:
+        self._tuning = Tuning() if autotune else None
         check_options(engine, randomness, statistics, chunk_size)
         self._target = Target(base)
         self._shared = check_shared(self._target, shared)
@@ -95,7 +98,8 @@ class PerTask:
     def explain(self, params: Tensors, *args: Any, **kwargs: Any) -> Choice:
         """Say which engine such a call runs with, and why, as something to print. Arguments as for the call itself."""
         call = self._opened(params, args, kwargs)
-        return self._plan(call).choice.of_size(call)
+        plan = self._plan(call)
+        return self._choice(call, plan, len(next(iter([*call.params.values(), *call.rows]))))
 
     def by_row(self, params: Tensors, task_of_row: Int[Tensor, " rows"], *args: Any, **kwargs: Any) -> Any:
         """Run a batch of rows that belong to several tasks, each row with the parameters of its own.
@@ -213,16 +217,47 @@ class PerTask:
                 **task_buffers(call.scan.base, tasks, plan.buffers),
                 **buffers,
             }
-        choice = plan.choice.of_size(call)
-        call.tasks, call.buffers, call.places = tasks, buffers, plan.places
-        call.layers, call.batch_major, call.dense = plan.layers, choice.batch_major, plan.dense
-        call.chunk_size = call.chunk_size or choice.at_once
-        if choice.engine == "loop" and plan.kernels:
-            call.params = {name: built(value) if name in plan.kernels else value for name, value in call.params.items()}
-        result = self._by(call, plan, choice.engine)
+        call.buffers = buffers
+        result = self._chosen(call, plan, self._choice(call, plan, tasks))
         if call.scan is not None and result.written:
             self._carry(call, result)
         return result.outputs
+
+    def _choice(self, call: Call, plan: Plan, tasks: int) -> Choice:
+        """By which engine a call runs: as was counted, or as was timed."""
+        call.tasks, call.places, call.dense = tasks, plan.places, plan.dense
+        choice, tuning = plan.choice.of_size(call), self._tuning or active()
+        return choice if tuning is None or self.engine != "auto" else self._tuned(call, plan, choice, tuning)
+
+    def _chosen(self, call: Call, plan: Plan, choice: Choice) -> Result:
+        call.layers = plan.layers if choice.engine == "aligned" else None
+        call.batch_major = choice.batch_major
+        call.chunk_size = call.chunk_size or choice.at_once
+        if choice.engine == "loop" and plan.kernels:
+            call.params = {name: built(value) if name in plan.kernels else value for name, value in call.params.items()}
+        return self._by(call, plan, choice.engine)
+
+    def _tuned(self, call: Call, plan: Plan, choice: Choice, tuning: Tuning) -> Choice:
+        """The quickest of all safe ways to run a call like this, timed once."""
+        if not plan.is_free or call.scan is None or call.buffers or call.state or self.statistics is not None:
+            return choice
+        choices = plan.safe(choice, call.tasks if call.chunk_size is None else 1)
+        try:
+            plan_of(call._replace(), "vmap", self.statistics, self._checked)
+        except WeightloomError:
+            choices.pop("vmap", None)
+
+        def run(choice: Choice) -> None:
+            with random_states(call):
+                outputs = open_tree(self._chosen(call.apart(), plan, choice).outputs)
+                total = sum(leaf.tensor.sum() for leaf in outputs.leaves if leaf.tensor.requires_grad)
+                if isinstance(total, Tensor):
+                    total.backward()
+
+        contents = Contents(call.scan.mutable)
+        way = tuning.way(kind_of(call), {name: partial(run, its) for name, its in choices.items()})
+        contents.restore()
+        return choices[way]
 
     def _by(self, call: Call, plan: Plan, engine: Engine) -> Result:
         if engine == "aligned" and call.scan is not None:
@@ -329,6 +364,7 @@ def per_task(
     randomness: Randomness = "different",
     statistics: Statistics | None = None,
     buffers: Tensors | None = None,
+    autotune: bool = False,
 ) -> PerTask:
     """Return ``base`` as a callable that takes parameters per task, then what the base takes, for all tasks at once.
 
@@ -351,6 +387,8 @@ def per_task(
             statistics alone, or all tasks together, ``"shared"``, which updates the base's.
         buffers: Buffers per task by name, each ``(tasks, *shape)``, as from `task_buffers`. A norm in train mode
             updates them in place.
+        autotune: Time the safe engines in the first call of each kind, and take the quickest from then on, where
+            counting chooses otherwise. Engines differ in rounding; `autotuned` keeps what was chosen in a file.
 
     Raises:
         ConfigError: If ``base`` cannot be called, an option is unknown, or ``shared`` names no argument.
@@ -366,7 +404,7 @@ def per_task(
     Source:
         Ha, Dai and Le, "HyperNetworks" (2017), section 3.
     """
-    return PerTask(base, shared, engine, chunk_size, randomness, statistics, buffers)
+    return PerTask(base, shared, engine, chunk_size, randomness, statistics, buffers, autotune)
 
 
 def apply_per_task(

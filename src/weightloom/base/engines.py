@@ -134,6 +134,11 @@ class Call:
             chunk_size=None,
         )
 
+    def apart(self) -> "Call":
+        """The same numbers, outside of the graph."""
+        params = {name: apart(value) for name, value in self.params.items()}
+        return self._replace(params=params, rows=[apart(x) for x in self.rows])
+
     def of_tasks(self, order: Tensor) -> "Call":
         """The same for some tasks, in this order."""
         return self._replace(
@@ -158,6 +163,14 @@ class Call:
         if not torch.compiler.is_compiling():
             value._is_param = True  # what torch asks before it takes a tensor for an `nn.Parameter`
         return value
+
+
+def apart(value: Any) -> Any:
+    """The same numbers, outside of the graph."""
+    if isinstance(value, Factored):
+        return value.map_all(apart)
+    copied = value.detach().clone()
+    return copied.requires_grad_() if value.requires_grad and torch.is_grad_enabled() else copied
 
 
 def run_vmap(call: Call) -> Result:

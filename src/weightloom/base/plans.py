@@ -5,6 +5,7 @@ Out:  a plan: the engine, why, and what else was found out; it holds as long as 
 Watching leaves the base, what it keeps, and every source of random numbers as they were.
 """
 
+import hashlib
 import math
 import weakref
 from collections.abc import Callable
@@ -81,6 +82,29 @@ class Plan:
     """Where the base reads numbers and is folded all the same."""
     kernels: frozenset[str] = frozenset()
     """Parameters held as factors that are built for all tasks before they are run in turn."""
+    is_free: bool = False
+    """Whether other engines give the same."""
+
+    def safe(self, choice: Choice, tasks: int) -> dict[str, Choice]:
+        """Every choice that gives the same, the one that was counted the quickest first.
+
+        Args:
+            choice: The one that was counted.
+            tasks: How many tasks there are to be run some at a time.
+        """
+        found = [choice]
+        if self.choice.engine == "aligned":
+            pieces = {None, *(math.ceil(tasks / 2**power) for power in range(1, 4) if tasks >= 2**power)}
+            halves = sorted(pieces, key=lambda size: -(size or tasks)) if self.choice.convolved is not None else [None]
+            found += [replace(self.choice, at_once=size) for size in halves]
+        if self.ways is None:
+            found.append(Choice("vmap", "timed"))
+        found.append(Choice("loop", "timed"))
+        named: dict[str, Choice] = {}
+        for its in found:
+            name = its.engine if its.at_once is None else f"{its.engine}, {its.at_once} at a time"
+            named.setdefault(name, its)
+        return named
 
 
 class Plans:
@@ -181,6 +205,16 @@ def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> Any
     )
 
 
+def kind_of(call: Call) -> str:
+    """A call as a text: base, sizes, forms and whether it learns."""
+    params = [(name, *_kind(value)) for name, value in call.params.items()]
+    rows = [tuple(x.shape) for x in call.rows]
+    options = (params, [_kind(x) for x in call.rows], call.chunk_size, torch.is_grad_enabled(), call.randomness)
+    digest = hashlib.blake2s(repr(options).encode()).hexdigest()[:12]
+    does = "forward and backward" if torch.is_grad_enabled() else "forward"
+    return f"{call.target.name} on {rows}, {len(params)} generated, {does}, {digest}"
+
+
 def _kind(value: Tensor) -> tuple[Any, ...]:
     if isinstance(value, Factored):
         with NO_SUBCLASS():
@@ -248,7 +282,8 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     if not proven and choice.engine == "aligned" and any(watch.sizes for watch in watched):
         choice = Choice("vmap", "the base reads sizes, and may change unseen, so tasks are not folded")
     kernels = frozenset(name for watch in watched for name in watch.kernels)
-    return Plan(choice, call.places, layers, proven, dense, buffers, sizes, reads, ways, kernels)
+    is_free = proven and not (dense or buffers or reads) and not any(t.assigns or t.keeps or t.counts for t in tries)
+    return Plan(choice, call.places, layers, proven, dense, buffers, sizes, reads, ways, kernels, is_free)
 
 
 def _choose(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from weightloom.base.engines import Call, Result, run_aligned, run_loop, run_vmap
+from weightloom.base.engines import Call, Result, apart, run_aligned, run_loop, run_vmap
 from weightloom.base.guard import Guard
 from weightloom.base.rows import WatchRows, WithoutDropout
 from weightloom.base.state import is_gone
@@ -89,8 +89,8 @@ def try_call(call: Call, engine: Engine, tasks: int = 2, watch: bool | WatchRows
         kept = [value for value in call.scan.tensors if id(value) not in of_tasks]
         mutable, hooks = call.scan.mutable, call.scan.of_hooks
     few = few._replace(
-        params={name: _apart(value) for name, value in few.params.items()},
-        rows=[_apart(x) for x in few.rows],
+        params={name: apart(value) for name, value in few.params.items()},
+        rows=[apart(x) for x in few.rows],
         extra=own,
         unhooked=unhooked,
         watch=seen.watch,
@@ -194,14 +194,6 @@ def random_states(call: Call) -> Iterator[Callable[[], tuple[bool, bool]]]:
             numpy.random.set_state(arrays)
 
 
-def _apart(value: Any) -> Any:
-    """The same numbers, outside of the graph."""
-    if isinstance(value, Factored):
-        return value.map_all(_apart)
-    copied = value.detach().clone()
-    return copied.requires_grad_() if value.requires_grad and torch.is_grad_enabled() else copied
-
-
 def runs_alone(call: Call) -> bool:
     """Whether the base runs with plain parameters of the first task."""
     if call.scan is None:
@@ -220,7 +212,7 @@ def runs_alone(call: Call) -> bool:
                 if is_buffer and name not in few.buffers
             }
             one = few._replace(extra=buffers, unhooked=True, clones=[]).placed()
-            one.run({**own, **{n: value[0] for n, value in few.buffers.items()}}, [_apart(x)[0] for x in few.rows], {})
+            one.run({**own, **{n: value[0] for n, value in few.buffers.items()}}, [apart(x)[0] for x in few.rows], {})
         except Exception:
             return False
         finally:

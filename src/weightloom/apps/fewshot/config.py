@@ -67,6 +67,8 @@ class FewShotConfig:
     """Tasks the table is computed from, better 600 or more. None: what suits the data."""
     seed: int = 0
     """Everything random follows from it."""
+    autotune: bool = False
+    """Time the engines that run many tasks at once, and keep the quickest of each in the run's folder: engines.json."""
     threads: int = 1
     """CPU threads of each process; for networks as small as these one is quickest."""
     devices: int = 1

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,7 @@ from weightloom.apps.fewshot.many import time_many
 from weightloom.apps.fewshot.problems import Problem, problem_of
 from weightloom.apps.fewshot.show import write_showcase
 from weightloom.apps.folder import prepare_folder, read_config
+from weightloom.base import autotuned
 from weightloom.checkpoint import write_atomically
 from weightloom.errors import ConfigError, NonFiniteError
 from weightloom.records import Record, environment, peak_memory_bytes, write_record
@@ -74,6 +76,14 @@ def run_fewshot(
             for notice in problem.notices:
                 print_line(notice)
     fabric.barrier()
+    kept = run / "engines.json" if fabric.global_rank == 0 else None
+    with autotuned(kept) if config.autotune else nullcontext():
+        return _train_and_judge(config, run, problem, fabric, command, quiet, start_s)
+
+
+def _train_and_judge(
+    config: FewShotConfig, run: Path, problem: Problem, fabric: Processes, command: str, quiet: bool, start_s: float
+) -> Record | signal.Signals | None:
     learners: dict[str, Learner] = {}
     spent_s: dict[str, float] = {}
     failures: dict[str, str] = {}
