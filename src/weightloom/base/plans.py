@@ -313,6 +313,10 @@ def _choose(
     if engine == "loop" or (engine == "vmap" and tried.error is None):
         return asked, [tried]
     alone = try_call(call, "loop", unhooked=engine != "aligned")
+    convolves = engine == "aligned" and tried.watch is not None and bool(tried.watch.convolved)
+    asked = replace(asked, batch_major=convolves)
+    if engine == "aligned" and tried.reads and (ways := _ways_together(call, tried, alone)) is not None:
+        return replace(asked, batch_major=False), [tried, replace(alone, ways=ways)]
     if engine == "aligned" and tried.result is not None and alone.result is not None and statistics != "shared":
         if not (tried.draws or alone.draws) and not _same_in_any_order(call, alone.result, tried.result):
             raise BatchingError(
@@ -335,8 +339,7 @@ def _choose(
                     "cannot be seen whether every row of a batch is treated by itself. The aligned engine is right "
                     'only there. Pass `engine="vmap"` or `engine="loop"`.'
                 )
-    convolves = engine == "aligned" and tried.watch is not None and bool(tried.watch.convolved)
-    return replace(asked, batch_major=convolves), [tried, alone]
+    return asked, [tried, alone]
 
 
 def _hides_differences(result: Result) -> bool:

@@ -401,31 +401,19 @@ def numbers_of_rows(
 
 
 OVER_AXES: dict[Any, tuple[int, list[str]]] = {
-    function: (1, ["dim", "axis"])
-    for name in (
-        *(
-            "mean",
-            "sum",
-            "amax",
-            "amin",
-            "var",
-            "std",
-            "logsumexp",
-            "cumsum",
-            "cumprod",
-            "prod",
-            "median",
-            "max",
-            "min",
-        ),
-        *("cummax", "cummin", "logcumsumexp", "argmax", "argmin", "mode", "softmax", "log_softmax", "all", "any"),
-        *("nanmean", "nansum", "nanmedian", "aminmax", "var_mean", "std_mean", "norm", "count_nonzero"),
-    )
-    for function in (getattr(torch, name, None), getattr(Tensor, name, None))
-    if function is not None
+    **{
+        function: (1, ["dim", "axis"])
+        for name in (
+            *("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "cumsum", "cumprod", "prod", "median", "max"),
+            *("min", "cummax", "cummin", "logcumsumexp", "argmax", "argmin", "mode", "softmax", "log_softmax", "all"),
+            *("any", "nanmean", "nansum", "nanmedian", "aminmax", "var_mean", "std_mean", "count_nonzero"),
+        )
+        for function in (getattr(torch, name, None), getattr(Tensor, name, None))
+        if function is not None
+    },
+    **dict.fromkeys((torch.norm, Tensor.norm, torch.roll, Tensor.roll), (2, ["dim", "dims"])),
+    **dict.fromkeys((torch.flip, Tensor.flip), (1, ["dims"])),
 }
-OVER_AXES.update({function: (2, ["dim"]) for function in (torch.norm, Tensor.norm, torch.roll, Tensor.roll)})
-OVER_AXES.update({function: (1, ["dims"]) for function in (torch.flip, Tensor.flip)})
 """Functions that run over an axis, or over all: where the axis is said, and by which names."""
 
 RULES = _rules()

@@ -118,9 +118,8 @@ class WatchRows(TorchFunctionMode):
         if inside and any(self._is_stray(tensor) for tensor in tensors):
             self.mixes = "a tensor that came about unseen"
             return
-        if tensors and not results and (name == "__get__" or func in OF_THE_SHAPE):
-            if rows or func in OF_THE_SHAPE:
-                return
+        if tensors and not results and (func in OF_THE_SHAPE or (rows and name == "__get__")):
+            return
         if func in READ:
             if self.answers is None:
                 self.mixes = f"`{name}`, which reads numbers,"

@@ -24,6 +24,36 @@ class Followed:
 
 
 @no_type_check
+def _compared(name: str) -> Callable[..., Any]:
+    its = getattr(int, name)
+
+    def compare(self: Any, other: Any) -> Any:
+        if self.batch or type(other) is not int or not -1 <= other <= 1:  # kinds of calls differ in what is one
+            self.followed.exact = True
+        return its(self, other)
+
+    return compare
+
+
+@no_type_check
+def _computed(name: str) -> Callable[..., Any]:
+    its = getattr(int, name)
+
+    def compute(self: Any, *others: Any) -> Any:
+        result = its(self, *others)
+        batch = self.batch or any(type(other) is Side and other.batch for other in others)
+        if type(result) is int:
+            return side(result, batch, self.followed)
+        if batch and result is not NotImplemented:
+            self.followed.exact = True
+        if type(result) is tuple:
+            return tuple([side(one, batch, self.followed) for one in result])
+        return result
+
+    return compute
+
+
+@no_type_check
 class Side(int):
     """A size, followed through arithmetic of Python."""
 
@@ -41,6 +71,43 @@ class Side(int):
         self.followed.exact = self.followed.exact or self.batch
         return int.__bool__(self)
 
+    __eq__ = _compared("__eq__")
+    __ne__ = _compared("__ne__")
+    __lt__ = _compared("__lt__")
+    __le__ = _compared("__le__")
+    __gt__ = _compared("__gt__")
+    __ge__ = _compared("__ge__")
+    __add__ = _computed("__add__")
+    __radd__ = _computed("__radd__")
+    __sub__ = _computed("__sub__")
+    __rsub__ = _computed("__rsub__")
+    __mul__ = _computed("__mul__")
+    __rmul__ = _computed("__rmul__")
+    __floordiv__ = _computed("__floordiv__")
+    __rfloordiv__ = _computed("__rfloordiv__")
+    __mod__ = _computed("__mod__")
+    __rmod__ = _computed("__rmod__")
+    __divmod__ = _computed("__divmod__")
+    __rdivmod__ = _computed("__rdivmod__")
+    __pow__ = _computed("__pow__")
+    __rpow__ = _computed("__rpow__")
+    __truediv__ = _computed("__truediv__")
+    __rtruediv__ = _computed("__rtruediv__")
+    __and__ = _computed("__and__")
+    __rand__ = _computed("__rand__")
+    __or__ = _computed("__or__")
+    __ror__ = _computed("__ror__")
+    __xor__ = _computed("__xor__")
+    __rxor__ = _computed("__rxor__")
+    __lshift__ = _computed("__lshift__")
+    __rlshift__ = _computed("__rlshift__")
+    __rshift__ = _computed("__rshift__")
+    __rrshift__ = _computed("__rrshift__")
+    __neg__ = _computed("__neg__")
+    __abs__ = _computed("__abs__")
+    __float__ = _computed("__float__")
+    __round__ = _computed("__round__")
+
 
 @no_type_check
 def side(value: int, batch: bool, followed: Followed) -> Side:
@@ -49,58 +116,6 @@ def side(value: int, batch: bool, followed: Followed) -> Side:
     self.batch, self.followed = batch, followed
     return self
 
-
-@no_type_check
-def _compared(name: str) -> Callable[[Side, Any], Any]:
-    its = getattr(int, name)
-
-    def compare(self: Side, other: Any) -> Any:
-        if self.batch or type(other) is not int or not -1 <= other <= 1:  # kinds of calls differ in what is one
-            self.followed.exact = True
-        return its(self, other)
-
-    return compare
-
-
-@no_type_check
-def _computed(name: str) -> Callable[..., Any]:
-    its = getattr(int, name)
-
-    def compute(self: Side, *others: Any) -> Any:
-        result = its(self, *others)
-        batch = self.batch or any(type(other) is Side and other.batch for other in others)
-        if type(result) is int:
-            return side(result, batch, self.followed)
-        if batch and result is not NotImplemented:
-            self.followed.exact = True
-        if type(result) is tuple:
-            return tuple([side(one, batch, self.followed) for one in result])
-        return result
-
-    return compute
-
-
-for _name in ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"):
-    setattr(Side, _name, _compared(_name))
-for _name in (
-    "add",
-    "sub",
-    "mul",
-    "floordiv",
-    "mod",
-    "divmod",
-    "pow",
-    "truediv",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-):
-    setattr(Side, f"__{_name}__", _computed(f"__{_name}__"))
-    setattr(Side, f"__r{_name}__", _computed(f"__r{_name}__"))
-for _name in ("__neg__", "__abs__", "__float__", "__round__"):
-    setattr(Side, _name, _computed(_name))
 
 SHAPED = {
     *(Tensor.view, Tensor.reshape, torch.reshape, Tensor.expand, torch.broadcast_to, Tensor.broadcast_to),

@@ -226,7 +226,7 @@ class Scan:
                 reads[kind] = reads_of(kind)
         self._reads = [its for its in reads.values() if its.steady or its.volatile or its.versions]
         self._beneath += [self._read(its) for its in self._reads]
-        return tuple([*rows, *self._beneath[len(self._looks) :]])
+        return (*rows, *self._beneath[len(self._looks) :])
 
     def _hooks(self, number: int, name: str, hooks: Any) -> Any:
         if name in HOOKS and any(not _is_torchs(hook) for hook in hooks.values()):

@@ -143,20 +143,34 @@ def _bert(width: int, layers: int, tokens: int, tasks: int, batch: int, masked: 
     return Brought(base, (ids,), kwargs, ["*.query.weight", "*.value.weight"])
 
 
+def _mlp(sizes: list[int], tasks: int, batch: int) -> Brought:
+    return Brought(mlp(sizes), (torch.randn(tasks, batch, sizes[0]),))
+
+
+def _field() -> Brought:
+    layers = [nn.Linear(2, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 3)]
+    return Brought(nn.Sequential(*layers), (torch.rand(16, 1024, 2),))
+
+
+def _fed(base: nn.Module, *shape: int, generate: Any = "*.weight") -> Brought:
+    return Brought(base, (torch.randn(*shape),), generate=generate)
+
+
+def _recommender() -> Brought:
+    return Brought(Recommender(), (torch.randint(500, (32, 16, 2)),))
+
+
 BASES: dict[str, Callable[[], Brought]] = {
-    "actor, a row a task": lambda: Brought(mlp([17, 256, 256, 6]), (torch.randn(256, 1, 17),)),
-    "wide MLP": lambda: Brought(mlp([512] * 4), (torch.randn(16, 64, 512),)),
-    "field": lambda: Brought(
-        nn.Sequential(nn.Linear(2, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 3)),
-        (torch.rand(16, 1024, 2),),
-    ),
-    "conv4": lambda: Brought(conv4(), (torch.randn(8, 25, 1, 28, 28),)),
-    "residual net": lambda: Brought(_residual(), (torch.randn(8, 8, 3, 32, 32),)),
-    "temporal convolutions": lambda: Brought(_temporal(), (torch.randn(16, 8, 8, 128),)),
-    "decoder": lambda: Brought(_decoder(), (torch.randn(16, 8, 16),)),
-    "vision transformer": lambda: Brought(Vision(), (torch.randn(16, 8, 3, 16, 16),)),
-    "GRU": lambda: Brought(Last(), (torch.randn(16, 8, 20, 16),), generate=["layer.weight_*", "head.weight"]),
-    "recommender": lambda: Brought(Recommender(), (torch.randint(500, (32, 16, 2)),)),
+    "actor, a row a task": lambda: _mlp([17, 256, 256, 6], 256, 1),
+    "wide MLP": lambda: _mlp([512] * 4, 16, 64),
+    "field": _field,
+    "conv4": lambda: _fed(conv4(), 8, 25, 1, 28, 28),
+    "residual net": lambda: _fed(_residual(), 8, 8, 3, 32, 32),
+    "temporal convolutions": lambda: _fed(_temporal(), 16, 8, 8, 128),
+    "decoder": lambda: _fed(_decoder(), 16, 8, 16),
+    "vision transformer": lambda: _fed(Vision(), 16, 8, 3, 16, 16),
+    "GRU": lambda: _fed(Last(), 16, 8, 20, 16, generate=["layer.weight_*", "head.weight"]),
+    "recommender": _recommender,
     "BERT": lambda: _bert(128, 4, 16, 16, 4, masked=False),
     "BERT with a mask": lambda: _bert(384, 6, 16, 32, 1, masked=True),
 }
