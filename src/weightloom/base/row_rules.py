@@ -369,6 +369,7 @@ def _rules() -> dict[Any, Rule]:
         position = 1 if name == "unflatten" else 2
         add(_not_over_the_batch(position, ["dim"], 0), getattr(torch, name), getattr(Tensor, name))
     add(_not_over_the_batch(2, ["dim"], 1), F.normalize)
+    add(_not_over_the_batch(2, ["dim"], -1), torch.diff, Tensor.diff)
     add(_not_over_the_batch(2, ["dim"]), torch.norm, Tensor.norm)
     return rules
 
@@ -405,8 +406,8 @@ OVER_AXES: dict[Any, tuple[int, list[str]]] = {
         function: (1, ["dim", "axis"])
         for name in (
             *("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "cumsum", "cumprod", "prod", "median", "max"),
-            *("min", "cummax", "cummin", "logcumsumexp", "argmax", "argmin", "mode", "softmax", "log_softmax", "all"),
-            *("any", "nanmean", "nansum", "nanmedian", "aminmax", "var_mean", "std_mean", "count_nonzero"),
+            *("min", "cummax", "cummin", "logcumsumexp", "argmax", "argmin", "mode", "softmax", "log_softmax"),
+            *("nanmean", "nansum", "nanmedian", "aminmax", "var_mean", "std_mean", "count_nonzero"),
         )
         for function in (getattr(torch, name, None), getattr(Tensor, name, None))
         if function is not None
