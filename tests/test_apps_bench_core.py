@@ -1,6 +1,7 @@
 """The library's own benchmarks: contenders that compute the same, and a record that says what was aimed at."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ import torch
 from weightloom.apps.bench import contests
 from weightloom.apps.bench.config import CoreConfig
 from weightloom.apps.bench.contests import BEST, Bar, Contest, conv4, conv4_by_hand
-from weightloom.apps.bench.core import _rows, run_core
+from weightloom.apps.bench.core import _choices, _rows, run_core
+from weightloom.apps.bench.grid import cell
 from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError
 from weightloom.params import ParamSpec
@@ -88,3 +90,22 @@ def test_what_is_not_asked_for_is_not_timed(capsys):
     record = run_core(CoreConfig(only=("mlp",), rounds=1, warmup=0), command="typed")
     assert not record["scale"] and len(record["rows"]) == 1
     assert "in chunks" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["recommender", "temporal convolutions"])
+def test_every_engine_of_a_cell_takes_the_same_gradients(name):
+    contest = cell(name, "LowRank(4)")
+    expected = contest.steps["loop"]()
+    for its in contest.steps.values():
+        torch.testing.assert_close(its(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_cell_in_which_auto_runs_the_best_engine_counts_as_one():
+    steps = {"auto": lambda: time.sleep(0.002), "aligned": lambda: time.sleep(0.001), "loop": lambda: time.sleep(0.003)}
+    bars = (Bar("auto", BEST, "at most", 1.10),)
+    for chosen, one in (("aligned", True), ("loop", False)):
+        contest = Contest("auto over the best engine", steps, bars, label="a cell", chosen=chosen)
+        (row,) = _rows(contest, CoreConfig(rounds=3, warmup=0, threads=2))
+        assert row["of"] == "a cell" and row["against"] == "aligned"
+        assert (row["ratio"]["median"] == 1.0) == one and row["holds"] == one
+    assert _choices([row])[0]["mean"] == pytest.approx(row["ratio"]["median"])

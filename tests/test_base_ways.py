@@ -215,3 +215,22 @@ def test_a_size_of_the_batch_that_becomes_a_number_is_not_folded():
         torch.testing.assert_close(per_task(base)(params, x), expected(base, params, x), rtol=1e-10, atol=1e-10)
     with pytest.raises(BatchingError, match="gives other numbers"):
         per_task(base, engine="aligned")(params, x)
+
+
+def test_a_number_that_is_another_one_in_every_call_ends_in_the_loop():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(WIDTH, WIDTH)
+            self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * self.scale.item()
+
+    torch.manual_seed(0)
+    base = Scaled().double()
+    params, x = generated(base), torch.randn(TASKS, ROWS, WIDTH, dtype=torch.float64)
+    run = per_task(base)
+    for call in range(24):
+        base.scale.fill_(call)
+        torch.testing.assert_close(run(params, x), expected(base, params, x), rtol=1e-10, atol=1e-10)

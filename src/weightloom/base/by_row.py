@@ -37,8 +37,16 @@ def check_rows(task_of_row: Tensor, tasks: int, rows: Sequence[Tensor]) -> None:
 
 def row_by_row(call: Call, task_of_row: Tensor, rows: int | None = None) -> Call:
     """The same with every row, or the first few, as a task of its own: a batch of one."""
-    its = {name: value[task_of_row[:rows]] for name, value in call.params.items()}
+    its = call.params
+    if rows is not None or not _is_each_once(task_of_row, call.params):
+        its = {name: value[task_of_row[:rows]] for name, value in call.params.items()}
     return call._replace(params=its, rows=[x[:rows, None] for x in call.rows])
+
+
+def _is_each_once(task_of_row: Tensor, params: Mapping[str, Tensor]) -> bool:
+    """Whether every task has one row, in order, so that nothing is to be taken."""
+    tasks = len(next(iter(params.values()))) if params else -1
+    return len(task_of_row) == tasks and bool((task_of_row == torch.arange(tasks, device=task_of_row.device)).all())
 
 
 def grid(task_of_row: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:

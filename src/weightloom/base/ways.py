@@ -17,6 +17,10 @@ from weightloom.base.tries import Try, random_states, try_call
 from weightloom.replica.tree import open_tree
 
 
+MOST_PATHS = 16
+"""A base that goes more ways than this reads something that changes all the time."""
+
+
 @dataclass
 class Ways:
     """Ways through a base along which folding is proved."""
@@ -82,21 +86,23 @@ class Ways:
                 return answer, causal.pop()
         return None
 
-    def run(self, call: Call) -> Result | None:
-        """Run a call along ways that are proved; None where there are none."""
-        if self.closed:
+    def run(self, call: Call, again: bool = True) -> Result | None:
+        """Run a call along ways that are proved, or can be; None where there are none."""
+        if self.closed or len(self.paths) > MOST_PATHS:
             return None
         answers = Answers(call.tasks, self.harmless)
+        differ: TasksDifferError | None = None
         try:
             result = run_aligned(call._replace(watch=Answering(answers)))
             if tuple(answers.path) in self.paths:
                 return result
-            differ = None
         except TasksDifferError as error:
-            differ = error if error.read in self.apart else None
-        if differ is None:
-            differ = self.prove(call._replace(watch=None))
-        return self.run(call) if differ is None else self._apart(call, differ.answers)
+            differ = error
+        if differ is None or differ.read not in self.apart:
+            differ = self.prove(call._replace(watch=None)) if again else None
+            if differ is None:
+                return self.run(call, again=False) if again else None
+        return self._apart(call, differ.answers)
 
     def _apart(self, call: Call, answers: Any) -> Result | None:
         """Run tasks that answer alike together."""
