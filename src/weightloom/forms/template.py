@@ -56,11 +56,21 @@ class Template(Form):
         return add_to_own(own, (mixture @ templates.flatten(1)).unflatten(-1, own.shape))
 
     def linear(self, x: Tensor, own: Tensor, parts: Parts, bias: Tensor | None = None) -> Answer:
-        """Mix outputs instead of weights where that is cheaper: with one row per task."""
-        if x.shape[-2] > 1 or own.ndim != 2:
+        """Mix outputs instead of weights where that is cheaper, with one row per task; else mix weights as they are used.
+
+        The own value is one more template, taken once, and weights lie (in, out), as products and their gradients
+        like it.
+        """
+        mixture, templates = parts["mixture"], parts["templates"]
+        if own.ndim != 2 or (x.shape[-2] > 1 and mixture.ndim < 2):
             return NotImplemented
-        of_each = nn.functional.linear(x, parts["templates"].flatten(0, 1)).unflatten(-1, (self.count, len(own)))
-        mixed: Tensor = (parts["mixture"][..., None, None, :] @ of_each).squeeze(-2)
+        if x.shape[-2] > 1:
+            every = torch.cat([templates, own[None]]).mT.flatten(1)
+            taken = torch.cat([mixture, mixture.new_ones(len(mixture), 1)], 1)
+            weights = (taken @ every).unflatten(1, own.mT.shape)
+            return x @ weights if bias is None else torch.baddbmm(bias, x, weights)
+        of_each = nn.functional.linear(x, templates.flatten(0, 1)).unflatten(-1, (self.count, len(own)))
+        mixed: Tensor = (mixture[..., None, None, :] @ of_each).squeeze(-2)
         return shared_linear(x, own, bias) + mixed
 
     def squared_norm(self, own: Tensor, parts: Parts) -> Tensor:
