@@ -234,3 +234,22 @@ def test_a_number_that_is_another_one_in_every_call_ends_in_the_loop():
     for call in range(24):
         base.scale.fill_(call)
         torch.testing.assert_close(run(params, x), expected(base, params, x), rtol=1e-10, atol=1e-10)
+
+
+def test_sizes_that_a_watched_base_keeps_and_returns_are_plain_numbers():
+    import random
+
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, int]:
+            self.width = x.shape[1]
+            random.getstate()  # so that it is watched in every run
+            return self.layer(x.view(x.shape[0], -1)), x.shape[1]
+
+    torch.manual_seed(0)
+    base = Keeps().double()
+    y, width = per_task(base)(generated(base), torch.randn(TASKS, ROWS, WIDTH, dtype=torch.float64))
+    assert y.shape == (TASKS, ROWS, WIDTH) and type(width) is int and type(base.width) is int

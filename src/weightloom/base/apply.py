@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from weightloom.base.buffers import (
     check_buffers,
@@ -21,6 +22,7 @@ from weightloom.base.check import check_call, check_compiled, check_options, che
 from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
 from weightloom.base.plans import Choice, Plan, Statistics, kind_of, plan_of
 from weightloom.base.rows import WatchRows
+from weightloom.base.sizes import plain
 from weightloom.base.state import carry_back, state_of, unusable
 from weightloom.base.target import Target
 from weightloom.base.tries import RUN, Engine, guarded, random_states
@@ -302,7 +304,8 @@ class PerTask:
                 raise
             watch.mixes = "an error"
         if not watch.mixes and not watch.sizes:
-            return result
+            written = [its._replace(value=tree_map(plain, its.value)) for its in result.written]
+            return Result(tree_map(plain, result.outputs), written)
         if self.engine == "aligned":
             raise BatchingError(
                 f"{self._target.name} calls {watch.mixes or 'for the size of a batch'}, which may mix the rows of "

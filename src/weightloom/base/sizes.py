@@ -141,6 +141,12 @@ def holds_batch(tree: Any) -> bool:
 
 
 @no_type_check
+def plain(value: Any) -> Any:
+    """The same without a size that is followed."""
+    return int(value) if type(value) is Side else value
+
+
+@no_type_check
 def unfollowed(tree: Any) -> Any:
     """The same arguments with plain numbers."""
     kind = type(tree)

@@ -16,7 +16,6 @@ from weightloom.base.same import moved, same_outputs
 from weightloom.base.tries import Try, random_states, try_call
 from weightloom.replica.tree import open_tree
 
-
 MOST_PATHS = 16
 """A base that goes more ways than this reads something that changes all the time."""
 

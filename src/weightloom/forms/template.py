@@ -56,7 +56,7 @@ class Template(Form):
         return add_to_own(own, (mixture @ templates.flatten(1)).unflatten(-1, own.shape))
 
     def linear(self, x: Tensor, own: Tensor, parts: Parts, bias: Tensor | None = None) -> Answer:
-        """Mix outputs instead of weights where that is cheaper, with one row per task; else mix weights as they are used.
+        """Mix outputs instead of weights where that is cheaper: with one row per task.
 
         The own value is one more template, taken once, and weights lie (in, out), as products and their gradients
         like it.
