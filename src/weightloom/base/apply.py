@@ -464,11 +464,13 @@ def choose_engine(
 ) -> Choice:
     """Say which engine ``engine="auto"`` runs, and why.
 
-    The rules, in this order: ``vmap`` inside a transform of `torch.func`; the loop where users hooked into the base,
-    where it cannot run under ``vmap``, or where, on a CPU, it convolves with generated kernels that are large; the
-    aligned engine where every function that the base calls treats rows one by one, which is proved by watching it run
-    for two tasks, and where what it computes is equal then; else ``vmap``. The proof is made in the first call, on
-    replicas, and holds as long as the base, its modes, and the sizes that it reads are the same.
+    The rules, in this order: ``vmap`` inside a transform of `torch.func`; the loop where users hooked into the
+    base; the loop where, on a CPU, what it convolves with generated kernels is large; the aligned engine where
+    every function that the base calls treats rows one by one, which is proved by watching it run for two tasks,
+    and where what it computes is equal then, some tasks at a time where bytes say so; else ``vmap``. A base
+    that does not run under ``vmap``, as one that asks whether a mask is full, is folded along the ways that it
+    goes, or runs in the loop. The proof is made in the first call, on replicas, and holds as long as the base,
+    its modes, and the sizes that it compares are the same.
 
     Args:
         base: The base network.
