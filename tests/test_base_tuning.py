@@ -81,6 +81,14 @@ def test_timing_leaves_the_base_its_random_numbers_and_gradients_alone(base):
     torch.manual_seed(1)
     run = per_task(base, autotune=True)
     run(params, x)
+    bias = params.pop("0.bias")  # the base's own now, which is trained with the others
+    per_task(base, autotune=True)(params, x)
+    assert bias.grad is None
+    torch.manual_seed(1)
+    per_task(base, engine="vmap")(params, x)
+    after = torch.get_rng_state()
+    torch.manual_seed(1)
+    per_task(base, autotune=True)(params, x)
     assert torch.equal(torch.get_rng_state(), after)
     assert all(value.grad is None for value in params.values())
     assert all(value.grad is None for value in base.parameters())

@@ -249,12 +249,16 @@ class PerTask:
         except WeightloomError:
             choices.pop("vmap", None)
 
+        scanned = call.scan
+
         def run(choice: Choice) -> None:
             with random_states(call):
-                outputs = open_tree(self._chosen(call.apart(), plan, choice).outputs)
+                apart = call.apart()
+                leaves = [*apart.leaves(), *(p for p in scanned.base.parameters() if p.requires_grad)]
+                outputs = open_tree(self._chosen(apart, plan, choice).outputs)
                 total = sum(leaf.tensor.sum() for leaf in outputs.leaves if leaf.tensor.requires_grad)
-                if isinstance(total, Tensor):
-                    total.backward()
+                if isinstance(total, Tensor) and leaves:  # `backward` would leave gradients in the base
+                    torch.autograd.grad(total, leaves, allow_unused=True)
 
         contents = Contents(call.scan.mutable)
         way = tuning.way(kind_of(call), {name: partial(run, its) for name, its in choices.items()})

@@ -98,6 +98,7 @@ class Answers:
                 if kind is None or kind[0] != bool(value):
                     raise TasksDifferError(read, answers)
                 odd = answers != kind[0]
+                self._neutral.clear()  # masks are looked at again, for these tasks too
                 self._odd[kind[1]] = odd | self._odd[kind[1]] if kind[1] in self._odd else odd
         self.path.append(value)
         return value
@@ -107,7 +108,7 @@ class Answers:
         if not isinstance(mask, Tensor) or id(mask) in self._neutral:
             return
         for causal, odd in self._odd.items():
-            its = mask if len(mask) != self._rows else mask.view(self.tasks, -1, *mask.shape[1:])[odd]
+            its = mask if mask.ndim < 4 or len(mask) != self._rows else mask.view(self.tasks, -1, *mask.shape[1:])[odd]
             if mask.dtype != torch.bool:
                 its = its == 0
             if causal:

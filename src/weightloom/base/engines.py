@@ -139,6 +139,12 @@ class Call:
         params = {name: apart(value) for name, value in self.params.items()}
         return self._replace(params=params, rows=[apart(x) for x in self.rows])
 
+    def leaves(self) -> list[Tensor]:
+        """Tensors of the call that get a gradient."""
+        values = [*self.params.values(), *self.rows]
+        parts = [(v.own, *v.parts.values()) if isinstance(v, Factored) else (v,) for v in values]
+        return [tensor for several in parts for tensor in several if tensor.requires_grad]
+
     def of_tasks(self, order: Tensor) -> "Call":
         """The same for some tasks, in this order."""
         return self._replace(
