@@ -24,7 +24,7 @@ from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.run import run_fewshot
 from weightloom.cli import main
-from weightloom.records import environment, read_record, summary_over_seeds, write_record
+from weightloom.runs.record import environment, read_record, summary_over_seeds, write_record
 
 
 def run_all(known: argparse.Namespace, flags: list[str]) -> None:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from weightloom.records import environment, write_record
+from weightloom.runs.record import environment, write_record
 
 
 def seconds(command: list[str], folder: Path, repeats: int = 1) -> float:

@@ -18,18 +18,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from weightloom.apps.fewshot.learner import Learner, Support
-from weightloom.apps.fewshot.methods.maml import ANIL, MAML
-from weightloom.apps.fewshot.methods.modular import (
+from weightloom.learners.learner import Learner, Support
+from weightloom.learners.maml import ANIL, MAML
+from weightloom.learners.modular import (
     LayerwiseHyperNetwork,
     ModularHyperNetwork,
 )
 from weightloom.losses import soft_cross_entropy_per_task
 from weightloom.networks import mlp
-from weightloom.records import environment, peak_memory_bytes, read_record, summary, summary_over_seeds, write_record
+from weightloom.runs.record import (
+    environment,
+    peak_memory_bytes,
+    read_record,
+    summary,
+    summary_over_seeds,
+    write_record,
+)
 from weightloom.tasks import Tasks
 from weightloom.tasks.hyperteacher import HyperteacherTasks
-from weightloom.train import TrainOptions
+from weightloom.training import TrainOptions
 
 TEACHER = {"width": 16, "shots": 128, "queries": 128}
 JUDGED = 600

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from weightloom.checkpoint import load_tensors
-from weightloom.records import environment, write_record
-from weightloom.train import read_rows
+from weightloom.files import load_tensors
+from weightloom.runs.record import environment, write_record
+from weightloom.training import read_rows
 
 STEPS = 200
 OPTIONS = [

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from weightloom.apps.rl.stats import interquartile
-from weightloom.records import environment, read_record, summary_over_seeds, write_record
+from weightloom.runs.record import environment, read_record, summary_over_seeds, write_record
+from weightloom.runs.stats import interquartile
 
 
 def run_all(known: argparse.Namespace, flags: list[str]) -> None:

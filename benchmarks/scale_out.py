@@ -30,10 +30,10 @@ import torch
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.run import launch
-from weightloom.checkpoint import load_tensors
-from weightloom.records import environment, read_record, write_record
+from weightloom.files import load_tensors
+from weightloom.runs.record import environment, read_record, write_record
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
-from weightloom.train import Processes, TrainOptions, train
+from weightloom.training import Processes, TrainOptions, train
 
 OPTIONS = ["--data", "sinusoid", "--tasks", "256", "--test-tasks", "20", "--comparators", "--quiet"]
 FEW = 10

@@ -25,14 +25,14 @@ from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.problems import Problem, problem_of
-from weightloom.records import environment, write_record
-from weightloom.train import TrainOptions, train
+from weightloom.runs.record import environment, write_record
+from weightloom.training import TrainOptions, train
 
 BARE = "loop by hand"
 FIRST_STEP = """
 import sys
 from weightloom.cli import main
-from weightloom.progress import TrainingProgress
+from weightloom.runs.progress import TrainingProgress
 def end(self, step, loss):
     raise SystemExit
 TrainingProgress.step = end

@@ -87,7 +87,7 @@ def main(before: str, rounds: int, core: int, record: Path) -> None:
             print(f"{setting}, {name}: {ratio:.3f} (at most {bound})", flush=True)
         for server in (old, new):
             server.kill()
-    from weightloom.records import environment, write_record
+    from weightloom.runs.record import environment, write_record
 
     scores = [
         {"setting": row["setting"], "method": row["method"], "name": "CPU time over that before", "better": "lower"}

@@ -25,10 +25,10 @@ from weightloom.hypernets import (
     StaticHyperNetwork,
     TransformerHyperNetwork,
 )
-from weightloom.keras import KerasBase
 from weightloom.networks import ConvNet, mlp
+from weightloom.networks.keras import KerasBase
+from weightloom.networks.recurrent import GRU, LSTM
 from weightloom.params import ParamSpec
-from weightloom.recurrent import GRU, LSTM
 
 TASKS, BATCH = 3, 4
 LOOPS_INSIDE = pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented")

@@ -10,18 +10,18 @@ from sklearn.neighbors import NearestCentroid as SklearnNearestCentroid
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.export import export_network
 from weightloom.apps.fewshot.judge import Scores, draw_test_tasks, judge
-from weightloom.apps.fewshot.learner import Learner, Support
-from weightloom.apps.fewshot.methods.centroid import NearestCentroid
-from weightloom.apps.fewshot.methods.heads import HyperHead
-from weightloom.apps.fewshot.methods.protonet import ProtoNet
-from weightloom.apps.fewshot.methods.whole import HyperRegressor
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.run import CONTROL, load_run, run_fewshot, score_all
-from weightloom.checkpoint import load_tensors
 from weightloom.cli import main as cli_main
 from weightloom.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from weightloom.files import load_tensors
+from weightloom.learners.centroid import NearestCentroid
+from weightloom.learners.heads import HyperHead
+from weightloom.learners.learner import Learner, Support
+from weightloom.learners.protonet import ProtoNet
+from weightloom.learners.whole_network import HyperRegressor
 from weightloom.networks import ConvNet, mlp
-from weightloom.records import read_record
+from weightloom.runs.record import read_record
 
 OURS = "hypernetwork"
 SMALL = FewShotConfig(

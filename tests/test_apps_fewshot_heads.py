@@ -6,18 +6,18 @@ import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from weightloom.apps.fewshot.judge import reliability
-from weightloom.apps.fewshot.learner import Support
-from weightloom.apps.fewshot.methods.convs import HyperConvs
-from weightloom.apps.fewshot.methods.heads import HyperHead, in_turns
-from weightloom.apps.fewshot.methods.inner_steps import InnerSteps
-from weightloom.apps.fewshot.methods.maml import ANIL, MAML
-from weightloom.apps.fewshot.methods.polynomial import RidgePolynomial
-from weightloom.apps.fewshot.methods.probe import LinearProbe
-from weightloom.apps.fewshot.methods.protonet import ProtoNet
 from weightloom.forms import LowRank
+from weightloom.learners.convs import HyperConvs
+from weightloom.learners.heads import HyperHead, in_turns
+from weightloom.learners.inner_steps import InnerSteps
+from weightloom.learners.learner import Support
+from weightloom.learners.maml import ANIL, MAML
+from weightloom.learners.polynomial import RidgePolynomial
+from weightloom.learners.probe import LinearProbe
+from weightloom.learners.protonet import ProtoNet
 from weightloom.networks import FeatureTrunk, ResidualTrunk, TrunkNet
 from weightloom.tasks import ClassTasks
-from weightloom.train import TrainOptions
+from weightloom.training import TrainOptions
 
 WAYS, SHOTS, QUERIES = 3, 2, 4
 

@@ -4,9 +4,6 @@ import pytest
 import torch
 
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.learner import Learner, Support
-from weightloom.apps.fewshot.methods.centroid import NearestCentroid
-from weightloom.apps.fewshot.methods.interpolation import Interpolation
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.problems.functions import FunctionProblem
@@ -17,9 +14,12 @@ from weightloom.apps.fewshot.show.classes import conditions, titles
 from weightloom.apps.fewshot.show.draw import SHOWN_TASKS, answered, generator, lowest, source_of
 from weightloom.apps.fewshot.show.functions import observed_pixels, predicted
 from weightloom.apps.fewshot.show.sweep import sweep
-from weightloom.checkpoint import load_tensors
+from weightloom.files import load_tensors
 from weightloom.forms import RowScale
 from weightloom.forms.factored import Factored
+from weightloom.learners.centroid import NearestCentroid
+from weightloom.learners.interpolation import Interpolation
+from weightloom.learners.learner import Learner, Support
 from weightloom.networks import mlp
 from weightloom.tasks import ClassPool, SinusoidTasks
 from weightloom.tasks.functions import FunctionTasks

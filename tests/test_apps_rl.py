@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from weightloom.apps.rl.config import RLConfig
-from weightloom.checkpoint import load_tensors
 from weightloom.cli import main
 from weightloom.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from weightloom.files import load_tensors
 
 pytest.importorskip("sb3_contrib")
 
@@ -22,7 +22,7 @@ from weightloom.apps.rl.envs.worlds import BatchedWorld, world_of
 from weightloom.apps.rl.judge import judge, settings
 from weightloom.apps.rl.run import load_players, run_rl, steps_to
 from weightloom.apps.rl.train import train
-from weightloom.train import read_rows
+from weightloom.training import read_rows
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # whole runs: shapes are checked where the rooms are tested
 

@@ -16,12 +16,12 @@ from gymnasium.utils.env_checker import check_env
 from weightloom.apps.rl.agents.players import Oracle, Still
 from weightloom.apps.rl.envs.context import ContextFamily, Varied, family_of
 from weightloom.apps.rl.envs.contextual import ContextualEnv, make
+from weightloom.apps.rl.envs.default_ranges import usual
 from weightloom.apps.rl.envs.grid import GridWorld
+from weightloom.apps.rl.envs.gymnasium_env import KINDS, register_all
 from weightloom.apps.rl.envs.gyre import DoubleGyre
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.physics import Physics
-from weightloom.apps.rl.envs.single import KINDS, register_all
-from weightloom.apps.rl.envs.usual import usual
 from weightloom.apps.rl.envs.vector import BatchedVecEnv
 from weightloom.apps.rl.envs.worlds import GymWorld, world_of
 from weightloom.apps.rl.judge import discounted

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from weightloom.apps.rl.stats import interquartile
+from weightloom.runs.stats import interquartile
 
 
 def test_the_middle_half_is_that_of_numpy_where_it_can_be_cut_evenly():

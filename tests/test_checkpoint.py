@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from weightloom.checkpoint import load_tensors, save_tensors, write_atomically
 from weightloom.errors import CheckpointError
+from weightloom.files import load_tensors, save_tensors, write_atomically
 
 FACTS = {"step": 7, "text": 'ünïcode "quoted" \\', "nested": {"list": [1, 2.5, None, True]}}
 

@@ -17,8 +17,8 @@ from weightloom.apps.fewshot.judge import judge
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.run import run_fewshot
 from weightloom.cli import COMMANDS
-from weightloom.records import environment
-from weightloom.train import read_rows
+from weightloom.runs.record import environment
+from weightloom.training import read_rows
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

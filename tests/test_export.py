@@ -16,7 +16,7 @@ from weightloom.base import apply_per_task, specialise
 from weightloom.forms import Chunked, FiLM, Full, LowRank, RowScale, Template
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.networks import mlp
-from weightloom.recurrent import GRU, LSTM
+from weightloom.networks.recurrent import GRU, LSTM
 
 OURS = re.compile(rb"weightloom\.[a-z]|src/weightloom/|site-packages/weightloom/")
 """A module or a file of the library; the folder that the project lies in may have its name too."""

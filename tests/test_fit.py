@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from weightloom.adapt import fit_condition
 from weightloom.errors import ShapeError
-from weightloom.fit import fit_condition
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.losses import mse_per_task
 from weightloom.networks import mlp

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from weightloom.adapt import descend
 from weightloom.base import apply_per_task
 from weightloom.errors import BuiltWarning, ConfigError
 from weightloom.forms import Factored, FiLM, LowRank, RowScale
 from weightloom.forms.factored import InUse
 from weightloom.hypernets import MLPHyperNetwork
-from weightloom.inner import descend
 from weightloom.networks import mlp
 from weightloom.params import Params
 

@@ -16,24 +16,8 @@ from weightloom.losses import mse_per_task
 
 SOURCE = Path(weightloom.__file__).parent
 ROOMS = [
-    *(
-        "errors",
-        "checkpoint",
-        "files",
-        "params",
-        "replica",
-        "forms",
-        "values",
-        "tasks",
-        "conditions",
-        "hypernets",
-        "networks",
-        "recurrent",
-        "keras",
-        "base",
-    ),
-    *("inner", "fit", "losses"),
-    *("params_io", "progress", "train", "records", "report", "diagnostics", "testing", "apps", "cli"),
+    *("errors", "losses", "files", "datasets", "params", "networks", "replica", "forms", "tasks", "conditions"),
+    *("hypernets", "base", "adapt", "runs", "report", "training", "learners", "diagnostics", "testing", "apps", "cli"),
 ]
 """A room uses the rooms before it."""
 
@@ -124,7 +108,7 @@ def test_lists_are_shown_without_torch():
 FIRST_STEP = """
 import sys
 from weightloom.cli import main
-from weightloom.progress import TrainingProgress
+from weightloom.runs.progress import TrainingProgress
 HEAVY = {
     "lightning_fabric", "torchmetrics", "sklearn", "scipy", "pandas", "matplotlib", "plotly", "PIL", "transformers",
     "keras", "gymnasium", "sympy", "torch._dynamo", "torch._inductor",

@@ -12,7 +12,7 @@ from weightloom.errors import ConfigError
 from weightloom.forms import FiLM, LowRank
 from weightloom.hypernets import GraphHyperNetwork, LayerGraph
 from weightloom.networks import mlp
-from weightloom.recurrent import LSTM
+from weightloom.networks.recurrent import LSTM
 from weightloom.testing import check_hypernetwork
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from cases import Tied, TokenAndPositions, conv, layer_norm, resnet, transformer
-from weightloom.apps.fewshot.methods.heads import with_generated_head
 from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.forms import FiLM, LowRank, budget
@@ -21,6 +20,7 @@ from weightloom.hypernets import (
     TransformerHyperNetwork,
     own_params,
 )
+from weightloom.learners.heads import with_generated_head
 from weightloom.losses import mse_per_task
 from weightloom.networks import ConvNet, mlp
 

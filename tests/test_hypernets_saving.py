@@ -9,8 +9,8 @@ from torch import nn
 
 from cases import TASKS, Tied, conv, resnet
 from weightloom.base import apply_per_task
-from weightloom.checkpoint import load_tensors, save_tensors
 from weightloom.errors import CheckpointError, ConfigError
+from weightloom.files import load_tensors, save_tensors
 from weightloom.forms import FiLM, Full, LowRank, RowScale, Template, budget
 from weightloom.forms.factored import built
 from weightloom.hypernets import (

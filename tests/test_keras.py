@@ -14,7 +14,7 @@ from cases import KERAS_SAVES, LOOPS_INSIDE
 from weightloom.base import apply_per_task, specialise
 from weightloom.errors import BatchingError, ConfigError, MissingExtraError, ShapeError
 from weightloom.forms import RowScale
-from weightloom.keras import KerasBase, is_keras
+from weightloom.networks.keras import KerasBase, is_keras
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras")

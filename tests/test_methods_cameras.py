@@ -12,23 +12,23 @@ from sklearn.svm import SVC
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.export import export_network
 from weightloom.apps.fewshot.judge import judge
-from weightloom.apps.fewshot.learner import Support
-from weightloom.apps.fewshot.methods.in_context import ContextReader, InContext
-from weightloom.apps.fewshot.methods.inputs import HyperInputs
-from weightloom.apps.fewshot.methods.machines import (
-    SupportLogistic,
-    SupportNearest,
-    SupportSVM,
-    fitted_machine,
-    machine_of,
-)
-from weightloom.apps.fewshot.methods.matching import Matching
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.problems.cameras import SETTINGS, CameraProblem, uncrossed
 from weightloom.apps.fewshot.run import run_fewshot
 from weightloom.apps.fewshot.table import print_table
 from weightloom.base import specialise
 from weightloom.errors import ConfigError
+from weightloom.learners.in_context import ContextReader, InContext
+from weightloom.learners.inputs import HyperInputs
+from weightloom.learners.learner import Support
+from weightloom.learners.machines import (
+    SupportLogistic,
+    SupportNearest,
+    SupportSVM,
+    fitted_machine,
+    machine_of,
+)
+from weightloom.learners.matching import Matching
 from weightloom.tasks import CameraTasks, load_digit_images, sample_cameras
 
 CONFIG = FewShotConfig(data="cameras", steps=20, tasks=4, test_tasks=12, evaluate_every=10, checkpoint_every=10)
@@ -278,7 +278,7 @@ def test_a_minute_of_training_reads_what_no_support_set_shows():
     problem = problem_of(config.resolved())
     learner = problem.learner("hypernetwork")
     assert isinstance(learner, HyperInputs)
-    from weightloom.train import TrainOptions
+    from weightloom.training import TrainOptions
 
     learner.fit(problem.train_source(learner), TrainOptions(steps=1200, tasks=16, outer_lr=3e-3))
     assert judge(learner, problem, 4, 100, 5).row("x", "y")["mean"] > 0.65  # at most a half from what it was shown

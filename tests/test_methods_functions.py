@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from weightloom.apps.fewshot.learner import Support
-from weightloom.apps.fewshot.methods.functions import FunctionNet, HyperFunction
 from weightloom.base import apply_per_task
 from weightloom.conditions import GridEncoder
+from weightloom.learners.functions import FunctionNet, HyperFunction
+from weightloom.learners.learner import Support
 from weightloom.tasks.functions import FunctionTasks, pixel_positions
-from weightloom.train import TrainOptions
+from weightloom.training import TrainOptions
 
 TASKS, SHOTS = 4, 7
 

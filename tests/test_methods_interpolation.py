@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.learner import Support
-from weightloom.apps.fewshot.methods.interpolation import GaussianCurves, GaussianPixels, Interpolation
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.base import specialise
 from weightloom.errors import ShapeError
+from weightloom.learners.interpolation import GaussianCurves, GaussianPixels, Interpolation
+from weightloom.learners.learner import Support
 from weightloom.tasks import SinusoidTasks
 from weightloom.tasks.functions import FunctionTasks, pixel_positions
 

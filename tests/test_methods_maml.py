@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from weightloom.apps.fewshot.learner import Support
-from weightloom.apps.fewshot.methods.cavia import CAVIA
-from weightloom.apps.fewshot.methods.maml import ANIL, MAML
-from weightloom.apps.fewshot.methods.modular import (
+from weightloom.errors import ConfigError
+from weightloom.learners.cavia import CAVIA
+from weightloom.learners.learner import Support
+from weightloom.learners.maml import ANIL, MAML
+from weightloom.learners.modular import (
     LayerwiseHyperNetwork,
     ModularHyperNetwork,
 )
-from weightloom.errors import ConfigError
 from weightloom.losses import masked_loss, soft_cross_entropy_per_task
 from weightloom.networks import mlp
 

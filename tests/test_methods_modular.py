@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from weightloom.apps.fewshot.learner import Support
-from weightloom.apps.fewshot.methods.maml import ANIL
-from weightloom.apps.fewshot.methods.modular import (
+from weightloom.errors import ShapeError
+from weightloom.hypernets import MLPHyperNetwork
+from weightloom.learners.learner import Support
+from weightloom.learners.maml import ANIL
+from weightloom.learners.modular import (
     LayerwiseHyperNetwork,
     ModularHyperNetwork,
 )
-from weightloom.errors import ShapeError
-from weightloom.hypernets import MLPHyperNetwork
 from weightloom.losses import soft_cross_entropy_per_task
 from weightloom.networks import mlp
 from weightloom.tasks.hyperteacher import HyperteacherTasks
 from weightloom.testing import check_hypernetwork
-from weightloom.train import TrainOptions
+from weightloom.training import TrainOptions
 
 
 def close(actual, expected, tolerance=1e-9):

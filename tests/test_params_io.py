@@ -8,12 +8,12 @@ from torch import nn
 
 from cases import Tied
 from weightloom.base import apply_per_task
-from weightloom.checkpoint import load_tensors, save_tensors
 from weightloom.errors import CheckpointError, ConfigError
+from weightloom.files import load_tensors, save_tensors
 from weightloom.forms import Chunked, Factored, FiLM, Form, Full, LowRank, RowScale, Template
+from weightloom.forms.files import load_params, save_params
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.networks import mlp
-from weightloom.params_io import load_params, save_params
 
 FORMS = [Full(), LowRank(2), RowScale(), FiLM(), Template(3), Chunked(5)]
 every_form = pytest.mark.parametrize("form", FORMS, ids=repr)

@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_structure, tree_unf
 from cases import FORMS, TASKS
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.forms import Factored, FiLM, Form, Full, LowRank, RowScale, Template
+from weightloom.forms.arithmetic import add, squared_norm
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.networks import mlp
 from weightloom.params import Params, ParamSpec, sub
-from weightloom.values import add, squared_norm
 
 
 def close(actual, expected, tolerance=1e-10):

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from weightloom.errors import DataError
-from weightloom.records import environment, peak_memory_bytes, read_record, summary, summary_over_seeds, write_record
+from weightloom.runs.record import (
+    environment,
+    peak_memory_bytes,
+    read_record,
+    summary,
+    summary_over_seeds,
+    write_record,
+)
 
 
 def test_the_interval_over_tasks_is_that_of_the_central_limit():

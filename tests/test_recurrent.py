@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from weightloom import recurrent
 from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError, ShapeError
-from weightloom.recurrent import replace_recurrent
+from weightloom.networks.recurrent import replace_recurrent
 
 LAYERS, CELLS = ("LSTM", "GRU", "RNN"), ("LSTMCell", "GRUCell", "RNNCell")
 RELU = pytest.param("RNN", {"nonlinearity": "relu"}, id="relu")
@@ -241,7 +241,7 @@ def test_the_root_may_be_the_layer_and_an_original_that_cannot_be_copied_is_left
 def test_a_packed_sequence_is_refused_and_the_advice_holds(kind, unchecked):
     theirs, ours = pair(kind)
     packed = pack_sequence([torch.randn(5, 3).double(), torch.randn(2, 3).double()])
-    with pytest.raises(ConfigError, match=f"PackedSequence, which weightloom.recurrent.{kind} does not read"):
+    with pytest.raises(ConfigError, match=f"PackedSequence, which weightloom.networks.recurrent.{kind} does not read"):
         ours(packed)
     outputs, lengths = nn.utils.rnn.pad_packed_sequence(theirs(packed)[0])
     padded = ours(nn.utils.rnn.pad_packed_sequence(packed)[0])[0]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import weightloom.report
-from weightloom.checkpoint import save_tensors
 from weightloom.errors import CheckpointError, DataError, ShapeError
+from weightloom.files import save_tensors
 from weightloom.report import build_report
 from weightloom.report.figures import trailing_means
 from weightloom.report.images import data_uri, encode_png, first_of_each_class, task_strips

@@ -6,7 +6,7 @@ import torch
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.run import run_fewshot
-from weightloom.checkpoint import save_tensors
+from weightloom.files import save_tensors
 from weightloom.report import build_report
 from weightloom.report.changes import change_bars, change_maps
 from weightloom.report.compare import reliability_figures, sweep_figures, time_figures, time_ticks

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from weightloom.datasets import find_file, searched_folders
 from weightloom.errors import ConfigError, DataError, MissingExtraError, ShapeError
-from weightloom.files import find_file, searched_folders
 from weightloom.tasks import omniglot
 from weightloom.tasks.data import (
     ClassPool,

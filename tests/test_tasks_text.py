@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from weightloom.datasets import searched_folders
 from weightloom.errors import ConfigError, DataError, MissingExtraError
-from weightloom.files import searched_folders
 from weightloom.tasks import ClassTasks, load_intent_pool, load_intents, sentence_features, text
 
 REAL = Path(os.environ.get("WEIGHTLOOM_DATA") or "/nowhere").expanduser()

@@ -12,14 +12,14 @@ from torch import nn
 
 import two_processes
 from weightloom.base import apply_per_task
-from weightloom.checkpoint import load_tensors, save_tensors
 from weightloom.conditions import DeepSets
 from weightloom.errors import CheckpointError, ConfigError, NonFiniteError
+from weightloom.files import load_tensors, save_tensors
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.losses import mse_per_task
 from weightloom.networks import mlp
 from weightloom.tasks import SinusoidTasks
-from weightloom.train import TrainOptions, load_model, read_rows, train
+from weightloom.training import TrainOptions, load_model, read_rows, train
 
 OPTIONS = TrainOptions(steps=24, tasks=4, warmup_steps=4, checkpoint_every=5, evaluate_every=6, seed=3)
 SOURCE = SinusoidTasks(shots=5, queries=10)

@@ -13,7 +13,7 @@ from weightloom.errors import ConfigError
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.losses import mse_per_task
 from weightloom.tasks import Tasks, TaskSource
-from weightloom.train import TrainOptions, load_model, train
+from weightloom.training import TrainOptions, load_model, train
 
 TASKS, POINTS, WIDTH, KNOWN = 6, 8, 3, 2
 

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from test_train import OPTIONS, SOURCE, new_model, same
-from weightloom.checkpoint import load_tensors
+from weightloom.files import load_tensors
 from weightloom.losses import mse_per_task
 from weightloom.tasks import Tasks
-from weightloom.train import OneProcess, TrainOptions, loop, train
-from weightloom.train.optimiser import build_optimiser
-from weightloom.train.processes import seed_chance
+from weightloom.training import OneProcess, TrainOptions, loop, train
+from weightloom.training.optimiser import build_optimiser
+from weightloom.training.processes import seed_chance
 
 
 def parameters(*shapes, dtype=torch.float64):

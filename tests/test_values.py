@@ -6,9 +6,9 @@ from torch import nn
 
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.forms import Chunked, Factored, FiLM, Full, LowRank, RowScale, Template
+from weightloom.forms.arithmetic import add, average, distance, interpolate
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.networks import mlp
-from weightloom.values import add, average, distance, interpolate
 
 TASKS = 3
 FORMS = [Full(), LowRank(2), RowScale(), FiLM(), Template(3), Chunked(5)]

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 
 from weightloom.losses import mse_per_task
 from weightloom.tasks import SinusoidTasks, TaskSource
-from weightloom.train import TrainOptions, train
+from weightloom.training import TrainOptions, train
 
 
 class Spoilt(TaskSource):

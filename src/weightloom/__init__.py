@@ -8,19 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from weightloom.base import Choice as Choice
+    from weightloom.adapt import descend as descend
+    from weightloom.adapt import fit_condition as fit_condition
+    from weightloom.adapt import fit_params as fit_params
     from weightloom.base import PerTask as PerTask
     from weightloom.base import Shared as Shared
     from weightloom.base import apply_per_task as apply_per_task
-    from weightloom.base import apply_shared as apply_shared
     from weightloom.base import autotuned as autotuned
-    from weightloom.base import choose_engine as choose_engine
     from weightloom.base import in_chunks as in_chunks
     from weightloom.base import per_task as per_task
     from weightloom.base import specialise as specialise
     from weightloom.base import task_buffers as task_buffers
-    from weightloom.checkpoint import load_tensors as load_tensors
-    from weightloom.checkpoint import save_tensors as save_tensors
     from weightloom.conditions import ClassStatistics as ClassStatistics
     from weightloom.conditions import CombinedCondition as CombinedCondition
     from weightloom.conditions import DeepSets as DeepSets
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from weightloom.diagnostics import layer_response as layer_response
     from weightloom.errors import BuiltWarning as BuiltWarning
     from weightloom.errors import WeightloomError as WeightloomError
-    from weightloom.fit import fit_condition as fit_condition
     from weightloom.forms import Chunked as Chunked
     from weightloom.forms import Factored as Factored
     from weightloom.forms import FiLM as FiLM
@@ -44,8 +41,15 @@ if TYPE_CHECKING:
     from weightloom.forms import LowRank as LowRank
     from weightloom.forms import RowScale as RowScale
     from weightloom.forms import Template as Template
+    from weightloom.forms import add as add
+    from weightloom.forms import average as average
     from weightloom.forms import budget as budget
     from weightloom.forms import choose_forms as choose_forms
+    from weightloom.forms import distance as distance
+    from weightloom.forms import interpolate as interpolate
+    from weightloom.forms import load_params as load_params
+    from weightloom.forms import save_params as save_params
+    from weightloom.forms import squared_norm as squared_norm
     from weightloom.hypernets import ChunkedHyperNetwork as ChunkedHyperNetwork
     from weightloom.hypernets import EquivariantHyperNetwork as EquivariantHyperNetwork
     from weightloom.hypernets import GraphHyperNetwork as GraphHyperNetwork
@@ -57,69 +61,69 @@ if TYPE_CHECKING:
     from weightloom.hypernets import StaticHyperNetwork as StaticHyperNetwork
     from weightloom.hypernets import TransformerHyperNetwork as TransformerHyperNetwork
     from weightloom.hypernets import own_params as own_params
-    from weightloom.inner import fine_tune as fine_tune
-    from weightloom.keras import KerasBase as KerasBase
+    from weightloom.learners import Learner as Learner
+    from weightloom.learners import Support as Support
     from weightloom.losses import cross_entropy_per_task as cross_entropy_per_task
     from weightloom.losses import mse_per_task as mse_per_task
     from weightloom.networks import ConvNet as ConvNet
+    from weightloom.networks import KerasBase as KerasBase
     from weightloom.networks import mlp as mlp
+    from weightloom.networks import replace_recurrent as replace_recurrent
     from weightloom.params import Params as Params
     from weightloom.params import ParamSpec as ParamSpec
-    from weightloom.params import Selector as Selector
     from weightloom.params import sub as sub
-    from weightloom.params_io import load_params as load_params
-    from weightloom.params_io import save_params as save_params
-    from weightloom.recurrent import replace_recurrent as replace_recurrent
     from weightloom.tasks import CameraTasks as CameraTasks
     from weightloom.tasks import ClassTasks as ClassTasks
     from weightloom.tasks import SinusoidTasks as SinusoidTasks
     from weightloom.tasks import Tasks as Tasks
     from weightloom.tasks import TaskSource as TaskSource
-    from weightloom.values import add as add
-    from weightloom.values import average as average
-    from weightloom.values import distance as distance
-    from weightloom.values import interpolate as interpolate
-    from weightloom.values import squared_norm as squared_norm
+    from weightloom.training import History as History
+    from weightloom.training import TrainOptions as TrainOptions
+    from weightloom.training import train as train
 
 _ROOM_OF = {
-    "Choice": "base",
-    "PerTask": "base",
-    "Shared": "base",
+    "descend": "adapt",
+    "fit_condition": "adapt",
+    "fit_params": "adapt",
     "apply_per_task": "base",
     "autotuned": "base",
-    "apply_shared": "base",
-    "choose_engine": "base",
     "in_chunks": "base",
     "per_task": "base",
+    "PerTask": "base",
+    "Shared": "base",
     "specialise": "base",
     "task_buffers": "base",
-    "load_tensors": "checkpoint",
-    "save_tensors": "checkpoint",
+    "class_statistics": "conditions",
     "ClassStatistics": "conditions",
     "CombinedCondition": "conditions",
     "DeepSets": "conditions",
+    "input_statistics": "conditions",
     "MagnitudeInvariantEncoding": "conditions",
     "SupportAttention": "conditions",
     "TaskEmbedding": "conditions",
-    "class_statistics": "conditions",
-    "input_statistics": "conditions",
     "check_scale": "diagnostics",
     "condition_use": "diagnostics",
     "effective_rank": "diagnostics",
     "layer_response": "diagnostics",
     "BuiltWarning": "errors",
     "WeightloomError": "errors",
-    "fit_condition": "fit",
+    "add": "forms",
+    "average": "forms",
+    "budget": "forms",
+    "choose_forms": "forms",
     "Chunked": "forms",
+    "distance": "forms",
     "Factored": "forms",
     "FiLM": "forms",
     "Form": "forms",
     "Full": "forms",
+    "interpolate": "forms",
+    "load_params": "forms",
     "LowRank": "forms",
     "RowScale": "forms",
+    "save_params": "forms",
+    "squared_norm": "forms",
     "Template": "forms",
-    "budget": "forms",
-    "choose_forms": "forms",
     "ChunkedHyperNetwork": "hypernets",
     "EquivariantHyperNetwork": "hypernets",
     "GraphHyperNetwork": "hypernets",
@@ -128,32 +132,28 @@ _ROOM_OF = {
     "HyperLSTMCell": "hypernets",
     "HyperNetwork": "hypernets",
     "MLPHyperNetwork": "hypernets",
+    "own_params": "hypernets",
     "StaticHyperNetwork": "hypernets",
     "TransformerHyperNetwork": "hypernets",
-    "own_params": "hypernets",
-    "fine_tune": "inner",
-    "KerasBase": "keras",
+    "Learner": "learners",
+    "Support": "learners",
     "cross_entropy_per_task": "losses",
     "mse_per_task": "losses",
     "ConvNet": "networks",
+    "KerasBase": "networks",
     "mlp": "networks",
-    "ParamSpec": "params",
+    "replace_recurrent": "networks",
     "Params": "params",
-    "Selector": "params",
+    "ParamSpec": "params",
     "sub": "params",
-    "load_params": "params_io",
-    "save_params": "params_io",
-    "replace_recurrent": "recurrent",
     "CameraTasks": "tasks",
     "ClassTasks": "tasks",
     "SinusoidTasks": "tasks",
-    "TaskSource": "tasks",
     "Tasks": "tasks",
-    "add": "values",
-    "average": "values",
-    "distance": "values",
-    "interpolate": "values",
-    "squared_norm": "values",
+    "TaskSource": "tasks",
+    "History": "training",
+    "train": "training",
+    "TrainOptions": "training",
 }
 
 __all__ = list(_ROOM_OF)

@@ -150,7 +150,7 @@ def evaluate(words: list[str]) -> int:
 
     from weightloom.apps.fewshot.run import load_run, score_all
     from weightloom.apps.fewshot.table import print_table
-    from weightloom.records import environment, write_record
+    from weightloom.runs.record import environment, write_record
 
     wanted = {name: getattr(command, name) for name in ("ways", "shots", "queries", "test_tasks")}
     wanted["uneven_shots"] = command.uneven_shots or None
@@ -292,7 +292,7 @@ def _need_extra(extra: str, *modules: str) -> None:
 def _options_of(kind: type[RunOptions], words: list[str]) -> RunOptions:
     """Return what typed flags change: the options of a file, of the run that is to go on, or the usual ones."""
     if folder := _value_of("--resume", words):
-        from weightloom.apps.folder import read_config
+        from weightloom.runs.folder import read_config
 
         return read_config(Path(folder), kind)
     file = _value_of("--config", words)

@@ -1,70 +1,115 @@
-"""Files of data sets: a name in, the folders that are searched and the file that is found.
+"""What survives a run: tensors and facts in one file that is whole or not there at all.
 
-In:   the folder and the file name of a set.
-Out:  a path.
-Knows nothing of what is in the files, nor of torch, so that ``weightloom list`` starts at once.
+In:   named tensors and JSON facts.
+Out:  one ``safetensors`` file, written under a temporary name and moved, so that a crash leaves the old one whole.
+Nothing that is loaded can execute code. A digest of the contents is kept inside and checked on reading.
 """
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from weightloom.errors import DataError
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
 
-FILES = {
-    "omniglot": ("omniglot", "omniglot28.npz"),
-    "omniglot-alphabets": ("omniglot", "omniglot28.npz"),
-    "cifar-fs": ("cifar_fs", "cifar_fs_100.npz"),
-    "spoken-digits": ("free_spoken_digits", "fsdd_mulaw8.npz"),
-    "intents": ("clinc150", "clinc150.csv.gz"),
-    "growth-curves": ("growth_curves", "growth_curves.csv.gz"),
-    "mnist-functions": ("mnist", "mnist_20k_10k.npz"),
-}
-"""Folder and file of each set that does not come with a dependency."""
+from weightloom.errors import CheckpointError
+
+FORMAT = "weightloom-1"
 
 
-def searched_folders(data: str) -> list[Path]:
-    """Return the folders where a set is looked for, first to last.
-
-    The folder named by ``WEIGHTLOOM_DATA``, where it is set; then the user's cache, where downloads go too:
-    ``$XDG_CACHE_HOME/weightloom`` or ``~/.cache/weightloom``. Each holds one folder per set.
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write tensors and facts to ``path`` at once or not at all.
 
     Args:
-        data: The set's folder, as in ``"omniglot"``.
-    """
-    named = os.environ.get("WEIGHTLOOM_DATA")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    cache = cache if cache.is_absolute() else Path.home() / ".cache"  # as the XDG specification has it
-    return ([Path(named).expanduser() / data] if named else []) + [cache / "weightloom" / data]
-
-
-def find_file(data: str, file: str) -> Path | None:
-    """Return the first file of that name in the searched folders, or None.
-
-    Args:
-        data: The set's folder, as in ``"omniglot"``.
-        file: A file in it, as in ``"omniglot28.npz"``.
-    """
-    paths = (folder / file for folder in searched_folders(data))
-    return next((path for path in paths if path.is_file()), None)
-
-
-def needed_file(data: str, file: str, what: str, about: str) -> Path:
-    """Return a file of a set that is not fetched.
-
-    Args:
-        data: The set's folder.
-        file: A file in it.
-        what: The set's name, as in ``"MNIST's file"``.
-        about: A sentence on what the file is and why it is not fetched.
+        path: Where; its folder must exist.
+        tensors: Written as they are, on the CPU; tensors that share memory are written apart.
+        facts: Anything that JSON can hold.
 
     Raises:
-        DataError: If it is in none of the searched folders.
+        CheckpointError: If the disk is full or the folder cannot be written to. What was at ``path`` is still there.
     """
-    path = find_file(data, file)
-    if path is None:
-        folders = " nor in ".join(f"`{folder}`" for folder in searched_folders(data))
-        raise DataError(
-            f"{what} `{file}` is not in {folders}. {about} "
-            f"Set `WEIGHTLOOM_DATA` to a folder that holds `{data}/{file}`."
+    flat: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        tensor = value.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        flat[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    text = json.dumps(facts, sort_keys=True)
+    header = {"format": FORMAT, "facts": text, "digest": _digest(flat, text)}
+    write_atomically(path, to_bytes(flat, header))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote.
+
+    Returns:
+        The tensors, on the CPU, and the facts.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, of another format, or changed since it was written.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"There is no file `{path}`. A checkpoint is a `.safetensors` file that a run wrote. "
+            "Pass the run's folder, as in `--resume runs/digits-001`."
         )
-    return path
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"`{path}` cannot be read as a checkpoint ({error}). It is truncated, or it is another kind of file; "
+            "nothing in it was executed. Use an earlier checkpoint, or start the run again."
+        ) from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"`{path}` is a safetensors file of another origin (format {header.get('format')!r}). "
+            f"This library reads format {FORMAT!r}. Pass a file that a run of this library wrote."
+        )
+    if header.get("digest") != _digest(tensors, header.get("facts", "")):
+        raise CheckpointError(
+            f"`{path}` was changed after it was written: its contents do not match the digest kept inside. "
+            "What it holds cannot be trusted. Use an earlier checkpoint, or start the run again."
+        )
+    facts: dict[str, Any] = json.loads(header["facts"])
+    return tensors, facts
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name, then move it to ``path``.
+
+    Raises:
+        CheckpointError: If it cannot be written. The temporary file is removed; what was at ``path`` stays.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = "What was there before is still whole. " if path.exists() else ""
+        raise CheckpointError(
+            f"`{path}` could not be written ({error.strerror or error}). {kept}"
+            f"It needs {len(data) / 1e6:.1f} MB in a folder that can be written to. "
+            "Make room, or choose another folder with `--run FOLDER`."
+        ) from error
+
+
+def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -150,7 +150,7 @@ class Params(dict[str, Tensor]):
     def squared_norm(self, by: Literal["name"]) -> dict[str, Tensor]: ...
 
     def squared_norm(self, by: Literal["task", "name"] = "task") -> Tensor | dict[str, Tensor]:
-        """Return the squared L2 norm of the parameters, as `weightloom.values.squared_norm` does."""
+        """Return the squared L2 norm of the parameters, as `weightloom.forms.arithmetic.squared_norm` does."""
         if by not in ("task", "name"):
             raise ConfigError(
                 f"`by={by!r}` is unknown. Squares are summed over all parameters of a task, or over each alone. Pass "
@@ -169,7 +169,7 @@ class Params(dict[str, Tensor]):
         return Params, (dict(self),)  # which `torch.load` takes too
 
     def __add__(self, other: Mapping[str, Tensor]) -> "Params":
-        """Add the changes, as `weightloom.values.add` does: own + Δa + Δb."""
+        """Add the changes, as `weightloom.forms.arithmetic.add` does: own + Δa + Δb."""
         return _values().add(self, other) if isinstance(other, Mapping) else NotImplemented
 
     def __or__(self, other: Mapping[str, Tensor]) -> "Params":  # type: ignore[override]
@@ -187,7 +187,7 @@ def _squared(value: Tensor) -> Tensor:
 
 def _values() -> Any:
     """The room of arithmetic on whole sets: it stands behind this one, and is loaded when it is asked for."""
-    return import_module("weightloom.values")
+    return import_module("weightloom.forms.arithmetic")
 
 
 def _place(index: Any, tasks: int) -> slice | Tensor:

@@ -13,7 +13,7 @@ import weightloom
 from weightloom.apps.fewshot.presets import DATA, FITS, METHODS, PRESETS
 from weightloom.apps.rl.presets import METHODS as AGENTS
 from weightloom.apps.rl.presets import RUNS
-from weightloom.files import FILES, find_file, searched_folders
+from weightloom.datasets import FILES, find_file, searched_folders
 
 PACKAGES = (
     *("weightloom", "torch", "numpy", "lightning-fabric", "torchmetrics", "safetensors", "plotly"),

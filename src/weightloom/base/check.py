@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from weightloom.base.target import Target
 from weightloom.errors import BatchingError, ConfigError, ShapeError, WeightloomError, nearest
-from weightloom.keras import is_keras
+from weightloom.networks.keras import is_keras
 from weightloom.params import count_tasks, parameters_by_name
 
 ENGINES = ("auto", "vmap", "aligned", "loop")
@@ -112,7 +112,7 @@ def check_names(base: nn.Module, params: Mapping[str, Tensor]) -> None:
         name, module = inside
         raise ConfigError(
             f"`{f'base.{name}' if name else 'base'}` is a Keras model, {type(module).__name__}. Keras would silently "
-            "run with its own weights instead of the generated ones. Wrap it: `weightloom.keras.KerasBase(model)`."
+            "run with its own weights instead of the generated ones. Wrap it: `weightloom.KerasBase(model)`."
         )
     own = parameters_by_name(base)
     for name, value in params.items():

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from weightloom.base.check import check_names
 from weightloom.errors import ConfigError
 from weightloom.forms.factored import built
+from weightloom.networks.recurrent import original_recurrent
 from weightloom.params import count_tasks, parameters_by_name
-from weightloom.recurrent import original_recurrent
 
 
 def specialise(base: nn.Module, params: Mapping[str, Tensor], task: int = 0) -> nn.Module:

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from weightloom.checkpoint import write_atomically
 from weightloom.errors import ConfigError
+from weightloom.files import write_atomically
 
 ROUNDS = 5
 """Timed runs of each way, in turn, after one that is not timed."""

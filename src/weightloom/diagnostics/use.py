@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from weightloom.base import apply_per_task
 from weightloom.diagnostics.table import text_table
 from weightloom.errors import ConfigError, ShapeError
-from weightloom.records import summary_over_seeds
+from weightloom.runs.record import summary_over_seeds
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,18 @@ Knows nothing of conditions, hypernetworks or the base's forward pass.
 
 from torch.serialization import add_safe_globals
 
+from weightloom.forms.arithmetic import add as add
+from weightloom.forms.arithmetic import average as average
+from weightloom.forms.arithmetic import distance as distance
+from weightloom.forms.arithmetic import interpolate as interpolate
+from weightloom.forms.arithmetic import squared_norm as squared_norm
 from weightloom.forms.calls import Conv as Conv
 from weightloom.forms.choose import budget as budget
 from weightloom.forms.choose import choose_forms as choose_forms
 from weightloom.forms.chunked import Chunked as Chunked
 from weightloom.forms.factored import Factored as Factored
+from weightloom.forms.files import load_params as load_params
+from weightloom.forms.files import save_params as save_params
 from weightloom.forms.form import Form as Form
 from weightloom.forms.full import Full as Full
 from weightloom.forms.low_rank import LowRank as LowRank

@@ -75,7 +75,7 @@ def refuse_differentiating(func: Any, *args: Any, **kwargs: Any) -> Any:
     raise ConfigError(
         f"`{_name(func)}` was asked for the gradient of {held[0]!r}. It is held as factors, and what the base computes "
         "depends on these. Ask for theirs, `leaves, tree = torch.utils._pytree.tree_flatten(params)`, and put the step "
-        "back together by `tree_unflatten(leaves, tree)`; `weightloom.inner.descend` does both."
+        "back together by `tree_unflatten(leaves, tree)`; `weightloom.adapt.descend` does both."
     )
 
 

@@ -15,8 +15,8 @@ from weightloom.hypernets.hyper_lstm import HyperLSTM as HyperLSTM
 from weightloom.hypernets.hyper_lstm import HyperLSTMCell as HyperLSTMCell
 from weightloom.hypernets.hyper_lstm import HyperLSTMState as HyperLSTMState
 from weightloom.hypernets.hypernet import HyperNetwork as HyperNetwork
-from weightloom.hypernets.layers import LayerGraph as LayerGraph
 from weightloom.hypernets.mlp import MLPHyperNetwork as MLPHyperNetwork
+from weightloom.hypernets.module_graph import LayerGraph as LayerGraph
 from weightloom.hypernets.own import own_params as own_params
 from weightloom.hypernets.static import StaticHyperNetwork as StaticHyperNetwork
 from weightloom.hypernets.transformer import TransformerHyperNetwork as TransformerHyperNetwork

@@ -12,7 +12,7 @@ from weightloom.forms import Form
 from weightloom.forms.choose import Generate
 from weightloom.hypernets.generated import Generated
 from weightloom.hypernets.hypernet import HyperNetwork, check_condition
-from weightloom.hypernets.layers import FEATURES, LayerGraph
+from weightloom.hypernets.module_graph import FEATURES, LayerGraph
 from weightloom.hypernets.saving import Saves, described
 from weightloom.hypernets.writer import LARGEST_HEAD, check_head, check_sizes, pieces_of
 from weightloom.params import Params, ParamSpec, Selector, Shape, selectors_of

@@ -1,7 +1,7 @@
 """A hypernetwork in a file: its own numbers and what was trained in its base, not what is frozen.
 
 In:   a hypernetwork over a base, and a path.
-Out:  one file as of `weightloom.checkpoint`; and from it and an equal base the hypernetwork as it was.
+Out:  one file as of `weightloom.files`; and from it and an equal base the hypernetwork as it was.
 Nothing that is loaded can execute code: what is generated is written by name, and forms by their names and options.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from weightloom.checkpoint import load_tensors, save_tensors
 from weightloom.errors import CheckpointError, ConfigError
+from weightloom.files import load_tensors, save_tensors
 from weightloom.forms import Form
 from weightloom.forms.by_name import form_of, has_name
 from weightloom.hypernets.held import HoldsBase, shapes_of

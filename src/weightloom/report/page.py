@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from weightloom.checkpoint import write_atomically
+from weightloom.files import write_atomically
 from weightloom.report.figures import learning_curves
 from weightloom.report.run import Facts, Run, read_run
 from weightloom.report.scores import SCORE_NAMES, cost_rows, headline, rows_by_setting

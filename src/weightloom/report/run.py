@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from weightloom.checkpoint import load_tensors
 from weightloom.errors import DataError
+from weightloom.files import load_tensors
 
 Facts = dict[str, Any]
 """What one JSON object holds."""

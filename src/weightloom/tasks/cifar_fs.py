@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from weightloom.datasets import FILES, needed_file
 from weightloom.errors import DataError, MissingExtraError
-from weightloom.files import FILES, needed_file
 from weightloom.tasks.data import ClassPool
 
 FOLDER, FILE = FILES["cifar-fs"]

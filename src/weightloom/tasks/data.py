@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from weightloom.datasets import find_file, searched_folders
 from weightloom.errors import ConfigError, DataError, MissingExtraError, ShapeError, nearest
-from weightloom.files import find_file, searched_folders
 from weightloom.tasks import omniglot
 
 

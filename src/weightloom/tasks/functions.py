@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from weightloom.datasets import FILES, needed_file
 from weightloom.errors import ConfigError, DataError
-from weightloom.files import FILES, needed_file
 from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from weightloom.datasets import FILES, needed_file
 from weightloom.errors import ConfigError, DataError
-from weightloom.files import FILES, needed_file
 from weightloom.tasks.points import PointPool
 
 FAMILIES = (

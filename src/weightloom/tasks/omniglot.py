@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weightloom.datasets import FILES
 from weightloom.errors import DataError
-from weightloom.files import FILES
 
 Arrays = dict[str, NDArray[Any]]
 """``images4`` (classes, drawers, 28, 14), two pixels a byte, ink bright; ``alphabet`` (classes,), an index

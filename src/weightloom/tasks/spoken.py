@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from weightloom.datasets import FILES, needed_file
 from weightloom.errors import ConfigError, DataError, nearest
-from weightloom.files import FILES, needed_file
 from weightloom.tasks.data import ClassPool
 
 FOLDER, FILE = FILES["spoken-digits"]

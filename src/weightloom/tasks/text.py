@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from weightloom.datasets import find_file, needed_file, searched_folders
 from weightloom.errors import ConfigError, DataError, MissingExtraError, nearest
-from weightloom.files import find_file, needed_file, searched_folders
 from weightloom.tasks.data import ClassPool
 
 WIDTH = 384

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from weightloom.records import Record, environment, write_record
+from weightloom.runs.record import Record, environment, write_record
 from weightloom.testing.copies import InvalidProgramError
 from weightloom.testing.oracle import Verdict, judge
 from weightloom.testing.programs import Program, draw

@@ -22,8 +22,8 @@ from weightloom.apps.bench.config import CoreConfig
 from weightloom.apps.bench.contests import BEST, Bar, Contest, contests
 from weightloom.apps.bench.roofline import SIDE, flops, product_rate, share
 from weightloom.apps.bench.timing import alternate, clock_for, clock_words, peak_memory_bytes, ratio
-from weightloom.records import environment, write_record
 from weightloom.report.scores import time_text
+from weightloom.runs.record import environment, write_record
 
 Row = dict[str, Any]
 

@@ -19,7 +19,7 @@ from weightloom.apps.bench.contests import BEST, Bar, Contest, Step, conv4
 from weightloom.base import PerTask
 from weightloom.base.tries import Engine
 from weightloom.errors import BatchingError
-from weightloom.recurrent import GRU
+from weightloom.networks.recurrent import GRU
 
 ENGINES: tuple[Engine, ...] = ("vmap", "aligned", "loop")
 

@@ -25,8 +25,8 @@ from rich.table import Table
 from weightloom.apps.bench.bars import bars
 from weightloom.apps.bench.config import ADAPTER_WORKLOADS, PeersConfig, peers_for
 from weightloom.apps.bench.timing import clock_words
+from weightloom.datasets import searched_folders
 from weightloom.errors import DataError
-from weightloom.files import searched_folders
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "hypnettorch": ("hypnettorch==0.0.4", "matplotlib==3.10.8"),  # imported by its main networks, not declared
@@ -85,7 +85,7 @@ def run_peers(config: PeersConfig, command: str | None = None) -> dict[str, Any]
     }
     print_peers(record)
     if config.record:
-        from weightloom.records import write_record
+        from weightloom.runs.record import write_record
 
         write_record(config.record, record)
         _say(f"record: {config.record}")

@@ -40,7 +40,7 @@ from weightloom.apps.bench.workloads import (
     ours,
     plain_torch,
 )
-from weightloom.records import environment
+from weightloom.runs.record import environment
 
 
 def hypnettorch(workload: Workload) -> list[Contender]:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.judge import draw_test_tasks
-from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.run import load_run
 from weightloom.base import specialise
-from weightloom.checkpoint import save_tensors, write_atomically
 from weightloom.errors import ConfigError, DataError
+from weightloom.files import save_tensors, write_atomically
+from weightloom.learners.learner import Learner, Support
 
 
 def export_network(run: Path, task: str, folder: Path, shots: int | None = None) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.apps.fewshot.problems import Problem
+from weightloom.learners.learner import Learner, Support
 from weightloom.losses import cross_entropy_per_task, mse_per_task
-from weightloom.records import summary
+from weightloom.runs.record import summary
 from weightloom.tasks import Tasks
 
 TEST_SEED = 1 << 40

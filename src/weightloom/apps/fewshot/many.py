@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from weightloom.apps.fewshot.judge import draw_test_tasks
-from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.apps.fewshot.problems import Problem
+from weightloom.learners.learner import Learner, Support
 from weightloom.params import Params
 
 AT_ONCE = 100

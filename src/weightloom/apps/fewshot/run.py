@@ -16,18 +16,18 @@ import torch
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import Scores, failed_row, judge
-from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.many import time_many
 from weightloom.apps.fewshot.problems import Problem, problem_of
 from weightloom.apps.fewshot.show import write_showcase
-from weightloom.apps.folder import prepare_folder, read_config
 from weightloom.base import autotuned
-from weightloom.checkpoint import write_atomically
 from weightloom.errors import ConfigError, NonFiniteError
-from weightloom.records import Record, environment, peak_memory_bytes, write_record
+from weightloom.files import write_atomically
+from weightloom.learners.learner import Learner
 from weightloom.report import build_report
+from weightloom.runs.folder import prepare_folder, read_config
+from weightloom.runs.record import Record, environment, peak_memory_bytes, write_record
 from weightloom.tasks import Tasks, TaskSource
-from weightloom.train import History, OneProcess, Processes, TrainOptions, load_model
+from weightloom.training import History, OneProcess, Processes, TrainOptions, load_model
 
 CONTROL = "shuffled (control)"
 VALIDATION_TASKS = 200

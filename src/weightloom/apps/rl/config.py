@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from weightloom.apps.options import check_rates, config_from, plain_options, rates_of
 from weightloom.apps.rl.presets import OURS, RUNS, preset
 from weightloom.errors import ConfigError, nearest
+from weightloom.runs.options import check_rates, config_from, plain_options, rates_of
 
 Algorithm = Literal["td3", "sac", "ppo", "recurrent-ppo"]
 

@@ -12,7 +12,7 @@ from weightloom.apps.rl.agents.players import ModelPlayer, Oracle
 from weightloom.apps.rl.envs.grid import GridWorld
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, Rollouts, World
-from weightloom.records import summary
+from weightloom.runs.record import summary
 
 TEST_SEED = 1 << 40
 """Where contexts and starts of the table come from: the same for every method and every seed of training."""

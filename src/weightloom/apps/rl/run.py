@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from weightloom.apps.folder import prepare_folder, read_config
 from weightloom.apps.rl.agents.build import build_agent, remembers
 from weightloom.apps.rl.agents.players import FittedOracle, ModelPlayer, Oracle, Still
+from weightloom.apps.rl.checkpoint import load_policy
 from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, World, world_of
 from weightloom.apps.rl.judge import judge, row, settings
-from weightloom.apps.rl.keep import load_policy
 from weightloom.apps.rl.show import write_showcase
 from weightloom.apps.rl.train import train
-from weightloom.records import Record, environment, peak_memory_bytes, write_record
 from weightloom.report import build_report
-from weightloom.train import read_rows
+from weightloom.runs.folder import prepare_folder, read_config
+from weightloom.runs.record import Record, environment, peak_memory_bytes, write_record
+from weightloom.training import read_rows
 
 
 def run_rl(

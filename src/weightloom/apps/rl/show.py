@@ -12,7 +12,7 @@ from weightloom.apps.rl.envs.gyre import DoubleGyre
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, World
 from weightloom.apps.rl.judge import MOST_STEPS, TEST_SEED, discounted
-from weightloom.checkpoint import save_tensors
+from weightloom.files import save_tensors
 
 GRID_POINTS = 13
 """Of each side of the grid of contexts; fewer where an episode takes long."""

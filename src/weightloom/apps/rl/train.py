@@ -13,13 +13,13 @@ from stable_baselines3.common.logger import Logger
 
 from weightloom.apps.rl.agents.build import build_agent, remembers
 from weightloom.apps.rl.agents.players import ModelPlayer
+from weightloom.apps.rl.checkpoint import keep, take_up
 from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.rl.envs.worlds import World
-from weightloom.apps.rl.keep import keep, take_up
-from weightloom.checkpoint import write_atomically
-from weightloom.progress import TrainingProgress
-from weightloom.train import read_rows
-from weightloom.train.signals import collected_signals
+from weightloom.files import write_atomically
+from weightloom.runs.progress import TrainingProgress
+from weightloom.runs.signals import collected_signals
+from weightloom.training import read_rows
 
 VALIDATION_SEED = 1 << 41
 """Contexts to watch a training by: none of those that a method is judged on."""

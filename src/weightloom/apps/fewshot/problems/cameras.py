@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.learner import Learner
-from weightloom.apps.fewshot.methods.in_context import ContextReader, InContext
-from weightloom.apps.fewshot.methods.inputs import (
+from weightloom.apps.fewshot.presets import PRESETS
+from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
+from weightloom.errors import ConfigError
+from weightloom.learners.in_context import ContextReader, InContext
+from weightloom.learners.inputs import (
     CLASSES,
     CodeInputs,
     CodeReader,
@@ -19,11 +21,9 @@ from weightloom.apps.fewshot.methods.inputs import (
     RestoringLearner,
     SharedInputs,
 )
-from weightloom.apps.fewshot.methods.machines import SupportLogistic, SupportNearest, SupportSVM, Unadapted, machine_of
-from weightloom.apps.fewshot.methods.matching import Matching
-from weightloom.apps.fewshot.presets import PRESETS
-from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
-from weightloom.errors import ConfigError
+from weightloom.learners.learner import Learner
+from weightloom.learners.machines import SupportLogistic, SupportNearest, SupportSVM, Unadapted, machine_of
+from weightloom.learners.matching import Matching
 from weightloom.networks import mlp
 from weightloom.tasks import CameraTasks, Jitter, Tasks, TaskSource, load_digit_images
 

@@ -7,18 +7,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.learner import Learner
-from weightloom.apps.fewshot.methods.centroid import NearestCentroid
-from weightloom.apps.fewshot.methods.convs import HyperConvs
-from weightloom.apps.fewshot.methods.heads import HyperHead
-from weightloom.apps.fewshot.methods.inner_steps import InnerSteps
-from weightloom.apps.fewshot.methods.maml import ANIL, MAML
-from weightloom.apps.fewshot.methods.probe import LinearProbe
-from weightloom.apps.fewshot.methods.protonet import ProtoNet
-from weightloom.apps.fewshot.methods.scratch import FromScratch
 from weightloom.apps.fewshot.problems.pools import load_pools
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
 from weightloom.forms import LowRank
+from weightloom.learners.centroid import NearestCentroid
+from weightloom.learners.convs import HyperConvs
+from weightloom.learners.heads import HyperHead
+from weightloom.learners.inner_steps import InnerSteps
+from weightloom.learners.learner import Learner
+from weightloom.learners.maml import ANIL, MAML
+from weightloom.learners.probe import LinearProbe
+from weightloom.learners.protonet import ProtoNet
+from weightloom.learners.scratch import FromScratch
 from weightloom.networks import ConvNet, FeatureTrunk, Norm, ResidualTrunk, TrunkNet
 from weightloom.tasks import ClassTasks, TaskSource
 

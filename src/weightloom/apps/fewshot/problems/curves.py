@@ -7,19 +7,19 @@ import torch
 from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.learner import Learner
-from weightloom.apps.fewshot.methods.cavia import CAVIA
-from weightloom.apps.fewshot.methods.cnp import ConditionalNeuralProcess, Conditioned
-from weightloom.apps.fewshot.methods.functions import FunctionNet, HyperFunction
-from weightloom.apps.fewshot.methods.inner_steps import InnerSteps
-from weightloom.apps.fewshot.methods.interpolation import GaussianCurves
-from weightloom.apps.fewshot.methods.maml import MAML
-from weightloom.apps.fewshot.methods.polynomial import RidgePolynomial
-from weightloom.apps.fewshot.methods.scratch import FromScratch
-from weightloom.apps.fewshot.methods.whole import HyperRegressor
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.conditions import SupportAttention
 from weightloom.forms import FiLM
+from weightloom.learners.cavia import CAVIA
+from weightloom.learners.cnp import ConditionalNeuralProcess, Conditioned
+from weightloom.learners.functions import FunctionNet, HyperFunction
+from weightloom.learners.inner_steps import InnerSteps
+from weightloom.learners.interpolation import GaussianCurves
+from weightloom.learners.learner import Learner
+from weightloom.learners.maml import MAML
+from weightloom.learners.polynomial import RidgePolynomial
+from weightloom.learners.scratch import FromScratch
+from weightloom.learners.whole_network import HyperRegressor
 from weightloom.networks import mlp
 from weightloom.tasks import SinusoidTasks, TaskSource
 from weightloom.tasks.growth import growth_split, load_growth_curves, of_families

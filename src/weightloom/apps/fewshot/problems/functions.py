@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.learner import Learner
-from weightloom.apps.fewshot.methods.cnp import ConditionalNeuralProcess, Conditioned
-from weightloom.apps.fewshot.methods.functions import FunctionNet, HyperFunction
-from weightloom.apps.fewshot.methods.interpolation import GaussianPixels, Interpolation
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.conditions import DeepSets, GridEncoder
+from weightloom.learners.cnp import ConditionalNeuralProcess, Conditioned
+from weightloom.learners.functions import FunctionNet, HyperFunction
+from weightloom.learners.interpolation import GaussianPixels, Interpolation
+from weightloom.learners.learner import Learner
 from weightloom.tasks import TaskSource
 from weightloom.tasks.functions import FunctionTasks, load_mnist
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.learner import Learner
-from weightloom.apps.fewshot.methods.inner_steps import InnerSteps
 from weightloom.errors import ConfigError
+from weightloom.learners.inner_steps import InnerSteps
+from weightloom.learners.learner import Learner
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
 
 
@@ -90,7 +90,7 @@ class Problem(ABC):
         if not isinstance(learner, Learner):
             raise ConfigError(
                 f"`{method}` gave a {type(learner).__name__}. A method is a `Learner`, with `adapt` and `predict`. "
-                "Inherit from `weightloom.apps.fewshot.learner.Learner`."
+                "Inherit from `weightloom.learners.learner.Learner`."
             )
         if self.config.mode == "bilevel" and learner.trained and not learner.inner_loop:
             return InnerSteps(learner, self.config.inner_steps or 1, self.config.inner_lr or 0.01)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from weightloom.apps.fewshot.learner import Learner, Support
-from weightloom.apps.fewshot.methods.inputs import RestoringLearner
 from weightloom.apps.fewshot.problems.cameras import CameraProblem
 from weightloom.apps.fewshot.show.classes import by_score
 from weightloom.apps.fewshot.show.draw import Shown, generator, lowest, source_of
+from weightloom.learners.inputs import RestoringLearner
+from weightloom.learners.learner import Learner, Support
 from weightloom.tasks import Tasks
 
 SHOWN_QUERIES = 150

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.show.classes import class_names
 from weightloom.apps.fewshot.show.draw import Shown, generator, source_of
 from weightloom.forms.factored import built
+from weightloom.learners.learner import Learner, Support
 from weightloom.params import parameters_by_name
 from weightloom.tasks import Tasks
 

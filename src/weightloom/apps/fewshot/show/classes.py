@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.show.draw import (
     MAP_TASKS,
@@ -16,6 +15,7 @@ from weightloom.apps.fewshot.show.draw import (
     score_per_task,
     source_of,
 )
+from weightloom.learners.learner import Learner
 from weightloom.tasks import Tasks, TaskSource
 
 MAP_CLASSES = 10

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.apps.fewshot.problems.curves import CurveProblem
 from weightloom.apps.fewshot.show.draw import (
     MAP_TASKS,
@@ -14,6 +13,7 @@ from weightloom.apps.fewshot.show.draw import (
     mapped_condition,
     source_of,
 )
+from weightloom.learners.learner import Learner, Support
 from weightloom.tasks import SinusoidTasks, Tasks
 from weightloom.tasks.points import PointPool, PointTasks
 

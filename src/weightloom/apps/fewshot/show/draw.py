@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from weightloom.apps.fewshot.judge import TEST_SEED
-from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.apps.fewshot.problems import Problem
+from weightloom.learners.learner import Learner, Support
 from weightloom.losses import mse_per_task
 from weightloom.tasks import Tasks, TaskSource
 

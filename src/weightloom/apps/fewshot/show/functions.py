@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from weightloom.apps.fewshot.learner import Learner, Support
 from weightloom.apps.fewshot.problems.functions import FunctionProblem
 from weightloom.apps.fewshot.show.draw import (
     MAP_TASKS,
@@ -13,6 +12,7 @@ from weightloom.apps.fewshot.show.draw import (
     mapped_condition,
     source_of,
 )
+from weightloom.learners.learner import Learner, Support
 from weightloom.tasks import Tasks
 from weightloom.tasks.functions import FunctionTasks, pixel_positions
 

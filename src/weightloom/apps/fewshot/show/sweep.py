@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.problems.functions import FunctionProblem
 from weightloom.apps.fewshot.show.draw import Shown, answered, at_most, score_per_task, source_of
 from weightloom.errors import ConfigError
-from weightloom.records import summary
+from weightloom.learners.learner import Learner
+from weightloom.runs.record import summary
 
 SHOTS = (1, 2, 3, 5, 10)
 PIXELS = (10, 20, 40, 80, 160, 320)

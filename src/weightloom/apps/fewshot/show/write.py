@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.apps.fewshot.problems.cameras import CameraProblem
 from weightloom.apps.fewshot.problems.classes import ClassProblem
@@ -18,7 +17,8 @@ from weightloom.apps.fewshot.show import cameras, classes, curves, functions
 from weightloom.apps.fewshot.show.changes import changes
 from weightloom.apps.fewshot.show.draw import Shown
 from weightloom.apps.fewshot.show.sweep import sweep
-from weightloom.checkpoint import save_tensors
+from weightloom.files import save_tensors
+from weightloom.learners.learner import Learner
 
 Part = Callable[[], Shown | str]
 """Gives tensors and facts, or a sentence that says why there are none."""

@@ -12,8 +12,8 @@ from weightloom.apps.rl.agents.nets import Kind, Sizes
 from weightloom.apps.rl.agents.off_policy import GeneratedSACPolicy, GeneratedTD3Policy, NetPlan
 from weightloom.apps.rl.agents.on_policy import GeneratedPolicy, RecurrentGeneratedPolicy
 from weightloom.apps.rl.config import RLConfig
-from weightloom.apps.rl.envs.between import Between, memory_width
 from weightloom.apps.rl.envs.worlds import World
+from weightloom.apps.rl.envs.wrappers import Between, memory_width
 from weightloom.errors import ConfigError
 
 KIND: dict[str, Kind] = {"concat-mse": "concat", "recurrent": "concat"}

@@ -8,9 +8,9 @@ from gymnasium import spaces
 from stable_baselines3 import PPO, SAC, TD3
 from torch import Tensor
 
-from weightloom.apps.rl.envs.between import memory_columns
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, World
+from weightloom.apps.rl.envs.wrappers import memory_columns
 
 
 class ModelPlayer(Player):

@@ -15,10 +15,10 @@ from torch import Tensor
 from weightloom.apps.rl.envs.batched import BatchedEnv
 from weightloom.apps.rl.envs.context import ContextFamily, family_of
 from weightloom.apps.rl.envs.contextual import ContextualEnv, make
+from weightloom.apps.rl.envs.default_ranges import usual
 from weightloom.apps.rl.envs.finite import check_finite
+from weightloom.apps.rl.envs.gymnasium_env import KINDS
 from weightloom.apps.rl.envs.physics import parameters_of
-from weightloom.apps.rl.envs.single import KINDS
-from weightloom.apps.rl.envs.usual import usual
 from weightloom.apps.rl.envs.vector import BatchedVecEnv, physical, spaces_of
 
 

@@ -1,0 +1,139 @@
+"""What survives a training: networks, optimisers, replay buffer, environment, and the state of everything random."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightloom.apps.rl.envs.wrappers import kept_of, restore
+from weightloom.errors import CheckpointError
+from weightloom.files import load_tensors, save_tensors
+
+_REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+_COUNTS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
+
+
+def keep(path: Path, model: Any) -> None:
+    """Write a checkpoint of a model between two rollouts: safe tensors and JSON.
+
+    Args:
+        path: Where.
+        model: A model of Stable-Baselines3, with its environment.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    tensors: dict[str, Tensor] = {f"policy/{name}": value for name, value in model.policy.state_dict().items()}
+    for name, optimiser in _optimisers(model).items():
+        for number, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{name}/{number}/{key}": torch.as_tensor(value) for key, value in state.items()}
+    if getattr(model, "log_ent_coef", None) is not None:
+        tensors["log_ent_coef"] = model.log_ent_coef
+    facts: dict[str, Any] = {name: getattr(model, name) for name in _COUNTS if hasattr(model, name)}
+    if getattr(model, "replay_buffer", None) is not None:
+        buffer = model.replay_buffer
+        facts |= {"position": buffer.pos, "full": buffer.full}
+        there = buffer.buffer_size if buffer.full else buffer.pos
+        tensors |= {f"replay/{name}": torch.from_numpy(getattr(buffer, name)[:there]) for name in _REPLAY}
+    inner = kept_of(model.env)
+    if inner is not None:
+        tensors |= {f"env/{name}": value for name, value in inner.items()}
+        tensors["last/observations"] = torch.from_numpy(np.asarray(model._last_obs))
+        tensors["last/starts"] = torch.from_numpy(np.asarray(model._last_episode_starts))
+    if hasattr(model, "_last_lstm_states"):
+        for number, state in enumerate((*model._last_lstm_states.pi, *model._last_lstm_states.vf)):
+            tensors[f"memory/{number}"] = state
+    tensors["random/torch"] = torch.get_rng_state()
+    kind, keys, *rest = np.random.get_state()
+    tensors["random/numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+    facts["random"] = [kind, *rest]
+    facts["actions"] = model.action_space.np_random.bit_generator.state
+    save_tensors(path, tensors, json.loads(json.dumps(facts, default=_plain)))
+
+
+def take_up(path: Path, model: Any) -> None:
+    """Go on from a checkpoint: the model then continues as if it had never stopped.
+
+    Environments of gymnasium begin new episodes, for their state cannot be had; batched ones go on where they were.
+
+    Raises:
+        CheckpointError: If the file is not whole, or was written for another model.
+    """
+    tensors, facts = load_tensors(path)
+    load_policy(path, model, tensors)
+    for name, optimiser in _optimisers(model).items():
+        start = f"optimiser/{name}/"
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith(start):
+                number, _, what = key.removeprefix(start).partition("/")
+                state.setdefault(int(number), {})[what] = value
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    if "log_ent_coef" in tensors:
+        model.log_ent_coef.data.copy_(tensors["log_ent_coef"])
+    for name in _COUNTS:
+        if name in facts:
+            setattr(model, name, facts[name])
+    if "position" in facts:
+        buffer = model.replay_buffer
+        buffer.pos, buffer.full = facts["position"], facts["full"]
+        for name in _REPLAY:
+            kept = tensors[f"replay/{name}"].numpy()
+            getattr(buffer, name)[: len(kept)] = kept
+    _restore_env(model, tensors)
+    if "memory/0" in tensors:
+        states = [tensors[f"memory/{number}"].clone() for number in range(4)]
+        kind = type(model._last_lstm_states)
+        model._last_lstm_states = kind((states[0], states[1]), (states[2], states[3]))
+    torch.set_rng_state(tensors["random/torch"])
+    kind, *rest = facts["random"]
+    np.random.set_state((kind, tensors["random/numpy"].numpy().astype(np.uint32), *rest))
+    model.action_space.np_random.bit_generator.state = facts["actions"]
+
+
+def load_policy(path: Path, model: Any, tensors: dict[str, Tensor] | None = None) -> None:
+    """Put the networks of a checkpoint into a model, and nothing else.
+
+    Raises:
+        CheckpointError: If the file is not whole, or was written for another model.
+    """
+    if tensors is None:
+        tensors, _ = load_tensors(path)
+    kept = {name.removeprefix("policy/"): value for name, value in tensors.items() if name.startswith("policy/")}
+    try:
+        model.policy.load_state_dict(kept)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"`{path}` was written for another model ({str(error).splitlines()[-1].strip()}). A checkpoint fits the "
+            "model that wrote it. Build the model with the options in the run's `config.json`."
+        ) from error
+
+
+def _restore_env(model: Any, tensors: dict[str, Tensor]) -> None:
+    inner = {name.removeprefix("env/"): value for name, value in tensors.items() if name.startswith("env/")}
+    if inner:
+        restore(model.env, inner)
+        model._last_obs = tensors["last/observations"].numpy().copy()
+        model._last_episode_starts = tensors["last/starts"].numpy().copy()
+    else:
+        model._last_obs = model.env.reset()
+        model._last_episode_starts = np.ones(model.env.num_envs, dtype=bool)
+
+
+def _optimisers(model: Any) -> dict[str, torch.optim.Optimizer]:
+    found = {}
+    if hasattr(model, "critic") and model.critic is not None:
+        found = {"actor": model.actor.optimizer, "critic": model.critic.optimizer}
+    else:
+        found = {"policy": model.policy.optimizer}
+    if getattr(model, "ent_coef_optimizer", None) is not None:
+        found["entropy"] = model.ent_coef_optimizer
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as those of Python."""
+    return value.item() if hasattr(value, "item") else value.tolist()

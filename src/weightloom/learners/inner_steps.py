@@ -1,0 +1,55 @@
+"""A method, then gradient steps on the support set: the bilevel form of any of them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.adapt import descend
+from weightloom.learners.learner import Learner, Support
+from weightloom.losses import masked_loss
+from weightloom.params import Params
+
+
+class InnerSteps(Learner):
+    """Let a method write the parameters, then take gradient steps on them; all of it is trained end to end.
+
+    Of a parameter that is held as factors, the factors are adapted. With a hypernetwork this is a generated
+    initialisation, in the manner of HyperMAML; with parameters that are the same for all tasks it is MAML.
+
+    Args:
+        learner: The method that writes where the steps start.
+        steps: Gradient steps on the support set.
+        inner_lr: Length of the first step; learned for all parameters together.
+        first_order: Take the gradients of the inner steps as constants.
+
+    Source:
+        Przewięźlikowski et al., "HyperMAML: few-shot adaptation of deep models with hypernetworks" (2022), from afar:
+        there a hypernetwork writes one update from the support set and its predictions; here it writes the start.
+    """
+
+    inner_loop = True
+
+    def __init__(self, learner: Learner, steps: int = 1, inner_lr: float = 0.01, first_order: bool = False) -> None:
+        super().__init__()
+        self.learner, self.steps, self.first_order = learner, steps, first_order
+        self.base, self.loss_per_task = learner.base, learner.loss_per_task
+        self.log_inner_lr = nn.Parameter(torch.tensor(inner_lr).log())
+
+    def condition(self, support: Support) -> Tensor | None:
+        """What the method knows of each task before the steps."""
+        return self.learner.condition(support)
+
+    def adapt(self, support: Support) -> Params:
+        """Write parameters, then fit them to the support set."""
+
+        def loss(params: Mapping[str, Tensor]) -> Tensor:
+            outputs = self.learner.predict(params, support.x)
+            return masked_loss(self.loss_per_task, outputs, support.y, support.mask)
+
+        start = self.learner.adapt(support)
+        return descend(start, loss, self.steps, self.log_inner_lr.exp(), first_order=self.first_order)
+
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Predict as the method does."""
+        return self.learner.predict(params, x)

@@ -1,0 +1,239 @@
+"""Functions completed without learning to learn: by near values, or by a Gaussian fitted to other functions."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import grid_sample
+
+from weightloom.base import apply_per_task
+from weightloom.errors import ShapeError
+from weightloom.learners.learner import Learner, Support
+from weightloom.params import Params
+
+
+class NearPoints(nn.Module):
+    """A function that is a mean of values at points, the nearer the more.
+
+    Args:
+        x_dim: Width of a position.
+        y_dim: Width of a value.
+        power: Weights fall with this power of the distance.
+    """
+
+    def __init__(self, x_dim: int, y_dim: int, power: float) -> None:
+        super().__init__()
+        self.power = power
+        self.points = nn.Parameter(torch.zeros(1, x_dim), requires_grad=False)
+        self.values = nn.Parameter(torch.zeros(1, y_dim), requires_grad=False)
+        self.log_weights = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate it, (batch, x_dim) to (batch, y_dim)."""
+        squares = (x[:, None] - self.points).square().sum(2).clamp(min=1e-12)
+        return torch.softmax(self.log_weights - 0.5 * self.power * squares.log(), dim=1) @ self.values
+
+
+class Interpolation(Learner):
+    """The mean of the support values weighted by inverse distance; with a large ``power`` the nearest value.
+
+    Args:
+        x_dim: Width of a position.
+        y_dim: Width of a value.
+        power: Weights fall with this power of the distance.
+
+    Source:
+        Shepard, "A two-dimensional interpolation function for irregularly-spaced data" (1968).
+    """
+
+    base: NearPoints
+    trained = False
+
+    def __init__(self, x_dim: int = 2, y_dim: int = 1, power: float = 4.0) -> None:
+        super().__init__()
+        self.base = NearPoints(x_dim, y_dim, power)
+
+    def adapt(self, support: Support) -> Params:
+        """The points are the function."""
+        log_weights = torch.where(support.mask, 0.0, -1e5).to(
+            support.y.dtype
+        )  # a point that is not there weighs nothing
+        return Params({"points": support.x, "values": support.y, "log_weights": log_weights})
+
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Evaluate each task's function."""
+        outputs: Tensor = apply_per_task(self.base, params, x)
+        return outputs
+
+
+class Picture(nn.Module):
+    """A grey image as a function of the position, linear between the centres of pixels.
+
+    Args:
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.pixels = nn.Parameter(torch.zeros(height, width), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate it, (batch, 2) to (batch, 1)."""
+        at, image = x[None, None], self.pixels[None, None]
+        return grid_sample(image, at, align_corners=False, padding_mode="border")[0, 0, 0, :, None]
+
+
+class GaussianPixels(Learner):
+    """The most likely image given the observed pixels, where all images are one Gaussian of known covariance.
+
+    Args:
+        images: Images to measure the Gaussian on, (images, height, width): uint8 in 0 to 255, or float.
+        ridge: Added to the variance of every pixel.
+        bounds: What grey values are known to lie between; the completed image is clamped to it.
+
+    Source:
+        Rasmussen and Williams, "Gaussian processes for machine learning" (2006), equation A.6.
+    """
+
+    base: Picture
+    trained = False
+    mean: Tensor
+    covariance: Tensor
+
+    def __init__(self, images: Tensor, ridge: float = 1e-3, bounds: tuple[float, float] | None = None) -> None:
+        super().__init__()
+        self.bounds = bounds
+        self.base = Picture(*images.shape[1:])
+        pixels = images.flatten(1).double() / (255 if images.dtype == torch.uint8 else 1)
+        centred = pixels - pixels.mean(0)
+        self.ridge = ridge
+        self.register_buffer("mean", pixels.mean(0))
+        self.register_buffer("covariance", centred.mT @ centred / len(pixels))
+
+    def adapt(self, support: Support) -> Params:
+        """Complete the image of each task, in double precision.
+
+        Raises:
+            ShapeError: If a position is not two numbers, or a value not one.
+        """
+        if (support.x.shape[2], support.y.shape[2]) != (2, 1):
+            raise ShapeError(
+                f"`support.x` is {support.x.shape[2]} wide and `support.y` {support.y.shape[2]}. A pixel has two "
+                "numbers for its position and one for its grey. Pass tasks such as `FunctionTasks` draws."
+            )
+        size = support.x.new_tensor(self.base.pixels.shape).flip(0)
+        column, row = ((support.x + 1) / 2 * size).floor().clamp(min=0).minimum(size - 1).long().unbind(2)
+        pixel = row * self.base.pixels.shape[1] + column
+        covariance = self.covariance[pixel[:, :, None], pixel[:, None]]
+        miss = support.y[..., 0].double() - self.mean[pixel]
+        weights = _weights(covariance, miss, support.mask, self.ridge)
+        spread = weights.new_zeros(len(weights), len(self.mean)).scatter_add(1, pixel, weights)
+        image = self.mean + spread @ self.covariance
+        image = image if self.bounds is None else image.clamp(*self.bounds)
+        return Params({"pixels": image.to(support.y.dtype).unflatten(1, self.base.pixels.shape)})
+
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Read each task's image."""
+        outputs: Tensor = apply_per_task(self.base, params, x)
+        return outputs
+
+
+class PrincipalCurves(nn.Module):
+    """A mean curve and a weighted sum of others, all linear between points at equal steps.
+
+    Args:
+        curves: The mean, then the others, (points, 1 + components).
+        span: Positions of the first and of the last point; beyond them a curve is level.
+    """
+
+    curves: Tensor
+
+    def __init__(self, curves: Tensor, span: tuple[float, float]) -> None:
+        super().__init__()
+        self.span = span
+        self.register_buffer("curves", curves)
+        self.scores = nn.Parameter(torch.zeros(curves.shape[1] - 1), requires_grad=False)
+
+    def at(self, x: Tensor) -> Tensor:
+        """Return the mean and the others side by side: positions (..., 1) to (..., 1 + components)."""
+        (first, last), steps = self.span, len(self.curves) - 1
+        place = ((x[..., 0].to(self.curves.dtype) - first) / (last - first) * steps).clamp(0, steps)
+        left = place.floor().clamp(max=steps - 1).long()
+        return torch.lerp(self.curves[left], self.curves[left + 1], (place - left)[..., None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate the sum, (batch, 1) to (batch, 1)."""
+        known = self.at(x)
+        scores = self.scores.to(known.dtype)[:, None]
+        return (known[..., :1] + known[..., 1:] @ scores).to(x.dtype)
+
+
+class GaussianCurves(Learner):
+    """The most likely curve given the observed points, where all curves are one Gaussian of few dimensions.
+
+    The Gaussian is the mean of some whole curves and their principal components; what is found for a task is a score
+    for each, by ridge regression, which is Bayesian linear regression on components of their own variance.
+
+    Args:
+        curves: Curves to measure the Gaussian on, (curves, points), their points at equal steps.
+        span: Positions of the first and of the last point.
+        components: Principal components that are kept.
+        ridge: Variance of what observed values deviate from the curve.
+
+    Source:
+        Ramsay and Silverman, "Functional data analysis" (2005), chapter 8, for the components; Rasmussen and Williams,
+        "Gaussian processes for machine learning" (2006), equation 2.25, for what the points say of them.
+    """
+
+    base: PrincipalCurves
+    trained = False
+
+    def __init__(self, curves: Tensor, span: tuple[float, float], components: int = 8, ridge: float = 1e-3) -> None:
+        super().__init__()
+        self.ridge = ridge
+        curves = curves.double()
+        mean = curves.mean(0)
+        variances, directions = torch.linalg.eigh((curves - mean).mT @ (curves - mean) / len(curves))
+        scaled = (directions * variances.clamp(min=0).sqrt()).flip(1)[:, :components]  # the largest came last
+        self.base = PrincipalCurves(torch.cat([mean[:, None], scaled], dim=1), span)
+
+    def adapt(self, support: Support) -> Params:
+        """Find the scores of each task, in double precision.
+
+        Raises:
+            ShapeError: If a position or a value is not one number.
+        """
+        if (support.x.shape[2], support.y.shape[2]) != (1, 1):
+            raise ShapeError(
+                f"`support.x` is {support.x.shape[2]} wide and `support.y` {support.y.shape[2]}. A curve has one "
+                "number for a position and one for its value. Pass tasks such as `SinusoidTasks` draws."
+            )
+        known = self.base.at(support.x).double()
+        mean, components = known[..., 0], known[..., 1:]
+        miss = support.y[..., 0].double() - mean
+        weights = _weights(components @ components.mT, miss, support.mask, self.ridge)
+        scores = (components.mT @ weights[..., None])[..., 0]
+        return Params({"scores": scores.to(support.y.dtype)})
+
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Evaluate each task's curve."""
+        outputs: Tensor = apply_per_task(self.base, params, x)
+        return outputs
+
+
+def _weights(covariance: Tensor, miss: Tensor, mask: Tensor, ridge: float) -> Tensor:
+    """Return (covariance + ridge)⁻¹ miss of each task's observed values, zero where none is there.
+
+    Times its covariance with the observed values, they say how far the mean of anything moves.
+
+    Args:
+        covariance: Of the values under the Gaussian, (tasks, shots, shots).
+        miss: What was observed less the mean, (tasks, shots).
+        mask: True where a value is there, (tasks, shots).
+        ridge: Variance of what was observed around the value.
+    """
+    there = mask.to(covariance.dtype)
+    gram = covariance * there[:, :, None] * there[:, None]
+    gram.diagonal(dim1=1, dim2=2).add_(ridge + 1 - there)
+    return torch.linalg.solve(gram, (miss * there)[..., None])[..., 0]

@@ -1,0 +1,56 @@
+"""Features learned by plain classification of all training classes, then a linear head for each task."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from weightloom.adapt import fit_params
+from weightloom.learners.heads import HeadLearner
+from weightloom.learners.trunks import features_of
+from weightloom.losses import masked_loss
+from weightloom.params import Params
+from weightloom.tasks import Tasks
+
+
+class LinearProbe(HeadLearner):
+    """Train the trunk to tell all training classes apart; then freeze it and fit a linear head to each support set.
+
+    Args:
+        base: A network with a trunk and a linear head.
+        classes: How many classes meta-training draws from; `Tasks.hidden` says which a task has.
+        steps: Gradient steps of the head, by Adam from zero.
+        inner_lr: Adam's learning rate.
+
+    Source:
+        Tian et al., "Rethinking few-shot image classification: a good embedding is all you need?" (2020): features of
+        unit length, a linear head. Theirs fits it by L-BFGS, with distillation before.
+    """
+
+    def __init__(self, base: nn.Module, classes: int, steps: int = 100, inner_lr: float = 0.1) -> None:
+        super().__init__(base)
+        self.steps, self.inner_lr = steps, inner_lr
+        self.classify = nn.Linear(features_of(base), classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features of the shared trunk, of unit length."""
+        return normalize(super().features(x), dim=-1)
+
+    def forward(self, tasks: Tasks) -> Tensor:
+        """Loss of telling all training classes apart, for each task; support and query serve alike."""
+        logits = 10 * self.classify(torch.cat([self.features(tasks.support_x), self.features(tasks.query_x)], dim=1))
+        labels = tasks.hidden.gather(1, torch.cat([tasks.support_y, tasks.query_y], dim=1))
+        return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+
+    def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
+        """Fit a linear head to the frozen features of each support set."""
+        features, ways = features.detach(), int(labels.max()) + 1
+        start = {
+            "weight": features.new_zeros(len(features), ways, features.shape[2]),
+            "bias": features.new_zeros(len(features), ways),
+        }
+
+        def loss(outputs: Tensor) -> Tensor:
+            return masked_loss(self.loss_per_task, outputs, labels, mask)
+
+        head = fit_params(nn.Linear(features.shape[2], ways), start, features, loss, self.steps, self.inner_lr)
+        return Params({f"head.{name}": value for name, value in head.items()})

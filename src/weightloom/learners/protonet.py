@@ -1,0 +1,30 @@
+"""Prototypical networks: the class whose mean feature is nearest."""
+
+import torch
+from torch import Tensor, nn
+
+from weightloom.conditions import class_statistics
+from weightloom.learners.heads import HeadLearner, scaled_prototypes
+from weightloom.params import Params
+
+
+class ProtoNet(HeadLearner):
+    """A trunk that is trained, and the class whose mean feature is nearest.
+
+    Args:
+        base: A network with a trunk and a linear head; the head is set from the class means.
+        start_scale: How sharp the head is at step 0.
+        classes: As for `HeadLearner`.
+
+    Source:
+        Snell, Swersky and Zemel, "Prototypical networks for few-shot learning" (2017), squared Euclidean distance;
+        a learned temperature is added.
+    """
+
+    def __init__(self, base: nn.Module, start_scale: float = 1.0, classes: int = 0) -> None:
+        super().__init__(base, classes)
+        self.log_scale = nn.Parameter(torch.tensor(start_scale).log())
+
+    def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
+        """Set the head from the class means."""
+        return scaled_prototypes(class_statistics(features, labels, mask).mean, self.log_scale)

@@ -1,0 +1,62 @@
+"""Whole networks generated from the support set: attention over its points, then an MLP or a transformer."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from weightloom.base import apply_per_task
+from weightloom.conditions import SupportAttention
+from weightloom.forms import Form
+from weightloom.hypernets import HyperNetwork, MLPHyperNetwork, TransformerHyperNetwork
+from weightloom.learners.learner import Learner, Support
+from weightloom.params import Params
+
+
+class HyperRegressor(Learner):
+    """Attention over the support points gives a condition, a hypernetwork writes every parameter of the base from it.
+
+    Args:
+        base: The base network; all its parameters are generated.
+        x_dim: Width of an input.
+        y_dim: Width of a target.
+        condition_dim: Width of the condition.
+        layers: Rounds of attention.
+        form: How a generated parameter is held; None is free numbers. With `FiLM` it is the FiLM-only comparator.
+        transformer: Write by a transformer over slices of the parameters in the place of an MLP.
+        hidden: Width of the encoder.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        x_dim: int = 1,
+        y_dim: int = 1,
+        condition_dim: int = 64,
+        layers: int = 3,
+        form: Form | None = None,
+        transformer: bool = False,
+        hidden: int = 64,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.encoder = SupportAttention(x_dim, y_dim, condition_dim, hidden=hidden, layers=layers)
+        self.hyper: HyperNetwork = (
+            TransformerHyperNetwork(base, condition_dim, slice_size=64, form=form)
+            if transformer
+            else MLPHyperNetwork(base, condition_dim, hidden=(128,), form=form)
+        )
+
+    def condition(self, support: Support) -> Tensor:
+        """Encode the support set, (tasks, condition_dim)."""
+        condition: Tensor = self.encoder(support.x, support.y, support.mask)
+        return condition
+
+    def adapt(self, support: Support) -> Params:
+        """Generate all parameters of the base."""
+        params: Params = self.hyper(self.condition(support))
+        return params
+
+    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Run the base with each task's parameters."""
+        outputs: Tensor = apply_per_task(self.base, params, x)
+        return outputs
