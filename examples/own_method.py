@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from weightloom import Params, apply_per_task
-from weightloom.base import apply_shared
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import judge
 from weightloom.apps.fewshot.problems import Problem, problem_of
+from weightloom.base import apply_shared
 from weightloom.learners.learner import Learner, Support
 from weightloom.training import TrainOptions
 
