@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from weightloom.apps.bench.config import CoreConfig, PeersConfig
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.rl.config import RLConfig
 from weightloom.errors import ConfigError, MissingExtraError, WeightloomError, nearest
@@ -210,33 +209,6 @@ def export(words: list[str]) -> int:
     return 0
 
 
-def bench(words: list[str]) -> int:
-    """Time a step: `bench core` against the plain ways to do it, `bench peers` against other libraries."""
-    kinds = {"core": "the library against the plain ways to do the same", "peers": "against other libraries"}
-    if not words or words[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {name:<6} {what}" for name, what in kinds.items())
-        print(f"usage: weightloom bench {{core,peers}} [OPTIONS]\n\n{bench.__doc__}\n\n{lines}")
-        raise SystemExit(0 if words else 2)
-    typed = shlex.join(["weightloom", "bench", *words])
-    if words[0] == "core":
-        core = _parse(CoreConfig, words[1:], "bench core")
-
-        from weightloom.apps.bench.core import run_core
-
-        run_core(core, command=typed)
-    elif words[0] == "peers":
-        peers = _parse(PeersConfig, words[1:], "bench peers")
-
-        from weightloom.apps.bench.peers import run_peers
-
-        run_peers(peers, command=typed)
-    else:
-        raise ConfigError(
-            f"`weightloom bench {words[0]}` is unknown. It times one of two things. {nearest(words[0], kinds)}"
-        )
-    return 0
-
-
 def show_list(words: list[str]) -> int:
     """Show the data sets, and whether they are at hand; the methods; the rooms to build from."""
     _no_options(words, "list")
@@ -263,7 +235,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "report": report,
     "export": export,
-    "bench": bench,
     "list": show_list,
     "doctor": doctor,
 }
