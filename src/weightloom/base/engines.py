@@ -18,10 +18,10 @@ from weightloom.base.modes import (
     second_derivatives,
     unfused_attention,
 )
-from weightloom.base.rows import WatchRows
 from weightloom.base.sequential import Layer, is_hooked_everywhere, run_sequential
 from weightloom.base.state import Carried, is_gone, of_one_task, refuse_different
 from weightloom.base.target import Target
+from weightloom.base.watch_rows import WatchRows
 from weightloom.errors import BatchingError, RecomputeError
 from weightloom.forms.factored import Factored, InUse, built
 from weightloom.params import Params

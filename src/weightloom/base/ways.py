@@ -11,9 +11,9 @@ import torch
 
 from weightloom.base.branches import Answering, Answers, Harmless, Program, TasksDifferError
 from weightloom.base.engines import Call, Result, join, run_aligned
-from weightloom.base.rows import WatchRows
 from weightloom.base.same import moved, same_outputs
 from weightloom.base.tries import Try, random_states, try_call
+from weightloom.base.watch_rows import WatchRows
 from weightloom.replica.tree import open_tree
 
 MOST_PATHS = 16
