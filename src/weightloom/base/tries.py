@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.base.engines import Call, Result, apart, run_aligned, run_loop, run_vmap
-from weightloom.base.guard import Guard
 from weightloom.base.state import is_gone
 from weightloom.base.watch_rows import WatchRows, WithoutDropout
+from weightloom.base.watch_values import Guard
 from weightloom.errors import BatchingError
 from weightloom.forms.factored import Factored, built
 from weightloom.replica import Contents, open_tree
