@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from references import copies
 from weightloom import LowRank, Params, per_task
 from weightloom.base.branches import Answers, TasksDifferError
-from weightloom.base.sizes import Followed, side
+from weightloom.base.watch_sizes import Followed, side
 from weightloom.errors import BatchingError
 
 TASKS, ROWS, STEPS, WIDTH = 6, 2, 5, 8

@@ -21,12 +21,12 @@ from weightloom.base.by_row import check_rows, grid, row_by_row, without_batch
 from weightloom.base.check import check_call, check_compiled, check_options, check_shared
 from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
 from weightloom.base.plans import Choice, Plan, Statistics, kind_of, plan_of
-from weightloom.base.sizes import plain
 from weightloom.base.state import carry_back, state_of, unusable
 from weightloom.base.target import Target
 from weightloom.base.tries import RUN, Engine, guarded, random_states
 from weightloom.base.tuning import Tuning, active
 from weightloom.base.watch_rows import WatchRows
+from weightloom.base.watch_sizes import plain
 from weightloom.base.ways import Ways
 from weightloom.errors import BatchingError, ConfigError, WeightloomError
 from weightloom.forms.factored import built
