@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from weightloom.base.buffers import norms_that_write, refuse_apart, refuse_written, task_buffers
+from weightloom.base.compare_runs import moved, same_outputs
 from weightloom.base.engines import Call, Result
-from weightloom.base.same import moved, same_outputs
 from weightloom.base.sequential import Layer, layers_of
 from weightloom.base.tries import Engine, Try, random_states, runs_alone, try_call
 from weightloom.base.ways import Ways
