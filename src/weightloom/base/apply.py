@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from weightloom.base.branch_paths import Ways
 from weightloom.base.buffers import (
     check_buffers,
     norms_that_write,
@@ -27,7 +28,6 @@ from weightloom.base.tries import RUN, Engine, guarded, random_states
 from weightloom.base.tuning import Tuning, active
 from weightloom.base.watch_rows import WatchRows
 from weightloom.base.watch_sizes import plain
-from weightloom.base.ways import Ways
 from weightloom.errors import BatchingError, ConfigError, WeightloomError
 from weightloom.forms.factored import built
 from weightloom.replica import Contents, scan_of

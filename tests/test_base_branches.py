@@ -100,14 +100,14 @@ def test_a_masked_encoder_is_folded_whichever_tasks_go_without_a_mask(written, f
 
 
 def test_tasks_with_a_mask_that_does_nothing_are_not_run_apart(encoder, monkeypatch):
-    from weightloom.base import ways
+    from weightloom.base import branch_paths
 
     run, mask = per_task(encoder), masks([0, 3])
     params, x = generated(encoder), torch.randn(TASKS, ROWS, STEPS, WIDTH, dtype=torch.float64)
     run(params, x, mask)
     sizes = []
-    folded = ways.run_aligned
-    monkeypatch.setattr(ways, "run_aligned", lambda call: sizes.append(call.tasks) or folded(call))
+    folded = branch_paths.run_aligned
+    monkeypatch.setattr(branch_paths, "run_aligned", lambda call: sizes.append(call.tasks) or folded(call))
     run(params, x, mask)
     assert sizes == [TASKS]
 
