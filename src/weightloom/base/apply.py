@@ -24,7 +24,7 @@ from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_ali
 from weightloom.base.plans import Choice, Plan, Statistics, kind_of, plan_of
 from weightloom.base.state import carry_back, state_of, unusable
 from weightloom.base.target import Target
-from weightloom.base.tries import RUN, Engine, guarded, random_states
+from weightloom.base.trials import RUN, Engine, guarded, random_states
 from weightloom.base.tuning import Tuning, active
 from weightloom.base.watch_rows import WatchRows
 from weightloom.base.watch_sizes import plain
