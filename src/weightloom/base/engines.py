@@ -12,15 +12,15 @@ from torch.func import functional_call, vmap
 from weightloom.base.aligned import Aligned, fold, unfold
 from weightloom.base.branches import Answering
 from weightloom.base.check import refused_by_vmap
-from weightloom.base.modes import (
+from weightloom.base.sequential import Layer, is_hooked_everywhere, run_sequential
+from weightloom.base.state import Carried, is_gone, of_one_task, refuse_different
+from weightloom.base.target import Target
+from weightloom.base.torch_workarounds import (
     convolutions_in_one_precision,
     padding_unlearned,
     second_derivatives,
     unfused_attention,
 )
-from weightloom.base.sequential import Layer, is_hooked_everywhere, run_sequential
-from weightloom.base.state import Carried, is_gone, of_one_task, refuse_different
-from weightloom.base.target import Target
 from weightloom.base.watch_rows import WatchRows
 from weightloom.errors import BatchingError, RecomputeError
 from weightloom.forms.factored import Factored, InUse, built
