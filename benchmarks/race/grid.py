@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.race.contests import BEST, Bar, Contest, Step, conv4
 from weightloom import FiLM, Form, Full, LowRank, Params, Template, choose_forms, mlp, per_task
 from weightloom.base import PerTask
-from weightloom.base.trials import Engine
+from weightloom.base.engines import Engine
 from weightloom.errors import BatchingError
 from weightloom.recurrent import GRU
 

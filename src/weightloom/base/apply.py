@@ -19,18 +19,20 @@ from weightloom.base.buffers import (
     task_buffers,
 )
 from weightloom.base.by_row import check_rows, grid, row_by_row, without_batch
+from weightloom.base.call import Call, Randomness, Result
 from weightloom.base.check import check_call, check_compiled, check_options, check_shared
-from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
+from weightloom.base.engines import RUN, Engine, run_aligned, run_loop, run_vmap
+from weightloom.base.pieces import in_pieces
 from weightloom.base.plans import Choice, Plan, Statistics, kind_of, plan_of
-from weightloom.base.state import carry_back, state_of, unusable
+from weightloom.base.state import carry_back, unusable
 from weightloom.base.target import Target
-from weightloom.base.trials import RUN, Engine, guarded, random_states
+from weightloom.base.trials import guarded, random_states
 from weightloom.base.tuning import Tuning, active
 from weightloom.base.watch_rows import WatchRows
 from weightloom.base.watch_sizes import plain
 from weightloom.errors import BatchingError, ConfigError, WeightloomError
 from weightloom.forms.factored import built
-from weightloom.replica import Contents, scan_of
+from weightloom.replica import Contents
 from weightloom.replica.hot import no_type_check
 from weightloom.replica.tree import Leaf, Shared, is_plain, open_call, open_tree
 
@@ -186,17 +188,8 @@ class PerTask:
         common = [leaf.tensor for leaf in leaves if leaf.is_shared]
         return _Taken([leaves[number].tensor for number in at], build, key, paths, common)
 
-    def _scanned(self, call: Call) -> Call:
-        if self._target.module is None:
-            return call
-        scanned = scan_of(self._target.module)
-        first = next(iter(call.params.values()), None)
-        tasks = len(first) if first is not None else len(call.rows[0]) if call.rows and call.rows[0].ndim else 0
-        call.scan, call.state = scanned, state_of(scanned, tasks)
-        return call
-
     def _plan(self, call: Call) -> Plan:
-        return plan_of(self._scanned(call), self.engine, self.statistics, self._checked)
+        return plan_of(call.scanned(), self.engine, self.statistics, self._checked)
 
     def _run(self, call: Call) -> Any:
         if torch.compiler.is_compiling():
@@ -208,7 +201,7 @@ class PerTask:
         return _uncompiled(PerTask._run_eagerly)(self, call)
 
     def _run_eagerly(self, call: Call) -> Any:
-        call = self._scanned(call)
+        call = call.scanned()
         plan = plan_of(call, self.engine, self.statistics, self._checked)
         first = next(iter(call.params.values()), None)
         tasks = len(first) if first is not None else len(call.rows[0])

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from weightloom.base.branch_paths import Ways
 from weightloom.base.buffers import norms_that_write, refuse_apart, refuse_written, task_buffers
+from weightloom.base.call import Call, Result
 from weightloom.base.compare_runs import moved, same_outputs
-from weightloom.base.engines import Call, Result
+from weightloom.base.engines import Engine
 from weightloom.base.sequential import Layer, layers_of
-from weightloom.base.trials import Engine, Try, random_states, runs_alone, try_call
+from weightloom.base.trials import Try, random_states, runs_alone, try_call
 from weightloom.errors import BatchingError, RecomputeError, WeightloomError
 from weightloom.forms.calls import GROUPED_BYTES, TURN_BYTES
 from weightloom.forms.factored import NO_SUBCLASS, Factored
