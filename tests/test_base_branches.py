@@ -174,7 +174,7 @@ def test_a_size_that_only_makes_shapes_may_be_another_one():
                 return self.layer(x.flatten(1))
             return self.layer(x.view(x.size(0), -1))
 
-    from weightloom.base.plans import _of_base
+    from weightloom.base.plan_cache import _of_base
 
     for compares, kept in ((False, 1), (True, 5)):
         base = Views(compares)

@@ -8,7 +8,7 @@ from torch import nn
 
 from weightloom import Params, autotuned, mlp, per_task
 from weightloom.base import Tuning
-from weightloom.base.plans import Plan
+from weightloom.base.plan import Plan
 from weightloom.errors import ConfigError
 
 TASKS = 5

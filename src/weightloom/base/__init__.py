@@ -13,7 +13,7 @@ from weightloom.base.apply import choose_engine as choose_engine
 from weightloom.base.apply import per_task as per_task
 from weightloom.base.buffers import task_buffers as task_buffers
 from weightloom.base.chunks import in_chunks as in_chunks
-from weightloom.base.plans import Choice as Choice
+from weightloom.base.plan import Choice as Choice
 from weightloom.base.specialise import specialise as specialise
 from weightloom.base.tuning import Tuning as Tuning
 from weightloom.base.tuning import autotuned as autotuned

@@ -23,7 +23,8 @@ from weightloom.base.call import Call, Randomness, Result
 from weightloom.base.check import check_call, check_compiled, check_options, check_shared
 from weightloom.base.engines import RUN, Engine, run_aligned, run_loop, run_vmap
 from weightloom.base.pieces import in_pieces
-from weightloom.base.plans import Choice, Plan, Statistics, kind_of, plan_of
+from weightloom.base.plan import Choice, Plan, Statistics
+from weightloom.base.plan_cache import kind_of, plan_of
 from weightloom.base.state import carry_back, unusable
 from weightloom.base.target import Target
 from weightloom.base.trials import guarded, random_states
