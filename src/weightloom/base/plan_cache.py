@@ -6,7 +6,6 @@ Out:  its plan, which holds as long as the base is what it was.
 
 import hashlib
 import weakref
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from weightloom.base.call import Call
+from weightloom.base.check import check_all
 from weightloom.base.choose import make_plan
 from weightloom.base.engines import Engine
 from weightloom.base.plan import Plan, Statistics
@@ -53,7 +53,7 @@ class Plans:
 _of_base: "weakref.WeakKeyDictionary[Any, Plans]" = weakref.WeakKeyDictionary()
 
 
-def plan_of(call: Call, engine: Engine, statistics: Statistics | None, checked: Callable[[Call], Call]) -> Plan:
+def plan_of(call: Call, engine: Engine, statistics: Statistics | None) -> Plan:
     """Look a plan up, or check the call and make one."""
     exact = _signature(call, engine, statistics)
     at_hand: dict[Any, Plan] = call.scan.plans if call.scan is not None else {}
@@ -65,7 +65,7 @@ def plan_of(call: Call, engine: Engine, statistics: Statistics | None, checked: 
     for key in ((scanned, kind), (scanned, exact), (RESTLESS, kind)):
         plan = plan or plans.known.get(key)
     if plan is None or not _fits(call, exact):  # a plan for other sizes says nothing of whether these fit each other
-        call = checked(call)
+        call = check_all(call, engine, statistics)
         if call.scan is not None:
             if len(call.scan.checked) >= PLANS_KEPT:
                 call.scan.checked.clear()
