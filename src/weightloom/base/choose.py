@@ -1,4 +1,4 @@
-"""Which engine runs a call: chosen by watching the base run once, for two tasks, on replicas.
+"""Choose the engine of a call, by watching the base run once, for two tasks, on replicas.
 
 In:   a checked call.
 Out:  a plan.

@@ -1,4 +1,4 @@
-"""What was found out about a call: the engine, why, and what else decides how it runs."""
+"""The plan of a call: its engine, why, and everything else that decides how it runs."""
 
 import math
 from dataclasses import dataclass, replace
