@@ -10,12 +10,12 @@ from pkgutil import walk_packages
 import pytest
 import torch
 import yaml
+from weightloom.apps.fewshot.run import run_fewshot
 
 import weightloom
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import judge
 from weightloom.apps.fewshot.problems import problem_of
-from weightloom.apps.fewshot.run import run_fewshot
 from weightloom.cli import COMMANDS
 from weightloom.runs.record import environment
 from weightloom.training import read_rows

@@ -8,14 +8,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
+from weightloom.apps.fewshot.run import run_fewshot
+from weightloom.apps.fewshot.table import print_table
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.export import export_network
 from weightloom.apps.fewshot.judge import judge
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.problems.cameras import SETTINGS, CameraProblem, uncrossed
-from weightloom.apps.fewshot.run import run_fewshot
-from weightloom.apps.fewshot.table import print_table
 from weightloom.base import specialise
 from weightloom.errors import ConfigError
 from weightloom.learners.in_context import ContextReader, InContext

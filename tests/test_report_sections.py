@@ -3,9 +3,9 @@ import re
 
 import pytest
 import torch
+from weightloom.apps.fewshot.run import run_fewshot
 
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.run import run_fewshot
 from weightloom.files import save_tensors
 from weightloom.report import build_report
 from weightloom.report.changes import change_bars, change_maps

@@ -324,7 +324,11 @@ def _documented(kind: type) -> dict[str, str]:
         body = ast.parse(dedent(inspect.getsource(owner))).body[0]
         lines = body.body if isinstance(body, ast.ClassDef) else []
         for line, below in zip(lines, lines[1:], strict=False):
-            if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            if (
+                isinstance(line, ast.AnnAssign)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
                 found[ast.unparse(line.target)] = " ".join(str(below.value.value).split())
     return found
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from weightloom.errors import ConfigError
 from weightloom.runs.options import RunOptions
@@ -236,5 +236,3 @@ class App(ABC, Generic[C, P, M]):
     def data(self) -> Sequence[tuple[str, str]]:
         """Return data sets and where they are, for `weightloom doctor`."""
         return ()
-
-

@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from weightloom.report import build_report
 from weightloom.runs.folder import identity_of, prepare_folder, read_config
 from weightloom.runs.options import RunOptions, with_option
 from weightloom.runs.record import FORMAT, Record, Row, environment, peak_memory_bytes, write_record
-from weightloom.training import History, OneProcess, Processes, read_rows
+from weightloom.training import OneProcess, Processes, read_rows
 
 FAILURE = "failure.txt"
 """In a comparator's folder: why its training came to no end."""
@@ -122,7 +122,9 @@ def run(
         return _finish(arms, command, start_s)
 
 
-def load(app: App[C, P, M], folder: Path, changes: Mapping[str, Any] | None = None, only: bool = False) -> Loaded[C, P, M]:
+def load(
+    app: App[C, P, M], folder: Path, changes: Mapping[str, Any] | None = None, only: bool = False
+) -> Loaded[C, P, M]:
     """Rebuild the problem of a run and its trained methods, from its folder.
 
     Args:
@@ -181,7 +183,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def train_model(app: App[C, P, M], config: RunOptions, folder: Path | None = None, quiet: bool = True) -> Loaded[C, P, M]:
+def train_model(
+    app: App[C, P, M], config: RunOptions, folder: Path | None = None, quiet: bool = True
+) -> Loaded[C, P, M]:
     """Train the method of a config alone, and judge nothing.
 
     Args:
@@ -424,5 +428,3 @@ def _resolved(app: App[C, P, M], config: RunOptions) -> C:
 
 def _nothing(model: Any) -> None:
     """Take no look."""
-
-

@@ -19,8 +19,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from weightloom.files import write_atomically
 from weightloom.errors import DataError
+from weightloom.files import write_atomically
 
 FORMAT = 1
 """Version of the schema of a record."""

@@ -96,9 +96,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
 
         return [in_words(record["many"])] if "many" in record else []
 
-    def show(
-        self, models: "Mapping[str, Learner]", problem: "Problem", config: FewShotOptions, early: bool
-    ) -> Shown:
+    def show(self, models: "Mapping[str, Learner]", problem: "Problem", config: FewShotOptions, early: bool) -> Shown:
         """Gather tasks to look at."""
         from weightloom.apps.fewshot.show import showcase
 
@@ -131,7 +129,8 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
             shots = " ".join(map(str, preset["shots"]))
             data.append((name, f"{ways}shots {shots}, {preset['steps']} steps", where(name)))
         methods = [
-            (name, what, " ".join(data for data, fits in FITS.items() if name in fits)) for name, what in METHODS.items()
+            (name, what, " ".join(data for data, fits in FITS.items() if name in fits))
+            for name, what in METHODS.items()
         ]
         return [
             Listed("weightloom fewshot --data …", ("data", "defaults", "where"), data),

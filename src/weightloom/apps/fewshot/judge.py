@@ -1,6 +1,5 @@
 """How a few-shot method is judged: on many tasks never seen in training, the same for every method."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

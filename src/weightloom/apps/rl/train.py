@@ -4,7 +4,6 @@ import json
 import signal
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import torch

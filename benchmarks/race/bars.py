@@ -8,7 +8,7 @@ Knows nothing of how rows came about.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from weightloom.apps.bench.config import ADAPTER_WORKLOADS
+from benchmarks.race.config import ADAPTER_WORKLOADS
 
 Row = dict[str, Any]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from weightloom import MLPHyperNetwork, apply_per_task
-from weightloom.apps.bench import peers as runner
-from weightloom.apps.bench.config import PEERS, PeersConfig
-from weightloom.apps.bench.peers import NEEDS, bars, prepare, print_peers, run_peers
-from weightloom.apps.bench.peers_worker import BUILD, check, run_workload
-from weightloom.apps.bench.timing import alternate, clock_for, clock_words, peak_memory_bytes, ratio
-from weightloom.apps.bench.workloads import (
+from benchmarks.race import peers as runner
+from benchmarks.race.__main__ import main
+from benchmarks.race.config import PEERS, PeersConfig
+from benchmarks.race.peers import NEEDS, bars, prepare, print_peers, run_peers
+from benchmarks.race.peers_worker import BUILD, check, run_workload
+from benchmarks.race.timing import alternate, clock_for, clock_words, peak_memory_bytes, ratio
+from benchmarks.race.workloads import (
     CONDITION_DIM,
     Contender,
     cut,
@@ -22,6 +22,7 @@ from weightloom.apps.bench.workloads import (
     run_loop,
     run_vmap,
 )
+from weightloom import MLPHyperNetwork, apply_per_task
 from weightloom.errors import ConfigError
 
 QUICK = {"tasks": 3, "rounds": 2, "repeats": 2, "warmup": 1, "threads": 1, "peers": []}
@@ -248,7 +249,7 @@ def test_a_run_prints_and_records_failures_too(environment_at_hand, tmp_path, mo
     asked = PeersConfig(
         env=environment_at_hand, peers=("hyperlight", "polyweave"), workloads=("mlp",), install=False, record=path
     )
-    record = run_peers(asked, command="weightloom bench peers --no-install")
+    record = run_peers(asked, command="python -m benchmarks.race peers --no-install")
     assert json.loads(path.read_text()) == record
     assert [(score["method"], score["mean"]) for score in record["scores"]] == [
         ("weightloom", 1.0),
@@ -278,3 +279,23 @@ def test_options_are_checked():
     with pytest.raises(ConfigError, match=r"`--tasks 1` is too small.*`--tasks 2`"):
         PeersConfig(tasks=1)
     assert PeersConfig(env=Path("here")).to_dict()["env"] == "here"
+
+
+def test_help_names_both_races_and_an_unknown_one_is_refused(capsys):
+    main(["--help"])
+    overview = capsys.readouterr().out
+    assert "\n  core " in overview and "\n  peers " in overview
+    with pytest.raises(SystemExit, match="0"):
+        main(["peers", "--help"])
+    assert "--workloads" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["cor"])
+    assert "`cor` is not a race. Did you mean `core`?" in capsys.readouterr().err
+
+
+def test_options_are_read_and_what_was_typed_is_kept(monkeypatch):
+    runs = []
+    monkeypatch.setattr(runner, "run_peers", lambda config, command: runs.append((config, command)))
+    main(["peers", "--workloads", "mlp", "--rounds", "3"])
+    config = PeersConfig(workloads=("mlp",), rounds=3)
+    assert runs == [(config, "python -m benchmarks.race peers --workloads mlp --rounds 3")]

@@ -6,11 +6,11 @@ import time
 import pytest
 import torch
 
-from weightloom.apps.bench import contests
-from weightloom.apps.bench.config import CoreConfig
-from weightloom.apps.bench.contests import BEST, Bar, Contest, conv4, conv4_by_hand
-from weightloom.apps.bench.core import _choices, _rows, run_core
-from weightloom.apps.bench.grid import cell
+from benchmarks.race import contests
+from benchmarks.race.config import CoreConfig
+from benchmarks.race.contests import BEST, Bar, Contest, conv4, conv4_by_hand
+from benchmarks.race.core import _choices, _rows, run_core
+from benchmarks.race.grid import cell
 from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError
 from weightloom.params import ParamSpec

@@ -1,4 +1,4 @@
-"""Watches a first run for what must not happen in any run: the base's own values where generated ones belong."""
+"""Watch a first run for what must not happen in any run: the base's own values where generated ones belong."""
 
 import sys
 from collections.abc import Mapping, Sequence

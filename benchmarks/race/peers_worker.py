@@ -1,4 +1,4 @@
-"""The race itself, run by the Python that has the peers: ``python -m weightloom.apps.bench.peers_worker OPTIONS OUT``.
+"""The race itself, run by the Python that has the peers: ``python -m benchmarks.race.peers_worker OPTIONS OUT``.
 
 In:   a JSON file of options; whichever peers can be imported here.
 Out:  a JSON file with a row per workload and contender: milliseconds, ratio to ours, or why it failed.
@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from weightloom.apps.bench.adapters_race import run_adapters
-from weightloom.apps.bench.config import ADAPTER_WORKLOADS, peers_for
-from weightloom.apps.bench.race import Row, attempt, race, reason
-from weightloom.apps.bench.workloads import (
+from benchmarks.race.adapters_race import run_adapters
+from benchmarks.race.config import ADAPTER_WORKLOADS, peers_for
+from benchmarks.race.race import Row, attempt, race, reason
+from benchmarks.race.workloads import (
     CONDITION_DIM,
     HIDDEN,
     Contender,

@@ -10,25 +10,22 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightloom.base.engines import Call, Result, apart, run_aligned, run_loop, run_vmap
-from weightloom.base.guard import Guard
-from weightloom.base.rows import WatchRows, WithoutDropout
+from weightloom.base.call import Call, Result, apart
+from weightloom.base.engines import RUN, Engine
 from weightloom.base.state import is_gone
+from weightloom.base.watch_rows import WatchRows, WithoutDropout
+from weightloom.base.watch_values import Guard
 from weightloom.errors import BatchingError
 from weightloom.forms.factored import Factored, built
 from weightloom.replica import Contents, open_tree
 from weightloom.replica.hot import no_type_check
 from weightloom.replica.reads import reads_of
 from weightloom.replica.replica import named
-
-Engine = Literal["auto", "vmap", "aligned", "loop"]
-RUN = {"vmap": run_vmap, "aligned": run_aligned, "loop": run_loop}
-"""How tasks are run, by the name of the engine."""
 
 
 @dataclass

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from weightloom.apps.bench import contests
-from weightloom.apps.bench.roofline import SIDE, flops, product_rate
-from weightloom.apps.bench.workloads import cnn
+from benchmarks.race import contests
+from benchmarks.race.roofline import SIDE, flops, product_rate
+from benchmarks.race.workloads import cnn
 from weightloom.networks import mlp
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.race.workloads import Way
 from weightloom import LowRank, Params, per_task
-from weightloom.apps.bench.workloads import Way
 
 RANK = 4
 ADAPTED = ("query", "value")

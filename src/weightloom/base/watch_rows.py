@@ -21,7 +21,7 @@ from weightloom.base.row_rules import (
     numbers_of_rows,
     same_in_all,
 )
-from weightloom.base.sizes import FOLLOWED, SHAPED, Followed, follow, holds_batch, unfollowed
+from weightloom.base.watch_sizes import FOLLOWED, SHAPED, Followed, follow, holds_batch, unfollowed
 from weightloom.forms.calls import WINDOW, prefers_built
 from weightloom.forms.factored import Factored
 from weightloom.replica.hot import no_type_check

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from cases import BASES, ConvNet, bank, conv, dropout, mlp, resnet
-from weightloom.base import apply_per_task, choose_engine, plans
+from weightloom.base import apply_per_task, choose, choose_engine
 
 ROWS = 4  # as many as features, so that what mixes them has the shape of what does not
 
@@ -163,7 +163,7 @@ def test_what_mixes_rows_is_never_folded_and_equals_the_loop(then):
 @pytest.mark.parametrize("then", MIXES)
 def test_the_functions_alone_show_that_rows_are_mixed(then, monkeypatch):
     """Numbers may hide it: where all tasks have the same parameters and inputs, their means are equal."""
-    monkeypatch.setattr(plans, "_equal_when_folded", lambda *call: True)
+    monkeypatch.setattr(choose, "_equal_when_folded", lambda *call: True)
     assert choose_engine(*parts(then)).engine != "aligned"
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from references import copies
 from weightloom import LowRank, Params, per_task
 from weightloom.base.branches import Answers, TasksDifferError
-from weightloom.base.sizes import Followed, side
+from weightloom.base.watch_sizes import Followed, side
 from weightloom.errors import BatchingError
 
 TASKS, ROWS, STEPS, WIDTH = 6, 2, 5, 8
@@ -100,14 +100,14 @@ def test_a_masked_encoder_is_folded_whichever_tasks_go_without_a_mask(written, f
 
 
 def test_tasks_with_a_mask_that_does_nothing_are_not_run_apart(encoder, monkeypatch):
-    from weightloom.base import ways
+    from weightloom.base import branch_paths
 
     run, mask = per_task(encoder), masks([0, 3])
     params, x = generated(encoder), torch.randn(TASKS, ROWS, STEPS, WIDTH, dtype=torch.float64)
     run(params, x, mask)
     sizes = []
-    folded = ways.run_aligned
-    monkeypatch.setattr(ways, "run_aligned", lambda call: sizes.append(call.tasks) or folded(call))
+    folded = branch_paths.run_aligned
+    monkeypatch.setattr(branch_paths, "run_aligned", lambda call: sizes.append(call.tasks) or folded(call))
     run(params, x, mask)
     assert sizes == [TASKS]
 
@@ -174,7 +174,7 @@ def test_a_size_that_only_makes_shapes_may_be_another_one():
                 return self.layer(x.flatten(1))
             return self.layer(x.view(x.size(0), -1))
 
-    from weightloom.base.plans import _of_base
+    from weightloom.base.plan_cache import _of_base
 
     for compares, kept in ((False, 1), (True, 5)):
         base = Views(compares)

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from weightloom.base.branches import Answering, Answers, Harmless, Program, TasksDifferError
-from weightloom.base.engines import Call, Result, join, run_aligned
-from weightloom.base.rows import WatchRows
-from weightloom.base.same import moved, same_outputs
-from weightloom.base.tries import Try, random_states, try_call
+from weightloom.base.call import Call, Result
+from weightloom.base.compare_runs import moved, same_outputs
+from weightloom.base.engines import run_aligned
+from weightloom.base.pieces import join
+from weightloom.base.trials import Try, random_states, try_call
+from weightloom.base.watch_rows import WatchRows
 from weightloom.replica.tree import open_tree
 
 MOST_PATHS = 16

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.race.contests import BEST, Bar, Contest, Step, conv4
 from weightloom import FiLM, Form, Full, LowRank, Params, Template, choose_forms, mlp, per_task
-from weightloom.apps.bench.contests import BEST, Bar, Contest, Step, conv4
 from weightloom.base import PerTask
-from weightloom.base.tries import Engine
+from weightloom.base.engines import Engine
 from weightloom.errors import BatchingError
 from weightloom.networks.recurrent import GRU
 

@@ -1,4 +1,4 @@
-"""What ``weightloom bench core`` times: each contest builds its contenders, and says which ratios have a bar.
+"""What ``python -m benchmarks.race core`` times: each contest builds its contenders, and says which ratios have a bar.
 
 In:   the name of a contest.
 Out:  its contenders, functions that do one forward and backward pass each; and its bars.
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.race.workloads import cnn, cnn_by_hand, cut, make_generator, make_workload, mlp_by_hand
 from weightloom import FiLM, Form, LowRank, MLPHyperNetwork, Params, RowScale, apply_per_task, choose_forms, mlp
-from weightloom.apps.bench.workloads import cnn, cnn_by_hand, cut, make_generator, make_workload, mlp_by_hand
 from weightloom.apps.rl.agents.nets import Columns, Kind, Sizes, network_of
 
 Step = Callable[[], object]
@@ -230,7 +230,7 @@ def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:
             yield actor(acts=True)
             yield actor(acts=False)
         elif name == "choice":
-            from weightloom.apps.bench.grid import cells
+            from benchmarks.race.grid import cells
 
             yield from cells()
         elif find_spec("transformers"):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from weightloom.apps.bench.timing import alternate, clock_for, ratio
+from benchmarks.race.timing import alternate, clock_for, ratio
 
 Row = dict[str, Any]
 Step = Callable[[], object]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from weightloom.apps.bench.timing import Clock, alternate
+from benchmarks.race.timing import Clock, alternate
 
 SIDE = 1024
 """Rows and columns of the matrices whose product sets the rate."""

@@ -5,11 +5,11 @@ import sys
 import pytest
 import torch
 
-from weightloom.apps.bench import adapters, adapters_race
-from weightloom.apps.bench.adapters import PEFT_ROWS, Rival, difference, make_rows, peft_model, rivals, run_ours
-from weightloom.apps.bench.adapters_race import run_adapters
-from weightloom.apps.bench.bars import bars
-from weightloom.apps.bench.config import ADAPTER_WORKLOADS, PEERS, peers_for
+from benchmarks.race import adapters, adapters_race
+from benchmarks.race.adapters import PEFT_ROWS, Rival, difference, make_rows, peft_model, rivals, run_ours
+from benchmarks.race.adapters_race import run_adapters
+from benchmarks.race.bars import bars
+from benchmarks.race.config import ADAPTER_WORKLOADS, PEERS, peers_for
 
 pytest.importorskip("transformers")
 QUICK = {"tasks": 3, "customers": 3, "rounds": 2, "repeats": 1, "warmup": 0, "threads": 1, "peers": ["peft"]}

@@ -1,232 +1,26 @@
-"""Which engine runs a call: chosen by watching the base run once, for two tasks, on replicas.
+"""Choose the engine of a call, by watching the base run once, for two tasks, on replicas.
 
 In:   a checked call.
-Out:  a plan: the engine, why, and what else was found out; it holds as long as the base is what it was.
+Out:  a plan.
 Watching leaves the base, what it keeps, and every source of random numbers as they were.
 """
 
-import hashlib
-import math
-import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
+from weightloom.base.branch_paths import Ways
 from weightloom.base.buffers import norms_that_write, refuse_apart, refuse_written, task_buffers
-from weightloom.base.engines import Call, Result
-from weightloom.base.same import moved, same_outputs
-from weightloom.base.sequential import Layer, layers_of
-from weightloom.base.tries import Engine, Try, random_states, runs_alone, try_call
-from weightloom.base.ways import Ways
+from weightloom.base.call import Call, Result
+from weightloom.base.compare_runs import moved, same_outputs
+from weightloom.base.engines import Engine
+from weightloom.base.plan import Choice, Plan, Statistics
+from weightloom.base.sequential import layers_of
+from weightloom.base.trials import Try, random_states, runs_alone, try_call
 from weightloom.errors import BatchingError, RecomputeError, WeightloomError
-from weightloom.forms.calls import GROUPED_BYTES, TURN_BYTES
-from weightloom.forms.factored import NO_SUBCLASS, Factored
-from weightloom.replica.replica import Places, named
+from weightloom.forms.factored import Factored
+from weightloom.replica.replica import named
 from weightloom.replica.tree import open_tree
-
-Statistics = Literal["task", "shared"]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How a call is run, and why."""
-
-    engine: Engine
-    reason: str
-    batch_major: bool = False
-    """Whether the aligned engine folds so that the task changes from row to row, as grouped convolutions like it."""
-    at_once: int | None = None
-    """How many tasks are run at once, so that what is convolved stays in the cache; None means all."""
-    convolved: tuple[float, float] | None = None
-    """Bytes that convolutions with generated kernels read or write, over those of the first input: mean and most."""
-
-    def of_size(self, call: Call) -> "Choice":
-        """The choice for inputs of these sizes: so many tasks at once that what is convolved stays in the cache."""
-        x = call.rows[0] if call.rows else None
-        if self.convolved is None or x is None or x.device.type != "cpu" or not x.numel():
-            return self
-        mean, most = (its * x.numel() * x.element_size() for its in self.convolved)
-        tasks = len(x)
-        if mean > TURN_BYTES * tasks:
-            return Choice("loop", "what is convolved with generated kernels is large, so tasks are run in turn")
-        pieces = math.ceil(most / GROUPED_BYTES)
-        return replace(self, at_once=math.ceil(tasks / pieces)) if pieces > 1 else self
-
-    def __str__(self) -> str:
-        pieces = f", {self.at_once} at a time" if self.at_once is not None else ""
-        return f"{self.engine}: {self.reason}{pieces}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was found out about a call, and holds for every call alike."""
-
-    choice: Choice
-    places: Places = ()
-    layers: list[Layer] | None = None
-    proven: bool = True
-    """Whether what the base does cannot change unseen; else every aligned run is watched."""
-    dense: frozenset[str] = frozenset()
-    """Parameters that the base changes in place."""
-    buffers: tuple[str, ...] = ()
-    """Buffers that the base writes, which each task is given its own of."""
-    sizes: bool = True
-    """Whether it holds for these sizes only."""
-    reads: bool = False
-    """Whether the base reads numbers and runs in the loop: then it is guarded in every run."""
-    ways: Ways | None = None
-    """Where the base reads numbers and is folded all the same."""
-    kernels: frozenset[str] = frozenset()
-    """Parameters held as factors that are built for all tasks before they are run in turn."""
-    is_free: bool = False
-    """Whether other engines give the same."""
-
-    def safe(self, choice: Choice, tasks: int) -> dict[str, Choice]:
-        """Every choice that gives the same, the one that was counted the quickest first.
-
-        Args:
-            choice: The one that was counted.
-            tasks: How many tasks there are to be run some at a time.
-        """
-        found = [choice]
-        if self.choice.engine == "aligned":
-            pieces = {None, *(math.ceil(tasks / 2**power) for power in range(1, 4) if tasks >= 2**power)}
-            halves = sorted(pieces, key=lambda size: -(size or tasks)) if self.choice.convolved is not None else [None]
-            found += [replace(self.choice, at_once=size) for size in halves]
-        if self.ways is None:
-            found.append(Choice("vmap", "timed"))
-        found.append(Choice("loop", "timed"))
-        named: dict[str, Choice] = {}
-        for its in found:
-            name = its.engine if its.at_once is None else f"{its.engine}, {its.at_once} at a time"
-            named.setdefault(name, its)
-        return named
-
-
-class Plans:
-    """The plans of one base.
-
-    A base that is another one in every call, such as one that counts its calls, is watched a few times. Then it is
-    run in a way that is right whatever it does.
-    """
-
-    def __init__(self) -> None:
-        self.known: dict[Any, Plan] = {}
-        self.watched: dict[Any, int] = {}
-
-    def keep(self, key: Any, plan: Plan) -> None:
-        """Keep a plan; the oldest goes where there are many."""
-        while len(self.known) >= PLANS_KEPT:
-            self.known.pop(next(iter(self.known)), None)
-        self.known[key] = plan
-
-    def count(self, shapes: Any) -> int:
-        """Count how often one kind of call was watched."""
-        while len(self.watched) >= PLANS_KEPT:
-            self.watched.pop(next(iter(self.watched)), None)
-        self.watched[shapes] = self.watched.get(shapes, 0) + 1
-        return self.watched[shapes]
-
-
-PLANS_KEPT = 200
-RESTLESS = 6
-"""Watched so often for one kind of call, a base counts as one that changes all the time."""
-
-_of_base: "weakref.WeakKeyDictionary[Any, Plans]" = weakref.WeakKeyDictionary()
-
-
-def plan_of(call: Call, engine: Engine, statistics: Statistics | None, checked: Callable[[Call], Call]) -> Plan:
-    """Look a plan up, or check the call and make one."""
-    exact = _signature(call, engine, statistics)
-    at_hand: dict[Any, Plan] = call.scan.plans if call.scan is not None else {}
-    if (plan := at_hand.get(exact)) is not None:
-        return plan
-    plans = _plans_of(call)
-    kind = _without_sizes(call, exact)
-    scanned = call.scan.key if call.scan is not None else None
-    for key in ((scanned, kind), (scanned, exact), (RESTLESS, kind)):
-        plan = plan or plans.known.get(key)
-    if plan is None or not _fits(call, exact):  # a plan for other sizes says nothing of whether these fit each other
-        call = checked(call)
-        if call.scan is not None:
-            if len(call.scan.checked) >= PLANS_KEPT:
-                call.scan.checked.clear()
-            call.scan.checked.add(_of_params(exact))
-    if plan is None:
-        with _unpacked():
-            plan = make_plan(call, engine, statistics)
-        plans.keep((scanned, exact if plan.sizes else kind), plan)
-        often = plans.count(kind) >= RESTLESS
-        if often and not plan.sizes:
-            plans.keep((RESTLESS, kind), replace(plan, proven=False, layers=None))
-        elif often and (engine == "aligned" or plan.choice.engine != "aligned"):  # of so many sizes, all were alike
-            plans.keep((scanned, kind), plan)
-    while len(at_hand) >= PLANS_KEPT:
-        at_hand.pop(next(iter(at_hand)), None)
-    at_hand[exact] = plan
-    return plan
-
-
-def _of_params(exact: Any) -> Any:
-    """What is checked of parameters and buffers, whatever they run on."""
-    return exact[0], exact[3], exact[4], exact[6]
-
-
-def _fits(call: Call, exact: Any) -> bool:
-    """Whether all but the sizes of inputs was checked before, and these hold as many tasks."""
-    if call.scan is None or not call.params or _of_params(exact) not in call.scan.checked:
-        return False
-    tasks = len(next(iter(call.params.values())))
-    return tasks > 0 and all(x.ndim > 0 and len(x) == tasks for x in call.rows)
-
-
-def _plans_of(call: Call) -> Plans:
-    holder = call.target.function if call.target.module is None else call.target.module
-    try:
-        return _of_base.setdefault(holder, Plans())
-    except TypeError:  # no weak reference can be had to it
-        return Plans()
-
-
-def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> Any:
-    """What a plan holds for: options, modes, and kinds and sizes of everything."""
-    return (
-        (engine, statistics, call.randomness, call.chunk_size, call.target.method, bool(call.state), call.key),
-        (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
-        torch._C._functorch.maybe_current_level(),
-        tuple(call.params),
-        tuple([_kind(value) for value in call.params.values()]),
-        tuple([_kind(value) for value in call.rows]),
-        tuple([(name, *_kind(value)) for name, value in call.buffers.items()]) if call.buffers else (),
-    )
-
-
-def kind_of(call: Call) -> str:
-    """A call as a text: base, sizes, forms and whether it learns."""
-    params = [(name, *_kind(value)) for name, value in call.params.items()]
-    rows = [tuple(x.shape) for x in call.rows]
-    options = (params, [_kind(x) for x in call.rows], call.chunk_size, torch.is_grad_enabled(), call.randomness)
-    digest = hashlib.blake2s(repr(options).encode()).hexdigest()[:12]
-    does = "forward and backward" if torch.is_grad_enabled() else "forward"
-    return f"{call.target.name} on {rows}, {len(params)} generated, {does}, {digest}"
-
-
-def _kind(value: Tensor) -> tuple[Any, ...]:
-    if isinstance(value, Factored):
-        with NO_SUBCLASS():
-            return value.shape, value.dtype, value.device, value.form
-    return value.shape, value.dtype, value.device, value.requires_grad
-
-
-def _without_sizes(call: Call, exact: Any) -> Any:
-    """The same for calls of other sizes, as far as none of them is one."""
-    options, modes, level, names, *kinds = exact
-    rest = [[(tuple([size == 1 for size in kind[-4]]), *kind[-3:]) for kind in its] for its in kinds]
-    return options, modes, level, names, *map(tuple, rest), tuple(call.buffers)
 
 
 def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan:
@@ -490,10 +284,3 @@ def _of_norms(call: Call) -> set[str]:
     names = named(call.scan).items()
     keras = {name for name, (m, is_buffer, _, _) in names if is_buffer and getattr(m, "own_statistics", False)}
     return keras | set(task_buffers(call.scan.base, 1))
-
-
-def _unpacked() -> AbstractContextManager[Any]:
-    """Nothing of this is seen by a checkpoint around the call, which counts what is saved for the backward pass."""
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-        return nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)

@@ -1,4 +1,4 @@
-"""Whether two runs gave the same numbers, and numbers for them to be compared with.
+"""Compare what two runs gave, and make numbers for them to be compared with.
 
 In:   outputs of two runs, or a parameter.
 Out:  yes or no; a parameter near by.

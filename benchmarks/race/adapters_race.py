@@ -8,9 +8,9 @@ Knows nothing of how the batch is made or run: `adapters` does.
 from functools import partial
 from typing import Any
 
-from weightloom.apps.bench.adapters import Rival, difference, make_batch, peft, rivals
-from weightloom.apps.bench.config import peers_for
-from weightloom.apps.bench.race import Row, attempt, race, reason
+from benchmarks.race.adapters import Rival, difference, make_batch, peft, rivals
+from benchmarks.race.config import peers_for
+from benchmarks.race.race import Row, attempt, race, reason
 
 BUILD = {"torch": rivals, "peft": peft}
 

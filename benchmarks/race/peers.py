@@ -1,14 +1,13 @@
-"""``weightloom bench peers``: how long a step takes with other hypernetwork libraries, against the same step with ours.
+"""``python -m benchmarks.race peers``: how long a step takes with other libraries, against the same step with ours.
 
 In:   a `PeersConfig`.
 Out:  a table on the terminal, a record of all numbers.
 Knows nothing of how a peer is called: `peers_worker` does, and runs in an environment of its own, so that what the
-peers need never meets what the user has. That environment borrows torch and weightloom from this one by a path file.
+peers need never meets what the user has. That environment borrows torch, weightloom and this package by a path file.
 """
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,11 +21,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from weightloom.apps.bench.bars import bars
-from weightloom.apps.bench.config import ADAPTER_WORKLOADS, PeersConfig, peers_for
-from weightloom.apps.bench.timing import clock_words
+from benchmarks.race.bars import bars
+from benchmarks.race.config import ADAPTER_WORKLOADS, PeersConfig, peers_for
+from benchmarks.race.timing import clock_words
 from weightloom.datasets import searched_folders
 from weightloom.errors import DataError
+
+PROJECT = Path(__file__).parents[2]
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "hypnettorch": ("hypnettorch==0.0.4", "matplotlib==3.10.8"),  # imported by its main networks, not declared
@@ -48,14 +49,14 @@ Row = dict[str, Any]
 Pip = Callable[[Path, Sequence[str]], str | None]
 
 
-def run_peers(config: PeersConfig, command: str | None = None) -> dict[str, Any]:
+def run_peers(config: PeersConfig, command: str) -> dict[str, Any]:
     """Install the peers where they are missing, race them, print the table, write the record if asked to.
 
     A peer that cannot be installed or run keeps a row that says why.
 
     Args:
         config: What to run.
-        command: What was typed, for the record. None: what this process was started with.
+        command: What was typed, for the record.
 
     Returns:
         The record: command, config, rows, bars, cost.
@@ -75,7 +76,7 @@ def run_peers(config: PeersConfig, command: str | None = None) -> dict[str, Any]
     ]
     rows = [row for workload in config.workloads for row in raced["rows"] + failed if row["workload"] == workload]
     record = {
-        "command": command or shlex.join(["weightloom", *sys.argv[1:]]),
+        "command": command,
         "config": config.to_dict(),
         "scores": _scores(rows, config),
         "rows": rows,
@@ -143,7 +144,7 @@ def _race(python: Path, config: PeersConfig, peers: Sequence[str]) -> dict[str, 
     with tempfile.TemporaryDirectory() as temporary:
         options, out = Path(temporary) / "options.json", Path(temporary) / "out.json"
         options.write_text(json.dumps(config.to_dict() | {"peers": list(peers)}))
-        worker = [str(python), "-m", "weightloom.apps.bench.peers_worker", str(options), str(out)]
+        worker = [str(python), "-m", "benchmarks.race.peers_worker", str(options), str(out)]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(worker, stdout=sys.stderr, env=environment | QUIET)
         if done.returncode or not out.exists():
@@ -157,7 +158,7 @@ def _race(python: Path, config: PeersConfig, peers: Sequence[str]) -> dict[str, 
 
 
 def _borrow(python: Path) -> None:
-    """Let the environment see this interpreter's packages, behind its own, instead of a second torch."""
+    """Let the environment see this package and this interpreter's, behind its own, instead of a second torch."""
     asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     found = subprocess.run(asked, capture_output=True, text=True)
     if found.returncode:
@@ -167,7 +168,7 @@ def _borrow(python: Path) -> None:
         )
     ours = find_spec("weightloom")
     assert ours is not None and ours.origin is not None
-    folders = [str(Path(ours.origin).parents[1])]
+    folders = [str(PROJECT), str(Path(ours.origin).parents[1])]
     folders += [folder for folder in sys.path if folder.endswith(("site-packages", "dist-packages"))]
     lines = [f"import site; site.addsitedir({folder!r})" for folder in folders]
     (Path(found.stdout.strip()) / "weightloom-host.pth").write_text("\n".join(lines) + "\n")

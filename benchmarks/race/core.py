@@ -1,11 +1,10 @@
-"""``weightloom bench core``: what a step costs with this library, against the plain ways to do the same.
+"""``python -m benchmarks.race core``: what a step costs with this library, against the plain ways to do the same.
 
 In:   a `CoreConfig`.
 Out:  a table on the terminal, a record of all numbers.
 Knows nothing of what the contenders are: `contests` does.
 """
 
-import shlex
 import sys
 import time
 from statistics import geometric_mean
@@ -17,23 +16,23 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.race.config import CoreConfig
+from benchmarks.race.contests import BEST, Bar, Contest, contests
+from benchmarks.race.roofline import SIDE, flops, product_rate, share
+from benchmarks.race.timing import alternate, clock_for, clock_words, peak_memory_bytes, ratio
 from weightloom import FiLM, MLPHyperNetwork, apply_per_task, in_chunks
-from weightloom.apps.bench.config import CoreConfig
-from weightloom.apps.bench.contests import BEST, Bar, Contest, contests
-from weightloom.apps.bench.roofline import SIDE, flops, product_rate, share
-from weightloom.apps.bench.timing import alternate, clock_for, clock_words, peak_memory_bytes, ratio
 from weightloom.report.scores import time_text
 from weightloom.runs.record import environment, write_record
 
 Row = dict[str, Any]
 
 
-def run_core(config: CoreConfig, command: str | None = None) -> dict[str, Any]:
+def run_core(config: CoreConfig, command: str) -> dict[str, Any]:
     """Time every contest, print the table, write the record if asked to.
 
     Args:
         config: What to run.
-        command: What was typed, for the record. None: what this process was started with.
+        command: What was typed, for the record.
 
     Returns:
         The record: command, config, scores, milliseconds, scale, cost.
@@ -47,7 +46,7 @@ def run_core(config: CoreConfig, command: str | None = None) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)
     record = {
-        "command": command or shlex.join(["weightloom", *sys.argv[1:]]),
+        "command": command,
         "config": config.to_dict(),
         "scores": [_score(row) for row in rows] + _choices(rows) + ([_memory_score(scale)] if scale else []),
         "rows": rows,
