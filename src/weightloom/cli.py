@@ -177,9 +177,11 @@ def report(words: list[str]) -> int:
     """Write report.html of a run anew."""
     command = _parse(ReportCommand, words, "report")
 
+    from weightloom.apps.fewshot import figures as of_fewshot
+    from weightloom.apps.rl import figures as of_rl
     from weightloom.report import build_report
 
-    print(build_report(command.run))
+    print(build_report(command.run, lambda run: (of_rl if "env" in run.config else of_fewshot).sections(run)))
     return 0
 
 

@@ -4,14 +4,18 @@ import math
 from typing import Any, NamedTuple
 
 from weightloom.report.run import Facts, Run
+from weightloom.runs.record import competes, label
 
 OURS = "hypernetwork"
+UNSEEN = "never seen in training"
+"""What the tasks of the table are, unless a run's facts say more of it as ``unseen``."""
 ROUNDING = 1e-9
 """An interval below this share of the mean is none."""
-SCORE_NAMES = {"accuracy": "accuracy", "mse": "mean squared error", "return": "return"}
+SCORE_WORDS = {"mse": "mean squared error"}
+"""Scores that go by another name in a sentence."""
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One method in one setting, ready to print."""
 
     method: str
@@ -24,25 +28,15 @@ class Row(NamedTuple):
     """True if its interval overlaps that of the best method of the setting."""
 
 
-def rows_by_setting(scores: list[Facts]) -> dict[str, list[Row]]:
+def rows_by_setting(scores: list[Facts]) -> dict[str, list[TableRow]]:
     """Return the rows of the results table, settings and methods in the order of the record."""
     return {setting: [_row(score, best_of(group)) for score in group] for setting, group in by_setting(scores).items()}
-
-
-def competes(method: str) -> bool:
-    """Say whether a row is of a method, and not of a control or a ceiling that methods are held against.
-
-    Example:
-        >>> competes("protonet"), competes("shuffled (control)"), competes("SVM (ceiling)")
-        (True, False, False)
-    """
-    return not method.endswith(("(control)", "(ceiling)"))
 
 
 def best_of(scores: list[Facts]) -> Facts:
     """Return the score with the best mean of those that compete; one that is not a number never wins."""
     sign = 1 if scores[0].get("better") == "lower" else -1
-    competing = [score for score in scores if competes(str(score.get("method", "")))] or scores
+    competing = [score for score in scores if competes(score)] or scores
     return min(competing, key=lambda score: (math.isnan(score["mean"]), sign * score["mean"]))
 
 
@@ -62,7 +56,7 @@ def headline(run: Run) -> str:
     if not scores:
         return _progress(run)
     groups, method = list(by_setting(scores).values()), str(run.config.get("method", OURS))
-    sentence = _compare(groups[0], method)
+    sentence = _compare(groups[0], method, run.facts.get("unseen", UNSEEN))
     if len(groups) > 1:
         level = sum(overlap(_ours(group, method), best_of(group)) for group in groups)
         called = _called(_ours(groups[0], method))
@@ -78,6 +72,16 @@ def by_setting(scores: list[Facts]) -> dict[str, list[Facts]]:
     for score in scores:
         settings.setdefault(str(score["setting"]), []).append(score)
     return settings
+
+
+def score_words(name: str) -> str:
+    """Write the name of a score as it stands in a sentence.
+
+    Example:
+        >>> score_words("mse"), score_words("macro_recall")
+        ('mean squared error', 'macro recall')
+    """
+    return SCORE_WORDS.get(name, name.replace("_", " "))
 
 
 def score_text(score: Facts) -> str:
@@ -132,30 +136,27 @@ def cost_rows(cost: Facts) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def _row(score: Facts, best: Facts) -> Row:
+def _row(score: Facts, best: Facts) -> TableRow:
     also: dict[str, Any] = score.get("also") or {}
-    return Row(
-        method=str(score["method"]),
+    return TableRow(
+        method=label(score),
         score=score_text(score),
         macro_recall=score_text(also["macro_recall"]) if "macro_recall" in also else "",
         f1=score_text(also["f1"]) if "f1" in also else "",
         adapt_time=time_text(score.get("adapt_time_s")),
         tasks=f"{score['tasks']:,}",
-        best=competes(score["method"]) and overlap(score, best),
+        best=competes(score) and overlap(score, best),
     )
 
 
-def _compare(scores: list[Facts], method: str) -> str:
+def _compare(scores: list[Facts], method: str, unseen: str) -> str:
     """Hold our score against the best other one of a setting, and say so where the other is better."""
     ours = _ours(scores, method)
-    what, unseen = SCORE_NAMES.get(ours["name"], ours["name"]), "never seen in training"
-    by_class = ours["name"] == "accuracy" and "-way" in ours["setting"]
     reached = (
-        f"On {ours['tasks']:,} tasks ({ours['setting']}) "
-        f"{'with classes ' if by_class else ''}{unseen}, "
-        f"{_called(ours)} reached {score_text(ours)} {what}"
+        f"On {ours['tasks']:,} tasks ({ours['setting']}) {unseen}, "
+        f"{_called(ours)} reached {score_text(ours)} {score_words(ours['name'])}"
     )
-    others = [score for score in scores if score is not ours and competes(score["method"])]
+    others = [score for score in scores if score is not ours and competes(score)]
     rivals = [score for score in others if not math.isnan(score["mean"])]
     if not rivals:
         return f"{reached}."
@@ -168,7 +169,7 @@ def _compare(scores: list[Facts], method: str) -> str:
 
 
 def _ours(scores: list[Facts], method: str) -> Facts:
-    return next((score for score in scores if score["method"].startswith(method)), scores[0])
+    return next((score for score in scores if competes(score) and score["method"].startswith(method)), scores[0])
 
 
 def _called(score: Facts) -> str:
@@ -186,7 +187,7 @@ def _progress(run: Run) -> str:
     sentence = f"No result yet: this run has reached step {rows[-1]['step']:,}{of_all}."
     if run.validation:
         last = run.validation[-1]
-        name = SCORE_NAMES.get(last.get("score_name", ""), "score")
+        name = score_words(last.get("score_name", "score"))
         sentence += f" The last validation {name} is {last['validation_score']:.3f}, at step {last['step']:,}."
     return sentence
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.figures import sections
 from weightloom.apps.fewshot.judge import Scores, failed_row, judge
 from weightloom.apps.fewshot.many import time_many
 from weightloom.apps.fewshot.problems import Problem, problem_of
@@ -129,7 +130,7 @@ def _train_and_judge(
     record["version"], record["commit"] = record["cost"].pop("weightloom"), record["cost"].pop("commit")
     write_showcase(run, learners, problem)
     write_record(run / "record.json", record)
-    build_report(run)
+    build_report(run, sections)
     return record
 
 
@@ -261,7 +262,7 @@ def _train(
             outputs = torch.cat([learner.answer(fabric.to_device(part)).float().cpu() for part in parts])
         if method == config.method and fabric.device.type == "cpu" and done == config.evaluate_every != steps:
             write_showcase(run, {method: learner}, problem, early=True)
-            build_report(run)
+            build_report(run, sections)
             if not quiet:
                 print_line(f"an early look: {run / 'report.html'}")
         if problem.kind == "regression":

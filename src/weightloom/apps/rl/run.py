@@ -14,6 +14,7 @@ from weightloom.apps.rl.checkpoint import load_policy
 from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, World, world_of
+from weightloom.apps.rl.figures import sections
 from weightloom.apps.rl.judge import judge, row, settings
 from weightloom.apps.rl.show import write_showcase
 from weightloom.apps.rl.train import train
@@ -77,7 +78,7 @@ def run_rl(
     record["version"], record["commit"] = record["cost"].pop("weightloom"), record["cost"].pop("commit")
     write_showcase(run, players, world, config)
     write_record(run / "record.json", record)
-    build_report(run)
+    build_report(run, sections)
     return record
 
 

@@ -1,108 +1,26 @@
-"""The sections of a report below its table: each with a sentence that explains it, or one that says why it is empty."""
+"""The sections of a few-shot report: each with a sentence that explains it, or one that says why it is empty."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
-from weightloom.report.changes import change_bars, change_maps, task_titles
-from weightloom.report.compare import reliability_figures, sweep_figures, time_figures
-from weightloom.report.contexts import episode_rows, return_curves, return_maps, value_scatter
-from weightloom.report.curves import CurveRow, curve_rows, scatter, worst_scatter
-from weightloom.report.figures import Figure
-from weightloom.report.images import (
-    Pictures,
-    Strip,
-    camera_rows,
-    completed_images,
-    task_strips,
-    worst_cameras,
-    worst_strips,
-)
-from weightloom.report.maps import condition_maps
+from weightloom.apps.fewshot.figures.cameras import camera_rows, worst_cameras
+from weightloom.apps.fewshot.figures.completed import completed_images
+from weightloom.apps.fewshot.figures.curves import curve_rows, scatter, worst_scatter
+from weightloom.apps.fewshot.figures.strips import task_strips, worst_strips
+from weightloom.apps.fewshot.figures.sweep import sweep_figures
 from weightloom.report.run import Run
+from weightloom.report.section import Section, with_shared
 
-
-class Section(NamedTuple):
-    """One section of the page: a heading, a sentence, and what is drawn."""
-
-    heading: str
-    explanation: str
-    figures: Sequence[Figure] = ()
-    rows: Sequence[list[Figure]] = ()
-    """Small figures side by side."""
-    strips: Sequence[Strip] = ()
-    curves: Sequence[CurveRow] = ()
-    pictures: Sequence[Pictures] = ()
-    message: str = ""
-    """Why nothing is drawn."""
-    leads: bool = False
-    """It stands above the table: what a person should see first."""
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to draw."""
-        return not (self.figures or self.rows or self.strips or self.curves or self.pictures)
-
-    @property
-    def has_plots(self) -> bool:
-        """Whether plotly is needed."""
-        return bool(self.figures or self.rows or self.curves)
+NO_PROBABILITIES = (
+    "This does not apply: only a classification gives probabilities that can be held against how often they are right."
+)
 
 
 def sections(run: Run) -> list[Section]:
-    """Return all sections that a run has something for, or a reason to have nothing."""
-    made = {
-        "cameras": _cameras(run),
-        **_contexts(run),
-        "predicted": _predicted(run),
-        "worst": _worst(run),
-        "sweep": _sweep(run),
-        "time": _time(run),
-        "calibration": _calibration(run),
-        "changes": _changes(run),
-        "map": Section(
-            "What the method is told", "The condition of a task, before parameters are made of it.", condition_maps(run)
-        ),
-    }
-    reasons = dict(run.facts.get("left_out") or {})
-    if run.facts.get("kind") == "regression":
-        reasons["calibration"] = (
-            "This does not apply: only a classification gives probabilities that can be held against how often they "
-            "are right."
-        )
-    kept = []
-    for name, section in made.items():
-        if not section.is_empty:
-            kept.append(section)
-        elif name in reasons:
-            kept.append(section._replace(explanation="", message=reasons[name]))
-    return kept
+    """Return all sections that a few-shot run has something for, or a reason to have nothing."""
+    made = {"cameras": _cameras(run), "predicted": _predicted(run), "worst": _worst(run), "sweep": _sweep(run)}
+    return with_shared(run, made, {"calibration": NO_PROBABILITIES} if _is_regression(run) else {})
 
 
-def _contexts(run: Run) -> dict[str, Section]:
-    """Return what there is to see of reinforcement learning."""
-    return {
-        "returns": Section(
-            "What it earned, context by context",
-            "Higher is better. Where dotted lines stay behind, what was learned does not carry beyond the contexts of "
-            "training.",
-            return_curves(run),
-        ),
-        "grid": Section(
-            "Return over the grid of contexts",
-            "Lighter is better, on one scale for all methods: an episode in every place, from the same start.",
-            return_maps(run),
-        ),
-        "episodes": Section(
-            "Episodes in contexts never met",
-            "Each begins at the square, and darker points are later; a star marks the target where there is one.",
-            rows=episode_rows(run),
-        ),
-        "values": Section(
-            "What states are worth, and what followed",
-            "The value function against discounted returns of episodes played on to their end.",
-            value_scatter(run),
-        ),
-    }
+def _is_regression(run: Run) -> bool:
+    return run.facts.get("kind") == "regression"
 
 
 def _cameras(run: Run) -> Section:
@@ -152,36 +70,9 @@ def _sweep(run: Run) -> Section:
         f"How the score grows with the number of examples, and with fewer or more classes to tell apart: each point is "
         f"a mean over {many} {kind}, each band its 95 % interval, and what took too long to score is left out."
     )
-    if run.facts.get("kind") == "regression":
+    if _is_regression(run):
         explanation = (
             f"How the error falls with the number of examples, lower being better: each point is a mean over {many} "
             f"{kind}, each band its 95 % interval, and what took too long to score is left out."
         )
     return Section("Score against shots and ways", explanation, figures)
-
-
-def _time(run: Run) -> Section:
-    scores = run.record.get("scores") or []
-    lower = any(row.get("better") == "lower" for row in scores)
-    explanation = (
-        f"Further to the left is quicker, and further {'down' if lower else 'up'} is better: what it takes a method to "
-        "adapt to one new task on the logarithmic axis, and what it then scores, with 95 % intervals."
-    )
-    return Section("Time to adapt against score", explanation, time_figures(scores))
-
-
-def _calibration(run: Run) -> Section:
-    explanation = (
-        "On the grey line a method is right as often as it says; below it, it is too sure of itself. Larger marks "
-        "stand for more query points, and the number beside each method is its expected calibration error, the mean "
-        "distance from the line."
-    )
-    return Section("How sure, and how often right", explanation, reliability_figures(run.record.get("scores") or []))
-
-
-def _changes(run: Run) -> Section:
-    explanation = (
-        "How far the parameters made for two tasks are from the base network's own, and from each other, layer by "
-        f"layer: {task_titles(run)}."
-    )
-    return Section("What changed in each layer", explanation, change_bars(run), change_maps(run))

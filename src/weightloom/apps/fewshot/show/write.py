@@ -39,6 +39,9 @@ def write_showcase(run: Path, learners: dict[str, Learner], problem: Problem, ea
     """
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {"kind": problem.kind, "early": early, "left_out": {}}
+    facts["better"] = "lower" if problem.kind == "regression" else "higher"
+    if isinstance(problem, ClassProblem):
+        facts["unseen"] = "with classes never seen in training"
     for learner in learners.values():
         learner.eval()
     with torch.random.fork_rng(devices=[]):  # training goes on as if nothing had been shown
