@@ -24,7 +24,7 @@ from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.run import run_fewshot
 from weightloom.cli import main
-from weightloom.runs.record import environment, read_record, summary_over_seeds, write_record
+from weightloom.runs.record import competes, environment, label, read_record, summary_over_seeds, write_record
 
 
 def run_all(known: argparse.Namespace, flags: list[str]) -> None:
@@ -87,7 +87,11 @@ def sweep(known: argparse.Namespace, flags: list[str]) -> dict[str, dict[str, fl
             if not (folder / "record.json").exists():
                 alone = replace(config, method=method, comparators=(), outer_lr=rate, rates=())
                 run_fewshot(alone, folder, resume=(folder / "config.json").exists(), quiet=True)
-            rows = [row for row in read_record(folder / "record.json")["scores"] if row["method"] == method]
+            rows = [
+                row
+                for row in read_record(folder / "record.json")["scores"]
+                if row["method"] == method and competes(row)
+            ]
             swept.setdefault(method, {})[str(rate)] = mean(row["mean"] for row in rows)
             print(f"{method} at {rate}: {swept[method][str(rate)]:.4f} on validation tasks", flush=True)
     return swept
@@ -121,7 +125,7 @@ def summarise(runs: dict, known: argparse.Namespace, number: int) -> dict:
     one = len(runs) == 1
     errors = [each["calibration"]["ece"] for each in there.values() if "calibration" in each]
     return {
-        **{key: row[key] for key in ("method", "setting", "name", "better", "tasks")},
+        **{key: row[key] for key in ("method", "role", "setting", "name", "better", "tasks") if key in row},
         **({"mean": row["mean"], "ci95": row["ci95"]} if one else over_seeds()),
         "per_run": {f"split {split}, seed {seed}": (r["mean"], r["ci95"]) for (split, seed), r in rows.items()},
         **({"failed": f"{len(rows) - len(there)} of {len(rows)} runs"} if len(there) < len(rows) else {}),
@@ -133,11 +137,11 @@ def summarise(runs: dict, known: argparse.Namespace, number: int) -> dict:
 
 def paired(rows: list[dict], first: dict) -> dict:
     """Ours less each other method on the same tasks: mean and interval over runs, or of one run over its tasks."""
-    ahead = {(row["setting"], row["method"]): row.get("ours_ahead") for row in first["scores"]}
+    ahead = {(row["setting"], label(row)): row.get("ours_ahead") for row in first["scores"]}
     found = {}
     for setting in dict.fromkeys(row["setting"] for row in rows):
         ours, *others = (row["per_run"] for row in rows if row["setting"] == setting)
-        names = [row["method"] for row in rows if row["setting"] == setting]
+        names = [label(row) for row in rows if row["setting"] == setting]
         for name, other in zip(names[1:], others, strict=True):
             gaps = [ours[run][0] - other[run][0] for run in ours if None not in (ours[run][0], other[run][0])]
             if len(gaps) > 1:

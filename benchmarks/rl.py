@@ -74,7 +74,7 @@ def summarise(runs: dict, number: int) -> dict:
     one = len(runs) == 1
     over = summary_over_seeds([row["mean"] for row in rows.values()])
     return {
-        **{key: first[key] for key in ("method", "setting", "name", "better", "tasks")},
+        **{key: first[key] for key in ("method", "role", "setting", "name", "better", "tasks") if key in first},
         **({"mean": first["mean"], "ci95": first["ci95"]} if one else over),
         "iqm": interquartile([row["per_context"] for row in rows.values()]),
         "per_run": {f"seed {seed}": (row["mean"], row["ci95"]) for seed, row in rows.items()},

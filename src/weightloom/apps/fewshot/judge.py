@@ -13,7 +13,7 @@ from torch import Tensor
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.learners.learner import Learner, Support
 from weightloom.losses import cross_entropy_per_task, mse_per_task
-from weightloom.runs.record import summary
+from weightloom.runs.record import Role, summary
 from weightloom.tasks import Tasks
 
 TEST_SEED = 1 << 40
@@ -33,7 +33,7 @@ class Scores:
     diverged: int = 0
     """Tasks for which the method gave something that is not a number: guesses of a classification."""
 
-    def row(self, method: str, setting: str, ours: "Scores | None" = None) -> dict[str, Any]:
+    def row(self, method: str, setting: str, ours: "Scores | None" = None, role: Role = "method") -> dict[str, Any]:
         """Return a row of the table, as it stands in a record.
 
         Args:
@@ -41,11 +41,13 @@ class Scores:
             setting: Ways and shots.
             ours: Scores of the method that the run is about, on the same tasks: the row then holds, as ``ours_ahead``,
                 by how much that one's score is larger, which sees finer than two intervals side by side.
+            role: Its part.
         """
         name, *others = self.per_task
         ahead = {"ours_ahead": summary(ours.per_task[name] - self.per_task[name])} if ours else {}
         return {
             "method": method,
+            **({"role": role} if role != "method" else {}),
             "setting": setting,
             "name": name,
             "better": "lower" if name == "mse" else "higher",

@@ -30,7 +30,7 @@ from weightloom.runs.record import Record, environment, peak_memory_bytes, write
 from weightloom.tasks import Tasks, TaskSource
 from weightloom.training import History, OneProcess, Processes, TrainOptions, load_model
 
-CONTROL = "shuffled (control)"
+CONTROL = "shuffled"
 VALIDATION_TASKS = 200
 """Tasks to watch a training by."""
 FAILURE = "failure.txt"
@@ -225,9 +225,10 @@ def score_all(learners: dict[str, Learner], problem: Problem, config: FewShotCon
                 ours = scores if method == config.method else ours
         if learners[config.method].ways in (None, ways):
             control = judge(learners[config.method], problem, shots, config.test_tasks, ways, shuffled=True)
-            rows.append(control.row(CONTROL, setting))
-        for name, (yardstick, seen) in yardsticks.items():
-            rows.append(judge(yardstick, problem, shots, config.test_tasks, ways, seen=seen).row(name, setting))
+            rows.append(control.row(CONTROL, setting, role="control"))
+        for method, role, yardstick, seen in yardsticks:
+            scores = judge(yardstick, problem, shots, config.test_tasks, ways, seen=seen)
+            rows.append(scores.row(method, setting, role=role))
     return rows
 
 

@@ -8,7 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from weightloom.report.scores import best_of, competes, score_text, time_text
+from weightloom.report.scores import best_of, by_setting, score_text, time_text
+from weightloom.runs.record import competes, label
 
 HEADING = 11
 """Letters of a line of a heading."""
@@ -38,7 +39,7 @@ def print_table(scores: list[dict[str, Any]]) -> None:
         new = number == 0 or row["setting"] != scores[number - 1]["setting"]
         table.add_row(
             row["setting"] if new else "",
-            row["method"],
+            label(row),
             _score(row, digits),
             *(f"{row['also'][other]['mean']:.{digits}f}" if other in row["also"] else "" for other in others),
             *([f"{row['calibration']['ece']:.{digits}f}" if "calibration" in row else ""] if calibrated else []),
@@ -51,12 +52,14 @@ def print_table(scores: list[dict[str, Any]]) -> None:
 def _print_wide(scores: list[dict[str, Any]]) -> None:
     """Print one row per method and one column per setting; the best is bold, controls and ceilings come last."""
     digits = 4 if scores[0]["name"] == "mse" else 3
-    settings, methods = (list(dict.fromkeys(row[key] for row in scores)) for key in ("setting", "method"))
-    at = {(row["method"], row["setting"]): row for row in scores}
-    best = {setting: best_of([at[m, setting] for m in methods if (m, setting) in at]) for setting in settings}
+    settings = by_setting(scores)
+    at = {(label(row), row["setting"]): row for row in scores}
+    competing = {label(row): competes(row) for row in scores}
+    methods = list(competing)
+    best = {setting: best_of(rows) for setting, rows in settings.items()}
     title = f"{scores[0]['name']} over {scores[0]['tasks']:,} tasks never seen in training, ± 95 %"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
-    table.add_column("method", no_wrap=True)
+    table.add_column("method")  # the column that gives way on a narrow terminal
     for column in (*settings, "adapts in"):
         table.add_column(fill(column, HEADING), justify="right", no_wrap=True)
     for number, method in enumerate(methods):
@@ -66,7 +69,7 @@ def _print_wide(scores: list[dict[str, Any]]) -> None:
             text = "" if row is None else _score(row, digits).replace("± 0.", "±.")
             cells.append(f"[bold]{text}[/bold]" if row is best[setting] else text)
         times = [at[method, setting]["adapt_time_s"] for setting in settings if (method, setting) in at]
-        last = number + 1 < len(methods) and competes(method) and not competes(methods[number + 1])
+        last = number + 1 < len(methods) and competing[method] and not competing[methods[number + 1]]
         table.add_row(method, *cells, time_text(times[0]), end_section=last)
     Console().print(table)
 

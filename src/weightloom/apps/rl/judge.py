@@ -12,7 +12,7 @@ from weightloom.apps.rl.agents.players import ModelPlayer, Oracle
 from weightloom.apps.rl.envs.grid import GridWorld
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, Rollouts, World
-from weightloom.runs.record import summary
+from weightloom.runs.record import Role, summary
 
 TEST_SEED = 1 << 40
 """Where contexts and starts of the table come from: the same for every method and every seed of training."""
@@ -141,10 +141,11 @@ def linear_errors(player: Player, world: BatchedWorld, setting: Setting, discoun
     return found
 
 
-def row(method: str, setting: Setting, found: dict[str, Tensor]) -> dict[str, Any]:
+def row(method: str, setting: Setting, found: dict[str, Tensor], role: Role = "method") -> dict[str, Any]:
     """Return a row of the table, as it stands in a record."""
     return {
         "method": method,
+        **({"role": role} if role != "method" else {}),
         "setting": setting.name,
         "name": "return",
         "better": "higher",

@@ -85,16 +85,16 @@ def run_rl(
 def score_all(players: dict[str, Player], world: World, config: RLConfig, run: Path) -> list[dict[str, Any]]:
     """Judge every method in every setting, beside whoever does nothing and, where it is known, the optimum."""
     assert config.test_contexts and config.discount
-    everyone: dict[str, Player] = dict(players)
+    controls: dict[str, Player] = {}
     if isinstance(world, BatchedWorld) and isinstance(world.env, LQR):
-        everyone["optimum (control)"] = Oracle(world, config.discount)
-        everyone["cubic through optimal gains (control)"] = FittedOracle(world, config.discount)
-    everyone["no action (control)"] = Still(world)
+        controls["optimum"] = Oracle(world, config.discount)
+        controls["cubic through optimal gains"] = FittedOracle(world, config.discount)
+    controls["no action"] = Still(world)
     rows = []
     for setting in settings(world, config.test_contexts):
-        for method, player in everyone.items():
+        for method, player in {**players, **controls}.items():
             found = judge(player, world, setting, config.discount)
-            made = row(method, setting, found)
+            made = row(method, setting, found, "method" if method in players else "control")
             if config.target_return is not None and method in players:
                 steps = steps_to(config.target_return, method_folder(run, method, config))
                 made["also"]["steps_to_target"] = {"mean": steps, "ci95": None}

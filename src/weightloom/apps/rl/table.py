@@ -6,6 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from weightloom.runs.record import label
+
 SHOWN = ("explained_variance", "gain_error", "value_error", "first_trial", "last_trial")
 """Measures beside the return that have a column; the record holds them all."""
 
@@ -27,7 +29,7 @@ def print_table(scores: list[dict[str, Any]]) -> None:
         new = number == 0 or row["setting"] != scores[number - 1]["setting"]
         table.add_row(
             row["setting"].removesuffix(" contexts") if new else "",
-            row["method"],
+            label(row),
             f"{row['mean']:.4g} ± {row['ci95']:.2g}",
             *(f"{row['also'][name]['mean']:.3g}" if name in row["also"] else "" for name in there),
             end_section=number + 1 == len(scores) or scores[number + 1]["setting"] != row["setting"],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.presets import PRESETS
-from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
+from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem, Yardstick
 from weightloom.errors import ConfigError
 from weightloom.learners.in_context import ContextReader, InContext
 from weightloom.learners.inputs import (
@@ -126,21 +126,20 @@ class CameraProblem(Problem):
             "svm": lambda: SupportSVM(PIXELS, CLASSES),
         }
 
-    def yardsticks(self, learner: Learner) -> dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]]:
+    def yardsticks(self, learner: Learner) -> list[Yardstick]:
         """The method of the run as it starts; and what a machine, and its own reader, read of uncrossed pictures."""
         pictures, labels = self.train
         torch.manual_seed(self.config.seed)
         untrained = self.learner(self.config.method)
-        rows: dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]] = {}
+        rows: list[Yardstick] = []
         if untrained.trained:
-            rows["untrained (control)"] = untrained, None
+            rows.append(Yardstick(self.config.method, "untrained", untrained))
         if isinstance(learner, RestoringLearner):
-            rows["reader (ceiling)"] = Unadapted(learner.base[1:]), uncrossed
+            rows.append(Yardstick("reader", "ceiling", Unadapted(learner.base[1:]), uncrossed))
         images, generator = pictures[:, None].float() / 255, torch.Generator().manual_seed(0)
         copies = torch.cat([images, *(WARP(images, generator) for _ in range(WARPED_COPIES))]).flatten(1)
         machine = machine_of(copies, labels.repeat(1 + WARPED_COPIES), CLASSES, penalty=10.0, gamma=0.05)
-        rows["SVM (ceiling)"] = Unadapted(machine), uncrossed
-        return rows
+        return [*rows, Yardstick("SVM", "ceiling", Unadapted(machine), uncrossed)]
 
     def setting(self, shots: int, ways: int) -> str:
         """Pictures of each digit shown, and digits."""

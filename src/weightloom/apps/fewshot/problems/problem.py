@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +15,20 @@ from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.errors import ConfigError
 from weightloom.learners.inner_steps import InnerSteps
 from weightloom.learners.learner import Learner
+from weightloom.runs.record import Role
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
+
+
+class Yardstick(NamedTuple):
+    """A row of the table that does not compete, such as a ceiling."""
+
+    method: str
+    """Its name."""
+    role: Role
+    learner: Learner
+    """What is judged."""
+    seen: Callable[[Tasks], Tasks] | None = None
+    """Makes what it is given of the tasks drawn; None gives it these."""
 
 
 class Problem(ABC):
@@ -54,16 +67,13 @@ class Problem(ABC):
     def methods(self) -> dict[str, Callable[[], Learner]]:
         """What builds each method that solves these tasks, newly initialised, with settings that suit them."""
 
-    def yardsticks(self, learner: Learner) -> dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]]:
-        """Rows that no method competes for, such as a ceiling, by their names: what is judged, and what it is given.
-
-        Names end in ``(control)`` or ``(ceiling)``. What is given are the tasks drawn where there is no function that
-        makes others of them.
+    def yardsticks(self, learner: Learner) -> list[Yardstick]:
+        """Return what methods are held against, beside the control that every problem has.
 
         Args:
             learner: The method that the run is about, trained.
         """
-        return {}
+        return []
 
     @abstractmethod
     def setting(self, shots: int, ways: int) -> str:
