@@ -1,4 +1,4 @@
-"""The interface of an application: eight methods, and a run of it has a table, a report, resume, seeds, sweep and export.
+"""The interface of an application: six methods, and its runs have a table, a report, resume, seeds, sweeps and export.
 
 In:   a config.
 Out:  a problem, models of it, rows that judge them, sections that show them.
@@ -190,9 +190,9 @@ class App(ABC, Generic[C, P, M]):
 
     def sections(self, run: "Run") -> list["Section"]:
         """Draw the sections of the report from the files of a run."""
-        from weightloom.report.section import usual_sections
+        from weightloom.report.section import with_shared
 
-        return usual_sections(run)
+        return with_shared(run)
 
     def notes(self, config: C) -> str:
         """Return the protocol in a few sentences, for the record."""

@@ -36,6 +36,9 @@ def showcase(learners: dict[str, Learner], problem: Problem, early: bool = False
     """
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {"kind": problem.kind, "early": early, "left_out": {}}
+    facts["better"] = "lower" if problem.kind == "regression" else "higher"
+    if isinstance(problem, ClassProblem):
+        facts["unseen"] = "with classes never seen in training"
     for learner in learners.values():
         learner.eval()
     for name, part in _parts(learners, problem, early).items():

@@ -5,9 +5,38 @@ from typing import Any
 
 from weightloom.report.figures import BLUE, GREY, ORANGE, Figure, Key, as_json, mark, plain_layout
 from weightloom.report.run import Run
+from weightloom.report.section import Section, with_shared
 
 TRAINED = "in the training ranges"
 UNSEEN = "held out"
+
+
+def sections(run: Run) -> list[Section]:
+    """Return all sections that a run of reinforcement learning has something for."""
+    made = {
+        "returns": Section(
+            "What it earned, context by context",
+            "Higher is better. Where dotted lines stay behind, what was learned does not carry beyond the contexts of "
+            "training.",
+            return_curves(run),
+        ),
+        "grid": Section(
+            "Return over the grid of contexts",
+            "Lighter is better, on one scale for all methods: an episode in every place, from the same start.",
+            return_maps(run),
+        ),
+        "episodes": Section(
+            "Episodes in contexts never met",
+            "Each begins at the square, and darker points are later; a star marks the target where there is one.",
+            rows=episode_rows(run),
+        ),
+        "values": Section(
+            "What states are worth, and what followed",
+            "The value function against discounted returns of episodes played on to their end.",
+            value_scatter(run),
+        ),
+    }
+    return with_shared(run, made)
 
 
 def return_curves(run: Run) -> list[Figure]:

@@ -1,23 +1,14 @@
 """Regression tasks: a run in, predicted curves beside what is true, or predictions against the truth, out."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from weightloom.report.figures import BLUE, GREY, ORANGE, Figure, Key, as_json, mark, plain_layout
 from weightloom.report.run import Run
+from weightloom.report.section import CurveRow
 
 TASKS_DRAWN = 4
 """Regression tasks shown, one row each."""
-
-
-class CurveRow(NamedTuple):
-    """One regression task, predicted from more and more points."""
-
-    title: str
-    panels: list[tuple[str, Figure]]
-    """A heading and a plot per shot count."""
 
 
 def curve_rows(run: Run, prefix: str = "") -> list[CurveRow]:
