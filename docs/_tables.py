@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from weightloom.report.scores import best_of, overlap, score_text, time_text
 from weightloom.runs.record import competes, label, role_of
+from weightloom.runs.words import best_of, overlap, score_text, time_text
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"

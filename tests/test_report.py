@@ -21,7 +21,8 @@ from weightloom.report.figures import learning_curves, lower_is_better, trailing
 from weightloom.report.maps import condition_maps, principal_plane
 from weightloom.report.pictures import data_uri, encode_png
 from weightloom.report.run import read_run
-from weightloom.report.scores import headline, rows_by_setting, time_text
+from weightloom.report.scores import headline, rows_by_setting
+from weightloom.runs.words import time_text
 
 SHOTS = [1, 3, 5]
 

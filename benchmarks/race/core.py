@@ -21,8 +21,8 @@ from benchmarks.race.contests import BEST, Bar, Contest, contests
 from benchmarks.race.roofline import SIDE, flops, product_rate, share
 from benchmarks.race.timing import alternate, clock_for, clock_words, peak_memory_bytes, ratio
 from weightloom import FiLM, MLPHyperNetwork, apply_per_task, in_chunks
-from weightloom.report.scores import time_text
 from weightloom.runs.record import environment, write_record
+from weightloom.runs.words import time_text
 
 Row = dict[str, Any]
 

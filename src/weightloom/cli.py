@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, make_dataclass
+from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 from typing import Annotated, Any, Generic, TypeVar, get_type_hints
@@ -280,17 +281,16 @@ def _app_of(words: list[str], command: str) -> AnyApp:
     from weightloom.runs.folder import read_run_file
 
     about = read_run_file(Path(folder))
-    if about.seeds or about.folds or about.sweep:
-        if command != "report":
-            raise ConfigError(
-                f"`{folder}` holds several runs. `weightloom {command}` takes one. Pass one of the folders in it, as in "
-                f"`{folder}/seed-{(about.seeds or (0,))[0]}`."
-            )
+    if (about.seeds or about.folds or about.sweep) and command != "report":
+        raise ConfigError(
+            f"`{folder}` holds several runs. `weightloom {command}` takes one. Pass a folder in it, as in "
+            f"`{folder}/seed-{(about.seeds or (0,))[0]}`."
+        )
     return find_app(about.app)
 
 
 def _with_changes(app: AnyApp, about: str, **more: type) -> type[Any]:
-    """Build the dataclass of a command on a run: its folder, options of its own, and those of the run that may change."""
+    """Build the dataclass of a command on a run: its folder, options of its own, options of the run that may change."""
     hints = get_type_hints(app.config)
     own = {
         "record": "Write the scores to this file, as JSON.",
@@ -323,13 +323,10 @@ def _documented(kind: type) -> dict[str, str]:
     for owner in reversed(kind.__mro__[:-1]):
         body = ast.parse(dedent(inspect.getsource(owner))).body[0]
         lines = body.body if isinstance(body, ast.ClassDef) else []
-        for line, below in zip(lines, lines[1:], strict=False):
-            if (
-                isinstance(line, ast.AnnAssign)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-            ):
-                found[ast.unparse(line.target)] = " ".join(str(below.value.value).split())
+        for line, below in pairwise(lines):
+            text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(line, ast.AnnAssign) and text:
+                found[ast.unparse(line.target)] = " ".join(ast.literal_eval(ast.unparse(below)).split())
     return found
 
 

@@ -423,7 +423,7 @@ def _resolved(app: App[C, P, M], config: RunOptions) -> C:
             f"Pass one."
         )
     resolved: Any = config.resolved()
-    return resolved  # type: ignore[no-any-return]
+    return resolved
 
 
 def _nothing(model: Any) -> None:

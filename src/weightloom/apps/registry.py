@@ -45,7 +45,7 @@ def find_app(name: str) -> App[Any, Any, Any]:
     app = found() if isinstance(found, type) else found
     if not isinstance(app, App):
         raise ConfigError(
-            f"`{name}` gave a {type(app).__name__}. An application inherits from `weightloom.apps.app.App`. Make it one."
+            f"`{name}` gave a {type(app).__name__}. An application is a `weightloom.apps.app.App`. Inherit from it."
         )
     return app
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from weightloom.report.figures import GREY, Figure, Key, as_json, mark, plain_layout
 from weightloom.report.run import Facts
-from weightloom.report.scores import by_setting, score_text, score_words, time_text
+from weightloom.report.scores import score_words
 from weightloom.runs.record import competes
+from weightloom.runs.words import by_setting, score_text, time_text
 
 
 def time_figures(scores: list[Facts]) -> list[Figure]:

@@ -64,8 +64,8 @@ def check_identity(path: Path, facts: Mapping[str, Any], identity: str) -> None:
     wrote = facts.get("identity", "")
     if identity and wrote and wrote != identity:
         raise CheckpointError(
-            f"`{path}` was written by another run (digest {wrote}, not {identity}). A checkpoint belongs to the options "
-            "that it was trained with. Put back the run's own, or start another run."
+            f"`{path}` was written by another run (digest {wrote}, not {identity}). A checkpoint belongs to the "
+            "options that it was trained with. Put back the run's own, or start another run."
         )
 
 
@@ -105,8 +105,8 @@ def read_config(run: Path, kind: type[Config], app: str) -> Config:
     about = read_run_file(run)
     if about.app != app:
         raise ConfigError(
-            f"`{run}` is a run of `weightloom {about.app}`, and `weightloom {app}` was asked to read it. Each reads its "
-            f"own. Type `weightloom {about.app}`, or pass a run of `weightloom {app}`."
+            f"`{run}` is a run of `weightloom {about.app}`, and `weightloom {app}` was asked to read it. Each reads "
+            f"its own. Type `weightloom {about.app}`, or pass a run of `weightloom {app}`."
         )
     config = kind.from_dict(_read_object(run, "config.json"))
     if identity_of(app, config) != about.identity:

@@ -157,9 +157,9 @@ def config_from(kind: type[Config], options: dict[str, Any]) -> Config:
         raised = first.get("ctx", {}).get("error")
         if isinstance(raised, ConfigError):  # a check of ours, which says more
             raise raised from error
-        name = first["loc"][0] if first["loc"] else "?"
+        place = first["loc"][0] if first["loc"] else "?"
         raise ConfigError(
-            f"Option {name!r} is {first.get('input')!r}: {first['msg']}. "
+            f"Option {place!r} is {first.get('input')!r}: {first['msg']}. "
             f"See `weightloom {kind.command} --help` for what fits."
         ) from error
 

@@ -44,7 +44,7 @@ class Setting:
 
 
 def settings(world: World, contexts: int, validation: bool = False) -> list[Setting]:
-    """Draw contexts of the training ranges and of those held out; for validation others, of the training ranges alone."""
+    """Draw contexts of the training ranges and of those held out; for validation others, none of them held out."""
     if validation:
         generator = torch.Generator().manual_seed(TUNING_SEED)
         drawn, others = (world.family.sample(contexts, generator) for _ in range(2))
