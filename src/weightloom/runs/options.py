@@ -109,7 +109,7 @@ class RunOptions:
         """Fill in every option that was not typed."""
         return self
 
-    def validating(self: "Config") -> "Config":
+    def validating(self) -> "RunOptions":
         """Return the options of a run that is judged on validation tasks, never on those of the final table.
 
         Raises:

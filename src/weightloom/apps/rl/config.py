@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from weightloom.apps.rl.presets import RUNS, preset
 from weightloom.errors import ConfigError
-from weightloom.runs.options import Config, RunOptions
+from weightloom.runs.options import RunOptions
 
 Algorithm = Literal["td3", "sac", "ppo", "recurrent-ppo"]
 
@@ -87,7 +87,7 @@ class RLConfig(RunOptions):
         fit = preset(self.env, self.algorithm)
         self.check_methods(RUNS[fit["algorithm"]], f"--algorithm {fit['algorithm']}", fit["comparators"])
 
-    def validating(self: Config) -> Config:
+    def validating(self) -> "RLConfig":
         """Return the options of a run that is judged on contexts of its own."""
         return replace(self, validation=True)
 
