@@ -75,8 +75,9 @@ def _support(task: str, problem: Problem, shots: int) -> tuple[Support, dict[str
             "task": f"meta-test task {task}, {problem.setting(shots, (problem.config.ways or (1,))[0])}"
         }
         if isinstance(problem, ClassProblem):
-            about["classes"] = [problem.held_out.names[i] for i in drawn.hidden[0].tolist()]
-        return Support.of(drawn), about
+            assert drawn.classes is not None
+            about["classes"] = [problem.held_out.names[i] for i in drawn.classes[0].tolist()]
+        return drawn.support, about
     path = Path(task)
     if not path.is_file():
         raise ConfigError(

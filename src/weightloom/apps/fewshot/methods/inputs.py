@@ -51,7 +51,7 @@ class RestoringLearner(Learner):
 
     def forward(self, tasks: Tasks) -> Tensor:
         """Return the loss of each task."""
-        pictures = self.restored(self.adapt(Support.of(tasks)), tasks.query_x)
+        pictures = self.restored(self.adapt(tasks.support), tasks.query_x)
         error = (pictures - tasks.hidden).square().mean((1, 2))
         return cross_entropy_per_task(self.base[1:](pictures), tasks.query_y) + self.restore * error
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from weightloom.apps.fewshot.learner import Learner, Support
+from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.problems.functions import FunctionProblem
 from weightloom.apps.fewshot.show.draw import (
     MAP_TASKS,
@@ -32,7 +32,7 @@ def predicted(learner: Learner, problem: FunctionProblem, early: bool) -> Shown:
         tensors |= _looked_at(tasks, learner.answer(tasks), height, width, f"_{count}")
         if count == shots[-1]:
             fine = pixel_positions(FINER * height, FINER * width).expand(len(tasks.query_x), -1, -1)
-            values = learner.predict(learner.adapt(Support.of(tasks)), fine)
+            values = learner.predict(learner.adapt(tasks.support), fine)
             tensors["image_fine"] = values[..., 0].float().unflatten(1, (FINER * height, FINER * width))
     return tensors, {"image_shots": shots, "titles": titles(problem, early, tasks)}
 
