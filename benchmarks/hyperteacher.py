@@ -121,7 +121,7 @@ def probe(learner: Learner, known: HyperteacherTasks, new: HyperteacherTasks) ->
 
     def codes(source: HyperteacherTasks, tasks: int) -> tuple[Tensor, Tensor]:
         drawn = draw(source, tasks, (1 << 40) + 1)
-        layers = torch.cat([learner.condition(Support.of(t)) for t in drawn]).unflatten(1, (4, -1))
+        layers = torch.cat([learner.condition(t.support) for t in drawn]).unflatten(1, (4, -1))
         unit = nn.functional.rms_norm(layers, layers.shape[2:]).flatten(1)
         return torch.cat([unit, torch.ones(len(unit), 1)], dim=1), torch.cat([t.hidden for t in drawn])
 

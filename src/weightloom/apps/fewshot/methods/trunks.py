@@ -101,11 +101,20 @@ def split_or_features(base: nn.Module, method: str) -> nn.Module:
         ConfigError: If it is no network.
     """
     if not isinstance(base, nn.Module):
-        raise ConfigError(
-            f"`base` is a {type(base).__name__}. {method} trains a network that maps inputs to features. Pass an "
-            "`nn.Module`, such as `nn.Sequential(trunk, nn.Linear(features, ways))`."
-        )
+        fits = f"{method} trains a network that maps inputs to features."
+        raise misfit(base, fits, "an `nn.Module`, such as `nn.Sequential(trunk, nn.Linear(features, ways))`")
     return _parts(base) or Split(base, nn.Identity())
+
+
+def misfit(base: object, fits: str, advice: str) -> ConfigError:
+    """Return an error for a network that a method cannot use.
+
+    Args:
+        base: What was passed.
+        fits: What fits, and why: a sentence.
+        advice: What to pass.
+    """
+    return ConfigError(f"`base` is a {type(base).__name__}. {fits} Pass {advice}.")
 
 
 def trunk_of(base: nn.Module) -> nn.Module:
