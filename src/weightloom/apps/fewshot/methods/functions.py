@@ -89,9 +89,9 @@ class HyperFunction(Learner):
     hypernetwork writes starts at zero: at step 0 this is ridge regression on the features, and then on what it missed.
 
     Args:
-        base: The function, as `split` takes it: its trunk is shared, its linear head, which has a bias, generated. If it
-            has a method ``bounded``, as `FunctionNet` does, that is the last thing done to an answer. Features are best
-            of mean square about one in sum.
+        base: The function, as `split` takes it: its trunk is shared, its linear head, which has a bias, generated.
+            Features are best of mean square about one in sum. A method ``bounded``, as `FunctionNet` has it, is the
+            last thing done to an answer.
         encoder: ``(support_x, support_y, support_mask)`` to a condition, such as `GridEncoder`; its ``condition_dim``
             says how wide that is.
         hidden: Widths of the hypernetwork's layers.
@@ -111,14 +111,13 @@ class HyperFunction(Learner):
         super().__init__()
         self.base, self.encoder = split(base, type(self).__name__), encoder
         if getattr(head_of(self.base), "bias", None) is None:
-            raise misfit(
-                base, "The head that is generated here has a bias.", "one that ends in `nn.Linear(features, y_dim)`"
-            )
+            fits = "The head that is generated here has a bias."
+            raise misfit(base, fits, "a network that ends in `nn.Linear(features, y_dim)`")
         width = getattr(encoder, "condition_dim", None)
         if not isinstance(width, int):
             raise ConfigError(
-                f"`encoder` is a {type(encoder).__name__} without `condition_dim`. A hypernetwork is built for the width "
-                "of what it says. Set `condition_dim` of the encoder, as `DeepSets` and `GridEncoder` have it."
+                f"`encoder` is a {type(encoder).__name__} without `condition_dim`. A hypernetwork is built for the "
+                "width of what it says. Set `condition_dim` of the encoder, as `DeepSets` and `GridEncoder` have it."
             )
         width += head_of(self.base).get_parameter("weight").numel()
         self.hyper = MLPHyperNetwork(self.base, width, generate="head.*", hidden=hidden)

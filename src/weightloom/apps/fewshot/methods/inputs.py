@@ -65,8 +65,8 @@ class RestoringLearner(Learner):
             return reading
         if getattr(tasks.hidden, "shape", None) != pictures.shape:
             raise ConfigError(
-                f"`Tasks.hidden` is {_described(tasks.hidden)}. {type(self).__name__} learns to restore the pictures that "
-                "were before the camera, which are known where cameras are made. Pass "
+                f"`Tasks.hidden` is {_described(tasks.hidden)}. {type(self).__name__} learns to restore the pictures "
+                "that were before the camera, which are known where cameras are made. Pass "
                 f"`hidden` as {tuple(pictures.shape)}, as `CameraTasks` does, or build the method with `restore=0`."
             )
         error = loss_of_those_there(_mean_square, pictures, tasks.hidden, tasks.query_mask)
