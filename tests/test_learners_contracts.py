@@ -137,7 +137,9 @@ def test_what_is_hidden_is_not_read_unless_a_method_says_so(data, name, hidden):
         assert torch.equal(loss(learner, other), loss(learner, tasks))
 
 
-@pytest.mark.parametrize("build", [lambda net: HyperHead(net, classes=5), lambda net: LinearProbe(net, classes=5, steps=3)])
+@pytest.mark.parametrize(
+    "build", [lambda net: HyperHead(net, classes=5), lambda net: LinearProbe(net, classes=5, steps=3)]
+)
 def test_training_classes_are_asked_for_by_name(build):
     source = ClassTasks(torch.randn(5, 9, 10), torch.full((5,), 9), ways=3, shots=2, queries=4)
     tasks = source.sample(2, torch.Generator().manual_seed(0))
@@ -146,6 +148,8 @@ def test_training_classes_are_asked_for_by_name(build):
     assert torch.equal(answer(learner, without), answer(learner, tasks))
     with pytest.raises(ConfigError, match=r"`Tasks.classes` is None.*Pass `classes`, \(tasks, ways\)"):
         loss(learner, without)
+    with pytest.raises(ConfigError, match=r"holds a class 5, .* `classes=5`"):
+        loss(learner, tasks._replace(classes=torch.full_like(tasks.classes, 5)))
     other = tasks._replace(classes=(tasks.classes + 1) % 5)
     assert not torch.allclose(loss(learner, other), loss(learner, tasks))
 

@@ -87,7 +87,9 @@ class HeadLearner(Learner):
         if self.all_classes is None:
             return losses
         logits = self.all_classes(torch.cat([support, query], dim=1))
-        return losses + loss_of_those_there(cross_entropy_per_task, logits, *training_classes(tasks, self))
+        return losses + loss_of_those_there(
+            cross_entropy_per_task, logits, *training_classes(tasks, self, logits.shape[2])
+        )
 
 
 class HyperHead(HeadLearner):
@@ -128,17 +130,22 @@ class CosineClassifier(nn.Module):
         return self.log_scale.exp() * normalize(averaged, dim=2) @ normalize(self.directions, dim=1).mT
 
 
-def training_classes(tasks: Tasks, learner: Learner) -> tuple[Tensor, Tensor]:
+def training_classes(tasks: Tasks, learner: Learner, count: int) -> tuple[Tensor, Tensor]:
     """Return the class of the pool of every support example, then of every query example, and which are there.
 
     Raises:
-        ConfigError: If the tasks do not say it.
+        ConfigError: If the tasks do not say it, or there are more than ``count``.
     """
     if tasks.classes is None:
         raise ConfigError(
             f"`Tasks.classes` is None. {type(learner).__name__} learns to tell all training classes apart, and labels "
             "only say which of its own a task means. Pass `classes`, (tasks, ways), the number in the pool of the "
             "class of each label, as `ClassTasks` does."
+        )
+    if (most := int(tasks.classes.max())) >= count:
+        raise ConfigError(
+            f"`Tasks.classes` holds a class {most}, but {type(learner).__name__} was built with `classes={count}`. It "
+            "tells apart all classes that meta-training draws from. Pass as `classes` how many the pool has."
         )
     labels, there = (torch.cat(both, dim=1) for both in zip(tasks.support[1:], tasks.query[1:], strict=True))
     return tasks.classes.gather(1, labels.masked_fill(~there, 0)), there

@@ -43,7 +43,7 @@ class LinearProbe(HeadLearner):
     def forward(self, tasks: Tasks) -> Tensor:
         """Loss of telling all training classes apart, for each task; support and query serve alike."""
         logits = 10 * self.classify(torch.cat([self.features(tasks.support_x), self.features(tasks.query_x)], dim=1))
-        return loss_of_those_there(cross_entropy_per_task, logits, *training_classes(tasks, self))
+        return loss_of_those_there(cross_entropy_per_task, logits, *training_classes(tasks, self, logits.shape[2]))
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
         """Fit a linear head to the frozen features of each support set."""
