@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from weightloom.apps.fewshot.learner import Learner, Support
+from weightloom.apps.fewshot.learner import Learner
 from weightloom.apps.fewshot.methods.maml import ANIL, MAML
 from weightloom.apps.fewshot.methods.modular import (
     LayerwiseHyperNetwork,
