@@ -20,7 +20,7 @@ from weightloom.forms import RowScale
 from weightloom.forms.factored import Factored
 from weightloom.learners.centroid import NearestCentroid
 from weightloom.learners.interpolation import Interpolation
-from weightloom.learners.learner import Learner, Support
+from weightloom.learners.learner import Learner
 from weightloom.networks import mlp
 from weightloom.tasks import ClassPool, SinusoidTasks
 from weightloom.tasks.functions import FunctionTasks
@@ -236,7 +236,7 @@ def test_observed_pixels_are_found_again_at_their_places():
     chosen = images[tasks.hidden[:, 0]]
     for task in range(4):
         assert chosen[task][seen[task]].sort().values.tolist() == tasks.support_y[task, :, 0].sort().values.tolist()
-    hidden = tasks._replace(support_mask=torch.zeros_like(tasks.support_mask))
+    hidden = tasks._replace(support=tasks.support._replace(mask=torch.zeros_like(tasks.support_mask)))
     assert not observed_pixels(hidden, 5, 7).any()
 
 
@@ -259,6 +259,6 @@ def test_tasks_of_several_inputs_are_shown_as_predictions_against_truth(tmp_path
     tensors, facts = showcase(tmp_path, {"ridge": ridge}, problem)
     assert facts["left_out"] == {"map": "The method has no condition to draw."}
     tasks = problem.test_source(4).sample(60, generator())
-    expected = ridge.predict(ridge.adapt(Support.of(tasks)), tasks.query_x).flatten().sort().values
+    expected = ridge.predict(ridge.adapt(tasks.support), tasks.query_x).flatten().sort().values
     torch.testing.assert_close(tensors["scatter_predicted"].sort().values, expected)
     assert tensors["worst_true"].shape == (3, 5) and all(name.startswith("shop") for name in facts["worst_titles"])

@@ -90,7 +90,7 @@ def test_a_machine_of_one_class_names_that_class(digits):
 def test_what_looks_at_the_support_alone_says_what_scikit_learn_says(digits, method, reference, ways, shots):
     tasks = CameraTasks(digits[0].view(-1, 8, 8), digits[1], ways, shots).sample(3, torch.Generator().manual_seed(0))
     learner = method()
-    said = learner.predict(learner.adapt(Support.of(tasks)), tasks.query_x).argmax(2)
+    said = learner.predict(learner.adapt(tasks.support), tasks.query_x).argmax(2)
     for task in range(3):
         x, y = tasks.support_x[task], tasks.support_y[task].numpy()
         if ways == 1:
@@ -108,10 +108,10 @@ def test_masked_support_is_left_out(digits):
         2, torch.Generator().manual_seed(0)
     )
     for learner in (SupportLogistic(64, 10), SupportNearest(64, 10), SupportSVM(64, 10), Matching(*digits)):
-        both = learner.predict(learner.adapt(Support.of(tasks)), tasks.query_x)
+        both = learner.predict(learner.adapt(tasks.support), tasks.query_x)
         for task in range(2):
             there = tasks.support_mask[task]
-            alone = Support(*(field[task : task + 1, there] for field in Support.of(tasks)))
+            alone = Support(*(field[task : task + 1, there] for field in tasks.support))
             one = learner.predict(learner.adapt(alone), tasks.query_x[task : task + 1])
             torch.testing.assert_close(one[0], both[task], rtol=1e-3, atol=1e-3)
 
@@ -149,7 +149,8 @@ def test_two_cameras_that_differ_in_the_order_of_wires_get_the_same_network(prob
     learner = problem.learner("hypernetwork")
     tasks = problem.test_source(2).sample(2, torch.Generator().manual_seed(0))
     order = torch.randperm(64)
-    other = tasks._replace(support_x=tasks.support_x[..., order], query_x=tasks.query_x[..., order])
+    sides = [side._replace(x=side.x[..., order]) for side in (tasks.support, tasks.query)]
+    other = tasks._replace(support=sides[0], query=sides[1])
     torch.testing.assert_close(learner.answer(other), learner.answer(tasks), rtol=1e-3, atol=1e-4)
 
 

@@ -43,6 +43,7 @@ def class_statistics(
         tensor([[2.],
                 [5.]])
     """
+    labels = labels if mask is None else labels.masked_fill(~mask, 0)
     lowest, highest = (int(labels.min()), int(labels.max())) if labels.numel() else (0, -1)
     ways = highest + 1 if ways is None else ways
     if lowest < 0 or highest >= ways:

@@ -115,6 +115,7 @@ class HeadHyperNetwork(nn.Module):
             ShapeError: If a label is outside 0 to ``ways - 1``.
         """
         mask = labels.new_ones(labels.shape, dtype=torch.bool) if mask is None else mask
+        labels = labels.masked_fill(~mask, 0)
         with full_precision(features):
             return self._head(features, labels, mask, ways)
 

@@ -1,15 +1,16 @@
 """A function from a few of its values: closed-form regression around a prior that a hypernetwork generates."""
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from weightloom.base import apply_per_task, apply_shared
+from weightloom.errors import ConfigError
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.hypernets.head import full_precision
 from weightloom.learners.learner import Learner, Support
+from weightloom.learners.trunks import head_of, misfit, split, trunk_of
 from weightloom.params import Params, sub
 
 
@@ -88,25 +89,38 @@ class HyperFunction(Learner):
     hypernetwork writes starts at zero: at step 0 this is ridge regression on the features, and then on what it missed.
 
     Args:
-        base: The function; its trunk is shared, its head generated.
-        encoder: ``(support_x, support_y, support_mask)`` to a condition, such as `GridEncoder`.
+        base: The function, as `split` takes it: its trunk is shared, its linear head, which has a bias, generated.
+            Features are best of mean square about one in sum. A method ``bounded``, as `FunctionNet` has it, is the
+            last thing done to an answer.
+        encoder: ``(support_x, support_y, support_mask)`` to a condition, such as `GridEncoder`; its ``condition_dim``
+            says how wide that is.
         hidden: Widths of the hypernetwork's layers.
         noise: Variance of the noise on a value at step 0; learned.
+
+    Raises:
+        ConfigError: If ``base`` has no such parts, or ``encoder`` does not say how wide a condition is.
 
     Source:
         A learned kernel and one prior for all tasks: Harrison et al., "Meta-learning priors for efficient online
         Bayesian regression" (2018). That a network generates the prior mean of each task is ours.
     """
 
-    base: FunctionNet
-
     def __init__(
-        self, base: FunctionNet, encoder: nn.Module, hidden: tuple[int, ...] = (512, 512), noise: float = 0.002
+        self, base: nn.Module, encoder: nn.Module, hidden: tuple[int, ...] = (512, 512), noise: float = 0.002
     ) -> None:
         super().__init__()
-        self.base, self.encoder = base, encoder
-        width = base.head.weight.numel() + cast("int", encoder.condition_dim)
-        self.hyper = MLPHyperNetwork(base, width, generate="head.*", hidden=hidden)
+        self.base, self.encoder = split(base, type(self).__name__), encoder
+        if getattr(head_of(self.base), "bias", None) is None:
+            fits = "The head that is generated here has a bias."
+            raise misfit(base, fits, "a network that ends in `nn.Linear(features, y_dim)`")
+        width = getattr(encoder, "condition_dim", None)
+        if not isinstance(width, int):
+            raise ConfigError(
+                f"`encoder` is a {type(encoder).__name__} without `condition_dim`. A hypernetwork is built for the "
+                "width of what it says. Set `condition_dim` of the encoder, as `DeepSets` and `GridEncoder` have it."
+            )
+        width += head_of(self.base).get_parameter("weight").numel()
+        self.hyper = MLPHyperNetwork(self.base, width, generate="head.*", hidden=hidden)
         self.log_noise = nn.Parameter(torch.tensor(noise).log())
 
     def condition(self, support: Support) -> Tensor:
@@ -116,9 +130,9 @@ class HyperFunction(Learner):
 
     def adapt(self, support: Support) -> Params:
         """Generate the prior mean of the head, and find the head."""
-        own, bias = self.base.head.weight, self.base.head.bias
+        own, bias = (head_of(self.base).get_parameter(name) for name in ("weight", "bias"))
         positions, number = _distinct(support.x)
-        features = self.base.trunk(positions).to(support.y.dtype)
+        features = trunk_of(self.base)(positions).to(support.y.dtype)
         with full_precision(support.x):
             points = _Points(features, number, support.mask, self.log_noise.exp() + 1e-5)
             first = points.fit(support.y - points.at(own.expand(len(support.x), -1, -1)) - bias)
@@ -131,11 +145,15 @@ class HyperFunction(Learner):
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the trunk, once where all tasks are asked at the same positions, then each task's head."""
         if x.stride(0) == 0:
-            features = self.base.trunk(x[0]).to(x.dtype)
+            features = trunk_of(self.base)(x[0]).to(x.dtype)
             with full_precision(x):
-                return self.base.bounded((params["head.weight"] @ features.mT).mT + params["head.bias"][:, None])
-        outputs: Tensor = apply_per_task(self.base.head, sub(params, "head"), apply_shared(self.base.trunk, x))
-        return self.base.bounded(outputs)
+                return self._bounded((params["head.weight"] @ features.mT).mT + params["head.bias"][:, None])
+        outputs: Tensor = apply_per_task(head_of(self.base), sub(params, "head"), apply_shared(trunk_of(self.base), x))
+        return self._bounded(outputs)
+
+    def _bounded(self, values: Tensor) -> Tensor:
+        bounded = getattr(self.base, "bounded", None)
+        return values if bounded is None else bounded(values)
 
 
 class _Points:

@@ -12,7 +12,7 @@ class ProtoNet(HeadLearner):
     """A trunk that is trained, and the class whose mean feature is nearest.
 
     Args:
-        base: A network with a trunk and a linear head; the head is set from the class means.
+        base: As for `HeadLearner`; the head is set from the class means.
         start_scale: How sharp the head is at step 0.
         classes: As for `HeadLearner`.
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from weightloom.errors import ConfigError, NonFiniteError
-from weightloom.losses import TaskLoss
+from weightloom.losses import TaskLoss, loss_of_those_there
 from weightloom.runs.progress import TrainingProgress
 from weightloom.runs.signals import collected_signals
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
@@ -90,7 +91,7 @@ def train(
             tasks = fabric.to_device(draw(options.tasks, generator))
             losses = engine(_Held(tasks))
             if loss_per_task is not None:
-                losses = loss_per_task(losses, tasks.query_y)
+                losses = loss_of_those_there(loss_per_task, losses, tasks.query_y, tasks.query_mask)
             loss = losses.mean()
             value = loss.item()
             well, stop = math.isfinite(value), None
@@ -178,7 +179,8 @@ class _Unconverted(nn.Module):
 
 def _spoilt_data(tasks: Tasks) -> str:
     """Name the fields of a batch of tasks that hold NaN or infinity, if any do."""
-    spoilt = [name for name, value in tasks._asdict().items() if not bool(value.isfinite().all())]
+    leaves, _ = tree_flatten_with_path(tasks)
+    spoilt = [keystr(at)[1:].replace(".", "_") for at, x in leaves if isinstance(x, Tensor) and not x.isfinite().all()]
     return f", and the data hold NaN or infinity in {', '.join(spoilt)}" if spoilt else ""
 
 

@@ -144,4 +144,4 @@ class CameraProblem(Problem):
 
 def uncrossed(tasks: Tasks) -> Tasks:
     """The same tasks, as a camera without a fault would have sent their queries."""
-    return tasks._replace(query_x=tasks.hidden)
+    return tasks._replace(query=tasks.query._replace(x=tasks.hidden))
