@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.params import Params
 
-Rows = tuple[nn.Parameter, slice]
+Rows = tuple[Tensor, slice]
 """An own parameter, and some of its rows, the numbers along its first axis; ``slice(None)`` is all of it."""
 
 

@@ -131,7 +131,7 @@ class MLPHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         return self.generated.forward(nn.functional.linear(known, weight, bias + start))
 
     def written_by(self) -> dict[str, list[Rows]]:
-        """Name by name, its rows of the head, and the base's own value with the starts and shared tensors of its form."""
+        """Name by name, its rows of the head, the base's own value, and the starts and shared tensors of its form."""
         rows, head = self.generated.slices(), (self.head.weight, self.head.bias)
         return {
             name: [(own, slice(None)) for own in owned] + [(its, rows[name]) for its in head if name in rows]

@@ -145,7 +145,7 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
 
     def written_by(self) -> dict[str, list[Rows]]:
         """Name by name, the embeddings of its blocks, and the rows that read the condition for them."""
-        written = {name: [(own, slice(None))] for name, own in self.base.named_parameters()}
+        written: dict[str, list[Rows]] = {name: [(own, slice(None))] for name, own in self.base.named_parameters()}
         first, width = 0, self.embeddings.shape[1]
         for name, blocks in zip(self.spec.shapes, self._counts, strict=True):
             written[name].append((self.embeddings, slice(first, first + blocks)))
