@@ -1,13 +1,17 @@
 """Turns: games with a known answer, rest that is rest, resuming in mid-turn, and batches of any kind."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+import two_processes
 from test_train import SOURCE, new_model, same
 from weightloom.base import apply_per_task
 from weightloom.checkpoint import load_tensors
@@ -402,3 +406,18 @@ def test_turns_take_the_steps_under_fabric_that_they_take_in_one_process():
     train(one, real, None, STEPS, turns=PLAYERS)
     train(other, real, None, STEPS, turns=PLAYERS, fabric=Fabric(accelerator="cpu", devices=1))
     assert same(one, other)
+
+
+def test_two_processes_take_the_same_turns_as_one(tmp_path):
+    """Also where a turn's loss leaves parameters without a gradient, of which processes wait for each."""
+    script = Path(__file__).parent / "two_processes.py"
+    words = [sys.executable, str(script), str(tmp_path / "2"), "turns"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    two_processes.run_turns(1, tmp_path / "1")
+    one, two = (load_tensors(tmp_path / d / "checkpoints" / "last.safetensors")[0] for d in ("1", "2"))
+    assert one.keys() == two.keys()
+    start = Pair().state_dict()
+    for name in (n for n in one if n.startswith("model/")):
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5)
+    assert not torch.allclose(one["model/hyper.head.bias"], start["hyper.head.bias"], atol=1e-3)
