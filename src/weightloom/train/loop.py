@@ -93,7 +93,7 @@ def train(
     parameters = list(model.parameters())
     agreement = Agreement(fabric) if world > 1 else None
     engine, *fabric_optimisers = fabric.setup(_Unconverted(model, agreement), *optimisers.values())
-    batches = Batches(sources, order.whose if turns else lambda step: 0, options, fabric)
+    batches = Batches(sources, (lambda step: order.at(step)[0]) if turns else lambda step: 0, options, fabric)
     batches.wind(first)
     engine.train()
     keeper = Keeper(run if rank == 0 else None, model, optimisers, history, average)
@@ -101,7 +101,7 @@ def train(
 
     with collected_signals() as caught, TrainingProgress(options.steps, first, quiet or rank > 0) as progress:
         for step in range(first, options.steps):
-            number, done = order.whose(step), step + 1
+            (number, taken), done = order.at(step), step + 1
             player = players[number]
             owner = f" of turn `{player.turn.name}`" if turns else ""
             batch = fabric.to_device(batches.at(step))
@@ -130,7 +130,7 @@ def train(
             if not math.isfinite(norm):
                 what = f"norm of the gradient{owner} is {norm}"
                 raise NonFiniteError(_not_finite(what, step, keeper.kept, owner))
-            is_logged = order.done(step) % log_every == 0 or done == options.steps
+            is_logged = taken % log_every == 0 or done == options.steps
             watch = probe if is_logged and player.turn.generates else None
             seen = _look(watch, engine) if watch else {}
             rate = player.settings.learning_rate(step)

@@ -157,15 +157,11 @@ class Order:
         self.steps = [turn.steps for turn in turns]
         self.ends = list(accumulate(self.steps))
 
-    def whose(self, step: int) -> int:
-        """Return the number of the turn that a step, counted from 0, belongs to."""
-        return bisect_right(self.ends, step % self.ends[-1])
-
-    def done(self, step: int) -> int:
-        """Return how many steps this turn has taken once a step is done."""
+    def at(self, step: int) -> tuple[int, int]:
+        """Return the number of the turn that a step, counted from 0, belongs to, and the steps it has taken with it."""
         rounds, place = divmod(step, self.ends[-1])
         number = bisect_right(self.ends, place)
-        return rounds * self.steps[number] + place - (self.ends[number] - self.steps[number]) + 1
+        return number, (rounds + 1) * self.steps[number] + place - self.ends[number] + 1
 
 
 def check_turns(turns: Sequence[Turn], options: TrainOptions, loss_per_task: TaskLoss | None) -> None:
