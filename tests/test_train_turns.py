@@ -226,22 +226,34 @@ def test_the_probe_logs_how_far_the_resting_player_moved_through_the_trunk():
     assert all(row["resting_moved"] == 0 and row["moved"] > 0 for row in apart)
 
 
-def test_a_probe_says_the_distance_that_a_step_took():
-    """One step of Adam moves every number by the rate: of a head of one row, a bias alone, by rate / |value|."""
+class Biases(nn.Module):
+    """Two numbers, a and b, that the biases of one head write."""
 
-    class One(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.base = nn.ParameterDict({"a": nn.Parameter(torch.tensor([4.0])), "b": nn.Parameter(torch.ones(1))})
-            self.hyper = MLPHyperNetwork(self.base, 1, hidden=(), freeze="*")
+    def __init__(self):
+        super().__init__()
+        self.base = nn.ParameterDict({"a": nn.Parameter(torch.tensor([4.0])), "b": nn.Parameter(torch.ones(1))})
+        self.hyper = MLPHyperNetwork(self.base, 1, hidden=(), freeze="*")
 
-        def generated(self):
-            return self.hyper(torch.zeros(1, 1))
+    def generated(self):
+        return self.hyper(torch.zeros(1, 1))
 
-    model = One()
-    turn = Turn("a", lambda model, batch, turn: model.generated()["a"].sum(), generates="a")
-    (row,) = train(model, nothing, None, replace(LONG, steps=1), turns=[turn], probe=model.generated).rows
+
+def test_a_probe_says_the_distance_that_a_step_took_and_is_called_in_eval_mode():
+    """A step of Adam moves the bias of a by the rate: by rate / |a| of it."""
+    model, modes = Biases(), []
+
+    def probe():
+        modes.append(model.training)
+        return model.generated()
+
+    def loss(model, batch, turn):
+        modes.append(model.training)
+        return model.generated()["a"].sum()
+
+    turns = [Turn("a", loss, generates="a")]
+    row, _ = train(model, nothing, None, replace(LONG, steps=2), turns=turns, probe=probe, log_every=1).rows
     assert row["moved"] == pytest.approx(0.05 / 4, rel=1e-4) and row["resting_moved"] == 0
+    assert modes == [True, False, False] * 2
 
 
 def test_a_player_with_a_trunk_of_its_own_rests_whole_with_its_optimiser(tmp_path):
@@ -265,15 +277,16 @@ def test_a_player_with_a_trunk_of_its_own_rests_whole_with_its_optimiser(tmp_pat
     assert same(both.one, alone.one) and not same(both.other, alone.other)
 
 
-def test_a_gradient_is_clipped_by_that_of_the_turn_alone():
-    """Without momentum's first step nothing shows, so the norm that is logged is held against that by hand."""
+@pytest.mark.parametrize("player", ["a", "b"])
+def test_the_gradient_that_is_clipped_is_that_of_the_turn_alone(player):
+    """Of two rows of one bias: their gradients are 3 and 100."""
 
     def loss(model, batch, turn):
-        return 3 * model.x.sum() + 100 * model.y.sum()
+        return 3 * model.generated()["a"].sum() + 100 * model.generated()["b"].sum()
 
-    turns = [Turn("x", loss, "x"), Turn("y", loss, "y")]
-    rows = train(Game(), nothing, None, replace(LONG, steps=2), turns=turns, log_every=1).rows
-    assert [row["gradient_norm"] for row in rows] == pytest.approx([3 * 3**0.5, 100 * 3**0.5])
+    turns = [Turn(player, loss, generates=player)]
+    (row,) = train(Biases(), nothing, None, replace(LONG, steps=1), turns=turns).rows
+    assert row["gradient_norm"] == pytest.approx({"a": 3, "b": 100}[player])
 
 
 def test_a_turn_has_settings_of_its_own():
