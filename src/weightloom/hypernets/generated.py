@@ -1,6 +1,7 @@
 """What a hypernetwork writes to: which parameters, in which forms, and from where they start."""
 
 from collections.abc import Mapping
+from itertools import accumulate
 from math import prod
 from typing import Literal
 
@@ -101,6 +102,20 @@ class Generated(HoldsBase):
         value = module._parameters[leaf]
         assert value is not None
         return value
+
+    def slices(self) -> dict[str, slice]:
+        """Name by name, where the numbers of a generated parameter lie in the flat vector."""
+        ends = list(accumulate(sum(map(prod, its.values())) for its in self.shapes.values()))
+        return dict(zip(self.shapes, map(slice, [0, *ends], ends), strict=False))
+
+    def owned(self) -> dict[str, list[nn.Parameter]]:
+        """Name by name, of the whole base: its own parameter, and the starts and shared tensors of its form."""
+        beside = {name: [_key(name, part) for part in [*its, *self._parts[name]]] for name, its in self.shapes.items()}
+        kept = {**self._starts, **self._shared}
+        return {
+            name: [own, *(kept[key] for key in beside.get(name, ()) if key in kept)]
+            for name, own in self.base.named_parameters()
+        }
 
     def start(self) -> Float[Tensor, " size"]:
         """Where every generated number starts; add it to what is generated, as a head does with its bias.
