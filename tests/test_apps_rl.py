@@ -23,8 +23,8 @@ from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, world_of
 from weightloom.apps.rl.judge import judge, player_of, settings, steps_to
 from weightloom.apps.rl.train import train
+from weightloom.runs.metrics import read_rows
 from weightloom.runs.record import competes
-from weightloom.training import read_rows
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # whole runs: shapes are checked where the rooms are tested
 

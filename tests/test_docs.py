@@ -18,8 +18,8 @@ from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import judge
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.cli import COMMANDS
+from weightloom.runs.metrics import read_rows
 from weightloom.runs.record import environment
-from weightloom.training import read_rows
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -12,7 +12,8 @@ from test_train import same
 from test_train_turns import LONG, PLAYERS, STEPS, Game, Pair, equal, game, real
 from weightloom.errors import ConfigError, NonFiniteError
 from weightloom.files import load_tensors
-from weightloom.training import OneProcess, TrainOptions, Turn, read_rows, train
+from weightloom.runs.metrics import read_rows
+from weightloom.training import OneProcess, TrainOptions, Turn, train
 from weightloom.training.sources import Batches, dealt
 
 

@@ -24,9 +24,10 @@ from weightloom.errors import ConfigError, NonFiniteError
 from weightloom.files import save_tensors, write_atomically
 from weightloom.report import build_report
 from weightloom.runs.folder import identity_of, prepare_folder, read_config
+from weightloom.runs.metrics import read_rows
 from weightloom.runs.options import RunOptions, with_option
 from weightloom.runs.record import FORMAT, Record, Row, environment, peak_memory_bytes, write_record
-from weightloom.training import OneProcess, Processes, read_rows
+from weightloom.training import OneProcess, Processes
 
 FAILURE = "failure.txt"
 """In a comparator's folder: why its training came to no end."""

@@ -14,7 +14,6 @@ is in its own process.
 
 from weightloom.training.keep import History as History
 from weightloom.training.keep import load_model as load_model
-from weightloom.training.keep import read_rows as read_rows
 from weightloom.training.loop import train as train
 from weightloom.training.options import HasBlocks as HasBlocks
 from weightloom.training.options import TrainOptions as TrainOptions

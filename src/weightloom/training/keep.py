@@ -1,6 +1,5 @@
 """What survives a training: its rows, its checkpoints, and the way back from them."""
 
-import json
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.errors import CheckpointError
-from weightloom.files import load_tensors, save_tensors, write_atomically
+from weightloom.files import load_tensors, save_tensors
+from weightloom.runs.folder import check_identity
+from weightloom.runs.metrics import Row, append_row, read_rows, write_rows
 from weightloom.training.average import Average
-
-Row = dict[str, Any]
 
 
 @dataclass
@@ -33,13 +32,14 @@ class History:
         return next((row[key] for row in reversed(self.rows) if key in row), None)
 
 
-def load_model(path: Path, model: nn.Module) -> int:
+def load_model(path: Path, model: nn.Module, identity: str = "") -> int:
     """Put the parameters kept in a checkpoint into ``model``; return the number of steps they were trained for.
 
     Raises:
-        CheckpointError: If the file is not whole, or was written for another model.
+        CheckpointError: If the file is not whole, or was written for another model or by another run.
     """
     tensors, facts = load_tensors(path)
+    check_identity(path, facts, identity)
     restore_model(path, model, tensors)
     average = Average(model, 1.0, buffers=True)
     average.restore(tensors)
@@ -57,21 +57,21 @@ class Keeper:
         optimisers: Mapping[str, torch.optim.Optimizer],
         history: History,
         average: Average,
+        identity: str = "",
     ) -> None:
         self.run, self.model, self.optimisers, self.history, self.average = run, model, optimisers, history, average
+        self.identity = identity
         self.kept: Path | None = None
         if run:
             (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-            lines = "".join(json.dumps(row) + "\n" for row in history.rows)
-            write_atomically(run / "metrics.jsonl", lines)
+            write_rows(run, history.rows)
 
     def log(self, row: Row) -> None:
         """Add a row to the history and to ``metrics.jsonl``."""
         row = {**row, "wall_time_s": round(self.history.wall_time_s, 3)}
         self.history.rows.append(row)
         if self.run:
-            with (self.run / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(self.run, row)
 
     def keep(self, step: int) -> None:
         """Write the checkpoint of a step; the one before is replaced when it is whole."""
@@ -85,7 +85,7 @@ class Keeper:
         tensors |= self.average.kept()
         path = self.run / "checkpoints" / "last.safetensors"
         facts = {"step": step, "wall_time_s": self.history.wall_time_s, "turns": _names(self.optimisers)}
-        save_tensors(path, tensors, facts)
+        save_tensors(path, tensors, facts | {"identity": self.identity})
         self.kept = path
 
 
@@ -120,15 +120,20 @@ def restore_model(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> N
 
 
 def resume_run(
-    run: Path, model: nn.Module, optimisers: Mapping[str, torch.optim.Optimizer], average: Average
+    run: Path,
+    model: nn.Module,
+    optimisers: Mapping[str, torch.optim.Optimizer],
+    average: Average,
+    identity: str = "",
 ) -> tuple[History, int]:
     """Restore model and optimisers, by the names of their turns, and the rows up to the checkpoint.
 
     Raises:
-        CheckpointError: If the checkpoint is not whole, or is of another model or of other turns.
+        CheckpointError: If the checkpoint is not whole, or is of another model, run or other turns.
     """
     path = run / "checkpoints" / "last.safetensors"
     tensors, facts = load_tensors(path)
+    check_identity(path, facts, identity)
     restore_model(path, model, tensors)
     if facts.get("turns", []) != _names(optimisers):
         raise CheckpointError(
@@ -162,15 +167,3 @@ def _check_state(
                 f"`{path}` was written by a run whose turn `{turn}` moved other parameters. The state of its optimiser "
                 "is that of each number that moves. Pass the turn that the run began with, or another folder."
             )
-
-
-def read_rows(run: Path) -> list[Row]:
-    """Read ``metrics.jsonl`` of a run; a last line that was torn by a crash is left out."""
-    path = run / "metrics.jsonl"
-    rows: list[Row] = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from weightloom.errors import ConfigError, NonFiniteError
 from weightloom.forms.arithmetic import distance
 from weightloom.losses import TaskLoss, loss_of_those_there
+from weightloom.runs.metrics import Row
 from weightloom.runs.progress import TrainingProgress
 from weightloom.runs.signals import collected_signals
 from weightloom.tasks import Tasks
 from weightloom.training.agreement import Agreement
 from weightloom.training.average import Average
-from weightloom.training.keep import History, Keeper, Row, resume_run
+from weightloom.training.keep import History, Keeper, resume_run
 from weightloom.training.optimiser import build_optimiser
 from weightloom.training.options import TrainOptions
 from weightloom.training.processes import OneProcess, Processes
@@ -43,6 +44,7 @@ def train(
     fabric: Processes | None = None,
     quiet: bool = True,
     log_every: int = 10,
+    identity: str = "",
 ) -> History:
     """Train ``model``: one loss through hypernetwork and base, or a loss for each of several players in turn.
 
@@ -64,6 +66,7 @@ def train(
         fabric: Devices and processes: a launched ``Fabric``, or `OneProcess`. None means one process on the CPU.
         quiet: Show no progress.
         log_every: Steps between rows of the history, counted for each turn by itself.
+        identity: Digest of the run, kept in checkpoints; a checkpoint of another run is refused.
 
     Returns:
         The history; `History.stopped_by` is set when Ctrl-C or SIGTERM ended the run, after a checkpoint was written.
@@ -89,14 +92,14 @@ def train(
     if resume:
         if run is None:
             raise ConfigError("`resume=True` without `run`. There is no folder to go on from. Pass `run=Path(...)`.")
-        history, first = resume_run(run, model, optimisers, average)
+        history, first = resume_run(run, model, optimisers, average, identity)
     parameters = list(model.parameters())
     agreement = Agreement(fabric) if world > 1 else None
     engine, *fabric_optimisers = fabric.setup(_Unconverted(model, agreement), *optimisers.values())
     batches = Batches(sources, (lambda step: order.at(step)[0]) if turns else lambda step: 0, options, fabric)
     batches.wind(first)
     engine.train()
-    keeper = Keeper(run if rank == 0 else None, model, optimisers, history, average)
+    keeper = Keeper(run if rank == 0 else None, model, optimisers, history, average, identity)
     before_s, start_s = history.wall_time_s, time.monotonic()
 
     with collected_signals() as caught, TrainingProgress(options.steps, first, quiet or rank > 0) as progress:

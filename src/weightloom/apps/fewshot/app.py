@@ -74,7 +74,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         """Read the parameters."""
         from weightloom.training import load_model
 
-        load_model(checkpoint, model)
+        load_model(checkpoint, model, identity)
 
     def judge(
         self, contenders: "Sequence[Contender[Learner]]", problem: "Problem", config: FewShotOptions, folder: Path

@@ -18,8 +18,8 @@ from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.grid import GridWorld
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, Rollouts, World
+from weightloom.runs.metrics import read_rows
 from weightloom.runs.record import Role, Row, failed_row, summary
-from weightloom.training import read_rows
 
 TEST_SEED = 1 << 40
 """Where contexts and starts of the table come from: the same for every method and every seed of training."""

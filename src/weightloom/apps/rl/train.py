@@ -1,6 +1,5 @@
 """One method learns: progress, evaluation, checkpoints and a way to stop, around Stable-Baselines3's own loop."""
 
-import json
 import signal
 import time
 from collections import deque
@@ -16,10 +15,10 @@ from weightloom.apps.rl.agents.players import ModelPlayer
 from weightloom.apps.rl.checkpoint import keep, take_up
 from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.worlds import World
-from weightloom.files import write_atomically
+from weightloom.runs.metrics import append_row, read_rows, write_rows
 from weightloom.runs.progress import TrainingProgress
 from weightloom.runs.signals import collected_signals
-from weightloom.training import History, read_rows
+from weightloom.training import History
 
 VALIDATION_SEED = 1 << 41
 """Contexts to watch a training by: none of those that a method is judged on."""
@@ -51,7 +50,7 @@ def train(model: Any, world: World, config: RLOptions, training: Training[Any]) 
         take_up(checkpoint, model, training.identity)
         rows = [row for row in read_rows(folder) if row["step"] <= model.num_timesteps]
         spent_s = rows[-1]["wall_time_s"] if rows else 0.0
-    write_atomically(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder, rows)
     left = config.steps - model.num_timesteps
     if left <= 0:
         return History(rows, spent_s)
@@ -158,5 +157,4 @@ class Follower(BaseCallback):
 
     def _write(self, row: dict[str, Any]) -> None:
         row["wall_time_s"] = round(self.spent_s(), 3)
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(self.folder, row)
