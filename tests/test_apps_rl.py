@@ -14,14 +14,14 @@ from weightloom.files import load_tensors
 pytest.importorskip("sb3_contrib")
 
 from weightloom.apps.rl import judge as judge_room
+from weightloom.apps.rl import learning as train_room
 from weightloom.apps.rl import show as show_room
-from weightloom.apps.rl import train as train_room
 from weightloom.apps.rl.agents.players import ModelPlayer
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, world_of
 from weightloom.apps.rl.judge import judge, settings
+from weightloom.apps.rl.learning import train
 from weightloom.apps.rl.run import load_players, run_rl, steps_to
-from weightloom.apps.rl.train import train
 from weightloom.training import read_rows
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # whole runs: shapes are checked where the rooms are tested

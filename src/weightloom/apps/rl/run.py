@@ -15,8 +15,8 @@ from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, World, world_of
 from weightloom.apps.rl.judge import judge, row, settings
+from weightloom.apps.rl.learning import train
 from weightloom.apps.rl.show import write_showcase
-from weightloom.apps.rl.train import train
 from weightloom.report import build_report
 from weightloom.runs.folder import prepare_folder, read_config
 from weightloom.runs.record import Record, environment, peak_memory_bytes, write_record
