@@ -186,11 +186,11 @@ def test_trained_agents_can_be_read_back(tmp_path):
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over_and_a_resume_keeps_its_config(tmp_path):
-    run_rl(tiny(steps=20), tmp_path / "run", quiet=True)
+    run_rl(tiny(steps=40), tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match="is not empty"):
-        run_rl(tiny(steps=20), tmp_path / "run", quiet=True)
-    with pytest.raises(ConfigError, match="with another config: steps is 20 there, 40"):
-        run_rl(tiny(steps=40), tmp_path / "run", resume=True, quiet=True)
+        run_rl(tiny(steps=40), tmp_path / "run", quiet=True)
+    with pytest.raises(ConfigError, match="with another config: steps is 40 there, 80"):
+        run_rl(tiny(steps=80), tmp_path / "run", resume=True, quiet=True)
     with pytest.raises(DataError, match="holds no run"):
         run_rl(tiny(), tmp_path / "nothing", resume=True, quiet=True)
 
@@ -201,6 +201,8 @@ def test_a_folder_that_holds_a_run_is_not_written_over_and_a_resume_keeps_its_co
         ({"steps": 0}, "`--steps 0` is too small"),
         ({"learning_rate": -1.0}, "`--learning-rate -1.0` is not positive"),
         ({"clip": 0.0}, "`--clip 0.0` is not positive"),
+        ({"final_rate": 1.5}, "`--final-rate 1.5` is above 1"),
+        ({"checkpoint_every": 0}, "`--checkpoint-every 0` is too small"),
         ({"rates": ("conct=0.1",)}, "Did you mean `concat`"),
         ({"rates": ("concat=0.1",), "comparators": ("film",)}, "is of a method that is not in this run"),
         ({"rates": ("concat",)}, "`--rates concat` has no learning rate"),

@@ -93,6 +93,7 @@ class RLConfig:
             "rank",
             "critics",
             "evaluate_every",
+            "checkpoint_every",
             "threads",
             "test_contexts",
         ):
@@ -107,6 +108,11 @@ class RLConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"`--{name.replace('_', '-')} {value}` is not positive. Pass a number above 0.")
+        if self.final_rate is not None and self.final_rate > 1:
+            raise ConfigError(
+                f"`--final-rate {self.final_rate}` is above 1. It is the share of the learning rate that is left at "
+                "the end, and the rate falls. Type `--final-rate 1` to keep it."
+            )
         if self.discount is not None and not 0 < self.discount < 1:
             raise ConfigError(
                 f"`--discount {self.discount}` is not between 0 and 1. Rewards count less the later they come. "
@@ -144,15 +150,55 @@ class RLConfig:
         assert self.learning_rate
         return rates_of(self.rates).get(method, self.learning_rate)
 
+    @property
+    def steps_a_round(self) -> int:
+        """Environment steps of a resolved config between updates: one of each row, or a rollout of PPO."""
+        assert self.rows and self.rollout
+        return self.rows * (max(2, self.rollout // self.rows) if "ppo" in str(self.algorithm) else 1)
+
+    @property
+    def updates_a_round(self) -> int:
+        """Optimiser steps of TD3 and SAC after each step of all rows, in a resolved config."""
+        assert self.rows and self.updates
+        return max(1, round(self.updates * self.rows))
+
     def resolved(self) -> "RLConfig":
-        """Fill in what was left to the environment."""
+        """Fill in what was left to the environment.
+
+        Raises:
+            ConfigError: If so few steps leave nothing to learn from: below the warm-up, or below one rollout of PPO.
+        """
         known = preset(self.env, self.algorithm)
         steps = self.steps or known["steps"]
         known |= {"evaluate_every": max(1, steps // 20), "checkpoint_every": max(1, steps // 10)}
         missing = {name: value for name, value in known.items() if getattr(self, name) is None}
         if "comparators" in missing:
             missing["comparators"] = tuple(name for name in missing["comparators"] if name != self.method)
-        return replace(self, **missing)
+        whole = replace(self, **missing)
+        whole._check_learns()
+        return whole
+
+    def _check_learns(self) -> None:
+        """Raise unless the policy is updated at least once."""
+        assert self.steps and self.rows and self.warm_up is not None
+        if "ppo" in str(self.algorithm):
+            if self.steps < self.steps_a_round:
+                shorter = max(2 * self.rows, self.steps // 10)
+                advice = f", or `--rollout {shorter}` for shorter ones" if self.steps >= shorter else ""
+                raise ConfigError(
+                    f"`--steps {self.steps}` is below one rollout of {self.steps_a_round:,} steps, so nothing would be "
+                    f"learned within them. PPO updates after whole rollouts. Type `--steps {10 * self.steps_a_round}`{advice}."
+                )
+            return
+        rounds = -(-self.steps // self.rows) - self.warm_up // self.rows
+        needed = 2 if self.algorithm == "td3" else 1  # TD3 moves the policy at every second update
+        if rounds * self.updates_a_round < needed:
+            advice = f", or `--warm-up {self.steps // 10}`" if self.steps >= 10 * self.rows else ""
+            raise ConfigError(
+                f"`--steps {self.steps}` with `--warm-up {self.warm_up}` would not update the policy once: actions are "
+                "random during the warm-up, and nothing is learned before its end. Steps should be several times as "
+                f"many. Type `--steps {10 * max(self.warm_up, self.rows)}`{advice}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain JSON values."""

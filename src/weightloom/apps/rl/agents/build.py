@@ -58,8 +58,7 @@ def build_agent(method: str, world: World, config: RLConfig) -> Any:
     kwargs: dict[str, Any] = {"plan": plan, "optimizer_kwargs": {"fused": True}}
     if config.algorithm in ("td3", "sac"):
         return _off_policy(env, config, known, kwargs)
-    assert config.rollout
-    steps = max(2, config.rollout // config.rows)
+    steps = config.steps_a_round // config.rows
     known |= {
         "n_steps": steps,
         "n_epochs": EPOCHS,
@@ -99,6 +98,7 @@ class Falling:
 
     def __call__(self, left: float | int) -> float:
         """Return the rate where a share of the run is left."""
+        left = max(left, 0.0)  # below zero where the last rollout goes beyond the steps that were asked for
         return self.first * (self.share + (1 - self.share) * left)
 
 
@@ -109,7 +109,7 @@ def _off_policy(env: Between, config: RLConfig, known: dict[str, Any], kwargs: d
         "batch_size": config.batch,
         "buffer_size": config.steps + config.rows,
         "train_freq": 1,
-        "gradient_steps": max(1, round(config.updates * config.rows)),
+        "gradient_steps": config.updates_a_round,
         "tau": 0.005,
         "policy_kwargs": {**kwargs, "n_critics": config.critics},
     }
