@@ -187,7 +187,8 @@ class RLConfig:
                 advice = f", or `--rollout {shorter}` for shorter ones" if self.steps >= shorter else ""
                 raise ConfigError(
                     f"`--steps {self.steps}` is below one rollout of {self.steps_a_round:,} steps, so nothing would be "
-                    f"learned within them. PPO updates after whole rollouts. Type `--steps {10 * self.steps_a_round}`{advice}."
+                    "learned within them. PPO updates after whole rollouts. "
+                    f"Type `--steps {10 * self.steps_a_round}`{advice}."
                 )
             return
         rounds = -(-self.steps // self.rows) - self.warm_up // self.rows

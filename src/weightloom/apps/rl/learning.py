@@ -30,7 +30,7 @@ RECENT = 50
 
 
 def train(
-    method: str, world: World, config: RLConfig, folder: Path, quiet: bool = False
+    method: str, world: World, config: RLConfig, folder: Path | None, quiet: bool = False
 ) -> tuple[Any, float, signal.Signals | None]:
     """Let a method learn, from its last checkpoint where there is one.
 
@@ -38,7 +38,7 @@ def train(
         method: A name in `METHODS`.
         world: What it learns in.
         config: Resolved options.
-        folder: Where its metrics and checkpoints are.
+        folder: Where its metrics and checkpoints are. None: nothing is evaluated, logged or kept.
         quiet: Show no progress.
 
     Returns:
@@ -50,15 +50,7 @@ def train(
     assert config.steps
     model = build_agent(method, world, config)
     model.set_logger(Logger(None, []))
-    checkpoint = folder / "checkpoints" / "last.safetensors"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    spent_s = 0.0
-    rows: list[dict[str, Any]] = []
-    if checkpoint.is_file():
-        take_up(checkpoint, model)
-        rows = [row for row in read_rows(folder) if row["step"] <= model.num_timesteps]
-        spent_s = rows[-1]["wall_time_s"] if rows else 0.0
-    write_atomically(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    spent_s = 0.0 if folder is None else _go_on(model, folder)
     left = config.steps - model.num_timesteps
     if left <= 0:
         return model, spent_s, None
@@ -73,13 +65,25 @@ def train(
     return model, follower.spent_s(), caught[0] if follower.stopped else None
 
 
+def _go_on(model: Any, folder: Path) -> float:
+    """Take up the last checkpoint of a folder, if there is one; return the seconds that were spent before."""
+    checkpoint = folder / "checkpoints" / "last.safetensors"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    if checkpoint.is_file():
+        take_up(checkpoint, model)
+        rows = [row for row in read_rows(folder) if row["step"] <= model.num_timesteps]
+    write_atomically(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return rows[-1]["wall_time_s"] if rows else 0.0
+
+
 class Follower(BaseCallback):
     """Follows a training from rollout to rollout: between two of them everything that goes on is in one state.
 
     Args:
         world: To evaluate in.
         config: Resolved options.
-        folder: Where metrics and checkpoints go.
+        folder: Where metrics and checkpoints go; None for nowhere, and then nothing is evaluated.
         progress: What a person sees.
         caught: Signals; one ends the training.
         before_s: Seconds spent before a resume.
@@ -89,7 +93,7 @@ class Follower(BaseCallback):
         self,
         world: World,
         config: RLConfig,
-        folder: Path,
+        folder: Path | None,
         progress: TrainingProgress,
         caught: list[signal.Signals],
         before_s: float,
@@ -125,7 +129,7 @@ class Follower(BaseCallback):
             self._evaluate(step)
         if step // self.config.checkpoint_every > self.kept or self.caught:
             self.kept = step // self.config.checkpoint_every
-            keep(self.folder / "checkpoints" / "last.safetensors", self.model)
+            self._keep()
         self.stopped = bool(self.caught)
 
     def _on_step(self) -> bool:
@@ -136,7 +140,11 @@ class Follower(BaseCallback):
         """Write down where the training ended."""
         self._log(self.model.num_timesteps, last=True)
         self._evaluate(self.model.num_timesteps)
-        keep(self.folder / "checkpoints" / "last.safetensors", self.model)
+        self._keep()
+
+    def _keep(self) -> None:
+        if self.folder is not None:
+            keep(self.folder / "checkpoints" / "last.safetensors", self.model)
 
     def _log(self, step: int, last: bool = False) -> None:
         """Log about 500 rows a run, and show the return."""
@@ -154,6 +162,8 @@ class Follower(BaseCallback):
 
     def _evaluate(self, step: int) -> None:
         """Play in the contexts that are followed; training goes on as if nothing had been played."""
+        if self.folder is None:
+            return
         player = ModelPlayer(self.model, remembers(self.config), self.config.reward_scale or 1.0)
         row: dict[str, Any] = {"step": step, "score_name": "return"}
         for name, contexts in self.contexts:
@@ -163,6 +173,8 @@ class Follower(BaseCallback):
         self._write(row)
 
     def _write(self, row: dict[str, Any]) -> None:
+        if self.folder is None:
+            return
         row["wall_time_s"] = round(self.spent_s(), 3)
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -51,6 +51,11 @@ def build_agent(method: str, world: World, config: RLConfig) -> Any:
             f"`--env {world.name}` has actions {world.action_space}. Agents here give numbers (Box) or one of several "
             "(Discrete). Wrap the environment so that its actions are one of the two."
         )
+    if len(world.action_space.shape or ()) != (0 if discrete else 1) or getattr(world.action_space, "start", 0) != 0:
+        raise ConfigError(
+            f"`--env {world.name}` has actions {world.action_space}. Agents here give a flat vector of numbers, or an "
+            "index from 0 on. Wrap the environment in `gymnasium.wrappers.TransformAction`."
+        )
     env = Between(world.training(config.rows, config.seed), config.reward_scale, remembers(config))
     plan = plan_of(method, world, config)
     known: dict[str, Any] = {"gamma": config.discount, "seed": config.seed, "device": "cpu", "verbose": 0}
