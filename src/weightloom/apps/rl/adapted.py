@@ -53,7 +53,7 @@ class AdaptedAgent:
                 observation = [float(number) for number in text.split(",")]
             except ValueError as error:
                 raise ConfigError(
-                    f"`{text}` cannot be read as an observation. It is {self.agent.world.state_dim} numbers with commas "
+                    f"`{text}` cannot be read as an observation. It is {self.agent.world.state_dim} numbers, commas "
                     f"between. Type `{','.join(['0.0'] * self.agent.world.state_dim)}`, with your numbers."
                 ) from error
             action = np.asarray(self.agent.act(observation, **self.context))

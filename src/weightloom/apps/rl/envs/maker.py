@@ -63,7 +63,7 @@ class Maker:
             given = ", ".join(f"{name}={value:g}" for name, value in arguments.items())
             names = ", ".join(arguments) or "**context"
             raise ConfigError(
-                f"`{self.name}({given})` cannot be called ({error}). The numbers of a context are all that it is given. "
+                f"`{self.name}({given})` cannot be called ({error}). It is given the numbers of a context. "
                 f"Pass a function that knows the rest, as in `lambda {names}: {self.name}(...)`."
             ) from error
         if not isinstance(made, gymnasium.Env):
@@ -99,9 +99,9 @@ class Maker:
         try:
             has = parameters_of(self({} if registered else middle_of(takes)))
         except ConfigError as error:
-            if registered or not unknown:
+            if registered or not unknown or not nearest(unknown[0], self.arguments).startswith("Did you mean"):
                 raise
-            raise self._lacks(unknown[0], self.arguments) from error  # it may be what the constructor asks for
+            raise self._lacks(unknown[0], self.arguments) from error  # a slip in what the constructor asks for
         for name in unknown:
             if name not in has:
                 raise self._lacks(name, [*self.arguments, *has])
