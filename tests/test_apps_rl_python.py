@@ -19,7 +19,6 @@ from gymnasium import spaces
 from stable_baselines3 import SAC, TD3
 
 from weightloom.apps.rl.adapted import adapt_run, context_of
-from weightloom.apps.rl.envs.contextual import ContextualEnv
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import world_of
 from weightloom.apps.rl.presets import RUNS
@@ -445,7 +444,7 @@ def test_a_run_is_adapted_to_a_context_and_written_as_a_program_that_needs_torch
     np.testing.assert_allclose(row["action"], expected[2], rtol=1e-5)
     with pytest.raises(ConfigError, match="holds a policy already"):
         adapted.save(tmp_path / "policy")
-    with pytest.raises(ConfigError, match="Type `0.0,0.0`"):
+    with pytest.raises(ConfigError, match=r"Type `0\.0,0\.0`"):
         adapted.predict_rows(["left"])
 
 
