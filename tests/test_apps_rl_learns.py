@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from weightloom.apps.rl.config import RLConfig
+from weightloom.apps.rl.config import RLConfig, RLOptions
 from weightloom.errors import ConfigError
 
 pytest.importorskip("sb3_contrib")
@@ -48,7 +48,7 @@ def test_the_steps_that_are_refused_are_those_that_leave_the_policy_as_it_was(
         refused = False
     except ConfigError:
         refused = True
-    monkeypatch.setattr(RLConfig, "_check_learns", lambda self: None)
+    monkeypatch.setattr(RLOptions, "check_learns", lambda self: None)
     assert policy_moves(config.resolved()) is not refused
 
 

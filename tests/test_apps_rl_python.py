@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from weightloom.apps import rl
+from weightloom.apps import experiment, rl
 from weightloom.errors import CheckpointError, ConfigError, DataError, MissingExtraError, ShapeError
 
 pytest.importorskip("sb3_contrib")
@@ -19,10 +19,10 @@ from gymnasium import spaces
 from stable_baselines3 import SAC, TD3
 
 from weightloom.apps.rl.adapted import adapt_run, context_of
+from weightloom.apps.rl.app import RL
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import world_of
 from weightloom.apps.rl.presets import RUNS
-from weightloom.apps.rl.run import load_players
 from weightloom.training import read_rows
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # whole runs, and modules that are traced
@@ -416,8 +416,8 @@ def test_a_signal_that_ends_a_training_ends_the_program_too(monkeypatch, tmp_pat
 
 def test_a_run_is_adapted_to_a_context_and_written_as_a_program_that_needs_torch_alone(tmp_path):
     trained(run=tmp_path / "run")
-    config, world, players = load_players(tmp_path / "run")
-    adapted = adapt_run(players, world, config, "motor=0.8 stiffness=1.5")
+    made = experiment.load(RL(), tmp_path / "run")
+    adapted = adapt_run(made.model, made.problem, made.config, "motor=0.8 stiffness=1.5")
     facts = adapted.save(tmp_path / "policy")
     assert {path.name for path in (tmp_path / "policy").iterdir()} == {
         "policy.safetensors",

@@ -10,12 +10,12 @@ from pkgutil import walk_packages
 import pytest
 import torch
 import yaml
+from weightloom.apps.fewshot.run import run_fewshot
 
 import weightloom
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import judge
 from weightloom.apps.fewshot.problems import problem_of
-from weightloom.apps.fewshot.run import run_fewshot
 from weightloom.cli import COMMANDS
 from weightloom.runs.record import environment
 from weightloom.training import read_rows
@@ -199,7 +199,7 @@ def toy_record():
         known | {"method": "hypernetwork", "mean": 0.9, "adapt_time_s": 0.0012, "per_seed": [0.9] * 5},
         known | {"method": "protonet", "mean": 0.89},
         known | {"method": "scratch", "mean": None, "ci95": None},
-        known | {"method": "shuffled support (control)", "mean": 0.99},
+        known | {"method": "shuffled support", "role": "control", "mean": 0.99},
     ]
     reference = {"value": 0.95, "source": "Someone (2020), table 1", "differs": "their base is deeper"}
     cost = {"wall_time_s": 75.0, "device": "cpu", "torch": "2.13.0"}

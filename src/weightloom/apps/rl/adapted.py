@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from weightloom.apps.rl.agents.players import ModelPlayer
-from weightloom.apps.rl.config import RLConfig
+from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.spaces_only import plain_space
 from weightloom.apps.rl.envs.worlds import World
 from weightloom.apps.rl.trained import Agent
@@ -90,7 +89,7 @@ class AdaptedAgent:
         torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
         facts = {
             "environment": world.name,
-            "method": self.agent.method,
+            "method": self.agent.config.method,
             "context": self.context,
             "trained_in": {one.name: list(one.train) for one in world.family.varied},
             "input": ["rows", world.state_dim],
@@ -104,11 +103,11 @@ class AdaptedAgent:
         return facts
 
 
-def adapt_run(players: Mapping[str, ModelPlayer], world: World, config: RLConfig, context: str) -> AdaptedAgent:
-    """Adapt the method that a run is about to one context.
+def adapt_run(model: Any, world: World, config: RLOptions, context: str) -> AdaptedAgent:
+    """Adapt a trained model to one context.
 
     Args:
-        players: Trained methods by name, as `weightloom.apps.rl.run.load_players` returns them.
+        model: A model of Stable-Baselines3, with networks of ours.
         world: The family of the run.
         config: Its resolved options.
         context: A number for each that varies, as typed: ``"gravity=12.0 length=0.5"``.
@@ -116,7 +115,7 @@ def adapt_run(players: Mapping[str, ModelPlayer], world: World, config: RLConfig
     Raises:
         ConfigError: If the text cannot be read, a number is missing or unknown, or the agent has a memory.
     """
-    return AdaptedAgent(Agent(players[config.method].model, world, config), context_of(context, world.family.names))
+    return AdaptedAgent(Agent(model, world, config), context_of(context, world.family.names))
 
 
 def context_of(text: str, names: tuple[str, ...]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """A trained agent from Python: train it in a family, act for a context, take the policy of one context along."""
 
 import math
-import signal
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,24 +11,27 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from weightloom.apps.rl.agents.build import build_agent, remembers
-from weightloom.apps.rl.agents.players import ModelPlayer
-from weightloom.apps.rl.config import RLConfig
+from weightloom.apps import experiment
+from weightloom.apps.app import Training
+from weightloom.apps.rl.agents.build import build_agent
+from weightloom.apps.rl.app import RL
+from weightloom.apps.rl.config import RLConfig, RLOptions
 from weightloom.apps.rl.envs.context import ContextFamily, Varied
 from weightloom.apps.rl.envs.spaces_only import SpacesOnly, plain_space, space_of
 from weightloom.apps.rl.envs.worlds import World
+from weightloom.apps.rl.judge import player_of
 from weightloom.apps.rl.learning import train as learn
 from weightloom.apps.rl.policy import plain_policy
 from weightloom.apps.rl.presets import OURS, preset
-from weightloom.apps.rl.run import load_players
 from weightloom.errors import CheckpointError, ConfigError, DataError, ShapeError, nearest
 from weightloom.files import load_tensors, save_tensors
-from weightloom.runs.folder import prepare_folder
+from weightloom.training import History
 
 OPTIONS = [
     one.name
     for one in fields(RLConfig)
-    if one.name not in ("env", "vary", "held_out", "comparators", "test_contexts", "target_return", "rates")
+    if one.name
+    not in ("env", "vary", "held_out", "comparators", "rates", "test_contexts", "target_return", "validation")
 ]
 """Options of a run that are options of `train`: all but those that the family has, and those of a table of methods."""
 FILE = "agent.safetensors"
@@ -81,23 +83,32 @@ def train(
         {"env": family.name, "method": method, "comparators": [], "steps": steps, "seed": seed}
         | {"vary": _texts(family, "train"), "held_out": _texts(family, "held_out")}
         | options
-    ).resolved()
-    build_agent(method, family, config)  # what cannot work is said before anything is written
+    )
     folder = None if run is None else Path(run)
-    if folder is not None:
-        prepare_folder(folder, config, resume, "rl")
     threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
     try:
-        model, _, stopped_by = learn(method, family, config, folder, quiet)
+        made = experiment.train_model(_Given(family, folder is not None), config, folder, quiet, resume)
     finally:
         torch.set_num_threads(threads)
-    if stopped_by:
-        signal.raise_signal(stopped_by)
-    agent = Agent(model, family, config)
+    agent = Agent(made.model, family, made.config)
     if folder is not None:
         agent.save(folder)
     return agent
+
+
+class _Given(RL):
+    """The application, in a family that is made already."""
+
+    def __init__(self, family: World, keeps: bool) -> None:
+        self.family, self.keeps = family, keeps
+
+    def open(self, config: RLOptions) -> World:
+        build_agent(config.method, self.family, config)  # what cannot work is said before anything is written
+        return self.family
+
+    def train(self, model: Any, problem: World, config: RLOptions, training: Training[Any]) -> History:
+        config.check_learns()  # steps may have come from `minutes`
+        return learn(model, problem, config, training, self.keeps)
 
 
 class Agent:
@@ -111,13 +122,11 @@ class Agent:
         model: A model of Stable-Baselines3, with networks of ours.
         world: The family that it was trained in.
         config: Resolved options of the training.
-        method: What was trained. None: the one that the options name.
     """
 
-    def __init__(self, model: Any, world: World, config: RLConfig, method: str | None = None) -> None:
+    def __init__(self, model: Any, world: World, config: RLOptions) -> None:
         self.model, self.world, self.config = model, world, config
-        self.method = method or config.method
-        self.player = ModelPlayer(model, remembers(config), config.reward_scale or 1.0)
+        self.player = player_of(model, config)
 
     def begin(self) -> None:
         """Forget what was seen: an episode begins. Only agents with a memory need it, those of `recurrent-ppo`."""
@@ -208,7 +217,6 @@ class Agent:
         world = self.world
         facts = {
             "config": self.config.to_dict(),
-            "method": self.method,
             "name": world.name,
             "varied": [[one.name, one.train, one.held_out] for one in world.family.varied],
             "state_dim": world.state_dim,
@@ -294,10 +302,10 @@ def load(folder: Path | str) -> Agent:
                 f"`{folder}` holds no agent. That is `{FILE}`, or the folder of a run of `weightloom rl`. "
                 "Pass a folder that `agent.save` or `rl.train(..., run=...)` wrote."
             )
-        config, world, players = load_players(folder)
-        return Agent(players[config.method].model, world, config)
+        made = experiment.load(RL(), folder, only=True)
+        return Agent(made.model, made.problem, made.config)
     tensors, facts = load_tensors(folder / FILE)
-    config = RLConfig.from_dict(facts["config"])
+    config = RLConfig.from_dict(facts["config"]).resolved()
     contexts = ContextFamily(
         tuple(
             Varied(name, tuple(train), tuple(held_out) if held_out else None)
@@ -306,9 +314,9 @@ def load(folder: Path | str) -> Agent:
     )
     own_actions = space_of(facts["own_actions"])
     world = SpacesOnly(facts["name"], contexts, facts["state_dim"], own_actions, facts["max_steps"])
-    model = build_agent(facts["method"], world, config)
+    model = build_agent(config.method, world, config)
     model.policy.load_state_dict(tensors)
-    return Agent(model, world, config, facts["method"])
+    return Agent(model, world, config)
 
 
 def _texts(family: World, which: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.conditions import SupportAttention
 from weightloom.forms import FiLM
@@ -40,7 +40,7 @@ class CurveProblem(Problem):
     kind = "regression"
     at_once = 500
 
-    def __init__(self, config: FewShotConfig) -> None:
+    def __init__(self, config: FewShotOptions) -> None:
         self.config = config
         self.x_dim = self.y_dim = 1
         self.pools, self.notices = _pools(config)
@@ -135,7 +135,7 @@ class CurveProblem(Problem):
         return f"{self.up_to(shots)}-shot"
 
 
-def _pools(config: FewShotConfig) -> tuple[dict[str, PointPool], tuple[str, ...]]:
+def _pools(config: FewShotOptions) -> tuple[dict[str, PointPool], tuple[str, ...]]:
     """Tasks to train on, to watch and to judge on, none where they are made on the fly; and what was left out."""
     notices: tuple[str, ...] = ()
     if config.kind == "sinusoid":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.conditions import DeepSets, GridEncoder
 from weightloom.learners.cnp import ConditionalNeuralProcess, Conditioned
@@ -28,7 +28,7 @@ class FunctionProblem(Problem):
     kind = "regression"
     at_once = 1000  # images are drawn without repetition within a pass
 
-    def __init__(self, config: FewShotConfig) -> None:
+    def __init__(self, config: FewShotOptions) -> None:
         self.config = config
         train, test = load_mnist()
         self.train, self.validation = train[:-1000], train[-1000:]
