@@ -212,18 +212,17 @@ def test_actions_without_limits_and_of_other_shapes_are_refused():
             trained(rl.family(lambda space=space: Unbounded(space), drag=(0, 1)))
 
 
-@pytest.mark.parametrize("algorithm", ["td3", "sac", "ppo"])
-def test_every_method_acts_as_its_plain_policy_does(algorithm):
-    for method in RUNS[algorithm]:
-        agent = trained(method=method, algorithm=algorithm, unit=method == "film")
-        states, policy = seen_states(), agent.specialise(**CONTEXT)
-        actions = agent.act(states, **CONTEXT)
-        assert actions.std() > 0 and abs(actions).max() <= LQR.action_limit
-        given = policy(torch.from_numpy(states)).numpy()
-        np.testing.assert_allclose(given, actions, rtol=1e-5, atol=1e-5, err_msg=method)
-        np.testing.assert_allclose(policy(torch.from_numpy(states[0])), actions[0], rtol=1e-5, atol=1e-5)
-        other = agent.specialise(**{**CONTEXT, "stiffness": 0.1})(torch.from_numpy(states)).numpy()
-        assert np.allclose(other, given) is (method == "none"), method
+@pytest.mark.parametrize(("algorithm", "method"), [(a, m) for a in ("td3", "sac", "ppo") for m in RUNS[a]])
+def test_every_method_acts_as_its_plain_policy_does(algorithm, method):
+    agent = trained(method=method, algorithm=algorithm, unit=method == "film")
+    states, policy = seen_states(), agent.specialise(**CONTEXT)
+    actions = agent.act(states, **CONTEXT)
+    assert actions.std() > 0 and abs(actions).max() <= LQR.action_limit
+    given = policy(torch.from_numpy(states)).numpy()
+    np.testing.assert_allclose(given, actions, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(policy(torch.from_numpy(states[0])), actions[0], rtol=1e-5, atol=1e-5)
+    other = agent.specialise(**{**CONTEXT, "stiffness": 0.1})(torch.from_numpy(states)).numpy()
+    assert np.allclose(other, given) is (method == "none")
 
 
 def test_an_action_is_that_of_the_model_in_the_environments_own_units():
@@ -294,19 +293,19 @@ def test_a_plain_policy_stays_as_it_is_when_the_agent_does_not():
 
 def test_training_is_the_same_with_a_folder_and_without_and_leaves_threads_alone(tmp_path):
     torch.set_num_threads(1)
-    kept = trained(run=tmp_path / "run", evaluate_every=20)
-    alone = trained(threads=2)
+    springs = rl.family("lqr", max_steps=3)
+    kept, alone = trained(springs, run=tmp_path / "run"), trained(springs, threads=2)
     for name, value in kept.model.policy.state_dict().items():
         torch.testing.assert_close(alone.model.policy.state_dict()[name], value)
     assert torch.get_num_threads() == 1
     rows = read_rows(tmp_path / "run")
-    assert {"config.json", "metrics.jsonl", "checkpoints", "agent.safetensors"} <= {
+    assert {"run.json", "config.json", "metrics.jsonl", "checkpoints", "agent.safetensors"} <= {
         path.name for path in (tmp_path / "run").iterdir()
     }
     assert any("validation_score" in row for row in rows)
     with pytest.raises(ConfigError, match="is not empty"):
-        trained(run=tmp_path / "run")
-    again = trained(run=tmp_path / "run", evaluate_every=20, resume=True)
+        trained(springs, run=tmp_path / "run")
+    again = trained(springs, run=tmp_path / "run", resume=True)
     assert again.model.num_timesteps == 60
 
 

@@ -7,9 +7,12 @@ Knows nothing of what an application adds. Torch is not imported.
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Self, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from weightloom.errors import ConfigError, nearest
+
+Own = TypeVar("Own", bound="RunOptions")
+"""The class of a config; `typing.Self` cannot be checked while tests run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +110,7 @@ class RunOptions:
         """Fill in every option that was not typed."""
         return self
 
-    def validating(self) -> Self:
+    def validating(self: Own) -> Own:
         """Return the options of a run that is judged on validation tasks, never on those of the final table.
 
         Raises:
@@ -122,7 +125,7 @@ class RunOptions:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, options: dict[str, Any]) -> Self:
+    def from_dict(cls: type[Own], options: dict[str, Any]) -> Own:
         """Build a config from JSON or YAML values, every type checked.
 
         Raises:

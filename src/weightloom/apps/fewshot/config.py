@@ -1,11 +1,11 @@
 """What one few-shot run is: every option once, with its default and its check."""
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from weightloom.apps.fewshot.presets import COMMON, FITS, PRESETS, data_kind
 from weightloom.errors import ConfigError
-from weightloom.runs.options import RunOptions
+from weightloom.runs.options import Own, RunOptions
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class FewShotConfig(RunOptions):
         """Key of the data in `FITS`."""
         return data_kind(self.data)
 
-    def validating(self) -> Self:
+    def validating(self: Own) -> Own:
         """Return the options of a run that is judged on validation tasks."""
         return replace(self, held_out="validation")
 
