@@ -292,12 +292,15 @@ def test_a_plain_policy_stays_as_it_is_when_the_agent_does_not():
 
 
 def test_training_is_the_same_with_a_folder_and_without_and_leaves_threads_alone(tmp_path):
-    torch.set_num_threads(1)
     springs = rl.family("lqr", max_steps=3)
-    kept, alone = trained(springs, run=tmp_path / "run"), trained(springs, threads=2)
+    kept = trained(springs, run=tmp_path / "run")
+    torch.set_num_threads(2)
+    alone = trained(springs)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for name, value in kept.model.policy.state_dict().items():
         torch.testing.assert_close(alone.model.policy.state_dict()[name], value)
-    assert torch.get_num_threads() == 1
+    assert threads == 2
     rows = read_rows(tmp_path / "run")
     assert {"run.json", "config.json", "metrics.jsonl", "checkpoints", "agent.safetensors"} <= {
         path.name for path in (tmp_path / "run").iterdir()

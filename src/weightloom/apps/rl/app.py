@@ -9,6 +9,7 @@ from weightloom.apps.rl.config import RLConfig, RLOptions
 from weightloom.apps.rl.presets import METHODS, RUNS
 
 if TYPE_CHECKING:
+    from weightloom.apps.rl.adapted import AdaptedAgent
     from weightloom.apps.rl.envs.worlds import World
     from weightloom.report.run import Run
     from weightloom.report.section import Section
@@ -79,6 +80,12 @@ class RL(App[RLOptions, "World", Any]):
         from weightloom.apps.rl.show import showcase
 
         return showcase({name: player_of(model, config) for name, model in models.items()}, problem, config)
+
+    def adapt(self, model: Any, problem: "World", config: RLOptions, support: str) -> "AdaptedAgent":
+        """Take the policy of one context."""
+        from weightloom.apps.rl.adapted import adapt_run
+
+        return adapt_run(model, problem, config, support)
 
     def sections(self, run: "Run") -> "list[Section]":
         """Draw them."""
