@@ -11,8 +11,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from weightloom.errors import ConfigError, nearest
 
-Own = TypeVar("Own", bound="RunOptions")
-"""The class of a config; `typing.Self` cannot be checked while tests run."""
+Config = TypeVar("Config", bound="RunOptions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +109,7 @@ class RunOptions:
         """Fill in every option that was not typed."""
         return self
 
-    def validating(self: Own) -> Own:
+    def validating(self: "Config") -> "Config":
         """Return the options of a run that is judged on validation tasks, never on those of the final table.
 
         Raises:
@@ -125,16 +124,13 @@ class RunOptions:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls: type[Own], options: dict[str, Any]) -> Own:
+    def from_dict(cls: "type[Config]", options: dict[str, Any]) -> "Config":
         """Build a config from JSON or YAML values, every type checked.
 
         Raises:
             ConfigError: If an option is unknown or of another type.
         """
         return config_from(cls, options)
-
-
-Config = TypeVar("Config", bound=RunOptions)
 
 
 def config_from(kind: type[Config], options: dict[str, Any]) -> Config:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from weightloom.apps.fewshot.presets import COMMON, FITS, PRESETS, data_kind
 from weightloom.errors import ConfigError
-from weightloom.runs.options import Own, RunOptions
+from weightloom.runs.options import Config, RunOptions
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class FewShotConfig(RunOptions):
         """Key of the data in `FITS`."""
         return data_kind(self.data)
 
-    def validating(self: Own) -> Own:
+    def validating(self: Config) -> Config:
         """Return the options of a run that is judged on validation tasks."""
         return replace(self, held_out="validation")
 
