@@ -185,7 +185,7 @@ def say(text: str) -> None:
 
 
 def train_model(
-    app: App[C, P, M], config: RunOptions, folder: Path | None = None, quiet: bool = True
+    app: App[C, P, M], config: RunOptions, folder: Path | None = None, quiet: bool = True, resume: bool = False
 ) -> Loaded[C, P, M]:
     """Train the method of a config alone, and judge nothing.
 
@@ -194,6 +194,7 @@ def train_model(
         config: Options, resolved or not.
         folder: The run's folder; None keeps nothing.
         quiet: Show no progress.
+        resume: Go on in a folder that holds an unfinished training of the same config.
 
     Raises:
         KeyboardInterrupt: If Ctrl-C or SIGTERM ended the training.
@@ -202,7 +203,7 @@ def train_model(
     problem = app.open(resolved)
     with TemporaryDirectory() if folder is None else nullcontext(str(folder)) as place:
         if folder is not None:
-            prepare_folder(folder, app.name, resolved, resume=False)
+            prepare_folder(folder, app.name, resolved, resume)
         arms = _Arms(app, resolved, problem, Path(place), app.processes(resolved), quiet, Choices(), bare=True)
         if arms.train():
             raise KeyboardInterrupt

@@ -9,6 +9,7 @@ from weightloom.apps.rl.config import RLConfig, RLOptions
 from weightloom.apps.rl.presets import METHODS, RUNS
 
 if TYPE_CHECKING:
+    from weightloom.apps.rl.adapted import AdaptedAgent
     from weightloom.apps.rl.envs.worlds import World
     from weightloom.report.run import Run
     from weightloom.report.section import Section
@@ -49,8 +50,9 @@ class RL(App[RLOptions, "World", Any]):
 
     def train(self, model: Any, problem: "World", config: RLOptions, training: Training[Any]) -> "History":
         """Let it learn."""
-        from weightloom.apps.rl.train import train
+        from weightloom.apps.rl.learning import train
 
+        config.check_learns()  # steps may have come from `--minutes`
         return train(model, problem, config, training)
 
     def trial_steps(self, config: RLOptions) -> tuple[int, int]:
@@ -78,6 +80,12 @@ class RL(App[RLOptions, "World", Any]):
         from weightloom.apps.rl.show import showcase
 
         return showcase({name: player_of(model, config) for name, model in models.items()}, problem, config)
+
+    def adapt(self, model: Any, problem: "World", config: RLOptions, support: str) -> "AdaptedAgent":
+        """Take the policy of one context."""
+        from weightloom.apps.rl.adapted import adapt_run
+
+        return adapt_run(model, problem, config, support)
 
     def sections(self, run: "Run") -> "list[Section]":
         """Draw them."""
