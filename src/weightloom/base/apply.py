@@ -20,6 +20,7 @@ from weightloom.base.buffers import (
 from weightloom.base.by_row import check_rows, grid, row_by_row, without_batch
 from weightloom.base.check import check_call, check_compiled, check_options, check_shared
 from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
+from weightloom.base.exported import run_exported
 from weightloom.base.plans import Choice, Plan, Statistics, kind_of, plan_of
 from weightloom.base.rows import WatchRows
 from weightloom.base.sizes import plain
@@ -203,7 +204,7 @@ class PerTask:
             check_compiled(self._target.module)
             call = self._checked(call)
             if self.engine == "auto":
-                return run_vmap(call).outputs
+                return (run_exported if torch.compiler.is_exporting() else run_vmap)(call).outputs
             return in_pieces(RUN[self.engine], call).outputs
         return _uncompiled(PerTask._run_eagerly)(self, call)
 
