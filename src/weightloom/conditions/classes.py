@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float, Int
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 

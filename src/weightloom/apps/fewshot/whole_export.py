@@ -58,14 +58,17 @@ def export_whole(learner: Learner, example: Tasks, folder: Path, onnx: bool = Tr
     with torch.no_grad(), _quiet(), _in_folder(folder) as made:
         program = _written(whole, _sized(example, 3, max(whole.shots, 2), max(whole.queries, 2)))
         torch.export.save(program, made / "whole.pt2")
-        runs = {"whole.pt2": torch.export.load(made / "whole.pt2").module()}
+        runs: dict[str, Callable[..., Tensor]] = {"whole.pt2": torch.export.load(made / "whole.pt2").module()}
         if onnx:
             runs["whole.onnx"] = _as_onnx(whole, program, made / "whole.onnx")
         tried = whole.tried()
         facts = {
             "method": type(learner).__name__,
             "inputs": {
-                name: {"shape": [*whole.axes[name].values(), *value.shape[len(whole.axes[name]) :]], "dtype": _kind(value)}
+                name: {
+                    "shape": [*whole.axes[name].values(), *value.shape[len(whole.axes[name]) :]],
+                    "dtype": _kind(value),
+                }
                 for name, value in zip(INPUTS, _inputs(example), strict=True)
             },
             "output": {"prediction": ["tasks", "queries", *whole(*_inputs(example)).shape[2:]]},
@@ -74,6 +77,7 @@ def export_whole(learner: Learner, example: Tasks, folder: Path, onnx: bool = Tr
                 name: max(_difference(name, run, whole, _sized(example, *sizes)) for sizes in tried)
                 for name, run in runs.items()
             },
+            "largest_prediction": float(whole(*_inputs(example)).abs().max()),
             "torch": torch.__version__,
         }
         write_atomically(made / "whole.json", json.dumps(facts, indent=1) + "\n")
@@ -126,9 +130,10 @@ def _sized(example: Tasks, tasks: int, shots: int, queries: int) -> Tasks:
     def some(value: Tensor, count: int, axis: int) -> Tensor:
         return value.index_select(axis, torch.arange(count, device=value.device) % value.shape[axis])
 
-    taken = Tasks(*(some(field, tasks, 0) for field in example))
-    support = (some(field, shots, 1) if field.shape[1] == example.support_mask.shape[1] else field for field in taken[:3])
-    return Tasks(*support, some(taken.query_x, queries, 1), some(taken.query_y, queries, 1), taken.hidden)
+    few = Tasks(*(some(field, tasks, 0) for field in example))
+    shown = few.support_mask.shape[1]
+    x, y, mask = (some(field, shots, 1) if field.shape[1:2] == (shown,) else field for field in few[:3])
+    return Tasks(x, y, mask, some(few.query_x, queries, 1), some(few.query_y, queries, 1), few.hidden)
 
 
 def _written(whole: _Whole, example: Tasks) -> torch.export.ExportedProgram:
@@ -141,8 +146,8 @@ def _written(whole: _Whole, example: Tasks) -> torch.export.ExportedProgram:
     except Exception as error:  # torch raises whatever its parts raise
         raise _refused(
             whole.learner,
-            f"`torch.export` stops at: {_first_line(error)}. A program holds no steps that depend on numbers, and holds "
-            "for any number of tasks only where nothing looks at how many there are, as `len(x)` does",
+            f"`torch.export` stops at: {_first_line(error)}. A program has no steps that depend on numbers, and holds "
+            "for any number of tasks only where nothing fixes how many there are, as `len(x)` does",
         ) from error
 
 
@@ -217,8 +222,8 @@ def _check_kind(learner: Learner) -> None:
 
 def _refused(learner: Learner, why: str) -> ConfigError:
     return ConfigError(
-        f"{type(learner).__name__} cannot be exported whole: {why}. Nothing was written. The network of one task can be: "
-        "type `weightloom export RUN --task 0`, or call `weightloom.specialise`."
+        f"{type(learner).__name__} cannot be exported whole: {why}. Nothing was written. The network of one task can "
+        "be: type `weightloom export RUN --task 0`, or call `weightloom.specialise`."
     )
 
 
