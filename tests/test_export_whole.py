@@ -27,6 +27,7 @@ from weightloom.forms.windows import convolve_each, transpose_convolve_each
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.hypernets.solve import solve_symmetric
 from weightloom.networks import ConvNet, mlp
+from weightloom.recurrent import LSTM
 from weightloom.tasks import Tasks
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -238,14 +239,14 @@ def test_the_learner_is_left_alone(tmp_path):
 
 
 class Own(nn.Module):
-    """A program of a user's own: Params in."""
+    """A program of a user's own: the first parameter of its base in."""
 
     def __init__(self, base):
         super().__init__()
-        self.base = base
+        self.base, self.name = base, next(name for name, _ in base.named_parameters())
 
-    def forward(self, weight, x):
-        return apply_per_task(self.base, {"0.weight": weight}, x)
+    def forward(self, weight, x, engine="auto"):
+        return apply_per_task(self.base, {self.name: weight}, x, engine=engine)
 
 
 class Mixing(nn.Sequential):
@@ -253,6 +254,13 @@ class Mixing(nn.Sequential):
 
     def forward(self, x):
         return super().forward(x - x.mean(0))
+
+
+class Reading(nn.Sequential):
+    """A recurrent layer, which cannot be folded, inside of another module."""
+
+    def forward(self, x):
+        return self[1](self[0](x)[0])
 
 
 class Counting(nn.Sequential):
@@ -266,6 +274,7 @@ BASES = {
     "linear": (nn.Sequential, (nn.Linear(4, 3), nn.LayerNorm(3), nn.GELU()), (4,)),
     "mixing": (Mixing, (nn.Linear(4, 3),), (4,)),
     "counting": (Counting, (nn.Linear(4, 3),), (4,)),
+    "reading": (Reading, (LSTM(4, 3, batch_first=True), nn.Linear(3, 2)), (5, 4)),
     "convolution": (nn.Sequential, (nn.Conv2d(2, 4, 3, 2, 1), nn.GroupNorm(2, 4), nn.MaxPool2d(2)), (2, 5, 5)),
     "transposed": (nn.Sequential, (nn.ConvTranspose2d(2, 4, 3, 2, 1, 1), nn.BatchNorm2d(4), nn.ReLU()), (2, 3, 3)),
     "embedding": (nn.Sequential, (nn.Embedding(6, 4), nn.Linear(4, 2)), ()),
@@ -281,13 +290,13 @@ def test_a_program_of_your_own_holds_for_any_number_of_tasks_and_rows(name):
     def inputs(tasks, batch):
         shape = (tasks, batch, *event)
         x = torch.randn(shape) if event else torch.randint(6, shape)
-        return torch.randn(tasks, *layers[0].weight.shape), x
+        return torch.randn(tasks, *next(base.parameters()).shape), x
 
-    program = torch.export.export(Own(base), inputs(3, 5), dynamic_shapes=({0: any_size}, {0: any_size, 1: any_size}))
+    own = Own(base)
+    program = torch.export.export(own, inputs(3, 5), dynamic_shapes=({0: any_size}, {0: any_size, 1: any_size}))
     for tasks, batch in ((3, 5), (4, 7), (1, 1)):
         weight, x = inputs(tasks, batch)
-        expected = apply_per_task(base, {"0.weight": weight}, x, engine="loop")
-        torch.testing.assert_close(program.module()(weight, x), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(program.module()(weight, x), own(weight, x, "loop"), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -5,6 +5,9 @@ Out:  its result, of operations that are known for any number of tasks.
 Knows nothing of plans: nothing can be tried or timed while a program is written.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from weightloom.base.engines import Call, Result, run_aligned, run_vmap
 from weightloom.base.rows import WatchRows
 from weightloom.errors import BatchingError
@@ -16,11 +19,29 @@ def run_exported(call: Call) -> Result:
     What ``vmap`` makes of convolutions, norms, pooling and embeddings holds for one number of tasks only, as torch
     writes that number into the shapes of its views (torch 2.13). Folded, they are those of any batch.
     """
+    if call.randomness == "same" or call.chunk_size is not None:
+        return run_vmap(call)
     watch = WatchRows()
     try:
-        result = run_aligned(call._replace(watch=watch, chunk_size=None))
+        with _modules_left():
+            result = run_aligned(call._replace(watch=watch))
     except (BatchingError, RuntimeError, ValueError, TypeError):
-        watch.mixes = "an error"
-    if watch.mixes or watch.sizes or call.randomness == "same":
         return run_vmap(call)
-    return result
+    return run_vmap(call) if watch.mixes or watch.sizes else result
+
+
+@contextmanager
+def _modules_left() -> Iterator[None]:
+    """Leave every module that was entered when an error passed: torch's tracer forgets to (torch 2.13)."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    tracer = getattr(get_proxy_mode(), "tracer", None)
+    entered = getattr(tracer, "module_stack", None)
+    before = dict(entered or {})
+    try:
+        yield
+    except BaseException:
+        if entered is not None:
+            entered.clear()
+            entered.update(before)
+        raise
