@@ -66,7 +66,7 @@ class Template(Form):
             return NotImplemented
         if x.shape[-2] > 1:
             every = torch.cat([templates, own[None]]).mT.flatten(1)
-            taken = torch.cat([mixture, mixture.new_ones(len(mixture), 1)], 1)
+            taken = torch.cat([mixture, mixture.new_ones(mixture.shape[0], 1)], 1)
             weights = (taken @ every).unflatten(1, own.mT.shape)
             return x @ weights if bias is None else torch.baddbmm(bias, x, weights)
         of_each = nn.functional.linear(x, templates.flatten(0, 1)).unflatten(-1, (self.count, len(own)))

@@ -68,7 +68,7 @@ class HyperConvs(Learner):
 
     def condition(self, support: Support) -> Tensor:
         """Mean of the class means and their spread, (tasks, 2 * features)."""
-        mean = class_statistics(flat_features(self.trunk, support.x), support.y, support.mask).mean
+        mean = class_statistics(flat_features(self.trunk, support.x), support.y, support.mask, self.ways).mean
         condition: Tensor = self.norm(torch.cat([mean.mean(1), mean.std(1)], dim=1))
         return condition
 
@@ -80,8 +80,8 @@ class HyperConvs(Learner):
 
     def _head(self, features: Tensor, support: Support) -> Params:
         if self.head is not None:
-            return Params(self.head(features, support.y, support.mask))
-        return scaled_prototypes(class_statistics(features, support.y, support.mask).mean, self.log_scale)
+            return Params(self.head(features, support.y, support.mask, self.ways))
+        return scaled_prototypes(class_statistics(features, support.y, support.mask, self.ways).mean, self.log_scale)
 
     def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
         """Run each task's trunk and head."""

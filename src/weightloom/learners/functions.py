@@ -9,6 +9,7 @@ from weightloom.base import apply_per_task, apply_shared
 from weightloom.errors import ConfigError
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.hypernets.head import full_precision
+from weightloom.hypernets.solve import solve_symmetric
 from weightloom.learners.learner import Learner, Support
 from weightloom.learners.trunks import head_of, misfit, split, trunk_of
 from weightloom.params import Params, sub
@@ -131,20 +132,29 @@ class HyperFunction(Learner):
     def adapt(self, support: Support) -> Params:
         """Generate the prior mean of the head, and find the head."""
         own, bias = (head_of(self.base).get_parameter(name) for name in ("weight", "bias"))
-        positions, number = _distinct(support.x)
-        features = trunk_of(self.base)(positions).to(support.y.dtype)
+        points = self._points(support)
         with full_precision(support.x):
-            points = _Points(features, number, support.mask, self.log_noise.exp() + 1e-5)
-            first = points.fit(support.y - points.at(own.expand(len(support.x), -1, -1)) - bias)
+            first = points.fit(support.y - points.at(own.expand(support.x.shape[0], -1, -1)) - bias)
         params = self.hyper(torch.cat([self.condition(support), 4 * first.flatten(1)], dim=1))
         with full_precision(support.x):
             mean, bias = params["head.weight"] + first, params["head.bias"].to(first.dtype)
             weight = mean + points.fit(support.y - points.at(mean) - bias[:, None])
             return Params({"head.weight": weight, "head.bias": bias})
 
+    def _points(self, support: Support) -> "_Points | _PointsWrittenOut":
+        if torch.compiler.is_exporting():  # how many positions differ is not known there
+            return _PointsWrittenOut(apply_shared(trunk_of(self.base), support.x), support.mask, self._noise())
+        positions, number = _distinct(support.x)
+        features = trunk_of(self.base)(positions).to(support.y.dtype)
+        with full_precision(support.x):
+            return _Points(features, number, support.mask, self._noise())
+
+    def _noise(self) -> Tensor:
+        return self.log_noise.exp() + 1e-5
+
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the trunk, once where all tasks are asked at the same positions, then each task's head."""
-        if x.stride(0) == 0:
+        if not torch.compiler.is_exporting() and x.stride(0) == 0:
             features = trunk_of(self.base)(x[0]).to(x.dtype)
             with full_precision(x):
                 return self._bounded((params["head.weight"] @ features.mT).mT + params["head.bias"][:, None])
@@ -195,6 +205,30 @@ class _Points:
         weights = torch.cholesky_solve(miss.detach(), self.factor)
         left = miss - self.at(self.back(weights)) - self.noise * weights
         return self.back(weights + torch.cholesky_solve(left, self.factor))
+
+
+class _PointsWrittenOut:
+    """The same where a program is written down: every point is handled by itself.
+
+    Args:
+        features: Of each task's points, (tasks, shots, features).
+        mask: True where a point is there, (tasks, shots).
+        noise: Variance of the noise on a value.
+    """
+
+    def __init__(self, features: Tensor, mask: Tensor, noise: Tensor) -> None:
+        self.there = mask[..., None].to(features.dtype)
+        self.rows = features * self.there
+        place = torch.arange(mask.shape[1], device=mask.device)
+        self.gram = self.rows @ self.rows.mT + noise * (place[:, None] == place)
+
+    def at(self, head: Tensor) -> Tensor:
+        """What a head (tasks, out, features) says at the points, (tasks, shots, out)."""
+        return self.rows @ head.mT
+
+    def fit(self, miss: Tensor) -> Tensor:
+        """The change of the head that explains ``miss``, (tasks, shots, out), the rest being noise."""
+        return solve_symmetric(self.gram, miss * self.there).mT @ self.rows
 
 
 def _gram(features: Tensor, number: Tensor) -> Tensor:

@@ -106,8 +106,8 @@ class HyperHead(HeadLearner):
         self.hyper = HeadHyperNetwork("head", start_scale=start_scale)
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
-        """Generate the head."""
-        params: Params = self.hyper(features, labels, mask)
+        """Generate the head, of as many rows as there are labels, or as ``ways`` says."""
+        params: Params = self.hyper(features, labels, mask, self.ways)
         return params
 
 

@@ -27,4 +27,4 @@ class ProtoNet(HeadLearner):
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
         """Set the head from the class means."""
-        return scaled_prototypes(class_statistics(features, labels, mask).mean, self.log_scale)
+        return scaled_prototypes(class_statistics(features, labels, mask, self.ways).mean, self.log_scale)
