@@ -88,7 +88,7 @@ def always_stale(app: Any, env: Any, added: set[str], changed: set[str], removed
 
 def find_public_name(app: Any, env: Any, node: Any, contents: Any) -> Any:
     """Link a public name that a docstring of another room mentions without its path."""
-    room = weightloom._ROOM_OF.get(node.get("reftarget"))
+    room = weightloom._public_names().get(node.get("reftarget"))
     if node.get("refdomain") != "py" or room is None:
         return None
     target = f"weightloom.{room}.{node['reftarget']}"

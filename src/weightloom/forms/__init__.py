@@ -12,7 +12,6 @@ from weightloom.forms.arithmetic import average as average
 from weightloom.forms.arithmetic import distance as distance
 from weightloom.forms.arithmetic import interpolate as interpolate
 from weightloom.forms.arithmetic import squared_norm as squared_norm
-from weightloom.forms.calls import Conv as Conv
 from weightloom.forms.choose import budget as budget
 from weightloom.forms.choose import choose_forms as choose_forms
 from weightloom.forms.chunked import Chunked as Chunked
