@@ -14,6 +14,7 @@ from weightloom.base import task_buffers as task_buffers
 from weightloom.conditions import ClassStatistics as ClassStatistics
 from weightloom.conditions import CombinedCondition as CombinedCondition
 from weightloom.conditions import DeepSets as DeepSets
+from weightloom.conditions import GridEncoder as GridEncoder
 from weightloom.conditions import MagnitudeInvariantEncoding as MagnitudeInvariantEncoding
 from weightloom.conditions import SupportAttention as SupportAttention
 from weightloom.conditions import TaskEmbedding as TaskEmbedding

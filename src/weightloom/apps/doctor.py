@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 import weightloom
-from weightloom.apps.fewshot.presets import DATA, FITS, METHODS, PRESETS
+from weightloom.apps.fewshot.methods import FITS, METHODS
+from weightloom.apps.fewshot.presets import DATA, PRESETS
 from weightloom.apps.rl.presets import METHODS as AGENTS
 from weightloom.apps.rl.presets import RUNS
 from weightloom.datasets import FILES, find_file, searched_folders
@@ -49,8 +50,8 @@ def print_list() -> None:
         ways = "" if preset["ways"] == (1,) else f"ways {' '.join(map(str, preset['ways']))}, "
         data.add_row(name, f"{ways}shots {' '.join(map(str, preset['shots']))}, {preset['steps']} steps", where(name))
     methods = Table("method", "what it is", "data", title="weightloom fewshot --method …")
-    for name, what in METHODS.items():
-        methods.add_row(name, what, " ".join(data for data, fits in FITS.items() if name in fits))
+    for method in METHODS:
+        methods.add_row(method.name, method.about, " ".join(d for d, fits in FITS.items() if method.name in fits))
     agents = Table("method", "what it is", "algorithms", title="weightloom rl --method …")
     for name, what in AGENTS.items():
         agents.add_row(name, what, " ".join(algorithm for algorithm, runs in RUNS.items() if name in runs))

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from weightloom.apps.fewshot.presets import COMMON, FITS, PRESETS, data_kind
+from weightloom.apps.fewshot.methods import FITS
+from weightloom.apps.fewshot.presets import COMMON, PRESETS, data_kind
 from weightloom.errors import ConfigError, nearest
 from weightloom.runs.options import check_rates, config_from, plain_options, rates_of
 

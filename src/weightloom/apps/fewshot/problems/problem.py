@@ -3,6 +3,7 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.methods import builds_of
 from weightloom.errors import ConfigError
 from weightloom.learners.inner_steps import InnerSteps
 from weightloom.learners.learner import Learner
@@ -27,6 +29,8 @@ class Problem(ABC):
     """What a person should know of the data before it goes on, such as files that were skipped."""
     at_once: int
     """How many tasks are judged in one pass."""
+    ways: int | None = None
+    """Rows of a head whose number is fixed; None where outputs are no classes."""
     many: int = 0
     """Tasks that are adapted to at the end of a run to see how long that takes; 0: it is not looked at."""
 
@@ -50,9 +54,9 @@ class Problem(ABC):
     def build(self, outputs: int) -> nn.Module:
         """The base network of every method, newly initialised, for a number of outputs."""
 
-    @abstractmethod
     def methods(self) -> dict[str, Callable[[], Learner]]:
-        """What builds each method that solves these tasks, newly initialised, with settings that suit them."""
+        """Builders of the methods that solve these tasks, by name, as `weightloom.apps.fewshot.methods` has them."""
+        return {name: partial(build, self) for name, build in builds_of(self.config.kind).items()}
 
     def yardsticks(self, learner: Learner) -> dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]]:
         """Rows that no method competes for, such as a ceiling, by their names: what is judged, and what it is given.
