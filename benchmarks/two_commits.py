@@ -1,9 +1,10 @@
-"""Time the steps of `weightloom bench` at an earlier commit and now: two processes in turn on one core, CPU time.
+"""Time the steps of the race at an earlier commit and now: two processes in turn on one core, CPU time.
 
 python benchmarks/two_commits.py --before d5873ca --record benchmarks/records/two-commits.json
 """
 
 import argparse
+import importlib
 import os
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,8 +27,9 @@ def steps() -> Iterator[tuple[str, str, Callable[[], object]]]:
     """Setting, contender and step of every row that runs by the library."""
     import torch
 
-    from weightloom.apps.bench.contests import contests
-    from weightloom.apps.bench.workloads import make_workload, ours
+    race = "weightloom.apps.bench" if find_spec("weightloom.apps.bench") else "benchmarks.race"  # where it once was
+    contests = importlib.import_module(f"{race}.contests").contests
+    workloads = importlib.import_module(f"{race}.workloads")
 
     torch.set_num_threads(1)
     for contest in contests(("forms", "built", "mlp", "kernels", "adapters", "actor")):
@@ -35,8 +38,8 @@ def steps() -> Iterator[tuple[str, str, Callable[[], object]]]:
                 if name not in OTHERS:
                     yield contest.setting, name, step
     for name in ("mlp", "cnn"):
-        workload = make_workload(name)
-        contender = ours(workload)
+        workload = workloads.make_workload(name)
+        contender = workloads.ours(workload)
         yield f"peers, {name}", contender.name, lambda contender=contender, workload=workload: contender.step(workload)
 
 
@@ -64,7 +67,7 @@ def ask(server: Any, words: str) -> str:
 
 def start(source: Path, core: int) -> Any:
     command = ["taskset", "-c", str(core), sys.executable, "-W", "ignore", __file__, "--serve"]
-    environment = {**os.environ, "PYTHONPATH": str(source / "src"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{source / 'src'}{os.pathsep}{source}", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 

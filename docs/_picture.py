@@ -9,8 +9,9 @@ import sys
 from html import escape
 from pathlib import Path
 
-from weightloom.report.images import Pictures, camera_rows
+from weightloom.apps.fewshot.figures.cameras import camera_rows
 from weightloom.report.run import read_run
+from weightloom.report.section import Pictures
 
 PICTURE = Path(__file__).parent / "images" / "cameras.svg"
 SIDE, GAP, LEFT, TOP, LINE = 56, 8, 190, 10, 82

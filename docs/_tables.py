@@ -12,11 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from weightloom.report.scores import best_of, competes, overlap, score_text, time_text
+from weightloom.apps.fewshot.methods import FAMILIES, METHODS
+from weightloom.runs.record import competes, label, role_of
+from weightloom.runs.words import best_of, overlap, score_text, time_text
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
 RECORD = re.compile(r"<!-- record (\S+) -->")
+METHODS_MARK = "<!-- methods -->"
 START, END = "<!-- results -->", "<!-- /results -->"
 OURS = "hypernetwork"
 NAMES = {"mse": "mean squared error"}
@@ -177,13 +180,27 @@ def with_records(page: str) -> str:
     return RECORD.sub(table, page)
 
 
+def methods_table() -> str:
+    """Return a row for each few-shot method, with a column for each family of data that it may solve."""
+    lines = [f"| method | what it is | {' | '.join(FAMILIES)} | from |", f"|---|---|{':-:|' * len(FAMILIES)}---|"]
+    for method in METHODS:
+        cells = []
+        for members in FAMILIES.values():
+            solved = [data for data in members if method.build_for(data)]
+            cells.append("●" if len(solved) == len(members) else ", ".join(f"`{data}`" for data in solved))
+        lines.append(f"| `{method.name}` | {method.about} | {' | '.join(cells)} | {method.source} |")
+    of = [f"*{family}* are {', '.join(f'`{data}`' for data in members)}" for family, members in FAMILIES.items()]
+    yours = "`folder` is a folder of your own pictures, `table` a table of your own"
+    return "\n".join([*lines, "", f"{'; '.join(of)}. {yours}."])
+
+
 def _wide_table(record: Record) -> str:
     """Return all methods of a record against all settings; bold is what the best method's interval overlaps."""
     settings = _by_setting(record)
     best = {setting: best_of([_numeric(score) for score in scores]) for setting, scores in settings.items()}
     lines = [f"| | {' | '.join(settings)} |", "|---|" + "--:|" * len(settings)]
-    for method in dict.fromkeys(score["method"] for score in record["scores"]):
-        rows = [[score for score in scores if score["method"] == method] for scores in settings.values()]
+    for method in dict.fromkeys(label(score) for score in record["scores"]):
+        rows = [[score for score in scores if label(score) == method] for scores in settings.values()]
         cells = [_bold(row[0], best[s]) if row else "" for s, row in zip(settings, rows, strict=True)]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"```sh\n{record.get('command') or 'command not recorded'}\n```"])
@@ -208,8 +225,9 @@ def camera_sentence(records: dict[str, Record]) -> str:
     record = records["cameras"]
     shares = []
     for setting in (CAMERAS[0], CAMERAS[2]):
-        read = {row["method"]: 100 * row["mean"] for row in record["scores"] if row["setting"] == setting}
-        others = [share for method, share in read.items() if method != OURS and competes(method)]
+        rows = [row for row in record["scores"] if row["setting"] == setting and competes(row)]
+        read = {row["method"]: 100 * row["mean"] for row in rows}
+        others = [share for method, share in read.items() if method != OURS]
         shares.append((read[OURS], read["matching"], max(others)))
     (ours, matching, other), few = shares
     return (
@@ -243,7 +261,7 @@ def _section(name: str, record: Record) -> str:
         parts += [_contests(record["rows"]), _shares(record["rows"]), _scale(record.get("scale") or [])]
     else:
         parts += [_table(scores) for scores in _by_setting(record).values()]
-    parts += [_paired(record.get("paired") or {})]
+    parts += [_paired(record)]
     parts += [_reference(record.get("reference") or {}), str(record.get("notes") or "")]
     parts += ["Cost of the whole run: " + ", ".join(word for word in spent if word) + "."]
     parts += [f"The record: `benchmarks/records/{name}.json`."]
@@ -254,12 +272,12 @@ def _table(scores: list[Score]) -> str:
     """Return the table of one setting; bold is what the best method's interval overlaps."""
     also = list(scores[0].get("also") or {})
     heads = [scores[0]["setting"], _score_name(scores[0]), *(other.replace("_", " ") for other in also), "adapts in"]
-    best = best_of([_numeric(score) for score in scores if not _is_control(score)])
+    best = best_of([_numeric(score) for score in scores if competes(score)])
     lines = [f"| {' | '.join(heads)} | over |", "|---|" + "--:|" * len(heads)]
     for score in scores:
         measured = [(score.get("also") or {}).get(other) for other in also]
         others = ["" if found is None or found.get("mean") is None else _score_text(found) for found in measured]
-        cells = [score["method"], _bold(score, best), *others, time_text(score.get("adapt_time_s")), _over(score)]
+        cells = [label(score), _bold(score, best), *others, time_text(score.get("adapt_time_s")), _over(score)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -332,9 +350,10 @@ def _drawing(rows: list[Record]) -> str:
 def _contest(scores: list[Score]) -> list[str]:
     """Return ours, the best other and the control of one setting, in words; bold is what the best overlaps."""
     first = OURS if any(score["method"] == OURS for score in scores) else scores[0]["method"]
-    ours = [_numeric(score) for score in scores if score["method"] == first][:1]
-    control = [_score_text(score) for score in scores if _is_control(score)]
-    others = [_numeric(score) for score in scores if score["method"] != first and not _is_control(score)]
+    competing = [_numeric(score) for score in scores if competes(score)]
+    ours = [score for score in competing if score["method"] == first][:1]
+    others = [score for score in competing if score["method"] != first]
+    control = [_score_text(score) for score in scores if role_of(score) == "control"]
     rival = [best_of(others)] if others else []
     best = best_of(ours + rival) if ours + rival else {}
     return [
@@ -346,7 +365,7 @@ def _contest(scores: list[Score]) -> list[str]:
 
 def _bold(score: Score, best: Score) -> str:
     text = _score_text(score)
-    return f"**{text}**" if not _is_control(score) and overlap(_numeric(score), best) else text
+    return f"**{text}**" if competes(score) and overlap(_numeric(score), best) else text
 
 
 def _key(records: dict[str, Record]) -> str:
@@ -361,9 +380,9 @@ def _key(records: dict[str, Record]) -> str:
     )
 
 
-def _paired(gaps: dict[str, Score]) -> str:
+def _paired(record: Record) -> str:
     """Return differences on the same tasks, run by run, which see finer than two intervals side by side."""
-    kept = {name: gap for name, gap in gaps.items() if competes(name)}
+    kept = _gaps(record)
     over = next((gap["over"] for gap in kept.values() if "over" in gap), "runs")
     lines = [f"| {name} | {gap['mean']:+.4f} ± {gap['ci95']:.4f} |" for name, gap in kept.items()]
     return "\n".join([f"| paired difference, over {over} | mean |", "|---|--:|", *lines]) if lines else ""
@@ -380,7 +399,7 @@ def targets_table(records: dict[str, Record]) -> str:
             continue
         what = "adapt_time_s" if relation == "times as quick" else "mean"
         ours = scores[0][what]
-        rivals = [s for s in scores if s["method"] == rival]
+        rivals = [s for s in scores if label(s) == rival]
         if rival and not rivals:
             continue
         other = rivals[0][what] if rival else None
@@ -408,8 +427,15 @@ def targets_table(records: dict[str, Record]) -> str:
 
 def _lead(record: Record, setting: str) -> float:
     """Return by how much ours is ahead of every other method at least: the lowest end of the paired intervals."""
-    gaps = {name.rpartition(" - ")[2]: gap for name, gap in record["paired"].items() if name.startswith(f"{setting}: ")}
-    return min(gap["mean"] - gap["ci95"] for rival, gap in gaps.items() if competes(rival))
+    gaps = [gap for name, gap in _gaps(record).items() if name.startswith(f"{setting}: ")]
+    return min(gap["mean"] - gap["ci95"] for gap in gaps)
+
+
+def _gaps(record: Record) -> dict[str, Score]:
+    """Return the differences from methods that compete, by names such as "5-shot: ours - theirs"."""
+    competing = {row["method"] for row in record["scores"] if competes(row)}
+    gaps = record.get("paired") or {}
+    return {name: gap for name, gap in gaps.items() if name.rpartition(" - ")[2] in competing}
 
 
 def _against(relation: str, ours: float, other: float | None) -> float:
@@ -470,10 +496,6 @@ def _numeric(score: Score) -> Score:
     """Return the score with NaN where a number is missing."""
     mean, interval = (math.nan if (value := score.get(key)) is None else value for key in ("mean", "ci95"))
     return {**score, "mean": mean, "ci95": 0.0 if math.isnan(interval) else interval}
-
-
-def _is_control(score: Score) -> bool:
-    return not competes(score["method"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every test runs on one thread, with the shape annotations of `weightloom` checked as it runs."""
+"""Every test runs on one thread, with the shape annotations of `weightloom` and `benchmarks` checked as it runs."""
 
 import random
 import sys
@@ -16,7 +16,7 @@ with patch(
     "random.getrandbits", random.Random(0).getrandbits
 ):  # what checks draw is not drawn from Python's own source
     import beartype  # noqa: F401
-jaxtyping.install_import_hook("weightloom", "beartype.beartype")
+jaxtyping.install_import_hook(["weightloom", "benchmarks"], "beartype.beartype")
 torch.set_num_threads(1)
 settings.register_profile("house", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("house")

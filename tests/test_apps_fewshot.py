@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import NearestCentroid as SklearnNearestCentroid
+from weightloom.apps.fewshot.run import CONTROL, load_run, run_fewshot, score_all
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.export import export_network
 from weightloom.apps.fewshot.judge import Scores, draw_test_tasks, judge
 from weightloom.apps.fewshot.problems import problem_of
-from weightloom.apps.fewshot.run import CONTROL, load_run, run_fewshot, score_all
 from weightloom.cli import main as cli_main
 from weightloom.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from weightloom.files import load_tensors

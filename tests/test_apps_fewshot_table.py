@@ -1,7 +1,6 @@
 """The printed table: every score can be told from the next."""
 
 import pytest
-
 from weightloom.apps.fewshot.table import print_table
 
 

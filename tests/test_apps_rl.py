@@ -13,6 +13,8 @@ from weightloom.files import load_tensors
 
 pytest.importorskip("sb3_contrib")
 
+from weightloom.apps.rl.run import load_players, run_rl, steps_to
+
 from weightloom.apps.rl import judge as judge_room
 from weightloom.apps.rl import show as show_room
 from weightloom.apps.rl import train as train_room
@@ -20,13 +22,13 @@ from weightloom.apps.rl.agents.players import ModelPlayer
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, world_of
 from weightloom.apps.rl.judge import judge, settings
-from weightloom.apps.rl.run import load_players, run_rl, steps_to
 from weightloom.apps.rl.train import train
+from weightloom.runs.record import competes
 from weightloom.training import read_rows
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # whole runs: shapes are checked where the rooms are tested
 
-CUBIC = "cubic through optimal gains (control)"
+CUBIC = "cubic through optimal gains"
 TINY = {
     "evaluate_every": 100,
     "rows": 4,
@@ -76,8 +78,9 @@ def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
         "report.html",
     }
     assert json.loads((run / "config.json").read_text())["steps"] == 120
-    methods = ["hypernetwork", "film", "none", "optimum (control)", CUBIC, "no action (control)"]
+    methods = ["hypernetwork", "film", "none", "optimum", CUBIC, "no action"]
     assert [row["method"] for row in record["scores"]] == 2 * methods
+    assert [competes(row) for row in record["scores"]] == 2 * (3 * [True] + 3 * [False])
     assert {row["setting"] for row in record["scores"]} == {"training ranges", "held-out contexts"}
     ours = record["scores"][0]["also"]
     assert {"explained_variance", "gain_error", "value_error", "noisy", "changed", "steps_to_target"} <= ours.keys()

@@ -6,11 +6,12 @@ import torch
 
 pytest.importorskip("sb3_contrib")
 
+from weightloom.apps.rl.run import run_rl
+
 from weightloom.apps.rl.agents.players import FittedOracle, Oracle, Still
 from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.rl.envs.worlds import world_of
 from weightloom.apps.rl.judge import judge, settings, value_accuracy
-from weightloom.apps.rl.run import run_rl
 
 
 def test_the_optimum_has_no_errors_and_its_context_matters():

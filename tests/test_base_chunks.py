@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from weightloom.apps.bench.timing import peak_memory_bytes
+from benchmarks.race.timing import peak_memory_bytes
 from weightloom.base import apply_per_task, in_chunks
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.hypernets import MLPHyperNetwork

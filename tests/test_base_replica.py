@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from cases import BASES, Base, mlp
 from references import copies, gradients_of
-from weightloom.base import per_task, plans
+from weightloom.base import per_task, plan_cache
 from weightloom.errors import BatchingError, WeightloomError
 from weightloom.replica import scan
 
@@ -485,7 +485,7 @@ def test_what_all_tasks_share_is_not_changed_in_place(what, engine):
 
 def plans_kept(net):
     """Everything that is remembered of a base."""
-    its, last = plans._of_base.get(net), scan._last.get(net)
+    its, last = plan_cache._of_base.get(net), scan._last.get(net)
     return [len(its.known), len(its.watched), len(last.plans) if last is not None else 0]
 
 
@@ -512,7 +512,7 @@ def many_shapes(nets, calls, warm):
         first = objects_after(net, warm)
         last = objects_after(net, calls)
         assert last - first < 200, f"{type(net).__name__}: {last - first} objects more"
-        assert max(plans_kept(net)) <= plans.PLANS_KEPT
+        assert max(plans_kept(net)) <= plan_cache.PLANS_KEPT
 
 
 @pytest.mark.slow
@@ -522,7 +522,7 @@ def test_calls_of_many_shapes_leave_nothing_behind_for_long():
 
 
 def test_calls_of_changing_shapes_leave_nothing_behind(monkeypatch):
-    monkeypatch.setattr(plans, "PLANS_KEPT", 10)
+    monkeypatch.setattr(plan_cache, "PLANS_KEPT", 10)
     many_shapes([mlp([4, 6, 2]).double()], 200, 10)
     many_shapes([Reads(4, 2).double()], 60, 10)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from weightloom import Params, autotuned, mlp, per_task
 from weightloom.base import Tuning
-from weightloom.base.plans import Plan
+from weightloom.base.plan import Plan
 from weightloom.errors import ConfigError
 
 TASKS = 5
@@ -119,8 +119,9 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 
 
 def test_a_run_keeps_its_engines(tmp_path):
-    from weightloom.apps.fewshot.config import FewShotConfig
     from weightloom.apps.fewshot.run import run_fewshot
+
+    from weightloom.apps.fewshot.config import FewShotConfig
 
     config = FewShotConfig(
         data="sinusoid", steps=3, tasks=4, test_tasks=10, comparators=(), evaluate_every=3, autotune=True

@@ -28,20 +28,23 @@ def room_of(path):
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-def used_rooms(path):
-    """Rooms that a file imports, anywhere in it."""
+def imported(path):
+    """Modules that a file imports, anywhere in it, and what it takes from them."""
     for node in ast.walk(ast.parse(path.read_text())):
-        modules = []
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for module in modules:
-            first, *rest = module.split(".")
-            room = weightloom._public_names().get(rest[0], rest[0]) if rest else ""
-            if first == "weightloom" and room in ROOMS:
-                yield room
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+
+
+def used_rooms(path):
+    """Rooms that a file imports, anywhere in it."""
+    for module in imported(path):
+        first, *rest = module.split(".")
+        room = weightloom._public_names().get(rest[0], rest[0]) if rest else ""
+        if first == "weightloom" and room in ROOMS:
+            yield room
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
@@ -55,6 +58,11 @@ def test_a_room_uses_only_rooms_before_it(path):
 
 def test_only_the_command_uses_apps():
     assert {room_of(path) for path in FILES if "apps" in used_rooms(path)} == {"apps", "cli"}
+
+
+def test_what_is_not_installed_with_the_library_is_not_imported_by_it():
+    own = {"benchmarks", "tests", "docs", "examples"}
+    assert not [(path, module) for path in FILES for module in imported(path) if module.split(".")[0] in own]
 
 
 def test_every_file_belongs_to_a_room():

@@ -8,14 +8,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
+from weightloom.apps.fewshot.run import run_fewshot
+from weightloom.apps.fewshot.table import print_table
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.export import export_network
 from weightloom.apps.fewshot.judge import judge
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.problems.cameras import SETTINGS, CameraProblem, uncrossed
-from weightloom.apps.fewshot.run import run_fewshot
-from weightloom.apps.fewshot.table import print_table
 from weightloom.base import specialise
 from weightloom.errors import ConfigError
 from weightloom.learners.in_context import ContextReader, InContext
@@ -29,6 +29,7 @@ from weightloom.learners.machines import (
     machine_of,
 )
 from weightloom.learners.matching import Matching
+from weightloom.runs.record import label
 from weightloom.tasks import CameraTasks, load_digit_images, sample_cameras
 
 CONFIG = FewShotConfig(data="cameras", steps=20, tasks=4, test_tasks=12, evaluate_every=10, checkpoint_every=10)
@@ -179,16 +180,19 @@ def test_every_trained_part_of_every_method_gets_a_gradient(problem, method):
 def test_the_ceilings_read_pictures_without_a_camera_and_chance_is_a_tenth(problem):
     torch.manual_seed(0)
     learner = problem.learner("hypernetwork")
-    rows = problem.yardsticks(learner)
-    assert list(rows) == ["untrained (control)", "reader (ceiling)", "SVM (ceiling)"]
-    machine, seen = rows["SVM (ceiling)"]
-    assert seen is uncrossed
+    untrained, reader, svm = problem.yardsticks(learner)
+    assert [(row.method, row.role) for row in (untrained, reader, svm)] == [
+        ("hypernetwork", "untrained"),
+        ("reader", "ceiling"),
+        ("SVM", "ceiling"),
+    ]
+    machine, seen = svm.learner, svm.seen
+    assert seen is uncrossed and untrained.seen is None
     assert judge(machine, problem, 1, 40, 10, seen=seen).row("x", "y")["mean"] > 0.9
     assert judge(machine, problem, 1, 40, 10).row("x", "y")["mean"] < 0.2  # through the cameras
     tasks = problem.test_source(1).sample(2, torch.Generator().manual_seed(0))
-    reader = rows["reader (ceiling)"][0]
-    torch.testing.assert_close(reader.predict({}, tasks.hidden), learner.base[1:](tasks.hidden))
-    assert "reader (ceiling)" not in problem.yardsticks(problem.learner("nearest"))
+    torch.testing.assert_close(reader.learner.predict({}, tasks.hidden), learner.base[1:](tasks.hidden))
+    assert "reader" not in [row.method for row in problem.yardsticks(problem.learner("nearest"))]
 
 
 def test_pictures_of_the_three_parts_are_different_and_in_the_sets_own_order(problem):
@@ -235,13 +239,13 @@ def test_a_run_has_a_row_for_methods_controls_and_ceiling_in_every_setting(run):
         "matching",
         "nearest",
         "shuffled (control)",
-        "untrained (control)",
+        "hypernetwork (untrained)",
         "reader (ceiling)",
         "SVM (ceiling)",
     ]
     settings = ["1 of each of 10", "2 of each of 10", "2 of each of 5", "4 of each of 5"]
-    assert [(row["setting"], row["method"]) for row in record["scores"]] == [(s, m) for s in settings for m in methods]
-    means = {(row["setting"], row["method"]): row["mean"] for row in record["scores"]}
+    assert [(row["setting"], label(row)) for row in record["scores"]] == [(s, m) for s in settings for m in methods]
+    means = {(row["setting"], label(row)): row["mean"] for row in record["scores"]}
     assert means["4 of each of 5", "nearest"] <= 0.5 + 0.1 < means["4 of each of 5", "SVM (ceiling)"]
     many = record["many"]
     assert many["tasks"] == 200 and many["write_s"] > 0 and many["run_s"] < 4 * many["shared_s"]

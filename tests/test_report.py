@@ -11,14 +11,18 @@ import pytest
 import torch
 
 import weightloom.report
+from weightloom.apps.fewshot.figures import sections
+from weightloom.apps.fewshot.figures.strips import first_of_each_class, task_strips
 from weightloom.errors import CheckpointError, DataError, ShapeError
 from weightloom.files import save_tensors
 from weightloom.report import build_report
-from weightloom.report.figures import trailing_means
-from weightloom.report.images import data_uri, encode_png, first_of_each_class, task_strips
+from weightloom.report.compare import time_figures
+from weightloom.report.figures import learning_curves, lower_is_better, trailing_means
 from weightloom.report.maps import condition_maps, principal_plane
+from weightloom.report.pictures import data_uri, encode_png
 from weightloom.report.run import read_run
-from weightloom.report.scores import headline, rows_by_setting, time_text
+from weightloom.report.scores import headline, rows_by_setting
+from weightloom.runs.words import time_text
 
 SHOTS = [1, 3, 5]
 
@@ -122,7 +126,7 @@ def decode_png(png):
 
 def test_a_finished_classification_run_shows_every_section(tmp_path):
     folder = write_record(write_classification(write_early(tmp_path)), score("hypernetwork", 0.9), score("MAML", 0.8))
-    path = build_report(folder)
+    path = build_report(folder, sections)
     page = path.read_text()
     assert path == tmp_path / "report.html"
     for heading in ("Results", "How it learned", "What it predicted", "What the method is told", "What it cost"):
@@ -137,7 +141,7 @@ def test_a_finished_classification_run_shows_every_section(tmp_path):
 
 def test_a_finished_regression_run_shows_curves_and_one_map_per_value(tmp_path):
     folder = write_regression(write_early(tmp_path, "mse", data="sinusoid"))
-    page = build_report(write_record(folder, score("hypernetwork", 0.3, name="mse"))).read_text()
+    page = build_report(write_record(folder, score("hypernetwork", 0.3, name="mse")), sections).read_text()
     plots = [attributes for _, attributes in Elements(page).attributes if attributes.get("class") == "plot"]
     assert len(plots) == 2 + 2 * len(SHOTS) + 2 + 1  # learning, a panel per task and shot count, maps, time
     assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
@@ -148,7 +152,7 @@ def test_a_finished_regression_run_shows_curves_and_one_map_per_value(tmp_path):
 def test_a_page_loads_nothing_from_elsewhere_and_holds_plotly_once(tmp_path, write_evaluation):
     from plotly.offline import get_plotlyjs
 
-    page = build_report(write_evaluation(write_early(tmp_path))).read_text()
+    page = build_report(write_evaluation(write_early(tmp_path)), sections).read_text()
     ours = page.replace(get_plotlyjs(), "", 1)
     elements = Elements(page)
     assert len(page) - len(ours) == len(get_plotlyjs())
@@ -186,7 +190,7 @@ def test_hostile_text_is_shown_and_not_run(tmp_path):
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
     write_classification(write_early(tmp_path, data=hostile, extra=[hostile]), class_names=(hostile, "one", "two"))
     write_record(tmp_path, score(f"hypernetwork {hostile}", 0.9, setting=hostile))
-    page = build_report(tmp_path).read_text()
+    page = build_report(tmp_path, sections).read_text()
     elements = Elements(page)
     assert "alert(1)" in page and "<script>alert" not in page
     assert "x" not in elements.addresses
@@ -221,7 +225,7 @@ def test_the_headline_says_plainly_who_is_best(tmp_path):
         return headline(read_run(write_record(write_early(tmp_path), *scores)))
 
     assert sentence(score("hypernetwork", 0.912), score("ProtoNet", 0.88), score("MAML", 0.7)) == (
-        "On 1,000 tasks (3-way 1-shot) with classes never seen in training, "
+        "On 1,000 tasks (3-way 1-shot) never seen in training, "
         "the hypernetwork reached 0.912 ± 0.006 accuracy (ProtoNet 0.880 ± 0.006)."
     )
     assert sentence(score("hypernetwork", 0.8), score("MAML", 0.9)).endswith("; MAML did better, 0.900 ± 0.006.")
@@ -236,10 +240,43 @@ def test_the_headline_says_plainly_who_is_best(tmp_path):
 
 
 def test_a_control_is_no_rival_but_stands_in_the_table(tmp_path):
-    scores = [score("hypernetwork", 0.3, name="mse"), score("shuffled support (control)", 6.0, name="mse")]
+    scores = [score("hypernetwork", 0.3, name="mse"), score("shuffled", 0.1, name="mse", role="control")]
+    scores += [score("hypernetwork", 0.2, name="mse", role="untrained")]
     run = read_run(write_record(write_early(tmp_path), *scores))
-    assert "control" not in headline(run)
-    assert [row.best for row in rows_by_setting(scores)["3-way 1-shot"]] == [True, False]
+    assert headline(run).endswith("the hypernetwork reached 0.300 ± 0.006 mean squared error.")
+    rows = rows_by_setting(scores)["3-way 1-shot"]
+    assert [(row.method, row.best) for row in rows] == [
+        ("hypernetwork", True),
+        ("shuffled (control)", False),
+        ("hypernetwork (untrained)", False),
+    ]
+
+
+def test_the_facts_of_a_run_say_what_its_tasks_are(tmp_path):
+    folder = write_record(write_early(tmp_path), score("hypernetwork", 0.9))
+    save_tensors(folder / "evaluation.safetensors", {}, {"unseen": "on roads never driven"})
+    assert headline(read_run(folder)).startswith("On 1,000 tasks (3-way 1-shot) on roads never driven, the hyper")
+
+
+@pytest.mark.parametrize("told", ["record", "facts", "log"])
+def test_a_lower_score_is_better_if_record_facts_or_log_say_so(tmp_path, told):
+    folder = write_early(tmp_path, "mse" if told == "log" else "energy")
+    assert lower_is_better(read_run(folder)) == (told == "log")
+    if told == "record":
+        write_record(folder, score("hypernetwork", -3.0, name="energy"))
+    if told == "facts":
+        save_tensors(folder / "evaluation.safetensors", {}, {"better": "lower"})
+    run = read_run(folder)
+    assert lower_is_better(run)
+    assert all("Lower is better" in figure.caption for figure in learning_curves(run))
+    assert [json.loads(figure.plot)["layout"]["yaxis"].get("type") for figure in learning_curves(run)] == ["log", "log"]
+
+
+def test_an_axis_of_scores_below_zero_is_not_logarithmic():
+    scores = [score("hypernetwork", -3.0, name="energy"), score("other", 2.0, name="energy")]
+    assert scores[0]["better"] == "lower"
+    (figure,) = time_figures(scores)
+    assert "type" not in json.loads(figure.plot)["layout"]["yaxis"]
 
 
 def test_every_row_whose_interval_meets_the_best_is_bold():

@@ -1,30 +1,18 @@
+"""Sections that the runs of all applications share, and those of an application of one's own."""
+
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.run import run_fewshot
-from weightloom.files import save_tensors
+import weightloom.report
 from weightloom.report import build_report
 from weightloom.report.changes import change_bars, change_maps
-from weightloom.report.compare import reliability_figures, sweep_figures, time_figures, time_ticks
-from weightloom.report.curves import curve_rows, scatter, worst_scatter
-from weightloom.report.images import completed_images, data_uri, observed, worst_strips
+from weightloom.report.compare import reliability_figures, time_figures, time_ticks
 from weightloom.report.run import Run
-from weightloom.report.sections import sections
-
-HEADINGS = {
-    "predicted": "What it predicted",
-    "worst": "The worst tasks",
-    "sweep": "Score against shots and ways",
-    "time": "Time to adapt against score",
-    "calibration": "How sure, and how often right",
-    "changes": "What changed in each layer",
-    "map": "What the method is told",
-}
-TINY = {"steps": 2, "tasks": 2, "test_tasks": 16, "queries": 4, "evaluate_every": 1}
+from weightloom.report.section import Pictures, Section, with_shared
 
 
 def made(tensors=None, facts=None, scores=()):
@@ -41,64 +29,14 @@ def drawn(figure):
     return plot["data"], plot["layout"]
 
 
-@pytest.fixture(scope="module", params=["digits", "sinusoid"])
-def finished(request, tmp_path_factory):
-    run = tmp_path_factory.mktemp("runs") / request.param
-    options = {"comparators": ("centroid",) if request.param == "digits" else (), "shots": (1, 3)}
-    record = run_fewshot(FewShotConfig(data=request.param, **TINY, **options), run, quiet=True)
-    return request.param, record, (run / "report.html").read_text()
-
-
-def test_the_report_of_a_run_has_every_section_in_order(finished):
-    data, _, page = finished
-    assert re.findall("<h2>(.*?)</h2>", page)[2:-1] == list(HEADINGS.values())
-    assert "could not be drawn" not in page
-    assert ("This does not apply: only a classification" in page) == (data == "sinusoid")
-
-
-def test_times_and_calibration_on_the_page_are_those_of_the_record(finished):
-    data, record, page = finished
-    plots = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page, re.S)]
-    kept = [r for r in record["scores"] if "control" not in r["method"]]
-    timed = [p for p in plots if p["layout"]["xaxis"].get("title", {}).get("text") == "time to adapt to one task"]
-    places = [(trace["x"][0], trace["y"][0], trace["error_y"]["array"][0]) for p in timed for trace in p["data"]]
-    assert places == [(r["adapt_time_s"], r["mean"], r["ci95"]) for r in kept]
-    if data == "digits":
-        for r in kept:
-            assert f"{r['method']}: {r['calibration']['ece']:.3f}</li>" in page
-
-
-def test_a_page_with_all_sections_is_small_and_fetches_nothing(finished):
-    from plotly.offline import get_plotlyjs
-
-    ours = finished[2].replace(get_plotlyjs(), "", 1)
-    assert len(ours) < 1_000_000 and "http://" not in ours and "https://" not in ours
-
-
-def test_a_sweep_has_a_line_for_each_method_and_one_for_each_ways():
-    rows = [
-        {
-            "method": method,
-            "ways": ways,
-            "shots": shots,
-            "mean": 0.5 + shots / 100 + ways / 1000,
-            "ci95": 0.02,
-            "tasks": 9,
-        }
-        for method, ways in (("ours", 5), ("ours", 2), ("other", 5))
-        for shots in (1, 5)
-    ]
-    methods, ways = sweep_figures(made(facts={"sweep": {"name": "accuracy", "rows": rows, "ours": "ours", "ways": 5}}))
-    assert [key.name for key in methods.keys] == ["ours", "other"] and methods.title == "Methods, 5-way"
-    assert [key.name for key in ways.keys] == ["2-way", "5-way"]
-    (band, line, *_), _ = drawn(ways)
-    assert line["x"] == [1, 5] and line["y"] == pytest.approx([0.512, 0.552])
-    assert band["x"] == [1, 5, 5, 1] and band["y"] == pytest.approx([0.532, 0.572, 0.532, 0.492])
-    assert "ours 0.515 from 1, 0.555 from 5" in methods.alt
-
-
 def test_every_method_but_the_control_has_a_mark_at_its_time_and_score():
-    scores = [row("ours"), row("maml", seconds=0.05, mean=0.8), row("shuffled (control)"), row("ours", "5-way")]
+    scores = [
+        row("ours"),
+        row("maml", seconds=0.05, mean=0.8),
+        row("shuffled", role="control"),
+        row("ours", role="untrained"),
+        row("ours", "5-way"),
+    ]
     one, other = time_figures(scores)
     traces, layout = drawn(one)
     assert [(t["x"], t["y"], t["error_y"]["array"]) for t in traces] == [
@@ -117,7 +55,8 @@ def test_round_times_lie_on_both_sides_of_what_was_measured(times):
 
 def test_a_reliability_diagram_has_the_bins_and_the_error_of_the_record():
     bins = [{"confidence": 0.4, "accuracy": 0.7, "share": 0.25}, {"confidence": 0.9, "accuracy": 0.8, "share": 0.75}]
-    (figure,) = reliability_figures([row("ours", calibration={"ece": 0.15, "bins": bins}), row("plain")])
+    control = row("shuffled", role="control", calibration={"ece": 0.5, "bins": bins})
+    (figure,) = reliability_figures([row("ours", calibration={"ece": 0.15, "bins": bins}), row("plain"), control])
     (diagonal, line), _ = drawn(figure)
     assert diagonal["x"] == diagonal["y"] == [0, 1]
     assert (line["x"], line["y"]) == ([0.4, 0.9], [0.7, 0.8])
@@ -153,104 +92,35 @@ def test_heat_maps_show_both_tasks_and_their_difference_by_class():
     assert one.title == "head.weight, written for task 1" and one.caption == "2x90, the first 2x2 shown"
 
 
-def worst_classes(pictures):
-    tensors = {
-        "worst_support_y": torch.tensor([[0, 1, 1]]),
-        "worst_support_mask": torch.tensor([[True, True, False]]),
-        "worst_query_y": torch.tensor([[0, 0, 1, 1]]),
-        "worst_predicted": torch.tensor([[0, 1, 1, 0]]),
-        "worst_confidence": torch.tensor([[0.9, 0.6, 0.9, 0.7]]),
-    }
-    if pictures:
-        tensors |= {"worst_support_x": torch.rand(1, 3, 1, 4, 4), "worst_query_x": torch.rand(1, 4, 1, 4, 4)}
-    return made(tensors, {"worst_class_names": [["cat", "dog"]], "worst_of": 200})
-
-
-def test_the_worst_tasks_show_their_support_set_and_what_went_wrong():
-    run = worst_classes(pictures=True)
-    (strip,) = worst_strips(run)
-    assert strip.score == "2 of 4 query images right; the others shown"
-    assert [(q.truth, q.predicted, q.confidence) for q in strip.queries] == [
-        ("cat", "dog", "60 %"),
-        ("dog", "cat", "70 %"),
-    ]
-    assert strip.queries[0].uri == data_uri(run.tensors["worst_query_x"][0, 1])
-    assert [(name, len(images)) for name, images in strip.support] == [("cat", 1), ("dog", 1)]  # a masked one is not
-
-
-def test_what_is_no_picture_is_shown_by_its_names(tmp_path):
-    run = worst_classes(pictures=False)
-    (strip,) = worst_strips(run)
-    assert strip.score == "2 of 4 query points right; the others shown" and not strip.queries[0].uri
-    (tmp_path / "config.json").write_text("{}")
-    save_tensors(tmp_path / "evaluation.safetensors", run.tensors, run.facts)
-    page = build_report(tmp_path).read_text()
-    assert "Of 200 tasks" in page and "<img" not in page and "60 % · is cat" in page
-
-
-def test_sentences_stand_in_the_place_of_pictures(tmp_path):
-    run = worst_classes(pictures=False)
-    said = {
-        "worst_support_texts": [["purr", "bark", "woof"]],
-        "worst_query_texts": [["meow", "hiss", "howl", "<growl>"]],
-    }
-    (strip,) = worst_strips(made(run.tensors, run.facts | said))
-    assert strip.score == "2 of 4 query sentences right; the others shown"
-    assert strip.sentences == [("cat", ["purr"]), ("dog", ["bark"])]  # a masked one is not
-    assert [(query.text, query.truth) for query in strip.queries] == [("hiss", "cat"), ("<growl>", "dog")]
-    (tmp_path / "config.json").write_text("{}")
-    save_tensors(tmp_path / "evaluation.safetensors", run.tensors, run.facts | said)
-    page = build_report(tmp_path).read_text()
-    assert "<dt>cat</dt><dd>purr</dd>" in page and "<q>&lt;growl&gt;</q>" in page and "woof" not in page
-
-
-def test_completed_images_stand_beside_what_was_observed_and_the_truth(tmp_path):
-    truth, seen = torch.rand(1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool)
-    seen[0, 1, 2] = True
-    tensors = {"image_truth": truth, "image_observed_1": seen, "image_completed_1": truth + 0.5}
-    facts = {"kind": "regression", "image_shots": [1], "titles": ["image 7"]}
-    (row,) = completed_images(made(tensors | {"image_fine": torch.rand(1, 16, 16)}, facts))
-    assert row.title == "Task 1: image 7"
-    assert [words for words, _ in row.images] == ["truth", "1 pixels", "completed, error 0.25", "4 times finer"]
-    colours = observed(truth[0], seen[0])
-    assert colours[:, 1, 2].tolist() == [truth[0, 1, 2]] * 3
-    assert len(colours.flatten(1).unique(dim=1)[0]) == 2  # the one that was seen, and the colour of all others
-
-
-def test_points_of_a_task_are_drawn_where_there_is_no_true_curve():
-    tensors = {
-        "worst_curve_x": torch.linspace(0, 1, 9)[None],
-        "worst_curve_predicted": torch.rand(1, 1, 9),
-        "worst_support_x": torch.rand(1, 3),
-        "worst_support_y": torch.rand(1, 3),
-        "worst_support_mask": torch.tensor([[True, True, False]]),
-        "worst_query_x": torch.rand(1, 4),
-        "worst_query_y": torch.rand(1, 4),
-        "worst_scores": torch.tensor([2.5]),
-    }
-    facts = {"kind": "regression", "worst_shots": [3], "worst_titles": ["rat 3"], "worst_of": 200}
-    (task,) = curve_rows(made(tensors, facts), "worst_")
-    assert task.title == "Task 1: rat 3, error 2.5" and task.panels[0][0] == "3 points"
-    (truth, predicted, support), _ = drawn(task.panels[0][1])
-    assert truth["x"] == pytest.approx(tensors["worst_query_x"][0].tolist()) and truth["mode"] == "markers"
-    assert len(predicted["x"]) == 9 and len(support["x"]) == 2
-
-
-def test_several_inputs_are_shown_against_the_truth():
-    tensors = {"scatter_true": torch.tensor([1.0, 4.0]), "scatter_predicted": torch.tensor([2.0, 3.0])}
-    worst = {
-        "worst_true": torch.ones(2, 3),
-        "worst_predicted": torch.zeros(2, 3),
-        "worst_scores": torch.tensor([4.0, 1.0]),
-    }
-    run = made(tensors | worst, {"scatter_shots": 5, "worst_titles": ["a", "b"]})
-    (diagonal, points), _ = drawn(scatter(run)[0])
-    assert diagonal["x"] == [1, 4] and (points["x"], points["y"]) == ([1, 4], [2, 3])
-    assert [key.name for key in worst_scatter(run)[0].keys] == ["a, error 4", "b, error 1"]
-
-
 def test_what_was_left_out_is_said_and_what_is_not_there_yet_is_not():
     run = made(facts={"left_out": {"map": "The method has no condition to draw."}})
-    (only,) = sections(run)
-    assert (only.heading, only.message) == (HEADINGS["map"], "The method has no condition to draw.")
-    assert sections(made()) == []
+    (only,) = with_shared(run)
+    assert (only.heading, only.message) == ("What the method is told", "The method has no condition to draw.")
+    assert with_shared(made()) == []
+    assert [section.message for section in with_shared(made(), reasons={"time": "Nobody timed it."})] == [
+        "Nobody timed it."
+    ]
+
+
+def test_an_application_of_ones_own_draws_before_what_all_share(tmp_path):
+    own = Section("A picture of it", "As it was.", pictures=[Pictures("One", [("here", "data:image/png;base64,AA")])])
+    first = Section("Above the table", "First.", pictures=own.pictures, leads=True)
+
+    def sections(run):
+        return with_shared(run, {"own": own, "first": first, "empty": Section("Empty", "Of nothing.")})
+
+    (tmp_path / "config.json").write_text('{"place": "a pond"}')
+    scores = [row("ours")]
+    (tmp_path / "record.json").write_text(json.dumps({"scores": scores}))
+    page = build_report(tmp_path, sections).read_text()
+    headings = ["Above the table", "Results", "A picture of it", "Time to adapt against score"]
+    assert re.findall("<h2>(.*?)</h2>", page) == headings
+    assert "<h1>A hypernetwork on a pond</h1>" in page
+    assert "A picture of it" not in build_report(tmp_path).read_text()
+
+
+def test_the_room_has_no_word_of_an_application():
+    room = Path(weightloom.report.__file__).parent
+    for path in [*room.glob("*.py"), room.parent / "templates" / "report.html.j2"]:
+        found = re.search(r"(?i)\b(shots?|ways|cameras?|episodes?|contexts?|environments|apps)\b", path.read_text())
+        assert not found, f"{path.name}: {found[0]}"

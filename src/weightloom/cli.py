@@ -1,25 +1,30 @@
-"""The ``weightloom`` command: flags become a config, a config becomes a run.
+"""The ``weightloom`` command: flags become a config, a config becomes a run of an application.
 
-Knows every app and nothing of their insides. Torch is imported only by the commands that need it.
+Knows every application by name and nothing of their insides. Torch is imported only by the commands that need it.
 """
 
+import ast
+import inspect
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from textwrap import dedent
+from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from weightloom.apps.bench.config import CoreConfig, PeersConfig
-from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.rl.config import RLConfig
-from weightloom.errors import ConfigError, MissingExtraError, WeightloomError, nearest
+from weightloom.apps.app import App
+from weightloom.apps.registry import app_names, find_app, need_extra
+from weightloom.errors import ConfigError, WeightloomError, nearest
+from weightloom.runs.options import RunOptions
 
 Command = TypeVar("Command")
-RunOptions = TypeVar("RunOptions", FewShotConfig, RLConfig)
+Options = TypeVar("Options", bound=RunOptions)
+AnyApp = App[Any, Any, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,12 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"weightloom {version('weightloom')}")
         return
     try:
-        if words[0] not in COMMANDS:
-            raise ConfigError(
-                f"`{words[0]}` is not a command. {nearest(words[0], COMMANDS)} "
-                "Type `weightloom --help` for what each does."
-            )
-        code = COMMANDS[words[0]](words[1:])
+        code = _command(words[0])(words[1:])
     except WeightloomError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -53,115 +53,98 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(code)
 
 
+def _command(name: str) -> Callable[[list[str]], int]:
+    """Return what a first word does: a command, or an application."""
+    if name in COMMANDS:
+        return COMMANDS[name]
+    if name in app_names() or ":" in name:
+        return lambda words: run_app(find_app(name), words, name)
+    raise ConfigError(
+        f"`{name}` is not a command. {nearest(name, [*app_names(), *COMMANDS])} "
+        "Type `weightloom --help` for what each does."
+    )
+
+
 def _overview() -> str:
-    lines = [f"  {name:<9} {(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
+    apps = [(name, find_app(name).about) for name in app_names()]
+    commands = [(name, (run.__doc__ or "").splitlines()[0]) for name, run in COMMANDS.items()]
     return (
         "weightloom: networks that generate the parameters of other networks\n\n"
-        "usage: weightloom COMMAND [OPTIONS]\n\ncommands:\n"
-        + "\n".join(lines)
+        "usage: weightloom COMMAND [OPTIONS]\n\napplications:\n"
+        + "\n".join(f"  {name:<9} {about}" for name, about in apps)
+        + "\n\ncommands:\n"
+        + "\n".join(f"  {name:<9} {about}" for name, about in commands)
         + "\n\nStart with `weightloom fewshot`. `weightloom COMMAND --help` shows the options of each."
     )
 
 
 @dataclass(frozen=True)
-class FewShotCommand:
-    """Meta-train on some classes, meet classes never seen, and show how well it went."""
+class RunCommand(Generic[Options]):
+    """Train, judge on what training never saw, and show how well it went."""
 
-    options: FewShotConfig
-    """What to run."""
+    options: Options
+    """Options of the application."""
     run: Path | None = None
-    """Folder to write; it must not exist. None: the next free one of runs/DATA-001, runs/DATA-002, …"""
+    """Folder to write; it must not exist. Default: the next free one of runs/NAME-001, runs/NAME-002, …"""
     resume: Path | None = None
     """Go on with an unfinished run in this folder."""
     config: Path | None = None
     """A YAML or JSON file of options; flags typed beside it win."""
     quiet: bool = False
     """Show no progress."""
+    seeds: tuple[int, ...] = ()
+    """Run once with each of these seeds; intervals are then over seeds."""
+    folds: tuple[int, ...] = ()
+    """Run every seed on each of these folds of the data, in the place of the option that deals them out."""
+    sweep: tuple[str, ...] = ()
+    """Try an option on validation tasks, for every trained method alone: `learning-rate=0.001,0.003`."""
 
 
-def fewshot(words: list[str]) -> int:
-    """Learn to learn from a few examples; table, checkpoints and report.html in a run folder."""
-    command = _parse(FewShotCommand, words, "fewshot", FewShotCommand(_options_of(FewShotConfig, words)))
+def run_app(app: AnyApp, words: list[str], typed: str) -> int:
+    """Run an application."""
+    config, several = _options_of(app, words)
+    default = RunCommand(config, **several)
+    command = _parse(RunCommand[app.config], words, typed, default)  # type: ignore[name-defined]
 
-    from weightloom.apps.fewshot.run import run_fewshot
-    from weightloom.apps.fewshot.table import print_table
+    need_extra(app)
+    from weightloom.apps.experiment import run
+    from weightloom.apps.several import Several, run_several
 
-    run = command.resume or command.run or _free_folder(Path(command.options.data).stem)
-    typed = shlex.join(["weightloom", "fewshot", *words])
-    outcome = run_fewshot(command.options, run, command=typed, resume=command.resume is not None, quiet=command.quiet)
+    options: Any = command.options
+    folder = command.resume or command.run or _free_folder(app.label(options))
+    line, going = shlex.join(["weightloom", typed, *words]), command.resume is not None
+    more = Several(command.seeds, command.folds, command.sweep)
+    if more:
+        outcome = run_several(app, options, folder, more, command=line, resume=going, quiet=command.quiet)
+    else:
+        outcome = run(app, options, folder, command=line, resume=going, quiet=command.quiet)
     if outcome is None:
         return 0
-    return _told(outcome, run, "fewshot", print_table)
-
-
-@dataclass(frozen=True)
-class RLCommand:
-    """Let agents learn in a family of environments, judge them in contexts never met, and show how well they act."""
-
-    options: RLConfig
-    """What to run."""
-    run: Path | None = None
-    """Folder to write; it must not exist. None: the next free one of runs/ENV-001, runs/ENV-002, …"""
-    resume: Path | None = None
-    """Go on with an unfinished run in this folder."""
-    config: Path | None = None
-    """A YAML or JSON file of options; flags typed beside it win."""
-    quiet: bool = False
-    """Show no progress."""
-
-
-def rl(words: list[str]) -> int:
-    """Reinforcement learning in families of environments: policy and value function, generated."""
-    command = _parse(RLCommand, words, "rl", RLCommand(_options_of(RLConfig, words)))
-
-    _need_extra("rl", "gymnasium", "mujoco", "stable_baselines3", "sb3_contrib")
-    from weightloom.apps.rl.run import run_rl
-    from weightloom.apps.rl.table import print_table
-
-    run = command.resume or command.run or _free_folder(command.options.env.split(":")[-1].replace("/", "-"))
-    typed = shlex.join(["weightloom", "rl", *words])
-    outcome = run_rl(command.options, run, command=typed, resume=command.resume is not None, quiet=command.quiet)
-    return _told(outcome, run, "rl", print_table)
-
-
-@dataclass(frozen=True)
-class EvalCommand:
-    """Judge a finished run again, on other tasks if you like."""
-
-    run: Positional[Path]
-    """The run's folder."""
-    ways: tuple[int, ...] | None = None
-    """Classes per task. None: as trained."""
-    shots: tuple[int, ...] | None = None
-    """Support points per class. None: as trained."""
-    uneven_shots: bool = False
-    """Give classes unequal shots, from 1 to each of `--shots`."""
-    queries: int | None = None
-    """Query points per class. None: as trained."""
-    test_tasks: int | None = None
-    """How many tasks. None: as trained."""
-    record: Path | None = None
-    """Write the scores to this file, as JSON."""
+    if not isinstance(outcome, dict):
+        print(f"stopped by {outcome.name}; type `weightloom {typed} --resume {folder}` to go on", file=sys.stderr)
+        return 128 + int(outcome)
+    _print_scores(app, outcome["scores"])
+    for text in app.lines(outcome):
+        print(text)
+    print(f"report: {folder / 'report.html'}")
+    return 0
 
 
 def evaluate(words: list[str]) -> int:
-    """Judge the methods of a run again, with other ways, shots or tasks."""
-    command = _parse(EvalCommand, words, "eval")
+    """Judge the methods of a run again, with other options."""
+    app = _app_of(words, "eval")
+    kind = _with_changes(app, "Judge the methods of a run again, with other options.", record=Path)
+    command = _parse(kind, words, "eval")
 
-    from weightloom.apps.fewshot.run import load_run, score_all
-    from weightloom.apps.fewshot.table import print_table
+    from weightloom.apps.experiment import judge_again
     from weightloom.runs.record import environment, write_record
 
-    wanted = {name: getattr(command, name) for name in ("ways", "shots", "queries", "test_tasks")}
-    wanted["uneven_shots"] = command.uneven_shots or None
-    changes = {k: list(v) if isinstance(v, tuple) else v for k, v in wanted.items() if v is not None}
-    config, problem, learners = load_run(command.run, changes)
-    scores = score_all(learners, problem, config)
-    print_table(scores)
+    config, scores = judge_again(app, command.run, _changes(app, command))
+    _print_scores(app, scores)
     if command.record:
         typed = shlex.join(["weightloom", "eval", *words])
-        facts = {"command": typed, "config": config.to_dict(), "scores": scores, "cost": environment()}
-        write_record(command.record, facts)
+        facts = {"app": app.name, "command": typed, "config": config.to_dict(), "scores": scores}
+        write_record(command.record, {**facts, "cost": environment()})
     return 0
 
 
@@ -177,63 +160,71 @@ def report(words: list[str]) -> int:
     """Write report.html of a run anew."""
     command = _parse(ReportCommand, words, "report")
 
-    from weightloom.report import build_report
+    from weightloom.apps.experiment import report as build
 
-    print(build_report(command.run))
+    print(build(_app_of([str(command.run)], "report"), command.run))
     return 0
 
 
 @dataclass(frozen=True)
-class ExportCommand:
-    """Write a plain network for one task: parameters, a description, and a program for torch.export.load."""
+class AdaptCommand:
+    """Adapt the method of a run to a new task of your own, answer inputs, write the adapted network."""
 
     run: Positional[Path]
     """The run's folder."""
-    task: str
-    """The number of a meta-test task, or a .npz file with `support_x` and `support_y`."""
+    support: Positional[str]
+    """The new task: for few-shot learning a folder of pictures with a folder for each class, or a .csv, .jsonl or .npz
+    file; for reinforcement learning a context, as in `gravity=12`."""
+    predict: tuple[str, ...] = ()
+    """Inputs to answer, such as paths of pictures or a file of rows."""
     out: Path | None = None
-    """Folder to write. None: RUN/export/TASK."""
-    shots: int | None = None
-    """Support points per class of a meta-test task. None: the first of the run."""
+    """Folder to write the adapted network to. Default: nothing is written."""
 
 
-def export(words: list[str]) -> int:
-    """Write a plain network for one task, with nothing of weightloom inside."""
-    command = _parse(ExportCommand, words, "export")
+def adapt(words: list[str]) -> int:
+    """Adapt a run's method to a task of your own; answer inputs, write the network."""
+    command = _parse(AdaptCommand, words, "adapt")
 
-    from weightloom.apps.fewshot.export import export_network
+    app = _app_of([str(command.run)], "adapt")
+    need_extra(app)
+    from weightloom.apps.experiment import load
+    from weightloom.runs.table import print_rows
 
-    folder = command.out or command.run / "export" / Path(command.task).stem
-    facts = export_network(command.run, command.task, folder, command.shots)
-    print(f"{facts['task']}: {folder}/network.safetensors, network.json, network.pt2")
-    print(f"loaded again by torch alone: equal to the run within {facts['largest_difference']:.0e}")
+    loaded = load(app, command.run, only=True)
+    adapted = app.adapt(loaded.model, loaded.problem, loaded.config, command.support)
+    print(adapted.about)
+    if command.predict:
+        print_rows(adapted.predict_rows(command.predict))
+    if command.out:
+        adapted.save(command.out)
+        print(f"written: {command.out}")
     return 0
 
 
-def bench(words: list[str]) -> int:
-    """Time a step: `bench core` against the plain ways to do it, `bench peers` against other libraries."""
-    kinds = {"core": "the library against the plain ways to do the same", "peers": "against other libraries"}
-    if not words or words[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {name:<6} {what}" for name, what in kinds.items())
-        print(f"usage: weightloom bench {{core,peers}} [OPTIONS]\n\n{bench.__doc__}\n\n{lines}")
-        raise SystemExit(0 if words else 2)
-    typed = shlex.join(["weightloom", "bench", *words])
-    if words[0] == "core":
-        core = _parse(CoreConfig, words[1:], "bench core")
-
-        from weightloom.apps.bench.core import run_core
-
-        run_core(core, command=typed)
-    elif words[0] == "peers":
-        peers = _parse(PeersConfig, words[1:], "bench peers")
-
-        from weightloom.apps.bench.peers import run_peers
-
-        run_peers(peers, command=typed)
-    else:
+def export(words: list[str]) -> int:
+    """Write a plain network for one task of a run, or everything from support set to answer as one program."""
+    app = _app_of(words, "export")
+    about = (
+        "Write a plain network for one task: parameters, a description, and a program for torch.export.load. With "
+        "--whole: encoder, hypernetwork and base as one program for torch.export and ONNX."
+    )
+    command = _parse(_with_changes(app, about, task=str, whole=bool, out=Path), words, "export")
+    if command.whole == (command.task is not None):
         raise ConfigError(
-            f"`weightloom bench {words[0]}` is unknown. It times one of two things. {nearest(words[0], kinds)}"
+            "`weightloom export` was given neither `--task` nor `--whole`, or both. It writes the network of one task, "
+            "or the program that makes them. Type `--task 0` or `--whole`."
         )
+    need_extra(app)
+    from weightloom.apps.experiment import load
+
+    loaded = load(app, command.run, _changes(app, command), only=True)
+    folder = command.out or command.run / "export" / ("whole" if command.whole else Path(command.task).stem)
+    if command.whole:
+        facts = app.export_whole(loaded.model, loaded.problem, loaded.config, folder)
+    else:
+        facts = app.export(loaded.model, loaded.problem, loaded.config, command.task, folder)
+    print(f"{facts['task']}: {', '.join(facts['files'])} in {folder}")
+    print(f"loaded again without weightloom: equal to the run within {facts['largest_difference']:.0e}")
     return 0
 
 
@@ -258,12 +249,10 @@ def doctor(words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "fewshot": fewshot,
-    "rl": rl,
     "eval": evaluate,
     "report": report,
+    "adapt": adapt,
     "export": export,
-    "bench": bench,
     "list": show_list,
     "doctor": doctor,
 }
@@ -277,40 +266,79 @@ def _parse(kind: type[Command], words: list[str], name: str, default: Command | 
     return tyro.cli(kind, args=words, prog=prog, config=config, default=default)
 
 
-def _need_extra(extra: str, *modules: str) -> None:
-    """Raise unless what an extra installs is there."""
-    from importlib.util import find_spec
+def _print_scores(app: AnyApp, scores: list[Any]) -> None:
+    from weightloom.runs.table import print_table
 
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise MissingExtraError(
-            f"`{missing[0]}` is not installed. `weightloom {extra}` needs it, and an installation without extras "
-            f'leaves it out. Type `pip install "weightloom[{extra}]"`.'
+    print_table(scores, app.unseen, app.columns)
+
+
+def _app_of(words: list[str], command: str) -> AnyApp:
+    """Return the application of the run that is the first word; the usual one where help was asked for."""
+    folder = next((word for word in words if not word.startswith("-")), None)
+    if folder is None or words[0] in ("-h", "--help"):
+        return find_app("fewshot")
+
+    from weightloom.runs.folder import read_run_file
+
+    about = read_run_file(Path(folder))
+    if (about.seeds or about.folds or about.sweep) and command != "report":
+        raise ConfigError(
+            f"`{folder}` holds several runs. `weightloom {command}` takes one. Pass a folder in it, as in "
+            f"`{folder}/seed-{(about.seeds or (0,))[0]}`."
         )
+    return find_app(about.app)
 
 
-def _options_of(kind: type[RunOptions], words: list[str]) -> RunOptions:
+def _with_changes(app: AnyApp, about: str, **more: type) -> type[Any]:
+    """Build the dataclass of a command on a run: its folder, options of its own, options of the run that may change."""
+    hints = get_type_hints(app.config)
+    own = {
+        "record": "Write the scores to this file, as JSON.",
+        "task": "Number of a task that the run was judged on.",
+        "whole": "Write everything between a support set and an answer as one program.",
+        "out": "Folder to write. Default: RUN/export/TASK.",
+    }
+    columns: list[Any] = [("run", Annotated[Positional[Path], arg(help="The run's folder.")])]
+    for name, kind in more.items():
+        wanted, default = (bool, False) if kind is bool else (kind | None, None)
+        columns.append((name, Annotated[wanted, arg(help=own[name])], field(default=default)))
+    documented = _documented(app.config)
+    for name in app.judged_by:
+        kind = hints[name]
+        text = documented.get(name, "").partition(" None:")[0].partition(" Default:")[0]
+        columns.append((name, Annotated[kind | None, arg(help=f"{text} Default: as trained.")], field(default=None)))
+    made = make_dataclass("RunChanges", columns, frozen=True)
+    made.__doc__ = about
+    return made
+
+
+def _changes(app: AnyApp, command: Any) -> dict[str, Any]:
+    values = {name: getattr(command, name) for name in app.judged_by}
+    return {name: list(its) if isinstance(its, tuple) else its for name, its in values.items() if its is not None}
+
+
+def _documented(kind: type) -> dict[str, str]:
+    """Read the text under each field of a dataclass."""
+    found: dict[str, str] = {}
+    for owner in reversed(kind.__mro__[:-1]):
+        body = ast.parse(dedent(inspect.getsource(owner))).body[0]
+        lines = body.body if isinstance(body, ast.ClassDef) else []
+        for line, below in pairwise(lines):
+            text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(line, ast.AnnAssign) and text:
+                found[ast.unparse(line.target)] = " ".join(ast.literal_eval(ast.unparse(below)).split())
+    return found
+
+
+def _options_of(app: AnyApp, words: list[str]) -> tuple[RunOptions, dict[str, Any]]:
     """Return what typed flags change: the options of a file, of the run that is to go on, or the usual ones."""
     if folder := _value_of("--resume", words):
-        from weightloom.runs.folder import read_config
+        from weightloom.runs.folder import SEVERAL, read_config, read_run_file
 
-        return read_config(Path(folder), kind)
+        about = read_run_file(Path(folder))
+        return read_config(Path(folder), app.config, app.name), {name: getattr(about, name) for name in SEVERAL}
     file = _value_of("--config", words)
-    return kind.from_dict(_read_options(Path(file))) if file else kind()
-
-
-def _told(outcome: Any, run: Path, name: str, print_table: Callable[[list[dict[str, Any]]], None]) -> int:
-    """Say how a run ended, by its record or by the signal that stopped it; return the exit code."""
-    if not isinstance(outcome, dict):
-        print(f"stopped by {outcome.name}; type `weightloom {name} --resume {run}` to go on", file=sys.stderr)
-        return 128 + int(outcome)
-    print_table(outcome["scores"])
-    if "many" in outcome:
-        from weightloom.apps.fewshot.many import in_words
-
-        print(in_words(outcome["many"]))
-    print(f"report: {run / 'report.html'}")
-    return 0
+    return (app.config.from_dict(_read_options(Path(file))) if file else app.config()), {}
 
 
 def _no_options(words: list[str], name: str) -> None:
@@ -346,8 +374,8 @@ def _read_options(path: Path) -> dict[str, Any]:
     return options
 
 
-def _free_folder(data: str) -> Path:
+def _free_folder(label: str) -> Path:
     number = 1
-    while (folder := Path("runs") / f"{data}-{number:03d}").exists():
+    while (folder := Path("runs") / f"{label}-{number:03d}").exists():
         number += 1
     return folder

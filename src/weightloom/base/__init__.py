@@ -3,7 +3,8 @@
 In:   a base network (any module), Params, inputs whose first axis is tasks.
 Out:  outputs whose first axis is tasks; or, from `specialise`, a plain module for one task.
 Knows nothing of where the parameters came from.
-Start at `apply_per_task`, then read how the engines run it.
+Start at `apply`. A call goes on through `arguments`, `plan_cache` (and `check` and `choose`, where it is a new one),
+`run_plan` and `engines`.
 """
 
 from weightloom.base.apply import PerTask as PerTask
@@ -13,8 +14,8 @@ from weightloom.base.apply import choose_engine as choose_engine
 from weightloom.base.apply import per_task as per_task
 from weightloom.base.buffers import task_buffers as task_buffers
 from weightloom.base.chunks import in_chunks as in_chunks
-from weightloom.base.plain import specialise as specialise
-from weightloom.base.plans import Choice as Choice
+from weightloom.base.plan import Choice as Choice
+from weightloom.base.specialise import specialise as specialise
 from weightloom.base.tuning import Tuning as Tuning
 from weightloom.base.tuning import autotuned as autotuned
 from weightloom.replica.tree import Shared as Shared

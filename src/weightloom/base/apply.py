@@ -1,50 +1,26 @@
-"""Run the base once per task: check the call, look up how it runs, run it."""
+"""The base as something that takes parameters per task: `per_task`, and what is the same in one line."""
 
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from weightloom.base.buffers import (
-    check_buffers,
-    norms_that_write,
-    refuse_apart,
-    refuse_shared_statistics,
-    task_buffers,
-)
+from weightloom.base.arguments import take
 from weightloom.base.by_row import check_rows, grid, row_by_row, without_batch
-from weightloom.base.check import check_call, check_compiled, check_options, check_shared
-from weightloom.base.engines import Call, Randomness, Result, in_pieces, run_aligned, run_loop, run_vmap
-from weightloom.base.plans import Choice, Plan, Statistics, kind_of, plan_of
-from weightloom.base.rows import WatchRows
-from weightloom.base.sizes import plain
-from weightloom.base.state import carry_back, state_of, unusable
+from weightloom.base.call import Call, Randomness, Tensors
+from weightloom.base.check import check_all, check_compiled, check_options, check_shared
+from weightloom.base.engines import RUN, Engine, run_vmap
+from weightloom.base.pieces import in_pieces
+from weightloom.base.plan import Choice, Plan, Statistics
+from weightloom.base.plan_cache import plan_of
+from weightloom.base.run_plan import choice_of, run_planned
 from weightloom.base.target import Target
-from weightloom.base.tries import RUN, Engine, guarded, random_states
-from weightloom.base.tuning import Tuning, active
-from weightloom.base.ways import Ways
-from weightloom.errors import BatchingError, ConfigError, WeightloomError
-from weightloom.forms.factored import built
-from weightloom.replica import Contents, scan_of
-from weightloom.replica.hot import no_type_check
-from weightloom.replica.tree import Leaf, Shared, is_plain, open_call, open_tree
-
-Tensors = Mapping[str, Tensor]
-
-
-class _Taken(NamedTuple):
-    """Arguments of a call, sorted by whose they are."""
-
-    rows: list[Tensor]
-    build: Callable[[Any], tuple[Any, Any]]
-    key: Any
-    paths: list[str] | None = None
-    common: Sequence[Tensor] = ()
+from weightloom.base.tuning import Tuning
+from weightloom.replica.tree import open_tree
 
 
 class PerTask:
@@ -100,8 +76,7 @@ class PerTask:
     def explain(self, params: Tensors, *args: Any, **kwargs: Any) -> Choice:
         """Say which engine such a call runs with, and why, as something to print. Arguments as for the call itself."""
         call = self._opened(params, args, kwargs)
-        plan = self._plan(call)
-        return self._choice(call, plan, len(next(iter([*call.params.values(), *call.rows]))))
+        return choice_of(call, self._plan(call), self.engine, self.statistics, self._tuning)
 
     def by_row(self, params: Tensors, task_of_row: Int[Tensor, " rows"], *args: Any, **kwargs: Any) -> Any:
         """Run a batch of rows that belong to several tasks, each row with the parameters of its own.
@@ -147,219 +122,22 @@ class PerTask:
 
     def _opened(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Find the tensors of a call."""
-        if not kwargs and not self._shared and all(map(is_plain, args)):
-            its = _Taken(list(args), _of_tensors, len(args))
-        else:
-            its = self._taken_apart(args, kwargs)
+        its = take(self._target, self._shared, args, kwargs)
         options = (self.buffers, self.randomness, self.chunk_size)
         more = {"key": its.key, "paths": its.paths, "common": its.common}
         return Call(self._target, self._target.named(params), its.rows, its.build, 0, *options, **more)
 
-    def _taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Taken:
-        shared = self._shared or frozenset()
-        known = self._target.arguments if shared and args else None
-        names = known[0] if known is not None else []
-        given = [
-            (path, Shared(x) if i in shared or (i < len(names) and names[i] in shared) else x)
-            for i, (path, x) in enumerate(zip(_paths(len(args)), args, strict=True))
-        ]
-        opened = open_call(given, {name: Shared(x) if name in shared else x for name, x in kwargs.items()})
-        leaves = opened.leaves
-        if self._shared is None:
-            by_name = [leaf for leaf in leaves[len(leaves) - opened.by_name :] if not leaf.is_shared]
-            if by_name:
-                raise _unsaid(self._target.name, by_name)
-        at = [number for number, leaf in enumerate(leaves) if not leaf.is_shared]
-        paths = [leaves[number].path for number in at]
-        if len(at) == len(leaves):
-            return _Taken([leaf.tensor for leaf in leaves], opened.build, opened.key, paths)
-        all_tensors = [leaf.tensor for leaf in leaves]
-
-        @no_type_check
-        def build(rows: Any) -> Any:
-            tensors: list[Any] = list(all_tensors)
-            for number, row in zip(at, rows, strict=True):
-                tensors[number] = row
-            return opened.build(tensors)
-
-        key = opened.key, tuple([(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves if leaf.is_shared])
-        common = [leaf.tensor for leaf in leaves if leaf.is_shared]
-        return _Taken([leaves[number].tensor for number in at], build, key, paths, common)
-
-    def _scanned(self, call: Call) -> Call:
-        if self._target.module is None:
-            return call
-        scanned = scan_of(self._target.module)
-        first = next(iter(call.params.values()), None)
-        tasks = len(first) if first is not None else len(call.rows[0]) if call.rows and call.rows[0].ndim else 0
-        call.scan, call.state = scanned, state_of(scanned, tasks)
-        return call
-
     def _plan(self, call: Call) -> Plan:
-        return plan_of(self._scanned(call), self.engine, self.statistics, self._checked)
+        return plan_of(call.scanned(), self.engine, self.statistics)
 
     def _run(self, call: Call) -> Any:
         if torch.compiler.is_compiling():
             check_compiled(self._target.module)
-            call = self._checked(call)
+            call = check_all(call, self.engine, self.statistics)
             if self.engine == "auto":
                 return run_vmap(call).outputs
             return in_pieces(RUN[self.engine], call).outputs
-        return _uncompiled(PerTask._run_eagerly)(self, call)
-
-    def _run_eagerly(self, call: Call) -> Any:
-        call = self._scanned(call)
-        plan = plan_of(call, self.engine, self.statistics, self._checked)
-        first = next(iter(call.params.values()), None)
-        tasks = len(first) if first is not None else len(call.rows[0])
-        buffers = call.buffers
-        if call.scan is not None and (self.statistics == "task" or plan.buffers):
-            buffers = {
-                **task_buffers(call.scan.base, tasks),
-                **task_buffers(call.scan.base, tasks, plan.buffers),
-                **buffers,
-            }
-        call.buffers = buffers
-        result = self._chosen(call, plan, self._choice(call, plan, tasks))
-        if call.scan is not None and result.written:
-            self._carry(call, result)
-        return result.outputs
-
-    def _choice(self, call: Call, plan: Plan, tasks: int) -> Choice:
-        """By which engine a call runs: as was counted, or as was timed."""
-        call.tasks, call.places, call.dense = tasks, plan.places, plan.dense
-        choice, tuning = plan.choice.of_size(call), self._tuning or active()
-        return choice if tuning is None or self.engine != "auto" else self._tuned(call, plan, choice, tuning)
-
-    def _chosen(self, call: Call, plan: Plan, choice: Choice) -> Result:
-        call.layers = plan.layers if choice.engine == "aligned" else None
-        call.batch_major = choice.batch_major
-        call.chunk_size = call.chunk_size or choice.at_once
-        if choice.engine == "loop" and plan.kernels:
-            call.params = {name: built(value) if name in plan.kernels else value for name, value in call.params.items()}
-        return self._by(call, plan, choice.engine)
-
-    def _tuned(self, call: Call, plan: Plan, choice: Choice, tuning: Tuning) -> Choice:
-        """The quickest of all safe ways to run a call like this, timed once."""
-        if not plan.is_free or call.scan is None or call.buffers or call.state or self.statistics is not None:
-            return choice
-        choices = plan.safe(choice, call.tasks if call.chunk_size is None else 1)
-        try:
-            plan_of(call._replace(), "vmap", self.statistics, self._checked)
-        except WeightloomError:
-            choices.pop("vmap", None)
-
-        scanned = call.scan
-
-        def run(choice: Choice) -> None:
-            with random_states(call):
-                apart = call.apart()
-                leaves = [*apart.leaves(), *(p for p in scanned.base.parameters() if p.requires_grad)]
-                outputs = open_tree(self._chosen(apart, plan, choice).outputs)
-                total = sum(leaf.tensor.sum() for leaf in outputs.leaves if leaf.tensor.requires_grad)
-                if isinstance(total, Tensor) and leaves:  # `backward` would leave gradients in the base
-                    torch.autograd.grad(total, leaves, allow_unused=True)
-
-        contents = Contents(call.scan.mutable)
-        way = tuning.way(kind_of(call), {name: partial(run, its) for name, its in choices.items()})
-        contents.restore()
-        return choices[way]
-
-    def _by(self, call: Call, plan: Plan, engine: Engine) -> Result:
-        if engine == "aligned" and call.scan is not None:
-            if call.state:
-                call = call._replace(state=unusable(call.state, call.scan, call.tasks, "aligned"))
-            if plan.ways is not None:
-                return in_pieces(partial(self._along, plan.ways), call)
-            if not plan.proven:
-                return self._proven(call)
-        if plan.reads and call.scan is not None:
-            with guarded(call):
-                return in_pieces(run_loop, call)
-        if engine != "vmap":
-            return in_pieces(RUN[engine], call)
-        if self.engine != "auto" or call.scan is None or torch._C._functorch.maybe_current_level() is not None:
-            return run_vmap(call)
-        random = torch.get_rng_state()
-        try:
-            return run_vmap(call)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # something that was not seen when it was watched; the loop shows it as it is
-            torch.set_rng_state(random)
-            return in_pieces(run_loop, call)
-
-    def _along(self, ways: Ways, call: Call) -> Result:
-        """Run folded along ways that are proved; one task after the other where there are none any more."""
-        result = ways.run(call)
-        if result is not None:
-            return result
-        with guarded(call):
-            return run_loop(call)
-
-    def _proven(self, call: Call) -> Result:
-        """Run folded, and watch that every row is treated by itself; else what was computed is thrown away."""
-        random = torch.get_rng_state()
-        watch = WatchRows()
-        try:
-            result = run_aligned(call._replace(watch=watch, chunk_size=None))
-        except (BatchingError, RuntimeError, ValueError, TypeError):
-            if self.engine == "aligned":
-                raise
-            watch.mixes = "an error"
-        if not watch.mixes and not watch.sizes:
-            written = [its._replace(value=tree_map(plain, its.value)) for its in result.written]
-            return Result(tree_map(plain, result.outputs), written)
-        if self.engine == "aligned":
-            raise BatchingError(
-                f"{self._target.name} calls {watch.mixes or 'for the size of a batch'}, which may mix the rows of "
-                "different tasks. The aligned engine is right only where every row of a batch is treated by itself. "
-                'Pass `engine="vmap"` or `engine="loop"`.'
-            )
-        torch.set_rng_state(random)
-        try:
-            return run_vmap(call)
-        except BatchingError:
-            torch.set_rng_state(random)
-            return in_pieces(run_loop, call)
-
-    def _carry(self, call: Call, result: Result) -> None:
-        """Give the base, and the buffers of each task, what `forward` assigned."""
-        assert call.scan is not None
-        own = {(number, leaf): name for name, its in call.places if name in call.buffers for number, _, leaf in its}
-        rest = []
-        for its in result.written:
-            name = own.get((its.number, its.name))
-            if name is not None:
-                value = its.value if its.of_tasks else its.value.expand_as(call.buffers[name])
-                call.buffers[name].copy_(value.detach())
-            elif self.statistics == "task" and its.name in call.scan.modules[its.number]._buffers:
-                continue  # the base's own are left alone
-            elif its.of_tasks and its.name in call.scan.modules[its.number]._buffers:
-                raise BatchingError(
-                    f"`forward` of {self._target.name} assigns its buffer {its.name!r} for each task. One base has one "
-                    'buffer: say what is meant. Pass `statistics="task"`, or `buffers=task_buffers(base, tasks, '
-                    f'["{its.name}"])` to keep one per task.'
-                )
-            else:
-                rest.append(its)
-        carry_back(call.scan, rest, call.tasks)
-
-    def _checked(self, call: Call) -> Call:
-        """Check everything there is to check; return the call with its tasks counted and its buffers there."""
-        tasks = check_call(self._target, call.params, call.rows, call.paths or _paths(len(call.rows)))
-        buffers = call.buffers
-        if self._target.module is None:
-            return call._replace(tasks=tasks)
-        check_buffers(self._target.module, buffers, tasks)
-        if self.statistics == "task":
-            buffers = {**task_buffers(self._target.module, tasks), **buffers}
-        call = call._replace(tasks=tasks, buffers=buffers)
-        if self.statistics == "shared":
-            _refuse_apart(call, self.engine)
-        elif self.engine != "loop":
-            refuse_shared_statistics(self._target.module, buffers)
-        return call
+        return _uncompiled(run_planned)(call, self.engine, self.statistics, self._tuning)
 
 
 def per_task(
@@ -516,38 +294,3 @@ def _disabled(function: Callable[..., Any]) -> Any:
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Keep `torch.compile` out of what watches and copies, where it could not follow the call as a whole."""
     return _disabled(function) if "torch._dynamo" in sys.modules else function
-
-
-def _of_tensors(rows: Any) -> tuple[Any, dict[str, Any]]:
-    return tuple(rows), {}
-
-
-def _paths(count: int) -> list[str]:
-    """Names of positional arguments, for messages."""
-    return ["x"] if count == 1 else [f"inputs[{i}]" for i in range(count)]
-
-
-def _unsaid(base: str, by_name: list[Leaf]) -> ConfigError:
-    names = list(dict.fromkeys(leaf.path.split("'")[1] for leaf in by_name))
-    listed = "{" + ", ".join(f'"{name}"' for name in names) + "}"
-    one = len(names) == 1
-    return ConfigError(
-        f"{', '.join(f'`{name}`' for name in names)} of {base} {'holds' if one else 'hold'} tensors and "
-        f"{'was' if one else 'were'} passed by name. A mask, say, may belong to each task or to all, and sizes do not "
-        f"tell. Type `per_task(net, shared=())` where each task has its own, on axis 0, or `per_task(net, "
-        f"shared={listed})` where all tasks share {'it' if one else 'them'}; `apply_per_task` takes `shared` too."
-    )
-
-
-def _refuse_apart(call: Call, engine: Engine) -> None:
-    assert call.target.module is not None
-    if not norms_that_write(call.target.module):
-        return
-    if engine not in ("auto", "aligned"):
-        raise refuse_apart(engine)
-    if call.chunk_size is not None and call.chunk_size < call.tasks:
-        raise ConfigError(
-            f'`statistics="shared"` cannot be had with `chunk_size={call.chunk_size}` for {call.tasks} tasks. All '
-            "tasks are normalised together, so all of them run at once. Leave `chunk_size` out, or pass "
-            '`statistics="task"`.'
-        )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from weightloom.base.engines import Call
+from weightloom.base.call import Call
 from weightloom.errors import BatchingError, ConfigError, ShapeError
 from weightloom.forms.factored import Factored
 

@@ -5,6 +5,15 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from weightloom.base.arguments import positions
+from weightloom.base.buffers import (
+    check_buffers,
+    norms_that_write,
+    refuse_apart,
+    refuse_shared_statistics,
+    task_buffers,
+)
+from weightloom.base.call import Call
 from weightloom.base.target import Target
 from weightloom.errors import BatchingError, ConfigError, ShapeError, WeightloomError, nearest
 from weightloom.networks.keras import is_keras
@@ -46,6 +55,37 @@ def check_shared(target: Target, shared: Collection[str | int] | None) -> frozen
                 f"all tasks share. {nearest(name, known[0])}"
             )
     return frozenset(shared)
+
+
+def check_all(call: Call, engine: str, statistics: str | None) -> Call:
+    """Check everything there is to check; return the call with its tasks counted and its buffers there."""
+    tasks = check_call(call.target, call.params, call.rows, call.paths or positions(len(call.rows)))
+    buffers, base = call.buffers, call.target.module
+    if base is None:
+        return call._replace(tasks=tasks)
+    check_buffers(base, buffers, tasks)
+    if statistics == "task":
+        buffers = {**task_buffers(base, tasks), **buffers}
+    call = call._replace(tasks=tasks, buffers=buffers)
+    if statistics == "shared":
+        _refuse_apart(call, engine)
+    elif engine != "loop":
+        refuse_shared_statistics(base, buffers)
+    return call
+
+
+def _refuse_apart(call: Call, engine: str) -> None:
+    assert call.target.module is not None
+    if not norms_that_write(call.target.module):
+        return
+    if engine not in ("auto", "aligned"):
+        raise refuse_apart(engine)
+    if call.chunk_size is not None and call.chunk_size < call.tasks:
+        raise ConfigError(
+            f'`statistics="shared"` cannot be had with `chunk_size={call.chunk_size}` for {call.tasks} tasks. All '
+            "tasks are normalised together, so all of them run at once. Leave `chunk_size` out, or pass "
+            '`statistics="task"`.'
+        )
 
 
 def check_call(target: Target, params: Mapping[str, Tensor], rows: Sequence[Tensor], paths: Sequence[str]) -> int:

@@ -1,182 +1,33 @@
-"""How many tasks are run: all at once under ``vmap``, folded into the batch, or one after the other."""
+"""Three ways to run tasks: all at once under ``vmap``, one after the other, or folded into the batch."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import Tensor
+from torch.func import vmap
 
 from weightloom.base.aligned import Aligned, fold, unfold
-from weightloom.base.branches import Answering
+from weightloom.base.call import Call, Result, Tensors
 from weightloom.base.check import refused_by_vmap
-from weightloom.base.modes import (
+from weightloom.base.pieces import join
+from weightloom.base.sequential import is_hooked_everywhere, run_sequential
+from weightloom.base.state import Carried, is_gone, of_one_task, refuse_different
+from weightloom.base.torch_workarounds import (
     convolutions_in_one_precision,
     padding_unlearned,
     second_derivatives,
     unfused_attention,
 )
-from weightloom.base.rows import WatchRows
-from weightloom.base.sequential import Layer, is_hooked_everywhere, run_sequential
-from weightloom.base.state import Carried, is_gone, of_one_task, refuse_different
-from weightloom.base.target import Target
 from weightloom.errors import BatchingError, RecomputeError
 from weightloom.forms.factored import Factored, InUse, built
-from weightloom.params import Params
-from weightloom.replica import Contents, Scan
+from weightloom.replica import Contents
 from weightloom.replica.hot import no_type_check
-from weightloom.replica.replica import Places, Replica, places_of
+from weightloom.replica.replica import Replica
 from weightloom.replica.tree import is_plain, open_tree
 
-Randomness = Literal["different", "same"]
-Tensors = Mapping[str, Tensor]
-
-
-class Result(NamedTuple):
-    """Outputs of a run, and what it left."""
-
-    outputs: Any
-    written: list[Carried]
-    """Attributes that `forward` assigned, of all tasks."""
-
-
-@dataclass
-class Call:
-    """One call of a base: what every engine runs. Whoever is given one makes another with `_replace`."""
-
-    target: Target
-    params: Tensors
-    rows: Sequence[Tensor]
-    """Tensors of the call that have a tasks axis."""
-    build: Callable[[Sequence[Any]], tuple[Any, Any]]
-    """From one task's part of ``rows`` to positional and named arguments."""
-    tasks: int
-    buffers: Tensors
-    randomness: Randomness = "different"
-    chunk_size: int | None = None
-    scan: Scan | None = None
-    """The base as it stands; None while it is compiled, and for a plain function."""
-    places: Places = ()
-    state: Mapping[tuple[int, str], Any] = field(default_factory=dict)
-    """Attributes that an earlier call assigned, of every task."""
-    batch_major: bool = False
-    """How the aligned engine folds: see `Aligned`."""
-    layers: list[Layer] | None = None
-    """Of a plain sequence of layers: see `sequential`."""
-    watch: WatchRows | Answering | None = None
-    """Watches the base run."""
-    dense: frozenset[str] = frozenset()
-    """Parameters that the base changes in place: built, and copied."""
-    key: Any = None
-    """Structure of the call, and everything in it that is no tensor."""
-    paths: Sequence[str] | None = None
-    """Names of the tensors in ``rows``, for messages; None where all were passed by position."""
-    extra: Tensors = field(default_factory=dict)
-    """Tensors that all tasks share, in the place of the base's own."""
-    unhooked: bool = False
-    """Leave hooks of users out."""
-    clones: list[tuple[str, Tensor, Tensor]] | None = None
-    """Name, copy and original of what was given to the base, where it is watched."""
-    common: Sequence[Tensor] = ()
-    """Tensors of the call that all tasks share."""
-
-    def _replace(self, **changes: Any) -> "Call":
-        return Call(**{**self.__dict__, **changes})
-
-    def run(
-        self,
-        tensors: Tensors,
-        rows: Sequence[Any],
-        state: Mapping[tuple[int, str], Any],
-        replica: Replica | None = None,
-    ) -> tuple[Any, list[tuple[int, str, Any]]]:
-        """Run the base with ``tensors`` in the place of its own; return outputs, and what `forward` assigned."""
-        args, kwargs = self.build(rows)
-        if self.target.module is None:
-            return self._watched(lambda: self.target.function(Params(tensors), *args, **kwargs), tensors, rows), []
-        if self.scan is None:
-            return _run_compiled(self.target, tensors, args, kwargs), []
-        if replica is None:
-            replica = self.replica(tensors, state)
-        invoke = self.target.on(replica.base)
-        outputs = self._watched(lambda: invoke(*args, **kwargs), tensors, rows)
-        return outputs, replica.written()
-
-    def replica(self, tensors: Tensors, state: Mapping[tuple[int, str], Any]) -> Replica:
-        """A replica of the base with tensors in their places."""
-        assert self.scan is not None
-        return Replica(self.scan, self.places, {**self.extra, **tensors}, state, self.unhooked)
-
-    def placed(self) -> "Call":
-        """The same with places for all that it holds."""
-        if self.scan is None:
-            return self
-        return self._replace(places=places_of(self.scan, [*self.params, *self.buffers, *self.extra]))
-
-    def _watched(self, run: Callable[[], Any], tensors: Tensors, rows: Sequence[Any]) -> Any:
-        if self.watch is None:
-            return run()
-        with self.watch.start(rows, [tensors[name] for name in self.params], {**self.extra, **tensors}):
-            outputs = run()
-        self.watch.finish(outputs)
-        return outputs
-
-    def first(self, tasks: int) -> "Call":
-        """The same for the first few tasks; buffers are copied."""
-        return self._replace(
-            params={name: value[:tasks] for name, value in self.params.items()},
-            rows=[x[:tasks] for x in self.rows],
-            tasks=min(tasks, self.tasks),
-            buffers={name: value[:tasks].clone() for name, value in self.buffers.items()},
-            state={where: of_one_task(its, slice(0, tasks)) for where, its in self.state.items()},
-            chunk_size=None,
-        )
-
-    def apart(self) -> "Call":
-        """The same numbers, outside of the graph."""
-        params = {name: apart(value) for name, value in self.params.items()}
-        return self._replace(params=params, rows=[apart(x) for x in self.rows])
-
-    def leaves(self) -> list[Tensor]:
-        """Tensors of the call that get a gradient."""
-        values = [*self.params.values(), *self.rows]
-        parts = [(v.own, *v.parts.values()) if isinstance(v, Factored) else (v,) for v in values]
-        return [tensor for several in parts for tensor in several if tensor.requires_grad]
-
-    def of_tasks(self, order: Tensor) -> "Call":
-        """The same for some tasks, in this order."""
-        return self._replace(
-            params={name: value[order] for name, value in self.params.items()},
-            rows=[x[order] for x in self.rows],
-            buffers={name: value[order] for name, value in self.buffers.items()},
-            state={where: of_one_task(its, order) for where, its in self.state.items()},
-            tasks=len(order),
-        )
-
-    def _one(self, name: str, value: Tensor) -> Tensor:
-        """A parameter as one task's base is given it."""
-        if name in self.dense:
-            value = built(value)
-            clone = value.clone()
-            if self.clones is not None:
-                self.clones.append((name, _unwrapped(clone), _unwrapped(value)))
-            clone._is_param = True
-            return clone
-        if isinstance(value, Factored):
-            return value.in_use()
-        if not torch.compiler.is_compiling():
-            value._is_param = True  # what torch asks before it takes a tensor for an `nn.Parameter`
-        return value
-
-
-def apart(value: Any) -> Any:
-    """The same numbers, outside of the graph."""
-    if isinstance(value, Factored):
-        return value.map_all(apart)
-    copied = value.detach().clone()
-    return copied.requires_grad_() if value.requires_grad and torch.is_grad_enabled() else copied
+Engine = Literal["auto", "vmap", "aligned", "loop"]
 
 
 def run_vmap(call: Call) -> Result:
@@ -228,9 +79,8 @@ def run_vmap(call: Call) -> Result:
     return Result(its.build(leaves), written)
 
 
-def _unwrapped(tensor: Tensor) -> Tensor:
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return torch._C._functorch.get_unwrapped(tensor) if wrapped else tensor
+def _rebuilt(value: Tensor, its: Any) -> Tensor:
+    return InUse(value.form, value.own, its, value.shared) if isinstance(value, Factored) else its
 
 
 def _alone(tensor: Tensor) -> Tensor | None:
@@ -351,105 +201,6 @@ def run_aligned(call: Call) -> Result:
     return Result(unfolded(outputs)[0], carried)
 
 
-def in_pieces(run: Callable[[Call], Result], call: Call) -> Result:
-    """Run some tasks at a time and join the outputs."""
-    size = call.chunk_size
-    if size is None or size >= call.tasks:
-        return run(call)
-    random = torch.get_rng_state() if call.randomness == "same" else None
-    results = []
-    for start in range(0, call.tasks, size):
-        if random is not None:
-            torch.set_rng_state(random)
-        part = slice(start, start + size)
-        results.append(
-            run(
-                call._replace(
-                    params={name: value[part] for name, value in call.params.items()},
-                    rows=[x[part] for x in call.rows],
-                    buffers={name: value[part] for name, value in call.buffers.items()},
-                    state={where: of_one_task(its, part) for where, its in call.state.items()},
-                    tasks=min(size, call.tasks - start),
-                    chunk_size=None,
-                )
-            )
-        )
-    outputs = join([result.outputs for result in results], torch.cat, call.target.name)
-    written = []
-    for several in zip(*(result.written for result in results), strict=True):
-        first = several[0]
-        value = join([its.value for its in several], torch.cat, first.name) if first.of_tasks else several[-1].value
-        written.append(first._replace(value=value))
-    return Result(outputs, written)
-
-
-def join(trees: Sequence[Any], how: Callable[[list[Tensor]], Tensor], name: str) -> Any:
-    """Join what several runs returned, tensor by tensor.
-
-    Raises:
-        BatchingError: If they differ in structure, in shapes, or in something that is no tensor.
-    """
-    if all(is_plain(tree) for tree in trees):
-        return _joined(list(trees), how, name)
-    opened = [open_tree(tree) for tree in trees]
-    first = opened[0]
-    if any(its.key != first.key for its in opened):
-        raise BatchingError(
-            f"What {name} returns differs from task to task in something that is no tensor: a number, a text, or the "
-            "structure. Only tensors get a tasks axis. Return a tensor in its place, as in `torch.tensor(number)`."
-        )
-    columns = zip(*([leaf.tensor for leaf in its.leaves] for its in opened), strict=True)
-    return first.build([_joined(list(column), how, name) for column in columns])
-
-
-def _joined(tensors: list[Tensor], how: Callable[[list[Tensor]], Tensor], name: str) -> Tensor:
-    tensors = [built(tensor) for tensor in tensors]
-    if len({(tensor.shape[how is torch.cat :], tensor.dtype) for tensor in tensors}) > 1:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:3])
-        raise BatchingError(
-            f"{name} returns tensors of different shapes or dtypes for different tasks ({shapes}). All tasks are "
-            "returned as one tensor, which has one shape. Pad them, or run these tasks apart."
-        )
-    return how(tensors)
-
-
-def _rebuilt(value: Tensor, its: Any) -> Tensor:
-    return InUse(value.form, value.own, its, value.shared) if isinstance(value, Factored) else its
-
-
-def _run_compiled(target: Target, tensors: Tensors, args: Any, kwargs: Any) -> Any:
-    """Run while `torch.compile` or `torch.export` reads along: nothing is swapped when the program runs."""
-    assert target.module is not None
-    places: dict[str, Tensor] = {}
-    by_value: dict[Tensor, list[str]] = {}
-    for prefix, module in target.module.named_modules():  # a layer that is used twice has one place
-        for leaf, value in [*module._parameters.items(), *module._buffers.items()]:
-            if value is not None:
-                by_value.setdefault(value, []).append(f"{prefix}.{leaf}" if prefix else leaf)
-    known: dict[str, Tensor] = {}
-    known.update(target.module.named_parameters(remove_duplicate=False))
-    known.update(target.module.named_buffers(remove_duplicate=False))
-    for name, value in tensors.items():
-        for place in by_value[known[name]]:
-            places[place] = value
-    if target.method is not None:
-        inside = {f"module.{name}": value for name, value in places.items()}
-        return functional_call(_Method(target.module, target.method), inside, args, kwargs, tie_weights=False)
-    return functional_call(target.module, places, args, kwargs, tie_weights=False)
-
-
-class _Method(nn.Module):
-    """A method of a module, called as a module is."""
-
-    def __init__(self, module: nn.Module, method: str) -> None:
-        super().__init__()
-        self.module, self.method = module, method
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method."""
-        return getattr(self.module, self.method)(*args, **kwargs)
-
-
 RECOMPUTES = "weightloom: saved tensors are packed by hooks here"
 
 
@@ -477,3 +228,7 @@ def no_recomputing(call: Call) -> Iterator[None]:
             torch._C._autograd._saved_tensors_hooks_enable()
         else:
             torch._C._autograd._saved_tensors_hooks_disable(said, False)
+
+
+RUN = {"vmap": run_vmap, "aligned": run_aligned, "loop": run_loop}
+"""How tasks are run, by the name of the engine."""

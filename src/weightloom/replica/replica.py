@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from weightloom.errors import BatchingError
 from weightloom.params import modules_by_name
 from weightloom.replica.hot import no_type_check
-from weightloom.replica.scan import HOOKS, Scan, is_script
+from weightloom.replica.modules import HOOKS, is_script
+from weightloom.replica.scan import Scan
 from weightloom.replica.tree import PLAIN, attributes_of, behind, blank
 
 Places = Sequence[tuple[str, list[tuple[int, bool, str]]]]

@@ -21,12 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.replica.hot import no_type_check
+from weightloom.replica.modules import HOOKS, STANDARD, children_of, inner, is_script, is_torchs_hook, slots_of
 from weightloom.replica.reads import Reads, reads_of
 from weightloom.replica.tree import PLAIN, attributes_of, behind
 
-STANDARD = frozenset(nn.Module().__dict__)
-"""Attributes that every module has."""
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 MOST_NODES = 5_000
 """As many objects are looked at outside of torch's own dicts; what is behind counts as unseen."""
 
@@ -114,7 +112,7 @@ class Scan:
             else (m.__dict__, m.__dict__.copy(), [(t, t.copy()) for t in (m._parameters, m._buffers, m._modules)])
             for m in self.modules
         ]
-        self.kinds: list[tuple[nn.Module, Any, tuple[str, ...]]] = [(m, type(m), _slots(m)) for m in self.modules]
+        self.kinds: list[tuple[nn.Module, Any, tuple[str, ...]]] = [(m, type(m), slots_of(m)) for m in self.modules]
         self._empty = [m.__dict__[name] for m in self.modules if not is_script(m) for name in HOOKS]
 
     @property
@@ -229,7 +227,7 @@ class Scan:
         return (*rows, *self._beneath[len(self._looks) :])
 
     def _hooks(self, number: int, name: str, hooks: Any) -> Any:
-        if name in HOOKS and any(not _is_torchs(hook) for hook in hooks.values()):
+        if name in HOOKS and any(not is_torchs_hook(hook) for hook in hooks.values()):
             self.hooked = True
         mutable = len(self.mutable)
         key = tuple([self._look(hook, -1 - number, name) for hook in hooks.values()]) if name in HOOKS else len(hooks)
@@ -371,46 +369,6 @@ class Scan:
                     todo.append(above)
         self.holders = seen - self._found
         self.kept = [its for number, its in enumerate(self.kept) if number in kept]
-
-
-@no_type_check
-def _slots(module: nn.Module) -> tuple[str, ...]:
-    kind: Any = type(module)
-    return _slots_of(kind)
-
-
-@functools.lru_cache(maxsize=5_000)
-def _slots_of(kind: Any) -> tuple[str, ...]:
-    """Names of the slots of a class."""
-    found = [its.__dict__.get("__slots__", ()) for its in kind.__mro__]
-    names = [name for its in found for name in ([its] if isinstance(its, str) else its)]
-    return tuple([name for name in names if name not in ("__dict__", "__weakref__")])
-
-
-@no_type_check
-def children_of(module: nn.Module) -> list[nn.Module]:
-    """Modules that are registered in a module; of one that `torch.jit` compiled, none."""
-    return [] if is_script(module) else [inner(child) for child in module._modules.values() if child is not None]
-
-
-@no_type_check
-def inner(child: Any) -> Any:
-    """A child itself, where a weak proxy of it is registered."""
-    return behind(child) if type(child) in weakref.ProxyTypes else child
-
-
-@no_type_check
-def is_script(module: nn.Module) -> bool:
-    """Whether a module was compiled by `torch.jit`, and can be neither read nor copied."""
-    return isinstance(module, torch.jit.ScriptModule)
-
-
-@no_type_check
-def _is_torchs(hook: Any) -> bool:
-    """Whether a hook is part of torch, as those of weight normalisation."""
-    owner = hook.func if isinstance(hook, functools.partial) else hook
-    owner = owner if isinstance(owner, types.FunctionType | types.MethodType) else type(owner)
-    return str(getattr(owner, "__module__", "")).startswith("torch.")
 
 
 _last: "weakref.WeakKeyDictionary[nn.Module, Scan]" = weakref.WeakKeyDictionary()

@@ -1,47 +1,28 @@
-"""Methods side by side: score against shots and ways, against the time to adapt, and how sure against how right."""
+"""Methods side by side: score against the time to adapt, and how sure against how right."""
 
 import math
 from html import escape
 from typing import Any
 
 from weightloom.report.figures import GREY, Figure, Key, as_json, mark, plain_layout
-from weightloom.report.run import Facts, Run
-from weightloom.report.scores import SCORE_NAMES, by_setting, competes, score_text, time_text
-
-BAND = 0.16
-"""Opacity of a 95 % band."""
-
-
-def sweep_figures(run: Run) -> list[Figure]:
-    """Plot the score against shots: a line for each method at the run's own ways, and one of ours for each ways."""
-    sweep = run.facts.get("sweep")
-    if not sweep:
-        return []
-    rows, ours = sweep["rows"], sweep["ours"]
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    lines = {name: [r for r in rows if (r["method"], r["ways"]) == (name, sweep["ways"])] for name in methods}
-    lines = {name: its for name, its in lines.items() if its}
-    ways = sorted({row["ways"] for row in rows if row["method"] == ours})
-    title = "Methods" if ways in ([1], []) else f"Methods, {sweep['ways']}-way"
-    figures = [_lines(lines, sweep["name"], title)] if lines else []
-    if len(ways) > 1:
-        by_ways = {f"{n}-way": [r for r in rows if (r["method"], r["ways"]) == (ours, n)] for n in ways}
-        figures.append(_lines(by_ways, sweep["name"], f"Ways, {ours}"))
-    return figures
+from weightloom.report.run import Facts
+from weightloom.report.scores import score_words
+from weightloom.runs.record import competes
+from weightloom.runs.words import by_setting, score_text, time_text
 
 
 def time_figures(scores: list[Facts]) -> list[Figure]:
     """Plot the score of every method against its time to adapt to one new task, a plot per setting."""
-    methods = _methods(scores)
-    timed = [row for row in scores if row["method"] in methods and (row.get("adapt_time_s") or 0) > 0]
-    return [_time_figure(setting, rows, methods) for setting, rows in by_setting(timed).items()]
+    competing = [row for row in scores if competes(row)]
+    timed = [row for row in competing if (row.get("adapt_time_s") or 0) > 0]
+    return [_time_figure(setting, rows, _methods(competing)) for setting, rows in by_setting(timed).items()]
 
 
 def reliability_figures(scores: list[Facts]) -> list[Figure]:
     """Plot how often a method is right against how sure it is, a plot per setting; none of regressions."""
-    methods = _methods(scores)
-    sure = [row for row in scores if row["method"] in methods and row.get("calibration")]
-    return [_reliability_figure(setting, rows, methods) for setting, rows in by_setting(sure).items()]
+    competing = [row for row in scores if competes(row)]
+    sure = [row for row in competing if row.get("calibration")]
+    return [_reliability_figure(setting, rows, _methods(competing)) for setting, rows in by_setting(sure).items()]
 
 
 def time_ticks(times_s: list[float]) -> list[float]:
@@ -61,33 +42,8 @@ def time_ticks(times_s: list[float]) -> list[float]:
 
 
 def _methods(scores: list[Facts]) -> list[str]:
-    """All methods in the order of the record, controls left out."""
-    return [name for name in dict.fromkeys(row["method"] for row in scores) if competes(name)]
-
-
-def _lines(lines: dict[str, list[Facts]], name: str, title: str) -> Figure:
-    import plotly.graph_objects as go
-
-    drawn, keys, words = [], [], []
-    lower_is_better = name == "mse"
-    for index, (label, rows) in enumerate(lines.items()):
-        colour, symbol, sign = mark(index)
-        shots, means = [row["shots"] for row in rows], [row["mean"] for row in rows]
-        half = [row["ci95"] if math.isfinite(row["ci95"]) else 0.0 for row in rows]
-        low = [max(m - h, 0.05 * m) if lower_is_better else m - h for m, h in zip(means, half, strict=True)]
-        high = [mean + width for mean, width in zip(means, half, strict=True)]
-        band = {"fill": "toself", "fillcolor": colour, "opacity": BAND, "line_width": 0, "hoverinfo": "skip"}
-        drawn.append(go.Scatter(x=[*shots, *shots[::-1]], y=[*high, *low[::-1]], mode="lines", **band))
-        style = {"line": {"color": colour, "width": 2}, "marker": {"symbol": symbol, "size": 8}}
-        drawn.append(go.Scatter(x=shots, y=means, mode="lines+markers", name=escape(label), **style))
-        keys.append(Key(label, sign, colour))
-        words.append(f"{label} {', '.join(f'{m:.3g} from {k}' for m, k in zip(means, shots, strict=True))}")
-    what = SCORE_NAMES.get(name, name)
-    layout = plain_layout("shots", what, log_y=lower_is_better)
-    shown = sorted({row["shots"] for rows in lines.values() for row in rows})
-    layout["xaxis"] |= {"type": "log", "tickvals": shown, "ticktext": [str(count) for count in shown]}
-    alt = f"{what.capitalize()} against shots: {'; '.join(words)}"
-    return Figure(as_json(go.Figure(drawn, layout)), alt, "", 320, tuple(keys), title)
+    """All methods in the order of the record."""
+    return list(dict.fromkeys(row["method"] for row in scores))
 
 
 def _time_figure(setting: str, rows: list[Facts], methods: list[str]) -> Figure:
@@ -104,8 +60,8 @@ def _time_figure(setting: str, rows: list[Facts], methods: list[str]) -> Figure:
         drawn.append(go.Scatter(**place, marker=style, hoverinfo="text", text=[text]))
         keys.append(Key(row["method"], sign, colour))
         words.append(f"{row['method']} {score_text(row)} in {time_text(row['adapt_time_s'])}")
-    name = rows[0]["name"]
-    layout = plain_layout("time to adapt to one task", SCORE_NAMES.get(name, name), log_y=name == "mse")
+    log_y = rows[0]["better"] == "lower" and all(row["mean"] > 0 for row in rows)
+    layout = plain_layout("time to adapt to one task", score_words(rows[0]["name"]), log_y)
     ticks = time_ticks([row["adapt_time_s"] for row in rows])
     ends = [math.log10(ticks[0]), math.log10(ticks[-1])]
     layout["xaxis"] |= {

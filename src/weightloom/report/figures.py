@@ -8,7 +8,7 @@ import math
 from typing import Any, NamedTuple
 
 from weightloom.report.run import Facts, Run
-from weightloom.report.scores import SCORE_NAMES
+from weightloom.report.scores import score_words
 
 BLUE, ORANGE, GREY = "#3b82f6", "#e07b1a", "#94a3b8"
 POINTS_DRAWN = 1500
@@ -48,6 +48,12 @@ def learning_curves(run: Run) -> list[Figure]:
     if run.validation:
         figures.append(_validation_curve(run))
     return figures
+
+
+def lower_is_better(run: Run) -> bool:
+    """Say whether a lower score is the better one, by what the run holds so far: its record, its facts, or its log."""
+    rows = [*(run.record.get("scores") or []), run.facts, *run.validation]
+    return any(row.get("better") == "lower" or row.get("score_name") == "mse" for row in rows)
 
 
 def plain_layout(x_title: str | None, y_title: str | None, log_y: bool = False) -> Facts:
@@ -114,7 +120,7 @@ def _loss_curve(run: Run) -> Figure:
         go.Scatter(x=steps[::every], y=losses[::every], name="logged", mode="lines", line=faint, opacity=0.35),
         go.Scatter(x=steps[::every], y=smooth[::every], name="mean", mode="lines", line=strong),
     ]
-    log_y = _is_regression(run)
+    log_y = lower_is_better(run) and all(loss > 0 for loss in losses if math.isfinite(loss))
     return Figure(
         as_json(go.Figure(lines, plain_layout("step", "training loss", log_y))),
         f"Training loss: {smooth[0]:.3g} at step {steps[0]}, {smooth[-1]:.3g} at step {steps[-1]}",
@@ -130,20 +136,16 @@ def _validation_curve(run: Run) -> Figure:
 
     steps = [row["step"] for row in run.validation]
     scores = [row["validation_score"] for row in run.validation]
-    name = SCORE_NAMES.get(run.validation[-1].get("score_name", ""), "score")
-    log_y = _is_regression(run)
+    name = score_words(run.validation[-1].get("score_name", "score"))
+    lower = lower_is_better(run)
+    log_y = lower and all(score > 0 for score in scores if math.isfinite(score))
     style = {"color": ORANGE, "width": 2.5}
     line = go.Scatter(x=steps, y=scores, name=name, mode="lines+markers", line=style, marker_size=6)
     return Figure(
         as_json(go.Figure([line], plain_layout("step", f"validation {name}", log_y))),
         f"Validation {name}: {scores[0]:.3g} at step {steps[0]}, {scores[-1]:.3g} at step {steps[-1]}",
-        f"{'Lower' if log_y else 'Higher'} is better: this is measured on tasks that the training does not "
+        f"{'Lower' if lower else 'Higher'} is better: this is measured on tasks that the training does not "
         "see, so a line that turns back while the loss still falls means that the model learns its training "
         "tasks by heart.",
         300,
     )
-
-
-def _is_regression(run: Run) -> bool:
-    scores = [row.get("score_name") for row in run.validation]
-    return run.facts.get("kind") == "regression" or "mse" in scores

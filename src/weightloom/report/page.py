@@ -1,6 +1,7 @@
 """The page itself: what a run holds so far, laid out for a reader."""
 
 import json
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,13 @@ from typing import Any
 from weightloom.files import write_atomically
 from weightloom.report.figures import learning_curves
 from weightloom.report.run import Facts, Run, read_run
-from weightloom.report.scores import SCORE_NAMES, cost_rows, headline, rows_by_setting
-from weightloom.report.sections import sections
+from weightloom.report.scores import cost_rows, headline, rows_by_setting, score_words
+from weightloom.report.section import Section, with_shared
 
 TEMPLATE = "templates/report.html.j2"
 
 
-def build_report(run: Path) -> Path:
+def build_report(run: Path, sections: Callable[[Run], list[Section]] | None = None) -> Path:
     """Write ``report.html`` into a run folder, from whatever the folder holds so far.
 
     The page is complete in itself: scripts, styles and images are inside, and it forbids the browser to
@@ -24,6 +25,7 @@ def build_report(run: Path) -> Path:
     Args:
         run: A run folder. ``config.json`` must be there; without ``metrics.jsonl``,
             ``evaluation.safetensors`` or ``record.json`` the sections made from them are left out.
+        sections: What an application draws of its runs. Default: the sections that all applications share.
 
     Returns:
         Where the page is.
@@ -33,34 +35,35 @@ def build_report(run: Path) -> Path:
         CheckpointError: If ``evaluation.safetensors`` is damaged, or the page could not be written.
     """
     page = Path(run) / "report.html"
-    write_atomically(page, _render(read_run(Path(run))))
+    held = read_run(Path(run))
+    write_atomically(page, _render(held, (sections or with_shared)(held)))
     return page
 
 
-def _render(run: Run) -> str:
+def _render(run: Run, sections: list[Section]) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("weightloom") / TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(_contents(run), plotly_js=Markup(get_plotlyjs()))
+    return template.render(_contents(run, sections), plotly_js=Markup(get_plotlyjs()))
 
 
-def _contents(run: Run) -> dict[str, Any]:
+def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
     """Gather what the template names."""
     record = run.record
     scores = record.get("scores") or []
-    learning, below = learning_curves(run), sections(run)
+    learning = learning_curves(run)
     return {
         "run": run,
         "title": _title(run.config),
         "headline": headline(run),
-        "score_name": SCORE_NAMES.get(scores[0]["name"], scores[0]["name"]) if scores else "",
+        "score_name": score_words(scores[0]["name"]) if scores else "",
         "settings": rows_by_setting(scores),
         "learning": learning,
-        "sections": below,
-        "has_plots": bool(learning) or any(section.has_plots for section in below),
+        "sections": sections,
+        "has_plots": bool(learning) or any(section.has_plots for section in sections),
         "options": {name: value if isinstance(value, str) else json.dumps(value) for name, value in run.config.items()},
         "cost": cost_rows(record.get("cost") or {}),
         "command": record.get("command"),
@@ -70,7 +73,7 @@ def _contents(run: Run) -> dict[str, Any]:
 
 
 def _title(config: Facts) -> str:
-    """Say what was run, as far as the options tell.
+    """Say what was run, as far as the options tell: the first of them is what it ran on, if that is a name.
 
     Example:
         >>> _title({"data": "digits", "steps": 600, "seed": 0})
@@ -78,8 +81,8 @@ def _title(config: Facts) -> str:
     """
     method = str(config.get("method", "hypernetwork"))
     what = "A hypernetwork" if method == "hypernetwork" else method
-    where = config.get("data", config.get("env"))
-    parts = [f"{what} on {where}" if where else what]
+    first, where = next(iter(config.items()), ("", None))
+    parts = [f"{what} on {where}" if isinstance(where, str) and first != "method" else what]
     if isinstance(config.get("steps"), int):
         parts.append(f"{config['steps']:,} steps")
     if "seed" in config:

@@ -4,14 +4,17 @@ import math
 from typing import Any, NamedTuple
 
 from weightloom.report.run import Facts, Run
+from weightloom.runs.record import competes, label
+from weightloom.runs.words import best_of, by_setting, overlap, score_text, time_text
 
 OURS = "hypernetwork"
-ROUNDING = 1e-9
-"""An interval below this share of the mean is none."""
-SCORE_NAMES = {"accuracy": "accuracy", "mse": "mean squared error", "return": "return"}
+UNSEEN = "never seen in training"
+"""What the tasks of the table are, unless a run's facts say more of it as ``unseen``."""
+SCORE_WORDS = {"mse": "mean squared error"}
+"""Scores that go by another name in a sentence."""
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One method in one setting, ready to print."""
 
     method: str
@@ -24,36 +27,9 @@ class Row(NamedTuple):
     """True if its interval overlaps that of the best method of the setting."""
 
 
-def rows_by_setting(scores: list[Facts]) -> dict[str, list[Row]]:
+def rows_by_setting(scores: list[Facts]) -> dict[str, list[TableRow]]:
     """Return the rows of the results table, settings and methods in the order of the record."""
     return {setting: [_row(score, best_of(group)) for score in group] for setting, group in by_setting(scores).items()}
-
-
-def competes(method: str) -> bool:
-    """Say whether a row is of a method, and not of a control or a ceiling that methods are held against.
-
-    Example:
-        >>> competes("protonet"), competes("shuffled (control)"), competes("SVM (ceiling)")
-        (True, False, False)
-    """
-    return not method.endswith(("(control)", "(ceiling)"))
-
-
-def best_of(scores: list[Facts]) -> Facts:
-    """Return the score with the best mean of those that compete; one that is not a number never wins."""
-    sign = 1 if scores[0].get("better") == "lower" else -1
-    competing = [score for score in scores if competes(str(score.get("method", "")))] or scores
-    return min(competing, key=lambda score: (math.isnan(score["mean"]), sign * score["mean"]))
-
-
-def overlap(one: Facts, other: Facts) -> bool:
-    """Say whether two 95 % intervals share a number.
-
-    Example:
-        >>> overlap({"mean": 0.91, "ci95": 0.006}, {"mean": 0.90, "ci95": 0.005})
-        True
-    """
-    return bool(abs(one["mean"] - other["mean"]) <= _interval(one) + _interval(other))
 
 
 def headline(run: Run) -> str:
@@ -62,7 +38,7 @@ def headline(run: Run) -> str:
     if not scores:
         return _progress(run)
     groups, method = list(by_setting(scores).values()), str(run.config.get("method", OURS))
-    sentence = _compare(groups[0], method)
+    sentence = _compare(groups[0], method, run.facts.get("unseen", UNSEEN))
     if len(groups) > 1:
         level = sum(overlap(_ours(group, method), best_of(group)) for group in groups)
         called = _called(_ours(groups[0], method))
@@ -72,52 +48,14 @@ def headline(run: Run) -> str:
     return sentence
 
 
-def by_setting(scores: list[Facts]) -> dict[str, list[Facts]]:
-    """Group scores by setting, in the order of the record."""
-    settings: dict[str, list[Facts]] = {}
-    for score in scores:
-        settings.setdefault(str(score["setting"]), []).append(score)
-    return settings
-
-
-def score_text(score: Facts) -> str:
-    """Write a mean and its 95 % interval with as many digits as the interval calls for, at least three.
-
-    A mean of which these digits would leave nothing is written by powers of ten. One that is not a number is that of a
-    method that failed.
+def score_words(name: str) -> str:
+    """Write the name of a score as it stands in a sentence.
 
     Example:
-        >>> score_text({"mean": 0.91234, "ci95": 0.0061}), score_text({"mean": 0.002, "ci95": 0.00004})
-        ('0.912 ± 0.006', '0.00200 ± 0.00004')
-        >>> score_text({"mean": 1.234e-9, "ci95": 5.1e-11})
-        '1.2e-09 ± 5.1e-11'
-        >>> score_text({"mean": 0.9014, "ci95": 1.4e-16})  # the same in every run, up to rounding
-        '0.901'
+        >>> score_words("mse"), score_words("macro_recall")
+        ('mean squared error', 'macro recall')
     """
-    mean, interval = score["mean"], _interval(score)
-    if math.isnan(mean):
-        return "failed"
-    interval = interval if interval > ROUNDING * abs(mean) else 0.0
-    digits = min(max(3, math.ceil(-math.log10(interval))), 6) if 0 < interval < math.inf else 3
-    if interval < abs(mean) < 0.5 * 10**-digits:
-        return f"{mean:.1e} ± {interval:.1e}" if interval else f"{mean:.1e}"
-    return f"{mean:.{digits}f} ± {interval:.{digits}f}" if interval else f"{mean:.{digits}f}"
-
-
-def time_text(seconds: float | None) -> str:
-    """Write a time in the unit that a person would choose.
-
-    Example:
-        >>> [time_text(seconds) for seconds in (0.00042, 0.0123, 4.2, 192.0, 7_500.0)]
-        ['420 µs', '12.3 ms', '4.2 s', '3 min 12 s', '2 h 05 min']
-    """
-    if seconds is None or not math.isfinite(seconds):
-        return ""
-    if seconds < 60:
-        scale, unit = (1e6, "µs") if seconds < 0.9995e-3 else (1e3, "ms") if seconds < 0.9995 else (1.0, "s")
-        return f"{seconds * scale:.3g} {unit}"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return SCORE_WORDS.get(name, name.replace("_", " "))
 
 
 def cost_rows(cost: Facts) -> list[tuple[str, str]]:
@@ -132,30 +70,27 @@ def cost_rows(cost: Facts) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def _row(score: Facts, best: Facts) -> Row:
+def _row(score: Facts, best: Facts) -> TableRow:
     also: dict[str, Any] = score.get("also") or {}
-    return Row(
-        method=str(score["method"]),
+    return TableRow(
+        method=label(score),
         score=score_text(score),
         macro_recall=score_text(also["macro_recall"]) if "macro_recall" in also else "",
         f1=score_text(also["f1"]) if "f1" in also else "",
         adapt_time=time_text(score.get("adapt_time_s")),
         tasks=f"{score['tasks']:,}",
-        best=competes(score["method"]) and overlap(score, best),
+        best=competes(score) and overlap(score, best),
     )
 
 
-def _compare(scores: list[Facts], method: str) -> str:
+def _compare(scores: list[Facts], method: str, unseen: str) -> str:
     """Hold our score against the best other one of a setting, and say so where the other is better."""
     ours = _ours(scores, method)
-    what, unseen = SCORE_NAMES.get(ours["name"], ours["name"]), "never seen in training"
-    by_class = ours["name"] == "accuracy" and "-way" in ours["setting"]
     reached = (
-        f"On {ours['tasks']:,} tasks ({ours['setting']}) "
-        f"{'with classes ' if by_class else ''}{unseen}, "
-        f"{_called(ours)} reached {score_text(ours)} {what}"
+        f"On {ours['tasks']:,} tasks ({ours['setting']}) {unseen}, "
+        f"{_called(ours)} reached {score_text(ours)} {score_words(ours['name'])}"
     )
-    others = [score for score in scores if score is not ours and competes(score["method"])]
+    others = [score for score in scores if score is not ours and competes(score)]
     rivals = [score for score in others if not math.isnan(score["mean"])]
     if not rivals:
         return f"{reached}."
@@ -168,7 +103,7 @@ def _compare(scores: list[Facts], method: str) -> str:
 
 
 def _ours(scores: list[Facts], method: str) -> Facts:
-    return next((score for score in scores if score["method"].startswith(method)), scores[0])
+    return next((score for score in scores if competes(score) and score["method"].startswith(method)), scores[0])
 
 
 def _called(score: Facts) -> str:
@@ -186,10 +121,6 @@ def _progress(run: Run) -> str:
     sentence = f"No result yet: this run has reached step {rows[-1]['step']:,}{of_all}."
     if run.validation:
         last = run.validation[-1]
-        name = SCORE_NAMES.get(last.get("score_name", ""), "score")
+        name = score_words(last.get("score_name", "score"))
         sentence += f" The last validation {name} is {last['validation_score']:.3f}, at step {last['step']:,}."
     return sentence
-
-
-def _interval(score: Facts) -> float:
-    return float(score.get("ci95") or 0.0)

@@ -1,79 +1,186 @@
-"""The folder of a run: its options are written once, before anything else, and no run writes over another.
+"""The folder of a run: application and options are written once, before anything else; no run overwrites another.
 
-In:   a folder and the config of a run.
-Out:  ``config.json`` in it, or the config that it holds.
+In:   a folder, the application's name and the config of a run.
+Out:  ``run.json`` and ``config.json`` in it, or the config that it holds.
 Knows nothing of what is run.
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
-from weightloom.files import write_atomically
-from weightloom.errors import ConfigError, DataError
+from weightloom.errors import CheckpointError, ConfigError, DataError
+from weightloom.runs.options import RunOptions
 
+FORMAT = 1
+"""Version of the layout of a run's folder."""
 
-@runtime_checkable
-class RunConfig(Protocol):
-    """What the config of every app can do."""
+SEVERAL = ("seeds", "folds", "sweep")
+"""Facts of a run of several."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain JSON values."""
-        ...
-
-    @classmethod
-    def from_dict(cls, options: dict[str, Any]) -> Any:
-        """Build a config from JSON values, every type checked."""
-        ...
+Config = TypeVar("Config", bound=RunOptions)
 
 
-Config = TypeVar("Config", bound=RunConfig)
+@dataclass(frozen=True)
+class RunFile:
+    """Contents of ``run.json``."""
+
+    app: str
+    """The application that made the run, as in ``"fewshot"``."""
+    identity: str
+    """Digest of application and options, which checkpoints and the record carry too."""
+    format: int = FORMAT
+    """Version of the folder's layout."""
+    seeds: tuple[int, ...] = ()
+    """Of a run over several seeds, which lie in folders of their own."""
+    folds: tuple[int, ...] = ()
+    """Of a run over several folds of the data, likewise."""
+    sweep: tuple[str, ...] = ()
+    """Options that are tried beforehand on validation tasks."""
 
 
-def read_config(run: Path, kind: type[Config]) -> Config:
-    """Read the config of a run, every option checked.
+def identity_of(app: str, config: RunOptions) -> str:
+    """Return the digest that ties a checkpoint, a config and a record to one run.
+
+    Example:
+        >>> len(identity_of("fewshot", RunOptions(seed=1)))
+        16
+    """
+    text = json.dumps([app, config.to_dict()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_identity(path: Path, facts: Mapping[str, Any], identity: str) -> None:
+    """Raise a `CheckpointError` if a checkpoint is of another run; an empty identity fits all.
+
+    Args:
+        path: The checkpoint, for the message.
+        facts: Its facts.
+        identity: The run that reads it.
+    """
+    wrote = facts.get("identity", "")
+    if identity and wrote and wrote != identity:
+        raise CheckpointError(
+            f"`{path}` was written by another run (digest {wrote}, not {identity}). A checkpoint belongs to the "
+            "options that it was trained with. Put back the run's own, or start another run."
+        )
+
+
+def read_run_file(run: Path) -> RunFile:
+    """Read ``run.json``.
 
     Raises:
-        DataError: If the folder holds no run.
-        ConfigError: If it holds a run of another command.
+        DataError: If the folder holds no run, or one of another version.
     """
-    try:
-        options: dict[str, Any] = json.loads((run / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    facts = _read_object(run, "run.json")
+    if facts.get("format") != FORMAT:
         raise DataError(
-            f"`{run}` holds no run that can be read ({error}). A run's folder holds `config.json`. "
-            "Pass such a folder, as in `runs/digits-001`."
-        ) from error
-    return kind.from_dict(options)
+            f"`{run}` holds a run of format {facts.get('format')!r}. This version reads format {FORMAT}. "
+            "Install the version that made it, or run it again."
+        )
+    if not isinstance(facts.get("app"), str) or not isinstance(facts.get("identity"), str):
+        raise DataError(
+            f"`{run / 'run.json'}` names no application. It must hold `app` and `identity`, as the run wrote it. "
+            "Put back an earlier copy, or start the run again in a new folder with `--run FOLDER`."
+        )
+    several = (tuple(facts.get(name, ())) for name in SEVERAL)
+    return RunFile(facts["app"], facts["identity"], FORMAT, *several)
 
 
-def prepare_folder(run: Path, config: RunConfig, resume: bool, command: str) -> None:
-    """Make the run's folder and write its config, or check that a run can go on there.
+def read_config(run: Path, kind: type[Config], app: str) -> Config:
+    """Read the config of a run, every option checked.
+
+    Args:
+        run: The run's folder.
+        kind: Class of the config.
+        app: The application that asks; a run of another one is refused by name.
+
+    Raises:
+        DataError: If the folder holds no run, or its config is not the one that the run began with.
+        ConfigError: If it holds a run of another application, or an option does not fit.
+    """
+    about = read_run_file(run)
+    if about.app != app:
+        raise ConfigError(
+            f"`{run}` is a run of `weightloom {about.app}`, and `weightloom {app}` was asked to read it. Each reads "
+            f"its own. Type `weightloom {about.app}`, or pass a run of `weightloom {app}`."
+        )
+    config = kind.from_dict(_read_object(run, "config.json"))
+    if identity_of(app, config) != about.identity:
+        raise DataError(
+            f"`{run / 'config.json'}` was changed after the run began: it does not match the digest in `run.json`. "
+            "Checkpoints and scores are of other options. Put back the config as it was, or start another run."
+        )
+    return config
+
+
+def prepare_folder(
+    run: Path,
+    app: str,
+    config: RunOptions,
+    resume: bool,
+    seeds: tuple[int, ...] = (),
+    folds: tuple[int, ...] = (),
+    sweep: tuple[str, ...] = (),
+) -> str:
+    """Make the run's folder and write its options, or check that a run can go on there.
 
     Args:
         run: The folder.
+        app: The application's name.
         config: Resolved options.
         resume: Whether a run shall go on.
-        command: What runs, as in ``"fewshot"``.
+        seeds: Of a run over several seeds.
+        folds: Of a run over several folds.
+        sweep: Options that are tried beforehand.
+
+    Returns:
+        The run's identity.
 
     Raises:
         ConfigError: If the folder holds something already, or a run of another config that shall go on.
         DataError: If a run shall go on and the folder holds none.
     """
+    from weightloom.files import write_atomically
+
+    identity = identity_of(app, config)
     if resume:
-        saved, asked = read_config(run, type(config)).to_dict(), config.to_dict()
+        saved, asked = read_config(run, type(config), app).to_dict(), config.to_dict()
         odd = [name for name, value in asked.items() if saved[name] != value]
         if odd:
             raise ConfigError(
                 f"`--resume {run}` with another config: {odd[0]} is {saved[odd[0]]} there, {asked[odd[0]]} was asked "
                 "for. A run goes on as it began, or its numbers mean nothing. "
-                f"Type `weightloom {command} --resume {run}` alone, or start another run."
+                f"Type `weightloom {app} --resume {run}` alone, or start another run."
             )
-        return
+        return identity
     if run.exists() and any(run.iterdir()):
         raise ConfigError(
             f"`{run}` is not empty. A run never writes over another. "
-            f"Type `weightloom {command} --resume {run}` to go on with it, or pass another `--run`."
+            f"Type `weightloom {app} --resume {run}` to go on with it, or pass another `--run`."
         )
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
+    several = {name: list(its) for name, its in zip(SEVERAL, (seeds, folds, sweep), strict=True) if its}
+    facts: dict[str, Any] = {"format": FORMAT, "app": app, "identity": identity, **several}
+    write_atomically(run / "run.json", json.dumps(facts, indent=1) + "\n")
+    return identity
+
+
+def _read_object(run: Path, name: str) -> dict[str, Any]:
+    try:
+        facts = json.loads((run / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"`{run}` holds no run that can be read ({error}). A run's folder holds `run.json` and `config.json`. "
+            "Pass such a folder, as in `runs/digits-001`."
+        ) from error
+    if not isinstance(facts, dict):
+        raise DataError(
+            f"`{run / name}` holds a {type(facts).__name__}. It must hold one JSON object, as the run wrote it. "
+            "Put back an earlier copy, or start the run again in a new folder with `--run FOLDER`."
+        )
+    return facts

@@ -1,51 +1,190 @@
-"""Options of a run as plain values: a dictionary from JSON or YAML becomes a config, and a config a dictionary.
+"""Options of a run: those that every application has, and the way from plain values to a config and back.
 
 In:   the class of a config, a frozen dataclass, and values that somebody typed.
 Out:  a config, every name and type checked.
-Knows nothing of what the options mean; a config checks that itself. Torch is not imported.
+Knows nothing of what an application adds. Torch is not imported.
 """
 
 from collections.abc import Collection
-from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 from weightloom.errors import ConfigError, nearest
 
-Config = TypeVar("Config")
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of every run; an application inherits and adds its own."""
+
+    command: ClassVar[str] = ""
+    """The application's name on the command line."""
+    rate: ClassVar[str] = "learning_rate"
+    """The option that holds the learning rate."""
+    swept: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    """Options that `--sweep` may try: those that training alone reads."""
+
+    method: str = "hypernetwork"
+    """The method that the report is about: a name from `weightloom list`."""
+    comparators: tuple[str, ...] | None = None
+    """The methods to run beside it, with the same budget. Default: those that suit."""
+    steps: int | None = None
+    """Steps of training, the same for every trained method. Default: by data set or environment."""
+    minutes: float | None = None
+    """Processor time of each trained method instead of a number of steps; `--steps` is then the maximum."""
+    rates: tuple[str, ...] = ()
+    """Learning rate per method, overriding the common one; e.g. `cnp=0.003`."""
+    evaluate_every: int | None = None
+    """Steps between evaluations during training. Default: by data set or environment."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints. Default: 200, or a tenth of all in reinforcement learning."""
+    start_from: str = ""
+    """A run whose trained methods this one starts from, on other tasks; a fresh one is trained beside."""
+    seed: int = 0
+    """Everything random follows from it."""
+    autotune: bool = False
+    """Time the engines that run many tasks at once, and keep the quickest of each in the run's folder: engines.json."""
+    threads: int = 1
+    """CPU threads of each process; for networks as small as these one is quickest."""
+
+    def __post_init__(self) -> None:
+        """Check the options that every run has."""
+        self.check_counts("steps", "evaluate_every", "checkpoint_every", "threads")
+        self.check_positive("minutes")
+
+    def check_counts(self, *names: str) -> None:
+        """Raise a `ConfigError` unless each of some options is a count, or not given."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"`{flag(name)} {value}` is too small. It is a count. Pass 1 or more.")
+
+    def check_positive(self, *names: str) -> None:
+        """Raise a `ConfigError` unless each of some options is a finite number above 0, or not given."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"`{flag(name)} {value}` is not a positive number. Pass one, as in 0.001.")
+
+    def check_not_negative(self, *names: str) -> None:
+        """Raise a `ConfigError` unless each of some options is a finite number, 0 or more, or not given."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ConfigError(f"`{flag(name)} {value}` is below 0 or infinite. Pass 0 or more.")
+
+    def check_methods(self, known: Collection[str], where: str, usual: tuple[str, ...]) -> None:
+        """Raise a `ConfigError` unless every method is known, appears once, and `--rates` names methods of the run.
+
+        Args:
+            known: Names that fit; ``module:Class`` always does.
+            where: The option that methods have to go with, as in ``"--data digits"``.
+            usual: The comparators where none were typed.
+        """
+        for option, names in (("method", (self.method,)), ("comparators", self.comparators or ())):
+            for name in names:
+                if ":" not in name and name not in known:
+                    raise ConfigError(
+                        f"`--{option} {name}` does not go with `{where}`. All methods of a run solve the same tasks. "
+                        f"{nearest(name, known)}"
+                    )
+        check_rates(self.rates, (self.method, *(usual if self.comparators is None else self.comparators)))
+        if self.method in (self.comparators or ()):
+            raise ConfigError(
+                f"`--comparators {self.method}` is `--method` too. Each method has one row. Leave one of them out."
+            )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """All methods of the run, the one that the report is about first."""
+        return (self.method, *(self.comparators or ()))
+
+    def rate_of(self, method: str) -> float:
+        """Return the learning rate of a method; the options must be resolved."""
+        rate: float = rates_of(self.rates).get(method, getattr(self, self.rate))
+        return rate
+
+    def resolved(self) -> "RunOptions":
+        """Fill in every option that was not typed."""
+        return self
+
+    def validating(self) -> Self:
+        """Return the options of a run that is judged on validation tasks, never on those of the final table.
+
+        Raises:
+            ConfigError: If the application has no validation tasks.
+        """
+        raise ConfigError(
+            f"`weightloom {self.command}` has no validation tasks. A sweep chooses by them. Leave `--sweep` out."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, options: dict[str, Any]) -> Self:
+        """Build a config from JSON or YAML values, every type checked.
+
+        Raises:
+            ConfigError: If an option is unknown or of another type.
+        """
+        return config_from(cls, options)
 
 
-def config_from(kind: type[Config], options: dict[str, Any], several: Collection[str], command: str) -> Config:
-    """Build a config from JSON or YAML values.
+Config = TypeVar("Config", bound=RunOptions)
 
-    Args:
-        kind: Its class.
-        options: Values by name.
-        several: Options that take several values; one alone will do for them.
-        command: Whose options they are, as in ``"fewshot"``.
+
+def config_from(kind: type[Config], options: dict[str, Any]) -> Config:
+    """Build a config from JSON or YAML values; one value alone will do where an option takes several.
 
     Raises:
         ConfigError: If an option is unknown or of another type.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass
+    known, hints = [field.name for field in fields(kind)], get_type_hints(kind)
     for name in options:
         if name not in known:
-            raise ConfigError(f"Option {name!r} is unknown. {nearest(name, known)} See `weightloom {command} --help`.")
-    options = {k: [v] if k in several and isinstance(v, int | str) else v for k, v in options.items()}
+            raise ConfigError(
+                f"Option {name!r} is unknown. {nearest(name, known)} See `weightloom {kind.command} --help`."
+            )
+    several = {name for name in options if "tuple[" in str(hints[name])}
+    options = {k: [v] if k in several and isinstance(v, int | float | str) else v for k, v in options.items()}
     try:
         return TypeAdapter(kind).validate_python(options)
     except ValidationError as error:
         first = error.errors()[0]
+        raised = first.get("ctx", {}).get("error")
+        if isinstance(raised, ConfigError):  # a check of ours, which says more
+            raise raised from error
+        place = first["loc"][0] if first["loc"] else "?"
         raise ConfigError(
-            f"Option {first['loc'][0]!r} is {first.get('input')!r}: {first['msg']}. "
-            f"See `weightloom {command} --help` for what fits."
+            f"Option {place!r} is {first.get('input')!r}: {first['msg']}. "
+            f"See `weightloom {kind.command} --help` for what fits."
         ) from error
 
 
-def plain_options(config: Any) -> dict[str, Any]:
-    """Return the options of a config as plain JSON values."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+def with_option(config: Config, name: str, text: str) -> Config:
+    """Return a config with one option read from text, as a sweep or a file has it.
+
+    Raises:
+        ConfigError: If the option is unknown, or the text is not of its type.
+    """
+    known = [field.name for field in fields(config)]
+    if name not in known:
+        raise ConfigError(f"Option {name!r} is unknown. {nearest(name, known)}")
+    checked = config_from(type(config), {**config.to_dict(), name: text})
+    return replace(config, **{name: getattr(checked, name)})
+
+
+def flag(name: str) -> str:
+    """Write an option as it is typed.
+
+    Example:
+        >>> flag("clip_norm")
+        '--clip-norm'
+    """
+    return f"--{name.replace('_', '-')}"
 
 
 def check_rates(rates: tuple[str, ...], running: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
-"""Records: what a run measured, so that a stranger can run it again.
+"""Records: measurements of a run, so that a stranger can run it again.
 
-In:   scores per task or per seed, a config, what it cost.
+In:   scores per task or per seed, a config, costs.
 Out:  a JSON record, and the intervals in it.
 Knows nothing of how the scores came about.
 """
@@ -14,15 +14,57 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
-from weightloom.files import write_atomically
 from weightloom.errors import DataError
+from weightloom.files import write_atomically
+
+FORMAT = 1
+"""Version of the schema of a record."""
+
+Role = Literal["method", "untrained", "control", "ceiling"]
+"""Part that a row plays: a method competes; the others are what methods are held against."""
+
+ROLES: tuple[Role, ...] = ("method", "untrained", "control", "ceiling")
+
+
+class Row(TypedDict):
+    """One method in one setting: a row of the table."""
+
+    method: str
+    """Its name."""
+    role: NotRequired[Role]
+    """Its part; a method where it is not given."""
+    setting: str
+    """The tasks, as in "5-way 1-shot"."""
+    name: str
+    """The score that counts, as in "accuracy"."""
+    better: Literal["higher", "lower"]
+    mean: float
+    """NaN for a method that failed."""
+    ci95: float | None
+    """Half the width of the 95 % interval."""
+    tasks: int
+    """Tasks, or contexts, that the mean is over."""
+    also: NotRequired[dict[str, Any]]
+    """Further scores by name, each with ``mean`` and ``ci95``."""
+    adapt_time_s: NotRequired[float | None]
+    """Median seconds to adapt to one new task."""
+    calibration: NotRequired[dict[str, Any]]
+    """Confidence held against accuracy."""
+    diverged: NotRequired[int]
+    """Tasks for which the method gave something that is not a number."""
+    ours_ahead: NotRequired[dict[str, float]]
+    """By how much the score of the run's method is larger on the same tasks."""
+    per_context: NotRequired[list[float]]
+    """The score in each context."""
+
 
 Record = dict[str, Any]
+"""What `weightloom.runs.folder` writes as ``record.json``: ``scores`` are of `Row`."""
 
 STUDENT_T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """97.5 % points of Student's t for a few values (degrees of freedom are one less)."""
@@ -51,6 +93,47 @@ def summary_over_seeds(values: Sequence[float]) -> dict[str, Any]:
     mean = sum(values) / count
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1)) if count > 1 else math.nan
     return {"per_seed": list(values), "mean": mean, "ci95": _student_t_975(count) * spread / math.sqrt(count)}
+
+
+def role_of(row: Row | dict[str, Any]) -> Role:
+    """Return the part that a row plays.
+
+    Example:
+        >>> role_of({"method": "protonet"}), role_of({"method": "shuffled", "role": "control"})
+        ('method', 'control')
+    """
+    role: Role = row.get("role", "method")
+    return role
+
+
+def competes(row: Row | dict[str, Any]) -> bool:
+    """Say whether a row is of a method, and not of what methods are held against."""
+    return role_of(row) == "method"
+
+
+def label(row: Row | dict[str, Any]) -> str:
+    """Write the name of a row for a person, its role behind it unless it competes.
+
+    Example:
+        >>> label({"method": "protonet"}), label({"method": "shuffled", "role": "control"})
+        ('protonet', 'shuffled (control)')
+    """
+    return str(row["method"]) if competes(row) else f"{row['method']} ({role_of(row)})"
+
+
+def failed_row(method: str, setting: str, name: str, better: Literal["higher", "lower"]) -> Row:
+    """Return the row of a method that came to no end: its score is not a number, over no task."""
+    return {
+        "method": method,
+        "setting": setting,
+        "name": name,
+        "better": better,
+        "mean": math.nan,
+        "ci95": math.nan,
+        "tasks": 0,
+        "also": {},
+        "adapt_time_s": math.nan,
+    }
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.base import apply_per_task
-from weightloom.base.tries import Engine
+from weightloom.base.engines import Engine
 from weightloom.forms import Form
 from weightloom.forms.form import Parts
 from weightloom.params import Shape

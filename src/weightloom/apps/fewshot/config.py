@@ -1,24 +1,27 @@
 """What one few-shot run is: every option once, with its default and its check."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal, Self
 
 from weightloom.apps.fewshot.methods import FITS
 from weightloom.apps.fewshot.presets import COMMON, PRESETS, data_kind
-from weightloom.errors import ConfigError, nearest
-from weightloom.runs.options import check_rates, config_from, plain_options, rates_of
+from weightloom.errors import ConfigError
+from weightloom.runs.options import RunOptions
 
 
 @dataclass(frozen=True)
-class FewShotConfig:
+class FewShotConfig(RunOptions):
     """One few-shot run. Every field is also a command-line flag of the same name."""
 
+    command: ClassVar[str] = "fewshot"
+    rate: ClassVar[str] = "outer_lr"
+    swept: ClassVar[tuple[str, ...]] = ("outer_lr", "clip_norm", "weight_decay", "average")
+
     data: str = "cameras"
-    """What to learn: a name from `weightloom list`, a folder of pictures, or a .csv file with a column `task`."""
-    method: str = "hypernetwork"
-    """The method that the report is about: a name from `weightloom list`, or your own as `module:Class`."""
-    comparators: tuple[str, ...] | None = None
-    """The methods to run beside it, named likewise. None: those that suit the data."""
+    """What to learn: a name from `weightloom list`, a folder of pictures, a .csv file with a column `task`, or a
+    `TaskSource` of your own as `module:Class`."""
+    base: str | None = None
+    """A network of your own as `module:Class`, called with a number of outputs. Default: what suits the data."""
     ways: tuple[int, ...] | None = None
     """Classes per task, a block of the table for each. None: what suits the data."""
     shots: tuple[int, ...] | None = None
@@ -44,34 +47,18 @@ class FewShotConfig:
     """Gradient steps on the support set, where a method takes them. None: what suits the method."""
     inner_lr: float | None = None
     """Length of these steps. None: what suits the method."""
-    steps: int | None = None
-    """Optimiser steps of meta-training, the same for every trained method. None: what suits the data."""
-    minutes: float | None = None
-    """Give every trained method this long instead of a number of steps; `--steps` is then the most there can be."""
     tasks: int | None = None
     """Tasks per step, over all processes. None: what suits the data."""
     outer_lr: float | None = None
     """Peak learning rate. None: what suits the data."""
-    rates: tuple[str, ...] = ()
-    """Peak learning rates of methods that another one suits, as in `cnp=0.003`."""
     clip_norm: float | None = None
     """Largest norm of the gradient. None: what suits the data."""
     weight_decay: float | None = None
     """Decay of matrices and kernels. None: what suits the data."""
     average: float | None = None
     """Decay per step of the running average of the parameters that is judged; 0: none. None: what suits the data."""
-    evaluate_every: int | None = None
-    """Steps between evaluations during training. None: digits 50, others 500."""
-    checkpoint_every: int = 200
-    """Steps between checkpoints."""
     test_tasks: int | None = None
     """Tasks the table is computed from, better 600 or more. None: what suits the data."""
-    seed: int = 0
-    """Everything random follows from it."""
-    autotune: bool = False
-    """Time the engines that run many tasks at once, and keep the quickest of each in the run's folder: engines.json."""
-    threads: int = 1
-    """CPU threads of each process; for networks as small as these one is quickest."""
     devices: int = 1
     """Processes, or accelerators, on each machine that share the tasks of a step."""
     nodes: int = 1
@@ -83,24 +70,11 @@ class FewShotConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data."""
-        kind = data_kind(self.data)
-        for name in (
-            "queries",
-            "train_ways",
-            "steps",
-            "tasks",
-            "test_tasks",
-            "threads",
-            "devices",
-            "nodes",
-            "inner_steps",
-            "block_steps",
-            "evaluate_every",
-            "checkpoint_every",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"`--{name.replace('_', '-')} {value}` is too small. It is a count. Pass 1 or more.")
+        super().__post_init__()
+        kind = self.kind
+        self.check_counts(
+            "queries", "train_ways", "tasks", "test_tasks", "devices", "nodes", "inner_steps", "block_steps"
+        )
         if any(ways < 1 for ways in self.ways or (1,)) or self.ways == ():
             raise ConfigError(
                 f"`--ways {self.ways}` is too small. It counts classes. Type `--ways 5`, or `--ways 5 20`."
@@ -113,42 +87,22 @@ class FewShotConfig:
                 )
         if self.shots == ():
             raise ConfigError("`--shots` is empty. A method learns a task from its support set. Type `--shots 1 5`.")
-        for name in ("outer_lr", "clip_norm", "inner_lr", "minutes"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(
-                    f"`--{name.replace('_', '-')} {value}` is not a positive number. Pass one, as in 0.001."
-                )
-        for flag, names in (("method", (self.method,)), ("comparators", self.comparators or ())):
-            for name in names:
-                if ":" not in name and name not in FITS[kind]:
-                    raise ConfigError(
-                        f"`--{flag} {name}` does not go with `--data {self.data}`. A method must solve the same tasks. "
-                        f"{nearest(name, FITS[kind])}"
-                    )
-        running = (self.method, *(PRESETS[kind]["comparators"] if self.comparators is None else self.comparators))
-        check_rates(self.rates, running)
-        if self.method in (self.comparators or ()):
-            raise ConfigError(
-                f"`--comparators {self.method}` is `--method` too. Each method has one row. Leave one of them out."
-            )
+        self.check_positive("outer_lr", "clip_norm", "inner_lr")
+        self.check_not_negative("weight_decay", "average")
+        if self.average is not None and self.average >= 1:
+            raise ConfigError(f"`--average {self.average}` never moves. It is a decay below 1. Type `--average 0.99`.")
+        self.check_methods(FITS[kind], f"--data {self.data}", PRESETS[kind]["comparators"])
 
     @property
     def kind(self) -> str:
         """Key of the data in `FITS`."""
         return data_kind(self.data)
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """All methods of the run, the one that the report is about first."""
-        return (self.method, *(self.comparators or ()))
+    def validating(self) -> Self:
+        """Return the options of a run that is judged on validation tasks."""
+        return replace(self, held_out="validation")
 
-    def rate_of(self, method: str) -> float:
-        """Return the peak learning rate of a method; the options must be resolved."""
-        assert self.outer_lr
-        return rates_of(self.rates).get(method, self.outer_lr)
-
-    def resolved(self) -> "FewShotConfig":
+    def resolved(self) -> "FewShotOptions":
         """Fill in what was left to the data."""
         defaults = {**COMMON, **PRESETS[self.kind]}
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
@@ -158,20 +112,31 @@ class FewShotConfig:
             missing["comparators"] = tuple(name for name in missing["comparators"] if name != self.method)
         if missing.get("precision") == "bf16-mixed" and self.accelerator == "cpu" and not processor_knows_bf16():
             missing["precision"] = "32-true"  # half precision that is emulated takes longer than single
-        return replace(self, **missing)
+        return FewShotOptions(**{**{field.name: getattr(self, field.name) for field in fields(self)}, **missing})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain JSON values."""
-        return plain_options(self)
 
-    @classmethod
-    def from_dict(cls, options: dict[str, Any]) -> "FewShotConfig":
-        """Build a config from JSON or YAML values, every type checked.
+@dataclass(frozen=True, kw_only=True)
+class FewShotOptions(FewShotConfig):
+    """The same, every option filled in; ``steps`` may be None where ``minutes`` is given."""
 
-        Raises:
-            ConfigError: If an option is unknown or of another type.
-        """
-        return config_from(cls, options, ("ways", "shots", "comparators", "rates"), "fewshot")
+    comparators: tuple[str, ...]
+    ways: tuple[int, ...]
+    shots: tuple[int, ...]
+    queries: int
+    normalisation: Literal["group", "batch", "transductive"]
+    tasks: int
+    outer_lr: float
+    clip_norm: float
+    weight_decay: float
+    average: float
+    evaluate_every: int
+    checkpoint_every: int
+    test_tasks: int
+    precision: Literal["32-true", "bf16-mixed"]
+
+    def resolved(self) -> "FewShotOptions":
+        """Return them as they are."""
+        return self
 
 
 def processor_knows_bf16() -> bool:

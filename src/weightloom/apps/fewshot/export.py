@@ -1,56 +1,79 @@
-"""From a run and one support set to a plain network, with nothing of this library left inside."""
+"""From a learner and one support set to a plain network, with nothing of this library left inside."""
 
 import json
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.judge import draw_test_tasks
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.apps.fewshot.problems.classes import ClassProblem
-from weightloom.apps.fewshot.run import load_run
 from weightloom.base import specialise
-from weightloom.errors import ConfigError, DataError
+from weightloom.errors import ConfigError
 from weightloom.files import save_tensors, write_atomically
 from weightloom.learners.learner import Learner, Support
 
 
-def export_network(run: Path, task: str, folder: Path, shots: int | None = None) -> dict[str, Any]:
-    """Adapt the run's hypernetwork to one task and write the resulting network.
+def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task: str, folder: Path) -> dict[str, Any]:
+    """Adapt a learner to one meta-test task and write the resulting network.
 
-    Writes ``network.safetensors`` (parameters), ``network.json`` (what they are) and ``network.pt2`` (a program for
+    Args:
+        learner: The method, trained.
+        problem: Where tasks come from.
+        config: Options; the first of its shots and ways are drawn.
+        task: The task's number.
+        folder: Where to write; made if need be.
+
+    Returns:
+        Contents of ``network.json``.
+
+    Raises:
+        ConfigError: If ``task`` is no number, or ``folder`` holds a network already.
+    """
+    if not task.isdecimal():
+        raise ConfigError(
+            f"`--task {task}` is not a number. It counts meta-test tasks from 0. Type `--task 0`; for a task of your "
+            f"own type `weightloom adapt RUN {task}`."
+        )
+    shots = config.shots[0]
+    drawn = draw_test_tasks(problem, shots, int(task) + 1).take(slice(int(task), None))
+    about: dict[str, Any] = {"task": f"meta-test task {task}, {problem.setting(shots, config.ways[0])}"}
+    if isinstance(problem, ClassProblem):
+        about["classes"] = [problem.held_out.names[i] for i in drawn.hidden[0].tolist()]
+    return write_network(learner, Support.of(drawn), folder, about)
+
+
+def write_network(learner: Learner, support: Support, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Adapt a learner to one support set and write the resulting network.
+
+    Writes ``network.safetensors`` (parameters), ``network.json`` (a description) and ``network.pt2`` (a program for
     ``torch.export.load``, for any batch size).
 
     Args:
-        run: The run's folder.
-        task: The number of a meta-test task, or a ``.npz`` file with ``support_x`` and ``support_y``.
+        learner: The method, trained.
+        support: One task.
         folder: Where to write; made if need be.
-        shots: Support points per class of a meta-test task. None: the first of the run.
+        about: Facts for the description.
 
     Returns:
-        What was written into ``network.json``.
+        Contents of ``network.json``.
 
     Raises:
-        ConfigError: If ``task`` is neither a number nor a file, or ``folder`` holds a network already.
-        DataError: If the file does not hold a support set that fits the run.
+        ConfigError: If ``folder`` holds a network already.
     """
     if (folder / "network.json").exists():
         raise ConfigError(f"`{folder}` holds a network already. It is never written over. Pass another `--out`.")
-    config, problem, learners = load_run(run, {"comparators": [], "rates": []})  # one method is all that is needed
-    learner = learners[config.method].eval()
-    assert config.shots
-    support, about = _support(task, problem, shots or config.shots[0])
+    learner.eval()
     with torch.no_grad():
         params = learner.adapt(support)
     net = specialise(learner.base, params).eval().requires_grad_(False)
     sample = support.x[0]
     _check_equal(net, learner, params, sample)
     facts = {
-        "made_by": f"weightloom export {run} --task {task}",
         "network": str(net),
         "input": ["batch", *sample.shape[1:]],
         "output": ["batch", *net(sample).shape[1:]],
@@ -65,48 +88,6 @@ def export_network(run: Path, task: str, folder: Path, shots: int | None = None)
     save_tensors(folder / "network.safetensors", net.state_dict(), facts)
     write_atomically(folder / "network.json", json.dumps(facts, indent=1) + "\n")
     return facts
-
-
-def _support(task: str, problem: Problem, shots: int) -> tuple[Support, dict[str, Any]]:
-    """Take a support set from the meta-test tasks or from a file, and say what it is."""
-    if task.isdecimal():
-        drawn = draw_test_tasks(problem, shots, int(task) + 1).take(slice(int(task), None))
-        about: dict[str, Any] = {
-            "task": f"meta-test task {task}, {problem.setting(shots, (problem.config.ways or (1,))[0])}"
-        }
-        if isinstance(problem, ClassProblem):
-            about["classes"] = [problem.held_out.names[i] for i in drawn.hidden[0].tolist()]
-        return Support.of(drawn), about
-    path = Path(task)
-    if not path.is_file():
-        raise ConfigError(
-            f"`--task {task}` is neither a number nor a file. A task is a meta-test task by number, or a support set "
-            "of your own. Type `--task 0`, or `--task support.npz` with arrays `support_x` and `support_y`."
-        )
-    return _read_support(path, draw_test_tasks(problem, shots, 1).support_x, problem.kind), {"task": path.name}
-
-
-def _read_support(path: Path, example: Tensor, kind: str) -> Support:
-    """Read a support set; ``example`` shows what an input of this problem looks like."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            x, y = torch.from_numpy(file["support_x"]).float(), torch.from_numpy(file["support_y"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(
-            f"`{path}` cannot be read as a support set ({error}). It is an .npz file with arrays `support_x` and "
-            "`support_y`, without pickles. Write it with `numpy.savez(path, support_x=x, support_y=y)`."
-        ) from error
-    y = y.long() if kind == "classification" else y.float()
-    if x.shape[1:] != example.shape[2:] or len(x) != len(y) or len(x) == 0:
-        raise DataError(
-            f"`support_x` has shape {tuple(x.shape)} and `support_y` {tuple(y.shape)}. This run takes "
-            f"(shots, {', '.join(map(str, example.shape[2:]))}) with a target each. Reshape the arrays."
-        )
-    if not bool(x.isfinite().all()) or (y.is_floating_point() and not bool(y.isfinite().all())):
-        raise DataError(f"`{path}` holds NaN or infinity. A network cannot be made of it. Clean the arrays.")
-    if kind == "regression" and y.ndim == 1:
-        y = y[:, None]
-    return Support(x[None], y[None], torch.ones(1, len(x), dtype=torch.bool))
 
 
 def _check_equal(net: nn.Module, learner: Learner, params: dict[str, Tensor], sample: Tensor) -> None:

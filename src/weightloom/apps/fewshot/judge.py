@@ -1,8 +1,7 @@
 """How a few-shot method is judged: on many tasks never seen in training, the same for every method."""
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -10,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightloom.apps.app import Contender
+from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.learners.learner import Learner, Support
 from weightloom.losses import cross_entropy_per_task, mse_per_task
-from weightloom.runs.record import summary
+from weightloom.runs.record import Role, Row, failed_row, summary
 from weightloom.tasks import Tasks
 
 TEST_SEED = 1 << 40
@@ -33,38 +34,64 @@ class Scores:
     diverged: int = 0
     """Tasks for which the method gave something that is not a number: guesses of a classification."""
 
-    def row(self, method: str, setting: str, ours: "Scores | None" = None) -> dict[str, Any]:
+    def row(self, method: str, setting: str, ours: "Scores | None" = None, role: Role = "method") -> Row:
         """Return a row of the table, as it stands in a record.
 
         Args:
             method: Its name.
             setting: Ways and shots.
+            role: The part it plays.
             ours: Scores of the method that the run is about, on the same tasks: the row then holds, as ``ours_ahead``,
                 by how much that one's score is larger, which sees finer than two intervals side by side.
         """
         name, *others = self.per_task
-        ahead = {"ours_ahead": summary(ours.per_task[name] - self.per_task[name])} if ours else {}
-        return {
+        overall = summary(self.per_task[name])
+        row: Row = {
             "method": method,
             "setting": setting,
             "name": name,
             "better": "lower" if name == "mse" else "higher",
-            **summary(self.per_task[name]),
+            "mean": overall["mean"],
+            "ci95": overall["ci95"],
             "tasks": len(self.per_task[name]),
-            **ahead,
             "also": {other: summary(self.per_task[other]) for other in others},
             "adapt_time_s": self.adapt_time_s,
-            **({"calibration": self.calibration} if self.calibration else {}),
-            **({"diverged": self.diverged} if self.diverged else {}),
         }
+        if role != "method":
+            row["role"] = role
+        if ours:
+            row["ours_ahead"] = summary(ours.per_task[name] - self.per_task[name])
+        if self.calibration:
+            row["calibration"] = self.calibration
+        if self.diverged:
+            row["diverged"] = self.diverged
+        return row
 
 
-def failed_row(problem: Problem, method: str, setting: str) -> dict[str, Any]:
-    """Return the row of a method that came to no end: the score is not a number, over no task."""
-    name = "accuracy" if problem.kind == "classification" else "mse"
-    better = "lower" if name == "mse" else "higher"
-    scores = {"mean": math.nan, "ci95": math.nan, "tasks": 0, "also": {}, "adapt_time_s": math.nan}
-    return {"method": method, "setting": setting, "name": name, "better": better, **scores}
+def score_all(contenders: Sequence[Contender[Learner]], problem: Problem, config: FewShotOptions) -> list[Row]:
+    """Judge every contender in every setting, and the run's method once more with shuffled support sets."""
+    rows: list[Row] = []
+    ours = contenders[0].model
+    yardsticks = problem.yardsticks(ours) if ours else []
+    for ways, shots in problem.settings():
+        setting = problem.setting(shots, ways)
+        best: Scores | None = None
+        for contender in contenders:
+            learner = contender.model
+            if learner is None:
+                name, regression = ("mse", True) if problem.kind == "regression" else ("accuracy", False)
+                rows.append(failed_row(contender.name, setting, name, "lower" if regression else "higher"))
+            elif learner.ways in (None, ways):
+                scores = judge(learner, problem, shots, config.test_tasks, ways)
+                rows.append(scores.row(contender.name, setting, best, contender.role))
+                best = best or scores
+        if ours and ours.ways in (None, ways):
+            control = judge(ours, problem, shots, config.test_tasks, ways, shuffled=True)
+            rows.append(control.row("shuffled", setting, role="control"))
+        for mark in yardsticks:
+            scores = judge(mark.learner, problem, shots, config.test_tasks, ways, seen=mark.seen)
+            rows.append(scores.row(mark.name, setting, role=mark.role))
+    return rows
 
 
 def draw_test_tasks(problem: Problem, shots: int, tasks: int, first: int = 0, ways: int | None = None) -> Tasks:

@@ -1,15 +1,18 @@
 """The data of the few-shot app by name, and the options that suit each data set."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from weightloom.apps.fewshot.methods import FITS
+from weightloom.datasets import FILES, find_file, searched_folders
 from weightloom.errors import ConfigError, nearest
 
 DATA = tuple(name for name in FITS if name not in ("folder", "table"))
 
 COMMON: dict[str, Any] = {
     "evaluate_every": 500,
+    "checkpoint_every": 200,
     "precision": "32-true",
     "normalisation": "group",
     "clip_norm": 1.0,
@@ -194,3 +197,17 @@ def data_kind(data: str) -> str:
         f"`--data {data}` is unknown. {nearest(data, DATA)} It may also be a folder of pictures, with a sub-folder for "
         "each class, or a .csv file with a column `task`. `weightloom list` shows what is there."
     )
+
+
+def where(data: str) -> str:
+    """Say where a data set is, or how to get it."""
+    if data == "sinusoid":
+        return "made on the fly"
+    if data == "digits" or data.startswith("cameras"):
+        return "in scikit-learn" if find_spec("sklearn") else "missing: pip install 'weightloom[digits]'"
+    folder, file = FILES[data]
+    if found := find_file(folder, file):
+        return str(found)
+    looked = ", ".join(str(searched) for searched in searched_folders(folder))
+    fetched = ", will be fetched at the first run" if folder == "omniglot" else f": {file} is not fetched for you"
+    return f"not here yet{fetched} (looked in {looked})"

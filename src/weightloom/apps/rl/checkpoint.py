@@ -11,17 +11,19 @@ from torch import Tensor
 from weightloom.apps.rl.envs.wrappers import kept_of, restore
 from weightloom.errors import CheckpointError
 from weightloom.files import load_tensors, save_tensors
+from weightloom.runs.folder import check_identity
 
 _REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 _COUNTS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 
 
-def keep(path: Path, model: Any) -> None:
+def keep(path: Path, model: Any, identity: str = "") -> None:
     """Write a checkpoint of a model between two rollouts: safe tensors and JSON.
 
     Args:
         path: Where.
         model: A model of Stable-Baselines3, with its environment.
+        identity: Digest of the run.
 
     Raises:
         CheckpointError: If it cannot be written.
@@ -33,6 +35,7 @@ def keep(path: Path, model: Any) -> None:
     if getattr(model, "log_ent_coef", None) is not None:
         tensors["log_ent_coef"] = model.log_ent_coef
     facts: dict[str, Any] = {name: getattr(model, name) for name in _COUNTS if hasattr(model, name)}
+    facts["identity"] = identity
     if getattr(model, "replay_buffer", None) is not None:
         buffer = model.replay_buffer
         facts |= {"position": buffer.pos, "full": buffer.full}
@@ -54,15 +57,16 @@ def keep(path: Path, model: Any) -> None:
     save_tensors(path, tensors, json.loads(json.dumps(facts, default=_plain)))
 
 
-def take_up(path: Path, model: Any) -> None:
+def take_up(path: Path, model: Any, identity: str = "") -> None:
     """Go on from a checkpoint: the model then continues as if it had never stopped.
 
     Environments of gymnasium begin new episodes, for their state cannot be had; batched ones go on where they were.
 
     Raises:
-        CheckpointError: If the file is not whole, or was written for another model.
+        CheckpointError: If the file is not whole, or was written for another model or by another run.
     """
     tensors, facts = load_tensors(path)
+    check_identity(path, facts, identity)
     load_policy(path, model, tensors)
     for name, optimiser in _optimisers(model).items():
         start = f"optimiser/{name}/"
@@ -94,14 +98,15 @@ def take_up(path: Path, model: Any) -> None:
     model.action_space.np_random.bit_generator.state = facts["actions"]
 
 
-def load_policy(path: Path, model: Any, tensors: dict[str, Tensor] | None = None) -> None:
+def load_policy(path: Path, model: Any, tensors: dict[str, Tensor] | None = None, identity: str = "") -> None:
     """Put the networks of a checkpoint into a model, and nothing else.
 
     Raises:
         CheckpointError: If the file is not whole, or was written for another model.
     """
     if tensors is None:
-        tensors, _ = load_tensors(path)
+        tensors, facts = load_tensors(path)
+        check_identity(path, facts, identity)
     kept = {name.removeprefix("policy/"): value for name, value in tensors.items() if name.startswith("policy/")}
     try:
         model.policy.load_state_dict(kept)

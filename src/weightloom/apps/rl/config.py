@@ -1,18 +1,24 @@
 """What one run of reinforcement learning is: every option once, with its default and its check."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal, Self
 
-from weightloom.apps.rl.presets import OURS, RUNS, preset
-from weightloom.errors import ConfigError, nearest
-from weightloom.runs.options import check_rates, config_from, plain_options, rates_of
+from weightloom.apps.rl.presets import RUNS, preset
+from weightloom.errors import ConfigError
+from weightloom.runs.options import RunOptions
 
 Algorithm = Literal["td3", "sac", "ppo", "recurrent-ppo"]
 
 
 @dataclass(frozen=True)
-class RLConfig:
+class RLConfig(RunOptions):
     """One run of reinforcement learning. Every field is also a command-line flag of the same name."""
+
+    command: ClassVar[str] = "rl"
+    swept: ClassVar[tuple[str, ...]] = (
+        *("learning_rate", "entropy", "clip", "noise", "smoothing", "final_rate", "updates"),
+        "reward_scale",
+    )
 
     env: str = "lqr"
     """Which family: `lqr`, `gyre`, `grid`, or the name of an environment that is registered with gymnasium."""
@@ -22,12 +28,6 @@ class RLConfig:
     """Ranges that training never sees, as in `gravity=12:14`. Nothing: what suits the environment."""
     algorithm: Algorithm | None = None
     """Stable-Baselines3's algorithm; `recurrent-ppo` where the context is not given. None: what suits."""
-    method: str = OURS
-    """The method that the report is about."""
-    comparators: tuple[str, ...] | None = None
-    """The methods to run beside it, with the same budget. None: those that suit the algorithm."""
-    steps: int | None = None
-    """Environment steps of each method. None: what suits the environment."""
     rows: int | None = None
     """Episodes that run side by side. None: what suits the environment."""
     warm_up: int | None = None
@@ -38,8 +38,6 @@ class RLConfig:
     """Critics of TD3 and SAC; the lowest value counts, which is biased low from two on. None: what suits."""
     learning_rate: float | None = None
     """Of Adam, for everything that is trained. None: what suits the environment."""
-    rates: tuple[str, ...] = ()
-    """Learning rates of methods that another one suits, as in `recurrent=0.003`."""
     final_rate: float | None = None
     """Share of the learning rate that is left at the end; it falls linearly. None: what suits the environment."""
     discount: float | None = None
@@ -68,83 +66,32 @@ class RLConfig:
     """Rank of what is generated of large matrices. None: what suits the environment."""
     unit: bool | None = None
     """Whether the trunk's features are brought to length one, for states with large numbers. None: what suits."""
-    evaluate_every: int | None = None
-    """Steps between evaluations during training. None: a twentieth of all."""
-    checkpoint_every: int | None = None
-    """Steps between checkpoints. None: a tenth of all."""
     test_contexts: int | None = None
     """Contexts of each range that methods are judged on. None: what suits the environment."""
     target_return: float | None = None
     """A return; the record then says after how many steps each method first reached it on validation contexts."""
-    seed: int = 0
-    """Everything random follows from it."""
-    threads: int = 1
-    """CPU threads; for networks as small as these one is quickest."""
+    validation: bool = False
+    """Judge on contexts of the training ranges that no table is computed from, to tune on."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without the environment."""
-        for name in (
-            "steps",
-            "rows",
-            "batch",
-            "rollout",
-            "width",
-            "hidden",
-            "rank",
-            "critics",
-            "evaluate_every",
-            "threads",
-            "test_contexts",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"`--{name.replace('_', '-')} {value}` is too small. It is a count. Pass 1 or more.")
-        for name in ("warm_up", "blocks", "entropy"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise ConfigError(f"`--{name.replace('_', '-')} {value}` is below 0 or infinite. Pass 0 or more.")
-        for name in ("learning_rate", "reward_scale", "updates", "final_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"`--{name.replace('_', '-')} {value}` is not positive. Pass a number above 0.")
+        super().__post_init__()
+        self.check_counts("rows", "batch", "rollout", "width", "hidden", "rank", "critics", "test_contexts")
+        self.check_not_negative("warm_up", "blocks", "entropy", "noise", "smoothing")
+        self.check_positive("learning_rate", "reward_scale", "updates", "final_rate", "clip")
         if self.discount is not None and not 0 < self.discount < 1:
             raise ConfigError(
                 f"`--discount {self.discount}` is not between 0 and 1. Rewards count less the later they come. "
                 "Type `--discount 0.99`."
             )
         fit = preset(self.env, self.algorithm)
-        known = RUNS[fit["algorithm"]]
-        for flag, names in (("method", (self.method,)), ("comparators", self.comparators or ())):
-            for name in names:
-                if name not in known:
-                    raise ConfigError(
-                        f"`--{flag} {name}` does not go with `--algorithm {fit['algorithm']}`. All methods of a run "
-                        f"learn by the same algorithm. {nearest(name, known)}"
-                    )
-        running = (self.method, *(fit["comparators"] if self.comparators is None else self.comparators))
-        check_rates(self.rates, running)
-        if self.method in (self.comparators or ()):
-            raise ConfigError(
-                f"`--comparators {self.method}` is `--method` too. Each method has one row. Leave one of them out."
-            )
+        self.check_methods(RUNS[fit["algorithm"]], f"--algorithm {fit['algorithm']}", fit["comparators"])
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """All methods of the run, the one that the report is about first."""
-        return (self.method, *(self.comparators or ()))
+    def validating(self) -> Self:
+        """Return the options of a run that is judged on contexts of its own."""
+        return replace(self, validation=True)
 
-    def rate_of(self, method: str) -> float:
-        """Return the learning rate of a method; the options must be resolved.
-
-        Example:
-            >>> config = RLConfig(learning_rate=0.01, rates=("concat=0.001",))
-            >>> config.rate_of("hypernetwork"), config.rate_of("concat")
-            (0.01, 0.001)
-        """
-        assert self.learning_rate
-        return rates_of(self.rates).get(method, self.learning_rate)
-
-    def resolved(self) -> "RLConfig":
+    def resolved(self) -> "RLOptions":
         """Fill in what was left to the environment."""
         known = preset(self.env, self.algorithm)
         steps = self.steps or known["steps"]
@@ -152,17 +99,39 @@ class RLConfig:
         missing = {name: value for name, value in known.items() if getattr(self, name) is None}
         if "comparators" in missing:
             missing["comparators"] = tuple(name for name in missing["comparators"] if name != self.method)
-        return replace(self, **missing)
+        return RLOptions(**{**{field.name: getattr(self, field.name) for field in fields(self)}, **missing})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain JSON values."""
-        return plain_options(self)
 
-    @classmethod
-    def from_dict(cls, options: dict[str, Any]) -> "RLConfig":
-        """Build a config from JSON or YAML values, every type checked.
+@dataclass(frozen=True, kw_only=True)
+class RLOptions(RLConfig):
+    """The same, every option filled in."""
 
-        Raises:
-            ConfigError: If an option is unknown or of another type.
-        """
-        return config_from(cls, options, ("vary", "held_out", "comparators", "rates"), "rl")
+    algorithm: Algorithm
+    comparators: tuple[str, ...]
+    steps: int
+    rows: int
+    warm_up: int
+    updates: float
+    critics: int
+    learning_rate: float
+    final_rate: float
+    discount: float
+    batch: int
+    rollout: int
+    entropy: float
+    clip: float
+    noise: float
+    smoothing: float
+    reward_scale: float
+    width: int
+    blocks: int
+    hidden: int
+    rank: int
+    unit: bool
+    evaluate_every: int
+    checkpoint_every: int
+    test_contexts: int
+
+    def resolved(self) -> "RLOptions":
+        """Return them as they are."""
+        return self

@@ -1,21 +1,30 @@
 """How a method is judged: in contexts never met, of the training ranges and beyond, the same for every method."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightloom.apps.rl.agents.players import ModelPlayer, Oracle
+from weightloom.apps.app import Contender
+from weightloom.apps.experiment import method_folder
+from weightloom.apps.rl.agents.build import remembers
+from weightloom.apps.rl.agents.players import FittedOracle, ModelPlayer, Oracle, Still
+from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.grid import GridWorld
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, Rollouts, World
-from weightloom.runs.record import summary
+from weightloom.runs.record import Role, Row, failed_row, summary
+from weightloom.training import read_rows
 
 TEST_SEED = 1 << 40
 """Where contexts and starts of the table come from: the same for every method and every seed of training."""
+TUNING_SEED = (1 << 41) + 1
+"""Where contexts come from that options are chosen by."""
 NOISE = 0.1
 """Standard deviation of noise on what is seen, for the measure of robustness."""
 TAIL = 0.01
@@ -34,8 +43,12 @@ class Setting:
     """What the physics change to in mid-episode, for the measure of robustness."""
 
 
-def settings(world: World, contexts: int) -> list[Setting]:
-    """Draw contexts of the training ranges and of those held out."""
+def settings(world: World, contexts: int, validation: bool = False) -> list[Setting]:
+    """Draw contexts of the training ranges and of those held out; for validation others, none of them held out."""
+    if validation:
+        generator = torch.Generator().manual_seed(TUNING_SEED)
+        drawn, others = (world.family.sample(contexts, generator) for _ in range(2))
+        return [Setting("validation contexts", drawn, others)]
     made = []
     for held_out in (False, True)[: 1 + world.family.has_held_out]:
         generator = torch.Generator().manual_seed(TEST_SEED + held_out)
@@ -141,18 +154,57 @@ def linear_errors(player: Player, world: BatchedWorld, setting: Setting, discoun
     return found
 
 
-def row(method: str, setting: Setting, found: dict[str, Tensor]) -> dict[str, Any]:
+def row(method: str, setting: Setting, found: dict[str, Tensor], role: Role = "method") -> Row:
     """Return a row of the table, as it stands in a record."""
-    return {
+    overall = summary(found["return"])
+    made: Row = {
         "method": method,
         "setting": setting.name,
         "name": "return",
         "better": "higher",
-        **summary(found["return"]),
+        "mean": overall["mean"],
+        "ci95": overall["ci95"],
         "tasks": len(setting.contexts),
         "per_context": found["return"].tolist(),
         "also": {name: _summary(values) for name, values in found.items() if name != "return"},
     }
+    if role != "method":
+        made["role"] = role
+    return made
+
+
+def score_all(contenders: Sequence[Contender[Any]], world: World, config: RLOptions, folder: Path) -> list[Row]:
+    """Judge every contender in every setting, beside whoever does nothing and, where it is known, the optimum."""
+    everyone: list[tuple[str, Role, Player | None]] = [
+        (one.name, one.role, None if one.model is None else player_of(one.model, config)) for one in contenders
+    ]
+    if isinstance(world, BatchedWorld) and isinstance(world.env, LQR):
+        everyone.append(("optimum", "control", Oracle(world, config.discount)))
+        everyone.append(("cubic through optimal gains", "control", FittedOracle(world, config.discount)))
+    everyone.append(("no action", "control", Still(world)))
+    rows = []
+    for setting in settings(world, config.test_contexts, config.validation):
+        for name, role, player in everyone:
+            if player is None:
+                rows.append(failed_row(name, setting.name, "return", "higher"))
+                continue
+            made = row(name, setting, judge(player, world, setting, config.discount), role)
+            if config.target_return is not None and role == "method":
+                steps = steps_to(config.target_return, method_folder(folder, name, config))
+                made["also"]["steps_to_target"] = {"mean": steps, "ci95": None}
+            rows.append(made)
+    return rows
+
+
+def player_of(model: Any, config: RLOptions) -> ModelPlayer:
+    """Return a model ready to act, without exploration."""
+    return ModelPlayer(model, remembers(config), config.reward_scale)
+
+
+def steps_to(target: float, folder: Path) -> float | None:
+    """Return after how many steps the return on validation contexts first reached a target; None if never."""
+    rows = (row for row in read_rows(folder) if "validation_score" in row)
+    return next((float(row["step"]) for row in rows if row["validation_score"] >= target), None)
 
 
 def _summary(values: Tensor) -> dict[str, float | None]:

@@ -1,18 +1,17 @@
 """What the report draws: returns over the grid of contexts, episodes in unseen contexts, values against truth."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from weightloom.apps.app import Shown
 from weightloom.apps.rl.agents.players import ModelPlayer, Oracle
-from weightloom.apps.rl.config import RLConfig
+from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.gyre import DoubleGyre
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, World
 from weightloom.apps.rl.judge import MOST_STEPS, TEST_SEED, discounted
-from weightloom.files import save_tensors
 
 GRID_POINTS = 13
 """Of each side of the grid of contexts; fewer where an episode takes long."""
@@ -23,11 +22,10 @@ SHOW_SEED = TEST_SEED - 1
 """Where shown contexts come from: none of those of the table."""
 
 
-def write_showcase(run: Path, players: dict[str, Player], world: World, config: RLConfig) -> None:
-    """Write ``evaluation.safetensors`` for the report: of the first method, and the grid of every method.
+def showcase(players: dict[str, Player], world: World, config: RLOptions) -> Shown:
+    """Gather what the report draws: of the first method, and the grid of every method.
 
     Args:
-        run: The run's folder.
         players: The methods, the one that the report is about first.
         world: Where they act.
         config: Resolved options.
@@ -44,10 +42,10 @@ def write_showcase(run: Path, players: dict[str, Player], world: World, config: 
     ours = next(iter(players.values()))
     if isinstance(ours, ModelPlayer):
         tensors |= _values(ours, world, config)
-    save_tensors(run / "evaluation.safetensors", tensors, facts)
+    return tensors, facts
 
 
-def _episodes(players: dict[str, Player], world: World, config: RLConfig, facts: dict[str, Any]) -> dict[str, Tensor]:
+def _episodes(players: dict[str, Player], world: World, config: RLOptions, facts: dict[str, Any]) -> dict[str, Tensor]:
     """Whole episodes in unseen contexts: paths where the environment has a plane to draw them in, else rewards."""
     assert config.discount
     generator = torch.Generator().manual_seed(SHOW_SEED)
@@ -78,7 +76,7 @@ def _episodes(players: dict[str, Player], world: World, config: RLConfig, facts:
     return tensors
 
 
-def _values(player: ModelPlayer, world: World, config: RLConfig) -> dict[str, Tensor]:
+def _values(player: ModelPlayer, world: World, config: RLOptions) -> dict[str, Tensor]:
     """Values beside the discounted returns that followed, of some states of held-out contexts."""
     assert config.discount
     generator = torch.Generator().manual_seed(SHOW_SEED)

@@ -4,22 +4,22 @@ import json
 import signal
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from weightloom.apps.rl.agents.build import build_agent, remembers
+from weightloom.apps.app import Training
+from weightloom.apps.rl.agents.build import remembers
 from weightloom.apps.rl.agents.players import ModelPlayer
 from weightloom.apps.rl.checkpoint import keep, take_up
-from weightloom.apps.rl.config import RLConfig
+from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.worlds import World
 from weightloom.files import write_atomically
 from weightloom.runs.progress import TrainingProgress
 from weightloom.runs.signals import collected_signals
-from weightloom.training import read_rows
+from weightloom.training import History, read_rows
 
 VALIDATION_SEED = 1 << 41
 """Contexts to watch a training by: none of those that a method is judged on."""
@@ -29,48 +29,41 @@ RECENT = 50
 """Episodes that the return shown is a mean of."""
 
 
-def train(
-    method: str, world: World, config: RLConfig, folder: Path, quiet: bool = False
-) -> tuple[Any, float, signal.Signals | None]:
-    """Let a method learn, from its last checkpoint where there is one.
+def train(model: Any, world: World, config: RLOptions, training: Training[Any]) -> History:
+    """Let a model learn, from its last checkpoint where there is one.
 
     Args:
-        method: A name in `METHODS`.
+        model: A model of Stable-Baselines3, newly built.
         world: What it learns in.
         config: Resolved options.
-        folder: Where its metrics and checkpoints are.
-        quiet: Show no progress.
-
-    Returns:
-        The model, seconds spent learning, and the signal that ended it early, if one did.
+        training: Where metrics and checkpoints go.
 
     Raises:
         NonFiniteError: If the environment or the policy gave a number that is not finite.
     """
-    assert config.steps
-    model = build_agent(method, world, config)
+    folder, quiet = training.folder, training.quiet
     model.set_logger(Logger(None, []))
     checkpoint = folder / "checkpoints" / "last.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     spent_s = 0.0
     rows: list[dict[str, Any]] = []
     if checkpoint.is_file():
-        take_up(checkpoint, model)
+        take_up(checkpoint, model, training.identity)
         rows = [row for row in read_rows(folder) if row["step"] <= model.num_timesteps]
         spent_s = rows[-1]["wall_time_s"] if rows else 0.0
     write_atomically(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     left = config.steps - model.num_timesteps
     if left <= 0:
-        return model, spent_s, None
+        return History(rows, spent_s)
     with (
         collected_signals() as caught,
         TrainingProgress(config.steps, model.num_timesteps, quiet) as progress,
     ):
-        follower = Follower(world, config, folder, progress, caught, spent_s)
+        follower = Follower(world, config, training, progress, caught, spent_s)
         model.learn(left, follower, log_interval=None, reset_num_timesteps=False)
         if not follower.stopped:
             follower.finish()
-    return model, follower.spent_s(), caught[0] if follower.stopped else None
+    return History(read_rows(folder), follower.spent_s(), caught[0] if follower.stopped else None)
 
 
 class Follower(BaseCallback):
@@ -79,7 +72,7 @@ class Follower(BaseCallback):
     Args:
         world: To evaluate in.
         config: Resolved options.
-        folder: Where metrics and checkpoints go.
+        training: Where metrics and checkpoints go.
         progress: What a person sees.
         caught: Signals; one ends the training.
         before_s: Seconds spent before a resume.
@@ -88,14 +81,17 @@ class Follower(BaseCallback):
     def __init__(
         self,
         world: World,
-        config: RLConfig,
-        folder: Path,
+        config: RLOptions,
+        training: Training[Any],
         progress: TrainingProgress,
         caught: list[signal.Signals],
         before_s: float,
     ) -> None:
         super().__init__()
-        self.world, self.config, self.folder, self.progress, self.caught = world, config, folder, progress, caught
+        self.world, self.config, self.progress, self.caught = world, config, progress, caught
+        self.folder, self.identity = training.folder, training.identity
+        self.evaluate_every = min(config.evaluate_every, max(1, config.steps // 20))
+        self.checkpoint_every = min(config.checkpoint_every, max(1, config.steps // 10))
         self.before_s, self.start_s = before_s, time.monotonic()
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.stopped = False
@@ -110,22 +106,20 @@ class Follower(BaseCallback):
         return self.before_s + time.monotonic() - self.start_s
 
     def _on_training_start(self) -> None:
-        assert self.config.evaluate_every and self.config.checkpoint_every
         done = self.model.num_timesteps
-        self.evaluated = done // self.config.evaluate_every if done else -1
-        self.kept = done // self.config.checkpoint_every if done else -1
-        self.logged = done * 500 // max(1, self.config.steps or 1)
+        self.evaluated = done // self.evaluate_every if done else -1
+        self.kept = done // self.checkpoint_every if done else -1
+        self.logged = done * 500 // self.config.steps
 
     def _on_rollout_start(self) -> None:
-        assert self.config.evaluate_every and self.config.checkpoint_every
         step = self.model.num_timesteps
         self._log(step)
-        if step // self.config.evaluate_every > self.evaluated:
-            self.evaluated = step // self.config.evaluate_every
+        if step // self.evaluate_every > self.evaluated:
+            self.evaluated = step // self.evaluate_every
             self._evaluate(step)
-        if step // self.config.checkpoint_every > self.kept or self.caught:
-            self.kept = step // self.config.checkpoint_every
-            keep(self.folder / "checkpoints" / "last.safetensors", self.model)
+        if step // self.checkpoint_every > self.kept or self.caught:
+            self.kept = step // self.checkpoint_every
+            keep(self.folder / "checkpoints" / "last.safetensors", self.model, self.identity)
         self.stopped = bool(self.caught)
 
     def _on_step(self) -> bool:
@@ -136,25 +130,25 @@ class Follower(BaseCallback):
         """Write down where the training ended."""
         self._log(self.model.num_timesteps, last=True)
         self._evaluate(self.model.num_timesteps)
-        keep(self.folder / "checkpoints" / "last.safetensors", self.model)
+        keep(self.folder / "checkpoints" / "last.safetensors", self.model, self.identity)
 
     def _log(self, step: int, last: bool = False) -> None:
         """Log about 500 rows a run, and show the return."""
         values = self.model.logger.name_to_value
         loss = values.get("train/critic_loss", values.get("train/value_loss"))
-        share = step * 500 // max(1, self.config.steps or 1)
+        share = step * 500 // self.config.steps
         if loss is None or not self.recent:
             return
         mean = sum(self.recent) / len(self.recent)
         self.progress.note = f"  return {mean:.4g}"
-        self.progress.step(min(step, self.config.steps or step), float(loss))
+        self.progress.step(min(step, self.config.steps), float(loss))
         if share > self.logged or last:
             self.logged = share
             self._write({"step": step, "loss": float(loss), "return": mean})
 
     def _evaluate(self, step: int) -> None:
         """Play in the contexts that are followed; training goes on as if nothing had been played."""
-        player = ModelPlayer(self.model, remembers(self.config), self.config.reward_scale or 1.0)
+        player = ModelPlayer(self.model, remembers(self.config), self.config.reward_scale)
         row: dict[str, Any] = {"step": step, "score_name": "return"}
         for name, contexts in self.contexts:
             played = self.world.rollout(player, contexts, self.world.max_steps, VALIDATION_SEED)

@@ -5,11 +5,11 @@ Out:  a `Problem`.
 Knows nothing of how methods are trained, judged or shown. Start at `problem_of`.
 """
 
-from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems.problem import Problem as Problem
 
 
-def problem_of(config: FewShotConfig) -> Problem:
+def problem_of(config: FewShotOptions) -> Problem:
     """Load what a config asks for.
 
     Raises:

@@ -1,6 +1,5 @@
 """Cameras with crossed wires: from a few labelled pictures that a camera sent to a network that reads all others."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.presets import PRESETS
-from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
+from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem, Yardstick
 from weightloom.errors import ConfigError
 from weightloom.learners.inputs import CLASSES, CodeReader, RestoringLearner
 from weightloom.learners.learner import Learner
@@ -39,7 +38,7 @@ class CameraProblem(Problem):
     at_once = 50
     many = 1000
 
-    def __init__(self, config: FewShotConfig) -> None:
+    def __init__(self, config: FewShotOptions) -> None:
         self.config = config
         if config.split:
             raise ConfigError(
@@ -109,21 +108,16 @@ class CameraProblem(Problem):
         """Cameras that a machine may be taught on, for each setting of the table."""
         return [self._source(self.train, ways, shots) for ways, shots in self.settings()]
 
-    def yardsticks(self, learner: Learner) -> dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]]:
-        """The method of the run as it starts; and what a machine, and its own reader, read of uncrossed pictures."""
+    def yardsticks(self, learner: Learner) -> list[Yardstick]:
+        """Return readings of uncrossed pictures: by the method's own reader, and by a machine."""
         pictures, labels = self.train
-        torch.manual_seed(self.config.seed)
-        untrained = self.learner(self.config.method)
-        rows: dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]] = {}
-        if untrained.trained:
-            rows["untrained (control)"] = untrained, None
+        rows: list[Yardstick] = []
         if isinstance(learner, RestoringLearner):
-            rows["reader (ceiling)"] = Unadapted(learner.base[1:]), uncrossed
+            rows.append(Yardstick("reader", "ceiling", Unadapted(learner.base[1:]), uncrossed))
         images, generator = pictures[:, None].float() / 255, torch.Generator().manual_seed(0)
         copies = torch.cat([images, *(WARP(images, generator) for _ in range(WARPED_COPIES))]).flatten(1)
         machine = machine_of(copies, labels.repeat(1 + WARPED_COPIES), CLASSES, penalty=10.0, gamma=0.05)
-        rows["SVM (ceiling)"] = Unadapted(machine), uncrossed
-        return rows
+        return [*rows, Yardstick("SVM", "ceiling", Unadapted(machine), uncrossed)]
 
     def setting(self, shots: int, ways: int) -> str:
         """Pictures of each digit shown, and digits."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems.pools import load_pools
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
 from weightloom.learners.learner import Learner
@@ -25,7 +25,7 @@ class ClassProblem(Problem):
     kind = "classification"
     at_once = 25
 
-    def __init__(self, config: FewShotConfig) -> None:
+    def __init__(self, config: FewShotOptions) -> None:
         self.config = config
         pools = load_pools(config)
         self.train, self.validation, self.held_out = pools.train, pools.validation, pools.test

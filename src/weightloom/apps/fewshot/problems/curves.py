@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.learners.interpolation import GaussianCurves
 from weightloom.learners.learner import Learner
@@ -27,7 +27,7 @@ class CurveProblem(Problem):
     kind = "regression"
     at_once = 500
 
-    def __init__(self, config: FewShotConfig) -> None:
+    def __init__(self, config: FewShotOptions) -> None:
         self.config = config
         self.x_dim = self.y_dim = 1
         self.pools, self.notices = _pools(config)
@@ -84,7 +84,7 @@ class CurveProblem(Problem):
         return f"{self.up_to(shots)}-shot"
 
 
-def _pools(config: FewShotConfig) -> tuple[dict[str, PointPool], tuple[str, ...]]:
+def _pools(config: FewShotOptions) -> tuple[dict[str, PointPool], tuple[str, ...]]:
     """Tasks to train on, to watch and to judge on, none where they are made on the fly; and what was left out."""
     notices: tuple[str, ...] = ()
     if config.kind == "sinusoid":

@@ -1,6 +1,6 @@
 """Images as functions: from a few pixels to a network that answers at any position."""
 
-from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.learners.cnp import ConditionalNeuralProcess
 from weightloom.learners.functions import FunctionNet
@@ -25,7 +25,7 @@ class FunctionProblem(Problem):
     bounds = GREY
     at_once = 1000  # images are drawn without repetition within a pass
 
-    def __init__(self, config: FewShotConfig) -> None:
+    def __init__(self, config: FewShotOptions) -> None:
         self.config = config
         train, test = load_mnist()
         self.train, self.validation = train[:-1000], train[-1000:]

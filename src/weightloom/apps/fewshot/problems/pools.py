@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.tasks import (
     ClassPool,
     InTurn,
@@ -63,7 +63,7 @@ class Pools:
         return classes if groups is None else int(torch.bincount(groups).max())
 
 
-def load_pools(config: FewShotConfig) -> Pools:
+def load_pools(config: FewShotOptions) -> Pools:
     """Load the data of a classification problem and deal out its classes."""
     return LOADERS[config.kind](config)
 
@@ -74,7 +74,7 @@ def pick(pool: ClassPool, classes: list[int]) -> ClassPool:
     return ClassPool(pool.examples[classes], pool.counts[classes], tuple(pool.names[i] for i in classes), texts)
 
 
-def _digits(config: FewShotConfig) -> Pools:
+def _digits(config: FewShotOptions) -> Pools:
     pool = load_digits()
     train, test = digits_split(config.split)
     if config.held_out == "validation":
@@ -92,7 +92,7 @@ def _digits(config: FewShotConfig) -> Pools:
     )
 
 
-def _omniglot(config: FewShotConfig) -> Pools:
+def _omniglot(config: FewShotOptions) -> Pools:
     pool = load_omniglot()
     train, test = (part.tolist() for part in omniglot_split(config.split))
     if config.held_out == "validation":
@@ -101,7 +101,7 @@ def _omniglot(config: FewShotConfig) -> Pools:
     return Pools(rotated(known, (1, 2, 3)), known, pick(pool, test), augment=Jitter(0.5), start_scale=6.0)
 
 
-def _omniglot_alphabets(config: FewShotConfig) -> Pools:
+def _omniglot_alphabets(config: FewShotOptions) -> Pools:
     """Characters of one alphabet: trained on a minimal set of five, judged on the evaluation alphabets."""
     pool = load_omniglot()
     minimal = SMALL1
@@ -125,7 +125,7 @@ def _omniglot_alphabets(config: FewShotConfig) -> Pools:
     )
 
 
-def _cifar_fs(config: FewShotConfig) -> Pools:
+def _cifar_fs(config: FewShotOptions) -> Pools:
     pool, split = load_cifar_fs()
     parts = {name: pick(pool, classes) for name, classes in split.items()}
     test = parts["validation" if config.held_out == "validation" else "test"]
@@ -141,7 +141,7 @@ def _cifar_fs(config: FewShotConfig) -> Pools:
     )
 
 
-def _spoken_digits(config: FewShotConfig) -> Pools:
+def _spoken_digits(config: FewShotOptions) -> Pools:
     """Words of one speaker; whole speakers are held out."""
     spoken = load_spoken_digits()
     split = spoken_split(config.split)
@@ -160,7 +160,7 @@ def _spoken_digits(config: FewShotConfig) -> Pools:
     )
 
 
-def _intents(config: FewShotConfig) -> Pools:
+def _intents(config: FewShotOptions) -> Pools:
     """Requests to a voice assistant to train on, a bank's customers to judge on.
 
     To tune, the requests that are about banks and cards are held out and judged on: they are nearest to the bank's.
@@ -173,7 +173,7 @@ def _intents(config: FewShotConfig) -> Pools:
     return Pools(pool, pool, load_intent_pool("banking77"), start_scale=INTENT_SCALE)
 
 
-def _folder(config: FewShotConfig) -> Pools:
+def _folder(config: FewShotOptions) -> Pools:
     """A folder of the user's, a sub-folder per class."""
     assert config.ways and config.shots and config.queries
     ways = max(config.ways)
@@ -201,7 +201,7 @@ NEAR_DOMAINS = (1, 2)
 INTENT_SCALE = 20.0 * 384
 """Features have unit length: squared distances are of order one, not of order 384."""
 
-LOADERS: dict[str, Callable[[FewShotConfig], Pools]] = {
+LOADERS: dict[str, Callable[[FewShotOptions], Pools]] = {
     "digits": _digits,
     "omniglot": _omniglot,
     "omniglot-alphabets": _omniglot_alphabets,

@@ -7,24 +7,35 @@ from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 
-from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.methods import builds_of
 from weightloom.errors import ConfigError
 from weightloom.learners.inner_steps import InnerSteps
 from weightloom.learners.learner import Learner
+from weightloom.runs.record import Role
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
+
+
+class Yardstick(NamedTuple):
+    """A row that methods are held against."""
+
+    name: str
+    role: Role
+    learner: Learner
+    seen: Callable[[Tasks], Tasks] | None = None
+    """Makes the tasks that it is given from those drawn; None gives them as they are."""
 
 
 class Problem(ABC):
     """A data set, seen as a few-shot problem."""
 
     kind: Literal["classification", "regression"]
-    config: FewShotConfig
+    config: FewShotOptions
     notices: tuple[str, ...] = ()
     """What a person should know of the data before it goes on, such as files that were skipped."""
     at_once: int
@@ -58,16 +69,13 @@ class Problem(ABC):
         """Builders of the methods that solve these tasks, by name, as `weightloom.apps.fewshot.methods` has them."""
         return {name: partial(build, self) for name, build in builds_of(self.config.kind).items()}
 
-    def yardsticks(self, learner: Learner) -> dict[str, tuple[Learner, Callable[[Tasks], Tasks] | None]]:
-        """Rows that no method competes for, such as a ceiling, by their names: what is judged, and what it is given.
-
-        Names end in ``(control)`` or ``(ceiling)``. What is given are the tasks drawn where there is no function that
-        makes others of them.
+    def yardsticks(self, learner: Learner) -> list["Yardstick"]:
+        """Return rows that no method competes for, such as a ceiling.
 
         Args:
             learner: The method that the run is about, trained.
         """
-        return {}
+        return []
 
     @abstractmethod
     def setting(self, shots: int, ways: int) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +16,6 @@ from weightloom.apps.fewshot.show import cameras, classes, curves, functions
 from weightloom.apps.fewshot.show.changes import changes
 from weightloom.apps.fewshot.show.draw import Shown
 from weightloom.apps.fewshot.show.sweep import sweep
-from weightloom.files import save_tensors
 from weightloom.learners.learner import Learner
 
 Part = Callable[[], Shown | str]
@@ -25,35 +23,36 @@ Part = Callable[[], Shown | str]
 
 
 @torch.no_grad()
-def write_showcase(run: Path, learners: dict[str, Learner], problem: Problem, early: bool = False) -> None:
-    """Write ``evaluation.safetensors`` for the report.
+def showcase(learners: dict[str, Learner], problem: Problem, early: bool = False) -> Shown:
+    """Gather what the report draws.
 
     A part that a method cannot give, or fails at, is left out with a sentence in the facts: a picture must not cost a
     run its record.
 
     Args:
-        run: The run's folder.
         learners: The methods; put into eval mode. What the first does is shown, its scores beside those of the others.
         problem: Where tasks come from.
         early: During training: show validation tasks, so that meta-test stays untouched.
     """
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {"kind": problem.kind, "early": early, "left_out": {}}
+    facts["better"] = "lower" if problem.kind == "regression" else "higher"
+    if isinstance(problem, ClassProblem):
+        facts["unseen"] = "with classes never seen in training"
     for learner in learners.values():
         learner.eval()
-    with torch.random.fork_rng(devices=[]):  # training goes on as if nothing had been shown
-        for name, part in _parts(learners, problem, early).items():
-            torch.manual_seed(0)  # for methods that start from a random network
-            try:
-                shown = part()
-            except Exception as error:  # methods of one's own raise what they like
-                shown = f"It could not be drawn ({type(error).__name__}: {error})."
-            if isinstance(shown, str):
-                facts["left_out"][name] = shown
-            else:
-                tensors |= shown[0]
-                facts |= shown[1]
-    save_tensors(run / "evaluation.safetensors", tensors, facts)
+    for name, part in _parts(learners, problem, early).items():
+        torch.manual_seed(0)  # for methods that start from a random network
+        try:
+            shown = part()
+        except Exception as error:  # methods of one's own raise what they like
+            shown = f"It could not be drawn ({type(error).__name__}: {error})."
+        if isinstance(shown, str):
+            facts["left_out"][name] = shown
+        else:
+            tensors |= shown[0]
+            facts |= shown[1]
+    return tensors, facts
 
 
 def _parts(learners: dict[str, Learner], problem: Problem, early: bool) -> dict[str, Part]:

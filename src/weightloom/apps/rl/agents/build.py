@@ -11,7 +11,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from weightloom.apps.rl.agents.nets import Kind, Sizes
 from weightloom.apps.rl.agents.off_policy import GeneratedSACPolicy, GeneratedTD3Policy, NetPlan
 from weightloom.apps.rl.agents.on_policy import GeneratedPolicy, RecurrentGeneratedPolicy
-from weightloom.apps.rl.config import RLConfig
+from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.worlds import World
 from weightloom.apps.rl.envs.wrappers import Between, memory_width
 from weightloom.errors import ConfigError
@@ -22,12 +22,12 @@ EPOCHS = 4
 """How often PPO goes through a rollout."""
 
 
-def remembers(config: RLConfig) -> bool:
+def remembers(config: RLOptions) -> bool:
     """Whether agents of a run have a memory instead of a context."""
     return config.algorithm == "recurrent-ppo"
 
 
-def build_agent(method: str, world: World, config: RLConfig) -> Any:
+def build_agent(method: str, world: World, config: RLOptions) -> Any:
     """Build a model with its environment.
 
     Args:
@@ -72,7 +72,7 @@ def build_agent(method: str, world: World, config: RLConfig) -> Any:
     return PPO(GeneratedPolicy, env, policy_kwargs=kwargs, **known)
 
 
-def plan_of(method: str, world: World, config: RLConfig) -> NetPlan:
+def plan_of(method: str, world: World, config: RLOptions) -> NetPlan:
     """Say which networks a method has."""
     assert config.width and config.blocks is not None and config.hidden and config.rank
     kind: Kind = KIND.get(method, method)  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ class Falling:
         return self.first * (self.share + (1 - self.share) * left)
 
 
-def _off_policy(env: Between, config: RLConfig, known: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+def _off_policy(env: Between, config: RLOptions, known: dict[str, Any], kwargs: dict[str, Any]) -> Any:
     assert config.rows and config.steps and config.updates and config.noise is not None and config.batch
     known |= {
         "learning_starts": config.warm_up,

@@ -1,0 +1,143 @@
+"""Few-shot learning as an application: learn to learn from a few examples."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightloom.apps.app import App, Contender, Listed, Shown, Training
+from weightloom.apps.fewshot.config import FewShotConfig, FewShotOptions
+from weightloom.apps.fewshot.methods import FITS, METHODS
+from weightloom.apps.fewshot.presets import DATA, PRESETS, where
+
+if TYPE_CHECKING:
+    from weightloom.apps.fewshot.problems import Problem
+    from weightloom.learners.learner import Learner
+    from weightloom.report.run import Run
+    from weightloom.report.section import Section
+    from weightloom.runs.record import Row
+    from weightloom.training import History, Processes
+
+PROTOCOL = {
+    "group": "Inductive: no method sees query points together.",
+    "batch": "Inductive: images are normalised by running statistics of meta-training.",
+    "transductive": "Transductive: images are normalised by statistics of all query images of a task together.",
+}
+
+
+class FewShot(App[FewShotOptions, "Problem", "Learner"]):
+    """Meta-train on some tasks, adapt to tasks never seen in one pass."""
+
+    name = "fewshot"
+    about = "Learn to learn from a few examples; table, checkpoints and report.html in a run folder."
+    config = FewShotConfig
+    judged_by = ("ways", "shots", "uneven_shots", "queries", "test_tasks")
+    folds = "split"
+    columns = ("f1",)
+    adapts_to = "a folder of pictures, a folder for each class; a .csv, .jsonl or .npz file"
+
+    def label(self, config: FewShotOptions) -> str:
+        """Return the name of the data."""
+        return Path(config.data).stem.replace(":", ".")
+
+    def processes(self, config: FewShotOptions) -> "Processes":
+        """Start those that share the tasks of a step."""
+        from weightloom.apps.fewshot.training import launch
+
+        return launch(config)
+
+    def open(self, config: FewShotOptions) -> "Problem":
+        """Load the data."""
+        from weightloom.apps.fewshot.problems import problem_of
+
+        return problem_of(config)
+
+    def notices(self, problem: "Problem") -> Sequence[str]:
+        """Return what was skipped."""
+        return problem.notices
+
+    def build(self, method: str, problem: "Problem", config: FewShotOptions) -> "Learner":
+        """Build a learner."""
+        return problem.learner(method)
+
+    def is_trained(self, model: "Learner") -> bool:
+        """Some methods work on each task alone."""
+        return model.trained
+
+    def train(
+        self, model: "Learner", problem: "Problem", config: FewShotOptions, training: "Training[Learner]"
+    ) -> "History":
+        """Meta-train."""
+        from weightloom.apps.fewshot.training import fit
+
+        return fit(model, problem, config, training)
+
+    def load(self, model: "Learner", checkpoint: Path, identity: str) -> None:
+        """Read the parameters."""
+        from weightloom.training import load_model
+
+        load_model(checkpoint, model)
+
+    def judge(
+        self, contenders: "Sequence[Contender[Learner]]", problem: "Problem", config: FewShotOptions, folder: Path
+    ) -> "list[Row]":
+        """Adapt to tasks never seen, in every setting."""
+        from weightloom.apps.fewshot.judge import score_all
+
+        return score_all(contenders, problem, config)
+
+    def measure(self, models: "Mapping[str, Learner]", problem: "Problem", config: FewShotOptions) -> dict[str, Any]:
+        """Time a thousand tasks at once, where the problem asks for it."""
+        from weightloom.apps.fewshot.many import time_many
+
+        return {"many": time_many(models[config.method], problem, problem.many)} if problem.many else {}
+
+    def lines(self, record: Mapping[str, Any]) -> list[str]:
+        """Say how long a thousand tasks took."""
+        from weightloom.apps.fewshot.many import in_words
+
+        return [in_words(record["many"])] if "many" in record else []
+
+    def show(self, models: "Mapping[str, Learner]", problem: "Problem", config: FewShotOptions, early: bool) -> Shown:
+        """Gather tasks to look at."""
+        from weightloom.apps.fewshot.show import showcase
+
+        return showcase(dict(models), problem, early)
+
+    def sections(self, run: "Run") -> "list[Section]":
+        """Draw them."""
+        from weightloom.apps.fewshot.figures import sections
+
+        return sections(run)
+
+    def notes(self, config: FewShotOptions) -> str:
+        """Say how tasks are judged."""
+        return f"Intervals are 95 % over tasks. {PROTOCOL[config.normalisation]}"
+
+    def export(
+        self, model: "Learner", problem: "Problem", config: FewShotOptions, task: str, folder: Path
+    ) -> dict[str, Any]:
+        """Write the network of a meta-test task."""
+        from weightloom.apps.fewshot.export import export_task
+
+        return export_task(model, problem, config, task, folder)
+
+    def listed(self) -> list[Listed]:
+        """Data sets and methods."""
+        data = []
+        for name in DATA:
+            preset = PRESETS[name]
+            ways = "" if preset["ways"] == (1,) else f"ways {' '.join(map(str, preset['ways']))}, "
+            shots = " ".join(map(str, preset["shots"]))
+            data.append((name, f"{ways}shots {shots}, {preset['steps']} steps", where(name)))
+        methods = [
+            (method.name, method.about, " ".join(data for data, fits in FITS.items() if method.name in fits))
+            for method in METHODS
+        ]
+        return [
+            Listed("weightloom fewshot --data …", ("data", "defaults", "where"), data),
+            Listed("weightloom fewshot --method …", ("method", "what it is", "data"), methods),
+        ]
+
+    def data(self) -> Sequence[tuple[str, str]]:
+        """Data sets, and where they are."""
+        return [(name, where(name)) for name in DATA]

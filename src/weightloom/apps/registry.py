@@ -1,0 +1,92 @@
+"""The applications by name: those of this library, and those that other packages bring.
+
+In:   a name, or ``module:Class``.
+Out:  an `App`.
+Knows nothing of their insides; torch is not imported.
+"""
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from weightloom.apps.app import App
+from weightloom.errors import ConfigError, MissingExtraError, nearest
+
+APPS = {
+    "fewshot": "weightloom.apps.fewshot.app:FewShot",
+    "rl": "weightloom.apps.rl.app:RL",
+}
+"""Applications of this library; a package of your own adds one by the entry point group ``weightloom.apps``."""
+GROUP = "weightloom.apps"
+
+
+def app_names() -> list[str]:
+    """Return the names of all applications, those of other packages last."""
+    return [*APPS, *(point.name for point in entry_points(group=GROUP) if point.name not in APPS)]
+
+
+def find_app(name: str) -> App[Any, Any, Any]:
+    """Return an application.
+
+    Args:
+        name: As in `weightloom NAME`, or ``module:Class`` of one that is found from the working directory.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    known = {**{point.name: point.value for point in entry_points(group=GROUP)}, **APPS}
+    if name not in known and ":" not in name:
+        raise ConfigError(f"There is no application `{name}`. {nearest(name, known)}")
+    found = imported(known.get(name, name), "An application", "my_package.app:MyApp")
+    app = found() if isinstance(found, type) else found
+    if not isinstance(app, App):
+        raise ConfigError(
+            f"`{name}` gave a {type(app).__name__}. An application is a `weightloom.apps.app.App`. Inherit from it."
+        )
+    return app
+
+
+def all_apps() -> Iterator[App[Any, Any, Any]]:
+    """Go through all applications."""
+    return (find_app(name) for name in app_names())
+
+
+def imported(path: str, kind: str, example: str) -> Any:
+    """Import ``module:name``, also from the working directory.
+
+    Args:
+        path: As in ``"my_methods:MyLearner"``.
+        kind: What it is, for the message, as in ``"A method"``.
+        example: How it is typed.
+
+    Raises:
+        ConfigError: If it cannot be imported.
+    """
+    module, _, name = path.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:  # an installed command looks only where it is installed
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"`{path}` cannot be imported ({error}). {kind} of your own is a module and a name in it, found from where "
+            f"you run. Type it as in `{example}`."
+        ) from error
+
+
+def need_extra(app: App[Any, Any, Any]) -> None:
+    """Raise unless all that the optional extra of an application installs is there.
+
+    Raises:
+        MissingExtraError: With the command that installs it.
+    """
+    missing = [module for module in app.needs if find_spec(module) is None]
+    if missing:
+        raise MissingExtraError(
+            f"`{missing[0]}` is not installed. `weightloom {app.name}` needs it, and an installation without extras "
+            f'leaves it out. Type `pip install "weightloom[{app.extra or app.name}]"`.'
+        )

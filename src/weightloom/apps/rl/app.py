@@ -1,0 +1,98 @@
+"""Reinforcement learning as an application: policy and value function, generated from the context."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightloom.apps.app import App, Contender, Listed, Shown, Training
+from weightloom.apps.rl.config import RLConfig, RLOptions
+from weightloom.apps.rl.presets import METHODS
+
+if TYPE_CHECKING:
+    from weightloom.apps.rl.envs.worlds import World
+    from weightloom.report.run import Run
+    from weightloom.report.section import Section
+    from weightloom.runs.record import Row
+    from weightloom.training import History
+
+
+class RL(App[RLOptions, "World", Any]):
+    """Let agents learn in a family of environments, judge them in contexts never met."""
+
+    name = "rl"
+    about = "Reinforcement learning in families of environments: policy and value function, generated."
+    config = RLConfig
+    needs = ("gymnasium", "mujoco", "stable_baselines3", "sb3_contrib")
+    judged_by = ("test_contexts",)
+    columns = ("explained_variance", "gain_error", "value_error", "first_trial", "last_trial")
+    unseen = "contexts never met in training"
+    adapts_to = "a context, as in gravity=12"
+
+    def label(self, config: RLOptions) -> str:
+        """Return the environment's name."""
+        return config.env.split(":")[-1].replace("/", "-")
+
+    def open(self, config: RLOptions) -> "World":
+        """Make the family of environments."""
+        from weightloom.apps.rl.agents.build import build_agent
+        from weightloom.apps.rl.envs.worlds import world_of
+
+        world = world_of(config.env, config.vary, config.held_out)
+        build_agent(config.method, world, config)  # what cannot work is said before anything is written
+        return world
+
+    def build(self, method: str, problem: "World", config: RLOptions) -> Any:
+        """Build a model of Stable-Baselines3."""
+        from weightloom.apps.rl.agents.build import build_agent
+
+        return build_agent(method, problem, config)
+
+    def train(self, model: Any, problem: "World", config: RLOptions, training: Training[Any]) -> "History":
+        """Let it learn."""
+        from weightloom.apps.rl.train import train
+
+        return train(model, problem, config, training)
+
+    def trial_steps(self, config: RLOptions) -> tuple[int, int]:
+        """Return lengths beyond the warm-up, with updates in both."""
+        first = config.rollout if "ppo" in config.algorithm else config.warm_up + 20 * config.rows
+        return first, 2 * first
+
+    def load(self, model: Any, checkpoint: Path, identity: str) -> None:
+        """Read the networks."""
+        from weightloom.apps.rl.checkpoint import load_policy
+
+        load_policy(checkpoint, model, identity=identity)
+
+    def judge(
+        self, contenders: Sequence[Contender[Any]], problem: "World", config: RLOptions, folder: Path
+    ) -> "list[Row]":
+        """Play episodes in contexts of the training ranges and beyond."""
+        from weightloom.apps.rl.judge import score_all
+
+        return score_all(contenders, problem, config, folder)
+
+    def show(self, models: Mapping[str, Any], problem: "World", config: RLOptions, early: bool) -> Shown:
+        """Gather episodes, returns over the grid, values."""
+        from weightloom.apps.rl.judge import player_of
+        from weightloom.apps.rl.show import showcase
+
+        return showcase({name: player_of(model, config) for name, model in models.items()}, problem, config)
+
+    def sections(self, run: "Run") -> "list[Section]":
+        """Draw them."""
+        from weightloom.apps.rl.figures import sections
+
+        return sections(run)
+
+    def notes(self, config: RLOptions) -> str:
+        """Say how agents are judged."""
+        return (
+            "Returns are those of whole episodes, without exploration. Intervals are 95 % over contexts. Every method "
+            "took the same environment steps and updates; all have as many parameters as ours."
+        )
+
+    def listed(self) -> list[Listed]:
+        """Methods."""
+        rows = [(method.name, method.about, " ".join(method.algorithms)) for method in METHODS]
+        return [Listed("weightloom rl --method …", ("method", "what it is", "algorithms"), rows)]

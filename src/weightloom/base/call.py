@@ -1,0 +1,185 @@
+"""One call of a base: its parameters, its tensors, and what is known of how it runs.
+
+Every engine takes a `Call` and returns a `Result`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from weightloom.base.branches import Answering
+from weightloom.base.compiled import run_compiled
+from weightloom.base.sequential import Layer
+from weightloom.base.state import Carried, of_one_task, state_of
+from weightloom.base.target import Target
+from weightloom.base.watch_rows import WatchRows
+from weightloom.forms.factored import Factored, built
+from weightloom.params import Params
+from weightloom.replica import Scan, scan_of
+from weightloom.replica.replica import Places, Replica, places_of
+
+Randomness = Literal["different", "same"]
+Tensors = Mapping[str, Tensor]
+
+
+class Result(NamedTuple):
+    """Outputs of a run, and what it left."""
+
+    outputs: Any
+    written: list[Carried]
+    """Attributes that `forward` assigned, of all tasks."""
+
+
+@dataclass
+class Call:
+    """One call of a base: what every engine runs. Whoever is given one makes another with `_replace`."""
+
+    target: Target
+    params: Tensors
+    rows: Sequence[Tensor]
+    """Tensors of the call that have a tasks axis."""
+    build: Callable[[Sequence[Any]], tuple[Any, Any]]
+    """From one task's part of ``rows`` to positional and named arguments."""
+    tasks: int
+    buffers: Tensors
+    randomness: Randomness = "different"
+    chunk_size: int | None = None
+    scan: Scan | None = None
+    """The base as it stands; None while it is compiled, and for a plain function."""
+    places: Places = ()
+    state: Mapping[tuple[int, str], Any] = field(default_factory=dict)
+    """Attributes that an earlier call assigned, of every task."""
+    batch_major: bool = False
+    """How the aligned engine folds: see `Aligned`."""
+    layers: list[Layer] | None = None
+    """Of a plain sequence of layers: see `sequential`."""
+    watch: WatchRows | Answering | None = None
+    """Watches the base run."""
+    dense: frozenset[str] = frozenset()
+    """Parameters that the base changes in place: built, and copied."""
+    key: Any = None
+    """Structure of the call, and everything in it that is no tensor."""
+    paths: Sequence[str] | None = None
+    """Names of the tensors in ``rows``, for messages; None where all were passed by position."""
+    extra: Tensors = field(default_factory=dict)
+    """Tensors that all tasks share, in the place of the base's own."""
+    unhooked: bool = False
+    """Leave hooks of users out."""
+    clones: list[tuple[str, Tensor, Tensor]] | None = None
+    """Name, copy and original of what was given to the base, where it is watched."""
+    common: Sequence[Tensor] = ()
+    """Tensors of the call that all tasks share."""
+
+    def _replace(self, **changes: Any) -> "Call":
+        return Call(**{**self.__dict__, **changes})
+
+    def run(
+        self,
+        tensors: Tensors,
+        rows: Sequence[Any],
+        state: Mapping[tuple[int, str], Any],
+        replica: Replica | None = None,
+    ) -> tuple[Any, list[tuple[int, str, Any]]]:
+        """Run the base with ``tensors`` in the place of its own; return outputs, and what `forward` assigned."""
+        args, kwargs = self.build(rows)
+        if self.target.module is None:
+            return self._watched(lambda: self.target.function(Params(tensors), *args, **kwargs), tensors, rows), []
+        if self.scan is None:
+            return run_compiled(self.target, tensors, args, kwargs), []
+        if replica is None:
+            replica = self.replica(tensors, state)
+        invoke = self.target.on(replica.base)
+        outputs = self._watched(lambda: invoke(*args, **kwargs), tensors, rows)
+        return outputs, replica.written()
+
+    def replica(self, tensors: Tensors, state: Mapping[tuple[int, str], Any]) -> Replica:
+        """A replica of the base with tensors in their places."""
+        assert self.scan is not None
+        return Replica(self.scan, self.places, {**self.extra, **tensors}, state, self.unhooked)
+
+    def scanned(self) -> "Call":
+        """This call, with the base as it stands and what an earlier call left to each task."""
+        if self.target.module is None:
+            return self
+        self.scan = scan_of(self.target.module)
+        first = next(iter(self.params.values()), None)
+        tasks = len(first) if first is not None else len(self.rows[0]) if self.rows and self.rows[0].ndim else 0
+        self.state = state_of(self.scan, tasks)
+        return self
+
+    def placed(self) -> "Call":
+        """The same with places for all that it holds."""
+        if self.scan is None:
+            return self
+        return self._replace(places=places_of(self.scan, [*self.params, *self.buffers, *self.extra]))
+
+    def _watched(self, run: Callable[[], Any], tensors: Tensors, rows: Sequence[Any]) -> Any:
+        if self.watch is None:
+            return run()
+        with self.watch.start(rows, [tensors[name] for name in self.params], {**self.extra, **tensors}):
+            outputs = run()
+        self.watch.finish(outputs)
+        return outputs
+
+    def first(self, tasks: int) -> "Call":
+        """The same for the first few tasks; buffers are copied."""
+        return self._replace(
+            params={name: value[:tasks] for name, value in self.params.items()},
+            rows=[x[:tasks] for x in self.rows],
+            tasks=min(tasks, self.tasks),
+            buffers={name: value[:tasks].clone() for name, value in self.buffers.items()},
+            state={where: of_one_task(its, slice(0, tasks)) for where, its in self.state.items()},
+            chunk_size=None,
+        )
+
+    def apart(self) -> "Call":
+        """The same numbers, outside of the graph."""
+        params = {name: apart(value) for name, value in self.params.items()}
+        return self._replace(params=params, rows=[apart(x) for x in self.rows])
+
+    def leaves(self) -> list[Tensor]:
+        """Tensors of the call that get a gradient."""
+        values = [*self.params.values(), *self.rows]
+        parts = [(v.own, *v.parts.values()) if isinstance(v, Factored) else (v,) for v in values]
+        return [tensor for several in parts for tensor in several if tensor.requires_grad]
+
+    def of_tasks(self, order: Tensor) -> "Call":
+        """The same for some tasks, in this order."""
+        return self._replace(
+            params={name: value[order] for name, value in self.params.items()},
+            rows=[x[order] for x in self.rows],
+            buffers={name: value[order] for name, value in self.buffers.items()},
+            state={where: of_one_task(its, order) for where, its in self.state.items()},
+            tasks=len(order),
+        )
+
+    def _one(self, name: str, value: Tensor) -> Tensor:
+        """A parameter as one task's base is given it."""
+        if name in self.dense:
+            value = built(value)
+            clone = value.clone()
+            if self.clones is not None:
+                self.clones.append((name, _unwrapped(clone), _unwrapped(value)))
+            clone._is_param = True
+            return clone
+        if isinstance(value, Factored):
+            return value.in_use()
+        if not torch.compiler.is_compiling():
+            value._is_param = True  # what torch asks before it takes a tensor for an `nn.Parameter`
+        return value
+
+
+def apart(value: Any) -> Any:
+    """The same numbers, outside of the graph."""
+    if isinstance(value, Factored):
+        return value.map_all(apart)
+    copied = value.detach().clone()
+    return copied.requires_grad_() if value.requires_grad and torch.is_grad_enabled() else copied
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return torch._C._functorch.get_unwrapped(tensor) if wrapped else tensor

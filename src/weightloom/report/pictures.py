@@ -1,0 +1,57 @@
+"""Pictures: an image in, a PNG file or a data URI that holds it out."""
+
+import struct
+import zlib
+from base64 import b64encode
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from weightloom.errors import ShapeError
+
+COLOUR_TYPES = {1: 0, 3: 2}
+"""Channels, and the number that the PNG format has for them."""
+
+
+def encode_png(pixels: UInt8[Tensor, "channels height width"]) -> bytes:
+    """Encode an image as a PNG file, without an imaging library.
+
+    Args:
+        pixels: One channel (grey) or three (red, green, blue).
+
+    Raises:
+        ShapeError: If there is another number of channels.
+
+    Example:
+        >>> encode_png(torch.zeros(1, 8, 8, dtype=torch.uint8))[1:4]
+        b'PNG'
+
+    Source:
+        W3C, "Portable Network Graphics" (third edition), sections 5 and 11; every row has filter 0.
+    """
+    channels, height, width = pixels.shape
+    if channels not in COLOUR_TYPES:
+        raise ShapeError(
+            f"`pixels` has {channels} channels. A PNG image here is grey, of 1 channel, or coloured, of 3. "
+            "To look at other channels, pass their mean, `pixels.float().mean(0, keepdim=True).byte()`."
+        )
+    rows = pixels.permute(1, 2, 0).reshape(height, width * channels)
+    filtered = torch.cat([rows.new_zeros(height, 1), rows], dim=1)
+    header = struct.pack(">IIBBBBB", width, height, 8, COLOUR_TYPES[channels], 0, 0, 0)
+    data = zlib.compress(filtered.cpu().contiguous().numpy().tobytes(), 9)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+
+
+def data_uri(image: Float[Tensor, "channels height width"]) -> str:
+    """Return an image with values in [0, 1] as an address that holds the picture itself.
+
+    What lies outside [0, 1] is clipped; channels other than one or three are shown as their mean.
+    """
+    shown = image if len(image) in COLOUR_TYPES else image.mean(0, keepdim=True)
+    pixels = (shown.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+    return "data:image/png;base64," + b64encode(encode_png(pixels)).decode()
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

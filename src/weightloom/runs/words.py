@@ -1,0 +1,83 @@
+"""Scores and times as a person reads them.
+
+In:   a row of a record, seconds.
+Out:  text, with as many digits as the interval calls for.
+Knows nothing of any application.
+"""
+
+import math
+from typing import Any
+
+from weightloom.runs.record import competes
+
+ROUNDING = 1e-9
+"""An interval below this share of the mean is none."""
+
+
+def best_of(scores: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the score with the best mean of those that compete; one that is not a number never wins."""
+    sign = 1 if scores[0].get("better") == "lower" else -1
+    competing = [score for score in scores if competes(score)] or scores
+    return min(competing, key=lambda score: (math.isnan(score["mean"]), sign * score["mean"]))
+
+
+def by_setting(scores: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Group scores by setting, in the order of the record."""
+    settings: dict[str, list[dict[str, Any]]] = {}
+    for score in scores:
+        settings.setdefault(str(score["setting"]), []).append(score)
+    return settings
+
+
+def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Say whether two 95 % intervals share a number.
+
+    Example:
+        >>> overlap({"mean": 0.91, "ci95": 0.006}, {"mean": 0.90, "ci95": 0.005})
+        True
+    """
+    return bool(abs(one["mean"] - other["mean"]) <= _interval(one) + _interval(other))
+
+
+def score_text(score: dict[str, Any]) -> str:
+    """Write a mean and its 95 % interval with as many digits as the interval calls for, at least three.
+
+    A mean of which these digits would leave nothing is written by powers of ten. One that is not a number is that of a
+    method that failed.
+
+    Example:
+        >>> score_text({"mean": 0.91234, "ci95": 0.0061}), score_text({"mean": 0.002, "ci95": 0.00004})
+        ('0.912 ± 0.006', '0.00200 ± 0.00004')
+        >>> score_text({"mean": 1.234e-9, "ci95": 5.1e-11})
+        '1.2e-09 ± 5.1e-11'
+        >>> score_text({"mean": 0.9014, "ci95": 1.4e-16})  # the same in every run, up to rounding
+        '0.901'
+    """
+    mean, interval = score["mean"], _interval(score)
+    if math.isnan(mean):
+        return "failed"
+    interval = interval if interval > ROUNDING * abs(mean) else 0.0
+    digits = min(max(3, math.ceil(-math.log10(interval))), 6) if 0 < interval < math.inf else 3
+    if interval < abs(mean) < 0.5 * 10**-digits:
+        return f"{mean:.1e} ± {interval:.1e}" if interval else f"{mean:.1e}"
+    return f"{mean:.{digits}f} ± {interval:.{digits}f}" if interval else f"{mean:.{digits}f}"
+
+
+def time_text(seconds: float | None) -> str:
+    """Write a time in the unit that a person would choose.
+
+    Example:
+        >>> [time_text(seconds) for seconds in (0.00042, 0.0123, 4.2, 192.0, 7_500.0)]
+        ['420 µs', '12.3 ms', '4.2 s', '3 min 12 s', '2 h 05 min']
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return ""
+    if seconds < 60:
+        scale, unit = (1e6, "µs") if seconds < 0.9995e-3 else (1e3, "ms") if seconds < 0.9995 else (1.0, "s")
+        return f"{seconds * scale:.3g} {unit}"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _interval(score: dict[str, Any]) -> float:
+    return float(score.get("ci95") or 0.0)
