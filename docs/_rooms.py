@@ -32,7 +32,8 @@ def _package(package: ModuleType, marks: str, whole: bool = True) -> list[str]:
             written += [heading, *_package(import_module(name), marks + "#")]
         elif not info.ispkg:
             shown = [found for found, origin in origins.items() if origin == name and _is_code(package, found)]
-            written += [heading, _automodule(name, [":members:", *_without(shown)])]
+            same = [":no-index:"] if info.name in origins else []  # a link by this name leads to the package's own
+            written += [heading, _automodule(name, [":members:", *_without(shown), *same])]
     return written
 
 
