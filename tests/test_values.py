@@ -8,6 +8,7 @@ from cases import FORMS
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.forms import Factored, LowRank, RowScale, Template
 from weightloom.forms.arithmetic import add, average, distance, interpolate
+from weightloom.forms.form import KINDS
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.networks import mlp
 
@@ -219,3 +220,28 @@ def test_factors_on_different_bases_are_refused(operation):
         operation({"weight": a["weight"]}, {"weight": b["weight"]})
     built = {"weight": a["weight"].dense()}, {"weight": b["weight"].dense()}
     assert interpolate(*built, 0.5)["weight"].shape == (2, 5, 6)  # the advice works
+
+
+class Shifted(RowScale):
+    """A form of a user's own: linear in its factors, of another kind than any of the library's."""
+
+
+class Started(Shifted):
+    """Affine, but its factors do not start at zero, so that they cannot be summed."""
+
+    def starts(self, shape):
+        return {"gain": torch.zeros(shape[0])}
+
+
+@pytest.mark.parametrize(("form", "held"), [(Shifted(), True), (Started(), False)])
+def test_sums_of_a_form_of_ones_own_are_held_where_it_is_linear(form, held):
+    own, (a, b) = torch.randn(4, 3).double(), torch.randn(2, 5, 4).double()
+    values = [{"w": Factored(form, own, {"gain": gain})} for gain in (a, b)]
+    total = add(*values)["w"]
+    torch.testing.assert_close(total.dense() if held else total, own * (1 + a + b)[..., None])
+    assert isinstance(total, Factored) == held
+
+
+def test_only_forms_of_the_library_are_registered():
+    assert KINDS["LowRank"] is LowRank and "Shifted" not in KINDS and "Form" not in KINDS
+    assert list(RowScale.candidates()) == [RowScale()] and LowRank(4) in LowRank.candidates()
