@@ -8,20 +8,20 @@ import torch
 
 from weightloom.apps.rl.config import RLConfig
 from weightloom.cli import main
-from weightloom.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from weightloom.errors import ConfigError, DataError, NonFiniteError
 from weightloom.files import load_tensors
 
 pytest.importorskip("sb3_contrib")
 
-from weightloom.apps.rl.run import load_players, run_rl, steps_to
-
+from weightloom.apps import experiment
 from weightloom.apps.rl import judge as judge_room
 from weightloom.apps.rl import show as show_room
 from weightloom.apps.rl import train as train_room
 from weightloom.apps.rl.agents.players import ModelPlayer
+from weightloom.apps.rl.app import RL
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, world_of
-from weightloom.apps.rl.judge import judge, settings
+from weightloom.apps.rl.judge import judge, player_of, settings, steps_to
 from weightloom.apps.rl.train import train
 from weightloom.runs.record import competes
 from weightloom.training import read_rows
@@ -69,7 +69,9 @@ class StopAt:
 
 def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
     run = tmp_path / "run"
-    record = run_rl(tiny(comparators=("film", "none"), target_return=-1e9), run, command="weightloom rl", quiet=True)
+    record = experiment.run(
+        RL(), tiny(comparators=("film", "none"), target_return=-1e9), run, command="weightloom rl", quiet=True
+    )
     assert {path.name for path in run.iterdir()} >= {
         "config.json",
         "metrics.jsonl",
@@ -79,8 +81,9 @@ def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
     }
     assert json.loads((run / "config.json").read_text())["steps"] == 120
     methods = ["hypernetwork", "film", "none", "optimum", CUBIC, "no action"]
-    assert [row["method"] for row in record["scores"]] == 2 * methods
-    assert [competes(row) for row in record["scores"]] == 2 * (3 * [True] + 3 * [False])
+    rows = [row for row in record["scores"] if row.get("role") != "untrained"]
+    assert [row["method"] for row in rows] == 2 * methods and len(record["scores"]) == len(rows) + 2 * 3
+    assert [competes(row) for row in rows] == 2 * (3 * [True] + 3 * [False])
     assert {row["setting"] for row in record["scores"]} == {"training ranges", "held-out contexts"}
     ours = record["scores"][0]["also"]
     assert {"explained_variance", "gain_error", "value_error", "noisy", "changed", "steps_to_target"} <= ours.keys()
@@ -167,43 +170,43 @@ def test_a_nan_stops_a_run_with_its_checkpoint_and_it_can_go_on_when_mended(tmp_
     with monkeypatch.context() as patch:
         patch.setattr(LQR, "advance", broken)
         with pytest.raises(NonFiniteError, match=r"`lqr` gave a reward that is not finite .* its context is stiffness"):
-            run_rl(config, tmp_path / "run", quiet=True)
+            experiment.run(RL(), config, tmp_path / "run", quiet=True)
     kept = load_tensors(tmp_path / "run" / "checkpoints" / "last.safetensors")[1]["num_timesteps"]
     assert 0 < kept < 120
-    record = run_rl(config, tmp_path / "run", resume=True, quiet=True)
+    record = experiment.run(RL(), config, tmp_path / "run", resume=True, quiet=True)
     assert record["scores"][0]["method"] == "hypernetwork"
 
 
 def test_trained_agents_can_be_read_back(tmp_path):
-    run_rl(tiny(steps=60), tmp_path / "run", quiet=True)
-    config, world, players = load_players(tmp_path / "run")
+    experiment.run(RL(), tiny(steps=60), tmp_path / "run", quiet=True)
+    loaded = experiment.load(RL(), tmp_path / "run")
+    config, world, player = loaded.config, loaded.problem, player_of(loaded.model, loaded.config)
     (setting, _) = settings(world, config.test_contexts)
-    (player,) = players.values()
     assert isinstance(player, ModelPlayer) and isinstance(world, BatchedWorld)
     score = judge(player, world, setting, config.discount)["return"].mean().item()
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["scores"][0]["mean"] == pytest.approx(score, rel=1e-6)
     (tmp_path / "run" / "config.json").write_text(json.dumps(config.to_dict() | {"width": 8}))
-    with pytest.raises(CheckpointError, match="was written for another model"):
-        load_players(tmp_path / "run")
+    with pytest.raises(DataError, match="was changed after the run began"):
+        experiment.load(RL(), tmp_path / "run")
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over_and_a_resume_keeps_its_config(tmp_path):
-    run_rl(tiny(steps=20), tmp_path / "run", quiet=True)
+    experiment.run(RL(), tiny(steps=20), tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match="is not empty"):
-        run_rl(tiny(steps=20), tmp_path / "run", quiet=True)
+        experiment.run(RL(), tiny(steps=20), tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match="with another config: steps is 20 there, 40"):
-        run_rl(tiny(steps=40), tmp_path / "run", resume=True, quiet=True)
+        experiment.run(RL(), tiny(steps=40), tmp_path / "run", resume=True, quiet=True)
     with pytest.raises(DataError, match="holds no run"):
-        run_rl(tiny(), tmp_path / "nothing", resume=True, quiet=True)
+        experiment.run(RL(), tiny(), tmp_path / "nothing", resume=True, quiet=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"steps": 0}, "`--steps 0` is too small"),
-        ({"learning_rate": -1.0}, "`--learning-rate -1.0` is not positive"),
-        ({"clip": 0.0}, "`--clip 0.0` is not positive"),
+        ({"learning_rate": -1.0}, "`--learning-rate -1.0` is not a positive number"),
+        ({"clip": 0.0}, "`--clip 0.0` is not a positive number"),
         ({"rates": ("conct=0.1",)}, "Did you mean `concat`"),
         ({"rates": ("concat=0.1",), "comparators": ("film",)}, "is of a method that is not in this run"),
         ({"rates": ("concat",)}, "`--rates concat` has no learning rate"),

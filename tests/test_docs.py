@@ -10,9 +10,10 @@ from pkgutil import walk_packages
 import pytest
 import torch
 import yaml
-from weightloom.apps.fewshot.run import run_fewshot
 
 import weightloom
+from weightloom.apps import experiment
+from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import judge
 from weightloom.apps.fewshot.methods import METHODS
@@ -99,7 +100,7 @@ def test_every_command_is_named(page):
 
 def test_every_logged_key_is_explained(tmp_path):
     config = FewShotConfig("sinusoid", shots=(1,), steps=2, tasks=2, test_tasks=2, evaluate_every=1, comparators=())
-    record = run_fewshot(config, tmp_path / "run", quiet=True)
+    record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
     rows = read_rows(tmp_path / "run")
     assert len(rows) == 3  # the last step, and two evaluations
     logged = {key for row in [*rows, record, record["cost"], *record["scores"], environment()] for key in row}

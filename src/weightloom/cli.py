@@ -306,7 +306,8 @@ def _with_changes(app: AnyApp, about: str, **more: type) -> type[Any]:
     for name in app.judged_by:
         kind = hints[name]
         text = documented.get(name, "").partition(" None:")[0].partition(" Default:")[0]
-        columns.append((name, Annotated[kind | None, arg(help=f"{text} Default: as trained.")], field(default=None)))
+        wanted, default, usual = (bool, False, "") if kind is bool else (kind | None, None, " Default: as trained.")
+        columns.append((name, Annotated[wanted, arg(help=text + usual)], field(default=default)))
     made = make_dataclass("RunChanges", columns, frozen=True)
     made.__doc__ = about
     return made
@@ -314,7 +315,8 @@ def _with_changes(app: AnyApp, about: str, **more: type) -> type[Any]:
 
 def _changes(app: AnyApp, command: Any) -> dict[str, Any]:
     values = {name: getattr(command, name) for name in app.judged_by}
-    return {name: list(its) if isinstance(its, tuple) else its for name, its in values.items() if its is not None}
+    typed = {name: its for name, its in values.items() if its is not None and its is not False}
+    return {name: list(its) if isinstance(its, tuple) else its for name, its in typed.items()}
 
 
 def _documented(kind: type) -> dict[str, str]:

@@ -78,6 +78,7 @@ def write_network(learner: Learner, support: Support, folder: Path, about: dict[
         "input": ["batch", *sample.shape[1:]],
         "output": ["batch", *net(sample).shape[1:]],
         "parameters": {name: list(value.shape) for name, value in net.state_dict().items()},
+        "files": ["network.safetensors", "network.json", "network.pt2"],
         **about,
     }
     folder.mkdir(parents=True, exist_ok=True)

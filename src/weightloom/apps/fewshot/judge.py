@@ -90,7 +90,7 @@ def score_all(contenders: Sequence[Contender[Learner]], problem: Problem, config
             rows.append(control.row("shuffled", setting, role="control"))
         for mark in yardsticks:
             scores = judge(mark.learner, problem, shots, config.test_tasks, ways, seen=mark.seen)
-            rows.append(scores.row(mark.name, setting, role=mark.role))
+            rows.append(scores.row(mark.method, setting, role=mark.role))
     return rows
 
 

@@ -1,11 +1,11 @@
 """What one run of reinforcement learning is: every option once, with its default and its check."""
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from weightloom.apps.rl.presets import RUNS, preset
 from weightloom.errors import ConfigError
-from weightloom.runs.options import RunOptions
+from weightloom.runs.options import Config, RunOptions
 
 Algorithm = Literal["td3", "sac", "ppo", "recurrent-ppo"]
 
@@ -87,7 +87,7 @@ class RLConfig(RunOptions):
         fit = preset(self.env, self.algorithm)
         self.check_methods(RUNS[fit["algorithm"]], f"--algorithm {fit['algorithm']}", fit["comparators"])
 
-    def validating(self) -> Self:
+    def validating(self: Config) -> Config:
         """Return the options of a run that is judged on contexts of its own."""
         return replace(self, validation=True)
 

@@ -22,11 +22,13 @@ from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
 
 
 class Yardstick(NamedTuple):
-    """A row that methods are held against."""
+    """A row of the table that does not compete, such as a ceiling."""
 
-    name: str
+    method: str
+    """Its name."""
     role: Role
     learner: Learner
+    """The judged model."""
     seen: Callable[[Tasks], Tasks] | None = None
     """Makes the tasks that it is given from those drawn; None gives them as they are."""
 
