@@ -31,10 +31,6 @@ class ClassProblem(Problem):
         self.train, self.validation, self.held_out = pools.train, pools.validation, pools.test
         self.pools, self.notices = pools, pools.notices
         self.event = tuple(self.train.examples.shape[2:])
-        self.ways = config.ways[0] if config.ways else 2
-        self.scale, self.unit = pools.start_scale, pools.unit_scale is not None
-        self.sharp = pools.unit_scale or pools.start_scale
-        self.known = len(self.train.names) if pools.tell_all_apart else 0
         for ways, shots in product(config.ways or (), config.shots or ()):
             self.test_source(shots, ways)  # refuse what cannot be drawn before anything is written
         self.train_source()
@@ -89,6 +85,31 @@ class ClassProblem(Problem):
     def build_alone(self, outputs: int) -> nn.Module:
         """The base network where all of it is fitted to a task: statistics of meta-training are no longer its own."""
         return self.build(outputs, norm="group")
+
+    @property
+    def ways(self) -> int:
+        """Rows of a head whose number is fixed."""
+        return self.config.ways[0] if self.config.ways else 2
+
+    @property
+    def scale(self) -> float:
+        """Sharpness of heads at step 0."""
+        return self.pools.start_scale
+
+    @property
+    def unit(self) -> bool:
+        """Whether the features of the generated head are brought to one length."""
+        return self.pools.unit_scale is not None
+
+    @property
+    def sharp(self) -> float:
+        """Sharpness, at step 0, of heads on features of one length."""
+        return self.pools.unit_scale or self.pools.start_scale
+
+    @property
+    def known(self) -> int:
+        """Classes that trunks are also trained to tell apart; 0: they are not."""
+        return len(self.train.names) if self.pools.tell_all_apart else 0
 
     def setting(self, shots: int, ways: int) -> str:
         """Ways and shots, and what is unusual."""

@@ -42,10 +42,13 @@ class Problem(ABC):
     """What a person should know of the data before it goes on, such as files that were skipped."""
     at_once: int
     """How many tasks are judged in one pass."""
-    ways: int | None = None
-    """Rows of a head whose number is fixed; None where outputs are no classes."""
     many: int = 0
     """Tasks that are adapted to at the end of a run to see how long that takes; 0: it is not looked at."""
+
+    @property
+    def ways(self) -> int | None:
+        """Rows of a head whose number is fixed; None where outputs are no classes."""
+        return None
 
     @abstractmethod
     def train_source(self, learner: Learner | None = None) -> TaskSource:
