@@ -1,5 +1,7 @@
 """A mixture of templates that all tasks share."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,11 @@ class Template(Form):
     def needs(self) -> str:  # type: ignore[override]
         """What fits."""
         return f"more numbers than there are templates, {self.count}"
+
+    @classmethod
+    def candidates(cls) -> "Sequence[Template]":
+        """A few templates, or very few."""
+        return [Template(count) for count in (8, 4, 2)]
 
     def fit(self, shape: Shape, owner: nn.Module) -> "Template | None":
         """Fits every parameter that has more numbers than there are templates: others are smaller in full."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightloom.errors import ConfigError, nearest
-from weightloom.forms import Factored, Form, Full, choose_forms
+from weightloom.forms import Factored, Form, choose_forms
 from weightloom.forms.choose import Generate
 from weightloom.hypernets.held import HoldsBase
 from weightloom.params import Params, ParamSpec, Selector, Shape, select, selectors_of
@@ -62,7 +62,7 @@ class Generated(HoldsBase):
         self.frozen = {name for s in selectors_of(freeze or []) for name in select(base, s, "freeze")}
         """Names of what ``freeze`` selects."""
         from_zero = init.startswith("hyperfan")
-        in_full = [name for name, its in self.forms.items() if isinstance(its, Full)]
+        in_full = [name for name, its in self.forms.items() if its.is_free]
         self.hold(base, self.frozen, in_full if from_zero else ())
         self._at_own = frozenset([] if from_zero else in_full)
         """Whose free numbers start at the own value itself: a second start beside it would learn the same."""
@@ -156,7 +156,7 @@ class Generated(HoldsBase):
         if dtype.is_complex:
             pair = factors[f"{name}/change"].to(dtype.to_real())
             return torch.complex(pair[..., 0], pair[..., 1])
-        if isinstance(self.forms[name], Full):
+        if self.forms[name].is_free:
             return factors[f"{name}/change"].to(dtype)
         its = {factor: factors[f"{name}/{factor}"] for factor in self.shapes[name]}
         if any(value.dtype != dtype for value in its.values()):
@@ -175,7 +175,7 @@ class Generated(HoldsBase):
         pieces = []
         for name, shapes in self.shapes.items():
             own = self.own(name)
-            free = isinstance(self.forms[name], Full) and self.init != "bias-hyperinit"
+            free = self.forms[name].is_free and self.init != "bias-hyperinit"
             for shape in shapes.values():
                 real = torch.view_as_real(own) if own.is_complex() else own
                 spread = real.square().mean().sqrt() if free else real.new_zeros(())

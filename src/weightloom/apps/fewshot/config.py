@@ -3,7 +3,8 @@
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
-from weightloom.apps.fewshot.presets import COMMON, FITS, PRESETS, data_kind
+from weightloom.apps.fewshot.methods import FITS
+from weightloom.apps.fewshot.presets import COMMON, PRESETS, data_kind
 from weightloom.errors import ConfigError
 from weightloom.runs.options import RunOptions
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightloom.apps.app import App, Contender, Listed, Shown, Training
 from weightloom.apps.rl.config import RLConfig, RLOptions
-from weightloom.apps.rl.presets import METHODS, RUNS
+from weightloom.apps.rl.presets import METHODS
 
 if TYPE_CHECKING:
     from weightloom.apps.rl.adapted import AdaptedAgent
@@ -102,8 +102,5 @@ class RL(App[RLOptions, "World", Any]):
 
     def listed(self) -> list[Listed]:
         """Methods."""
-        rows = [
-            (name, what, " ".join(algorithm for algorithm, runs in RUNS.items() if name in runs))
-            for name, what in METHODS.items()
-        ]
+        rows = [(method.name, method.about, " ".join(method.algorithms)) for method in METHODS]
         return [Listed("weightloom rl --method …", ("method", "what it is", "algorithms"), rows)]

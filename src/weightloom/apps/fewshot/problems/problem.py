@@ -3,6 +3,7 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
+from weightloom.apps.fewshot.methods import builds_of
 from weightloom.errors import ConfigError
 from weightloom.learners.inner_steps import InnerSteps
 from weightloom.learners.learner import Learner
@@ -43,6 +45,11 @@ class Problem(ABC):
     many: int = 0
     """Tasks that are adapted to at the end of a run to see how long that takes; 0: it is not looked at."""
 
+    @property
+    def ways(self) -> int | None:
+        """Rows of a head whose number is fixed; None where outputs are no classes."""
+        return None
+
     @abstractmethod
     def train_source(self, learner: Learner | None = None) -> TaskSource:
         """Tasks of meta-training, as they suit a method; None for any."""
@@ -63,9 +70,9 @@ class Problem(ABC):
     def build(self, outputs: int) -> nn.Module:
         """The base network of every method, newly initialised, for a number of outputs."""
 
-    @abstractmethod
     def methods(self) -> dict[str, Callable[[], Learner]]:
-        """What builds each method that solves these tasks, newly initialised, with settings that suit them."""
+        """Builders of the methods that solve these tasks, by name, as `weightloom.apps.fewshot.methods` has them."""
+        return {name: partial(build, self) for name, build in builds_of(self.config.kind).items()}
 
     def yardsticks(self, learner: Learner) -> list["Yardstick"]:
         """Return rows that no method competes for, such as a ceiling.
