@@ -71,7 +71,7 @@ class Choices:
 def run(
     app: App[C, P, M],
     config: RunOptions,
-    folder: Path,
+    folder: str | Path,
     *,
     command: str = "",
     resume: bool = False,

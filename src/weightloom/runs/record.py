@@ -28,7 +28,8 @@ FORMAT = 1
 Role = Literal["method", "untrained", "control", "ceiling"]
 """Part that a row plays: a method competes; the others are what methods are held against."""
 
-ROLES: tuple[Role, ...] = ("method", "untrained", "control", "ceiling")
+Better = Literal["higher", "lower"]
+"""Which scores are better."""
 
 
 class Row(TypedDict):
@@ -42,7 +43,7 @@ class Row(TypedDict):
     """The tasks, as in "5-way 1-shot"."""
     name: str
     """The score that counts, as in "accuracy"."""
-    better: Literal["higher", "lower"]
+    better: Better
     mean: float
     """NaN for a method that failed."""
     ci95: float | None
@@ -121,7 +122,32 @@ def label(row: Row | dict[str, Any]) -> str:
     return str(row["method"]) if competes(row) else f"{row['method']} ({role_of(row)})"
 
 
-def failed_row(method: str, setting: str, name: str, better: Literal["higher", "lower"]) -> Row:
+def row_of(
+    method: str, setting: str, name: str, per_task: Tensor, better: Better = "higher", role: Role = "method"
+) -> Row:
+    """Return the row of a method: mean over tasks and its 95 % interval.
+
+    Example:
+        >>> row_of("mine", "all", "accuracy", torch.tensor([0.0, 1.0]))["mean"]
+        0.5
+    """
+    overall = summary(per_task)
+    row: Row = {
+        "method": method,
+        "setting": setting,
+        "name": name,
+        "better": better,
+        "mean": overall["mean"],
+        "ci95": overall["ci95"],
+        "tasks": len(per_task),
+        "also": {},
+    }
+    if role != "method":
+        row["role"] = role
+    return row
+
+
+def failed_row(method: str, setting: str, name: str, better: Better) -> Row:
     """Return the row of a method that came to no end: its score is not a number, over no task."""
     return {
         "method": method,
