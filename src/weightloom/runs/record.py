@@ -14,16 +14,19 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from weightloom.errors import DataError
 from weightloom.files import write_atomically
+from weightloom.runs.schema import read_json, read_object
 
 FORMAT = 1
 """Version of the schema of a record."""
+RECORD = "record.json"
 
 Role = Literal["method", "untrained", "control", "ceiling"]
 """Part that a row plays: a method competes; the others are what methods are held against."""
@@ -44,8 +47,8 @@ class Row(TypedDict):
     name: str
     """The score that counts, as in "accuracy"."""
     better: Better
-    mean: float
-    """NaN for a method that failed."""
+    mean: float | None
+    """Over tasks; NaN, in a file null, for a method that failed."""
     ci95: float | None
     """Half the width of the 95 % interval."""
     tasks: int
@@ -64,8 +67,27 @@ class Row(TypedDict):
     """The score in each context."""
 
 
+class RunRecord(TypedDict):
+    """Contents of ``record.json`` in a run's folder; an application may add facts of its own."""
+
+    app: str
+    """The application that made the run."""
+    identity: str
+    """Digest of application and options, as in ``run.json``."""
+    command: str
+    """The command line."""
+    config: dict[str, Any]
+    """Every option, resolved."""
+    scores: list[Row]
+    """The table."""
+    cost: dict[str, Any]
+    """Times, memory, versions."""
+    notes: str
+    """The protocol, and what did not go well."""
+
+
 Record = dict[str, Any]
-"""What `weightloom.runs.folder` writes as ``record.json``: ``scores`` are of `Row`."""
+"""A record as JSON has it: of a run (`RunRecord`), or of a benchmark."""
 
 STUDENT_T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """97.5 % points of Student's t for a few values (degrees of freedom are one less)."""
@@ -190,19 +212,38 @@ def write_record(path: Path, record: Record) -> None:
     write_atomically(path, json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
 
 
+def write_run_record(run: Path, record: Record) -> None:
+    """Write the record of a run into its folder."""
+    write_record(run / RECORD, {"format": FORMAT, **record})
+
+
 def read_record(path: Path) -> Record:
-    """Read a record.
+    """Read any record.
 
     Raises:
         DataError: If there is none, or it is not JSON.
     """
-    try:
-        record: Record = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    return read_object(path, "A run writes it when it comes to its end; `--resume FOLDER` finishes one.")
+
+
+def read_run_record(run: Path, identity: str = "") -> RunRecord:
+    """Read the record of a run.
+
+    Args:
+        run: The run's folder.
+        identity: The run that it has to be of; empty is any.
+
+    Raises:
+        DataError: If there is none, it is damaged, of another version, or of another run.
+    """
+    path = run / RECORD
+    about = "A run writes it when it comes to its end; `--resume FOLDER` finishes one."
+    record = read_json(path, RunRecord, FORMAT, about)
+    if identity and record["identity"] != identity:
         raise DataError(
-            f"`{path}` cannot be read as a record ({error}). A run writes it when it comes to its end. "
-            f"Type `weightloom fewshot --resume {path.parent}` to finish the run."
-        ) from error
+            f"`{path}` is of another run (digest {record['identity']}, not {identity}). A record belongs to the "
+            "options that it was made with. Put back the run's own, or finish the run anew."
+        )
     return record
 
 
