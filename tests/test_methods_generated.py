@@ -32,9 +32,9 @@ def test_it_is_the_three_lines():
     base, encoder, hyper = parts()
     learner, new = GeneratedLearner(base, encoder, hyper), tasks()
     condition = encoder(new.support_x, new.support_y, new.support_mask)
-    assert torch.equal(learner.condition(Support.of(new)), condition)
+    assert torch.equal(learner.condition(new.support), condition)
     params = hyper(condition)
-    assert all(torch.equal(value, params[name]) for name, value in learner.adapt(Support.of(new)).items())
+    assert all(torch.equal(value, params[name]) for name, value in learner.adapt(new.support).items())
     assert torch.equal(learner.answer(new), apply_per_task(base, params, new.query_x))
 
 

@@ -35,7 +35,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
     columns = ("f1",)
     adapts_to = "a folder of pictures, a folder for each class; a .csv, .jsonl or .npz file"
 
-    def label(self, config: FewShotOptions) -> str:
+    def label(self, config: FewShotConfig) -> str:
         """Return the name of the data."""
         return Path(config.data).stem.replace(":", ".")
 
