@@ -95,4 +95,4 @@ class OneForAll(nn.Module):
 def test_an_encoder_that_loses_tasks_is_refused():
     base, _, hyper = parts()
     with pytest.raises(ShapeError, match=r"OneForAll, returned a condition of shape \(1, 4\) for 5 tasks"):
-        GeneratedLearner(base, OneForAll(), hyper).adapt(Support.of(tasks()))
+        GeneratedLearner(base, OneForAll(), hyper).adapt(tasks().support)
