@@ -9,6 +9,7 @@ from weightloom.apps.fewshot.config import FewShotConfig, FewShotOptions
 from weightloom.apps.fewshot.presets import DATA, FITS, METHODS, PRESETS, where
 
 if TYPE_CHECKING:
+    from weightloom.apps.fewshot.adapted import AdaptedTask
     from weightloom.apps.fewshot.problems import Problem
     from weightloom.learners.learner import Learner
     from weightloom.report.run import Run
@@ -111,6 +112,12 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
     def notes(self, config: FewShotOptions) -> str:
         """Say how tasks are judged."""
         return f"Intervals are 95 % over tasks. {PROTOCOL[config.normalisation]}"
+
+    def adapt(self, model: "Learner", problem: "Problem", config: FewShotOptions, support: str) -> "AdaptedTask":
+        """Adapt to a folder of pictures, or a file of examples or points."""
+        from weightloom.apps.fewshot.adapted import adapt_to
+
+        return adapt_to(model, problem, support)
 
     def export(
         self, model: "Learner", problem: "Problem", config: FewShotOptions, task: str, folder: Path

@@ -16,6 +16,7 @@ from weightloom.base import specialise
 from weightloom.errors import ConfigError
 from weightloom.files import save_tensors, write_atomically
 from weightloom.learners.learner import Learner, Support
+from weightloom.params import Params
 
 
 def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task: str, folder: Path) -> dict[str, Any]:
@@ -47,7 +48,9 @@ def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task
     return write_network(learner, Support.of(drawn), folder, about)
 
 
-def write_network(learner: Learner, support: Support, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+def write_network(
+    learner: Learner, support: Support, folder: Path, about: dict[str, Any], params: Params | None = None
+) -> dict[str, Any]:
     """Adapt a learner to one support set and write the resulting network.
 
     Writes ``network.safetensors`` (parameters), ``network.json`` (a description) and ``network.pt2`` (a program for
@@ -58,6 +61,7 @@ def write_network(learner: Learner, support: Support, folder: Path, about: dict[
         support: One task.
         folder: Where to write; made if need be.
         about: Facts for the description.
+        params: What the learner made of the support set; None: it is asked.
 
     Returns:
         Contents of ``network.json``.
@@ -68,8 +72,9 @@ def write_network(learner: Learner, support: Support, folder: Path, about: dict[
     if (folder / "network.json").exists():
         raise ConfigError(f"`{folder}` holds a network already. It is never written over. Pass another `--out`.")
     learner.eval()
-    with torch.no_grad():
-        params = learner.adapt(support)
+    if params is None:
+        with torch.no_grad():
+            params = learner.adapt(support)
     net = specialise(learner.base, params).eval().requires_grad_(False)
     sample = support.x[0]
     _check_equal(net, learner, params, sample)

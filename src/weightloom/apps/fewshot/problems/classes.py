@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
+from weightloom.apps.fewshot.inputs import Inputs, Pictures, Sentences, Sounds
 from weightloom.apps.fewshot.problems.pools import load_pools
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
 from weightloom.forms import LowRank
@@ -133,6 +134,14 @@ class ClassProblem(Problem):
             "scratch": lambda: FromScratch(self.build_alone, steps=50, inner_lr=3e-3),
             "centroid": lambda: NearestCentroid(self.train.examples[0, 0].numel()),
         }
+
+    def inputs(self) -> Inputs:
+        """Sentences, sounds, or pictures of the size of training."""
+        if len(self.event) == 1:
+            return Sentences()
+        if self.config.kind == "spoken-digits":
+            return Sounds()
+        return Pictures(self.event[0], self.event[1])
 
     def setting(self, shots: int, ways: int) -> str:
         """Ways and shots, and what is unusual."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from weightloom.apps.fewshot.config import FewShotOptions
+from weightloom.apps.fewshot.inputs import Inputs, Numbers, Targets
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.conditions import DeepSets, GridEncoder
 from weightloom.learners.cnp import ConditionalNeuralProcess, Conditioned
@@ -72,6 +73,14 @@ class FunctionProblem(Problem):
             "interpolation": lambda: Interpolation(2, 1, power=4.0),
             "gaussian": lambda: GaussianPixels(self.train, bounds=GREY),
         }
+
+    def inputs(self) -> Inputs:
+        """Positions of pixels."""
+        return Numbers(("across", "down"), about="Position in a picture that runs from -1 to 1, from the upper left.")
+
+    def targets(self) -> Targets:
+        """The grey value."""
+        return Targets(("grey",))
 
     def setting(self, shots: int, ways: int) -> str:
         """How many pixels are observed."""

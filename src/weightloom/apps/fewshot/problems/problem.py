@@ -2,16 +2,17 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
+from weightloom.apps.fewshot.inputs import Inputs, Targets
 from weightloom.errors import ConfigError
 from weightloom.learners.inner_steps import InnerSteps
 from weightloom.learners.learner import Learner
@@ -76,6 +77,30 @@ class Problem(ABC):
     @abstractmethod
     def setting(self, shots: int, ways: int) -> str:
         """Say which tasks these are, as in "3-way 1-shot"."""
+
+    def inputs(self) -> Inputs:
+        """Return how an example of a user's own is read: the same as in training.
+
+        Raises:
+            ConfigError: If the problem takes none.
+        """
+        raise ConfigError(
+            f"`--data {self.config.data}` takes no examples of your own: it does not say how they are read. "
+            f"Write `inputs` of {type(self).__name__}."
+        )
+
+    def targets(self) -> Targets | None:
+        """Return what a regression predicts, in its own unit; None for a classification."""
+        return None
+
+    def labels(self, names: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
+        """Return the labels of examples of a user's own, and the class of each label, in the order given.
+
+        Raises:
+            DataError: If there is no such class.
+        """
+        classes = tuple(dict.fromkeys(names))
+        return torch.tensor([classes.index(name) for name in names]), classes
 
     def settings(self) -> list[tuple[int, int]]:
         """Ways and shots of every block of the table."""
