@@ -4,9 +4,10 @@ In:   a trained learner and a support set; or a folder that a network was saved 
 Out:  `AdaptedTask`, which predicts and saves.
 """
 
+import copy
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,17 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weightloom.apps.fewshot.export import write_network
+from weightloom.apps.fewshot.export import plain_network, write_network
 from weightloom.apps.fewshot.inputs import Inputs, Targets, inputs_of, targets_of
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.apps.fewshot.support import Examples, read_inputs, read_support
-from weightloom.base import specialise
 from weightloom.errors import ConfigError, DataError
 from weightloom.files import write_atomically
 from weightloom.learners.learner import Learner, Support
 
 
-@dataclass(frozen=True)
+@dataclass
 class AdaptedTask:
     """A network for one task."""
 
@@ -150,7 +150,10 @@ def adapt_to(learner: Learner, problem: Problem, support: Any) -> AdaptedTask:
     with torch.no_grad():
         params = learner.adapt(one)
     facts = facts_of(about, inputs, classes, targets)
-    network = specialise(learner.base, params).eval().requires_grad_(False)
+    try:
+        network: Callable[[Tensor], Tensor] = plain_network(learner, params, one)
+    except ConfigError:  # it answers all the same; `save` says that it cannot be written
+        network = partial(_answer, copy.deepcopy(learner), params)
     write = partial(write_network, learner, one, about=facts, params=params)
     return AdaptedTask(network, inputs, classes, targets, about, write)
 
@@ -203,6 +206,10 @@ def _check_classes(learner: Learner, classes: Sequence[Any]) -> None:
             f"knows no others. Give {learner.ways} classes, train with `ways={len(classes)}`, or with a method whose "
             "head is made for each task, as `hypernetwork` or `protonet`."
         )
+
+
+def _answer(learner: Learner, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return learner.predict(params, x[None])[0]
 
 
 def _centred(targets: Targets, examples: Examples) -> Tensor:

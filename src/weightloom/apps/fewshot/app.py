@@ -33,7 +33,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
     judged_by = ("ways", "shots", "uneven_shots", "queries", "test_tasks")
     folds = "split"
     columns = ("f1",)
-    adapts_to = "a folder of pictures, a folder for each class; a .csv, .jsonl or .npz file"
+    adapts_to = "a folder with a folder of pictures or sounds for each class; a .csv, .jsonl or .npz file"
 
     def label(self, config: FewShotOptions) -> str:
         """Return the name of the data."""

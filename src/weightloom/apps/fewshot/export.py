@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def write_network(
         Contents of ``network.json``.
 
     Raises:
-        ConfigError: If ``folder`` holds a network already.
+        ConfigError: If ``folder`` holds a network already, or the method's answer is not that of a plain network.
     """
     if (folder / "network.json").exists():
         raise ConfigError(f"`{folder}` holds a network already. It is never written over. Pass another `--out`.")
@@ -75,9 +76,7 @@ def write_network(
     if params is None:
         with torch.no_grad():
             params = learner.adapt(support)
-    net = specialise(learner.base, params).eval().requires_grad_(False)
-    sample = support.x[0]
-    _check_equal(net, learner, params, sample)
+    net, sample = plain_network(learner, params, support), support.x[0]
     facts = {
         "network": str(net),
         "input": ["batch", *sample.shape[1:]],
@@ -96,9 +95,23 @@ def write_network(
     return facts
 
 
-def _check_equal(net: nn.Module, learner: Learner, params: dict[str, Tensor], sample: Tensor) -> None:
-    """Hold the plain network against the run's own answer before anything is written."""
-    torch.testing.assert_close(net(sample), learner.predict(params, sample[None])[0], rtol=1e-4, atol=1e-4)
+def plain_network(learner: Learner, params: Mapping[str, Tensor], support: Support) -> nn.Module:
+    """Return the network of one task, held against the learner's own answers to the support set.
+
+    Raises:
+        ConfigError: If they differ: some methods do more than run their base with what they made.
+    """
+    sample = support.x[0]
+    try:
+        net = specialise(learner.base, params).eval().requires_grad_(False)
+        torch.testing.assert_close(net(sample), learner.predict(params, sample[None])[0], rtol=1e-4, atol=1e-4)
+    except (ConfigError, AssertionError) as error:
+        raise ConfigError(
+            f"{type(learner).__name__} answers with more than a network of one task ({str(error).splitlines()[0].partition('. ')[0]}). A "
+            "plain network holds the base and the parameters of the task alone. Train another method, such as "
+            "`hypernetwork`."
+        ) from error
+    return net
 
 
 def _save_program(net: nn.Module, sample: Tensor, path: Path) -> None:

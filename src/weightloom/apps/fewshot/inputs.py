@@ -358,7 +358,9 @@ def numbers_of(item: Any, name: str, takes: str) -> Tensor:
     try:
         return item.detach().cpu() if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
     except (TypeError, ValueError) as error:
-        raise DataError(f"`{name}` is a {type(item).__name__} ({error}). This model takes {takes}. Give one.") from error
+        raise DataError(
+            f"`{name}` is a {type(item).__name__} ({error}). This model takes {takes}. Give one."
+        ) from error
 
 
 def _fields(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from weightloom.errors import DataError
 TABLES = (".csv", ".jsonl", ".npz")
 LABEL, TARGET, TASK = "label", "y", "task"
 FORMS = (
-    "a mapping from class names to examples; (x, y); or a path: a folder with a folder for each class, a .csv or .jsonl "
-    "file with a column `label`, or a .npz file with `support_x` and `support_y`"
+    "a mapping from class names to examples; (x, y); or a path: a folder with a folder for each class, a .csv or "
+    ".jsonl file with a column `label`, or a .npz file with `support_x` and `support_y`"
 )
 POINTS = "(x, y), or the path of a .csv or .jsonl file with a column `y`, or of a .npz with `support_x` and `support_y`"
 
@@ -103,7 +103,9 @@ def _of_classes(classes: Mapping[Any, Any], inputs: Inputs) -> Examples:
         items, its = read_inputs(given, inputs)
         if not items:
             where = f" (`{given}`)" if isinstance(given, Path) else ""
-            raise DataError(f"The class `{name}`{where} is empty. A class has an example or more. Add some, or drop it.")
+            raise DataError(
+                f"The class `{name}`{where} is empty. A class has an example or more. Add some, or drop it."
+            )
         x, y = x + items, y + [name] * len(items)
         names += [label if label in items else f"{name}, {label}" for label in its]
     return Examples(x, y, names)
