@@ -111,7 +111,12 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
 
     def notes(self, config: FewShotOptions) -> str:
         """Say how tasks are judged."""
-        return f"Intervals are 95 % over tasks. {PROTOCOL[config.normalisation]}"
+        said = f"Intervals are 95 % over tasks. {PROTOCOL[config.normalisation]}"
+        if config.kind != "own":
+            return said
+        from weightloom.apps.fewshot.problems.own import protocol_of
+
+        return f"{said} {protocol_of(config.data)}"
 
     def adapt(self, model: "Learner", problem: "Problem", config: FewShotOptions, support: str) -> "AdaptedTask":
         """Adapt to a folder of pictures, or a file of examples or points."""

@@ -106,10 +106,10 @@ def plain_network(learner: Learner, params: Mapping[str, Tensor], support: Suppo
         net = specialise(learner.base, params).eval().requires_grad_(False)
         torch.testing.assert_close(net(sample), learner.predict(params, sample[None])[0], rtol=1e-4, atol=1e-4)
     except (ConfigError, AssertionError) as error:
+        why = str(error).splitlines()[0].partition(". ")[0]
         raise ConfigError(
-            f"{type(learner).__name__} answers with more than a network of one task ({str(error).splitlines()[0].partition('. ')[0]}). A "
-            "plain network holds the base and the parameters of the task alone. Train another method, such as "
-            "`hypernetwork`."
+            f"{type(learner).__name__} answers with more than a network of one task ({why}). A plain network holds the "
+            "base and the parameters of the task alone. Train another method, such as `hypernetwork`."
         ) from error
     return net
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Pictures, Sentences, Sounds
+from weightloom.apps.fewshot.problems.base import own_base, split_base
 from weightloom.apps.fewshot.problems.pools import load_pools
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
 from weightloom.forms import LowRank
@@ -23,6 +24,8 @@ from weightloom.learners.scratch import FromScratch
 from weightloom.networks import ConvNet, FeatureTrunk, Norm, ResidualTrunk, TrunkNet
 from weightloom.tasks import ClassTasks, TaskSource
 
+NORM_METHODS = ("hyper-film", "film", "protonet-unit")
+"""Methods that change the norms of the base, or add one."""
 NORMS: dict[str, Norm] = {"group": "group", "batch": "batch", "transductive": "task"}
 
 
@@ -85,6 +88,8 @@ class ClassProblem(Problem):
             unit: Bring its features to one length.
             norm: How it normalises images; None is the config's.
         """
+        if self.config.base:
+            return split_base(self.config, outputs, self.event)
         if len(self.event) == 1:
             return TrunkNet(FeatureTrunk(self.event[0]), outputs)
         channels_in, size = self.event[:2]
@@ -95,7 +100,7 @@ class ClassProblem(Problem):
 
     def build_alone(self, outputs: int) -> nn.Module:
         """The base network where all of it is fitted to a task: statistics of meta-training are no longer its own."""
-        return self.build(outputs, norm="group")
+        return own_base(self.config, outputs, self.event) if self.config.base else self.build(outputs, norm="group")
 
     def methods(self) -> dict[str, Callable[[], Learner]]:
         """What builds each method."""
@@ -109,7 +114,7 @@ class ClassProblem(Problem):
             return parameter.ndim == 1 and name.startswith("blocks")  # scales and shifts of norms
 
         def kernels(name: str, parameter: Tensor) -> bool:
-            return parameter.ndim == 4
+            return parameter.ndim == (2 if self.config.base else 4)
 
         def inner(kind: Callable[..., Learner], base: nn.Module, inner_lr: float, **options: Any) -> Learner:
             learner = kind(base, inner_steps=steps or 5, inner_lr=rate or inner_lr, learn_inner_lr=True, **options)
@@ -119,7 +124,7 @@ class ClassProblem(Problem):
         def maml(**options: Any) -> Learner:
             return inner(MAML, self.build_alone(ways), 0.01 if self.pools.residual else 0.1, **options)
 
-        return {
+        known: dict[str, Callable[[], Learner]] = {
             "hypernetwork": lambda: HyperHead(self.build(ways, unit), sharp, classes),
             "hyper-film": lambda: HyperConvs(self.build(ways), film, scale),
             "hyper-lowrank": lambda: HyperConvs(self.build(ways), {kernels: LowRank(4)}, scale),
@@ -134,6 +139,9 @@ class ClassProblem(Problem):
             "scratch": lambda: FromScratch(self.build_alone, steps=50, inner_lr=3e-3),
             "centroid": lambda: NearestCentroid(self.train.examples[0, 0].numel()),
         }
+        if self.config.base:  # norms of a network of the user's own have no names that are known
+            known = {name: build for name, build in known.items() if name not in NORM_METHODS}
+        return known
 
     def inputs(self) -> Inputs:
         """Sentences, sounds, or pictures of the size of training."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Numbers, Targets
+from weightloom.apps.fewshot.problems.base import last_linear, own_base
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.conditions import SupportAttention
 from weightloom.forms import FiLM
@@ -80,6 +81,8 @@ class CurveProblem(Problem):
 
     def build(self, outputs: int) -> nn.Module:
         """The base network of every method."""
+        if self.config.base:
+            return own_base(self.config, outputs, (self.x_dim,))
         return mlp([self.x_dim, 40, 40, outputs])
 
     def methods(self) -> dict[str, Callable[[], Learner]]:
@@ -104,7 +107,7 @@ class CurveProblem(Problem):
             ),
             "maml": lambda: maml(stable),
             "maml-first-order": lambda: maml(stable, first_order=True),
-            "anil": lambda: maml(adapted="4.*"),
+            "anil": lambda: maml(adapted=f"{last_linear(self.build(y))}.*"),
             "cavia": lambda: CAVIA(self.build(y), inner_steps=steps or 5, inner_lr=rate or 1.0),
             "scratch": lambda: FromScratch(self.build, steps=100, inner_lr=3e-2),
             "ridge": lambda: RidgePolynomial(x, y, degree=1, ridge=0.3),
@@ -115,7 +118,7 @@ class CurveProblem(Problem):
     def _ours(self) -> Learner:
         """A whole network where tasks abound; where they are few, a head around which the support set is fitted."""
         x, y = self.x_dim, self.y_dim
-        if not self.pools:
+        if not self.pools or self.config.base:
             return HyperRegressor(self.build(y), x, y)
         base = FunctionNet(x, y, features=64, spread=1.0)
         return HyperFunction(base, SupportAttention(x, y, 64, layers=2), hidden=(64,), noise=0.1)

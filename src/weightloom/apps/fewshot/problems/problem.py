@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Targets
-from weightloom.errors import ConfigError
+from weightloom.errors import ConfigError, nearest
 from weightloom.learners.inner_steps import InnerSteps
 from weightloom.learners.learner import Learner
 from weightloom.runs.record import Role
@@ -119,7 +119,14 @@ class Problem(ABC):
         Raises:
             ConfigError: If there is no such module or class, or what it gives is not a `Learner`.
         """
-        learner = _own_method(method)(self) if ":" in method else self.methods()[method]()
+        builders = {} if ":" in method else self.methods()
+        if ":" not in method and method not in builders:
+            base = f" --base {self.config.base}" if self.config.base else ""
+            raise ConfigError(
+                f"`{method}` does not go with `--data {self.config.data}{base}`, a {self.kind}. "
+                f"{nearest(method, builders)}"
+            )
+        learner = _own_method(method)(self) if ":" in method else builders[method]()
         if not isinstance(learner, Learner):
             raise ConfigError(
                 f"`{method}` gave a {type(learner).__name__}. A method is a `Learner`, with `adapt` and `predict`. "
