@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from weightloom.apps.app import App, Contender, Listed, Shown, Training
 from weightloom.apps.fewshot.config import FewShotConfig, FewShotOptions
@@ -29,7 +29,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
 
     name = "fewshot"
     about = "Learn to learn from a few examples; table, checkpoints and report.html in a run folder."
-    config = FewShotConfig
+    config: ClassVar[type[FewShotConfig]] = FewShotConfig
     judged_by = ("ways", "shots", "uneven_shots", "queries", "test_tasks")
     folds = "split"
     columns = ("f1",)

@@ -102,6 +102,17 @@ class Problem(ABC):
         classes = tuple(dict.fromkeys(names))
         return torch.tensor([classes.index(name) for name in names]), classes
 
+    def check_methods(self) -> None:
+        """Raise a `ConfigError` unless all methods of the config go with these tasks and this base."""
+        known = self.methods()
+        for method in self.config.methods:
+            if ":" not in method and method not in known:
+                base = f" --base {self.config.base}" if self.config.base else ""
+                raise ConfigError(
+                    f"`{method}` does not go with `--data {self.config.data}{base}`, a {self.kind}. "
+                    f"{nearest(method, known)}"
+                )
+
     def settings(self) -> list[tuple[int, int]]:
         """Ways and shots of every block of the table."""
         return list(product(self.config.ways or (), self.config.shots or ()))
@@ -119,14 +130,7 @@ class Problem(ABC):
         Raises:
             ConfigError: If there is no such module or class, or what it gives is not a `Learner`.
         """
-        builders = {} if ":" in method else self.methods()
-        if ":" not in method and method not in builders:
-            base = f" --base {self.config.base}" if self.config.base else ""
-            raise ConfigError(
-                f"`{method}` does not go with `--data {self.config.data}{base}`, a {self.kind}. "
-                f"{nearest(method, builders)}"
-            )
-        learner = _own_method(method)(self) if ":" in method else builders[method]()
+        learner = _own_method(method)(self) if ":" in method else self.methods()[method]()
         if not isinstance(learner, Learner):
             raise ConfigError(
                 f"`{method}` gave a {type(learner).__name__}. A method is a `Learner`, with `adapt` and `predict`. "
