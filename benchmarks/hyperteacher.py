@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from weightloom.learners.learner import Learner, Support
+from weightloom.learners.learner import Learner
 from weightloom.learners.maml import ANIL, MAML
 from weightloom.learners.modular import (
     LayerwiseHyperNetwork,
@@ -128,7 +128,7 @@ def probe(learner: Learner, known: HyperteacherTasks, new: HyperteacherTasks) ->
 
     def codes(source: HyperteacherTasks, tasks: int) -> tuple[Tensor, Tensor]:
         drawn = draw(source, tasks, (1 << 40) + 1)
-        layers = torch.cat([learner.condition(Support.of(t)) for t in drawn]).unflatten(1, (4, -1))
+        layers = torch.cat([learner.condition(t.support) for t in drawn]).unflatten(1, (4, -1))
         unit = nn.functional.rms_norm(layers, layers.shape[2:]).flatten(1)
         return torch.cat([unit, torch.ones(len(unit), 1)], dim=1), torch.cat([t.hidden for t in drawn])
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from weightloom.files import load_tensors
+from weightloom.runs.metrics import read_rows
 from weightloom.runs.record import environment, write_record
-from weightloom.training import read_rows
 
 STEPS = 200
 OPTIONS = [

@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from weightloom.apps.fewshot.methods import FAMILIES, METHODS
 from weightloom.runs.record import competes, label, role_of
 from weightloom.runs.words import best_of, overlap, score_text, time_text
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
 RECORD = re.compile(r"<!-- record (\S+) -->")
+METHODS_MARK = "<!-- methods -->"
 START, END = "<!-- results -->", "<!-- /results -->"
 OURS = "hypernetwork"
 NAMES = {"mse": "mean squared error"}
@@ -176,6 +178,20 @@ def with_records(page: str) -> str:
         return _wide_table(record) if record else f"No record of `{found[1]}` yet."
 
     return RECORD.sub(table, page)
+
+
+def methods_table() -> str:
+    """Return a row for each few-shot method, with a column for each family of data that it may solve."""
+    lines = [f"| method | what it is | {' | '.join(FAMILIES)} | from |", f"|---|---|{':-:|' * len(FAMILIES)}---|"]
+    for method in METHODS:
+        cells = []
+        for members in FAMILIES.values():
+            solved = [data for data in members if method.build_for(data)]
+            cells.append("●" if len(solved) == len(members) else ", ".join(f"`{data}`" for data in solved))
+        lines.append(f"| `{method.name}` | {method.about} | {' | '.join(cells)} | {method.source} |")
+    of = [f"*{family}* are {', '.join(f'`{data}`' for data in members)}" for family, members in FAMILIES.items()]
+    yours = "`folder` is a folder of your own pictures, `table` a table of your own"
+    return "\n".join([*lines, "", f"{'; '.join(of)}. {yours}."])
 
 
 def _wide_table(record: Record) -> str:

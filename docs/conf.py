@@ -10,6 +10,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 typing.GENERATING_DOCUMENTATION = True  # jaxtyping then writes its shapes as people do
 
+import _rooms  # noqa: E402
 import _tables  # noqa: E402
 
 import weightloom  # noqa: E402
@@ -74,7 +75,8 @@ def _room(lines: list[str]) -> list[str]:
 
 def fill_results(app: Any, page: str, source: list[str]) -> None:
     """Put the tables made from the records where a page has a mark for them."""
-    source[0] = _tables.with_records(source[0])
+    source[0] = _rooms.expanded(_tables.with_records(source[0]))
+    source[0] = source[0].replace(_tables.METHODS_MARK, _tables.methods_table())
     if page == "results":
         records = _tables.read_records()
         source[0] = source[0].replace(_tables.START, _tables.results_page(records))
@@ -88,7 +90,7 @@ def always_stale(app: Any, env: Any, added: set[str], changed: set[str], removed
 
 def find_public_name(app: Any, env: Any, node: Any, contents: Any) -> Any:
     """Link a public name that a docstring of another room mentions without its path."""
-    room = weightloom._ROOM_OF.get(node.get("reftarget"))
+    room = weightloom._public_names().get(node.get("reftarget"))
     if node.get("refdomain") != "py" or room is None:
         return None
     target = f"weightloom.{room}.{node['reftarget']}"

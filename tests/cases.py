@@ -1,4 +1,4 @@
-"""The bank: everything that keeps the same promises. A new method, base, encoder or form adds one line to it.
+"""The bank: everything that keeps the same promises. It finds the library's forms and hypernetworks by itself.
 
 Everything is float64, and `build` gives the same network every time it is called after the same seed.
 """
@@ -8,19 +8,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from inspect import Parameter, isabstract, signature
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+import weightloom.hypernets
 from weightloom.conditions import DeepSets, GridEncoder, SupportAttention
-from weightloom.forms import Chunked, FiLM, Full, LowRank, RowScale, Template
+from weightloom.forms import FiLM, LowRank, Template
+from weightloom.forms.form import KINDS
 from weightloom.hypernets import (
     ChunkedHyperNetwork,
     EquivariantHyperNetwork,
     GraphHyperNetwork,
     HeadHyperNetwork,
+    HyperNetwork,
     MLPHyperNetwork,
     StaticHyperNetwork,
     TransformerHyperNetwork,
@@ -403,7 +407,19 @@ def tiny_graph(bases, **options):
     return GraphHyperNetwork(bases, 4, hidden=8, tile=3, **options)
 
 
+def public_hypernetworks():
+    """Every hypernetwork of the library that can be built."""
+    kinds = [kind for kind in vars(weightloom.hypernets).values() if isinstance(kind, type)]
+    return [kind for kind in kinds if issubclass(kind, HyperNetwork) and not isabstract(kind)]
+
+
+def with_defaults(kind):
+    """Of a base and the width of its condition alone."""
+    return Hyper(lambda: kind(mlp([5, 6, 2]), 4), vectors)
+
+
 HYPERNETWORKS = bank(
+    **{kind.__name__: with_defaults(kind) for kind in public_hypernetworks() if kind.__name__ not in globals()},
     mlp=Hyper(lambda: MLPHyperNetwork(mlp([5, 6, 2]), 4), vectors),
     mlp_part=Hyper(lambda: MLPHyperNetwork(conv(), 4, generate=["*.bias", "1.*"], hidden=(8, 8)), vectors),
     mlp_linear=Hyper(lambda: MLPHyperNetwork(Tied(), 4, hidden=()), vectors),
@@ -444,11 +460,11 @@ ENCODERS = bank(
 )
 """Each is built with ``x_dim``, ``y_dim`` and ``condition_dim``."""
 
-FORMS = bank(
-    full=Full(),
-    low_rank=LowRank(2),
-    row_scale=RowScale(),
-    film=FiLM(),
-    template=Template(3),
-    chunked=Chunked(4),
-)
+
+def small(kind):
+    """A form of a class; each option that has no default is a count, and is 2."""
+    needed = [option for option in signature(kind).parameters.values() if option.default is Parameter.empty]
+    return kind(*[2] * len(needed))
+
+
+FORMS = bank(**{name: small(kind) for name, kind in KINDS.items()})

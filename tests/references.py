@@ -123,3 +123,8 @@ def adam_task_by_task(base, params, x, loss_of_task, steps, lr):
 def cross_entropy_of_point(logits, label):
     """In nats, for one point."""
     return -logits[label] + math.log(sum(math.exp(logit) for logit in logits))
+
+
+def tensors_of(tasks):
+    """All tensors of some tasks, in the order of their fields."""
+    return [leaf for leaf in tree_leaves(tasks) if leaf is not None]

@@ -1,19 +1,23 @@
 import json
 import math
+import shutil
 import warnings
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import NearestCentroid as SklearnNearestCentroid
-from weightloom.apps.fewshot.run import CONTROL, load_run, run_fewshot, score_all
 
+from references import tensors_of
+from weightloom.apps import experiment
+from weightloom.apps.app import Contender
+from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.export import export_network
+from weightloom.apps.fewshot.export import export_task
 from weightloom.apps.fewshot.judge import Scores, draw_test_tasks, judge
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.cli import main as cli_main
-from weightloom.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from weightloom.errors import CheckpointError, ConfigError, NonFiniteError
 from weightloom.files import load_tensors
 from weightloom.learners.centroid import NearestCentroid
 from weightloom.learners.heads import HyperHead
@@ -29,10 +33,24 @@ SMALL = FewShotConfig(
 )
 
 
+def trained(record):
+    """Rows of a record, those of untrained twins left out."""
+    return [row for row in record["scores"] if row.get("role") != "untrained"]
+
+
+def load_run(folder, changes=None):
+    loaded = experiment.load(FewShot(), folder, changes)
+    return loaded.config, loaded.problem, loaded.models
+
+
+def score_all(learners, problem, config):
+    return FewShot().judge([Contender(name, learners.get(name)) for name in config.methods], problem, config, Path())
+
+
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "digits"
-    record = run_fewshot(SMALL, run, command="weightloom fewshot", quiet=True)
+    record = experiment.run(FewShot(), SMALL, run, command="weightloom fewshot", quiet=True)
     return run, record
 
 
@@ -50,13 +68,13 @@ def test_a_run_leaves_config_metrics_checkpoint_record_and_report(digits_run):
 
 def test_every_method_is_judged_in_every_setting_with_interval_recall_and_f1(digits_run):
     _, record = digits_run
-    methods = {OURS, "protonet", "centroid", "scratch", CONTROL}
+    methods = {OURS, "protonet", "centroid", "scratch", "shuffled"}
     assert {(r["method"], r["setting"]) for r in record["scores"]} == {
         (m, s) for m in methods for s in ("3-way 1-shot", "3-way 5-shot")
     }
     first, *others = (row for row in record["scores"] if row["setting"] == record["scores"][0]["setting"])
     for row in others:
-        if row["method"] != CONTROL:
+        if row["method"] != "shuffled":
             assert row["ours_ahead"]["mean"] == pytest.approx(first["mean"] - row["mean"], abs=1e-6)
     for row in record["scores"]:
         assert 0 <= row["mean"] <= 1 and 0 < row["ci95"] < 0.2 and row["adapt_time_s"] > 0
@@ -67,14 +85,14 @@ def test_every_method_is_judged_in_every_setting_with_interval_recall_and_f1(dig
 def test_trained_methods_beat_chance_and_the_shuffled_control_does_not(digits_run):
     _, record = digits_run
     assert mean_of(record, OURS, "3-way 5-shot") > 0.7
-    assert mean_of(record, CONTROL, "3-way 5-shot") < 0.55
+    assert mean_of(record, "shuffled", "3-way 5-shot") < 0.55
 
 
 def test_judging_a_run_again_gives_its_own_numbers(digits_run):
     run, record = digits_run
     config, problem, learners = load_run(run)
     again = score_all(learners, problem, config)
-    assert [r["mean"] for r in again] == [r["mean"] for r in record["scores"]]
+    assert [r["mean"] for r in again] == [r["mean"] for r in trained(record)]
 
 
 def test_a_run_can_be_judged_with_other_ways_and_shots(digits_run):
@@ -86,7 +104,7 @@ def test_a_run_can_be_judged_with_other_ways_and_shots(digits_run):
 def test_resuming_a_finished_run_changes_nothing_but_times(digits_run):
     run, record = digits_run
     before = (run / "checkpoints" / "last.safetensors").read_bytes()
-    again = run_fewshot(SMALL, run, command="weightloom fewshot", resume=True, quiet=True)
+    again = experiment.run(FewShot(), SMALL, run, command="weightloom fewshot", resume=True, quiet=True)
     assert [r["mean"] for r in again["scores"]] == [r["mean"] for r in record["scores"]]
     assert (run / "checkpoints" / "last.safetensors").read_bytes() == before
 
@@ -95,27 +113,26 @@ def test_resuming_with_another_config_is_refused_and_the_message_helps(digits_ru
     run, _ = digits_run
     other = FewShotConfig(**{**SMALL.__dict__, "seed": 5})
     with pytest.raises(ConfigError, match="seed is 0 there, 5 was asked for"):
-        run_fewshot(other, run, resume=True, quiet=True)
+        experiment.run(FewShot(), other, run, resume=True, quiet=True)
 
 
 def test_a_run_never_writes_over_another(digits_run):
     run, _ = digits_run
     with pytest.raises(ConfigError, match="not empty"):
-        run_fewshot(SMALL, run, quiet=True)
+        experiment.run(FewShot(), SMALL, run, quiet=True)
 
 
 def test_bad_options_leave_no_folder_behind(tmp_path):
     for bad in ({"ways": (9,)}, {"shots": (500,)}, {"split": 7}):
         with pytest.raises(ConfigError):
-            run_fewshot(FewShotConfig(data="digits", **bad), tmp_path / "run", quiet=True)
+            experiment.run(FewShot(), FewShotConfig(data="digits", **bad), tmp_path / "run", quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_checkpoint_is_refused(digits_run, tmp_path):
     run, _ = digits_run
     copy = tmp_path / "run"
-    (copy / "checkpoints").mkdir(parents=True)
-    (copy / "config.json").write_bytes((run / "config.json").read_bytes())
+    shutil.copytree(run, copy)
     content = (run / "checkpoints" / "last.safetensors").read_bytes()
     (copy / "checkpoints" / "last.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="truncated"):
@@ -125,9 +142,9 @@ def test_a_damaged_checkpoint_is_refused(digits_run, tmp_path):
 @pytest.mark.parametrize("shots", [1, 5])
 def test_the_exported_network_is_plain_and_equal_to_the_runs_own_answer(digits_run, tmp_path, shots):
     run, _ = digits_run
-    facts = export_network(run, "3", tmp_path / "net", shots=shots)
+    config, problem, learners = load_run(run, {"shots": [shots]})
+    facts = export_task(learners[OURS], problem, config, "3", tmp_path / "net")
     assert len(facts["classes"]) == 3 and set(facts["classes"]) <= {"0", "1", "2"}  # split 0 holds out 0, 1, 2
-    _, problem, learners = load_run(run)
     tasks = draw_test_tasks(problem, shots, 4)
     expected = learners[OURS].eval().answer(tasks)[3]
 
@@ -140,34 +157,9 @@ def test_the_exported_network_is_plain_and_equal_to_the_runs_own_answer(digits_r
     torch.testing.assert_close(plain(tasks.query_x[3]), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_support_set_of_your_own_can_be_exported(digits_run, tmp_path):
-    run, _ = digits_run
-    rng = np.random.default_rng(0)
-    np.savez(tmp_path / "mine.npz", support_x=rng.random((4, 1, 8, 8)), support_y=np.array([0, 0, 1, 1]))
-    facts = export_network(run, str(tmp_path / "mine.npz"), tmp_path / "net")
-    assert facts["output"] == ["batch", 2]
-
-
-@pytest.mark.parametrize(
-    ("arrays", "words"),
-    [
-        ({"support_x": np.zeros((2, 1, 9, 9)), "support_y": np.zeros(2)}, "This run takes"),
-        ({"support_x": np.full((2, 1, 8, 8), np.nan), "support_y": np.zeros(2)}, "NaN"),
-        ({"wrong": np.zeros(2)}, "support_x"),
-        ({"support_x": np.array([{}], dtype=object), "support_y": np.zeros(1)}, "without pickles"),
-    ],
-)
-def test_a_support_set_that_does_not_fit_is_refused_and_nothing_is_written(digits_run, tmp_path, arrays, words):
-    run, _ = digits_run
-    np.savez(tmp_path / "bad.npz", **arrays)
-    with pytest.raises(DataError, match=words):
-        export_network(run, str(tmp_path / "bad.npz"), tmp_path / "net")
-    assert not (tmp_path / "net").exists()
-
-
 def test_the_hypernetwork_learns_sinusoids_from_their_support_sets(tmp_path):
     config = FewShotConfig(data="sinusoid", steps=500, test_tasks=100, comparators=(), evaluate_every=250, shots=(10,))
-    record = run_fewshot(config, tmp_path / "run", quiet=True)
+    record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
     ours, control = record["scores"]
     assert ours["mean"] < 0.4  # the mean of a sinusoid's square is about 4; a constant cannot do better
     assert control["mean"] > 10 * ours["mean"]
@@ -189,7 +181,7 @@ def test_no_class_is_both_trained_on_and_held_out(split, held_out):
 def test_every_method_meets_the_same_test_tasks():
     problem = problem_of(SMALL.resolved())
     one, other = draw_test_tasks(problem, 1, 5), draw_test_tasks(problem, 1, 5)
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(one), tensors_of(other), strict=True))
 
 
 def test_the_centroid_comparator_equals_that_of_scikit_learn():
@@ -265,10 +257,10 @@ class Mine(Learner):
 def test_a_method_of_ones_own_runs_beside_the_others(tmp_path):
     options = {"data": "digits", "steps": 2, "tasks": 2, "test_tasks": 20, "shots": (1,), "queries": 5}
     config = FewShotConfig(method="test_apps_fewshot:Mine", comparators=("centroid",), **options)
-    record = run_fewshot(config, tmp_path / "run", quiet=True)
-    mine, centroid, control = record["scores"]
+    record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
+    mine, centroid, control = trained(record)
     assert mine["method"] == "test_apps_fewshot:Mine" and mine["mean"] == centroid["mean"]
-    assert control["method"] == CONTROL and abs(control["mean"] - 1 / 3) < 0.1
+    assert (control["method"], control["role"]) == ("shuffled", "control") and abs(control["mean"] - 1 / 3) < 0.1
 
 
 class Bursting(Mine):
@@ -293,9 +285,10 @@ def test_a_comparator_that_fails_keeps_its_row_and_the_others_go_on(tmp_path, ca
     options = {"steps": 6, "tasks": 2, "test_tasks": 20, "shots": (1, 2), "queries": 5, "evaluate_every": 6}
     config = FewShotConfig(data="digits", comparators=(BURSTING, "centroid"), **options)
     run = tmp_path / "run"
-    record = run_fewshot(config, run, quiet=True)
+    record = experiment.run(FewShot(), config, run, quiet=True)
     assert "Bursting failed, the others go on: At step 4 the loss is nan" in capsys.readouterr().err
-    for found in (record, read_record(run / "record.json"), run_fewshot(config, run, resume=True, quiet=True)):
+    resumed = experiment.run(FewShot(), config, run, resume=True, quiet=True)
+    for found in (record, read_record(run / "record.json"), resumed):
         rows = {(row["setting"], row["method"]): row for row in found["scores"]}
         assert len(rows) == 2 * 4 and "loss is nan" in found["failures"][BURSTING]
         for shots in (1, 2):
@@ -332,7 +325,7 @@ def test_a_task_without_a_number_counts_as_a_guess_and_is_counted():
 def test_a_method_that_fails_itself_ends_the_run(tmp_path):
     config = FewShotConfig(data="digits", method=BURSTING, comparators=(), steps=6, tasks=2, test_tasks=20)
     with pytest.raises(NonFiniteError, match="loss is nan"):
-        run_fewshot(config, tmp_path / "run", quiet=True)
+        experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +339,12 @@ def test_a_method_that_fails_itself_ends_the_run(tmp_path):
 def test_a_method_that_is_none_is_refused_before_anything_is_written(tmp_path, method, words, monkeypatch):
     monkeypatch.setattr("json.loads", lambda problem: 3)
     with pytest.raises(ConfigError, match=words):
-        run_fewshot(FewShotConfig(data="digits", method=method, comparators=(), steps=1), tmp_path / "run", quiet=True)
+        experiment.run(
+            FewShot(),
+            FewShotConfig(data="digits", method=method, comparators=(), steps=1),
+            tmp_path / "run",
+            quiet=True,
+        )
 
 
 def test_a_method_that_does_not_fit_the_data_is_refused_by_name():
@@ -370,11 +368,11 @@ def test_a_method_that_does_not_fit_the_data_is_refused_by_name():
     ],
 )
 def test_every_method_trains_is_judged_and_comes_back_from_its_checkpoint(tmp_path, data, methods, monkeypatch):
-    monkeypatch.setattr("weightloom.apps.fewshot.run.VALIDATION_TASKS", 4)
+    monkeypatch.setattr("weightloom.apps.fewshot.training.VALIDATION_TASKS", 4)
     options = {"steps": 2, "tasks": 2, "test_tasks": 4, "shots": (2,), "queries": 5, "seed": 1}
     config = FewShotConfig(data=data, method=methods[0], comparators=methods[1:], **options)
-    record = run_fewshot(config, tmp_path / "run", quiet=True)
-    assert [row["method"] for row in record["scores"]] == [*methods, CONTROL]
+    record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
+    assert [row["method"] for row in trained(record)] == [*methods, "shuffled"]
     assert all(math.isfinite(row["mean"]) for row in record["scores"])
     config, problem, learners = load_run(tmp_path / "run")
     again = score_all(learners, problem, config)
@@ -386,7 +384,7 @@ def test_every_mode_runs_and_says_so_in_the_config(tmp_path, mode):
     config = FewShotConfig(
         data="digits", mode=mode, steps=4, block_steps=1, tasks=2, test_tasks=4, shots=(1,), comparators=("protonet",)
     )
-    record = run_fewshot(config, tmp_path / "run", quiet=True)
+    record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
     assert record["config"]["mode"] == mode and math.isfinite(record["scores"][0]["mean"])
 
 
@@ -402,7 +400,7 @@ def test_unequal_shots_and_several_ways_each_have_a_block_of_the_table(digits_ru
 
 def test_a_number_of_minutes_gives_every_method_as_many_steps_as_fit(tmp_path):
     config = FewShotConfig(data="digits", minutes=0.02, tasks=2, test_tasks=4, shots=(1,), comparators=("protonet",))
-    record = run_fewshot(config, tmp_path / "run", quiet=True)
+    record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
     steps = [json.loads((tmp_path / "run" / where / "steps.json").read_text()) for where in (".", "protonet")]
     assert min(steps) > 1
     assert all(seconds > 0.2 for seconds in record["cost"]["train_wall_time_s"].values())  # asked for 1.2 s

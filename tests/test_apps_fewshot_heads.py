@@ -33,6 +33,10 @@ def net(norm="batch"):
     return TrunkNet(ResidualTrunk(1, 16, channels=(4, 8), norm=norm), WAYS)
 
 
+def with_features(tasks, support, query):
+    return tasks._replace(support=tasks.support._replace(x=support), query=tasks.query._replace(x=query))
+
+
 def film(name, parameter):
     return parameter.ndim == 1
 
@@ -42,7 +46,7 @@ def test_in_turns_every_example_is_in_a_support_set_and_never_in_both():
     _, tasks = image_tasks()
     support, query = (torch.arange(2 * WAYS * n).view(2, -1, 1).float() for n in (SHOTS, QUERIES))
     query = query + 1000
-    taken = in_turns(support, query, tasks)
+    taken = in_turns(with_features(tasks, support, query))
     turns = (SHOTS + QUERIES) // SHOTS
     assert len(taken.support_x) == 2 * turns
     assert torch.equal(taken.support_x[:2], support) and torch.equal(taken.query_x[:2], query)
@@ -59,22 +63,29 @@ def test_in_turns_every_example_is_in_a_support_set_and_never_in_both():
         assert [label_of[v] for v in x[::2].flatten().tolist()] == y[::2].flatten().tolist()
 
 
-def test_tasks_with_masked_examples_take_one_turn():
+def test_masked_examples_take_no_turn_and_those_there_take_theirs():
+    """A ring of 1 shot and 4 queries has five turns, one of 2 shots three: all take three."""
     _, tasks = image_tasks(fewest_shots=1)
     assert not tasks.support_mask.all()
-    features = torch.rand(2, WAYS * SHOTS, 5), torch.rand(2, WAYS * QUERIES, 5)
-    assert len(in_turns(*features, tasks).support_x) == 2
+    numbers = torch.arange(2 * WAYS * (SHOTS + QUERIES)).view(2, -1, 1).float()
+    support, query = numbers.split([WAYS * SHOTS, WAYS * QUERIES], dim=1)
+    taken = in_turns(with_features(tasks, support, query))
+    assert len(taken.support_x) == 2 * 3
+    absent = ~tasks.support_mask.repeat(3, 1)
+    assert torch.equal(taken.support_x[absent], support.repeat(3, 1, 1)[absent])
+    for task in range(2):
+        there = torch.cat([taken.support_x[i][taken.support_mask[i]] for i in range(task, 6, 2)]).flatten().tolist()
+        assert len(set(there)) == len(there)  # in three turns none is in the support twice
 
 
 @pytest.mark.parametrize("kind", [HyperHead, ProtoNet])
 def test_the_training_loss_is_the_mean_over_the_turns_judged_one_by_one(kind):
     _, tasks = image_tasks()
     learner = kind(net(), 2.0).eval()
-    support, query = learner.features(tasks.support_x), learner.features(tasks.query_x)
-    taken = in_turns(support, query, tasks)
+    taken = in_turns(with_features(tasks, learner.features(tasks.support_x), learner.features(tasks.query_x)))
     losses = [
         learner.loss_per_task(
-            taken.query_x[i] @ (head := learner.head(*(t[i : i + 1] for t in taken[:3])))["head.weight"].mT
+            taken.query_x[i] @ (head := learner.head(*taken.support.take(slice(i, i + 1))))["head.weight"].mT
             + head["head.bias"][:, None],
             taken.query_y[i : i + 1],
         )
@@ -111,7 +122,7 @@ def test_film_alone_sets_the_head_from_the_class_means():
 
 def test_no_inner_steps_change_nothing_and_some_lower_the_support_loss():
     _, tasks = image_tasks()
-    support = Support.of(tasks)
+    support = tasks.support
     learner = HyperHead(net(), 2.0).eval()
 
     def loss(params):
@@ -137,7 +148,8 @@ def test_statistics_of_a_task_alone_do_not_depend_on_other_tasks():
     _, tasks = image_tasks()
     learner = ProtoNet(net("task"), 2.0).eval()
     torch.testing.assert_close(learner.answer(tasks)[1:], learner.answer(tasks.take(slice(1, 2))), rtol=1e-4, atol=1e-4)
-    queries = tasks._replace(query_x=torch.cat([tasks.query_x[:, :1], tasks.query_x[:, 1:].flip(-1)], 1))
+    x = torch.cat([tasks.query_x[:, :1], tasks.query_x[:, 1:].flip(-1)], 1)
+    queries = tasks._replace(query=tasks.query._replace(x=x))
     first, other = learner.answer(tasks)[:, 0], learner.answer(queries)[:, 0]
     assert not torch.allclose(first, other)  # that is what transductive means
     inductive = ProtoNet(net("batch"), 2.0).eval()

@@ -17,7 +17,6 @@ from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.inputs import Numbers, Pictures, Sentences, Sounds, Targets, inputs_of
 from weightloom.apps.fewshot.judge import draw_test_tasks
 from weightloom.apps.fewshot.problems import problem_of
-from weightloom.apps.fewshot.problems.base import split_base
 from weightloom.apps.fewshot.problems.own import OwnTasks
 from weightloom.cli import main
 from weightloom.errors import ConfigError, DataError
@@ -69,7 +68,7 @@ class Lines(TaskSource):
         x = torch.randn(tasks, 15, 1, generator=generator)
         slope = torch.randn(tasks, 1, 1, generator=generator)
         y, mask = slope * x, torch.ones(tasks, 5, dtype=torch.bool)
-        return Tasks(x[:, :5], y[:, :5], mask, x[:, 5:], y[:, 5:], slope[:, :, 0])
+        return Tasks.of(x[:, :5], y[:, :5], x[:, 5:], y[:, 5:], support_mask=mask)
 
 
 class Blobs(TaskSource):
@@ -87,13 +86,13 @@ class Blobs(TaskSource):
             x = centres.gather(1, y[..., None].expand(-1, -1, 6))
             sides += [x + torch.randn(x.shape, generator=generator), y]
         x, y, query_x, query_y = sides
-        return Tasks(x, y, torch.ones_like(y, dtype=torch.bool), query_x, query_y, centres)
+        return Tasks.of(x, y, query_x, query_y)
 
 
 class Broken(Lines):
     def sample(self, tasks, generator):
         drawn = super().sample(tasks, generator)
-        return Tasks(*(value[:, :4] if number == 1 else value for number, value in enumerate(drawn)))
+        return drawn._replace(support=drawn.support._replace(y=drawn.support_y[:, :4]))
 
 
 def net(outputs):
@@ -272,7 +271,7 @@ def test_a_regression_answers_in_the_unit_of_the_table_and_reads_columns_by_name
     np.testing.assert_allclose(answers[1], 1000 * answers[0] + 5, rtol=1e-3)
     with pytest.raises(ConfigError, match="Call `predict`"):
         adapted.predict_proba([[30.0, 0.5]])
-    with pytest.raises(DataError, match="has 1 numbers. This model takes 2 a row: age, dose"):
+    with pytest.raises(DataError, match="has 1 numbers"):
         adapted.predict([[30.0]])
     (tmp_path / "bad.csv").write_text("age,dose,y\n1,2,3\n1,nan,3\n")
     with pytest.raises(DataError, match=r"line 3 of .*bad.csv` holds 'nan'"):
@@ -343,12 +342,12 @@ def test_a_table_of_labelled_paths_is_a_support_set(birds, tmp_path):
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert learner.adapt(tmp_path / "mine.jsonl").predict(birds / "kind5") == ["bird 5"] * 5
     (tmp_path / "bad.jsonl").write_text('{"file": "a.png", "label": "b"}')
-    with pytest.raises(DataError, match="line 1 of .* has no column `path` but `file`"):
+    with pytest.raises(DataError, match=r"line 1 of .* has no column `path` but `file`"):
         learner.adapt(tmp_path / "bad.jsonl")
 
 
 def test_an_unknown_option_is_refused():
-    with pytest.raises(ConfigError, match="step.*unknown"):
+    with pytest.raises(ConfigError, match=r"step.*unknown"):
         fewshot.train("sinusoid", step=3)
 
 
@@ -368,7 +367,6 @@ def test_a_source_that_takes_part_and_ways_is_asked_for_them(mine):
     tasks = learner.problem.test_source(3, 4).sample(2, generator)
     assert tasks.support_x.shape == (2, 12, 6) and tasks.support_x.mean() > 150  # the part to be judged on is far away
     assert learner.problem.train_source().sample(2, generator).support_x.mean() < 50
-    assert tasks.support_y[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]  # drawn in turn, sorted here
     assert learner.problem.settings() == [(4, 3), (2, 3)]
 
 
@@ -380,24 +378,24 @@ def test_parts_without_a_name_are_other_tasks_of_the_same_source():
 
 
 class Odd(TaskSource):
-    """Two classes, but not as many of each."""
+    """Queries of a class that no support example has."""
 
     def sample(self, tasks, generator):
         y = torch.tensor([0, 0, 1]).expand(tasks, -1)
         x = torch.randn(tasks, 3, 2, generator=generator)
-        return Tasks(x, y, torch.ones_like(y, dtype=torch.bool), x, y, x)
+        return Tasks.of(x, y, x, y + 1)
 
 
 def test_sources_that_do_not_fit_are_refused_with_their_shapes(mine):
     with pytest.raises(DataError, match=r"`mine:Broken` drew tasks whose shapes do not fit: .*\(2, 4, 1\)"):
         problem_of(FewShotConfig("mine:Broken").resolved())
-    with pytest.raises(DataError, match="as many support examples of each"):
+    with pytest.raises(DataError, match="from 0 to 1 in support, up to 2 in query"):
         OwnTasks(Odd(), "odd").sample(2, torch.Generator())
-    with pytest.raises(ConfigError, match="`mine:small` could not be called|gave a Sequential"):
+    with pytest.raises(ConfigError, match="`mine:small` could not be called"):
         problem_of(FewShotConfig("mine:small").resolved())
     with pytest.raises(ConfigError, match="`mine:Nothing` cannot be imported"):
         problem_of(FewShotConfig("mine:Nothing").resolved())
-    with pytest.raises(ConfigError, match="`--split 1` with `--data mine:Lines`|`--split`"):
+    with pytest.raises(ConfigError, match="Leave `--split` out"):
         problem_of(FewShotConfig("mine:Lines", split=1).resolved())
 
 
@@ -411,16 +409,6 @@ def test_a_base_of_ones_own_is_what_every_method_adapts(mine, method):
     )  # nothing but the network that was given
 
 
-def test_a_network_is_the_same_as_trunk_and_head(mine):
-    config = FewShotConfig("mine:Blobs", base="mine:net").resolved()
-    x = torch.randn(5, 6)
-    torch.manual_seed(0)
-    split = split_base(config, 3, (6,))
-    torch.manual_seed(0)
-    whole = sys.modules["mine"].net(3)
-    assert torch.equal(split(x), whole(x)) and split.trunk(x).shape == (5, 16) and isinstance(split.head, nn.Linear)
-
-
 @pytest.mark.parametrize(
     ("data", "base", "method", "words"),
     [
@@ -431,7 +419,7 @@ def test_a_network_is_the_same_as_trunk_and_head(mine):
             r"`--base mine:fixed` answered \(2, 6\) of `--data mine:Blobs` with \(2, 4\)",
         ),
         ("mine:Blobs", "mine:small", "maml", "`--base mine:small` failed with `--data mine:Blobs`"),
-        ("mine:Blobs", "mine:no_head", "protonet", "does not end in a linear layer"),
+        ("mine:Blobs", "mine:no_head", "anil", "does not end in a linear layer"),
         ("mine:Blobs", "mine:net", "film", "`film` does not go with `--data mine:Blobs --base mine:net`"),
         ("cameras", "mine:net", "hypernetwork", "Leave `--base` out"),
     ],
@@ -493,7 +481,7 @@ def test_what_cannot_be_compared_is_refused():
 
 def test_adapting_is_a_part_of_the_application(digits):
     adapted = FewShot().adapt
-    with pytest.raises(DataError, match="nowhere.npz"):
+    with pytest.raises(DataError, match=r"nowhere\.npz"):
         adapted(digits.learner, digits.problem, digits.config, "nowhere.npz")
 
 

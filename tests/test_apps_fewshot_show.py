@@ -8,18 +8,19 @@ from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.problems.functions import FunctionProblem
 from weightloom.apps.fewshot.problems.pools import Pools
-from weightloom.apps.fewshot.show import classes, write_showcase
+from weightloom.apps.fewshot.show import classes
+from weightloom.apps.fewshot.show import showcase as gather
 from weightloom.apps.fewshot.show.changes import changes
 from weightloom.apps.fewshot.show.classes import conditions, titles
 from weightloom.apps.fewshot.show.draw import SHOWN_TASKS, answered, generator, lowest, source_of
 from weightloom.apps.fewshot.show.functions import observed_pixels, predicted
 from weightloom.apps.fewshot.show.sweep import sweep
-from weightloom.files import load_tensors
+from weightloom.files import load_tensors, save_tensors
 from weightloom.forms import RowScale
 from weightloom.forms.factored import Factored
 from weightloom.learners.centroid import NearestCentroid
 from weightloom.learners.interpolation import Interpolation
-from weightloom.learners.learner import Learner, Support
+from weightloom.learners.learner import Learner
 from weightloom.networks import mlp
 from weightloom.tasks import ClassPool, SinusoidTasks
 from weightloom.tasks.functions import FunctionTasks
@@ -82,7 +83,7 @@ class Features(ClassProblem):
 
 
 def showcase(folder, learners, problem, early=False):
-    write_showcase(folder, learners, problem, early)
+    save_tensors(folder / "evaluation.safetensors", *gather(learners, problem, early))
     return load_tensors(folder / "evaluation.safetensors")
 
 
@@ -235,7 +236,7 @@ def test_observed_pixels_are_found_again_at_their_places():
     chosen = images[tasks.hidden[:, 0]]
     for task in range(4):
         assert chosen[task][seen[task]].sort().values.tolist() == tasks.support_y[task, :, 0].sort().values.tolist()
-    hidden = tasks._replace(support_mask=torch.zeros_like(tasks.support_mask))
+    hidden = tasks._replace(support=tasks.support._replace(mask=torch.zeros_like(tasks.support_mask)))
     assert not observed_pixels(hidden, 5, 7).any()
 
 
@@ -258,6 +259,6 @@ def test_tasks_of_several_inputs_are_shown_as_predictions_against_truth(tmp_path
     tensors, facts = showcase(tmp_path, {"ridge": ridge}, problem)
     assert facts["left_out"] == {"map": "The method has no condition to draw."}
     tasks = problem.test_source(4).sample(60, generator())
-    expected = ridge.predict(ridge.adapt(Support.of(tasks)), tasks.query_x).flatten().sort().values
+    expected = ridge.predict(ridge.adapt(tasks.support), tasks.query_x).flatten().sort().values
     torch.testing.assert_close(tensors["scatter_predicted"].sort().values, expected)
     assert tensors["worst_true"].shape == (3, 5) and all(name.startswith("shop") for name in facts["worst_titles"])

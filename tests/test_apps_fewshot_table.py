@@ -1,11 +1,19 @@
 """The printed table: every score can be told from the next."""
 
 import pytest
-from weightloom.apps.fewshot.table import print_table
+
+from weightloom.runs.table import print_table
 
 
 def rows(name, *scores):
-    known = {"setting": "10-shot", "name": name, "tasks": 2000, "also": {}, "adapt_time_s": 0.001}
+    known = {
+        "setting": "10-shot",
+        "name": name,
+        "better": "lower" if name == "mse" else "higher",
+        "tasks": 2000,
+        "also": {},
+        "adapt_time_s": 0.001,
+    }
     return [known | {"method": f"method{i}", "mean": mean, "ci95": ci95} for i, (mean, ci95) in enumerate(scores)]
 
 
@@ -21,6 +29,6 @@ def rows(name, *scores):
     ],
 )
 def test_a_score_has_the_digits_of_its_column_unless_nothing_would_be_left_of_it(capsys, name, score, printed):
-    print_table(rows(name, (1.5, 0.5), score))
+    print_table(rows(name, (1.5, 0.5), score), "tasks")
     line = next(line for line in capsys.readouterr().out.splitlines() if "method1" in line)
     assert printed in line

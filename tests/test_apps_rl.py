@@ -8,23 +8,26 @@ import torch
 
 from weightloom.apps.rl.config import RLConfig
 from weightloom.cli import main
-from weightloom.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from weightloom.errors import ConfigError, DataError, NonFiniteError
 from weightloom.files import load_tensors
 
 pytest.importorskip("sb3_contrib")
 
-from weightloom.apps.rl.run import load_players, run_rl, steps_to
-
+from weightloom.apps import experiment, registry
+from weightloom.apps.app import Training
 from weightloom.apps.rl import judge as judge_room
+from weightloom.apps.rl import learning as train_room
 from weightloom.apps.rl import show as show_room
-from weightloom.apps.rl import train as train_room
+from weightloom.apps.rl.agents.build import build_agent
 from weightloom.apps.rl.agents.players import ModelPlayer
+from weightloom.apps.rl.app import RL
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, world_of
-from weightloom.apps.rl.judge import judge, settings
-from weightloom.apps.rl.train import train
+from weightloom.apps.rl.judge import judge, player_of, settings, steps_to
+from weightloom.apps.rl.learning import train
+from weightloom.runs.metrics import read_rows
 from weightloom.runs.record import competes
-from weightloom.training import read_rows
+from weightloom.training import OneProcess
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # whole runs: shapes are checked where the rooms are tested
 
@@ -54,6 +57,13 @@ def tiny(env="lqr", **options):
     return RLConfig(env=env, **{"steps": 120, "comparators": (), "test_contexts": 4, **TINY, **options})
 
 
+def learned(method, world, config, folder):
+    """Let a method learn in a folder; return it, and the signal that ended it early."""
+    model = build_agent(method, world, config)
+    history = train(model, world, config, Training(method, folder, "", OneProcess(), True, lambda model: None))
+    return model, history.stopped_by
+
+
 class StopAt:
     """Pretends that a signal came when a training reached a step."""
 
@@ -69,7 +79,9 @@ class StopAt:
 
 def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
     run = tmp_path / "run"
-    record = run_rl(tiny(comparators=("film", "none"), target_return=-1e9), run, command="weightloom rl", quiet=True)
+    record = experiment.run(
+        RL(), tiny(comparators=("film", "none"), target_return=-1e9), run, command="weightloom rl", quiet=True
+    )
     assert {path.name for path in run.iterdir()} >= {
         "config.json",
         "metrics.jsonl",
@@ -79,8 +91,9 @@ def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
     }
     assert json.loads((run / "config.json").read_text())["steps"] == 120
     methods = ["hypernetwork", "film", "none", "optimum", CUBIC, "no action"]
-    assert [row["method"] for row in record["scores"]] == 2 * methods
-    assert [competes(row) for row in record["scores"]] == 2 * (3 * [True] + 3 * [False])
+    rows = [row for row in record["scores"] if row.get("role") != "untrained"]
+    assert [row["method"] for row in rows] == 2 * methods and len(record["scores"]) == len(rows) + 2 * 3
+    assert [competes(row) for row in rows] == 2 * (3 * [True] + 3 * [False])
     assert {row["setting"] for row in record["scores"]} == {"training ranges", "held-out contexts"}
     ours = record["scores"][0]["also"]
     assert {"explained_variance", "gain_error", "value_error", "noisy", "changed", "steps_to_target"} <= ours.keys()
@@ -103,15 +116,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(algorithm, tmp_path,
     config = tiny(algorithm=algorithm, checkpoint_every=30).resolved()
     world = world_of("lqr")
     (tmp_path / "whole").mkdir(), (tmp_path / "parts").mkdir()
-    whole, _, stopped = train("hypernetwork", world, config, tmp_path / "whole", quiet=True)
+    whole, stopped = learned("hypernetwork", world, config, tmp_path / "whole")
     assert stopped is None
     with monkeypatch.context() as patch:
         StopAt(patch, 60)
-        part, _, stopped = train("hypernetwork", world, config, tmp_path / "parts", quiet=True)
+        part, stopped = learned("hypernetwork", world, config, tmp_path / "parts")
         assert stopped == signal.SIGTERM and part.num_timesteps < 120
     torch.manual_seed(123)  # whatever happens between the two
     torch.rand(5)
-    again, _, stopped = train("hypernetwork", world, config, tmp_path / "parts", quiet=True)
+    again, stopped = learned("hypernetwork", world, config, tmp_path / "parts")
     assert stopped is None and again.num_timesteps == whole.num_timesteps
     for name, value in whole.policy.state_dict().items():
         assert torch.equal(value, again.policy.state_dict()[name]), name
@@ -129,13 +142,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(algorithm, tmp_path,
 
 
 def test_the_same_seed_gives_the_same_agent_and_another_seed_another(tmp_path):
-    def learned(seed, folder):
+    def numbers(seed, folder):
         (tmp_path / folder).mkdir()
-        model, _, _ = train("hypernetwork", world_of("lqr"), tiny(seed=seed).resolved(), tmp_path / folder, quiet=True)
+        model, _ = learned("hypernetwork", world_of("lqr"), tiny(seed=seed).resolved(), tmp_path / folder)
         return torch.cat([value.flatten() for value in model.policy.state_dict().values()])
 
-    first = learned(0, "a")
-    assert torch.equal(first, learned(0, "b")) and not torch.equal(first, learned(1, "c"))
+    first = numbers(0, "a")
+    assert torch.equal(first, numbers(0, "b")) and not torch.equal(first, numbers(1, "c"))
 
 
 def test_gymnasium_environments_resume_with_new_episodes_and_their_replay_buffer(tmp_path, monkeypatch):
@@ -143,8 +156,8 @@ def test_gymnasium_environments_resume_with_new_episodes_and_their_replay_buffer
     (tmp_path / "run").mkdir()
     with monkeypatch.context() as patch:
         StopAt(patch, 60)
-        train("concat", world_of("Pendulum-v1"), config, tmp_path / "run", quiet=True)
-    model, _, _ = train("concat", world_of("Pendulum-v1"), config, tmp_path / "run", quiet=True)
+        learned("concat", world_of("Pendulum-v1"), config, tmp_path / "run")
+    model, _ = learned("concat", world_of("Pendulum-v1"), config, tmp_path / "run")
     assert model.num_timesteps == 120 and model.replay_buffer.size() == 30
 
 
@@ -167,43 +180,45 @@ def test_a_nan_stops_a_run_with_its_checkpoint_and_it_can_go_on_when_mended(tmp_
     with monkeypatch.context() as patch:
         patch.setattr(LQR, "advance", broken)
         with pytest.raises(NonFiniteError, match=r"`lqr` gave a reward that is not finite .* its context is stiffness"):
-            run_rl(config, tmp_path / "run", quiet=True)
+            experiment.run(RL(), config, tmp_path / "run", quiet=True)
     kept = load_tensors(tmp_path / "run" / "checkpoints" / "last.safetensors")[1]["num_timesteps"]
     assert 0 < kept < 120
-    record = run_rl(config, tmp_path / "run", resume=True, quiet=True)
+    record = experiment.run(RL(), config, tmp_path / "run", resume=True, quiet=True)
     assert record["scores"][0]["method"] == "hypernetwork"
 
 
 def test_trained_agents_can_be_read_back(tmp_path):
-    run_rl(tiny(steps=60), tmp_path / "run", quiet=True)
-    config, world, players = load_players(tmp_path / "run")
+    experiment.run(RL(), tiny(steps=60), tmp_path / "run", quiet=True)
+    loaded = experiment.load(RL(), tmp_path / "run")
+    config, world, player = loaded.config, loaded.problem, player_of(loaded.model, loaded.config)
     (setting, _) = settings(world, config.test_contexts)
-    (player,) = players.values()
     assert isinstance(player, ModelPlayer) and isinstance(world, BatchedWorld)
     score = judge(player, world, setting, config.discount)["return"].mean().item()
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["scores"][0]["mean"] == pytest.approx(score, rel=1e-6)
     (tmp_path / "run" / "config.json").write_text(json.dumps(config.to_dict() | {"width": 8}))
-    with pytest.raises(CheckpointError, match="was written for another model"):
-        load_players(tmp_path / "run")
+    with pytest.raises(DataError, match="was changed after the run began"):
+        experiment.load(RL(), tmp_path / "run")
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over_and_a_resume_keeps_its_config(tmp_path):
-    run_rl(tiny(steps=20), tmp_path / "run", quiet=True)
+    experiment.run(RL(), tiny(steps=40), tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match="is not empty"):
-        run_rl(tiny(steps=20), tmp_path / "run", quiet=True)
-    with pytest.raises(ConfigError, match="with another config: steps is 20 there, 40"):
-        run_rl(tiny(steps=40), tmp_path / "run", resume=True, quiet=True)
+        experiment.run(RL(), tiny(steps=40), tmp_path / "run", quiet=True)
+    with pytest.raises(ConfigError, match="with another config: steps is 40 there, 80"):
+        experiment.run(RL(), tiny(steps=80), tmp_path / "run", resume=True, quiet=True)
     with pytest.raises(DataError, match="holds no run"):
-        run_rl(tiny(), tmp_path / "nothing", resume=True, quiet=True)
+        experiment.run(RL(), tiny(), tmp_path / "nothing", resume=True, quiet=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"steps": 0}, "`--steps 0` is too small"),
-        ({"learning_rate": -1.0}, "`--learning-rate -1.0` is not positive"),
-        ({"clip": 0.0}, "`--clip 0.0` is not positive"),
+        ({"learning_rate": -1.0}, "`--learning-rate -1.0` is not a positive number"),
+        ({"clip": 0.0}, "`--clip 0.0` is not a positive number"),
+        ({"final_rate": 1.5}, "`--final-rate 1.5` is above 1"),
+        ({"checkpoint_every": 0}, "`--checkpoint-every 0` is too small"),
         ({"rates": ("conct=0.1",)}, "Did you mean `concat`"),
         ({"rates": ("concat=0.1",), "comparators": ("film",)}, "is of a method that is not in this run"),
         ({"rates": ("concat",)}, "`--rates concat` has no learning rate"),
@@ -241,10 +256,8 @@ def test_the_command_runs_resumes_and_refuses(tmp_path, monkeypatch, capsys):
 
 
 def test_a_missing_extra_is_named_with_what_to_type(monkeypatch, capsys):
-    import importlib.util
-
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gymnasium" else real(name))
+    real = registry.find_spec
+    monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "gymnasium" else real(name))
     with pytest.raises(SystemExit):
         main(["rl"])
     assert 'Type `pip install "weightloom[rl]"`' in capsys.readouterr().err

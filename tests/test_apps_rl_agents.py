@@ -148,7 +148,7 @@ def test_the_actor_climbs_the_critics_own_slope(algorithm):
 
 @pytest.mark.parametrize("algorithm", ["td3", "sac"])
 def test_an_agent_has_as_many_critics_as_were_asked_for(algorithm):
-    config = RLConfig("lqr", algorithm=algorithm, critics=3, steps=20, rows=2).resolved()
+    config = RLConfig("lqr", algorithm=algorithm, critics=3, steps=20, rows=2, warm_up=0).resolved()
     model = build_agent("hypernetwork", world_of("lqr", (), ()), config)
     assert [len(critic.q_networks) for critic in (model.critic, model.critic_target)] == [3, 3]
 

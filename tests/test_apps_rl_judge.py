@@ -6,9 +6,9 @@ import torch
 
 pytest.importorskip("sb3_contrib")
 
-from weightloom.apps.rl.run import run_rl
-
+from weightloom.apps import experiment
 from weightloom.apps.rl.agents.players import FittedOracle, Oracle, Still
+from weightloom.apps.rl.app import RL
 from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.rl.envs.worlds import world_of
 from weightloom.apps.rl.judge import judge, settings, value_accuracy
@@ -79,6 +79,6 @@ def test_first_and_last_trial_of_a_grid_world_are_told_apart():
 def test_an_agent_learns_linear_control_beyond_its_training_ranges(tmp_path):
     """Closed-form truth; about two minutes."""
     config = RLConfig(comparators=(), steps=8000, updates=1.0, test_contexts=50)
-    record = run_rl(config, tmp_path / "run", quiet=True)
+    record = experiment.run(RL(), config, tmp_path / "run", quiet=True)
     row = next(row for row in record["scores"] if row["setting"] == "held-out contexts")
     assert row["also"]["gain_error"]["mean"] < 0.3

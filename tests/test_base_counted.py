@@ -4,13 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cases import FORMS
 from references import copies
-from weightloom import FiLM, Form, Full, LowRank, Params, RowScale, Template, choose_forms, mlp, per_task
+from weightloom import Form, Full, LowRank, Params, RowScale, choose_forms, mlp, per_task
 from weightloom.forms.calls import GROUPED_BYTES, TURN_BYTES
 from weightloom.forms.factored import Factored
 from weightloom.forms.sums import LARGE, add_to_own, sum_of_tasks
-
-FORMS = [Full(), LowRank(2), RowScale(), FiLM(), Template(3)]
 
 
 def net(channels: int = 4) -> nn.Sequential:
@@ -29,7 +28,7 @@ def generated(base: nn.Module, form: Form, tasks: int) -> Params:
     return Params(values)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("side", [2, 16])  # kernels larger, and smaller, than what they convolve
 def test_kernels_that_are_built_give_what_their_factors_give(form, side):
     base = net().double()

@@ -119,13 +119,13 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 
 
 def test_a_run_keeps_its_engines(tmp_path):
-    from weightloom.apps.fewshot.run import run_fewshot
-
+    from weightloom.apps import experiment
+    from weightloom.apps.fewshot.app import FewShot
     from weightloom.apps.fewshot.config import FewShotConfig
 
     config = FewShotConfig(
         data="sinusoid", steps=3, tasks=4, test_tasks=10, comparators=(), evaluate_every=3, autotune=True
     )
-    run_fewshot(config, tmp_path / "run", quiet=True)
+    experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
     kept = json.loads((tmp_path / "run" / "engines.json").read_text())
     assert kept and all(its["way"] in its["ms"] for its in kept.values())

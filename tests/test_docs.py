@@ -10,15 +10,17 @@ from pkgutil import walk_packages
 import pytest
 import torch
 import yaml
-from weightloom.apps.fewshot.run import run_fewshot
 
 import weightloom
+from weightloom.apps import experiment
+from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import judge
+from weightloom.apps.fewshot.methods import METHODS
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.cli import COMMANDS
+from weightloom.runs.metrics import read_rows
 from weightloom.runs.record import environment
-from weightloom.training import read_rows
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -50,6 +52,7 @@ LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 AUTODOC = re.compile(r"^\.\. automodule:: (\S+)\n((?:   :.*\n)*)", re.MULTILINE)
 
 tables = runpy.run_path(str(DOCS / "_tables.py"))
+expanded = runpy.run_path(str(DOCS / "_rooms.py"))["expanded"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -71,9 +74,9 @@ def test_readme_shows_the_five_lines():
 
 def test_every_public_name_can_be_imported_and_its_room_has_a_page():
     pages = {target for target, _ in directives()}
-    for name in weightloom.__all__:
+    for name, room in weightloom._public_names().items():
         assert getattr(weightloom, name) is not None
-        assert f"weightloom.{weightloom._ROOM_OF[name]}" in pages
+        assert f"weightloom.{room}" in pages
 
 
 def test_every_public_class_and_function_is_on_a_reference_page_and_says_what_it_is():
@@ -97,7 +100,7 @@ def test_every_command_is_named(page):
 
 def test_every_logged_key_is_explained(tmp_path):
     config = FewShotConfig("sinusoid", shots=(1,), steps=2, tasks=2, test_tasks=2, evaluate_every=1, comparators=())
-    record = run_fewshot(config, tmp_path / "run", quiet=True)
+    record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
     rows = read_rows(tmp_path / "run")
     assert len(rows) == 3  # the last step, and two evaluations
     logged = {key for row in [*rows, record, record["cost"], *record["scores"], environment()] for key in row}
@@ -181,6 +184,26 @@ def test_the_results_page_has_the_mark_that_tables_are_put_at():
     assert (DOCS / "results.md").read_text().count(tables["START"]) == 1
 
 
+def test_every_method_has_a_row_of_the_table_with_the_data_it_solves():
+    rows = {
+        line.split("`")[1]: line.split("|")[3:9] for line in tables["methods_table"]().splitlines() if "| `" in line
+    }
+    heads = tables["methods_table"]().splitlines()[0].split("|")[3:9]
+    assert rows.keys() == {method.name for method in METHODS}
+    solved = {
+        name: [head.strip() for head, cell in zip(heads, cells, strict=True) if "●" in cell]
+        for name, cells in rows.items()
+    }
+    assert solved["protonet"] == ["images", "sentences"] and solved["shared"] == ["cameras", "unlabelled"]
+    assert rows["gaussian"][4].strip() == "`sinusoid`" and solved["gaussian"] == ["functions"]
+    assert (DOCS / "how-to" / "few-shot-methods.md").read_text().count(tables["METHODS_MARK"]) == 1
+
+
+def test_nothing_is_on_two_pages_of_the_reference():
+    targets = [target for target, _ in directives()]
+    assert len(targets) == len(set(targets))
+
+
 def test_a_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="lacks <!-- results -->"):
         tables["with_block"]("nothing here", "a table")
@@ -208,7 +231,8 @@ def toy_record():
 
 
 def directives():
-    return [found for page in (DOCS / "reference").glob("*.md") for found in AUTODOC.findall(page.read_text())]
+    pages = (expanded(page.read_text()) for page in (DOCS / "reference").glob("*.md"))
+    return [found for page in pages for found in AUTODOC.findall(page)]
 
 
 def documented():
@@ -254,10 +278,3 @@ def project_files():
         for path in [*ROOT.iterdir(), *inside]
         if path.is_file() and path.suffix in kinds and not skipped & set(path.parts)
     ]
-
-
-def test_every_method_of_the_command_is_on_the_page_of_methods():
-    from weightloom.apps.fewshot.presets import METHODS
-
-    page = (ROOT / "docs" / "how-to" / "few-shot-methods.md").read_text()
-    assert [name for name in METHODS if f"`{name}`" not in page] == []

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+import cases
 from cases import Recurrent, conv, resnet, transformer_encoder
 from weightloom.base import apply_per_task, specialise
-from weightloom.forms import Chunked, FiLM, Full, LowRank, RowScale, Template
+from weightloom.forms import Full, LowRank, RowScale
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.networks import mlp
 from weightloom.networks.recurrent import GRU, LSTM
@@ -21,7 +22,7 @@ from weightloom.networks.recurrent import GRU, LSTM
 OURS = re.compile(rb"weightloom\.[a-z]|src/weightloom/|site-packages/weightloom/")
 """A module or a file of the library; the folder that the project lies in may have its name too."""
 
-FORMS = [Full(), LowRank(2), RowScale(), FiLM(), Template(3), Chunked(7)]
+FORMS = [case.values[0] for case in cases.FORMS]
 BASES = {
     "mlp": (lambda: mlp([5, 8, 2]), (5,)),
     "cnn": (conv, (2, 6, 6)),

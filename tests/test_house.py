@@ -42,7 +42,7 @@ def used_rooms(path):
     """Rooms that a file imports, anywhere in it."""
     for module in imported(path):
         first, *rest = module.split(".")
-        room = weightloom._ROOM_OF.get(rest[0], rest[0]) if rest else ""
+        room = weightloom._public_names().get(rest[0], rest[0]) if rest else ""
         if first == "weightloom" and room in ROOMS:
             yield room
 
@@ -136,12 +136,25 @@ def test_the_first_step_of_a_run_is_taken_before_anything_heavy_is_imported(tmp_
 
 
 def test_every_public_name_is_there_and_comes_from_its_room():
-    (block,) = [node for node in ast.parse((SOURCE / "__init__.py").read_text()).body if isinstance(node, ast.If)]
-    known_to_checkers = {node.names[0].name: node.module.removeprefix("weightloom.") for node in block.body}
-    assert known_to_checkers == weightloom._ROOM_OF
-    assert list(weightloom.__all__) == list(weightloom._ROOM_OF) and dir(weightloom) == sorted(weightloom.__all__)
-    for name, room in weightloom._ROOM_OF.items():
+    names = weightloom._public_names()
+    assert names["LowRank"] == "forms" and names["MLPHyperNetwork"] == "hypernets" and names["mlp"] == "networks"
+    assert list(weightloom.__all__) == list(names) and dir(weightloom) == sorted(names)
+    for name, room in names.items():
         assert getattr(weightloom, name) is getattr(import_module(f"weightloom.{room}"), name)
+
+
+@pytest.mark.slow
+def test_a_type_checker_sees_the_public_names_with_their_types(tmp_path):
+    mypy = pytest.importorskip("mypy.api")
+    (tmp_path / "user.py").write_text("import weightloom\nreveal_type(weightloom.LowRank(4).rank)\nweightloom.LowRnk\n")
+    known, _, _ = mypy.run([str(tmp_path / "user.py"), "--follow-imports=silent", f"--cache-dir={tmp_path}"])
+    assert 'int"' in known and 'has no attribute "LowRnk"' in known
+
+
+def test_all_names_come_with_a_star():
+    names = {}
+    exec("from weightloom import *", names)
+    assert names.keys() >= {"LowRank", "mlp"} and names["mlp"] is weightloom.mlp
 
 
 def test_an_unknown_name_is_refused_as_by_any_module():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cases import HYPERNETWORKS, TASKS, Tied, conv, labelled, vectors
+from cases import HYPERNETWORKS, TASKS, Tied, conv, labelled, public_hypernetworks, vectors
 from references import least_squares, squared_distances
 from weightloom.base import apply_per_task
 from weightloom.conditions import class_statistics
@@ -20,6 +20,11 @@ from weightloom.networks import mlp
 from weightloom.params import ParamSpec, sub
 
 every_hyper = pytest.mark.parametrize("hyper", HYPERNETWORKS)
+
+
+def test_every_public_hypernetwork_is_in_the_bank():
+    assert {type(case.values[0].hyper()) for case in HYPERNETWORKS} >= {*public_hypernetworks()}
+    assert MLPHyperNetwork in public_hypernetworks()
 
 
 def close(actual, expected, tolerance=1e-12):

@@ -8,11 +8,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
-from weightloom.apps.fewshot.run import run_fewshot
-from weightloom.apps.fewshot.table import print_table
 
+from weightloom.apps import experiment
+from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.export import export_network
+from weightloom.apps.fewshot.export import export_task
 from weightloom.apps.fewshot.judge import judge
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.problems.cameras import SETTINGS, CameraProblem, uncrossed
@@ -30,6 +30,7 @@ from weightloom.learners.machines import (
 )
 from weightloom.learners.matching import Matching
 from weightloom.runs.record import label
+from weightloom.runs.table import print_table
 from weightloom.tasks import CameraTasks, load_digit_images, sample_cameras
 
 CONFIG = FewShotConfig(data="cameras", steps=20, tasks=4, test_tasks=12, evaluate_every=10, checkpoint_every=10)
@@ -89,7 +90,7 @@ def test_a_machine_of_one_class_names_that_class(digits):
 def test_what_looks_at_the_support_alone_says_what_scikit_learn_says(digits, method, reference, ways, shots):
     tasks = CameraTasks(digits[0].view(-1, 8, 8), digits[1], ways, shots).sample(3, torch.Generator().manual_seed(0))
     learner = method()
-    said = learner.predict(learner.adapt(Support.of(tasks)), tasks.query_x).argmax(2)
+    said = learner.predict(learner.adapt(tasks.support), tasks.query_x).argmax(2)
     for task in range(3):
         x, y = tasks.support_x[task], tasks.support_y[task].numpy()
         if ways == 1:
@@ -107,10 +108,10 @@ def test_masked_support_is_left_out(digits):
         2, torch.Generator().manual_seed(0)
     )
     for learner in (SupportLogistic(64, 10), SupportNearest(64, 10), SupportSVM(64, 10), Matching(*digits)):
-        both = learner.predict(learner.adapt(Support.of(tasks)), tasks.query_x)
+        both = learner.predict(learner.adapt(tasks.support), tasks.query_x)
         for task in range(2):
             there = tasks.support_mask[task]
-            alone = Support(*(field[task : task + 1, there] for field in Support.of(tasks)))
+            alone = Support(*(field[task : task + 1, there] for field in tasks.support))
             one = learner.predict(learner.adapt(alone), tasks.query_x[task : task + 1])
             torch.testing.assert_close(one[0], both[task], rtol=1e-3, atol=1e-3)
 
@@ -148,7 +149,8 @@ def test_two_cameras_that_differ_in_the_order_of_wires_get_the_same_network(prob
     learner = problem.learner("hypernetwork")
     tasks = problem.test_source(2).sample(2, torch.Generator().manual_seed(0))
     order = torch.randperm(64)
-    other = tasks._replace(support_x=tasks.support_x[..., order], query_x=tasks.query_x[..., order])
+    sides = [side._replace(x=side.x[..., order]) for side in (tasks.support, tasks.query)]
+    other = tasks._replace(support=sides[0], query=sides[1])
     torch.testing.assert_close(learner.answer(other), learner.answer(tasks), rtol=1e-3, atol=1e-4)
 
 
@@ -180,14 +182,10 @@ def test_every_trained_part_of_every_method_gets_a_gradient(problem, method):
 def test_the_ceilings_read_pictures_without_a_camera_and_chance_is_a_tenth(problem):
     torch.manual_seed(0)
     learner = problem.learner("hypernetwork")
-    untrained, reader, svm = problem.yardsticks(learner)
-    assert [(row.method, row.role) for row in (untrained, reader, svm)] == [
-        ("hypernetwork", "untrained"),
-        ("reader", "ceiling"),
-        ("SVM", "ceiling"),
-    ]
+    reader, svm = problem.yardsticks(learner)
+    assert [(row.method, row.role) for row in (reader, svm)] == [("reader", "ceiling"), ("SVM", "ceiling")]
     machine, seen = svm.learner, svm.seen
-    assert seen is uncrossed and untrained.seen is None
+    assert seen is uncrossed
     assert judge(machine, problem, 1, 40, 10, seen=seen).row("x", "y")["mean"] > 0.9
     assert judge(machine, problem, 1, 40, 10).row("x", "y")["mean"] < 0.2  # through the cameras
     tasks = problem.test_source(1).sample(2, torch.Generator().manual_seed(0))
@@ -219,7 +217,7 @@ def test_four_settings_are_judged_unless_others_are_asked_for(problem):
 )
 def test_what_cameras_do_not_have_is_refused(options, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        run_fewshot(FewShotConfig(data="cameras", **options), tmp_path / "run", quiet=True)
+        experiment.run(FewShot(), FewShotConfig(data="cameras", **options), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -229,7 +227,7 @@ def run(tmp_path_factory):
     config = FewShotConfig(**{**CONFIG.__dict__, "comparators": ("matching", "nearest")})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CameraProblem, "many", 200)
-        return folder, run_fewshot(config, folder, command="weightloom fewshot", quiet=True)
+        return folder, experiment.run(FewShot(), config, folder, command="weightloom fewshot", quiet=True)
 
 
 def test_a_run_has_a_row_for_methods_controls_and_ceiling_in_every_setting(run):
@@ -238,8 +236,8 @@ def test_a_run_has_a_row_for_methods_controls_and_ceiling_in_every_setting(run):
         "hypernetwork",
         "matching",
         "nearest",
-        "shuffled (control)",
         "hypernetwork (untrained)",
+        "shuffled (control)",
         "reader (ceiling)",
         "SVM (ceiling)",
     ]
@@ -261,7 +259,7 @@ def test_the_page_begins_with_the_camera_in_four_rows(run):
 
 
 def test_many_settings_are_printed_side_by_side(run, capsys):
-    print_table(run[1]["scores"])
+    print_table(run[1]["scores"], FewShot.unseen)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
     assert sum(line.strip().startswith("matching") for line in lines) == 1
@@ -269,7 +267,8 @@ def test_many_settings_are_printed_side_by_side(run, capsys):
 
 def test_one_camera_is_exported_and_torch_alone_says_the_same(run, tmp_path):
     folder, _ = run
-    facts = export_network(folder, "3", tmp_path / "camera")
+    loaded = experiment.load(FewShot(), folder, only=True)
+    facts = export_task(loaded.model, loaded.problem, loaded.config, "3", tmp_path / "camera")
     assert facts["input"] == ["batch", 64] and facts["largest_difference"] < 1e-5
     assert json.loads((tmp_path / "camera" / "network.json").read_text())["task"].endswith("1 of each of 10")
     program = torch.export.load(tmp_path / "camera" / "network.pt2").module()

@@ -69,7 +69,7 @@ def test_images_of_a_plane_are_completed_exactly_from_as_many_pixels_as_it_has_d
 def test_between_pixels_the_image_is_interpolated():
     images = torch.rand(30, 1, 2).mul(255).to(torch.uint8)
     learner, tasks = GaussianPixels(images), draw(images, 2, 3)
-    params = learner.adapt(Support.of(tasks))
+    params = learner.adapt(tasks.support)
     left, middle, right = learner.predict(
         params, torch.tensor([[-0.5, 0.0], [0.0, 0.0], [0.5, 0.0]]).repeat(3, 1, 1)
     ).unbind(1)
@@ -151,7 +151,7 @@ def test_sinusoids_lie_in_two_dimensions_so_that_a_few_points_tell_all(shots, bo
     learner = problem_of(FewShotConfig("sinusoid").resolved()).learner("gaussian")
     error = (learner.answer(tasks) - tasks.query_y).square().mean()
     assert error < bound  # the mean of a sinusoid's square is about 4
-    net, x = specialise(learner.base, learner.adapt(Support.of(tasks.take(slice(3, 4))))), tasks.query_x[3]
+    net, x = specialise(learner.base, learner.adapt(tasks.take(slice(3, 4)).support)), tasks.query_x[3]
     torch.testing.assert_close(net(x), learner.answer(tasks)[3])
 
 

@@ -6,17 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from cases import Tied
+from cases import FORMS, Tied
 from weightloom.base import apply_per_task
 from weightloom.errors import CheckpointError, ConfigError
 from weightloom.files import load_tensors, save_tensors
-from weightloom.forms import Chunked, Factored, FiLM, Form, Full, LowRank, RowScale, Template
+from weightloom.forms import Factored, Form, LowRank, RowScale
 from weightloom.forms.files import load_params, save_params
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.networks import mlp
 
-FORMS = [Full(), LowRank(2), RowScale(), FiLM(), Template(3), Chunked(5)]
-every_form = pytest.mark.parametrize("form", FORMS, ids=repr)
+every_form = pytest.mark.parametrize("form", FORMS)
 
 
 class Doubled(Form):
@@ -137,7 +136,7 @@ def test_files_of_another_kind_are_named(tmp_path):
     [
         ("Quantum", {}, "which this version of the library does not have"),
         ("budget", {}, "which this version of the library does not have"),
-        ("Form", {}, "that this version of the library does not take"),
+        ("Form", {}, "which this version of the library does not have"),
         ("LowRank", {"depth": 2}, "that this version of the library does not take"),
         ("LowRank", {"rank": 0}, "`rank=0` is below 1"),
     ],

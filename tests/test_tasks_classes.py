@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from references import tensors_of
 from weightloom.errors import ConfigError
 from weightloom.tasks import ClassTasks, Jitter
 
@@ -32,8 +33,8 @@ def test_labels_and_images_belong_together():
     tasks = draw(ways=4, shots=2, queries=2)
     assert tasks.support_y.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 200 and tasks.query_y.shape == (200, 8)
     for x, y in [(tasks.support_x, tasks.support_y), (tasks.query_x, tasks.query_y)]:
-        assert torch.equal(numbers(x) // 100, tasks.hidden.gather(1, y))
-    assert all(len(set(drawn)) == 4 for drawn in tasks.hidden.tolist())
+        assert torch.equal(numbers(x) // 100, tasks.classes.gather(1, y))
+    assert all(len(set(drawn)) == 4 for drawn in tasks.classes.tolist())
     assert tasks.support_mask.shape == (200, 8) and tasks.support_mask.all()
 
 
@@ -50,9 +51,9 @@ def test_every_class_gets_every_label_equally_often():
     tasks = draw(5000)
     expected = 5000 / 5
     for way in range(3):
-        counts = torch.bincount(tasks.hidden[:, way], minlength=5)
+        counts = torch.bincount(tasks.classes[:, way], minlength=5)
         assert (counts - expected).abs().max() < 5 * math.sqrt(expected)
-    pairs = torch.bincount(5 * tasks.hidden[:, 0] + tasks.hidden[:, 1], minlength=25).reshape(5, 5)
+    pairs = torch.bincount(5 * tasks.classes[:, 0] + tasks.classes[:, 1], minlength=25).reshape(5, 5)
     expected = 5000 / 20
     assert not pairs.diagonal().any()
     assert (pairs[~torch.eye(5, dtype=torch.bool)] - expected).abs().max() < 5 * math.sqrt(expected)
@@ -71,8 +72,8 @@ def test_every_image_of_a_class_is_drawn_equally_often_however_many_there_are(fi
 def test_the_same_seed_gives_the_same_tasks_and_another_seed_others():
     state = torch.get_rng_state()
     first, again, other = (draw(5, seed, augment=Jitter(0.5)) for seed in (0, 0, 1))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first.support_x, other.support_x) and not torch.equal(first.hidden, other.hidden)
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(first), tensors_of(again), strict=True))
+    assert not torch.equal(first.support_x, other.support_x) and not torch.equal(first.classes, other.classes)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -104,14 +105,14 @@ def test_bytes_become_numbers_from_0_to_1_and_floats_stay():
 def test_what_cannot_be_drawn_is_refused_and_the_advice_works(options, message, advised):
     with pytest.raises(ConfigError, match=message):
         draw(**options)
-    assert len(draw(3, **advised).hidden) == 3
+    assert len(draw(3, **advised).classes) == 3
 
 
 def test_with_the_same_drawer_all_classes_of_a_task_take_the_same_places_and_every_place_comes_equally_often():
     """Only the 4 places that every class has can be taken; support and query take different ones."""
     tasks = draw(5000, same_drawer=True)
     by_class = torch.cat([numbers(tasks.support_x)[..., None], numbers(tasks.query_x).reshape(5000, 3, 2)], 2)
-    assert torch.equal(by_class // 100, tasks.hidden[..., None].expand(-1, -1, 3))
+    assert torch.equal(by_class // 100, tasks.classes[..., None].expand(-1, -1, 3))
     places = by_class % 100
     assert (places == places[:, :1]).all() and places.max() == 3
     assert all(len(set(row)) == 3 for row in places[:, 0].tolist())
@@ -123,10 +124,10 @@ def test_with_the_same_drawer_all_classes_of_a_task_take_the_same_places_and_eve
 def test_no_jitter_leaves_images_as_they_are_and_jitter_moves_each_differently():
     images, counts = torch.rand(3, 4, 1, 8, 8), torch.full((3,), 4)
     plain, moved = (draw(5, images=images, counts=counts, augment=change) for change in (None, Jitter(1.0)))
-    assert torch.equal(plain.hidden, moved.hidden)
+    assert torch.equal(plain.classes, moved.classes)
     for task in range(5):
         for image, label in zip(plain.support_x[task], plain.support_y[task], strict=True):
-            assert any(torch.equal(image, one) for one in images[plain.hidden[task, label]])
+            assert any(torch.equal(image, one) for one in images[plain.classes[task, label]])
     differences = (plain.support_x - moved.support_x).abs().amax((2, 3, 4))
     assert differences.min() > 1e-3 and moved.support_x.shape == plain.support_x.shape
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from references import tensors_of
 from weightloom.errors import ConfigError
 from weightloom.tasks import SinusoidTasks, Tasks
 
@@ -15,8 +16,8 @@ def draw(tasks=2000, seed=0, **options):
 
 def test_the_same_seed_gives_the_same_tasks_and_another_seed_others():
     first, again, other = (draw(5, seed, ragged=0.5) for seed in (0, 0, 1))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first[:2], other[:2], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(first), tensors_of(again), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first.support[:2], other.support[:2], strict=True))
 
 
 def test_drawing_follows_the_generator_and_leaves_the_global_one_alone():
@@ -47,8 +48,10 @@ def test_amplitude_phase_and_inputs_are_uniform_over_their_ranges():
 
 def test_shapes_are_those_asked_for_and_nothing_is_masked_by_default():
     tasks = draw(7, shots=3, queries=4)
-    assert [tuple(field.shape) for field in tasks] == [(7, 3, 1), (7, 3, 1), (7, 3), (7, 4, 1), (7, 4, 1), (7, 2)]
-    assert tasks.support_mask.dtype == torch.bool and tasks.support_mask.all()
+    assert [tuple(values.shape) for values in tasks.support] == [(7, 3, 1), (7, 3, 1), (7, 3)]
+    assert [tuple(values.shape) for values in tasks.query] == [(7, 4, 1), (7, 4, 1), (7, 4)]
+    assert tasks.hidden.shape == (7, 2) and tasks.classes is None
+    assert tasks.support_mask.dtype == torch.bool and tasks.support_mask.all() and tasks.query_mask.all()
     default = SinusoidTasks().sample(2, torch.Generator())
     assert default.support_x.shape == (2, 10, 1) and default.query_x.shape == (2, 50, 1)
 
@@ -82,10 +85,10 @@ def test_some_tasks_are_taken_from_every_field():
     ]:
         taken = tasks.take(index)
         assert isinstance(taken, Tasks)
-        assert all(torch.equal(a, b[numbers]) for a, b in zip(taken, tasks, strict=True))
+        assert all(torch.equal(a, b[numbers]) for a, b in zip(tensors_of(taken), tensors_of(tasks), strict=True))
 
 
 def test_moving_keeps_every_field():
     tasks = draw(3)
-    assert all(torch.equal(a, b) for a, b in zip(tasks.to("cpu"), tasks, strict=True))
-    assert all(field.device.type == "meta" for field in tasks.to("meta"))
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(tasks.to("cpu")), tensors_of(tasks), strict=True))
+    assert all(field.device.type == "meta" for field in tensors_of(tasks.to("meta")))

@@ -142,7 +142,7 @@ def test_words_of_an_unseen_speaker_can_be_told_apart_from_one_example_of_each()
     assert spoken.speakers == ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
     source = ClassTasks(spoken.pool.examples, spoken.pool.counts, 5, shots=1, queries=5, groups=spoken.groups)
     tasks = source.sample(200, torch.Generator().manual_seed(0))
-    assert (tasks.hidden // 10 == tasks.hidden[:, :1] // 10).all()
+    assert (tasks.classes // 10 == tasks.classes[:, :1] // 10).all()
     nearest = torch.cdist(tasks.query_x.flatten(2), tasks.support_x.flatten(2)).argmin(2)
     accuracy = (nearest == tasks.query_y).float().mean()
     assert 0.5 < accuracy < 0.8

@@ -18,8 +18,9 @@ from weightloom.files import load_tensors, save_tensors
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.losses import mse_per_task
 from weightloom.networks import mlp
+from weightloom.runs.metrics import read_rows
 from weightloom.tasks import SinusoidTasks
-from weightloom.training import TrainOptions, load_model, read_rows, train
+from weightloom.training import TrainOptions, load_model, train
 
 OPTIONS = TrainOptions(steps=24, tasks=4, warmup_steps=4, checkpoint_every=5, evaluate_every=6, seed=3)
 SOURCE = SinusoidTasks(shots=5, queries=10)

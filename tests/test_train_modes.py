@@ -7,6 +7,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from references import tensors_of
 from test_train import OPTIONS, SOURCE, new_model, same
 from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError
@@ -30,8 +31,7 @@ class SameTasks(TaskSource):
         self.y += 0.3 * torch.randn(TASKS, POINTS, 1, generator=generator)
 
     def sample(self, tasks, generator):
-        mask = torch.ones(TASKS, POINTS, dtype=torch.bool)
-        return Tasks(self.x, self.y, mask, self.x, self.y, self.condition)
+        return Tasks.of(self.x, self.y, self.x, self.y, hidden=self.condition)
 
 
 class LinearInAll(nn.Module):
@@ -165,7 +165,7 @@ def test_in_mixed_precision_networks_compute_in_half_and_the_tasks_stay_as_they_
 
     class Looks(LinearInAll):
         def forward(self, tasks):
-            seen["tasks"] = {field.dtype for field in tasks if field.is_floating_point()}
+            seen["tasks"] = {field.dtype for field in tensors_of(tasks) if field.is_floating_point()}
             seen["layer"] = nn.functional.linear(tasks.query_x, tasks.query_x[0]).dtype
             return super().forward(tasks)
 

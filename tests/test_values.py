@@ -4,16 +4,18 @@ import pytest
 import torch
 from torch import nn
 
+from cases import FORMS
 from weightloom.errors import ConfigError, ShapeError
-from weightloom.forms import Chunked, Factored, FiLM, Full, LowRank, RowScale, Template
+from weightloom.forms import Factored, LowRank, RowScale, Template
 from weightloom.forms.arithmetic import add, average, distance, interpolate
+from weightloom.forms.form import KINDS
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.networks import mlp
 
 TASKS = 3
-FORMS = [Full(), LowRank(2), RowScale(), FiLM(), Template(3), Chunked(5)]
-HELD = {"LowRank", "RowScale", "FiLM", "Template"}
-every_form = pytest.mark.parametrize("form", FORMS, ids=repr)
+STAYS = {"LowRank": True, "RowScale": True, "FiLM": True, "Template": True, "Full": False, "Chunked": False}
+"""Whether sums and means are held as factors again; others may do as they like."""
+every_form = pytest.mark.parametrize("form", FORMS)
 
 
 def generated(form, tasks=TASKS):
@@ -49,7 +51,7 @@ def test_adding_adds_the_changes_and_counts_the_own_value_once(form, scale):
         + scale * (dense(b)[n] - hyper.base.get_parameter(n))
         for n, va in dense(a).items()
     }
-    assert_equal(add(a, b, hyper.base, scale), expected, type(form).__name__ in HELD)
+    assert_equal(add(a, b, hyper.base, scale), expected, STAYS.get(type(form).__name__))
 
 
 @every_form
@@ -61,7 +63,7 @@ def test_taking_away_what_was_added_gives_the_first_set_back(form):
 @every_form
 def test_an_average_is_the_mean_of_built_parameters(form):
     _, a, _ = generated(form)
-    assert_equal(average(a), {n: v.mean(0, keepdim=True) for n, v in dense(a).items()}, type(form).__name__ in HELD)
+    assert_equal(average(a), {n: v.mean(0, keepdim=True) for n, v in dense(a).items()}, STAYS.get(type(form).__name__))
 
 
 @every_form
@@ -70,7 +72,7 @@ def test_weights_say_how_much_each_task_counts(form):
     weights = torch.tensor([[1.0, 1.0, 2.0], [0.0, 3.0, 0.0]], dtype=torch.float64)
     shares = weights / torch.tensor([[4.0], [3.0]])
     expected = {n: torch.einsum("gt,t...->g...", shares, v) for n, v in dense(a).items()}
-    assert_equal(average(a, weights), expected, type(form).__name__ in HELD)
+    assert_equal(average(a, weights), expected, STAYS.get(type(form).__name__))
     assert_equal(average(a, weights[0]), {n: v[:1] for n, v in expected.items()})
 
 
@@ -83,7 +85,7 @@ def test_a_mixture_is_that_of_built_parameters(form, share):
         n: share.view(-1, *[1] * (va.ndim - 1)) if isinstance(share, torch.Tensor) else share for n, va in a.items()
     }
     expected = {n: (1 - along[n]) * va + along[n] * vb for n, va, vb in pairs}
-    assert_equal(interpolate(a, b, share), expected, type(form).__name__ in HELD)
+    assert_equal(interpolate(a, b, share), expected, STAYS.get(type(form).__name__))
 
 
 @every_form
@@ -218,3 +220,28 @@ def test_factors_on_different_bases_are_refused(operation):
         operation({"weight": a["weight"]}, {"weight": b["weight"]})
     built = {"weight": a["weight"].dense()}, {"weight": b["weight"].dense()}
     assert interpolate(*built, 0.5)["weight"].shape == (2, 5, 6)  # the advice works
+
+
+class Shifted(RowScale):
+    """A form of a user's own: linear in its factors, of another kind than any of the library's."""
+
+
+class Started(Shifted):
+    """Affine, but its factors do not start at zero, so that they cannot be summed."""
+
+    def starts(self, shape):
+        return {"gain": torch.zeros(shape[0])}
+
+
+@pytest.mark.parametrize(("form", "held"), [(Shifted(), True), (Started(), False)])
+def test_sums_of_a_form_of_ones_own_are_held_where_it_is_linear(form, held):
+    own, (a, b) = torch.randn(4, 3).double(), torch.randn(2, 5, 4).double()
+    values = [{"w": Factored(form, own, {"gain": gain})} for gain in (a, b)]
+    total = add(*values)["w"]
+    torch.testing.assert_close(total.dense() if held else total, own * (1 + a + b)[..., None])
+    assert isinstance(total, Factored) == held
+
+
+def test_only_forms_of_the_library_are_registered():
+    assert KINDS["LowRank"] is LowRank and "Shifted" not in KINDS and "Form" not in KINDS
+    assert list(RowScale.candidates()) == [RowScale()] and LowRank(4) in LowRank.candidates()

@@ -4,12 +4,15 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
 
+from weightloom.base import apply_per_task
 from weightloom.losses import mse_per_task
+from weightloom.params import sub
 from weightloom.tasks import SinusoidTasks, TaskSource
 from weightloom.training import TrainOptions, train
 
@@ -61,7 +64,31 @@ def run(devices, folder, source=None):
         torch.distributed.destroy_process_group()  # its threads would be cut off at the end
 
 
+def loss_of_turn(model, batch, turn):
+    """The critic scores rows of data; the generator its own: each turn leaves parameters without a gradient."""
+    params = model.generated()
+    if turn == "critic":
+        return apply_per_task(model.base["critic"], sub(params, "critic"), batch.expand(3, -1, -1))[..., 0].cos()
+    return apply_per_task(model.base["generator"], sub(params, "generator"), batch.expand(3, -1, -1)).square().mean(2)
+
+
+def run_turns(devices, folder):
+    from test_train_turns import PLAYERS, Pair
+
+    torch.set_num_threads(1)
+    fabric = Fabric(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
+    fabric.launch()
+    batches = list(torch.randn(4, 6, 4, generator=torch.Generator().manual_seed(0)))
+    turns = [replace(turn, loss=loss_of_turn) for turn in PLAYERS]
+    train(Pair(), batches, None, TrainOptions(steps=6, outer_lr=1e-2), turns=turns, run=folder, fabric=fabric)
+    if devices > 1:
+        torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
     source = Spoilt() if "spoilt" in sys.argv else Stopped() if "stopped" in sys.argv else None
-    run(2, Path(sys.argv[1]), source)
+    if "turns" in sys.argv:
+        run_turns(2, Path(sys.argv[1]))
+    else:
+        run(2, Path(sys.argv[1]), source)

@@ -22,7 +22,6 @@ from weightloom.apps.registry import app_names, find_app, need_extra
 from weightloom.errors import ConfigError, WeightloomError, nearest
 from weightloom.runs.options import RunOptions
 
-Command = TypeVar("Command")
 Options = TypeVar("Options", bound=RunOptions)
 AnyApp = App[Any, Any, Any]
 
@@ -104,7 +103,8 @@ def run_app(app: AnyApp, words: list[str], typed: str) -> int:
     """Run an application."""
     config, several = _options_of(app, words)
     default = RunCommand(config, **several)
-    command = _parse(RunCommand[app.config], words, typed, default)  # type: ignore[name-defined]
+    kind: Any = RunCommand
+    command = _parse(kind[app.config], words, typed, default)
 
     need_extra(app)
     from weightloom.apps.experiment import run
@@ -258,7 +258,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _parse(kind: type[Command], words: list[str], name: str, default: Command | None = None) -> Command:
+def _parse(kind: Any, words: list[str], name: str, default: Any = None) -> Any:
     """Parse flags into a dataclass; tyro prints help and mistakes, and leaves with 0 or 2."""
     prog, config = f"weightloom {name}", (OmitArgPrefixes,)
     if default is None:

@@ -4,10 +4,12 @@ A mean over tasks is the caller's, so that a task can be weighed, named when it 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_map
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 """Outputs and targets, each (tasks, ...), to one loss per task, (tasks,)."""
@@ -65,9 +67,11 @@ def loss_per_task(outputs: Tensor, targets: Tensor) -> Float[Tensor, " tasks"]:
 
 
 def masked_loss(
-    loss: TaskLoss, outputs: Tensor, targets: Tensor, mask: Bool[Tensor, "tasks batch"]
+    loss: TaskLoss, outputs: Any, targets: Any, mask: Bool[Tensor, "tasks batch"]
 ) -> Float[Tensor, " tasks"]:
     """Mean of a loss over the points of each task that are there; zero for a task that has none.
+
+    What stands for the others as a target, such as a label of -1, is not read.
 
     Args:
         loss: A mean over the points of a task, as all of this room are.
@@ -81,5 +85,19 @@ def masked_loss(
         >>> masked_loss(mse_per_task, torch.tensor([[[1.0], [9.0]]]), torch.zeros(1, 2, 1), there)
         tensor([1.])
     """
-    per_point = loss(outputs.flatten(0, 1)[:, None], targets.flatten(0, 1)[:, None]).view(mask.shape)
+
+    def points(values: Tensor) -> Tensor:
+        return values.flatten(0, 1)[:, None]
+
+    def known(values: Tensor) -> Tensor:
+        return points(values.masked_fill(~mask.view(*mask.shape, *[1] * (values.ndim - 2)), 0))
+
+    per_point = loss(tree_map(points, outputs), tree_map(known, targets)).view(mask.shape)
     return per_point.masked_fill(~mask, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def loss_of_those_there(
+    loss: TaskLoss, outputs: Any, targets: Any, mask: Bool[Tensor, "tasks batch"]
+) -> Float[Tensor, " tasks"]:
+    """Return ``loss`` itself where every point is there, which need not be a mean over points, else `masked_loss`."""
+    return loss(outputs, targets) if bool(mask.all()) else masked_loss(loss, outputs, targets, mask)

@@ -48,7 +48,7 @@ def print_list() -> None:
             Console().print(table)
     rooms = Table("room", "to build from", title="from weightloom import …")
     by_room: dict[str, list[str]] = {}
-    for name, room in weightloom._ROOM_OF.items():
+    for name, room in weightloom._public_names().items():
         by_room.setdefault(room, []).append(name)
     for room, names in by_room.items():
         rooms.add_row(room, ", ".join(names))

@@ -24,9 +24,10 @@ from weightloom.errors import ConfigError, NonFiniteError
 from weightloom.files import save_tensors, write_atomically
 from weightloom.report import build_report
 from weightloom.runs.folder import identity_of, prepare_folder, read_config
+from weightloom.runs.metrics import read_rows
 from weightloom.runs.options import RunOptions, with_option
 from weightloom.runs.record import FORMAT, Record, Row, environment, peak_memory_bytes, write_record
-from weightloom.training import OneProcess, Processes, read_rows
+from weightloom.training import OneProcess, Processes
 
 FAILURE = "failure.txt"
 """In a comparator's folder: why its training came to no end."""
@@ -184,7 +185,7 @@ def say(text: str) -> None:
 
 
 def train_model(
-    app: App[C, P, M], config: RunOptions, folder: Path | None = None, quiet: bool = True
+    app: App[C, P, M], config: RunOptions, folder: Path | None = None, quiet: bool = True, resume: bool = False
 ) -> Loaded[C, P, M]:
     """Train the method of a config alone, and judge nothing.
 
@@ -193,6 +194,7 @@ def train_model(
         config: Options, resolved or not.
         folder: The run's folder; None keeps nothing.
         quiet: Show no progress.
+        resume: Go on in a folder that holds an unfinished training of the same config.
 
     Raises:
         KeyboardInterrupt: If Ctrl-C or SIGTERM ended the training.
@@ -201,7 +203,7 @@ def train_model(
     problem = app.open(resolved)
     with TemporaryDirectory() if folder is None else nullcontext(str(folder)) as place:
         if folder is not None:
-            prepare_folder(folder, app.name, resolved, resume=False)
+            prepare_folder(folder, app.name, resolved, resume)
         arms = _Arms(app, resolved, problem, Path(place), app.processes(resolved), quiet, Choices(), bare=True)
         if arms.train():
             raise KeyboardInterrupt

@@ -145,8 +145,8 @@ def _sweep(
             continue
         found: dict[str, tuple[float, float]] = {}
         for value in values:
-            alone = replace(config.validating(), method=method, comparators=(), rates=())
-            alone = Choices(option, {method: value}).of(alone, method)
+            validating: Any = replace(config.validating(), method=method, comparators=(), rates=())
+            alone: C = Choices(option, {method: value}).of(validating, method)
             place = folder / "sweep" / f"{method.replace(':', '.')}-{option}-{value}"
             try:
                 outcome = _run_or_read(app, alone, place, "", quiet=True, choices=Choices(), bare=True)

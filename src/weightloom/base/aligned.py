@@ -174,7 +174,7 @@ def _broadcast(value: Any, before: int, after: int) -> Any:
     """Give a parameter axes to broadcast: (tasks, *[1] * before, *shape, *[1] * after)."""
     if isinstance(value, Aligned):
         dense = value.dense()
-        return dense.reshape(len(dense), *[1] * before, *dense.shape[1:], *[1] * after)
+        return dense.reshape(dense.shape[0], *[1] * before, *dense.shape[1:], *[1] * after)
     return value if value is None else value.reshape(*value.shape, *[1] * after)
 
 
@@ -392,9 +392,9 @@ def _expand(func: Any, tensor: Any, *sizes: Any) -> Any:
         return NotImplemented
     dense = tensor.dense()
     inner = dense.shape[2:] if tensor.ndim == len(sizes) else dense.shape[1:]
-    values = dense.reshape(len(dense), 1, *[1] * (len(sizes) - 1 - len(inner)), *inner)
+    values = dense.reshape(dense.shape[0], 1, *[1] * (len(sizes) - 1 - len(inner)), *inner)
     whole = [have if want == -1 else want for have, want in zip(values.shape[2:], sizes[1:], strict=True)]
-    return _merge(values.expand(len(dense), tensor.rows // len(dense), *whole), tensor)
+    return _merge(values.expand(dense.shape[0], tensor.rows // dense.shape[0], *whole), tensor)
 
 
 def _not_opened(value: Any) -> Any:

@@ -14,6 +14,7 @@ from weightloom.base.by_row import check_rows, grid, row_by_row, without_batch
 from weightloom.base.call import Call, Randomness, Tensors
 from weightloom.base.check import check_all, check_compiled, check_options, check_shared
 from weightloom.base.engines import RUN, Engine, run_vmap
+from weightloom.base.exported import run_exported
 from weightloom.base.pieces import in_pieces
 from weightloom.base.plan import Choice, Plan, Statistics
 from weightloom.base.plan_cache import plan_of
@@ -135,7 +136,7 @@ class PerTask:
             check_compiled(self._target.module)
             call = check_all(call, self.engine, self.statistics)
             if self.engine == "auto":
-                return run_vmap(call).outputs
+                return (run_exported if torch.compiler.is_exporting() else run_vmap)(call).outputs
             return in_pieces(RUN[self.engine], call).outputs
         return _uncompiled(run_planned)(call, self.engine, self.statistics, self._tuning)
 

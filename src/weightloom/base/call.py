@@ -88,7 +88,7 @@ class Call:
         if self.target.module is None:
             return self._watched(lambda: self.target.function(Params(tensors), *args, **kwargs), tensors, rows), []
         if self.scan is None:
-            return run_compiled(self.target, tensors, args, kwargs), []
+            return self._watched(lambda: run_compiled(self.target, tensors, args, kwargs), tensors, rows), []
         if replica is None:
             replica = self.replica(tensors, state)
         invoke = self.target.on(replica.base)

@@ -160,13 +160,13 @@ def run_aligned(call: Call) -> Result:
             '`randomness="same"` was given with the aligned engine, which runs all tasks as one batch: it draws '
             'numbers for every row apart. Pass `engine="vmap"` or `engine="loop"`.'
         )
-    batches = {x.shape[1] if x.ndim > 1 else 0 for x in call.rows}
-    if len(batches) != 1 or 0 in batches:
+    batches = [x.shape[1] if x.ndim > 1 else 0 for x in call.rows]
+    if not batches or 0 in batches or any(batch != batches[0] for batch in batches):
         raise BatchingError(
-            f"The inputs have batches of {sorted(batches)} rows. The aligned engine folds tasks and batch "
+            f"The inputs have batches of {sorted({*batches})} rows. The aligned engine folds tasks and batch "
             'into one axis, the same for every input, each (tasks, batch, ...). Pass `engine="vmap"`.'
         )
-    rows, batch_major = call.tasks * batches.pop(), call.batch_major
+    rows, batch_major = call.tasks * batches[0], call.batch_major
     params = {name: Aligned(value, rows, batch_major) for name, value in call.params.items()}
     inputs = [fold(x, batch_major) for x in call.rows]
     with second_derivatives(torch._C._functorch.maybe_current_level() or 0):

@@ -383,7 +383,7 @@ SAME_IN_ALL = {
 
 def same_in_all(func: Any, args: tuple[Any, ...], batch: int, result: Any) -> bool:
     """Whether a result has the batch as its first axis, and all its rows are alike."""
-    if func not in SAME_IN_ALL or not isinstance(result, Tensor) or not result.ndim or len(result) != batch:
+    if func not in SAME_IN_ALL or not isinstance(result, Tensor) or not result.ndim or result.shape[0] != batch:
         return False
     source = args[0] if func.__name__.startswith(("expand", "broadcast")) else None
     return not isinstance(source, Tensor) or source.ndim < result.ndim or source.shape[0] == 1

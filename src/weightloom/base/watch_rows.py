@@ -67,10 +67,10 @@ class WatchRows(TorchFunctionMode):
         self._generated = {id(value) for value in generated}
         self._names = {id(value): name for name, value in named.items()}
         self._others = {id(part): part for value in generated for part in (value, *factors_of(value))}
-        sizes = {x.shape[0] if x.ndim else -1 for x in inputs} or {-1}
-        if len(sizes) != 1 or -1 in sizes:
+        sizes = [x.shape[0] if x.ndim else -1 for x in inputs] or [-1]
+        if -1 in sizes or any(size != sizes[0] for size in sizes):
             self.mixes = "an input without a batch axis"
-        self.batch = sizes.pop()
+        self.batch = sizes[0]
         self._rows = {id(x): x for x in inputs}
         return self
 

@@ -179,6 +179,10 @@ def follow(result: Any, is_rows: bool, batch: int, args: tuple[Any, ...], follow
         args: Arguments of the function.
         followed: What is found out is noted there.
     """
+    if isinstance(batch, torch.SymInt):  # what becomes of a symbol cannot be followed
+        said = args[1] if len(args) > 1 else 0
+        followed.exact = followed.exact or (is_rows and not (isinstance(said, int) and said % args[0].ndim))
+        return result
     if isinstance(result, torch.Size):
         sides = [side(its, axis == 0 if is_rows else _may_be(its, batch), followed) for axis, its in enumerate(result)]
         return torch.Size(sides)

@@ -35,6 +35,8 @@ def attention(
         >>> torch.allclose(attention(x, x, x), scaled_dot_product_attention(x, x, x), atol=1e-5)
         True
     """
+    if torch.compiler.is_exporting():  # torch's own is written down for one number of tasks only (torch 2.13)
+        return _shares(q, k, mask) @ v
     if torch.compiler.is_compiling():
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:

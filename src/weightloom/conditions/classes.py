@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -43,13 +44,9 @@ def class_statistics(
         tensor([[2.],
                 [5.]])
     """
-    lowest, highest = (int(labels.min()), int(labels.max())) if labels.numel() else (0, -1)
-    ways = highest + 1 if ways is None else ways
-    if lowest < 0 or highest >= ways:
-        raise ShapeError(
-            f"Labels run from {lowest} to {highest} but there are {ways} classes. "
-            f"Labels are numbers from 0 to ways - 1 within a task. Pass `ways={highest + 1}`, or relabel."
-        )
+    labels = labels if mask is None else labels.masked_fill(~mask, 0)
+    if ways is None or not torch.compiler.is_exporting():  # a program holds no check of its labels
+        ways = _checked_ways(labels, ways)
     member = one_hot(labels, ways).to(features.dtype)
     if mask is not None:
         member = member * mask[..., None]
@@ -59,3 +56,14 @@ def class_statistics(
     squares = (features - member @ mean).square()  # masked points are zero, and so is what stands for them
     freedom = (shots - 1).clamp(min=0).sum(1, keepdim=True)
     return ClassStatistics(mean, squares.sum(1) / freedom.clamp(min=1), shots)
+
+
+def _checked_ways(labels: Tensor, ways: int | None) -> int:
+    lowest, highest = (int(labels.min()), int(labels.max())) if labels.numel() else (0, -1)
+    ways = highest + 1 if ways is None else ways
+    if lowest < 0 or highest >= ways:
+        raise ShapeError(
+            f"Labels run from {lowest} to {highest} but there are {ways} classes. "
+            f"Labels are numbers from 0 to ways - 1 within a task. Pass `ways={highest + 1}`, or relabel."
+        )
+    return ways

@@ -91,7 +91,7 @@ class GridEncoder(nn.Module):
         place = ((x - self.low) / (self.high - self.low) * self.size - 0.5).clamp(0, self.size - 1)
         first = place.detach().floor().clamp(max=self.size - 2)
         share, strides = place - first, self.size ** torch.arange(self.x_dim, device=x.device).flip(0)
-        grid = values.new_zeros(len(x), self.size**self.x_dim, values.shape[2])
+        grid = values.new_zeros(x.shape[0], self.size**self.x_dim, values.shape[2])
         for corner in product((0, 1), repeat=self.x_dim):
             side = torch.tensor(corner, device=x.device)
             weight = torch.where(side == 1, share, 1 - share).prod(2, keepdim=True)

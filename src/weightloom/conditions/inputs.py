@@ -82,7 +82,7 @@ def input_statistics(
     mean = support_x.sum(1) / shots.clamp(min=1)
     centred = (support_x - mean[:, None]) * weight
     spread = (centred.square().sum(1) / shots.clamp(min=1)).sqrt()
-    middle = spread.median(1, keepdim=True).values
+    middle = _median(spread)
     middle = torch.where(middle > 0, middle, spread.mean(1, keepdim=True))
     middle = torch.where(middle > 0, middle, 1.0)  # nothing ever changed
     scale = (spread.square() + (least_spread * middle).square()).sqrt()
@@ -104,6 +104,13 @@ def input_statistics(
     relations = torch.stack([correlation.square(), correlation], dim=1)
     relations = relations / (relations.abs().sum(3, keepdim=True) + 1e-3)
     return InputStatistics(torch.cat(tokens, dim=2), relations, mean, scale)
+
+
+def _median(x: Tensor) -> Tensor:
+    """Median over inputs, the lower one of two, (tasks, 1)."""
+    if torch.compiler.is_exporting():  # ONNX has none
+        return x.sort(1).values[:, (x.shape[1] - 1) // 2, None]
+    return x.median(1, keepdim=True).values
 
 
 def _order_statistics(values: Tensor, there: Tensor, count: int) -> Tensor:
@@ -130,6 +137,8 @@ def _check(x: Tensor, y: Tensor, mask: Tensor | None, classes: int, quantiles: i
             f"`support_x` has shape {tuple(x.shape)}, `support_y` {tuple(y.shape)}{of_mask}. They are "
             "(tasks, support, inputs) and (tasks, support). Flatten what has more axes with `x.flatten(2)`."
         )
+    if torch.compiler.is_exporting():  # a program holds no check of its labels
+        return
     if y.numel() and int(y.max()) >= classes:
         raise ShapeError(
             f"A label is {int(y.max())} but `classes={classes}`. Labels are numbers from 0 to classes - 1, or negative "

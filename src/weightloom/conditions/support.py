@@ -104,8 +104,8 @@ class SupportAttention(nn.Module):
     ) -> Float[Tensor, "tasks condition_dim"]:
         """Encode one support set per task; arguments and errors as for `DeepSets`."""
         points, mask = checked_points(support_x, support_y, support_mask, self.x_dim, self.y_dim)
-        tokens = torch.cat([self.gather.expand(len(points), 1, -1), self.point(points)], dim=1)
-        read = None if support_mask is None else torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
+        tokens = torch.cat([self.gather.expand(points.shape[0], 1, -1), self.point(points)], dim=1)
+        read = None if support_mask is None else torch.cat([mask.new_ones(mask.shape[0], 1), mask], dim=1)
         for block in self.blocks:
             tokens = block(tokens, read)
         condition: Tensor = self.out(tokens[:, 0])

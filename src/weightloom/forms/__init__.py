@@ -5,14 +5,11 @@ Out:  the parameter per task, ``(tasks, *shape)``: built, or a `Factored` tensor
 Knows nothing of conditions, hypernetworks or the base's forward pass.
 """
 
-from torch.serialization import add_safe_globals
-
 from weightloom.forms.arithmetic import add as add
 from weightloom.forms.arithmetic import average as average
 from weightloom.forms.arithmetic import distance as distance
 from weightloom.forms.arithmetic import interpolate as interpolate
 from weightloom.forms.arithmetic import squared_norm as squared_norm
-from weightloom.forms.calls import Conv as Conv
 from weightloom.forms.choose import budget as budget
 from weightloom.forms.choose import choose_forms as choose_forms
 from weightloom.forms.chunked import Chunked as Chunked
@@ -25,5 +22,3 @@ from weightloom.forms.low_rank import LowRank as LowRank
 from weightloom.forms.row_scale import FiLM as FiLM
 from weightloom.forms.row_scale import RowScale as RowScale
 from weightloom.forms.template import Template as Template
-
-add_safe_globals([Chunked, FiLM, Full, LowRank, RowScale, Template])  # for `torch.load` of what is held in them

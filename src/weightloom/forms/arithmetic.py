@@ -11,7 +11,7 @@ these can be added, averaged and mixed. Values held as factors are refused where
 value. Plain tensors cannot tell, so keep to what one hypernetwork generated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, overload
 
 import torch
@@ -20,10 +20,7 @@ from torch import Tensor, nn
 
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.forms.factored import Factored, built
-from weightloom.forms.form import Form, Parts
-from weightloom.forms.low_rank import LowRank
-from weightloom.forms.row_scale import RowScale
-from weightloom.forms.template import Template
+from weightloom.forms.form import Form, Parts, along
 from weightloom.params import Params, count_tasks, parameters_by_name
 
 
@@ -191,10 +188,10 @@ def _added(name: str, a: Tensor, b: Tensor, owns: Mapping[str, Tensor], scale: f
     form = _common(name, a, b)
     if form is not None:
         assert isinstance(a, Factored) and isinstance(b, Factored)
-        if isinstance(form, LowRank):
-            return _stacked(a, b, 1.0, scale)
-        if isinstance(form, RowScale | Template):
-            return _from(a, {factor: value + scale * b.factors[factor] for factor, value in a.factors.items()})
+        if form.is_linear:
+            return _from(a, form, {factor: value + scale * b.factors[factor] for factor, value in a.factors.items()})
+        if (total := _stacked(a, [a.factors, b.factors], [1.0, scale])) is not None:
+            return total
     held = next((value for value in (a, b) if isinstance(value, Factored)), None)
     own = owns.get(name) if held is None else held.own
     if own is None:
@@ -209,56 +206,39 @@ def _mixed(name: str, a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     form = _common(name, a, b)
     if form is not None:
         assert isinstance(a, Factored) and isinstance(b, Factored)
-        if isinstance(form, LowRank):
-            return _stacked(a, b, 1 - share, share)
         if form.is_affine:
-            return _from(a, {f: _mix(value, b.factors[f], share) for f, value in a.factors.items()})
+            return _from(a, form, {f: _mix(value, b.factors[f], share) for f, value in a.factors.items()})
+        if (total := _stacked(a, [a.factors, b.factors], [1 - share, share])) is not None:
+            return total
     return _mix(built(a), built(b), share)
 
 
 def _mix(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
-    share = _along(share, a)
+    share = along(share, a)
     return (1 - share) * a + share * b
 
 
 def _averaged(value: Tensor, shares: Tensor) -> Tensor:
-    if isinstance(value, Factored) and isinstance(value.form, LowRank):
-        up, down = value.factors["up"], value.factors["down"]
-        scaled = shares[:, :, None, None] * up
-        wide = {"up": scaled.transpose(1, 2).flatten(2), "down": down.flatten(0, 1).expand(len(shares), -1, -1)}
-        return _of_rank(value, wide)
-    if isinstance(value, Factored) and value.form.is_affine:
-        return value.map(lambda factor: torch.tensordot(shares, factor, 1))
+    if isinstance(value, Factored):
+        if value.form.is_affine:
+            return value.map(lambda factor: torch.tensordot(shares, factor, 1))
+        tasks = [{name: factor[task, None] for name, factor in value.factors.items()} for task in range(len(value))]
+        if (mean := _stacked(value, tasks, shares.unbind(1))) is not None:
+            return mean
     return torch.tensordot(shares, built(value), 1)
 
 
-def _stacked(a: Factored, b: Factored, of_a: float | Tensor, of_b: float | Tensor) -> Tensor:
-    """A change that is the weighed sum of two of low rank, exactly: their factors side by side."""
-    ups = [_along(weight, value.factors["up"]) * value.factors["up"] for value, weight in ((a, of_a), (b, of_b))]
-    downs = [value.factors["down"] for value in (a, b)]
-    return _of_rank(a, {"up": _side_by_side(ups, -1), "down": _side_by_side(downs, -2)})
-
-
-def _side_by_side(pieces: list[Tensor], axis: int) -> Tensor:
-    tasks = max(len(piece) for piece in pieces)
-    return torch.cat([piece.expand(tasks, *piece.shape[1:]) for piece in pieces], axis)
-
-
-def _of_rank(like: Factored, factors: Parts) -> Tensor:
-    """Hold a change as factors of the rank that they have; build it where that saves nothing."""
-    value = Factored(LowRank(factors["up"].shape[-1]), like.own, factors)
+def _stacked(like: Factored, changes: Sequence[Parts], weights: Sequence[float | Tensor]) -> Tensor | None:
+    """Hold a weighed sum of changes as its form can; build it where that saves nothing."""
+    held = like.form.stacked(changes, weights)
+    if held is None:
+        return None
+    value = _from(like, *held)
     return value if value.form.fit(tuple(like.own.shape), nn.Identity()) else value.dense()
 
 
-def _from(like: Factored, factors: Parts) -> Factored:
-    return Factored(like.form, like.own, factors, like.shared)
-
-
-def _along(weight: float | Tensor, value: Tensor) -> float | Tensor:
-    """Put a weight per task beside values that have more axes."""
-    if not isinstance(weight, Tensor) or not weight.ndim:
-        return weight
-    return weight.to(value.dtype).view(-1, *[1] * (value.ndim - 1))
+def _from(like: Factored, form: Form, factors: Parts) -> Factored:
+    return Factored(form, like.own, factors, like.shared)
 
 
 def _common(name: str, a: Tensor, b: Tensor) -> Form | None:
@@ -271,8 +251,7 @@ def _common(name: str, a: Tensor, b: Tensor) -> Form | None:
             "of networks that were trained apart stand in another order. Generate both by one hypernetwork, or pass "
             "`value.dense()` for both to mix the numbers all the same."
         )
-    both_low_rank = isinstance(a.form, LowRank) and isinstance(b.form, LowRank)
-    if not both_low_rank and (a.form != b.form or not all(_same(a.shared[n], b.shared[n]) for n in a.shared)):
+    if not a.form.joins(b.form) or not all(_same(a.shared[n], b.shared[n]) for n in a.shared):
         return None
     return a.form
 

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import weightloom.forms as forms
 from weightloom.errors import CheckpointError, WeightloomError
-from weightloom.forms.form import Form
+from weightloom.forms.form import KINDS, Form
 
 
 def has_name(form: Form) -> bool:
     """Whether the form is one of ours, and its attributes are its options, which JSON can hold."""
-    if getattr(forms, type(form).__name__, None) is not type(form):
+    if KINDS.get(type(form).__name__) is not type(form):
         return False
     plain = all(isinstance(value, int | float | str | bool | None) for value in form.__dict__.values())
     return plain and form.__dict__.keys() <= inspect.signature(type(form)).parameters.keys()
@@ -33,8 +32,8 @@ def form_of(path: Path, name: str, options: Mapping[str, Any]) -> Form:
     Raises:
         CheckpointError: If this version of the library has no such form, or it does not take the options.
     """
-    kind = getattr(forms, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, Form)):
+    kind = KINDS.get(str(name))
+    if kind is None:
         raise CheckpointError(
             f"`{path}` holds parameters in the form {name!r}, which this version of the library does not have. "
             "A form is made from its name. Use the version that wrote the file."

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightloom.forms.windows import convolve_each, transpose_convolve_each
+
 GROUPED_BYTES = 3_000_000
 """Bytes that a grouped convolution reads or writes for all its tasks, up to which it is quickest on a CPU.
 
@@ -44,7 +46,11 @@ class Conv:
         window = WINDOW[self.function]
         if x.ndim == window + 2:
             return self.run(x, kernel, bias, self.groups)
-        tasks = len(x)
+        if kernel.ndim == window + 3 and torch.compiler.is_exporting():
+            each = transpose_convolve_each if self.transposed else convolve_each
+            shift = bias[None] if bias is not None and bias.ndim == 1 else bias
+            return each(x, kernel, shift, self.groups, **dict(self.options))
+        tasks = x.shape[0]
         if kernel.ndim == window + 2:
             inside = bias if bias is None or bias.ndim == 1 else None
             folded, back = foldable(x)
@@ -126,7 +132,7 @@ def prefers_built(function: Any, x: Tensor, kernel: Tensor) -> bool:
 def foldable(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Fold (tasks, batch, ...) into (tasks * batch, ...) in the order that needs no copy, and say the way back."""
     tasks, batch = x.shape[:2]
-    if x.stride(0) < x.stride(1):
+    if not torch.compiler.is_exporting() and x.stride(0) < x.stride(1):
         return x.transpose(0, 1).flatten(0, 1), lambda y: y.unflatten(0, (batch, tasks)).transpose(0, 1)
     return x.flatten(0, 1), lambda y: y.unflatten(0, (tasks, batch))
 

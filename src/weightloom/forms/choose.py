@@ -6,12 +6,8 @@ from math import prod
 from torch import nn
 
 from weightloom.errors import ConfigError
-from weightloom.forms.chunked import Chunked
-from weightloom.forms.form import Form
+from weightloom.forms.form import KINDS, Form
 from weightloom.forms.full import Full
-from weightloom.forms.low_rank import LowRank
-from weightloom.forms.row_scale import RowScale
-from weightloom.forms.template import Template
 from weightloom.params import ParamSpec, Selector, Shape, first_names, parameters_by_name, select
 
 Generate = Selector | Iterable[Selector] | Mapping[Selector, Form]
@@ -34,6 +30,7 @@ def choose_forms(base: nn.Module, generate: Generate = "*", form: Form | None = 
             parameter that is named in full for it, or if two names of one tied parameter get different forms.
 
     Example:
+        >>> from weightloom.forms import LowRank
         >>> choose_forms(nn.Linear(8, 8), form=LowRank(2))
         {'weight': LowRank(rank=2), 'bias': Full()}
     """
@@ -154,37 +151,38 @@ def budget(base: nn.Module, parameters: int, width: int = 64, generate: Selector
     return Plan(forms, costs, parameters)
 
 
-_CANDIDATES: tuple[Form, ...] = (
-    *(Full(), LowRank(32), LowRank(16), LowRank(8), LowRank(4), LowRank(2), LowRank(1)),
-    *(Template(8), Template(4), Template(2), RowScale(), Chunked(64), Chunked(512)),
-)
-
-
 def _cost(form: Form, shape: Shape, width: int) -> tuple[int, int]:
     """Numbers generated per task, and parameters that a hypernetwork spends on them.
 
     Every factor has a start that is learned; for free numbers it is the base's own value, which is not counted.
     """
     generated = sum(prod(s) for s in form.factor_shapes(shape).values())
-    starts = 0 if isinstance(form, Full) else generated
+    starts = 0 if form.is_free else generated
     return generated, generated * (width + 1) + starts + sum(value.numel() for value in form.shared(shape).values())
 
 
 def _ladders(base: nn.Module, names: Iterable[str], width: int) -> dict[str, list[tuple[int, int, Form]]]:
     """For each parameter the forms that are worth their price, cheapest first: numbers, cost and form."""
     owners, parameters = _owners(base), dict(base.named_parameters())
+    candidates = [form for kind in KINDS.values() for form in kind.candidates()]
     ladders = {}
     for name in names:
-        shape = tuple(parameters[name].shape)
-        candidates: tuple[Form, ...] = (Full(),) if parameters[name].is_complex() else _CANDIDATES
-        fitting = [fitted for form in candidates if (fitted := form.fit(shape, owners[name]))]
+        shape, is_complex = tuple(parameters[name].shape), parameters[name].is_complex()
+        possible = [form for form in candidates if form.is_free or not is_complex]
+        fitting = [fitted for form in possible if (fitted := form.fit(shape, owners[name]))]
         whole = _cost(Full(), shape, width)[1]
         rows = [(*_cost(form, shape, width), form) for form in fitting]
-        priced = sorted((r for r in rows if r[1] < whole or r[2] == Full()), key=lambda row: (row[1], -row[0]))
+        priced = sorted((r for r in rows if r[1] < whole or r[2] == Full()), key=_by_price)
         ladders[name] = [
             row for number, row in enumerate(priced) if all(row[0] > earlier[0] for earlier in priced[:number])
         ]
     return ladders
+
+
+def _by_price(row: tuple[int, int, Form]) -> tuple[int, int, bool]:
+    """The cheapest first; of equals, the one with more numbers, then one that a linear layer uses without building."""
+    numbers, cost, form = row
+    return cost, -numbers, type(form).linear is Form.linear
 
 
 def _check_given(generate: Generate, form: Form | None) -> None:
@@ -210,7 +208,7 @@ def _owners(base: nn.Module) -> dict[str, nn.Module]:
 
 def _fitted(name: str, form: Form, parameter: nn.Parameter, owner: nn.Module, is_named: bool) -> Form:
     shape = tuple(parameter.shape)
-    is_complex = parameter.is_complex() and not isinstance(form, Full)
+    is_complex = parameter.is_complex() and not form.is_free
     fitted = None if is_complex else form.fit(shape, owner)
     if fitted is None and not is_named:
         return Full()

@@ -1,5 +1,6 @@
 """Cut out of chunks that one small network writes."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -39,6 +40,11 @@ class Chunked(Form):
             if value < 1:
                 raise ConfigError(f"`{name}={value}` is below 1. A chunk needs numbers to hold. Pass 1 or more.")
         self.size, self.code_dim, self.embedding_dim, self.hidden = size, code_dim, embedding_dim, hidden
+
+    @classmethod
+    def candidates(cls) -> "Sequence[Chunked]":
+        """Small chunks, and large ones."""
+        return [Chunked(size) for size in (64, 512)]
 
     def fit(self, shape: Shape, owner: nn.Module) -> "Chunked | None":
         """Fits every parameter that is more than one number."""

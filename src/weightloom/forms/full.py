@@ -17,6 +17,7 @@ class Full(Form):
     """
 
     needs = "a parameter of any shape"
+    is_free = True
 
     def fit(self, shape: Shape, owner: nn.Module) -> "Full":
         """Fits every parameter."""

@@ -1,5 +1,6 @@
 """A change of low rank."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from weightloom.errors import ConfigError
 from weightloom.forms.calls import Conv, look_up, shared_linear
-from weightloom.forms.form import Answer, Form, Parts
+from weightloom.forms.form import Answer, Form, Parts, along
 from weightloom.params import Shape
 
 
@@ -41,6 +42,11 @@ class LowRank(Form):
     def needs(self) -> str:  # type: ignore[override]
         """What fits."""
         return f"at least two axes, and a smaller matrix side above the rank, {self.rank}"
+
+    @classmethod
+    def candidates(cls) -> "Sequence[LowRank]":
+        """Ranks that are powers of two."""
+        return [LowRank(rank) for rank in (32, 16, 8, 4, 2, 1)]
 
     def fit(self, shape: Shape, owner: nn.Module) -> "LowRank | None":
         """Fits matrices and kernels whose both sides are above the rank: others are smaller in full."""
@@ -92,3 +98,19 @@ class LowRank(Form):
         across = (matrix @ down.mT * up).sum((-2, -1))
         change = ((up.mT @ up) * (down @ down.mT)).sum((-2, -1))
         return (matrix.square().sum() + 2 * across + change).clamp_min(0)  # a rest below zero is rounding
+
+    def joins(self, other: Form) -> bool:
+        """Changes of any two ranks can be added."""
+        return isinstance(other, LowRank)
+
+    def stacked(self, changes: Sequence[Parts], weights: Sequence[float | Tensor]) -> tuple[Form, Parts]:
+        """Put the factors side by side: a change of the summed rank."""
+        ups = [along(weight, change["up"]) * change["up"] for change, weight in zip(changes, weights, strict=True)]
+        downs = [change["down"] for change in changes]
+        up, down = _side_by_side(ups, -1), _side_by_side(downs, -2)
+        return LowRank(up.shape[-1]), {"up": up, "down": down.expand(len(up), -1, -1)}
+
+
+def _side_by_side(pieces: list[Tensor], axis: int) -> Tensor:
+    tasks = max(len(piece) for piece in pieces)
+    return torch.cat([piece.expand(tasks, *piece.shape[1:]) for piece in pieces], axis)

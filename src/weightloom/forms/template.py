@@ -1,5 +1,7 @@
 """A mixture of templates that all tasks share."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,11 @@ class Template(Form):
         """What fits."""
         return f"more numbers than there are templates, {self.count}"
 
+    @classmethod
+    def candidates(cls) -> "Sequence[Template]":
+        """A few templates, or very few."""
+        return [Template(count) for count in (8, 4, 2)]
+
     def fit(self, shape: Shape, owner: nn.Module) -> "Template | None":
         """Fits every parameter that has more numbers than there are templates: others are smaller in full."""
         return self if torch.Size(shape).numel() > self.count else None
@@ -66,7 +73,7 @@ class Template(Form):
             return NotImplemented
         if x.shape[-2] > 1:
             every = torch.cat([templates, own[None]]).mT.flatten(1)
-            taken = torch.cat([mixture, mixture.new_ones(len(mixture), 1)], 1)
+            taken = torch.cat([mixture, mixture.new_ones(mixture.shape[0], 1)], 1)
             weights = (taken @ every).unflatten(1, own.mT.shape)
             return x @ weights if bias is None else torch.baddbmm(bias, x, weights)
         of_each = nn.functional.linear(x, templates.flatten(0, 1)).unflatten(-1, (self.count, len(own)))

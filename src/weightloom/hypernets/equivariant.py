@@ -103,7 +103,7 @@ class EquivariantHyperNetwork(HyperNetwork):
         written = self.writer(self.features(condition, relations)).to(self.bias.dtype)  # whole, under autocast too
         prefix = f"{self.layer}." if self.layer else ""
         weight = written.mT if self.amplitude is None else self.amplitude[:, None] * assignment(written, self.rounds)
-        return Params({f"{prefix}weight": weight, f"{prefix}bias": self.bias.expand(len(condition), -1)})
+        return Params({f"{prefix}weight": weight, f"{prefix}bias": self.bias.expand(condition.shape[0], -1)})
 
     def features(
         self,

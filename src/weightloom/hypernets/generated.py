@@ -1,6 +1,7 @@
 """What a hypernetwork writes to: which parameters, in which forms, and from where they start."""
 
 from collections.abc import Mapping
+from itertools import accumulate
 from math import prod
 from typing import Literal
 
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightloom.errors import ConfigError, nearest
-from weightloom.forms import Factored, Form, Full, choose_forms
+from weightloom.forms import Factored, Form, choose_forms
 from weightloom.forms.choose import Generate
 from weightloom.hypernets.held import HoldsBase
 from weightloom.params import Params, ParamSpec, Selector, Shape, select, selectors_of
@@ -61,7 +62,7 @@ class Generated(HoldsBase):
         self.frozen = {name for s in selectors_of(freeze or []) for name in select(base, s, "freeze")}
         """Names of what ``freeze`` selects."""
         from_zero = init.startswith("hyperfan")
-        in_full = [name for name, its in self.forms.items() if isinstance(its, Full)]
+        in_full = [name for name, its in self.forms.items() if its.is_free]
         self.hold(base, self.frozen, in_full if from_zero else ())
         self._at_own = frozenset([] if from_zero else in_full)
         """Whose free numbers start at the own value itself: a second start beside it would learn the same."""
@@ -102,6 +103,20 @@ class Generated(HoldsBase):
         assert value is not None
         return value
 
+    def slices(self) -> dict[str, slice]:
+        """Name by name, where the numbers of a generated parameter lie in the flat vector."""
+        ends = list(accumulate(sum(map(prod, its.values())) for its in self.shapes.values()))
+        return dict(zip(self.shapes, map(slice, [0, *ends], ends), strict=False))
+
+    def owned(self) -> dict[str, list[nn.Parameter]]:
+        """Name by name, of the whole base: its own parameter, and the starts and shared tensors of its form."""
+        beside = {name: [_key(name, part) for part in [*its, *self._parts[name]]] for name, its in self.shapes.items()}
+        kept = {**self._starts, **self._shared}
+        return {
+            name: [own, *(kept[key] for key in beside.get(name, ()) if key in kept)]
+            for name, own in self.base.named_parameters()
+        }
+
     def start(self) -> Float[Tensor, " size"]:
         """Where every generated number starts; add it to what is generated, as a head does with its bias.
 
@@ -141,7 +156,7 @@ class Generated(HoldsBase):
         if dtype.is_complex:
             pair = factors[f"{name}/change"].to(dtype.to_real())
             return torch.complex(pair[..., 0], pair[..., 1])
-        if isinstance(self.forms[name], Full):
+        if self.forms[name].is_free:
             return factors[f"{name}/change"].to(dtype)
         its = {factor: factors[f"{name}/{factor}"] for factor in self.shapes[name]}
         if any(value.dtype != dtype for value in its.values()):
@@ -160,7 +175,7 @@ class Generated(HoldsBase):
         pieces = []
         for name, shapes in self.shapes.items():
             own = self.own(name)
-            free = isinstance(self.forms[name], Full) and self.init != "bias-hyperinit"
+            free = self.forms[name].is_free and self.init != "bias-hyperinit"
             for shape in shapes.values():
                 real = torch.view_as_real(own) if own.is_complex() else own
                 spread = real.square().mean().sqrt() if free else real.new_zeros(())

@@ -1,18 +1,24 @@
 """A linear head, a row per class, generated from the features of a labelled support set."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from weightloom.conditions import class_statistics
+from weightloom.hypernets.solve import solve_symmetric
 from weightloom.params import Params
 
 Head = tuple[Float[Tensor, "tasks ways features"], Float[Tensor, "tasks ways"]]
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Switch mixed precision off for what is solved in closed form: sums there nearly cancel."""
+    if torch.compiler.is_exporting():  # a program has none, and ONNX has no word for its absence
+        return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -59,7 +65,7 @@ def ridge_head(
     gram = centred @ centred.mT
     length = gram.diagonal(dim1=1, dim2=2).sum(1) / there.sum((1, 2)).clamp(min=1)
     penalty = torch.diag_embed((ridge * length + 1e-6)[:, None].expand(labels.shape))
-    weight = torch.linalg.solve(gram + penalty, target).mT @ centred
+    weight = solve_symmetric(gram + penalty, target).mT @ centred
     return weight, -(weight @ middle.mT)[..., 0]
 
 
@@ -115,6 +121,7 @@ class HeadHyperNetwork(nn.Module):
             ShapeError: If a label is outside 0 to ``ways - 1``.
         """
         mask = labels.new_ones(labels.shape, dtype=torch.bool) if mask is None else mask
+        labels = labels.masked_fill(~mask, 0)
         with full_precision(features):
             return self._head(features, labels, mask, ways)
 

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.params import Params
 
+Rows = tuple[Tensor, slice]
+"""An own parameter, and some of its rows, the numbers along its first axis; ``slice(None)`` is all of it."""
+
 
 class HyperNetwork(nn.Module, ABC):
     """A condition per task in, Params out."""
@@ -24,6 +27,23 @@ class HyperNetwork(nn.Module, ABC):
         Raises:
             ShapeError: If the condition is not of the width this hypernetwork was built for.
         """
+
+    def written_by(self) -> dict[str, list[Rows]]:
+        """Name by name, the own parameters and rows that write this parameter of the base and no other.
+
+        Every name of the base is there: of what is not generated, the base's own parameter writes it. An own parameter
+        that stands under no name, such as one of a trunk, has a part in all that is generated. Training in turns
+        (`weightloom.training.Turn`) asks for it.
+
+        Raises:
+            ConfigError: If own parameters cannot be told apart by what they write.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} cannot say which rows of its own parameters write which parameter of the base. "
+            "`MLPHyperNetwork` and `StaticHyperNetwork` can: they have rows for each. Take one of these, or give each "
+            "player a hypernetwork of its own and name that in `parameters`, as in "
+            '`Turn("critic", loss, parameters=model.critic_hyper)`.'
+        )
 
 
 def check_condition(condition: Tensor, condition_dim: int, like: Tensor, axes: str = "tasks") -> None:

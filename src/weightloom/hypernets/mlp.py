@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from weightloom.forms import Form
 from weightloom.forms.choose import Generate, advised_budget
 from weightloom.hypernets.generated import Generated, Init, WritesGenerated, check_init
-from weightloom.hypernets.hypernet import HyperNetwork, check_condition
+from weightloom.hypernets.hypernet import HyperNetwork, Rows, check_condition
 from weightloom.hypernets.saving import Saves, described
 from weightloom.hypernets.writer import LARGEST_HEAD, check_head
 from weightloom.params import Params, Selector
@@ -129,6 +129,14 @@ class MLPHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         if is_wider or torch.is_autocast_enabled(weight.device.type):  # where the head would round the start
             return self.generated.forward(start + nn.functional.linear(known, weight, bias))
         return self.generated.forward(nn.functional.linear(known, weight, bias + start))
+
+    def written_by(self) -> dict[str, list[Rows]]:
+        """Name by name, its rows of the head, the base's own value, and the starts and shared tensors of its form."""
+        rows, head = self.generated.slices(), (self.head.weight, self.head.bias)
+        return {
+            name: [(own, slice(None)) for own in owned] + [(its, rows[name]) for its in head if name in rows]
+            for name, owned in self.generated.owned().items()
+        }
 
 
 def constant_norm(condition: Float[Tensor, "*lead width"]) -> Float[Tensor, "*lead double"]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.hypernets.held import HoldsBase
-from weightloom.hypernets.hypernet import HyperNetwork, check_condition
+from weightloom.hypernets.hypernet import HyperNetwork, Rows, check_condition
 from weightloom.hypernets.saving import Saves
 from weightloom.hypernets.writer import LARGEST_HEAD, check_head, check_sizes
 from weightloom.params import Params, ParamSpec, Selector, Shape
@@ -142,6 +142,17 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
         }
         params = Params(its)
         return params if condition is not None else params.map(lambda value: value.expand(tasks, *value.shape[1:]))
+
+    def written_by(self) -> dict[str, list[Rows]]:
+        """Name by name, the embeddings of its blocks, and the rows that read the condition for them."""
+        written: dict[str, list[Rows]] = {name: [(own, slice(None))] for name, own in self.base.named_parameters()}
+        first, width = 0, self.embeddings.shape[1]
+        for name, blocks in zip(self.spec.shapes, self._counts, strict=True):
+            written[name].append((self.embeddings, slice(first, first + blocks)))
+            if self.read is not None:
+                written[name].append((self.read.weight, slice(first * width, (first + blocks) * width)))
+            first += blocks
+        return written
 
     def _dtype(self, name: str) -> torch.dtype:
         own = self._owners[name]._parameters[name.rpartition(".")[2]]

@@ -111,7 +111,7 @@ class TransformerHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         """
         check_condition(condition, self.condition_dim, self.tokens, "tasks, tokens" if condition.ndim == 3 else "tasks")
         known = self.read(condition if condition.ndim == 3 else condition[:, None])
-        tokens = torch.cat([self.tokens.expand(len(known), -1, -1), known], dim=1)
+        tokens = torch.cat([self.tokens.expand(known.shape[0], -1, -1), known], dim=1)
         features = self._encode(tokens)[:, : self.slices]
         params: Params = self.generated(self.writer(features, self._lengths, self.generated.start()))
         return params

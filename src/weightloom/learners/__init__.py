@@ -3,34 +3,27 @@
 In:   `Tasks` to be trained on, then the support set of new tasks.
 Out:  parameters per task, and answers to queries.
 Knows nothing of data sets, tables or runs. Every few-shot method, ours or a comparator, is a `Learner`.
+
+The classes of every file here can be imported from the package: a new file needs no line in this one. A type checker
+knows their types where they are imported from their own files, `from weightloom.learners.maml import MAML`.
 """
 
-from weightloom.learners.cavia import CAVIA as CAVIA
-from weightloom.learners.centroid import NearestCentroid as NearestCentroid
-from weightloom.learners.cnp import ConditionalNeuralProcess as ConditionalNeuralProcess
-from weightloom.learners.convs import HyperConvs as HyperConvs
-from weightloom.learners.functions import HyperFunction as HyperFunction
-from weightloom.learners.heads import HeadLearner as HeadLearner
-from weightloom.learners.heads import HyperHead as HyperHead
-from weightloom.learners.in_context import InContext as InContext
-from weightloom.learners.inner_steps import InnerSteps as InnerSteps
-from weightloom.learners.inputs import CodeInputs as CodeInputs
-from weightloom.learners.inputs import HyperInputs as HyperInputs
-from weightloom.learners.inputs import SharedInputs as SharedInputs
-from weightloom.learners.interpolation import GaussianCurves as GaussianCurves
-from weightloom.learners.interpolation import GaussianPixels as GaussianPixels
-from weightloom.learners.interpolation import Interpolation as Interpolation
-from weightloom.learners.learner import Learner as Learner
-from weightloom.learners.learner import Support as Support
-from weightloom.learners.machines import SupportLogistic as SupportLogistic
-from weightloom.learners.machines import SupportNearest as SupportNearest
-from weightloom.learners.machines import SupportSVM as SupportSVM
-from weightloom.learners.maml import ANIL as ANIL
-from weightloom.learners.maml import MAML as MAML
-from weightloom.learners.matching import Matching as Matching
-from weightloom.learners.modular import ModularHyperNetwork as ModularHyperNetwork
-from weightloom.learners.polynomial import RidgePolynomial as RidgePolynomial
-from weightloom.learners.probe import LinearProbe as LinearProbe
-from weightloom.learners.protonet import ProtoNet as ProtoNet
-from weightloom.learners.scratch import FromScratch as FromScratch
-from weightloom.learners.whole_network import HyperRegressor as HyperRegressor
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from weightloom.learners.learner import Learner as Learner
+    from weightloom.learners.learner import Support as Support
+
+
+def __getattr__(name: str) -> Any:
+    """Find a class in the files of this package, the first time it is asked for."""
+    files = [file.name for file in pkgutil.iter_modules(__path__)]
+    for file in [] if name.startswith("_") or name in files else files:
+        module = importlib.import_module(f"{__name__}.{file}")
+        found = vars(module).get(name)
+        if isinstance(found, type) and found.__module__ == module.__name__:
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

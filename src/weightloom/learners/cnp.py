@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from weightloom.base import apply_per_task
 from weightloom.learners.learner import Learner, Support
+from weightloom.learners.trunks import misfit
 from weightloom.networks import mlp
 from weightloom.params import Params
 
@@ -42,16 +43,20 @@ class ConditionalNeuralProcess(Learner):
     Args:
         encoder: ``(support_x, support_y, support_mask)`` to a condition (tasks, condition_dim), such as `DeepSets`,
             which is the encoder of the paper.
-        base: The shared network.
+        base: The shared network, which has a parameter ``condition``, (condition_dim,).
+
+    Raises:
+        ConfigError: If it has none.
 
     Source:
         Garnelo et al., "Conditional neural processes" (2018); the mean is predicted, the variance left out.
     """
 
-    base: Conditioned
-
-    def __init__(self, encoder: nn.Module, base: Conditioned) -> None:
+    def __init__(self, encoder: nn.Module, base: nn.Module) -> None:
         super().__init__()
+        if "condition" not in dict(base.named_parameters()):
+            fits = "The code of a task goes into the network as its parameter `condition`."
+            raise misfit(base, fits, "`Conditioned(x_dim, y_dim, condition_dim)`, or a module with such a parameter")
         self.encoder, self.base = encoder, base
 
     def condition(self, support: Support) -> Tensor:

@@ -1,6 +1,7 @@
 """A head and changes of the convolutions before it, both generated from the support set."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,15 @@ from weightloom.hypernets import HeadHyperNetwork, MLPHyperNetwork
 from weightloom.hypernets.head import full_precision
 from weightloom.learners.heads import scaled_prototypes, with_generated_head
 from weightloom.learners.learner import Learner, Support
-from weightloom.learners.trunks import features_of, head_of, run_per_task, run_shared, single, trunk_of
+from weightloom.learners.trunks import (
+    flat_features,
+    head_of,
+    known_features,
+    run_per_task,
+    single,
+    split,
+    trunk_of,
+)
 from weightloom.params import Params, sub
 
 
@@ -23,12 +32,15 @@ class HyperConvs(Learner):
     at step 0 this is a shared trunk with a generated head.
 
     Args:
-        base: A network with a trunk and a head.
+        base: A network with a trunk and a linear head, as `split` takes it.
         generate: Which parameters of the trunk are generated, and in which form. The scales and shifts of its norms
             are the FiLM layers of the literature; ``{"*.weight": LowRank(4)}`` changes the kernels.
         start_scale: How sharp the head is at step 0.
         hidden: Width of the network between condition and parameters.
         generate_head: False sets the head from the class means alone, so that the changes are all that is generated.
+
+    Raises:
+        ConfigError: If ``base`` has no such parts.
 
     Source:
         Requeima et al., "Fast and flexible multi-task classification using conditional neural adaptive processes"
@@ -45,8 +57,9 @@ class HyperConvs(Learner):
         generate_head: bool = True,
     ) -> None:
         super().__init__()
-        self.base = with_generated_head(base)
-        self.trunk, features = trunk_of(self.base), features_of(self.base)
+        base = split(base, type(self).__name__)
+        self.base, features = with_generated_head(base), known_features(base, type(self).__name__)
+        self.trunk = trunk_of(self.base)
         self.hyper = MLPHyperNetwork(self.trunk, 2 * features, generate=generate, hidden=(hidden,))
         self.norm = nn.LayerNorm(2 * features)
         self.head = HeadHyperNetwork("head", start_scale=start_scale) if generate_head else None
@@ -55,7 +68,7 @@ class HyperConvs(Learner):
 
     def condition(self, support: Support) -> Tensor:
         """Mean of the class means and their spread, (tasks, 2 * features)."""
-        mean = class_statistics(run_shared(self.trunk, support.x), support.y, support.mask).mean
+        mean = class_statistics(flat_features(self.trunk, support.x), support.y, support.mask, self.ways).mean
         condition: Tensor = self.norm(torch.cat([mean.mean(1), mean.std(1)], dim=1))
         return condition
 
@@ -67,10 +80,10 @@ class HyperConvs(Learner):
 
     def _head(self, features: Tensor, support: Support) -> Params:
         if self.head is not None:
-            return Params(self.head(features, support.y, support.mask))
-        return scaled_prototypes(class_statistics(features, support.y, support.mask).mean, self.log_scale)
+            return Params(self.head(features, support.y, support.mask, self.ways))
+        return scaled_prototypes(class_statistics(features, support.y, support.mask, self.ways).mean, self.log_scale)
 
-    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
         """Run each task's trunk and head."""
         features = single(run_per_task(self.trunk, sub(params, "trunk"), x))
         with full_precision(features):

@@ -1,15 +1,17 @@
 """A function from a few of its values: closed-form regression around a prior that a hypernetwork generates."""
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from weightloom.base import apply_per_task, apply_shared
+from weightloom.errors import ConfigError
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.hypernets.head import full_precision
+from weightloom.hypernets.solve import solve_symmetric
 from weightloom.learners.learner import Learner, Support
+from weightloom.learners.trunks import head_of, misfit, split, trunk_of
 from weightloom.params import Params, sub
 
 
@@ -88,25 +90,38 @@ class HyperFunction(Learner):
     hypernetwork writes starts at zero: at step 0 this is ridge regression on the features, and then on what it missed.
 
     Args:
-        base: The function; its trunk is shared, its head generated.
-        encoder: ``(support_x, support_y, support_mask)`` to a condition, such as `GridEncoder`.
+        base: The function, as `split` takes it: its trunk is shared, its linear head, which has a bias, generated.
+            Features are best of mean square about one in sum. A method ``bounded``, as `FunctionNet` has it, is the
+            last thing done to an answer.
+        encoder: ``(support_x, support_y, support_mask)`` to a condition, such as `GridEncoder`; its ``condition_dim``
+            says how wide that is.
         hidden: Widths of the hypernetwork's layers.
         noise: Variance of the noise on a value at step 0; learned.
+
+    Raises:
+        ConfigError: If ``base`` has no such parts, or ``encoder`` does not say how wide a condition is.
 
     Source:
         A learned kernel and one prior for all tasks: Harrison et al., "Meta-learning priors for efficient online
         Bayesian regression" (2018). That a network generates the prior mean of each task is ours.
     """
 
-    base: FunctionNet
-
     def __init__(
-        self, base: FunctionNet, encoder: nn.Module, hidden: tuple[int, ...] = (512, 512), noise: float = 0.002
+        self, base: nn.Module, encoder: nn.Module, hidden: tuple[int, ...] = (512, 512), noise: float = 0.002
     ) -> None:
         super().__init__()
-        self.base, self.encoder = base, encoder
-        width = base.head.weight.numel() + cast("int", encoder.condition_dim)
-        self.hyper = MLPHyperNetwork(base, width, generate="head.*", hidden=hidden)
+        self.base, self.encoder = split(base, type(self).__name__), encoder
+        if getattr(head_of(self.base), "bias", None) is None:
+            fits = "The head that is generated here has a bias."
+            raise misfit(base, fits, "a network that ends in `nn.Linear(features, y_dim)`")
+        width = getattr(encoder, "condition_dim", None)
+        if not isinstance(width, int):
+            raise ConfigError(
+                f"`encoder` is a {type(encoder).__name__} without `condition_dim`. A hypernetwork is built for the "
+                "width of what it says. Set `condition_dim` of the encoder, as `DeepSets` and `GridEncoder` have it."
+            )
+        width += head_of(self.base).get_parameter("weight").numel()
+        self.hyper = MLPHyperNetwork(self.base, width, generate="head.*", hidden=hidden)
         self.log_noise = nn.Parameter(torch.tensor(noise).log())
 
     def condition(self, support: Support) -> Tensor:
@@ -116,26 +131,39 @@ class HyperFunction(Learner):
 
     def adapt(self, support: Support) -> Params:
         """Generate the prior mean of the head, and find the head."""
-        own, bias = self.base.head.weight, self.base.head.bias
-        positions, number = _distinct(support.x)
-        features = self.base.trunk(positions).to(support.y.dtype)
+        own, bias = (head_of(self.base).get_parameter(name) for name in ("weight", "bias"))
+        points = self._points(support)
         with full_precision(support.x):
-            points = _Points(features, number, support.mask, self.log_noise.exp() + 1e-5)
-            first = points.fit(support.y - points.at(own.expand(len(support.x), -1, -1)) - bias)
+            first = points.fit(support.y - points.at(own.expand(support.x.shape[0], -1, -1)) - bias)
         params = self.hyper(torch.cat([self.condition(support), 4 * first.flatten(1)], dim=1))
         with full_precision(support.x):
             mean, bias = params["head.weight"] + first, params["head.bias"].to(first.dtype)
             weight = mean + points.fit(support.y - points.at(mean) - bias[:, None])
             return Params({"head.weight": weight, "head.bias": bias})
 
+    def _points(self, support: Support) -> "_Points | _PointsWrittenOut":
+        if torch.compiler.is_exporting():  # how many positions differ is not known there
+            return _PointsWrittenOut(apply_shared(trunk_of(self.base), support.x), support.mask, self._noise())
+        positions, number = _distinct(support.x)
+        features = trunk_of(self.base)(positions).to(support.y.dtype)
+        with full_precision(support.x):
+            return _Points(features, number, support.mask, self._noise())
+
+    def _noise(self) -> Tensor:
+        return self.log_noise.exp() + 1e-5
+
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run the trunk, once where all tasks are asked at the same positions, then each task's head."""
-        if x.stride(0) == 0:
-            features = self.base.trunk(x[0]).to(x.dtype)
+        if not torch.compiler.is_exporting() and x.stride(0) == 0:
+            features = trunk_of(self.base)(x[0]).to(x.dtype)
             with full_precision(x):
-                return self.base.bounded((params["head.weight"] @ features.mT).mT + params["head.bias"][:, None])
-        outputs: Tensor = apply_per_task(self.base.head, sub(params, "head"), apply_shared(self.base.trunk, x))
-        return self.base.bounded(outputs)
+                return self._bounded((params["head.weight"] @ features.mT).mT + params["head.bias"][:, None])
+        outputs: Tensor = apply_per_task(head_of(self.base), sub(params, "head"), apply_shared(trunk_of(self.base), x))
+        return self._bounded(outputs)
+
+    def _bounded(self, values: Tensor) -> Tensor:
+        bounded = getattr(self.base, "bounded", None)
+        return values if bounded is None else bounded(values)
 
 
 class _Points:
@@ -177,6 +205,30 @@ class _Points:
         weights = torch.cholesky_solve(miss.detach(), self.factor)
         left = miss - self.at(self.back(weights)) - self.noise * weights
         return self.back(weights + torch.cholesky_solve(left, self.factor))
+
+
+class _PointsWrittenOut:
+    """The same where a program is written down: every point is handled by itself.
+
+    Args:
+        features: Of each task's points, (tasks, shots, features).
+        mask: True where a point is there, (tasks, shots).
+        noise: Variance of the noise on a value.
+    """
+
+    def __init__(self, features: Tensor, mask: Tensor, noise: Tensor) -> None:
+        self.there = mask[..., None].to(features.dtype)
+        self.rows = features * self.there
+        place = torch.arange(mask.shape[1], device=mask.device)
+        self.gram = self.rows @ self.rows.mT + noise * (place[:, None] == place)
+
+    def at(self, head: Tensor) -> Tensor:
+        """What a head (tasks, out, features) says at the points, (tasks, shots, out)."""
+        return self.rows @ head.mT
+
+    def fit(self, miss: Tensor) -> Tensor:
+        """The change of the head that explains ``miss``, (tasks, shots, out), the rest being noise."""
+        return solve_symmetric(self.gram, miss * self.there).mT @ self.rows
 
 
 def _gram(features: Tensor, number: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn.functional import one_hot
 from weightloom.conditions import input_statistics
 from weightloom.conditions.support import AttentionBlock
 from weightloom.learners.learner import Learner, Support
+from weightloom.learners.trunks import misfit
 from weightloom.params import Params
 
 
@@ -55,6 +56,9 @@ class InContext(Learner):
     Args:
         base: The transformer.
 
+    Raises:
+        ConfigError: If ``base`` is not one.
+
     Source:
         Müller et al., "Transformers can do Bayesian inference" (2022), in whose place the labels are classes.
     """
@@ -63,6 +67,9 @@ class InContext(Learner):
 
     def __init__(self, base: ContextReader) -> None:
         super().__init__()
+        if not isinstance(base, ContextReader):
+            fits = "Support and queries are read together by a network that keeps the support set."
+            raise misfit(base, fits, "`ContextReader(inputs, classes)`")
         self.base = base
 
     def adapt(self, support: Support) -> Params:

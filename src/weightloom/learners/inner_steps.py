@@ -1,6 +1,7 @@
 """A method, then gradient steps on the support set: the bilevel form of any of them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,6 @@ class InnerSteps(Learner):
         start = self.learner.adapt(support)
         return descend(start, loss, self.steps, self.log_inner_lr.exp(), first_order=self.first_order)
 
-    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
         """Predict as the method does."""
         return self.learner.predict(params, x)

@@ -9,9 +9,11 @@ from torch.nn.functional import relu
 from weightloom.base import apply_per_task
 from weightloom.conditions import InputStatistics, input_statistics, statistics_of
 from weightloom.conditions.inputs import RELATIONS
+from weightloom.errors import ConfigError
 from weightloom.hypernets import EquivariantHyperNetwork, standardised
 from weightloom.learners.learner import Learner, Support
-from weightloom.losses import cross_entropy_per_task
+from weightloom.learners.trunks import misfit
+from weightloom.losses import loss_of_those_there
 from weightloom.params import Params, sub
 from weightloom.tasks import Tasks
 
@@ -26,13 +28,19 @@ class RestoringLearner(Learner):
 
     Args:
         base: A sequence; what its first part gives is the restored picture, and the others read it.
-        restore: That multiple.
+        restore: That multiple. With 0 nothing hidden is read.
+
+    Raises:
+        ConfigError: If ``base`` is no such sequence; in training, if `Tasks.hidden` does not hold the pictures.
     """
 
     base: nn.Sequential
 
     def __init__(self, base: nn.Sequential, restore: float = 30.0) -> None:
         super().__init__()
+        if not isinstance(base, nn.Sequential) or len(base) < 2:
+            fits = "A picture is restored by its first part, and read by the others."
+            raise misfit(base, fits, "`nn.Sequential(nn.Linear(inputs, pixels), *reader)`")
         self.base, self.restore = base, restore
 
     def known(self, support: Support) -> InputStatistics:
@@ -51,9 +59,26 @@ class RestoringLearner(Learner):
 
     def forward(self, tasks: Tasks) -> Tensor:
         """Return the loss of each task."""
-        pictures = self.restored(self.adapt(Support.of(tasks)), tasks.query_x)
-        error = (pictures - tasks.hidden).square().mean((1, 2))
-        return cross_entropy_per_task(self.base[1:](pictures), tasks.query_y) + self.restore * error
+        pictures = self.restored(self.adapt(tasks.support), tasks.query_x)
+        reading = self.loss_of(self.base[1:](pictures), tasks.query)
+        if not self.restore:
+            return reading
+        if getattr(tasks.hidden, "shape", None) != pictures.shape:
+            raise ConfigError(
+                f"`Tasks.hidden` is {_described(tasks.hidden)}. {type(self).__name__} learns to restore the pictures "
+                "that were before the camera, which are known where cameras are made. Pass "
+                f"`hidden` as {tuple(pictures.shape)}, as `CameraTasks` does, or build the method with `restore=0`."
+            )
+        error = loss_of_those_there(_mean_square, pictures, tasks.hidden, tasks.query_mask)
+        return reading + self.restore * error
+
+
+def _mean_square(pictures: Tensor, truth: Tensor) -> Tensor:
+    return (pictures - truth).square().mean((1, 2))
+
+
+def _described(value: object) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 class HyperInputs(RestoringLearner):
@@ -68,6 +93,9 @@ class HyperInputs(RestoringLearner):
 
     def __init__(self, base: nn.Sequential, restore: float = 30.0, width: int = 64, rounds: int = 5) -> None:
         super().__init__(base, restore)
+        if not isinstance(base[0], nn.Linear):
+            fits = "Its first part is generated, input by input."
+            raise misfit(base, fits, "`nn.Sequential(nn.Linear(inputs, pixels), *reader)`")
         base[0].requires_grad_(False)  # every task brings its own
         outputs = len(base[0].get_parameter("weight"))
         self.hyper = EquivariantHyperNetwork(
@@ -144,6 +172,9 @@ class CodeInputs(RestoringLearner):
 
     def __init__(self, base: nn.Sequential, restore: float = 30.0, width: int = 64) -> None:
         super().__init__(base, restore)
+        if not isinstance(base[0], CodeReader):
+            fits = "Its first part reads a code beside each input."
+            raise misfit(base, fits, "`nn.Sequential(CodeReader(inputs, pixels, code_dim), *reader)`")
         self.encoder = EquivariantHyperNetwork("0", 1, statistics_of(CLASSES), RELATIONS, width=width)
         self.encoder.writer.requires_grad_(False)  # nothing is written
         self.encoder.bias.requires_grad_(False)

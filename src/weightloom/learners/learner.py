@@ -2,30 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from weightloom.losses import TaskLoss, loss_per_task
+from weightloom.losses import TaskLoss, loss_of_those_there, loss_per_task
 from weightloom.params import Params
-from weightloom.tasks import Tasks, TaskSource
+from weightloom.tasks import Examples, Tasks, TaskSource
 from weightloom.training import History, TrainOptions, train
 
-
-class Support(NamedTuple):
-    """Data to adapt on, with a leading tasks axis; the fields are those of `Tasks`."""
-
-    x: Tensor
-    """Inputs, (tasks, shots, *event)."""
-    y: Tensor
-    """Targets, (tasks, shots, *out), or labels, (tasks, shots)."""
-    mask: Tensor
-    """True where a point is there, (tasks, shots)."""
-
-    @classmethod
-    def of(cls, tasks: Tasks) -> "Support":
-        """Take the support set of some tasks, and nothing else of them."""
-        return cls(tasks.support_x, tasks.support_y, tasks.support_mask)
+Support = Examples
+"""Data to adapt on: the ``support`` of some `Tasks`."""
 
 
 class Learner(nn.Module, ABC):
@@ -33,6 +20,9 @@ class Learner(nn.Module, ABC):
 
     Every method, ours or a comparator, answers with parameters, so that all are trained, run, timed, exported and
     compared by the same code. To bring your own, inherit and write ``adapt`` and ``predict``.
+
+    Rows of a task come in any order, classes with any number of examples each, what is masked has no effect. Labels say
+    how many ways a task has; of `Tasks.hidden` and `Tasks.classes` a method reads nothing unless it says so.
     """
 
     base: nn.Module
@@ -55,7 +45,7 @@ class Learner(nn.Module, ABC):
         """Return parameters of ``base`` for each task, from its support set."""
 
     @abstractmethod
-    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
         """Run ``base`` with each task's parameters on inputs (tasks, batch, *event)."""
 
     def condition(self, support: Support) -> Tensor | None:
@@ -64,11 +54,20 @@ class Learner(nn.Module, ABC):
 
     def answer(self, tasks: Tasks) -> Tensor:
         """Adapt and predict; the query targets are not read."""
-        return self.predict(self.adapt(Support.of(tasks)), tasks.query_x)
+        return self.predict(self.adapt(tasks.support), tasks.query_x)
 
     def forward(self, tasks: Tasks) -> Tensor:
         """Return the loss of each task, (tasks,): what ``fit`` differentiates."""
-        return self.loss_per_task(self.answer(tasks), tasks.query_y)
+        return self.loss_of(self.answer(tasks), tasks.query)
+
+    def loss_of(self, outputs: Tensor, examples: Examples) -> Tensor:
+        """Return the loss of each task over the examples that are there, (tasks,)."""
+        return loss_of_those_there(self.loss_per_task, outputs, examples.y, examples.mask)
+
+    @staticmethod
+    def ways_of(examples: Examples) -> int:
+        """Return how many ways the tasks have: one more than the largest label of an example that is there."""
+        return 1 + int(examples.y.masked_fill(~examples.mask, -1).max())
 
     def fit(self, source: TaskSource, options: TrainOptions, **how: Any) -> History:
         """Meta-train on tasks drawn from ``source``.

@@ -284,7 +284,8 @@ class SupportNearest(Learner):
         """The support set is the classifier."""
         known = input_statistics(support.x, support.y, support.mask, classes=self.classes)
         values = known.standardise(support.x)
-        labels = torch.nn.functional.one_hot(support.y, self.classes).to(values.dtype) * support.mask[..., None]
+        labels = torch.nn.functional.one_hot(support.y.clamp(min=0), self.classes) * support.mask[..., None]
+        labels = labels.to(values.dtype)
         return Params({"0.mean": known.mean, "0.scale": known.scale, "1.points": values, "1.labels": labels})
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from weightloom.adapt import descend
 from weightloom.learners.learner import Learner, Support
-from weightloom.learners.trunks import head_of, run_per_task, run_shared, trunk_of
+from weightloom.learners.trunks import head_of, run_per_task, run_shared, split, trunk_of
 from weightloom.losses import TaskLoss, loss_per_task, masked_loss
 from weightloom.params import Params, ParamSpec, Selector, sub
 
@@ -64,7 +64,7 @@ class MAML(Learner):
     def adapt(self, support: Support) -> Params:
         """Take the gradient steps of every task from the same start."""
         own = dict(self.base.named_parameters())
-        start = Params({name: own[name].expand(len(support.x), *shape) for name, shape in self.spec.shapes.items()})
+        start = Params({name: own[name].expand(len(support.mask), *shape) for name, shape in self.spec.shapes.items()})
 
         def loss(params: Mapping[str, Tensor]) -> Tensor:
             return masked_loss(self.loss_per_task, self.predict(params, support.x), support.y, support.mask)
@@ -83,7 +83,7 @@ class MAML(Learner):
     def _descend(self, start: Params, loss: Callable[[Params], Tensor], inner_lr: float) -> Params:
         return descend(start, loss, self.inner_steps, inner_lr, first_order=self.first_order, momentum=self.momentum)
 
-    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
         """Run the base with each task's parameters, and its own for the rest."""
         return run_per_task(self.base, params, x)
 
@@ -92,11 +92,14 @@ class ANIL(Learner):
     """MAML of the head alone: the trunk is run once and is the same for all tasks.
 
     Args:
-        base: A network with a ``trunk`` and a ``head``, run one after the other.
+        base: A network with a trunk and a head, as `split` takes it.
         loss_per_task: As in `MAML`.
         inner_steps: Gradient steps per task.
         inner_lr: Length of a step.
         **options: Further ones of `MAML`, all but ``adapted``.
+
+    Raises:
+        ConfigError: If ``base`` has no such parts.
 
     Source:
         Raghu et al., "Rapid learning or feature reuse?" (2020).
@@ -113,10 +116,10 @@ class ANIL(Learner):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.base, self.loss_per_task = base, loss_per_task
-        self.of_head = MAML(head_of(base), loss_per_task, inner_steps, inner_lr, **options)
+        self.base, self.loss_per_task = split(base, type(self).__name__), loss_per_task
+        self.of_head = MAML(head_of(self.base), loss_per_task, inner_steps, inner_lr, **options)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Any) -> Tensor:
         """Run the trunk, which is the same for all tasks."""
         return run_shared(trunk_of(self.base), x)
 
@@ -125,6 +128,6 @@ class ANIL(Learner):
         head = self.of_head.adapt(support._replace(x=self.features(support.x)))
         return Params({f"head.{name}": value for name, value in head.items()})
 
-    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
         """Run the trunk once on all inputs, then each task's head."""
         return self.of_head.predict(sub(params, "head"), self.features(x))

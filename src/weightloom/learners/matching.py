@@ -62,7 +62,7 @@ class Matching(RestoringLearner):
         if taught:
             generator = torch.Generator().manual_seed(TAUGHT_SEED)
             drawn = [source.sample(TAUGHT_TASKS // len(taught), generator) for source in taught]
-            restored = [self.restored(self.adapt(Support.of(tasks)), tasks.query_x).flatten(0, 1) for tasks in drawn]
+            restored = [self.restored(self.adapt(tasks.support), tasks.query_x).flatten(0, 1) for tasks in drawn]
             images, labels = torch.cat(restored), torch.cat([tasks.query_y.flatten() for tasks in drawn])
         self.base[1] = machine_of(images, labels, classes, penalty, gamma)
 

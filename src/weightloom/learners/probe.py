@@ -1,25 +1,30 @@
 """Features learned by plain classification of all training classes, then a linear head for each task."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from weightloom.adapt import fit_params
-from weightloom.learners.heads import HeadLearner
-from weightloom.learners.trunks import features_of
-from weightloom.losses import masked_loss
+from weightloom.learners.heads import HeadLearner, training_classes
+from weightloom.learners.trunks import known_features, split
+from weightloom.losses import cross_entropy_per_task, loss_of_those_there, masked_loss
 from weightloom.params import Params
-from weightloom.tasks import Tasks
+from weightloom.tasks import Examples, Tasks
 
 
 class LinearProbe(HeadLearner):
     """Train the trunk to tell all training classes apart; then freeze it and fit a linear head to each support set.
 
     Args:
-        base: A network with a trunk and a linear head.
-        classes: How many classes meta-training draws from; `Tasks.hidden` says which a task has.
+        base: A network with a trunk and a linear head, as `split` takes it.
+        classes: How many classes meta-training draws from; `Tasks.classes` says which a task has.
         steps: Gradient steps of the head, by Adam from zero.
         inner_lr: Adam's learning rate.
+
+    Raises:
+        ConfigError: If ``base`` has no such parts; in training, if `Tasks.classes` is None.
 
     Source:
         Tian et al., "Rethinking few-shot image classification: a good embedding is all you need?" (2020): features of
@@ -27,23 +32,22 @@ class LinearProbe(HeadLearner):
     """
 
     def __init__(self, base: nn.Module, classes: int, steps: int = 100, inner_lr: float = 0.1) -> None:
-        super().__init__(base)
+        super().__init__(base := split(base, type(self).__name__))
         self.steps, self.inner_lr = steps, inner_lr
-        self.classify = nn.Linear(features_of(base), classes)
+        self.classify = nn.Linear(known_features(base, type(self).__name__), classes)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Any) -> Tensor:
         """Features of the shared trunk, of unit length."""
         return normalize(super().features(x), dim=-1)
 
     def forward(self, tasks: Tasks) -> Tensor:
         """Loss of telling all training classes apart, for each task; support and query serve alike."""
         logits = 10 * self.classify(torch.cat([self.features(tasks.support_x), self.features(tasks.query_x)], dim=1))
-        labels = tasks.hidden.gather(1, torch.cat([tasks.support_y, tasks.query_y], dim=1))
-        return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+        return loss_of_those_there(cross_entropy_per_task, logits, *training_classes(tasks, self, logits.shape[2]))
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
         """Fit a linear head to the frozen features of each support set."""
-        features, ways = features.detach(), int(labels.max()) + 1
+        features, ways = features.detach(), self.ways_of(Examples(features, labels, mask))
         start = {
             "weight": features.new_zeros(len(features), ways, features.shape[2]),
             "bias": features.new_zeros(len(features), ways),

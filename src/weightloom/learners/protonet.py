@@ -12,7 +12,7 @@ class ProtoNet(HeadLearner):
     """A trunk that is trained, and the class whose mean feature is nearest.
 
     Args:
-        base: A network with a trunk and a linear head; the head is set from the class means.
+        base: As for `HeadLearner`; the head is set from the class means.
         start_scale: How sharp the head is at step 0.
         classes: As for `HeadLearner`.
 
@@ -27,4 +27,4 @@ class ProtoNet(HeadLearner):
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
         """Set the head from the class means."""
-        return scaled_prototypes(class_statistics(features, labels, mask).mean, self.log_scale)
+        return scaled_prototypes(class_statistics(features, labels, mask, self.ways).mean, self.log_scale)

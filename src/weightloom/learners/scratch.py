@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,8 +32,8 @@ class FromScratch(Learner):
     def adapt(self, support: Support) -> Params:
         """Train one network per task, all at once."""
         labels = not support.y.is_floating_point()
-        self.base = self.build(int(support.y.max()) + 1 if labels else support.y.shape[2])
-        tasks = len(support.x)
+        self.base = self.build(self.ways_of(support) if labels else support.y.shape[2])
+        tasks = len(support.mask)
         start = {n: p.detach().expand(tasks, *p.shape) for n, p in copy.deepcopy(self.base).named_parameters()}
 
         def loss(outputs: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class FromScratch(Learner):
 
         return fit_params(self.base, start, support.x, loss, self.steps, self.inner_lr)
 
-    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
         """Run each task's network."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs

@@ -1,18 +1,14 @@
 """Whole networks generated from the support set: attention over its points, then an MLP or a transformer."""
 
-from collections.abc import Mapping
+from torch import nn
 
-from torch import Tensor, nn
-
-from weightloom.base import apply_per_task
 from weightloom.conditions import SupportAttention
 from weightloom.forms import Form
 from weightloom.hypernets import HyperNetwork, MLPHyperNetwork, TransformerHyperNetwork
-from weightloom.learners.learner import Learner, Support
-from weightloom.params import Params
+from weightloom.learners.generated import GeneratedLearner
 
 
-class HyperRegressor(Learner):
+class HyperRegressor(GeneratedLearner):
     """Attention over the support points gives a condition, a hypernetwork writes every parameter of the base from it.
 
     Args:
@@ -37,26 +33,10 @@ class HyperRegressor(Learner):
         transformer: bool = False,
         hidden: int = 64,
     ) -> None:
-        super().__init__()
-        self.base = base
-        self.encoder = SupportAttention(x_dim, y_dim, condition_dim, hidden=hidden, layers=layers)
-        self.hyper: HyperNetwork = (
+        encoder = SupportAttention(x_dim, y_dim, condition_dim, hidden=hidden, layers=layers)
+        hyper: HyperNetwork = (
             TransformerHyperNetwork(base, condition_dim, slice_size=64, form=form)
             if transformer
             else MLPHyperNetwork(base, condition_dim, hidden=(128,), form=form)
         )
-
-    def condition(self, support: Support) -> Tensor:
-        """Encode the support set, (tasks, condition_dim)."""
-        condition: Tensor = self.encoder(support.x, support.y, support.mask)
-        return condition
-
-    def adapt(self, support: Support) -> Params:
-        """Generate all parameters of the base."""
-        params: Params = self.hyper(self.condition(support))
-        return params
-
-    def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Run the base with each task's parameters."""
-        outputs: Tensor = apply_per_task(self.base, params, x)
-        return outputs
+        super().__init__(base, encoder, hyper)

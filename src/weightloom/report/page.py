@@ -78,6 +78,8 @@ def _title(config: Facts) -> str:
     Example:
         >>> _title({"data": "digits", "steps": 600, "seed": 0})
         'A hypernetwork on digits, 600 steps, seed 0'
+        >>> _title({"method": "maml", "steps": 600})
+        'maml, 600 steps'
     """
     method = str(config.get("method", "hypernetwork"))
     what = "A hypernetwork" if method == "hypernetwork" else method

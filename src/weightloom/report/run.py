@@ -32,7 +32,8 @@ class Run:
     tensors: dict[str, Tensor]
     """A few evaluated tasks, what was predicted for them, and conditions."""
     facts: Facts
-    """What kind of tasks they are, and the names that go with the tensors."""
+    """Names that go with the tensors, and words of the page: ``better``, ``higher`` or ``lower``; ``unseen``, as in
+    "with classes never seen in training"; ``left_out``, why a section is empty, by its name."""
 
 
 def read_run(folder: Path) -> Run:

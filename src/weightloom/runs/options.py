@@ -7,9 +7,11 @@ Knows nothing of what an application adds. Torch is not imported.
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Self, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from weightloom.errors import ConfigError, nearest
+
+Config = TypeVar("Config", bound="RunOptions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ class RunOptions:
         """Fill in every option that was not typed."""
         return self
 
-    def validating(self) -> Self:
+    def validating(self) -> "RunOptions":
         """Return the options of a run that is judged on validation tasks, never on those of the final table.
 
         Raises:
@@ -122,16 +124,13 @@ class RunOptions:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, options: dict[str, Any]) -> Self:
+    def from_dict(cls: "type[Config]", options: dict[str, Any]) -> "Config":
         """Build a config from JSON or YAML values, every type checked.
 
         Raises:
             ConfigError: If an option is unknown or of another type.
         """
         return config_from(cls, options)
-
-
-Config = TypeVar("Config", bound=RunOptions)
 
 
 def config_from(kind: type[Config], options: dict[str, Any]) -> Config:

@@ -48,6 +48,7 @@ from weightloom.tasks.spoken import spoken_split as spoken_split
 from weightloom.tasks.table import TableTasks as TableTasks
 from weightloom.tasks.table import load_table as load_table
 from weightloom.tasks.tasks import ALL as ALL
+from weightloom.tasks.tasks import Examples as Examples
 from weightloom.tasks.tasks import Skipped as Skipped
 from weightloom.tasks.tasks import Tasks as Tasks
 from weightloom.tasks.tasks import TaskSource as TaskSource

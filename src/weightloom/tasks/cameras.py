@@ -153,4 +153,5 @@ class CameraTasks(TaskSource):
             mask = (torch.arange(self.shots) < kept[share]).flatten(1)
         if not self.labelled:
             support_y = torch.full_like(support_y, UNLABELLED)
-        return Tasks(support_x, support_y, mask, query_x, query_y, pictures[:, support.shape[1] :])
+        before = pictures[:, support.shape[1] :]
+        return Tasks.of(support_x, support_y, query_x, query_y, support_mask=mask, hidden=before)

@@ -100,13 +100,13 @@ class ClassTasks(TaskSource):
         if self.fewest_shots is not None:
             kept = torch.randint(self.fewest_shots, self.shots + 1, (tasks, self.ways, 1), generator=generator)
             mask = torch.arange(self.shots) < kept[share]
-        return Tasks(
+        return Tasks.of(
             support.flatten(1, 2),
             labels.expand(-1, -1, self.shots).flatten(1),
-            mask.flatten(1),
             query.flatten(1, 2),
             labels.expand(-1, -1, self.queries).flatten(1),
-            drawn,
+            support_mask=mask.flatten(1),
+            classes=drawn,
         )
 
     def _classes(self, tasks: int, generator: torch.Generator) -> Tensor:

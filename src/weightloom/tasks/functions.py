@@ -81,7 +81,7 @@ class FunctionTasks(TaskSource):
             kept = torch.randint(self.fewest_shots, self.shots + 1, (tasks, 1), generator=generator)
             mask = torch.arange(self.shots) < kept[share]
         support_y = values.gather(1, support)[..., None]
-        return Tasks(position[support], support_y, mask, query_x, query_y, chosen[:, None])
+        return Tasks.of(position[support], support_y, query_x, query_y, support_mask=mask, hidden=chosen[:, None])
 
 
 def pixel_positions(height: int, width: int) -> Float[Tensor, "pixels 2"]:

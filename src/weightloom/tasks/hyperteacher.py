@@ -151,10 +151,8 @@ class HyperteacherTasks(TaskSource):
         outputs = _run(teacher.first, teacher.modules, teacher.last, codes, x)
         outputs = (outputs - teacher.mean[chosen, None]) / teacher.spread[chosen, None]
         y = (outputs / self.temperature).softmax(2)
-        mask = torch.ones(len(x), self.shots, dtype=torch.bool)
-        return Tasks(
-            x[:, : self.shots], y[:, : self.shots], mask, x[:, self.shots :], y[:, self.shots :], codes.flatten(1)
-        )
+        parts = x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :]
+        return Tasks.of(*parts, hidden=codes.flatten(1))
 
 
 def _run(first: Tensor, modules: Tensor, last: Tensor, codes: Tensor, x: Tensor) -> Tensor:

@@ -51,12 +51,10 @@ class Stretch:
         a, c, b = torch.randn(3, *size, generator=generator).unbind()
         x_unit, y_unit = signs[0] * (self.x * a).exp(), signs[1] * (self.y * c).exp()
         there = tasks.support_mask[..., None]
-        return tasks._replace(
-            support_x=(tasks.support_x * x_unit + self.shift * b) * there,
-            query_x=tasks.query_x * x_unit + self.shift * b,
-            support_y=tasks.support_y * y_unit,
-            query_y=tasks.query_y * y_unit,
-        )
+        support_x = (tasks.support_x * x_unit + self.shift * b) * there
+        support = tasks.support._replace(x=support_x, y=tasks.support_y * y_unit)
+        query = tasks.query._replace(x=tasks.query_x * x_unit + self.shift * b, y=tasks.query_y * y_unit)
+        return tasks._replace(support=support, query=query)
 
 
 @dataclass(frozen=True)
@@ -128,13 +126,13 @@ class PointTasks(TaskSource):
         kept = mask[..., None].to(support_y.dtype)
         level = (support_y * kept).sum(1, keepdim=True) / shots[..., None]
         level = level if self.centred else torch.zeros_like(level)
-        drawn = Tasks(
+        drawn = Tasks.of(
             self.pool.x[chosen[:, None], support] * kept,
             (support_y - level) * kept,
-            mask,
             self.pool.x[chosen[:, None], query],
             query_y - level,
-            torch.stack([chosen, self.pool.groups[chosen]], dim=1),
+            support_mask=mask,
+            hidden=torch.stack([chosen, self.pool.groups[chosen]], dim=1),
         )
         return drawn if self.augment is None else self.augment(drawn, generator)
 

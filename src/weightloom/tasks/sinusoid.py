@@ -51,7 +51,8 @@ class SinusoidTasks(TaskSource):
             mask = ~fewer | (torch.arange(self.shots) < kept)
         mask = mask[share]
         hidden = torch.cat([amplitude, phase], dim=2)[:, 0]
-        return Tasks(x[:, : self.shots], y[:, : self.shots], mask, x[:, self.shots :], y[:, self.shots :], hidden)
+        parts = x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :]
+        return Tasks.of(*parts, support_mask=mask, hidden=hidden)
 
     @staticmethod
     def curve(x: Tensor, amplitude: Tensor, phase: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Expected(NamedTuple):
     """What the forward pass itself changed in a copy."""
 
 
-class Run:
+class ProgramRun:
     """A program's copies, one for each task, and what they are called with."""
 
     def __init__(self, names: Names, nudge: float = 0.0) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from weightloom.base import apply_per_task
 from weightloom.errors import WeightloomError
 from weightloom.forms.factored import built
-from weightloom.testing.copies import Expected, InvalidProgramError, Names, Run, weighted_gradients
+from weightloom.testing.copies import Expected, InvalidProgramError, Names, ProgramRun, weighted_gradients
 from weightloom.testing.state import State, is_dead, trouble
 from weightloom.testing.trees import structure, walk
 
@@ -62,7 +62,7 @@ def judge(names: Names, engines: Sequence[str]) -> dict[str, Verdict]:
 
 
 def _judge(names: Names, engines: Sequence[str]) -> dict[str, Verdict]:
-    run = Run(names)
+    run = ProgramRun(names)
     bases = {engine: run.made() for engine in engines}
     states = {engine: State(base) for engine, base in bases.items()}
     verdicts = dict.fromkeys(engines, Verdict("equal"))
@@ -80,7 +80,7 @@ def _judge(names: Names, engines: Sequence[str]) -> dict[str, Verdict]:
 
 
 def _is_sensitive(names: Names) -> bool:
-    run, moved = Run(names), Run(names, nudge=NUDGE)
+    run, moved = ProgramRun(names), ProgramRun(names, nudge=NUDGE)
     for _ in range(names["CALLS"]):
         one, other = run.expected(), moved.expected()
         if one.kind != other.kind:
@@ -94,7 +94,7 @@ def _is_sensitive(names: Names) -> bool:
     return False
 
 
-def _verdict(run: Run, engine: Any, state: State, want: Expected) -> Verdict:
+def _verdict(run: ProgramRun, engine: Any, state: State, want: Expected) -> Verdict:
     """Run an engine, and compare."""
     args, kwargs, values, leaves, _ = run.fresh()
     before = [x.detach().clone() for x in leaves]
@@ -128,7 +128,7 @@ def _verdict(run: Run, engine: Any, state: State, want: Expected) -> Verdict:
     return _after(run, state, want, random, Verdict("equal"))
 
 
-def _after(run: Run, state: State, want: Expected, random: Tensor, verdict: Verdict) -> Verdict:
+def _after(run: ProgramRun, state: State, want: Expected, random: Tensor, verdict: Verdict) -> Verdict:
     """Look at what the call left behind."""
     if not torch.equal(random, torch.get_rng_state()):
         return Verdict("silent", "torch's random state moved")

@@ -1,7 +1,8 @@
-"""Training: a model and a source of tasks in, a better model and its history out.
+"""Training: a model and a source of batches in, a better model and its history out.
 
 In:   a module whose ``forward(tasks)`` does all that is differentiated (encode, generate, run the base), a `TaskSource`
-      and a loss that gives one number per task, where ``forward`` does not give it.
+      and a loss that gives one number per task, where ``forward`` does not give it; or turns of several players, each
+      with a loss of its own, and batches of any kind.
 Out:  the trained module, and a history of losses; checkpoints on the way.
 Knows nothing of what the model is.
 
@@ -13,9 +14,9 @@ is in its own process.
 
 from weightloom.training.keep import History as History
 from weightloom.training.keep import load_model as load_model
-from weightloom.training.keep import read_rows as read_rows
 from weightloom.training.loop import train as train
 from weightloom.training.options import HasBlocks as HasBlocks
 from weightloom.training.options import TrainOptions as TrainOptions
 from weightloom.training.processes import OneProcess as OneProcess
 from weightloom.training.processes import Processes as Processes
+from weightloom.training.turns import Turn as Turn

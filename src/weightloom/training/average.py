@@ -10,19 +10,28 @@ from torch import Tensor, nn
 class Average:
     """A running average of the parameters of a model, or nothing where the decay is 0.
 
-    Early on it follows more closely, so that it forgets where the model began. Buffers are the model's own.
+    Early on it follows more closely, so that it forgets where the model began. Buffers are the model's own: after
+    training those of batch normalisation are statistics of the last parameters, which averaged ones may not have. With
+    ``buffers`` real ones are averaged with the parameters.
+
+    Args:
+        model: The model, on its device.
+        decay: Share of the average that a step leaves.
+        buffers: Average buffers of real numbers too.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, buffers: bool = False) -> None:
         self.decay = decay
-        self.own = dict(model.named_parameters()) if decay else {}
-        self.values = [parameter.detach().clone() for parameter in self.own.values()]
+        self.own: dict[str, Tensor] = dict(model.named_parameters()) if decay else {}
+        if decay and buffers:
+            self.own |= {name: its for name, its in model.named_buffers() if its.is_floating_point()}
+        self.values = [value.detach().clone() for value in self.own.values()]
 
     def update(self, step: int) -> None:
         """Take in the parameters after a step, counted from 0."""
         if self.values:
             weight = 1 - min(self.decay, (step + 1) / (step + 20))
-            torch._foreach_lerp_(self.values, [parameter.detach() for parameter in self.own.values()], weight)
+            torch._foreach_lerp_(self.values, [value.detach() for value in self.own.values()], weight)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -49,6 +58,6 @@ class Average:
 
 
 @torch.no_grad()
-def _copy(parameters: dict[str, nn.Parameter], values: list[Tensor]) -> None:
-    for parameter, value in zip(parameters.values(), values, strict=True):
-        parameter.copy_(value)
+def _copy(own: dict[str, Tensor], values: list[Tensor]) -> None:
+    for its, value in zip(own.values(), values, strict=True):
+        its.copy_(value)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from weightloom.tasks import Tasks
 
@@ -41,11 +42,11 @@ class Processes(Protocol):
         ...
 
     def to_device(self, obj: Any) -> Any:
-        """Move tensors, or a tuple of them, to the device."""
+        """Move a batch, any tree of tensors, to the device."""
         ...
 
-    def backward(self, tensor: Tensor) -> None:
-        """Differentiate."""
+    def backward(self, tensor: Tensor, **how: Any) -> None:
+        """Differentiate, as ``Tensor.backward`` does."""
         ...
 
     def all_reduce(self, data: Any, group: Any = None, reduce_op: str | None = "mean") -> Any:
@@ -81,13 +82,15 @@ class OneProcess:
         """Return them as they are."""
         return (module, *optimizers)
 
-    def to_device(self, obj: Tasks) -> Tasks:
-        """Move tasks to the device."""
-        return obj.to(self.device)
+    def to_device(self, obj: Any) -> Any:
+        """Move a batch, any tree of tensors, to the device."""
+        if isinstance(obj, Tasks | Tensor):
+            return obj.to(self.device)
+        return tree_map(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, obj)
 
-    def backward(self, tensor: Tensor) -> None:
-        """Differentiate."""
-        tensor.backward()
+    def backward(self, tensor: Tensor, **how: Any) -> None:
+        """Differentiate, as ``Tensor.backward`` does."""
+        tensor.backward(**how)
 
     def all_reduce(self, data: Any, group: Any = None, reduce_op: str | None = "mean") -> Any:
         """Return what this process has."""

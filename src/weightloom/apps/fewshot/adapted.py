@@ -21,7 +21,7 @@ from torch import Tensor
 from weightloom.apps.fewshot.export import plain_network, write_network
 from weightloom.apps.fewshot.inputs import Inputs, Targets, inputs_of, targets_of
 from weightloom.apps.fewshot.problems import Problem
-from weightloom.apps.fewshot.support import Examples, read_inputs, read_support
+from weightloom.apps.fewshot.support import Given, read_inputs, read_support
 from weightloom.errors import ConfigError, DataError
 from weightloom.files import write_atomically
 from weightloom.learners.learner import Learner, Support
@@ -48,7 +48,7 @@ class AdaptedTask:
         """Name the class of each input; or predict its numbers.
 
         Args:
-            inputs: Examples as in training: paths, arrays, texts or rows; or the path of a folder or file of them.
+            inputs: Given as in training: paths, arrays, texts or rows; or the path of a folder or file of them.
 
         Returns:
             Class names, a list; of a regression an array (inputs,), or (inputs, outputs) where there are several.
@@ -212,7 +212,7 @@ def _answer(learner: Learner, params: Mapping[str, Tensor], x: Tensor) -> Tensor
     return learner.predict(params, x[None])[0]
 
 
-def _centred(targets: Targets, examples: Examples) -> Tensor:
+def _centred(targets: Targets, examples: Given) -> Tensor:
     return targets.of_task(examples.y).encode(examples.y) if targets.centred else targets.encode(examples.y)
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from weightloom.apps.app import App, Contender, Listed, Shown, Training
 from weightloom.apps.fewshot.config import FewShotConfig, FewShotOptions
-from weightloom.apps.fewshot.presets import DATA, FITS, METHODS, PRESETS, where
+from weightloom.apps.fewshot.methods import FITS, METHODS
+from weightloom.apps.fewshot.presets import DATA, PRESETS, where
 
 if TYPE_CHECKING:
     from weightloom.apps.fewshot.adapted import AdaptedTask
@@ -75,7 +76,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         """Read the parameters."""
         from weightloom.training import load_model
 
-        load_model(checkpoint, model)
+        load_model(checkpoint, model, identity)
 
     def judge(
         self, contenders: "Sequence[Contender[Learner]]", problem: "Problem", config: FewShotOptions, folder: Path
@@ -141,8 +142,8 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
             shots = " ".join(map(str, preset["shots"]))
             data.append((name, f"{ways}shots {shots}, {preset['steps']} steps", where(name)))
         methods = [
-            (name, what, " ".join(data for data, fits in FITS.items() if name in fits))
-            for name, what in METHODS.items()
+            (method.name, method.about, " ".join(data for data, fits in FITS.items() if method.name in fits))
+            for method in METHODS
         ]
         return [
             Listed("weightloom fewshot --data …", ("data", "defaults", "where"), data),

@@ -1,9 +1,10 @@
 """What one few-shot run is: every option once, with its default and its check."""
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from weightloom.apps.fewshot.presets import COMMON, FITS, PRESETS, data_kind
+from weightloom.apps.fewshot.methods import FITS
+from weightloom.apps.fewshot.presets import COMMON, PRESETS, data_kind
 from weightloom.errors import ConfigError
 from weightloom.runs.options import RunOptions
 
@@ -97,7 +98,7 @@ class FewShotConfig(RunOptions):
         """Key of the data in `FITS`."""
         return data_kind(self.data)
 
-    def validating(self) -> Self:
+    def validating(self) -> "FewShotConfig":
         """Return the options of a run that is judged on validation tasks."""
         return replace(self, held_out="validation")
 

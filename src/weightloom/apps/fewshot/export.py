@@ -45,8 +45,9 @@ def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task
     drawn = draw_test_tasks(problem, shots, int(task) + 1).take(slice(int(task), None))
     about: dict[str, Any] = {"task": f"meta-test task {task}, {problem.setting(shots, config.ways[0])}"}
     if isinstance(problem, ClassProblem):
-        about["classes"] = [problem.held_out.names[i] for i in drawn.hidden[0].tolist()]
-    return write_network(learner, Support.of(drawn), folder, about)
+        assert drawn.classes is not None
+        about["classes"] = [problem.held_out.names[i] for i in drawn.classes[0].tolist()]
+    return write_network(learner, drawn.support, folder, about)
 
 
 def write_network(

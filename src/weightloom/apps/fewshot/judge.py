@@ -12,10 +12,10 @@ from torch import Tensor
 from weightloom.apps.app import Contender
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems import Problem
-from weightloom.learners.learner import Learner, Support
-from weightloom.losses import cross_entropy_per_task, mse_per_task
+from weightloom.learners.learner import Learner
+from weightloom.losses import cross_entropy_per_task, loss_of_those_there, mse_per_task
 from weightloom.runs.record import Role, Row, failed_row, summary
-from weightloom.tasks import Tasks
+from weightloom.tasks import Examples, Tasks
 
 TEST_SEED = 1 << 40
 """Where meta-test tasks come from: the same tasks for every method and every seed of training."""
@@ -90,7 +90,7 @@ def score_all(contenders: Sequence[Contender[Learner]], problem: Problem, config
             rows.append(control.row("shuffled", setting, role="control"))
         for mark in yardsticks:
             scores = judge(mark.learner, problem, shots, config.test_tasks, ways, seen=mark.seen)
-            rows.append(scores.row(mark.name, setting, role=mark.role))
+            rows.append(scores.row(mark.method, setting, role=mark.role))
     return rows
 
 
@@ -134,19 +134,19 @@ def judge(
         drawn = draw_test_tasks(problem, shots, max(2, count) if shuffled else count, first, ways)
         drawn = drawn if seen is None else seen(drawn)
         torch.manual_seed(TEST_SEED + first)  # for methods that start from a random network
-        support = Support.of(drawn)
+        support = drawn.support
         if shuffled:
-            support = Support(*(field.roll(1, 0) for field in support))
+            support = support.map(lambda values: values.roll(1, 0))
         outputs = learner.predict(learner.adapt(support), drawn.query_x)
-        outputs, targets = outputs[:count].float(), drawn.query_y[:count]
+        outputs, query = outputs[:count].float(), drawn.query.take(slice(count))
         lost = ~outputs.flatten(1).isfinite().all(1)
         diverged += int(lost.sum())
         if labels:
             outputs[lost] = 0.0  # no class is likelier than another
-        parts.append(_score(outputs, targets))
+        parts.append(_score(outputs, query))
         if labels:
             sure, chosen = outputs.softmax(2).max(2)
-            trust.append(torch.stack([sure, (chosen == targets).float()]).flatten(1))
+            trust.append(torch.stack([sure, (chosen == query.y).float()])[:, query.mask])
     scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     calibration = reliability(*torch.cat(trust, dim=1)) if labels else None
     return Scores(scores, time_to_adapt(learner, problem, shots, ways), calibration, diverged)
@@ -189,7 +189,7 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> dict[str, 
 @torch.no_grad()
 def time_to_adapt(learner: Learner, problem: Problem, shots: int, ways: int | None = None, repeats: int = 11) -> float:
     """Median seconds to adapt to one new task, after a first go that is not counted."""
-    support = Support.of(draw_test_tasks(problem, shots, 1, ways=ways))
+    support = draw_test_tasks(problem, shots, 1, ways=ways).support
     times: list[float] = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -200,17 +200,18 @@ def time_to_adapt(learner: Learner, problem: Problem, shots: int, ways: int | No
     return median(times[1:] or times)
 
 
-def _score(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def _score(outputs: Tensor, query: Examples) -> dict[str, Tensor]:
     """Score each task: error of a regression; accuracy, macro recall, F1 and log loss of a classification."""
-    if targets.is_floating_point():
-        return {"mse": mse_per_task(outputs, targets)}
+    if query.y.is_floating_point():
+        return {"mse": loss_of_those_there(mse_per_task, outputs, query.y, query.mask)}
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
-    options: dict[str, Any] = {"num_classes": outputs.shape[2], "multidim_average": "samplewise"}
+    options: dict[str, Any] = {"num_classes": outputs.shape[2], "multidim_average": "samplewise", "ignore_index": -1}
+    targets = query.y.masked_fill(~query.mask, -1)
     predicted = outputs.argmax(2)
     return {
         "accuracy": multiclass_accuracy(predicted, targets, average="micro", **options),
         "macro_recall": multiclass_accuracy(predicted, targets, average="macro", **options),
         "f1": multiclass_f1_score(predicted, targets, average="macro", **options),
-        "log_loss": cross_entropy_per_task(outputs, targets),
+        "log_loss": loss_of_those_there(cross_entropy_per_task, outputs, query.y, query.mask),
     }

@@ -8,7 +8,7 @@ import torch
 
 from weightloom.apps.fewshot.judge import draw_test_tasks
 from weightloom.apps.fewshot.problems import Problem
-from weightloom.learners.learner import Learner, Support
+from weightloom.learners.learner import Learner
 from weightloom.params import Params
 
 AT_ONCE = 100
@@ -33,12 +33,12 @@ def time_many(learner: Learner, problem: Problem, tasks: int) -> dict[str, Any]:
     ways, shots = problem.settings()[0]
     drawn = draw_test_tasks(problem, shots, tasks, ways=ways)
     parts = [drawn.take(slice(first, first + AT_ONCE)) for first in range(0, tasks, AT_ONCE)]
-    written: list[Params] = [learner.adapt(Support.of(part)) for part in parts]
+    written: list[Params] = [learner.adapt(part.support) for part in parts]
     flat = drawn.query_x.flatten(0, 1)
 
     def write() -> None:
         for part in parts:
-            learner.adapt(Support.of(part))
+            learner.adapt(part.support)
 
     def run() -> None:
         for params, part in zip(written, parts, strict=True):

@@ -1,80 +1,12 @@
-"""The methods and the data of the few-shot app by name: which fit together, and what suits each data set."""
+"""The data of the few-shot app by name, and the options that suit each data set."""
 
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from weightloom.apps.fewshot.methods import FITS
 from weightloom.datasets import FILES, find_file, searched_folders
 from weightloom.errors import ConfigError, nearest
-
-METHODS = {
-    "hypernetwork": "what suits the data: a generated head (classes), network (sinusoid) or prior (other regression)",
-    "hyper-film": "a generated head, and generated scales and shifts of the norms before it",
-    "hyper-lowrank": "a generated head, and generated changes of rank 4 of the convolutions before it",
-    "hyper-mlp": "a whole network written by an MLP from what attention says of the support set",
-    "hyper-transformer": "a whole network written by a transformer over slices of its parameters",
-    "hyper-maml": "the hypernetwork, then gradient steps on what it wrote, trained end to end",
-    "film": "scales and shifts only, generated from the support set",
-    "cnp": "a conditional neural process: the condition is one more input of a network that all tasks share",
-    "cnp-grid": "the same, the support set being spread over a grid, as for the hypernetwork",
-    "maml": "a start that all tasks share, then gradient steps through which it is trained",
-    "maml-first-order": "the same, the inner gradients taken as constants",
-    "anil": "the same, but only the last layer is adapted",
-    "cavia": "the same, but only a few further inputs are adapted",
-    "protonet": "a trunk that all tasks share, and the class whose mean feature is nearest",
-    "protonet-unit": "the same, on features that are centred and brought to one length",
-    "probe": "a trunk trained to tell all training classes apart, and a linear head fitted to each support set",
-    "hyper-free": "the same for cameras, each column written as free numbers, not as an assignment of wires to pixels",
-    "code-input": "the encoder of the hypernetwork, its code read beside each input and not written into weights",
-    "in-context": "a transformer that reads the support set beside each query",
-    "shared": "the network whose first layer is generated, with one first layer for all tasks",
-    "matching": "wires matched to pixels by hand, and a support vector machine that knows the training pictures",
-    "matching-taught": "the same, the machine taught on pictures that were restored in this way",
-    "logistic": "logistic regression on each support set alone",
-    "nearest": "the label of the nearest point of the support set",
-    "svm": "a support vector machine on each support set alone",
-    "scratch": "the base network, trained on each support set alone",
-    "centroid": "the class whose mean input is nearest",
-    "polynomial": "a polynomial fitted to each support set alone, by ridge regression",
-    "ridge": "a line fitted to each support set alone, by ridge regression",
-    "interpolation": "what lies between the points of the support set",
-    "gaussian": "linear completion under a Gaussian fitted to training images, or to training curves",
-}
-"""Every method by name, and what it is."""
-
-_INNER = ("maml", "maml-first-order", "anil")
-_OURS = ("hypernetwork", "hyper-film", "hyper-lowrank", "hyper-maml")
-_IMAGES = (*_OURS, "film", *_INNER, "protonet", "protonet-unit", "probe", "scratch", "centroid")
-_FEATURES = ("hypernetwork", "hyper-maml", *_INNER, "protonet", "probe", "scratch", "centroid")
-_CURVES = (
-    *("hypernetwork", "hyper-mlp", "hyper-transformer", "hyper-maml", "film", "cnp"),
-    *(*_INNER, "cavia", "scratch", "polynomial", "ridge"),
-)
-_FUNCTIONS = ("hypernetwork", "cnp", "cnp-grid", "interpolation", "gaussian")
-_CAMERAS = (
-    *("hypernetwork", "hyper-free", "code-input", "in-context", "shared"),
-    *("matching", "matching-taught", "logistic", "nearest", "svm"),
-)
-_UNLABELLED = ("hypernetwork", "hyper-free", "code-input", "shared")
-
-FITS = {
-    "cameras": _CAMERAS,
-    "cameras-crosstalk": _CAMERAS,
-    "cameras-unlabelled": _UNLABELLED,
-    "digits": _IMAGES,
-    "omniglot": _IMAGES,
-    "omniglot-alphabets": _IMAGES,
-    "cifar-fs": _IMAGES,
-    "spoken-digits": _IMAGES,
-    "folder": _IMAGES,
-    "intents": _FEATURES,
-    "sinusoid": (*_CURVES, "gaussian"),
-    "growth-curves": _CURVES,
-    "table": _CURVES,
-    "own": tuple(name for name in dict.fromkeys((*_IMAGES, *_CURVES)) if name != "probe"),
-    "mnist-functions": _FUNCTIONS,
-}
-"""Which methods solve the tasks of which data; `folder`, `table` and `own` stand for data of your own."""
 
 DATA = tuple(name for name in FITS if name not in ("folder", "table", "own"))
 

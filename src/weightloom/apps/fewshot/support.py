@@ -1,7 +1,7 @@
-"""Examples of a user's own task, in any of the forms that people have them in.
+"""Given of a user's own task, in any of the forms that people have them in.
 
 In:   a mapping from class names to examples, inputs and targets, or a path of a folder, .csv, .jsonl or .npz.
-Out:  `Examples`: inputs as `Inputs.encode` takes them, and a class name or numbers for each.
+Out:  `Given`: inputs as `Inputs.encode` takes them, and a class name or numbers for each.
 Knows nothing of models.
 """
 
@@ -27,7 +27,7 @@ FORMS = (
 POINTS = "(x, y), or the path of a .csv or .jsonl file with a column `y`, or of a .npz with `support_x` and `support_y`"
 
 
-class Examples(NamedTuple):
+class Given(NamedTuple):
     """Labelled examples of one task."""
 
     x: list[Any]
@@ -40,7 +40,7 @@ class Examples(NamedTuple):
 
 def read_support(
     support: Any, inputs: Inputs, kind: Literal["classification", "regression"], targets: Targets | None = None
-) -> Examples:
+) -> Given:
     """Read the support set of one task.
 
     Args:
@@ -64,7 +64,7 @@ def read_support(
         y = [None] * len(x) if support[1] is None else _plain(support[1])
         if len(x) != len(y):
             raise DataError(f"There are {len(x)} inputs and {len(y)} targets. Each input has one. Pass as many.")
-        return Examples(x, y, names)
+        return Given(x, y, names)
     forms = FORMS if kind == "classification" else POINTS
     raise DataError(f"A support set cannot be a {type(support).__name__} here. It is {forms}. Pass one of these.")
 
@@ -73,7 +73,7 @@ def read_inputs(given: Any, inputs: Inputs) -> tuple[list[Any], list[str]]:
     """Read inputs without labels, and name each.
 
     Args:
-        given: Examples, or paths; a folder, or a .csv, .jsonl or .npz file, stands for all that it holds.
+        given: Given, or paths; a folder, or a .csv, .jsonl or .npz file, stands for all that it holds.
         inputs: Kind of the inputs.
 
     Raises:
@@ -97,7 +97,7 @@ def read_inputs(given: Any, inputs: Inputs) -> tuple[list[Any], list[str]]:
     return items, names
 
 
-def _of_classes(classes: Mapping[Any, Any], inputs: Inputs) -> Examples:
+def _of_classes(classes: Mapping[Any, Any], inputs: Inputs) -> Given:
     x, y, names = list[Any](), list[Any](), list[str]()
     for name, given in classes.items():
         items, its = read_inputs(given, inputs)
@@ -108,7 +108,7 @@ def _of_classes(classes: Mapping[Any, Any], inputs: Inputs) -> Examples:
             )
         x, y = x + items, y + [name] * len(items)
         names += [label if label in items else f"{name}, {label}" for label in its]
-    return Examples(x, y, names)
+    return Given(x, y, names)
 
 
 def _class_folders(root: Path) -> list[Path]:
@@ -130,7 +130,7 @@ def _of_file(
     inputs: Inputs,
     kind: Literal["classification", "regression"] | None,
     targets: Targets | None = None,
-) -> Examples:
+) -> Given:
     """Read a file of examples; ``kind`` None: without their labels."""
     if path.suffix.lower() not in TABLES:
         what = "is not there" if not path.exists() else "is a folder" if path.is_dir() else "is of no kind known"
@@ -153,7 +153,7 @@ def _of_file(
             )
         x.append(inputs.of_row(left, where, path.parent))
         y.append(label[0] if kind == "classification" else _floats(label, where) if kind else None)
-    return Examples(x, y, [where for where, _ in rows])
+    return Given(x, y, [where for where, _ in rows])
 
 
 def _label_columns(row: Mapping[str, Any], kind: str, targets: Targets | None) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
 
 
-def _of_arrays(path: Path, labelled: bool) -> Examples:
+def _of_arrays(path: Path, labelled: bool) -> Given:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -208,7 +208,7 @@ def _of_arrays(path: Path, labelled: bool) -> Examples:
     y = _plain(arrays["support_y"]) if labelled else [None] * len(x)
     if len(x) != len(y):
         raise DataError(f"`{path}` holds {len(x)} inputs and {len(y)} targets. Each input has one. Write as many.")
-    return Examples(x, y, [f"example {number} of {path}" for number in range(len(x))])
+    return Given(x, y, [f"example {number} of {path}" for number in range(len(x))])
 
 
 def _plain(values: Sequence[Any] | Tensor) -> list[Any]:

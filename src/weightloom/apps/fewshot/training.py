@@ -34,10 +34,10 @@ def fit(learner: Learner, problem: Problem, config: FewShotOptions, training: Tr
             outputs = torch.cat([learner.answer(processes.to_device(part)).float().cpu() for part in parts])
         if processes.device.type == "cpu" and done == config.evaluate_every != steps:
             training.look(learner)
+        there, y = tasks.query_mask, tasks.query_y
         if problem.kind == "regression":
-            return {"validation_score": (outputs - tasks.query_y).square().mean().item(), "score_name": "mse"}
-        right = (outputs.argmax(2) == tasks.query_y).float().mean().item()
-        return {"validation_score": right, "score_name": "accuracy"}
+            return {"validation_score": (outputs - y)[there].square().mean().item(), "score_name": "mse"}
+        return {"validation_score": (outputs.argmax(2) == y)[there].float().mean().item(), "score_name": "accuracy"}
 
     options = TrainOptions(
         steps=steps,
@@ -60,6 +60,7 @@ def fit(learner: Learner, problem: Problem, config: FewShotOptions, training: Tr
         evaluate=evaluate,
         fabric=processes,
         quiet=training.quiet,
+        identity=training.identity,
     )
     learner.cpu()  # judged on the CPU, wherever it was trained
     return history

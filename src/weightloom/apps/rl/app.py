@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from weightloom.apps.app import App, Contender, Listed, Shown, Training
 from weightloom.apps.rl.config import RLConfig, RLOptions
-from weightloom.apps.rl.presets import METHODS, RUNS
+from weightloom.apps.rl.presets import METHODS
 
 if TYPE_CHECKING:
+    from weightloom.apps.rl.adapted import AdaptedAgent
     from weightloom.apps.rl.envs.worlds import World
     from weightloom.report.run import Run
     from weightloom.report.section import Section
@@ -49,8 +50,9 @@ class RL(App[RLOptions, "World", Any]):
 
     def train(self, model: Any, problem: "World", config: RLOptions, training: Training[Any]) -> "History":
         """Let it learn."""
-        from weightloom.apps.rl.train import train
+        from weightloom.apps.rl.learning import train
 
+        config.check_learns()  # steps may have come from `--minutes`
         return train(model, problem, config, training)
 
     def trial_steps(self, config: RLOptions) -> tuple[int, int]:
@@ -79,6 +81,12 @@ class RL(App[RLOptions, "World", Any]):
 
         return showcase({name: player_of(model, config) for name, model in models.items()}, problem, config)
 
+    def adapt(self, model: Any, problem: "World", config: RLOptions, support: str) -> "AdaptedAgent":
+        """Take the policy of one context."""
+        from weightloom.apps.rl.adapted import adapt_run
+
+        return adapt_run(model, problem, config, support)
+
     def sections(self, run: "Run") -> "list[Section]":
         """Draw them."""
         from weightloom.apps.rl.figures import sections
@@ -94,8 +102,5 @@ class RL(App[RLOptions, "World", Any]):
 
     def listed(self) -> list[Listed]:
         """Methods."""
-        rows = [
-            (name, what, " ".join(algorithm for algorithm, runs in RUNS.items() if name in runs))
-            for name, what in METHODS.items()
-        ]
+        rows = [(method.name, method.about, " ".join(method.algorithms)) for method in METHODS]
         return [Listed("weightloom rl --method …", ("method", "what it is", "algorithms"), rows)]

@@ -1,7 +1,7 @@
 """What one run of reinforcement learning is: every option once, with its default and its check."""
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from weightloom.apps.rl.presets import RUNS, preset
 from weightloom.errors import ConfigError
@@ -79,6 +79,11 @@ class RLConfig(RunOptions):
         self.check_counts("rows", "batch", "rollout", "width", "hidden", "rank", "critics", "test_contexts")
         self.check_not_negative("warm_up", "blocks", "entropy", "noise", "smoothing")
         self.check_positive("learning_rate", "reward_scale", "updates", "final_rate", "clip")
+        if self.final_rate is not None and self.final_rate > 1:
+            raise ConfigError(
+                f"`--final-rate {self.final_rate}` is above 1. It is the share of the learning rate that is left at "
+                "the end, and the rate falls. Type `--final-rate 1` to keep it."
+            )
         if self.discount is not None and not 0 < self.discount < 1:
             raise ConfigError(
                 f"`--discount {self.discount}` is not between 0 and 1. Rewards count less the later they come. "
@@ -87,19 +92,25 @@ class RLConfig(RunOptions):
         fit = preset(self.env, self.algorithm)
         self.check_methods(RUNS[fit["algorithm"]], f"--algorithm {fit['algorithm']}", fit["comparators"])
 
-    def validating(self) -> Self:
+    def validating(self) -> "RLConfig":
         """Return the options of a run that is judged on contexts of its own."""
         return replace(self, validation=True)
 
     def resolved(self) -> "RLOptions":
-        """Fill in what was left to the environment."""
+        """Fill in what was left to the environment.
+
+        Raises:
+            ConfigError: If so few steps leave nothing to learn from: below the warm-up, or below one rollout of PPO.
+        """
         known = preset(self.env, self.algorithm)
         steps = self.steps or known["steps"]
         known |= {"evaluate_every": max(1, steps // 20), "checkpoint_every": max(1, steps // 10)}
         missing = {name: value for name, value in known.items() if getattr(self, name) is None}
         if "comparators" in missing:
             missing["comparators"] = tuple(name for name in missing["comparators"] if name != self.method)
-        return RLOptions(**{**{field.name: getattr(self, field.name) for field in fields(self)}, **missing})
+        whole = RLOptions(**{**{field.name: getattr(self, field.name) for field in fields(self)}, **missing})
+        whole.check_learns()
+        return whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,3 +146,35 @@ class RLOptions(RLConfig):
     def resolved(self) -> "RLOptions":
         """Return them as they are."""
         return self
+
+    @property
+    def steps_a_round(self) -> int:
+        """Environment steps between updates: one of each row, or a rollout of PPO."""
+        return self.rows * (max(2, self.rollout // self.rows) if "ppo" in self.algorithm else 1)
+
+    @property
+    def updates_a_round(self) -> int:
+        """Optimiser steps of TD3 and SAC after each step of all rows."""
+        return max(1, round(self.updates * self.rows))
+
+    def check_learns(self) -> None:
+        """Raise a `ConfigError` unless the policy is updated at least once."""
+        if "ppo" in self.algorithm:
+            if self.steps < self.steps_a_round:
+                shorter = max(2 * self.rows, self.steps // 10)
+                advice = f", or `--rollout {shorter}` for shorter ones" if self.steps >= shorter else ""
+                raise ConfigError(
+                    f"`--steps {self.steps}` is below one rollout of {self.steps_a_round:,} steps, so nothing would be "
+                    "learned within them. PPO updates after whole rollouts. "
+                    f"Type `--steps {10 * self.steps_a_round}`{advice}."
+                )
+            return
+        rounds = -(-self.steps // self.rows) - self.warm_up // self.rows
+        needed = 2 if self.algorithm == "td3" else 1  # TD3 moves the policy at every second update
+        if rounds * self.updates_a_round < needed:
+            advice = f", or `--warm-up {self.steps // 10}`" if self.steps >= 10 * self.rows else ""
+            raise ConfigError(
+                f"`--steps {self.steps}` with `--warm-up {self.warm_up}` would not update the policy once: actions are "
+                "random during the warm-up, and nothing is learned before its end. Steps should be several times as "
+                f"many. Type `--steps {10 * max(self.warm_up, self.rows)}`{advice}."
+            )

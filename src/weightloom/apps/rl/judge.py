@@ -18,8 +18,8 @@ from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.grid import GridWorld
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, Rollouts, World
+from weightloom.runs.metrics import read_rows
 from weightloom.runs.record import Role, Row, failed_row, summary
-from weightloom.training import read_rows
 
 TEST_SEED = 1 << 40
 """Where contexts and starts of the table come from: the same for every method and every seed of training."""
@@ -77,7 +77,8 @@ def judge(player: Player, world: World, setting: Setting, discount: float) -> di
     played = world.rollout(player, setting.contexts, steps, TEST_SEED)
     found = {"return": played.returns()}
     found["noisy"] = world.rollout(player, setting.contexts, steps, TEST_SEED, noise=NOISE).returns()
-    found["changed"] = world.rollout(player, setting.contexts, steps, TEST_SEED, change=setting.others).returns()
+    if world.can_change:
+        found["changed"] = world.rollout(player, setting.contexts, steps, TEST_SEED, change=setting.others).returns()
     if isinstance(world, BatchedWorld) and isinstance(world.env, GridWorld):
         trials = played.rewards.unflatten(0, (world.env.trials, -1)).sum(1)
         found |= {"first_trial": trials[0], "last_trial": trials[-1]}

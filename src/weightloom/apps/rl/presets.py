@@ -1,27 +1,46 @@
 """What suits each environment, where nothing was typed; and which methods an algorithm can run."""
 
+from dataclasses import dataclass
 from typing import Any
 
 OURS = "hypernetwork"
-METHODS = {
-    "hypernetwork": "policy and value function generated from state and context",
-    "context-only": "generated from the context alone, once an episode",
-    "film": "only gains and biases are generated",
-    "concat": "nothing is generated: a plain network reads the context beside the state",
-    "concat-mse": "the same, its critic with squared errors instead of Huber's",
-    "input-matched": "the trunk of ours and the state once more, with nothing generated",
-    "none": "a plain network that is not told the context",
-    "recurrent": "a memory of states, actions and rewards, with nothing generated",
-}
-"""Every method, and what it is."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to tell agents their context, which can be chosen by name."""
+
+    name: str
+    """Its name on the command line."""
+    about: str
+    """Its idea, in one line."""
+    algorithms: tuple[str, ...]
+    """The algorithms that can run it."""
+
+
+_OFF_POLICY = ("td3", "sac")
+
+METHODS = (
+    Method(
+        "hypernetwork",
+        "policy and value function generated from state and context",
+        (*_OFF_POLICY, "ppo", "recurrent-ppo"),
+    ),
+    Method("context-only", "generated from the context alone, once an episode", (*_OFF_POLICY, "ppo")),
+    Method("film", "only gains and biases are generated", (*_OFF_POLICY, "ppo", "recurrent-ppo")),
+    Method("concat", "nothing is generated: a plain network reads the context beside the state", (*_OFF_POLICY, "ppo")),
+    Method("concat-mse", "the same, its critic with squared errors instead of Huber's", _OFF_POLICY),
+    Method("input-matched", "the trunk of ours and the state once more, with nothing generated", (*_OFF_POLICY, "ppo")),
+    Method("recurrent", "a memory of states, actions and rewards, with nothing generated", ("recurrent-ppo",)),
+    Method("none", "a plain network that is not told the context", (*_OFF_POLICY, "ppo", "recurrent-ppo")),
+)
+"""Every method, in the order of lists."""
 
 RUNS: dict[str, tuple[str, ...]] = {
-    "td3": ("hypernetwork", "context-only", "film", "concat", "concat-mse", "input-matched", "none"),
-    "sac": ("hypernetwork", "context-only", "film", "concat", "concat-mse", "input-matched", "none"),
-    "ppo": ("hypernetwork", "context-only", "film", "concat", "input-matched", "none"),
-    "recurrent-ppo": ("hypernetwork", "film", "recurrent", "none"),
+    algorithm: tuple(method.name for method in METHODS if algorithm in method.algorithms)
+    for algorithm in (*_OFF_POLICY, "ppo", "recurrent-ppo")
 }
-"""Which methods an algorithm can run."""
+"""Names of the methods that an algorithm can run."""
 
 COMMON: dict[str, Any] = {
     "algorithm": "td3",

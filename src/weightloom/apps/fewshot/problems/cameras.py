@@ -1,6 +1,6 @@
 """Cameras with crossed wires: from a few labelled pictures that a camera sent to a network that reads all others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -13,18 +13,9 @@ from weightloom.apps.fewshot.inputs import Inputs, Numbers
 from weightloom.apps.fewshot.presets import PRESETS
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem, Yardstick
 from weightloom.errors import ConfigError, DataError
-from weightloom.learners.in_context import ContextReader, InContext
-from weightloom.learners.inputs import (
-    CLASSES,
-    CodeInputs,
-    CodeReader,
-    HyperInputs,
-    RestoringLearner,
-    SharedInputs,
-)
+from weightloom.learners.inputs import CLASSES, CodeReader, RestoringLearner
 from weightloom.learners.learner import Learner
-from weightloom.learners.machines import SupportLogistic, SupportNearest, SupportSVM, Unadapted, machine_of
-from weightloom.learners.matching import Matching
+from weightloom.learners.machines import Unadapted, machine_of
 from weightloom.networks import mlp
 from weightloom.tasks import CameraTasks, Jitter, Tasks, TaskSource, load_digit_images
 from weightloom.tasks.cameras import UNLABELLED
@@ -46,6 +37,7 @@ class CameraProblem(Problem):
     """
 
     kind = "classification"
+    pixels, classes = PIXELS, CLASSES
     at_once = 50
     many = 1000
 
@@ -110,23 +102,14 @@ class CameraProblem(Problem):
         """The same with a code of each wire as one more input, in the place of weights."""
         return nn.Sequential(CodeReader(PIXELS, PIXELS, CODE_DIM), *mlp([PIXELS, 256, 128, CLASSES]))
 
-    def methods(self) -> dict[str, Callable[[], Learner]]:
-        """Builders of the methods by name."""
+    def images(self) -> tuple[Tensor, Tensor]:
+        """Pictures of meta-training as vectors, in [0, 1], and their labels."""
         pictures, labels = self.train
-        images = pictures.flatten(1).float() / 255
-        taught = [self._source(self.train, ways, shots) for ways, shots in self.settings()]
-        return {
-            "hypernetwork": lambda: HyperInputs(self.build(CLASSES)),
-            "hyper-free": lambda: HyperInputs(self.build(CLASSES), rounds=0),
-            "code-input": lambda: CodeInputs(self.build_coded()),
-            "in-context": lambda: InContext(ContextReader(PIXELS, CLASSES)),
-            "shared": lambda: SharedInputs(self.build(CLASSES)),
-            "matching": lambda: Matching(images, labels),
-            "matching-taught": lambda: Matching(images, labels, taught=[*taught]),
-            "logistic": lambda: SupportLogistic(PIXELS, CLASSES),
-            "nearest": lambda: SupportNearest(PIXELS, CLASSES),
-            "svm": lambda: SupportSVM(PIXELS, CLASSES),
-        }
+        return pictures.flatten(1).float() / 255, labels
+
+    def taught(self) -> list[TaskSource]:
+        """Cameras that a machine may be taught on, for each setting of the table."""
+        return [self._source(self.train, ways, shots) for ways, shots in self.settings()]
 
     def inputs(self) -> Inputs:
         """Rows of 64 numbers, one for each wire."""
@@ -163,4 +146,4 @@ class CameraProblem(Problem):
 
 def uncrossed(tasks: Tasks) -> Tasks:
     """The same tasks, as a camera without a fault would have sent their queries."""
-    return tasks._replace(query_x=tasks.hidden)
+    return tasks._replace(query=tasks.query._replace(x=tasks.hidden))

@@ -1,31 +1,19 @@
 """Classification of classes never seen in meta-training: images, spectrograms, sentences, pictures of your own."""
 
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Pictures, Sentences, Sounds
-from weightloom.apps.fewshot.problems.base import own_base, split_base
+from weightloom.apps.fewshot.problems.base import own_base
 from weightloom.apps.fewshot.problems.pools import load_pools
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
-from weightloom.forms import LowRank
-from weightloom.learners.centroid import NearestCentroid
-from weightloom.learners.convs import HyperConvs
-from weightloom.learners.heads import HyperHead
-from weightloom.learners.inner_steps import InnerSteps
 from weightloom.learners.learner import Learner
-from weightloom.learners.maml import ANIL, MAML
-from weightloom.learners.probe import LinearProbe
-from weightloom.learners.protonet import ProtoNet
-from weightloom.learners.scratch import FromScratch
 from weightloom.networks import ConvNet, FeatureTrunk, Norm, ResidualTrunk, TrunkNet
 from weightloom.tasks import ClassTasks, TaskSource
 
-NORM_METHODS = ("hyper-film", "film", "protonet-unit")
-"""Methods that change the norms of the base, or add one."""
 NORMS: dict[str, Norm] = {"group": "group", "batch": "batch", "transductive": "task"}
 
 
@@ -89,7 +77,7 @@ class ClassProblem(Problem):
             norm: How it normalises images; None is the config's.
         """
         if self.config.base:
-            return split_base(self.config, outputs, self.event)
+            return own_base(self.config, outputs, self.event)
         if len(self.event) == 1:
             return TrunkNet(FeatureTrunk(self.event[0]), outputs)
         channels_in, size = self.event[:2]
@@ -102,46 +90,30 @@ class ClassProblem(Problem):
         """The base network where all of it is fitted to a task: statistics of meta-training are no longer its own."""
         return own_base(self.config, outputs, self.event) if self.config.base else self.build(outputs, norm="group")
 
-    def methods(self) -> dict[str, Callable[[], Learner]]:
-        """What builds each method."""
-        config, scale = self.config, self.pools.start_scale
-        ways = config.ways[0] if config.ways else 2
-        steps, rate = config.inner_steps, config.inner_lr
-        unit, sharp = self.pools.unit_scale is not None, self.pools.unit_scale or scale
-        classes = len(self.train.names) if self.pools.tell_all_apart else 0
+    @property
+    def ways(self) -> int:
+        """Rows of a head whose number is fixed."""
+        return self.config.ways[0] if self.config.ways else 2
 
-        def film(name: str, parameter: Tensor) -> bool:
-            return parameter.ndim == 1 and name.startswith("blocks")  # scales and shifts of norms
+    @property
+    def scale(self) -> float:
+        """Sharpness of heads at step 0."""
+        return self.pools.start_scale
 
-        def kernels(name: str, parameter: Tensor) -> bool:
-            return parameter.ndim == (2 if self.config.base else 4)
+    @property
+    def unit(self) -> bool:
+        """Whether the features of the generated head are brought to one length."""
+        return self.pools.unit_scale is not None
 
-        def inner(kind: Callable[..., Learner], base: nn.Module, inner_lr: float, **options: Any) -> Learner:
-            learner = kind(base, inner_steps=steps or 5, inner_lr=rate or inner_lr, learn_inner_lr=True, **options)
-            learner.ways = ways
-            return learner
+    @property
+    def sharp(self) -> float:
+        """Sharpness, at step 0, of heads on features of one length."""
+        return self.pools.unit_scale or self.pools.start_scale
 
-        def maml(**options: Any) -> Learner:
-            return inner(MAML, self.build_alone(ways), 0.01 if self.pools.residual else 0.1, **options)
-
-        known: dict[str, Callable[[], Learner]] = {
-            "hypernetwork": lambda: HyperHead(self.build(ways, unit), sharp, classes),
-            "hyper-film": lambda: HyperConvs(self.build(ways), film, scale),
-            "hyper-lowrank": lambda: HyperConvs(self.build(ways), {kernels: LowRank(4)}, scale),
-            "hyper-maml": lambda: InnerSteps(HyperHead(self.build(ways), scale), steps or 3, rate or 0.01),
-            "film": lambda: HyperConvs(self.build(ways), film, scale, generate_head=False),
-            "maml": maml,
-            "maml-first-order": lambda: maml(first_order=True),
-            "anil": lambda: inner(ANIL, self.build(ways), 0.1),
-            "protonet": lambda: ProtoNet(self.build(ways), scale, classes),
-            "protonet-unit": lambda: ProtoNet(self.build(ways, True), self.pools.unit_scale or scale, classes),
-            "probe": lambda: LinearProbe(self.build(ways), len(self.train.names)),
-            "scratch": lambda: FromScratch(self.build_alone, steps=50, inner_lr=3e-3),
-            "centroid": lambda: NearestCentroid(self.train.examples[0, 0].numel()),
-        }
-        if self.config.base:  # norms of a network of the user's own have no names that are known
-            known = {name: build for name, build in known.items() if name not in NORM_METHODS}
-        return known
+    @property
+    def known(self) -> int:
+        """Classes that trunks are also trained to tell apart; 0: they are not."""
+        return len(self.train.names) if self.pools.tell_all_apart else 0
 
     def inputs(self) -> Inputs:
         """Sentences, sounds, or pictures of the size of training."""

@@ -1,27 +1,14 @@
 """Regression of curves never seen in meta-training: sinusoids, growth curves, a table of your own."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Numbers, Targets
-from weightloom.apps.fewshot.problems.base import last_linear, own_base
+from weightloom.apps.fewshot.problems.base import own_base
 from weightloom.apps.fewshot.problems.problem import Problem
-from weightloom.conditions import SupportAttention
-from weightloom.forms import FiLM
-from weightloom.learners.cavia import CAVIA
-from weightloom.learners.cnp import ConditionalNeuralProcess, Conditioned
-from weightloom.learners.functions import FunctionNet, HyperFunction
-from weightloom.learners.inner_steps import InnerSteps
 from weightloom.learners.interpolation import GaussianCurves
 from weightloom.learners.learner import Learner
-from weightloom.learners.maml import MAML
-from weightloom.learners.polynomial import RidgePolynomial
-from weightloom.learners.scratch import FromScratch
-from weightloom.learners.whole_network import HyperRegressor
 from weightloom.networks import mlp
 from weightloom.tasks import SinusoidTasks, TaskSource
 from weightloom.tasks.growth import growth_split, load_growth_curves, of_families
@@ -85,45 +72,7 @@ class CurveProblem(Problem):
             return own_base(self.config, outputs, (self.x_dim,))
         return mlp([self.x_dim, 40, 40, outputs])
 
-    def methods(self) -> dict[str, Callable[[], Learner]]:
-        """What builds each method."""
-        config, x, y = self.config, self.x_dim, self.y_dim
-        steps, rate = config.inner_steps, config.inner_lr
-
-        def maml(count: int = 5, **options: Any) -> Learner:
-            count = steps or count
-            return MAML(self.build(y), inner_steps=count, inner_lr=rate or 0.01, learn_inner_lr=True, **options)
-
-        stable = 5 if self.pools else 3  # of sinusoids, five steps of all layers run to infinity now and then
-
-        return {
-            "hypernetwork": self._ours,
-            "hyper-mlp": lambda: HyperRegressor(self.build(y), x, y),
-            "hyper-transformer": lambda: HyperRegressor(self.build(y), x, y, transformer=True),
-            "hyper-maml": lambda: InnerSteps(HyperRegressor(self.build(y), x, y), steps or 3, rate or 0.001),
-            "film": lambda: HyperRegressor(self.build(y), x, y, form=FiLM()),
-            "cnp": lambda: ConditionalNeuralProcess(
-                SupportAttention(x, y, 64, layers=3), Conditioned(x, y, 64, hidden=(128, 128))
-            ),
-            "maml": lambda: maml(stable),
-            "maml-first-order": lambda: maml(stable, first_order=True),
-            "anil": lambda: maml(adapted=f"{last_linear(self.build(y))}.*"),
-            "cavia": lambda: CAVIA(self.build(y), inner_steps=steps or 5, inner_lr=rate or 1.0),
-            "scratch": lambda: FromScratch(self.build, steps=100, inner_lr=3e-2),
-            "ridge": lambda: RidgePolynomial(x, y, degree=1, ridge=0.3),
-            "polynomial": lambda: RidgePolynomial(x, y, degree=3, ridge=0.3),
-            **({} if self.pools else {"gaussian": self._gaussian}),
-        }
-
-    def _ours(self) -> Learner:
-        """A whole network where tasks abound; where they are few, a head around which the support set is fitted."""
-        x, y = self.x_dim, self.y_dim
-        if not self.pools or self.config.base:
-            return HyperRegressor(self.build(y), x, y)
-        base = FunctionNet(x, y, features=64, spread=1.0)
-        return HyperFunction(base, SupportAttention(x, y, 64, layers=2), hidden=(64,), noise=0.1)
-
-    def _gaussian(self) -> Learner:
+    def gaussian(self) -> Learner:
         """A Gaussian of whole sinusoids, of which the trained methods see points only.
 
         All of them lie in two dimensions around their mean, sin and cos, and are observed without noise. On validation

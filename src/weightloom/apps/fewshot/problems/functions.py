@@ -1,14 +1,10 @@
 """Images as functions: from a few pixels to a network that answers at any position."""
 
-from collections.abc import Callable
-
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Numbers, Targets
 from weightloom.apps.fewshot.problems.problem import Problem
-from weightloom.conditions import DeepSets, GridEncoder
-from weightloom.learners.cnp import ConditionalNeuralProcess, Conditioned
-from weightloom.learners.functions import FunctionNet, HyperFunction
-from weightloom.learners.interpolation import GaussianPixels, Interpolation
+from weightloom.learners.cnp import ConditionalNeuralProcess
+from weightloom.learners.functions import FunctionNet
 from weightloom.learners.learner import Learner
 from weightloom.tasks import TaskSource
 from weightloom.tasks.functions import FunctionTasks, load_mnist
@@ -27,12 +23,14 @@ class FunctionProblem(Problem):
     """
 
     kind = "regression"
+    bounds = GREY
     at_once = 1000  # images are drawn without repetition within a pass
 
     def __init__(self, config: FewShotOptions) -> None:
         self.config = config
         train, test = load_mnist()
         self.train, self.validation = train[:-1000], train[-1000:]
+        self.size = int(self.train.shape[-1])
         assert config.test_tasks
         self.held_out = self.validation if config.held_out == "validation" else test[: config.test_tasks]
         for shots in config.shots or ():
@@ -56,23 +54,6 @@ class FunctionProblem(Problem):
     def build(self, outputs: int) -> FunctionNet:
         """The base network of the hypernetwork."""
         return FunctionNet(2, outputs, bounds=GREY)
-
-    def methods(self) -> dict[str, Callable[[], Learner]]:
-        """What builds each method."""
-        size = int(self.train.shape[-1])
-
-        def cnp(encoder: DeepSets | GridEncoder) -> Learner:
-            return ConditionalNeuralProcess(encoder, Conditioned(2, 1, 256, hidden=(256, 256, 256)))
-
-        return {
-            "hypernetwork": lambda: HyperFunction(
-                self.build(1), GridEncoder(2, 1, 256, size=size, hidden=(512,)), hidden=(512,)
-            ),
-            "cnp": lambda: cnp(DeepSets(2, 1, 256, hidden=256)),
-            "cnp-grid": lambda: cnp(GridEncoder(2, 1, 256, size=size, hidden=(512,))),
-            "interpolation": lambda: Interpolation(2, 1, power=4.0),
-            "gaussian": lambda: GaussianPixels(self.train, bounds=GREY),
-        }
 
     def inputs(self) -> Inputs:
         """Positions of pixels."""

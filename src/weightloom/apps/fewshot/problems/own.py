@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Arrays, Inputs, Numbers, Targets
@@ -21,9 +22,8 @@ from weightloom.apps.fewshot.problems.curves import CurveProblem
 from weightloom.apps.fewshot.problems.pools import Pools
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.apps.registry import imported
-from weightloom.errors import ConfigError, DataError
+from weightloom.errors import ConfigError, DataError, ShapeError
 from weightloom.learners.learner import Learner
-from weightloom.learners.whole_network import HyperRegressor
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
 from weightloom.tasks.data import ClassPool
 
@@ -35,7 +35,7 @@ SMALL = 16
 
 
 class OwnTasks(TaskSource):
-    """Tasks of a user's source, checked, and class by class.
+    """Tasks of a user's source, checked.
 
     Args:
         source: Draws them.
@@ -47,7 +47,7 @@ class OwnTasks(TaskSource):
         self.source, self.name, self.salt = source, name, salt
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
-        """Draw, check, and put the examples of each class side by side."""
+        """Draw and check."""
         if self.salt:
             seed = int(torch.randint(1 << 62, (), generator=generator)) + self.salt
             generator = torch.Generator().manual_seed(seed)
@@ -62,55 +62,44 @@ class OwnTasks(TaskSource):
             raise DataError(
                 f"`sample` of `{self.name}` gave a {type(drawn).__name__}. It returns `weightloom.Tasks`. Change it."
             )
-        self._check(drawn)
-        return drawn if drawn.support_y.is_floating_point() else self._in_order(drawn)
+        return _checked(drawn, self.name)
 
-    def _check(self, drawn: Tasks) -> None:
-        wanted = drawn.support_x.shape[:2]
-        shapes = {name: tuple(getattr(drawn, name).shape) for name in ("support_x", "support_y", "query_x", "query_y")}
-        points = drawn.query_x.shape[:2]
-        fit = (
-            drawn.support_x.ndim >= 3
-            and drawn.support_mask.shape == wanted == drawn.support_y.shape[:2]
-            and drawn.query_x.shape[2:] == drawn.support_x.shape[2:]
-            and drawn.query_y.shape == (*points, *drawn.support_y.shape[2:])
-            and drawn.support_y.ndim == (3 if drawn.support_y.is_floating_point() else 2)
-        )
-        if not fit:
-            raise DataError(
-                f"`{self.name}` drew tasks whose shapes do not fit: {shapes}, mask {tuple(drawn.support_mask.shape)}. "
-                "They are (tasks, points, *event) for inputs, (tasks, points, out) for targets or (tasks, points) for "
-                "labels, and (tasks, points) for the mask. Change `sample`."
-            )
-        for name in ("support_x", "query_x", "support_y", "query_y"):
-            if not bool(getattr(drawn, name).isfinite().all()):
-                raise DataError(f"`{self.name}` drew NaN or an infinity in `{name}`. Draw finite numbers.")
 
-    def _in_order(self, drawn: Tasks) -> Tasks:
-        """Sort examples by label; all tasks have as many classes, and as many examples of each."""
-        ways = int(drawn.support_y.max()) + 1
-        labels = torch.arange(ways)[:, None]
-        counts = [(y[:, None] == labels).sum(2) for y in (drawn.support_y, drawn.query_y)]
-        even = all(
-            len(each.unique()) == 1 and int(each[0].sum()) == y.shape[1]
-            for each, y in zip(counts, (drawn.support_y, drawn.query_y), strict=True)
+def _checked(drawn: Tasks, name: str) -> Tasks:
+    """Return tasks whose shapes and numbers fit; labels count from 0 and stand for classes of the same numbers."""
+    sides = {"support_x": drawn.support_x, "support_y": drawn.support_y}
+    sides |= {"query_x": drawn.query_x, "query_y": drawn.query_y}
+    tensors = [value for value in sides.values() if isinstance(value, Tensor)]
+    shapes = {side: tuple(value.shape) for side, value in sides.items() if isinstance(value, Tensor)}
+    labels = len(tensors) == 4 and not drawn.support_y.is_floating_point()
+    try:
+        if len(tensors) < 4:
+            raise ShapeError("inputs and targets are not all tensors")
+        Tasks.of(*sides.values(), support_mask=drawn.support_mask, query_mask=drawn.query_mask)
+        if drawn.support_x.ndim < 3 or drawn.support_x.shape[2:] != drawn.query_x.shape[2:]:
+            raise ShapeError("inputs are (tasks, rows, *event), the same event in support and query")
+        if drawn.support_y.dtype != drawn.query_y.dtype or drawn.support_y.shape[2:] != drawn.query_y.shape[2:]:
+            raise ShapeError("targets of support and query are alike")
+        if drawn.support_y.ndim != (2 if labels else 3):
+            raise ShapeError("targets are (tasks, rows, out), labels (tasks, rows)")
+    except ShapeError as error:
+        raise DataError(
+            f"`{name}` drew tasks whose shapes do not fit: {shapes} ({str(error).partition('. ')[0]}). Build them with "
+            "`Tasks.of(support_x, support_y, query_x, query_y)`."
+        ) from error
+    for side, value in sides.items():
+        if not bool(value.isfinite().all()):
+            raise DataError(f"`{name}` drew NaN or an infinity in `{side}`. Draw finite numbers.")
+    if not labels:
+        return drawn
+    there = drawn.support_y[drawn.support_mask]
+    ways = int(there.max()) + 1
+    if ways < 2 or int(there.min()) < 0 or not 0 <= int(drawn.query_y.min()) <= int(drawn.query_y.max()) < ways:
+        raise DataError(
+            f"`{name}` drew labels that do not fit: from {int(there.min())} to {ways - 1} in support, up to "
+            f"{int(drawn.query_y.max())} in query. A task has the labels 0 to ways - 1, two or more. Change `sample`."
         )
-        if ways < 2 or not even:
-            raise DataError(
-                f"`{self.name}` drew labels that do not fit. Each task has the labels 0 to ways - 1, two or more, as "
-                "many support examples of each, and as many queries of each. Change `sample`; a support example that "
-                "is not there has its label all the same and is masked."
-            )
-        support, query = (y.argsort(dim=1, stable=True) for y in (drawn.support_y, drawn.query_y))
-        rows = torch.arange(len(support))[:, None]
-        return Tasks(
-            drawn.support_x[rows, support],
-            drawn.support_y[rows, support],
-            drawn.support_mask[rows, support],
-            drawn.query_x[rows, query],
-            drawn.query_y[rows, query],
-            torch.arange(ways).expand(len(support), -1),
-        )
+    return drawn._replace(classes=torch.arange(ways).expand(len(drawn.support_y), -1))
 
 
 def own_problem(config: FewShotOptions) -> Problem:
@@ -213,6 +202,9 @@ class OwnClasses(_Own, ClassProblem):
         config: A resolved config.
     """
 
+    alike = "folder"
+    without = ("probe",)
+
     def __init__(self, config: FewShotOptions) -> None:
         drawn = self._look(config)
         self.event = tuple(drawn.support_x.shape[2:])
@@ -231,10 +223,6 @@ class OwnClasses(_Own, ClassProblem):
         for ways, shots in product(self.config.ways, self.config.shots):
             self.test_source(shots, ways).sample(2, torch.Generator().manual_seed(0))
 
-    def methods(self) -> dict[str, Callable[[], Learner]]:
-        """All but those that are told what all classes of training are."""
-        return {name: build for name, build in super().methods().items() if name != "probe"}
-
     def inputs(self) -> Inputs:
         """Rows of numbers, or arrays."""
         return _inputs(self.event)
@@ -247,6 +235,9 @@ class OwnCurves(_Own, CurveProblem):
         config: A resolved config.
     """
 
+    alike = "sinusoid"
+    without = ("gaussian",)
+
     def __init__(self, config: FewShotOptions) -> None:
         drawn = self._look(config)
         if drawn.support_x.ndim != 3:
@@ -257,13 +248,6 @@ class OwnCurves(_Own, CurveProblem):
         self.x_dim, self.y_dim = drawn.support_x.shape[2], drawn.support_y.shape[2]
         self.pools, self.table, self.centred = {}, None, False
         self.build(self.y_dim)
-
-    def methods(self) -> dict[str, Callable[[], Learner]]:
-        """All but the Gaussian, which knows sinusoids."""
-        return {name: build for name, build in super().methods().items() if name != "gaussian"}
-
-    def _ours(self) -> Learner:
-        return HyperRegressor(self.build(self.y_dim), self.x_dim, self.y_dim)
 
     def inputs(self) -> Inputs:
         """Rows of numbers."""

@@ -3,6 +3,7 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -13,19 +14,25 @@ from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Targets
+from weightloom.apps.fewshot.methods import builds_of
 from weightloom.errors import ConfigError, nearest
 from weightloom.learners.inner_steps import InnerSteps
 from weightloom.learners.learner import Learner
 from weightloom.runs.record import Role
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
 
+NORMS = ("hyper-film", "film", "protonet-unit")
+"""Methods that generate norms of the library's own base networks, or add one, and do not know those of others."""
+
 
 class Yardstick(NamedTuple):
-    """A row that methods are held against."""
+    """A row of the table that does not compete, such as a ceiling."""
 
-    name: str
+    method: str
+    """Its name."""
     role: Role
     learner: Learner
+    """The judged model."""
     seen: Callable[[Tasks], Tasks] | None = None
     """Makes the tasks that it is given from those drawn; None gives them as they are."""
 
@@ -39,8 +46,17 @@ class Problem(ABC):
     """What a person should know of the data before it goes on, such as files that were skipped."""
     at_once: int
     """How many tasks are judged in one pass."""
+    alike: str = ""
+    """Data set of the library whose methods, with their settings, suit these tasks; empty: the data set itself."""
+    without: tuple[str, ...] = ()
+    """Methods among them that know more of that data set than is known of these."""
     many: int = 0
     """Tasks that are adapted to at the end of a run to see how long that takes; 0: it is not looked at."""
+
+    @property
+    def ways(self) -> int | None:
+        """Rows of a head whose number is fixed; None where outputs are no classes."""
+        return None
 
     @abstractmethod
     def train_source(self, learner: Learner | None = None) -> TaskSource:
@@ -62,9 +78,11 @@ class Problem(ABC):
     def build(self, outputs: int) -> nn.Module:
         """The base network of every method, newly initialised, for a number of outputs."""
 
-    @abstractmethod
     def methods(self) -> dict[str, Callable[[], Learner]]:
-        """What builds each method that solves these tasks, newly initialised, with settings that suit them."""
+        """Builders of the methods that solve these tasks, by name, as `weightloom.apps.fewshot.methods` has them."""
+        builds = builds_of(self.alike or self.config.kind)
+        odd = [*self.without, *(NORMS if self.config.base and self.kind == "classification" else ())]
+        return {name: partial(build, self) for name, build in builds.items() if name not in odd}
 
     def yardsticks(self, learner: Learner) -> list["Yardstick"]:
         """Return rows that no method competes for, such as a ceiling.

@@ -7,7 +7,7 @@ from weightloom.apps.fewshot.problems.cameras import CameraProblem
 from weightloom.apps.fewshot.show.classes import by_score
 from weightloom.apps.fewshot.show.draw import Shown, generator, lowest, source_of
 from weightloom.learners.inputs import RestoringLearner
-from weightloom.learners.learner import Learner, Support
+from weightloom.learners.learner import Learner
 from weightloom.tasks import Tasks
 
 SHOWN_QUERIES = 150
@@ -24,7 +24,7 @@ def predicted(learners: dict[str, Learner], problem: CameraProblem, early: bool)
     rows = {"before the camera": tasks.hidden[0, first], "sent": _to_grey(tasks.query_x[0])[first]}
     read: dict[str, list[int]] = {}
     for name, learner in _restoring(learners).items():
-        params = learner.adapt(Support.of(tasks))
+        params = learner.adapt(tasks.support)
         rows[name] = learner.restored(params, tasks.query_x)[0, first]
         read[name] = learner.predict(params, tasks.query_x)[0, first].argmax(1).tolist()
     facts = {
@@ -43,7 +43,7 @@ def worst(learner: Learner, problem: CameraProblem, early: bool) -> Shown | str:
     shots, ways = _fewest(problem)
     source = source_of(problem, shots, early, ways)
     tasks, outputs, scores, looked = lowest(learner, problem, source, better=1)
-    restored = learner.restored(learner.adapt(Support.of(tasks)), tasks.query_x)
+    restored = learner.restored(learner.adapt(tasks.support), tasks.query_x)
     first = slice(None, WORST_SHOWN)
     tensors = {
         "worst_before": _square(tasks.hidden[:, first]),

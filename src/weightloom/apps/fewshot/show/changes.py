@@ -11,7 +11,7 @@ from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.show.classes import class_names
 from weightloom.apps.fewshot.show.draw import Shown, generator, source_of
 from weightloom.forms.factored import built
-from weightloom.learners.learner import Learner, Support
+from weightloom.learners.learner import Learner
 from weightloom.params import parameters_by_name
 from weightloom.tasks import Tasks
 
@@ -25,7 +25,7 @@ def changes(learner: Learner, problem: Problem, early: bool, titles: Callable[[T
     """Hold the parameters of two tasks against the base's own values, and against each other."""
     shots = max(problem.config.shots or (1,))
     tasks = source_of(problem, shots, early).sample(2, generator())
-    params = {name: built(value).float() for name, value in learner.adapt(Support.of(tasks)).items()}
+    params = {name: built(value).float() for name, value in learner.adapt(tasks.support).items()}
     own = own_values(learner, params)
     if not params:
         return "The method adapts no parameter."
@@ -72,4 +72,4 @@ def _row(name: str, value: Tensor, own: Tensor | None) -> dict[str, Any]:
 
 def _by_class(value: Tensor, problem: Problem, tasks: Tasks) -> bool:
     """Whether the last matrix has a row for every class of a task."""
-    return isinstance(problem, ClassProblem) and value.ndim == 3 and value.shape[1] == tasks.hidden.shape[1]
+    return isinstance(problem, ClassProblem) and value.ndim == 3 and value.shape[1] == Learner.ways_of(tasks.support)

@@ -45,12 +45,13 @@ def conditions(learner: Learner, problem: ClassProblem, early: bool) -> Shown | 
     known = mapped_condition(learner, tasks)
     if known is None:
         return "The method has no condition to draw."
-    if known.shape[:2] == tasks.hidden.shape and known.ndim == 3:
+    classes = tasks.classes
+    if classes is not None and known.shape[:2] == classes.shape and known.ndim == 3:
         pool = problem.validation if early else problem.held_out
-        shown = tasks.hidden.unique()[:MAP_CLASSES]
-        kept = torch.isin(tasks.hidden, shown)
+        shown = classes.unique()[:MAP_CLASSES]
+        kept = torch.isin(classes, shown)
         return (
-            {"conditions": known[kept], "condition_class": torch.searchsorted(shown, tasks.hidden[kept])},
+            {"conditions": known[kept], "condition_class": torch.searchsorted(shown, classes[kept])},
             {"condition_names": [pool.names[i] for i in shown.tolist()], "condition_of": "class"},
         )
     return by_score(learner, source)
@@ -59,7 +60,7 @@ def conditions(learner: Learner, problem: ClassProblem, early: bool) -> Shown | 
 def by_score(learner: Learner, source: TaskSource) -> Shown | str:
     """Conditions of many tasks, by how well the method did."""
     parts = [
-        (mapped_condition(learner, drawn), score_per_task(outputs, drawn.query_y))
+        (mapped_condition(learner, drawn), score_per_task(outputs, drawn.query))
         for drawn, outputs in answered(learner, source, MAP_TASKS // 2, MAP_S)
     ]
     known = [condition for condition, _ in parts if condition is not None]
@@ -78,7 +79,8 @@ def titles(problem: ClassProblem, early: bool, tasks: Tasks) -> list[str]:
 def class_names(problem: ClassProblem, early: bool, tasks: Tasks) -> list[list[str]]:
     """Names of the classes of each task, in the order of its labels."""
     pool = problem.validation if early else problem.held_out
-    return [[pool.names[i] for i in row] for row in tasks.hidden.tolist()]
+    assert tasks.classes is not None
+    return [[pool.names[i] for i in row] for row in tasks.classes.tolist()]
 
 
 def _source(problem: ClassProblem, early: bool) -> TaskSource:
@@ -97,7 +99,8 @@ def _looked_at(tasks: Tasks, outputs: Tensor, problem: ClassProblem, early: bool
 def _texts(tasks: Tasks, problem: ClassProblem, early: bool) -> dict[str, list[list[str]]]:
     """What a person reads in the place of each point, found by its features; nothing where points are pictures."""
     pool = problem.validation if early else problem.held_out
-    if not pool.sentences:
+    classes = tasks.classes
+    if not pool.sentences or classes is None:
         return {}
 
     def text(x: Tensor, of: int) -> str:
@@ -107,7 +110,7 @@ def _texts(tasks: Tasks, problem: ClassProblem, early: bool) -> dict[str, list[l
     sides = {"support": (tasks.support_x, tasks.support_y), "query": (tasks.query_x, tasks.query_y)}
     return {
         f"{side}_texts": [
-            [text(x, int(tasks.hidden[task, label])) for x, label in zip(points, labels.tolist(), strict=True)]
+            [text(x, int(classes[task, label])) for x, label in zip(points, labels.tolist(), strict=True)]
             for task, (points, labels) in enumerate(zip(*both, strict=True))
         ]
         for side, both in sides.items()

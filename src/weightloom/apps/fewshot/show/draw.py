@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
+from torch.utils._pytree import tree_map
 
 from weightloom.apps.fewshot.judge import TEST_SEED
 from weightloom.apps.fewshot.problems import Problem
-from weightloom.learners.learner import Learner, Support
-from weightloom.losses import mse_per_task
-from weightloom.tasks import Tasks, TaskSource
+from weightloom.learners.learner import Learner
+from weightloom.losses import loss_of_those_there, mse_per_task
+from weightloom.tasks import Examples, Tasks, TaskSource
 
 Shown = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors and facts that a part adds to a showcase."""
@@ -45,11 +47,12 @@ def source_of(problem: Problem, shots: int, early: bool, ways: int | None = None
     return problem.validation_source(shots) if early else problem.test_source(shots, ways)
 
 
-def score_per_task(outputs: Tensor, targets: Tensor) -> Tensor:
+def score_per_task(outputs: Tensor, query: Examples) -> Tensor:
     """Return the accuracy of each task of a classification, the mean squared error of each of a regression."""
-    if targets.is_floating_point():
-        return mse_per_task(outputs.float(), targets)
-    return (outputs.argmax(2) == targets).float().mean(1)
+    if query.y.is_floating_point():
+        return loss_of_those_there(mse_per_task, outputs.float(), query.y, query.mask)
+    right = (outputs.argmax(2) == query.y) & query.mask
+    return right.float().sum(1) / query.mask.sum(1)
 
 
 def answered(
@@ -62,7 +65,7 @@ def answered(
         source: Where tasks come from.
         tasks: How many at most.
         limit_s: How long it may take, about.
-        queries: Query points of each class to answer at most, where they come class by class; None for all.
+        queries: Query points of each class to answer at most; None for all.
     """
     drawer, start_s, part, done = generator(), time.monotonic(), FIRST_PART, 0
     while done < tasks:
@@ -79,10 +82,13 @@ def answered(
 
 
 def fewer_queries(tasks: Tasks, queries: int) -> Tasks:
-    """Keep the first query points of each class, which come class by class and as many of each."""
-    ways = tasks.hidden.shape[1]
-    x, y = (values.unflatten(1, (ways, -1))[:, :, :queries].flatten(1, 2) for values in (tasks.query_x, tasks.query_y))
-    return tasks._replace(query_x=x, query_y=y)
+    """Keep the first query points of each class of each task; where a task has fewer than others, some are masked."""
+    there = tasks.query_mask
+    member = one_hot(tasks.query_y.masked_fill(~there, 0)) * there[..., None]
+    kept = there & ((member.cumsum(1) * member).sum(2) <= queries)
+    first = (~kept).int().argsort(dim=1, stable=True)[:, : int(kept.sum(1).max())]
+    query = tasks.query.rows(first)
+    return tasks._replace(query=query._replace(mask=kept.gather(1, first)))
 
 
 def lowest(learner: Learner, problem: Problem, source: TaskSource, better: int) -> tuple[Tasks, Tensor, Tensor, int]:
@@ -100,12 +106,17 @@ def lowest(learner: Learner, problem: Problem, source: TaskSource, better: int) 
     looked, kept = 0, None
     for drawn, outputs in answered(learner, source, at_most(WORST_OF, problem), WORST_S):
         looked += len(outputs)
-        found = (*drawn, outputs, score_per_task(outputs, drawn.query_y))
-        both = found if kept is None else tuple(torch.cat(pair) for pair in zip(kept, found, strict=True))
+        found = (drawn, outputs, score_per_task(outputs, drawn.query))
+        both = found if kept is None else tree_map(_joined, kept, found)
         order = (better * both[-1]).argsort(stable=True)[:WORST_KEPT]
-        kept = tuple(field[order] for field in both)
+        kept = both[0].take(order), both[1][order], both[2][order]
     assert kept is not None
-    return Tasks(*kept[:6]), kept[6], kept[7], looked
+    tasks, answers, scores = kept
+    return tasks, answers, scores, looked
+
+
+def _joined(first: Any, other: Any) -> Any:
+    return torch.cat([first, other]) if isinstance(first, Tensor) else first
 
 
 def mapped_condition(learner: Learner, tasks: Tasks) -> Tensor | None:
@@ -114,7 +125,7 @@ def mapped_condition(learner: Learner, tasks: Tasks) -> Tensor | None:
     Returns:
         (tasks, width) or (tasks, ways, width).
     """
-    condition = learner.condition(Support.of(tasks))
+    condition = learner.condition(tasks.support)
     if condition is None or condition.ndim < 2:
         return None
     return condition if condition.ndim <= 3 else condition.flatten(1)

@@ -12,7 +12,7 @@ from weightloom.apps.fewshot.show.draw import (
     mapped_condition,
     source_of,
 )
-from weightloom.learners.learner import Learner, Support
+from weightloom.learners.learner import Learner
 from weightloom.tasks import Tasks
 from weightloom.tasks.functions import FunctionTasks, pixel_positions
 
@@ -32,7 +32,7 @@ def predicted(learner: Learner, problem: FunctionProblem, early: bool) -> Shown:
         tensors |= _looked_at(tasks, learner.answer(tasks), height, width, f"_{count}")
         if count == shots[-1]:
             fine = pixel_positions(FINER * height, FINER * width).expand(len(tasks.query_x), -1, -1)
-            values = learner.predict(learner.adapt(Support.of(tasks)), fine)
+            values = learner.predict(learner.adapt(tasks.support), fine)
             tensors["image_fine"] = values[..., 0].float().unflatten(1, (FINER * height, FINER * width))
     return tensors, {"image_shots": shots, "titles": titles(problem, early, tasks)}
 

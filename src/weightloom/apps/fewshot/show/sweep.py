@@ -76,7 +76,7 @@ def _scored(
     most = at_most(SWEPT_TASKS, problem)
     queries = QUERIES if isinstance(problem, ClassProblem) else None
     scores = [
-        score_per_task(outputs, tasks.query_y) for tasks, outputs in answered(learner, source, most, limit_s, queries)
+        score_per_task(outputs, tasks.query) for tasks, outputs in answered(learner, source, most, limit_s, queries)
     ]
     per_task = torch.cat(scores)
     return {**summary(per_task), "tasks": len(per_task)} if len(per_task) >= min(most, FEWEST_TASKS) else None

@@ -51,6 +51,11 @@ def build_agent(method: str, world: World, config: RLOptions) -> Any:
             f"`--env {world.name}` has actions {world.action_space}. Agents here give numbers (Box) or one of several "
             "(Discrete). Wrap the environment so that its actions are one of the two."
         )
+    if len(world.action_space.shape or ()) != (0 if discrete else 1) or getattr(world.action_space, "start", 0) != 0:
+        raise ConfigError(
+            f"`--env {world.name}` has actions {world.action_space}. Agents here give a flat vector of numbers, or an "
+            "index from 0 on. Wrap the environment in `gymnasium.wrappers.TransformAction`."
+        )
     env = Between(world.training(config.rows, config.seed), config.reward_scale, remembers(config))
     plan = plan_of(method, world, config)
     known: dict[str, Any] = {"gamma": config.discount, "seed": config.seed, "device": "cpu", "verbose": 0}
@@ -58,8 +63,7 @@ def build_agent(method: str, world: World, config: RLOptions) -> Any:
     kwargs: dict[str, Any] = {"plan": plan, "optimizer_kwargs": {"fused": True}}
     if config.algorithm in ("td3", "sac"):
         return _off_policy(env, config, known, kwargs)
-    assert config.rollout
-    steps = max(2, config.rollout // config.rows)
+    steps = config.steps_a_round // config.rows
     known |= {
         "n_steps": steps,
         "n_epochs": EPOCHS,
@@ -99,6 +103,7 @@ class Falling:
 
     def __call__(self, left: float | int) -> float:
         """Return the rate where a share of the run is left."""
+        left = max(left, 0.0)  # below zero where the last rollout goes beyond the steps that were asked for
         return self.first * (self.share + (1 - self.share) * left)
 
 
@@ -109,7 +114,7 @@ def _off_policy(env: Between, config: RLOptions, known: dict[str, Any], kwargs: 
         "batch_size": config.batch,
         "buffer_size": config.steps + config.rows,
         "train_freq": 1,
-        "gradient_steps": max(1, round(config.updates * config.rows)),
+        "gradient_steps": config.updates_a_round,
         "tau": 0.005,
         "policy_kwargs": {**kwargs, "n_critics": config.critics},
     }

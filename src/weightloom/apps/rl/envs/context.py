@@ -31,6 +31,12 @@ class Varied:
                     f"The range {limits} of `{self.name}` ({what}) holds no numbers. It goes from low to high. "
                     f"Pass it in that order, as in `{self.name}=0.5:1.5`."
                 )
+        beyond = self.held_out
+        if beyond is not None and max(beyond[0], self.train[0]) < min(beyond[1], self.train[1]):
+            raise ConfigError(
+                f"The range {beyond} of `{self.name}` is held out, but overlaps {self.train}, which training draws "
+                "from. What is held out is never met in training. Let one begin where the other ends."
+            )
 
 
 @dataclass(frozen=True)

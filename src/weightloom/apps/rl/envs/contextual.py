@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,20 +23,32 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
     Args:
         env: The environment, whose observations are flat vectors.
         family: Where contexts come from.
+        constructed: Names of the family that its constructor takes: it is made anew for every context.
+        remake: Makes it, from numbers by these names.
 
     Raises:
         ConfigError: If a name of the family is no parameter of the environment, or observations are not flat.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], family: ContextFamily) -> None:
-        gymnasium.utils.RecordConstructorArgs.__init__(self, family=family)
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        family: ContextFamily,
+        constructed: tuple[str, ...] = (),
+        remake: Callable[[Mapping[str, float]], gymnasium.Env[Any, Any]] | None = None,
+    ) -> None:
+        gymnasium.utils.RecordConstructorArgs.__init__(self, family=family, constructed=constructed, remake=remake)
         gymnasium.Wrapper.__init__(self, env)
-        self.family, self.physics = family, Physics(env, family.names)
+        self.family, self.constructed, self.remake = family, constructed, remake
+        self.attributes = [name for name in family.names if name not in constructed]
+        self.physics = Physics(env, self.attributes)
+        self.draws = np.random.default_rng()
+        """Where randomness comes from if the environment, which has a source of its own, is made anew."""
         seen = env.observation_space
         if not isinstance(seen, spaces.Box) or len(seen.shape) != 1:
             raise ConfigError(
                 f"Observations of `{type(env.unwrapped).__name__}` are {seen}. The context is put in front of a flat "
-                "vector. Wrap the environment in `gymnasium.wrappers.FlattenObservation` where it is registered."
+                "vector. Wrap the environment in `gymnasium.wrappers.FlattenObservation` where it is made."
             )
         self.observation_space = spaces.Box(-np.inf, np.inf, (len(family.names) + seen.shape[0],), np.float32)
         self.episodes = 0
@@ -46,15 +58,23 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode in another context."""
         if seed is not None:
+            self.draws = np.random.default_rng(seed)
             self.np_random = np.random.default_rng(seed)
         if self.given is None:
-            generator = torch.Generator().manual_seed(int(self.np_random.integers(2**63)))
+            draws = self.draws if self.constructed else self.np_random
+            generator = torch.Generator().manual_seed(int(draws.integers(2**63)))
             self.context = self.family.sample(1, generator)
         else:
             self.context = torch.tensor([self.given])
         self.told = self.family.normalise(self.context)[0].numpy()
         self.episodes += 1
-        self.physics.put(self.context[0].tolist())
+        context = self._by_name(self.context[0].tolist())
+        if self.constructed and self.remake:
+            self.env.close()
+            self.env = self.remake({name: context[name] for name in self.constructed})
+            self.physics = Physics(self.env, self.attributes)
+            seed = int(self.draws.integers(2**31)) if seed is None else seed
+        self.physics.put([context[name] for name in self.attributes])
         state, info = self.env.reset(seed=seed, options=options)
         return self._observe(state), info
 
@@ -73,15 +93,19 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
         return self._observe(state), reward, terminated, truncated, info
 
     def change(self, context: list[float]) -> None:
-        """Put another context into the physics in mid-episode; what is seen of it stays as it was."""
-        self.physics.put(context)
+        """Set attributes to those of another context in mid-episode; what is seen of it stays as it was."""
+        named = self._by_name(context)
+        self.physics.put([named[name] for name in self.attributes])
+
+    def _by_name(self, context: list[float]) -> dict[str, float]:
+        return dict(zip(self.family.names, context, strict=True))
 
     def _observe(self, state: Any) -> Any:
         return np.concatenate([self.told, np.asarray(state)], dtype=np.float32)
 
 
-def make(name: str, max_steps: int | None = None) -> gymnasium.Env[Any, Any]:
-    """Make a registered environment, with another time limit if one is given.
+def make(name: str, max_steps: int | None = None, **arguments: float) -> gymnasium.Env[Any, Any]:
+    """Make a registered environment, with another time limit and arguments of its constructor if they are given.
 
     Raises:
         ConfigError: If no environment of that name is registered, or it cannot be made.
@@ -89,7 +113,7 @@ def make(name: str, max_steps: int | None = None) -> gymnasium.Env[Any, Any]:
     known = [identity for identity in gymnasium.registry if not identity.startswith(("GymV", "phys2d", "tabular"))]
     try:
         with _quiet_compiler(name):
-            return gymnasium.make(name, max_episode_steps=max_steps, disable_env_checker=True)
+            return gymnasium.make(name, max_episode_steps=max_steps, disable_env_checker=True, **arguments)
     except gymnasium.error.Error as error:
         raise ConfigError(
             f"`--env {name}` cannot be made ({str(error).splitlines()[0]}). It is `lqr`, `gyre`, `grid`, or the name "

@@ -20,7 +20,8 @@ def parameters_of(env: gymnasium.Env[Any, Any]) -> list[str]:
         ['g', 'l', 'm']
     """
     inner: Any = env.unwrapped
-    names = {*vars(inner), *vars(type(inner))}
+    kinds = [kind for kind in type(inner).__mro__ if kind not in gymnasium.Env.__mro__]
+    names = {*vars(inner), *(name for kind in kinds for name in vars(kind) if not _is_fixed(kind, name))}
     found = [name for name in sorted(names) if not name.startswith("_") and _is_number(getattr(inner, name, None))]
     return [*MUJOCO, *found] if _is_mujoco(inner) else found
 
@@ -64,7 +65,8 @@ class Physics:
             if name in MUJOCO and self.original:
                 self._scale(name, value)
             else:
-                setattr(self.inner, name, type(getattr(self.inner, name))(value))
+                kind = type(getattr(self.inner, name))
+                setattr(self.inner, name, float(value) if issubclass(kind, int | np.integer) else kind(value))
         inner = self.inner
         if hasattr(inner, "polemass_length"):  # CartPole keeps products of what varies
             inner.total_mass = inner.masspole + inner.masscart
@@ -85,6 +87,12 @@ class Physics:
 
 def _is_mujoco(inner: Any) -> bool:
     return hasattr(inner, "model") and hasattr(inner.model, "body_mass")
+
+
+def _is_fixed(kind: type, name: str) -> bool:
+    """Say whether a name of a class is a property that cannot be set."""
+    value = vars(kind)[name]
+    return isinstance(value, property) and value.fset is None
 
 
 def _is_number(value: Any) -> bool:

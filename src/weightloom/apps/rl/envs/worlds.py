@@ -18,6 +18,7 @@ from weightloom.apps.rl.envs.contextual import ContextualEnv, make
 from weightloom.apps.rl.envs.default_ranges import usual
 from weightloom.apps.rl.envs.finite import check_finite
 from weightloom.apps.rl.envs.gymnasium_env import KINDS
+from weightloom.apps.rl.envs.maker import Maker, make_contextual
 from weightloom.apps.rl.envs.physics import parameters_of
 from weightloom.apps.rl.envs.vector import BatchedVecEnv, physical, spaces_of
 
@@ -65,7 +66,12 @@ class World(ABC):
     family: ContextFamily
     observation_space: spaces.Box
     action_space: spaces.Space[Any]
+    """Actions as agents choose them: numbers within [-1, 1], or indices."""
+    own_actions: spaces.Space[Any]
+    """Actions as the environment takes them."""
     max_steps: int
+    can_change: bool = True
+    """Physics can be changed in mid-episode."""
 
     @property
     def state_dim(self) -> int:
@@ -91,7 +97,8 @@ class World(ABC):
         Args:
             player: Who acts.
             contexts: One for each row.
-            steps: How many; an environment's own time limit is not heeded.
+            steps: How many; the time limit that an environment was registered with is not heeded, but one that it
+                keeps itself is.
             seed: Of where episodes start, and of noise.
             noise: Standard deviation of what is added to each number of the state that is seen.
             change: Contexts that the physics change to in the middle of the episode, while those seen stay.
@@ -109,6 +116,9 @@ class BatchedWorld(World):
     def __init__(self, env: BatchedEnv, family: ContextFamily) -> None:
         self.env, self.family, self.name = env, family, env.name
         self.observation_space, self.action_space = spaces_of(env, family)
+        limit, self.own_actions = env.action_limit, self.action_space
+        if limit is not None:
+            self.own_actions = spaces.Box(-limit, limit, (env.actions,), np.float32)
         self.max_steps = env.max_steps
 
     def training(self, rows: int, seed: int) -> VecEnv:
@@ -151,29 +161,28 @@ class GymWorld(World):
     """A gymnasium environment, one copy per row.
 
     Args:
-        name: As registered.
+        env: Its registered name, or what makes it.
         family: What varies.
+
+    Raises:
+        ConfigError: If it cannot be made, or has no parameter of a name of the family.
     """
 
-    def __init__(self, name: str, family: ContextFamily) -> None:
-        self.name, self.family = name, family
-        env = self._one()
-        self.observation_space, self.action_space = env.observation_space, env.action_space  # type: ignore[assignment]
-        spec = env.spec
-        self.max_steps = (spec.max_episode_steps if spec else None) or 1000
+    def __init__(self, env: str | Maker, family: ContextFamily) -> None:
+        self.maker = Maker(env) if isinstance(env, str) else env
+        self.name, self.family = self.maker.name, family
+        self.constructed = self.maker.constructed(family)
+        self.can_change = not self.constructed
+        one = make_contextual(self.maker, family, self.constructed)
+        self.observation_space, self.action_space = one.observation_space, one.action_space  # type: ignore[assignment]
+        rescaled = isinstance(self.action_space, spaces.Box)
+        self.own_actions = one.env.env.action_space if rescaled else self.action_space  # type: ignore[attr-defined]
+        self.max_steps = self.maker.steps_of(one)
         self.rollout_rows: list[ContextualEnv] = []
-
-    def _one(self, max_steps: int | None = None) -> ContextualEnv:
-        from gymnasium.wrappers import RescaleAction
-
-        env = make(self.name, max_steps)
-        if isinstance(env.action_space, spaces.Box):
-            env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
-        return ContextualEnv(env, self.family)
 
     def training(self, rows: int, seed: int) -> VecEnv:
         """Return rows that are stepped one after the other."""
-        env = DummyVecEnv([lambda: Monitor(self._one()) for _ in range(rows)])
+        env = DummyVecEnv([lambda: Monitor(make_contextual(self.maker, self.family, self.constructed))] * rows)
         env.seed(seed)
         return env
 
@@ -190,7 +199,7 @@ class GymWorld(World):
         """Run a copy of the environment for each context."""
         generator = np.random.default_rng(seed)
         while len(self.rollout_rows) < len(contexts):
-            self.rollout_rows.append(self._one(10**9))
+            self.rollout_rows.append(make_contextual(self.maker, self.family, self.constructed, endless=True))
         rows = self.rollout_rows[: len(contexts)]
         seen = []
         for number, (env, context) in enumerate(zip(rows, contexts.tolist(), strict=True)):
@@ -211,8 +220,8 @@ class GymWorld(World):
             kept.append((shown, action, reward := np.zeros(len(rows), np.float32), alive.copy()))
             observed = observed.copy()
             for row in np.flatnonzero(alive):
-                observed[row], reward[row], ended, _, _ = rows[row].step(action[row])
-                alive[row] = not ended
+                observed[row], reward[row], ended, cut, _ = rows[row].step(action[row])
+                alive[row] = not (ended or cut)
             if not alive.any():
                 break
         return Rollouts(*[torch.as_tensor(np.stack(parts)) for parts in zip(*kept, strict=True)])
@@ -236,4 +245,6 @@ def world_of(name: str, vary: Sequence[str] = (), held_out: Sequence[str] = ()) 
     if name in KINDS:
         env = KINDS[name]()
         return BatchedWorld(env, family_of(usual(name), vary, held_out, env.parameters, complete=True))
-    return GymWorld(name, family_of(usual(name), vary, held_out, parameters_of(make(name))))
+    maker = Maker(name)
+    allowed = dict.fromkeys([*parameters_of(make(name)), *maker.arguments])
+    return GymWorld(maker, family_of(usual(name), vary, held_out, list(allowed)))

@@ -1,6 +1,5 @@
 """One method learns: progress, evaluation, checkpoints and a way to stop, around Stable-Baselines3's own loop."""
 
-import json
 import signal
 import time
 from collections import deque
@@ -16,10 +15,10 @@ from weightloom.apps.rl.agents.players import ModelPlayer
 from weightloom.apps.rl.checkpoint import keep, take_up
 from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.worlds import World
-from weightloom.files import write_atomically
+from weightloom.runs.metrics import append_row, read_rows, write_rows
 from weightloom.runs.progress import TrainingProgress
 from weightloom.runs.signals import collected_signals
-from weightloom.training import History, read_rows
+from weightloom.training import History
 
 VALIDATION_SEED = 1 << 41
 """Contexts to watch a training by: none of those that a method is judged on."""
@@ -29,7 +28,7 @@ RECENT = 50
 """Episodes that the return shown is a mean of."""
 
 
-def train(model: Any, world: World, config: RLOptions, training: Training[Any]) -> History:
+def train(model: Any, world: World, config: RLOptions, training: Training[Any], keeps: bool = True) -> History:
     """Let a model learn, from its last checkpoint where there is one.
 
     Args:
@@ -37,33 +36,39 @@ def train(model: Any, world: World, config: RLOptions, training: Training[Any]) 
         world: What it learns in.
         config: Resolved options.
         training: Where metrics and checkpoints go.
+        keeps: Evaluate, and write metrics and checkpoints. If not, the folder is left alone.
 
     Raises:
         NonFiniteError: If the environment or the policy gave a number that is not finite.
     """
-    folder, quiet = training.folder, training.quiet
     model.set_logger(Logger(None, []))
-    checkpoint = folder / "checkpoints" / "last.safetensors"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    spent_s = 0.0
-    rows: list[dict[str, Any]] = []
-    if checkpoint.is_file():
-        take_up(checkpoint, model, training.identity)
-        rows = [row for row in read_rows(folder) if row["step"] <= model.num_timesteps]
-        spent_s = rows[-1]["wall_time_s"] if rows else 0.0
-    write_atomically(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    rows = _go_on(model, training) if keeps else []
+    spent_s = rows[-1]["wall_time_s"] if rows else 0.0
     left = config.steps - model.num_timesteps
     if left <= 0:
         return History(rows, spent_s)
     with (
         collected_signals() as caught,
-        TrainingProgress(config.steps, model.num_timesteps, quiet) as progress,
+        TrainingProgress(config.steps, model.num_timesteps, training.quiet) as progress,
     ):
-        follower = Follower(world, config, training, progress, caught, spent_s)
+        follower = Follower(world, config, training, progress, caught, spent_s, keeps)
         model.learn(left, follower, log_interval=None, reset_num_timesteps=False)
         if not follower.stopped:
             follower.finish()
-    return History(read_rows(folder), follower.spent_s(), caught[0] if follower.stopped else None)
+    rows = read_rows(training.folder) if keeps else []
+    return History(rows, follower.spent_s(), caught[0] if follower.stopped else None)
+
+
+def _go_on(model: Any, training: Training[Any]) -> list[dict[str, Any]]:
+    """Take up the last checkpoint of a folder, if there is one; return what was logged before."""
+    folder, rows = training.folder, []
+    checkpoint = folder / "checkpoints" / "last.safetensors"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if checkpoint.is_file():
+        take_up(checkpoint, model, training.identity)
+        rows = [row for row in read_rows(folder) if row["step"] <= model.num_timesteps]
+    write_rows(folder, rows)
+    return rows
 
 
 class Follower(BaseCallback):
@@ -76,6 +81,7 @@ class Follower(BaseCallback):
         progress: What a person sees.
         caught: Signals; one ends the training.
         before_s: Seconds spent before a resume.
+        keeps: Evaluate, and write metrics and checkpoints.
     """
 
     def __init__(
@@ -86,9 +92,11 @@ class Follower(BaseCallback):
         progress: TrainingProgress,
         caught: list[signal.Signals],
         before_s: float,
+        keeps: bool = True,
     ) -> None:
         super().__init__()
         self.world, self.config, self.progress, self.caught = world, config, progress, caught
+        self.keeps = keeps
         self.folder, self.identity = training.folder, training.identity
         self.evaluate_every = min(config.evaluate_every, max(1, config.steps // 20))
         self.checkpoint_every = min(config.checkpoint_every, max(1, config.steps // 10))
@@ -119,7 +127,7 @@ class Follower(BaseCallback):
             self._evaluate(step)
         if step // self.checkpoint_every > self.kept or self.caught:
             self.kept = step // self.checkpoint_every
-            keep(self.folder / "checkpoints" / "last.safetensors", self.model, self.identity)
+            self._keep()
         self.stopped = bool(self.caught)
 
     def _on_step(self) -> bool:
@@ -130,7 +138,11 @@ class Follower(BaseCallback):
         """Write down where the training ended."""
         self._log(self.model.num_timesteps, last=True)
         self._evaluate(self.model.num_timesteps)
-        keep(self.folder / "checkpoints" / "last.safetensors", self.model, self.identity)
+        self._keep()
+
+    def _keep(self) -> None:
+        if self.keeps:
+            keep(self.folder / "checkpoints" / "last.safetensors", self.model, self.identity)
 
     def _log(self, step: int, last: bool = False) -> None:
         """Log about 500 rows a run, and show the return."""
@@ -148,6 +160,8 @@ class Follower(BaseCallback):
 
     def _evaluate(self, step: int) -> None:
         """Play in the contexts that are followed; training goes on as if nothing had been played."""
+        if not self.keeps:
+            return
         player = ModelPlayer(self.model, remembers(self.config), self.config.reward_scale)
         row: dict[str, Any] = {"step": step, "score_name": "return"}
         for name, contexts in self.contexts:
@@ -157,6 +171,7 @@ class Follower(BaseCallback):
         self._write(row)
 
     def _write(self, row: dict[str, Any]) -> None:
+        if not self.keeps:
+            return
         row["wall_time_s"] = round(self.spent_s(), 3)
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(self.folder, row)

@@ -1,0 +1,327 @@
+"""The few-shot methods by name: their description, the data they solve, their settings there, and the paper.
+
+In:   nothing; a problem, once a method is built.
+Out:  `METHODS` and `FITS`. What is listed, offered, documented and tested follows from them.
+Knows nothing of data sets beyond their names. Nothing is imported from torch before a method is built.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import weightloom
+from weightloom import learners
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "cameras": ("cameras", "cameras-crosstalk"),
+    "unlabelled": ("cameras-unlabelled",),
+    "images": ("digits", "omniglot", "omniglot-alphabets", "cifar-fs", "spoken-digits", "folder"),
+    "sentences": ("intents",),
+    "curves": ("sinusoid", "growth-curves", "table"),
+    "functions": ("mnist-functions",),
+}
+"""Data sets whose tasks are alike; `folder` and `table` stand for data of your own."""
+
+Build = Callable[[Any], Any]
+"""A problem of the family to a `Learner`, newly initialised."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A few-shot method that can be chosen by name."""
+
+    name: str
+    """Its name on the command line."""
+    about: str
+    """Its idea, in one line."""
+    solves: Mapping[tuple[str, ...], Build]
+    """Families of data, or data sets, and its settings there. A data set's own entry goes before its family's."""
+    source: str = ""
+    """The paper, where it is not the library's own."""
+
+    def build_for(self, data: str) -> Build | None:
+        """Return the function that builds it for a data set, None where it does not solve these tasks."""
+        family = next(family for family, members in FAMILIES.items() if data in members)
+        found = {key: build for keys, build in self.solves.items() for key in keys}
+        return found.get(data, found.get(family))
+
+
+def _norms(name: str, parameter: Any) -> bool:
+    """Select scales and shifts of the norms in a trunk."""
+    return bool(parameter.ndim == 1 and name.startswith("blocks"))
+
+
+def _kernels(name: str, parameter: Any) -> bool:
+    """Select kernels of convolutions."""
+    return bool(parameter.ndim == 4)
+
+
+def _inner(p: Any, learner: Any, base: Any, steps: int, rate: float, **options: Any) -> Any:
+    """Gradient steps of learned lengths, as many as are asked for."""
+    steps, rate = p.config.inner_steps or steps, p.config.inner_lr or rate
+    built = learner(base, inner_steps=steps, inner_lr=rate, learn_inner_lr=True, **options)
+    built.ways = p.ways
+    return built
+
+
+def _class_maml(p: Any, **options: Any) -> Any:
+    return _inner(p, learners.MAML, p.build_alone(p.ways), 5, 0.01 if p.pools.residual else 0.1, **options)
+
+
+def _curve_maml(p: Any, **options: Any) -> Any:
+    steps = 5 if p.pools else 3  # of sinusoids, five steps of all layers run to infinity now and then
+    return _inner(p, learners.MAML, p.build(p.y_dim), steps, 0.01, **options)
+
+
+def _curve_anil(p: Any) -> Any:
+    if p.config.base:
+        return _inner(p, learners.ANIL, p.build(p.y_dim), 5, 0.01)
+    return _inner(p, learners.MAML, p.build(p.y_dim), 5, 0.01, adapted="4.*")
+
+
+def _then_steps(p: Any, learner: Any, rate: float) -> Any:
+    return learners.InnerSteps(learner, p.config.inner_steps or 3, p.config.inner_lr or rate)
+
+
+def _regressor(p: Any, **options: Any) -> Any:
+    return learners.HyperRegressor(p.build(p.y_dim), p.x_dim, p.y_dim, **options)
+
+
+def _prior(p: Any) -> Any:
+    """Tasks are few: a head around which the support set is fitted; a network of the user's own is generated whole."""
+    if p.config.base:
+        return _regressor(p)
+    base = learners.FunctionNet(p.x_dim, p.y_dim, features=64, spread=1.0)
+    encoder = weightloom.SupportAttention(p.x_dim, p.y_dim, 64, layers=2)
+    return learners.HyperFunction(base, encoder, hidden=(64,), noise=0.1)
+
+
+def _curve_cnp(p: Any) -> Any:
+    encoder = weightloom.SupportAttention(p.x_dim, p.y_dim, 64, layers=3)
+    return learners.ConditionalNeuralProcess(encoder, learners.Conditioned(p.x_dim, p.y_dim, 64, hidden=(128, 128)))
+
+
+def _grid(p: Any) -> Any:
+    return weightloom.GridEncoder(2, 1, 256, size=p.size, hidden=(512,))
+
+
+def _picture_cnp(encoder: Any) -> Any:
+    return learners.ConditionalNeuralProcess(encoder, learners.Conditioned(2, 1, 256, hidden=(256, 256, 256)))
+
+
+METHODS: tuple[Method, ...] = (
+    Method(
+        "hypernetwork",
+        "what suits the data: a generated head (classes), network (sinusoid) or prior (other regression)",
+        {
+            ("images", "sentences"): lambda p: learners.HyperHead(p.build(p.ways, p.unit), p.sharp, p.known),
+            ("sinusoid",): _regressor,
+            ("curves",): _prior,
+            ("functions",): lambda p: learners.HyperFunction(p.build(1), _grid(p), hidden=(512,)),
+            ("cameras", "unlabelled"): lambda p: learners.HyperInputs(p.build(p.classes)),
+        },
+    ),
+    Method(
+        "hyper-film",
+        "a generated head, and generated scales and shifts of the norms before it",
+        {("images",): lambda p: learners.HyperConvs(p.build(p.ways), _norms, p.scale)},
+        "after Requeima et al. (2019)",
+    ),
+    Method(
+        "hyper-lowrank",
+        "a generated head, and generated changes of rank 4 of the convolutions before it",
+        {("images",): lambda p: learners.HyperConvs(p.build(p.ways), {_kernels: weightloom.LowRank(4)}, p.scale)},
+    ),
+    Method(
+        "hyper-mlp",
+        "a whole network written by an MLP from what attention says of the support set",
+        {("curves",): _regressor},
+    ),
+    Method(
+        "hyper-transformer",
+        "a whole network written by a transformer over slices of its parameters",
+        {("curves",): lambda p: _regressor(p, transformer=True)},
+        "after Zhmoginov et al. (2022)",
+    ),
+    Method(
+        "hyper-maml",
+        "the hypernetwork, then gradient steps on what it wrote, trained end to end",
+        {
+            ("images", "sentences"): lambda p: _then_steps(p, learners.HyperHead(p.build(p.ways), p.scale), 0.01),
+            ("curves",): lambda p: _then_steps(p, _regressor(p), 0.001),
+        },
+        "after Przewięźlikowski et al. (2022)",
+    ),
+    Method(
+        "film",
+        "scales and shifts only, generated from the support set",
+        {
+            ("images",): lambda p: learners.HyperConvs(p.build(p.ways), _norms, p.scale, generate_head=False),
+            ("curves",): lambda p: _regressor(p, form=weightloom.FiLM()),
+        },
+        "Perez et al. (2018)",
+    ),
+    Method(
+        "cnp",
+        "a conditional neural process: the condition is one more input of a network that all tasks share",
+        {("curves",): _curve_cnp, ("functions",): lambda p: _picture_cnp(weightloom.DeepSets(2, 1, 256, hidden=256))},
+        "Garnelo et al. (2018)",
+    ),
+    Method(
+        "cnp-grid",
+        "the same, the support set being spread over a grid, as for the hypernetwork",
+        {("functions",): lambda p: _picture_cnp(_grid(p))},
+        "after Gordon et al. (2020)",
+    ),
+    Method(
+        "maml",
+        "a start that all tasks share, then gradient steps through which it is trained",
+        {("images", "sentences"): _class_maml, ("curves",): _curve_maml},
+        "Finn, Abbeel and Levine (2017)",
+    ),
+    Method(
+        "maml-first-order",
+        "the same, the inner gradients taken as constants",
+        {
+            ("images", "sentences"): lambda p: _class_maml(p, first_order=True),
+            ("curves",): lambda p: _curve_maml(p, first_order=True),
+        },
+        "Finn, Abbeel and Levine (2017)",
+    ),
+    Method(
+        "anil",
+        "the same, but only the last layer is adapted",
+        {
+            ("images", "sentences"): lambda p: _inner(p, learners.ANIL, p.build(p.ways), 5, 0.1),
+            ("curves",): _curve_anil,
+        },
+        "Raghu et al. (2020)",
+    ),
+    Method(
+        "cavia",
+        "the same, but only a few further inputs are adapted",
+        {
+            ("curves",): lambda p: learners.CAVIA(
+                p.build(p.y_dim), inner_steps=p.config.inner_steps or 5, inner_lr=p.config.inner_lr or 1.0
+            )
+        },
+        "Zintgraf et al. (2019)",
+    ),
+    Method(
+        "protonet",
+        "a trunk that all tasks share, and the class whose mean feature is nearest",
+        {("images", "sentences"): lambda p: learners.ProtoNet(p.build(p.ways), p.scale, p.known)},
+        "Snell, Swersky and Zemel (2017)",
+    ),
+    Method(
+        "protonet-unit",
+        "the same, on features that are centred and brought to one length",
+        {("images",): lambda p: learners.ProtoNet(p.build(p.ways, True), p.sharp, p.known)},
+    ),
+    Method(
+        "probe",
+        "a trunk trained to tell all training classes apart, and a linear head fitted to each support set",
+        {("images", "sentences"): lambda p: learners.LinearProbe(p.build(p.ways), len(p.train.names))},
+        "Tian et al. (2020)",
+    ),
+    Method(
+        "hyper-free",
+        "the same for cameras, each column written as free numbers, not as an assignment of wires to pixels",
+        {("cameras", "unlabelled"): lambda p: learners.HyperInputs(p.build(p.classes), rounds=0)},
+    ),
+    Method(
+        "code-input",
+        "the encoder of the hypernetwork, its code read beside each input and not written into weights",
+        {("cameras", "unlabelled"): lambda p: learners.CodeInputs(p.build_coded())},
+    ),
+    Method(
+        "in-context",
+        "a transformer that reads the support set beside each query",
+        {("cameras",): lambda p: learners.InContext(learners.ContextReader(p.pixels, p.classes))},
+        "Müller et al. (2022)",
+    ),
+    Method(
+        "shared",
+        "the network whose first layer is generated, with one first layer for all tasks",
+        {("cameras", "unlabelled"): lambda p: learners.SharedInputs(p.build(p.classes))},
+    ),
+    Method(
+        "scratch",
+        "the base network, trained on each support set alone",
+        {
+            ("images", "sentences"): lambda p: learners.FromScratch(p.build_alone, steps=50, inner_lr=3e-3),
+            ("curves",): lambda p: learners.FromScratch(p.build, steps=100, inner_lr=3e-2),
+        },
+    ),
+    Method(
+        "matching",
+        "wires matched to pixels by hand, and a support vector machine that knows the training pictures",
+        {("cameras",): lambda p: learners.Matching(*p.images())},
+    ),
+    Method(
+        "matching-taught",
+        "the same, the machine taught on pictures that were restored in this way",
+        {("cameras",): lambda p: learners.Matching(*p.images(), taught=p.taught())},
+    ),
+    Method(
+        "logistic",
+        "logistic regression on each support set alone",
+        {("cameras",): lambda p: learners.SupportLogistic(p.pixels, p.classes)},
+    ),
+    Method(
+        "nearest",
+        "the label of the nearest point of the support set",
+        {("cameras",): lambda p: learners.SupportNearest(p.pixels, p.classes)},
+    ),
+    Method(
+        "svm",
+        "a support vector machine on each support set alone",
+        {("cameras",): lambda p: learners.SupportSVM(p.pixels, p.classes)},
+    ),
+    Method(
+        "centroid",
+        "the class whose mean input is nearest",
+        {("images", "sentences"): lambda p: learners.NearestCentroid(p.train.examples[0, 0].numel())},
+    ),
+    Method(
+        "polynomial",
+        "a polynomial fitted to each support set alone, by ridge regression",
+        {("curves",): lambda p: learners.RidgePolynomial(p.x_dim, p.y_dim, degree=3, ridge=0.3)},
+        "Hoerl and Kennard (1970)",
+    ),
+    Method(
+        "ridge",
+        "a line fitted to each support set alone, by ridge regression",
+        {("curves",): lambda p: learners.RidgePolynomial(p.x_dim, p.y_dim, degree=1, ridge=0.3)},
+        "Hoerl and Kennard (1970)",
+    ),
+    Method(
+        "interpolation",
+        "what lies between the points of the support set",
+        {("functions",): lambda p: learners.Interpolation(2, 1, power=4.0)},
+        "Shepard (1968)",
+    ),
+    Method(
+        "gaussian",
+        "linear completion under a Gaussian fitted to training images, or to training curves",
+        {
+            ("sinusoid",): lambda p: p.gaussian(),
+            ("functions",): lambda p: learners.GaussianPixels(p.train, bounds=p.bounds),
+        },
+        "Rasmussen and Williams (2006)",
+    ),
+)
+"""Every method, in the order of lists; add yours here."""
+
+FITS: dict[str, tuple[str, ...]] = {
+    data: tuple(method.name for method in METHODS if method.build_for(data))
+    for members in FAMILIES.values()
+    for data in members
+} | {"own": tuple(method.name for method in METHODS if method.build_for("folder") or method.build_for("table"))}
+"""Names of the methods that solve the tasks of each data set; for `own`, a source of tasks as ``module:Class``, those
+of images and those of curves: which of them do is known once tasks are drawn."""
+
+
+def builds_of(data: str) -> dict[str, Build]:
+    """Return the functions that build the methods for a data set, by name."""
+    return {method.name: build for method in METHODS if (build := method.build_for(data))}
