@@ -25,7 +25,7 @@ from weightloom.learners.polynomial import RidgePolynomial
 from weightloom.tasks.folder import load_folder
 from weightloom.tasks.spoken import spectrograms
 
-FEW = {"steps": 3, "tasks": 2, "evaluate_every": 3, "quiet": True}
+FEW = {"steps": 2, "tasks": 2, "evaluate_every": 1000, "quiet": True}
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,21 @@ def test_an_unknown_option_is_refused():
 
 
 def test_a_source_of_ones_own_is_learned_judged_and_adapted(mine):
-    main(["fewshot", "--data", "mine:Lines", "--run", "run", "--steps", "4", "--test-tasks", "6", "--quiet"])
+    main(
+        [
+            "fewshot",
+            "--data",
+            "mine:Lines",
+            "--run",
+            "run",
+            "--steps",
+            "4",
+            "--test-tasks",
+            "6",
+            "--quiet",
+            "--comparators",
+        ]
+    )
     record = json.loads((mine / "run" / "record.json").read_text())
     assert {(row["method"], row["setting"]) for row in record["scores"]} >= {("hypernetwork", "5-shot")}
     assert "`mine:Lines` has no argument `part`" in record["notes"]
@@ -472,7 +486,7 @@ def test_a_comparison_that_is_kept_is_a_run(tmp_path):
         fewshot.compare(learners, SinusoidTasks(5), SinusoidTasks(5), run=tmp_path / "run", test_tasks=4)
 
 
-def test_what_cannot_be_compared_is_refused():
+def test_what_cannot_be_compared_is_refused(unchecked):
     with pytest.raises(ConfigError, match="no learners"):
         fewshot.compare({}, SinusoidTasks(5), SinusoidTasks(5))
     with pytest.raises(ConfigError, match="`net` is a Linear"):

@@ -44,7 +44,7 @@ class Inputs(ABC):
     def one(self, item: Any, name: str) -> Tensor:
         """Encode one example, (*event), float32; ``name`` is its own in a message."""
 
-    def encode(self, items: Sequence[Any] | Tensor, names: Sequence[str] | None = None) -> Tensor:
+    def encode(self, items: Any, names: Sequence[str] | None = None) -> Tensor:
         """Encode examples, (examples, *event).
 
         Args:
@@ -260,7 +260,7 @@ class Sentences(Inputs):
         """Encode a text."""
         return self.encode([item], [name])[0]
 
-    def encode(self, items: Sequence[Any] | Tensor, names: Sequence[str] | None = None) -> Tensor:
+    def encode(self, items: Any, names: Sequence[str] | None = None) -> Tensor:
         """Encode texts, all in one go."""
         for number, item in enumerate(items):
             if not isinstance(item, str) or not item.strip():
@@ -284,7 +284,7 @@ class Targets:
     centred: bool = False
     """The mean of a task's own support targets is one more number to subtract."""
 
-    def encode(self, values: Sequence[Any] | Tensor) -> Tensor:
+    def encode(self, values: Any) -> Tensor:
         """Bring targets to the scale of training, (points, outputs).
 
         Raises:
@@ -303,7 +303,7 @@ class Targets:
         """Return what a network says in the user's unit, (points, outputs), float64."""
         return outputs.double() * self._std() + self._mean()
 
-    def of_task(self, values: Sequence[Any] | Tensor) -> "Targets":
+    def of_task(self, values: Any) -> "Targets":
         """Return the targets of one task, whose level is known from its support set."""
         if not self.centred:
             return self

@@ -52,8 +52,8 @@ def _norms(name: str, parameter: Any) -> bool:
 
 
 def _kernels(name: str, parameter: Any) -> bool:
-    """Select kernels of convolutions."""
-    return bool(parameter.ndim == 4)
+    """Select kernels of convolutions, and matrices of a network of the user's own."""
+    return bool(parameter.ndim > 1)
 
 
 def _inner(p: Any, learner: Any, base: Any, steps: int, rate: float, **options: Any) -> Any:

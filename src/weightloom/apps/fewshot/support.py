@@ -107,7 +107,8 @@ def _of_classes(classes: Mapping[Any, Any], inputs: Inputs) -> Given:
                 f"The class `{name}`{where} is empty. A class has an example or more. Add some, or drop it."
             )
         x, y = x + items, y + [name] * len(items)
-        names += [label if label in items else f"{name}, {label}" for label in its]
+        named = zip(items, its, strict=True)
+        names += [its_name if isinstance(item, str | Path) else f"{name}, {its_name}" for item, its_name in named]
     return Given(x, y, names)
 
 
@@ -211,8 +212,8 @@ def _of_arrays(path: Path, labelled: bool) -> Given:
     return Given(x, y, [f"example {number} of {path}" for number in range(len(x))])
 
 
-def _plain(values: Sequence[Any] | Tensor) -> list[Any]:
-    """Turn labels or targets into a list of plain values, whole fractions into whole numbers."""
+def _plain(values: Any) -> list[Any]:
+    """Turn labels or targets, in an array, a tensor or a list, into a list of plain values."""
     listed = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values).tolist()
     return [listed] if not isinstance(listed, list) else listed
 
