@@ -28,6 +28,7 @@ from weightloom.errors import BuiltWarning as BuiltWarning
 from weightloom.errors import WeightloomError as WeightloomError
 from weightloom.forms import *  # whatever its `__init__.py` names
 from weightloom.hypernets import *  # whatever its `__init__.py` names
+from weightloom.learners import GeneratedLearner as GeneratedLearner
 from weightloom.learners import Learner as Learner
 from weightloom.learners import Support as Support
 from weightloom.losses import cross_entropy_per_task as cross_entropy_per_task
@@ -41,11 +42,13 @@ from weightloom.params import ParamSpec as ParamSpec
 from weightloom.params import sub as sub
 from weightloom.tasks import CameraTasks as CameraTasks
 from weightloom.tasks import ClassTasks as ClassTasks
+from weightloom.tasks import Examples as Examples
 from weightloom.tasks import SinusoidTasks as SinusoidTasks
 from weightloom.tasks import Tasks as Tasks
 from weightloom.tasks import TaskSource as TaskSource
 from weightloom.training import History as History
 from weightloom.training import TrainOptions as TrainOptions
+from weightloom.training import Turn as Turn
 from weightloom.training import train as train
 
 def _public_names() -> dict[str, str]: ...

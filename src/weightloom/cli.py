@@ -133,7 +133,7 @@ def run_app(app: AnyApp, words: list[str], typed: str) -> int:
 def evaluate(words: list[str]) -> int:
     """Judge the methods of a run again, with other options."""
     app = _app_of(words, "eval")
-    kind = _with_changes(app, "Judge the methods of a run again, with other options.", record=Path)
+    kind = _with_changes(app, "Judge the methods of a run again, with other options.", record=Path, app=str)
     command = _parse(kind, words, "eval")
 
     from weightloom.apps.experiment import judge_again
@@ -154,6 +154,8 @@ class ReportCommand:
 
     run: Positional[Path]
     """The run's folder."""
+    app: str | None = None
+    """Application of your own that made it, as `module:Class`."""
 
 
 def report(words: list[str]) -> int:
@@ -162,7 +164,7 @@ def report(words: list[str]) -> int:
 
     from weightloom.apps.experiment import report as build
 
-    print(build(_app_of([str(command.run)], "report"), command.run))
+    print(build(_app_of(words, "report"), command.run))
     return 0
 
 
@@ -179,13 +181,15 @@ class AdaptCommand:
     """Inputs to answer, such as paths of pictures or a file of rows."""
     out: Path | None = None
     """Folder to write the adapted network to. Default: nothing is written."""
+    app: str | None = None
+    """Application of your own that made the run, as `module:Class`."""
 
 
 def adapt(words: list[str]) -> int:
     """Adapt a run's method to a task of your own; answer inputs, write the network."""
     command = _parse(AdaptCommand, words, "adapt")
 
-    app = _app_of([str(command.run)], "adapt")
+    app = _app_of(words, "adapt")
     need_extra(app)
     from weightloom.apps.experiment import load
     from weightloom.runs.table import print_rows
@@ -208,7 +212,7 @@ def export(words: list[str]) -> int:
         "Write a plain network for one task: parameters, a description, and a program for torch.export.load. With "
         "--whole: encoder, hypernetwork and base as one program for torch.export and ONNX."
     )
-    command = _parse(_with_changes(app, about, task=str, whole=bool, out=Path), words, "export")
+    command = _parse(_with_changes(app, about, task=str, whole=bool, out=Path, app=str), words, "export")
     if command.whole == (command.task is not None):
         raise ConfigError(
             "`weightloom export` was given neither `--task` nor `--whole`, or both. It writes the network of one task, "
@@ -224,7 +228,9 @@ def export(words: list[str]) -> int:
     else:
         facts = app.export(loaded.model, loaded.problem, loaded.config, command.task, folder)
     print(f"{facts['task']}: {', '.join(facts['files'])} in {folder}")
-    print(f"loaded again without weightloom: equal to the run within {facts['largest_difference']:.0e}")
+    found = facts["largest_difference"]
+    worst = max(found.values()) if isinstance(found, dict) else found
+    print(f"loaded again without weightloom: equal to the run within {worst:.0e}")
     return 0
 
 
@@ -274,9 +280,10 @@ def _print_scores(app: AnyApp, scores: list[Any]) -> None:
 
 def _app_of(words: list[str], command: str) -> AnyApp:
     """Return the application of the run that is the first word; the usual one where help was asked for."""
-    folder = next((word for word in words if not word.startswith("-")), None)
+    named = _value_of("--app", words)
+    folder = next((word for word in words if not word.startswith("-") and word != named), None)
     if folder is None or words[0] in ("-h", "--help"):
-        return find_app("fewshot")
+        return find_app(named or "fewshot")
 
     from weightloom.runs.folder import read_run_file
 
@@ -286,24 +293,36 @@ def _app_of(words: list[str], command: str) -> AnyApp:
             f"`{folder}` holds several runs. `weightloom {command}` takes one. Pass a folder in it, as in "
             f"`{folder}/seed-{(about.seeds or (0,))[0]}`."
         )
-    return find_app(about.app)
+    if named is None and about.app not in app_names():
+        raise ConfigError(
+            f"`{folder}` is a run of `{about.app}`, an application that is not installed here. What a folder names is "
+            f"not imported by itself. Type where it is, as in `weightloom {command} {folder} --app my_package:MyApp`."
+        )
+    app = find_app(named or about.app)
+    if app.name != about.app:
+        raise ConfigError(
+            f"`{folder}` is a run of `{about.app}`, and `--app {named}` is `{app.name}`. Each reads its own runs. "
+            f"Pass `--app` of the application that made it."
+        )
+    return app
 
 
-def _with_changes(app: AnyApp, about: str, **more: type) -> type[Any]:
+def _with_changes(made_by: AnyApp, about: str, **more: type) -> type[Any]:
     """Build the dataclass of a command on a run: its folder, options of its own, options of the run that may change."""
-    hints = get_type_hints(app.config)
+    hints = get_type_hints(made_by.config)
     own = {
         "record": "Write the scores to this file, as JSON.",
         "task": "Number of a task that the run was judged on.",
         "whole": "Write everything between a support set and an answer as one program.",
         "out": "Folder to write. Default: RUN/export/TASK.",
+        "app": "Application of your own that made the run, as `module:Class`.",
     }
     columns: list[Any] = [("run", Annotated[Positional[Path], arg(help="The run's folder.")])]
     for name, kind in more.items():
         wanted, default = (bool, False) if kind is bool else (kind | None, None)
         columns.append((name, Annotated[wanted, arg(help=own[name])], field(default=default)))
-    documented = _documented(app.config)
-    for name in app.judged_by:
+    documented = _documented(made_by.config)
+    for name in made_by.judged_by:
         kind = hints[name]
         text = documented.get(name, "").partition(" None:")[0].partition(" Default:")[0]
         wanted, default, usual = (bool, False, "") if kind is bool else (kind | None, None, " Default: as trained.")

@@ -1,4 +1,4 @@
-"""The interface of an application: six methods, and its runs have a table, a report, resume, seeds, sweeps and export.
+"""The interface of an application: four methods, and its runs have a table, a report, resume, seeds, sweeps and export.
 
 In:   a config.
 Out:  a problem, models of it, rows that judge them, sections that show them.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from weightloom.report.run import Run
     from weightloom.report.section import Section
-    from weightloom.runs.record import Role, Row
+    from weightloom.runs.record import Better, Role, Row
     from weightloom.training import History, Processes
 
 C = TypeVar("C", bound=RunOptions)
@@ -43,6 +43,21 @@ class Contender(Generic[M]):
     """None for a method whose training failed."""
     role: "Role" = "method"
 
+    def row(self, setting: str, name: str, per_task: "Tensor | None", better: "Better" = "lower") -> "Row":
+        """Return the contender's row of the table.
+
+        Args:
+            setting: The tasks, as in "5-way 1-shot".
+            name: The score, as in "accuracy".
+            per_task: The score of each task, (tasks,); None for a model whose training failed.
+            better: Which scores are better.
+        """
+        from weightloom.runs.record import failed_row, row_of
+
+        if per_task is None:
+            return failed_row(self.name, setting, name, better)
+        return row_of(self.name, setting, name, per_task, better, self.role)
+
 
 @dataclass(frozen=True)
 class Training(Generic[M]):
@@ -60,6 +75,16 @@ class Training(Generic[M]):
     """Show no progress."""
     look: Callable[[M], None]
     """Called once, during training, with the model as it is: writes an early report."""
+
+    def how(self) -> dict[str, Any]:
+        """Return where and how to train as `weightloom.training.train` takes it, by name."""
+        return {
+            "run": self.folder,
+            "resume": (self.folder / "checkpoints" / "last.safetensors").is_file(),
+            "fabric": self.processes,
+            "quiet": self.quiet,
+            "identity": self.identity,
+        }
 
 
 class Listed(NamedTuple):
@@ -154,13 +179,20 @@ class App(ABC, Generic[C, P, M]):
         """Return two lengths of training whose times tell how long a step takes, for `--minutes`."""
         return 6, 18
 
-    @abstractmethod
     def load(self, model: M, checkpoint: Path, identity: str) -> None:
-        """Put a checkpoint into a model.
+        """Put a checkpoint into a model; by default one that `weightloom.training.train` wrote.
 
         Raises:
             CheckpointError: If it is missing, not whole, or of another run.
         """
+        from weightloom.training import load_model
+
+        if not hasattr(model, "named_parameters"):
+            raise TypeError(
+                f"{type(model).__name__} is no `nn.Module`. `{type(self).__name__}.load` has to be written."
+            )
+        module: Any = model
+        load_model(checkpoint, module, identity)
 
     @abstractmethod
     def judge(self, contenders: Sequence[Contender[M]], problem: P, config: C, folder: Path) -> list["Row"]:

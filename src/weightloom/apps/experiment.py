@@ -5,7 +5,6 @@ Out:  the folder: ``run.json``, ``config.json``, metrics, checkpoints, ``record.
 Knows nothing of any application.
 """
 
-import json
 import signal
 import sys
 import time
@@ -23,14 +22,17 @@ from weightloom.base import autotuned
 from weightloom.errors import ConfigError, NonFiniteError
 from weightloom.files import save_tensors, write_atomically
 from weightloom.report import build_report
-from weightloom.runs.folder import identity_of, prepare_folder, read_config
+from weightloom.runs.folder import FORMAT, identity_of, prepare_folder, read_config
 from weightloom.runs.metrics import read_rows
 from weightloom.runs.options import RunOptions, with_option
-from weightloom.runs.record import FORMAT, Record, Row, environment, peak_memory_bytes, write_record
+from weightloom.runs.record import Record, Row, environment, peak_memory_bytes, write_run_record
+from weightloom.runs.schema import read_json, write_json
 from weightloom.training import OneProcess, Processes
 
 FAILURE = "failure.txt"
 """In a comparator's folder: why its training came to no end."""
+STEPS = "steps.json"
+"""Beside a method's checkpoints: how many steps fit into its time."""
 FRESH = "fresh"
 """The arm beside one that starts from another run: the same method, newly initialised."""
 
@@ -48,6 +50,13 @@ class Loaded(Generic[C, P, M]):
     def model(self) -> M:
         """The method that the run is about."""
         return next(iter(self.models.values()))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Contents of ``steps.json``."""
+
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Choices:
 def run(
     app: App[C, P, M],
     config: RunOptions,
-    folder: Path,
+    folder: str | Path,
     *,
     command: str = "",
     resume: bool = False,
@@ -315,16 +324,16 @@ class _Arms(Generic[C, P, M]):
         """
         if config.minutes is None:
             return config.steps
-        kept, steps = place / "steps.json", 0
+        kept, steps = place / STEPS, 0
         if self.processes.global_rank == 0 and kept.is_file():
-            steps = int(json.loads(kept.read_text()))
+            steps = read_json(kept, Steps, FORMAT, "A run with `--minutes` writes it before training.").steps
         elif self.processes.global_rank == 0:
             short, long = self.app.trial_steps(config)
             _, short_s, long_s = (self._time(method, config, count) for count in (short, short, long))
             step_s = max((long_s - short_s) / (long - short), 1e-6)
             steps = max(1, min(config.steps or 10**9, int(60 * config.minutes / step_s)))
             place.mkdir(parents=True, exist_ok=True)
-            write_atomically(kept, json.dumps(steps))
+            write_json(kept, {"steps": steps}, FORMAT)
         return int(self.processes.broadcast(steps))
 
     def _time(self, method: str, config: C, steps: int) -> float:
@@ -344,7 +353,6 @@ def _finish(arms: _Arms[C, P, M], command: str, start_s: float) -> Record:
     if not arms.quiet:
         say(f"judging on {app.unseen}")
     record: Record = {
-        "format": FORMAT,
         "app": app.name,
         "identity": arms.identity,
         "command": command,
@@ -369,7 +377,7 @@ def _finish(arms: _Arms[C, P, M], command: str, start_s: float) -> Record:
     record["version"], record["commit"] = record["cost"].pop("weightloom"), record["cost"].pop("commit")
     if not arms.bare:
         _show(app, arms.models, problem, config, arms.folder, arms.identity, early=False)
-    write_record(arms.folder / "record.json", record)
+    write_run_record(arms.folder, record)
     if not arms.bare:
         build_report(arms.folder, app.sections)
     return record

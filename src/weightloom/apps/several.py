@@ -5,10 +5,9 @@ Out:  a folder of run folders, and a record with intervals over seeds.
 Knows nothing of any application.
 """
 
-import json
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -16,15 +15,35 @@ from typing import Any
 from weightloom.apps.app import App, C, M, P
 from weightloom.apps.experiment import Choices, run, say
 from weightloom.errors import ConfigError, NonFiniteError, nearest
-from weightloom.files import write_atomically
 from weightloom.report import build_report
-from weightloom.runs.folder import identity_of, prepare_folder
+from weightloom.runs.folder import FORMAT, identity_of, prepare_folder
 from weightloom.runs.options import RunOptions, flag, with_option
-from weightloom.runs.record import FORMAT, Record, environment, label, read_record, summary_over_seeds, write_record
+from weightloom.runs.record import (
+    RECORD,
+    Record,
+    environment,
+    label,
+    read_run_record,
+    summary_over_seeds,
+    write_run_record,
+)
+from weightloom.runs.schema import read_json, write_json
 from weightloom.runs.stats import interquartile
 
 SWEEP = "sweep.json"
 """In a run's folder: scores on validation tasks, and the values that were chosen."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Contents of ``sweep.json``."""
+
+    option: str
+    """The option that was tried."""
+    scores: dict[str, dict[str, float | None]]
+    """Score on validation tasks by method and value; None for a training that failed."""
+    chosen: dict[str, str]
+    """The best value by method."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +114,21 @@ def run_several(
     if not runs:
         raise NonFiniteError(f"Every seed failed: {failed}.")
     record = summarised(runs, resolved, several)
-    record |= {"format": FORMAT, "app": app.name, "identity": identity, "command": command, "failed": failed}
+    record |= {"app": app.name, "identity": identity, "command": command, "failed": failed}
     if several.sweep:
-        record["sweep"] = json.loads((folder / SWEEP).read_text())
-    write_record(folder / "record.json", record)
+        record["sweep"] = asdict(read_sweep(folder))
+    write_run_record(folder, record)
     build_report(folder, app.sections)
     return record
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Read ``sweep.json``.
+
+    Raises:
+        DataError: If it is missing, damaged or of another version.
+    """
+    return read_json(folder / SWEEP, Sweep, FORMAT, "A run with `--sweep` writes it when all values were tried.")
 
 
 def parsed(config: RunOptions, text: str) -> tuple[str, list[str]]:
@@ -134,9 +162,8 @@ def _sweep(
     app: App[C, P, M], config: C, folder: Path, option: str, values: Sequence[str], quiet: bool
 ) -> Choices | signal.Signals:
     """Train every trained method alone with each value, and choose by its mean score on validation tasks."""
-    kept = folder / SWEEP
-    if kept.is_file() and (facts := json.loads(kept.read_text())).get("option") == option:
-        return Choices(option, facts["chosen"])
+    if (folder / SWEEP).is_file():
+        return Choices(option, read_sweep(folder).chosen)
     scores: dict[str, dict[str, float | None]] = {}
     chosen: dict[str, str] = {}
     problem = app.open(config)
@@ -164,7 +191,7 @@ def _sweep(
         if not found:
             raise NonFiniteError(f"`{method}` failed with every value of `{flag(option)}`: {', '.join(values)}.")
         chosen[method] = max(found, key=lambda value: found[value][0])
-    write_atomically(kept, json.dumps({"option": option, "scores": scores, "chosen": chosen}, indent=1) + "\n")
+    write_json(folder / SWEEP, asdict(Sweep(option, scores, chosen)), FORMAT)
     return Choices(option, chosen)
 
 
@@ -172,10 +199,8 @@ def _run_or_read(
     app: App[C, P, M], config: C, place: Path, command: str, quiet: bool, choices: Choices, bare: bool = False
 ) -> Record | signal.Signals | None:
     """Read a run that ended, go on with one that did not, or start it."""
-    if (place / "record.json").is_file():
-        record = read_record(place / "record.json")
-        if record.get("identity") == identity_of(app.name, config):
-            return record
+    if (place / RECORD).is_file():
+        return {**read_run_record(place, identity_of(app.name, config))}
     going = (place / "run.json").is_file()
     return run(app, config, place, command=command, resume=going, quiet=quiet, choices=choices, bare=bare)
 

@@ -13,6 +13,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weightloom.learners.generated import GeneratedLearner as GeneratedLearner
     from weightloom.learners.learner import Learner as Learner
     from weightloom.learners.learner import Support as Support
 

@@ -1,6 +1,5 @@
 """A run folder, read: its files in, one `Run` out."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from weightloom.errors import DataError
 from weightloom.files import load_tensors
+from weightloom.runs.folder import read_options
+from weightloom.runs.metrics import read_rows
+from weightloom.runs.record import RECORD, read_run_record
 
 Facts = dict[str, Any]
 """What one JSON object holds."""
@@ -47,60 +48,26 @@ def read_run(folder: Path) -> Run:
         DataError: If ``folder`` is not a run, or one of its JSON files is damaged.
         CheckpointError: If ``evaluation.safetensors`` is damaged.
     """
-    if not (folder / "config.json").is_file():
-        raise DataError(
-            f"`{folder}` holds no `config.json`. A report is made from the folder of a run, and every run "
-            "writes its options there before its first step. "
-            "Pass such a folder, as in `weightloom report runs/digits-001`."
-        )
-    rows = _read_lines(folder / "metrics.jsonl")
+    config, rows = read_options(folder), read_rows(folder)
     evaluation = folder / "evaluation.safetensors"
     tensors, facts = load_tensors(evaluation) if evaluation.is_file() else ({}, {})
     return Run(
         name=folder.resolve().name,
-        config=_read_object(folder / "config.json"),
+        config=config,
         training=_last_of_each_step(rows, "loss"),
         validation=_last_of_each_step(rows, "validation_score"),
-        record=_read_record(folder / "record.json") if (folder / "record.json").is_file() else {},
+        record=_read_record(folder) if (folder / RECORD).is_file() else {},
         tensors=tensors,
         facts=facts,
     )
 
 
-def _read_record(path: Path) -> Facts:
+def _read_record(folder: Path) -> Facts:
     """Read a record; a score that a failed method does not have, null there, is NaN."""
-    record = _read_object(path)
-    for score in record.get("scores") or []:
+    record: Facts = {**read_run_record(folder)}
+    for score in record["scores"]:
         score |= {key: _number(score[key]) for key in ("mean", "ci95") if key in score}
     return record
-
-
-def _read_object(path: Path) -> Facts:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(path, str(error)) from error
-    if not isinstance(content, dict):
-        raise _damaged(path, f"it holds a {type(content).__name__}")
-    return content
-
-
-def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(
-        f"`{path}` cannot be read ({reason}). It must hold one JSON object, as the run wrote it. "
-        "Put back an earlier copy, or start the run again in a new folder with `--run FOLDER`."
-    )
-
-
-def _read_lines(path: Path) -> list[Facts]:
-    rows = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for line in text.splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # torn: a live run is writing it, or a killed one was
-    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 def _last_of_each_step(rows: list[Facts], key: str) -> list[Facts]:

@@ -8,15 +8,17 @@ Knows nothing of what is run.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from weightloom.errors import CheckpointError, ConfigError, DataError
 from weightloom.runs.options import RunOptions
+from weightloom.runs.schema import read_json, read_object, write_json
 
 FORMAT = 1
-"""Version of the layout of a run's folder."""
+"""Version of the layout of a run's folder, and of the files in it that have none of their own."""
+RUN, CONFIG = "run.json", "config.json"
 
 SEVERAL = ("seeds", "folds", "sweep")
 """Facts of a run of several."""
@@ -32,8 +34,6 @@ class RunFile:
     """The application that made the run, as in ``"fewshot"``."""
     identity: str
     """Digest of application and options, which checkpoints and the record carry too."""
-    format: int = FORMAT
-    """Version of the folder's layout."""
     seeds: tuple[int, ...] = ()
     """Of a run over several seeds, which lie in folders of their own."""
     folds: tuple[int, ...] = ()
@@ -75,19 +75,16 @@ def read_run_file(run: Path) -> RunFile:
     Raises:
         DataError: If the folder holds no run, or one of another version.
     """
-    facts = _read_object(run, "run.json")
-    if facts.get("format") != FORMAT:
-        raise DataError(
-            f"`{run}` holds a run of format {facts.get('format')!r}. This version reads format {FORMAT}. "
-            "Install the version that made it, or run it again."
-        )
-    if not isinstance(facts.get("app"), str) or not isinstance(facts.get("identity"), str):
-        raise DataError(
-            f"`{run / 'run.json'}` names no application. It must hold `app` and `identity`, as the run wrote it. "
-            "Put back an earlier copy, or start the run again in a new folder with `--run FOLDER`."
-        )
-    several = (tuple(facts.get(name, ())) for name in SEVERAL)
-    return RunFile(facts["app"], facts["identity"], FORMAT, *several)
+    return read_json(run / RUN, RunFile, FORMAT, "Every run writes it before its first step.")
+
+
+def read_options(run: Path) -> dict[str, Any]:
+    """Read ``config.json``, whose options `read_config` checks; its version is that of ``run.json``.
+
+    Raises:
+        DataError: If the folder holds no run, or the file is damaged.
+    """
+    return read_object(run / CONFIG, "Every run writes it before its first step.")
 
 
 def read_config(run: Path, kind: type[Config], app: str) -> Config:
@@ -108,7 +105,7 @@ def read_config(run: Path, kind: type[Config], app: str) -> Config:
             f"`{run}` is a run of `weightloom {about.app}`, and `weightloom {app}` was asked to read it. Each reads "
             f"its own. Type `weightloom {about.app}`, or pass a run of `weightloom {app}`."
         )
-    config = kind.from_dict(_read_object(run, "config.json"))
+    config = kind.from_dict(read_options(run))
     if identity_of(app, config) != about.identity:
         raise DataError(
             f"`{run / 'config.json'}` was changed after the run began: it does not match the digest in `run.json`. "
@@ -163,24 +160,6 @@ def prepare_folder(
             f"Type `weightloom {app} --resume {run}` to go on with it, or pass another `--run`."
         )
     run.mkdir(parents=True, exist_ok=True)
-    write_atomically(run / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
-    several = {name: list(its) for name, its in zip(SEVERAL, (seeds, folds, sweep), strict=True) if its}
-    facts: dict[str, Any] = {"format": FORMAT, "app": app, "identity": identity, **several}
-    write_atomically(run / "run.json", json.dumps(facts, indent=1) + "\n")
+    write_atomically(run / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n")
+    write_json(run / RUN, asdict(RunFile(app, identity, seeds, folds, sweep)), FORMAT)
     return identity
-
-
-def _read_object(run: Path, name: str) -> dict[str, Any]:
-    try:
-        facts = json.loads((run / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"`{run}` holds no run that can be read ({error}). A run's folder holds `run.json` and `config.json`. "
-            "Pass such a folder, as in `runs/digits-001`."
-        ) from error
-    if not isinstance(facts, dict):
-        raise DataError(
-            f"`{run / name}` holds a {type(facts).__name__}. It must hold one JSON object, as the run wrote it. "
-            "Put back an earlier copy, or start the run again in a new folder with `--run FOLDER`."
-        )
-    return facts

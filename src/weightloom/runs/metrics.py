@@ -17,13 +17,16 @@ NAME = "metrics.jsonl"
 
 
 def read_rows(run: Path) -> list[Row]:
-    """Read the rows of a run; a last line that was torn by a crash is left out."""
+    """Read the rows of a run; a line that is torn or damaged is passed over."""
     path, rows = run / NAME, []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except ValueError:
+            continue  # a live run is writing it, or a killed one was
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 

@@ -116,7 +116,8 @@ class RunOptions:
             ConfigError: If the application has no validation tasks.
         """
         raise ConfigError(
-            f"`weightloom {self.command}` has no validation tasks. A sweep chooses by them. Leave `--sweep` out."
+            f"`{type(self).__name__}` knows no validation tasks. A sweep chooses by them, never by the tasks of the "
+            "table. Leave `--sweep` out, or give the config a method `validating`."
         )
 
     def to_dict(self) -> dict[str, Any]:

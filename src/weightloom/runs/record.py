@@ -14,21 +14,25 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from weightloom.errors import DataError
 from weightloom.files import write_atomically
+from weightloom.runs.schema import read_json, read_object
 
 FORMAT = 1
 """Version of the schema of a record."""
+RECORD = "record.json"
 
 Role = Literal["method", "untrained", "control", "ceiling"]
 """Part that a row plays: a method competes; the others are what methods are held against."""
 
-ROLES: tuple[Role, ...] = ("method", "untrained", "control", "ceiling")
+Better = Literal["higher", "lower"]
+"""Which scores are better."""
 
 
 class Row(TypedDict):
@@ -42,9 +46,9 @@ class Row(TypedDict):
     """The tasks, as in "5-way 1-shot"."""
     name: str
     """The score that counts, as in "accuracy"."""
-    better: Literal["higher", "lower"]
-    mean: float
-    """NaN for a method that failed."""
+    better: Better
+    mean: float | None
+    """Over tasks; NaN, in a file null, for a method that failed."""
     ci95: float | None
     """Half the width of the 95 % interval."""
     tasks: int
@@ -63,8 +67,27 @@ class Row(TypedDict):
     """The score in each context."""
 
 
+class RunRecord(TypedDict):
+    """Contents of ``record.json`` in a run's folder; an application may add facts of its own."""
+
+    app: str
+    """The application that made the run."""
+    identity: str
+    """Digest of application and options, as in ``run.json``."""
+    command: str
+    """The command line."""
+    config: dict[str, Any]
+    """Every option, resolved."""
+    scores: list[Row]
+    """The table."""
+    cost: dict[str, Any]
+    """Times, memory, versions."""
+    notes: str
+    """The protocol, and what did not go well."""
+
+
 Record = dict[str, Any]
-"""What `weightloom.runs.folder` writes as ``record.json``: ``scores`` are of `Row`."""
+"""A record as JSON has it: of a run (`RunRecord`), or of a benchmark."""
 
 STUDENT_T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """97.5 % points of Student's t for a few values (degrees of freedom are one less)."""
@@ -121,7 +144,32 @@ def label(row: Row | dict[str, Any]) -> str:
     return str(row["method"]) if competes(row) else f"{row['method']} ({role_of(row)})"
 
 
-def failed_row(method: str, setting: str, name: str, better: Literal["higher", "lower"]) -> Row:
+def row_of(
+    method: str, setting: str, name: str, per_task: Tensor, better: Better = "higher", role: Role = "method"
+) -> Row:
+    """Return the row of a method: mean over tasks and its 95 % interval.
+
+    Example:
+        >>> row_of("mine", "all", "accuracy", torch.tensor([0.0, 1.0]))["mean"]
+        0.5
+    """
+    overall = summary(per_task)
+    row: Row = {
+        "method": method,
+        "setting": setting,
+        "name": name,
+        "better": better,
+        "mean": overall["mean"],
+        "ci95": overall["ci95"],
+        "tasks": len(per_task),
+        "also": {},
+    }
+    if role != "method":
+        row["role"] = role
+    return row
+
+
+def failed_row(method: str, setting: str, name: str, better: Better) -> Row:
     """Return the row of a method that came to no end: its score is not a number, over no task."""
     return {
         "method": method,
@@ -164,19 +212,38 @@ def write_record(path: Path, record: Record) -> None:
     write_atomically(path, json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
 
 
+def write_run_record(run: Path, record: Record) -> None:
+    """Write the record of a run into its folder."""
+    write_record(run / RECORD, {"format": FORMAT, **record})
+
+
 def read_record(path: Path) -> Record:
-    """Read a record.
+    """Read any record.
 
     Raises:
         DataError: If there is none, or it is not JSON.
     """
-    try:
-        record: Record = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    return read_object(path, "A run writes it when it comes to its end; `--resume FOLDER` finishes one.")
+
+
+def read_run_record(run: Path, identity: str = "") -> RunRecord:
+    """Read the record of a run.
+
+    Args:
+        run: The run's folder.
+        identity: The run that it has to be of; empty is any.
+
+    Raises:
+        DataError: If there is none, it is damaged, of another version, or of another run.
+    """
+    path = run / RECORD
+    about = "A run writes it when it comes to its end; `--resume FOLDER` finishes one."
+    record = read_json(path, RunRecord, FORMAT, about)
+    if identity and record["identity"] != identity:
         raise DataError(
-            f"`{path}` cannot be read as a record ({error}). A run writes it when it comes to its end. "
-            f"Type `weightloom fewshot --resume {path.parent}` to finish the run."
-        ) from error
+            f"`{path}` is of another run (digest {record['identity']}, not {identity}). A record belongs to the "
+            "options that it was made with. Put back the run's own, or finish the run anew."
+        )
     return record
 
 

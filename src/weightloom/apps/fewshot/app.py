@@ -133,6 +133,18 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
 
         return export_task(model, problem, config, task, folder)
 
+    def export_whole(
+        self, model: "Learner", problem: "Problem", config: FewShotOptions, folder: Path
+    ) -> dict[str, Any]:
+        """Write encoder, hypernetwork and base as one program."""
+        from weightloom.apps.fewshot.judge import draw_test_tasks
+        from weightloom.apps.fewshot.whole_export import export_whole
+
+        ways, shots = problem.settings()[0]
+        facts = export_whole(model, draw_test_tasks(problem, shots, 4, ways=ways), folder)
+        setting = problem.setting(shots, ways)
+        return {**facts, "task": f"any number of tasks, shots and queries, shown {setting}"}
+
     def listed(self) -> list[Listed]:
         """Data sets and methods."""
         data = []

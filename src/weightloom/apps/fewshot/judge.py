@@ -14,7 +14,7 @@ from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.learners.learner import Learner
 from weightloom.losses import cross_entropy_per_task, loss_of_those_there, mse_per_task
-from weightloom.runs.record import Role, Row, failed_row, summary
+from weightloom.runs.record import Role, Row, failed_row, row_of, summary
 from weightloom.tasks import Examples, Tasks
 
 TEST_SEED = 1 << 40
@@ -45,20 +45,9 @@ class Scores:
                 by how much that one's score is larger, which sees finer than two intervals side by side.
         """
         name, *others = self.per_task
-        overall = summary(self.per_task[name])
-        row: Row = {
-            "method": method,
-            "setting": setting,
-            "name": name,
-            "better": "lower" if name == "mse" else "higher",
-            "mean": overall["mean"],
-            "ci95": overall["ci95"],
-            "tasks": len(self.per_task[name]),
-            "also": {other: summary(self.per_task[other]) for other in others},
-            "adapt_time_s": self.adapt_time_s,
-        }
-        if role != "method":
-            row["role"] = role
+        row = row_of(method, setting, name, self.per_task[name], "lower" if name == "mse" else "higher", role)
+        row["also"] = {other: summary(self.per_task[other]) for other in others}
+        row["adapt_time_s"] = self.adapt_time_s
         if ours:
             row["ours_ahead"] = summary(ours.per_task[name] - self.per_task[name])
         if self.calibration:

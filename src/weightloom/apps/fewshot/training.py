@@ -55,12 +55,8 @@ def fit(learner: Learner, problem: Problem, config: FewShotOptions, training: Tr
     history = learner.fit(
         problem.train_source(learner),
         options,
-        run=training.folder,
-        resume=(training.folder / "checkpoints" / "last.safetensors").is_file(),
         evaluate=evaluate,
-        fabric=processes,
-        quiet=training.quiet,
-        identity=training.identity,
+        **training.how(),
     )
     learner.cpu()  # judged on the CPU, wherever it was trained
     return history

@@ -77,6 +77,7 @@ def export_whole(learner: Learner, example: Tasks, folder: Path, onnx: bool = Tr
                 name: max(_difference(name, run, whole, _sized(example, *sizes)) for sizes in tried)
                 for name, run in runs.items()
             },
+            "files": [*runs, "whole.json"],
             "largest_prediction": float(whole(*_inputs(example)).abs().max()),
             "torch": torch.__version__,
         }

@@ -19,7 +19,7 @@ from weightloom.apps.rl.envs.grid import GridWorld
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, Rollouts, World
 from weightloom.runs.metrics import read_rows
-from weightloom.runs.record import Role, Row, failed_row, summary
+from weightloom.runs.record import Role, Row, failed_row, row_of, summary
 
 TEST_SEED = 1 << 40
 """Where contexts and starts of the table come from: the same for every method and every seed of training."""
@@ -157,20 +157,9 @@ def linear_errors(player: Player, world: BatchedWorld, setting: Setting, discoun
 
 def row(method: str, setting: Setting, found: dict[str, Tensor], role: Role = "method") -> Row:
     """Return a row of the table, as it stands in a record."""
-    overall = summary(found["return"])
-    made: Row = {
-        "method": method,
-        "setting": setting.name,
-        "name": "return",
-        "better": "higher",
-        "mean": overall["mean"],
-        "ci95": overall["ci95"],
-        "tasks": len(setting.contexts),
-        "per_context": found["return"].tolist(),
-        "also": {name: _summary(values) for name, values in found.items() if name != "return"},
-    }
-    if role != "method":
-        made["role"] = role
+    made = row_of(method, setting.name, "return", found["return"], "higher", role)
+    made["per_context"] = found["return"].tolist()
+    made["also"] = {name: _summary(values) for name, values in found.items() if name != "return"}
     return made
 
 

@@ -1,0 +1,80 @@
+"""JSON files of a run's folder: each of one typed schema and version, read in one way.
+
+In:   a path, the schema as a dataclass or ``TypedDict``.
+Out:  a value of it, or an error that says which file, what is wrong with it, and what to do.
+Knows nothing of any single file.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from weightloom.errors import DataError
+
+Schema = TypeVar("Schema")
+
+
+def read_json(path: Path, schema: type[Schema], version: int, about: str) -> Schema:
+    """Read a JSON file of a run's folder, every field checked.
+
+    Args:
+        path: The file.
+        schema: A dataclass or ``TypedDict``.
+        version: The one that this library reads, as ``format`` in the file.
+        about: A sentence on who writes the file, as in "A run writes it when it comes to its end."
+
+    Raises:
+        DataError: If the file is missing, damaged, of another version, or does not fit the schema.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    facts = read_object(path, about)
+    found = facts.pop("format", None)
+    if found != version:
+        raise DataError(
+            f"`{path}` is of format {found!r}. This version of the library reads format {version}. "
+            "Install the version that made it, or run it again."
+        )
+    try:
+        checked = TypeAdapter(schema).validate_python(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise damaged(path, f"`{place}`: {first['msg']}") from error
+    whole: Any = facts if isinstance(checked, dict) else checked  # further fields of a dictionary stay
+    return whole
+
+
+def read_object(path: Path, about: str) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        DataError: If it is missing or damaged.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"There is no `{path}` that can be read ({error.strerror}): the folder holds no run. {about} "
+            "Pass the folder of a run, as in `runs/digits-001`."
+        ) from error
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
+    if not isinstance(facts, dict):
+        raise damaged(path, f"it holds a {type(facts).__name__}")
+    return facts
+
+
+def write_json(path: Path, value: dict[str, Any], version: int) -> None:
+    """Write a JSON file of a run's folder, at once or not at all."""
+    from weightloom.files import write_atomically
+
+    write_atomically(path, json.dumps({"format": version, **value}, indent=1) + "\n")
+
+
+def damaged(path: Path, reason: str) -> DataError:
+    """Return the error for a file that is not as the run wrote it."""
+    return DataError(
+        f"`{path}` cannot be read ({reason}). It must be as the run wrote it. "
+        "Put back an earlier copy, or start the run again in a new folder with `--run FOLDER`."
+    )
