@@ -481,7 +481,7 @@ def test_a_comparison_that_is_kept_is_a_run(tmp_path):
         "record.json",
         "report.html",
     }
-    main(["report", str(tmp_path / "run")])
+    main(["report", str(tmp_path / "run"), "--app", "weightloom.apps.fewshot.comparison:Compared"])
     with pytest.raises(ConfigError, match="not empty"):
         fewshot.compare(learners, SinusoidTasks(5), SinusoidTasks(5), run=tmp_path / "run", test_tasks=4)
 

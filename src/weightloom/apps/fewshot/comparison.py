@@ -26,7 +26,7 @@ from weightloom.errors import ConfigError
 from weightloom.files import write_atomically
 from weightloom.learners.learner import Learner
 from weightloom.runs.options import check_rates
-from weightloom.runs.record import Record, Row, write_record
+from weightloom.runs.record import Record, Row, write_run_record
 from weightloom.runs.table import print_table
 from weightloom.tasks import TaskSource
 
@@ -52,7 +52,7 @@ class Comparison:
         """Write ``record.json`` and ``report.html`` to a folder, made if need be; return the path of the report."""
         place = Path(folder).expanduser()
         place.mkdir(parents=True, exist_ok=True)
-        write_record(place / "record.json", self.record)
+        write_run_record(place, self.record)
         write_atomically(place / "report.html", self.page)
         return place / "report.html"
 
@@ -132,7 +132,7 @@ class Compared(FewShot):
         sources: To train on, and to be judged on.
     """
 
-    name = "weightloom.apps.fewshot.comparison:Compared"
+    name = "compare"
     about = "Learners of your own, side by side."
     config = CompareOptions
 

@@ -317,7 +317,13 @@ FITS: dict[str, tuple[str, ...]] = {
     data: tuple(method.name for method in METHODS if method.build_for(data))
     for members in FAMILIES.values()
     for data in members
-} | {"own": tuple(method.name for method in METHODS if method.build_for("folder") or method.build_for("table"))}
+} | {
+    "own": tuple(
+        method.name
+        for method in METHODS
+        if method.name != "probe" and (method.build_for("folder") or method.build_for("table"))
+    )
+}
 """Names of the methods that solve the tasks of each data set; for `own`, a source of tasks as ``module:Class``, those
 of images and those of curves: which of them do is known once tasks are drawn."""
 
