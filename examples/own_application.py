@@ -1,12 +1,13 @@
 """An application of your own: a network that multiplies by a number which it is told, written by a hypernetwork.
 
 Run:     python examples/own_application.py, or weightloom own_application:Factors --steps 500 from this folder
+Takes:   a few seconds on one core.
 Expect:  a mean squared error below 0.01, against more than 0.1 before training.
 Shows:   apps (`App`, `experiment.run`): table, report, resume, seeds and sweeps of a run come with four methods.
 """
 
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 import torch
 
@@ -53,8 +54,7 @@ class Factors(App):
 
 
 if __name__ == "__main__":
-    with TemporaryDirectory() as place:
-        rows = experiment.run(Factors(), FactorConfig(), f"{place}/run", quiet=True)["scores"]
+    rows = experiment.run(Factors(), FactorConfig(), f"{mkdtemp()}/run", quiet=True)["scores"]
     trained, untrained = (row["mean"] for row in rows)
     print(f"mean squared error {trained:.4f}, before training {untrained:.4f}")
     assert trained < 0.01 and untrained > 0.1

@@ -5,8 +5,9 @@ import re
 
 import pytest
 import torch
-from weightloom.apps.fewshot.run import run_fewshot
 
+from weightloom.apps import experiment
+from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.figures import sections
 from weightloom.apps.fewshot.figures.completed import completed_images, observed
@@ -44,7 +45,7 @@ def drawn(figure):
 def finished(request, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / request.param
     options = {"comparators": ("centroid",) if request.param == "digits" else (), "shots": (1, 3)}
-    record = run_fewshot(FewShotConfig(data=request.param, **TINY, **options), run, quiet=True)
+    record = experiment.run(FewShot(), FewShotConfig(data=request.param, **TINY, **options), run, quiet=True)
     return request.param, record, (run / "report.html").read_text()
 
 

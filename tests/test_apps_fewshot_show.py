@@ -3,19 +3,20 @@ import random
 import pytest
 import torch
 
+from weightloom.apps import experiment
+from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.problems.functions import FunctionProblem
 from weightloom.apps.fewshot.problems.pools import Pools
 from weightloom.apps.fewshot.show import classes
-from weightloom.apps.fewshot.show import showcase as gather
 from weightloom.apps.fewshot.show.changes import changes
 from weightloom.apps.fewshot.show.classes import conditions, titles
 from weightloom.apps.fewshot.show.draw import SHOWN_TASKS, answered, generator, lowest, source_of
 from weightloom.apps.fewshot.show.functions import observed_pixels, predicted
 from weightloom.apps.fewshot.show.sweep import sweep
-from weightloom.files import load_tensors, save_tensors
+from weightloom.files import load_tensors
 from weightloom.forms import RowScale
 from weightloom.forms.factored import Factored
 from weightloom.learners.centroid import NearestCentroid
@@ -83,7 +84,7 @@ class Features(ClassProblem):
 
 
 def showcase(folder, learners, problem, early=False):
-    save_tensors(folder / "evaluation.safetensors", *gather(learners, problem, early))
+    experiment.write_shown(FewShot(), learners, problem, problem.config, folder, "", early)
     return load_tensors(folder / "evaluation.safetensors")
 
 

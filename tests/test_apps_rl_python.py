@@ -23,7 +23,7 @@ from weightloom.apps.rl.app import RL
 from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.worlds import world_of
 from weightloom.apps.rl.presets import RUNS
-from weightloom.training import read_rows
+from weightloom.runs.metrics import read_rows
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # whole runs, and modules that are traced
 

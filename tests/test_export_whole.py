@@ -22,7 +22,6 @@ from weightloom.learners.functions import FunctionNet, HyperFunction
 from weightloom.learners.generated import GeneratedLearner
 from weightloom.learners.heads import HyperHead
 from weightloom.learners.inputs import HyperInputs
-from weightloom.learners.learner import Support
 from weightloom.learners.maml import MAML
 from weightloom.learners.scratch import FromScratch
 from weightloom.learners.whole_network import HyperRegressor
@@ -87,10 +86,8 @@ def drawn(tasks, shots, queries, event, out):
     mask = torch.rand(tasks, shots) > 0.3
     mask[:, 0] = True
     y = torch.arange(shots).expand(tasks, -1) % 3 if out == "labels" else torch.randn(tasks, shots, out)
-    query_y = torch.zeros(tasks, queries)
-    return Tasks(
-        torch.randn(tasks, shots, *event), y, mask, torch.randn(tasks, queries, *event), query_y, torch.zeros(tasks)
-    )
+    x, query_x = torch.randn(tasks, shots, *event), torch.randn(tasks, queries, *event)
+    return Tasks.of(x, y, query_x, torch.zeros(tasks, queries), support_mask=mask)
 
 
 def programs(folder):
@@ -118,8 +115,8 @@ def assert_exported(learner, event, out, folder, onnx):
         for sizes in SIZES:
             new = drawn(*sizes, event, out)
             with torch.no_grad():
-                expected = learner.predict(learner.adapt(Support.of(new)), new.query_x)
-                found = run(*new[:4])
+                expected = learner.predict(learner.adapt(new.support), new.query_x)
+                found = run(*new.support, new.query_x)
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=lambda m, s=sizes: f"{s}: {m}")
     assert json.loads((folder / "whole.json").read_text()) == facts
     return facts
@@ -157,7 +154,8 @@ def test_the_methods_of_the_command_line_are_exported(name, tmp_path):
 def test_a_known_condition_takes_the_place_of_a_support_set(tmp_path):
     base = mlp([2, 8, 3])
     learner = moved(GeneratedLearner(base, None, MLPHyperNetwork(base, 4)))
-    example = drawn(3, 1, 7, (2,), 3)._replace(support_x=torch.randn(3, 4))
+    example = drawn(3, 1, 7, (2,), 3)
+    example = example._replace(support=example.support._replace(x=torch.randn(3, 4)))
     facts = export_whole(learner, example, tmp_path, onnx=False)
     assert facts["inputs"]["support_x"]["shape"] == ["tasks", 4]
     condition, x = torch.randn(6, 4), torch.randn(6, 2, 2)

@@ -17,7 +17,20 @@ from weightloom.losses import mse_per_task
 SOURCE = Path(weightloom.__file__).parent
 ROOMS = [
     *("errors", "losses", "files", "datasets", "params", "networks", "replica", "forms", "tasks", "conditions"),
-    *("hypernets", "base", "adapt", "runs", "report", "training", "learners", "diagnostics", "testing", "apps", "cli"),
+    *(
+        "hypernets",
+        "base",
+        "adapt",
+        "runs",
+        "report",
+        "training",
+        "learners",
+        "diagnostics",
+        "testing",
+        "apps",
+        "commands",
+    ),
+    "cli",
 ]
 """A room uses the rooms before it."""
 
@@ -57,7 +70,7 @@ def test_a_room_uses_only_rooms_before_it(path):
 
 
 def test_only_the_command_uses_apps():
-    assert {room_of(path) for path in FILES if "apps" in used_rooms(path)} == {"apps", "cli"}
+    assert {room_of(path) for path in FILES if "apps" in used_rooms(path)} == {"apps", "commands", "cli"}
 
 
 def test_what_is_not_installed_with_the_library_is_not_imported_by_it():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.presets import FITS, METHODS
+from weightloom.apps.fewshot.methods import FITS, METHODS
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.conditions import DeepSets, GridEncoder
 from weightloom.errors import ConfigError
@@ -39,7 +39,7 @@ IN_SINGLE = {"scratch", *FITS["cameras"]}
 
 
 def test_every_method_is_in_the_bank():
-    assert {name for _, name in BANK} == set(METHODS)
+    assert {name for _, name in BANK} == {method.name for method in METHODS}
     assert set(FUNCTIONS) == set(FITS["mnist-functions"])
 
 

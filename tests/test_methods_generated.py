@@ -32,9 +32,9 @@ def test_it_is_the_three_lines():
     base, encoder, hyper = parts()
     learner, new = GeneratedLearner(base, encoder, hyper), tasks()
     condition = encoder(new.support_x, new.support_y, new.support_mask)
-    assert torch.equal(learner.condition(Support.of(new)), condition)
+    assert torch.equal(learner.condition(new.support), condition)
     params = hyper(condition)
-    assert all(torch.equal(value, params[name]) for name, value in learner.adapt(Support.of(new)).items())
+    assert all(torch.equal(value, params[name]) for name, value in learner.adapt(new.support).items())
     assert torch.equal(learner.answer(new), apply_per_task(base, params, new.query_x))
 
 
@@ -95,4 +95,4 @@ class OneForAll(nn.Module):
 def test_an_encoder_that_loses_tasks_is_refused():
     base, _, hyper = parts()
     with pytest.raises(ShapeError, match=r"OneForAll, returned a condition of shape \(1, 4\) for 5 tasks"):
-        GeneratedLearner(base, OneForAll(), hyper).adapt(Support.of(tasks()))
+        GeneratedLearner(base, OneForAll(), hyper).adapt(tasks().support)

@@ -12,9 +12,9 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from weightloom import recurrent
 from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError, ShapeError
+from weightloom.networks import recurrent
 from weightloom.networks.recurrent import replace_recurrent
 
 LAYERS, CELLS = ("LSTM", "GRU", "RNN"), ("LSTMCell", "GRUCell", "RNNCell")

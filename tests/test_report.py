@@ -22,6 +22,7 @@ from weightloom.report.maps import condition_maps, principal_plane
 from weightloom.report.pictures import data_uri, encode_png
 from weightloom.report.run import read_run
 from weightloom.report.scores import headline, rows_by_setting
+from weightloom.runs.record import write_run_record
 from weightloom.runs.words import time_text
 
 SHOTS = [1, 3, 5]
@@ -47,8 +48,9 @@ def score(method, mean, ci95=0.006, setting="3-way 1-shot", name="accuracy", **m
 
 def write_record(folder, *scores):
     cost = {"wall_time_s": 75.0, "peak_memory_bytes": 300 * 2**20, "device": "cpu", "torch": "2.13.0"}
-    record = {"command": "weightloom run --data digits", "version": "0.1.0", "commit": None, "config": {}}
-    (folder / "record.json").write_text(json.dumps(record | {"scores": scores, "cost": cost, "notes": "A note."}))
+    record = {"app": "fewshot", "identity": "", "command": "weightloom run --data digits", "version": "0.1.0"}
+    record |= {"commit": None, "config": {}, "scores": scores, "cost": cost, "notes": "A note."}
+    write_run_record(folder, record)
     return folder
 
 
@@ -198,9 +200,7 @@ def test_hostile_text_is_shown_and_not_run(tmp_path):
 
 
 def test_a_folder_that_is_no_run_says_what_to_type(tmp_path):
-    with pytest.raises(
-        DataError, match=r"holds no `config.json`. .* Pass such a folder, as in `weightloom report runs/"
-    ):
+    with pytest.raises(DataError, match=r"holds no run\. .* Pass the folder of a run, as in `runs/"):
         build_report(tmp_path)
     assert build_report(write_early(tmp_path)).is_file()
 

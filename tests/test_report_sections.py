@@ -13,6 +13,7 @@ from weightloom.report.changes import change_bars, change_maps
 from weightloom.report.compare import reliability_figures, time_figures, time_ticks
 from weightloom.report.run import Run
 from weightloom.report.section import Pictures, Section, with_shared
+from weightloom.runs.record import write_run_record
 
 
 def made(tensors=None, facts=None, scores=()):
@@ -110,8 +111,8 @@ def test_an_application_of_ones_own_draws_before_what_all_share(tmp_path):
         return with_shared(run, {"own": own, "first": first, "empty": Section("Empty", "Of nothing.")})
 
     (tmp_path / "config.json").write_text('{"place": "a pond"}')
-    scores = [row("ours")]
-    (tmp_path / "record.json").write_text(json.dumps({"scores": scores}))
+    record = {"app": "pond", "identity": "", "command": "", "config": {}, "cost": {}, "notes": ""}
+    write_run_record(tmp_path, record | {"scores": [row("ours")]})
     page = build_report(tmp_path, sections).read_text()
     headings = ["Above the table", "Results", "A picture of it", "Time to adapt against score"]
     assert re.findall("<h2>(.*?)</h2>", page) == headings

@@ -157,7 +157,7 @@ def test_data_that_are_not_finite_are_named():
             drawn.query_y[1, 0] = float("inf")
             return drawn
 
-    with pytest.raises(NonFiniteError, match=r"for tasks \[1\], and the data hold NaN or infinity in query_y"):
+    with pytest.raises(NonFiniteError, match=r"for tasks \[1\], and the data hold NaN or infinity in query.y"):
         train(new_model(), Spoilt(shots=5, queries=10), mse_per_task, OPTIONS)
 
 

@@ -1,29 +1,24 @@
-"""The ``weightloom`` command: flags become a config, a config becomes a run of an application.
+"""The ``weightloom`` command: a list of commands and applications, and what an error becomes.
 
-Knows every application by name and nothing of their insides. Torch is imported only by the commands that need it.
+Knows every application by name and nothing of their insides. Neither torch nor the parser of flags is imported here, so
+that help comes at once.
 """
 
-import ast
-import inspect
-import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, make_dataclass
-from itertools import pairwise
-from pathlib import Path
-from textwrap import dedent
-from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg
-
-from weightloom.apps.app import App
-from weightloom.apps.registry import app_names, find_app, need_extra
+from weightloom.apps.registry import app_names, find_app
 from weightloom.errors import ConfigError, WeightloomError, nearest
-from weightloom.runs.options import RunOptions
 
-Options = TypeVar("Options", bound=RunOptions)
-AnyApp = App[Any, Any, Any]
+COMMANDS = {
+    "eval": "Judge the methods of a run again, with other options.",
+    "report": "Write report.html of a run anew.",
+    "adapt": "Adapt a run's method to a task of your own; answer inputs, write the network.",
+    "export": "Write a plain network for one task of a run, or everything from support set to answer as one program.",
+    "list": "Show the data sets, and whether they are at hand; the methods; the rooms to build from.",
+    "doctor": "Show versions, threads, devices and data: where to look first when something is odd.",
+}
+"""Commands beside the applications, and what each does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,8 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _command(name: str) -> Callable[[list[str]], int]:
     """Return what a first word does: a command, or an application."""
     if name in COMMANDS:
-        return COMMANDS[name]
-    if name in app_names() or ":" in name:
+        from weightloom import commands
+
+        return commands.BY_NAME[name]
+    if ":" in name or name in app_names():
+        from weightloom.commands import run_app
+
         return lambda words: run_app(find_app(name), words, name)
     raise ConfigError(
         f"`{name}` is not a command. {nearest(name, [*app_names(), *COMMANDS])} "
@@ -66,336 +65,11 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 def _overview() -> str:
     apps = [(name, find_app(name).about) for name in app_names()]
-    commands = [(name, (run.__doc__ or "").splitlines()[0]) for name, run in COMMANDS.items()]
     return (
         "weightloom: networks that generate the parameters of other networks\n\n"
         "usage: weightloom COMMAND [OPTIONS]\n\napplications:\n"
         + "\n".join(f"  {name:<9} {about}" for name, about in apps)
         + "\n\ncommands:\n"
-        + "\n".join(f"  {name:<9} {about}" for name, about in commands)
+        + "\n".join(f"  {name:<9} {about}" for name, about in COMMANDS.items())
         + "\n\nStart with `weightloom fewshot`. `weightloom COMMAND --help` shows the options of each."
     )
-
-
-@dataclass(frozen=True)
-class RunCommand(Generic[Options]):
-    """Train, judge on what training never saw, and show how well it went."""
-
-    options: Options
-    """Options of the application."""
-    run: Path | None = None
-    """Folder to write; it must not exist. Default: the next free one of runs/NAME-001, runs/NAME-002, …"""
-    resume: Path | None = None
-    """Go on with an unfinished run in this folder."""
-    config: Path | None = None
-    """A YAML or JSON file of options; flags typed beside it win."""
-    quiet: bool = False
-    """Show no progress."""
-    seeds: tuple[int, ...] = ()
-    """Run once with each of these seeds; intervals are then over seeds."""
-    folds: tuple[int, ...] = ()
-    """Run every seed on each of these folds of the data, in the place of the option that deals them out."""
-    sweep: tuple[str, ...] = ()
-    """Try an option on validation tasks, for every trained method alone: `learning-rate=0.001,0.003`."""
-
-
-def run_app(app: AnyApp, words: list[str], typed: str) -> int:
-    """Run an application."""
-    config, several = _options_of(app, words)
-    default = RunCommand(config, **several)
-    kind: Any = RunCommand
-    command = _parse(kind[app.config], words, typed, default)
-
-    need_extra(app)
-    from weightloom.apps.experiment import run
-    from weightloom.apps.several import Several, run_several
-
-    options: Any = command.options
-    folder = command.resume or command.run or _free_folder(app.label(options))
-    line, going = shlex.join(["weightloom", typed, *words]), command.resume is not None
-    more = Several(command.seeds, command.folds, command.sweep)
-    if more:
-        outcome = run_several(app, options, folder, more, command=line, resume=going, quiet=command.quiet)
-    else:
-        outcome = run(app, options, folder, command=line, resume=going, quiet=command.quiet)
-    if outcome is None:
-        return 0
-    if not isinstance(outcome, dict):
-        print(f"stopped by {outcome.name}; type `weightloom {typed} --resume {folder}` to go on", file=sys.stderr)
-        return 128 + int(outcome)
-    _print_scores(app, outcome["scores"])
-    for text in app.lines(outcome):
-        print(text)
-    print(f"report: {folder / 'report.html'}")
-    return 0
-
-
-def evaluate(words: list[str]) -> int:
-    """Judge the methods of a run again, with other options."""
-    app = _app_of(words, "eval")
-    kind = _with_changes(app, "Judge the methods of a run again, with other options.", record=Path, app=str)
-    command = _parse(kind, words, "eval")
-
-    from weightloom.apps.experiment import judge_again
-    from weightloom.runs.record import environment, write_record
-
-    config, scores = judge_again(app, command.run, _changes(app, command))
-    _print_scores(app, scores)
-    if command.record:
-        typed = shlex.join(["weightloom", "eval", *words])
-        facts = {"app": app.name, "command": typed, "config": config.to_dict(), "scores": scores}
-        write_record(command.record, {**facts, "cost": environment()})
-    return 0
-
-
-@dataclass(frozen=True)
-class ReportCommand:
-    """Write report.html of a run anew from what its folder holds."""
-
-    run: Positional[Path]
-    """The run's folder."""
-    app: str | None = None
-    """Application of your own that made it, as `module:Class`."""
-
-
-def report(words: list[str]) -> int:
-    """Write report.html of a run anew."""
-    command = _parse(ReportCommand, words, "report")
-
-    from weightloom.apps.experiment import report as build
-
-    print(build(_app_of(words, "report"), command.run))
-    return 0
-
-
-@dataclass(frozen=True)
-class AdaptCommand:
-    """Adapt the method of a run to a new task of your own, answer inputs, write the adapted network."""
-
-    run: Positional[Path]
-    """The run's folder."""
-    support: Positional[str]
-    """The new task: for few-shot learning a folder of pictures with a folder for each class, or a .csv, .jsonl or .npz
-    file; for reinforcement learning a context, as in `gravity=12`."""
-    predict: tuple[str, ...] = ()
-    """Inputs to answer, such as paths of pictures or a file of rows."""
-    out: Path | None = None
-    """Folder to write the adapted network to. Default: nothing is written."""
-    app: str | None = None
-    """Application of your own that made the run, as `module:Class`."""
-
-
-def adapt(words: list[str]) -> int:
-    """Adapt a run's method to a task of your own; answer inputs, write the network."""
-    command = _parse(AdaptCommand, words, "adapt")
-
-    app = _app_of(words, "adapt")
-    need_extra(app)
-    from weightloom.apps.experiment import load
-    from weightloom.runs.table import print_rows
-
-    loaded = load(app, command.run, only=True)
-    adapted = app.adapt(loaded.model, loaded.problem, loaded.config, command.support)
-    print(adapted.about)
-    if command.predict:
-        print_rows(adapted.predict_rows(command.predict))
-    if command.out:
-        adapted.save(command.out)
-        print(f"written: {command.out}")
-    return 0
-
-
-def export(words: list[str]) -> int:
-    """Write a plain network for one task of a run, or everything from support set to answer as one program."""
-    app = _app_of(words, "export")
-    about = (
-        "Write a plain network for one task: parameters, a description, and a program for torch.export.load. With "
-        "--whole: encoder, hypernetwork and base as one program for torch.export and ONNX."
-    )
-    command = _parse(_with_changes(app, about, task=str, whole=bool, out=Path, app=str), words, "export")
-    if command.whole == (command.task is not None):
-        raise ConfigError(
-            "`weightloom export` was given neither `--task` nor `--whole`, or both. It writes the network of one task, "
-            "or the program that makes them. Type `--task 0` or `--whole`."
-        )
-    need_extra(app)
-    from weightloom.apps.experiment import load
-
-    loaded = load(app, command.run, _changes(app, command), only=True)
-    folder = command.out or command.run / "export" / ("whole" if command.whole else Path(command.task).stem)
-    if command.whole:
-        facts = app.export_whole(loaded.model, loaded.problem, loaded.config, folder)
-    else:
-        facts = app.export(loaded.model, loaded.problem, loaded.config, command.task, folder)
-    print(f"{facts['task']}: {', '.join(facts['files'])} in {folder}")
-    found = facts["largest_difference"]
-    worst = max(found.values()) if isinstance(found, dict) else found
-    print(f"loaded again without weightloom: equal to the run within {worst:.0e}")
-    return 0
-
-
-def show_list(words: list[str]) -> int:
-    """Show the data sets, and whether they are at hand; the methods; the rooms to build from."""
-    _no_options(words, "list")
-
-    from weightloom.apps.doctor import print_list
-
-    print_list()
-    return 0
-
-
-def doctor(words: list[str]) -> int:
-    """Show versions, threads, devices and data: what to look at first when something is odd."""
-    _no_options(words, "doctor")
-
-    from weightloom.apps.doctor import print_doctor
-
-    print_doctor()
-    return 0
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "eval": evaluate,
-    "report": report,
-    "adapt": adapt,
-    "export": export,
-    "list": show_list,
-    "doctor": doctor,
-}
-
-
-def _parse(kind: Any, words: list[str], name: str, default: Any = None) -> Any:
-    """Parse flags into a dataclass; tyro prints help and mistakes, and leaves with 0 or 2."""
-    prog, config = f"weightloom {name}", (OmitArgPrefixes,)
-    if default is None:
-        return tyro.cli(kind, args=words, prog=prog, config=config)
-    return tyro.cli(kind, args=words, prog=prog, config=config, default=default)
-
-
-def _print_scores(app: AnyApp, scores: list[Any]) -> None:
-    from weightloom.runs.table import print_table
-
-    print_table(scores, app.unseen, app.columns)
-
-
-def _app_of(words: list[str], command: str) -> AnyApp:
-    """Return the application of the run that is the first word; the usual one where help was asked for."""
-    named = _value_of("--app", words)
-    from weightloom.runs.folder import RUN, read_run_file
-
-    folders = [word for word in words if not word.startswith("-") and word != named]
-    folder = next((word for word in folders if (Path(word) / RUN).is_file()), folders[0] if folders else None)
-    if folder is None or words[0] in ("-h", "--help"):
-        return find_app(named or "fewshot")
-    about = read_run_file(Path(folder))
-    if (about.seeds or about.folds or about.sweep) and command != "report":
-        inside = sorted(path.parent.as_posix() for path in Path(folder).glob(f"*/{RUN}"))
-        which = f"Pass a folder in it, as in `{inside[0]}`." if inside else "None of them has begun."
-        raise ConfigError(f"`{folder}` holds several runs. `weightloom {command}` takes one. {which}")
-    if named is None and about.app not in app_names():
-        raise ConfigError(
-            f"`{folder}` is a run of `{about.app}`, an application that is not installed here. What a folder names is "
-            f"not imported by itself. Type where it is, as in `weightloom {command} {folder} --app my_package:MyApp`."
-        )
-    app = find_app(named or about.app)
-    if app.name != about.app:
-        raise ConfigError(
-            f"`{folder}` is a run of `{about.app}`, and `--app {named}` is `{app.name}`. Each reads its own runs. "
-            f"Pass `--app` of the application that made it."
-        )
-    return app
-
-
-def _with_changes(made_by: AnyApp, about: str, **more: type) -> type[Any]:
-    """Build the dataclass of a command on a run: its folder, options of its own, options of the run that may change."""
-    hints = get_type_hints(made_by.config)
-    own = {
-        "record": "Write the scores to this file, as JSON.",
-        "task": "Number of a task that the run was judged on.",
-        "whole": "Write everything between a support set and an answer as one program.",
-        "out": "Folder to write. Default: RUN/export/TASK.",
-        "app": "Application of your own that made the run, as `module:Class`.",
-    }
-    columns: list[Any] = [("run", Annotated[Positional[Path], arg(help="The run's folder.")])]
-    for name, kind in more.items():
-        wanted, default = (bool, False) if kind is bool else (kind | None, None)
-        columns.append((name, Annotated[wanted, arg(help=own[name])], field(default=default)))
-    documented = _documented(made_by.config)
-    for name in made_by.judged_by:
-        kind = hints[name]
-        text = documented.get(name, "").partition(" None:")[0].partition(" Default:")[0]
-        wanted, default, usual = (bool, False, "") if kind is bool else (kind | None, None, " Default: as trained.")
-        columns.append((name, Annotated[wanted, arg(help=text + usual)], field(default=default)))
-    made = make_dataclass("RunChanges", columns, frozen=True)
-    made.__doc__ = about
-    return made
-
-
-def _changes(app: AnyApp, command: Any) -> dict[str, Any]:
-    values = {name: getattr(command, name) for name in app.judged_by}
-    typed = {name: its for name, its in values.items() if its is not None and its is not False}
-    return {name: list(its) if isinstance(its, tuple) else its for name, its in typed.items()}
-
-
-def _documented(kind: type) -> dict[str, str]:
-    """Read the text under each field of a dataclass."""
-    found: dict[str, str] = {}
-    for owner in reversed(kind.__mro__[:-1]):
-        body = ast.parse(dedent(inspect.getsource(owner))).body[0]
-        lines = body.body if isinstance(body, ast.ClassDef) else []
-        for line, below in pairwise(lines):
-            text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            if isinstance(line, ast.AnnAssign) and text:
-                found[ast.unparse(line.target)] = " ".join(ast.literal_eval(ast.unparse(below)).split())
-    return found
-
-
-def _options_of(app: AnyApp, words: list[str]) -> tuple[RunOptions, dict[str, Any]]:
-    """Return what typed flags change: the options of a file, of the run that is to go on, or the usual ones."""
-    if folder := _value_of("--resume", words):
-        from weightloom.runs.folder import SEVERAL, read_config, read_run_file
-
-        about = read_run_file(Path(folder))
-        return read_config(Path(folder), app.config, app.name), {name: getattr(about, name) for name in SEVERAL}
-    file = _value_of("--config", words)
-    return (app.config.from_dict(_read_options(Path(file))) if file else app.config()), {}
-
-
-def _no_options(words: list[str], name: str) -> None:
-    if words and words[0] in ("-h", "--help"):
-        print(f"usage: weightloom {name}\n\n{COMMANDS[name].__doc__}")
-        raise SystemExit(0)
-    if words:
-        raise ConfigError(f"`weightloom {name}` takes no options, but `{words[0]}` was typed. Type it alone.")
-
-
-def _value_of(flag: str, words: list[str]) -> str | None:
-    """Find a flag that decides on the defaults of all others."""
-    for number, word in enumerate(words):
-        if word == flag and number + 1 < len(words):
-            return words[number + 1]
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-    return None
-
-
-def _read_options(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        options = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"`--config {path}` cannot be read ({error}). It is a YAML or JSON file with one option a line, as in "
-            "`ways: 5`. A run's `config.json` is one."
-        ) from error
-    if not isinstance(options, dict):
-        raise ConfigError(f"`--config {path}` holds no options. It needs one a line, as in `ways: 5`. Add some.")
-    return options
-
-
-def _free_folder(label: str) -> Path:
-    number = 1
-    while (folder := Path("runs") / f"{label}-{number:03d}").exists():
-        number += 1
-    return folder

@@ -138,7 +138,7 @@ class App(ABC, Generic[C, P, M]):
     adapts_to: ClassVar[str] = "a support set"
     """In the help of `weightloom adapt`: what a new task is given as."""
 
-    def label(self, config: C) -> str:
+    def label(self, config: Any) -> str:
         """Return the stem of a run's folder, as in ``"digits"``."""
         return self.name
 

@@ -318,7 +318,9 @@ class _Arms(Generic[C, P, M]):
 
     def _look(self, model: M) -> None:
         """Write a report during training, of validation tasks."""
-        _show(self.app, {self.config.method: model}, self.problem, self.config, self.folder, self.identity, early=True)
+        write_shown(
+            self.app, {self.config.method: model}, self.problem, self.config, self.folder, self.identity, early=True
+        )
         path = build_report(self.folder, self.app.sections)
         if not self.quiet:
             say(f"an early look: {path}")
@@ -385,7 +387,7 @@ def _finish(arms: _Arms[C, P, M], command: str, start_s: float) -> Record:
         record |= app.measure(arms.models, problem, config)
     record["version"], record["commit"] = record["cost"].pop("weightloom"), record["cost"].pop("commit")
     if not arms.bare:
-        _show(app, arms.models, problem, config, arms.folder, arms.identity, early=False)
+        write_shown(app, arms.models, problem, config, arms.folder, arms.identity, early=False)
     write_run_record(arms.folder, record)
     if not arms.bare:
         build_report(arms.folder, app.sections)
@@ -418,10 +420,20 @@ def _steps_saved(arms: _Arms[C, P, M], better: Better) -> dict[str, Any]:
     return facts | {"goal": goal, "fresh_steps": first, "steps": reached, "steps_saved": saved}
 
 
-def _show(
+def write_shown(
     app: App[C, P, M], models: Mapping[str, M], problem: P, config: C, folder: Path, identity: str, early: bool
 ) -> None:
-    """Write ``evaluation.safetensors``; pictures that fail must not cost a run its record."""
+    """Write ``evaluation.safetensors``, which the report draws; pictures that fail must not cost a run its record.
+
+    Args:
+        app: The application.
+        models: The run's method first.
+        problem: Where tasks come from.
+        config: Resolved options.
+        folder: The run's folder.
+        identity: Digest of the run.
+        early: During training.
+    """
     with torch.random.fork_rng(devices=[]):  # training goes on as if nothing had been shown
         try:
             tensors, facts = app.show(models, problem, config, early)

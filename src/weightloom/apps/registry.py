@@ -8,7 +8,6 @@ Knows nothing of their insides; torch is not imported.
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,13 @@ GROUP = "weightloom.apps"
 
 def app_names() -> list[str]:
     """Return the names of all applications, those of other packages last."""
-    return [*APPS, *(point.name for point in entry_points(group=GROUP) if point.name not in APPS)]
+    return list(_known())
+
+
+def _known() -> dict[str, str]:
+    from importlib.metadata import entry_points  # takes longer than all else here
+
+    return {**APPS, **{point.name: point.value for point in entry_points(group=GROUP) if point.name not in APPS}}
 
 
 def find_app(name: str) -> App[Any, Any, Any]:
@@ -38,7 +43,7 @@ def find_app(name: str) -> App[Any, Any, Any]:
     Raises:
         ConfigError: If there is none.
     """
-    known = {**{point.name: point.value for point in entry_points(group=GROUP)}, **APPS}
+    known = APPS if name in APPS or ":" in name else _known()
     if name not in known and ":" not in name:
         raise ConfigError(f"There is no application `{name}`. {nearest(name, known)}")
     found = imported(known.get(name, name), "An application", "my_package.app:MyApp")

@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
     for file in [] if name.startswith("_") or name in files else files:
         module = importlib.import_module(f"{__name__}.{file}")
         found = vars(module).get(name)
-        if isinstance(found, type) and found.__module__ == module.__name__:
+        if isinstance(found, type) and (found.__module__ == module.__name__ or file == "learner"):
             globals()[name] = found
             return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

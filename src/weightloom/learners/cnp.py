@@ -33,7 +33,7 @@ class Conditioned(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict, (batch, x_dim) to (batch, y_dim)."""
-        outputs: Tensor = self.net(torch.cat([x, self.condition.expand(len(x), -1)], dim=1))
+        outputs: Tensor = self.net(torch.cat([x, self.condition.expand(x.shape[0], -1)], dim=1))
         return outputs
 
 

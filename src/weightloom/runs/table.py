@@ -70,7 +70,7 @@ def _print_wide(scores: list[dict[str, Any]], unseen: str) -> None:
     timed = any(row.get("adapt_time_s") for row in scores)
     title = f"{scores[0]['name']} over {scores[0]['tasks']:,} {unseen}, ± 95 %"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
-    table.add_column("method", no_wrap=True)
+    table.add_column("method")
     for column in (*settings, *(["adapts in"] if timed else [])):
         table.add_column(fill(column, HEADING), justify="right", no_wrap=True)
     ordered = [*(name for name in names if name in rivals), *(name for name in names if name not in rivals)]

@@ -91,6 +91,35 @@ def load_folder(
     return FolderPool(ClassPool(examples, counts, tuple(folder.name for folder in pictures)), split, tuple(skipped))
 
 
+def picture(source: Any, size: int, channels: int) -> Tensor:
+    """Make of one picture what `load_folder` makes of it, (channels, size, size), uint8.
+
+    Args:
+        source: A path, or a picture that Pillow has opened.
+        size: Height and width.
+        channels: 1 for grey, 3 for colour.
+
+    Raises:
+        DataError: If it is not there or cannot be decoded.
+        MissingExtraError: If Pillow is not installed.
+    """
+    image, mode = _pillow(), "L" if channels == 1 else "RGB"
+    if not isinstance(source, str | Path):
+        return _square(source, size, mode)
+    path = Path(source).expanduser()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with image.open(path, formats=FORMATS) as opened:
+                return _square(opened, size, mode)
+    except Exception as error:  # a broken picture raises whatever its decoder trips over
+        why = "it is not there" if not path.exists() else str(error) or type(error).__name__
+        raise DataError(
+            f"`{path}` cannot be read as a picture ({why}). {', '.join(FORMATS)} are known. Check the path, or leave "
+            "it out."
+        ) from error
+
+
 def split_classes(
     classes: int, seed: int = 0, fractions: Sequence[float] = (0.64, 0.16, 0.2), fewest: int = 2
 ) -> dict[str, list[int]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from weightloom.apps.app import App, Contender, Listed, Shown, Training
 from weightloom.apps.fewshot.config import FewShotConfig, FewShotOptions
@@ -10,6 +10,7 @@ from weightloom.apps.fewshot.methods import FITS, METHODS
 from weightloom.apps.fewshot.presets import DATA, PRESETS, where
 
 if TYPE_CHECKING:
+    from weightloom.apps.fewshot.adapted import AdaptedTask
     from weightloom.apps.fewshot.problems import Problem
     from weightloom.learners.learner import Learner
     from weightloom.report.run import Run
@@ -29,13 +30,13 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
 
     name = "fewshot"
     about = "Learn to learn from a few examples; table, checkpoints and report.html in a run folder."
-    config = FewShotConfig
+    config: ClassVar[type[FewShotConfig]] = FewShotConfig
     judged_by = ("ways", "shots", "uneven_shots", "queries", "test_tasks")
     folds = "split"
     columns = ("f1",)
-    adapts_to = "a folder of pictures, a folder for each class; a .csv, .jsonl or .npz file"
+    adapts_to = "a folder with a folder of pictures or sounds for each class; a .csv, .jsonl or .npz file"
 
-    def label(self, config: FewShotOptions) -> str:
+    def label(self, config: FewShotConfig) -> str:
         """Return the name of the data."""
         return Path(config.data).stem.replace(":", ".")
 
@@ -111,7 +112,18 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
 
     def notes(self, config: FewShotOptions) -> str:
         """Say how tasks are judged."""
-        return f"Intervals are 95 % over tasks. {PROTOCOL[config.normalisation]}"
+        said = f"Intervals are 95 % over tasks. {PROTOCOL[config.normalisation]}"
+        if config.kind != "own":
+            return said
+        from weightloom.apps.fewshot.problems.own import protocol_of
+
+        return f"{said} {protocol_of(config.data)}"
+
+    def adapt(self, model: "Learner", problem: "Problem", config: FewShotOptions, support: str) -> "AdaptedTask":
+        """Adapt to a folder of pictures, or a file of examples or points."""
+        from weightloom.apps.fewshot.adapted import adapt_to
+
+        return adapt_to(model, problem, support)
 
     def export(
         self, model: "Learner", problem: "Problem", config: FewShotOptions, task: str, folder: Path

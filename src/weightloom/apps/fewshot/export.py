@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from weightloom.base import specialise
 from weightloom.errors import ConfigError
 from weightloom.files import save_tensors, write_atomically
 from weightloom.learners.learner import Learner, Support
+from weightloom.params import Params
 
 
 def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task: str, folder: Path) -> dict[str, Any]:
@@ -48,7 +50,9 @@ def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task
     return write_network(learner, drawn.support, folder, about)
 
 
-def write_network(learner: Learner, support: Support, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+def write_network(
+    learner: Learner, support: Support, folder: Path, about: dict[str, Any], params: Params | None = None
+) -> dict[str, Any]:
     """Adapt a learner to one support set and write the resulting network.
 
     Writes ``network.safetensors`` (parameters), ``network.json`` (a description) and ``network.pt2`` (a program for
@@ -59,21 +63,21 @@ def write_network(learner: Learner, support: Support, folder: Path, about: dict[
         support: One task.
         folder: Where to write; made if need be.
         about: Facts for the description.
+        params: What the learner made of the support set; None: it is asked.
 
     Returns:
         Contents of ``network.json``.
 
     Raises:
-        ConfigError: If ``folder`` holds a network already.
+        ConfigError: If ``folder`` holds a network already, or the method's answer is not that of a plain network.
     """
     if (folder / "network.json").exists():
         raise ConfigError(f"`{folder}` holds a network already. It is never written over. Pass another `--out`.")
     learner.eval()
-    with torch.no_grad():
-        params = learner.adapt(support)
-    net = specialise(learner.base, params).eval().requires_grad_(False)
-    sample = support.x[0]
-    _check_equal(net, learner, params, sample)
+    if params is None:
+        with torch.no_grad():
+            params = learner.adapt(support)
+    net, sample = plain_network(learner, params, support), support.x[0]
     facts = {
         "network": str(net),
         "input": ["batch", *sample.shape[1:]],
@@ -92,9 +96,23 @@ def write_network(learner: Learner, support: Support, folder: Path, about: dict[
     return facts
 
 
-def _check_equal(net: nn.Module, learner: Learner, params: dict[str, Tensor], sample: Tensor) -> None:
-    """Hold the plain network against the run's own answer before anything is written."""
-    torch.testing.assert_close(net(sample), learner.predict(params, sample[None])[0], rtol=1e-4, atol=1e-4)
+def plain_network(learner: Learner, params: Mapping[str, Tensor], support: Support) -> nn.Module:
+    """Return the network of one task, held against the learner's own answers to the support set.
+
+    Raises:
+        ConfigError: If they differ: some methods do more than run their base with what they made.
+    """
+    sample = support.x[0]
+    try:
+        net = specialise(learner.base, params).eval().requires_grad_(False)
+        torch.testing.assert_close(net(sample), learner.predict(params, sample[None])[0], rtol=1e-4, atol=1e-4)
+    except (ConfigError, AssertionError) as error:
+        why = str(error).splitlines()[0].partition(". ")[0]
+        raise ConfigError(
+            f"{type(learner).__name__} answers with more than a network of one task ({why}). A plain network holds the "
+            "base and the parameters of the task alone. Train another method, such as `hypernetwork`."
+        ) from error
+    return net
 
 
 def _save_program(net: nn.Module, sample: Tensor, path: Path) -> None:

@@ -52,8 +52,8 @@ def _norms(name: str, parameter: Any) -> bool:
 
 
 def _kernels(name: str, parameter: Any) -> bool:
-    """Select kernels of convolutions."""
-    return bool(parameter.ndim == 4)
+    """Select kernels of convolutions, and matrices of a network of the user's own."""
+    return bool(parameter.ndim > 1)
 
 
 def _inner(p: Any, learner: Any, base: Any, steps: int, rate: float, **options: Any) -> Any:
@@ -73,6 +73,12 @@ def _curve_maml(p: Any, **options: Any) -> Any:
     return _inner(p, learners.MAML, p.build(p.y_dim), steps, 0.01, **options)
 
 
+def _curve_anil(p: Any) -> Any:
+    if p.config.base:
+        return _inner(p, learners.ANIL, p.build(p.y_dim), 5, 0.01)
+    return _inner(p, learners.MAML, p.build(p.y_dim), 5, 0.01, adapted="4.*")
+
+
 def _then_steps(p: Any, learner: Any, rate: float) -> Any:
     return learners.InnerSteps(learner, p.config.inner_steps or 3, p.config.inner_lr or rate)
 
@@ -82,7 +88,9 @@ def _regressor(p: Any, **options: Any) -> Any:
 
 
 def _prior(p: Any) -> Any:
-    """Tasks are few: a head around which the support set is fitted."""
+    """Tasks are few: a head around which the support set is fitted; a network of the user's own is generated whole."""
+    if p.config.base:
+        return _regressor(p)
     base = learners.FunctionNet(p.x_dim, p.y_dim, features=64, spread=1.0)
     encoder = weightloom.SupportAttention(p.x_dim, p.y_dim, 64, layers=2)
     return learners.HyperFunction(base, encoder, hidden=(64,), noise=0.1)
@@ -185,7 +193,7 @@ METHODS: tuple[Method, ...] = (
         "the same, but only the last layer is adapted",
         {
             ("images", "sentences"): lambda p: _inner(p, learners.ANIL, p.build(p.ways), 5, 0.1),
-            ("curves",): lambda p: _inner(p, learners.MAML, p.build(p.y_dim), 5, 0.01, adapted="4.*"),
+            ("curves",): _curve_anil,
         },
         "Raghu et al. (2020)",
     ),
@@ -309,8 +317,15 @@ FITS: dict[str, tuple[str, ...]] = {
     data: tuple(method.name for method in METHODS if method.build_for(data))
     for members in FAMILIES.values()
     for data in members
+} | {
+    "own": tuple(
+        method.name
+        for method in METHODS
+        if method.name != "probe" and (method.build_for("folder") or method.build_for("table"))
+    )
 }
-"""Names of the methods that solve the tasks of each data set."""
+"""Names of the methods that solve the tasks of each data set; for `own`, a source of tasks as ``module:Class``, those
+of images and those of curves: which of them do is known once tasks are drawn."""
 
 
 def builds_of(data: str) -> dict[str, Build]:

@@ -8,7 +8,7 @@ from weightloom.apps.fewshot.methods import FITS
 from weightloom.datasets import FILES, find_file, searched_folders
 from weightloom.errors import ConfigError, nearest
 
-DATA = tuple(name for name in FITS if name not in ("folder", "table"))
+DATA = tuple(name for name in FITS if name not in ("folder", "table", "own"))
 
 COMMON: dict[str, Any] = {
     "evaluate_every": 500,
@@ -163,6 +163,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "test_tasks": 600,
         "comparators": ("cnp", "ridge"),
     },
+    "own": {
+        "ways": (5,),
+        "train_ways": 5,
+        "shots": (5,),
+        "queries": 10,
+        "steps": 1000,
+        "tasks": 8,
+        "outer_lr": 1e-3,
+        "test_tasks": 600,
+        "comparators": ("scratch",),
+    },
     "mnist-functions": {
         "ways": (1,),
         "train_ways": 1,
@@ -184,7 +195,7 @@ def data_kind(data: str) -> str:
     """Return the key of a data set in `FITS`: its name, or what a path on this machine holds.
 
     Raises:
-        ConfigError: If it is neither a name nor a path to a folder or a table.
+        ConfigError: If it is neither a name, nor a path to a folder or a table, nor ``module:Class``.
     """
     if data in DATA:
         return data
@@ -193,9 +204,12 @@ def data_kind(data: str) -> str:
         return "folder"
     if path.is_file() and path.name.endswith((".csv", ".csv.gz")):
         return "table"
+    if ":" in data:
+        return "own"
     raise ConfigError(
         f"`--data {data}` is unknown. {nearest(data, DATA)} It may also be a folder of pictures, with a sub-folder for "
-        "each class, or a .csv file with a column `task`. `weightloom list` shows what is there."
+        "each class, a .csv file with a column `task`, or a source of your own as `module:Class`. "
+        "`weightloom list` shows what is there."
     )
 
 

@@ -129,7 +129,8 @@ def _sized(example: Tasks, tasks: int, shots: int, queries: int) -> Tasks:
     """As many tasks, shots and queries as asked for, those of the example over and over."""
 
     def some(examples: Examples, count: int) -> Examples:
-        return examples.map(lambda values: values[:, torch.arange(count) % values.shape[1]])
+        rows = examples.mask.shape[1]  # a condition in the place of inputs has none
+        return examples.map(lambda its: its[:, torch.arange(count) % rows] if its.shape[1:2] == (rows,) else its)
 
     few = example.take(torch.arange(tasks) % len(example.support_mask))
     return Tasks(some(few.support, shots), some(few.query, queries), few.hidden, few.classes)

@@ -29,7 +29,7 @@ class RL(App[RLOptions, "World", Any]):
     unseen = "contexts never met in training"
     adapts_to = "a context, as in gravity=12"
 
-    def label(self, config: RLOptions) -> str:
+    def label(self, config: RLConfig) -> str:
         """Return the environment's name."""
         return config.env.split(":")[-1].replace("/", "-")
 

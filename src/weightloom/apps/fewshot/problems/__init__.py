@@ -7,6 +7,7 @@ Knows nothing of how methods are trained, judged or shown. Start at `problem_of`
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems.problem import Problem as Problem
+from weightloom.errors import ConfigError
 
 
 def problem_of(config: FewShotOptions) -> Problem:
@@ -17,8 +18,22 @@ def problem_of(config: FewShotOptions) -> Problem:
         MissingExtraError: If an optional part that they need is not installed.
         ConfigError: If ways, shots and queries ask for more than there is.
     """
-    from weightloom.apps.fewshot.problems import cameras, classes, curves, functions
+    if config.base and (config.kind.startswith("cameras") or config.kind == "mnist-functions"):
+        raise ConfigError(
+            f"`--base {config.base}` with `--data {config.data}`. Its methods are made for base networks of their own. "
+            "Leave `--base` out."
+        )
+    problem = _problem_of(config)
+    if config.base or config.kind == "own":
+        problem.check_methods()
+    return problem
 
+
+def _problem_of(config: FewShotOptions) -> Problem:
+    from weightloom.apps.fewshot.problems import cameras, classes, curves, functions, own
+
+    if config.kind == "own":
+        return own.own_problem(config)
     if config.kind.startswith("cameras"):
         return cameras.CameraProblem(config)
     if config.kind == "mnist-functions":

@@ -1,5 +1,6 @@
 """Cameras with crossed wires: from a few labelled pictures that a camera sent to a network that reads all others."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -8,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
+from weightloom.apps.fewshot.inputs import Inputs, Numbers
 from weightloom.apps.fewshot.presets import PRESETS
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem, Yardstick
-from weightloom.errors import ConfigError
+from weightloom.errors import ConfigError, DataError
 from weightloom.learners.inputs import CLASSES, CodeReader, RestoringLearner
 from weightloom.learners.learner import Learner
 from weightloom.learners.machines import Unadapted, machine_of
 from weightloom.networks import mlp
 from weightloom.tasks import CameraTasks, Jitter, Tasks, TaskSource, load_digit_images
+from weightloom.tasks.cameras import UNLABELLED
 
 TRAIN, VALIDATION = 1097, 200
 """Pictures of meta-training and of validation; the 500 that follow, of other writers, are judged on."""
@@ -107,6 +110,23 @@ class CameraProblem(Problem):
     def taught(self) -> list[TaskSource]:
         """Cameras that a machine may be taught on, for each setting of the table."""
         return [self._source(self.train, ways, shots) for ways, shots in self.settings()]
+
+    def inputs(self) -> Inputs:
+        """Rows of 64 numbers, one for each wire."""
+        wires = tuple(f"wire {wire}" for wire in range(PIXELS))
+        return Numbers(wires, about="What the wires of a camera send, in the same order for all pictures of it.")
+
+    def labels(self, names: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
+        """A digit is a digit for every camera; without labels all names are left aside."""
+        digits = tuple(str(digit) for digit in range(CLASSES))
+        if self.config.kind == "cameras-unlabelled":
+            return torch.full((len(names),), UNLABELLED), digits
+        if unknown := [name for name in names if str(name) not in digits]:
+            raise DataError(
+                f"`{unknown[0]}` is no digit. Cameras send digits, and a 7 is a 7 for every camera. Name the classes 0 "
+                "to 9."
+            )
+        return torch.tensor([digits.index(str(name)) for name in names]), digits
 
     def yardsticks(self, learner: Learner) -> list[Yardstick]:
         """Return readings of uncrossed pictures: by the method's own reader, and by a machine."""

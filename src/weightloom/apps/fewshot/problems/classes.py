@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
+from weightloom.apps.fewshot.inputs import Inputs, Pictures, Sentences, Sounds
+from weightloom.apps.fewshot.problems.base import own_base
 from weightloom.apps.fewshot.problems.pools import load_pools
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
 from weightloom.learners.learner import Learner
@@ -74,6 +76,8 @@ class ClassProblem(Problem):
             unit: Bring its features to one length.
             norm: How it normalises images; None is the config's.
         """
+        if self.config.base:
+            return own_base(self.config, outputs, self.event)
         if len(self.event) == 1:
             return TrunkNet(FeatureTrunk(self.event[0]), outputs)
         channels_in, size = self.event[:2]
@@ -84,7 +88,7 @@ class ClassProblem(Problem):
 
     def build_alone(self, outputs: int) -> nn.Module:
         """The base network where all of it is fitted to a task: statistics of meta-training are no longer its own."""
-        return self.build(outputs, norm="group")
+        return own_base(self.config, outputs, self.event) if self.config.base else self.build(outputs, norm="group")
 
     @property
     def ways(self) -> int:
@@ -110,6 +114,14 @@ class ClassProblem(Problem):
     def known(self) -> int:
         """Classes that trunks are also trained to tell apart; 0: they are not."""
         return len(self.train.names) if self.pools.tell_all_apart else 0
+
+    def inputs(self) -> Inputs:
+        """Sentences, sounds, or pictures of the size of training."""
+        if len(self.event) == 1:
+            return Sentences()
+        if self.config.kind == "spoken-digits":
+            return Sounds()
+        return Pictures(self.event[0], self.event[1])
 
     def setting(self, shots: int, ways: int) -> str:
         """Ways and shots, and what is unusual."""

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
+from weightloom.apps.fewshot.inputs import Inputs, Numbers, Targets
+from weightloom.apps.fewshot.problems.base import own_base
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.learners.interpolation import GaussianCurves
 from weightloom.learners.learner import Learner
@@ -11,7 +13,7 @@ from weightloom.networks import mlp
 from weightloom.tasks import SinusoidTasks, TaskSource
 from weightloom.tasks.growth import growth_split, load_growth_curves, of_families
 from weightloom.tasks.points import PointPool, PointTasks, Stretch
-from weightloom.tasks.table import load_table
+from weightloom.tasks.table import Scale, TableTasks, load_table
 
 GAUSSIAN_CURVES = 3000
 """Sinusoids of meta-training that the Gaussian is measured on."""
@@ -30,7 +32,8 @@ class CurveProblem(Problem):
     def __init__(self, config: FewShotOptions) -> None:
         self.config = config
         self.x_dim = self.y_dim = 1
-        self.pools, self.notices = _pools(config)
+        self.table = load_table(config.data) if config.kind == "table" else None
+        self.pools, self.notices = _pools(config, self.table)
         self.centred = config.kind == "growth-curves"
         if self.pools:
             self.x_dim, self.y_dim = self.pools["train"].x.shape[2], self.pools["train"].y.shape[2]
@@ -65,6 +68,8 @@ class CurveProblem(Problem):
 
     def build(self, outputs: int) -> nn.Module:
         """The base network of every method."""
+        if self.config.base:
+            return own_base(self.config, outputs, (self.x_dim,))
         return mlp([self.x_dim, 40, 40, outputs])
 
     def gaussian(self) -> Learner:
@@ -79,18 +84,38 @@ class CurveProblem(Problem):
         curves = SinusoidTasks.curve(grid, amplitude, phase)
         return GaussianCurves(curves, span=(-5.0, 5.0), components=2, ridge=1e-6)
 
+    def inputs(self) -> Inputs:
+        """The inputs of a point, brought to the scale of training."""
+        if self.table is not None:
+            scale = self._scale(self.table)
+            return Numbers(self.table.features, tuple(scale.x_mean.tolist()), tuple(scale.x_std.tolist()))
+        if self.centred:
+            return Numbers(("x",), about="From -1 at the first to 1 at the last point of the curves of a family.")
+        return Numbers(("x",), about="From -5 to 5.")
+
+    def targets(self) -> Targets:
+        """The number to predict, in the unit of the data."""
+        if self.table is None:
+            return Targets(("y",), centred=self.centred)
+        scale = self._scale(self.table)
+        return Targets((self.table.target,), tuple(scale.y_mean.tolist()), tuple(scale.y_std.tolist()))
+
+    def _scale(self, table: TableTasks) -> Scale:
+        """Return the scale of the tasks of meta-training."""
+        number = {name: place for place, name in enumerate(table.pool.names)}
+        return Scale.of(table.pool.take(torch.tensor([number[name] for name in self.pools["train"].names])))
+
     def setting(self, shots: int, ways: int) -> str:
         """Shots."""
         return f"{self.up_to(shots)}-shot"
 
 
-def _pools(config: FewShotOptions) -> tuple[dict[str, PointPool], tuple[str, ...]]:
+def _pools(config: FewShotOptions, table: TableTasks | None) -> tuple[dict[str, PointPool], tuple[str, ...]]:
     """Tasks to train on, to watch and to judge on, none where they are made on the fly; and what was left out."""
     notices: tuple[str, ...] = ()
     if config.kind == "sinusoid":
         return {}, notices
-    if config.kind == "table":
-        table = load_table(config.data)
+    if table is not None:
         train, validation, test = table.split(seed=config.split)
         notices = tuple(f"skipped task {skipped.what}, which {skipped.why}" for skipped in table.skipped)
     else:

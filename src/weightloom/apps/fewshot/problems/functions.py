@@ -1,6 +1,7 @@
 """Images as functions: from a few pixels to a network that answers at any position."""
 
 from weightloom.apps.fewshot.config import FewShotOptions
+from weightloom.apps.fewshot.inputs import Inputs, Numbers, Targets
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.learners.cnp import ConditionalNeuralProcess
 from weightloom.learners.functions import FunctionNet
@@ -53,6 +54,14 @@ class FunctionProblem(Problem):
     def build(self, outputs: int) -> FunctionNet:
         """The base network of the hypernetwork."""
         return FunctionNet(2, outputs, bounds=GREY)
+
+    def inputs(self) -> Inputs:
+        """Positions of pixels."""
+        return Numbers(("across", "down"), about="Position in a picture that runs from -1 to 1, from the upper left.")
+
+    def targets(self) -> Targets:
+        """The grey value."""
+        return Targets(("grey",))
 
     def setting(self, shots: int, ways: int) -> str:
         """How many pixels are observed."""

@@ -2,23 +2,27 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
+from weightloom.apps.fewshot.inputs import Inputs, Targets
 from weightloom.apps.fewshot.methods import builds_of
-from weightloom.errors import ConfigError
+from weightloom.errors import ConfigError, nearest
 from weightloom.learners.inner_steps import InnerSteps
 from weightloom.learners.learner import Learner
 from weightloom.runs.record import Role
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
+
+NORMS = ("hyper-film", "film", "protonet-unit")
+"""Methods that generate norms of the library's own base networks, or add one, and do not know those of others."""
 
 
 class Yardstick(NamedTuple):
@@ -42,6 +46,10 @@ class Problem(ABC):
     """What a person should know of the data before it goes on, such as files that were skipped."""
     at_once: int
     """How many tasks are judged in one pass."""
+    alike: str = ""
+    """Data set of the library whose methods, with their settings, suit these tasks; empty: the data set itself."""
+    without: tuple[str, ...] = ()
+    """Methods among them that know more of that data set than is known of these."""
     many: int = 0
     """Tasks that are adapted to at the end of a run to see how long that takes; 0: it is not looked at."""
 
@@ -72,7 +80,9 @@ class Problem(ABC):
 
     def methods(self) -> dict[str, Callable[[], Learner]]:
         """Builders of the methods that solve these tasks, by name, as `weightloom.apps.fewshot.methods` has them."""
-        return {name: partial(build, self) for name, build in builds_of(self.config.kind).items()}
+        builds = builds_of(self.alike or self.config.kind)
+        odd = [*self.without, *(NORMS if self.config.base and self.kind == "classification" else ())]
+        return {name: partial(build, self) for name, build in builds.items() if name not in odd}
 
     def yardsticks(self, learner: Learner) -> list["Yardstick"]:
         """Return rows that no method competes for, such as a ceiling.
@@ -85,6 +95,41 @@ class Problem(ABC):
     @abstractmethod
     def setting(self, shots: int, ways: int) -> str:
         """Say which tasks these are, as in "3-way 1-shot"."""
+
+    def inputs(self) -> Inputs:
+        """Return how an example of a user's own is read: the same as in training.
+
+        Raises:
+            ConfigError: If the problem takes none.
+        """
+        raise ConfigError(
+            f"`--data {self.config.data}` takes no examples of your own: it does not say how they are read. "
+            f"Write `inputs` of {type(self).__name__}."
+        )
+
+    def targets(self) -> Targets | None:
+        """Return what a regression predicts, in its own unit; None for a classification."""
+        return None
+
+    def labels(self, names: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
+        """Return the labels of examples of a user's own, and the class of each label, in the order given.
+
+        Raises:
+            DataError: If there is no such class.
+        """
+        classes = tuple(dict.fromkeys(names))
+        return torch.tensor([classes.index(name) for name in names]), classes
+
+    def check_methods(self) -> None:
+        """Raise a `ConfigError` unless all methods of the config go with these tasks and this base."""
+        known = self.methods()
+        for method in self.config.methods:
+            if ":" not in method and method not in known:
+                base = f" --base {self.config.base}" if self.config.base else ""
+                raise ConfigError(
+                    f"`{method}` does not go with `--data {self.config.data}{base}`, a {self.kind}. "
+                    f"{nearest(method, known)}"
+                )
 
     def settings(self) -> list[tuple[int, int]]:
         """Ways and shots of every block of the table."""

@@ -58,11 +58,11 @@ def conditions(learner: Learner, problem: CurveProblem, early: bool) -> Shown | 
         return "The method has no condition to draw."
     pool = pool_of(problem, early)
     tensors = {"conditions": known.flatten(1)}
-    if pool is None:
+    if problem.config.kind == "sinusoid":
         names = {"condition_value_names": ["amplitude", "phase"], "condition_of": "task"}
         return tensors | {"condition_value": tasks.hidden}, names
-    groups = tasks.hidden[:, 1].unique()
-    if len(groups) > 1:
+    groups = tasks.hidden[:, 1].unique() if pool else tasks.hidden[:0]
+    if pool and len(groups) > 1:
         families = {int(group): pool.names[int(task)].partition("/")[0] for task, group in tasks.hidden}
         shown = torch.searchsorted(groups, tasks.hidden[:, 1].contiguous())
         names = {"condition_names": [families[group] for group in groups.tolist()], "condition_of": "task"}
@@ -74,8 +74,10 @@ def conditions(learner: Learner, problem: CurveProblem, early: bool) -> Shown | 
 def titles(problem: CurveProblem, early: bool, tasks: Tasks) -> list[str]:
     """Name tasks as the data do, or by amplitude and phase."""
     pool = pool_of(problem, early)
-    if pool is None:
+    if problem.config.kind == "sinusoid":
         return [f"amplitude {amplitude:.2f}, phase {phase:.2f}" for amplitude, phase in tasks.hidden.tolist()]
+    if pool is None:
+        return [f"task {task}" for task in range(len(tasks.hidden))]
     return [pool.names[int(task)] for task in tasks.hidden[:, 0]]
 
 
@@ -102,7 +104,7 @@ def _drawn(learner: Learner, tasks: Tasks, shots: list[int], problem: CurveProbl
         "query_x": tasks.query_x[..., 0],
         "query_y": tasks.query_y[..., 0],
     }
-    if pool_of(problem, early) is None:
+    if problem.config.kind == "sinusoid":
         amplitude, phase = tasks.hidden[:, None, :1], tasks.hidden[:, None, 1:]
         tensors["curve_y"] = SinusoidTasks.curve(x, amplitude, phase)[..., 0]
     return tensors, {"shots": shots, "titles": titles(problem, early, tasks)}

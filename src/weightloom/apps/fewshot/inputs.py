@@ -1,0 +1,403 @@
+"""Preprocessing of a user's own examples, the same as in training, and written beside every network that is saved.
+
+In:   pictures, sounds, rows of numbers or sentences, as files or in memory.
+Out:  a tensor (examples, *event) that a base network reads; facts that make the same preprocessing again.
+Knows nothing of tasks, labels or methods.
+"""
+
+import math
+import wave
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightloom.errors import DataError
+from weightloom.tasks.folder import picture
+from weightloom.tasks.spoken import BANDS, FRAMES, RATE, spectrograms
+from weightloom.tasks.text import WIDTH, sentence_features
+
+
+@dataclass(frozen=True)
+class Inputs(ABC):
+    """Examples of one kind, and the way from one to what a base network reads."""
+
+    kind: ClassVar[str]
+    """Name in ``network.json``."""
+    takes: ClassVar[str]
+    """What an example may be, in words."""
+    column: ClassVar[str] = ""
+    """Column of a table that holds the example; empty: every column is a part of it."""
+    files: ClassVar[bool] = False
+    """An example may be a file of its own."""
+
+    @abstractmethod
+    def in_words(self) -> str:
+        """Say how to preprocess, for people who do not have this library."""
+
+    @abstractmethod
+    def one(self, item: Any, name: str) -> Tensor:
+        """Encode one example, (*event), float32; ``name`` is its own in a message."""
+
+    def encode(self, items: Any, names: Sequence[str] | None = None) -> Tensor:
+        """Encode examples, (examples, *event).
+
+        Args:
+            items: The examples.
+            names: For messages; None counts them.
+
+        Raises:
+            DataError: If there is none, or one does not fit or is not finite.
+        """
+        if len(items) == 0:
+            raise DataError(f"There are no examples. Give one or more, each of them {self.takes}.")
+        names = names or [f"example {number}" for number in range(len(items))]
+        values = [self.one(item, name) for item, name in zip(items, names, strict=True)]
+        for value, name in zip(values, names, strict=True):
+            if not bool(value.isfinite().all()):
+                raise DataError(
+                    f"`{name}` holds NaN or an infinity. A network answers finite numbers only. Replace them, or leave "
+                    "the example out."
+                )
+        return torch.stack(values)
+
+    def of_row(self, row: Mapping[str, Any], where: str, folder: Path) -> Any:
+        """Take an example out of a row of a table.
+
+        Args:
+            row: Cells by column.
+            where: The row's name in a message.
+            folder: Where paths begin.
+
+        Raises:
+            DataError: If the row lacks it.
+        """
+        if self.column not in row:
+            raise DataError(
+                f"{where} has no column `{self.column}` but {', '.join(f'`{name}`' for name in row)}. An example is "
+                f"{self.takes}. Name that column `{self.column}`."
+            )
+        cell = row[self.column]
+        return str(folder / str(cell)) if self.files else cell
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `inputs_of` makes the same of, as plain JSON values."""
+        return {"kind": self.kind, **asdict(self), "in_words": self.in_words()}
+
+
+@dataclass(frozen=True)
+class Arrays(Inputs):
+    """Arrays of one shape, as they are."""
+
+    shape: tuple[int, ...]
+
+    kind = "arrays"
+    takes = "an array of numbers"
+    column = "x"
+
+    def in_words(self) -> str:
+        """The shape."""
+        return f"An array of shape {tuple(self.shape)}, as it is."
+
+    def one(self, item: Any, name: str) -> Tensor:
+        """Check the shape."""
+        values = numbers_of(item, name, self.takes).float()
+        if tuple(values.shape) != tuple(self.shape):
+            raise DataError(
+                f"`{name}` has the shape {tuple(values.shape)}. This model takes {tuple(self.shape)}. "
+                "Bring it to that shape."
+            )
+        return values
+
+
+@dataclass(frozen=True)
+class Pictures(Inputs):
+    """Square pictures: files, opened pictures, or arrays."""
+
+    channels: int
+    size: int
+
+    kind = "pictures"
+    takes = "a picture: a path, or an array of whole numbers from 0 to 255, or of fractions from 0 to 1"
+    column = "path"
+    files = True
+
+    def in_words(self) -> str:
+        """Cut, scale, divide."""
+        kind = "grey, one channel" if self.channels == 1 else "red, green and blue"
+        return (
+            f"Turn as EXIF says, put on white where transparent, cut to the largest square in the middle, scale to "
+            f"{self.size}x{self.size} pixels (bicubic), {kind} first (channels, height, width), divide by 255. Light "
+            "and dark as in the pictures of training."
+        )
+
+    def one(self, item: Any, name: str) -> Tensor:
+        """Decode and scale a file; check an array, and scale it if it is of whole numbers."""
+        if isinstance(item, str | Path) or hasattr(item, "convert"):
+            return picture(item, self.size, self.channels).float() / 255
+        values = numbers_of(item, name, self.takes)
+        values = values[None] if values.ndim == 2 else values
+        if values.ndim == 3 and values.shape[0] != self.channels and values.shape[2] == self.channels:
+            values = values.permute(2, 0, 1)
+        whole = not values.is_floating_point()
+        fits = values.ndim == 3 and values.shape[0] == self.channels
+        if not fits or (not whole and values.shape[1:] != (self.size, self.size)):
+            raise DataError(
+                f"`{name}` has the shape {tuple(values.shape)}. This model takes pictures of {self.channels} channels, "
+                f"({self.channels}, {self.size}, {self.size}); whole numbers from 0 to 255 of any height and width are "
+                "scaled. Convert it, or give the path of the picture."
+            )
+        low, high = values.min().item(), values.max().item()
+        if low < 0 or high > (255 if whole else 1):
+            raise DataError(
+                f"`{name}` holds numbers from {low:g} to {high:g}. A picture of {values.dtype} holds numbers from 0 to "
+                f"{255 if whole else 1}. Scale it, or pass it as uint8."
+            )
+        if not whole:
+            return values.float()
+        values = values.to(torch.uint8)
+        if values.shape[1:] != (self.size, self.size):
+            values = picture(_opened(values), self.size, self.channels)
+        return values.float() / 255
+
+
+@dataclass(frozen=True)
+class Sounds(Inputs):
+    """Sounds at 8 kHz, read as pictures of what sounds when."""
+
+    kind = "sounds"
+    takes = "a sound: a path of a .wav file at 8 kHz, its samples from -1 to 1, or its picture (1, 32, 32)"
+    column = "path"
+    files = True
+
+    def in_words(self) -> str:
+        """The spectrogram."""
+        return (
+            f"Mono at {RATE} Hz, the middle {FRAMES} frames of 20 ms (windows of 32 ms, Hann), power in {BANDS} mel "
+            "bands, decibels below the loudest point, 60 of them from 0 to 1, low bands last: (1, 32, 32)."
+        )
+
+    def one(self, item: Any, name: str) -> Tensor:
+        """Make the picture of a sound."""
+        if isinstance(item, str | Path):
+            return self.one(_samples(Path(item).expanduser()), name)
+        values = numbers_of(item, name, self.takes)
+        if values.ndim > 1:
+            return Pictures(1, FRAMES).one(values, name)
+        if not len(values) or not values.abs().max() <= 1:
+            raise DataError(
+                f"`{name}` holds {len(values)} samples, not all from -1 to 1. This model takes {self.takes}. "
+                "Divide samples of 16 bits by 32768."
+            )
+        return spectrograms(values.float()[None])[0].float() / 255
+
+
+@dataclass(frozen=True)
+class Numbers(Inputs):
+    """Rows of numbers, each column brought to the scale of training."""
+
+    names: tuple[str, ...]
+    """Columns."""
+    mean: tuple[float, ...] = ()
+    """Subtracted; empty: nothing is."""
+    std: tuple[float, ...] = ()
+    """Divided by; empty: nothing is."""
+    about: str = ""
+    """What the numbers are."""
+
+    kind = "numbers"
+    takes = "a row of numbers"
+
+    def in_words(self) -> str:
+        """Columns, and their scale."""
+        scaled = " Subtract `mean`, then divide by `std`." if self.mean else ""
+        return f"A row of {len(self.names)} numbers.{scaled} {self.about}".strip()
+
+    def one(self, item: Any, name: str) -> Tensor:
+        """Check the width and scale."""
+        row = [_number(cell, name) for cell in item.split(",")] if isinstance(item, str) else item
+        values = numbers_of(row, name, self.takes).double().reshape(-1)
+        if len(values) != len(self.names):
+            shown = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
+            raise DataError(
+                f"`{name}` has {len(values)} numbers. This model takes {len(self.names)} a row: {shown}. "
+                "Give one for each."
+            )
+        if self.mean:
+            values = (values - torch.tensor(self.mean).double()) / torch.tensor(self.std).double()
+        return values.float()
+
+    def of_row(self, row: Mapping[str, Any], where: str, folder: Path) -> list[float]:
+        """Take the columns by name, or all there are where none has one."""
+        if not any(name in row for name in self.names):
+            return [_number(cell, where) for cell in row.values()]
+        if missing := [name for name in self.names if name not in row]:
+            raise DataError(
+                f"{where} has no column `{missing[0]}` but {', '.join(f'`{name}`' for name in row)}. The model was "
+                "trained with it. Add it, or give all columns other names to be taken in their order."
+            )
+        return [_number(row[name], where) for name in self.names]
+
+
+@dataclass(frozen=True)
+class Sentences(Inputs):
+    """Short texts, through a frozen sentence encoder."""
+
+    kind = "sentences"
+    takes = "a text"
+    column = "text"
+
+    def in_words(self) -> str:
+        """The encoder."""
+        return f"Mean over tokens of all-MiniLM-L6-v2, divided by its length: ({WIDTH},). English."
+
+    def one(self, item: Any, name: str) -> Tensor:
+        """Encode a text."""
+        return self.encode([item], [name])[0]
+
+    def encode(self, items: Any, names: Sequence[str] | None = None) -> Tensor:
+        """Encode texts, all in one go."""
+        for number, item in enumerate(items):
+            if not isinstance(item, str) or not item.strip():
+                name = names[number] if names else f"example {number}"
+                raise DataError(f"`{name}` is {item!r}. This model takes texts. Give strings that are not empty.")
+        if not len(items):
+            raise DataError("There are no examples. Give one text or more.")
+        return sentence_features(list(items), keep=False)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Numbers that a regression answers with, in the user's own unit."""
+
+    names: tuple[str, ...]
+    """One per output."""
+    mean: tuple[float, ...] = ()
+    """Added to what the network says; empty: nothing is."""
+    std: tuple[float, ...] = ()
+    """Multiplied with what the network says before; empty: nothing is."""
+    centred: bool = False
+    """The mean of a task's own support targets is one more number to subtract."""
+
+    def encode(self, values: Any) -> Tensor:
+        """Bring targets to the scale of training, (points, outputs).
+
+        Raises:
+            DataError: If the widths differ, or a number is not finite.
+        """
+        numbers = numbers_of(values, "the targets", "numbers").double()
+        numbers = numbers.reshape(len(numbers), -1)
+        if numbers.shape[1] != len(self.names) or not bool(numbers.isfinite().all()):
+            raise DataError(
+                f"The targets have the shape {tuple(numbers.shape)}, or are not all finite. This model predicts "
+                f"{len(self.names)} finite numbers for each point: {', '.join(self.names)}. Give as many."
+            )
+        return ((numbers - self._mean()) / self._std()).float()
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """Return what a network says in the user's unit, (points, outputs), float64."""
+        return outputs.double() * self._std() + self._mean()
+
+    def of_task(self, values: Any) -> "Targets":
+        """Return the targets of one task, whose level is known from its support set."""
+        if not self.centred:
+            return self
+        level = self.decode(self.encode(values)).mean(0)
+        return Targets(self.names, tuple(level.tolist()), tuple(self._std().tolist()))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `targets_of` makes the same of."""
+        words = "Multiply by `std`, then add `mean`." if self.mean else "As the network gives them."
+        return {**asdict(self), "in_words": words}
+
+    def _mean(self) -> Tensor:
+        return torch.tensor(self.mean or (0.0,) * len(self.names), dtype=torch.float64)
+
+    def _std(self) -> Tensor:
+        return torch.tensor(self.std or (1.0,) * len(self.names), dtype=torch.float64)
+
+
+KINDS: dict[str, type[Inputs]] = {kind.kind: kind for kind in (Arrays, Pictures, Sounds, Numbers, Sentences)}
+"""Every kind by the name that ``network.json`` has."""
+
+
+def inputs_of(facts: Mapping[str, Any]) -> Inputs:
+    """Make the preprocessing that wrote some facts.
+
+    Raises:
+        DataError: If there is no such kind.
+
+    Example:
+        >>> inputs_of(Pictures(3, 32).facts())
+        Pictures(channels=3, size=32)
+    """
+    if facts.get("kind") not in KINDS:
+        raise DataError(
+            f"`inputs` is of kind {facts.get('kind')!r}. This version knows {', '.join(KINDS)}. Install the version of "
+            "weightloom that wrote it."
+        )
+    return KINDS[facts["kind"]](**_fields(facts))
+
+
+def targets_of(facts: Mapping[str, Any]) -> Targets:
+    """Make the targets that wrote some facts."""
+    return Targets(**_fields(facts))
+
+
+def numbers_of(item: Any, name: str, takes: str) -> Tensor:
+    """Turn arrays and lists into a tensor.
+
+    Raises:
+        DataError: If it holds anything but numbers.
+    """
+    try:
+        return item.detach().cpu() if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"`{name}` is a {type(item).__name__} ({error}). This model takes {takes}. Give one."
+        ) from error
+
+
+def _fields(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items() if k not in ("kind", "in_words")}
+
+
+def _number(cell: Any, name: str) -> float:
+    try:
+        number = float(cell)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            f"`{name}` holds {cell!r}. Rows hold finite numbers with a decimal point. Fill the cell, or leave the row "
+            "out."
+        )
+    return number
+
+
+def _opened(pixels: Tensor) -> Any:
+    """Give whole numbers (channels, height, width) to Pillow."""
+    from PIL import Image
+
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).contiguous().numpy())
+
+
+def _samples(path: Path) -> Tensor:
+    """Read a .wav file of 16 bits at 8 kHz, its channels averaged."""
+    try:
+        with wave.open(str(path)) as file:
+            rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
+            content = file.readframes(file.getnframes())
+        if (rate, width) != (RATE, 2):
+            raise ValueError(f"{rate} Hz, {8 * width} bits")
+    except (OSError, EOFError, ValueError, wave.Error) as error:
+        raise DataError(
+            f"`{path}` cannot be read as a sound ({str(error) or type(error).__name__}). A .wav file of 16 bits at "
+            f"{RATE} Hz is expected. Convert it."
+        ) from error
+    return torch.from_numpy(np.frombuffer(content, "<i2").reshape(-1, channels).mean(1) / 32768)

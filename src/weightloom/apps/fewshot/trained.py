@@ -1,0 +1,76 @@
+"""Few-shot learning from Python: train on data of one's own, adapt to a new task, predict, save.
+
+In:   the name or path of data, and options; or the folder of a run.
+Out:  `Trained`, which adapts to any number of new tasks.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightloom.apps.experiment import load as load_run
+from weightloom.apps.experiment import say, train_model
+from weightloom.apps.fewshot.adapted import AdaptedTask, adapt_to
+from weightloom.apps.fewshot.app import FewShot
+from weightloom.apps.fewshot.config import FewShotConfig, FewShotOptions
+from weightloom.apps.fewshot.problems import Problem
+from weightloom.learners.learner import Learner
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A few-shot learner that was trained, and the problem that it was trained on."""
+
+    learner: Learner
+    problem: Problem
+    config: FewShotOptions
+
+    def adapt(self, support: Any) -> AdaptedTask:
+        """Adapt to a new task.
+
+        Args:
+            support: A mapping from class names to examples (paths, arrays, tensors, texts); inputs and targets
+                ``(x, y)``; or a path: a folder with a folder for each class, a .csv, .jsonl or .npz file. There may be
+                other numbers of classes and examples than in training, where the method allows it.
+
+        Raises:
+            DataError: If an example cannot be read or does not fit.
+            ConfigError: If the method cannot be adapted to so many classes.
+        """
+        return adapt_to(self.learner, self.problem, support)
+
+
+def train(data: str | Path, *, run: str | Path | None = None, quiet: bool = False, **options: Any) -> Trained:
+    """Train one few-shot method.
+
+    Args:
+        data: As ``--data`` on the command line: a name, a folder of pictures, a table, or ``module:Class``.
+        run: Folder to keep the run in; None keeps nothing.
+        quiet: Show no progress.
+        **options: Fields of `FewShotConfig`, such as ``method``, ``minutes`` or ``steps``.
+
+    Raises:
+        ConfigError: If an option is unknown or does not fit.
+        DataError: If the data are missing or damaged.
+        NonFiniteError: If training met a number that is not finite.
+    """
+    app, config = FewShot(), FewShotConfig.from_dict({"data": str(data), **options})
+    loaded = train_model(app, config, None if run is None else Path(run).expanduser(), quiet)
+    if not quiet:
+        for notice in app.notices(loaded.problem):
+            say(notice)
+    return Trained(loaded.model, loaded.problem, loaded.config)
+
+
+def load(run: str | Path) -> Trained:
+    """Load the method of a run of `weightloom fewshot`.
+
+    Args:
+        run: The run's folder.
+
+    Raises:
+        DataError: If the folder holds no run, or its data are missing.
+        CheckpointError: If its checkpoint is missing or damaged.
+    """
+    loaded = load_run(FewShot(), Path(run).expanduser(), only=True)
+    return Trained(loaded.model, loaded.problem, loaded.config)
