@@ -25,7 +25,7 @@ def expanded(page: str) -> str:
 def _package(package: ModuleType, marks: str) -> list[str]:
     """Directives for a package, then a heading and directives for each file, and each package inside."""
     origins = re_exports(package)
-    foreign = [name for name, origin in origins.items() if not origin.startswith(f"{package.__name__}.")]
+    foreign = [name for name, origin in imports(package).items() if not origin.startswith(f"{package.__name__}.")]
     listed = [":members:", ":imported-members:", *_without(foreign)] if origins else [":members:"]
     written = [_automodule(package.__name__, listed)]
     for info in iter_modules(package.__path__):
@@ -42,10 +42,19 @@ def _package(package: ModuleType, marks: str) -> list[str]:
 
 
 def re_exports(package: ModuleType) -> dict[str, str]:
-    """Modules by the names that a package's `__init__.py` takes from them."""
+    """Modules by the names that a package's `__init__.py` takes from them to give on."""
+    return {name: origin for (name, given), origin in _taken(package).items() if given == name}
+
+
+def imports(package: ModuleType) -> dict[str, str]:
+    """Modules by all names that a package's `__init__.py` takes from them."""
+    return {given or name: origin for (name, given), origin in _taken(package).items()}
+
+
+def _taken(package: ModuleType) -> dict[tuple[str, str | None], str]:
     body = ast.parse(inspect.getsource(package)).body
     taken = [node for node in body if isinstance(node, ast.ImportFrom) and node.module]
-    return {alias.name: str(node.module) for node in taken for alias in node.names if alias.asname == alias.name}
+    return {(alias.name, alias.asname): str(node.module) for node in taken for alias in node.names}
 
 
 def _is_code(package: ModuleType, name: str) -> bool:
