@@ -154,3 +154,27 @@ def test_an_application_is_typed_as_module_and_class(tmp_path, capsys):
     assert record["command"].startswith(f"weightloom {OWN} --steps 5")
     assert "cannot be imported" in told(["tiny_app:Gueses"], capsys)
     assert "gave a Guess" in told(["tiny_app:GuessConfig"], capsys)
+
+
+@pytest.mark.slow
+def test_engines_are_timed_once_and_agents_start_from_agents_of_related_contexts(tmp_path, monkeypatch):
+    pytest.importorskip("sb3_contrib")
+    from weightloom.apps.rl.app import RL
+    from weightloom.apps.rl.config import RLConfig
+    from weightloom.apps.rl.envs.lqr import LQR
+
+    monkeypatch.setattr(LQR, "max_steps", 10)
+    small = {"rows": 4, "width": 8, "hidden": 8, "blocks": 0, "rank": 2, "batch": 8, "warm_up": 8, "updates": 0.25}
+    config = RLConfig(env="lqr", steps=40, test_contexts=2, comparators=(), autotune=True, **small)
+    experiment.run(RL(), config, tmp_path / "run", quiet=True)
+    kept = json.loads((tmp_path / "run" / "engines.json").read_text())
+    assert kept and all(entry["way"] == min(entry["ms"], key=entry["ms"].get) for entry in kept.values())
+    experiment.run(RL(), config, tmp_path / "run", resume=True, quiet=True)
+    again = json.loads((tmp_path / "run" / "engines.json").read_text())
+    assert {name: again[name] for name in kept} == kept
+    related = {"vary": ("stiffness=1:2", "motor=0.5:1.5"), "evaluate_every": 20, "start_from": str(tmp_path / "run")}
+    options = {"env": "lqr", "steps": 40, "test_contexts": 2, "comparators": (), **small}
+    record = experiment.run(RL(), RLConfig(**options, **related), tmp_path / "related", quiet=True)
+    assert record["start_from"]["fresh_steps"] and {"fresh", "hypernetwork"} <= {
+        row["method"] for row in record["scores"]
+    }
