@@ -148,3 +148,15 @@ def test_turns_in_mixed_precision_compute_the_loss_in_half_and_leave_the_batch_a
     batches = [{"real": torch.ones(2, 2)}]
     train(Game(), batches, None, TrainOptions(2), turns=[Turn("x", loss, "x")], fabric=fabric)
     assert seen == {(torch.float32, torch.bfloat16)}
+
+
+def test_every_seed_draws_batches_of_its_own_and_the_first_those_of_the_steps_number():
+    def drawn(seed):
+        source = lambda step, generator: torch.rand(3, generator=generator)  # noqa: E731
+        batches = Batches([source], lambda step: 0, TrainOptions(steps=5, seed=seed), OneProcess())
+        return torch.stack([batches.at(step) for step in range(5)])
+
+    of_seeds = torch.cat([drawn(seed) for seed in range(6)])
+    assert len(of_seeds.unique(dim=0)) == len(of_seeds)
+    expected = [torch.rand(3, generator=torch.Generator().manual_seed(step)) for step in range(5)]
+    assert torch.equal(drawn(0), torch.stack(expected))

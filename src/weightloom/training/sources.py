@@ -105,6 +105,10 @@ def drawing(source: Any, tasks: int, share: slice) -> Draw:
     return lambda step, generator: dealt(source(step, generator), share)
 
 
+APART = 0x9E3779B1
+"""Steps between the generators' seeds of two runs whose seeds are neighbours."""
+
+
 class Batches:
     """The batch of each step, from the source of its turn.
 
@@ -130,7 +134,7 @@ class Batches:
 
         Every process draws in the same seed, and goes on in one of its own.
         """
-        seed = (self.seed << 32) + step
+        seed = (self.seed * APART + step) % (1 << 32)  # torch's generator reads 32 bits of a seed
         self.generator.manual_seed(seed)
         seed_chance(seed, self.device)
         batch = self.draws[self.whose(step)](step, self.generator)
