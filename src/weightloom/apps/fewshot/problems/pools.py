@@ -25,6 +25,7 @@ from weightloom.tasks.data import class_groups, lake_split
 from weightloom.tasks.folder import load_folder, split_classes
 from weightloom.tasks.omniglot import BACKGROUND, SMALL1
 from weightloom.tasks.spoken import load_spoken_digits, spoken_split
+from weightloom.tasks.tasks import told
 from weightloom.tasks.text import load_intent_pool, load_intents
 
 
@@ -184,7 +185,7 @@ def _folder(config: FewShotOptions) -> Pools:
     channels, size = loaded.pool.examples.shape[2:4]
     notices = [f"{loaded.pool.examples.shape[0]} classes of pictures, made {size}x{size} with {channels} channels: "]
     notices[0] += ", ".join(f"{len(part.names)} for {name}" for name, part in parts.items())
-    notices += [f"skipped {skipped.what}: {skipped.why}" for skipped in loaded.skipped]
+    notices += told(loaded.skipped)
     return Pools(
         parts["train"],
         parts["validation"] if len(parts["validation"].names) >= ways else parts["train"],

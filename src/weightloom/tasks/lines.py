@@ -1,0 +1,146 @@
+"""Lines of a user's own table, one at a time, within the limits of `weightloom.limits`.
+
+In:   the path of a text file, gzipped or not.
+Out:  lines, or the cells of a CSV file.
+Knows nothing of what the cells mean.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from weightloom.errors import DataError
+from weightloom.limits import (
+    FREE_BYTES,
+    MOST_BLANK_LINES,
+    MOST_COLUMNS,
+    MOST_FILE_BYTES,
+    MOST_LINE,
+    MOST_NAME,
+    MOST_UNPACKED,
+)
+
+
+def check_file(path: Path, what: str) -> None:
+    """Make sure that there is a plain file of no more than 2 GB.
+
+    Args:
+        path: The file.
+        what: Of which kind it should be, as in "A CSV file".
+
+    Raises:
+        DataError: If there is none, or it is larger.
+    """
+    try:
+        plain, size = path.is_file(), path.stat().st_size
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"`{path}` cannot be read ({reason}). {what} is expected. Check the path.") from error
+    if not plain:
+        kind = "a folder" if path.is_dir() else "no plain file"
+        raise DataError(f"`{path}` cannot be read (it is {kind}). {what} is expected. Check the path.")
+    if size > MOST_FILE_BYTES:
+        raise DataError(
+            f"`{path}` has {size / 1e9:.1f} GB. Files of up to {MOST_FILE_BYTES / 1e9:.0f} GB are read. Leave rows "
+            "out, or give the data as tensors in Python."
+        )
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """Go through the lines of a text file in UTF-8, gzipped if its name ends in ``.gz``.
+
+    Raises:
+        ValueError: If a line is too long, or what was compressed is too large.
+        OSError, EOFError, UnicodeDecodeError, zlib.error: If it cannot be read.
+    """
+    with path.open("rb") as packed:
+        plain: Any = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
+        text = io.TextIOWrapper(plain, encoding="utf-8-sig", newline="")
+        unpacked = 0
+        for line in _bounded(text):
+            unpacked += len(line)
+            if unpacked > MOST_FILE_BYTES or unpacked > FREE_BYTES + MOST_UNPACKED * packed.tell():
+                raise ValueError(
+                    f"it unpacks to more than {MOST_UNPACKED} times its size, or to more than "
+                    f"{MOST_FILE_BYTES / 1e9:.0f} GB; if it should, unpack it with `gunzip`"
+                )
+            yield line
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Go through the rows of a CSV file, the header first, each with the number of its line.
+
+    Columns are separated by commas, semicolons or tabs, as the header shows. Lines that hold nothing are left out.
+
+    Raises:
+        DataError: If the file cannot be read, a row has another number of cells than the header, or a limit is passed.
+    """
+    check_file(path, "A CSV file in UTF-8 with a header")
+    letters = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal letters
+        for line in itertools.chain([first], lines):
+            letters += len(line)
+            if letters > MOST_LINE:  # a quoted cell goes on over many lines
+                raise ValueError(f"it has a row of more than {MOST_LINE:,} letters")
+            yield line
+
+    try:
+        lines = text_lines(path)
+        first = next(lines, "")
+        reader = csv.reader(counted(), delimiter=max(",;\t", key=first.count), strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        _check_columns(header, path)
+        yield reader.line_num, header
+        blank = 0
+        for cells in reader:
+            letters = 0
+            if len(cells) == len(header):
+                yield reader.line_num, cells
+            elif not cells:
+                blank += 1
+                if blank > MOST_BLANK_LINES:
+                    raise ValueError(f"more than {MOST_BLANK_LINES:,} of its lines are blank")
+            else:
+                _refuse_row(reader.line_num, len(cells), len(header), path)
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"`{path}` cannot be read ({error}). A CSV file in UTF-8 with a header is expected, gzipped if it ends in "
+            "`.gz`. Check the path, or save the table as CSV."
+        ) from error
+
+
+def _bounded(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(MOST_LINE + 1):
+        if len(line) > MOST_LINE:
+            raise ValueError(f"it has a line of more than {MOST_LINE:,} letters")
+        yield line
+
+
+def _check_columns(header: list[str], path: Path) -> None:
+    if len(header) > MOST_COLUMNS:
+        raise DataError(
+            f"`{path}` has {len(header):,} columns. Tables of up to {MOST_COLUMNS:,} are read. Leave some out, or give "
+            "the data as tensors in Python."
+        )
+    longest = max(map(len, header), default=0)
+    if longest > MOST_NAME:
+        raise DataError(
+            f"`{path}` has a column whose name has {longest:,} letters. Names have up to {MOST_NAME}. Begin the file "
+            "with a line of names, separated by commas, semicolons or tabs."
+        )
+
+
+def _refuse_row(line: int, cells: int, columns: int, path: Path) -> None:
+    raise DataError(
+        f"Line {line} of `{path}` has {cells} cells, but the header names {columns} columns. Every row has one cell "
+        "for each. Complete the line, or quote cells that hold a separator."
+    )
