@@ -11,7 +11,7 @@ import os
 from weightloom.errors import ConfigError
 
 MOST_FILE_BYTES = 2_000_000_000
-"""A table, a ``.jsonl``, an ``.npz`` or a ``.wav``, unpacked."""
+"""A table, a ``.jsonl`` or an ``.npz``, unpacked."""
 MOST_MEMORY_BYTES = 2_000_000_000
 """Pictures of a folder, as they are held in memory."""
 MOST_UNPACKED = 100
@@ -30,8 +30,12 @@ MOST_TABLE_TASKS = 1_000_000
 """Tasks of a table."""
 MOST_ARRAYS = 1_000
 """Arrays in an ``.npz``."""
-MOST_TASK_NUMBER = 99_999
-"""Number of the last task that ``export --task`` draws."""
+MOST_SHOWN = 10_000
+"""Examples in a support set of a task of one's own."""
+MOST_ASKED = 100_000
+"""Inputs that an adapted network answers together."""
+MOST_SOUND_BYTES = 100_000_000
+"""A ``.wav`` file, 100 minutes."""
 MEGAPIXELS = 50
 """A picture; a million pixels each."""
 MEGAPIXELS_VARIABLE = "WEIGHTLOOM_MAX_MEGAPIXELS"

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import itertools
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,28 +27,52 @@ from weightloom.limits import (
 )
 
 
-def check_file(path: Path, what: str) -> None:
-    """Make sure that there is a plain file of no more than 2 GB.
+def user_path(typed: str | Path) -> Path:
+    """Return a path as a person typed it, ``~`` for the home folder.
+
+    Raises:
+        DataError: If there is no such user.
+    """
+    try:
+        return Path(typed).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"`{typed}` begins with the home folder of a user who is not known here. A path begins with `~/`, `/` or a "
+            "name. Type the path in full."
+        ) from error
+
+
+def is_folder(path: Path) -> bool:
+    """Return True if there is such a folder, whatever the path is like."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long
+        return False
+
+
+def check_file(path: Path, what: str, most: int = MOST_FILE_BYTES) -> None:
+    """Make sure that there is a plain file, and that it is not too large.
 
     Args:
         path: The file.
         what: Of which kind it should be, as in "A CSV file".
+        most: Bytes that it may have.
 
     Raises:
         DataError: If there is none, or it is larger.
     """
     try:
-        plain, size = path.is_file(), path.stat().st_size
+        found = path.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"`{path}` cannot be read ({reason}). {what} is expected. Check the path.") from error
-    if not plain:
-        kind = "a folder" if path.is_dir() else "no plain file"
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no plain file"
         raise DataError(f"`{path}` cannot be read (it is {kind}). {what} is expected. Check the path.")
-    if size > MOST_FILE_BYTES:
+    if found.st_size > most:
         raise DataError(
-            f"`{path}` has {size / 1e9:.1f} GB. Files of up to {MOST_FILE_BYTES / 1e9:.0f} GB are read. Leave rows "
-            "out, or give the data as tensors in Python."
+            f"`{path}` has {found.st_size / 1e6:,.0f} MB. {what} of up to {most / 1e6:,.0f} MB is read. Leave some "
+            "of it out, or give the data as tensors in Python."
         )
 
 

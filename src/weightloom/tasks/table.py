@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weightloom.errors import MOST_NAMES, ConfigError, DataError, nearest
 from weightloom.limits import MOST_TABLE_TASKS
-from weightloom.tasks.lines import csv_rows
+from weightloom.tasks.lines import csv_rows, user_path
 from weightloom.tasks.points import PointPool
 from weightloom.tasks.tasks import Skipped
 
@@ -108,7 +108,7 @@ def load_table(path: str | Path, target: str | None = None, fewest_points: int =
         DataError: If the file is not there, is no text, a row has too many or too few cells, a cell is no finite
             number, no task is long enough, or a limit of `weightloom.limits` is passed.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     rows = csv_rows(path)
     _, header = next(rows)
     target = target or ("y" if "y" in header else "".join(header[-1:]))
