@@ -22,7 +22,7 @@ MOST_COLUMNS = 10_000
 """Columns of a table."""
 MOST_NAME = 200
 """Letters in the name of a column."""
-MOST_LINE = 4_000_000
+MOST_LINE = 1_000_000
 """Letters of a line or row of a table or a ``.jsonl``."""
 MOST_BLANK_LINES = 100_000
 """Lines of a table or a ``.jsonl`` that hold nothing."""

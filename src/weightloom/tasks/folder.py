@@ -257,7 +257,10 @@ def _square(opened: Any, size: int, channels: int | None, most: int) -> Tensor:
     """Turn, cut, flatten and scale one picture, which may be changed on the way."""
     from PIL import Image, ImageOps
 
-    if (pixels := opened.width * opened.height) > most:
+    pixels = opened.width * opened.height
+    if not pixels:
+        raise ValueError("it has no pixel")
+    if pixels > most:
         raise ValueError(
             f"it has {pixels / 1e6:.3g} megapixels, and up to {most / 1e6:g} are read; "
             f"`{MEGAPIXELS_VARIABLE}={-(-pixels // 1_000_000)}` allows it"

@@ -405,7 +405,7 @@ def _samples(path: Path) -> Tensor:
             samples = np.frombuffer(file.readframes(min(frames, there)), "<i2").reshape(-1, channels)
             if len(samples) < frames:
                 raise ValueError(f"it ends after {len(samples):,} of {frames:,} samples")
-    except (OSError, EOFError, ValueError, wave.Error) as error:
+    except Exception as error:  # `wave` raises a dozen types for the one thing that is wrong
         raise DataError(
             f"`{path}` cannot be read as a sound ({str(error) or type(error).__name__}). A .wav file of 16 bits at "
             f"{RATE} Hz is expected. Convert it."
