@@ -25,7 +25,7 @@ from weightloom.apps.fewshot.support import read_inputs, read_support
 from weightloom.cli import main
 from weightloom.errors import DataError, WeightloomError
 from weightloom.limits import FREE_BYTES, MOST_ASKED, MOST_COLUMNS, MOST_LINE, MOST_SHOWN
-from weightloom.tasks import PointPool, PointTasks, load_folder, load_table
+from weightloom.tasks import PointPool, PointTasks, SinusoidTasks, load_folder, load_table
 from weightloom.tasks import folder as folder_room
 
 Image = pytest.importorskip("PIL.Image")
@@ -514,7 +514,7 @@ def test_a_folder_with_one_part_alone_is_refused_and_the_advice_works(tmp_path, 
     assert said in told
     if "`--data birds/train`" in told and parts == {"train": "abcdef"}:
         few = {"ways": (2,), "train_ways": 2, "shots": (1,), "queries": 1}
-        pools = load_pools(FewShotConfig.from_dict({"data": "birds/train", **few}).resolve())
+        pools = load_pools(FewShotConfig.from_dict({"data": "birds/train", **few}).resolved())
         assert len(pools.train.names) >= 2 and len(pools.test.names) >= 2
 
 
@@ -548,12 +548,100 @@ def test_help_fits_any_terminal(monkeypatch, capsys, columns):
     assert left.value.code == 0 and len(lines) < 600 and max(map(len, lines)) <= 500
 
 
-def test_only_tasks_that_were_judged_are_exported_and_no_other_is_drawn(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    run = ["fewshot", "--data", "sinusoid", "--steps", "1", "--test-tasks", "6", "--run", "run"]
-    main([*run, "--comparators"])
-    capsys.readouterr()
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of one step on sinusoids."""
+    folder = tmp_path_factory.mktemp("hostile") / "run"
+    words = ["--steps", "1", "--test-tasks", "6", "--run", str(folder), "--quiet"]
+    main(["fewshot", "--data", "sinusoid", *words, "--comparators"])
+    return folder
+
+
+def test_only_tasks_that_were_judged_are_exported_and_no_other_is_drawn(run, tmp_path, monkeypatch, capsys):
+    drawn = []
+    sample = SinusoidTasks.sample
+
+    def counted(self, tasks, generator):
+        drawn.append(tasks)
+        return sample(self, tasks, generator)
+
+    monkeypatch.setattr(SinusoidTasks, "sample", counted)
     for task in ("6", "1000000000", "9" * 400):
-        assert "judged on 6 tasks, numbered from 0 to 5" in refused(["export", "run", "--task", task], capsys)
-    main(["export", "run", "--task", "5"])
-    assert (tmp_path / "run" / "export" / "5" / "network.json").exists()
+        told = refused(["export", str(run), "--task", task, "--out", str(tmp_path)], capsys)
+        assert "judged on 6 tasks, numbered from 0 to 5" in told
+    main(["export", str(run), "--task", "5", "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "network.json").exists() and max(drawn) == 6
+
+
+TABLES = ["", "x", "x,y", "x,y\n1", "x,y\n1,2,3", "x,y\na,b", "x,y\n1,nan", "x,y\n1e999,1", "x,x,y\n1,1,1", "y\n1"]
+TABLES += ["x,y\n" + "\n" * 200_000, "x,y\n" + "1,2\n" * 10_001, '"x,y\n1,2', "x,y\n1,2\x00", "x" * 2_000_000]
+TABLES += ["\udcff,y\n1,1", "x,,y\n1,2,3", ",".join(["x"] * 20_000), "x,y\n1_0,2", "label,x\na,1"]
+TABLES += ["x,y\n" + "9" * 200_000 + ",1"]
+OBJECTS = ["", "[]", "{", "{}", "null", '{"x": 1}', '{"x": [1, 2], "y": 1}', '{"x": null, "y": 1}', "[" * 200_000]
+OBJECTS += ['{"x": 1, "y": "a"}', '{"x": 1, "y": [1, 2]}', '{"x": 1, "y": 1e999}', '{"x": 1, "y": NaN}', '"x"']
+OBJECTS += ['{"x": "1_0", "y": 1}', '{"x": 1, "x": 2, "y": 1}', '{"x": 1, "y": ' + "9" * 5000 + "}", "\udcff"]
+OBJECTS += ['{"x": {"a": 1}, "y": 1}']
+HOSTILE = {
+    "a.csv": TABLES,
+    "a.jsonl": OBJECTS,
+    "a.npz": ["", "PK", "PK\x03\x04" + "a" * 99, "x,y\n1,2"],
+    "a.txt": ["x,y\n1,2"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "x,y\n1,2"),
+        ("a.csv", "\ufeffx;y\r\n1;2\r\n\r\n2;3"),
+        ("a.jsonl", '{"x": 1, "y": 2}\n\n{"x": 2, "y": 3}'),
+    ],
+)
+def test_a_support_set_that_fits_is_adapted_to(run, tmp_path, monkeypatch, capsys, name, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(text)
+    main(["adapt", str(run), name])
+    assert f"{1 + text.count('3')} points, predicting y" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, number) for name, texts in HOSTILE.items() for number in range(len(texts))]
+)
+def test_a_support_set_that_does_not_fit_ends_in_a_sentence(run, tmp_path, monkeypatch, capsys, name, number):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(HOSTILE[name][number].encode(errors="surrogateescape"))
+    refused(["adapt", str(run), name], capsys)
+
+
+X, Y = np.zeros((3, 1), "f4"), np.zeros(3, "f4")
+ARRAYS = {
+    "objects": {"support_x": np.array([None] * 3), "support_y": Y},
+    "no rows": {"support_x": X[:0], "support_y": Y[:0]},
+    "no targets": {"support_x": X},
+    "another name": {"inputs": X, "support_y": Y},
+    "fewer targets": {"support_x": X, "support_y": Y[:2]},
+    "one number": {"support_x": np.float32(1), "support_y": Y},
+    "text": {"support_x": np.array(["a"] * 3), "support_y": Y},
+    "text targets": {"support_x": X, "support_y": np.array(["a"] * 3)},
+    "complex": {"support_x": X.astype("c8"), "support_y": Y},
+    "complex targets": {"support_x": X, "support_y": Y.astype("c8")},
+    "dates": {"support_x": X.astype("M8[s]"), "support_y": Y},
+    "records": {"support_x": np.zeros(3, "f4,i4"), "support_y": Y},
+    "nan": {"support_x": X * np.nan, "support_y": Y},
+    "nan targets": {"support_x": X, "support_y": Y * np.nan},
+    "infinite": {"support_x": X + np.inf, "support_y": Y},
+    "too wide": {"support_x": np.zeros((3, 2)), "support_y": Y},
+    "too many targets": {"support_x": X, "support_y": np.zeros((3, 2))},
+    "too many rows": {"support_x": np.zeros((10_001, 1)), "support_y": np.zeros(10_001)},
+    "zeros without end": {"support_x": np.zeros((90_000, 1000), "u1"), "support_y": np.zeros(90_000)},
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_do_not_fit_end_in_a_sentence(run, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    np.savez_compressed("a.npz", **ARRAYS[name])
+    refused(["adapt", str(run), "a.npz"], capsys)
+    np.savez_compressed("good.npz", support_x=X, support_y=Y)
+    main(["adapt", str(run), "good.npz"])
+    assert "3 points, predicting y" in capsys.readouterr().out
