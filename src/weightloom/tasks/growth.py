@@ -5,13 +5,13 @@ Out:  `PointPool`, a task per animal, person, plant, wafer site or pupil; famili
 """
 
 import csv
-import gzip
 from pathlib import Path
 
 import torch
 
 from weightloom.datasets import FILES, needed_file
 from weightloom.errors import ConfigError, DataError
+from weightloom.tasks.lines import text_lines
 from weightloom.tasks.points import PointPool
 
 FAMILIES = (
@@ -91,9 +91,8 @@ def scaled_pool(curves: dict[str, dict[str, list[tuple[float, float]]]]) -> Poin
 def _read(path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {family: {} for family in FAMILIES}
     try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                curves[row["family"]].setdefault(row["task"], []).append((float(row["x"]), float(row["y"])))
+        for row in csv.DictReader(text_lines(path)):
+            curves[row["family"]].setdefault(row["task"], []).append((float(row["x"]), float(row["y"])))
         short = [family for family, tasks in curves.items() if len(tasks) <= REFERENCES]
         if short:
             raise ValueError(f"{len(curves[short[0]])} tasks of {short[0]}")

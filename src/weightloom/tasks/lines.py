@@ -80,21 +80,24 @@ def text_lines(path: Path) -> Iterator[str]:
     """Go through the lines of a text file in UTF-8, gzipped if its name ends in ``.gz``.
 
     Raises:
-        ValueError: If a line is too long, or what was compressed is too large.
-        OSError, EOFError, UnicodeDecodeError, zlib.error: If it cannot be read.
+        ValueError: If it is damaged or no text, a line is too long, or what was compressed is too large.
+        OSError, EOFError: If it cannot be read.
     """
     with path.open("rb") as packed:
         plain: Any = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
         text = io.TextIOWrapper(plain, encoding="utf-8-sig", newline="")
         unpacked = 0
-        for line in _bounded(text):
-            unpacked += len(line)
-            if unpacked > MOST_FILE_BYTES or unpacked > FREE_BYTES + MOST_UNPACKED * packed.tell():
-                raise ValueError(
-                    f"it unpacks to more than {MOST_UNPACKED} times its size, or to more than "
-                    f"{MOST_FILE_BYTES / 1e9:.0f} GB; if it should, unpack it with `gunzip`"
-                )
-            yield line
+        try:
+            for line in _bounded(text):
+                unpacked += len(line)
+                if unpacked > MOST_FILE_BYTES or unpacked > FREE_BYTES + MOST_UNPACKED * packed.tell():
+                    raise ValueError(
+                        f"it unpacks to more than {MOST_UNPACKED} times its size, or to more than "
+                        f"{MOST_FILE_BYTES / 1e9:.0f} GB; if it should, unpack it with `gunzip`"
+                    )
+                yield line
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -134,7 +137,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                     raise ValueError(f"more than {MOST_BLANK_LINES:,} of its lines are blank")
             else:
                 _refuse_row(reader.line_num, len(cells), len(header), path)
-    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
+    except (OSError, EOFError, ValueError, csv.Error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(

@@ -225,7 +225,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         _once([(name, "") for name in header])
         for number, cells in rows:
             yield f"line {number} of {path}", dict(zip(header, (cell.strip() for cell in cells), strict=True))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, EOFError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
