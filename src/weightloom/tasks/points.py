@@ -33,6 +33,8 @@ class PointPool(NamedTuple):
     """One per task, as in ``"rat_weight/7"``."""
     groups: Tensor
     """Which family a task is of, (tasks,), int64; all zero where there are none."""
+    taken_of: int = 0
+    """Points of the longest task of the pool that these were taken of; 0: they are all there were."""
 
     def take(self, tasks: Tensor) -> "PointPool":
         """Take some of the tasks, by number, (kept,)."""
@@ -40,7 +42,12 @@ class PointPool(NamedTuple):
         counts = self.counts[tasks]
         before = self.starts[tasks] - (counts.cumsum(0) - counts)
         points = torch.arange(int(counts.sum())) + before.repeat_interleave(counts)
-        return PointPool(self.x[points], self.y[points], counts, names, self.groups[tasks])
+        return PointPool(self.x[points], self.y[points], counts, names, self.groups[tasks], self.longest)
+
+    @property
+    def longest(self) -> int:
+        """Points of the longest task, those included that this pool was taken of: as many numbers shuffle a task."""
+        return max(self.taken_of, int(self.counts.max()) if len(self.counts) else 0)
 
     @property
     def starts(self) -> Tensor:
@@ -160,7 +167,7 @@ class PointTasks(TaskSource):
             counts: How many points each has, (tasks, 1).
             generator: Says how.
         """
-        most = int(self.pool.counts.max())
+        most = self.pool.longest
         firsts = []
         for part in counts.split(max(1, MOST_SHUFFLED // most)):
             drawn = torch.rand(len(part), most, generator=generator).masked_fill(torch.arange(most) >= part, -1.0)
