@@ -307,7 +307,8 @@ def test_objects_of_a_file_are_taken_as_they_stand_or_refused(tmp_path, rows, ki
     assert len(found.x) == len(lines)
     column = "label" if kind == "classification" else "y"
     for line, x, y in zip(lines, found.x, found.y, strict=True):
-        assert x == [float(value) for name, value in line.items() if name != column or name == "x"]
+        named = ["x"] if "x" in line else [name for name in line if name != column]
+        assert x == [float(line[name]) for name in named]
         assert y == (line["label"] if kind == "classification" else [float(line["y"])])
     if kind == "regression" and outcome(targets.encode, found.y) is None:
         assert not all(math.isfinite(float(line["y"])) for line in lines)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightloom.errors import MOST_NAMES, ConfigError, DataError, nearest
+from weightloom.errors import ConfigError, DataError, listed, nearest
 from weightloom.limits import MOST_TABLE_TASKS
 from weightloom.tasks.lines import csv_rows, user_path
 from weightloom.tasks.points import PointPool
@@ -157,7 +157,7 @@ def _check_header(header: list[str], target: str, path: str | Path) -> None:
             )
     if target == TASK or len(header) < 3:
         raise ConfigError(
-            f"`{path}` has the columns {_listed(header)}, with `{target}` as the target. A "
+            f"`{path}` has the columns {listed(header)}, with `{target}` as the target. A "
             f"column `{TASK}`, at least one feature and a target are needed. Pass the name of the target column."
         )
     for name, count in Counter(header).items():
@@ -166,12 +166,6 @@ def _check_header(header: list[str], target: str, path: str | Path) -> None:
                 f"`{path}` has {count} columns named `{name}`. A feature is known by its name. "
                 "Give every column a name of its own."
             )
-
-
-def _listed(header: list[str]) -> str:
-    """Name the first columns."""
-    more = f" and {len(header) - MOST_NAMES:,} others" if len(header) > MOST_NAMES else ""
-    return ", ".join(f"`{name}`" for name in header[:MOST_NAMES]) + more
 
 
 def _numbers(cells: list[str], where: list[int], line: int, header: list[str], path: Path) -> list[float]:

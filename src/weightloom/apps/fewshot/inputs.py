@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightloom.errors import DataError
+from weightloom.errors import DataError, listed
 from weightloom.limits import MOST_SOUND_BYTES
 from weightloom.tasks.folder import picture
 from weightloom.tasks.lines import check_file, user_path
@@ -81,7 +81,7 @@ class Inputs(ABC):
         """
         if self.column not in row:
             raise DataError(
-                f"{where} has no column `{self.column}` but {', '.join(f'`{name}`' for name in row)}. An example is "
+                f"{where} has no column `{self.column}` but {listed(row)}. An example is "
                 f"{self.takes}. Name that column `{self.column}`."
             )
         cell = row[self.column]
@@ -240,7 +240,7 @@ class Numbers(Inputs):
             return [_number(cell, where) for cell in row.values()]
         if missing := [name for name in self.names if name not in row]:
             raise DataError(
-                f"{where} has no column `{missing[0]}` but {', '.join(f'`{name}`' for name in row)}. The model was "
+                f"{where} has no column `{missing[0]}` but {listed(row)}. The model was "
                 "trained with it. Add it, or give all columns other names to be taken in their order."
             )
         return [_number(row[name], where) for name in self.names]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weightloom.apps.fewshot.inputs import Inputs, Targets
-from weightloom.errors import DataError
+from weightloom.errors import DataError, listed
 from weightloom.limits import FREE_BYTES, MOST_ARRAYS, MOST_ASKED, MOST_FILE_BYTES, MOST_SHOWN, MOST_UNPACKED
 from weightloom.tasks.lines import check_file, csv_rows, is_folder, text_lines, user_path
 
@@ -191,7 +191,7 @@ def _of_file(
         label = [left.pop(name) for name in wanted if name in left]
         if kind is not None and len(label) < len(wanted):
             raise DataError(
-                f"{where} has no column `{wanted[0]}` but {', '.join(f'`{name}`' for name in row)}. It holds what is "
+                f"{where} has no column `{wanted[0]}` but {listed(row)}. It holds what is "
                 "to be learned. Name that column so."
             )
         x.append(inputs.of_row(left, where, path.parent))
@@ -260,7 +260,7 @@ def _of_arrays(path: Path, labelled: bool) -> Given:
         ) from error
     if not set(wanted) <= set(names):
         raise DataError(
-            f"`{path}` holds {', '.join(f'`{name}`' for name in names[:20]) or 'nothing'}. A support set is "
+            f"`{path}` holds {listed(names) or 'nothing'}. A support set is "
             "`support_x` (examples, ...) and `support_y`, a label or numbers for each; inputs alone are `x`. Name the "
             "arrays so."
         )
