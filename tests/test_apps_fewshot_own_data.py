@@ -70,6 +70,6 @@ def test_a_table_with_a_task_column_is_learned_from_and_short_tasks_are_named(tm
     monkeypatch.chdir(tmp_path)
     main(["fewshot", "--data", name, "--shots", "5", *FEW, "--comparators", "ridge", "cnp"])
     told = capsys.readouterr()
-    assert "skipped task patient 5, which has 3 rows" in told.err
+    assert "skipped patient 5: has 3 rows" in told.err
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert [row["method"] for row in record["scores"]][:3] == ["hypernetwork", "ridge", "cnp"]

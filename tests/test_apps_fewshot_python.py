@@ -188,7 +188,7 @@ def test_a_folder_is_learned_from_and_the_saved_network_answers_without_the_run_
         ((np.zeros((2, 1, 8, 8)), [0, 0]), DataError, "1 classes"),
         ((np.zeros((2, 1, 8, 8)), [0]), DataError, "2 inputs and 1 targets"),
         (3, DataError, "cannot be a int"),
-        ("nowhere", DataError, "`nowhere` is not there"),
+        ("nowhere", DataError, "`nowhere` cannot be read .No such file"),
     ],
 )
 def test_a_support_set_that_does_not_fit_is_refused(digits, tmp_path, monkeypatch, support, error, words):

@@ -173,13 +173,24 @@ def test_what_is_no_picture_is_skipped_with_a_reason_and_nothing_else_is(tmp_pat
 
 def test_a_huge_picture_does_not_warn_and_a_monstrous_one_is_skipped(tmp_path, monkeypatch):
     fill(tmp_path, ["a"])
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setenv("WEIGHTLOOM_MAX_MEGAPIXELS", "0.002")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_folder(tmp_path, ways=1).pool.counts.tolist() == [2]
+        solid(RED, 60, 50).save(tmp_path / "a" / "large.png")
         solid(RED, 100, 100).save(tmp_path / "a" / "monster.png")
         pool, _, skipped = load_folder(tmp_path, ways=1)
-    assert pool.counts.tolist() == [2] and "decompression bomb" in skipped[0].why
+    assert pool.counts.tolist() == [2]
+    assert (
+        "it has 0.003 megapixels, and up to 0.002 are read; `WEIGHTLOOM_MAX_MEGAPIXELS=1` allows it" in skipped[0].why
+    )
+    assert "it has 0.01 megapixels, and up to 0.002 are" in skipped[1].why
+    monkeypatch.setenv("WEIGHTLOOM_MAX_MEGAPIXELS", "1")
+    assert load_folder(tmp_path, ways=1).pool.counts.tolist() == [4]
+    for typed in ("many", "-1", "nan", "0"):
+        monkeypatch.setenv("WEIGHTLOOM_MAX_MEGAPIXELS", typed)
+        with pytest.raises(ConfigError, match=f"`WEIGHTLOOM_MAX_MEGAPIXELS={typed}`"):
+            load_folder(tmp_path, ways=1)
 
 
 def test_splits_that_are_folders_are_kept(tmp_path):
@@ -227,7 +238,7 @@ def test_folders_that_cannot_be_used_say_what_is_needed(tmp_path):
 
 def test_too_much_for_memory_is_refused_before_a_picture_is_read_and_the_advice_works(tmp_path, monkeypatch):
     fill(tmp_path, ["a", "b"], 3)
-    monkeypatch.setattr(room, "MOST_BYTES", 2 * 3 * 3 * 20**2 + 5)
+    monkeypatch.setattr(room, "MOST_MEMORY_BYTES", 2 * 3 * 3 * 20**2 + 5)
     with pytest.raises(DataError, match=r"2 classes of up to 3 pictures.*Pass `size=20` or smaller"):
         load_folder(tmp_path)
     assert load_folder(tmp_path, size=20).pool.examples.shape[-1] == 20

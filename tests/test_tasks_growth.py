@@ -34,8 +34,8 @@ def test_the_first_four_tasks_of_a_family_set_its_scale_and_are_left_out():
     pool = scaled_pool({"rat_weight": {**task, "judged": [(4.0, 100.0), (8.0, 0.0)]}})
     assert pool.names == ("rat_weight/judged",)
     assert pool.groups.tolist() == [FAMILIES.index("rat_weight")]
-    assert pool.x[0, :, 0].tolist() == [0, 2]
-    assert pool.y[0, :, 0].tolist() == pytest.approx([100 / (3 * (8 / 3) ** 0.5), 0])
+    assert pool.x[:, 0].tolist() == [0, 2]
+    assert pool.y[:, 0].tolist() == pytest.approx([100 / (3 * (8 / 3) ** 0.5), 0])
 
 
 @needs_curves

@@ -12,8 +12,7 @@ COUNTS = torch.tensor([4, 9, 6, 5])
 
 def pool():
     """Point p of task t is x = 100 t + p + 1, y = -x."""
-    x = 100.0 * torch.arange(4)[:, None] + torch.arange(9) + 1
-    x = (x * (torch.arange(9) < COUNTS[:, None]))[..., None]
+    x = torch.cat([100.0 * task + torch.arange(count) + 1 for task, count in enumerate(COUNTS.tolist())])[:, None]
     return PointPool(x, -x, COUNTS, tuple("abcd"), torch.tensor([7, 2, 2, 2]))
 
 
@@ -62,6 +61,17 @@ def test_shots_range_from_the_fewest_to_what_the_task_allows():
     for task, count in enumerate(COUNTS.tolist()):
         seen = tasks.support_mask[tasks.hidden[:, 0] == task].sum(1).unique().tolist()
         assert seen == list(range(2, min(8, count - 1) + 1))
+
+
+def test_a_part_of_a_pool_is_shuffled_as_the_whole():
+    """As many random numbers are drawn for a task as the longest of the whole pool has points."""
+    part = pool().take(torch.tensor([1, 2, 3]))
+    assert part.x[:, 0].tolist() == pool().x[4:, 0].tolist() and part.starts.tolist() == [0, 9, 15]
+    shorter = part.take(torch.tensor([2, 1]))
+    assert shorter.longest == part.longest == pool().longest == 9 and shorter.counts.tolist() == [5, 6]
+    drawn = PointTasks(shorter, shots=3).sample(50, torch.Generator().manual_seed(0))
+    padded = shorter._replace(taken_of=0)
+    assert not torch.equal(drawn.query_x, PointTasks(padded, 3).sample(50, torch.Generator().manual_seed(0)).query_x)
 
 
 def test_the_same_seed_gives_the_same_tasks():

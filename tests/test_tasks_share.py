@@ -46,7 +46,7 @@ def functions(**how):
 
 def points():
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.rand(9, 8, 1, generator=generator), torch.rand(9, 8, 1, generator=generator)
+    x, y = torch.rand(72, 1, generator=generator), torch.rand(72, 1, generator=generator)
     return PointTasks(PointPool(x, y, torch.full((9,), 8), tuple("abcdefghi"), torch.arange(9) % 2), 3, 4, 1)
 
 

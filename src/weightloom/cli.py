@@ -4,6 +4,8 @@ Knows every application by name and nothing of their insides. Neither torch nor 
 that help comes at once.
 """
 
+import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,11 +21,14 @@ COMMANDS = {
     "doctor": "Show versions, threads, devices and data: where to look first when something is odd.",
 }
 """Commands beside the applications, and what each does."""
+NARROWEST, WIDEST = 40, 500
+"""Letters of a line. Help of lines of one letter takes minutes, and of a million letters all memory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code: 0, or 2 for bad input, or 128 + the signal that ended it."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _fit_terminal()
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return
@@ -45,6 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 130
     if code:
         raise SystemExit(code)
+
+
+def _fit_terminal() -> None:
+    """Have help and tables written as for a terminal that is neither narrower nor wider than can be read."""
+    columns = shutil.get_terminal_size().columns
+    fitting = min(max(columns, NARROWEST), WIDEST)
+    if columns != fitting or not os.environ.get("COLUMNS", "80").isdecimal():
+        os.environ["COLUMNS"] = str(fitting)
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

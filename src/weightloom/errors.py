@@ -69,5 +69,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"Did you mean {_quoted(matches)}?" if matches else f"Known: {_quoted(names) or 'none'}."
 
 
+def listed(names: Iterable[str]) -> str:
+    """Return names in a row, and of more than twenty how many others there are.
+
+    Example:
+        >>> listed(["age", "dose"])
+        '`age`, `dose`'
+        >>> listed(str(column) for column in range(1000))[-19:]
+        '`19` and 980 others'
+    """
+    shown = list(names)
+    more = f" and {len(shown) - MOST_NAMES:,} others" if len(shown) > MOST_NAMES else ""
+    return _quoted(name[:60] for name in shown[:MOST_NAMES]) + more
+
+
 def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)

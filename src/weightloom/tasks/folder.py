@@ -7,6 +7,7 @@ Knows nothing of tasks. Which classes are held out, where the folder does not sa
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from weightloom.errors import ConfigError, DataError, MissingExtraError
+from weightloom.limits import MEGAPIXELS_VARIABLE, MOST_MEMORY_BYTES, most_pixels
 from weightloom.tasks.data import ClassPool
+from weightloom.tasks.lines import user_path
 from weightloom.tasks.tasks import Skipped
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-MOST_BYTES = 2_000_000_000
 
 
 class FolderPool(NamedTuple):
@@ -42,8 +44,8 @@ def load_folder(
     """Load one class per sub-folder, from PNG, JPEG, WebP, GIF (its first frame), BMP, TIFF and PPM of any size.
 
     A picture is turned as its EXIF says, put on white where it is transparent, cut to the largest square in its
-    middle, and scaled. 16-bit pictures become 8-bit. Hidden files, other files and folders within a class's folder
-    are skipped.
+    middle, and scaled. 16-bit pictures become 8-bit. Hidden files, other files, folders within a class's folder and
+    pictures of more than 50 megapixels are skipped; ``WEIGHTLOOM_MAX_MEGAPIXELS`` allows larger ones.
 
     Args:
         path: The folder. If all folders in it are called ``train``, ``val`` or ``test``, the classes lie in those.
@@ -57,7 +59,7 @@ def load_folder(
         ConfigError: If ``size`` or ``channels`` cannot be.
         MissingExtraError: If Pillow is not installed.
     """
-    root = Path(path).expanduser()
+    root = user_path(path)
     _check(root, size, channels)
     image = _pillow()
     skipped: list[Skipped] = []
@@ -103,20 +105,19 @@ def picture(source: Any, size: int, channels: int) -> Tensor:
         DataError: If it is not there or cannot be decoded.
         MissingExtraError: If Pillow is not installed.
     """
-    image, mode = _pillow(), "L" if channels == 1 else "RGB"
-    if not isinstance(source, str | Path):
-        return _square(source, size, mode)
-    path = Path(source).expanduser()
+    image, most = _pillow(), most_pixels()
+    path = user_path(source) if isinstance(source, str | Path) else None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with image.open(path, formats=FORMATS) as opened:
-                return _square(opened, size, mode)
+        if path is None:
+            return _square(source.copy(), size, channels, most)
+        if not path.is_file():
+            raise ValueError("it is no plain file" if path.exists() else "it is not there")
+        return _decode(image, path, size, channels, most)
     except Exception as error:  # a broken picture raises whatever its decoder trips over
-        why = "it is not there" if not path.exists() else str(error) or type(error).__name__
+        name = "A picture" if path is None else f"`{path}`"
         raise DataError(
-            f"`{path}` cannot be read as a picture ({why}). {', '.join(FORMATS)} are known. Check the path, or leave "
-            "it out."
+            f"{name} cannot be read as a picture ({str(error) or type(error).__name__}). {', '.join(FORMATS)} are "
+            "known. Check the path, or leave it out."
         ) from error
 
 
@@ -184,7 +185,7 @@ def _class_folders(root: Path, skipped: list[Skipped]) -> dict[Path, str]:
 def _folders(parent: Path, skipped: list[Skipped]) -> list[Path]:
     """List the folders in a folder, by name; what else lies there is skipped."""
     folders = []
-    for entry in sorted(parent.iterdir()):
+    for entry in _entries(parent):
         if entry.name.startswith("."):
             skipped.append(Skipped(str(entry), "hidden"))
         elif entry.is_dir():
@@ -194,10 +195,21 @@ def _folders(parent: Path, skipped: list[Skipped]) -> list[Path]:
     return folders
 
 
+def _entries(folder: Path) -> list[Path]:
+    """List what is in a folder, by name."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(
+            f"`{folder}` cannot be read ({error.strerror}). It is a folder of pictures, or lies in one. Allow yourself "
+            f"to read it, as by `chmod u+rx {folder}`, or move it away."
+        ) from error
+
+
 def _files(folder: Path, skipped: list[Skipped]) -> list[Path]:
     """List the files of a class that may be pictures, by name."""
     files = []
-    for entry in sorted(folder.iterdir()):
+    for entry in _entries(folder):
         if entry.name.startswith("."):
             skipped.append(Skipped(str(entry), "hidden"))
         elif entry.is_dir():
@@ -213,33 +225,58 @@ def _decoded(
     image: ModuleType, files: list[Path], size: int, channels: int | None, skipped: list[Skipped]
 ) -> Iterator[Tensor]:
     """Decode pictures, (channels, size, size); what cannot be decoded is skipped."""
+    most = most_pixels()
     for file in files:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of size, of odd palettes, of broken EXIF: the picture counts
-                with image.open(file, formats=FORMATS) as opened:
-                    yield _square(opened, size, "L" if channels == 1 else "RGB")
+            yield _decode(image, file, size, channels, most)
         except image.UnidentifiedImageError:
             skipped.append(Skipped(str(file), "no picture in a known format"))
         except Exception as error:  # a broken picture raises whatever its decoder trips over
             skipped.append(Skipped(str(file), f"cannot be decoded ({str(error) or type(error).__name__})"))
 
 
-def _square(opened: Any, size: int, mode: str) -> Tensor:
-    """Turn, flatten, cut and scale one picture."""
+def _decode(image: ModuleType, file: Path, size: int, channels: int | None, most: int) -> Tensor:
+    """Decode the picture in a file."""
+    with warnings.catch_warnings(), _any_size(image):
+        warnings.simplefilter("ignore")  # of size, of odd palettes, of broken EXIF: the picture counts
+        with image.open(file, formats=FORMATS) as opened:
+            return _square(opened, size, channels, most)
+
+
+@contextmanager
+def _any_size(image: Any) -> Iterator[None]:
+    """Let Pillow open pictures of any size: `_square` looks at it before a pixel is decoded, and says what to do."""
+    usual, image.MAX_IMAGE_PIXELS = image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        image.MAX_IMAGE_PIXELS = usual
+
+
+def _square(opened: Any, size: int, channels: int | None, most: int) -> Tensor:
+    """Turn, cut, flatten and scale one picture, which may be changed on the way."""
     from PIL import Image, ImageOps
 
+    pixels = opened.width * opened.height
+    if not pixels:
+        raise ValueError("it has no pixel")
+    if pixels > most:
+        raise ValueError(
+            f"it has {pixels / 1e6:.3g} megapixels, and up to {most / 1e6:g} are read; "
+            f"`{MEGAPIXELS_VARIABLE}={-(-pixels // 1_000_000)}` allows it"
+        )
+    mode = "L" if channels == 1 else "RGB"
     opened.draft(None, (2 * size, 2 * size))  # of a large JPEG only what is needed is decoded
-    picture = ImageOps.exif_transpose(opened)
+    ImageOps.exif_transpose(opened, in_place=True)
+    side = min(opened.size)
+    left, top = (opened.width - side) // 2, (opened.height - side) // 2
+    picture = opened.crop((left, top, left + side, top + side))
     if picture.mode.startswith(("I", "F")):
         picture = _eight_bits(picture)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.convert(mode).crop((left, top, left + side, top + side))
-    pixels = torch.from_numpy(np.array(square.resize((size, size), Image.Resampling.BICUBIC)))
+    pixels = torch.from_numpy(np.array(picture.convert(mode).resize((size, size), Image.Resampling.BICUBIC)))
     return pixels[None] if mode == "L" else pixels.permute(2, 0, 1).contiguous()
 
 
@@ -247,12 +284,12 @@ def _eight_bits(picture: Any) -> Any:
     """Bring grey of 16 or 32 bits to 0 to 255. Whole numbers beyond 255 are of 16 bits; fractions are of 0 to 1."""
     from PIL import Image
 
-    values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+    values = np.nan_to_num(np.array(picture, dtype=np.float32), copy=False)
     if picture.mode.startswith("I;16") or (picture.mode == "I" and values.max() > 255):
-        values = values / 257
+        values /= 257
     elif picture.mode == "F" and values.max() <= 1:
-        values = values * 255
-    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+        values *= 255
+    return Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
 
 
 def _check(root: Path, size: int, channels: int | None) -> None:
@@ -271,12 +308,13 @@ def _check(root: Path, size: int, channels: int | None) -> None:
 
 def _check_bytes(root: Path, counts: list[int], size: int, channels: int) -> None:
     of_pixels = len(counts) * max(counts, default=0) * channels
-    if of_pixels * size**2 > MOST_BYTES:
+    if of_pixels * size**2 > MOST_MEMORY_BYTES:
         raise DataError(
             f"`{root}` has {len(counts)} classes of up to {max(counts):,} pictures: at `size={size}` they fill "
             f"{of_pixels * size**2 / 1e9:.1f} GB, and all are held in memory, as many for each class as the largest "
-            f"has. At most {MOST_BYTES / 1e9:.0f} GB fit. Pass `size={int((MOST_BYTES / of_pixels) ** 0.5)}` or "
-            "smaller, or fewer pictures of the largest classes."
+            f"has. At most {MOST_MEMORY_BYTES / 1e9:.0f} GB fit. "
+            f"Pass `size={int((MOST_MEMORY_BYTES / of_pixels) ** 0.5)}` or smaller, or fewer pictures of the largest "
+            "classes."
         )
 
 

@@ -5,13 +5,13 @@ Out:  `PointPool`, a task per animal, person, plant, wafer site or pupil; famili
 """
 
 import csv
-import gzip
 from pathlib import Path
 
 import torch
 
 from weightloom.datasets import FILES, needed_file
 from weightloom.errors import ConfigError, DataError
+from weightloom.tasks.lines import text_lines
 from weightloom.tasks.points import PointPool
 
 FAMILIES = (
@@ -75,25 +75,24 @@ def scaled_pool(curves: dict[str, dict[str, list[tuple[float, float]]]]) -> Poin
     names: list[str] = []
     groups: list[int] = []
     for family, tasks in curves.items():
-        points = [torch.tensor(task, dtype=torch.float64) for task in tasks.values()]
-        references = torch.cat([torch.cat([p[:, :1], p[:, 1:] - p[:, 1:].mean()], 1) for p in points[:REFERENCES]])
+        of_task = [torch.tensor(task, dtype=torch.float64) for task in tasks.values()]
+        references = torch.cat([torch.cat([p[:, :1], p[:, 1:] - p[:, 1:].mean()], 1) for p in of_task[:REFERENCES]])
         low, high = references[:, 0].min(), references[:, 0].max()
         middle = torch.stack([(low + high) / 2, torch.zeros(())])
         unit = torch.stack([(high - low) / 2, references[:, 1].square().mean().sqrt()])
-        scaled += [(task - middle) / unit for task in points[REFERENCES:]]
+        scaled += [(task - middle) / unit for task in of_task[REFERENCES:]]
         names += [f"{family}/{task}" for task in list(tasks)[REFERENCES:]]
         groups += [FAMILIES.index(family)] * (len(tasks) - REFERENCES)
-    padded = torch.nn.utils.rnn.pad_sequence(scaled, batch_first=True).float()
+    points = torch.cat(scaled).float()
     counts = torch.tensor([len(task) for task in scaled])
-    return PointPool(padded[..., :1], padded[..., 1:], counts, tuple(names), torch.tensor(groups))
+    return PointPool(points[:, :1], points[:, 1:], counts, tuple(names), torch.tensor(groups))
 
 
 def _read(path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {family: {} for family in FAMILIES}
     try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                curves[row["family"]].setdefault(row["task"], []).append((float(row["x"]), float(row["y"])))
+        for row in csv.DictReader(text_lines(path)):
+            curves[row["family"]].setdefault(row["task"], []).append((float(row["x"]), float(row["y"])))
         short = [family for family, tasks in curves.items() if len(tasks) <= REFERENCES]
         if short:
             raise ValueError(f"{len(curves[short[0]])} tasks of {short[0]}")

@@ -9,25 +9,50 @@ from torch import Tensor
 from weightloom.errors import ConfigError
 from weightloom.tasks.tasks import Tasks, TaskSource
 
+MOST_SHUFFLED = 4_000_000
+"""Points that are shuffled together."""
+
 
 class PointPool(NamedTuple):
-    """Points (x, y), task by task. Tasks may hold unequal numbers."""
+    """Points (x, y), those of a task side by side. Tasks may hold unequal numbers, and a long one makes none longer.
+
+    Example:
+        >>> pool = PointPool(torch.rand(21, 2), torch.rand(21, 1), torch.tensor([9, 5, 7]), tuple("abc"),
+        ...                  torch.zeros(3, dtype=torch.long))
+        >>> pool.take(torch.tensor([2, 0])).x.shape
+        torch.Size([16, 2])
+    """
 
     x: Tensor
-    """Inputs, (tasks, most points of a task, features); zeros behind a task's last."""
+    """Inputs, (points of all tasks, features), in the order of the tasks."""
     y: Tensor
-    """Targets, (tasks, most points of a task, out)."""
+    """Targets, (points of all tasks, out)."""
     counts: Tensor
     """How many points each task has, (tasks,), int64."""
     names: tuple[str, ...]
     """One per task, as in ``"rat_weight/7"``."""
     groups: Tensor
     """Which family a task is of, (tasks,), int64; all zero where there are none."""
+    taken_of: int = 0
+    """Points of the longest task of the pool that these were taken of; 0: they are all there were."""
 
     def take(self, tasks: Tensor) -> "PointPool":
         """Take some of the tasks, by number, (kept,)."""
         names = tuple(self.names[task] for task in tasks.tolist())
-        return PointPool(self.x[tasks], self.y[tasks], self.counts[tasks], names, self.groups[tasks])
+        counts = self.counts[tasks]
+        before = self.starts[tasks] - (counts.cumsum(0) - counts)
+        points = torch.arange(int(counts.sum())) + before.repeat_interleave(counts)
+        return PointPool(self.x[points], self.y[points], counts, names, self.groups[tasks], self.longest)
+
+    @property
+    def longest(self) -> int:
+        """Points of the longest task, those included that this pool was taken of: as many numbers shuffle a task."""
+        return max(self.taken_of, int(self.counts.max()) if len(self.counts) else 0)
+
+    @property
+    def starts(self) -> Tensor:
+        """Number of each task's first point, (tasks,)."""
+        return self.counts.cumsum(0) - self.counts
 
 
 @dataclass(frozen=True)
@@ -66,7 +91,7 @@ class PointTasks(TaskSource):
     Tasks that have no point left after the fewest shots are never drawn.
 
     Example:
-        >>> pool = PointPool(torch.rand(3, 9, 2), torch.rand(3, 9, 1), torch.tensor([9, 5, 7]), tuple("abc"),
+        >>> pool = PointPool(torch.rand(21, 2), torch.rand(21, 1), torch.tensor([9, 5, 7]), tuple("abc"),
         ...                  torch.zeros(3, dtype=torch.long))
         >>> tasks = PointTasks(pool, shots=4, queries=6).sample(8, torch.Generator().manual_seed(0))
         >>> tasks.support_x.shape, tasks.query_y.shape
@@ -112,29 +137,42 @@ class PointTasks(TaskSource):
     def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
         """Draw groups, tasks in them, then points of each, for all tasks at once."""
         chosen = self._choose(tasks, generator)
-        counts, most = self.pool.counts[chosen, None], self.pool.x.shape[1]
+        counts, starts = self.pool.counts[chosen, None], self.pool.starts[chosen, None]
         shots = torch.full((tasks, 1), self.shots)
         if self.fewest_shots is not None:
             highest = (counts - 1).clamp(max=self.shots)
             shots = self.fewest_shots + _below(highest - self.fewest_shots + 1, generator)
-        there = torch.arange(most) < counts
-        order = torch.rand(tasks, most, generator=generator).masked_fill(~there, -1.0).argsort(1, descending=True)
+        order = starts + self._order(counts, generator)
         mask = torch.arange(self.shots) < shots
-        support = order.gather(1, torch.arange(self.shots).clamp(max=most - 1).expand(tasks, -1))
+        support = order.gather(1, torch.arange(self.shots).minimum(counts - 1))
         query = order.gather(1, shots + torch.arange(self.queries) % (counts - shots))
-        support_y, query_y = (self.pool.y[chosen[:, None], points] for points in (support, query))
+        support_y, query_y = self.pool.y[support], self.pool.y[query]
         kept = mask[..., None].to(support_y.dtype)
         level = (support_y * kept).sum(1, keepdim=True) / shots[..., None]
         level = level if self.centred else torch.zeros_like(level)
         drawn = Tasks.of(
-            self.pool.x[chosen[:, None], support] * kept,
+            self.pool.x[support] * kept,
             (support_y - level) * kept,
-            self.pool.x[chosen[:, None], query],
+            self.pool.x[query],
             query_y - level,
             support_mask=mask,
             hidden=torch.stack([chosen, self.pool.groups[chosen]], dim=1),
         )
         return drawn if self.augment is None else self.augment(drawn, generator)
+
+    def _order(self, counts: Tensor, generator: torch.Generator) -> Tensor:
+        """Shuffle the points of each task, some tasks at a time, and keep the first, (tasks, shots + queries or fewer).
+
+        Args:
+            counts: How many points each has, (tasks, 1).
+            generator: Says how.
+        """
+        most = self.pool.longest
+        firsts = []
+        for part in counts.split(max(1, MOST_SHUFFLED // most)):
+            drawn = torch.rand(len(part), most, generator=generator).masked_fill(torch.arange(most) >= part, -1.0)
+            firsts.append(drawn.argsort(1, descending=True)[:, : self.shots + self.queries].clone())
+        return torch.cat(firsts)
 
     def _choose(self, tasks: int, generator: torch.Generator) -> Tensor:
         """Draw a group for each task, each group as often, and a task in it; (tasks,)."""

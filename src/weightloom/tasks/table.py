@@ -4,18 +4,19 @@ In:   a path, the name of the target column.
 Out:  `TableTasks`: the points of every task as they stand in the file, what was skipped and why; and the same scaled.
 """
 
-import csv
-import gzip
-import io
 import math
-import zlib
+from array import array
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from weightloom.errors import ConfigError, DataError, nearest
+from weightloom.errors import ConfigError, DataError, listed, nearest
+from weightloom.limits import MOST_TABLE_TASKS
+from weightloom.tasks.lines import csv_rows, user_path
 from weightloom.tasks.points import PointPool
 from weightloom.tasks.tasks import Skipped
 
@@ -37,17 +38,15 @@ class Scale(NamedTuple):
     @classmethod
     def of(cls, pool: PointPool) -> "Scale":
         """Measure the points of all tasks of a pool; for the tasks of meta-training, that nothing else leaks in."""
-        there = torch.arange(pool.x.shape[1]) < pool.counts[:, None]
-        x, y = pool.x[there].double(), pool.y[there].double()
+        x, y = pool.x.double(), pool.y.double()
         stds = [values.std(0, correction=0) for values in (x, y)]
         x_std, y_std = (torch.where(std > 0, std, 1.0) for std in stds)
         return cls(x.mean(0), x_std, y.mean(0), y_std)
 
     def apply(self, pool: PointPool) -> PointPool:
-        """Return the pool with every point scaled; what lies behind a task's last stays zero."""
-        there = (torch.arange(pool.x.shape[1]) < pool.counts[:, None])[..., None]
+        """Return the pool with every point scaled, float32."""
         x, y = (pool.x - self.x_mean) / self.x_std, (pool.y - self.y_mean) / self.y_std
-        return pool._replace(x=(x * there).float(), y=(y * there).float())
+        return pool._replace(x=x.float(), y=y.float())
 
     def unscaled(self, y: Tensor) -> Tensor:
         """Return predictions in the unit of the file."""
@@ -107,56 +106,46 @@ def load_table(path: str | Path, target: str | None = None, fewest_points: int =
     Raises:
         ConfigError: If a column is missing or stands there twice, or ``target`` is the task column.
         DataError: If the file is not there, is no text, a row has too many or too few cells, a cell is no finite
-            number, or no task is long enough.
+            number, no task is long enough, or a limit of `weightloom.limits` is passed.
     """
-    header, rows = _read(Path(path).expanduser())
+    path = user_path(path)
+    rows = csv_rows(path)
+    _, header = next(rows)
     target = target or ("y" if "y" in header else "".join(header[-1:]))
     _check_header(header, target, path)
     features = tuple(name for name in header if name not in (TASK, target))
-    where = [header.index(name) for name in (*features, target)]
-    points: dict[str, list[list[float]]] = {}
+    place = {name: column for column, name in enumerate(header)}
+    where = [place[name] for name in (*features, target)]
+    tasks, task_of, numbers = dict[str, int](), array("q"), array("d")
     for line, cells in rows:
-        numbers = [_number(cells[column], line, header[column], path) for column in where]
-        points.setdefault(cells[header.index(TASK)].strip(), []).append(numbers)
-    skipped = tuple(
-        Skipped(task, f"has {len(its)} rows, fewer than `fewest_points={fewest_points}`")
-        for task, its in points.items()
-        if len(its) < fewest_points
-    )
-    kept = [torch.tensor(its, dtype=torch.float64) for its in points.values() if len(its) >= fewest_points]
-    if not kept:
+        task_of.append(tasks.setdefault(cells[place[TASK]].strip(), len(tasks)))
+        numbers.extend(_numbers(cells, where, line, header, path))
+        if len(tasks) > MOST_TABLE_TASKS:
+            raise DataError(
+                f"`{path}` has more than {MOST_TABLE_TASKS:,} tasks. A row belongs to the task that the column "
+                f"`{TASK}` names, and tasks have several rows. Name them in that column, or leave some out."
+            )
+    points = torch.from_numpy(np.asarray(numbers)).reshape(-1, len(where))
+    pool = _pool(tuple(tasks), torch.from_numpy(np.asarray(task_of)), points)
+    long_enough = pool.counts >= fewest_points
+    if not bool(long_enough.any()):
         raise DataError(
-            f"`{path}` holds {len(points)} tasks, none with {fewest_points} rows or more. A task needs points to adapt "
+            f"`{path}` holds {len(tasks)} tasks, none with {fewest_points} rows or more. A task needs points to adapt "
             f"on and others to be judged on. Check the column `{TASK}`, or pass a smaller `fewest_points`."
         )
-    padded = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)
-    counts = torch.tensor([len(its) for its in kept])
-    names = tuple(task for task, its in points.items() if len(its) >= fewest_points)
-    pool = PointPool(padded[..., :-1], padded[..., -1:], counts, names, torch.zeros(len(kept), dtype=torch.long))
-    return TableTasks(pool, features, target, skipped)
+    skipped = tuple(
+        Skipped(task, f"has {count} rows, fewer than `fewest_points={fewest_points}`")
+        for task, count in zip(pool.names, pool.counts.tolist(), strict=True)
+        if count < fewest_points
+    )
+    return TableTasks(pool.take(long_enough.nonzero()[:, 0]) if skipped else pool, features, target, skipped)
 
 
-def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header, and every row with the number of its line."""
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-        separator = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        header = [name.strip() for name in next(reader, [])]
-        rows = [(reader.line_num, cells) for cells in reader if cells]
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
-        raise DataError(
-            f"`{path}` cannot be read ({error}). A CSV file in UTF-8 with a header is expected, gzipped if it ends in "
-            "`.gz`. Check the path, or save the table as CSV."
-        ) from error
-    for line, cells in rows:
-        if len(cells) != len(header):
-            raise DataError(
-                f"Line {line} of `{path}` has {len(cells)} cells, but the header names {len(header)} columns. Every "
-                "row has one cell for each. Complete the line, or quote cells that hold a separator."
-            )
-    return header, rows
+def _pool(names: tuple[str, ...], task_of: Tensor, points: Tensor) -> PointPool:
+    """Gather rows by task, in the order of the file."""
+    points = points[task_of.argsort(stable=True)]
+    counts = torch.bincount(task_of, minlength=len(names))
+    return PointPool(points[:, :-1], points[:, -1:], counts, names, torch.zeros(len(names), dtype=torch.long))
 
 
 def _check_header(header: list[str], target: str, path: str | Path) -> None:
@@ -164,29 +153,39 @@ def _check_header(header: list[str], target: str, path: str | Path) -> None:
         if header.count(name) != 1:
             raise ConfigError(
                 f"`{path}` has {header.count(name) or 'no'} columns named `{name}`. One such column {what}. "
-                f"{nearest(name, header)} Rename it, or add it to the header."
+                f"{nearest(name, dict.fromkeys(header))} Rename it, or add it to the header."
             )
     if target == TASK or len(header) < 3:
         raise ConfigError(
-            f"`{path}` has the columns {', '.join(f'`{name}`' for name in header)}, with `{target}` as the target. A "
+            f"`{path}` has the columns {listed(header)}, with `{target}` as the target. A "
             f"column `{TASK}`, at least one feature and a target are needed. Pass the name of the target column."
         )
-    for name in header:
-        if header.count(name) > 1 or not name:
+    for name, count in Counter(header).items():
+        if count > 1 or not name:
             raise ConfigError(
-                f"`{path}` has {header.count(name)} columns named `{name}`. A feature is known by its name. "
+                f"`{path}` has {count} columns named `{name}`. A feature is known by its name. "
                 "Give every column a name of its own."
             )
 
 
+def _numbers(cells: list[str], where: list[int], line: int, header: list[str], path: Path) -> list[float]:
+    try:
+        numbers = [float(cells[column]) for column in where]
+    except ValueError:
+        numbers = [math.nan]
+    if all(map(math.isfinite, numbers)) and "_" not in "".join(cells[column] for column in where):
+        return numbers
+    return [_number(cells[column], line, header[column], path) for column in where]
+
+
 def _number(cell: str, line: int, column: str, path: str | Path) -> float:
     try:
-        number = float(cell)
+        number = math.nan if "_" in cell else float(cell)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
         raise DataError(
-            f"Line {line} of `{path}` has {cell!r} in the column `{column}`. Features and targets are finite numbers "
-            "with a decimal point. Fill the cell, turn words into numbers, or leave the row or the column out."
+            f"Line {line} of `{path}` has {cell[:60]!r} in the column `{column}`. Features and targets are finite "
+            "numbers with a decimal point. Fill the cell, turn words into numbers, or leave the row or the column out."
         )
     return number

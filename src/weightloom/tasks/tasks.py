@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -190,6 +190,21 @@ class Skipped(NamedTuple):
     """The path of a file or folder, or the name of a task."""
     why: str
     """In a few words."""
+
+
+MOST_TOLD = 100
+
+
+def told(skipped: Sequence[Skipped]) -> list[str]:
+    """Say what was left out, a line each, and of more than a hundred how many others there are.
+
+    Example:
+        >>> told([Skipped("birds/jay/notes.txt", "no picture in a known format")])
+        ['skipped birds/jay/notes.txt: no picture in a known format']
+    """
+    lines = [f"skipped {one.what[:200]}: {one.why[:400]}" for one in skipped[:MOST_TOLD]]
+    others = len(skipped) - MOST_TOLD
+    return [*lines, f"skipped {others:,} others, for such reasons"] if others > 0 else lines
 
 
 class TaskSource(ABC):

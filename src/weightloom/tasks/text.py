@@ -6,7 +6,6 @@ Knows nothing of tasks. The encoder is fixed: nothing here is trained.
 """
 
 import csv
-import gzip
 import hashlib
 import os
 import sys
@@ -22,6 +21,7 @@ from torch import Tensor
 from weightloom.datasets import find_file, needed_file, searched_folders
 from weightloom.errors import ConfigError, DataError, MissingExtraError, nearest
 from weightloom.tasks.data import ClassPool
+from weightloom.tasks.lines import text_lines
 
 WIDTH = 384
 MOST_TOKENS = 256
@@ -206,8 +206,7 @@ def _keep(path: Path, features: Tensor) -> None:
 
 def _rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
     try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(text_lines(path)))
         if not rows or any(row.get(column) is None for row in rows for column in columns):
             raise ValueError(f"it lacks one of the columns {', '.join(columns)}")
     except (OSError, EOFError, ValueError, csv.Error) as error:

@@ -26,6 +26,9 @@ from weightloom.errors import ConfigError, DataError
 from weightloom.files import write_atomically
 from weightloom.learners.learner import Learner, Support
 
+AT_ONCE = 1000
+"""Inputs that go through the network together."""
+
 
 @dataclass
 class AdaptedTask:
@@ -104,7 +107,7 @@ class AdaptedTask:
 
     def _outputs(self, items: list[Any], names: list[str]) -> Tensor:
         with torch.no_grad():
-            return self.network(self.inputs.encode(items, names))
+            return torch.cat([self.network(part) for part in self.inputs.encode(items, names).split(AT_ONCE)])
 
     def _values(self, items: list[Any], names: list[str]) -> NDArray[np.float64]:
         assert self.targets is not None

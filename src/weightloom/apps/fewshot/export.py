@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
-from weightloom.apps.fewshot.judge import draw_test_tasks
+from weightloom.apps.fewshot.judge import draw_judged_task
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.base import specialise
@@ -34,15 +34,22 @@ def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task
         Contents of ``network.json``.
 
     Raises:
-        ConfigError: If ``task`` is no number, or ``folder`` holds a network already.
+        ConfigError: If ``task`` is no number of a task that was judged on, or ``folder`` holds a network already.
     """
     if not task.isdecimal():
         raise ConfigError(
             f"`--task {task}` is not a number. It counts meta-test tasks from 0. Type `--task 0`; for a task of your "
             f"own type `weightloom adapt RUN {task}`."
         )
+    number = int(task[:20])
+    if number >= config.test_tasks:
+        raise ConfigError(
+            f"`--task {task[:20]}` but the run was judged on {config.test_tasks:,} tasks, numbered from 0 to "
+            f"{config.test_tasks - 1}. The network of one of these is written. Type such a number, or more "
+            "`--test-tasks`."
+        )
     shots = config.shots[0]
-    drawn = draw_test_tasks(problem, shots, int(task) + 1).take(slice(int(task), None))
+    drawn = draw_judged_task(problem, shots, number, config.test_tasks)
     about: dict[str, Any] = {"task": f"meta-test task {task}, {problem.setting(shots, config.ways[0])}"}
     if isinstance(problem, ClassProblem):
         assert drawn.classes is not None

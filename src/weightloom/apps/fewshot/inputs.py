@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightloom.errors import DataError
+from weightloom.errors import DataError, listed
+from weightloom.limits import MOST_SOUND_BYTES
 from weightloom.tasks.folder import picture
+from weightloom.tasks.lines import check_file, user_path
 from weightloom.tasks.spoken import BANDS, FRAMES, RATE, spectrograms
 from weightloom.tasks.text import WIDTH, sentence_features
 
@@ -79,7 +81,7 @@ class Inputs(ABC):
         """
         if self.column not in row:
             raise DataError(
-                f"{where} has no column `{self.column}` but {', '.join(f'`{name}`' for name in row)}. An example is "
+                f"{where} has no column `{self.column}` but {listed(row)}. An example is "
                 f"{self.takes}. Name that column `{self.column}`."
             )
         cell = row[self.column]
@@ -185,7 +187,7 @@ class Sounds(Inputs):
     def one(self, item: Any, name: str) -> Tensor:
         """Make the picture of a sound."""
         if isinstance(item, str | Path):
-            return self.one(_samples(Path(item).expanduser()), name)
+            return self.one(_samples(user_path(item)), name)
         values = numbers_of(item, name, self.takes)
         if values.ndim > 1:
             return Pictures(1, FRAMES).one(values, name)
@@ -238,7 +240,7 @@ class Numbers(Inputs):
             return [_number(cell, where) for cell in row.values()]
         if missing := [name for name in self.names if name not in row]:
             raise DataError(
-                f"{where} has no column `{missing[0]}` but {', '.join(f'`{name}`' for name in row)}. The model was "
+                f"{where} has no column `{missing[0]}` but {listed(row)}. The model was "
                 "trained with it. Add it, or give all columns other names to be taken in their order."
             )
         return [_number(row[name], where) for name in self.names]
@@ -356,10 +358,13 @@ def numbers_of(item: Any, name: str, takes: str) -> Tensor:
         DataError: If it holds anything but numbers.
     """
     try:
-        return item.detach().cpu() if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
-    except (TypeError, ValueError) as error:
+        values = item.detach().cpu() if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
+        if values.is_complex():
+            raise TypeError("it holds complex numbers")
+        return values
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(
-            f"`{name}` is a {type(item).__name__} ({error}). This model takes {takes}. Give one."
+            f"`{name}` is a {type(item).__name__} ({str(error)[:200]}). This model takes {takes}. Give one."
         ) from error
 
 
@@ -369,13 +374,13 @@ def _fields(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(cell: Any, name: str) -> float:
     try:
-        number = float(cell)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(cell, str) and "_" in cell else float(cell)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise DataError(
-            f"`{name}` holds {cell!r}. Rows hold finite numbers with a decimal point. Fill the cell, or leave the row "
-            "out."
+            f"`{name}` holds {str(cell)[:60]!r}. Rows hold finite numbers with a decimal point. Fill the cell, or "
+            "leave the row out."
         )
     return number
 
@@ -389,15 +394,20 @@ def _opened(pixels: Tensor) -> Any:
 
 def _samples(path: Path) -> Tensor:
     """Read a .wav file of 16 bits at 8 kHz, its channels averaged."""
+    check_file(path, f"A .wav file of 16 bits at {RATE} Hz", MOST_SOUND_BYTES)
     try:
         with wave.open(str(path)) as file:
             rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
-            content = file.readframes(file.getnframes())
-        if (rate, width) != (RATE, 2):
-            raise ValueError(f"{rate} Hz, {8 * width} bits")
-    except (OSError, EOFError, ValueError, wave.Error) as error:
+            if (rate, width) != (RATE, 2):
+                raise ValueError(f"{rate} Hz, {8 * width} bits")
+            frames = file.getnframes()
+            there = path.stat().st_size // (width * channels)
+            samples = np.frombuffer(file.readframes(min(frames, there)), "<i2").reshape(-1, channels)
+            if len(samples) < frames:
+                raise ValueError(f"it ends after {len(samples):,} of {frames:,} samples")
+    except Exception as error:  # `wave` raises a dozen types for the one thing that is wrong
         raise DataError(
             f"`{path}` cannot be read as a sound ({str(error) or type(error).__name__}). A .wav file of 16 bits at "
             f"{RATE} Hz is expected. Convert it."
         ) from error
-    return torch.from_numpy(np.frombuffer(content, "<i2").reshape(-1, channels).mean(1) / 32768)
+    return torch.from_numpy(samples.mean(1) / 32768)

@@ -96,6 +96,20 @@ def draw_test_tasks(problem: Problem, shots: int, tasks: int, first: int = 0, wa
     return problem.test_source(shots, ways).sample(tasks, generator)
 
 
+def draw_judged_task(problem: Problem, shots: int, number: int, tasks: int) -> Tasks:
+    """Draw one of the tasks that `judge` draws, and with it no more than those of its pass.
+
+    Args:
+        problem: Where tasks come from.
+        shots: Support points per class.
+        number: From 0 to ``tasks`` - 1.
+        tasks: How many are judged on.
+    """
+    first = number - number % problem.at_once
+    drawn = draw_test_tasks(problem, shots, min(problem.at_once, tasks - first), first)
+    return drawn.take(slice(number - first, number - first + 1))
+
+
 @torch.no_grad()
 def judge(
     learner: Learner,

@@ -14,6 +14,7 @@ from weightloom.tasks import SinusoidTasks, TaskSource
 from weightloom.tasks.growth import growth_split, load_growth_curves, of_families
 from weightloom.tasks.points import PointPool, PointTasks, Stretch
 from weightloom.tasks.table import Scale, TableTasks, load_table
+from weightloom.tasks.tasks import told
 
 GAUSSIAN_CURVES = 3000
 """Sinusoids of meta-training that the Gaussian is measured on."""
@@ -36,7 +37,7 @@ class CurveProblem(Problem):
         self.pools, self.notices = _pools(config, self.table)
         self.centred = config.kind == "growth-curves"
         if self.pools:
-            self.x_dim, self.y_dim = self.pools["train"].x.shape[2], self.pools["train"].y.shape[2]
+            self.x_dim, self.y_dim = self.pools["train"].x.shape[1], self.pools["train"].y.shape[1]
         for shots in config.shots or ():
             self.test_source(shots)
         self.train_source()
@@ -117,7 +118,7 @@ def _pools(config: FewShotOptions, table: TableTasks | None) -> tuple[dict[str, 
         return {}, notices
     if table is not None:
         train, validation, test = table.split(seed=config.split)
-        notices = tuple(f"skipped task {skipped.what}, which {skipped.why}" for skipped in table.skipped)
+        notices = tuple(told(table.skipped))
     else:
         pool = load_growth_curves()
         train, validation, test = (of_families(pool, families) for families in growth_split(config.split))

@@ -93,11 +93,16 @@ def _checked(drawn: Tasks, name: str) -> Tasks:
     if not labels:
         return drawn
     there = drawn.support_y[drawn.support_mask]
-    ways = int(there.max()) + 1
-    if ways < 2 or int(there.min()) < 0 or not 0 <= int(drawn.query_y.min()) <= int(drawn.query_y.max()) < ways:
+    ways, rows = int(there.max()) + 1, drawn.support_y.shape[1]
+    if (
+        not 2 <= ways <= rows
+        or int(there.min()) < 0
+        or not 0 <= int(drawn.query_y.min()) <= int(drawn.query_y.max()) < ways
+    ):
         raise DataError(
             f"`{name}` drew labels that do not fit: from {int(there.min())} to {ways - 1} in support, up to "
-            f"{int(drawn.query_y.max())} in query. A task has the labels 0 to ways - 1, two or more. Change `sample`."
+            f"{int(drawn.query_y.max())} in query. A task has the labels 0 to ways - 1, two or more, and an example "
+            f"or more of each in support, which has {rows} rows. Change `sample`."
         )
     return drawn._replace(classes=torch.arange(ways).expand(len(drawn.support_y), -1))
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightloom.apps.fewshot.config import FewShotOptions
+from weightloom.errors import DataError
 from weightloom.tasks import (
     ClassPool,
     InTurn,
@@ -25,6 +27,7 @@ from weightloom.tasks.data import class_groups, lake_split
 from weightloom.tasks.folder import load_folder, split_classes
 from weightloom.tasks.omniglot import BACKGROUND, SMALL1
 from weightloom.tasks.spoken import load_spoken_digits, spoken_split
+from weightloom.tasks.tasks import told
 from weightloom.tasks.text import load_intent_pool, load_intents
 
 
@@ -181,10 +184,18 @@ def _folder(config: FewShotOptions) -> Pools:
     split = loaded.split or split_classes(len(loaded.pool.names), config.split, fewest=ways)
     parts = {name: pick(loaded.pool, classes) for name, classes in split.items()}
     judged = "validation" if config.held_out == "validation" else "test"
+    for name in ("train", judged):
+        if len(parts[name].names) < ways:
+            raise DataError(
+                f"`{config.data}` has {len(parts[name].names)} classes with enough pictures for {name}, and tasks of "
+                f"{ways} ways take {ways}. Its folders say which classes are to train on and which to be judged on. "
+                f"Put classes into `{Path(config.data) / name}`, ask for fewer `--ways`, or type a folder that holds "
+                f"the classes themselves, as in `--data {Path(config.data) / 'train'}`: they are split by a seed."
+            )
     channels, size = loaded.pool.examples.shape[2:4]
     notices = [f"{loaded.pool.examples.shape[0]} classes of pictures, made {size}x{size} with {channels} channels: "]
     notices[0] += ", ".join(f"{len(part.names)} for {name}" for name, part in parts.items())
-    notices += [f"skipped {skipped.what}: {skipped.why}" for skipped in loaded.skipped]
+    notices += told(loaded.skipped)
     return Pools(
         parts["train"],
         parts["validation"] if len(parts["validation"].names) >= ways else parts["train"],

@@ -117,8 +117,8 @@ class Problem(ABC):
         Raises:
             DataError: If there is no such class.
         """
-        classes = tuple(dict.fromkeys(names))
-        return torch.tensor([classes.index(name) for name in names]), classes
+        number = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        return torch.tensor([number[name] for name in names]), tuple(number)
 
     def check_methods(self) -> None:
         """Raise a `ConfigError` unless all methods of the config go with these tasks and this base."""

@@ -1,0 +1,174 @@
+"""Lines of a user's own table, one at a time, within the limits of `weightloom.limits`.
+
+In:   the path of a text file, gzipped or not.
+Out:  lines, or the cells of a CSV file.
+Knows nothing of what the cells mean.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from weightloom.errors import DataError
+from weightloom.limits import (
+    FREE_BYTES,
+    MOST_BLANK_LINES,
+    MOST_COLUMNS,
+    MOST_FILE_BYTES,
+    MOST_LINE,
+    MOST_NAME,
+    MOST_UNPACKED,
+)
+
+
+def user_path(typed: str | Path) -> Path:
+    """Return a path as a person typed it, ``~`` for the home folder.
+
+    Raises:
+        DataError: If there is no such user.
+    """
+    try:
+        return Path(typed).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"`{typed}` begins with the home folder of a user who is not known here. A path begins with `~/`, `/` or a "
+            "name. Type the path in full."
+        ) from error
+
+
+def is_folder(path: Path) -> bool:
+    """Return True if there is such a folder, whatever the path is like."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long
+        return False
+
+
+def check_file(path: Path, what: str, most: int = MOST_FILE_BYTES) -> None:
+    """Make sure that there is a plain file, and that it is not too large.
+
+    Args:
+        path: The file.
+        what: Of which kind it should be, as in "A CSV file".
+        most: Bytes that it may have.
+
+    Raises:
+        DataError: If there is none, or it is larger.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"`{path}` cannot be read ({reason}). {what} is expected. Check the path.") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no plain file"
+        raise DataError(f"`{path}` cannot be read (it is {kind}). {what} is expected. Check the path.")
+    if found.st_size > most:
+        raise DataError(
+            f"`{path}` has {found.st_size / 1e6:,.0f} MB. {what} of up to {most / 1e6:,.0f} MB is read. Leave some "
+            "of it out, or give the data as tensors in Python."
+        )
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """Go through the lines of a text file in UTF-8, gzipped if its name ends in ``.gz``.
+
+    Raises:
+        ValueError: If it is damaged or no text, a line is too long, or what was compressed is too large.
+        OSError, EOFError: If it cannot be read.
+    """
+    with path.open("rb") as packed:
+        plain: Any = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
+        text = io.TextIOWrapper(plain, encoding="utf-8-sig", newline="")
+        unpacked = 0
+        try:
+            for line in _bounded(text):
+                unpacked += len(line)
+                if unpacked > MOST_FILE_BYTES or unpacked > FREE_BYTES + MOST_UNPACKED * packed.tell():
+                    raise ValueError(
+                        f"it unpacks to more than {MOST_UNPACKED} times its size, or to more than "
+                        f"{MOST_FILE_BYTES / 1e9:.0f} GB; if it should, unpack it with `gunzip`"
+                    )
+                yield line
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Go through the rows of a CSV file, the header first, each with the number of its line.
+
+    Columns are separated by commas, semicolons or tabs, as the header shows. Lines that hold nothing are left out.
+
+    Raises:
+        DataError: If the file cannot be read, a row has another number of cells than the header, or a limit is passed.
+    """
+    check_file(path, "A CSV file in UTF-8 with a header")
+    letters = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal letters
+        for line in itertools.chain([first], lines):
+            letters += len(line)
+            if letters > MOST_LINE:  # a quoted cell goes on over many lines
+                raise ValueError(f"it has a row of more than {MOST_LINE:,} letters")
+            yield line
+
+    try:
+        lines = text_lines(path)
+        first = next(lines, "")
+        reader = csv.reader(counted(), delimiter=max(",;\t", key=first.count), strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        _check_columns(header, path)
+        yield reader.line_num, header
+        blank = 0
+        for cells in reader:
+            letters = 0
+            if len(cells) == len(header):
+                yield reader.line_num, cells
+            elif not cells:
+                blank += 1
+                if blank > MOST_BLANK_LINES:
+                    raise ValueError(f"more than {MOST_BLANK_LINES:,} of its lines are blank")
+            else:
+                _refuse_row(reader.line_num, len(cells), len(header), path)
+    except (OSError, EOFError, ValueError, csv.Error) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"`{path}` cannot be read ({error}). A CSV file in UTF-8 with a header is expected, gzipped if it ends in "
+            "`.gz`. Check the path, or save the table as CSV."
+        ) from error
+
+
+def _bounded(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(MOST_LINE + 1):
+        if len(line) > MOST_LINE:
+            raise ValueError(f"it has a line of more than {MOST_LINE:,} letters")
+        yield line
+
+
+def _check_columns(header: list[str], path: Path) -> None:
+    if len(header) > MOST_COLUMNS:
+        raise DataError(
+            f"`{path}` has {len(header):,} columns. Tables of up to {MOST_COLUMNS:,} are read. Leave some out, or give "
+            "the data as tensors in Python."
+        )
+    longest = max(map(len, header), default=0)
+    if longest > MOST_NAME:
+        raise DataError(
+            f"`{path}` has a column whose name has {longest:,} letters. Names have up to {MOST_NAME}. Begin the file "
+            "with a line of names, separated by commas, semicolons or tabs."
+        )
+
+
+def _refuse_row(line: int, cells: int, columns: int, path: Path) -> None:
+    raise DataError(
+        f"Line {line} of `{path}` has {cells} cells, but the header names {columns} columns. Every row has one cell "
+        "for each. Complete the line, or quote cells that hold a separator."
+    )
