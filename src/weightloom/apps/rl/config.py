@@ -15,6 +15,7 @@ class RLConfig(RunOptions):
     """One run of reinforcement learning. Every field is also a command-line flag of the same name."""
 
     command: ClassVar[str] = "rl"
+    imports: ClassVar[tuple[str, ...]] = (*RunOptions.imports, "env")
     swept: ClassVar[tuple[str, ...]] = (
         *("learning_rate", "entropy", "clip", "noise", "smoothing", "final_rate", "updates"),
         "reward_scale",
