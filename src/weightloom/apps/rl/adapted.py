@@ -62,7 +62,7 @@ class AdaptedAgent:
     def save(self, folder: Path) -> dict[str, Any]:
         """Write ``policy.safetensors`` (numbers), ``policy.json`` (what they are) and ``policy.pt2`` (a program).
 
-        The program is for ``torch.export.load``, for any number of rows. It is held against the agent before the
+        The program is for ``torch.export.load``, for any number of rows. Loading one of a stranger can run code. It is held against the agent before the
         description is written.
 
         Args:

@@ -199,7 +199,7 @@ class Agent:
 
         Returns:
             A module from (..., state), float32, to (..., actions), or to indices (...). It shares nothing with the
-            agent and needs nothing but torch: pickle it, or pass it to ``torch.export.export``.
+            agent and needs nothing but torch: keep its ``state_dict``, or pass it to ``torch.export.export``.
 
         Raises:
             ConfigError: If a number of the context is missing, unknown or not finite, or the agent has a memory.
