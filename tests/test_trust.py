@@ -1,15 +1,18 @@
 """Code that a run of somebody else names: nothing of it is imported before it was typed, or trusted."""
 
+import re
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from weightloom.apps import experiment, fewshot
 from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.registry import imported
+from weightloom.apps.registry import all_apps, imported
 from weightloom.cli import main
+from weightloom.commands import _documented
 from weightloom.errors import ConfigError, WeightloomError
 from weightloom.runs.folder import prepare_folder
 
@@ -126,6 +129,21 @@ def test_what_is_no_module_and_name_is_not_imported(name, stranger):
     with pytest.raises(ConfigError, match=r"is no `module:name`.*as in `--base my_networks:Net`"):
         imported(name, "A base network", "--base my_networks:Net")
     assert not stranger.exists()
+
+
+def test_every_option_that_takes_a_module_is_known_to_import_it():
+    for app in all_apps():
+        takes = {option for option, text in _documented(app.config).items() if "module:" in text.lower()}
+        assert takes and takes <= {*app.config.imports}
+
+
+def test_every_package_is_pinned_to_hashes_but_torch_whose_builds_differ():
+    text = (Path(__file__).parents[1] / "constraints.txt").read_text()
+    pins = re.split(r"^(?=\S)", text, flags=re.MULTILINE)[1:]
+    assert len(pins) > 100
+    bare = [pin.split("==")[0] for pin in pins if not re.search(r"--hash=sha256:[0-9a-f]{64}$", pin, re.MULTILINE)]
+    assert bare == ["torch"]
+    assert {"uv", "hatchling", "editables"} <= {pin.split("==")[0] for pin in pins}
 
 
 def test_options_that_name_no_code_are_asked_for_nothing(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """A whole method as one program: support set in, predictions out, with nothing of this library left inside.
 
 In:   a trained `Learner`, a few tasks to see shapes by, and a folder.
-Out:  ``whole.pt2`` for ``torch.export.load``, which runs code of whoever wrote a file; ``whole.onnx``; and ``whole.json``,
-      which says how they are called.
+Out:  ``whole.pt2`` for ``torch.export.load``, ``whole.onnx``, and ``whole.json``, which says how they are called.
+A ``.pt2`` file of a stranger can run code when it is loaded.
 """
 
 import copy

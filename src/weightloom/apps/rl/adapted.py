@@ -62,8 +62,8 @@ class AdaptedAgent:
     def save(self, folder: Path) -> dict[str, Any]:
         """Write ``policy.safetensors`` (numbers), ``policy.json`` (what they are) and ``policy.pt2`` (a program).
 
-        The program is for ``torch.export.load``, for any number of rows. Loading one of a stranger can run code. It is held against the agent before the
-        description is written.
+        The program is for ``torch.export.load``, for any number of rows. It is held against the agent before the
+        description is written. A program of a stranger can run code when it is loaded.
 
         Args:
             folder: Where to write; made if need be.
