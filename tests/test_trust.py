@@ -3,6 +3,7 @@
 import re
 import sys
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,8 @@ def test_what_is_no_module_and_name_is_not_imported(name, stranger):
 
 def test_every_option_that_takes_a_module_is_known_to_import_it():
     for app in all_apps():
-        takes = {option for option, text in _documented(app.config).items() if "module:" in text.lower()}
+        texts = _documented(app.config)
+        takes = {option.name for option in fields(app.config) if "module:" in texts.get(option.name, "").lower()}
         assert takes and takes <= {*app.config.imports}
 
 
