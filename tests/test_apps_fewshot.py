@@ -39,7 +39,7 @@ def trained(record):
 
 
 def load_run(folder, changes=None):
-    loaded = experiment.load(FewShot(), folder, changes)
+    loaded = experiment.load(FewShot(), folder, changes, trust=True)
     return loaded.config, loaded.problem, loaded.models
 
 

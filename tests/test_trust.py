@@ -82,6 +82,52 @@ def test_what_is_typed_is_no_trust_in_the_rest(stranger, tmp_path, capsys):
     assert "names code: `--data stranger:Mine`. " in said and not stranger.exists()
 
 
+OWN = """
+import torch
+from weightloom.learners.learner import Learner
+
+
+class Mine(Learner):
+    trained = False
+
+    def __init__(self, problem):
+        super().__init__()
+        self.base = torch.nn.Identity()
+
+    def adapt(self, support):
+        return {"mean": support.y.mean(1, keepdim=True)}
+
+    def predict(self, params, x):
+        return params["mean"].expand(len(x), x.shape[1], 1)
+"""
+
+
+def test_a_run_of_ones_own_is_judged_again_where_it_is_trusted(stranger, tmp_path, capsys):
+    (tmp_path / "stranger.py").write_text(OWN)
+    main(
+        [
+            "fewshot",
+            "--data",
+            "sinusoid",
+            "--method",
+            "stranger:Mine",
+            "--comparators",
+            "--shots",
+            "2",
+            "--test-tasks",
+            "5",
+            "--run",
+            "run",
+        ]
+    )
+    first = capsys.readouterr().out.splitlines()
+    assert "names code" in refused("eval run", capsys)
+    main(["eval", "run", "--trust"])
+    again = capsys.readouterr().out.splitlines()
+    scores = [[line.split()[:2] for line in lines if "stranger:Mine" in line] for lines in (first, again)]
+    assert scores[0] and scores[0] == scores[1]
+
+
 def test_in_python_too_a_run_that_names_code_has_to_be_trusted(stranger, tmp_path):
     make_run(tmp_path / "run", **NAMED["data"])
     for load in (fewshot.load, lambda run, **how: experiment.load(FewShot(), run, **how)):
