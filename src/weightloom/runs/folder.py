@@ -64,8 +64,8 @@ def check_identity(path: Path, facts: Mapping[str, Any], identity: str) -> None:
     wrote = facts.get("identity", "")
     if identity and wrote and wrote != identity:
         raise CheckpointError(
-            f"`{path}` was written by another run (digest {wrote}, not {identity}). A checkpoint belongs to the "
-            "options that it was trained with. Put back the run's own, or start another run."
+            f"`{path}` was written by another run or method (digest {wrote}, not {identity}). A checkpoint belongs to "
+            "the options that it was trained with. Put back the run's own, or start another run."
         )
 
 
