@@ -22,17 +22,21 @@ check: $(V)/.ready
 docs: $(V)/.ready
 	$(B)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
-# pip finds a CPU build of torch where the machine offers one; uv installs the rest and leaves torch alone.
+# uv and all else are held against the hashes in constraints.txt. Torch is not: pip finds a CPU build of it where the
+# machine offers one, and the file of each build, and so its hash, is another.
 $(V)/.ready: pyproject.toml constraints.txt
 	$(PY) -m venv $(V)
-	$(B)/python -m pip install -q --disable-pip-version-check --no-compile uv "$(TORCH)"
-	$(B)/uv pip install -q --python $(B)/python -c constraints.txt -e ".[all]" --group dev
+	sed -n '/^uv==/,/[^\\]$$/p' constraints.txt > $(V)/uv.txt
+	$(B)/python -m pip install -q --disable-pip-version-check --no-compile --require-hashes -r $(V)/uv.txt
+	$(B)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps "$(TORCH)"
+	$(B)/uv pip install -q --python $(B)/python -c constraints.txt -b constraints.txt -e ".[all]" --group dev
 	@touch $@
 
-# The lock, used as constraints only. Needs uv on the path or in the environment.
+# The lock: versions and hashes, used as constraints only. The hashes of torch are left out, as said above.
 constraints:
 	echo "$(TORCH)" > $(V)/torch-pin.txt
 	env -u UV_FIND_LINKS $(B)/uv pip compile -q --universal --python-version 3.11 --all-extras --group dev pyproject.toml \
-	  -c $(V)/torch-pin.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o constraints.txt
+	  -c $(V)/torch-pin.txt --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o constraints.txt
+	sed -i.before '/^torch==/,/[^\\]$$/{/--hash/d;s/ *\\$$//;}' constraints.txt && rm constraints.txt.before
 
 clean: ; rm -rf $(V) docs/_build

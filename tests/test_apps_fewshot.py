@@ -39,7 +39,7 @@ def trained(record):
 
 
 def load_run(folder, changes=None):
-    loaded = experiment.load(FewShot(), folder, changes)
+    loaded = experiment.load(FewShot(), folder, changes, trust=True)
     return loaded.config, loaded.problem, loaded.models
 
 
@@ -296,7 +296,7 @@ def test_a_comparator_that_fails_keeps_its_row_and_the_others_go_on(tmp_path, ca
             assert lost["tasks"] == 0 and (lost["mean"] is None or math.isnan(lost["mean"]))
             assert kept["mean"] > 1 / 3 and kept["tasks"] == 20
     assert BURSTING not in load_run(run)[2]
-    cli_main(["eval", str(run), "--shots", "3"])
+    cli_main(["eval", str(run), "--shots", "3", "--trust"])
     assert "failed" in capsys.readouterr().out
     page = (run / "report.html").read_text()
     assert "<td>failed</td>" in page and "Bursting failed: At step 4 the loss is nan for tasks [0, 1]." in page

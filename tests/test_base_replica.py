@@ -408,6 +408,26 @@ def test_threads_that_share_a_base_with_parameters_in_a_list_get_their_own_answe
 
 
 @every_engine
+def test_a_base_answers_as_ever_while_another_thread_generates(engine):
+    net, x = mlp([5, 6, 2]).double(), torch.randn(TASKS, ROWS, 5).double()
+    params, expected, before = random_params(net), net(x[0]).detach(), picture(net)
+    alone, wrong = per_task(net, engine=engine)(params, x), []
+
+    def generate():
+        found = [per_task(net, engine=engine)(params, x) for _ in range(20)]
+        wrong.extend("generated" for one in found if not torch.equal(one, alone))
+
+    worker = threading.Thread(target=generate)
+    worker.start()
+    while worker.is_alive():
+        if not torch.equal(net(x[0]), expected):
+            wrong.append("the base")
+    worker.join()
+    assert wrong == []
+    assert_same(before, picture(net))
+
+
+@every_engine
 def test_two_forward_passes_before_one_backward_pass_have_their_own_gradients(engine):
     net = mlp([5, 6, 2]).double()
     sets = [{n: v.requires_grad_() for n, v in random_params(net).items()} for _ in range(2)]

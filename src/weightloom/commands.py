@@ -18,7 +18,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from weightloom.apps.app import App
-from weightloom.apps.registry import app_names, find_app, need_extra
+from weightloom.apps.registry import app_names, check_trusted, find_app, need_extra
 from weightloom.errors import ConfigError
 from weightloom.runs.options import RunOptions
 
@@ -40,6 +40,8 @@ class RunCommand(Generic[Options]):
     """A YAML or JSON file of options; flags typed beside it win."""
     quiet: bool = False
     """Show no progress."""
+    trust: bool = False
+    """Import what the options of `--config` or `--resume` name as `module:Class`, though nobody typed it."""
     seeds: tuple[int, ...] = ()
     """Run once with each of these seeds; intervals are then over seeds."""
     folds: tuple[int, ...] = ()
@@ -55,6 +57,9 @@ def run_app(app: AnyApp, words: list[str], typed: str) -> int:
     kind: Any = RunCommand
     command = _parse(kind[app.config], words, typed, default)
 
+    source = command.resume or command.config
+    if source and not command.trust:
+        check_trusted(command.options, source, words)
     need_extra(app)
     from weightloom.apps.experiment import run
     from weightloom.apps.several import Several, run_several
@@ -82,13 +87,14 @@ def run_app(app: AnyApp, words: list[str], typed: str) -> int:
 def evaluate(words: list[str]) -> int:
     """Judge the methods of a run again, with other options."""
     app = _app_of(words, "eval")
-    kind = _with_changes(app, "Judge the methods of a run again, with other options.", record=Path, app=str)
+    about = "Judge the methods of a run again, with other options."
+    kind = _with_changes(app, about, record=Path, app=str, trust=bool)
     command = _parse(kind, words, "eval")
 
     from weightloom.apps.experiment import judge_again
     from weightloom.runs.record import environment, write_record
 
-    config, scores = judge_again(app, command.run, _changes(app, command))
+    config, scores = judge_again(app, command.run, _changes(app, command), command.trust)
     _print_scores(app, scores)
     if command.record:
         typed = shlex.join(["weightloom", "eval", *words])
@@ -132,6 +138,8 @@ class AdaptCommand:
     """Folder to write the adapted network to. Default: nothing is written."""
     app: str | None = None
     """Application of your own that made the run, as `module:Class`."""
+    trust: bool = False
+    """Import what the run's options name as `module:Class`."""
 
 
 def adapt(words: list[str]) -> int:
@@ -143,7 +151,7 @@ def adapt(words: list[str]) -> int:
     from weightloom.apps.experiment import load
     from weightloom.runs.table import print_rows
 
-    loaded = load(app, command.run, only=True)
+    loaded = load(app, command.run, only=True, trust=command.trust)
     adapted = app.adapt(loaded.model, loaded.problem, loaded.config, command.support)
     print(adapted.about)
     if command.predict:
@@ -161,7 +169,7 @@ def export(words: list[str]) -> int:
         "Write a plain network for one task: parameters, a description, and a program for torch.export.load. With "
         "--whole: encoder, hypernetwork and base as one program for torch.export and ONNX."
     )
-    command = _parse(_with_changes(app, about, task=str, whole=bool, out=Path, app=str), words, "export")
+    command = _parse(_with_changes(app, about, task=str, whole=bool, out=Path, app=str, trust=bool), words, "export")
     if command.whole == (command.task is not None):
         raise ConfigError(
             "`weightloom export` was given neither `--task` nor `--whole`, or both. It writes the network of one task, "
@@ -170,7 +178,7 @@ def export(words: list[str]) -> int:
     need_extra(app)
     from weightloom.apps.experiment import load
 
-    loaded = load(app, command.run, _changes(app, command), only=True)
+    loaded = load(app, command.run, _changes(app, command), only=True, trust=command.trust)
     folder = command.out or command.run / "export" / ("whole" if command.whole else Path(command.task).stem)
     if command.whole:
         facts = app.export_whole(loaded.model, loaded.problem, loaded.config, folder)
@@ -264,6 +272,7 @@ def _with_changes(made_by: AnyApp, about: str, **more: type) -> type[Any]:
         "whole": "Write everything between a support set and an answer as one program.",
         "out": "Folder to write. Default: RUN/export/TASK.",
         "app": "Application of your own that made the run, as `module:Class`.",
+        "trust": "Import what the run's options name as `module:Class`.",
     }
     columns: list[Any] = [("run", Annotated[Positional[Path], arg(help="The run's folder.")])]
     for name, kind in more.items():

@@ -18,6 +18,7 @@ from typing import Any, Generic
 import torch
 
 from weightloom.apps.app import App, C, Contender, M, P, Training
+from weightloom.apps.registry import check_trusted
 from weightloom.base import autotuned
 from weightloom.errors import ConfigError, NonFiniteError
 from weightloom.files import save_tensors, write_atomically
@@ -141,7 +142,11 @@ def run(
 
 
 def load(
-    app: App[C, P, M], folder: Path, changes: Mapping[str, Any] | None = None, only: bool = False
+    app: App[C, P, M],
+    folder: Path,
+    changes: Mapping[str, Any] | None = None,
+    only: bool = False,
+    trust: bool = False,
 ) -> Loaded[C, P, M]:
     """Rebuild the problem of a run and its trained methods, from its folder.
 
@@ -150,10 +155,11 @@ def load(
         folder: The run's folder.
         changes: Options to judge by that differ from training, among ``app.judged_by``.
         only: Load the run's method alone.
+        trust: Import what the run's options name as ``module:name``.
 
     Raises:
         DataError: If the folder holds no run, or the data are missing.
-        ConfigError: If it is a run of another application, or of several seeds.
+        ConfigError: If it is a run of another application, or of several seeds, or names code and is not trusted.
         CheckpointError: If a checkpoint is missing, not whole, or of another run.
     """
     saved = read_config(folder, app.config, app.name)
@@ -162,6 +168,8 @@ def load(
     if only:
         options |= {"comparators": [], "rates": []}
     config = _resolved(app, app.config.from_dict(options))
+    if not trust:
+        check_trusted(config, folder)
     torch.set_num_threads(config.threads)
     problem = app.open(config)
     models: dict[str, M] = {}
@@ -175,13 +183,15 @@ def load(
     return Loaded(config, problem, models)
 
 
-def judge_again(app: App[C, P, M], folder: Path, changes: Mapping[str, Any]) -> tuple[C, list[Row]]:
+def judge_again(
+    app: App[C, P, M], folder: Path, changes: Mapping[str, Any], trust: bool = False
+) -> tuple[C, list[Row]]:
     """Judge the methods of a run once more, with other options.
 
     Raises:
-        ConfigError: If an option cannot be changed after training.
+        ConfigError: If an option cannot be changed after training, or the run names code and is not trusted.
     """
-    loaded = load(app, folder, changes)
+    loaded = load(app, folder, changes, trust=trust)
     contenders = [Contender(name, loaded.models.get(name)) for name in loaded.config.methods]
     return loaded.config, app.judge(contenders, loaded.problem, loaded.config, folder)
 

@@ -6,7 +6,7 @@ Knows nothing of their insides; torch is not imported.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from weightloom.apps.app import App
 from weightloom.errors import ConfigError, MissingExtraError, nearest
+from weightloom.runs.options import RunOptions
 
 APPS = {
     "fewshot": "weightloom.apps.fewshot.app:FewShot",
@@ -72,6 +73,11 @@ def imported(path: str, kind: str, example: str) -> Any:
         ConfigError: If it cannot be imported.
     """
     module, _, name = path.partition(":")
+    if not (module and name):
+        raise ConfigError(
+            f"`{path}` is no `module:name`. {kind} of your own is a module and a name in it, found from where you run. "
+            f"Type it as in `{example}`."
+        )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:  # an installed command looks only where it is installed
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -81,6 +87,28 @@ def imported(path: str, kind: str, example: str) -> Any:
             f"`{path}` cannot be imported ({error}). {kind} of your own is a module and a name in it, found from where "
             f"you run. Type it as in `{example}`."
         ) from error
+
+
+def check_trusted(config: RunOptions, where: Path, typed: Sequence[str] = ()) -> None:
+    """Raise unless every ``module:name`` that options from a file name was typed: importing it runs it.
+
+    Args:
+        config: The options.
+        where: The run, or the file, that they were read from; for the message.
+        typed: Words of the command line.
+
+    Raises:
+        ConfigError: With what would be imported, and what to type.
+    """
+    values = {word.partition("=")[2] if word.startswith("--") else word for word in typed}
+    unasked = {name: option for name, option in config.code().items() if name not in values}
+    if unasked:
+        named = ", ".join(f"`{option} {name}`" for name, option in unasked.items())
+        raise ConfigError(
+            f"`{where}` names code: {named}. To go on would import that module, from the folder that you are in or "
+            "from what is installed, and a module that is imported can do whatever you can. Type `--trust` (in Python: "
+            "`trust=True`) if you know who wrote these options and that module."
+        )
 
 
 def need_extra(app: App[Any, Any, Any]) -> None:

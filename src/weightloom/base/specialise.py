@@ -16,7 +16,8 @@ def specialise(base: nn.Module, params: Mapping[str, Tensor], task: int = 0) -> 
     """Return a plain module for one task: a copy of ``base`` with that task's parameters in their places.
 
     Nothing of this library is left inside (recurrent drop-ins are torch's own layers again), so it can be exported,
-    pickled, shipped and trained on like any module.
+    copied, shipped and trained on like any module. Send strangers its ``state_dict``: a pickle of a module, or a
+    program of ``torch.export``, can run code when it is loaded.
     Tied parameters stay tied. A linear layer whose generated head has other rows than the base's is resized.
 
     Args:

@@ -25,6 +25,9 @@ class RunOptions:
     swept: ClassVar[tuple[str, ...]] = ("learning_rate",)
     """Options that `--sweep` may try: those that training alone reads."""
 
+    imports: ClassVar[tuple[str, ...]] = ("method", "comparators")
+    """Options whose values may be ``module:name``, which is imported when a run is opened."""
+
     method: str = "hypernetwork"
     """The method that the report is about: a name from `weightloom list`."""
     comparators: tuple[str, ...] | None = None
@@ -99,6 +102,21 @@ class RunOptions:
     def methods(self) -> tuple[str, ...]:
         """All methods of the run, the one that the report is about first."""
         return (self.method, *(self.comparators or ()))
+
+    def code(self) -> dict[str, str]:
+        """Return every ``module:name`` that the options name, and the option that does.
+
+        Example:
+            >>> RunOptions(method="my_methods:Mine", comparators=("cnp",)).code()
+            {'my_methods:Mine': '--method'}
+        """
+        found: dict[str, str] = {}
+        for option in self.imports:
+            value = getattr(self, option)
+            for name in (value,) if isinstance(value, str) else value or ():
+                if ":" in name:
+                    found.setdefault(name, flag(option))
+        return found
 
     def rate_of(self, method: str) -> float:
         """Return the learning rate of a method; the options must be resolved."""

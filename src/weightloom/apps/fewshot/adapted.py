@@ -165,7 +165,8 @@ def load_adapted(folder: str | Path) -> AdaptedTask:
     """Load an adapted network from the folder that it was saved to; nothing else is needed.
 
     Args:
-        folder: What `AdaptedTask.save` wrote.
+        folder: What `AdaptedTask.save` wrote, for you or for somebody whom you trust: its ``network.pt2`` is a program,
+            and ``torch.export.load`` can run code that stands in one.
 
     Raises:
         DataError: If there is none, or a file of it is damaged.

@@ -11,7 +11,7 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -64,7 +64,9 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(FewShotOptions):
-    """Options of a comparison: the names of methods are the caller's own."""
+    """Options of a comparison: the names of methods are the caller's own, and none is imported."""
+
+    imports: ClassVar[tuple[str, ...]] = ()
 
     @property
     def kind(self) -> str:

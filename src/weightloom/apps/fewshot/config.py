@@ -15,6 +15,7 @@ class FewShotConfig(RunOptions):
 
     command: ClassVar[str] = "fewshot"
     rate: ClassVar[str] = "outer_lr"
+    imports: ClassVar[tuple[str, ...]] = (*RunOptions.imports, "data", "base")
     swept: ClassVar[tuple[str, ...]] = ("outer_lr", "clip_norm", "weight_decay", "average")
 
     data: str = "cameras"
@@ -97,6 +98,10 @@ class FewShotConfig(RunOptions):
     def kind(self) -> str:
         """Key of the data in `FITS`."""
         return data_kind(self.data)
+
+    def code(self) -> dict[str, str]:
+        """Leave out the path of a folder or a table, which may hold a colon too."""
+        return {name: option for name, option in super().code().items() if option != "--data" or self.kind == "own"}
 
     def validating(self) -> "FewShotConfig":
         """Return the options of a run that is judged on validation tasks."""

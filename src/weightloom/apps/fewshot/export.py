@@ -63,7 +63,7 @@ def write_network(
     """Adapt a learner to one support set and write the resulting network.
 
     Writes ``network.safetensors`` (parameters), ``network.json`` (a description) and ``network.pt2`` (a program for
-    ``torch.export.load``, for any batch size).
+    ``torch.export.load``, for any batch size). Loading a program of a stranger can run code; the other two cannot.
 
     Args:
         learner: The method, trained.

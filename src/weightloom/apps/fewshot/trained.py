@@ -62,15 +62,17 @@ def train(data: str | Path, *, run: str | Path | None = None, quiet: bool = Fals
     return Trained(loaded.model, loaded.problem, loaded.config)
 
 
-def load(run: str | Path) -> Trained:
+def load(run: str | Path, *, trust: bool = False) -> Trained:
     """Load the method of a run of `weightloom fewshot`.
 
     Args:
         run: The run's folder.
+        trust: Import what the run's options name as ``module:Class``.
 
     Raises:
+        ConfigError: If its options name code, and it is not trusted.
         DataError: If the folder holds no run, or its data are missing.
         CheckpointError: If its checkpoint is missing or damaged.
     """
-    loaded = load_run(FewShot(), Path(run).expanduser(), only=True)
+    loaded = load_run(FewShot(), Path(run).expanduser(), only=True, trust=trust)
     return Trained(loaded.model, loaded.problem, loaded.config)

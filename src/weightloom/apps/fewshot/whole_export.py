@@ -2,6 +2,7 @@
 
 In:   a trained `Learner`, a few tasks to see shapes by, and a folder.
 Out:  ``whole.pt2`` for ``torch.export.load``, ``whole.onnx``, and ``whole.json``, which says how they are called.
+A ``.pt2`` file of a stranger can run code when it is loaded.
 """
 
 import copy

@@ -63,7 +63,7 @@ class AdaptedAgent:
         """Write ``policy.safetensors`` (numbers), ``policy.json`` (what they are) and ``policy.pt2`` (a program).
 
         The program is for ``torch.export.load``, for any number of rows. It is held against the agent before the
-        description is written.
+        description is written. A program of a stranger can run code when it is loaded.
 
         Args:
             folder: Where to write; made if need be.

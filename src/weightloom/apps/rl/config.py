@@ -15,6 +15,7 @@ class RLConfig(RunOptions):
     """One run of reinforcement learning. Every field is also a command-line flag of the same name."""
 
     command: ClassVar[str] = "rl"
+    imports: ClassVar[tuple[str, ...]] = (*RunOptions.imports, "env")
     swept: ClassVar[tuple[str, ...]] = (
         "learning_rate",
         "entropy",
@@ -26,7 +27,8 @@ class RLConfig(RunOptions):
     )
 
     env: str = "lqr"
-    """Which family: `lqr`, `gyre`, `grid`, or the name of an environment that is registered with gymnasium."""
+    """Which family: `lqr`, `gyre`, `grid`, or the name of an environment that is registered with gymnasium, as
+    `module:Name-v0` where a module registers it."""
     vary: tuple[str, ...] = ()
     """What varies and its training range, as in `gravity=8:12`. Nothing: what suits the environment."""
     held_out: tuple[str, ...] = ()

@@ -34,8 +34,8 @@ def plain_policy(model: Any, told: Float[Tensor, " parameters"], own_actions: sp
 
     Returns:
         A `torch.fx.GraphModule`, from observations (..., state) to actions (..., actions) in the units of
-        ``own_actions``, or to indices (...). It shares nothing with the model, and needs only torch, pickled or
-        exported. Its parameters take no gradients until ``requires_grad_()``.
+        ``own_actions``, or to indices (...). It shares nothing with the model, and needs only torch,
+        exported too. Its parameters take no gradients until ``requires_grad_()``.
     """
     if isinstance(model, TD3):
         network = model.actor.mu[0]

@@ -199,7 +199,7 @@ class Agent:
 
         Returns:
             A module from (..., state), float32, to (..., actions), or to indices (...). It shares nothing with the
-            agent and needs nothing but torch: pickle it, or pass it to ``torch.export.export``.
+            agent and needs nothing but torch: keep its ``state_dict``, or pass it to ``torch.export.export``.
 
         Raises:
             ConfigError: If a number of the context is missing, unknown or not finite, or the agent has a memory.
@@ -288,10 +288,15 @@ class Agent:
             )
 
 
-def load(folder: Path | str) -> Agent:
+def load(folder: Path | str, *, trust: bool = False) -> Agent:
     """Read an agent that `Agent.save`, `train` or ``weightloom rl`` wrote, of a run's folder its `--method`.
 
+    Args:
+        folder: Where it is.
+        trust: Import the module that registers the environment of a run of ``weightloom rl --env module:Name-v0``.
+
     Raises:
+        ConfigError: If the run's options name code, and it is not trusted.
         DataError: If the folder holds none.
         CheckpointError: If a file is not whole.
     """
@@ -302,7 +307,7 @@ def load(folder: Path | str) -> Agent:
                 f"`{folder}` holds no agent. That is `{FILE}`, or the folder of a run of `weightloom rl`. "
                 "Pass a folder that `agent.save` or `rl.train(..., run=...)` wrote."
             )
-        made = experiment.load(RL(), folder, only=True)
+        made = experiment.load(RL(), folder, only=True, trust=trust)
         return Agent(made.model, made.problem, made.config)
     tensors, facts = load_tensors(folder / FILE)
     config = RLConfig.from_dict(facts["config"]).resolved()
