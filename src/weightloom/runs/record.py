@@ -8,9 +8,7 @@ Knows nothing of how the scores came about.
 import json
 import math
 import platform
-import resource
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -199,12 +197,6 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }
-
-
-def peak_memory_bytes() -> int:
-    """Return the most memory that this process ever held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def write_record(path: Path, record: Record) -> None:
