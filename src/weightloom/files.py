@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from weightloom.errors import CheckpointError
+from weightloom.platforms import move
 
 FORMAT = "weightloom-1"
+TEMPORARY = ".tmp"
+"""End of the name of a file that is being written: ``.NAME.PROCESS.tmp``."""
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -89,21 +93,52 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         CheckpointError: If it cannot be written. The temporary file is removed; what was at ``path`` stays.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        move(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        kept = "What was there before is still whole. " if path.exists() else ""
-        raise CheckpointError(
-            f"`{path}` could not be written ({error.strerror or error}). {kept}"
-            f"It needs {len(data) / 1e6:.1f} MB in a folder that can be written to. "
-            "Make room, or choose another folder with `--run FOLDER`."
-        ) from error
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise not_written(path, error, len(data)) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file; one that cannot be written whole may leave a part of itself.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise not_written(path, error, len(line)) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where there is none yet.
+
+    Raises:
+        CheckpointError: If it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: OSError, size: int = 0) -> CheckpointError:
+    """Return the error for a file or folder that the system would not write."""
+    kept = "What was there before is still whole. " if path.exists() else ""
+    return CheckpointError(
+        f"`{path}` could not be written ({error.strerror or error}). {kept}"
+        f"It needs {size / 1e6:.1f} MB in a folder that can be written to. "
+        "Make room, or choose another folder with `--run FOLDER`."
+    )
 
 
 def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:

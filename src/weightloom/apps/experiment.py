@@ -20,12 +20,13 @@ import torch
 from weightloom.apps.app import App, C, Contender, M, P, Training
 from weightloom.base import autotuned
 from weightloom.errors import ConfigError, NonFiniteError
-from weightloom.files import save_tensors, write_atomically
+from weightloom.files import make_folder, save_tensors, write_atomically
+from weightloom.platforms import peak_memory_bytes
 from weightloom.report import build_report
-from weightloom.runs.folder import FORMAT, identity_of, prepare_folder, read_config
+from weightloom.runs.folder import FORMAT, held_folder, identity_of, read_config
 from weightloom.runs.metrics import read_rows
 from weightloom.runs.options import RunOptions, with_option
-from weightloom.runs.record import Record, Row, environment, peak_memory_bytes, write_run_record
+from weightloom.runs.record import Record, Row, environment, write_run_record
 from weightloom.runs.schema import read_json, write_json
 from weightloom.training import OneProcess, Processes
 
@@ -117,19 +118,18 @@ def run(
     folder = Path(processes.broadcast(str(folder)))
     problem = app.open(resolved)
     first = processes.global_rank == 0
-    if first:
-        prepare_folder(folder, app.name, resolved, resume)
-        if not quiet:
+    with held_folder(folder, app.name, resolved, resume) if first else nullcontext():
+        if first and not quiet:
             for notice in app.notices(problem):
                 say(notice)
-    processes.barrier()
-    kept = folder / "engines.json" if first else None
-    with autotuned(kept) if resolved.autotune else nullcontext():
-        arms = _Arms(app, resolved, problem, folder, processes, quiet, choices or Choices(), bare)
-        stopped_by = arms.train()
-        if stopped_by or not first:
-            return stopped_by
-        return _finish(arms, command, start_s)
+        processes.barrier()
+        kept = folder / "engines.json" if first else None
+        with autotuned(kept) if resolved.autotune else nullcontext():
+            arms = _Arms(app, resolved, problem, folder, processes, quiet, choices or Choices(), bare)
+            stopped_by = arms.train()
+            if stopped_by or not first:
+                return stopped_by
+            return _finish(arms, command, start_s)
 
 
 def load(
@@ -149,7 +149,6 @@ def load(
         CheckpointError: If a checkpoint is missing, not whole, or of another run.
     """
     saved = read_config(folder, app.config, app.name)
-    identity = identity_of(app.name, saved)
     options = {**saved.to_dict(), **(changes or {})}
     if only:
         options |= {"comparators": [], "rates": []}
@@ -163,6 +162,7 @@ def load(
             continue
         models[method] = _built(app, method, problem, config)
         if app.is_trained(models[method]):
+            identity = identity_of(app.name, saved, method)
             app.load(models[method], place / "checkpoints" / "last.safetensors", identity)
     return Loaded(config, problem, models)
 
@@ -210,9 +210,8 @@ def train_model(
     """
     resolved = _resolved(app, replace(config, comparators=()))
     problem = app.open(resolved)
-    with TemporaryDirectory() if folder is None else nullcontext(str(folder)) as place:
-        if folder is not None:
-            prepare_folder(folder, app.name, resolved, resume)
+    held = held_folder(folder, app.name, resolved, resume) if folder else nullcontext()
+    with TemporaryDirectory() if folder is None else nullcontext(str(folder)) as place, held:
         arms = _Arms(app, resolved, problem, Path(place), app.processes(resolved), quiet, Choices(), bare=True)
         if arms.train():
             raise KeyboardInterrupt
@@ -267,7 +266,7 @@ class _Arms(Generic[C, P, M]):
         config = read_config(other, self.app.config, self.app.name)
         if method in config.methods:
             place = method_folder(other, method, config) / "checkpoints" / "last.safetensors"
-            self.app.load(model, place, identity_of(self.app.name, config))
+            self.app.load(model, place, identity_of(self.app.name, config, method))
         elif method == self.config.method:
             raise ConfigError(
                 f"`--start-from {other}` has no method `{method}`. A training starts from parameters of the same "
@@ -288,9 +287,9 @@ class _Arms(Generic[C, P, M]):
         model = _built(self.app, method, self.problem, own)
         if self.config.start_from and name != FRESH:
             self._start(model, method)
-        training = Training(
-            method, place, self.identity, self.processes, self.quiet, self._look if self._looks(name) else _nothing
-        )
+        identity = identity_of(self.app.name, self.config, name)
+        look = self._look if self._looks(name) else _nothing
+        training = Training(method, place, identity, self.processes, self.quiet, look)
         try:
             history = self.app.train(model, self.problem, own, training)
         except NonFiniteError as error:
@@ -334,7 +333,7 @@ class _Arms(Generic[C, P, M]):
             _, short_s, long_s = (self._time(method, config, count) for count in (short, short, long))
             step_s = max((long_s - short_s) / (long - short), 1e-6)
             steps = max(1, min(config.steps or 10**9, int(60 * config.minutes / step_s)))
-            place.mkdir(parents=True, exist_ok=True)
+            make_folder(place)
             write_json(kept, {"steps": steps}, FORMAT)
         return int(self.processes.broadcast(steps))
 

@@ -16,7 +16,7 @@ from weightloom.apps.app import App, C, M, P
 from weightloom.apps.experiment import Choices, run, say
 from weightloom.errors import ConfigError, NonFiniteError, nearest
 from weightloom.report import build_report
-from weightloom.runs.folder import FORMAT, identity_of, prepare_folder
+from weightloom.runs.folder import FORMAT, held_folder, identity_of, is_begun
 from weightloom.runs.options import RunOptions, flag, with_option
 from weightloom.runs.record import (
     RECORD,
@@ -87,7 +87,22 @@ def run_several(
         raise ConfigError(f"`--sweep {' '.join(several.sweep)}` tries several options. It takes one. Sweep one by one.")
     if several.folds and not app.folds:
         raise ConfigError(f"`--folds` does not go with `weightloom {app.name}`. Its data are dealt out in one way.")
-    identity = prepare_folder(folder, app.name, resolved, resume, several.seeds, several.folds, several.sweep)
+    held = held_folder(folder, app.name, resolved, resume, several.seeds, several.folds, several.sweep)
+    with held as identity:
+        return _run_all(app, resolved, folder, several, tried, identity, command, quiet)
+
+
+def _run_all(
+    app: App[C, P, M],
+    resolved: Any,
+    folder: Path,
+    several: Several,
+    tried: Sequence[tuple[str, list[str]]],
+    identity: str,
+    command: str,
+    quiet: bool,
+) -> Record | signal.Signals | None:
+    """Sweep, run every fold and seed, and write the record over them."""
     choices = Choices()
     for option, values in tried:
         swept = _sweep(app, resolved, folder, option, values, quiet)
@@ -201,8 +216,7 @@ def _run_or_read(
     """Read a run that ended, go on with one that did not, or start it."""
     if (place / RECORD).is_file():
         return {**read_run_record(place, identity_of(app.name, config))}
-    going = (place / "run.json").is_file()
-    return run(app, config, place, command=command, resume=going, quiet=quiet, choices=choices, bare=bare)
+    return run(app, config, place, command=command, resume=is_begun(place), quiet=quiet, choices=choices, bare=bare)
 
 
 def summarised(runs: dict[tuple[int, int], Record], config: RunOptions, several: Several) -> Record:
@@ -227,7 +241,7 @@ def summarised(runs: dict[tuple[int, int], Record], config: RunOptions, several:
             "train_wall_time_s": {name: [cost["train_wall_time_s"].get(name) for cost in costs] for name in trained},
             "steps": {name: [cost["steps"].get(name) for cost in costs] for name in trained},
             "wall_time_s": round(sum(cost["wall_time_s"] for cost in costs), 2),
-            "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
+            "peak_memory_bytes": max(cost["peak_memory_bytes"] or 0 for cost in costs) or None,
             **environment(first["cost"]["device"]),
         },
         "notes": " ".join(dict.fromkeys(one["notes"] for one in runs.values() if one.get("notes"))),

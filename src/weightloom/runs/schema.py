@@ -69,7 +69,12 @@ def write_json(path: Path, value: dict[str, Any], version: int) -> None:
     """Write a JSON file of a run's folder, at once or not at all."""
     from weightloom.files import write_atomically
 
-    write_atomically(path, json.dumps({"format": version, **value}, indent=1) + "\n")
+    write_atomically(path, json_text(value, version))
+
+
+def json_text(value: dict[str, Any], version: int) -> str:
+    """Return the text of a JSON file of a run's folder."""
+    return json.dumps({"format": version, **value}, indent=1) + "\n"
 
 
 def damaged(path: Path, reason: str) -> DataError:
