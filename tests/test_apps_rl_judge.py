@@ -7,7 +7,7 @@ import torch
 pytest.importorskip("sb3_contrib")
 
 from weightloom.apps import experiment
-from weightloom.apps.rl.agents.players import FittedOracle, Oracle, Still
+from weightloom.apps.rl.agents.players import FittedOracle, Oracle, Still, least_squares
 from weightloom.apps.rl.app import RL
 from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.rl.envs.worlds import world_of
@@ -47,6 +47,23 @@ def test_a_cubic_through_optimal_gains_is_close_within_the_training_ranges_and_n
     fitted = np.linalg.lstsq(np.stack([x[:, 0] ** i * x[:, 1] ** j for i, j in terms], 1), y, rcond=None)[0]
     expected = np.stack([told[:, 0] ** i * told[:, 1] ** j for i, j in terms], 1) @ fitted
     np.testing.assert_allclose(cubic.gains(torch.tensor(told).float())[:, 0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_regression_gives_the_same_bits_whatever_lay_in_memory_before():
+    """The driver that torch takes by itself gives two or three answers here."""
+    world = world_of("lqr")
+    terms = torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
+    targets = terms @ torch.randn(10, 2, generator=torch.Generator().manual_seed(1)) + terms[:, :2].sin()
+    solved, weights = [], []
+    for number in range(30):
+        left = [torch.full((10,), number + more, dtype=torch.int32) for more in range(8)]
+        del left  # their memory is what the next call is given
+        solved.append(least_squares(terms, targets))
+        if number % 8 == 0:
+            weights.append(FittedOracle(world, 0.95, contexts=200).weights)
+    assert all(torch.equal(one, solved[0]) for one in solved) and all(torch.equal(one, weights[0]) for one in weights)
+    expected = np.linalg.lstsq(terms.double().numpy(), targets.double().numpy(), rcond=None)[0]
+    np.testing.assert_allclose(solved[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_values_of_the_optimum_explain_all_that_follows(unchecked):

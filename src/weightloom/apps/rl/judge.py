@@ -13,7 +13,7 @@ from torch import Tensor
 from weightloom.apps.app import Contender
 from weightloom.apps.experiment import method_folder
 from weightloom.apps.rl.agents.build import remembers
-from weightloom.apps.rl.agents.players import FittedOracle, ModelPlayer, Oracle, Still
+from weightloom.apps.rl.agents.players import FittedOracle, ModelPlayer, Oracle, Still, least_squares
 from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.grid import GridWorld
 from weightloom.apps.rl.envs.lqr import LQR
@@ -144,7 +144,7 @@ def linear_errors(player: Player, world: BatchedWorld, setting: Setting, discoun
     player.begin(len(seen))
     action = env.action_limit * torch.as_tensor(player.act(seen.numpy(), torch.zeros(len(seen)).numpy()))
     states, actions = (part.unflatten(0, (-1, count)) for part in (state, action))
-    fitted = -torch.linalg.lstsq(states, actions).solution.mT
+    fitted = -least_squares(states, actions).mT
     found = {"gain_error": (fitted - gain).flatten(1).norm(dim=1) / gain.flatten(1).norm(dim=1)}
     if isinstance(player, ModelPlayer) and not player.memory:
         truth = -((states @ curvature) * states).sum(2)
