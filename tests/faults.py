@@ -12,13 +12,17 @@ import fcntl
 import io
 import json
 import os
+import select
 import shutil
 import signal
 import socket
 import sys
 import time
 import warnings
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -64,8 +68,9 @@ LQR = RLConfig(
 CASES = {
     "fewshot": (FewShot, SINUSOID, 1),
     "rl": (RL, LQR, 1),
-    "two": (FewShot, FewShotConfig(**{**SINUSOID.__dict__, "devices": 2, "accelerator": "cpu"}), 2),
-    "seeds": (FewShot, FewShotConfig(**{**SINUSOID.__dict__, "comparators": (), "steps": 4}), 1),
+    "ppo": (RL, replace(LQR, algorithm="ppo", steps=64), 1),
+    "two": (FewShot, replace(SINUSOID, comparators=(), steps=4, devices=2, accelerator="cpu"), 2),
+    "seeds": (FewShot, replace(SINUSOID, comparators=(), steps=4), 1),
 }
 
 
@@ -151,8 +156,8 @@ class Faults:
         stand_before(fcntl, "flock")
 
 
-def in_child(work, rank=0):
-    """Do work in a child; return its exit code and what it reports: 0, 2 with a sentence, 1 with a traceback."""
+def in_child(work):
+    """Do work in a child; it ends with 0, 2 and a sentence, or 1 and an error of another kind."""
     reading, writing = os.pipe()
     child = os.fork()
     if child:
@@ -173,17 +178,14 @@ def in_child(work, rank=0):
 
 def end_of(child, reading):
     """Wait for a child; one that hangs is killed and said to have code -1."""
-    end_s = time.monotonic() + LONGEST_S
-    code = None
-    while code is None and time.monotonic() < end_s:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        code = os.waitstatus_to_exitcode(status) if ended else time.sleep(0.005)
-    if code is None:
+    said, end_s = b"", time.monotonic() + LONGEST_S
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        while select.select([pipe], [], [], max(0.0, end_s - time.monotonic()))[0] and (part := pipe.read(1 << 16)):
+            said += part
+    if late := time.monotonic() > end_s:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    with os.fdopen(reading) as pipe:
-        said = pipe.read()
-    return (-1 if code is None else code), json.loads(said or '""')
+    _, status = os.waitpid(child, 0)
+    return (-1 if late else os.waitstatus_to_exitcode(status)), json.loads(said or '""')
 
 
 def attempt(case, folder, bare, kind="", number=-1):
@@ -207,7 +209,7 @@ def attempt(case, folder, bare, kind="", number=-1):
         finally:
             if processes > 1 and torch.distributed.is_initialized() and not kind:
                 torch.distributed.destroy_process_group()
-        return "\n".join(faults.done)
+        return [faults.done, [*sys.modules]]
 
     ends = [end_of(*child) for child in [in_child(partial(work, rank)) for rank in range(processes)]]
     return (-1, ends) if any(code == -1 for code, _ in ends) else ends[0]
@@ -252,16 +254,20 @@ def fault(case, folder, bare, expected, text):
 
 
 def main(case, place, *faults):
-    """Print operations, and what went wrong at which fault; ``every`` is all of them."""
+    """Print operations, and what went wrong at which fault; ``every:7`` is two at every seventh operation."""
     torch.set_num_threads(1)
     bare = "bare" in faults
     place = Path(place).resolve()
     code, said = attempt(case, place / "whole", bare)
     assert code == 0, said
-    done, expected = said.split("\n"), contents(place / "whole")
+    (done, modules), expected = said, contents(place / "whole")
+    for name in modules:  # every child is then born with what it will use
+        with suppress(Exception):
+            import_module(name)
     errors = ("ENOSPC", "EACCES", "EIO")
-    every = [f"{kind}:{n}" for n in range(len(done)) for kind in ("kill", errors[n % 3])]
-    chosen = every if "every" in faults else [each for each in faults if ":" in each]
+    chosen = [each for each in faults if ":" in each and not each.startswith("every")]
+    for stride in (int(each.partition(":")[2]) for each in faults if each.startswith("every")):
+        chosen += [f"{kind}:{n}" for n in range(0, len(done), stride) for kind in ("kill", errors[n % 3])]
     wrong = [why for each in chosen if (why := fault(case, place / "spoilt", bare, expected, each))]
     print(json.dumps({"operations": done, "files": list(expected), "faults": len(chosen), "wrong": wrong}))
 
