@@ -26,10 +26,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from weightloom.apps.fewshot.run import launch
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.problems import problem_of
+from weightloom.apps.fewshot.training import launch
 from weightloom.files import load_tensors
 from weightloom.runs.record import environment, read_record, write_record
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share

@@ -229,19 +229,18 @@ def _print_scores(app: AnyApp, scores: list[Any]) -> None:
 
 def _app_of(words: list[str], command: str) -> AnyApp:
     """Return the application of the run that is the first word; the usual one where help was asked for."""
+    from weightloom.runs.folder import RUN, read_run_file
+
     named = _value_of("--app", words)
-    folder = next((word for word in words if not word.startswith("-") and word != named), None)
+    folders = [word for word in words if not word.startswith("-") and word != named]
+    folder = next((word for word in folders if (Path(word) / RUN).is_file()), folders[0] if folders else None)
     if folder is None or words[0] in ("-h", "--help"):
         return find_app(named or "fewshot")
-
-    from weightloom.runs.folder import read_run_file
-
     about = read_run_file(Path(folder))
     if (about.seeds or about.folds or about.sweep) and command != "report":
-        raise ConfigError(
-            f"`{folder}` holds several runs. `weightloom {command}` takes one. Pass a folder in it, as in "
-            f"`{folder}/seed-{(about.seeds or (0,))[0]}`."
-        )
+        inside = sorted(path.parent.as_posix() for path in Path(folder).glob(f"*/{RUN}"))
+        which = f"Pass a folder in it, as in `{inside[0]}`." if inside else "None of them has begun."
+        raise ConfigError(f"`{folder}` holds several runs. `weightloom {command}` takes one. {which}")
     if named is None and about.app not in app_names():
         raise ConfigError(
             f"`{folder}` is a run of `{about.app}`, an application that is not installed here. What a folder names is "

@@ -68,7 +68,7 @@ class Training(Generic[M]):
     folder: Path
     """Its metrics and checkpoints; a checkpoint that is there already is gone on from."""
     identity: str
-    """Digest of the run and the method, kept in checkpoints."""
+    """Digest of the run and name of the method, kept in checkpoints."""
     processes: "Processes"
     """Devices and processes."""
     quiet: bool

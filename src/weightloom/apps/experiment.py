@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic
@@ -26,7 +26,7 @@ from weightloom.report import build_report
 from weightloom.runs.folder import FORMAT, held_folder, identity_of, read_config
 from weightloom.runs.metrics import read_rows
 from weightloom.runs.options import RunOptions, with_option
-from weightloom.runs.record import Record, Row, environment, write_run_record
+from weightloom.runs.record import Better, Record, Row, environment, write_run_record
 from weightloom.runs.schema import read_json, write_json
 from weightloom.training import OneProcess, Processes
 
@@ -34,6 +34,8 @@ FAILURE = "failure.txt"
 """In a comparator's folder: why its training came to no end."""
 STEPS = "steps.json"
 """Beside a method's checkpoints: how many steps fit into its time."""
+CHOSEN = "chosen.json"
+"""In a run's folder: the values of an option that a sweep chose for it."""
 FRESH = "fresh"
 """The arm beside one that starts from another run: the same method, newly initialised."""
 
@@ -62,10 +64,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Choices:
-    """Values that a sweep chose, by method."""
+    """Values that a sweep chose, by method: contents of ``chosen.json``."""
 
     option: str = ""
-    chosen: Mapping[str, str] | None = None
+    chosen: dict[str, str] | None = None
 
     def of(self, config: C, method: str) -> C:
         """Return the options of one method."""
@@ -88,6 +90,7 @@ def run(
     quiet: bool = False,
     choices: Choices | None = None,
     bare: bool = False,
+    processes: Processes | None = None,
 ) -> Record | signal.Signals | None:
     """Train every method of a config, judge all on tasks never seen, and write the run's folder.
 
@@ -98,8 +101,9 @@ def run(
         command: The command line, for the record.
         resume: Go on in a folder that holds an unfinished run of the same config.
         quiet: Show no progress.
-        choices: Options of single methods, from a sweep.
+        choices: Options of single methods, from a sweep; a run that goes on has those that it began with.
         bare: Leave out what only a person looks at: untrained rows, pictures, the report.
+        processes: Devices and processes, already started. None: those that the config asks for.
 
     Returns:
         The record; the signal if Ctrl-C or SIGTERM ended the run early, its checkpoint written; None from a process
@@ -114,15 +118,20 @@ def run(
     """
     start_s = time.monotonic()
     resolved = _resolved(app, config)
-    processes = app.processes(resolved)
+    processes = processes or app.processes(resolved)
     folder = Path(processes.broadcast(str(folder)))
     problem = app.open(resolved)
     first = processes.global_rank == 0
     with held_folder(folder, app.name, resolved, resume) if first else nullcontext():
+        if first and choices:
+            write_json(folder / CHOSEN, asdict(choices), FORMAT)
         if first and not quiet:
             for notice in app.notices(problem):
                 say(notice)
         processes.barrier()
+        if (folder / CHOSEN).is_file():
+            about = "A run writes it when a sweep chose options for it."
+            choices = read_json(folder / CHOSEN, Choices, FORMAT, about)
         kept = folder / "engines.json" if first else None
         with autotuned(kept) if resolved.autotune else nullcontext():
             arms = _Arms(app, resolved, problem, folder, processes, quiet, choices or Choices(), bare)
@@ -149,6 +158,7 @@ def load(
         CheckpointError: If a checkpoint is missing, not whole, or of another run.
     """
     saved = read_config(folder, app.config, app.name)
+    identity = identity_of(app.name, saved)
     options = {**saved.to_dict(), **(changes or {})}
     if only:
         options |= {"comparators": [], "rates": []}
@@ -162,8 +172,7 @@ def load(
             continue
         models[method] = _built(app, method, problem, config)
         if app.is_trained(models[method]):
-            identity = identity_of(app.name, saved, method)
-            app.load(models[method], place / "checkpoints" / "last.safetensors", identity)
+            app.load(models[method], place / "checkpoints" / "last.safetensors", _tie(identity, method))
     return Loaded(config, problem, models)
 
 
@@ -266,7 +275,7 @@ class _Arms(Generic[C, P, M]):
         config = read_config(other, self.app.config, self.app.name)
         if method in config.methods:
             place = method_folder(other, method, config) / "checkpoints" / "last.safetensors"
-            self.app.load(model, place, identity_of(self.app.name, config, method))
+            self.app.load(model, place, _tie(identity_of(self.app.name, config), method))
         elif method == self.config.method:
             raise ConfigError(
                 f"`--start-from {other}` has no method `{method}`. A training starts from parameters of the same "
@@ -287,9 +296,8 @@ class _Arms(Generic[C, P, M]):
         model = _built(self.app, method, self.problem, own)
         if self.config.start_from and name != FRESH:
             self._start(model, method)
-        identity = identity_of(self.app.name, self.config, name)
-        look = self._look if self._looks(name) else _nothing
-        training = Training(method, place, identity, self.processes, self.quiet, look)
+        tie, look = _tie(self.identity, name), self._look if self._looks(name) else _nothing
+        training = Training(method, place, tie, self.processes, self.quiet, look)
         try:
             history = self.app.train(model, self.problem, own, training)
         except NonFiniteError as error:
@@ -372,7 +380,9 @@ def _finish(arms: _Arms[C, P, M], command: str, start_s: float) -> Record:
         ).strip(),
     }
     if config.start_from:
-        record["start_from"] = _steps_saved(arms)
+        record["start_from"] = _steps_saved(arms, record["scores"][0]["better"])
+    if arms.choices.chosen:
+        record["chosen"] = asdict(arms.choices)
     if not arms.bare:
         record |= app.measure(arms.models, problem, config)
     record["version"], record["commit"] = record["cost"].pop("weightloom"), record["cost"].pop("commit")
@@ -395,7 +405,7 @@ def _contenders(arms: _Arms[C, P, M]) -> Iterator[Contender[M]]:
             yield Contender(method, _built(arms.app, method, arms.problem, arms.config), "untrained")
 
 
-def _steps_saved(arms: _Arms[C, P, M]) -> dict[str, Any]:
+def _steps_saved(arms: _Arms[C, P, M], better: Better) -> dict[str, Any]:
     """Hold a training that started from another run against a fresh one, by their validation scores."""
     started, fresh = (
         [row for row in read_rows(place) if "validation_score" in row] for place in (arms.folder, arms.folder / FRESH)
@@ -403,7 +413,7 @@ def _steps_saved(arms: _Arms[C, P, M]) -> dict[str, Any]:
     facts: dict[str, Any] = {"run": arms.config.start_from, "fresh_steps": None, "steps": None, "steps_saved": None}
     if not started or not fresh:
         return facts
-    goal, sign = fresh[-1]["validation_score"], -1 if fresh[-1].get("score_name") == "mse" else 1
+    goal, sign = fresh[-1]["validation_score"], -1 if better == "lower" else 1
     reached = next((row["step"] for row in started if sign * row["validation_score"] >= sign * goal), None)
     first = next(row["step"] for row in fresh if sign * row["validation_score"] >= sign * goal)
     saved = None if reached is None else first - reached
@@ -430,6 +440,11 @@ def write_shown(
         except Exception as error:  # applications and methods of one's own raise what they like
             tensors, facts = {}, {"failed": f"Nothing could be drawn ({type(error).__name__}: {error})."}
     save_tensors(folder / "evaluation.safetensors", tensors, {**facts, "identity": identity})
+
+
+def _tie(identity: str, arm: str) -> str:
+    """Return what ties a checkpoint to one arm of one run."""
+    return f"{identity} {arm}"
 
 
 def _built(app: App[C, P, M], method: str, problem: P, config: C) -> M:

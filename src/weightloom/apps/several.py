@@ -7,6 +7,7 @@ Knows nothing of any application.
 
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
@@ -29,6 +30,7 @@ from weightloom.runs.record import (
 )
 from weightloom.runs.schema import read_json, write_json
 from weightloom.runs.stats import interquartile
+from weightloom.training import Processes
 
 SWEEP = "sweep.json"
 """In a run's folder: scores on validation tasks, and the values that were chosen."""
@@ -82,30 +84,38 @@ def run_several(
         ConfigError: If the folder holds something else, or an option cannot be swept.
     """
     resolved: Any = config.resolved()
+    if several.sweep:
+        resolved.validating()  # what cannot work is said before a file is written
     tried = [parsed(resolved, text) for text in several.sweep]
     if len(tried) > 1:
         raise ConfigError(f"`--sweep {' '.join(several.sweep)}` tries several options. It takes one. Sweep one by one.")
     if several.folds and not app.folds:
         raise ConfigError(f"`--folds` does not go with `weightloom {app.name}`. Its data are dealt out in one way.")
-    held = held_folder(folder, app.name, resolved, resume, several.seeds, several.folds, several.sweep)
-    with held as identity:
-        return _run_all(app, resolved, folder, several, tried, identity, command, quiet)
+    processes = app.processes(resolved)
+    folder = Path(processes.broadcast(str(folder)))
+    problem = app.open(resolved)
+    facts = (several.seeds, several.folds, several.sweep)
+    with held_folder(folder, app.name, resolved, resume, *facts) if processes.global_rank == 0 else nullcontext():
+        processes.barrier()
+        return _run_all(app, resolved, problem, folder, several, tried, command, quiet, processes)
 
 
 def _run_all(
     app: App[C, P, M],
     resolved: Any,
+    problem: P,
     folder: Path,
     several: Several,
     tried: Sequence[tuple[str, list[str]]],
-    identity: str,
     command: str,
     quiet: bool,
+    processes: Processes,
 ) -> Record | signal.Signals | None:
     """Sweep, run every fold and seed, and write the record over them."""
-    choices = Choices()
+    first = processes.global_rank == 0
+    choices = None
     for option, values in tried:
-        swept = _sweep(app, resolved, folder, option, values, quiet)
+        swept = _sweep(app, resolved, problem, folder, option, values, quiet, processes)
         if isinstance(swept, signal.Signals):
             return swept
         choices = swept
@@ -116,19 +126,23 @@ def _run_all(
         for seed in several.seeds or (resolved.seed,):
             place = folder / (f"{app.folds}-{fold}-seed-{seed}" if several.folds else f"seed-{seed}")
             own = replace(resolved, seed=seed, **({app.folds: fold} if app.folds else {}))
-            if not quiet:
+            if first and not quiet:
                 say(f"{place.name}:")
             try:
-                outcome = _run_or_read(app, own, place, command, quiet, choices)
+                outcome = _run_or_read(app, own, place, processes, command=command, quiet=quiet, choices=choices)
             except NonFiniteError as error:
                 failed[place.name] = str(error).partition(". ")[0]
                 continue
-            if not isinstance(outcome, dict):
+            if isinstance(outcome, signal.Signals):
                 return outcome
-            runs[fold, seed] = outcome
+            if outcome is not None:
+                runs[fold, seed] = outcome
+    if not first:
+        return None
     if not runs:
         raise NonFiniteError(f"Every seed failed: {failed}.")
     record = summarised(runs, resolved, several)
+    identity = identity_of(app.name, resolved)
     record |= {"app": app.name, "identity": identity, "command": command, "failed": failed}
     if several.sweep:
         record["sweep"] = asdict(read_sweep(folder))
@@ -174,14 +188,21 @@ def parsed(config: RunOptions, text: str) -> tuple[str, list[str]]:
 
 
 def _sweep(
-    app: App[C, P, M], config: C, folder: Path, option: str, values: Sequence[str], quiet: bool
+    app: App[C, P, M],
+    config: C,
+    problem: P,
+    folder: Path,
+    option: str,
+    values: Sequence[str],
+    quiet: bool,
+    processes: Processes,
 ) -> Choices | signal.Signals:
     """Train every trained method alone with each value, and choose by its mean score on validation tasks."""
     if (folder / SWEEP).is_file():
         return Choices(option, read_sweep(folder).chosen)
     scores: dict[str, dict[str, float | None]] = {}
     chosen: dict[str, str] = {}
-    problem = app.open(config)
+    first = processes.global_rank == 0
     for method in config.methods:
         if not app.is_trained(app.build(method, problem, config)):
             continue
@@ -191,32 +212,40 @@ def _sweep(
             alone: C = Choices(option, {method: value}).of(validating, method)
             place = folder / "sweep" / f"{method.replace(':', '.')}-{option}-{value}"
             try:
-                outcome = _run_or_read(app, alone, place, "", quiet=True, choices=Choices(), bare=True)
+                outcome = _run_or_read(app, alone, place, processes, quiet=True, bare=True)
             except NonFiniteError:
                 scores.setdefault(method, {})[value] = None
                 continue
             if isinstance(outcome, signal.Signals):
                 return outcome
-            rows = [row for row in (outcome or {"scores": []})["scores"] if label(row) == method]
+            if outcome is None:
+                continue
+            rows = [row for row in outcome["scores"] if label(row) == method]
+            if any(row["mean"] is None for row in rows):
+                scores.setdefault(method, {})[value] = None
+                continue
             score = mean(row["mean"] for row in rows)
             scores.setdefault(method, {})[value] = score
             found[value] = (-score if rows[0]["better"] == "lower" else score, score)
             if not quiet:
                 say(f"{method}, {flag(option)} {value}: {score:.4g} on validation tasks")
-        if not found:
+        if first and not found and method == config.method:
             raise NonFiniteError(f"`{method}` failed with every value of `{flag(option)}`: {', '.join(values)}.")
-        chosen[method] = max(found, key=lambda value: found[value][0])
-    write_json(folder / SWEEP, asdict(Sweep(option, scores, chosen)), FORMAT)
-    return Choices(option, chosen)
+        if found:
+            chosen[method] = max(found, key=lambda value: found[value][0])
+    if first:
+        write_json(folder / SWEEP, asdict(Sweep(option, scores, chosen)), FORMAT)
+    return Choices(option, processes.broadcast(chosen))
 
 
 def _run_or_read(
-    app: App[C, P, M], config: C, place: Path, command: str, quiet: bool, choices: Choices, bare: bool = False
+    app: App[C, P, M], config: C, place: Path, processes: Processes, **how: Any
 ) -> Record | signal.Signals | None:
     """Read a run that ended, go on with one that did not, or start it."""
     if (place / RECORD).is_file():
         return {**read_run_record(place, identity_of(app.name, config))}
-    return run(app, config, place, command=command, resume=is_begun(place), quiet=quiet, choices=choices, bare=bare)
+    outcome = run(app, config, place, resume=is_begun(place), processes=processes, **how)
+    return {**read_run_record(place)} if isinstance(outcome, dict) else outcome
 
 
 def summarised(runs: dict[tuple[int, int], Record], config: RunOptions, several: Several) -> Record:

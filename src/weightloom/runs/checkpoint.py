@@ -23,7 +23,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[s
         path: Where.
         tensors: By name.
         facts: Anything that JSON can hold.
-        identity: The method of a run, of `weightloom.runs.folder.identity_of`; empty fits all.
+        identity: Digest of the run and name of the method; empty fits all.
 
     Raises:
         CheckpointError: If it cannot be written.

@@ -48,18 +48,15 @@ class RunFile:
     """Options that are tried beforehand on validation tasks."""
 
 
-def identity_of(app: str, config: RunOptions, method: str = "") -> str:
-    """Return the digest that ties a config and a record to one run, and with a method its checkpoints.
+def identity_of(app: str, config: RunOptions) -> str:
+    """Return the digest that ties a checkpoint, a config and a record to one run.
 
     Example:
         >>> len(identity_of("fewshot", RunOptions(seed=1)))
         16
-        >>> identity_of("fewshot", RunOptions(seed=1), "cnp")[16:]
-        '/cnp'
     """
     text = json.dumps([app, config.to_dict()], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"{digest}/{method}" if method else digest
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_run_file(run: Path) -> RunFile:

@@ -19,6 +19,9 @@ from weightloom.tasks import Examples, Tasks
 
 TEST_SEED = 1 << 40
 """Where meta-test tasks come from: the same tasks for every method and every seed of training."""
+TUNING_SEED = 1 << 31
+"""Where tasks come from that options are chosen by, with ``--held-out validation``. Of a seed a torch generator reads
+the lower 32 bits only: what differs above them is one and the same."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,12 @@ def score_all(contenders: Sequence[Contender[Learner]], problem: Problem, config
 
 
 def draw_test_tasks(problem: Problem, shots: int, tasks: int, first: int = 0, ways: int | None = None) -> Tasks:
-    """Draw meta-test tasks; the same number gives the same tasks, whatever was drawn before."""
-    generator = torch.Generator().manual_seed(TEST_SEED + (shots << 20) + first)
+    """Draw the tasks to judge on; the same number gives the same tasks, whatever was drawn before.
+
+    Where all is made on the fly the seed alone keeps tasks to tune on from those of the table.
+    """
+    seed = TEST_SEED if problem.config.held_out == "test" else TUNING_SEED
+    generator = torch.Generator().manual_seed(seed + (shots << 20) + first)
     return problem.test_source(shots, ways).sample(tasks, generator)
 
 

@@ -11,7 +11,7 @@ from weightloom.errors import ConfigError
 from weightloom.learners.learner import Learner
 from weightloom.training import History, OneProcess, Processes, TrainOptions
 
-VALIDATION_TASKS = 200
+VALIDATION_TASKS, VALIDATION_SEED = 200, 3 << 30
 """Tasks to watch a training by."""
 
 
@@ -27,7 +27,9 @@ def fit(learner: Learner, problem: Problem, config: FewShotOptions, training: Tr
         learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def evaluate(done: int) -> dict[str, Any]:
-        tasks = problem.validation_source(shots).sample(VALIDATION_TASKS, torch.Generator().manual_seed(1 << 41))
+        tasks = problem.validation_source(shots).sample(
+            VALIDATION_TASKS, torch.Generator().manual_seed(VALIDATION_SEED)
+        )
         learner.eval()
         with torch.no_grad():
             parts = [tasks.take(slice(first, first + 50)) for first in range(0, VALIDATION_TASKS, 50)]

@@ -16,8 +16,13 @@ class RLConfig(RunOptions):
 
     command: ClassVar[str] = "rl"
     swept: ClassVar[tuple[str, ...]] = (
-        *("learning_rate", "entropy", "clip", "noise", "smoothing", "final_rate", "updates"),
-        "reward_scale",
+        "learning_rate",
+        "entropy",
+        "clip",
+        "noise",
+        "smoothing",
+        "final_rate",
+        "updates",
     )
 
     env: str = "lqr"
