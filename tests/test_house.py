@@ -16,7 +16,19 @@ from weightloom.losses import mse_per_task
 
 SOURCE = Path(weightloom.__file__).parent
 ROOMS = [
-    *("errors", "losses", "files", "datasets", "params", "networks", "replica", "forms", "tasks", "conditions"),
+    *(
+        "errors",
+        "texts",
+        "losses",
+        "files",
+        "datasets",
+        "params",
+        "networks",
+        "replica",
+        "forms",
+        "tasks",
+        "conditions",
+    ),
     *(
         "hypernets",
         "base",

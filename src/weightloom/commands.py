@@ -330,11 +330,12 @@ def _value_of(flag: str, words: list[str]) -> str | None:
 
 
 def _read_options(path: Path) -> dict[str, Any]:
-    import yaml
+    from weightloom.texts import TextError, parse_json, parse_yaml, read_text
 
     try:
-        options = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        text = read_text(path)
+        options = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+    except TextError as error:
         raise ConfigError(
             f"`--config {path}` cannot be read ({error}). It is a YAML or JSON file with one option a line, as in "
             "`ways: 5`. A run's `config.json` is one."

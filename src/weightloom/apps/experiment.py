@@ -20,13 +20,14 @@ import torch
 from weightloom.apps.app import App, C, Contender, M, P, Training
 from weightloom.base import autotuned
 from weightloom.errors import ConfigError, NonFiniteError
-from weightloom.files import save_tensors, write_atomically
+from weightloom.files import make_folder, save_tensors, write_atomically
 from weightloom.report import build_report
 from weightloom.runs.folder import FORMAT, identity_of, prepare_folder, read_config
 from weightloom.runs.metrics import read_rows
 from weightloom.runs.options import RunOptions, with_option
 from weightloom.runs.record import Record, Row, environment, peak_memory_bytes, write_run_record
-from weightloom.runs.schema import read_json, write_json
+from weightloom.runs.schema import damaged, read_json, write_json
+from weightloom.texts import TextError, read_text
 from weightloom.training import OneProcess, Processes
 
 FAILURE = "failure.txt"
@@ -188,6 +189,18 @@ def method_folder(folder: Path, method: str, config: RunOptions) -> Path:
     return folder if method == config.method else folder / method.replace(":", ".")
 
 
+def failure_of(place: Path) -> str:
+    """Return why the training of a comparator came to no end.
+
+    Raises:
+        DataError: If the file that says it cannot be read.
+    """
+    try:
+        return read_text(place / FAILURE)
+    except TextError as error:
+        raise damaged(place / FAILURE, str(error)) from error
+
+
 def say(text: str) -> None:
     """Say something to the person who waits."""
     print(text, file=sys.stderr, flush=True)
@@ -278,7 +291,7 @@ class _Arms(Generic[C, P, M]):
         """Build and train one arm; None where it is a comparator that failed."""
         first = self.processes.global_rank == 0
         if (place / FAILURE).is_file():
-            self.failures[name] = (place / FAILURE).read_text(encoding="utf-8")
+            self.failures[name] = failure_of(place)
             return None
         own = self.choices.of(self.config, method)
         steps = self._steps_of(method, own, place)
@@ -334,7 +347,7 @@ class _Arms(Generic[C, P, M]):
             _, short_s, long_s = (self._time(method, config, count) for count in (short, short, long))
             step_s = max((long_s - short_s) / (long - short), 1e-6)
             steps = max(1, min(config.steps or 10**9, int(60 * config.minutes / step_s)))
-            place.mkdir(parents=True, exist_ok=True)
+            make_folder(place)
             write_json(kept, {"steps": steps}, FORMAT)
         return int(self.processes.broadcast(steps))
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from weightloom.errors import CheckpointError, ConfigError, DataError
 from weightloom.runs.options import RunOptions
 from weightloom.runs.schema import read_json, read_object, write_json
+from weightloom.texts import kind_of
 
 FORMAT = 1
 """Version of the layout of a run's folder, and of the files in it that have none of their own."""
@@ -141,7 +142,7 @@ def prepare_folder(
         ConfigError: If the folder holds something already, or a run of another config that shall go on.
         DataError: If a run shall go on and the folder holds none.
     """
-    from weightloom.files import write_atomically
+    from weightloom.files import make_folder, write_atomically
 
     identity = identity_of(app, config)
     if resume:
@@ -154,12 +155,12 @@ def prepare_folder(
                 f"Type `weightloom {app} --resume {run}` alone, or start another run."
             )
         return identity
-    if run.exists() and any(run.iterdir()):
+    if kind_of(run) == "folder" and any(run.iterdir()):
         raise ConfigError(
             f"`{run}` is not empty. A run never writes over another. "
             f"Type `weightloom {app} --resume {run}` to go on with it, or pass another `--run`."
         )
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     write_atomically(run / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n")
     write_json(run / RUN, asdict(RunFile(app, identity, seeds, folds, sweep)), FORMAT)
     return identity

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from weightloom.errors import CheckpointError
 from weightloom.files import write_atomically
 
 Row = dict[str, Any]
@@ -23,7 +24,7 @@ def read_rows(run: Path) -> list[Row]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a live run is writing it, or a killed one was
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
@@ -36,6 +37,16 @@ def write_rows(run: Path, rows: Sequence[Row]) -> None:
 
 
 def append_row(run: Path, row: Row) -> None:
-    """Add a row."""
-    with (run / NAME).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    """Add a row.
+
+    Raises:
+        CheckpointError: If it cannot be written, as on a full disk. Checkpoints of before stay.
+    """
+    try:
+        with (run / NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise CheckpointError(
+            f"`{run / NAME}` could not be added to ({error.strerror or error}). A run logs its steps there; its last "
+            "checkpoint is still whole. Make room, and go on with `--resume`."
+        ) from error

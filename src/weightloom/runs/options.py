@@ -146,7 +146,7 @@ def config_from(kind: type[Config], options: dict[str, Any]) -> Config:
     for name in options:
         if name not in known:
             raise ConfigError(
-                f"Option {name!r} is unknown. {nearest(name, known)} See `weightloom {kind.command} --help`."
+                f"Option {name!r} is unknown. {nearest(str(name), known)} See `weightloom {kind.command} --help`."
             )
     several = {name for name in options if "tuple[" in str(hints[name])}
     options = {k: [v] if k in several and isinstance(v, int | float | str) else v for k, v in options.items()}
@@ -159,7 +159,7 @@ def config_from(kind: type[Config], options: dict[str, Any]) -> Config:
             raise raised from error
         place = first["loc"][0] if first["loc"] else "?"
         raise ConfigError(
-            f"Option {place!r} is {first.get('input')!r}: {first['msg']}. "
+            f"Option {place!r} is {repr(first.get('input'))[:80]}: {first['msg']}. "
             f"See `weightloom {kind.command} --help` for what fits."
         ) from error
 

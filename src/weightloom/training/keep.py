@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.errors import CheckpointError
-from weightloom.files import load_tensors, save_tensors
+from weightloom.files import load_tensors, make_folder, save_tensors
 from weightloom.runs.folder import check_identity
 from weightloom.runs.metrics import Row, append_row, read_rows, write_rows
 from weightloom.training.average import Average
@@ -63,7 +63,7 @@ class Keeper:
         self.identity = identity
         self.kept: Path | None = None
         if run:
-            (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+            make_folder(run / "checkpoints")
             write_rows(run, history.rows)
 
     def log(self, row: Row) -> None:

@@ -15,6 +15,7 @@ from weightloom.apps.rl.agents.players import ModelPlayer
 from weightloom.apps.rl.checkpoint import keep, take_up
 from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.worlds import World
+from weightloom.files import make_folder
 from weightloom.runs.metrics import append_row, read_rows, write_rows
 from weightloom.runs.progress import TrainingProgress
 from weightloom.runs.signals import collected_signals
@@ -63,7 +64,7 @@ def _go_on(model: Any, training: Training[Any]) -> list[dict[str, Any]]:
     """Take up the last checkpoint of a folder, if there is one; return what was logged before."""
     folder, rows = training.folder, []
     checkpoint = folder / "checkpoints" / "last.safetensors"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(checkpoint.parent)
     if checkpoint.is_file():
         take_up(checkpoint, model, training.identity)
         rows = [row for row in read_rows(folder) if row["step"] <= model.num_timesteps]
