@@ -18,6 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from weightloom.errors import CheckpointError, ConfigError
+from weightloom.texts import kind_of
 
 FORMAT = "weightloom-1"
 
@@ -99,11 +100,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         CheckpointError: If it cannot be written. The temporary file is removed; what was at ``path`` stays.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    if path.is_symlink():
-        path = Path(os.path.realpath(path))
+    through = kind_of(path) == "other" and not path.is_block_device()
+    if path.is_symlink() and not through:
+        path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
+        if through:
             path.write_bytes(data)
             return
         with temporary.open("wb") as file:

@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NotRequired
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from weightloom.errors import DataError
-from weightloom.files import write_atomically
-from weightloom.runs.schema import read_json, read_object
+from weightloom.errors import ConfigError, DataError
+from weightloom.files import make_folder, write_atomically
+from weightloom.runs.schema import read_json as read_checked
+from weightloom.runs.schema import read_object
+from weightloom.texts import TextError, kind_of, read_json
 
 FORMAT = 1
 """Version of the schema of a record."""
@@ -212,6 +215,30 @@ def write_record(path: Path, record: Record) -> None:
     write_atomically(path, json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
 
 
+def check_target(path: Path) -> None:
+    """Raise a `ConfigError` unless a record may be written to ``path``.
+
+    That is where nothing is, where a record outside a run's folder is, or a pipe, or a device that takes text.
+    """
+    what = kind_of(path)
+    if what == "other" and not path.is_block_device():
+        return
+    found = {"folder": "is a folder", "other": "is a disk"}.get(what, "is no record")
+    if what == "file":
+        record: Any = None
+        with suppress(TextError):
+            record = read_json(path)
+        if isinstance(record, dict) and {"scores", "config"} <= {*record}:
+            if not (path.resolve().parent / "run.json").exists():
+                return
+            found = "is the record of a run, which belongs to it"
+    if what != "nothing":
+        raise ConfigError(
+            f"`{path}` {found}. Only a record that `--record` wrote is written over. Pass a name that is free."
+        )
+    make_folder(path.parent, "--record")
+
+
 def write_run_record(run: Path, record: Record) -> None:
     """Write the record of a run into its folder."""
     write_record(run / RECORD, {"format": FORMAT, **record})
@@ -238,7 +265,7 @@ def read_run_record(run: Path, identity: str = "") -> RunRecord:
     """
     path = run / RECORD
     about = "A run writes it when it comes to its end; `--resume FOLDER` finishes one."
-    record = read_json(path, RunRecord, FORMAT, about)
+    record = read_checked(path, RunRecord, FORMAT, about)
     if identity and record["identity"] != identity:
         raise DataError(
             f"`{path}` is of another run (digest {record['identity']}, not {identity}). A record belongs to the "

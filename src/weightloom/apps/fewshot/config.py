@@ -8,6 +8,9 @@ from weightloom.apps.fewshot.presets import COMMON, PRESETS, data_kind
 from weightloom.errors import ConfigError
 from weightloom.runs.options import RunOptions
 
+BLOCK_STEPS = 20
+"""Steps of a turn, where none were asked for."""
+
 
 @dataclass(frozen=True)
 class FewShotConfig(RunOptions):
@@ -41,7 +44,7 @@ class FewShotConfig(RunOptions):
     None: what suits the data, never the last."""
     mode: Literal["joint", "alternating", "bilevel"] = "joint"
     """Train all at once; base and hypernetwork in turn; or through gradient steps on the support set."""
-    block_steps: int = 20
+    block_steps: int = BLOCK_STEPS
     """Steps of each turn, with `--mode alternating`."""
     inner_steps: int | None = None
     """Gradient steps on the support set, where a method takes them. None: what suits the method."""
@@ -75,6 +78,20 @@ class FewShotConfig(RunOptions):
         self.check_counts(
             "queries", "train_ways", "tasks", "test_tasks", "devices", "nodes", "inner_steps", "block_steps"
         )
+        self.check_seeds("split")
+        self.check_distinct("ways", "shots")
+        if PRESETS[kind]["ways"] == (1,):
+            for option, asked in (("ways", self.ways or (1,)), ("train-ways", (self.train_ways or 1,))):
+                if asked != (1,):
+                    raise ConfigError(
+                        f"`--{option} {' '.join(map(str, asked))}` with `--data {self.data}`, a regression. It has no "
+                        f"classes to count. Leave `--{option}` out; `--shots` are the points of a task."
+                    )
+        if self.mode != "alternating" and self.block_steps != BLOCK_STEPS:
+            raise ConfigError(
+                f"`--block-steps {self.block_steps}` with `--mode {self.mode}`, which has no turns. "
+                "Type `--mode alternating`, or leave it out."
+            )
         if any(ways < 1 for ways in self.ways or (1,)) or self.ways == ():
             raise ConfigError(
                 f"`--ways {self.ways}` is too small. It counts classes. Type `--ways 5`, or `--ways 5 20`."
