@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _say(f"error: {error}", 2)
     except BrokenPipeError:  # whoever read our output has seen enough
         code = 0
+    except SystemExit as left:
+        if not isinstance(left.__context__, BrokenPipeError):  # that of rich's tables
+            raise
+        code = 0
     except KeyboardInterrupt:
         code = _say("interrupted", 130)
     except Exception as error:

@@ -18,7 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from weightloom.errors import CheckpointError, ConfigError
-from weightloom.texts import kind_of
+from weightloom.texts import kind_of, shortened
 
 FORMAT = "weightloom-1"
 
@@ -101,8 +101,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     through = kind_of(path) == "other" and not path.is_block_device()
-    if path.is_symlink() and not through:
-        path = path.resolve()
+    if kind_of(path) == "file":
+        path = path.resolve()  # a link stays one
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if through:
@@ -157,12 +157,6 @@ def check_empty(path: Path, option: str = "--run") -> None:
     except OSError as error:
         found = f"cannot be looked at ({error.strerror})"
     raise ConfigError(f"`{shortened(path)}` {found}. Nothing is written over. Pass another folder as `{option}`.")
-
-
-def shortened(path: Path | str) -> str:
-    """Write a path for a message, a very long one by its ends."""
-    text = str(path)
-    return text if len(text) <= 200 else f"{text[:80]}…{text[-80:]}"
 
 
 def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:

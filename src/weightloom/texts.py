@@ -46,6 +46,12 @@ def home(path: str | Path) -> Path:
         return Path(path)
 
 
+def shortened(path: str | Path) -> str:
+    """Write a path, or what was typed for one, for a message: a very long one by its ends."""
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:80]}…{text[-80:]}"
+
+
 def read_text(path: Path) -> str:
     """Read a regular file of UTF-8; a byte order mark is left out.
 
@@ -166,7 +172,7 @@ def _each_once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 def _plain(value: Any) -> Any:
     """Return a value that is plain, finite, and not too deep."""
     level = [value]
-    for _ in range(MOST_LEVELS + 1):
+    for depth in range(MOST_LEVELS + 1):
         below: list[Any] = []
         for its in level:
             if isinstance(its, float) and not math.isfinite(its):
@@ -174,6 +180,8 @@ def _plain(value: Any) -> Any:
             if not isinstance(its, str | int | float | dict | list | None):
                 raise TextError(f"it holds {str(its)!r}, a {type(its).__name__}")
             below += its.values() if isinstance(its, dict) else its if isinstance(its, list) else ()
+        if depth == MOST_LEVELS and any(isinstance(its, dict | list) for its in level):
+            break
         if not below:
             return value
         level = below

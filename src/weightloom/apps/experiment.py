@@ -116,6 +116,8 @@ def run(
     resolved = _resolved(app, config)
     processes = app.processes(resolved)
     folder = Path(processes.broadcast(str(folder)))
+    if resolved.start_from:
+        read_config(Path(resolved.start_from), app.config, app.name)  # said before anything is written
     problem = app.open(resolved)
     first = processes.global_rank == 0
     if first:

@@ -161,6 +161,8 @@ def parsed(config: RunOptions, text: str) -> tuple[str, list[str]]:
     chosen = [value for value in values.split(",") if value]
     if len(chosen) < 2:
         raise ConfigError(f"`--sweep {text}` has no values to choose from. Type `--sweep {typed}=0.001,0.003,0.01`.")
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(f"`--sweep {text}` has a value twice. Each is tried once. Leave it out once.")
     for value in chosen:
         with_option(config, option, value)
     return option, chosen

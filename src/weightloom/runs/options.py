@@ -196,6 +196,13 @@ def config_from(kind: type[Config], options: dict[str, Any]) -> Config:
             raise ConfigError(
                 f"Option {name!r} is unknown. {nearest(str(name), known)} See `weightloom {kind.command} --help`."
             )
+        value = options[name]
+        truths = [its for its in (value if isinstance(value, list) else [value]) if isinstance(its, bool)]
+        if truths and "bool" not in str(hints[name]):
+            raise ConfigError(
+                f"Option {name!r} is {value!r}, which is no number and no text. In YAML `yes` and `no` are truth "
+                f"values. See `weightloom {kind.command} --help` for what fits."
+            )
     several = {name for name in options if "tuple[" in str(hints[name])}
     options = {k: [v] if k in several and isinstance(v, int | float | str) else v for k, v in options.items()}
     try:

@@ -25,7 +25,7 @@ from weightloom.errors import ConfigError, DataError
 from weightloom.files import make_folder, write_atomically
 from weightloom.runs.schema import read_json as read_checked
 from weightloom.runs.schema import read_object
-from weightloom.texts import TextError, kind_of, read_json
+from weightloom.texts import TextError, kind_of, read_json, shortened
 
 FORMAT = 1
 """Version of the schema of a record."""
@@ -221,6 +221,18 @@ def check_target(path: Path) -> None:
     That is where nothing is, where a record outside a run's folder is, or a pipe, or a device that takes text.
     """
     what = kind_of(path)
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        make_folder(path.parent, "--record")
+        return
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"`{shortened(path)}` cannot be written ({getattr(error, 'strerror', None) or error}). A record is a file "
+            "of a name that a file can have. Pass another one as `--record`."
+        ) from error
+    if what == "nothing":
+        raise ConfigError(f"`{path}` is a link that leads nowhere. A record is a file. Pass a name that is free.")
     if what == "other" and not path.is_block_device():
         return
     found = {"folder": "is a folder", "other": "is a disk"}.get(what, "is no record")
@@ -232,11 +244,9 @@ def check_target(path: Path) -> None:
             if not (path.resolve().parent / "run.json").exists():
                 return
             found = "is the record of a run, which belongs to it"
-    if what != "nothing":
-        raise ConfigError(
-            f"`{path}` {found}. Only a record that `--record` wrote is written over. Pass a name that is free."
-        )
-    make_folder(path.parent, "--record")
+    raise ConfigError(
+        f"`{path}` {found}. Only a record that `--record` wrote is written over. Pass a name that is free."
+    )
 
 
 def write_run_record(run: Path, record: Record) -> None:

@@ -23,9 +23,9 @@ from weightloom.apps.fewshot.inputs import Inputs, Targets, inputs_of, targets_o
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.apps.fewshot.support import Given, read_inputs, read_support
 from weightloom.errors import ConfigError, DataError
-from weightloom.files import check_empty, make_folder, shortened, write_atomically
+from weightloom.files import check_empty, make_folder, write_atomically
 from weightloom.learners.learner import Learner, Support
-from weightloom.texts import read_json
+from weightloom.texts import kind_of, read_json, shortened
 
 
 @dataclass
@@ -225,7 +225,7 @@ def _shown(item: Any) -> list[float]:
 
 def _copy(source: Path, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write a loaded network once more."""
-    if (folder / "network.json").exists():
+    if kind_of(folder / "network.json") != "nothing":
         raise ConfigError(f"`{folder}` holds a network already. It is never written over. Pass another folder.")
     check_empty(folder, "folder")
     make_folder(folder, "folder")

@@ -18,6 +18,7 @@ from weightloom.errors import ConfigError
 from weightloom.files import check_empty, make_folder, save_tensors, write_atomically
 from weightloom.learners.learner import Learner, Support
 from weightloom.params import Params
+from weightloom.texts import kind_of
 
 
 def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task: str, folder: Path) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def write_network(
     Raises:
         ConfigError: If ``folder`` holds a network already, or the method's answer is not that of a plain network.
     """
-    if (folder / "network.json").exists():
+    if kind_of(folder / "network.json") != "nothing":
         raise ConfigError(f"`{folder}` holds a network already. It is never written over. Pass another `--out`.")
     check_empty(folder, "--out")
     learner.eval()

@@ -6,7 +6,7 @@ from typing import Any
 from weightloom.apps.fewshot.methods import FITS
 from weightloom.datasets import FILES, find_file, searched_folders
 from weightloom.errors import ConfigError, nearest
-from weightloom.texts import home, kind_of
+from weightloom.texts import home, kind_of, shortened
 
 DATA = tuple(name for name in FITS if name not in ("folder", "table", "own"))
 
@@ -207,8 +207,8 @@ def data_kind(data: str) -> str:
     if ":" in data:
         return "own"
     raise ConfigError(
-        f"`--data {data}` is unknown. {nearest(data, DATA)} It may also be a folder of pictures, with a sub-folder for "
-        "each class, a .csv file with a column `task`, or a source of your own as `module:Class`. "
+        f"`--data {shortened(data)}` is unknown. {nearest(data[:200], DATA)} It may also be a folder of pictures, with "
+        "a sub-folder for each class, a .csv file with a column `task`, or a source of your own as `module:Class`. "
         "`weightloom list` shows what is there."
     )
 

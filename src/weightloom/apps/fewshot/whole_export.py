@@ -23,6 +23,7 @@ from weightloom.errors import ConfigError, MissingExtraError, WeightloomError
 from weightloom.files import check_empty, make_folder, write_atomically
 from weightloom.learners.learner import Learner, Support
 from weightloom.tasks import Examples, Tasks
+from weightloom.texts import kind_of
 
 INPUTS = ("support_x", "support_y", "support_mask", "query_x")
 LIMIT = 1e-4
@@ -200,7 +201,7 @@ def _difference(name: str, run: Callable[..., Tensor], whole: _Whole, tasks: Tas
 
 
 def _check_folder(folder: Path) -> None:
-    if (folder / "whole.json").exists():
+    if kind_of(folder / "whole.json") != "nothing":
         raise ConfigError(f"`{folder}` holds a program already. It is never written over. Pass another folder.")
     check_empty(folder, "--out")
 

@@ -16,6 +16,7 @@ from weightloom.apps.rl.envs.worlds import World
 from weightloom.apps.rl.trained import Agent
 from weightloom.errors import ConfigError
 from weightloom.files import check_empty, make_folder, save_tensors, write_atomically
+from weightloom.texts import kind_of
 
 
 class AdaptedAgent:
@@ -75,7 +76,7 @@ class AdaptedAgent:
             ConfigError: If the folder holds a policy already.
             CheckpointError: If it cannot be written.
         """
-        if (folder / "policy.json").exists():
+        if kind_of(folder / "policy.json") != "nothing":
             raise ConfigError(f"`{folder}` holds a policy already. It is never written over. Pass another `--out`.")
         check_empty(folder, "--out")
         world = self.agent.world
