@@ -119,6 +119,9 @@ def run(
     if resolved.start_from:
         read_config(Path(resolved.start_from), app.config, app.name)  # said before anything is written
     problem = app.open(resolved)
+    for method in resolved.methods:
+        if method == resolved.method or ":" in method:  # code of a user's own, which may not even be there
+            _built(app, method, problem, resolved)
     first = processes.global_rank == 0
     if first:
         prepare_folder(folder, app.name, resolved, resume)

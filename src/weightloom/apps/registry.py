@@ -84,12 +84,18 @@ def imported(path: str, kind: str, example: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:  # an installed command looks only where it is installed
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return getattr(import_module(module), name)
+        found = getattr(import_module(module), name)
     except OWN_ERRORS as error:
         raise ConfigError(
             f"`{path}` cannot be imported ({_in_words(error)}). {kind} of your own is a module and a name in it, "
             f"found from where you run. Type it as in `{example}`."
         ) from error
+    if not callable(found) and not isinstance(found, App):
+        raise ConfigError(
+            f"`{path}` is a {type(found).__name__}. {kind} of your own is a class or a function, which is called. "
+            f"Type the name of one, as in `{example}`."
+        )
+    return found
 
 
 def called(path: str, kind: str, example: str, *arguments: Any) -> Any:
