@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from weightloom.apps.fewshot.run import launch
+from weightloom.apps.fewshot.training import launch
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.problems import problem_of

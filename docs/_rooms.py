@@ -1,6 +1,7 @@
 """Reference pages that follow from the source: a new file of a room is on its page without further ado.
 
-In:   a page with a block ```` ```{room} weightloom.forms ````; behind the name, ``alone`` leaves packages inside out.
+In:   a page with a block ```` ```{room} weightloom.forms ````; packages inside that have a page of their own, such as
+      ``apps-rl.md`` for ``weightloom.apps.rl``, are left out.
 Out:  the page with the room's public names in its place, then a section for each file with all else that is in it.
 """
 
@@ -8,18 +9,20 @@ import ast
 import inspect
 import re
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 
-ROOM = re.compile(r"^```\{room\} (\S+)( alone)?\n```$", re.MULTILINE)
+ROOM = re.compile(r"^```\{room\} (\S+)\n```$", re.MULTILINE)
+PAGES = Path(__file__).parent / "reference"
 
 
 def expanded(page: str) -> str:
     """Return the page with directives of autodoc in the place of rooms."""
-    return ROOM.sub(lambda found: "\n\n".join(_package(import_module(found[1]), "##", not found[2])), page)
+    return ROOM.sub(lambda found: "\n\n".join(_package(import_module(found[1]), "##")), page)
 
 
-def _package(package: ModuleType, marks: str, whole: bool = True) -> list[str]:
+def _package(package: ModuleType, marks: str) -> list[str]:
     """Directives for a package, then a heading and directives for each file, and each package inside."""
     origins = re_exports(package)
     foreign = [name for name, origin in origins.items() if not origin.startswith(f"{package.__name__}.")]
@@ -28,7 +31,8 @@ def _package(package: ModuleType, marks: str, whole: bool = True) -> list[str]:
     for info in iter_modules(package.__path__):
         name = f"{package.__name__}.{info.name}"
         heading = f"{marks} `{info.name}`"
-        if info.ispkg and whole:
+        own_page = PAGES / f"{name.removeprefix('weightloom.').replace('.', '-')}.md"
+        if info.ispkg and not own_page.exists():
             written += [heading, *_package(import_module(name), marks + "#")]
         elif not info.ispkg:
             shown = [found for found, origin in origins.items() if origin == name and _is_code(package, found)]

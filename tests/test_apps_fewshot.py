@@ -62,7 +62,7 @@ def test_a_run_leaves_config_metrics_checkpoint_record_and_report(digits_run):
     run, record = digits_run
     for name in ("config.json", "metrics.jsonl", "checkpoints/last.safetensors", "record.json", "report.html"):
         assert (run / name).stat().st_size > 0
-    assert json.loads((run / "record.json").read_text()) == record
+    assert json.loads((run / "record.json").read_text()) == {"format": 1, **record}
     assert json.loads((run / "config.json").read_text())["ways"] == [3]  # resolved, not None
 
 
@@ -376,7 +376,7 @@ def test_unequal_shots_and_several_ways_each_have_a_block_of_the_table(digits_ru
 def test_a_number_of_minutes_gives_every_method_as_many_steps_as_fit(tmp_path):
     config = FewShotConfig(data="digits", minutes=0.02, tasks=2, test_tasks=4, shots=(1,), comparators=("protonet",))
     record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
-    steps = [json.loads((tmp_path / "run" / where / "steps.json").read_text()) for where in (".", "protonet")]
+    steps = [json.loads((tmp_path / "run" / where / "steps.json").read_text())["steps"] for where in (".", "protonet")]
     assert min(steps) > 1
     assert all(seconds > 0.2 for seconds in record["cost"]["train_wall_time_s"].values())  # asked for 1.2 s
     assert max(steps) < 100_000  # and it ended

@@ -81,6 +81,21 @@ def test_a_room_uses_only_rooms_before_it(path):
     assert not [used for used in used_rooms(path) if used not in allowed]
 
 
+def test_no_file_imports_itself_by_way_of_others():
+    """A circle would make what a file defines hang on which file is imported first."""
+    names = {".".join(("weightloom", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    uses = {}
+    for name, path in names.items():
+        found = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+        targets = {f"{node.module}.{alias.name}" for node in found for alias in node.names}
+        uses[name] = {its if its in names else its.rpartition(".")[0] for its in targets} & names.keys() - {name}
+    while free := [name for name, its in uses.items() if not its & uses.keys()]:
+        for name in free:
+            del uses[name]
+    assert not uses
+
+
 def test_only_the_command_uses_apps():
     assert {room_of(path) for path in FILES if "apps" in used_rooms(path)} == {"apps", "commands", "cli"}
 

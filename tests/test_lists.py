@@ -66,7 +66,61 @@ ENTRY = """    Method(
     ),
 """
 
+APPLICATION = '''"""Lines fitted to points on a line."""
+
+from dataclasses import dataclass
+
+from weightloom.apps.app import App
+from weightloom.runs.options import RunOptions
+
+
+@dataclass(frozen=True)
+class LineConfig(RunOptions):
+    """One run."""
+
+    slope: float = 2.0
+    """Of the line."""
+
+
+class Lines(App):
+    """Lines fitted to points."""
+
+    name, about, config = "lines", "Fit a line to points on a line.", LineConfig
+
+    def open(self, config):
+        """Return points."""
+        import torch
+
+        x = torch.linspace(-1, 1, 20)[:, None]
+        return x, config.slope * x
+
+    def build(self, method, problem, config):
+        """Return a layer."""
+        import torch
+
+        return torch.nn.Linear(1, 1)
+
+    def train(self, model, problem, config, training):
+        """Fit it."""
+        from weightloom import TrainOptions, Turn, train
+
+        def loss(model, batch, name):
+            return (model(batch[0]) - batch[1]).square().mean(1)
+
+        options = TrainOptions(steps=config.steps or 200, outer_lr=0.1)
+        return train(model, [problem], None, options, turns=[Turn("fit", loss)], **training.how())
+
+    def judge(self, contenders, problem, config, folder):
+        """Return squared errors."""
+        x, y = problem
+        return [one.row("the line", "mse", (one.model(x) - y).square()[:, 0].detach()) for one in contenders]
+'''
+
 CHANGES = {
+    "application": {
+        "apps/lines.py": [("", APPLICATION)],
+        "apps/registry.py": [('    "rl": "weightloom', '    "lines": "weightloom.apps.lines:Lines",\n')],
+    },
     "form": {
         "forms/column_scale.py": [("", FORM)],
         "forms/__init__.py": [("", "from weightloom.forms.column_scale import ColumnScale as ColumnScale\n")],
@@ -93,6 +147,7 @@ printed = io.StringIO()
 with contextlib.redirect_stdout(printed):
     from weightloom.cli import main
     main(["list"])
+    main([])
 listed_without_torch = "torch" not in sys.modules
 import torch
 import cases, test_apps_fewshot_methods, weightloom
@@ -101,7 +156,12 @@ from weightloom.testing import check_form
 check_form(weightloom.ColumnScale())
 expanded = runpy.run_path(str(root / "docs" / "_rooms.py"))["expanded"]
 reference = root / "docs" / "reference"
-pages = [expanded((reference / page).read_text()) for page in ("forms.md", "hypernets.md", "learners.md")]
+pages = [expanded((reference / page).read_text()) for page in ("apps.md", "forms.md", "hypernets.md", "learners.md")]
+with contextlib.redirect_stdout(printed):
+    main(["lines", "--run", "run", "--quiet"])
+    main(["lines", "--resume", "run", "--quiet"])
+    main(["eval", "run"])
+    main(["report", "run"])
 params = {"w": weightloom.ColumnScale().value(torch.ones(2, 3), {"gain": torch.ones(5, 3)})}
 weightloom.save_params("params.safetensors", params)
 print(json.dumps({
@@ -113,6 +173,8 @@ print(json.dumps({
     "table": runpy.run_path(str(root / "docs" / "_tables.py"))["methods_table"]().split("`"),
     "chosen": FewShotConfig("digits", method="nearest-mean").method,
     "budget": str(weightloom.budget(torch.nn.Linear(20, 300), 300 * 9 + 20 * 10, width=8, generate="weight")),
+    "scores": [row["mean"] for row in json.loads(Path("run/record.json").read_text())["scores"]],
+    "report": Path("run/report.html").read_text(),
     "loaded": repr(weightloom.load_params("params.safetensors")["w"].form),
 }))
 """
@@ -163,3 +225,11 @@ def test_the_documentation_shows_them(found):
 
 def test_a_budget_may_choose_a_new_form_and_a_file_may_hold_it(found):
     assert "ColumnScale()" in found["budget"] and found["loaded"] == "ColumnScale()"
+
+
+def test_a_new_application_is_run_judged_and_shown(found):
+    assert "lines" in found["listed"]
+    trained, untrained = found["scores"]
+    assert trained < 1e-3 < untrained
+    assert "lines" in found["pages"] or "`lines`" in found["pages"]
+    assert "<h2>Results</h2>" in found["report"] and "hypernetwork (untrained)" in found["report"]

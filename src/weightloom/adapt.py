@@ -130,15 +130,24 @@ def fit_params(
             "`params` is empty. There is nothing to fit: the base's own parameters are shared by all tasks. "
             "Pass those of each task, as a hypernetwork generates them."
         )
-    fitted = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-    optimiser = torch.optim.Adam(fitted, lr=inner_lr)
+    start = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    fitted = _fitted(
+        start, lambda its: loss_per_task(apply_per_task(base, tree_unflatten(its, structure), x)), steps, inner_lr
+    )
+    return Params(tree_unflatten(fitted, structure))
+
+
+def _fitted(
+    leaves: list[Tensor], losses: Callable[[list[Tensor]], Tensor], steps: int, inner_lr: float
+) -> list[Tensor]:
+    """Fit leaves with Adam, and nothing else that the loss holds; return them without gradient history."""
+    optimiser = torch.optim.Adam(leaves, lr=inner_lr)
     with torch.enable_grad():
         for _ in range(steps):
-            losses = loss_per_task(apply_per_task(base, tree_unflatten(fitted, structure), x))
-            for leaf, gradient in zip(fitted, torch.autograd.grad(losses.sum(), fitted), strict=True):
+            for leaf, gradient in zip(leaves, torch.autograd.grad(losses(leaves).sum(), leaves), strict=True):
                 leaf.grad = gradient
             optimiser.step()
-    return Params(tree_unflatten([leaf.detach() for leaf in fitted], structure))
+    return [leaf.detach() for leaf in leaves]
 
 
 def fit_condition(
@@ -187,14 +196,11 @@ def fit_condition(
     """
     condition = _start(hyper, len(x), start)
     buffers = {name: buffer.clone() for name, buffer in hyper.named_buffers()}  # a step may write into them
-    optimiser = torch.optim.Adam([condition], lr=inner_lr)
-    with torch.enable_grad():
-        for _ in range(steps):
-            params = functional_call(hyper, buffers, (condition,))
-            losses = loss_per_task(apply_per_task(base, params, x))
-            (condition.grad,) = torch.autograd.grad(losses.sum(), condition)  # of nothing else
-            optimiser.step()
-    return condition.detach()
+
+    def losses(leaves: list[Tensor]) -> Tensor:
+        return loss_per_task(apply_per_task(base, functional_call(hyper, buffers, (leaves[0],)), x))
+
+    return _fitted([condition], losses, steps, inner_lr)[0]
 
 
 def _start(hyper: nn.Module, tasks: int, start: Tensor | None) -> Tensor:

@@ -39,11 +39,11 @@ def print_table(scores: list[dict[str, Any]], unseen: str, columns: Sequence[str
     calibrated = any("calibration" in row for row in scores)
     timed = any(row.get("adapt_time_s") for row in scores)
     table = Table(title=f"{scores[0]['tasks']:,} {unseen}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("setting", "method"):
-        table.add_column(column, no_wrap=True)
+    table.add_column("setting", min_width=8)  # words wrap where a terminal is narrow, numbers never do
+    table.add_column("method", min_width=14)
     heads = [f"{name} ± 95 %", *(other.replace("_", " ") for other in others)]
     for column in (*heads, *(["ece"] if calibrated else []), *(["adapts in"] if timed else [])):
-        table.add_column(column if column == heads[0] else fill(column, HEADING), justify="right", no_wrap=True)
+        table.add_column(column if column == heads[0] else fill(column, HEADING - 2), justify="right", no_wrap=True)
     for number, row in enumerate(scores):
         new = number == 0 or row["setting"] != scores[number - 1]["setting"]
         also = row.get("also") or {}
