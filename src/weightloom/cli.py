@@ -93,6 +93,7 @@ def _unexpected(error: Exception, words: list[str]) -> str:
     import traceback
 
     said = " ".join(str(error).split())[:300]
+    memory = isinstance(error, MemoryError) or "allocate memory" in said  # as torch says it
     named = (Path(word.rpartition("=")[2]) for word in words)
     folder = next((path for path in named if kind_of(path / "run.json") == "file"), None)
     text = "".join(traceback.format_exception(error)).encode(errors="backslashreplace")
@@ -105,7 +106,7 @@ def _unexpected(error: Exception, words: list[str]) -> str:
                 file.write(text)
             where = f"it is in `{path}`"
             break
-    more = "Free some memory, or ask for less" if isinstance(error, MemoryError) else "Check the files and options"
+    more = "Free some memory, or ask for less" if memory else "Check the files and options"
     return (
         f"error: {type(error).__name__}{f': {said}' if said else ''}. Nothing foresaw this. {more}; with a report "
         f"of it goes its traceback: {where}."

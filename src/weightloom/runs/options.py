@@ -15,7 +15,7 @@ from weightloom.errors import ConfigError, nearest
 MOST_OF_ALL = 1_000_000_000
 """The largest number that an option takes, where `MOST` does not say."""
 MOST = {
-    **dict.fromkeys(("threads", "devices", "nodes"), 512),
+    **dict.fromkeys(("threads", "devices", "nodes"), 128),
     **dict.fromkeys(("tasks", "ways", "train_ways", "shots", "queries", "rows"), 100_000),
     **dict.fromkeys(("width", "hidden", "rank"), 100_000),
     **dict.fromkeys(("blocks", "critics"), 1_000),

@@ -19,6 +19,8 @@ from weightloom.tasks import Examples, Tasks
 
 TEST_SEED = 1 << 40
 """Where meta-test tasks come from: the same tasks for every method and every seed of training."""
+VALIDATION_SEED = 1 << 31  # of a seed, torch takes the lower 32 bits
+"""Added to it for validation tasks of sinusoids, which are drawn from all there are."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,10 @@ def score_all(contenders: Sequence[Contender[Learner]], problem: Problem, config
 
 def draw_test_tasks(problem: Problem, shots: int, tasks: int, first: int = 0, ways: int | None = None) -> Tasks:
     """Draw meta-test tasks; the same number gives the same tasks, whatever was drawn before."""
-    generator = torch.Generator().manual_seed(TEST_SEED + (shots << 20) + first)
+    seed = TEST_SEED + (shots << 20) + first
+    if problem.config.kind == "sinusoid" and problem.config.held_out == "validation":
+        seed += VALIDATION_SEED  # no pool tells these tasks from those of the table
+    generator = torch.Generator().manual_seed(seed)
     return problem.test_source(shots, ways).sample(tasks, generator)
 
 
