@@ -18,6 +18,7 @@ SOURCE = Path(weightloom.__file__).parent
 ROOMS = [
     *(
         "errors",
+        "texts",
         "losses",
         "platforms",
         "files",

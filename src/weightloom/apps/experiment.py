@@ -27,7 +27,8 @@ from weightloom.runs.folder import FORMAT, held_folder, identity_of, read_config
 from weightloom.runs.metrics import read_rows
 from weightloom.runs.options import RunOptions, with_option
 from weightloom.runs.record import Better, Record, Row, environment, write_run_record
-from weightloom.runs.schema import read_json, write_json
+from weightloom.runs.schema import damaged, read_json, write_json
+from weightloom.texts import TextError, read_text
 from weightloom.training import OneProcess, Processes
 
 FAILURE = "failure.txt"
@@ -120,7 +121,12 @@ def run(
     resolved = _resolved(app, config)
     processes = processes or app.processes(resolved)
     folder = Path(processes.broadcast(str(folder)))
+    if resolved.start_from:
+        read_config(Path(resolved.start_from), app.config, app.name)  # said before anything is written
     problem = app.open(resolved)
+    for method in resolved.methods:
+        if method == resolved.method or ":" in method:  # code of a user's own, which may not even be there
+            _built(app, method, problem, resolved)
     first = processes.global_rank == 0
     with held_folder(folder, app.name, resolved, resume) if first else nullcontext():
         if first and choices:
@@ -195,6 +201,18 @@ def report(app: App[C, P, M], folder: Path) -> Path:
 def method_folder(folder: Path, method: str, config: RunOptions) -> Path:
     """Return where a method's checkpoints are: of ``--method`` in the run itself, of a comparator in a folder below."""
     return folder if method == config.method else folder / method.replace(":", ".")
+
+
+def failure_of(place: Path) -> str:
+    """Return why the training of a comparator came to no end.
+
+    Raises:
+        DataError: If the file that says it cannot be read.
+    """
+    try:
+        return read_text(place / FAILURE)
+    except TextError as error:
+        raise damaged(place / FAILURE, str(error)) from error
 
 
 def say(text: str) -> None:
@@ -286,7 +304,7 @@ class _Arms(Generic[C, P, M]):
         """Build and train one arm; None where it is a comparator that failed."""
         first = self.processes.global_rank == 0
         if (place / FAILURE).is_file():
-            self.failures[name] = (place / FAILURE).read_text(encoding="utf-8")
+            self.failures[name] = failure_of(place)
             return None
         own = self.choices.of(self.config, method)
         steps = self._steps_of(method, own, place)

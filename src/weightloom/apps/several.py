@@ -59,6 +59,14 @@ class Several:
     sweep: tuple[str, ...] = ()
     """An option to try on validation tasks, as in ``outer-lr=0.001,0.003``."""
 
+    def __post_init__(self) -> None:
+        for name, values in (("seeds", self.seeds), ("folds", self.folds)):
+            if len(set(values)) < len(values):
+                raise ConfigError(f"`--{name}` has a number twice. Each is one run. Leave it out once.")
+            for value in values:
+                if not 0 <= value < 2**32:
+                    raise ConfigError(f"`--{name} {value}` is out of range. Pass numbers from 0 to 4,294,967,295.")
+
     def __bool__(self) -> bool:
         return bool(self.seeds or self.folds or self.sweep)
 
@@ -182,6 +190,8 @@ def parsed(config: RunOptions, text: str) -> tuple[str, list[str]]:
     chosen = [value for value in values.split(",") if value]
     if len(chosen) < 2:
         raise ConfigError(f"`--sweep {text}` has no values to choose from. Type `--sweep {typed}=0.001,0.003,0.01`.")
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(f"`--sweep {text}` has a value twice. Each is tried once. Leave it out once.")
     for value in chosen:
         with_option(config, option, value)
     return option, chosen

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from weightloom import texts
 from weightloom.errors import CheckpointError, ConfigError, DataError
 from weightloom.platforms import lock
 from weightloom.runs.options import RunOptions
@@ -107,8 +108,8 @@ def read_config(run: Path, kind: type[Config], app: str) -> Config:
 def is_begun(run: Path) -> bool:
     """Say whether a folder holds a run: one killed while its first files were written has left none."""
     try:
-        return isinstance(json.loads((run / RUN).read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
+        return isinstance(texts.read_json(run / RUN), dict)
+    except texts.TextError:
         return False
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from weightloom.files import append_line, write_atomically
+from weightloom.errors import CheckpointError
+from weightloom.files import write_atomically
 
 Row = dict[str, Any]
 NAME = "metrics.jsonl"
@@ -62,5 +63,16 @@ def write_rows(run: Path, rows: Sequence[Row]) -> None:
 
 
 def append_row(run: Path, row: Row) -> None:
-    """Add a row."""
-    append_line(run / NAME, json.dumps(row))
+    """Add a row.
+
+    Raises:
+        CheckpointError: If it cannot be written, as on a full disk. Checkpoints of before stay.
+    """
+    try:
+        with (run / NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise CheckpointError(
+            f"`{run / NAME}` could not be added to ({error.strerror or error}). A run logs its steps there; its last "
+            "checkpoint is still whole. Make room, and go on with `--resume`."
+        ) from error

@@ -7,7 +7,6 @@ Knows nothing of models.
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from weightloom.apps.fewshot.inputs import Inputs, Targets
 from weightloom.errors import DataError
+from weightloom.texts import home, kind_of, parse_json
 
 TABLES = (".csv", ".jsonl", ".npz")
 LABEL, TARGET, TASK = "label", "y", "task"
@@ -53,8 +53,8 @@ def read_support(
         DataError: If it is none of these, a file cannot be read, or a class has no example.
     """
     if isinstance(support, str | Path):
-        path = Path(support).expanduser()
-        if path.is_dir() and kind == "classification":
+        path = home(support)
+        if kind_of(path) == "folder" and kind == "classification":
             return _of_classes({folder.name: folder for folder in _class_folders(path)}, inputs)
         return _of_file(path, inputs, kind, targets)
     if isinstance(support, Mapping) and kind == "classification":
@@ -82,12 +82,12 @@ def read_inputs(given: Any, inputs: Inputs) -> tuple[list[Any], list[str]]:
     items, names = list[Any](), list[str]()
     alone = isinstance(given, str | Path) or hasattr(given, "convert")
     for number, item in enumerate([given] if alone else given):
-        path = Path(item).expanduser() if isinstance(item, str | Path) else None
+        path = home(item) if isinstance(item, str | Path) else None
         if path is not None and path.suffix.lower() in TABLES:
             found = _of_file(path, inputs, None)
             items += found.x
             names += found.names
-        elif path is not None and inputs.files and path.is_dir():
+        elif path is not None and inputs.files and kind_of(path) == "folder":
             files = _visible(path)
             items += [str(file) for file in files]
             names += [str(file) for file in files]
@@ -134,7 +134,7 @@ def _of_file(
 ) -> Given:
     """Read a file of examples; ``kind`` None: without their labels."""
     if path.suffix.lower() not in TABLES:
-        what = "is not there" if not path.exists() else "is a folder" if path.is_dir() else "is of no kind known"
+        what = {"nothing": "is not there", "folder": "is a folder"}.get(kind_of(path), "is of no kind known")
         forms = POINTS if kind == "regression" else FORMS
         raise DataError(f"`{path}` {what}. A support set is {forms}. Check the path.")
     if path.suffix.lower() == ".npz":
@@ -172,7 +172,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if path.suffix.lower() == ".jsonl":
             for number, line in enumerate(text.splitlines(), 1):
                 if line.strip():
-                    row = json.loads(line)
+                    row = parse_json(line)
                     if not isinstance(row, dict):
                         raise ValueError(f"line {number} is no object")
                     yield f"line {number} of {path}", row
