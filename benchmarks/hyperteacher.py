@@ -26,14 +26,8 @@ from weightloom.learners.modular import (
 )
 from weightloom.losses import soft_cross_entropy_per_task
 from weightloom.networks import mlp
-from weightloom.runs.record import (
-    environment,
-    peak_memory_bytes,
-    read_record,
-    summary,
-    summary_over_seeds,
-    write_record,
-)
+from weightloom.platforms import peak_memory_bytes
+from weightloom.runs.record import environment, read_record, summary, summary_over_seeds, write_record
 from weightloom.tasks import Tasks
 from weightloom.tasks.hyperteacher import HyperteacherTasks
 from weightloom.training import TrainOptions

@@ -19,7 +19,9 @@ ROOMS = [
     *(
         "errors",
         "limits",
+        "texts",
         "losses",
+        "platforms",
         "files",
         "datasets",
         "params",

@@ -9,14 +9,8 @@ import pytest
 import torch
 
 from weightloom.errors import DataError
-from weightloom.runs.record import (
-    environment,
-    peak_memory_bytes,
-    read_record,
-    summary,
-    summary_over_seeds,
-    write_record,
-)
+from weightloom.platforms import peak_memory_bytes
+from weightloom.runs.record import environment, read_record, summary, summary_over_seeds, write_record
 
 
 def test_the_interval_over_tasks_is_that_of_the_central_limit():

@@ -1,6 +1,7 @@
 """A user's folder: pictures of every kind, what is skipped, and splits."""
 
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ from weightloom.tasks import folder as room
 from weightloom.tasks import load_folder, split_classes
 
 Image = pytest.importorskip("PIL.Image")
+PngInfo = pytest.importorskip("PIL.PngImagePlugin").PngInfo
 RED, GREEN, BLUE = (254, 0, 0), (0, 254, 0), (0, 0, 254)
 
 
@@ -22,10 +24,13 @@ def solid(colour, width=40, height=30, mode="RGB"):
 
 
 def fill(root, classes, pictures=2, colour=RED):
+    """Pictures alike but for a comment: a file that two classes share would be left out."""
     for name in classes:
         (root / name).mkdir(parents=True)
         for number in range(pictures):
-            solid(colour).save(root / name / f"{number}.png")
+            comment = PngInfo()
+            comment.add_text("of", f"{root}{name}{number}")
+            solid(colour).save(root / name / f"{number}.png", pnginfo=comment)
     return root
 
 
@@ -274,3 +279,34 @@ def test_large_parts_have_the_shares_asked_for_and_the_seed_decides_who_is_in_th
     assert not split_classes(100, fractions=(0.5, 0.0, 0.5))["validation"]
     with pytest.raises(ConfigError, match=r"Pass three numbers"):
         split_classes(100, fractions=(0.5, 0.6, 0.2))
+
+
+# Pictures of two classes
+
+
+def copied(source, target):
+    shutil.copytree(source, target)
+
+
+def linked(source, target):
+    target.symlink_to(source)
+
+
+def linked_files(source, target):
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).symlink_to(file)
+
+
+@pytest.mark.parametrize(("share", "said"), [(copied, "a copy of"), (linked, "a link to"), (linked_files, "a link to")])
+@pytest.mark.parametrize("split", [False, True])
+def test_a_picture_that_two_classes_have_counts_for_the_first_and_is_said(share, said, split, tmp_path):
+    parts = ("train", "test") if split else ("", "")
+    fill(tmp_path / parts[0], ["a", "b"])
+    fill(tmp_path / parts[1], ["c", "d"])
+    share(tmp_path / parts[0] / "a", tmp_path / parts[1] / "e")
+    loaded = load_folder(tmp_path)
+    assert sorted(loaded.pool.names) == ["a", "b", "c", "d"]
+    told = {Path(skipped.what).name: skipped.why for skipped in loaded.skipped}
+    assert told["e"] == "0 of the 2 pictures needed"
+    assert told["0.png"].startswith(said) and told["0.png"].endswith("of another class")

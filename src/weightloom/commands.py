@@ -5,9 +5,10 @@ Knows nothing of the insides of applications. Torch is imported only by the comm
 
 import ast
 import inspect
+import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -57,6 +58,7 @@ def run_app(app: AnyApp, words: list[str], typed: str) -> int:
     kind: Any = RunCommand
     command = _parse(kind[app.config], words, typed, default)
 
+    _check_going_on(command, several, typed)
     source = command.resume or command.config
     if source and not command.trust:
         check_trusted(command.options, source, words)
@@ -84,16 +86,31 @@ def run_app(app: AnyApp, words: list[str], typed: str) -> int:
     return 0
 
 
+def _check_going_on(command: RunCommand[Any], several: dict[str, Any], typed: str) -> None:
+    """Raise a `ConfigError` where `--resume` stands beside what it leaves no room for."""
+    if command.resume is None:
+        return
+    beside = [name for name in ("run", "config") if getattr(command, name) is not None]
+    beside += [name for name, value in several.items() if getattr(command, name) != value]
+    if beside:
+        raise ConfigError(
+            f"`--resume {command.resume}` with `--{beside[0]}`. A run goes on in its own folder, with its own options. "
+            f"Type `weightloom {typed} --resume {command.resume}` alone, or start another run."
+        )
+
+
 def evaluate(words: list[str]) -> int:
     """Judge the methods of a run again, with other options."""
     app = _app_of(words, "eval")
     about = "Judge the methods of a run again, with other options."
-    kind = _with_changes(app, about, record=Path, app=str, trust=bool)
+    kind = _with_changes(app, about, app.judged_by, record=Path, app=str, trust=bool)
     command = _parse(kind, words, "eval")
 
     from weightloom.apps.experiment import judge_again
-    from weightloom.runs.record import environment, write_record
+    from weightloom.runs.record import check_target, environment, write_record
 
+    if command.record:
+        check_target(command.record)
     config, scores = judge_again(app, command.run, _changes(app, command), command.trust)
     _print_scores(app, scores)
     if command.record:
@@ -169,7 +186,9 @@ def export(words: list[str]) -> int:
         "Write a plain network for one task: parameters, a description, and a program for torch.export.load. With "
         "--whole: encoder, hypernetwork and base as one program for torch.export and ONNX."
     )
-    command = _parse(_with_changes(app, about, task=str, whole=bool, out=Path, app=str, trust=bool), words, "export")
+    left = [name for name in app.judged_by if not name.startswith("test_")]
+    more = {"task": str, "whole": bool, "out": Path, "app": str, "trust": bool}
+    command = _parse(_with_changes(app, about, left, **more), words, "export")
     if command.whole == (command.task is not None):
         raise ConfigError(
             "`weightloom export` was given neither `--task` nor `--whole`, or both. It writes the network of one task, "
@@ -178,7 +197,14 @@ def export(words: list[str]) -> int:
     need_extra(app)
     from weightloom.apps.experiment import load
 
-    loaded = load(app, command.run, _changes(app, command), only=True, trust=command.trust)
+    changes = _changes(app, command)
+    for name, values in changes.items():
+        if isinstance(values, list) and len(values) > 1:
+            raise ConfigError(
+                f"`--{name} {' '.join(map(str, values))}` with `weightloom export`, which writes one network for one "
+                f"kind of task. Pass one, as in `--{name} {values[0]}`."
+            )
+    loaded = load(app, command.run, changes, only=True, trust=command.trust)
     folder = command.out or command.run / "export" / ("whole" if command.whole else Path(command.task).stem)
     if command.whole:
         facts = app.export_whole(loaded.model, loaded.problem, loaded.config, folder)
@@ -263,7 +289,7 @@ def _app_of(words: list[str], command: str) -> AnyApp:
     return app
 
 
-def _with_changes(made_by: AnyApp, about: str, **more: type) -> type[Any]:
+def _with_changes(made_by: AnyApp, about: str, judged_by: Sequence[str], **more: type) -> type[Any]:
     """Build the dataclass of a command on a run: its folder, options of its own, options of the run that may change."""
     hints = get_type_hints(made_by.config)
     own = {
@@ -279,7 +305,7 @@ def _with_changes(made_by: AnyApp, about: str, **more: type) -> type[Any]:
         wanted, default = (bool, False) if kind is bool else (kind | None, None)
         columns.append((name, Annotated[wanted, arg(help=own[name])], field(default=default)))
     documented = _documented(made_by.config)
-    for name in made_by.judged_by:
+    for name in judged_by:
         kind = hints[name]
         text = documented.get(name, "").partition(" None:")[0].partition(" Default:")[0]
         wanted, default, usual = (bool, False, "") if kind is bool else (kind | None, None, " Default: as trained.")
@@ -290,7 +316,7 @@ def _with_changes(made_by: AnyApp, about: str, **more: type) -> type[Any]:
 
 
 def _changes(app: AnyApp, command: Any) -> dict[str, Any]:
-    values = {name: getattr(command, name) for name in app.judged_by}
+    values = {name: getattr(command, name) for name in app.judged_by if hasattr(command, name)}
     typed = {name: its for name, its in values.items() if its is not None and its is not False}
     return {name: list(its) if isinstance(its, tuple) else its for name, its in typed.items()}
 
@@ -329,20 +355,22 @@ def _no_options(words: list[str], name: str) -> None:
 
 def _value_of(flag: str, words: list[str]) -> str | None:
     """Find a flag that decides on the defaults of all others."""
-    for number, word in enumerate(words):
+    found = None
+    for number, word in enumerate(words):  # the last one counts, as the parser has it
         if word == flag and number + 1 < len(words):
-            return words[number + 1]
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-    return None
+            found = words[number + 1]
+        elif word.startswith(f"{flag}="):
+            found = word.removeprefix(f"{flag}=")
+    return found
 
 
 def _read_options(path: Path) -> dict[str, Any]:
-    import yaml
+    from weightloom.texts import TextError, parse_json, parse_yaml, read_text
 
     try:
-        options = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        text = read_text(path)
+        options = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+    except TextError as error:
         raise ConfigError(
             f"`--config {path}` cannot be read ({error}). It is a YAML or JSON file with one option a line, as in "
             "`ways: 5`. A run's `config.json` is one."
@@ -354,6 +382,6 @@ def _read_options(path: Path) -> dict[str, Any]:
 
 def _free_folder(label: str) -> Path:
     number = 1
-    while (folder := Path("runs") / f"{label}-{number:03d}").exists():
+    while os.path.lexists(folder := Path("runs") / f"{label}-{number:03d}"):
         number += 1
     return folder

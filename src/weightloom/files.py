@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from weightloom.errors import CheckpointError
+from weightloom.errors import CheckpointError, ConfigError
+from weightloom.platforms import move
+from weightloom.texts import kind_of, shortened
 
 FORMAT = "weightloom-1"
+TEMPORARY = ".tmp"
+"""End of the name of a file that is being written: ``.NAME.PROCESS.tmp``."""
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -78,32 +83,90 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"`{path}` was changed after it was written: its contents do not match the digest kept inside. "
             "What it holds cannot be trusted. Use an earlier checkpoint, or start the run again."
         )
-    facts: dict[str, Any] = json.loads(header["facts"])
+    try:
+        facts = json.loads(header["facts"])
+        if not isinstance(facts, dict):
+            raise ValueError(f"they are a {type(facts).__name__}")
+    except (ValueError, KeyError, RecursionError) as error:
+        raise CheckpointError(
+            f"`{path}` holds facts that cannot be read ({type(error).__name__}: {error}). They are one JSON object. "
+            "Use an earlier checkpoint, or start the run again."
+        ) from error
     return tensors, facts
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name, then move it to ``path``.
 
+    Where a link lies at ``path``, the file that it leads to is written. A device or a pipe is written to as it stands.
+
     Raises:
         CheckpointError: If it cannot be written. The temporary file is removed; what was at ``path`` stays.
     """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    through = kind_of(path) == "other" and not path.is_block_device()
+    if kind_of(path) == "file":
+        path = path.resolve()  # a link stays one
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
+        if through:
+            path.write_bytes(data)
+            return
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        move(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        kept = "What was there before is still whole. " if path.exists() else ""
-        raise CheckpointError(
-            f"`{path}` could not be written ({error.strerror or error}). {kept}"
-            f"It needs {len(data) / 1e6:.1f} MB in a folder that can be written to. "
-            "Make room, or choose another folder with `--run FOLDER`."
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise not_written(path, error, len(data)) from error
+
+
+def not_written(path: Path, error: OSError, size: int = 0) -> CheckpointError:
+    """Return the error for a file or folder that the system would not write."""
+    kept = "What was there before is still whole. " if path.exists() else ""
+    return CheckpointError(
+        f"`{path}` could not be written ({error.strerror or error}). {kept}"
+        f"It needs {size / 1e6:.1f} MB in a folder that can be written to. "
+        "Make room, or choose another folder with `--run FOLDER`."
+    )
+
+
+def make_folder(path: Path, option: str = "--run") -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Args:
+        path: The folder.
+        option: The option that names it, for the message.
+
+    Raises:
+        ConfigError: If it cannot be made, or something else is there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"`{shortened(path)}` cannot be made a folder ({getattr(error, 'strerror', None) or error}). A folder "
+            "needs a name that is free, in a place that can be written to, of at most 255 letters. "
+            f"Pass another one as `{option}`."
         ) from error
+
+
+def check_empty(path: Path, option: str = "--run") -> None:
+    """Raise a `ConfigError` unless nothing is at ``path``, or an empty folder.
+
+    Args:
+        path: Where a folder shall be written.
+        option: The option that names it, for the message.
+    """
+    try:
+        if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+            return
+        found = "holds something already" if path.is_dir() else "is there already, and no folder"
+    except OSError as error:
+        found = f"cannot be looked at ({error.strerror})"
+    raise ConfigError(f"`{shortened(path)}` {found}. Nothing is written over. Pass another folder as `{option}`.")
 
 
 def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:

@@ -21,13 +21,15 @@ from weightloom.apps.app import App, C, Contender, M, P, Training
 from weightloom.apps.registry import check_trusted
 from weightloom.base import autotuned
 from weightloom.errors import ConfigError, NonFiniteError
-from weightloom.files import save_tensors, write_atomically
+from weightloom.files import make_folder, save_tensors, write_atomically
+from weightloom.platforms import peak_memory_bytes
 from weightloom.report import build_report
-from weightloom.runs.folder import FORMAT, identity_of, prepare_folder, read_config
+from weightloom.runs.folder import FORMAT, held_folder, identity_of, read_config
 from weightloom.runs.metrics import read_rows
 from weightloom.runs.options import RunOptions, with_option
-from weightloom.runs.record import Better, Record, Row, environment, peak_memory_bytes, write_run_record
-from weightloom.runs.schema import read_json, write_json
+from weightloom.runs.record import Better, Record, Row, environment, write_run_record
+from weightloom.runs.schema import damaged, read_json, write_json
+from weightloom.texts import TextError, read_text
 from weightloom.training import OneProcess, Processes
 
 FAILURE = "failure.txt"
@@ -120,25 +122,30 @@ def run(
     resolved = _resolved(app, config)
     processes = processes or app.processes(resolved)
     folder = Path(processes.broadcast(str(folder)))
+    if resolved.start_from:
+        read_config(Path(resolved.start_from), app.config, app.name)  # said before anything is written
     problem = app.open(resolved)
+    for method in resolved.methods:
+        if method == resolved.method or ":" in method:  # code of a user's own, which may not even be there
+            _built(app, method, problem, resolved)
     first = processes.global_rank == 0
-    if first:
-        prepare_folder(folder, app.name, resolved, resume)
-        if choices:
+    with held_folder(folder, app.name, resolved, resume) if first else nullcontext():
+        if first and choices:
             write_json(folder / CHOSEN, asdict(choices), FORMAT)
-        if not quiet:
+        if first and not quiet:
             for notice in app.notices(problem):
                 say(notice)
-    processes.barrier()
-    if (folder / CHOSEN).is_file():
-        choices = read_json(folder / CHOSEN, Choices, FORMAT, "A run writes it when a sweep chose options for it.")
-    kept = folder / "engines.json" if first else None
-    with autotuned(kept) if resolved.autotune else nullcontext():
-        arms = _Arms(app, resolved, problem, folder, processes, quiet, choices or Choices(), bare)
-        stopped_by = arms.train()
-        if stopped_by or not first:
-            return stopped_by
-        return _finish(arms, command, start_s)
+        processes.barrier()
+        if (folder / CHOSEN).is_file():
+            about = "A run writes it when a sweep chose options for it."
+            choices = read_json(folder / CHOSEN, Choices, FORMAT, about)
+        kept = folder / "engines.json" if first else None
+        with autotuned(kept) if resolved.autotune else nullcontext():
+            arms = _Arms(app, resolved, problem, folder, processes, quiet, choices or Choices(), bare)
+            stopped_by = arms.train()
+            if stopped_by or not first:
+                return stopped_by
+            return _finish(arms, command, start_s)
 
 
 def load(
@@ -206,6 +213,18 @@ def method_folder(folder: Path, method: str, config: RunOptions) -> Path:
     return folder if method == config.method else folder / method.replace(":", ".")
 
 
+def failure_of(place: Path) -> str:
+    """Return why the training of a comparator came to no end.
+
+    Raises:
+        DataError: If the file that says it cannot be read.
+    """
+    try:
+        return read_text(place / FAILURE)
+    except TextError as error:
+        raise damaged(place / FAILURE, str(error)) from error
+
+
 def say(text: str) -> None:
     """Say something to the person who waits."""
     print(text, file=sys.stderr, flush=True)
@@ -228,9 +247,8 @@ def train_model(
     """
     resolved = _resolved(app, replace(config, comparators=()))
     problem = app.open(resolved)
-    with TemporaryDirectory() if folder is None else nullcontext(str(folder)) as place:
-        if folder is not None:
-            prepare_folder(folder, app.name, resolved, resume)
+    held = held_folder(folder, app.name, resolved, resume) if folder else nullcontext()
+    with TemporaryDirectory() if folder is None else nullcontext(str(folder)) as place, held:
         arms = _Arms(app, resolved, problem, Path(place), app.processes(resolved), quiet, Choices(), bare=True)
         if arms.train():
             raise KeyboardInterrupt
@@ -296,7 +314,7 @@ class _Arms(Generic[C, P, M]):
         """Build and train one arm; None where it is a comparator that failed."""
         first = self.processes.global_rank == 0
         if (place / FAILURE).is_file():
-            self.failures[name] = (place / FAILURE).read_text(encoding="utf-8")
+            self.failures[name] = failure_of(place)
             return None
         own = self.choices.of(self.config, method)
         steps = self._steps_of(method, own, place)
@@ -351,7 +369,7 @@ class _Arms(Generic[C, P, M]):
             _, short_s, long_s = (self._time(method, config, count) for count in (short, short, long))
             step_s = max((long_s - short_s) / (long - short), 1e-6)
             steps = max(1, min(config.steps or 10**9, int(60 * config.minutes / step_s)))
-            place.mkdir(parents=True, exist_ok=True)
+            make_folder(place)
             write_json(kept, {"steps": steps}, FORMAT)
         return int(self.processes.broadcast(steps))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weightloom.apps.app import App
-from weightloom.errors import ConfigError, MissingExtraError, nearest
+from weightloom.errors import ConfigError, MissingExtraError, WeightloomError, nearest
 from weightloom.runs.options import RunOptions
 
 APPS = {
@@ -35,6 +35,10 @@ def _known() -> dict[str, str]:
     return {**APPS, **{point.name: point.value for point in entry_points(group=GROUP) if point.name not in APPS}}
 
 
+OWN_ERRORS = (Exception, SystemExit)
+"""What code of a user's own may raise, a module that exits included."""
+
+
 def find_app(name: str) -> App[Any, Any, Any]:
     """Return an application.
 
@@ -48,7 +52,12 @@ def find_app(name: str) -> App[Any, Any, Any]:
     if name not in known and ":" not in name:
         raise ConfigError(f"There is no application `{name}`. {nearest(name, known)}")
     found = imported(known.get(name, name), "An application", "my_package.app:MyApp")
-    app = found() if isinstance(found, type) else found
+    try:
+        app = found() if isinstance(found, type) else found
+    except OWN_ERRORS as error:
+        raise ConfigError(
+            f"`{name}` cannot be made ({type(error).__name__}: {error}). An application takes no arguments. Change it."
+        ) from error
     if not isinstance(app, App):
         raise ConfigError(
             f"`{name}` gave a {type(app).__name__}. An application is a `weightloom.apps.app.App`. Inherit from it."
@@ -81,12 +90,48 @@ def imported(path: str, kind: str, example: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:  # an installed command looks only where it is installed
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        found = getattr(import_module(module), name)
+    except OWN_ERRORS as error:
         raise ConfigError(
-            f"`{path}` cannot be imported ({error}). {kind} of your own is a module and a name in it, found from where "
-            f"you run. Type it as in `{example}`."
+            f"`{path}` cannot be imported ({_in_words(error)}). {kind} of your own is a module and a name in it, "
+            f"found from where you run. Type it as in `{example}`."
         ) from error
+    if not callable(found) and not isinstance(found, App):
+        raise ConfigError(
+            f"`{path}` is a {type(found).__name__}. {kind} of your own is a class or a function, which is called. "
+            f"Type the name of one, as in `{example}`."
+        )
+    return found
+
+
+def called(path: str, kind: str, example: str, *arguments: Any) -> Any:
+    """Import ``module:Class`` and call it.
+
+    Args:
+        path: As in ``"my_methods:MyLearner"``.
+        kind: What it is, for the message, as in ``"A method"``.
+        example: How it is typed.
+        *arguments: What it is called with.
+
+    Raises:
+        ConfigError: If it cannot be imported or called.
+    """
+    made = imported(path, kind, example)
+    try:
+        return made(*arguments)
+    except WeightloomError:
+        raise
+    except OWN_ERRORS as error:
+        typed = ", ".join(f"a {type(one).__name__}" for one in arguments)
+        raise ConfigError(
+            f"`{path}` could not be called ({_in_words(error)}). {kind} of your own is a class or a function that is "
+            f"called with {typed or 'nothing'}. Type it as in `{example}`."
+        ) from error
+
+
+def _in_words(error: BaseException) -> str:
+    named = isinstance(error, ImportError | AttributeError)
+    return str(error) if named else f"{type(error).__name__}: {error}"
 
 
 def check_trusted(config: RunOptions, where: Path, typed: Sequence[str] = ()) -> None:

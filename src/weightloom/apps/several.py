@@ -7,6 +7,7 @@ Knows nothing of any application.
 
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
@@ -16,7 +17,7 @@ from weightloom.apps.app import App, C, M, P
 from weightloom.apps.experiment import Choices, run, say
 from weightloom.errors import ConfigError, NonFiniteError, nearest
 from weightloom.report import build_report
-from weightloom.runs.folder import FORMAT, RUN, identity_of, prepare_folder
+from weightloom.runs.folder import FORMAT, held_folder, identity_of, is_begun
 from weightloom.runs.options import RunOptions, flag, with_option
 from weightloom.runs.record import (
     RECORD,
@@ -58,6 +59,14 @@ class Several:
     sweep: tuple[str, ...] = ()
     """An option to try on validation tasks, as in ``outer-lr=0.001,0.003``."""
 
+    def __post_init__(self) -> None:
+        for name, values in (("seeds", self.seeds), ("folds", self.folds)):
+            if len(set(values)) < len(values):
+                raise ConfigError(f"`--{name}` has a number twice. Each is one run. Leave it out once.")
+            for value in values:
+                if not 0 <= value < 2**32:
+                    raise ConfigError(f"`--{name} {value}` is out of range. Pass numbers from 0 to 4,294,967,295.")
+
     def __bool__(self) -> bool:
         return bool(self.seeds or self.folds or self.sweep)
 
@@ -93,10 +102,25 @@ def run_several(
     processes = app.processes(resolved)
     folder = Path(processes.broadcast(str(folder)))
     problem = app.open(resolved)
+    facts = (several.seeds, several.folds, several.sweep)
+    with held_folder(folder, app.name, resolved, resume, *facts) if processes.global_rank == 0 else nullcontext():
+        processes.barrier()
+        return _run_all(app, resolved, problem, folder, several, tried, command, quiet, processes)
+
+
+def _run_all(
+    app: App[C, P, M],
+    resolved: Any,
+    problem: P,
+    folder: Path,
+    several: Several,
+    tried: Sequence[tuple[str, list[str]]],
+    command: str,
+    quiet: bool,
+    processes: Processes,
+) -> Record | signal.Signals | None:
+    """Sweep, run every fold and seed, and write the record over them."""
     first = processes.global_rank == 0
-    if first:
-        prepare_folder(folder, app.name, resolved, resume, several.seeds, several.folds, several.sweep)
-    processes.barrier()
     choices = None
     for option, values in tried:
         swept = _sweep(app, resolved, problem, folder, option, values, quiet, processes)
@@ -166,6 +190,8 @@ def parsed(config: RunOptions, text: str) -> tuple[str, list[str]]:
     chosen = [value for value in values.split(",") if value]
     if len(chosen) < 2:
         raise ConfigError(f"`--sweep {text}` has no values to choose from. Type `--sweep {typed}=0.001,0.003,0.01`.")
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(f"`--sweep {text}` has a value twice. Each is tried once. Leave it out once.")
     for value in chosen:
         with_option(config, option, value)
     return option, chosen
@@ -228,7 +254,7 @@ def _run_or_read(
     """Read a run that ended, go on with one that did not, or start it."""
     if (place / RECORD).is_file():
         return {**read_run_record(place, identity_of(app.name, config))}
-    outcome = run(app, config, place, resume=(place / RUN).is_file(), processes=processes, **how)
+    outcome = run(app, config, place, resume=is_begun(place), processes=processes, **how)
     return {**read_run_record(place)} if isinstance(outcome, dict) else outcome
 
 
@@ -254,7 +280,7 @@ def summarised(runs: dict[tuple[int, int], Record], config: RunOptions, several:
             "train_wall_time_s": {name: [cost["train_wall_time_s"].get(name) for cost in costs] for name in trained},
             "steps": {name: [cost["steps"].get(name) for cost in costs] for name in trained},
             "wall_time_s": round(sum(cost["wall_time_s"] for cost in costs), 2),
-            "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
+            "peak_memory_bytes": max(cost["peak_memory_bytes"] or 0 for cost in costs) or None,
             **environment(first["cost"]["device"]),
         },
         "notes": " ".join(dict.fromkeys(one["notes"] for one in runs.values() if one.get("notes"))),

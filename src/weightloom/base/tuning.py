@@ -7,23 +7,34 @@ Knows nothing of how a call is run.
 
 import gc
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
+from typing_extensions import TypedDict
 
 from weightloom.errors import ConfigError
 from weightloom.files import write_atomically
+from weightloom.texts import read_json
 
 ROUNDS = 5
 """Timed runs of each way, in turn, after one that is not timed."""
 MARGIN = 0.97
 """So much of the time of the way that was counted the quickest another one may take to be preferred."""
+
+
+class Chosen(TypedDict):
+    """One kind of call in the file."""
+
+    way: str
+    """The way that was chosen."""
+    ms: dict[str, float]
+    """Milliseconds of each."""
 
 
 class Tuning:
@@ -38,13 +49,14 @@ class Tuning:
 
     def __init__(self, path: Path | str | None = None) -> None:
         self.path = None if path is None else Path(path)
-        self.chosen: dict[str, dict[str, Any]] = {}
+        self.chosen: dict[str, Chosen] = {}
         """By kind of call: the ``way`` that was chosen, and milliseconds of each, ``ms``."""
-        if self.path is not None and self.path.exists():
+        if self.path is not None and os.path.lexists(self.path):
+            from pydantic import TypeAdapter
+
             try:
-                self.chosen = json.loads(self.path.read_text())
-                assert all(its["way"] in its["ms"] for its in self.chosen.values())
-            except (ValueError, AssertionError, KeyError, TypeError, AttributeError) as error:
+                self.chosen = TypeAdapter(dict[str, Chosen]).validate_python(read_json(self.path), strict=True)
+            except ValueError as error:  # `TextError` and pydantic's are
                 raise ConfigError(
                     f"`{self.path}` holds no engines. It is written where engines are timed, as JSON. Remove it, and "
                     "they are timed anew."
@@ -61,7 +73,7 @@ class Tuning:
         if known is None or known["way"] not in ways:
             ms = _timed(ways) if len(ways) > 1 else dict.fromkeys(ways, 0.0)
             first, best = next(iter(ms)), min(ms, key=ms.__getitem__)
-            known = self.chosen[kind] = {"way": best if ms[best] < MARGIN * ms[first] else first, "ms": ms}
+            known = self.chosen[kind] = Chosen(way=best if ms[best] < MARGIN * ms[first] else first, ms=ms)
             if self.path is not None:
                 write_atomically(self.path, json.dumps(self.chosen, indent=1) + "\n")
         way: str = known["way"]

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from weightloom.errors import DataError, WeightloomError
 from weightloom.files import write_atomically
 from weightloom.report.figures import learning_curves
 from weightloom.report.run import Facts, Run, read_run
@@ -36,7 +37,16 @@ def build_report(run: Path, sections: Callable[[Run], list[Section]] | None = No
     """
     page = Path(run) / "report.html"
     held = read_run(Path(run))
-    write_atomically(page, _render(held, (sections or with_shared)(held)))
+    try:
+        content = _render(held, (sections or with_shared)(held))
+    except WeightloomError:
+        raise
+    except Exception as error:  # of whatever a file holds that no run writes
+        raise DataError(
+            f"The report of `{run}` could not be drawn ({type(error).__name__}: {error}). A file in it is not as a run "
+            "writes it. Put back an earlier copy, or go on with the run by `--resume`."
+        ) from error
+    write_atomically(page, content)
     return page
 
 

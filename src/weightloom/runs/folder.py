@@ -1,4 +1,4 @@
-"""The folder of a run: application and options are written once, before anything else; no run overwrites another.
+"""The folder of a run: options are written once, before anything else; one process at a time writes there.
 
 In:   a folder, the application's name and the config of a run.
 Out:  ``run.json`` and ``config.json`` in it, or the config that it holds.
@@ -7,18 +7,25 @@ Knows nothing of what is run.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from weightloom import texts
 from weightloom.errors import CheckpointError, ConfigError, DataError
+from weightloom.platforms import lock
 from weightloom.runs.options import RunOptions
-from weightloom.runs.schema import read_json, read_object, write_json
+from weightloom.runs.schema import json_text, read_json, read_object
 
 FORMAT = 1
 """Version of the layout of a run's folder, and of the files in it that have none of their own."""
 RUN, CONFIG = "run.json", "config.json"
+TEMPORARY_FILE = re.compile(r"\..+\.[0-9]+\.tmp")
+"""Names of files that are being written; see `weightloom.files.write_atomically`."""
 
 SEVERAL = ("seeds", "folds", "sweep")
 """Facts of a run of several."""
@@ -51,22 +58,6 @@ def identity_of(app: str, config: RunOptions) -> str:
     """
     text = json.dumps([app, config.to_dict()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def check_identity(path: Path, facts: Mapping[str, Any], identity: str) -> None:
-    """Raise a `CheckpointError` if a checkpoint is of another run; an empty identity fits all.
-
-    Args:
-        path: The checkpoint, for the message.
-        facts: Its facts.
-        identity: The run that reads it.
-    """
-    wrote = facts.get("identity", "")
-    if identity and wrote and wrote != identity:
-        raise CheckpointError(
-            f"`{path}` was written by another run or method (digest {wrote}, not {identity}). A checkpoint belongs to "
-            "the options that it was trained with. Put back the run's own, or start another run."
-        )
 
 
 def read_run_file(run: Path) -> RunFile:
@@ -114,7 +105,16 @@ def read_config(run: Path, kind: type[Config], app: str) -> Config:
     return config
 
 
-def prepare_folder(
+def is_begun(run: Path) -> bool:
+    """Say whether a folder holds a run: one killed while its first files were written has left none."""
+    try:
+        return isinstance(texts.read_json(run / RUN), dict)
+    except texts.TextError:
+        return False
+
+
+@contextmanager
+def held_folder(
     run: Path,
     app: str,
     config: RunOptions,
@@ -122,8 +122,11 @@ def prepare_folder(
     seeds: tuple[int, ...] = (),
     folds: tuple[int, ...] = (),
     sweep: tuple[str, ...] = (),
-) -> str:
-    """Make the run's folder and write its options, or check that a run can go on there.
+) -> Iterator[str]:
+    """Make the run's folder and write its options, or check that a run can go on there; hold it against all others.
+
+    The lock is on ``run.json`` and ends with the process, however that ends. A folder whose run was killed before its
+    options were written is as good as empty. Temporary files of killed processes are removed.
 
     Args:
         run: The folder.
@@ -134,32 +137,115 @@ def prepare_folder(
         folds: Of a run over several folds.
         sweep: Options that are tried beforehand.
 
-    Returns:
+    Yields:
         The run's identity.
 
     Raises:
-        ConfigError: If the folder holds something already, or a run of another config that shall go on.
+        ConfigError: If the folder holds something already, a run of another config that shall go on, or one that
+            another process is writing.
         DataError: If a run shall go on and the folder holds none.
+        CheckpointError: If the folder cannot be written to.
     """
-    from weightloom.files import write_atomically
+    from weightloom.files import make_folder
 
     identity = identity_of(app, config)
     if resume:
-        saved, asked = read_config(run, type(config), app).to_dict(), config.to_dict()
-        odd = [name for name, value in asked.items() if saved[name] != value]
-        if odd:
-            raise ConfigError(
-                f"`--resume {run}` with another config: {odd[0]} is {saved[odd[0]]} there, {asked[odd[0]]} was asked "
-                "for. A run goes on as it began, or its numbers mean nothing. "
-                f"Type `weightloom {app} --resume {run}` alone, or start another run."
-            )
-        return identity
-    if run.exists() and any(run.iterdir()):
+        _check_resumed(run, app, config)
+    else:
+        make_folder(run)
+        _check_free(run, app)
+    with _locked(run, app) as file:
+        _remove_temporary(run)
+        if not resume:
+            _check_free(run, app)  # another may have been quicker
+            _write_start(run, file, config, RunFile(app, identity, seeds, folds, sweep))
+        yield identity
+
+
+def _check_resumed(run: Path, app: str, config: RunOptions) -> None:
+    if (run / RUN).is_file() and not is_begun(run) and _holds_start_alone(run):
+        raise DataError(
+            f"`{run}` holds no run: it was killed while its options were written. Nothing was trained yet. "
+            f"Type `weightloom {app} --run {run}` with the options again."
+        )
+    saved, asked = read_config(run, type(config), app).to_dict(), config.to_dict()
+    odd = [name for name, value in asked.items() if saved[name] != value]
+    if odd:
+        raise ConfigError(
+            f"`--resume {run}` with another config: {odd[0]} is {saved[odd[0]]} there, {asked[odd[0]]} was asked "
+            "for. A run goes on as it began, or its numbers mean nothing. "
+            f"Type `weightloom {app} --resume {run}` alone, or start another run."
+        )
+
+
+def _check_free(run: Path, app: str) -> None:
+    if any(run.iterdir()) and (is_begun(run) or not _holds_start_alone(run)):
         raise ConfigError(
             f"`{run}` is not empty. A run never writes over another. "
             f"Type `weightloom {app} --resume {run}` to go on with it, or pass another `--run`."
         )
-    run.mkdir(parents=True, exist_ok=True)
+
+
+def _holds_start_alone(run: Path) -> bool:
+    """Say whether a folder holds the first files of a run and nothing else."""
+    names = {path.name for path in run.iterdir() if not TEMPORARY_FILE.fullmatch(path.name)}
+    return RUN in names and names <= {RUN, CONFIG}
+
+
+@contextmanager
+def _locked(run: Path, app: str) -> Iterator[int]:
+    """Open and lock ``run.json``, made empty where it is missing."""
+    path = run / RUN
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:
+        raise _not_held(path, error) from error
+    try:
+        try:
+            taken = lock(file)
+        except OSError as error:
+            raise _not_held(path, error) from error
+        if not taken:
+            raise ConfigError(
+                f"`{run}` is in use: another process trains there at this moment. Two would write over each other's "
+                f"rows and checkpoints. Wait for it, then type `weightloom {app} --resume {run}`, or pass another "
+                "`--run`."
+            )
+        yield file
+    finally:
+        os.close(file)
+
+
+def _not_held(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"`{path}` cannot be opened and locked ({error.strerror or error}). A run holds its folder as long as it "
+        "writes there. Pass a folder that can be written to, as in `--run FOLDER`."
+    )
+
+
+def _write_start(run: Path, file: int, config: RunOptions, about: RunFile) -> None:
+    """Write the options, then ``run.json`` in its place, for the lock is on it: a folder is begun once it is whole."""
+    from weightloom.files import not_written, write_atomically
+
     write_atomically(run / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n")
-    write_json(run / RUN, asdict(RunFile(app, identity, seeds, folds, sweep)), FORMAT)
-    return identity
+    text = json_text(asdict(about), FORMAT).encode()
+    try:
+        os.ftruncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        while text:
+            text = text[os.write(file, text) :]
+        os.fsync(file)
+    except OSError as error:
+        with suppress(OSError):
+            os.ftruncate(file, 0)
+        raise not_written(run / RUN, error) from error
+
+
+def _remove_temporary(run: Path) -> None:
+    """Remove what killed processes left half written; runs of their own further down are left to themselves."""
+    for folder, below, names in os.walk(run):
+        below[:] = [name for name in below if not (Path(folder) / name / RUN).exists()]
+        for name in names:
+            if TEMPORARY_FILE.fullmatch(name):
+                with suppress(OSError):
+                    (Path(folder) / name).unlink()

@@ -5,11 +5,24 @@ Out:  a config, every name and type checked.
 Knows nothing of what an application adds. Torch is not imported.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from weightloom.errors import ConfigError, nearest
+
+MOST_OF_ALL = 1_000_000_000
+"""The largest number that an option takes, where `MOST` does not say."""
+MOST = {
+    **dict.fromkeys(("threads", "devices", "nodes"), 128),
+    **dict.fromkeys(("tasks", "ways", "train_ways", "shots", "queries", "rows"), 100_000),
+    **dict.fromkeys(("width", "hidden", "rank"), 100_000),
+    **dict.fromkeys(("blocks", "critics"), 1_000),
+    **dict.fromkeys(("inner_steps", "test_tasks", "test_contexts", "batch", "minutes"), 1_000_000),
+    **dict.fromkeys(("seed", "split", "seeds", "folds"), 2**32 - 1),
+}
+"""The largest number that an option takes, by its name."""
 
 Config = TypeVar("Config", bound="RunOptions")
 
@@ -53,8 +66,43 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         """Check the options that every run has."""
+        self._check_sizes()
         self.check_counts("steps", "evaluate_every", "checkpoint_every", "threads")
         self.check_positive("minutes")
+        self.check_seeds("seed")
+        self.check_distinct("comparators", "rates")
+
+    def _check_sizes(self) -> None:
+        """Raise a `ConfigError` unless every number is finite and within `MOST`."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise ConfigError(
+                        f"`{flag(field.name)} {number}` is not a positive number, nor any that can be counted with. "
+                        "Pass a finite one."
+                    )
+                check_most(field.name, number)
+
+    def check_seeds(self, *names: str) -> None:
+        """Raise a `ConfigError` unless each of some options is from 0 to 2³² - 1."""
+        for name in names:
+            if not 0 <= getattr(self, name) < 2**32:
+                raise ConfigError(
+                    f"`{flag(name)} {getattr(self, name)}` is out of range. Random numbers follow from it. Pass one "
+                    "from 0 to 4,294,967,295."
+                )
+
+    def check_distinct(self, *names: str) -> None:
+        """Raise a `ConfigError` where an option of several values has one twice; of ``name=value`` the names count."""
+        for name in names:
+            values = [
+                value.partition("=")[0] if isinstance(value, str) else value for value in getattr(self, name) or ()
+            ]
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ConfigError(
+                    f"`{flag(name)}` has `{twice[0]}` twice. Each has one place in the table. Leave one of them out."
+                )
 
     def check_counts(self, *names: str) -> None:
         """Raise a `ConfigError` unless each of some options is a count, or not given."""
@@ -164,7 +212,14 @@ def config_from(kind: type[Config], options: dict[str, Any]) -> Config:
     for name in options:
         if name not in known:
             raise ConfigError(
-                f"Option {name!r} is unknown. {nearest(name, known)} See `weightloom {kind.command} --help`."
+                f"Option {name!r} is unknown. {nearest(str(name), known)} See `weightloom {kind.command} --help`."
+            )
+        value = options[name]
+        truths = [its for its in (value if isinstance(value, list) else [value]) if isinstance(its, bool)]
+        if truths and "bool" not in str(hints[name]):
+            raise ConfigError(
+                f"Option {name!r} is {value!r}, which is no number and no text. In YAML `yes` and `no` are truth "
+                f"values. See `weightloom {kind.command} --help` for what fits."
             )
     several = {name for name in options if "tuple[" in str(hints[name])}
     options = {k: [v] if k in several and isinstance(v, int | float | str) else v for k, v in options.items()}
@@ -177,7 +232,7 @@ def config_from(kind: type[Config], options: dict[str, Any]) -> Config:
             raise raised from error
         place = first["loc"][0] if first["loc"] else "?"
         raise ConfigError(
-            f"Option {place!r} is {first.get('input')!r}: {first['msg']}. "
+            f"Option {place!r} is {repr(first.get('input'))[:80]}: {first['msg']}. "
             f"See `weightloom {kind.command} --help` for what fits."
         ) from error
 
@@ -193,6 +248,20 @@ def with_option(config: Config, name: str, text: str) -> Config:
         raise ConfigError(f"Option {name!r} is unknown. {nearest(name, known)}")
     checked = config_from(type(config), {**config.to_dict(), name: text})
     return replace(config, **{name: getattr(checked, name)})
+
+
+def check_most(name: str, value: Any) -> None:
+    """Raise a `ConfigError` if a number is above the most that its option takes.
+
+    Args:
+        name: The option.
+        value: Its value; what is no number is passed over.
+    """
+    most = MOST.get(name, MOST_OF_ALL)
+    if isinstance(value, int | float) and abs(value) > most:
+        raise ConfigError(
+            f"`{flag(name)} {value:,}` is more than any machine could do with. It is at most {most:,}. Pass fewer."
+        )
 
 
 def flag(name: str) -> str:

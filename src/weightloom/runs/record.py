@@ -8,10 +8,9 @@ Knows nothing of how the scores came about.
 import json
 import math
 import platform
-import resource
 import subprocess
-import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NotRequired
@@ -20,9 +19,11 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from weightloom.errors import DataError
-from weightloom.files import write_atomically
-from weightloom.runs.schema import read_json, read_object
+from weightloom.errors import ConfigError, DataError
+from weightloom.files import make_folder, write_atomically
+from weightloom.runs.schema import read_json as read_checked
+from weightloom.runs.schema import read_object
+from weightloom.texts import TextError, kind_of, read_json, shortened
 
 FORMAT = 1
 """Version of the schema of a record."""
@@ -201,15 +202,43 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def peak_memory_bytes() -> int:
-    """Return the most memory that this process ever held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def write_record(path: Path, record: Record) -> None:
     """Write a record as indented JSON, at once or not at all; what is not a number, such as NaN, becomes null."""
     write_atomically(path, json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
+
+
+def check_target(path: Path) -> None:
+    """Raise a `ConfigError` unless a record may be written to ``path``.
+
+    That is where nothing is, where a record outside a run's folder is, or a pipe, or a device that takes text.
+    """
+    what = kind_of(path)
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        make_folder(path.parent, "--record")
+        return
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"`{shortened(path)}` cannot be written ({getattr(error, 'strerror', None) or error}). A record is a file "
+            "of a name that a file can have. Pass another one as `--record`."
+        ) from error
+    if what == "nothing":
+        raise ConfigError(f"`{path}` is a link that leads nowhere. A record is a file. Pass a name that is free.")
+    if what == "other" and not path.is_block_device():
+        return
+    found = {"folder": "is a folder", "other": "is a disk"}.get(what, "is no record")
+    if what == "file":
+        record: Any = None
+        with suppress(TextError):
+            record = read_json(path)
+        if isinstance(record, dict) and {"scores", "config"} <= {*record}:
+            if not (path.resolve().parent / "run.json").exists():
+                return
+            found = "is the record of a run, which belongs to it"
+    raise ConfigError(
+        f"`{path}` {found}. Only a record that `--record` wrote is written over. Pass a name that is free."
+    )
 
 
 def write_run_record(run: Path, record: Record) -> None:
@@ -238,7 +267,7 @@ def read_run_record(run: Path, identity: str = "") -> RunRecord:
     """
     path = run / RECORD
     about = "A run writes it when it comes to its end; `--resume FOLDER` finishes one."
-    record = read_json(path, RunRecord, FORMAT, about)
+    record = read_checked(path, RunRecord, FORMAT, about)
     if identity and record["identity"] != identity:
         raise DataError(
             f"`{path}` is of another run (digest {record['identity']}, not {identity}). A record belongs to the "

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+from weightloom import texts
 from weightloom.errors import DataError
 
 Schema = TypeVar("Schema")
@@ -38,8 +39,8 @@ def read_json(path: Path, schema: type[Schema], version: int, about: str) -> Sch
     try:
         checked = TypeAdapter(schema).validate_python(facts)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise damaged(path, f"`{place}`: {first['msg']}") from error
     whole: Any = facts if isinstance(checked, dict) else checked  # further fields of a dictionary stay
     return whole
@@ -52,14 +53,14 @@ def read_object(path: Path, about: str) -> dict[str, Any]:
         DataError: If it is missing or damaged.
     """
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        facts = texts.read_json(path)
+    except texts.TextError as error:
+        if not isinstance(error.__cause__, OSError | UnicodeEncodeError):
+            raise damaged(path, str(error)) from error
         raise DataError(
-            f"There is no `{path}` that can be read ({error.strerror}): the folder holds no run. {about} "
+            f"There is no `{path}` that can be read ({error}): the folder holds no run. {about} "
             "Pass the folder of a run, as in `runs/digits-001`."
         ) from error
-    except ValueError as error:
-        raise damaged(path, str(error)) from error
     if not isinstance(facts, dict):
         raise damaged(path, f"it holds a {type(facts).__name__}")
     return facts
@@ -69,7 +70,12 @@ def write_json(path: Path, value: dict[str, Any], version: int) -> None:
     """Write a JSON file of a run's folder, at once or not at all."""
     from weightloom.files import write_atomically
 
-    write_atomically(path, json.dumps({"format": version, **value}, indent=1) + "\n")
+    write_atomically(path, json_text(value, version))
+
+
+def json_text(value: dict[str, Any], version: int) -> str:
+    """Return the text of a JSON file of a run's folder."""
+    return json.dumps({"format": version, **value}, indent=1) + "\n"
 
 
 def damaged(path: Path, reason: str) -> DataError:

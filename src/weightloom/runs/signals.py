@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from weightloom.platforms import ending_signals
+
+SIGNALS = ending_signals()
 """Those that end a run."""
 
 

@@ -5,6 +5,7 @@ Out:  `FolderPool`: square images of one size as uint8, the split of the classes
 Knows nothing of tasks. Which classes are held out, where the folder does not say, is `split_classes`' affair.
 """
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,8 @@ def load_folder(
 
     A picture is turned as its EXIF says, put on white where it is transparent, cut to the largest square in its
     middle, and scaled. 16-bit pictures become 8-bit. Hidden files, other files, folders within a class's folder and
-    pictures of more than 50 megapixels are skipped; ``WEIGHTLOOM_MAX_MEGAPIXELS`` allows larger ones.
+    pictures of more than 50 megapixels are skipped; ``WEIGHTLOOM_MAX_MEGAPIXELS`` allows larger ones. A file that is a
+    link to or a copy of one of another class is skipped too.
 
     Args:
         path: The folder. If all folders in it are called ``train``, ``val`` or ``test``, the classes lie in those.
@@ -64,7 +66,8 @@ def load_folder(
     image = _pillow()
     skipped: list[Skipped] = []
     split_of = _class_folders(root, skipped)
-    files = {folder: _files(folder, skipped) for folder in split_of}
+    met: dict[bytes, Path] = {}
+    files = {folder: _first_met(_files(folder, skipped), met, skipped) for folder in split_of}
     _check_bytes(root, [len(listed) for listed in files.values()], size, channels or 3)
     pictures: dict[Path, list[Tensor]] = {}
     for folder, listed in files.items():
@@ -219,6 +222,28 @@ def _files(folder: Path, skipped: list[Skipped]) -> list[Path]:
         else:
             files.append(entry)
     return files
+
+
+def _first_met(files: list[Path], met: dict[bytes, Path], skipped: list[Skipped]) -> list[Path]:
+    """Leave out files that another class has too, byte for byte, as linked or copied folders have.
+
+    Classes to train on and classes to be judged on would share them.
+    """
+    kept = []
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "blake2b").digest()
+        except OSError as error:
+            skipped.append(Skipped(str(file), f"cannot be read ({error.strerror})"))
+            continue
+        first = met.setdefault(digest, file)
+        if first.parent == file.parent:
+            kept.append(file)
+        else:
+            linked = "a link to" if first.resolve() == file.resolve() else "a copy of"
+            skipped.append(Skipped(str(file), f"{linked} `{first}`, of another class"))
+    return kept
 
 
 def _decoded(

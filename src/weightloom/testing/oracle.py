@@ -6,7 +6,6 @@ Knows nothing of how an engine runs.
 """
 
 import inspect
-import signal
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor
 from weightloom.base import apply_per_task
 from weightloom.errors import WeightloomError
 from weightloom.forms.factored import built
+from weightloom.platforms import alarm
 from weightloom.testing.copies import Expected, InvalidProgramError, Names, ProgramRun, weighted_gradients
 from weightloom.testing.state import State, is_dead, trouble
 from weightloom.testing.trees import structure, walk
@@ -199,10 +199,5 @@ def _in_time() -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise TimeoutError(f"it takes more than {LONGEST_S} s")
 
-    handler = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
-    try:
+    with alarm(LONGEST_S, stop):
         yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler)

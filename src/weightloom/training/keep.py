@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.errors import CheckpointError
-from weightloom.files import load_tensors, save_tensors
-from weightloom.runs.folder import check_identity
-from weightloom.runs.metrics import Row, append_row, read_rows, write_rows
+from weightloom.files import make_folder
+from weightloom.runs.checkpoint import check_fits, read_checkpoint, restore_state, state_of, write_checkpoint
+from weightloom.runs.metrics import Row, append_row, rows_up_to, write_rows
 from weightloom.training.average import Average
 
 
@@ -38,8 +38,7 @@ def load_model(path: Path, model: nn.Module, identity: str = "") -> int:
     Raises:
         CheckpointError: If the file is not whole, or was written for another model or by another run.
     """
-    tensors, facts = load_tensors(path)
-    check_identity(path, facts, identity)
+    tensors, facts = read_checkpoint(path, identity)
     restore_model(path, model, tensors)
     average = Average(model, 1.0, buffers=True)
     average.restore(tensors)
@@ -63,7 +62,7 @@ class Keeper:
         self.identity = identity
         self.kept: Path | None = None
         if run:
-            (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+            make_folder(run / "checkpoints")
             write_rows(run, history.rows)
 
     def log(self, row: Row) -> None:
@@ -78,14 +77,10 @@ class Keeper:
         if not self.run:
             return
         tensors = {f"model/{name}": tensor for name, tensor in _named_tensors(self.model).items()}
-        for turn, optimiser in self.optimisers.items():
-            for number, state in optimiser.state_dict()["state"].items():
-                place = f"{_place(turn, self.optimisers)}/{number}"
-                tensors |= {f"{place}/{key}": torch.as_tensor(value) for key, value in state.items()}
-        tensors |= self.average.kept()
+        tensors |= state_of(_places(self.optimisers)) | self.average.kept()
         path = self.run / "checkpoints" / "last.safetensors"
         facts = {"step": step, "wall_time_s": self.history.wall_time_s, "turns": _names(self.optimisers)}
-        save_tensors(path, tensors, facts | {"identity": self.identity})
+        write_checkpoint(path, tensors, facts, self.identity)
         self.kept = path
 
 
@@ -94,9 +89,9 @@ def _names(optimisers: Mapping[str, torch.optim.Optimizer]) -> list[str]:
     return list(optimisers) if len(optimisers) > 1 else []
 
 
-def _place(turn: str, optimisers: Mapping[str, torch.optim.Optimizer]) -> str:
-    """The name under which a checkpoint has the optimiser's state of a turn."""
-    return f"optimiser/{turn}" if len(optimisers) > 1 else "optimiser"
+def _places(optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[str, torch.optim.Optimizer]:
+    """Optimisers by the name under which a checkpoint has their state."""
+    return {f"optimiser/{turn}" if len(optimisers) > 1 else "optimiser": its for turn, its in optimisers.items()}
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -108,12 +103,7 @@ def restore_model(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> N
     """Put the tensors of a checkpoint into the model that wrote it, or raise a `CheckpointError`."""
     own = _named_tensors(model)
     kept = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
-    odd = sorted(own.keys() ^ kept.keys()) or [n for n in own if own[n].shape != kept[n].shape]
-    if odd:
-        raise CheckpointError(
-            f"`{path}` was written for another model: they differ in {', '.join(odd[:3])}. A checkpoint fits the model "
-            "that wrote it. Build the model with the options in the run's `config.json`."
-        )
+    check_fits(path, own, kept)
     with torch.no_grad():
         for name, value in kept.items():
             own[name].copy_(value)
@@ -132,8 +122,7 @@ def resume_run(
         CheckpointError: If the checkpoint is not whole, or is of another model, run or other turns.
     """
     path = run / "checkpoints" / "last.safetensors"
-    tensors, facts = load_tensors(path)
-    check_identity(path, facts, identity)
+    tensors, facts = read_checkpoint(path, identity)
     restore_model(path, model, tensors)
     if facts.get("turns", []) != _names(optimisers):
         raise CheckpointError(
@@ -142,28 +131,6 @@ def resume_run(
             "the turns that the run began with, or another folder."
         )
     average.restore(tensors)
-    for turn, optimiser in optimisers.items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            place, _, key = name.rpartition("/")
-            place, _, number = place.rpartition("/")
-            if place == _place(turn, optimisers) and name.startswith("optimiser/"):
-                state.setdefault(int(number), {})[key] = value
-        _check_state(path, turn, state, optimiser)
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    restore_state(path, tensors, _places(optimisers))
     step = int(facts["step"])
-    rows = [row for row in read_rows(run) if row["step"] <= step]
-    return History(rows, facts["wall_time_s"]), step
-
-
-def _check_state(
-    path: Path, turn: str, state: Mapping[int, Mapping[str, Tensor]], optimiser: torch.optim.Optimizer
-) -> None:
-    """Raise a `CheckpointError` unless the state that was kept is that of what an optimiser moves."""
-    moved = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    for number, its in state.items():
-        if number >= len(moved) or any(value.ndim and value.shape != moved[number].shape for value in its.values()):
-            raise CheckpointError(
-                f"`{path}` was written by a run whose turn `{turn}` moved other parameters. The state of its optimiser "
-                "is that of each number that moves. Pass the turn that the run began with, or another folder."
-            )
+    return History(rows_up_to(run, step), facts["wall_time_s"]), step

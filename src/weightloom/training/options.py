@@ -2,15 +2,24 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 from torch import nn
 
 from weightloom.errors import ConfigError, nearest
+from weightloom.runs.options import MOST_OF_ALL
 
 Schedule = Literal["cosine", "constant"]
 Mode = Literal["joint", "alternating"]
+KINDS: dict[object, tuple[type, str]] = {
+    bool: (bool, "truth value"),
+    int: (Integral, "whole number"),
+    int | None: (Integral, "whole number"),
+    float: (Real, "number"),
+}
+"""Types of options, the values that fit, and their name in messages."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class TrainOptions:
     """Average real buffers too, as the statistics of batch normalisation; else they are those of the last step."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            check_kind(field.name, getattr(self, field.name), field.type)
         check_counts(
             "",
             steps=self.steps,
@@ -100,6 +111,21 @@ class HasBlocks(Protocol):
         ...
 
 
+def check_kind(name: str, value: object, kind: object) -> None:
+    """Raise a `ConfigError` unless a value is of the type of its option.
+
+    Args:
+        name: The option.
+        value: Its value.
+        kind: Type of the option; those that are neither numbers nor truth values are passed over.
+    """
+    if kind not in KINDS or (value is None and kind == int | None):
+        return
+    wanted, words = KINDS[kind]
+    if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
+        raise ConfigError(f"`{name}={value!r}` is of type {type(value).__name__}. It is a {words}. Pass one.")
+
+
 def check_counts(owner: str, **counts: int) -> None:
     """Raise a `ConfigError` unless every count is 1 or more.
 
@@ -110,6 +136,11 @@ def check_counts(owner: str, **counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise ConfigError(f"`{name}={count}`{owner} is below 1. It counts what a run needs. Pass 1 or more.")
+        if count > MOST_OF_ALL:
+            raise ConfigError(
+                f"`{name}={count:,}`{owner} is more than any machine could do. It is at most {MOST_OF_ALL:,}. "
+                "Pass fewer."
+            )
 
 
 def check_settings(

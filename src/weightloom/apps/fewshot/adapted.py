@@ -23,8 +23,9 @@ from weightloom.apps.fewshot.inputs import Inputs, Targets, inputs_of, targets_o
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.apps.fewshot.support import Given, read_inputs, read_support
 from weightloom.errors import ConfigError, DataError
-from weightloom.files import write_atomically
+from weightloom.files import check_empty, make_folder, write_atomically
 from weightloom.learners.learner import Learner, Support
+from weightloom.texts import kind_of, read_json, shortened
 
 AT_ONCE = 1000
 """Inputs that go through the network together."""
@@ -173,13 +174,13 @@ def load_adapted(folder: str | Path) -> AdaptedTask:
     """
     place = Path(folder).expanduser()
     try:
-        facts = json.loads((place / "network.json").read_text(encoding="utf-8"))
+        facts = read_json(place / "network.json")
         inputs, targets = inputs_of(facts["inputs"]), facts["targets"]
         program = torch.export.load(place / "network.pt2").module()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # torch and zipfile raise a dozen types for a damaged program
         raise DataError(
-            f"`{place}` holds no adapted network that can be read ({type(error).__name__}: {error}). It holds "
-            "`network.json` and `network.pt2`, as `save` wrote them. Pass such a folder."
+            f"`{shortened(place)}` holds no adapted network that can be read ({type(error).__name__}: {error}). It "
+            "holds `network.json` and `network.pt2`, as `save` wrote them. Pass such a folder."
         ) from error
     classes = tuple(facts["classes"])
     return AdaptedTask(
@@ -228,9 +229,10 @@ def _shown(item: Any) -> list[float]:
 
 def _copy(source: Path, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write a loaded network once more."""
-    if (folder / "network.json").exists():
+    if kind_of(folder / "network.json") != "nothing":
         raise ConfigError(f"`{folder}` holds a network already. It is never written over. Pass another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_empty(folder, "folder")
+    make_folder(folder, "folder")
     for name in facts["files"]:
         if name != "network.json":
             shutil.copyfile(source / name, folder / name)

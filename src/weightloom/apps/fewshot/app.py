@@ -8,6 +8,7 @@ from weightloom.apps.app import App, Contender, Listed, Shown, Training
 from weightloom.apps.fewshot.config import FewShotConfig, FewShotOptions
 from weightloom.apps.fewshot.methods import FITS, METHODS
 from weightloom.apps.fewshot.presets import DATA, PRESETS, where
+from weightloom.errors import ConfigError
 
 if TYPE_CHECKING:
     from weightloom.apps.fewshot.adapted import AdaptedTask
@@ -50,7 +51,14 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         """Load the data."""
         from weightloom.apps.fewshot.problems import problem_of
 
-        return problem_of(config)
+        problem = problem_of(config)
+        asked = config.inner_steps or config.inner_lr
+        if asked and not any(problem.learner(method).inner_loop for method in config.methods):
+            raise ConfigError(
+                "`--inner-steps` or `--inner-lr` was typed, and no method of the run takes steps on a support set. "
+                "Type `--mode bilevel`, choose such a method, as in `--method maml`, or leave them out."
+            )
+        return problem
 
     def notices(self, problem: "Problem") -> Sequence[str]:
         """Return what was skipped."""

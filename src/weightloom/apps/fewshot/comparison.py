@@ -23,12 +23,13 @@ from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.presets import COMMON, PRESETS
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.errors import ConfigError
-from weightloom.files import write_atomically
+from weightloom.files import make_folder, write_atomically
 from weightloom.learners.learner import Learner
 from weightloom.runs.options import check_rates
-from weightloom.runs.record import Record, Row, write_run_record
+from weightloom.runs.record import RECORD, Record, Row, check_target, write_run_record
 from weightloom.runs.table import print_table
 from weightloom.tasks import TaskSource
+from weightloom.texts import kind_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,13 @@ class Comparison:
     def report(self, folder: str | Path) -> Path:
         """Write ``record.json`` and ``report.html`` to a folder, made if need be; return the path of the report."""
         place = Path(folder).expanduser()
-        place.mkdir(parents=True, exist_ok=True)
+        if kind_of(place / "report.html") != "nothing" and kind_of(place / RECORD) == "nothing":
+            raise ConfigError(
+                f"`{place / 'report.html'}` is no report of a comparison: no record lies beside it. It is not written "
+                "over. Pass another folder."
+            )
+        check_target(place / RECORD)
+        make_folder(place, "folder")
         write_run_record(place, self.record)
         write_atomically(place / "report.html", self.page)
         return place / "report.html"

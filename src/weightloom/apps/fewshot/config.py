@@ -3,10 +3,15 @@
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
-from weightloom.apps.fewshot.methods import FITS
+from weightloom.apps.fewshot.methods import FAMILIES, FITS
 from weightloom.apps.fewshot.presets import COMMON, PRESETS, data_kind
 from weightloom.errors import ConfigError
 from weightloom.runs.options import RunOptions
+
+MOST_EXAMPLES = 100_000_000
+"""Examples of one step of training."""
+BLOCK_STEPS = 20
+"""Steps of a turn, where none were asked for."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class FewShotConfig(RunOptions):
     None: what suits the data, never the last."""
     mode: Literal["joint", "alternating", "bilevel"] = "joint"
     """Train all at once; base and hypernetwork in turn; or through gradient steps on the support set."""
-    block_steps: int = 20
+    block_steps: int = BLOCK_STEPS
     """Steps of each turn, with `--mode alternating`."""
     inner_steps: int | None = None
     """Gradient steps on the support set, where a method takes them. None: what suits the method."""
@@ -76,6 +81,26 @@ class FewShotConfig(RunOptions):
         self.check_counts(
             "queries", "train_ways", "tasks", "test_tasks", "devices", "nodes", "inner_steps", "block_steps"
         )
+        self.check_seeds("split")
+        if self.base == "":
+            raise ConfigError("`--base` is empty. It is a network of your own, as in `--base my_networks:Net`.")
+        curves = FAMILIES["curves"]
+        if (kind == "sinusoid" and self.split) or (kind in curves and self.normalisation not in (None, "group")):
+            option = "--split" if kind == "sinusoid" and self.split else "--normalisation"
+            raise ConfigError(f"`{option}` with `--data {self.data}` changes nothing there. Leave it out.")
+        self.check_distinct("ways", "shots")
+        if PRESETS[kind]["ways"] == (1,):
+            for option, asked in (("ways", self.ways or (1,)), ("train-ways", (self.train_ways or 1,))):
+                if asked != (1,):
+                    raise ConfigError(
+                        f"`--{option} {' '.join(map(str, asked))}` with `--data {self.data}`, a regression. It has no "
+                        f"classes to count. Leave `--{option}` out; `--shots` are the points of a task."
+                    )
+        if self.mode != "alternating" and self.block_steps != BLOCK_STEPS:
+            raise ConfigError(
+                f"`--block-steps {self.block_steps}` with `--mode {self.mode}`, which has no turns. "
+                "Type `--mode alternating`, or leave it out."
+            )
         if any(ways < 1 for ways in self.ways or (1,)) or self.ways == ():
             raise ConfigError(
                 f"`--ways {self.ways}` is too small. It counts classes. Type `--ways 5`, or `--ways 5 20`."
@@ -88,6 +113,13 @@ class FewShotConfig(RunOptions):
                 )
         if self.shots == ():
             raise ConfigError("`--shots` is empty. A method learns a task from its support set. Type `--shots 1 5`.")
+        each = max(self.shots or (1,)) + (self.queries or 1)
+        asked = (self.tasks or 1) * max(self.ways or (1,)) * each
+        if asked > MOST_EXAMPLES:
+            raise ConfigError(
+                f"`--tasks`, `--ways`, `--shots` and `--queries` ask for {asked:,} examples a step. They are held in "
+                f"memory together, at most {MOST_EXAMPLES:,}. Pass a smaller number of one of them."
+            )
         self.check_positive("outer_lr", "clip_norm", "inner_lr")
         self.check_not_negative("weight_decay", "average")
         if self.average is not None and self.average >= 1:

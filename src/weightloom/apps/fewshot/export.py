@@ -15,9 +15,10 @@ from weightloom.apps.fewshot.problems import Problem
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.base import specialise
 from weightloom.errors import ConfigError
-from weightloom.files import save_tensors, write_atomically
+from weightloom.files import check_empty, make_folder, save_tensors, write_atomically
 from weightloom.learners.learner import Learner, Support
 from weightloom.params import Params
+from weightloom.texts import kind_of
 
 
 def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task: str, folder: Path) -> dict[str, Any]:
@@ -78,8 +79,9 @@ def write_network(
     Raises:
         ConfigError: If ``folder`` holds a network already, or the method's answer is not that of a plain network.
     """
-    if (folder / "network.json").exists():
+    if kind_of(folder / "network.json") != "nothing":
         raise ConfigError(f"`{folder}` holds a network already. It is never written over. Pass another `--out`.")
+    check_empty(folder, "--out")
     learner.eval()
     if params is None:
         with torch.no_grad():
@@ -93,7 +95,7 @@ def write_network(
         "files": ["network.safetensors", "network.json", "network.pt2"],
         **about,
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--out")
     _save_program(net, sample, folder / "network.pt2")
     with torch.no_grad():
         again = torch.export.load(folder / "network.pt2").module()(sample)

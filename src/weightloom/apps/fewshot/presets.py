@@ -1,12 +1,12 @@
 """The data of the few-shot app by name, and the options that suit each data set."""
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from weightloom.apps.fewshot.methods import FITS
 from weightloom.datasets import FILES, find_file, searched_folders
 from weightloom.errors import ConfigError, nearest
+from weightloom.texts import home, kind_of, shortened
 
 DATA = tuple(name for name in FITS if name not in ("folder", "table", "own"))
 
@@ -199,16 +199,16 @@ def data_kind(data: str) -> str:
     """
     if data in DATA:
         return data
-    path = Path(data).expanduser()
-    if path.is_dir():
+    path = home(data)
+    if kind_of(path) == "folder":
         return "folder"
-    if path.is_file() and path.name.endswith((".csv", ".csv.gz")):
+    if kind_of(path) == "file" and path.name.endswith((".csv", ".csv.gz")):
         return "table"
     if ":" in data:
         return "own"
     raise ConfigError(
-        f"`--data {data}` is unknown. {nearest(data, DATA)} It may also be a folder of pictures, with a sub-folder for "
-        "each class, a .csv file with a column `task`, or a source of your own as `module:Class`. "
+        f"`--data {shortened(data)}` is unknown. {nearest(data[:200], DATA)} It may also be a folder of pictures, with "
+        "a sub-folder for each class, a .csv file with a column `task`, or a source of your own as `module:Class`. "
         "`weightloom list` shows what is there."
     )
 

@@ -5,7 +5,6 @@ Out:  `Given`: inputs as `Inputs.encode` takes them, and a class name or numbers
 Knows nothing of models.
 """
 
-import json
 import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,8 @@ from torch import Tensor
 from weightloom.apps.fewshot.inputs import Inputs, Targets
 from weightloom.errors import DataError, listed
 from weightloom.limits import FREE_BYTES, MOST_ARRAYS, MOST_ASKED, MOST_FILE_BYTES, MOST_SHOWN, MOST_UNPACKED
-from weightloom.tasks.lines import check_file, csv_rows, is_folder, text_lines, user_path
+from weightloom.tasks.lines import check_file, csv_rows, text_lines
+from weightloom.texts import home, kind_of, parse_json
 
 TABLES = (".csv", ".jsonl", ".npz")
 LABEL, TARGET, TASK = "label", "y", "task"
@@ -64,8 +64,8 @@ def _read_support(
     support: Any, inputs: Inputs, kind: Literal["classification", "regression"], targets: Targets | None
 ) -> Given:
     if isinstance(support, str | Path):
-        path = user_path(support)
-        if is_folder(path) and kind == "classification":
+        path = home(support)
+        if kind_of(path) == "folder" and kind == "classification":
             return _of_classes({folder.name: folder for folder in _class_folders(path)}, inputs)
         return _of_file(path, inputs, kind, targets)
     if isinstance(support, Mapping) and kind == "classification":
@@ -114,12 +114,12 @@ def read_inputs(given: Any, inputs: Inputs) -> tuple[list[Any], list[str]]:
     if not alone and not isinstance(given, Iterable):
         raise DataError(f"Inputs were given as a {type(given).__name__}. They are {inputs.takes}. Give a list of such.")
     for number, item in enumerate([given] if alone else given):
-        path = user_path(item) if isinstance(item, str | Path) else None
+        path = home(item) if isinstance(item, str | Path) else None
         if path is not None and path.suffix.lower() in TABLES:
             found = _of_file(path, inputs, None)
             items += found.x
             names += found.names
-        elif path is not None and inputs.files and is_folder(path):
+        elif path is not None and inputs.files and kind_of(path) == "folder":
             files = _visible(path)
             items += [str(file) for file in files]
             names += [str(file) for file in files]
@@ -173,9 +173,9 @@ def _of_file(
 ) -> Given:
     """Read a file of examples; ``kind`` None: without their labels."""
     if path.suffix.lower() not in TABLES:
-        if not is_folder(path):
+        if kind_of(path) != "folder":
             check_file(path, "A folder, or a .csv, .jsonl or .npz file")
-        what = "is a folder" if is_folder(path) else "is of no kind known"
+        what = "is a folder" if kind_of(path) == "folder" else "is of no kind known"
         forms = POINTS if kind == "regression" else FORMS
         raise DataError(f"`{path}` {what}. A support set is {forms}. Check the path.")
     check_file(path, f"A {path.suffix} file")
@@ -215,7 +215,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if path.suffix.lower() == ".jsonl":
             for number, line in enumerate(text_lines(path), 1):
                 if line.strip():
-                    row = json.loads(line, object_pairs_hook=_once)
+                    row = parse_json(line)
                     if not isinstance(row, dict):
                         raise ValueError(f"line {number} is no object")
                     yield f"line {number} of {path}", row

@@ -1,5 +1,6 @@
 """Training of few-shot methods: devices and processes, evaluation on the way, the loop."""
 
+import os
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from weightloom.training import History, OneProcess, Processes, TrainOptions
 
 VALIDATION_TASKS, VALIDATION_SEED = 200, 3 << 30
 """Tasks to watch a training by."""
+MOST_ALONE = 16
+"""Processes that are started on a machine of fewer processors."""
 
 
 def fit(learner: Learner, problem: Problem, config: FewShotOptions, training: Training[Learner]) -> History:
@@ -71,6 +74,17 @@ def launch(config: FewShotOptions) -> Processes:
         ConfigError: If this machine does not have the accelerator.
     """
     torch.set_num_threads(config.threads)
+    if config.nodes > 1 and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            f"`--nodes {config.nodes}` was typed, and no other machine is known here: they would be waited for without "
+            "end. Start the same command on each by `torchrun`."
+        )
+    most = max(MOST_ALONE, os.cpu_count() or 1)
+    if config.accelerator == "cpu" and config.devices > most:
+        raise ConfigError(
+            f"`--devices {config.devices}` processes on a machine that has {os.cpu_count()} processors. At most {most} "
+            f"are started. Type `--devices {os.cpu_count()}`."
+        )
     try:
         fabric = _processes(config, config.devices, config.nodes)
     except (RuntimeError, ValueError) as error:

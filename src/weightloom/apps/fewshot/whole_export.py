@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.errors import ConfigError, MissingExtraError, WeightloomError
-from weightloom.files import write_atomically
+from weightloom.files import check_empty, make_folder, write_atomically
 from weightloom.learners.learner import Learner, Support
 from weightloom.tasks import Examples, Tasks
+from weightloom.texts import kind_of
 
 INPUTS = ("support_x", "support_y", "support_mask", "query_x")
 LIMIT = 1e-4
@@ -201,8 +202,9 @@ def _difference(name: str, run: Callable[..., Tensor], whole: _Whole, tasks: Tas
 
 
 def _check_folder(folder: Path) -> None:
-    if (folder / "whole.json").exists():
+    if kind_of(folder / "whole.json") != "nothing":
         raise ConfigError(f"`{folder}` holds a program already. It is never written over. Pass another folder.")
+    check_empty(folder, "--out")
 
 
 def _check_onnx(onnx: bool) -> None:
@@ -231,7 +233,7 @@ def _refused(learner: Learner, why: str) -> ConfigError:
 @contextmanager
 def _in_folder(folder: Path) -> Iterator[Path]:
     """A place beside the folder whose files are moved there when all of them are whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent, "--out")
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield made

@@ -15,7 +15,8 @@ from weightloom.apps.rl.envs.spaces_only import plain_space
 from weightloom.apps.rl.envs.worlds import World
 from weightloom.apps.rl.trained import Agent
 from weightloom.errors import ConfigError
-from weightloom.files import save_tensors, write_atomically
+from weightloom.files import check_empty, make_folder, save_tensors, write_atomically
+from weightloom.texts import kind_of
 
 
 class AdaptedAgent:
@@ -75,11 +76,12 @@ class AdaptedAgent:
             ConfigError: If the folder holds a policy already.
             CheckpointError: If it cannot be written.
         """
-        if (folder / "policy.json").exists():
+        if kind_of(folder / "policy.json") != "nothing":
             raise ConfigError(f"`{folder}` holds a policy already. It is never written over. Pass another `--out`.")
+        check_empty(folder, "--out")
         world = self.agent.world
         seen = torch.randn(8, world.state_dim, generator=torch.Generator().manual_seed(0))
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, "--out")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(self.policy, (seen,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))

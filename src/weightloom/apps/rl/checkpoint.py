@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from weightloom.apps.rl.envs.wrappers import kept_of, restore
-from weightloom.errors import CheckpointError
-from weightloom.files import load_tensors, save_tensors
-from weightloom.runs.folder import check_identity
+from weightloom.runs.checkpoint import check_fits, read_checkpoint, restore_state, state_of, write_checkpoint
 
 _REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 _COUNTS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
@@ -29,13 +27,10 @@ def keep(path: Path, model: Any, identity: str = "") -> None:
         CheckpointError: If it cannot be written.
     """
     tensors: dict[str, Tensor] = {f"policy/{name}": value for name, value in model.policy.state_dict().items()}
-    for name, optimiser in _optimisers(model).items():
-        for number, state in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser/{name}/{number}/{key}": torch.as_tensor(value) for key, value in state.items()}
+    tensors |= state_of(_optimisers(model))
     if getattr(model, "log_ent_coef", None) is not None:
         tensors["log_ent_coef"] = model.log_ent_coef
     facts: dict[str, Any] = {name: getattr(model, name) for name in _COUNTS if hasattr(model, name)}
-    facts["identity"] = identity
     if getattr(model, "replay_buffer", None) is not None:
         buffer = model.replay_buffer
         facts |= {"position": buffer.pos, "full": buffer.full}
@@ -54,7 +49,7 @@ def keep(path: Path, model: Any, identity: str = "") -> None:
     tensors["random/numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
     facts["random"] = [kind, *rest]
     facts["actions"] = model.action_space.np_random.bit_generator.state
-    save_tensors(path, tensors, json.loads(json.dumps(facts, default=_plain)))
+    write_checkpoint(path, tensors, json.loads(json.dumps(facts, default=_plain)), identity)
 
 
 def take_up(path: Path, model: Any, identity: str = "") -> None:
@@ -65,17 +60,9 @@ def take_up(path: Path, model: Any, identity: str = "") -> None:
     Raises:
         CheckpointError: If the file is not whole, or was written for another model or by another run.
     """
-    tensors, facts = load_tensors(path)
-    check_identity(path, facts, identity)
+    tensors, facts = read_checkpoint(path, identity)
     load_policy(path, model, tensors)
-    for name, optimiser in _optimisers(model).items():
-        start = f"optimiser/{name}/"
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith(start):
-                number, _, what = key.removeprefix(start).partition("/")
-                state.setdefault(int(number), {})[what] = value
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    restore_state(path, tensors, _optimisers(model))
     if "log_ent_coef" in tensors:
         model.log_ent_coef.data.copy_(tensors["log_ent_coef"])
     for name in _COUNTS:
@@ -105,16 +92,10 @@ def load_policy(path: Path, model: Any, tensors: dict[str, Tensor] | None = None
         CheckpointError: If the file is not whole, or was written for another model.
     """
     if tensors is None:
-        tensors, facts = load_tensors(path)
-        check_identity(path, facts, identity)
+        tensors, _ = read_checkpoint(path, identity)
     kept = {name.removeprefix("policy/"): value for name, value in tensors.items() if name.startswith("policy/")}
-    try:
-        model.policy.load_state_dict(kept)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"`{path}` was written for another model ({str(error).splitlines()[-1].strip()}). A checkpoint fits the "
-            "model that wrote it. Build the model with the options in the run's `config.json`."
-        ) from error
+    check_fits(path, model.policy.state_dict(), kept)
+    model.policy.load_state_dict(kept)
 
 
 def _restore_env(model: Any, tensors: dict[str, Tensor]) -> None:
@@ -131,11 +112,11 @@ def _restore_env(model: Any, tensors: dict[str, Tensor]) -> None:
 def _optimisers(model: Any) -> dict[str, torch.optim.Optimizer]:
     found = {}
     if hasattr(model, "critic") and model.critic is not None:
-        found = {"actor": model.actor.optimizer, "critic": model.critic.optimizer}
+        found = {"optimiser/actor": model.actor.optimizer, "optimiser/critic": model.critic.optimizer}
     else:
-        found = {"policy": model.policy.optimizer}
+        found = {"optimiser/policy": model.policy.optimizer}
     if getattr(model, "ent_coef_optimizer", None) is not None:
-        found["entropy"] = model.ent_coef_optimizer
+        found["optimiser/entropy"] = model.ent_coef_optimizer
     return found
 
 

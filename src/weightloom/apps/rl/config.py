@@ -83,6 +83,7 @@ class RLConfig(RunOptions):
     def __post_init__(self) -> None:
         """Check what can be checked without the environment."""
         super().__post_init__()
+        self.check_distinct("vary", "held_out")
         self.check_counts("rows", "batch", "rollout", "width", "hidden", "rank", "critics", "test_contexts")
         self.check_not_negative("warm_up", "blocks", "entropy", "noise", "smoothing")
         self.check_positive("learning_rate", "reward_scale", "updates", "final_rate", "clip")

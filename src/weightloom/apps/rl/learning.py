@@ -15,7 +15,8 @@ from weightloom.apps.rl.agents.players import ModelPlayer
 from weightloom.apps.rl.checkpoint import keep, take_up
 from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.worlds import World
-from weightloom.runs.metrics import append_row, read_rows, write_rows
+from weightloom.files import make_folder
+from weightloom.runs.metrics import append_row, read_rows, rows_up_to, write_rows
 from weightloom.runs.progress import TrainingProgress
 from weightloom.runs.signals import collected_signals
 from weightloom.training import History
@@ -43,7 +44,7 @@ def train(model: Any, world: World, config: RLOptions, training: Training[Any], 
     """
     model.set_logger(Logger(None, []))
     rows = _go_on(model, training) if keeps else []
-    spent_s = rows[-1]["wall_time_s"] if rows else 0.0
+    spent_s = float(rows[-1].get("wall_time_s", 0.0)) if rows else 0.0
     left = config.steps - model.num_timesteps
     if left <= 0:
         return History(rows, spent_s)
@@ -63,10 +64,10 @@ def _go_on(model: Any, training: Training[Any]) -> list[dict[str, Any]]:
     """Take up the last checkpoint of a folder, if there is one; return what was logged before."""
     folder, rows = training.folder, []
     checkpoint = folder / "checkpoints" / "last.safetensors"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(checkpoint.parent)
     if checkpoint.is_file():
         take_up(checkpoint, model, training.identity)
-        rows = [row for row in read_rows(folder) if row["step"] <= model.num_timesteps]
+        rows = rows_up_to(folder, model.num_timesteps)
     write_rows(folder, rows)
     return rows
 

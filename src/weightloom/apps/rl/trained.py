@@ -23,8 +23,8 @@ from weightloom.apps.rl.judge import player_of
 from weightloom.apps.rl.learning import train as learn
 from weightloom.apps.rl.policy import plain_policy
 from weightloom.apps.rl.presets import OURS, preset
-from weightloom.errors import CheckpointError, ConfigError, DataError, ShapeError, nearest
-from weightloom.files import load_tensors, save_tensors
+from weightloom.errors import ConfigError, DataError, ShapeError, nearest
+from weightloom.files import load_tensors, make_folder, save_tensors
 from weightloom.training import History
 
 OPTIONS = [
@@ -212,6 +212,7 @@ class Agent:
         """Keep the agent in a folder, as ``agent.safetensors``: `load` needs nothing else, not even the environment.
 
         Raises:
+            ConfigError: If the folder cannot be made.
             CheckpointError: If it cannot be written.
         """
         world = self.world
@@ -224,12 +225,7 @@ class Agent:
             "max_steps": world.max_steps,
         }
         folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"`{folder}` cannot be made ({error}). An agent is kept in a folder. Pass one that can be written to."
-            ) from error
+        make_folder(folder, "folder")
         save_tensors(folder / FILE, self.model.policy.state_dict(), facts)
 
     def _rows(self, observation: Any, context: Mapping[str, Any]) -> tuple[Any, bool]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
-from weightloom.apps.registry import imported
+from weightloom.apps.registry import OWN_ERRORS, imported
 from weightloom.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def own_base(config: FewShotOptions, outputs: int, event: tuple[int, ...]) -> nn
         net.eval()
         with torch.no_grad():
             answer = net(torch.zeros(shape))
-    except Exception as error:  # networks of one's own raise what they like
+    except OWN_ERRORS as error:  # networks of one's own raise what they like
         raise ConfigError(
             f"`--base {name}` failed with `--data {config.data}` ({type(error).__name__}: {error}). It is called with "
             f"the number of outputs, {outputs}, and gives a torch module that answers {seen}. Change the network."

@@ -21,7 +21,7 @@ from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.problems.curves import CurveProblem
 from weightloom.apps.fewshot.problems.pools import Pools
 from weightloom.apps.fewshot.problems.problem import Problem
-from weightloom.apps.registry import imported
+from weightloom.apps.registry import OWN_ERRORS, imported
 from weightloom.errors import ConfigError, DataError, ShapeError
 from weightloom.learners.learner import Learner
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
@@ -53,7 +53,7 @@ class OwnTasks(TaskSource):
             generator = torch.Generator().manual_seed(seed)
         try:
             drawn = draw_share(self.source, share)(tasks, generator)
-        except Exception as error:  # sources of one's own raise what they like
+        except OWN_ERRORS as error:  # sources of one's own raise what they like
             raise DataError(
                 f"`sample` of `{self.name}` failed ({type(error).__name__}: {error}). It is called with a number of "
                 "tasks and a torch.Generator, and returns `Tasks`. Change it."
@@ -129,7 +129,7 @@ def arguments_of(data: str) -> tuple[Callable[..., Any], set[str]]:
     made: Callable[..., Any] = imported(data, "A source of tasks", "--data my_tasks:Source")
     try:
         return made, {*TAKEN} & {*inspect.signature(made).parameters}
-    except (TypeError, ValueError):
+    except OWN_ERRORS:
         return made, set()
 
 
@@ -140,7 +140,7 @@ def make_source(config: FewShotOptions, part: str, shots: int, ways: int | None 
     arguments = {name: value for name, value in asked.items() if name in takes}
     try:
         source = made(**arguments)
-    except Exception as error:  # as above
+    except OWN_ERRORS as error:  # as above
         typed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise ConfigError(
             f"`{config.data}` could not be called with ({typed}): {type(error).__name__}: {error}. It takes no "

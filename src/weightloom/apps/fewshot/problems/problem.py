@@ -1,12 +1,9 @@
 """What every few-shot problem is, and how its methods are found by name."""
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Targets
 from weightloom.apps.fewshot.methods import builds_of
+from weightloom.apps.registry import called
 from weightloom.errors import ConfigError, nearest
 from weightloom.learners.inner_steps import InnerSteps
 from weightloom.learners.learner import Learner
@@ -148,7 +146,8 @@ class Problem(ABC):
         Raises:
             ConfigError: If there is no such module or class, or what it gives is not a `Learner`.
         """
-        learner = _own_method(method)(self) if ":" in method else self.methods()[method]()
+        own = ":" in method
+        learner = called(method, "A method", "--method my_methods:MyLearner", self) if own else self.methods()[method]()
         if not isinstance(learner, Learner):
             raise ConfigError(
                 f"`{method}` gave a {type(learner).__name__}. A method is a `Learner`, with `adapt` and `predict`. "
@@ -173,17 +172,3 @@ class MixedTasks(TaskSource):
         """Choose a source, then draw."""
         choice = int(torch.randint(len(self.sources), (), generator=generator))
         return draw_share(self.sources[choice], share)(tasks, generator)
-
-
-def _own_method(method: str) -> Callable[[Problem], Learner]:
-    module, _, name = method.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:  # an installed command looks only where it is installed
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Callable[[Problem], Learner] = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"`{method}` cannot be imported ({error}). A method of your own is a module and a class in it, found from "
-            "where you run. Type it as in `--method my_methods:MyLearner`."
-        ) from error
-    return found
