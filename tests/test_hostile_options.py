@@ -14,14 +14,19 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from weightloom.apps.fewshot.comparison import Comparison
 from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fewshot.judge import draw_test_tasks
+from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.rl.config import RLConfig
 from weightloom.cli import main
-from weightloom.errors import ConfigError
+from weightloom.errors import CheckpointError, ConfigError
 from weightloom.files import write_atomically
+from weightloom.runs.metrics import append_row
 from weightloom.runs.options import MOST, MOST_OF_ALL
 from weightloom.texts import MOST_BYTES, MOST_LEVELS, TextError, parse_json, parse_yaml
 
@@ -233,7 +238,6 @@ NUMBERS = {
     ],
     "rl": [field.name for field in fields(RLConfig) if "int" in str(field.type) or "float" in str(field.type)],
 }
-SIGNED = ("entropy", "noise", "smoothing", "target_return", "warm_up", "blocks", "weight_decay", "average", "split")
 
 
 @hostile
@@ -290,12 +294,33 @@ ODD = [
     ["--data", "."],
     ["--start-from", "nowhere"],
     ["--start-from", "a" * 300],
+    ["--data", "sinusoid", "--split", "3"],
+    ["--data", "sinusoid", "--normalisation", "batch"],
+    ["--data", "sinusoid", "--inner-steps", "3", "--comparators"],
+    ["--data", "digits", "--base", ""],
+    ["--data", "sinusoid", "--nodes", "3"],
+    ["--data", "sinusoid", "--devices", "120"],
+    ["--data", "sinusoid", "--shots", "100000", "--tasks", "100000"],
 ]
 
 
 @pytest.mark.parametrize("words", ODD, ids=lambda words: " ".join(words)[:40])
 def test_options_that_do_not_go_together_are_refused(words, tmp_path):
     check_refused(["fewshot", *words, "--run", "run", "--quiet"])
+    assert not (tmp_path / "run").exists()
+
+
+ODD_AGENTS = [
+    *(["--vary", text] for text in ("gravity", "a=1:2", "=1:2", "x=2:1", "x=nan:1", "x=0:inf", "a=1:2 a=1:2")),
+    *(["--env", name] for name in ("nowhere", "", "a" * 400, "os:x", "CartPole-v1:x", ":x", "\x00")),
+    *(["--comparators", "film", "film"], ["--held-out", "x=1:2"], ["--rates", "nothing=0.1"], ["--discount", "1"]),
+    *(["--final-rate", "2"], ["--critics", "0"], ["--target-return", "nan"], ["--method", "nothing"]),
+]
+
+
+@pytest.mark.parametrize("words", ODD_AGENTS, ids=lambda words: " ".join(words)[:40])
+def test_options_of_agents_that_cannot_be_are_refused(words, tmp_path):
+    check_refused(["rl", *words, "--run", "run", "--quiet"])
     assert not (tmp_path / "run").exists()
 
 
@@ -469,6 +494,30 @@ def test_a_link_is_written_through(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "target")
     write_atomically(tmp_path / "link", "text")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "text"
+
+
+def test_a_comparison_is_not_written_over_what_is_none(tmp_path):
+    comparison = Comparison({"scores": [], "config": {}}, {}, "page")
+    comparison.report(tmp_path / "new")
+    comparison.report(tmp_path / "new")
+    for name in ("report.html", "record.json"):
+        (tmp_path / name).write_bytes(BYTES)
+        with pytest.raises(ConfigError, match=r"not written over|is no record"):
+            comparison.report(tmp_path)
+        assert (tmp_path / name).read_bytes() == BYTES
+        (tmp_path / name).unlink()
+
+
+def test_a_row_that_a_full_disk_does_not_take_is_said(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match="could not be added to"):
+        append_row(tmp_path, {"step": 1})
+
+
+def test_validation_tasks_of_sinusoids_are_none_of_the_table():
+    config = FewShotConfig(data="sinusoid").resolved()
+    drawn = [draw_test_tasks(problem_of(each.resolved()), 5, 3).query_x for each in (config, config.validating())]
+    assert not torch.isin(drawn[0], drawn[1]).any()
 
 
 # The command as a whole

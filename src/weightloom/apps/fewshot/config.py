@@ -113,12 +113,12 @@ class FewShotConfig(RunOptions):
                 )
         if self.shots == ():
             raise ConfigError("`--shots` is empty. A method learns a task from its support set. Type `--shots 1 5`.")
-        each = max(self.shots or (1,)) + (self.queries or 1)
-        asked = (self.tasks or 1) * max(self.ways or (1,)) * each
-        if asked > MOST_EXAMPLES:
+        largest_ways, largest_shots = max(self.ways or [1]), max(self.shots or [1])
+        examples: int = (self.tasks or 1) * largest_ways * (largest_shots + (self.queries or 1))
+        if examples > MOST_EXAMPLES:
             raise ConfigError(
-                f"`--tasks`, `--ways`, `--shots` and `--queries` ask for {asked:,} examples a step. They are held in "
-                f"memory together, at most {MOST_EXAMPLES:,}. Pass a smaller number of one of them."
+                f"`--tasks`, `--ways`, `--shots` and `--queries` ask for {examples:,} examples a step. They are held "
+                f"in memory together, at most {MOST_EXAMPLES:,}. Pass a smaller number of one of them."
             )
         self.check_positive("outer_lr", "clip_norm", "inner_lr")
         self.check_not_negative("weight_decay", "average")

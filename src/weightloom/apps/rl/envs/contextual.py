@@ -15,6 +15,7 @@ from weightloom.apps.rl.envs.context import ContextFamily
 from weightloom.apps.rl.envs.finite import check_finite
 from weightloom.apps.rl.envs.physics import Physics
 from weightloom.errors import ConfigError, nearest
+from weightloom.texts import shortened
 
 
 class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
@@ -114,9 +115,10 @@ def make(name: str, max_steps: int | None = None, **arguments: float) -> gymnasi
     try:
         with _quiet_compiler(name):
             return gymnasium.make(name, max_episode_steps=max_steps, disable_env_checker=True, **arguments)
-    except gymnasium.error.Error as error:
+    except (gymnasium.error.Error, ImportError, SystemExit, ValueError) as error:  # it imports what is before a colon
+        said = str(error).partition("\n")[0]
         raise ConfigError(
-            f"`--env {name}` cannot be made ({str(error).splitlines()[0]}). It is `lqr`, `gyre`, `grid`, or the name "
+            f"`--env {shortened(name)}` cannot be made ({shortened(said)}). It is `lqr`, `gyre`, `grid`, or the name "
             f"of an environment that is registered with gymnasium, as `module:Name-v0` where a module registers it. "
             f"{nearest(name, known) if name not in known else 'Install what it needs.'}"
         ) from error
