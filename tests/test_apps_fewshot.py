@@ -145,7 +145,7 @@ def test_the_exported_network_is_plain_and_equal_to_the_runs_own_answer(digits_r
     config, problem, learners = load_run(run, {"shots": [shots]})
     facts = export_task(learners[OURS], problem, config, "3", tmp_path / "net")
     assert len(facts["classes"]) == 3 and set(facts["classes"]) <= {"0", "1", "2"}  # split 0 holds out 0, 1, 2
-    tasks = draw_test_tasks(problem, shots, 4)
+    tasks = draw_test_tasks(problem, shots, min(problem.at_once, config.test_tasks))  # as they are judged
     expected = learners[OURS].eval().answer(tasks)[3]
 
     program = torch.export.load(tmp_path / "net" / "network.pt2").module()
@@ -356,9 +356,9 @@ def test_a_method_that_does_not_fit_the_data_is_refused_by_name():
 
 @pytest.mark.parametrize("mode", ["alternating", "bilevel"])
 def test_every_mode_runs_and_says_so_in_the_config(tmp_path, mode):
-    config = FewShotConfig(
-        data="digits", mode=mode, steps=4, block_steps=1, tasks=2, test_tasks=4, shots=(1,), comparators=("protonet",)
-    )
+    options = {"steps": 4, "tasks": 2, "test_tasks": 4, "shots": (1,), "comparators": ("protonet",)}
+    turns = {"block_steps": 1} if mode == "alternating" else {}
+    config = FewShotConfig(data="digits", mode=mode, **options, **turns)
     record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
     assert record["config"]["mode"] == mode and math.isfinite(record["scores"][0]["mean"])
 

@@ -95,10 +95,10 @@ def test_a_sweep_chooses_by_validation_tasks_alone_and_the_chosen_value_is_train
 
 
 def test_a_value_that_a_method_fails_with_is_not_chosen(tmp_path):
-    record = run(tmp_path / "run", sweep=("learning-rate=1e30,0.05",), comparators=("broken",))
+    record = run(tmp_path / "run", sweep=("learning-rate=1e9,0.05",), comparators=("broken",))
     swept = record["sweep"]
-    assert swept["scores"]["hypernetwork"]["1e30"] is None and swept["chosen"] == {"hypernetwork": "0.05"}
-    assert swept["scores"]["broken"] == {"1e30": None, "0.05": None}  # a comparator's row stays, and says so
+    assert swept["scores"]["hypernetwork"]["1e9"] is None and swept["chosen"] == {"hypernetwork": "0.05"}
+    assert swept["scores"]["broken"] == {"1e9": None, "0.05": None}  # a comparator's row stays, and says so
     assert [(row["method"], row.get("failed")) for row in record["scores"]][1] == ("broken", "1 of 1 runs")
     with pytest.raises(NonFiniteError, match=r"`broken` failed with every value of `--learning-rate`: 0.05, 0.1"):
         run(tmp_path / "lost", sweep=("learning-rate=0.05,0.1",), method="broken")

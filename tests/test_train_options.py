@@ -101,5 +101,5 @@ def test_a_run_of_other_turns_is_not_gone_on_with(tmp_path):
     with pytest.raises(CheckpointError, match=r"of the turns \['x', 'y'\], and this one has \['x', 'z'\]"):
         train(Game(), nothing, None, TrainOptions(4), turns=[game(), game("z")], run=tmp_path / "two", resume=True)
     train(Game(), nothing, None, TrainOptions(4), turns=[game()], run=tmp_path / "one")
-    with pytest.raises(CheckpointError, match="turn `x` moved other parameters"):
+    with pytest.raises(CheckpointError, match="moved other parameters"):
         train(Game(), nothing, None, TrainOptions(4), turns=[game(parameters="x")], run=tmp_path / "one", resume=True)

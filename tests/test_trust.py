@@ -15,7 +15,7 @@ from weightloom.apps.registry import all_apps, imported
 from weightloom.cli import main
 from weightloom.commands import _documented
 from weightloom.errors import ConfigError, WeightloomError
-from weightloom.runs.folder import prepare_folder
+from weightloom.runs.folder import held_folder
 
 NAMED = {
     "method": {"method": "stranger:Mine", "comparators": ()},
@@ -45,7 +45,8 @@ def stranger(tmp_path, monkeypatch):
 
 
 def make_run(place, **options):
-    prepare_folder(place, "fewshot", FewShotConfig(**{"data": "sinusoid", **options}).resolved(), resume=False)
+    with held_folder(place, "fewshot", FewShotConfig(**{"data": "sinusoid", **options}).resolved(), resume=False):
+        pass
 
 
 def refused(words, capsys):
@@ -146,7 +147,8 @@ def test_an_environment_that_a_module_registers_is_code(words, stranger, tmp_pat
     from weightloom.apps.rl.config import RLConfig
 
     config = RLConfig(env="stranger:Env-v0", vary=("gravity=1:2",), comparators=()).resolved()
-    prepare_folder(tmp_path / "run", "rl", config, resume=False)
+    with held_folder(tmp_path / "run", "rl", config, resume=False):
+        pass
     assert "names code: `--env stranger:Env-v0`. " in refused(words, capsys)
     with pytest.raises(ConfigError, match="names code"):
         rl.load(tmp_path / "run")
@@ -165,7 +167,8 @@ def test_a_report_and_a_run_to_start_from_import_nothing(stranger, tmp_path, cap
 
 
 def test_an_application_that_a_folder_names_is_not_imported(stranger, tmp_path, capsys):
-    prepare_folder(tmp_path / "run", "stranger:Mine", FewShotConfig().resolved(), resume=False)
+    with held_folder(tmp_path / "run", "stranger:Mine", FewShotConfig().resolved(), resume=False):
+        pass
     for command in ("eval", "adapt", "export"):
         assert "not imported by itself" in refused(f"{command} run support", capsys)
     assert not stranger.exists()

@@ -97,7 +97,7 @@ def ending_signals() -> tuple[signal.Signals, ...]:
 
 
 @contextmanager
-def alarm(seconds: float, ring: Callable[..., None]) -> Iterator[None]:
+def alarm(seconds: float | int, ring: Callable[..., None]) -> Iterator[None]:
     """Call ``ring`` in the main thread if a block takes longer; never on a system without alarms."""
     if not hasattr(signal, "setitimer"):
         yield

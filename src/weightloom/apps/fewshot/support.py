@@ -218,6 +218,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     row = parse_json(line)
                     if not isinstance(row, dict):
                         raise ValueError(f"line {number} is no object")
+                    _once([*row.items()])
                     yield f"line {number} of {path}", row
             return
         rows = csv_rows(path)
