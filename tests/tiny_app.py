@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from weightloom.apps.app import App
+from weightloom.errors import NonFiniteError
 from weightloom.runs.options import RunOptions
 from weightloom.training import TrainOptions, train
 
@@ -100,6 +101,8 @@ class Guesses(App):
                     "score_name": "error",
                 }
 
+        if config.rate_of(training.method) >= 1e9:
+            raise NonFiniteError("At step 1 the loss is nan.")
         how = {"checkpoint_every": config.checkpoint_every or 10, "evaluate_every": config.evaluate_every or 1000}
         options = TrainOptions(config.steps or 40, outer_lr=config.rate_of(training.method), seed=config.seed, **how)
         history = train(model, problem, None, options, evaluate=score, **training.how())
