@@ -1,14 +1,17 @@
 """The folder of a run: one process writes there, what a killed one left is taken up or removed, nothing of others."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError
 
 import pytest
 
-from weightloom.errors import ConfigError, DataError
-from weightloom.runs.folder import held_folder, is_begun, read_config
+from weightloom.errors import CheckpointError, ConfigError, DataError
+from weightloom.runs import folder as folders
+from weightloom.runs.folder import RunFile, held_folder, identity_of, is_begun, read_config, read_options, read_run_file
 from weightloom.runs.metrics import append_row, read_rows, rows_up_to
 from weightloom.runs.options import RunOptions
 
@@ -151,3 +154,116 @@ def test_a_last_line_that_a_killed_run_did_not_finish_is_passed_over_in_silence(
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
     assert rows_up_to(tmp_path, 9) == read_rows(tmp_path) == [{"step": 1}]
+
+
+def test_files_are_laid_out_as_version_1_has_them(tmp_path):
+    with held_folder(tmp_path / "run", "app", RunOptions(seed=3), False, (4, 5), (6,), ("outer_lr",)) as identity:
+        pass
+    config = (tmp_path / "run" / "config.json").read_text()
+    assert config == json.dumps(json.loads(config), indent=1) + "\n" and json.loads(config)["seed"] == 3
+    assert (tmp_path / "run" / "run.json").read_text() == (
+        f'{{\n "format": 1,\n "app": "app",\n "identity": "{identity}",\n'
+        ' "seeds": [\n  4,\n  5\n ],\n "folds": [\n  6\n ],\n "sweep": [\n  "outer_lr"\n ]\n}\n'
+    )
+    about = read_run_file(tmp_path / "run")
+    assert about == RunFile("app", identity, (4, 5), (6,), ("outer_lr",))
+    assert read_options(tmp_path / "run") == json.loads(config)
+    with pytest.raises(FrozenInstanceError):
+        about.app = "other"
+
+
+def test_everybody_may_read_and_write_who_may_with_other_files(tmp_path):
+    (tmp_path / "other").write_text("")
+    run = started(tmp_path / "run")
+    assert (run / "run.json").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_the_order_of_options_leaves_the_identity_as_it_is():
+    class Backwards(RunOptions):
+        def to_dict(self):
+            return dict(reversed(super().to_dict().items()))
+
+    assert identity_of("app", Backwards(seed=3)) == identity_of("app", RunOptions(seed=3))
+    assert len({identity_of(app, RunOptions(seed=seed)) for app in ("app", "other") for seed in (3, 4)}) == 4
+
+
+def test_a_run_of_another_application_is_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match="is a run of `weightloom app`, and `weightloom other` was asked to read it"):
+        read_config(started(tmp_path / "run"), RunOptions, "other")
+
+
+def test_a_run_does_not_go_on_with_another_config(tmp_path):
+    run = started(tmp_path / "run", seed=3)
+    before = (run / "run.json").read_text()
+    with (
+        pytest.raises(ConfigError, match=r"with another config: seed is 3 there, 4 was asked for"),
+        held_folder(run, "app", RunOptions(seed=4), resume=True),
+    ):
+        raise AssertionError
+    assert (run / "run.json").read_text() == before and read_config(run, RunOptions, "app").seed == 3
+
+
+def test_a_folder_without_a_run_is_not_gone_on_with(tmp_path):
+    with (
+        pytest.raises(DataError, match=r"There is no `.*run.json` that can be read"),
+        held_folder(tmp_path, "app", RunOptions(), resume=True),
+    ):
+        raise AssertionError
+    assert not any(tmp_path.iterdir())
+
+
+def test_longer_rubbish_in_place_of_the_first_file_leaves_nothing_behind(tmp_path):
+    whole, run = started(tmp_path / "whole"), tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("x" * 10_000)
+    assert (started(run) / "run.json").read_text() == (whole / "run.json").read_text()
+
+
+def test_a_run_that_began_is_not_started_again(tmp_path):
+    run = started(tmp_path / "run", seed=3)
+    with pytest.raises(ConfigError, match=r"is not empty. .* --resume"):
+        started(run, seed=4)
+    assert read_config(run, RunOptions, "app").seed == 3
+
+
+def test_a_run_that_another_began_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    run, lock = tmp_path / "run", folders.lock
+
+    def after_another(file):
+        monkeypatch.setattr(folders, "lock", lock)
+        (run / "run.json").write_text("{}")
+        return lock(file)
+
+    monkeypatch.setattr(folders, "lock", after_another)
+    with pytest.raises(ConfigError, match="is not empty"):
+        started(run)
+    assert (run / "run.json").read_text() == "{}" and [path.name for path in run.iterdir()] == ["run.json"]
+
+
+def test_a_folder_that_cannot_be_opened_or_locked_is_told(tmp_path, monkeypatch):
+    (tmp_path / "run" / "run.json").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"run.json` cannot be opened and locked"):
+        started(tmp_path / "run")
+
+    def broken(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(folders, "lock", broken)
+    with pytest.raises(CheckpointError, match=r"cannot be opened and locked \(Input/output error\)"):
+        started(tmp_path / "other")
+
+
+def test_options_that_do_not_reach_the_disk_leave_a_folder_that_is_as_good_as_empty(tmp_path, monkeypatch):
+    run, fsync = tmp_path / "run", os.fsync
+
+    def full(file):
+        if (run / "config.json").exists():  # the first file has come there
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError, match=r"run.json` could not be written \(No space left on device\)"):
+            started(run)
+    assert (run / "run.json").read_bytes() == b"" and not is_begun(run)
+    assert is_begun(started(run))
