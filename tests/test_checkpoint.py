@@ -225,6 +225,17 @@ def test_facts_that_json_cannot_hold_are_refused_before_anything_is_written(tmp_
     assert files(tmp_path) == [] and json.dumps(FACTS)
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), ValueError("Input/output error")])
+def test_a_disk_that_fails_while_it_is_read_is_told(tmp_path, monkeypatch, error):
+    def fails(*_, **__):
+        raise error
+
+    path = small(tmp_path / "a.safetensors")
+    monkeypatch.setattr("weightloom.files.safe_open", fails)
+    with pytest.raises(CheckpointError, match=r"cannot be read as a checkpoint \(.*Input/output error\)"):
+        load_tensors(path)
+
+
 @pytest.mark.parametrize(
     ("facts", "said"),
     [(None, "KeyError"), ("[1]", "they are a list"), ("{", "JSONDecodeError"), ("[" * 100_000, "RecursionError")],
