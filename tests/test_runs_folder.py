@@ -168,6 +168,8 @@ def test_files_are_laid_out_as_version_1_has_them(tmp_path):
     about = read_run_file(tmp_path / "run")
     assert about == RunFile("app", identity, (4, 5), (6,), ("outer_lr",))
     assert read_options(tmp_path / "run") == json.loads(config)
+    several = {name: getattr(about, name) for name in folders.SEVERAL}
+    assert several == {"seeds": (4, 5), "folds": (6,), "sweep": ("outer_lr",)}
     with pytest.raises(FrozenInstanceError):
         about.app = "other"
 
@@ -197,7 +199,7 @@ def test_a_run_does_not_go_on_with_another_config(tmp_path):
     before = (run / "run.json").read_text()
     with (
         pytest.raises(ConfigError, match=r"with another config: seed is 3 there, 4 was asked for"),
-        held_folder(run, "app", RunOptions(seed=4), resume=True),
+        held_folder(run, "app", RunOptions(seed=4, threads=2), resume=True),
     ):
         raise AssertionError
     assert (run / "run.json").read_text() == before and read_config(run, RunOptions, "app").seed == 3
