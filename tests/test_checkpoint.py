@@ -304,3 +304,12 @@ def test_what_is_empty_or_not_there_is_free_and_all_else_is_not(tmp_path):
     for name in ("full/a.txt", "dangling"):
         with pytest.raises(ConfigError, match=r"` is there already, and no folder\. .* as `--to`"):
             check_empty(tmp_path / name, "--to")
+
+
+def test_a_folder_that_cannot_be_looked_at_is_not_free(tmp_path, monkeypatch):
+    def refused(_):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refused)
+    with pytest.raises(ConfigError, match=r"` cannot be looked at \(Permission denied\)\. Nothing is written over\."):
+        check_empty(tmp_path)

@@ -265,7 +265,9 @@ def test_options_that_do_not_reach_the_disk_leave_a_folder_that_is_as_good_as_em
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(CheckpointError, match=r"run.json` could not be written \(No space left on device\)"):
+        with pytest.raises(
+            CheckpointError, match=r"run.json` could not be written \(No space left on device\)\. .*It needs 0\.0 MB"
+        ):
             started(run)
     assert (run / "run.json").read_bytes() == b"" and not is_begun(run)
     assert is_begun(started(run))
