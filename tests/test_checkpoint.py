@@ -6,14 +6,13 @@ import json
 import os
 import pickle
 import resource
-import stat
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from weightloom.errors import CheckpointError, ConfigError
-from weightloom.files import check_empty, load_tensors, make_folder, save_tensors, write_atomically
+from weightloom.errors import CheckpointError
+from weightloom.files import load_tensors, save_tensors
 
 FACTS = {"step": 7, "text": 'ünïcode "quoted" \\', "nested": {"list": [1, 2.5, None, True]}}
 
@@ -213,12 +212,6 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path, monkeypatch)
     assert seen == [(before, path.read_bytes())] and path.read_bytes() != before
 
 
-@pytest.mark.parametrize("content", ["text with ünïcode\n", b"\x00\xff", ""])
-def test_text_and_bytes_are_written_as_they_are(tmp_path, content):
-    write_atomically(tmp_path / "a.txt", content)
-    assert (tmp_path / "a.txt").read_bytes() == (content.encode() if isinstance(content, str) else content)
-
-
 def test_facts_that_json_cannot_hold_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_tensors(tmp_path / "a.safetensors", {}, {"path": tmp_path})
@@ -247,69 +240,3 @@ def test_facts_that_are_no_object_are_refused_though_the_digest_fits(tmp_path, f
     save_file({}, tmp_path / "a.safetensors", header)
     with pytest.raises(CheckpointError, match=f"holds facts that cannot be read.*{said}"):
         load_tensors(tmp_path / "a.safetensors")
-
-
-def test_text_that_is_no_unicode_is_written_escaped(tmp_path):
-    write_atomically(tmp_path / "a.txt", "caf\udce9")
-    assert (tmp_path / "a.txt").read_bytes() == rb"caf\udce9"
-
-
-def test_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path):
-    (tmp_path / "there").mkdir()
-    target, link = tmp_path / "there" / "a.txt", tmp_path / "b.txt"
-    target.write_text("before")
-    link.symlink_to(target)
-    write_atomically(link, "after")
-    assert link.is_symlink() and target.read_text() == "after"
-    assert files(tmp_path) == ["b.txt", "there"] and files(target.parent) == ["a.txt"]
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with a name")
-def test_a_pipe_is_written_to_and_stays_one(tmp_path):
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    write_atomically(pipe, "through")
-    assert os.read(reading, 99) == b"through" and stat.S_ISFIFO(pipe.stat().st_mode) and files(tmp_path) == ["pipe"]
-    os.close(reading)
-
-
-def test_a_folder_is_made_with_those_above_it_and_once(tmp_path):
-    for _ in range(2):
-        make_folder(tmp_path / "a" / "b")
-        assert files(tmp_path / "a") == ["b"]
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("taken", r"\(File exists\)"), ("nu\0ll", r"\(.*null.*\)"), ("a" * 256, r"\(File name too long\)")],
-)
-def test_a_folder_that_cannot_be_made_is_told_with_the_option_to_pass(tmp_path, name, said):
-    (tmp_path / "taken").write_text("mine")
-    with pytest.raises(ConfigError, match=f"cannot be made a folder {said}.*Pass another one as `--run`"):
-        make_folder(tmp_path / name)
-    with pytest.raises(ConfigError, match="Pass another one as `--to`"):
-        make_folder(tmp_path / name, "--to")
-
-
-def test_what_is_empty_or_not_there_is_free_and_all_else_is_not(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "a.txt").write_text("mine")
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    for name in ("nowhere", "empty"):
-        check_empty(tmp_path / name)
-    with pytest.raises(ConfigError, match=r"full` holds something already\. .* as `--run`"):
-        check_empty(tmp_path / "full")
-    for name in ("full/a.txt", "dangling"):
-        with pytest.raises(ConfigError, match=r"` is there already, and no folder\. .* as `--to`"):
-            check_empty(tmp_path / name, "--to")
-
-
-def test_a_folder_that_cannot_be_looked_at_is_not_free(tmp_path, monkeypatch):
-    def refused(_):
-        raise OSError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(type(tmp_path), "iterdir", refused)
-    with pytest.raises(ConfigError, match=r"` cannot be looked at \(Permission denied\)\. Nothing is written over\."):
-        check_empty(tmp_path)
