@@ -34,6 +34,7 @@ def test_a_run_goes_on_behind_a_few_faults(case, faults, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("case", "how", "stride"), [("fewshot", "whole", 1), ("ppo", "bare", 1), ("two", "bare", 1), ("seeds", "whole", 5)]
 )
