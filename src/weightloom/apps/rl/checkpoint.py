@@ -31,6 +31,7 @@ def keep(path: Path, model: Any, identity: str = "") -> None:
     if getattr(model, "log_ent_coef", None) is not None:
         tensors["log_ent_coef"] = model.log_ent_coef
     facts: dict[str, Any] = {name: getattr(model, name) for name in _COUNTS if hasattr(model, name)}
+    facts["recent_returns"] = list(getattr(model, "recent_returns", []))
     if getattr(model, "replay_buffer", None) is not None:
         buffer = model.replay_buffer
         facts |= {"position": buffer.pos, "full": buffer.full}
@@ -65,6 +66,7 @@ def take_up(path: Path, model: Any, identity: str = "") -> None:
     restore_state(path, tensors, _optimisers(model))
     if "log_ent_coef" in tensors:
         model.log_ent_coef.data.copy_(tensors["log_ent_coef"])
+    model.recent_returns = facts.get("recent_returns", [])
     for name in _COUNTS:
         if name in facts:
             setattr(model, name, facts[name])

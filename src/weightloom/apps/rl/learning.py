@@ -53,6 +53,7 @@ def train(model: Any, world: World, config: RLOptions, training: Training[Any], 
         TrainingProgress(config.steps, model.num_timesteps, training.quiet) as progress,
     ):
         follower = Follower(world, config, training, progress, caught, spent_s, keeps)
+        follower.went_on = bool(rows)
         model.learn(left, follower, log_interval=None, reset_num_timesteps=False)
         if not follower.stopped:
             follower.finish()
@@ -103,7 +104,7 @@ class Follower(BaseCallback):
         self.checkpoint_every = min(config.checkpoint_every, max(1, config.steps // 10))
         self.before_s, self.start_s = before_s, time.monotonic()
         self.recent: deque[float] = deque(maxlen=RECENT)
-        self.stopped = False
+        self.stopped = self.went_on = False
         self.evaluated = self.kept = self.logged = -1
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
         self.contexts = [("validation", world.family.sample(SHOWN, generator))]
@@ -116,8 +117,10 @@ class Follower(BaseCallback):
 
     def _on_training_start(self) -> None:
         done = self.model.num_timesteps
-        self.evaluated = done // self.evaluate_every if done else -1
-        self.kept = done // self.checkpoint_every if done else -1
+        self.recent.extend(getattr(self.model, "recent_returns", []))
+        begun = done or self.went_on  # a run that goes on from step 0 has been looked at there
+        self.evaluated = done // self.evaluate_every if begun else -1
+        self.kept = done // self.checkpoint_every if begun else -1
         self.logged = done * 500 // self.config.steps
 
     def _on_rollout_start(self) -> None:
@@ -143,6 +146,8 @@ class Follower(BaseCallback):
 
     def _keep(self) -> None:
         if self.keeps:
+            model: Any = self.model
+            model.recent_returns = list(self.recent)  # what is logged is a mean over them
             keep(self.folder / "checkpoints" / "last.safetensors", self.model, self.identity)
 
     def _log(self, step: int, last: bool = False) -> None:
