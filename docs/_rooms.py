@@ -58,7 +58,7 @@ def _taken(package: ModuleType) -> dict[tuple[str, str | None], str]:
 
 
 def _is_code(package: ModuleType, name: str) -> bool:
-    """Whether autodoc shows it on the package; values are shown only where they are defined."""
+    """True if autodoc shows it on the package; values are shown only where they are defined."""
     thing = getattr(package, name)
     return inspect.isclass(thing) or inspect.isfunction(thing)
 

@@ -178,3 +178,9 @@ def test_engines_are_timed_once_and_agents_start_from_agents_of_related_contexts
     assert record["start_from"]["fresh_steps"] and {"fresh", "hypernetwork"} <= {
         row["method"] for row in record["scores"]
     }
+
+
+def test_what_was_trained_cannot_be_changed_when_a_run_is_loaded(tmp_path):
+    run(tmp_path / "run", steps=5)
+    with pytest.raises(ConfigError, match=r"Option 'steps' cannot be changed after training.*`number`"):
+        experiment.load(Guesses(), tmp_path / "run", {"steps": 3})

@@ -26,9 +26,10 @@ from weightloom.apps.rl.config import RLConfig
 from weightloom.cli import main
 from weightloom.errors import CheckpointError, ConfigError
 from weightloom.files import write_atomically
+from weightloom.limits import MOST_LEVELS, MOST_TEXT_BYTES
 from weightloom.runs.metrics import append_row
 from weightloom.runs.options import MOST, MOST_OF_ALL
-from weightloom.texts import MOST_BYTES, MOST_LEVELS, TextError, parse_json, parse_yaml
+from weightloom.texts import TextError, parse_json, parse_yaml
 
 EXAMPLES = int(os.environ.get("WEIGHTLOOM_HOSTILE", "15"))
 """Generated inputs of each test."""
@@ -162,7 +163,7 @@ def test_a_record_of_other_types_is_drawn_or_refused(data, made, tmp_path):
 
 
 def test_a_file_over_the_limit_is_not_read_whole(tmp_path):
-    (tmp_path / "large.json").write_bytes(b" " * (MOST_BYTES + 1))
+    (tmp_path / "large.json").write_bytes(b" " * (MOST_TEXT_BYTES + 1))
     assert "larger than 16 MB" in check_refused(["fewshot", "--config", "large.json"])
 
 

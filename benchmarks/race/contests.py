@@ -1,4 +1,4 @@
-"""What ``python -m benchmarks.race core`` times: each contest builds its contenders, and says which ratios have a bar.
+"""Contests of ``python -m benchmarks.race core``: each builds its contenders, and says which ratios have a bar.
 
 In:   the name of a contest.
 Out:  its contenders, functions that do one forward and backward pass each; and its bars.

@@ -10,6 +10,12 @@ import os
 
 from weightloom.errors import ConfigError
 
+MOST_TEXT_BYTES = 16_000_000
+"""Bytes of a file of text, JSON or YAML."""
+MOST_LEVELS = 50
+"""Levels of objects and lists within each other."""
+MOST_YAML_VALUES = 10_000
+"""Values in a YAML file, which is written by hand; JSON has no such limit."""
 MOST_FILE_BYTES = 2_000_000_000
 """A table, a ``.jsonl`` or an ``.npz``, unpacked."""
 MOST_MEMORY_BYTES = 2_000_000_000

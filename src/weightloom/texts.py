@@ -12,12 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any, Literal
 
-MOST_BYTES = 16_000_000
-"""Bytes of a file of text, JSON or YAML."""
-MOST_LEVELS = 50
-"""Levels of objects and lists within each other."""
-MOST_YAML_VALUES = 10_000
-"""Values in a YAML file, which is written by hand; JSON has no such limit."""
+from weightloom.limits import MOST_LEVELS, MOST_TEXT_BYTES, MOST_YAML_VALUES
 
 
 class TextError(ValueError):
@@ -56,16 +51,16 @@ def read_text(path: Path) -> str:
     """Read a regular file of UTF-8; a byte order mark is left out.
 
     Raises:
-        TextError: If there is none, it is over `MOST_BYTES`, or it is not UTF-8. Nothing else is opened: a device or a
-            pipe may never end.
+        TextError: If there is none, it is over `MOST_TEXT_BYTES`, or it is not UTF-8. Nothing else is opened: a device
+            or a pipe may never end.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise TextError("it is no regular file")
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise TextError(f"it is larger than {MOST_BYTES // 10**6} MB")
+            content = file.read(MOST_TEXT_BYTES + 1)
+        if len(content) > MOST_TEXT_BYTES:
+            raise TextError(f"it is larger than {MOST_TEXT_BYTES // 10**6} MB")
         return content.decode("utf-8-sig")
     except OSError as error:
         raise TextError(error.strerror or str(error)) from error

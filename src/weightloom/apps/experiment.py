@@ -160,17 +160,25 @@ def load(
     Args:
         app: The application that made it.
         folder: The run's folder.
-        changes: Options to judge by that differ from training, among ``app.judged_by``.
+        changes: Options to judge by that differ from training, among ``app.judged_by``; fewer ``comparators``.
         only: Load the run's method alone.
         trust: Import what the run's options name as ``module:name``.
 
     Raises:
         DataError: If the folder holds no run, or the data are missing.
-        ConfigError: If it is a run of another application, or of several seeds, or names code and is not trusted.
+        ConfigError: If it is a run of another application, or of several seeds, or names code and is not trusted, or
+            an option cannot be changed after training.
         CheckpointError: If a checkpoint is missing, not whole, or of another run.
     """
     saved = read_config(folder, app.config, app.name)
     identity = identity_of(app.name, saved)
+    known = (*app.judged_by, "comparators", "rates")
+    for name in changes or {}:
+        if name not in known:
+            raise ConfigError(
+                f"Option {name!r} cannot be changed after training: the checkpoints are of what the run began with. "
+                f"Pass others of {', '.join(f'`{its}`' for its in known)}."
+            )
     options = {**saved.to_dict(), **(changes or {})}
     if only:
         options |= {"comparators": [], "rates": []}
@@ -283,7 +291,7 @@ class _Arms(Generic[C, P, M]):
         for method in self.config.methods:
             model = _built(self.app, method, self.problem, self.config)
             if self.app.is_trained(model):
-                trained = self._train(method, method_folder(self.folder, method, self.config), method)
+                trained = self._train(method, method_folder(self.folder, method, self.config), method, model)
                 if isinstance(trained, signal.Signals):
                     return trained
                 if trained is None:
@@ -310,8 +318,8 @@ class _Arms(Generic[C, P, M]):
                 f"method. It has {', '.join(config.methods)}: pass one of them as `--method`."
             )
 
-    def _train(self, method: str, place: Path, name: str) -> M | signal.Signals | None:
-        """Build and train one arm; None where it is a comparator that failed."""
+    def _train(self, method: str, place: Path, name: str, built: M | None = None) -> M | signal.Signals | None:
+        """Train one arm, as it was just built where its options are the run's; None where a comparator failed."""
         first = self.processes.global_rank == 0
         if (place / FAILURE).is_file():
             self.failures[name] = failure_of(place)
@@ -321,7 +329,9 @@ class _Arms(Generic[C, P, M]):
         own = replace(own, steps=steps)
         if first and not self.quiet:
             say(f"{name}: {steps:,} steps" if steps else name)
-        model = _built(self.app, method, self.problem, own)
+        if built is None or own != self.config or own.minutes is not None:  # timing it drew random numbers
+            built = _built(self.app, method, self.problem, own)
+        model = built
         if self.config.start_from and name != FRESH:
             self._start(model, method)
         tie, look = _tie(self.identity, name), self._look if self._looks(name) else _nothing

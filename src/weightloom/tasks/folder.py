@@ -21,8 +21,8 @@ from torch import Tensor
 from weightloom.errors import ConfigError, DataError, MissingExtraError
 from weightloom.limits import MEGAPIXELS_VARIABLE, MOST_MEMORY_BYTES, most_pixels
 from weightloom.tasks.data import ClassPool
-from weightloom.tasks.lines import user_path
 from weightloom.tasks.tasks import Skipped
+from weightloom.texts import home
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
@@ -61,7 +61,7 @@ def load_folder(
         ConfigError: If ``size`` or ``channels`` cannot be.
         MissingExtraError: If Pillow is not installed.
     """
-    root = user_path(path)
+    root = home(path)
     _check(root, size, channels)
     image = _pillow()
     skipped: list[Skipped] = []
@@ -109,7 +109,7 @@ def picture(source: Any, size: int, channels: int) -> Tensor:
         MissingExtraError: If Pillow is not installed.
     """
     image, most = _pillow(), most_pixels()
-    path = user_path(source) if isinstance(source, str | Path) else None
+    path = home(source) if isinstance(source, str | Path) else None
     try:
         if path is None:
             return _square(source.copy(), size, channels, most)

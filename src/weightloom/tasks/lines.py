@@ -27,29 +27,6 @@ from weightloom.limits import (
 )
 
 
-def user_path(typed: str | Path) -> Path:
-    """Return a path as a person typed it, ``~`` for the home folder.
-
-    Raises:
-        DataError: If there is no such user.
-    """
-    try:
-        return Path(typed).expanduser()
-    except RuntimeError as error:
-        raise DataError(
-            f"`{typed}` begins with the home folder of a user who is not known here. A path begins with `~/`, `/` or a "
-            "name. Type the path in full."
-        ) from error
-
-
-def is_folder(path: Path) -> bool:
-    """Return True if there is such a folder, whatever the path is like."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # a name that is too long
-        return False
-
-
 def check_file(path: Path, what: str, most: int = MOST_FILE_BYTES) -> None:
     """Make sure that there is a plain file, and that it is not too large.
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from weightloom.errors import ConfigError, DataError, listed, nearest
 from weightloom.limits import MOST_TABLE_TASKS
-from weightloom.tasks.lines import csv_rows, user_path
+from weightloom.tasks.lines import csv_rows
 from weightloom.tasks.points import PointPool
 from weightloom.tasks.tasks import Skipped
+from weightloom.texts import home
 
 TASK = "task"
 
@@ -108,7 +109,7 @@ def load_table(path: str | Path, target: str | None = None, fewest_points: int =
         DataError: If the file is not there, is no text, a row has too many or too few cells, a cell is no finite
             number, no task is long enough, or a limit of `weightloom.limits` is passed.
     """
-    path = user_path(path)
+    path = home(path)
     rows = csv_rows(path)
     _, header = next(rows)
     target = target or ("y" if "y" in header else "".join(header[-1:]))

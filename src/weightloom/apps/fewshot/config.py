@@ -24,7 +24,7 @@ class FewShotConfig(RunOptions):
     swept: ClassVar[tuple[str, ...]] = ("outer_lr", "clip_norm", "weight_decay", "average")
 
     data: str = "cameras"
-    """What to learn: a name from `weightloom list`, a folder of pictures, a .csv file with a column `task`, or a
+    """Data: a name from `weightloom list`, a folder of pictures, a .csv file with a column `task`, or a
     `TaskSource` of your own as `module:Class`."""
     base: str | None = None
     """A network of your own as `module:Class`, called with a number of outputs. Default: what suits the data."""

@@ -20,9 +20,10 @@ from torch import Tensor
 from weightloom.errors import DataError, listed
 from weightloom.limits import MOST_SOUND_BYTES
 from weightloom.tasks.folder import picture
-from weightloom.tasks.lines import check_file, user_path
+from weightloom.tasks.lines import check_file
 from weightloom.tasks.spoken import BANDS, FRAMES, RATE, spectrograms
 from weightloom.tasks.text import WIDTH, sentence_features
+from weightloom.texts import home
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Inputs(ABC):
     kind: ClassVar[str]
     """Name in ``network.json``."""
     takes: ClassVar[str]
-    """What an example may be, in words."""
+    """Kinds of examples, in words."""
     column: ClassVar[str] = ""
     """Column of a table that holds the example; empty: every column is a part of it."""
     files: ClassVar[bool] = False
@@ -187,7 +188,7 @@ class Sounds(Inputs):
     def one(self, item: Any, name: str) -> Tensor:
         """Make the picture of a sound."""
         if isinstance(item, str | Path):
-            return self.one(_samples(user_path(item)), name)
+            return self.one(_samples(home(item)), name)
         values = numbers_of(item, name, self.takes)
         if values.ndim > 1:
             return Pictures(1, FRAMES).one(values, name)
@@ -210,7 +211,7 @@ class Numbers(Inputs):
     std: tuple[float, ...] = ()
     """Divided by; empty: nothing is."""
     about: str = ""
-    """What the numbers are."""
+    """Meaning of the numbers, in words."""
 
     kind = "numbers"
     takes = "a row of numbers"

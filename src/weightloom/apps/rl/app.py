@@ -35,12 +35,9 @@ class RL(App[RLOptions, "World", Any]):
 
     def open(self, config: RLOptions) -> "World":
         """Make the family of environments."""
-        from weightloom.apps.rl.agents.build import build_agent
         from weightloom.apps.rl.envs.worlds import world_of
 
-        world = world_of(config.env, config.vary, config.held_out)
-        build_agent(config.method, world, config)  # what cannot work is said before anything is written
-        return world
+        return world_of(config.env, config.vary, config.held_out)
 
     def build(self, method: str, problem: "World", config: RLOptions) -> Any:
         """Build a model of Stable-Baselines3."""

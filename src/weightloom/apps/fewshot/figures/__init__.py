@@ -1,4 +1,4 @@
-"""What the report draws of a few-shot run.
+"""Figures of a few-shot run, for the report.
 
 In:   a run, read: what `weightloom.apps.fewshot.show` wrote of it.
 Out:  sections of the page.

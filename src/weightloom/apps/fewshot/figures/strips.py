@@ -55,7 +55,7 @@ def first_of_each_class(labels: Int[Tensor, " batch"], count: int) -> dict[int, 
 
 
 def _texts(run: Run, task: int, prefix: str = "") -> dict[str, list[str]]:
-    """What the points of a task say, support and query; empty where they are pictures."""
+    """Texts of the points of a task, support and query; empty where they are pictures."""
     facts = {side: run.facts.get(f"{prefix}{side}_texts") for side in ("support", "query")}
     return {side: texts[task] if texts else [] for side, texts in facts.items()}
 
