@@ -258,6 +258,7 @@ def main(case, place, *faults):
     torch.set_num_threads(1)
     bare = "bare" in faults
     place = Path(place).resolve()
+    place.mkdir(parents=True, exist_ok=True)  # or the first run alone would make it, by one operation more
     code, said = attempt(case, place / "whole", bare)
     assert code == 0, said
     (done, modules), expected = said, contents(place / "whole")
