@@ -39,7 +39,9 @@ def main(record: Path) -> None:
             "make demo": seconds(["make", "demo"], clone),
             "make test": seconds(["make", "test"], clone),
         }
-        reports = sorted(path.relative_to(clone).as_posix() for path in clone.glob("runs/*/report.html"))
+        reports = sorted(
+            path.relative_to(clone).as_posix() for path in clone.glob("runs/*/report.html")
+        )
     scores = [
         {
             "method": "a fresh clone",

@@ -1,10 +1,12 @@
 """New combinations of known modules: train every arm on the hyperteacher, judge it on what training never met.
 
-    python benchmarks/hyperteacher.py --record benchmarks/records/hyperteacher.json --active 2 1 --seeds 0 1 2
+    python benchmarks/hyperteacher.py --record benchmarks/records/hyperteacher.json --active 2 1
+    --seeds 0 1 2
 
-One process, one thread. Each run of an arm, a setting and a seed leaves its part below ``runs/bench`` when it ends; a
-benchmark that was stopped goes on behind its last part, and a part of other settings is run again. With ``--validate``
-nothing is held against new combinations, only against new draws of known ones: that is what options were tuned by.
+One process, one thread. Each run of an arm, a setting and a seed leaves its part below
+``runs/bench`` when it ends; a benchmark that was stopped goes on behind its last part, and a part
+of other settings is run again. With ``--validate`` nothing is held against new combinations, only
+against new draws of known ones: that is what options were tuned by.
 """
 
 import argparse
@@ -27,7 +29,13 @@ from weightloom.learners.modular import (
 from weightloom.losses import soft_cross_entropy_per_task
 from weightloom.networks import mlp
 from weightloom.platforms import peak_memory_bytes
-from weightloom.runs.record import environment, read_record, summary, summary_over_seeds, write_record
+from weightloom.runs.record import (
+    environment,
+    read_record,
+    summary,
+    summary_over_seeds,
+    write_record,
+)
 from weightloom.tasks import Tasks
 from weightloom.tasks.hyperteacher import HyperteacherTasks
 from weightloom.training import TrainOptions
@@ -37,12 +45,19 @@ JUDGED = 600
 PROBED = 1000
 
 ARMS = {
-    "nonlinear": {"width": 32, "code_per_module": 8, "hidden": [64, 64], "inner_steps": 5, "inner_lr": 0.3},
+    "nonlinear": {
+        "width": 32,
+        "code_per_module": 8,
+        "hidden": [64, 64],
+        "inner_steps": 5,
+        "inner_lr": 0.3,
+    },
     "linear": {"width": 32, "code_per_module": 8, "hidden": [], "inner_steps": 5, "inner_lr": 0.3},
     "anil": {"width": 64, "inner_steps": 10, "inner_lr": 2.0},
     "maml": {"width": 64, "inner_steps": 5, "inner_lr": 0.5},
 }
-"""Students have three hidden layers. Codes are adapted by Adam; networks by plain steps of learned lengths."""
+"""Students have three hidden layers. Codes are adapted by Adam; networks by plain steps of learned
+lengths."""
 
 OUTER = {"tasks": 16, "outer_lr": 3e-3}
 """How every arm is trained."""
@@ -69,11 +84,23 @@ def run_all(known: argparse.Namespace) -> None:
     """Run what has left no part yet, then write the record of all."""
     parts = {}
     for seed, active, arm in itertools.product(known.seeds, known.active, known.arms):
-        path = Path("runs/bench") / known.record.stem / f"m{known.modules}-k{active}-seed{seed}-{arm}.json"
+        path = (
+            Path("runs/bench")
+            / known.record.stem
+            / f"m{known.modules}-k{active}-seed{seed}-{arm}.json"
+        )
         outer = {**OUTER, "steps": known.steps or STEPS[active]}
-        settings = {"arm": ARMS[arm], "outer": outer, "teacher": TEACHER, "validate": known.validate}
+        settings = {
+            "arm": ARMS[arm],
+            "outer": outer,
+            "teacher": TEACHER,
+            "validate": known.validate,
+        }
         if not path.exists() or read_record(path)["settings"] != settings:
-            part = {"settings": settings, **run_one(arm, known.modules, active, seed, known.validate, outer)}
+            part = {
+                "settings": settings,
+                **run_one(arm, known.modules, active, seed, known.validate, outer),
+            }
             path.parent.mkdir(parents=True, exist_ok=True)
             write_record(path, part)
         parts[active, seed, arm] = part = read_record(path)
@@ -91,7 +118,8 @@ def run_one(arm: str, modules: int, active: int, seed: int, validate: bool, oute
     learner, start_s, start_cpu_s = build(arm, modules), time.monotonic(), time.process_time()
     history = learner.fit(known, TrainOptions(**outer, seed=seed), quiet=not sys.stderr.isatty())
     return {
-        "scores": {"known": score(learner, known)} | ({} if validate else {"new": score(learner, new)}),
+        "scores": {"known": score(learner, known)}
+        | ({} if validate else {"new": score(learner, new)}),
         "code_r2": None if validate else probe(learner, known, new),
         "train_loss": history.last("loss"),
         "wall_time_s": time.monotonic() - start_s,
@@ -110,7 +138,10 @@ def draw(source: HyperteacherTasks, tasks: int, seed: int = 1 << 40) -> list[Tas
 def score(learner: Learner, source: HyperteacherTasks) -> dict[str, float]:
     """How often the teacher's likeliest class is chosen: mean over tasks, and its interval."""
     learner.eval()
-    right = [(learner.answer(t).argmax(2) == t.query_y.argmax(2)).float().mean(1) for t in draw(source, JUDGED)]
+    right = [
+        (learner.answer(t).argmax(2) == t.query_y.argmax(2)).float().mean(1)
+        for t in draw(source, JUDGED)
+    ]
     return summary(torch.cat(right))
 
 
@@ -124,13 +155,17 @@ def probe(learner: Learner, known: HyperteacherTasks, new: HyperteacherTasks) ->
         drawn = draw(source, tasks, (1 << 40) + 1)
         layers = torch.cat([learner.condition(t.support) for t in drawn]).unflatten(1, (4, -1))
         unit = nn.functional.rms_norm(layers, layers.shape[2:]).flatten(1)
-        return torch.cat([unit, torch.ones(len(unit), 1)], dim=1), torch.cat([t.hidden for t in drawn])
+        return torch.cat([unit, torch.ones(len(unit), 1)], dim=1), torch.cat(
+            [t.hidden for t in drawn]
+        )
 
     read, truth = codes(known, PROBED)
     gram = read.T @ read + torch.eye(read.shape[1])
     linear = torch.linalg.solve(gram, read.T @ truth)
     read, truth = codes(new, JUDGED)
-    return 1 - ((read @ linear - truth).square().sum() / (truth - truth.mean(0)).square().sum()).item()
+    return (
+        1 - ((read @ linear - truth).square().sum() / (truth - truth.mean(0)).square().sum()).item()
+    )
 
 
 def record_of(parts: dict, known: argparse.Namespace) -> dict:
@@ -138,7 +173,10 @@ def record_of(parts: dict, known: argparse.Namespace) -> dict:
     scores, paired = [], {}
     for active, kind in itertools.product(known.active, ("new", "known")):
         setting = f"{known.modules} modules, {active} active, {kind} combinations"
-        means = {arm: [parts[active, s, arm]["scores"][kind]["mean"] for s in known.seeds] for arm in known.arms}
+        means = {
+            arm: [parts[active, s, arm]["scores"][kind]["mean"] for s in known.seeds]
+            for arm in known.arms
+        }
         for arm in known.arms:
             runs = {f"seed {s}": parts[active, s, arm] for s in known.seeds}
             scores.append(
@@ -149,7 +187,9 @@ def record_of(parts: dict, known: argparse.Namespace) -> dict:
                     "better": "higher",
                     "tasks": JUDGED,
                     **summary_over_seeds(means[arm]),
-                    "per_run": {name: tuple(run["scores"][kind].values()) for name, run in runs.items()},
+                    "per_run": {
+                        name: tuple(run["scores"][kind].values()) for name, run in runs.items()
+                    },
                     "also": {},
                     "code_r2": [run["code_r2"] for run in runs.values()],
                 }
@@ -157,7 +197,10 @@ def record_of(parts: dict, known: argparse.Namespace) -> dict:
             if arm != known.arms[0] and len(known.seeds) > 1:
                 gaps = [a - b for a, b in zip(means[known.arms[0]], means[arm], strict=True)]
                 paired[f"{setting}: {known.arms[0]} - {arm}"] = summary_over_seeds(gaps)
-    seconds = {a: [parts[k, s, a]["wall_time_s"] for k in known.active for s in known.seeds] for a in known.arms}
+    seconds = {
+        a: [parts[k, s, a]["wall_time_s"] for k in known.active for s in known.seeds]
+        for a in known.arms
+    }
     return {
         "command": shlex.join(["python", "benchmarks/hyperteacher.py", *sys.argv[1:]]),
         "config": {
@@ -165,7 +208,8 @@ def record_of(parts: dict, known: argparse.Namespace) -> dict:
             "active": known.active,
             "seeds": known.seeds,
             "outer": {
-                f"{k} active": parts[k, known.seeds[0], known.arms[0]]["settings"]["outer"] for k in known.active
+                f"{k} active": parts[k, known.seeds[0], known.arms[0]]["settings"]["outer"]
+                for k in known.active
             },
             "teacher": TEACHER,
             "arms": {arm: ARMS[arm] for arm in known.arms},
@@ -180,8 +224,18 @@ def record_of(parts: dict, known: argparse.Namespace) -> dict:
         },
         "reference": {
             "value": {
-                "4 modules, 2 active": {"nonlinear": 0.909, "linear": 0.7635, "maml": 0.5541, "anil": 0.6078},
-                "4 modules, 1 active": {"nonlinear": 0.2093, "linear": 0.2042, "maml": 0.2053, "anil": 0.4652},
+                "4 modules, 2 active": {
+                    "nonlinear": 0.909,
+                    "linear": 0.7635,
+                    "maml": 0.5541,
+                    "anil": 0.6078,
+                },
+                "4 modules, 1 active": {
+                    "nonlinear": 0.2093,
+                    "linear": 0.2042,
+                    "maml": 0.2053,
+                    "anil": 0.4652,
+                },
             },
             "source": "Schug et al. (2024), tables A2 to A8, as others quote them",
             "differs": "there the teacher is 32 wide, the students 128 to 512, with 256 points, 128 tasks per step, "
@@ -206,7 +260,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--steps", type=int, default=None, help="steps of every arm, for a quick look")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="steps of every arm, for a quick look"
+    )
     parser.add_argument("--validate", action="store_true", help="judge on known combinations only")
     parser.add_argument("--notes", default="")
     run_all(parser.parse_args())

@@ -2,8 +2,8 @@
 
     python benchmarks/kill.py --kills 20 --record benchmarks/records/kill.json
 
-Numbers must be equal bit for bit: every tensor of the last checkpoint, every row of the metrics but its times, every
-score of the record but its times.
+Numbers must be equal bit for bit: every tensor of the last checkpoint, every row of the metrics but
+its times, every score of the record but its times.
 """
 
 import argparse
@@ -48,7 +48,11 @@ def numbers(run: Path) -> tuple[dict, list, list]:
     tensors, _ = load_tensors(run / "checkpoints" / "last.safetensors")
     rows = [{k: v for k, v in row.items() if k != "wall_time_s"} for row in read_rows(run)]
     scores = json.loads((run / "record.json").read_text())["scores"]
-    return tensors, rows, [{k: v for k, v in score.items() if k != "adapt_time_s"} for score in scores]
+    return (
+        tensors,
+        rows,
+        [{k: v for k, v in score.items() if k != "adapt_time_s"} for score in scores],
+    )
 
 
 def logged_step(run: Path) -> int:
@@ -59,7 +63,9 @@ def logged_step(run: Path) -> int:
 def kill_once(run: Path, chance: random.Random) -> int:
     """Start the run, kill it some time after a step drawn at random; return the step it had logged."""
     target, later_s = chance.randrange(0, STEPS, 10), chance.uniform(0, 0.3)
-    child = subprocess.Popen(command("--run", str(run), *OPTIONS), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        command("--run", str(run), *OPTIONS), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     while child.poll() is None and not (
         run.exists() and logged_step(run) >= target and (run / "metrics.jsonl").exists()
     ):
@@ -74,7 +80,9 @@ def main(kills: int, record: Path) -> None:
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
-        subprocess.run(command("--run", str(whole), *OPTIONS), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command("--run", str(whole), *OPTIONS), check=True, stdout=subprocess.DEVNULL
+        )
         tensors, rows, scores = numbers(whole)
         killed_at, equal = [], []
         for number in range(kills):
@@ -82,9 +90,14 @@ def main(kills: int, record: Path) -> None:
             killed_at.append(kill_once(run, chance))
             subprocess.run(command("--resume", str(run)), check=True, stdout=subprocess.DEVNULL)
             tensors2, rows2, scores2 = numbers(run)
-            same = tensors.keys() == tensors2.keys() and all(torch.equal(tensors[k], tensors2[k]) for k in tensors)
+            same = tensors.keys() == tensors2.keys() and all(
+                torch.equal(tensors[k], tensors2[k]) for k in tensors
+            )
             equal.append(same and rows == rows2 and scores == scores2)
-            print(f"killed at step {killed_at[-1]}: {'equal' if equal[-1] else 'DIFFERENT'}", flush=True)
+            print(
+                f"killed at step {killed_at[-1]}: {'equal' if equal[-1] else 'DIFFERENT'}",
+                flush=True,
+            )
     score = {
         "method": "kill -9, then --resume",
         "setting": f"{STEPS} steps",

@@ -2,13 +2,15 @@
 
     python benchmarks/scale_out.py --record benchmarks/records/scale-out.json
 
-Every process has one thread. The tasks of a step are the same however many processes share them, so after a few steps
-the parameters must be those of one process but for rounding; the record holds how far apart they are. Later, training
-carries the smallest difference apart, as it does between two orders of one sum.
+Every process has one thread. The tasks of a step are the same however many processes share them, so
+after a few steps the parameters must be those of one process but for rounding; the record holds how
+far apart they are. Later, training carries the smallest difference apart, as it does between two
+orders of one sum.
 
-The profile has the parts of a step in CPU time, which other work on the machine stretches little: of one process, of
-two, of two at once that know nothing of each other and have half of the tasks each, which is what these cores would
-give if nothing had to be exchanged, and of one such alone, which has the caches for itself.
+The profile has the parts of a step in CPU time, which other work on the machine stretches little:
+of one process, of two, of two at once that know nothing of each other and have half of the tasks
+each, which is what these cores would give if nothing had to be exchanged, and of one such alone,
+which has the caches for itself.
 """
 
 import argparse
@@ -38,12 +40,21 @@ from weightloom.training import Processes, TrainOptions, train
 OPTIONS = ["--data", "sinusoid", "--tasks", "256", "--test-tasks", "20", "--comparators", "--quiet"]
 FEW = 10
 """Steps after which parameters are compared."""
-WAYS = {"1 process": [], "2 processes": ["--devices", "2"], "2 machines, played by torchrun": ["--nodes", "2"]}
+WAYS = {
+    "1 process": [],
+    "2 processes": ["--devices", "2"],
+    "2 machines, played by torchrun": ["--nodes", "2"],
+}
 TASKS, PROFILED, WARM = 256, 100, 10
 """Tasks of a step; steps of a profile, of which the first few are not counted."""
 STEPS = 300
 """Steps of a training whose speed is measured."""
-ONE, TWO, APART, HALF = "1 process", "2 processes", "2 apart, half of the tasks each", "1 with half of the tasks"
+ONE, TWO, APART, HALF = (
+    "1 process",
+    "2 processes",
+    "2 apart, half of the tasks each",
+    "1 with half of the tasks",
+)
 
 
 class Clock:
@@ -110,12 +121,22 @@ def serve_profile(way: str, out: Path) -> None:
     learner = problem.learner(config.method)
     options = TrainOptions(steps=PROFILED, tasks=tasks)
     train(
-        learner, ClockedSource(problem.train_source(), clock), None, options, fabric=ClockedProcesses(processes, clock)
+        learner,
+        ClockedSource(problem.train_source(), clock),
+        None,
+        options,
+        fabric=ClockedProcesses(processes, clock),
     )
-    wall, cpu = (median(b - a for a, b in pairwise(times[WARM:])) for times in zip(*clock.begun, strict=True))
+    wall, cpu = (
+        median(b - a for a, b in pairwise(times[WARM:])) for times in zip(*clock.begun, strict=True)
+    )
     parts = {part: median(times[WARM:]) for part, times in clock.parts.items()}
     if processes.global_rank == 0:
-        out.write_text(json.dumps({"step": cpu, **parts, "rest": cpu - sum(parts.values()), "on the clock": wall}))
+        out.write_text(
+            json.dumps(
+                {"step": cpu, **parts, "rest": cpu - sum(parts.values()), "on the clock": wall}
+            )
+        )
 
 
 def profile(repeats: int) -> dict[str, Any]:
@@ -124,26 +145,54 @@ def profile(repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         for repeat in range(repeats):
             for number, way in enumerate(found):
-                outs = [Path(scratch) / f"{repeat}-{number}-{part}" for part in range(2 if way == APART else 1)]
+                outs = [
+                    Path(scratch) / f"{repeat}-{number}-{part}"
+                    for part in range(2 if way == APART else 1)
+                ]
                 here = {**os.environ, "OMP_NUM_THREADS": "1"}
-                commands = [[sys.executable, __file__, "--serve", way, "--record", str(out)] for out in outs]
-                parts = [subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL) for command in commands]
+                commands = [
+                    [sys.executable, __file__, "--serve", way, "--record", str(out)] for out in outs
+                ]
+                parts = [
+                    subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL)
+                    for command in commands
+                ]
                 for part in parts:
                     assert part.wait() == 0, shlex.join(part.args)
                 found[way] += [json.loads(out.read_text()) for out in outs]
     ms = {way: min(own, key=lambda one: one["on the clock"]) for way, own in found.items()}
     ms[TWO]["exchange"] = ms[TWO]["backward"] - ms[APART]["backward"]
     ms[TWO]["backward"] = ms[APART]["backward"]
-    ratios = {kind: {way: ms[ONE][kind] / own[kind] for way, own in ms.items()} for kind in ("step", "on the clock")}
+    ratios = {
+        kind: {way: ms[ONE][kind] / own[kind] for way, own in ms.items()}
+        for kind in ("step", "on the clock")
+    }
     return {"ms": ms, "ratios": ratios}
 
 
 def run_once(way: str, folder: Path, port: int, steps: int = STEPS) -> float:
     """Train and return the tasks trained on per second."""
-    typed = ["weightloom", "fewshot", *OPTIONS, "--steps", str(steps), *WAYS[way], "--run", str(folder)]
+    typed = [
+        "weightloom",
+        "fewshot",
+        *OPTIONS,
+        "--steps",
+        str(steps),
+        *WAYS[way],
+        "--run",
+        str(folder),
+    ]
     here = {**os.environ, "OMP_NUM_THREADS": "1"}
     if "--nodes" in typed:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes",
+            "2",
+            "--nproc-per-node",
+            "1",
+        ]
         torchrun += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
         commands = [[*torchrun, "--node-rank", str(rank), "-m", "--", *typed] for rank in (0, 1)]
     else:
@@ -152,30 +201,48 @@ def run_once(way: str, folder: Path, port: int, steps: int = STEPS) -> float:
     for part in parts:
         assert part.wait() == 0, shlex.join(part.args)
     record = read_record(folder / "record.json")
-    return record["config"]["steps"] * record["config"]["tasks"] / record["cost"]["train_wall_time_s"]["hypernetwork"]
+    return (
+        record["config"]["steps"]
+        * record["config"]["tasks"]
+        / record["cost"]["train_wall_time_s"]["hypernetwork"]
+    )
 
 
 def furthest(one: Path, other: Path) -> float:
     """The largest difference between two models, relative to the largest number of each tensor."""
-    tensors = [load_tensors(folder / "checkpoints" / "last.safetensors")[0] for folder in (one, other)]
+    tensors = [
+        load_tensors(folder / "checkpoints" / "last.safetensors")[0] for folder in (one, other)
+    ]
     names = [name for name in tensors[0] if name.startswith("model/")]
-    return max(((tensors[0][n] - tensors[1][n]).abs().max() / tensors[0][n].abs().max()).item() for n in names)
+    return max(
+        ((tensors[0][n] - tensors[1][n]).abs().max() / tensors[0][n].abs().max()).item()
+        for n in names
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--serve", choices=(ONE, TWO, APART, HALF), help="train for a profile, written to the record")
+    parser.add_argument(
+        "--serve",
+        choices=(ONE, TWO, APART, HALF),
+        help="train for a profile, written to the record",
+    )
     known = parser.parse_args()
     if known.serve:
         serve_profile(known.serve, known.record)
         return
     profiled = profile(known.repeats)
     for way, parts in profiled["ms"].items():
-        print(f"{way}: {', '.join(f'{part} {ms:.2f}' for part, ms in parts.items())} ms", flush=True)
+        print(
+            f"{way}: {', '.join(f'{part} {ms:.2f}' for part, ms in parts.items())} ms", flush=True
+        )
         cpu, wall = (profiled["ratios"][kind][way] for kind in ("step", "on the clock"))
-        print(f"  {cpu:.2f} times as quick as 1 process in CPU time, {wall:.2f} on the clock", flush=True)
+        print(
+            f"  {cpu:.2f} times as quick as 1 process in CPU time, {wall:.2f} on the clock",
+            flush=True,
+        )
     speeds: dict[str, list[float]] = {way: [] for way in WAYS}
     apart: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -198,7 +265,12 @@ def main() -> None:
             "command": shlex.join(["python", "benchmarks/scale_out.py", *sys.argv[1:]]),
             "config": {"options": shlex.join(OPTIONS), "repeats": known.repeats},
             "scores": [
-                {"method": way, "setting": "training", "name": "tasks per second", "better": "higher"}
+                {
+                    "method": way,
+                    "setting": "training",
+                    "name": "tasks per second",
+                    "better": "higher",
+                }
                 | {"mean": row["tasks_per_s"], "ci95": None}
                 for way, row in rows.items()
             ],
@@ -214,7 +286,9 @@ def main() -> None:
         },
     )
     for way, row in rows.items():
-        print(f"{way}: {row['tasks_per_s']:.0f} tasks/s, {row['ratio']:.2f} of one, {row['apart']:.1e} apart")
+        print(
+            f"{way}: {row['tasks_per_s']:.0f} tasks/s, {row['ratio']:.2f} of one, {row['apart']:.1e} apart"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Run an application over seeds, and write one record with a published value beside it.
 
-    python benchmarks/seeds.py fewshot --record benchmarks/records/digits.json --data digits --folds 0 1 2 --seeds 0 1 2
+    python benchmarks/seeds.py fewshot --record benchmarks/records/digits.json --data digits --folds
+    0 1 2 --seeds 0 1 2
 
-Every other flag is one of `weightloom APP`. The run lies below ``runs/bench``; one that is there already is gone on
-with, so a benchmark that was stopped goes on where it was. The record holds every seed; none that failed is left out.
+Every other flag is one of `weightloom APP`. The run lies below ``runs/bench``; one that is there
+already is gone on with, so a benchmark that was stopped goes on where it was. The record holds
+every seed; none that failed is left out.
 """
 
 import argparse
@@ -20,7 +22,11 @@ def run(known: argparse.Namespace, flags: list[str]) -> None:
     folder = Path("runs/bench") / known.record.stem
     if not (folder / "record.json").exists():
         there = (folder / "run.json").exists()
-        main([known.app, "--resume", str(folder)] if there else [known.app, "--run", str(folder), *flags])
+        main(
+            [known.app, "--resume", str(folder)]
+            if there
+            else [known.app, "--run", str(folder), *flags]
+        )
     record = read_record(folder / "record.json")
     record["command"] = shlex.join(["python", "benchmarks/seeds.py", *sys.argv[1:]])
     record["reference"] = {"value": known.value, "source": known.source, "differs": known.differs}

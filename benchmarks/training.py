@@ -2,9 +2,10 @@
 
     python benchmarks/training.py --record benchmarks/records/training.json
 
-The model is that of `weightloom fewshot --data sinusoid`. The loop by hand draws the same tasks, clips the gradient and
-follows the rate as `train()` does, by torch's fused AdamW; it logs and keeps nothing. Both end with the same numbers.
-The contenders take turns in one process, a block of steps each. All times are CPU time, of one thread.
+The model is that of `weightloom fewshot --data sinusoid`. The loop by hand draws the same tasks,
+clips the gradient and follows the rate as `train()` does, by torch's fused AdamW; it logs and keeps
+nothing. Both end with the same numbers. The contenders take turns in one process, a block of steps
+each. All times are CPU time, of one thread.
 """
 
 import argparse
@@ -45,7 +46,11 @@ STARTS = {
     "weightloom fewshot, to the end of its first step": ["-c", FIRST_STEP],
 }
 """What Python is asked to run; all are held against the first."""
-BOUNDS = {"weightloom list": 0.5, "weightloom doctor": 1.2, "weightloom fewshot, to the end of its first step": 1.5}
+BOUNDS = {
+    "weightloom list": 0.5,
+    "weightloom doctor": 1.2,
+    "weightloom fewshot, to the end of its first step": 1.5,
+}
 
 
 def by_hand(problem: Problem, model: nn.Module, options: TrainOptions) -> None:
@@ -68,7 +73,9 @@ def time_loops(tasks: int, steps: int, rounds: int) -> dict[str, Any]:
     config = FewShotConfig("sinusoid", tasks=tasks).resolved()
     problem = problem_of(config)
     assert config.outer_lr and config.clip_norm
-    options = TrainOptions(steps=steps, tasks=tasks, outer_lr=config.outer_lr, clip_norm=config.clip_norm)
+    options = TrainOptions(
+        steps=steps, tasks=tasks, outer_lr=config.outer_lr, clip_norm=config.clip_norm
+    )
     few = TrainOptions(steps=10, tasks=tasks)
 
     def trained(model: nn.Module, run: Path | None = None, options: TrainOptions = options) -> None:
@@ -81,7 +88,9 @@ def time_loops(tasks: int, steps: int, rounds: int) -> dict[str, Any]:
             "train(run=...)": lambda model, number: trained(model, Path(folder) / str(number)),
         }
         trained(problem.learner(config.method), options=few)
-        by_hand(problem, problem.learner(config.method), few)  # what is imported at a first step is no part of a loop
+        by_hand(
+            problem, problem.learner(config.method), few
+        )  # what is imported at a first step is no part of a loop
         times: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(rounds):
             ends: list[nn.Module] = []
@@ -92,7 +101,9 @@ def time_loops(tasks: int, steps: int, rounds: int) -> dict[str, Any]:
                 run(ends[-1], number)
                 times[name].append(1000 * (time.process_time() - begun) / steps)
             for parameters in zip(*(model.parameters() for model in ends), strict=True):
-                assert all(torch.equal(parameters[0], other) for other in parameters), "the contenders differ"
+                assert all(torch.equal(parameters[0], other) for other in parameters), (
+                    "the contenders differ"
+                )
     return {
         name: {
             "ms_per_step": of_quartiles(own),
@@ -120,7 +131,9 @@ def time_starts(rounds: int) -> dict[str, Any]:
     return {
         name: {
             "cpu_s": of_quartiles(own[1:]),
-            "ratio": of_quartiles([one / torch_s for one, torch_s in zip(own[1:], times[first][1:], strict=True)]),
+            "ratio": of_quartiles(
+                [one / torch_s for one, torch_s in zip(own[1:], times[first][1:], strict=True)]
+            ),
         }
         for name, own in times.items()
     }
@@ -140,7 +153,9 @@ def main() -> None:
     known = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    loops = {f"{tasks} tasks a step": time_loops(tasks, known.steps, known.rounds) for tasks in (32, 4)}
+    loops = {
+        f"{tasks} tasks a step": time_loops(tasks, known.steps, known.rounds) for tasks in (32, 4)
+    }
     starts = time_starts(known.rounds)
     for setting, of_setting in loops.items():
         for name, one in of_setting.items():
@@ -151,15 +166,27 @@ def main() -> None:
             )
     for name, one in starts.items():
         bound = f", at most {BOUNDS[name]}" if name in BOUNDS else ""
-        print(f"{name}: {one['cpu_s']['median']:.2f} s, {one['ratio']['median']:.2f} of torch's import{bound}")
+        print(
+            f"{name}: {one['cpu_s']['median']:.2f} s, {one['ratio']['median']:.2f} of torch's import{bound}"
+        )
     if known.record:
         scores = [
-            {"method": name, "setting": setting, "name": "steps over those by hand", "better": "higher"}
+            {
+                "method": name,
+                "setting": setting,
+                "name": "steps over those by hand",
+                "better": "higher",
+            }
             | {"mean": one["speed"]["median"], "ci95": None}
             for setting, of_setting in loops.items()
             for name, one in of_setting.items()
         ] + [
-            {"method": name, "setting": "start", "name": "CPU time over torch's import", "better": "lower"}
+            {
+                "method": name,
+                "setting": "start",
+                "name": "CPU time over torch's import",
+                "better": "lower",
+            }
             | {"mean": one["ratio"]["median"], "ci95": None}
             for name, one in starts.items()
         ]
@@ -167,7 +194,11 @@ def main() -> None:
             known.record,
             {
                 "command": shlex.join(["python", "benchmarks/training.py", *sys.argv[1:]]),
-                "config": {"steps": known.steps, "rounds": known.rounds, "bounds": BOUNDS | {"train()": 0.95}},
+                "config": {
+                    "steps": known.steps,
+                    "rounds": known.rounds,
+                    "bounds": BOUNDS | {"train()": 0.95},
+                },
                 "scores": scores,
                 "loops": loops,
                 "starts": starts,

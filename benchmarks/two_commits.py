@@ -18,7 +18,14 @@ from statistics import median
 from typing import Any
 
 PROJECT = Path(__file__).parent.parent
-OTHERS = {"bmm by hand", "plain base", "grouped by hand", "plain MLP", "built, then vmap", "built, loop"}
+OTHERS = {
+    "bmm by hand",
+    "plain base",
+    "grouped by hand",
+    "plain MLP",
+    "built, then vmap",
+    "built, loop",
+}
 """Contenders that do not run by this library."""
 LOOPS = {"loop", "loop over examples"}
 
@@ -27,7 +34,9 @@ def steps() -> Iterator[tuple[str, str, Callable[[], object]]]:
     """Setting, contender and step of every row that runs by the library."""
     import torch
 
-    race = "weightloom.apps.bench" if find_spec("weightloom.apps.bench") else "benchmarks.race"  # where it once was
+    race = (
+        "weightloom.apps.bench" if find_spec("weightloom.apps.bench") else "benchmarks.race"
+    )  # where it once was
     contests = importlib.import_module(f"{race}.contests").contests
     workloads = importlib.import_module(f"{race}.workloads")
 
@@ -40,7 +49,11 @@ def steps() -> Iterator[tuple[str, str, Callable[[], object]]]:
     for name in ("mlp", "cnn"):
         workload = workloads.make_workload(name)
         contender = workloads.ours(workload)
-        yield f"peers, {name}", contender.name, lambda contender=contender, workload=workload: contender.step(workload)
+        yield (
+            f"peers, {name}",
+            contender.name,
+            lambda contender=contender, workload=workload: contender.step(workload),
+        )
 
 
 def serve() -> None:
@@ -67,13 +80,21 @@ def ask(server: Any, words: str) -> str:
 
 def start(source: Path, core: int) -> Any:
     command = ["taskset", "-c", str(core), sys.executable, "-W", "ignore", __file__, "--serve"]
-    environment = {**os.environ, "PYTHONPATH": f"{source / 'src'}{os.pathsep}{source}", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{source / 'src'}{os.pathsep}{source}",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def main(before: str, rounds: int, core: int, record: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(["git", "archive", before], cwd=PROJECT, capture_output=True, check=True).stdout
+        archive = subprocess.run(
+            ["git", "archive", before], cwd=PROJECT, capture_output=True, check=True
+        ).stdout
         subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
         old, new = start(Path(folder), core), start(PROJECT, core)
         rows = []
@@ -86,14 +107,27 @@ def main(before: str, rounds: int, core: int, record: Path) -> None:
             setting, name = title.split("|")
             ratio = median(b for _, b in times) / median(a for a, _ in times)
             bound = 1.15 if name in LOOPS else 1.05
-            rows.append({"setting": setting, "method": name, "ratio": ratio, "bound": bound, "holds": ratio <= bound})
+            rows.append(
+                {
+                    "setting": setting,
+                    "method": name,
+                    "ratio": ratio,
+                    "bound": bound,
+                    "holds": ratio <= bound,
+                }
+            )
             print(f"{setting}, {name}: {ratio:.3f} (at most {bound})", flush=True)
         for server in (old, new):
             server.kill()
     from weightloom.runs.record import environment, write_record
 
     scores = [
-        {"setting": row["setting"], "method": row["method"], "name": "CPU time over that before", "better": "lower"}
+        {
+            "setting": row["setting"],
+            "method": row["method"],
+            "name": "CPU time over that before",
+            "better": "lower",
+        }
         | {"mean": row["ratio"], "ci95": None, "tasks": 1}
         for row in rows
     ]

@@ -39,7 +39,13 @@ def drawing(rows: list[Pictures]) -> str:
                 f'<image x="{left}" y="{top}" width="{SIDE}" height="{SIDE}" href="{uri}" '
                 'style="image-rendering:pixelated"/>'
             )
-            colour = "#15803d" if words.endswith("✓") else "#c81e1e" if words.endswith("✗") else "#6b7280"
+            colour = (
+                "#15803d"
+                if words.endswith("✓")
+                else "#c81e1e"
+                if words.endswith("✗")
+                else "#6b7280"
+            )
             parts.append(
                 f'<text x="{left + SIDE / 2}" y="{top + SIDE + 16}" text-anchor="middle" fill="{colour}">'
                 f"{escape(words)}</text>"

@@ -1,8 +1,10 @@
 """Reference pages that follow from the source: a new file of a room is on its page without further ado.
 
-In:   a page with a block ```` ```{room} weightloom.forms ````; packages inside that have a page of their own, such as
-      ``apps-rl.md`` for ``weightloom.apps.rl``, are left out.
-Out:  the page with the room's public names in its place, then a section for each file with all else that is in it.
+In:   a page with a block ```` ```{room} weightloom.forms
+      ````; packages inside that have a page of their own, such as ``apps-rl.md`` for
+      ``weightloom.apps.rl``, are left out.
+Out:  the page with the room's public names in its place, then a section for each file with all else
+      that is in it.
 """
 
 import ast
@@ -25,7 +27,11 @@ def expanded(page: str) -> str:
 def _package(package: ModuleType, marks: str) -> list[str]:
     """Directives for a package, then a heading and directives for each file, and each package inside."""
     origins = re_exports(package)
-    foreign = [name for name, origin in imports(package).items() if not origin.startswith(f"{package.__name__}.")]
+    foreign = [
+        name
+        for name, origin in imports(package).items()
+        if not origin.startswith(f"{package.__name__}.")
+    ]
     listed = [":members:", ":imported-members:", *_without(foreign)] if origins else [":members:"]
     written = [_automodule(package.__name__, listed)]
     for info in iter_modules(package.__path__):
@@ -35,8 +41,14 @@ def _package(package: ModuleType, marks: str) -> list[str]:
         if info.ispkg and not own_page.exists():
             written += [heading, *_package(import_module(name), marks + "#")]
         elif not info.ispkg:
-            shown = [found for found, origin in origins.items() if origin == name and _is_code(package, found)]
-            same = [":no-index:"] if info.name in origins else []  # a link by this name leads to the package's own
+            shown = [
+                found
+                for found, origin in origins.items()
+                if origin == name and _is_code(package, found)
+            ]
+            same = (
+                [":no-index:"] if info.name in origins else []
+            )  # a link by this name leads to the package's own
             written += [heading, _automodule(name, [":members:", *_without(shown), *same])]
     return written
 

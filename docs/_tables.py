@@ -34,12 +34,40 @@ TARGETS = [
         for setting, bound in zip(CAMERAS, (0.85, 0.92, 0.71, 0.81), strict=True)
     ),
     *(
-        ("cameras", setting, "", AHEAD, 0.0, f"cameras, {setting}: ahead of every other method, end of the interval")
+        (
+            "cameras",
+            setting,
+            "",
+            AHEAD,
+            0.0,
+            f"cameras, {setting}: ahead of every other method, end of the interval",
+        )
         for setting in CAMERAS
     ),
-    ("sinusoid-default", "10-shot", "", "at most", 0.02, "sinusoid, 10 shots, default run: mean squared error"),
-    ("sinusoid-default", "10-shot", CONTROL, "times worse", 50.0, "sinusoid: control over hypernetwork"),
-    ("sinusoid-long", "10-shot", "", "at most", 0.004, "sinusoid, 10 shots, long run: mean squared error"),
+    (
+        "sinusoid-default",
+        "10-shot",
+        "",
+        "at most",
+        0.02,
+        "sinusoid, 10 shots, default run: mean squared error",
+    ),
+    (
+        "sinusoid-default",
+        "10-shot",
+        CONTROL,
+        "times worse",
+        50.0,
+        "sinusoid: control over hypernetwork",
+    ),
+    (
+        "sinusoid-long",
+        "10-shot",
+        "",
+        "at most",
+        0.004,
+        "sinusoid, 10 shots, long run: mean squared error",
+    ),
     *(
         ("omniglot", setting, "", "at least", bound, f"Omniglot, {setting}: accuracy")
         for setting, bound in (
@@ -50,16 +78,37 @@ TARGETS = [
         )
     ),
     *(
-        ("omniglot", f"{ways}-way {shots}-shot", "protonet", "not below", 0.0, f"Omniglot, {ways}-way {shots}-shot")
+        (
+            "omniglot",
+            f"{ways}-way {shots}-shot",
+            "protonet",
+            "not below",
+            0.0,
+            f"Omniglot, {ways}-way {shots}-shot",
+        )
         for ways in (5, 20)
         for shots in (1, 5)
     ),
     *(
-        ("sinusoid-comparators", f"{shots}-shot", rival, "below", 0.0, f"sinusoid, {shots} shots, against {rival}")
+        (
+            "sinusoid-comparators",
+            f"{shots}-shot",
+            rival,
+            "below",
+            0.0,
+            f"sinusoid, {shots} shots, against {rival}",
+        )
         for shots in (10, 5)
         for rival in ("gaussian", "maml", "anil", "cavia", "cnp", "film", "scratch")
     ),
-    ("omniglot-alphabets", "20-way 1-shot", "protonet", "above", 0.0, "Omniglot, within one alphabet"),
+    (
+        "omniglot-alphabets",
+        "20-way 1-shot",
+        "protonet",
+        "above",
+        0.0,
+        "Omniglot, within one alphabet",
+    ),
     *(
         (
             "omniglot-adapting",
@@ -85,7 +134,14 @@ TARGETS = [
         for rival in ("scratch", "maml")
     ),
     *(
-        ("cifar-fs", f"5-way {shots}-shot", "protonet", "ahead by", 0.01, f"CIFAR-FS, 5-way {shots}-shot")
+        (
+            "cifar-fs",
+            f"5-way {shots}-shot",
+            "protonet",
+            "ahead by",
+            0.01,
+            f"CIFAR-FS, 5-way {shots}-shot",
+        )
         for shots in (1, 5)
     ),
     *(
@@ -93,24 +149,66 @@ TARGETS = [
         for setting in ("5-way 1-shot", "77-way 5-shot")
     ),
     *(
-        ("mnist-functions", f"{pixels} pixels", "", "at most", bound, f"MNIST from {pixels} pixels: squared error")
+        (
+            "mnist-functions",
+            f"{pixels} pixels",
+            "",
+            "at most",
+            bound,
+            f"MNIST from {pixels} pixels: squared error",
+        )
         for pixels, bound in ((40, 0.0399), (80, 0.0296), (160, 0.0178))
     ),
     *(
-        ("mnist-functions", f"{pixels} pixels", rival, "below", 0.0, f"MNIST from {pixels} pixels: against {rival}")
+        (
+            "mnist-functions",
+            f"{pixels} pixels",
+            rival,
+            "below",
+            0.0,
+            f"MNIST from {pixels} pixels: against {rival}",
+        )
         for pixels in (40, 80, 160)
         for rival in ("gaussian", "cnp", "cnp-grid", "interpolation")
     ),
     *(
-        ("growth-curves", f"{shots}-shot", rival, "below", 0.0, f"growth curves, {shots} points: against {rival}")
+        (
+            "growth-curves",
+            f"{shots}-shot",
+            rival,
+            "below",
+            0.0,
+            f"growth curves, {shots} points: against {rival}",
+        )
         for shots in (3, 5)
         for rival in ("maml", "cnp", "ridge", "polynomial")
     ),
     *(
-        (name, f"4 modules, {active} active, new combinations", rival, relation, bound, f"{words} {rival}")
+        (
+            name,
+            f"4 modules, {active} active, new combinations",
+            rival,
+            relation,
+            bound,
+            f"{words} {rival}",
+        )
         for name, active, rival, relation, bound, words in (
-            ("hyperteacher", 2, "maml", "ahead by", 0.2, "hyperteacher, 2 of 4 modules: nonlinear against"),
-            ("hyperteacher", 2, "linear", "above", 0.0, "hyperteacher, 2 of 4 modules: nonlinear against"),
+            (
+                "hyperteacher",
+                2,
+                "maml",
+                "ahead by",
+                0.2,
+                "hyperteacher, 2 of 4 modules: nonlinear against",
+            ),
+            (
+                "hyperteacher",
+                2,
+                "linear",
+                "above",
+                0.0,
+                "hyperteacher, 2 of 4 modules: nonlinear against",
+            ),
             (
                 "hyperteacher",
                 1,
@@ -122,12 +220,30 @@ TARGETS = [
         )
     ),
     *(
-        ("digits", f"3-way {shots}-shot", rival, relation, 0.0, f"digits, {shots}-shot, three splits: against {rival}")
+        (
+            "digits",
+            f"3-way {shots}-shot",
+            rival,
+            relation,
+            0.0,
+            f"digits, {shots}-shot, three splits: against {rival}",
+        )
         for shots in (1, 5)
-        for rival, relation in (("protonet", "not below"), ("centroid", "above"), ("scratch", "above"))
+        for rival, relation in (
+            ("protonet", "not below"),
+            ("centroid", "above"),
+            ("scratch", "above"),
+        )
     ),
     *(
-        (f"{env}:{measure}", "held-out contexts", "", relation, bound, f"{env}, contexts held out: {words}")
+        (
+            f"{env}:{measure}",
+            "held-out contexts",
+            "",
+            relation,
+            bound,
+            f"{env}, contexts held out: {words}",
+        )
         for env, measure, relation, bound, words in (
             ("lqr", "gain_error", "at most", 0.05, "error of the gain"),
             ("lqr", "value_error", "at most", 0.05, "error of the value"),
@@ -135,18 +251,53 @@ TARGETS = [
             ("gyre", "explained_variance", "at least", 0.9, "variance that values explain"),
         )
     ),
-    ("gyre", "training ranges", "concat", "times worse", 1.2, "gyre, training ranges: cost of concat over ours"),
-    ("gyre", "held-out contexts", "concat", "times worse", 1.0, "gyre, contexts held out: cost of concat over ours"),
-    ("grid:first_trial", "training ranges", "recurrent", APART, 0.0, "grid, goal hidden: return of the first trial"),
+    (
+        "gyre",
+        "training ranges",
+        "concat",
+        "times worse",
+        1.2,
+        "gyre, training ranges: cost of concat over ours",
+    ),
+    (
+        "gyre",
+        "held-out contexts",
+        "concat",
+        "times worse",
+        1.0,
+        "gyre, contexts held out: cost of concat over ours",
+    ),
+    (
+        "grid:first_trial",
+        "training ranges",
+        "recurrent",
+        APART,
+        0.0,
+        "grid, goal hidden: return of the first trial",
+    ),
     *(
-        ("cartpole-hidden", setting, "recurrent", APART, 0.0, f"CartPole, physics hidden, {setting}")
+        (
+            "cartpole-hidden",
+            setting,
+            "recurrent",
+            APART,
+            0.0,
+            f"CartPole, physics hidden, {setting}",
+        )
         for setting in ("training ranges", "held-out contexts")
     ),
     *(
         ("halfcheetah", setting, "concat", "above", 0.0, f"HalfCheetah, {setting}: return")
         for setting in ("training ranges", "held-out contexts")
     ),
-    ("kill", "200 steps", "", "at least", 1.0, "kill -9, then resume: share of runs equal bit for bit"),
+    (
+        "kill",
+        "200 steps",
+        "",
+        "at least",
+        1.0,
+        "kill -9, then resume: share of runs equal bit for bit",
+    ),
     ("house", "make demo", "", "at most", 240.0, "make demo, downloads aside: seconds"),
     ("house", "make test", "", "at most", 360.0, "make test: seconds"),
     ("house", "weightloom --help", "", "at most", 0.5, "weightloom --help: seconds"),
@@ -161,12 +312,17 @@ Score = dict[str, Any]
 
 def read_records(folder: Path = RECORDS) -> dict[str, Record]:
     """Read every record by the name of its file, in order of names."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.json"))
+    }
 
 
 def results_page(records: dict[str, Record]) -> str:
     """Return a section per record: what was typed, a table, what it cost, what it is held against."""
-    return "\n\n".join(_section(name, record) for name, record in records.items()) or "No records yet."
+    return (
+        "\n\n".join(_section(name, record) for name, record in records.items()) or "No records yet."
+    )
 
 
 def with_records(page: str) -> str:
@@ -182,14 +338,24 @@ def with_records(page: str) -> str:
 
 def methods_table() -> str:
     """Return a row for each few-shot method, with a column for each family of data that it may solve."""
-    lines = [f"| method | what it is | {' | '.join(FAMILIES)} | from |", f"|---|---|{':-:|' * len(FAMILIES)}---|"]
+    lines = [
+        f"| method | what it is | {' | '.join(FAMILIES)} | from |",
+        f"|---|---|{':-:|' * len(FAMILIES)}---|",
+    ]
     for method in METHODS:
         cells = []
         for members in FAMILIES.values():
             solved = [data for data in members if method.build_for(data)]
-            cells.append("●" if len(solved) == len(members) else ", ".join(f"`{data}`" for data in solved))
-        lines.append(f"| `{method.name}` | {method.about} | {' | '.join(cells)} | {method.source} |")
-    of = [f"*{family}* are {', '.join(f'`{data}`' for data in members)}" for family, members in FAMILIES.items()]
+            cells.append(
+                "●" if len(solved) == len(members) else ", ".join(f"`{data}`" for data in solved)
+            )
+        lines.append(
+            f"| `{method.name}` | {method.about} | {' | '.join(cells)} | {method.source} |"
+        )
+    of = [
+        f"*{family}* are {', '.join(f'`{data}`' for data in members)}"
+        for family, members in FAMILIES.items()
+    ]
     yours = "`folder` is a folder of your own pictures, `table` a table of your own"
     return "\n".join([*lines, "", f"{'; '.join(of)}. {yours}."])
 
@@ -197,11 +363,18 @@ def methods_table() -> str:
 def _wide_table(record: Record) -> str:
     """Return all methods of a record against all settings; bold is what the best method's interval overlaps."""
     settings = _by_setting(record)
-    best = {setting: best_of([_numeric(score) for score in scores]) for setting, scores in settings.items()}
+    best = {
+        setting: best_of([_numeric(score) for score in scores])
+        for setting, scores in settings.items()
+    }
     lines = [f"| | {' | '.join(settings)} |", "|---|" + "--:|" * len(settings)]
     for method in dict.fromkeys(label(score) for score in record["scores"]):
-        rows = [[score for score in scores if label(score) == method] for scores in settings.values()]
-        cells = [_bold(row[0], best[s]) if row else "" for s, row in zip(settings, rows, strict=True)]
+        rows = [
+            [score for score in scores if label(score) == method] for scores in settings.values()
+        ]
+        cells = [
+            _bold(row[0], best[s]) if row else "" for s, row in zip(settings, rows, strict=True)
+        ]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"```sh\n{record.get('command') or 'command not recorded'}\n```"])
 
@@ -210,13 +383,18 @@ def readme_block(records: dict[str, Record]) -> str:
     """Return one table of all records: ours, the best other method, and the control, a line per setting."""
     if not records:
         return "No records yet."
-    lines = ["| record | setting | score | hypernetwork | best other method | control |", "|---|---|---|--:|--:|--:|"]
+    lines = [
+        "| record | setting | score | hypernetwork | best other method | control |",
+        "|---|---|---|--:|--:|--:|",
+    ]
     for name, record in records.items():
         link = f"[{name}](benchmarks/records/{name}.json)"
         for setting, scores in _by_setting(record).items():
             if scores[0]["name"] not in ("accuracy", "mse", "return"):
                 continue  # of the house, not of a method: on the results page
-            lines.append(f"| {link} | {setting} | {_score_name(scores[0])} | {' | '.join(_contest(scores))} |")
+            lines.append(
+                f"| {link} | {setting} | {_score_name(scores[0])} | {' | '.join(_contest(scores))} |"
+            )
     return "\n".join([*lines, "", _key(records)])
 
 
@@ -243,7 +421,9 @@ def with_block(page: str, block: str, start: str = START, end: str = END) -> str
     before, _, rest = page.partition(start)
     _, found, after = rest.partition(end)
     if not found:
-        raise ValueError(f"the page lacks {start} … {end}, the marks that the table is written between")
+        raise ValueError(
+            f"the page lacks {start} … {end}, the marks that the table is written between"
+        )
     return f"{before}{start}\n{block}\n{end}{after}"
 
 
@@ -255,10 +435,18 @@ def with_all(page: str, records: dict[str, Record]) -> str:
 
 def _section(name: str, record: Record) -> str:
     cost = record.get("cost") or {}
-    spent = [time_text(cost.get("wall_time_s")), str(cost.get("device") or ""), f"torch {cost.get('torch', '?')}"]
+    spent = [
+        time_text(cost.get("wall_time_s")),
+        str(cost.get("device") or ""),
+        f"torch {cost.get('torch', '?')}",
+    ]
     parts = [f"## {name}", f"```sh\n{record.get('command') or 'command not recorded'}\n```"]
     if record.get("rows"):
-        parts += [_contests(record["rows"]), _shares(record["rows"]), _scale(record.get("scale") or [])]
+        parts += [
+            _contests(record["rows"]),
+            _shares(record["rows"]),
+            _scale(record.get("scale") or []),
+        ]
     else:
         parts += [_table(scores) for scores in _by_setting(record).values()]
     parts += [_paired(record)]
@@ -271,13 +459,27 @@ def _section(name: str, record: Record) -> str:
 def _table(scores: list[Score]) -> str:
     """Return the table of one setting; bold is what the best method's interval overlaps."""
     also = list(scores[0].get("also") or {})
-    heads = [scores[0]["setting"], _score_name(scores[0]), *(other.replace("_", " ") for other in also), "adapts in"]
+    heads = [
+        scores[0]["setting"],
+        _score_name(scores[0]),
+        *(other.replace("_", " ") for other in also),
+        "adapts in",
+    ]
     best = best_of([_numeric(score) for score in scores if competes(score)])
     lines = [f"| {' | '.join(heads)} | over |", "|---|" + "--:|" * len(heads)]
     for score in scores:
         measured = [(score.get("also") or {}).get(other) for other in also]
-        others = ["" if found is None or found.get("mean") is None else _score_text(found) for found in measured]
-        cells = [label(score), _bold(score, best), *others, time_text(score.get("adapt_time_s")), _over(score)]
+        others = [
+            "" if found is None or found.get("mean") is None else _score_text(found)
+            for found in measured
+        ]
+        cells = [
+            label(score),
+            _bold(score, best),
+            *others,
+            time_text(score.get("adapt_time_s")),
+            _over(score),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -304,7 +506,9 @@ def _shares(rows: list[Record]) -> str:
     lines = ["| workload | a step of | time | share of this core's rate |", "|---|---|--:|--:|"]
     for row in rows:
         for name, reached in row.get("share", {}).items():
-            lines.append(f"| {row['setting']} | {name} | {time_text(row['ms'][name] / 1e3)} | {100 * reached:.0f} % |")
+            lines.append(
+                f"| {row['setting']} | {name} | {time_text(row['ms'][name] / 1e3)} | {100 * reached:.0f} % |"
+            )
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -312,11 +516,19 @@ def _scale(rows: list[Record]) -> str:
     """Return a table and a drawing of how time and memory grow with the number of tasks."""
     if not rows:
         return ""
-    lines = ["| tasks | time | time per task | memory at most | in training |", "|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| tasks | time | time per task | memory at most | in training |",
+        "|--:|--:|--:|--:|--:|",
+    ]
     for row in rows:
-        held = [f"{row[key] / 1e6:.2f} MB" for key in ("peak_memory_bytes", "training_peak_memory_bytes")]
+        held = [
+            f"{row[key] / 1e6:.2f} MB"
+            for key in ("peak_memory_bytes", "training_peak_memory_bytes")
+        ]
         each = time_text(row["seconds"] / row["tasks"])
-        lines.append(f"| {row['tasks']:,} | {time_text(row['seconds'])} | {each} | {held[0]} | {held[1]} |")
+        lines.append(
+            f"| {row['tasks']:,} | {time_text(row['seconds'])} | {each} | {held[0]} | {held[1]} |"
+        )
     return "\n".join([*lines, "", _drawing(rows)])
 
 
@@ -338,7 +550,9 @@ def _drawing(rows: list[Record]) -> str:
         f'<text x="52" y="{244 - 220 * power / top:.0f}" text-anchor="end">{10**power:,}</text>'
         for power in range(top + 1)
     ]
-    for (name, values), colour, below in zip(curves.items(), ("#2a7fb8", "#d1601f"), (18, 36), strict=True):
+    for (name, values), colour, below in zip(
+        curves.items(), ("#2a7fb8", "#d1601f"), (18, 36), strict=True
+    ):
         y = [240 - 220 * max(math.log10(value), 0) / top for value in values]
         line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
@@ -385,7 +599,11 @@ def _paired(record: Record) -> str:
     kept = _gaps(record)
     over = next((gap["over"] for gap in kept.values() if "over" in gap), "runs")
     lines = [f"| {name} | {gap['mean']:+.4f} ± {gap['ci95']:.4f} |" for name, gap in kept.items()]
-    return "\n".join([f"| paired difference, over {over} | mean |", "|---|--:|", *lines]) if lines else ""
+    return (
+        "\n".join([f"| paired difference, over {over} | mean |", "|---|--:|", *lines])
+        if lines
+        else ""
+    )
 
 
 def targets_table(records: dict[str, Record]) -> str:
@@ -394,7 +612,11 @@ def targets_table(records: dict[str, Record]) -> str:
     for name, setting, rival, relation, bound, text in TARGETS:
         name, _, measure = name.partition(":")
         scores = [s for s in (records.get(name) or {}).get("scores", []) if s["setting"] == setting]
-        scores = [{**s, **s["also"][measure]} for s in scores if measure in s["also"]] if measure else scores
+        scores = (
+            [{**s, **s["also"][measure]} for s in scores if measure in s["also"]]
+            if measure
+            else scores
+        )
         if not scores:
             continue
         what = "adapt_time_s" if relation == "times as quick" else "mean"
@@ -406,9 +628,13 @@ def targets_table(records: dict[str, Record]) -> str:
         if rival and other is None:
             lines.append(f"| {text} | {relation} {rival} | {ours:.5g} | {rival} failed |")
             continue
-        value = _lead(records[name], setting) if relation == AHEAD else _against(relation, ours, other)
+        value = (
+            _lead(records[name], setting) if relation == AHEAD else _against(relation, ours, other)
+        )
         bound = other if relation in SIDES else bound
-        margin = scores[0].get("ci95", 0.0) + rivals[0].get("ci95", 0.0) if relation == APART else 0.0
+        margin = (
+            scores[0].get("ci95", 0.0) + rivals[0].get("ci95", 0.0) if relation == APART else 0.0
+        )
         met = {
             "at most": value <= bound,
             "above": value > bound,
@@ -416,13 +642,21 @@ def targets_table(records: dict[str, Record]) -> str:
             APART: value - margin > bound,
             "below": value < bound,
         }.get(relation, value >= bound)
-        lines.append(f"| {text} | {relation} {bound:.4g} | {value:.5g} | {'met' if met else 'missed'} |")
+        lines.append(
+            f"| {text} | {relation} {bound:.4g} | {value:.5g} | {'met' if met else 'missed'} |"
+        )
     for record in records.values():
         lines += [_target_of_row(row) for row in record.get("rows") or [] if "bound" in row]
         for bar in record.get("bars") or []:
             met = "met" if bar["holds"] else "missed"
-            lines.append(f"| {bar['workload']}: {bar['bar']} | | {bar['value']:.2f} ({bar['closest']}) | {met} |")
-    return "\n".join(["| what | target | came out | |", "|---|---|--:|---|", *lines]) if lines else "No records yet."
+            lines.append(
+                f"| {bar['workload']}: {bar['bar']} | | {bar['value']:.2f} ({bar['closest']}) | {met} |"
+            )
+    return (
+        "\n".join(["| what | target | came out | |", "|---|---|--:|---|", *lines])
+        if lines
+        else "No records yet."
+    )
 
 
 def _lead(record: Record, setting: str) -> float:
@@ -443,9 +677,12 @@ def _against(relation: str, ours: float, other: float | None) -> float:
     if other is None or relation in SIDES:
         return ours
     ratio = other / ours
-    return {"times worse": ratio, "times as quick": ratio, "ahead by": ours - other, "behind by": other - ours}[
-        relation
-    ]
+    return {
+        "times worse": ratio,
+        "times as quick": ratio,
+        "ahead by": ours - other,
+        "behind by": other - ours,
+    }[relation]
 
 
 def _target_of_row(row: Record) -> str:
@@ -482,7 +719,11 @@ def _score_name(score: Score) -> str:
 
 def _score_text(score: Score) -> str:
     """Write a score with its interval; a run that gave none failed, and its row says so."""
-    gone = f" (failed in {score['failed']})" if score.get("failed") and score.get("mean") is not None else ""
+    gone = (
+        f" (failed in {score['failed']})"
+        if score.get("failed") and score.get("mean") is not None
+        else ""
+    )
     return score_text(_numeric(score)) + gone
 
 
@@ -494,13 +735,17 @@ def _over(score: Score) -> str:
 
 def _numeric(score: Score) -> Score:
     """Return the score with NaN where a number is missing."""
-    mean, interval = (math.nan if (value := score.get(key)) is None else value for key in ("mean", "ci95"))
+    mean, interval = (
+        math.nan if (value := score.get(key)) is None else value for key in ("mean", "ci95")
+    )
     return {**score, "mean": mean, "ci95": 0.0 if math.isnan(interval) else interval}
 
 
 if __name__ == "__main__":
     if "--write-readme" in sys.argv[1:]:
         readme = ROOT / "README.md"
-        readme.write_text(with_all(readme.read_text(encoding="utf-8"), read_records()), encoding="utf-8")
+        readme.write_text(
+            with_all(readme.read_text(encoding="utf-8"), read_records()), encoding="utf-8"
+        )
     else:
         print(readme_block(read_records()))

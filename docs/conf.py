@@ -53,7 +53,10 @@ def mark_up(app: Any, what: str, name: str, thing: Any, options: Any, lines: lis
     if what == "module":
         lines[:] = _room(lines)
     if what in ("attribute", "property"):
-        lines[:0] = ["..", ""]  # an empty comment: napoleon takes words before a colon in the first line for a type
+        lines[:0] = [
+            "..",
+            "",
+        ]  # an empty comment: napoleon takes words before a colon in the first line for a type
     for number, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             line = SHAPE.sub(r"``\g<0>``", line)
@@ -83,7 +86,9 @@ def fill_results(app: Any, page: str, source: list[str]) -> None:
         source[0] = source[0].replace("<!-- targets -->", _tables.targets_table(records))
 
 
-def always_stale(app: Any, env: Any, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
+def always_stale(
+    app: Any, env: Any, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
     """Have the results page built anew each time: records are not among its sources."""
     return ["results"] if "results" in env.found_docs else []
 
@@ -94,7 +99,9 @@ def find_public_name(app: Any, env: Any, node: Any, contents: Any) -> Any:
     if node.get("refdomain") != "py" or room is None:
         return None
     target = f"weightloom.{room}.{node['reftarget']}"
-    return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contents)
+    return env.domains["py"].resolve_xref(
+        env, node["refdoc"], app.builder, "obj", target, node, contents
+    )
 
 
 def setup(app: Any) -> None:

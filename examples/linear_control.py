@@ -2,8 +2,9 @@
 
 Run:     python examples/linear_control.py
 Takes:   less than a minute on one CPU core.
-Expect:  on 200 springs that training never met, some of them stiffer and with stronger motors than any, gains within
-         10 % of the optimal ones on average; as a control, over 30 % when each is given the gain of another spring.
+Expect:  on 200 springs that training never met, some of them stiffer and with stronger motors than
+         any, gains within 10 % of the optimal ones on average; as a control, over 30 % when each is
+         given the gain of another spring.
 Shows:   conditions, hypernets, base, and the environments of apps.rl.
 """
 
@@ -16,7 +17,9 @@ from weightloom import MLPHyperNetwork, apply_per_task
 from weightloom.apps.rl.envs.context import ContextFamily, Varied
 from weightloom.apps.rl.envs.lqr import DISCOUNT, LQR
 
-FAMILY = ContextFamily((Varied("stiffness", (0.0, 2.0), (2.0, 3.0)), Varied("motor", (0.5, 1.5), (1.5, 2.0))))
+FAMILY = ContextFamily(
+    (Varied("stiffness", (0.0, 2.0), (2.0, 3.0)), Varied("motor", (0.5, 1.5), (1.5, 2.0)))
+)
 ROLLOUTS, STEPS = 8, 60
 
 
@@ -36,7 +39,9 @@ def main(steps: int) -> tuple[float, float]:
         physics = context.repeat_interleave(ROLLOUTS, 0)
         state, rewards = env.start(physics, generator), []
         for _ in range(STEPS):  # the environment is made of tensors, so gradients pass through it
-            action: Tensor = apply_per_task(policy, params, state.unflatten(0, (-1, ROLLOUTS))).flatten(0, 1)
+            action: Tensor = apply_per_task(
+                policy, params, state.unflatten(0, (-1, ROLLOUTS))
+            ).flatten(0, 1)
             state, reward, _ = env.advance(state, action, physics)
             rewards.append(reward)
         loss = -(discounts @ torch.stack(rewards)).mean()
@@ -53,7 +58,9 @@ def main(steps: int) -> tuple[float, float]:
     with torch.no_grad():
         gain = -hyper(FAMILY.normalise(unseen))["weight"]
     error, control = (distance(found, best) for found in (gain, gain.roll(1, 0)))
-    print(f"error of gains in contexts never met {error:.3f}; given those of another context {control:.3f}")
+    print(
+        f"error of gains in contexts never met {error:.3f}; given those of another context {control:.3f}"
+    )
     return error, control
 
 

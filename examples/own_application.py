@@ -1,9 +1,11 @@
 """An application of your own: a network that multiplies by a number which it is told, written by a hypernetwork.
 
-Run:     python examples/own_application.py, or weightloom own_application:Factors --steps 500 from this folder
+Run:     python examples/own_application.py, or weightloom own_application:Factors --steps 500 from
+         this folder
 Takes:   a few seconds on one core.
 Expect:  a mean squared error below 0.01, against more than 0.1 before training.
-Shows:   apps (`App`, `experiment.run`): table, report, resume, seeds and sweeps of a run come with four methods.
+Shows:   apps (`App`, `experiment.run`): table, report, resume, seeds and sweeps of a run come with
+         four methods.
 """
 
 from dataclasses import dataclass
@@ -39,18 +41,26 @@ class Factors(App):
     name, about, config = "factors", "Multiply by a factor.", FactorConfig
 
     def open(self, config):
-        return lambda step, chance: (config.largest * torch.rand(32, 1, generator=chance), torch.rand(32, 10, 1))
+        return lambda step, chance: (
+            config.largest * torch.rand(32, 1, generator=chance),
+            torch.rand(32, 10, 1),
+        )
 
     def build(self, method, problem, config):
         return Network()
 
     def train(self, model, problem, config, training):
-        options = TrainOptions(config.steps or 500, outer_lr=config.rate_of(training.method), seed=config.seed)
+        options = TrainOptions(
+            config.steps or 500, outer_lr=config.rate_of(training.method), seed=config.seed
+        )
         return train(model, problem, None, options, **training.how())
 
     def judge(self, contenders, problem, config, folder):
         batch = problem(0, torch.Generator().manual_seed(1 << 40))
-        return [one.row("any factor", "mse", one.model and one.model(batch).detach()) for one in contenders]
+        return [
+            one.row("any factor", "mse", one.model and one.model(batch).detach())
+            for one in contenders
+        ]
 
 
 if __name__ == "__main__":

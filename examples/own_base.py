@@ -1,13 +1,13 @@
 """Bring your own base network, generate a part of it, keep one network and export it.
 
-The tasks: classify points of the plane by which side of a line they lie on. Each task has a line of its own, given by
-sixteen labelled points. The base is a small network with a GroupNorm; its first layer is shared by all tasks, and only
-the norm and the head are generated.
+The tasks: classify points of the plane by which side of a line they lie on. Each task has a line of
+its own, given by sixteen labelled points. The base is a small network with a GroupNorm; its first
+layer is shared by all tasks, and only the norm and the head are generated.
 
 Run:     python examples/own_base.py
 Takes:   less than a minute on one CPU core.
-Expect:  on 500 new tasks an accuracy over 0.85, where a coin gives 0.5; and an exported program that agrees with the
-         run that it came from.
+Expect:  on 500 new tasks an accuracy over 0.85, where a coin gives 0.5; and an exported program
+         that agrees with the run that it came from.
 Shows:   conditions, hypernets with globs, base with `specialise`, losses.
 """
 
@@ -74,10 +74,16 @@ def main(steps: int) -> float:
     print(f"accuracy on new tasks {accuracy:.3f}")
 
     network = specialise(base, params, task=7).eval()
-    program = torch.export.export(network, (query_x[7],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    program = torch.export.export(
+        network, (query_x[7],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    )
     exported = program.module()
-    assert torch.equal(exported(query_x[7]), network(query_x[7]))  # the same operations, to the last bit
-    torch.testing.assert_close(network(query_x[7]), logits[7])  # one task alone, and in a batch of 500
+    assert torch.equal(
+        exported(query_x[7]), network(query_x[7])
+    )  # the same operations, to the last bit
+    torch.testing.assert_close(
+        network(query_x[7]), logits[7]
+    )  # one task alone, and in a batch of 500
     assert exported(query_x[7, :3]).shape == (3, 2)  # any batch size
     print("one task, specialised and exported, agrees with the run")
     return accuracy

@@ -2,10 +2,11 @@
 
 Run:     python examples/own_method.py
 Takes:   less than a minute on one CPU core.
-Expect:  on 600 new sinusoids, from 10 points each, a mean squared error under 0.05; a network trained on the 10 points
-         alone is at least ten times worse.
-Shows:   learner, problems, judge: what a method of the command line is. In this folder it also runs with a report:
-         `python -m weightloom fewshot --data sinusoid --method own_method:RidgeHead --comparators hypernetwork`.
+Expect:  on 600 new sinusoids, from 10 points each, a mean squared error under 0.05; a network
+         trained on the 10 points alone is at least ten times worse.
+Shows:   learner, problems, judge: what a method of the command line is. In this folder it also runs
+         with a report: `python -m weightloom fewshot --data sinusoid --method own_method:RidgeHead
+         --comparators hypernetwork`.
 """
 
 import argparse
@@ -29,7 +30,8 @@ class RidgeHead(Learner):
         problem: What builds the base network; here an MLP whose last layer is a linear head.
 
     Source:
-        Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019), its ridge regression.
+        Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019), its ridge
+        regression.
     """
 
     base: nn.Sequential
@@ -44,7 +46,10 @@ class RidgeHead(Learner):
     def adapt(self, support: Support) -> Params:
         """Solve for the head of each task: w = Fᵀ(F Fᵀ + penalty)⁻¹ y, the bias being one more feature."""
         features = apply_shared(self.base[:-1], support.x)  # (tasks, shots, features)
-        features = torch.cat([features, torch.ones_like(features[..., :1])], dim=2) * support.mask[..., None]
+        features = (
+            torch.cat([features, torch.ones_like(features[..., :1])], dim=2)
+            * support.mask[..., None]
+        )
         gram = features @ features.mT + self.log_penalty.exp() * torch.eye(features.shape[1])
         head = (features.mT @ torch.linalg.solve(gram, support.y * support.mask[..., None])).mT
         return {f"{self.last}.weight": head[..., :-1], f"{self.last}.bias": head[..., -1]}
@@ -61,9 +66,13 @@ def main(steps: int) -> tuple[float, float]:
     problem = problem_of(FewShotConfig("sinusoid").resolved())
     ours, alone = RidgeHead(problem), problem.learner("scratch")
     ours.fit(problem.train_source(), TrainOptions(steps=steps, tasks=32, outer_lr=3e-3))
-    errors = [judge(method, problem, shots=10, tasks=600).per_task["mse"] for method in (ours, alone)]
+    errors = [
+        judge(method, problem, shots=10, tasks=600).per_task["mse"] for method in (ours, alone)
+    ]
     error, error_alone = (values.mean().item() for values in errors)
-    print(f"error on new sinusoids {error:.3f}; of a network trained on the 10 points alone {error_alone:.3f}")
+    print(
+        f"error on new sinusoids {error:.3f}; of a network trained on the 10 points alone {error_alone:.3f}"
+    )
     return error, error_alone
 
 

@@ -1,14 +1,14 @@
 """A thousand tasks at once: one network, and for each task a low-rank change of it that is never built.
 
-The tasks: waves of their own amplitude and phase, known by number and by twenty noisy points each. A task is a learned
-embedding; from it the hypernetwork writes factors of rank 2. Every step trains on all tasks, some at a time, so that
-memory does not grow with their number. Then fifty tasks join that were not there before: only their embeddings are
-fitted.
+The tasks: waves of their own amplitude and phase, known by number and by twenty noisy points each.
+A task is a learned embedding; from it the hypernetwork writes factors of rank 2. Every step trains
+on all tasks, some at a time, so that memory does not grow with their number. Then fifty tasks join
+that were not there before: only their embeddings are fitted.
 
 Run:     python examples/thousand_tasks.py
 Takes:   less than a minute on one CPU core.
-Expect:  on new points a mean squared error under 0.05 for the thousand tasks, and, as a control, over 1 when each is
-         given the embedding of another; under 0.1 for the fifty that joined.
+Expect:  on new points a mean squared error under 0.05 for the thousand tasks, and, as a control,
+         over 1 when each is given the embedding of another; under 0.1 for the fifty that joined.
 Shows:   forms, conditions, hypernets, base with `in_chunks`, fit, losses.
 """
 
@@ -49,7 +49,9 @@ def main(steps: int) -> tuple[float, float, float]:
     base = mlp([1, 40, 40, 1])
     embedding = TaskEmbedding(TASKS, CONDITION_DIM)
     hyper = MLPHyperNetwork(base, CONDITION_DIM, form=LowRank(2))
-    print(f"generated for each task: {hyper.generated.size} numbers; in the base: {hyper.spec.size}")
+    print(
+        f"generated for each task: {hyper.generated.size} numbers; in the base: {hyper.spec.size}"
+    )
     optimiser = torch.optim.Adam(
         [{"params": hyper.parameters(), "lr": 3e-3}, {"params": embedding.parameters(), "lr": 3e-2}]
     )
@@ -72,11 +74,17 @@ def main(steps: int) -> tuple[float, float, float]:
 
     new_x, new_y, new_query_x, new_query_y = waves(50, torch.Generator().manual_seed(1))
     start = embedding.table.weight.detach().mean(0)
-    joined = fit_condition(hyper, base, new_x, lambda out: mse_per_task(out, new_y), 200, inner_lr=0.1, start=start)
+    joined = fit_condition(
+        hyper, base, new_x, lambda out: mse_per_task(out, new_y), 200, inner_lr=0.1, start=start
+    )
     with torch.no_grad():
         condition = embedding(numbers)
         error = mse_per_task(in_chunks(predict, condition, x, chunk_size=CHUNK), y).mean().item()
-        control = mse_per_task(in_chunks(predict, condition.roll(1, 0), x, chunk_size=CHUNK), y).mean().item()
+        control = (
+            mse_per_task(in_chunks(predict, condition.roll(1, 0), x, chunk_size=CHUNK), y)
+            .mean()
+            .item()
+        )
         late = mse_per_task(predict(joined, new_query_x), new_query_y).mean().item()
     print(
         f"error on new points {error:.3f}; with another task's embedding {control:.3f}; of tasks that joined {late:.3f}"

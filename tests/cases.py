@@ -1,6 +1,7 @@
 """The bank: everything that keeps the same promises. It finds the library's forms and hypernetworks by itself.
 
-Everything is float64, and `build` gives the same network every time it is called after the same seed.
+Everything is float64, and `build` gives the same network every time it is called after the same
+seed.
 """
 
 import os
@@ -35,7 +36,9 @@ from weightloom.networks.recurrent import GRU, LSTM
 from weightloom.params import ParamSpec
 
 TASKS, BATCH = 3, 4
-LOOPS_INSIDE = pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented")
+LOOPS_INSIDE = pytest.mark.filterwarnings(
+    "ignore:There is a performance drop because we have not yet implemented"
+)
 """`vmap` runs one of its operations task after task."""
 KERAS_SAVES = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
@@ -55,7 +58,8 @@ class Base:
     inputs: int = 1
     train: bool = True
     draw: Callable[[tuple[int, int]], tuple[torch.Tensor, ...]] | None = None
-    """(tasks, batch) to the inputs, where ``event``, ``symbols`` and ``inputs`` do not say what they are."""
+    """(tasks, batch) to the inputs, where ``event``, ``symbols`` and ``inputs`` do not say what
+    they are."""
     extra: str = ""
     """The optional package that it needs; without it the case is skipped."""
 
@@ -70,13 +74,19 @@ class Base:
 
     def params(self, tasks=TASKS):
         shapes = ParamSpec.of(self.net(), self.generate).shapes
-        return {name: torch.randn(tasks, *shape, dtype=torch.float64) for name, shape in shapes.items()}
+        return {
+            name: torch.randn(tasks, *shape, dtype=torch.float64) for name, shape in shapes.items()
+        }
 
     def x(self, tasks=TASKS):
         if self.draw:
             return self.draw((tasks, BATCH))
         shape = (tasks, BATCH, *self.event)
-        one = (lambda: torch.randint(self.symbols, shape)) if self.symbols else (lambda: torch.randn(shape).double())
+        one = (
+            (lambda: torch.randint(self.symbols, shape))
+            if self.symbols
+            else (lambda: torch.randn(shape).double())
+        )
         return tuple(one() for _ in range(self.inputs))
 
 
@@ -118,7 +128,10 @@ class TokenAndPositions(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 4, 4))
+        self.token, self.positions = (
+            nn.Parameter(torch.randn(1, 1, 4)),
+            nn.Parameter(torch.randn(1, 4, 4)),
+        )
         self.out = nn.Linear(4, 2)
 
     def forward(self, x):
@@ -136,7 +149,9 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(wider, **options)
         self.conv2 = nn.Conv2d(wider, wider, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(wider, **options)
-        self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(channels, wider, 1, stride, bias=False)
+        self.shortcut = (
+            nn.Identity() if stride == 1 else nn.Conv2d(channels, wider, 1, stride, bias=False)
+        )
 
     def forward(self, x):
         inner = torch.relu(self.bn1(self.conv1(x)))
@@ -180,12 +195,19 @@ class TwoInputsTwoOutputs(nn.Module):
 
 def conv():
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        nn.Conv2d(2, 4, 3),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
     )
 
 
 def conv1d():
-    return nn.Sequential(nn.Conv1d(2, 3, 3, stride=2), nn.Tanh(), nn.ConvTranspose1d(3, 2, 3), nn.Flatten())
+    return nn.Sequential(
+        nn.Conv1d(2, 3, 3, stride=2), nn.Tanh(), nn.ConvTranspose1d(3, 2, 3), nn.Flatten()
+    )
 
 
 def layer_norm():
@@ -197,7 +219,11 @@ def batch_norm(**options):
 
 
 def instance_norm():
-    return nn.Sequential(nn.Conv1d(2, 4, 3), nn.InstanceNorm1d(4, affine=True, track_running_stats=True), nn.Flatten())
+    return nn.Sequential(
+        nn.Conv1d(2, 4, 3),
+        nn.InstanceNorm1d(4, affine=True, track_running_stats=True),
+        nn.Flatten(),
+    )
 
 
 def dropout():
@@ -223,11 +249,15 @@ def resnet(**options):
 
 
 def conv_transpose2d():
-    return nn.Sequential(nn.Linear(5, 18), nn.Unflatten(1, (2, 3, 3)), nn.ConvTranspose2d(2, 1, 3, stride=2))
+    return nn.Sequential(
+        nn.Linear(5, 18), nn.Unflatten(1, (2, 3, 3)), nn.ConvTranspose2d(2, 1, 3, stride=2)
+    )
 
 
 def conv2d_grouped():
-    return nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.PReLU(4), nn.Conv2d(4, 6, 1, groups=2), nn.Flatten())
+    return nn.Sequential(
+        nn.Conv2d(4, 4, 3, groups=4), nn.PReLU(4), nn.Conv2d(4, 6, 1, groups=2), nn.Flatten()
+    )
 
 
 def conv3d():
@@ -241,7 +271,9 @@ def bert(attention="eager"):
     from transformers import BertConfig, BertModel
 
     sizes = {"vocab_size": 11, "max_position_embeddings": 6, **TINY}
-    return BertModel(BertConfig(pad_token_id=0, attn_implementation=attention, **sizes), add_pooling_layer=False)
+    return BertModel(
+        BertConfig(pad_token_id=0, attn_implementation=attention, **sizes), add_pooling_layer=False
+    )
 
 
 def gpt2(attention="eager"):
@@ -250,13 +282,17 @@ def gpt2(attention="eager"):
 
     sizes = {"vocab_size": 11, "n_positions": 6, "n_embd": 8, "n_layer": 2, "n_head": 2}
     ends = {"bos_token_id": 0, "eos_token_id": 0}
-    return GPT2LMHeadModel(GPT2Config(use_cache=False, attn_implementation=attention, **sizes, **ends))
+    return GPT2LMHeadModel(
+        GPT2Config(use_cache=False, attn_implementation=attention, **sizes, **ends)
+    )
 
 
 def vit(attention="eager"):
     from transformers import ViTConfig, ViTModel
 
-    config = ViTConfig(image_size=8, patch_size=4, num_channels=1, attn_implementation=attention, **TINY)
+    config = ViTConfig(
+        image_size=8, patch_size=4, num_channels=1, attn_implementation=attention, **TINY
+    )
     return ViTModel(config, add_pooling_layer=False)
 
 
@@ -270,7 +306,9 @@ def symbols_and_2d_mask(tasks_and_batch):
 def symbols_and_4d_mask(tasks_and_batch):
     """The same mask, ready to be added to the scores: (tasks, batch, heads, queries, keys)."""
     symbols, mask = symbols_and_2d_mask(tasks_and_batch)
-    return symbols, -1e4 * (1.0 - mask.double())[..., None, None, :].expand(*tasks_and_batch, 1, 5, 5)
+    return symbols, -1e4 * (1.0 - mask.double())[..., None, None, :].expand(
+        *tasks_and_batch, 1, 5, 5
+    )
 
 
 def keras_model():
@@ -279,7 +317,9 @@ def keras_model():
     import keras
 
     layers = [
-        keras.layers.EinsumDense("bi,io->bo", 6, bias_axes="o", activation="tanh", dtype="float64", name="body"),
+        keras.layers.EinsumDense(
+            "bi,io->bo", 6, bias_axes="o", activation="tanh", dtype="float64", name="body"
+        ),
         keras.layers.BatchNormalization(dtype="float64", name="norm"),
         keras.layers.EinsumDense("bi,io->bo", 2, dtype="float64", name="head"),
     ]
@@ -291,7 +331,10 @@ def keras_model():
 
 def bank(**cases):
     """Name each case after what is special about it."""
-    return [pytest.param(case, id=name, marks=_marks(name, getattr(case, "extra", ""))) for name, case in cases.items()]
+    return [
+        pytest.param(case, id=name, marks=_marks(name, getattr(case, "extra", "")))
+        for name, case in cases.items()
+    ]
 
 
 def _marks(name, extra):
@@ -310,7 +353,9 @@ BASES = bank(
     conv2d_with_group_norm=Base(conv, (2, 6, 6)),
     conv1d_there_and_back=Base(conv1d, (2, 7)),
     conv_net=Base(lambda: ConvNet(1, 8, 3, channels=4, blocks=2), (1, 8, 8)),
-    conv_net_head=Base(lambda: ConvNet(1, 8, 3, channels=4, blocks=2), (1, 8, 8), generate="head.*"),
+    conv_net_head=Base(
+        lambda: ConvNet(1, 8, 3, channels=4, blocks=2), (1, 8, 8), generate="head.*"
+    ),
     layer_norm=Base(layer_norm),
     layer_norm_scale=Base(layer_norm, generate="1.*"),
     embedding=Base(embedding, (3,), symbols=7),
@@ -337,7 +382,9 @@ BASES = bank(
     tied_embedding=Base(TiedEmbedding, (3,), symbols=7),
     embedding_bag=Base(lambda: nn.EmbeddingBag(7, 4), (3,), symbols=7),
     lstm=Base(lambda: Recurrent(LSTM(2, 3, batch_first=True)), (4, 2)),
-    gru_two_layers_both_ways=Base(lambda: Recurrent(GRU(2, 3, 2, batch_first=True, bidirectional=True)), (4, 2)),
+    gru_two_layers_both_ways=Base(
+        lambda: Recurrent(GRU(2, 3, 2, batch_first=True, bidirectional=True)), (4, 2)
+    ),
     transformer_encoder_train=Base(transformer_encoder, (3, 4)),
     transformer_encoder_eval=Base(transformer_encoder, (3, 4), train=False),
     bert=Base(bert, (5,), symbols=11, train=False, extra="transformers"),
@@ -396,7 +443,9 @@ def token_vectors(tasks):
 
 
 def related_token_vectors(tasks):
-    return torch.randn(tasks, 3, 4, dtype=torch.float64), torch.randn(tasks, 2, 3, 3, dtype=torch.float64)
+    return torch.randn(tasks, 3, 4, dtype=torch.float64), torch.randn(
+        tasks, 2, 3, 3, dtype=torch.float64
+    )
 
 
 def tiny_transformer(base, **options):
@@ -419,36 +468,53 @@ def with_defaults(kind):
 
 
 HYPERNETWORKS = bank(
-    **{kind.__name__: with_defaults(kind) for kind in public_hypernetworks() if kind.__name__ not in globals()},
+    **{
+        kind.__name__: with_defaults(kind)
+        for kind in public_hypernetworks()
+        if kind.__name__ not in globals()
+    },
     mlp=Hyper(lambda: MLPHyperNetwork(mlp([5, 6, 2]), 4), vectors),
-    mlp_part=Hyper(lambda: MLPHyperNetwork(conv(), 4, generate=["*.bias", "1.*"], hidden=(8, 8)), vectors),
+    mlp_part=Hyper(
+        lambda: MLPHyperNetwork(conv(), 4, generate=["*.bias", "1.*"], hidden=(8, 8)), vectors
+    ),
     mlp_linear=Hyper(lambda: MLPHyperNetwork(Tied(), 4, hidden=()), vectors),
     mlp_scalar=Hyper(lambda: MLPHyperNetwork(TwoInputsTwoOutputs(), 4, generate="scale"), vectors),
     chunked=Hyper(lambda: ChunkedHyperNetwork(mlp([5, 6, 2]), 4, slice_size=7), vectors),
     chunked_deep_fan_in=Hyper(
-        lambda: ChunkedHyperNetwork(conv(), 4, 7, 3, hidden=(8, 6), generate=["*.bias", "5.*"], init="hyperfan-in"),
+        lambda: ChunkedHyperNetwork(
+            conv(), 4, 7, 3, hidden=(8, 6), generate=["*.bias", "5.*"], init="hyperfan-in"
+        ),
         vectors,
     ),
     chunked_magnitude_invariant=Hyper(
         lambda: ChunkedHyperNetwork(Tied(), 4, slice_size=99, init="magnitude-invariant"), vectors
     ),
-    chunked_low_rank=Hyper(lambda: ChunkedHyperNetwork(mlp([5, 6, 4]), 4, 7, form=LowRank(2)), vectors),
+    chunked_low_rank=Hyper(
+        lambda: ChunkedHyperNetwork(mlp([5, 6, 4]), 4, 7, form=LowRank(2)), vectors
+    ),
     transformer=Hyper(lambda: tiny_transformer(mlp([5, 6, 2])), vectors),
     transformer_of_tokens=Hyper(lambda: tiny_transformer(TwoInputsTwoOutputs()), token_vectors),
     transformer_fan_out=Hyper(lambda: tiny_transformer(conv(), init="hyperfan-out"), vectors),
     transformer_film=Hyper(lambda: tiny_transformer(conv(), form=FiLM()), vectors),
-    static=Hyper(lambda: StaticHyperNetwork(conv(), 4, block=2, embedding_dim=3, hidden=5), vectors),
+    static=Hyper(
+        lambda: StaticHyperNetwork(conv(), 4, block=2, embedding_dim=3, hidden=5), vectors
+    ),
     static_linear=Hyper(lambda: StaticHyperNetwork(mlp([4, 6, 2]), 4, block=2, window=()), vectors),
     graph=Hyper(lambda: tiny_graph(mlp([5, 6, 2])), vectors),
     graph_of_one_layer=Hyper(lambda: tiny_graph(nn.Linear(5, 2)), vectors),
-    graph_of_two_bases=Hyper(lambda: tiny_graph([conv(), mlp([5, 6, 2])], generate="*weight"), vectors),
+    graph_of_two_bases=Hyper(
+        lambda: tiny_graph([conv(), mlp([5, 6, 2])], generate="*weight"), vectors
+    ),
     graph_template=Hyper(lambda: tiny_graph(Tied(), form=Template(2)), vectors),
-    graph_low_rank=Hyper(lambda: tiny_graph([conv(), mlp([5, 6, 4])], form=LowRank(2), rounds=0), vectors),
+    graph_low_rank=Hyper(
+        lambda: tiny_graph([conv(), mlp([5, 6, 4])], form=LowRank(2), rounds=0), vectors
+    ),
     graph_scalar=Hyper(lambda: tiny_graph(TwoInputsTwoOutputs()), vectors),
     mlp_of_templates=Hyper(lambda: MLPHyperNetwork(mlp([5, 6, 3]), 4, form=Template(2)), vectors),
     equivariant=Hyper(lambda: EquivariantHyperNetwork("0", 6, 4, width=8, heads=2), token_vectors),
     equivariant_assigned=Hyper(
-        lambda: EquivariantHyperNetwork("", 2, 4, relations=2, width=8, heads=2, rounds=3), related_token_vectors
+        lambda: EquivariantHyperNetwork("", 2, 4, relations=2, width=8, heads=2, rounds=3),
+        related_token_vectors,
     ),
     head=Hyper(HeadHyperNetwork, labelled),
 )
@@ -463,7 +529,11 @@ ENCODERS = bank(
 
 def small(kind):
     """A form of a class; each option that has no default is a count, and is 2."""
-    needed = [option for option in signature(kind).parameters.values() if option.default is Parameter.empty]
+    needed = [
+        option
+        for option in signature(kind).parameters.values()
+        if option.default is Parameter.empty
+    ]
     return kind(*[2] * len(needed))
 
 

@@ -1,9 +1,10 @@
 """A fault at every write: ``python faults.py CASE FOLDER FAULT …``. Used by test_faults.py; needs ``fork``.
 
-The operations on files that a run does below its folder are numbered: open, write, fsync, truncate, mkdir, rename,
-remove, lock. A fault is ``kill:NUMBER``, where the process ends in the middle of that operation, or ``NAME:NUMBER``,
-where the operation fails with that error, as in ``ENOSPC:7``. After each the run is gone on with, and its end held
-against that of a run without faults. Prints one JSON object.
+The operations on files that a run does below its folder are numbered: open, write, fsync, truncate,
+mkdir, rename, remove, lock. A fault is ``kill:NUMBER``, where the process ends in the middle of
+that operation, or ``NAME:NUMBER``, where the operation fails with that error, as in ``ENOSPC:7``.
+After each the run is gone on with, and its end held against that of a run without faults. Prints
+one JSON object.
 """
 
 import builtins
@@ -79,7 +80,9 @@ def run(case, folder, bare):
     app, config, _ = CASES[case]
     going = is_begun(folder)
     if case == "seeds":
-        several.run_several(app(), config, folder, several.Several(seeds=(0, 1)), resume=going, quiet=True)
+        several.run_several(
+            app(), config, folder, several.Several(seeds=(0, 1)), resume=going, quiet=True
+        )
     else:
         experiment.run(app(), config, folder, resume=going, quiet=True, bare=bare)
 
@@ -107,8 +110,14 @@ class Faults:
 
     def inside(self, target):
         """Return the path of a file, or of an open one, below the folder; None for all others."""
-        path = Path(f"/proc/self/fd/{target}").readlink() if isinstance(target, int) else Path(target).absolute()
-        return os.path.relpath(path, self.folder) if f"{path}/".startswith(f"{self.folder}/") else None
+        path = (
+            Path(f"/proc/self/fd/{target}").readlink()
+            if isinstance(target, int)
+            else Path(target).absolute()
+        )
+        return (
+            os.path.relpath(path, self.folder) if f"{path}/".startswith(f"{self.folder}/") else None
+        )
 
     def install(self):
         """Stand before every function of Python that changes files."""
@@ -117,20 +126,35 @@ class Faults:
         class Counted(io.FileIO):
             def write(self, data):
                 data = bytes(data)
-                faults.meet("write", self.fileno(), lambda: super(Counted, self).write(data[: len(data) // 2]))
+                faults.meet(
+                    "write",
+                    self.fileno(),
+                    lambda: super(Counted, self).write(data[: len(data) // 2]),
+                )
                 return super().write(data)
 
             def truncate(self, size=None):
                 faults.meet("truncate", self.fileno())
                 return super().truncate(size)
 
-        def opened(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
+        def opened(
+            file,
+            mode="r",
+            buffering=-1,
+            encoding=None,
+            errors=None,
+            newline=None,
+            closefd=True,
+            opener=None,
+        ):
             if not set(mode) & set("wax+") or isinstance(file, int) or faults.inside(file) is None:
                 return plain(file, mode, buffering, encoding, errors, newline, closefd, opener)
             faults.meet("open", file)
             raw = Counted(file, mode.replace("b", "").replace("t", ""), closefd, opener)
             buffered = io.BufferedWriter(raw)
-            return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
+            return (
+                buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
+            )
 
         builtins.open = io.open = opened
 
@@ -147,7 +171,9 @@ class Faults:
         def half_written(write, file, data):
             write(file, data[: len(data) // 2])
 
-        stand_before(os, "open", only=lambda path, flags, *_: flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR))
+        stand_before(
+            os, "open", only=lambda path, flags, *_: flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR)
+        )
         stand_before(os, "write", half=half_written)
         for name in ("fsync", "ftruncate", "mkdir", "unlink", "remove", "rmdir"):
             stand_before(os, name)
@@ -180,7 +206,9 @@ def end_of(child, reading):
     """Wait for a child; one that hangs is killed and said to have code -1."""
     said, end_s = b"", time.monotonic() + LONGEST_S
     with os.fdopen(reading, "rb", buffering=0) as pipe:
-        while select.select([pipe], [], [], max(0.0, end_s - time.monotonic()))[0] and (part := pipe.read(1 << 16)):
+        while select.select([pipe], [], [], max(0.0, end_s - time.monotonic()))[0] and (
+            part := pipe.read(1 << 16)
+        ):
             said += part
     if late := time.monotonic() > end_s:
         os.kill(child, signal.SIGKILL)
@@ -211,7 +239,9 @@ def attempt(case, folder, bare, kind="", number=-1):
                 torch.distributed.destroy_process_group()
         return [faults.done, [*sys.modules]]
 
-    ends = [end_of(*child) for child in [in_child(partial(work, rank)) for rank in range(processes)]]
+    ends = [
+        end_of(*child) for child in [in_child(partial(work, rank)) for rank in range(processes)]
+    ]
     return (-1, ends) if any(code == -1 for code, _ in ends) else ends[0]
 
 
@@ -223,14 +253,24 @@ def contents(folder):
         found[name] = ""
         if path.name == "last.safetensors":
             tensors, facts = load_tensors(path)
-            shown = {key: (str(value.dtype), value.numpy().tobytes().hex()) for key, value in tensors.items()}
-            found[name] = [shown, {key: value for key, value in facts.items() if key != "wall_time_s"}]
+            shown = {
+                key: (str(value.dtype), value.numpy().tobytes().hex())
+                for key, value in tensors.items()
+            }
+            found[name] = [
+                shown,
+                {key: value for key, value in facts.items() if key != "wall_time_s"},
+            ]
         elif path.name == "metrics.jsonl":
             rows = read_rows(path.parent)
-            found[name] = [{key: value for key, value in row.items() if key != "wall_time_s"} for row in rows]
+            found[name] = [
+                {key: value for key, value in row.items() if key != "wall_time_s"} for row in rows
+            ]
         elif path.name == "record.json":
             rows = json.loads(path.read_text())["scores"]
-            found[name] = [{key: value for key, value in row.items() if key != "adapt_time_s"} for row in rows]
+            found[name] = [
+                {key: value for key, value in row.items() if key != "adapt_time_s"} for row in rows
+            ]
         elif path.name in ("run.json", "config.json"):
             found[name] = path.read_text()
     return found
@@ -258,7 +298,9 @@ def main(case, place, *faults):
     torch.set_num_threads(1)
     bare = "bare" in faults
     place = Path(place).resolve()
-    place.mkdir(parents=True, exist_ok=True)  # or the first run alone would make it, by one operation more
+    place.mkdir(
+        parents=True, exist_ok=True
+    )  # or the first run alone would make it, by one operation more
     code, said = attempt(case, place / "whole", bare)
     assert code == 0, said
     (done, modules), expected = said, contents(place / "whole")
@@ -268,9 +310,15 @@ def main(case, place, *faults):
     errors = ("ENOSPC", "EACCES", "EIO")
     chosen = [each for each in faults if ":" in each and not each.startswith("every")]
     for stride in (int(each.partition(":")[2]) for each in faults if each.startswith("every")):
-        chosen += [f"{kind}:{n}" for n in range(0, len(done), stride) for kind in ("kill", errors[n % 3])]
+        chosen += [
+            f"{kind}:{n}" for n in range(0, len(done), stride) for kind in ("kill", errors[n % 3])
+        ]
     wrong = [why for each in chosen if (why := fault(case, place / "spoilt", bare, expected, each))]
-    print(json.dumps({"operations": done, "files": list(expected), "faults": len(chosen), "wrong": wrong}))
+    print(
+        json.dumps(
+            {"operations": done, "files": list(expected), "faults": len(chosen), "wrong": wrong}
+        )
+    )
 
 
 if __name__ == "__main__":

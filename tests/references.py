@@ -10,11 +10,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 def run_task_by_task(base, params, inputs, loss):
     """One copy of the base for each task, its parameters overwritten, one backward pass each.
 
-    Returns outputs, and the gradients of the sum of ``loss(outputs, task)``: of ``params`` per task, of the base's own
-    parameters summed over tasks, of the inputs per task.
+    Returns outputs, and the gradients of the sum of ``loss(outputs, task)``: of ``params`` per
+    task, of the base's own parameters summed over tasks, of the inputs per task.
     """
     rows, of_params, of_inputs = [], [], []
-    of_own = {name: torch.zeros_like(own) for name, own in base.named_parameters() if name not in params}
+    of_own = {
+        name: torch.zeros_like(own) for name, own in base.named_parameters() if name not in params
+    }
     for task in range(len(inputs[0])):
         net = copy.deepcopy(base)
         with torch.no_grad():
@@ -53,19 +55,31 @@ def _stack(rows):
 
 def weighted_sum(outputs, weights):
     """A loss in which every number of the output has its own weight."""
-    return sum((out * w).sum() for out, w in zip(tree_leaves(outputs), tree_leaves(weights), strict=True))
+    return sum(
+        (out * w).sum() for out, w in zip(tree_leaves(outputs), tree_leaves(weights), strict=True)
+    )
 
 
 def statistics_of_classes(features, labels, mask, ways):
     """Mean, pooled variance and shots of each class of one task, point by point."""
-    points = [[f for f, y, m in zip(features, labels, mask, strict=True) if m and y == way] for way in range(ways)]
-    mean = [sum(of_class) / len(of_class) if of_class else torch.zeros_like(features[0]) for of_class in points]
+    points = [
+        [f for f, y, m in zip(features, labels, mask, strict=True) if m and y == way]
+        for way in range(ways)
+    ]
+    mean = [
+        sum(of_class) / len(of_class) if of_class else torch.zeros_like(features[0])
+        for of_class in points
+    ]
     squares, freedom = torch.zeros_like(features[0]), 0
     for of_class, middle in zip(points, mean, strict=True):
         for point in of_class:
             squares = squares + (point - middle) ** 2
         freedom += max(len(of_class) - 1, 0)
-    return torch.stack(mean), squares / max(freedom, 1), torch.tensor([float(len(of_class)) for of_class in points])
+    return (
+        torch.stack(mean),
+        squares / max(freedom, 1),
+        torch.tensor([float(len(of_class)) for of_class in points]),
+    )
 
 
 def squared_distances(support, labels, query, ways):
@@ -76,7 +90,9 @@ def squared_distances(support, labels, query, ways):
         for way in range(ways):
             of_class = [s for s, y in zip(support, labels, strict=True) if y == way]
             middle = sum(of_class) / len(of_class)
-            row.append(sum((a - b) ** 2 for a, b in zip(point.tolist(), middle.tolist(), strict=True)))
+            row.append(
+                sum((a - b) ** 2 for a, b in zip(point.tolist(), middle.tolist(), strict=True))
+            )
         rows.append(row)
     return torch.tensor(rows, dtype=torch.float64)
 

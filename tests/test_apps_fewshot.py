@@ -29,7 +29,13 @@ from weightloom.runs.record import read_record
 
 OURS = "hypernetwork"
 SMALL = FewShotConfig(
-    data="digits", steps=40, tasks=4, test_tasks=20, queries=5, evaluate_every=20, checkpoint_every=10
+    data="digits",
+    steps=40,
+    tasks=4,
+    test_tasks=20,
+    queries=5,
+    evaluate_every=20,
+    checkpoint_every=10,
 )
 
 
@@ -44,7 +50,9 @@ def load_run(folder, changes=None):
 
 
 def score_all(learners, problem, config):
-    return FewShot().judge([Contender(name, learners.get(name)) for name in config.methods], problem, config, Path())
+    return FewShot().judge(
+        [Contender(name, learners.get(name)) for name in config.methods], problem, config, Path()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +63,20 @@ def digits_run(tmp_path_factory):
 
 
 def mean_of(record, method, setting):
-    return next(r["mean"] for r in record["scores"] if (r["method"], r["setting"]) == (method, setting))
+    return next(
+        r["mean"] for r in record["scores"] if (r["method"], r["setting"]) == (method, setting)
+    )
 
 
 def test_a_run_leaves_config_metrics_checkpoint_record_and_report(digits_run):
     run, record = digits_run
-    for name in ("config.json", "metrics.jsonl", "checkpoints/last.safetensors", "record.json", "report.html"):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints/last.safetensors",
+        "record.json",
+        "report.html",
+    ):
         assert (run / name).stat().st_size > 0
     assert json.loads((run / "record.json").read_text()) == {"format": 1, **record}
     assert json.loads((run / "config.json").read_text())["ways"] == [3]  # resolved, not None
@@ -72,7 +88,9 @@ def test_every_method_is_judged_in_every_setting_with_interval_recall_and_f1(dig
     assert {(r["method"], r["setting"]) for r in record["scores"]} == {
         (m, s) for m in methods for s in ("3-way 1-shot", "3-way 5-shot")
     }
-    first, *others = (row for row in record["scores"] if row["setting"] == record["scores"][0]["setting"])
+    first, *others = (
+        row for row in record["scores"] if row["setting"] == record["scores"][0]["setting"]
+    )
     for row in others:
         if row["method"] != "shuffled":
             assert row["ours_ahead"]["mean"] == pytest.approx(first["mean"] - row["mean"], abs=1e-6)
@@ -97,14 +115,18 @@ def test_judging_a_run_again_gives_its_own_numbers(digits_run):
 
 def test_a_run_can_be_judged_with_other_ways_and_shots(digits_run):
     run, _ = digits_run
-    config, problem, learners = load_run(run, {"ways": [2], "shots": [3], "comparators": ["centroid"]})
+    config, problem, learners = load_run(
+        run, {"ways": [2], "shots": [3], "comparators": ["centroid"]}
+    )
     assert {r["setting"] for r in score_all(learners, problem, config)} == {"2-way 3-shot"}
 
 
 def test_resuming_a_finished_run_changes_nothing_but_times(digits_run):
     run, record = digits_run
     before = (run / "checkpoints" / "last.safetensors").read_bytes()
-    again = experiment.run(FewShot(), SMALL, run, command="weightloom fewshot", resume=True, quiet=True)
+    again = experiment.run(
+        FewShot(), SMALL, run, command="weightloom fewshot", resume=True, quiet=True
+    )
     assert [r["mean"] for r in again["scores"]] == [r["mean"] for r in record["scores"]]
     assert (run / "checkpoints" / "last.safetensors").read_bytes() == before
 
@@ -125,7 +147,9 @@ def test_a_run_never_writes_over_another(digits_run):
 def test_bad_options_leave_no_folder_behind(tmp_path):
     for bad in ({"ways": (9,)}, {"shots": (500,)}, {"split": 7}):
         with pytest.raises(ConfigError):
-            experiment.run(FewShot(), FewShotConfig(data="digits", **bad), tmp_path / "run", quiet=True)
+            experiment.run(
+                FewShot(), FewShotConfig(data="digits", **bad), tmp_path / "run", quiet=True
+            )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,12 +164,20 @@ def test_a_damaged_checkpoint_is_refused(digits_run, tmp_path):
 
 
 @pytest.mark.parametrize("shots", [1, 5])
-def test_the_exported_network_is_plain_and_equal_to_the_runs_own_answer(digits_run, tmp_path, shots):
+def test_the_exported_network_is_plain_and_equal_to_the_runs_own_answer(
+    digits_run, tmp_path, shots
+):
     run, _ = digits_run
     config, problem, learners = load_run(run, {"shots": [shots]})
     facts = export_task(learners[OURS], problem, config, "3", tmp_path / "net")
-    assert len(facts["classes"]) == 3 and set(facts["classes"]) <= {"0", "1", "2"}  # split 0 holds out 0, 1, 2
-    tasks = draw_test_tasks(problem, shots, min(problem.at_once, config.test_tasks))  # as they are judged
+    assert len(facts["classes"]) == 3 and set(facts["classes"]) <= {
+        "0",
+        "1",
+        "2",
+    }  # split 0 holds out 0, 1, 2
+    tasks = draw_test_tasks(
+        problem, shots, min(problem.at_once, config.test_tasks)
+    )  # as they are judged
     expected = learners[OURS].eval().answer(tasks)[3]
 
     program = torch.export.load(tmp_path / "net" / "network.pt2").module()
@@ -158,10 +190,14 @@ def test_the_exported_network_is_plain_and_equal_to_the_runs_own_answer(digits_r
 
 
 def test_the_hypernetwork_learns_sinusoids_from_their_support_sets(tmp_path):
-    config = FewShotConfig(data="sinusoid", steps=500, test_tasks=100, comparators=(), evaluate_every=250, shots=(10,))
+    config = FewShotConfig(
+        data="sinusoid", steps=500, test_tasks=100, comparators=(), evaluate_every=250, shots=(10,)
+    )
     record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
     ours, control = trained(record)
-    assert ours["mean"] < 0.4  # the mean of a sinusoid's square is about 4; a constant cannot do better
+    assert (
+        ours["mean"] < 0.4
+    )  # the mean of a sinusoid's square is about 4; a constant cannot do better
     assert control["mean"] > 10 * ours["mean"]
 
 
@@ -194,7 +230,10 @@ def test_the_centroid_comparator_equals_that_of_scikit_learn():
             warnings.simplefilter("ignore")
             x, y = tasks.support_x[task].flatten(1).numpy(), tasks.support_y[task].numpy()
             outside = SklearnNearestCentroid().fit(x, y)
-        assert predicted[task].tolist() == outside.predict(tasks.query_x[task].flatten(1).numpy()).tolist()
+        assert (
+            predicted[task].tolist()
+            == outside.predict(tasks.query_x[task].flatten(1).numpy()).tolist()
+        )
 
 
 def test_at_the_start_and_with_one_shot_the_generated_head_decides_as_protonet_does():
@@ -233,7 +272,9 @@ def test_two_methods_are_held_against_each_other_task_by_task():
         Scores({"accuracy": torch.tensor([0.4, 0.8, 0.6])}, 0.0),
     )
     row = other.row("protonet", "3-way 1-shot", ours=one)
-    assert row["ours_ahead"]["mean"] == pytest.approx(0.1) and row["ours_ahead"]["ci95"] == pytest.approx(0, abs=1e-6)
+    assert row["ours_ahead"]["mean"] == pytest.approx(0.1) and row["ours_ahead"][
+        "ci95"
+    ] == pytest.approx(0, abs=1e-6)
     assert row["ci95"] > 0.2 and "ours_ahead" not in one.row("hypernetwork", "3-way 1-shot")
 
 
@@ -255,12 +296,21 @@ class Mine(Learner):
 
 
 def test_a_method_of_ones_own_runs_beside_the_others(tmp_path):
-    options = {"data": "digits", "steps": 2, "tasks": 2, "test_tasks": 20, "shots": (1,), "queries": 5}
+    options = {
+        "data": "digits",
+        "steps": 2,
+        "tasks": 2,
+        "test_tasks": 20,
+        "shots": (1,),
+        "queries": 5,
+    }
     config = FewShotConfig(method="test_apps_fewshot:Mine", comparators=("centroid",), **options)
     record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
     mine, centroid, control = trained(record)
     assert mine["method"] == "test_apps_fewshot:Mine" and mine["mean"] == centroid["mean"]
-    assert (control["method"], control["role"]) == ("shuffled", "control") and abs(control["mean"] - 1 / 3) < 0.1
+    assert (control["method"], control["role"]) == ("shuffled", "control") and abs(
+        control["mean"] - 1 / 3
+    ) < 0.1
 
 
 class Bursting(Mine):
@@ -282,7 +332,14 @@ BURSTING = "test_apps_fewshot:Bursting"
 
 
 def test_a_comparator_that_fails_keeps_its_row_and_the_others_go_on(tmp_path, capsys):
-    options = {"steps": 6, "tasks": 2, "test_tasks": 20, "shots": (1, 2), "queries": 5, "evaluate_every": 6}
+    options = {
+        "steps": 6,
+        "tasks": 2,
+        "test_tasks": 20,
+        "shots": (1, 2),
+        "queries": 5,
+        "evaluate_every": 6,
+    }
     config = FewShotConfig(data="digits", comparators=(BURSTING, "centroid"), **options)
     run = tmp_path / "run"
     record = experiment.run(FewShot(), config, run, quiet=True)
@@ -299,7 +356,10 @@ def test_a_comparator_that_fails_keeps_its_row_and_the_others_go_on(tmp_path, ca
     cli_main(["eval", str(run), "--shots", "3", "--trust"])
     assert "failed" in capsys.readouterr().out
     page = (run / "report.html").read_text()
-    assert "<td>failed</td>" in page and "Bursting failed: At step 4 the loss is nan for tasks [0, 1]." in page
+    assert (
+        "<td>failed</td>" in page
+        and "Bursting failed: At step 4 the loss is nan for tasks [0, 1]." in page
+    )
 
 
 class Lost(Mine):
@@ -314,7 +374,9 @@ class Lost(Mine):
 def test_a_task_without_a_number_counts_as_a_guess_and_is_counted():
     problem = problem_of(FewShotConfig(data="digits").resolved())
     whole, lost = (judge(kind(problem), problem, 5, 30, 3, at_once=10) for kind in (Mine, Lost))
-    assert (whole.diverged, lost.diverged) == (0, 3) and lost.row("lost", "3-way 5-shot")["diverged"] == 3
+    assert (whole.diverged, lost.diverged) == (0, 3) and lost.row("lost", "3-way 5-shot")[
+        "diverged"
+    ] == 3
     guesses = torch.zeros(30, dtype=torch.bool)
     guesses[::10] = True
     torch.testing.assert_close(lost.per_task["accuracy"][guesses], torch.full((3,), 1 / 3))
@@ -323,7 +385,9 @@ def test_a_task_without_a_number_counts_as_a_guess_and_is_counted():
 
 
 def test_a_method_that_fails_itself_ends_the_run(tmp_path):
-    config = FewShotConfig(data="digits", method=BURSTING, comparators=(), steps=6, tasks=2, test_tasks=20)
+    config = FewShotConfig(
+        data="digits", method=BURSTING, comparators=(), steps=6, tasks=2, test_tasks=20
+    )
     with pytest.raises(NonFiniteError, match="loss is nan"):
         experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
 
@@ -336,7 +400,9 @@ def test_a_method_that_fails_itself_ends_the_run(tmp_path):
         ("json:loads", "gave a"),
     ],
 )
-def test_a_method_that_is_none_is_refused_before_anything_is_written(tmp_path, method, words, monkeypatch):
+def test_a_method_that_is_none_is_refused_before_anything_is_written(
+    tmp_path, method, words, monkeypatch
+):
     monkeypatch.setattr("json.loads", lambda problem: 3)
     with pytest.raises(ConfigError, match=words):
         experiment.run(
@@ -365,7 +431,13 @@ def test_every_mode_runs_and_says_so_in_the_config(tmp_path, mode):
 
 def test_unequal_shots_and_several_ways_each_have_a_block_of_the_table(digits_run):
     run, _ = digits_run
-    changes = {"ways": [2, 3], "shots": [1, 4], "uneven_shots": True, "comparators": ["centroid"], "test_tasks": 4}
+    changes = {
+        "ways": [2, 3],
+        "shots": [1, 4],
+        "uneven_shots": True,
+        "comparators": ["centroid"],
+        "test_tasks": 4,
+    }
     config, problem, learners = load_run(run, changes)
     settings = {row["setting"] for row in score_all(learners, problem, config)}
     assert settings == {"2-way 1-shot", "2-way 1-to-4-shot", "3-way 1-shot", "3-way 1-to-4-shot"}
@@ -374,11 +446,18 @@ def test_unequal_shots_and_several_ways_each_have_a_block_of_the_table(digits_ru
 
 
 def test_a_number_of_minutes_gives_every_method_as_many_steps_as_fit(tmp_path):
-    config = FewShotConfig(data="digits", minutes=0.02, tasks=2, test_tasks=4, shots=(1,), comparators=("protonet",))
+    config = FewShotConfig(
+        data="digits", minutes=0.02, tasks=2, test_tasks=4, shots=(1,), comparators=("protonet",)
+    )
     record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
-    steps = [json.loads((tmp_path / "run" / where / "steps.json").read_text())["steps"] for where in (".", "protonet")]
+    steps = [
+        json.loads((tmp_path / "run" / where / "steps.json").read_text())["steps"]
+        for where in (".", "protonet")
+    ]
     assert min(steps) > 1
-    assert all(seconds > 0.2 for seconds in record["cost"]["train_wall_time_s"].values())  # asked for 1.2 s
+    assert all(
+        seconds > 0.2 for seconds in record["cost"]["train_wall_time_s"].values()
+    )  # asked for 1.2 s
     assert max(steps) < 100_000  # and it ended
 
 
@@ -391,6 +470,8 @@ def test_a_number_of_minutes_gives_every_method_as_many_steps_as_fit(tmp_path):
         ({"avx512_bf16": True}, "32-true", "32-true"),
     ],
 )
-def test_half_precision_is_chosen_only_where_the_processor_knows_it(capabilities, typed, chosen, monkeypatch):
+def test_half_precision_is_chosen_only_where_the_processor_knows_it(
+    capabilities, typed, chosen, monkeypatch
+):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert FewShotConfig(data="omniglot", precision=typed).resolved().precision == chosen

@@ -45,7 +45,9 @@ def drawn(figure):
 def finished(request, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / request.param
     options = {"comparators": ("centroid",) if request.param == "digits" else (), "shots": (1, 3)}
-    record = experiment.run(FewShot(), FewShotConfig(data=request.param, **TINY, **options), run, quiet=True)
+    record = experiment.run(
+        FewShot(), FewShotConfig(data=request.param, **TINY, **options), run, quiet=True
+    )
     return request.param, record, (run / "report.html").read_text()
 
 
@@ -60,10 +62,21 @@ def test_the_report_of_a_run_has_every_section_in_order(finished):
 
 def test_times_and_calibration_on_the_page_are_those_of_the_record(finished):
     data, record, page = finished
-    plots = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page, re.S)]
+    plots = [
+        json.loads(text)
+        for text in re.findall(r'<script type="application/json">(.*?)</script>', page, re.S)
+    ]
     kept = [r for r in record["scores"] if competes(r)]
-    timed = [p for p in plots if p["layout"]["xaxis"].get("title", {}).get("text") == "time to adapt to one task"]
-    places = [(trace["x"][0], trace["y"][0], trace["error_y"]["array"][0]) for p in timed for trace in p["data"]]
+    timed = [
+        p
+        for p in plots
+        if p["layout"]["xaxis"].get("title", {}).get("text") == "time to adapt to one task"
+    ]
+    places = [
+        (trace["x"][0], trace["y"][0], trace["error_y"]["array"][0])
+        for p in timed
+        for trace in p["data"]
+    ]
     assert places == [(r["adapt_time_s"], r["mean"], r["ci95"]) for r in kept]
     if data == "digits":
         for r in kept:
@@ -90,8 +103,13 @@ def test_a_sweep_has_a_line_for_each_method_and_one_for_each_ways():
         for method, ways in (("ours", 5), ("ours", 2), ("other", 5))
         for shots in (1, 5)
     ]
-    methods, ways = sweep_figures(made(facts={"sweep": {"name": "accuracy", "rows": rows, "ours": "ours", "ways": 5}}))
-    assert [key.name for key in methods.keys] == ["ours", "other"] and methods.title == "Methods, 5-way"
+    methods, ways = sweep_figures(
+        made(facts={"sweep": {"name": "accuracy", "rows": rows, "ours": "ours", "ways": 5}})
+    )
+    assert [key.name for key in methods.keys] == [
+        "ours",
+        "other",
+    ] and methods.title == "Methods, 5-way"
     assert [key.name for key in ways.keys] == ["2-way", "5-way"]
     (band, line, *_), _ = drawn(ways)
     assert line["x"] == [1, 5] and line["y"] == pytest.approx([0.512, 0.552])
@@ -108,7 +126,10 @@ def worst_classes(pictures):
         "worst_confidence": torch.tensor([[0.9, 0.6, 0.9, 0.7]]),
     }
     if pictures:
-        tensors |= {"worst_support_x": torch.rand(1, 3, 1, 4, 4), "worst_query_x": torch.rand(1, 4, 1, 4, 4)}
+        tensors |= {
+            "worst_support_x": torch.rand(1, 3, 1, 4, 4),
+            "worst_query_x": torch.rand(1, 4, 1, 4, 4),
+        }
     return made(tensors, {"worst_class_names": [["cat", "dog"]], "worst_of": 200})
 
 
@@ -121,7 +142,10 @@ def test_the_worst_tasks_show_their_support_set_and_what_went_wrong():
         ("dog", "cat", "70 %"),
     ]
     assert strip.queries[0].uri == data_uri(run.tensors["worst_query_x"][0, 1])
-    assert [(name, len(images)) for name, images in strip.support] == [("cat", 1), ("dog", 1)]  # a masked one is not
+    assert [(name, len(images)) for name, images in strip.support] == [
+        ("cat", 1),
+        ("dog", 1),
+    ]  # a masked one is not
 
 
 def test_what_is_no_picture_is_shown_by_its_names(tmp_path):
@@ -143,11 +167,18 @@ def test_sentences_stand_in_the_place_of_pictures(tmp_path):
     (strip,) = worst_strips(made(run.tensors, run.facts | said))
     assert strip.score == "2 of 4 query sentences right; the others shown"
     assert strip.sentences == [("cat", ["purr"]), ("dog", ["bark"])]  # a masked one is not
-    assert [(query.text, query.truth) for query in strip.queries] == [("hiss", "cat"), ("<growl>", "dog")]
+    assert [(query.text, query.truth) for query in strip.queries] == [
+        ("hiss", "cat"),
+        ("<growl>", "dog"),
+    ]
     (tmp_path / "config.json").write_text("{}")
     save_tensors(tmp_path / "evaluation.safetensors", run.tensors, run.facts | said)
     page = build_report(tmp_path, sections).read_text()
-    assert "<dt>cat</dt><dd>purr</dd>" in page and "<q>&lt;growl&gt;</q>" in page and "woof" not in page
+    assert (
+        "<dt>cat</dt><dd>purr</dd>" in page
+        and "<q>&lt;growl&gt;</q>" in page
+        and "woof" not in page
+    )
 
 
 def test_completed_images_stand_beside_what_was_observed_and_the_truth(tmp_path):
@@ -157,10 +188,17 @@ def test_completed_images_stand_beside_what_was_observed_and_the_truth(tmp_path)
     facts = {"kind": "regression", "image_shots": [1], "titles": ["image 7"]}
     (row,) = completed_images(made(tensors | {"image_fine": torch.rand(1, 16, 16)}, facts))
     assert row.title == "Task 1: image 7"
-    assert [words for words, _ in row.images] == ["truth", "1 pixels", "completed, error 0.25", "4 times finer"]
+    assert [words for words, _ in row.images] == [
+        "truth",
+        "1 pixels",
+        "completed, error 0.25",
+        "4 times finer",
+    ]
     colours = observed(truth[0], seen[0])
     assert colours[:, 1, 2].tolist() == [truth[0, 1, 2]] * 3
-    assert len(colours.flatten(1).unique(dim=1)[0]) == 2  # the one that was seen, and the colour of all others
+    assert (
+        len(colours.flatten(1).unique(dim=1)[0]) == 2
+    )  # the one that was seen, and the colour of all others
 
 
 def test_points_of_a_task_are_drawn_where_there_is_no_true_curve():
@@ -178,12 +216,18 @@ def test_points_of_a_task_are_drawn_where_there_is_no_true_curve():
     (task,) = curve_rows(made(tensors, facts), "worst_")
     assert task.title == "Task 1: rat 3, error 2.5" and task.panels[0][0] == "3 points"
     (truth, predicted, support), _ = drawn(task.panels[0][1])
-    assert truth["x"] == pytest.approx(tensors["worst_query_x"][0].tolist()) and truth["mode"] == "markers"
+    assert (
+        truth["x"] == pytest.approx(tensors["worst_query_x"][0].tolist())
+        and truth["mode"] == "markers"
+    )
     assert len(predicted["x"]) == 9 and len(support["x"]) == 2
 
 
 def test_several_inputs_are_shown_against_the_truth():
-    tensors = {"scatter_true": torch.tensor([1.0, 4.0]), "scatter_predicted": torch.tensor([2.0, 3.0])}
+    tensors = {
+        "scatter_true": torch.tensor([1.0, 4.0]),
+        "scatter_predicted": torch.tensor([2.0, 3.0]),
+    }
     worst = {
         "worst_true": torch.ones(2, 3),
         "worst_predicted": torch.zeros(2, 3),

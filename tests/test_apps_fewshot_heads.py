@@ -24,7 +24,9 @@ WAYS, SHOTS, QUERIES = 3, 2, 4
 
 def image_tasks(tasks=2, size=16, **options):
     pool = torch.rand(5, 9, 1, size, size, generator=torch.Generator().manual_seed(0))
-    source = ClassTasks(pool, torch.full((5,), 9), **{"ways": WAYS, "shots": SHOTS, "queries": QUERIES} | options)
+    source = ClassTasks(
+        pool, torch.full((5,), 9), **{"ways": WAYS, "shots": SHOTS, "queries": QUERIES} | options
+    )
     return source, source.sample(tasks, torch.Generator().manual_seed(1))
 
 
@@ -34,7 +36,9 @@ def net(norm="batch"):
 
 
 def with_features(tasks, support, query):
-    return tasks._replace(support=tasks.support._replace(x=support), query=tasks.query._replace(x=query))
+    return tasks._replace(
+        support=tasks.support._replace(x=support), query=tasks.query._replace(x=query)
+    )
 
 
 def film(name, parameter):
@@ -74,7 +78,11 @@ def test_masked_examples_take_no_turn_and_those_there_take_theirs():
     absent = ~tasks.support_mask.repeat(3, 1)
     assert torch.equal(taken.support_x[absent], support.repeat(3, 1, 1)[absent])
     for task in range(2):
-        there = torch.cat([taken.support_x[i][taken.support_mask[i]] for i in range(task, 6, 2)]).flatten().tolist()
+        there = (
+            torch.cat([taken.support_x[i][taken.support_mask[i]] for i in range(task, 6, 2)])
+            .flatten()
+            .tolist()
+        )
         assert len(set(there)) == len(there)  # in three turns none is in the support twice
 
 
@@ -82,10 +90,13 @@ def test_masked_examples_take_no_turn_and_those_there_take_theirs():
 def test_the_training_loss_is_the_mean_over_the_turns_judged_one_by_one(kind):
     _, tasks = image_tasks()
     learner = kind(net(), 2.0).eval()
-    taken = in_turns(with_features(tasks, learner.features(tasks.support_x), learner.features(tasks.query_x)))
+    taken = in_turns(
+        with_features(tasks, learner.features(tasks.support_x), learner.features(tasks.query_x))
+    )
     losses = [
         learner.loss_per_task(
-            taken.query_x[i] @ (head := learner.head(*taken.support.take(slice(i, i + 1))))["head.weight"].mT
+            taken.query_x[i]
+            @ (head := learner.head(*taken.support.take(slice(i, i + 1))))["head.weight"].mT
             + head["head.bias"][:, None],
             taken.query_y[i : i + 1],
         )
@@ -116,8 +127,13 @@ def test_changes_of_the_trunk_learn_in_a_few_steps(norm):
 
 def test_film_alone_sets_the_head_from_the_class_means():
     _, tasks = image_tasks()
-    film_only, protonet = HyperConvs(net(), film, 2.0, generate_head=False).eval(), ProtoNet(net(), 2.0).eval()
-    torch.testing.assert_close(film_only.answer(tasks), protonet.answer(tasks), rtol=1e-4, atol=1e-4)
+    film_only, protonet = (
+        HyperConvs(net(), film, 2.0, generate_head=False).eval(),
+        ProtoNet(net(), 2.0).eval(),
+    )
+    torch.testing.assert_close(
+        film_only.answer(tasks), protonet.answer(tasks), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_no_inner_steps_change_nothing_and_some_lower_the_support_loss():
@@ -137,7 +153,10 @@ def test_no_inner_steps_change_nothing_and_some_lower_the_support_loss():
 def test_the_length_of_inner_steps_and_the_hypernetwork_are_both_trained_through_them():
     source, _ = image_tasks()
     learner = InnerSteps(HyperHead(net(), 2.0), 2, 0.1)
-    before = [p.detach().clone() for p in (learner.log_inner_lr, learner.learner.hyper.generator[2].weight)]
+    before = [
+        p.detach().clone()
+        for p in (learner.log_inner_lr, learner.learner.hyper.generator[2].weight)
+    ]
     learner.fit(source, TrainOptions(steps=2, tasks=2))
     after = (learner.log_inner_lr, learner.learner.hyper.generator[2].weight)
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -147,13 +166,17 @@ def test_statistics_of_a_task_alone_do_not_depend_on_other_tasks():
     """Transductive: images of a task are normalised together, and by nothing else."""
     _, tasks = image_tasks()
     learner = ProtoNet(net("task"), 2.0).eval()
-    torch.testing.assert_close(learner.answer(tasks)[1:], learner.answer(tasks.take(slice(1, 2))), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        learner.answer(tasks)[1:], learner.answer(tasks.take(slice(1, 2))), rtol=1e-4, atol=1e-4
+    )
     x = torch.cat([tasks.query_x[:, :1], tasks.query_x[:, 1:].flip(-1)], 1)
     queries = tasks._replace(query=tasks.query._replace(x=x))
     first, other = learner.answer(tasks)[:, 0], learner.answer(queries)[:, 0]
     assert not torch.allclose(first, other)  # that is what transductive means
     inductive = ProtoNet(net("batch"), 2.0).eval()
-    torch.testing.assert_close(inductive.answer(tasks)[:, 0], inductive.answer(queries)[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        inductive.answer(tasks)[:, 0], inductive.answer(queries)[:, 0], rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("norm", ["task", "batch", "group"])

@@ -12,7 +12,15 @@ from weightloom.apps.fewshot.problems import problem_of
 from weightloom.errors import DataError, MissingExtraError
 from weightloom.training import TrainOptions, load_model
 
-DATA = ("cameras", "cameras-unlabelled", "digits", "intents", "sinusoid", "growth-curves", "mnist-functions")
+DATA = (
+    "cameras",
+    "cameras-unlabelled",
+    "digits",
+    "intents",
+    "sinusoid",
+    "growth-curves",
+    "mnist-functions",
+)
 CASES = [(data, method) for data in DATA for method in FITS[data]]
 
 
@@ -29,7 +37,12 @@ def test_every_method_trains_is_judged_and_comes_back_from_its_checkpoint(data, 
     learner = problem(data).learner(method)
     trained = learner.trained
     if trained:
-        learner.fit(problem(data).train_source(learner), TrainOptions(steps=2, tasks=2), run=tmp_path, quiet=True)
+        learner.fit(
+            problem(data).train_source(learner),
+            TrainOptions(steps=2, tasks=2),
+            run=tmp_path,
+            quiet=True,
+        )
     found = judge(learner.eval(), problem(data), 2, 4).per_task
     assert all(torch.isfinite(values).all() for values in found.values())
     if trained:
@@ -37,7 +50,10 @@ def test_every_method_trains_is_judged_and_comes_back_from_its_checkpoint(data, 
         again = problem(data).learner(method)
         load_model(tmp_path / "checkpoints" / "last.safetensors", again)
         assert torch.equal(
-            *(next(iter(judge(m, problem(data), 2, 4).per_task.values())) for m in (learner, again.eval()))
+            *(
+                next(iter(judge(m, problem(data), 2, 4).per_task.values()))
+                for m in (learner, again.eval())
+            )
         )
 
 
@@ -49,7 +65,10 @@ def test_the_bank_holds_every_method_and_a_data_set_of_every_family():
 
 def test_a_data_sets_own_settings_go_before_those_of_its_family():
     (ours,) = (method for method in METHODS if method.name == "hypernetwork")
-    assert ours.build_for("sinusoid") is not ours.build_for("table") and ours.build_for("table") is not None
+    assert (
+        ours.build_for("sinusoid") is not ours.build_for("table")
+        and ours.build_for("table") is not None
+    )
     assert "gaussian" in FITS["sinusoid"] and "gaussian" not in FITS["growth-curves"]
 
 
@@ -59,5 +78,7 @@ def test_every_learner_can_be_imported_from_the_package():
     from weightloom.learners.maml import MAML as ITSELF
 
     assert MAML is ITSELF and issubclass(MAML, Learner) and Conditioned is learners.cnp.Conditioned
-    with pytest.raises(AttributeError, match=r"module 'weightloom.learners' has no attribute 'Quantum'"):
+    with pytest.raises(
+        AttributeError, match=r"module 'weightloom.learners' has no attribute 'Quantum'"
+    ):
         learners.Quantum  # noqa: B018

@@ -16,15 +16,26 @@ def pictures(tmp_path):
     """Seven classes of pictures of mixed sizes, modes and formats, and things that are no pictures."""
     image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     rng = np.random.default_rng(0)
-    kinds = [("png", "RGB"), ("jpg", "L"), ("webp", "RGBA"), ("bmp", "RGB"), ("gif", "P"), ("tiff", "RGB")]
+    kinds = [
+        ("png", "RGB"),
+        ("jpg", "L"),
+        ("webp", "RGBA"),
+        ("bmp", "RGB"),
+        ("gif", "P"),
+        ("tiff", "RGB"),
+    ]
     for number in range(7):
         folder = tmp_path / "pictures" / f"class {number}"
         folder.mkdir(parents=True)
         for shot in range(8):
             suffix, mode = kinds[(number + shot) % len(kinds)]
             height, width = rng.integers(20, 90, 2)
-            tint = np.full((height, width, 3), 36 * number) + rng.integers(0, 30, (height, width, 3))
-            picture = image.fromarray(tint.astype(np.uint8)).convert("RGB" if suffix == "jpg" and mode != "L" else mode)
+            tint = np.full((height, width, 3), 36 * number) + rng.integers(
+                0, 30, (height, width, 3)
+            )
+            picture = image.fromarray(tint.astype(np.uint8)).convert(
+                "RGB" if suffix == "jpg" and mode != "L" else mode
+            )
             picture.save(folder / f"{shot}.{suffix}")
     (tmp_path / "pictures" / "class 0" / "notes.txt").write_text("not a picture")
     whole = (tmp_path / "pictures" / "class 1" / "0.jpg").read_bytes()
@@ -39,9 +50,27 @@ def test_a_folder_of_mixed_pictures_is_learned_from_and_what_is_skipped_is_said(
     pictures, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    main(["fewshot", "--data", "pictures", "--ways", "2", "--shots", "1", "3", "--queries", "3", *FEW, *METHODS])
+    main(
+        [
+            "fewshot",
+            "--data",
+            "pictures",
+            "--ways",
+            "2",
+            "--shots",
+            "1",
+            "3",
+            "--queries",
+            "3",
+            *FEW,
+            *METHODS,
+        ]
+    )
     told = capsys.readouterr().err
-    assert "7 classes of pictures, made 32x32 with 3 channels: 3 for train, 2 for validation, 2 for test" in told
+    assert (
+        "7 classes of pictures, made 32x32 with 3 channels: 3 for train, 2 for validation, 2 for test"
+        in told
+    )
     for skipped in ("notes.txt", "torn.jpg", "too few"):
         assert f"{skipped}: " in told
     record = json.loads((tmp_path / "run" / "record.json").read_text())
@@ -55,7 +84,9 @@ def test_a_folder_of_mixed_pictures_is_learned_from_and_what_is_skipped_is_said(
 
 
 @pytest.mark.parametrize("name", ["tasks.csv", "tasks.csv.gz"])
-def test_a_table_with_a_task_column_is_learned_from_and_short_tasks_are_named(tmp_path, monkeypatch, capsys, name):
+def test_a_table_with_a_task_column_is_learned_from_and_short_tasks_are_named(
+    tmp_path, monkeypatch, capsys, name
+):
     import gzip
 
     rng = np.random.default_rng(0)

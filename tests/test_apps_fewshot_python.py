@@ -42,7 +42,9 @@ def birds(tmp_path_factory):
     for kind in range(6):
         (root / f"kind{kind}").mkdir()
         for number in range(5):
-            tint = np.array([40 * kind, 200 - 30 * kind, 90]) + rng.integers(0, 9, (36 + number, 50, 3))
+            tint = np.array([40 * kind, 200 - 30 * kind, 90]) + rng.integers(
+                0, 9, (36 + number, 50, 3)
+            )
             image.fromarray(tint.astype(np.uint8)).save(root / f"kind{kind}" / f"{number}.png")
     return root
 
@@ -122,23 +124,35 @@ def test_a_task_given_by_hand_is_answered_as_the_same_task_in_judging(digits):
     torch.testing.assert_close(torch.from_numpy(sure), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(sure.sum(1), 1)
     assert adapted.classes == ("class 0", "class 1", "class 2")
-    assert adapted.predict(tasks.query_x[0]) == [adapted.classes[column] for column in sure.argmax(1)]
+    assert adapted.predict(tasks.query_x[0]) == [
+        adapted.classes[column] for column in sure.argmax(1)
+    ]
     assert isinstance(adapted, Adapted)
 
 
-def test_whole_numbers_are_scaled_as_in_training_and_a_class_may_have_any_number_of_examples(digits):
+def test_whole_numbers_are_scaled_as_in_training_and_a_class_may_have_any_number_of_examples(
+    digits,
+):
     pool = digits.problem.held_out
-    given = {name: pool.examples[row, : 2 + row].numpy() for row, name in enumerate(pool.names)}  # uint8, 0 to 255
+    given = {
+        name: pool.examples[row, : 2 + row].numpy() for row, name in enumerate(pool.names)
+    }  # uint8, 0 to 255
     adapted = digits.adapt({name: given[name] for name in ("2", "0")})
     assert adapted.classes == ("2", "0")
-    fractions = {name: [each / 255 for each in given[name].astype(np.float32)] for name in ("2", "0")}
+    fractions = {
+        name: [each / 255 for each in given[name].astype(np.float32)] for name in ("2", "0")
+    }
     again = digits.adapt(fractions)
-    np.testing.assert_allclose(adapted.predict_proba(given["1"]), again.predict_proba(given["1"]), atol=1e-6)
+    np.testing.assert_allclose(
+        adapted.predict_proba(given["1"]), again.predict_proba(given["1"]), atol=1e-6
+    )
 
 
 def test_a_picture_file_is_read_as_in_training(birds):
     trained = load_folder(birds, fewest=1).pool
-    encoded = Pictures(3, 32).encode([str(birds / "kind2" / f"{number}.png") for number in range(5)])
+    encoded = Pictures(3, 32).encode(
+        [str(birds / "kind2" / f"{number}.png") for number in range(5)]
+    )
     assert torch.equal(encoded, trained.examples[2, :5].float() / 255)
 
 
@@ -146,20 +160,27 @@ def test_a_folder_is_learned_from_and_the_saved_network_answers_without_the_run_
     birds, tmp_path
 ):
     image = pytest.importorskip("PIL.Image")
-    learner = fewshot.train(birds, ways=2, train_ways=2, shots=1, queries=2, run=tmp_path / "run", **FEW)
+    learner = fewshot.train(
+        birds, ways=2, train_ways=2, shots=1, queries=2, run=tmp_path / "run", **FEW
+    )
     adapted = learner.adapt({"jay": [birds / "kind0" / "0.png"], "magpie": birds / "kind4"})
     new = [str(birds / "kind4" / "1.png"), str(birds / "kind0" / "2.png")]
     assert adapted.predict(new) == ["magpie", "jay"]  # by their tint
     facts = adapted.save(tmp_path / "net")
     assert facts == json.loads((tmp_path / "net" / "network.json").read_text())
     assert facts["classes"] == ["jay", "magpie"]
-    assert "largest square in the middle, scale to 32x32 pixels (bicubic)" in facts["inputs"]["in_words"]
+    assert (
+        "largest square in the middle, scale to 32x32 pixels (bicubic)"
+        in facts["inputs"]["in_words"]
+    )
 
     loaded = fewshot.load_adapted(tmp_path / "net")
     np.testing.assert_allclose(loaded.predict_proba(new), adapted.predict_proba(new), atol=1e-5)
     loaded.save(tmp_path / "copy")
     assert fewshot.load_adapted(tmp_path / "copy").predict(new[0]) == ["magpie"]
-    again = fewshot.load(tmp_path / "run").adapt({"jay": [birds / "kind0" / "0.png"], "magpie": birds / "kind4"})
+    again = fewshot.load(tmp_path / "run").adapt(
+        {"jay": [birds / "kind0" / "0.png"], "magpie": birds / "kind4"}
+    )
     np.testing.assert_allclose(again.predict_proba(new), adapted.predict_proba(new), atol=1e-5)
 
     opened = image.open(new[0]).convert("RGB")  # by hand, as the words say: 50 wide, 37 high
@@ -178,10 +199,22 @@ def test_a_folder_is_learned_from_and_the_saved_network_answers_without_the_run_
     ("support", "error", "words"),
     [
         ({"a": ["nowhere.png"], "b": []}, DataError, "class `b` is empty"),
-        ({"a": ["nowhere.png"], "b": ["x.png"]}, DataError, "`nowhere.png` cannot be read as a picture .it is not"),
-        ({"a": ["notes.png"], "b": ["notes.png"]}, DataError, "`notes.png` cannot be read as a picture"),
+        (
+            {"a": ["nowhere.png"], "b": ["x.png"]},
+            DataError,
+            "`nowhere.png` cannot be read as a picture .it is not",
+        ),
+        (
+            {"a": ["notes.png"], "b": ["notes.png"]},
+            DataError,
+            "`notes.png` cannot be read as a picture",
+        ),
         ({"a": [np.zeros((3, 8, 8), "uint8")], "b": []}, DataError, "class `b` is empty"),
-        (([np.zeros((3, 8, 8), "uint8")] * 2, [0, 1]), DataError, "This model takes pictures of 1 channels"),
+        (
+            ([np.zeros((3, 8, 8), "uint8")] * 2, [0, 1]),
+            DataError,
+            "This model takes pictures of 1 channels",
+        ),
         (([np.full((1, 8, 8), np.nan)] * 2, [0, 1]), DataError, "NaN"),
         (([np.full((1, 8, 8), 2.0)] * 2, [0, 1]), DataError, "numbers from 2 to 2"),
         (([np.zeros((1, 9, 9))] * 2, [0, 1]), DataError, "This model takes"),
@@ -191,7 +224,9 @@ def test_a_folder_is_learned_from_and_the_saved_network_answers_without_the_run_
         ("nowhere", DataError, "`nowhere` cannot be read .No such file"),
     ],
 )
-def test_a_support_set_that_does_not_fit_is_refused(digits, tmp_path, monkeypatch, support, error, words):
+def test_a_support_set_that_does_not_fit_is_refused(
+    digits, tmp_path, monkeypatch, support, error, words
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.png").write_text("not a picture")
     with pytest.raises(error, match=words):
@@ -215,7 +250,9 @@ def test_arrays_in_a_file_that_do_not_fit_are_refused(digits, tmp_path, arrays, 
 
 def test_arrays_in_a_file_are_a_support_set(digits, tmp_path):
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "mine.npz", support_x=rng.random((4, 1, 8, 8)), support_y=np.array([7, 7, 1, 1]))
+    np.savez(
+        tmp_path / "mine.npz", support_x=rng.random((4, 1, 8, 8)), support_y=np.array([7, 7, 1, 1])
+    )
     adapted = digits.adapt(tmp_path / "mine.npz")
     assert adapted.classes == (7, 1) and adapted.save(tmp_path / "net")["output"] == ["batch", 2]
 
@@ -263,7 +300,9 @@ def test_a_regression_answers_in_the_unit_of_the_table_and_reads_columns_by_name
         (tmp_path / "mine.csv").write_text("\n".join(["dose,y,age", *rows]))
         adapted = learner.adapt(tmp_path / "mine.csv")
         answers.append(adapted.predict([[30.0, 0.5], [33.0, -0.5]]))
-        assert adapted.predict_rows(["30.0,0.5"])[0] == pytest.approx({"age": 30.0, "dose": 0.5, "y": answers[-1][0]})
+        assert adapted.predict_rows(["30.0,0.5"])[0] == pytest.approx(
+            {"age": 30.0, "dose": 0.5, "y": answers[-1][0]}
+        )
         saved = adapted.save(tmp_path / name)
         assert saved["answers"] == "Multiply by `std`, then add `mean`."
         again = fewshot.load_adapted(tmp_path / name).predict([[30.0, 0.5], [33.0, -0.5]])
@@ -323,7 +362,20 @@ def test_digits_are_digits_for_every_camera():
 
 def test_the_command_adapts_a_run_prints_answers_and_writes(birds, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ["--ways", "2", "--train-ways", "2", "--shots", "1", "--queries", "2", "--steps", "2", "--test-tasks", "2"]
+    small = [
+        "--ways",
+        "2",
+        "--train-ways",
+        "2",
+        "--shots",
+        "1",
+        "--queries",
+        "2",
+        "--steps",
+        "2",
+        "--test-tasks",
+        "2",
+    ]
     main(["fewshot", "--data", str(birds), *small, "--comparators", "--run", "run", "--quiet"])
     new = str(birds / "kind1" / "3.png")
     capsys.readouterr()
@@ -332,13 +384,21 @@ def test_the_command_adapts_a_run_prints_answers_and_writes(birds, tmp_path, mon
     said = capsys.readouterr().out
     assert "30 examples of 6 classes: kind0" in said and "written: net" in said
     rows = [line.split() for line in said.splitlines() if ".png" in line]
-    assert len(rows) == 6 and rows[0][:2] == [new, "kind1"] and {row[1] for row in rows[1:]} == {"kind5"}
+    assert (
+        len(rows) == 6
+        and rows[0][:2] == [new, "kind1"]
+        and {row[1] for row in rows[1:]} == {"kind5"}
+    )
     assert fewshot.load_adapted(tmp_path / "net").predict(new) == ["kind1"]
 
 
 def test_a_table_of_labelled_paths_is_a_support_set(birds, tmp_path):
-    learner = fewshot.train(birds, ways=2, train_ways=2, shots=1, queries=2, method="centroid", quiet=True)
-    rows = [{"path": str(birds / f"kind{kind}" / "0.png"), "label": f"bird {kind}"} for kind in (0, 5)]
+    learner = fewshot.train(
+        birds, ways=2, train_ways=2, shots=1, queries=2, method="centroid", quiet=True
+    )
+    rows = [
+        {"path": str(birds / f"kind{kind}" / "0.png"), "label": f"bird {kind}"} for kind in (0, 5)
+    ]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert learner.adapt(tmp_path / "mine.jsonl").predict(birds / "kind5") == ["bird 5"] * 5
     (tmp_path / "bad.jsonl").write_text('{"file": "a.png", "label": "b"}')
@@ -368,25 +428,36 @@ def test_a_source_of_ones_own_is_learned_judged_and_adapted(mine):
         ]
     )
     record = json.loads((mine / "run" / "record.json").read_text())
-    assert {(row["method"], row["setting"]) for row in record["scores"]} >= {("hypernetwork", "5-shot")}
+    assert {(row["method"], row["setting"]) for row in record["scores"]} >= {
+        ("hypernetwork", "5-shot")
+    }
     assert "`mine:Lines` has no argument `part`" in record["notes"]
     ridge = fewshot.train("mine:Lines", method="ridge", quiet=True)
     x = torch.linspace(-2, 2, 40)
-    assert ridge.adapt((x, 3 * x)).predict([1.0]) == pytest.approx([3.0], rel=0.05)  # forty points, little shrinking
+    assert ridge.adapt((x, 3 * x)).predict([1.0]) == pytest.approx(
+        [3.0], rel=0.05
+    )  # forty points, little shrinking
 
 
 def test_a_source_that_takes_part_and_ways_is_asked_for_them(mine):
-    learner = fewshot.train("mine:Blobs", method="centroid", ways=(4, 2), shots=(3,), queries=2, quiet=True)
+    learner = fewshot.train(
+        "mine:Blobs", method="centroid", ways=(4, 2), shots=(3,), queries=2, quiet=True
+    )
     generator = torch.Generator().manual_seed(0)
     tasks = learner.problem.test_source(3, 4).sample(2, generator)
-    assert tasks.support_x.shape == (2, 12, 6) and tasks.support_x.mean() > 150  # the part to be judged on is far away
+    assert (
+        tasks.support_x.shape == (2, 12, 6) and tasks.support_x.mean() > 150
+    )  # the part to be judged on is far away
     assert learner.problem.train_source().sample(2, generator).support_x.mean() < 50
     assert learner.problem.settings() == [(4, 3), (2, 3)]
 
 
 def test_parts_without_a_name_are_other_tasks_of_the_same_source():
     source, first = SinusoidTasks(5), torch.Generator().manual_seed(0)
-    drawn = [OwnTasks(source, "mine", salt).sample(3, torch.Generator().manual_seed(0)).support_y for salt in range(3)]
+    drawn = [
+        OwnTasks(source, "mine", salt).sample(3, torch.Generator().manual_seed(0)).support_y
+        for salt in range(3)
+    ]
     assert torch.equal(drawn[0], source.sample(3, first).support_y)
     assert not any(torch.equal(drawn[a], drawn[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
@@ -401,7 +472,9 @@ class Odd(TaskSource):
 
 
 def test_sources_that_do_not_fit_are_refused_with_their_shapes(mine):
-    with pytest.raises(DataError, match=r"`mine:Broken` drew tasks whose shapes do not fit: .*\(2, 4, 1\)"):
+    with pytest.raises(
+        DataError, match=r"`mine:Broken` drew tasks whose shapes do not fit: .*\(2, 4, 1\)"
+    ):
         problem_of(FewShotConfig("mine:Broken").resolved())
     with pytest.raises(DataError, match="from 0 to 1 in support, up to 2 in query"):
         OwnTasks(Odd(), "odd").sample(2, torch.Generator())
@@ -413,7 +486,9 @@ def test_sources_that_do_not_fit_are_refused_with_their_shapes(mine):
         problem_of(FewShotConfig("mine:Lines", split=1).resolved())
 
 
-@pytest.mark.parametrize("method", ["hypernetwork", "maml", "anil", "protonet", "hyper-lowrank", "scratch"])
+@pytest.mark.parametrize(
+    "method", ["hypernetwork", "maml", "anil", "protonet", "hyper-lowrank", "scratch"]
+)
 def test_a_base_of_ones_own_is_what_every_method_adapts(mine, method):
     learner = fewshot.train("mine:Blobs", base="mine:net", method=method, ways=3, **FEW)
     adapted = learner.adapt((np.random.default_rng(0).normal(size=(6, 6)), ["a", "b", "c"] * 2))
@@ -434,7 +509,12 @@ def test_a_base_of_ones_own_is_what_every_method_adapts(mine, method):
         ),
         ("mine:Blobs", "mine:small", "maml", "`--base mine:small` failed with `--data mine:Blobs`"),
         ("mine:Blobs", "mine:no_head", "anil", "does not end in a linear layer"),
-        ("mine:Blobs", "mine:net", "film", "`film` does not go with `--data mine:Blobs --base mine:net`"),
+        (
+            "mine:Blobs",
+            "mine:net",
+            "film",
+            "`film` does not go with `--data mine:Blobs --base mine:net`",
+        ),
         ("cameras", "mine:net", "hypernetwork", "Leave `--base` out"),
     ],
 )
@@ -445,7 +525,12 @@ def test_a_base_that_does_not_fit_is_refused(mine, data, base, method, words):
 
 def test_a_base_of_ones_own_goes_with_data_of_the_library(mine):
     learner = fewshot.train("sinusoid", base="mine:small", method="hypernetwork", **FEW)
-    assert [tuple(p.shape) for p in learner.learner.base.parameters()] == [(16, 1), (16,), (1, 16), (1,)]
+    assert [tuple(p.shape) for p in learner.learner.base.parameters()] == [
+        (16, 1),
+        (16,),
+        (1, 16),
+        (1,),
+    ]
 
 
 def test_learners_are_compared_on_the_same_tasks_and_are_left_as_they_were(tmp_path):
@@ -461,8 +546,15 @@ def test_learners_are_compared_on_the_same_tasks_and_are_left_as_they_were(tmp_p
         *((name, "untrained") for name in ("one", "twin")),
         ("shuffled", "control"),
     }
-    assert rows["one", "method"]["mean"] == rows["twin", "method"]["mean"] != rows["one", "untrained"]["mean"]
-    assert all(row["ci95"] > 0 and row["tasks"] == 8 and row["setting"] == "5-shot" for row in compared.rows)
+    assert (
+        rows["one", "method"]["mean"]
+        == rows["twin", "method"]["mean"]
+        != rows["one", "untrained"]["mean"]
+    )
+    assert all(
+        row["ci95"] > 0 and row["tasks"] == 8 and row["setting"] == "5-shot"
+        for row in compared.rows
+    )
     trained = compared.learners["one"].state_dict()
     assert any(not torch.equal(before[name], value) for name, value in trained.items())
     assert "one (untrained)" in str(compared) and "8 tasks never seen" in str(compared)
@@ -474,7 +566,9 @@ def test_learners_are_compared_on_the_same_tasks_and_are_left_as_they_were(tmp_p
 
 def test_a_comparison_that_is_kept_is_a_run(tmp_path):
     learners = {"line": RidgePolynomial(1, 1, degree=1)}
-    fewshot.compare(learners, SinusoidTasks(5), SinusoidTasks(5), run=tmp_path / "run", test_tasks=4)
+    fewshot.compare(
+        learners, SinusoidTasks(5), SinusoidTasks(5), run=tmp_path / "run", test_tasks=4
+    )
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {
         "run.json",
         "config.json",
@@ -483,7 +577,9 @@ def test_a_comparison_that_is_kept_is_a_run(tmp_path):
     }
     main(["report", str(tmp_path / "run"), "--app", "weightloom.apps.fewshot.comparison:Compared"])
     with pytest.raises(ConfigError, match="not empty"):
-        fewshot.compare(learners, SinusoidTasks(5), SinusoidTasks(5), run=tmp_path / "run", test_tasks=4)
+        fewshot.compare(
+            learners, SinusoidTasks(5), SinusoidTasks(5), run=tmp_path / "run", test_tasks=4
+        )
 
 
 def test_what_cannot_be_compared_is_refused(unchecked):

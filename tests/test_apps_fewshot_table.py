@@ -14,7 +14,10 @@ def rows(name, *scores):
         "also": {},
         "adapt_time_s": 0.001,
     }
-    return [known | {"method": f"method{i}", "mean": mean, "ci95": ci95} for i, (mean, ci95) in enumerate(scores)]
+    return [
+        known | {"method": f"method{i}", "mean": mean, "ci95": ci95}
+        for i, (mean, ci95) in enumerate(scores)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +31,9 @@ def rows(name, *scores):
         ("mse", (float("nan"), float("nan")), "failed"),
     ],
 )
-def test_a_score_has_the_digits_of_its_column_unless_nothing_would_be_left_of_it(capsys, name, score, printed):
+def test_a_score_has_the_digits_of_its_column_unless_nothing_would_be_left_of_it(
+    capsys, name, score, printed
+):
     print_table(rows(name, (1.5, 0.5), score), "tasks")
     line = next(line for line in capsys.readouterr().out.splitlines() if "method1" in line)
     assert printed in line

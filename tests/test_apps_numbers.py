@@ -1,6 +1,7 @@
 """Scores that do not change unless somebody means them to: written down at an earlier commit of this project.
 
-Version:   commit 79e785e, before few-shot learning and reinforcement learning ran on one skeleton; torch 2.13.0, CPU.
+Version:   commit 79e785e, before few-shot learning and reinforcement learning ran on one skeleton;
+           torch 2.13.0, CPU.
 Chosen so: runs short enough that another processor's rounding is not yet amplified by training.
 """
 
@@ -94,13 +95,19 @@ def scores(app, config, folder):
 
 def agree(found, expected, **tolerance):
     for setting, rows in expected.items():
-        assert {name: found[setting][name] for name in rows} == pytest.approx(rows, **tolerance), setting
+        assert {name: found[setting][name] for name in rows} == pytest.approx(rows, **tolerance), (
+            setting
+        )
 
 
-@pytest.mark.parametrize("comparators", [("cnp",), pytest.param(("cnp", "maml"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "comparators", [("cnp",), pytest.param(("cnp", "maml"), marks=pytest.mark.slow)]
+)
 def test_errors_of_sinusoids(comparators, tmp_path):
     options = {"steps": 130, "tasks": 8, "shots": (5,), "test_tasks": 60, "outer_lr": 3e-4}
-    found = scores(FewShot(), FewShotConfig("sinusoid", comparators=comparators, **options), tmp_path / "run")
+    found = scores(
+        FewShot(), FewShotConfig("sinusoid", comparators=comparators, **options), tmp_path / "run"
+    )
     names = {"hypernetwork", *comparators, "shuffled (control)"}
     agree(found, {"5-shot": {name: SINUSOID["5-shot"][name] for name in names}}, rel=1e-3)
 
@@ -108,7 +115,9 @@ def test_errors_of_sinusoids(comparators, tmp_path):
 @pytest.mark.slow
 def test_accuracies_of_digits(tmp_path):
     pytest.importorskip("sklearn")
-    config = FewShotConfig("digits", steps=120, tasks=4, test_tasks=60, queries=5, comparators=("protonet", "centroid"))
+    config = FewShotConfig(
+        "digits", steps=120, tasks=4, test_tasks=60, queries=5, comparators=("protonet", "centroid")
+    )
     agree(scores(FewShot(), config, tmp_path / "run"), DIGITS, abs=0.02)
 
 
@@ -123,10 +132,20 @@ def test_accuracies_of_cameras(tmp_path):
 @pytest.mark.parametrize(
     ("env", "options", "expected"),
     [
-        ("lqr", {"steps": 600, "warm_up": 400, "test_contexts": 10, "comparators": ("film", "none")}, LQR),
+        (
+            "lqr",
+            {"steps": 600, "warm_up": 400, "test_contexts": 10, "comparators": ("film", "none")},
+            LQR,
+        ),
         (
             "grid",
-            {"steps": 1024, "rollout": 512, "rows": 8, "test_contexts": 6, "comparators": ("recurrent", "none")},
+            {
+                "steps": 1024,
+                "rollout": 512,
+                "rows": 8,
+                "test_contexts": 6,
+                "comparators": ("recurrent", "none"),
+            },
             GRID,
         ),
     ],

@@ -29,7 +29,9 @@ from weightloom.runs.metrics import read_rows
 from weightloom.runs.record import competes
 from weightloom.training import OneProcess
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # whole runs: shapes are checked where the rooms are tested
+pytestmark = pytest.mark.usefixtures(
+    "unchecked"
+)  # whole runs: shapes are checked where the rooms are tested
 
 CUBIC = "cubic through optimal gains"
 TINY = {
@@ -54,13 +56,17 @@ def short_episodes(monkeypatch):
 
 
 def tiny(env="lqr", **options):
-    return RLConfig(env=env, **{"steps": 120, "comparators": (), "test_contexts": 4, **TINY, **options})
+    return RLConfig(
+        env=env, **{"steps": 120, "comparators": (), "test_contexts": 4, **TINY, **options}
+    )
 
 
 def learned(method, world, config, folder):
     """Let a method learn in a folder; return it, and the signal that ended it early."""
     model = build_agent(method, world, config)
-    history = train(model, world, config, Training(method, folder, "", OneProcess(), True, lambda model: None))
+    history = train(
+        model, world, config, Training(method, folder, "", OneProcess(), True, lambda model: None)
+    )
     return model, history.stopped_by
 
 
@@ -80,7 +86,11 @@ class StopAt:
 def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
     run = tmp_path / "run"
     record = experiment.run(
-        RL(), tiny(comparators=("film", "none"), target_return=-1e9), run, command="weightloom rl", quiet=True
+        RL(),
+        tiny(comparators=("film", "none"), target_return=-1e9),
+        run,
+        command="weightloom rl",
+        quiet=True,
     )
     assert {path.name for path in run.iterdir()} >= {
         "config.json",
@@ -92,11 +102,20 @@ def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
     assert json.loads((run / "config.json").read_text())["steps"] == 120
     methods = ["hypernetwork", "film", "none", "optimum", CUBIC, "no action"]
     rows = [row for row in record["scores"] if row.get("role") != "untrained"]
-    assert [row["method"] for row in rows] == 2 * methods and len(record["scores"]) == len(rows) + 2 * 3
+    assert [row["method"] for row in rows] == 2 * methods and len(record["scores"]) == len(
+        rows
+    ) + 2 * 3
     assert [competes(row) for row in rows] == 2 * (3 * [True] + 3 * [False])
     assert {row["setting"] for row in record["scores"]} == {"training ranges", "held-out contexts"}
     ours = record["scores"][0]["also"]
-    assert {"explained_variance", "gain_error", "value_error", "noisy", "changed", "steps_to_target"} <= ours.keys()
+    assert {
+        "explained_variance",
+        "gain_error",
+        "value_error",
+        "noisy",
+        "changed",
+        "steps_to_target",
+    } <= ours.keys()
     page = (run / "report.html").read_text()
     for heading in (
         "context by context",
@@ -105,7 +124,9 @@ def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
         "What states are worth",
     ):
         assert heading in page
-    assert "Inside the orange frame" in page and "http" not in page.split("<script>")[0].replace("http-equiv", "")
+    assert "Inside the orange frame" in page and "http" not in page.split("<script>")[0].replace(
+        "http-equiv", ""
+    )
     rows = read_rows(run)
     assert any("return" in row for row in rows) and len(rows[0]["validation_returns"]) == 8
 
@@ -128,8 +149,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(algorithm, tmp_path,
     assert stopped is None and again.num_timesteps == whole.num_timesteps
     for name, value in whole.policy.state_dict().items():
         assert torch.equal(value, again.policy.state_dict()[name]), name
-    kept = [load_tensors(tmp_path / folder / "checkpoints" / "last.safetensors")[0] for folder in ("whole", "parts")]
-    assert kept[0].keys() == kept[1].keys() and all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+    kept = [
+        load_tensors(tmp_path / folder / "checkpoints" / "last.safetensors")[0]
+        for folder in ("whole", "parts")
+    ]
+    assert kept[0].keys() == kept[1].keys() and all(
+        torch.equal(kept[0][name], kept[1][name]) for name in kept[0]
+    )
     rows = [
         [
             {k: v for k, v in row.items() if k != "wall_time_s"}
@@ -144,14 +170,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(algorithm, tmp_path,
 def test_the_same_seed_gives_the_same_agent_and_another_seed_another(tmp_path):
     def numbers(seed, folder):
         (tmp_path / folder).mkdir()
-        model, _ = learned("hypernetwork", world_of("lqr"), tiny(seed=seed).resolved(), tmp_path / folder)
+        model, _ = learned(
+            "hypernetwork", world_of("lqr"), tiny(seed=seed).resolved(), tmp_path / folder
+        )
         return torch.cat([value.flatten() for value in model.policy.state_dict().values()])
 
     first = numbers(0, "a")
     assert torch.equal(first, numbers(0, "b")) and not torch.equal(first, numbers(1, "c"))
 
 
-def test_gymnasium_environments_resume_with_new_episodes_and_their_replay_buffer(tmp_path, monkeypatch):
+def test_gymnasium_environments_resume_with_new_episodes_and_their_replay_buffer(
+    tmp_path, monkeypatch
+):
     config = tiny("Pendulum-v1", checkpoint_every=30).resolved()
     (tmp_path / "run").mkdir()
     with monkeypatch.context() as patch:
@@ -162,7 +192,10 @@ def test_gymnasium_environments_resume_with_new_episodes_and_their_replay_buffer
 
 
 def test_steps_to_a_return_are_read_from_the_evaluations(tmp_path):
-    rows = [{"step": step, "validation_score": score} for step, score in ((0, -9.0), (10, -5.0), (20, -1.0))]
+    rows = [
+        {"step": step, "validation_score": score}
+        for step, score in ((0, -9.0), (10, -5.0), (20, -1.0))
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert steps_to(-5.0, tmp_path) == 10 and steps_to(0.0, tmp_path) is None
 
@@ -179,7 +212,10 @@ def test_a_nan_stops_a_run_with_its_checkpoint_and_it_can_go_on_when_mended(tmp_
     config = tiny(checkpoint_every=20)
     with monkeypatch.context() as patch:
         patch.setattr(LQR, "advance", broken)
-        with pytest.raises(NonFiniteError, match=r"`lqr` gave a reward that is not finite .* its context is stiffness"):
+        with pytest.raises(
+            NonFiniteError,
+            match=r"`lqr` gave a reward that is not finite .* its context is stiffness",
+        ):
             experiment.run(RL(), config, tmp_path / "run", quiet=True)
     kept = load_tensors(tmp_path / "run" / "checkpoints" / "last.safetensors")[1]["num_timesteps"]
     assert 0 < kept < 120
@@ -220,14 +256,20 @@ def test_a_folder_that_holds_a_run_is_not_written_over_and_a_resume_keeps_its_co
         ({"final_rate": 1.5}, "`--final-rate 1.5` is above 1"),
         ({"checkpoint_every": 0}, "`--checkpoint-every 0` is too small"),
         ({"rates": ("conct=0.1",)}, "Did you mean `concat`"),
-        ({"rates": ("concat=0.1",), "comparators": ("film",)}, "is of a method that is not in this run"),
+        (
+            {"rates": ("concat=0.1",), "comparators": ("film",)},
+            "is of a method that is not in this run",
+        ),
         ({"rates": ("concat",)}, "`--rates concat` has no learning rate"),
         ({"rates": ("concat=-1",)}, "`--rates concat=-1` has no learning rate"),
         ({"entropy": -0.1}, "`--entropy -0.1` is below 0"),
         ({"discount": 1.0}, "`--discount 1.0` is not between 0 and 1"),
         ({"blocks": -1}, "`--blocks -1` is below 0"),
         ({"method": "hypernetwrk"}, "Did you mean `hypernetwork`"),
-        ({"comparators": ("recurrent",)}, "`--comparators recurrent` does not go with `--algorithm td3`"),
+        (
+            {"comparators": ("recurrent",)},
+            "`--comparators recurrent` does not go with `--algorithm td3`",
+        ),
         ({"comparators": ("hypernetwork",)}, "is `--method` too"),
     ],
 )
@@ -238,9 +280,25 @@ def test_options_that_cannot_work_are_refused(options, message):
 
 def test_the_command_runs_resumes_and_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = ["--steps", "40", "--rows", "4", "--warm-up", "8", "--width", "8", "--hidden", "8", "--test-contexts", "4"]
+    flags = [
+        "--steps",
+        "40",
+        "--rows",
+        "4",
+        "--warm-up",
+        "8",
+        "--width",
+        "8",
+        "--hidden",
+        "8",
+        "--test-contexts",
+        "4",
+    ]
     main(["rl", *flags, "--comparators", "film", "--quiet"])
-    assert "4 contexts never met in training" in (printed := capsys.readouterr().out) and "lqr-001" in printed
+    assert (
+        "4 contexts never met in training" in (printed := capsys.readouterr().out)
+        and "lqr-001" in printed
+    )
     (tmp_path / "runs" / "lqr-001" / "record.json").unlink()
     main(["rl", "--resume", "runs/lqr-001", "--quiet"])
     assert (tmp_path / "runs" / "lqr-001" / "record.json").exists()
@@ -257,7 +315,9 @@ def test_the_command_runs_resumes_and_refuses(tmp_path, monkeypatch, capsys):
 
 def test_a_missing_extra_is_named_with_what_to_type(monkeypatch, capsys):
     real = registry.find_spec
-    monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "gymnasium" else real(name))
+    monkeypatch.setattr(
+        registry, "find_spec", lambda name: None if name == "gymnasium" else real(name)
+    )
     with pytest.raises(SystemExit):
         main(["rl"])
     assert 'Type `pip install "weightloom[rl]"`' in capsys.readouterr().err
@@ -267,8 +327,6 @@ def test_nothing_of_it_is_imported_before_it_is_needed():
     import subprocess
     import sys
 
-    code = (
-        "import sys, weightloom, weightloom.cli; print({'gymnasium', 'mujoco', 'stable_baselines3'} & {*sys.modules})"
-    )
+    code = "import sys, weightloom, weightloom.cli; print({'gymnasium', 'mujoco', 'stable_baselines3'} & {*sys.modules})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"

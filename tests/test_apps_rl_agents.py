@@ -42,7 +42,9 @@ def tiny(env="lqr", **options):
 
 def rows_of(columns, count=7):
     total = columns.context + columns.state + columns.action
-    return torch.randn(count, total, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.randn(
+        count, total, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
 
 
 def moved(network):
@@ -79,7 +81,9 @@ def test_methods_read_what_they_are_told_to_and_nothing_else(kind):
     rows = rows_of(columns).requires_grad_()
     slope = torch.autograd.grad(network(rows).sum(), rows)[0].abs().sum(0)
     assert (slope[2:] > 0).all()
-    if kind == "context-only":  # whose contexts are data: no gradient, but another context gives another value
+    if (
+        kind == "context-only"
+    ):  # whose contexts are data: no gradient, but another context gives another value
         other = rows.detach().clone()
         other[:, :2] += 1
         assert not torch.allclose(network(other), network(rows))
@@ -91,7 +95,9 @@ def test_methods_read_what_they_are_told_to_and_nothing_else(kind):
 def test_all_networks_have_as_many_parameters(kind):
     columns = Columns(context=2, state=4, action=2)
     size = sum(p.numel() for p in network_of(kind, columns, {"value": 1}, Sizes()).parameters())
-    ours = sum(p.numel() for p in network_of("hypernetwork", columns, {"value": 1}, Sizes()).parameters())
+    ours = sum(
+        p.numel() for p in network_of("hypernetwork", columns, {"value": 1}, Sizes()).parameters()
+    )
     assert size == pytest.approx(ours, rel=0.02)
 
 
@@ -127,10 +133,16 @@ def test_the_critic_learns_by_the_huber_loss_unless_told_otherwise(algorithm, sc
     critic = model.critic
     assert isinstance(critic, Critic)
     seen, actions, target = torch.randn(12, 4), torch.randn(12, 1), 4 * torch.randn(12, 1)
-    squared = scale * sum(torch.nn.functional.mse_loss(one, target) for one in critic(seen, actions))
+    squared = scale * sum(
+        torch.nn.functional.mse_loss(one, target) for one in critic(seen, actions)
+    )
     got = torch.autograd.grad(squared, list(critic.parameters()))
     plain = [network(torch.cat([seen, actions], 1)) for network in critic.q_networks]
-    loss = huber(plain, target) if method != "concat-mse" else scale * sum((q - target).square().mean() for q in plain)
+    loss = (
+        huber(plain, target)
+        if method != "concat-mse"
+        else scale * sum((q - target).square().mean() for q in plain)
+    )
     wanted = torch.autograd.grad(loss, list(critic.parameters()))
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -172,7 +184,9 @@ def test_targets_equal_their_sources_at_first_and_follow_the_hypernetworks_by_ta
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("algorithm", "method"), [(a, m) for a, methods in RUNS.items() for m in methods])
+@pytest.mark.parametrize(
+    ("algorithm", "method"), [(a, m) for a, methods in RUNS.items() for m in methods]
+)
 def test_every_method_of_every_algorithm_learns_acts_and_values(algorithm, method):
     world = world_of("lqr")
     config = tiny(algorithm=algorithm, learning_rate=1e-3)
@@ -184,7 +198,9 @@ def test_every_method_of_every_algorithm_learns_acts_and_values(algorithm, metho
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(value.isfinite().all() for value in after.values())
     player = ModelPlayer(model, algorithm == "recurrent-ppo")
-    played = world.rollout(player, world.family.sample(3, torch.Generator().manual_seed(0)), 5, seed=0)
+    played = world.rollout(
+        player, world.family.sample(3, torch.Generator().manual_seed(0)), 5, seed=0
+    )
     assert played.actions.abs().max() <= 1 or "ppo" in algorithm
     values = player.values[0] if player.memory else player.value(played.observations[0])
     assert values.shape == (3,) and values.isfinite().all()
@@ -233,7 +249,11 @@ def test_a_method_learns_at_a_rate_of_its_own(algorithm):
 @pytest.mark.parametrize("algorithm", ["ppo", "recurrent-ppo"])
 def test_clip_bounds_how_far_a_policy_moves(algorithm):
     def share_of_clipped(clip):
-        model = build_agent("hypernetwork", world_of("lqr"), tiny(algorithm=algorithm, clip=clip, learning_rate=1e-2))
+        model = build_agent(
+            "hypernetwork",
+            world_of("lqr"),
+            tiny(algorithm=algorithm, clip=clip, learning_rate=1e-2),
+        )
         model.set_logger(Logger(None, []))
         model.learn(32)
         return model.logger.name_to_value["train/clip_fraction"]
@@ -259,7 +279,9 @@ def test_ppo_takes_discrete_actions(algorithm):
     model = build_agent("hypernetwork", world, tiny("grid", algorithm=algorithm))
     model.set_logger(Logger(None, []))
     model.learn(40)
-    played = world.rollout(ModelPlayer(model, algorithm == "recurrent-ppo"), torch.full((2, 2), 3.5), 4, seed=0)
+    played = world.rollout(
+        ModelPlayer(model, algorithm == "recurrent-ppo"), torch.full((2, 2), 3.5), 4, seed=0
+    )
     assert set(played.actions.unique().tolist()) <= {0, 1, 2, 3, 4}
 
 
@@ -268,7 +290,11 @@ def test_a_memory_does_not_see_the_context_but_what_came_of_its_actions():
     model = build_agent("hypernetwork", world, tiny(algorithm="recurrent-ppo"))
     with torch.no_grad():
         model.policy.mlp_extractor.network.hyper.head.weight.normal_()
-    seen = np.random.default_rng(0).normal(size=(2, world.observation_space.shape[0])).astype(np.float32)
+    seen = (
+        np.random.default_rng(0)
+        .normal(size=(2, world.observation_space.shape[0]))
+        .astype(np.float32)
+    )
 
     def second_action(change_context=0.0, reward=0.0):
         player = ModelPlayer(model, True)
@@ -302,7 +328,10 @@ def test_reading_a_sequence_at_once_equals_reading_it_step_by_step():
 @pytest.mark.parametrize("algorithm", ["td3", "sac"])
 def test_discrete_actions_are_refused_where_actions_must_be_numbers_and_the_advice_works(algorithm):
     world = world_of("CartPole-v1")
-    with pytest.raises(ConfigError, match=rf"`--algorithm {algorithm}` does not go with `--env CartPole-v1`.*one of 2"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"`--algorithm {algorithm}` does not go with `--env CartPole-v1`.*one of 2",
+    ):
         build_agent("hypernetwork", world, tiny("CartPole-v1", algorithm=algorithm))
     assert build_agent("hypernetwork", world, tiny("CartPole-v1", algorithm="ppo")).n_envs == 4
 

@@ -69,7 +69,9 @@ def test_the_riccati_gain_is_a_minimum_of_the_cost_and_its_value_is_what_follows
             total, state = total - 0.95**step * after.reward, after.state
         return total
 
-    torch.testing.assert_close(cost(gain), ((start[:, None] @ curvature)[:, 0] * start).sum(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        cost(gain), ((start[:, None] @ curvature)[:, 0] * start).sum(1), rtol=1e-6, atol=0
+    )
     for change in ([0.05, 0.0], [-0.05, 0.0], [0.0, 0.05], [0.0, -0.05]):
         assert (cost(gain + torch.tensor(change, dtype=torch.float64)) > cost(gain)).all()
 
@@ -88,12 +90,18 @@ def test_the_oracle_takes_the_riccati_action_and_beats_doing_nothing():
 def planned(env, context, steps, candidates=64, ahead=20, tries=2):
     """Return of a planner that knows the current: draw plans around the best, take the first action, plan again."""
     rows, generator = len(context), seeded()
-    state, mean, total = env.start(context, generator), torch.zeros(rows, ahead, 2), torch.zeros(rows)
+    state, mean, total = (
+        env.start(context, generator),
+        torch.zeros(rows, ahead, 2),
+        torch.zeros(rows),
+    )
     each = context.repeat_interleave(candidates, 0)
     for _ in range(steps):
         spread = torch.full_like(mean, 0.15)
         for _ in range(tries):
-            plans = mean[:, None] + spread[:, None] * torch.randn(rows, candidates, ahead, 2, generator=generator)
+            plans = mean[:, None] + spread[:, None] * torch.randn(
+                rows, candidates, ahead, 2, generator=generator
+            )
             plans = plans.clamp(-env.action_limit, env.action_limit)
             at, worth = state.repeat_interleave(candidates, 0), torch.zeros(rows * candidates)
             for step in range(ahead):
@@ -112,7 +120,9 @@ def planned(env, context, steps, candidates=64, ahead=20, tries=2):
 def test_whoever_knows_the_current_can_stay_at_the_target_in_contexts_held_out():
     env, family = DoubleGyre(), ContextFamily(usual("gyre"))
     context = family.sample(6, seeded(), held_out=True)
-    assert planned(env, context, env.max_steps).mean() > -40  # 200 steps at 0.45 of the target, on average
+    assert (
+        planned(env, context, env.max_steps).mean() > -40
+    )  # 200 steps at 0.45 of the target, on average
     env.target = (1.0, 0.25)  # between the whirls
     assert planned(env, context, env.max_steps).mean() < -50
 
@@ -126,11 +136,17 @@ def test_the_current_of_the_gyre_is_the_curl_of_its_stream_function():
     def stream(place):
         x, y = place.unbind(1)
         tilt = 0.25 * torch.sin(context[:, 1] * time_s)
-        return context[:, 0] * torch.sin(math.pi * (tilt * x**2 + (1 - 2 * tilt) * x)) * torch.sin(math.pi * y)
+        return (
+            context[:, 0]
+            * torch.sin(math.pi * (tilt * x**2 + (1 - 2 * tilt) * x))
+            * torch.sin(math.pi * y)
+        )
 
     slope = torch.func.jacrev(lambda p: stream(p).sum())(place)
     expected = torch.stack([-slope[:, 1], slope[:, 0]], 1)
-    torch.testing.assert_close(env.current(place, time_s, context), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        env.current(place, time_s, context), expected, rtol=1e-10, atol=1e-12
+    )
 
 
 def test_a_vehicle_that_does_nothing_stays_inside_and_keeps_its_stream_function_when_the_current_stands_still():
@@ -214,14 +230,23 @@ def test_mujoco_gets_its_physics_as_factors_and_the_nominal_one_back():
 
 def test_contexts_keep_to_their_ranges_and_held_out_ones_leave_them_one_at_a_time():
     family = ContextFamily(
-        (Varied("a", (0.0, 1.0), (1.0, 2.0)), Varied("b", (5.0, 6.0), (6.0, 7.0)), Varied("c", (0.0, 1.0)))
+        (
+            Varied("a", (0.0, 1.0), (1.0, 2.0)),
+            Varied("b", (5.0, 6.0), (6.0, 7.0)),
+            Varied("c", (0.0, 1.0)),
+        )
     )
     inside, beyond = family.sample(500, seeded()), family.sample(500, seeded(), held_out=True)
     assert (family.normalise(inside).abs() <= 1).all()
     outside = family.normalise(beyond).abs() > 1
     assert (outside.sum(1) == 1).all() and not outside[:, 2].any() and outside[:, 0].sum() == 250
     first, second, grid = family.grid(3)
-    assert first == [0, 1, 2] and second == [5, 6, 7] and grid.shape == (9, 3) and (grid[:, 2] == 0.5).all()
+    assert (
+        first == [0, 1, 2]
+        and second == [5, 6, 7]
+        and grid.shape == (9, 3)
+        and (grid[:, 2] == 0.5).all()
+    )
 
 
 def test_rows_draw_other_contexts_in_every_episode_and_repeat_with_their_seed():
@@ -255,7 +280,9 @@ def test_a_nan_from_the_environment_is_named_with_episode_and_context():
     actions = np.zeros((4, 1), np.float32)
     env.step(actions), env.step(actions)
     motor = env.context[:, 1].max().item()
-    with pytest.raises(NonFiniteError, match=rf"`lqr` gave a reward .* after 4 episodes .* motor {motor:.4g}"):
+    with pytest.raises(
+        NonFiniteError, match=rf"`lqr` gave a reward .* after 4 episodes .* motor {motor:.4g}"
+    ):
         env.step(actions)
 
 
@@ -263,18 +290,24 @@ def test_a_nan_from_gymnasium_is_named_likewise():
     env = ContextualEnv(make("Pendulum-v1"), ContextFamily((Varied("g", (8.0, 12.0)),)))
     env.reset(seed=0)
     env.unwrapped.state = np.array([np.nan, 0.0])
-    with pytest.raises(NonFiniteError, match=r"`Pendulum-v1` gave a .* not finite .* context is g "):
+    with pytest.raises(
+        NonFiniteError, match=r"`Pendulum-v1` gave a .* not finite .* context is g "
+    ):
         env.step(np.zeros(1, np.float32))
 
 
 def test_an_environment_that_is_not_registered_is_refused_with_names_like_it():
-    with pytest.raises(ConfigError, match=r"`--env Pendulm-v1` cannot be made .* Did you mean `Pendulum-v1`"):
+    with pytest.raises(
+        ConfigError, match=r"`--env Pendulm-v1` cannot be made .* Did you mean `Pendulum-v1`"
+    ):
         world_of("Pendulm-v1")
 
 
 @pytest.mark.parametrize("name", ["lqr", "Pendulum-v1"])
 def test_a_parameter_that_the_environment_lacks_is_refused(name):
-    with pytest.raises(ConfigError, match=r"`--vary gravty` names no parameter .* Known: |Did you mean"):
+    with pytest.raises(
+        ConfigError, match=r"`--vary gravty` names no parameter .* Known: |Did you mean"
+    ):
         world_of(name, ["gravty=1:2"])
 
 
@@ -300,4 +333,6 @@ def test_a_rollout_in_gymnasium_ends_where_the_episode_does():
     world = world_of("CartPole-v1")
     assert isinstance(world, GymWorld)
     played = world.rollout(Still(world), world.family.sample(3, seeded()), 200, seed=0)
-    assert len(played.rewards) < 200 and torch.equal(played.rewards.sum(0), played.alive.float().sum(0))
+    assert len(played.rewards) < 200 and torch.equal(
+        played.rewards.sum(0), played.alive.float().sum(0)
+    )

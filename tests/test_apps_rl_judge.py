@@ -43,17 +43,26 @@ def test_a_cubic_through_optimal_gains_is_close_within_the_training_ranges_and_n
     told = world.family.normalise(beyond.contexts).numpy().astype(float)
     terms = [(i, j) for i in range(4) for j in range(4 - i)]
     drawn = world.family.sample(1000, torch.Generator().manual_seed(0))
-    x, y = world.family.normalise(drawn).numpy().astype(float), world.env.optimum(drawn, 0.95)[0][:, 0].numpy()
-    fitted = np.linalg.lstsq(np.stack([x[:, 0] ** i * x[:, 1] ** j for i, j in terms], 1), y, rcond=None)[0]
+    x, y = (
+        world.family.normalise(drawn).numpy().astype(float),
+        world.env.optimum(drawn, 0.95)[0][:, 0].numpy(),
+    )
+    fitted = np.linalg.lstsq(
+        np.stack([x[:, 0] ** i * x[:, 1] ** j for i, j in terms], 1), y, rcond=None
+    )[0]
     expected = np.stack([told[:, 0] ** i * told[:, 1] ** j for i, j in terms], 1) @ fitted
-    np.testing.assert_allclose(cubic.gains(torch.tensor(told).float())[:, 0], expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        cubic.gains(torch.tensor(told).float())[:, 0], expected, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_a_regression_gives_the_same_bits_whatever_lay_in_memory_before():
     """The driver that torch takes by itself gives two or three answers here."""
     world = world_of("lqr")
     terms = torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
-    targets = terms @ torch.randn(10, 2, generator=torch.Generator().manual_seed(1)) + terms[:, :2].sin()
+    targets = (
+        terms @ torch.randn(10, 2, generator=torch.Generator().manual_seed(1)) + terms[:, :2].sin()
+    )
     solved, weights = [], []
     for number in range(30):
         left = [torch.full((10,), number + more, dtype=torch.int32) for more in range(8)]
@@ -61,7 +70,9 @@ def test_a_regression_gives_the_same_bits_whatever_lay_in_memory_before():
         solved.append(least_squares(terms, targets))
         if number % 8 == 0:
             weights.append(FittedOracle(world, 0.95, contexts=200).weights)
-    assert all(torch.equal(one, solved[0]) for one in solved) and all(torch.equal(one, weights[0]) for one in weights)
+    assert all(torch.equal(one, solved[0]) for one in solved) and all(
+        torch.equal(one, weights[0]) for one in weights
+    )
     expected = np.linalg.lstsq(terms.double().numpy(), targets.double().numpy(), rcond=None)[0]
     np.testing.assert_allclose(solved[0], expected, rtol=1e-5, atol=1e-5)
 

@@ -15,7 +15,15 @@ from weightloom.apps.rl.agents.build import Falling, build_agent
 from weightloom.apps.rl.envs.worlds import world_of
 
 pytestmark = pytest.mark.usefixtures("unchecked")
-SMALL = {"env": "lqr", "comparators": (), "width": 8, "hidden": 8, "blocks": 0, "rank": 2, "batch": 4}
+SMALL = {
+    "env": "lqr",
+    "comparators": (),
+    "width": 8,
+    "hidden": 8,
+    "blocks": 0,
+    "rank": 2,
+    "batch": 4,
+}
 
 
 def policy_moves(config):
@@ -42,7 +50,9 @@ def policy_moves(config):
 def test_the_steps_that_are_refused_are_those_that_leave_the_policy_as_it_was(
     algorithm, steps, rows, warm_up, updates, monkeypatch
 ):
-    config = RLConfig(**SMALL, algorithm=algorithm, steps=steps, rows=rows, warm_up=warm_up, updates=updates)
+    config = RLConfig(
+        **SMALL, algorithm=algorithm, steps=steps, rows=rows, warm_up=warm_up, updates=updates
+    )
     try:
         config.resolved()
         refused = False

@@ -27,7 +27,16 @@ from weightloom.runs.metrics import read_rows
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # whole runs, and modules that are traced
 
-TINY = {"steps": 60, "rows": 4, "warm_up": 20, "width": 16, "hidden": 16, "blocks": 1, "rank": 2, "batch": 16}
+TINY = {
+    "steps": 60,
+    "rows": 4,
+    "warm_up": 20,
+    "width": 16,
+    "hidden": 16,
+    "blocks": 1,
+    "rank": 2,
+    "batch": 16,
+}
 TINY |= {"rollout": 32, "learning_rate": 1e-2, "quiet": True}
 CONTEXT = {"stiffness": 1.5, "motor": 0.8}
 
@@ -93,9 +102,7 @@ def envs_of(family, rows=1):
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
-    code = (
-        "import sys; from weightloom.apps import rl; dir(rl); print({'torch', 'gymnasium', 'numpy'} & {*sys.modules})"
-    )
+    code = "import sys; from weightloom.apps import rl; dir(rl); print({'torch', 'gymnasium', 'numpy'} & {*sys.modules})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
 
@@ -117,7 +124,9 @@ def test_a_context_goes_to_the_constructor_where_it_takes_one_and_else_to_an_att
     for _ in range(5):
         monitor.reset()
         told = monitor.env.context[0].tolist()
-        assert monitor.unwrapped.weight == 2 * told[0] and monitor.unwrapped.drag == told[1]  # though it was an int
+        assert (
+            monitor.unwrapped.weight == 2 * told[0] and monitor.unwrapped.drag == told[1]
+        )  # though it was an int
         weights.append(monitor.unwrapped.weight)
     assert len(set(weights)) == 5 and 10 <= min(weights) <= max(weights) <= 30
     assert family.max_steps == 1000 and not family.can_change
@@ -130,28 +139,41 @@ def test_episodes_of_an_environment_made_anew_follow_from_the_seed():
 
     np.testing.assert_array_equal(starts(1), starts(1))
     first, other = starts(1), starts(2)
-    assert not np.allclose(first, other) and len(np.unique(first[:, 0])) == 6  # two rows, three episodes
+    assert (
+        not np.allclose(first, other) and len(np.unique(first[:, 0])) == 6
+    )  # two rows, three episodes
 
 
 def test_a_registered_environment_has_its_attributes_set_or_is_made_with_an_argument():
     gymnasium.register("Hover-python-v0", Hover, max_episode_steps=7)
     try:
-        for family in (rl.family("Hover-python-v0", gravity=(5, 15)), world_of("Hover-python-v0", ("gravity=5:15",))):
+        for family in (
+            rl.family("Hover-python-v0", gravity=(5, 15)),
+            world_of("Hover-python-v0", ("gravity=5:15",)),
+        ):
             assert family.constructed == ("gravity",) and family.max_steps == 7
             (monitor,) = envs_of(family)
             monitor.reset(seed=3)
             assert monitor.unwrapped.weight == 2 * monitor.env.context.item()
     finally:
         del gymnasium.registry["Hover-python-v0"]
-    assert rl.family("Pendulum-v1", g=(6, 14)).constructed == ()  # an attribute too, which is quicker
+    assert (
+        rl.family("Pendulum-v1", g=(6, 14)).constructed == ()
+    )  # an attribute too, which is quicker
 
 
 def test_functions_and_batched_environments_are_families_too():
-    family = rl.family(lambda gravity: gymnasium.wrappers.TimeLimit(Hover(gravity), 5), gravity=(1, 2))
+    family = rl.family(
+        lambda gravity: gymnasium.wrappers.TimeLimit(Hover(gravity), 5), gravity=(1, 2)
+    )
     played = family.rollout(Nothing(), torch.tensor([[1.5]]), 20, seed=0)
     assert len(played.rewards) == 5
     springs = rl.family(LQR, stiffness=(0, 1), motor=(1, 2), max_steps=4)
-    assert springs.family.names == ("stiffness", "motor") and springs.max_steps == 4 and LQR.max_steps == 40
+    assert (
+        springs.family.names == ("stiffness", "motor")
+        and springs.max_steps == 4
+        and LQR.max_steps == 40
+    )
 
 
 class Nothing:
@@ -173,7 +195,11 @@ def test_an_environment_that_ends_an_episode_is_not_stepped_on():
 @pytest.mark.parametrize(
     ("env", "options", "message"),
     [
-        (Hover, {"gravty": (1, 2)}, "`gravty` is neither an argument of `Hover` nor .* Did you mean `gravity`"),
+        (
+            Hover,
+            {"gravty": (1, 2)},
+            "`gravty` is neither an argument of `Hover` nor .* Did you mean `gravity`",
+        ),
         (lambda gravity: Hover(gravity), {"gravty": (1, 2)}, "Did you mean `gravity`"),
         (lambda track: Hover(), {"drag": (1, 2)}, r"cannot be called .*missing 1 required"),
         (Hover, {"gravity": (2, 1)}, r"The range \(2.0, 1.0\) of `gravity`"),
@@ -181,7 +207,11 @@ def test_an_environment_that_ends_an_episode_is_not_stepped_on():
         (Hover, {"gravity": 3.0}, "`gravity=3.0` is no range"),
         (Hover, {"gravity": ("a", 1)}, "is no range"),
         (Hover, {}, "Nothing varies"),
-        (Hover, {"gravity": (1, 2), "held_out": {"gravity": (1.5, 3)}}, "is held out, but overlaps"),
+        (
+            Hover,
+            {"gravity": (1, 2), "held_out": {"gravity": (1.5, 3)}},
+            "is held out, but overlaps",
+        ),
         (
             Hover,
             {"gravity": (1, 2), "held_out": {"gravty": (2, 3)}},
@@ -212,7 +242,9 @@ def test_actions_without_limits_and_of_other_shapes_are_refused():
             trained(rl.family(lambda space=space: Unbounded(space), drag=(0, 1)))
 
 
-@pytest.mark.parametrize(("algorithm", "method"), [(a, m) for a in ("td3", "sac", "ppo") for m in RUNS[a]])
+@pytest.mark.parametrize(
+    ("algorithm", "method"), [(a, m) for a in ("td3", "sac", "ppo") for m in RUNS[a]]
+)
 def test_every_method_acts_as_its_plain_policy_does(algorithm, method):
     agent = trained(method=method, algorithm=algorithm, unit=method == "film")
     states, policy = seen_states(), agent.specialise(**CONTEXT)
@@ -220,7 +252,9 @@ def test_every_method_acts_as_its_plain_policy_does(algorithm, method):
     assert actions.std() > 0 and abs(actions).max() <= LQR.action_limit
     given = policy(torch.from_numpy(states)).numpy()
     np.testing.assert_allclose(given, actions, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(policy(torch.from_numpy(states[0])), actions[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        policy(torch.from_numpy(states[0])), actions[0], rtol=1e-5, atol=1e-5
+    )
     other = agent.specialise(**{**CONTEXT, "stiffness": 0.1})(torch.from_numpy(states)).numpy()
     assert np.allclose(other, given) is (method == "none")
 
@@ -229,7 +263,9 @@ def test_an_action_is_that_of_the_model_in_the_environments_own_units():
     """Truth from Stable-Baselines3's own prediction, and from what the environment got in a rollout."""
     family = rl.family(Hover, gravity=(5, 15), max_steps=20)
     agent, state = trained(family), np.array([0.3, -1.2], np.float32)
-    raw, _ = agent.model.predict(np.array([[0.4, *state]], np.float32), deterministic=True)  # 12 of 5 to 15 is 0.4
+    raw, _ = agent.model.predict(
+        np.array([[0.4, *state]], np.float32), deterministic=True
+    )  # 12 of 5 to 15 is 0.4
     np.testing.assert_allclose(agent.act(state, gravity=12.0), -2 + 8 * (raw[0] + 1) / 2, rtol=1e-5)
     played = family.rollout(agent.player, torch.tensor([[12.0]]), 1, seed=0)
     first = agent.act(played.observations[0, 0, 1:], gravity=12.0)
@@ -245,14 +281,18 @@ def test_rows_act_and_are_worth_what_each_is_alone_with_a_context_of_its_own(met
     values = agent.value(states, stiffness=stiffness, motor=1.0)
     for row in range(3):
         context = {"stiffness": stiffness[row], "motor": 1.0}
-        np.testing.assert_allclose(agent.act(states[row], **context), actions[row], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            agent.act(states[row], **context), actions[row], rtol=1e-4, atol=1e-5
+        )
         assert agent.value(states[row].tolist(), **context) == pytest.approx(values[row], rel=1e-4)
 
 
 @pytest.mark.parametrize("algorithm", ["td3", "sac", "ppo"])
 def test_a_value_is_the_lower_of_the_critics_in_the_units_of_rewards(algorithm):
     agent = trained(algorithm=algorithm, reward_scale=0.5)
-    rows = torch.tensor([[0.5, -0.4, 0.3, -0.2]])  # the context, training ranges mapped to [-1, 1], and the state
+    rows = torch.tensor(
+        [[0.5, -0.4, 0.3, -0.2]]
+    )  # the context, training ranges mapped to [-1, 1], and the state
     with torch.no_grad():
         if isinstance(agent.model, TD3 | SAC):
             action = torch.from_numpy(agent.model.predict(rows.numpy(), deterministic=True)[0])
@@ -266,7 +306,11 @@ def test_discrete_actions_are_learned_by_ppo_and_are_indices():
     agent = trained(rl.family(Choose, gravity=(5, 15), max_steps=10))
     assert agent.config.algorithm == "ppo"
     actions = agent.act(seen_states(40), gravity=7.0)
-    assert actions.shape == (40,) and set(actions.tolist()) <= {0, 1} and type(agent.act([0, 0], gravity=7.0)) is int
+    assert (
+        actions.shape == (40,)
+        and set(actions.tolist()) <= {0, 1}
+        and type(agent.act([0, 0], gravity=7.0)) is int
+    )
     policy = agent.specialise(gravity=7.0)
     assert torch.equal(policy(torch.from_numpy(seen_states(40))), torch.from_numpy(actions))
 
@@ -274,7 +318,9 @@ def test_discrete_actions_are_learned_by_ppo_and_are_indices():
 def test_a_policy_written_once_from_the_context_is_one_small_network():
     agent = trained(method="context-only")
     policy = agent.specialise(**CONTEXT)
-    assert sum(value.numel() for value in policy.parameters()) == 16 * 2 + 16 + 16 + 16 + 1  # W, gain, bias, last layer
+    assert (
+        sum(value.numel() for value in policy.parameters()) == 16 * 2 + 16 + 16 + 16 + 1
+    )  # W, gain, bias, last layer
     assert sum(value.numel() for value in agent.specialise(**CONTEXT).parameters()) * 10 < sum(
         value.numel() for value in agent.model.actor.parameters()
     )
@@ -287,7 +333,9 @@ def test_a_plain_policy_stays_as_it_is_when_the_agent_does_not():
     with torch.no_grad():
         for value in agent.model.policy.parameters():
             value.add_(1.0)
-    assert torch.equal(policy(states), before) and not any(value.requires_grad for value in policy.parameters())
+    assert torch.equal(policy(states), before) and not any(
+        value.requires_grad for value in policy.parameters()
+    )
     assert len(pickle.dumps(policy)) < 200_000
 
 
@@ -318,7 +366,9 @@ def test_an_agent_is_saved_and_loaded_without_its_environment(tmp_path):
     agent.save(tmp_path / "agent")
     again, states = rl.load(tmp_path / "agent"), seen_states()
     np.testing.assert_array_equal(again.act(states, gravity=12.0), agent.act(states, gravity=12.0))
-    np.testing.assert_array_equal(again.value(states, gravity=12.0), agent.value(states, gravity=12.0))
+    np.testing.assert_array_equal(
+        again.value(states, gravity=12.0), agent.value(states, gravity=12.0)
+    )
     assert again.world.family == family.family and again.world.own_actions == family.own_actions
     with pytest.raises(ConfigError, match="loaded without its environment"):
         rl.train(again.world, **TINY)
@@ -347,7 +397,10 @@ def test_a_loaded_agent_of_discrete_actions_acts(tmp_path):
     ],
 )
 def test_a_context_that_does_not_fit_is_refused_wherever_it_is_given(context, message, lqr_agent):
-    for ask in (lambda: lqr_agent.act([0.0, 0.0], **context), lambda: lqr_agent.specialise(**context)):
+    for ask in (
+        lambda: lqr_agent.act([0.0, 0.0], **context),
+        lambda: lqr_agent.specialise(**context),
+    ):
         with pytest.raises(ConfigError, match=message):
             ask()
 
@@ -357,7 +410,9 @@ def lqr_agent():
     return trained()
 
 
-@pytest.mark.parametrize("observation", [[0.0], [[0.0, 1.0, 2.0]], 1.0, np.zeros((0, 2)), np.zeros((1, 1, 2))])
+@pytest.mark.parametrize(
+    "observation", [[0.0], [[0.0, 1.0, 2.0]], 1.0, np.zeros((0, 2)), np.zeros((1, 1, 2))]
+)
 def test_an_observation_of_another_shape_is_refused(observation, lqr_agent):
     with pytest.raises(ShapeError, match="holds 2 numbers, and the context is not among them"):
         lqr_agent.act(observation, **CONTEXT)
@@ -373,7 +428,9 @@ def test_an_observation_of_another_shape_is_refused(observation, lqr_agent):
         ({"method": "hypernetwrk"}, "Did you mean `hypernetwork`"),
     ],
 )
-def test_options_that_cannot_work_are_refused_before_anything_is_written(options, message, tmp_path):
+def test_options_that_cannot_work_are_refused_before_anything_is_written(
+    options, message, tmp_path
+):
     with pytest.raises(ConfigError, match=message):
         trained(run=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
@@ -431,7 +488,11 @@ def test_a_run_is_adapted_to_a_context_and_written_as_a_program_that_needs_torch
     program = torch.export.load(tmp_path / "policy" / "policy.pt2").module()
     np.testing.assert_allclose(program(states), expected, rtol=1e-5, atol=1e-5)
     assert json.loads((tmp_path / "policy" / "policy.json").read_text()) == facts
-    assert facts["context"] == CONTEXT and facts["output"] == ["rows", 1] and facts["actions"] == [[-6.0], [6.0]]
+    assert (
+        facts["context"] == CONTEXT
+        and facts["output"] == ["rows", 1]
+        and facts["actions"] == [[-6.0], [6.0]]
+    )
     torch.save(adapted.specialise(), tmp_path / "policy.pt")
     torch.save(states, tmp_path / "states.pt")
     code = (
@@ -439,7 +500,9 @@ def test_a_run_is_adapted_to_a_context_and_written_as_a_program_that_needs_torch
         "torch.save(policy(torch.load('states.pt')), 'actions.pt');"
         "print([name for name in sys.modules if 'weightloom' in name])"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert ran.stdout.strip() == "[]"
     np.testing.assert_allclose(torch.load(tmp_path / "actions.pt"), expected, rtol=1e-5, atol=1e-5)
     (row,) = adapted.predict_rows([",".join(map(str, states[2].tolist()))])
@@ -452,7 +515,11 @@ def test_a_run_is_adapted_to_a_context_and_written_as_a_program_that_needs_torch
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("gravity", "cannot be read"), ("gravity=x", "Type `gravity=1.0"), ("gravity=1 gravity=2", "stands twice")],
+    [
+        ("gravity", "cannot be read"),
+        ("gravity=x", "Type `gravity=1.0"),
+        ("gravity=1 gravity=2", "stands twice"),
+    ],
 )
 def test_a_context_that_cannot_be_read_is_refused(text, message):
     with pytest.raises(ConfigError, match=message):

@@ -26,8 +26,12 @@ def counted_anew(tmp_path, monkeypatch):
 
 
 def run(folder, resume=False, seeds=(), folds=(), sweep=(), **options):
-    config = GuessConfig(**{"comparators": ("idle",), "steps": 30, "checkpoint_every": 4, **options})
-    return run_several(Guesses(), config, folder, Several(seeds, folds, sweep), resume=resume, quiet=True)
+    config = GuessConfig(
+        **{"comparators": ("idle",), "steps": 30, "checkpoint_every": 4, **options}
+    )
+    return run_several(
+        Guesses(), config, folder, Several(seeds, folds, sweep), resume=resume, quiet=True
+    )
 
 
 def scores(record):
@@ -37,7 +41,9 @@ def scores(record):
 def alone(seed, **options):
     """The score of one run."""
     config = GuessConfig(comparators=("idle",), steps=30, checkpoint_every=4, seed=seed, **options)
-    return experiment.run(Guesses(), config, f"alone-{seed}-{options}", quiet=True)["scores"][0]["mean"]
+    return experiment.run(Guesses(), config, f"alone-{seed}-{options}", quiet=True)["scores"][0][
+        "mean"
+    ]
 
 
 def test_seeds_give_the_interval_of_students_t(tmp_path):
@@ -47,12 +53,18 @@ def test_seeds_give_the_interval_of_students_t(tmp_path):
     middle = sum(values) / 3
     spread = math.sqrt(sum((value - middle) ** 2 for value in values) / 2)
     assert ours["per_seed"] == values and ours["mean"] == pytest.approx(middle)
-    assert ours["ci95"] == pytest.approx(4.303 * spread / math.sqrt(3))  # t of two degrees of freedom, from a table
+    assert ours["ci95"] == pytest.approx(
+        4.303 * spread / math.sqrt(3)
+    )  # t of two degrees of freedom, from a table
     assert record["config"]["seeds"] == [0, 1, 2] and record["config"]["comparators"] == ["idle"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "hypernetwork" in page and "idle" in page
-    (pair,) = (its for name, its in record["paired"].items() if name.endswith("hypernetwork - idle"))
-    gaps = [run["scores"][0]["mean"] - run["scores"][1]["mean"] for run in singles(tmp_path / "run")]
+    (pair,) = (
+        its for name, its in record["paired"].items() if name.endswith("hypernetwork - idle")
+    )
+    gaps = [
+        run["scores"][0]["mean"] - run["scores"][1]["mean"] for run in singles(tmp_path / "run")
+    ]
     assert pair["per_seed"] == pytest.approx(gaps)
 
 
@@ -71,7 +83,9 @@ def test_folds_take_the_place_of_the_option_that_deals_data_out(tmp_path):
     assert record["config"]["folds"] == [0, 2]
 
 
-def test_a_sweep_chooses_by_validation_tasks_alone_and_the_chosen_value_is_trained_with(tmp_path, monkeypatch):
+def test_a_sweep_chooses_by_validation_tasks_alone_and_the_chosen_value_is_trained_with(
+    tmp_path, monkeypatch
+):
     kept, original = {}, several._sweep
 
     def watched(*given):
@@ -84,11 +98,16 @@ def test_a_sweep_chooses_by_validation_tasks_alone_and_the_chosen_value_is_train
     record = run(tmp_path / "run", sweep=(RATES,), comparators=("costly", "idle"), seeds=(0, 1))
     assert kept.keys() == {"train", "validation"} and kept["train"] == 2 * 3 * 30
     swept = record["sweep"]
-    assert swept["option"] == "learning_rate" and list(swept["scores"]) == ["hypernetwork", "costly"]
+    assert swept["option"] == "learning_rate" and list(swept["scores"]) == [
+        "hypernetwork",
+        "costly",
+    ]
     for method, tried in swept["scores"].items():
         assert list(tried) == ["0.000001", "0.03", "0.1"]
         assert swept["chosen"][method] == min(tried, key=tried.get)
-    assert swept["chosen"]["hypernetwork"] == "0.1"  # thirty steps of Adam: the largest gets nearest
+    assert (
+        swept["chosen"]["hypernetwork"] == "0.1"
+    )  # thirty steps of Adam: the largest gets nearest
     assert record["scores"][0]["per_seed"] == [alone(seed, learning_rate=0.1) for seed in (0, 1)]
     one = json.loads((tmp_path / "run" / "seed-1" / "record.json").read_text())
     assert one["chosen"] == {"option": "learning_rate", "chosen": swept["chosen"]}
@@ -97,10 +116,20 @@ def test_a_sweep_chooses_by_validation_tasks_alone_and_the_chosen_value_is_train
 def test_a_value_that_a_method_fails_with_is_not_chosen(tmp_path):
     record = run(tmp_path / "run", sweep=("learning-rate=1e9,0.05",), comparators=("broken",))
     swept = record["sweep"]
-    assert swept["scores"]["hypernetwork"]["1e9"] is None and swept["chosen"] == {"hypernetwork": "0.05"}
-    assert swept["scores"]["broken"] == {"1e9": None, "0.05": None}  # a comparator's row stays, and says so
-    assert [(row["method"], row.get("failed")) for row in record["scores"]][1] == ("broken", "1 of 1 runs")
-    with pytest.raises(NonFiniteError, match=r"`broken` failed with every value of `--learning-rate`: 0.05, 0.1"):
+    assert swept["scores"]["hypernetwork"]["1e9"] is None and swept["chosen"] == {
+        "hypernetwork": "0.05"
+    }
+    assert swept["scores"]["broken"] == {
+        "1e9": None,
+        "0.05": None,
+    }  # a comparator's row stays, and says so
+    assert [(row["method"], row.get("failed")) for row in record["scores"]][1] == (
+        "broken",
+        "1 of 1 runs",
+    )
+    with pytest.raises(
+        NonFiniteError, match=r"`broken` failed with every value of `--learning-rate`: 0.05, 0.1"
+    ):
         run(tmp_path / "lost", sweep=("learning-rate=0.05,0.1",), method="broken")
 
 
@@ -165,7 +194,10 @@ def test_the_command_goes_on_reports_and_says_which_folder_holds_one_run(tmp_pat
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"sweep": ("number=1,2",)}, "tries `number`. A sweep tries options that training alone reads: learning-rate"),
+        (
+            {"sweep": ("number=1,2",)},
+            "tries `number`. A sweep tries options that training alone reads: learning-rate",
+        ),
         ({"sweep": ("learning-rate=0.1",)}, "has no values to choose from"),
         ({"sweep": (RATES, RATES)}, "tries several options"),
         ({"sweep": ("learning-rate=fast,slow",)}, "'learning_rate' is 'fast'"),
@@ -177,7 +209,9 @@ def test_what_cannot_be_swept_is_refused_before_a_folder_is_made(options, said, 
     assert not (tmp_path / "run").exists()
 
 
-def test_an_application_without_validation_tasks_or_folds_has_no_sweep_and_no_folds(tmp_path, monkeypatch):
+def test_an_application_without_validation_tasks_or_folds_has_no_sweep_and_no_folds(
+    tmp_path, monkeypatch
+):
     with monkeypatch.context() as patch:
         patch.setattr(GuessConfig, "validating", RunOptions.validating)
         with pytest.raises(ConfigError, match="`GuessConfig` knows no validation tasks"):

@@ -13,7 +13,9 @@ from weightloom.cli import main
 from weightloom.errors import CheckpointError, ConfigError, DataError
 from weightloom.runs.record import role_of
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # whole runs: shapes are checked where the rooms are tested
+pytestmark = pytest.mark.usefixtures(
+    "unchecked"
+)  # whole runs: shapes are checked where the rooms are tested
 OWN = "tiny_app:Guesses"
 
 
@@ -46,11 +48,17 @@ def test_a_folder_names_its_application_and_every_command_reads_only_its_own(tmp
         said = told([*words, "--app", "fewshot"], capsys)
         assert "`run` is a run of `guess`, and `--app fewshot` is `fewshot`" in said
     said = told(["fewshot", "--resume", "run"], capsys)
-    assert "`run` is a run of `weightloom guess`, and `weightloom fewshot` was asked to read it" in said
+    assert (
+        "`run` is a run of `weightloom guess`, and `weightloom fewshot` was asked to read it"
+        in said
+    )
     main(["report", "run", "--app", OWN])
     main(["eval", "--number", "9", "run", "--app", OWN])  # the folder may stand anywhere
     assert "hypernetwork" in capsys.readouterr().out
-    for words, said in ((["export", "run", "--task", "0"], "export --task"), (["adapt", "run", "5"], "adapt")):
+    for words, said in (
+        (["export", "run", "--task", "0"], "export --task"),
+        (["adapt", "run", "5"], "adapt"),
+    ):
         assert f"`weightloom {said}` does not go with a run of `weightloom guess`" in told(
             [*words, "--app", OWN], capsys
         )
@@ -81,7 +89,9 @@ def test_every_trained_method_has_a_row_of_what_it_was_before_training(tmp_path)
     methods = [(name, "method") for name in ("hypernetwork", "costly", "idle", "broken")]
     assert parts == [*methods, ("hypernetwork", "untrained"), ("costly", "untrained")]
     trained, costly, idle, broken, before, _ = (row["mean"] for row in record["scores"])
-    assert trained == costly < before == idle  # all begin from one seed; who is not trained stays there
+    assert (
+        trained == costly < before == idle
+    )  # all begin from one seed; who is not trained stays there
     assert broken != broken and record["scores"][3]["tasks"] == 0  # not a number
     assert "the loss is nan" in record["failures"]["broken"] and "broken failed" in record["notes"]
     kept = json.loads((tmp_path / "run" / "record.json").read_text())["scores"][3]
@@ -104,7 +114,9 @@ def test_minutes_give_every_trained_method_the_same_processor_time(tmp_path):
     Guesses.forget()  # steps cost nothing now, yet a run goes on with the number that it began with
     for place in ("", "costly"):
         (tmp_path / "run" / place / "checkpoints" / "last.safetensors").unlink()
-    assert run(tmp_path / "run", True, steps=None, minutes=0.01, comparators=("costly",))["cost"]["steps"] == {
+    assert run(tmp_path / "run", True, steps=None, minutes=0.01, comparators=("costly",))["cost"][
+        "steps"
+    ] == {
         "hypernetwork": ours,
         "costly": costly,
     }
@@ -117,18 +129,25 @@ def test_a_run_that_starts_from_another_on_a_related_task_needs_fewer_steps(tmp_
     record = run(tmp_path / "near", start_from=str(tmp_path / "far"), **options)
     facts = record["start_from"]
     assert facts["run"] == str(tmp_path / "far")
-    assert facts["steps"] < facts["fresh_steps"] and facts["steps_saved"] == facts["fresh_steps"] - facts["steps"]
+    assert (
+        facts["steps"] < facts["fresh_steps"]
+        and facts["steps_saved"] == facts["fresh_steps"] - facts["steps"]
+    )
     assert [(row["method"], role_of(row)) for row in record["scores"]][:2] == [
         ("hypernetwork", "method"),
         ("fresh", "control"),
     ]
     fresh = run(tmp_path / "fresh", **options)
-    assert fresh["scores"][0]["mean"] == record["scores"][1]["mean"]  # the arm beside it is that of any run
+    assert (
+        fresh["scores"][0]["mean"] == record["scores"][1]["mean"]
+    )  # the arm beside it is that of any run
     with pytest.raises(ConfigError, match="has no method `costly`"):
         run(tmp_path / "odd", method="costly", start_from=str(tmp_path / "far"))
 
 
-def test_an_application_of_another_package_is_found_by_its_entry_point(tmp_path, monkeypatch, capsys):
+def test_an_application_of_another_package_is_found_by_its_entry_point(
+    tmp_path, monkeypatch, capsys
+):
     point, original = EntryPoint("guess", OWN, registry.GROUP), importlib.metadata.entry_points
 
     def with_ours(**asked):
@@ -157,22 +176,39 @@ def test_an_application_is_typed_as_module_and_class(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_engines_are_timed_once_and_agents_start_from_agents_of_related_contexts(tmp_path, monkeypatch):
+def test_engines_are_timed_once_and_agents_start_from_agents_of_related_contexts(
+    tmp_path, monkeypatch
+):
     pytest.importorskip("sb3_contrib")
     from weightloom.apps.rl.app import RL
     from weightloom.apps.rl.config import RLConfig
     from weightloom.apps.rl.envs.lqr import LQR
 
     monkeypatch.setattr(LQR, "max_steps", 10)
-    small = {"rows": 4, "width": 8, "hidden": 8, "blocks": 0, "rank": 2, "batch": 8, "warm_up": 8, "updates": 0.25}
+    small = {
+        "rows": 4,
+        "width": 8,
+        "hidden": 8,
+        "blocks": 0,
+        "rank": 2,
+        "batch": 8,
+        "warm_up": 8,
+        "updates": 0.25,
+    }
     config = RLConfig(env="lqr", steps=40, test_contexts=2, comparators=(), autotune=True, **small)
     experiment.run(RL(), config, tmp_path / "run", quiet=True)
     kept = json.loads((tmp_path / "run" / "engines.json").read_text())
-    assert kept and all(entry["way"] == min(entry["ms"], key=entry["ms"].get) for entry in kept.values())
+    assert kept and all(
+        entry["way"] == min(entry["ms"], key=entry["ms"].get) for entry in kept.values()
+    )
     experiment.run(RL(), config, tmp_path / "run", resume=True, quiet=True)
     again = json.loads((tmp_path / "run" / "engines.json").read_text())
     assert {name: again[name] for name in kept} == kept
-    related = {"vary": ("stiffness=1:2", "motor=0.5:1.5"), "evaluate_every": 20, "start_from": str(tmp_path / "run")}
+    related = {
+        "vary": ("stiffness=1:2", "motor=0.5:1.5"),
+        "evaluate_every": 20,
+        "start_from": str(tmp_path / "run"),
+    }
     options = {"env": "lqr", "steps": 40, "test_contexts": 2, "comparators": (), **small}
     record = experiment.run(RL(), RLConfig(**options, **related), tmp_path / "related", quiet=True)
     assert record["start_from"]["fresh_steps"] and {"fresh", "hypernetwork"} <= {
@@ -182,5 +218,7 @@ def test_engines_are_timed_once_and_agents_start_from_agents_of_related_contexts
 
 def test_what_was_trained_cannot_be_changed_when_a_run_is_loaded(tmp_path):
     run(tmp_path / "run", steps=5)
-    with pytest.raises(ConfigError, match=r"Option 'steps' cannot be changed after training.*`number`"):
+    with pytest.raises(
+        ConfigError, match=r"Option 'steps' cannot be changed after training.*`number`"
+    ):
         experiment.load(Guesses(), tmp_path / "run", {"steps": 3})

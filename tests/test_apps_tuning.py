@@ -45,7 +45,9 @@ def rows_of(values):
 
 
 def fewshot(folder, data, **options):
-    config = FewShotConfig(data, steps=4, tasks=2, shots=(2,), test_tasks=30, comparators=(), **options)
+    config = FewShotConfig(
+        data, steps=4, tasks=2, shots=(2,), test_tasks=30, comparators=(), **options
+    )
     run_several(FewShot(), config, folder, Several(sweep=("outer-lr=0.001,0.01",)), quiet=True)
     return problem_of(config.resolved())
 
@@ -65,7 +67,9 @@ def test_no_class_of_the_table_is_tuned_on(tmp_path, drawn):
     seen = drawn(ClassTasks, lambda source, tasks: [source.examples])
     problem = fewshot(tmp_path / "run", "digits", queries=3)
     pictures = {row for pool in seen for row in rows_of(pool.flatten(0, 1))}
-    judged = rows_of(problem.held_out.examples.flatten(0, 1)) - {(0,) * 64}  # what fills up classes of fewer pictures
+    judged = rows_of(problem.held_out.examples.flatten(0, 1)) - {
+        (0,) * 64
+    }  # what fills up classes of fewer pictures
     assert len(pictures) > 1000 and len(judged) > 400 and not pictures & judged
 
 
@@ -80,13 +84,31 @@ def test_no_context_of_the_table_is_tuned_on(tmp_path, monkeypatch):
 
     def watched(world, contexts, validation=False):
         found = settings(world, contexts, validation)
-        drawn.setdefault(validation, []).extend(torch.cat([one.contexts, one.others]) for one in found)
+        drawn.setdefault(validation, []).extend(
+            torch.cat([one.contexts, one.others]) for one in found
+        )
         return found
 
     monkeypatch.setattr(judge, "settings", watched)
     monkeypatch.setattr(LQR, "max_steps", 10)
-    small = {"rows": 4, "width": 8, "hidden": 8, "blocks": 0, "rank": 2, "batch": 8, "warm_up": 8, "updates": 0.25}
+    small = {
+        "rows": 4,
+        "width": 8,
+        "hidden": 8,
+        "blocks": 0,
+        "rank": 2,
+        "batch": 8,
+        "warm_up": 8,
+        "updates": 0.25,
+    }
     config = RLConfig(env="lqr", steps=40, test_contexts=6, comparators=(), **small)
-    run_several(RL(), config, tmp_path / "run", Several(sweep=("learning-rate=0.001,0.01",)), quiet=True)
+    run_several(
+        RL(), config, tmp_path / "run", Several(sweep=("learning-rate=0.001,0.01",)), quiet=True
+    )
     tuned_on, judged = (rows_of(torch.cat(drawn[validation])) for validation in (True, False))
-    assert len(drawn[True]) == 2 and len(tuned_on) == 2 * 6 and len(judged) == 4 * 6 and not tuned_on & judged
+    assert (
+        len(drawn[True]) == 2
+        and len(tuned_on) == 2 * 6
+        and len(judged) == 4 * 6
+        and not tuned_on & judged
+    )

@@ -17,7 +17,12 @@ def normed():
 
 def decoder():
     """A linear layer, which autocast lowers, before transposed convolutions, which it does not reach under vmap."""
-    layers = nn.Linear(5, 12), nn.ReLU(), nn.Unflatten(1, (3, 4)), nn.ConvTranspose1d(3, 4, 3, stride=2)
+    layers = (
+        nn.Linear(5, 12),
+        nn.ReLU(),
+        nn.Unflatten(1, (3, 4)),
+        nn.ConvTranspose1d(3, 4, 3, stride=2),
+    )
     return nn.Sequential(*layers, nn.Conv1d(4, 2, 1))
 
 
@@ -45,4 +50,6 @@ def test_norms_and_convolutions_run_with_every_engine(build, event, form):
             outputs = apply_per_task(hyper.base, params, x, engine=engine).float()
             assert (outputs - expected).abs().max() < 0.05 * expected.abs().max()
     gradients = torch.autograd.grad(outputs.square().sum(), list(hyper.parameters()))
-    assert all(gradient.isfinite().all() and gradient.dtype == torch.float32 for gradient in gradients)
+    assert all(
+        gradient.isfinite().all() and gradient.dtype == torch.float32 for gradient in gradients
+    )

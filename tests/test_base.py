@@ -19,8 +19,12 @@ def close(actual, expected, tolerance=1e-10):
 
 def picture(net):
     """Everything of a network that must not change."""
-    tensors = {n: (id(t), t.clone(), t.grad) for n, t in [*net.named_parameters(), *net.named_buffers()]}
-    return tensors, {name: (module.training, set(module.__dict__)) for name, module in net.named_modules()}
+    tensors = {
+        n: (id(t), t.clone(), t.grad) for n, t in [*net.named_parameters(), *net.named_buffers()]
+    }
+    return tensors, {
+        name: (module.training, set(module.__dict__)) for name, module in net.named_modules()
+    }
 
 
 def assert_unchanged(before, after):
@@ -40,7 +44,10 @@ def test_values_and_gradients_equal_those_of_one_copy_of_the_base_per_task(base,
     outputs = apply_per_task(net, params, *inputs, engine=engine)
     weights = tree_map(torch.randn_like, outputs)
     expected, expected_gradients = run_task_by_task(
-        net, params, inputs, lambda out, task: weighted_sum(out, tree_map(lambda w: w[task], weights))
+        net,
+        params,
+        inputs,
+        lambda out, task: weighted_sum(out, tree_map(lambda w: w[task], weights)),
     )
     leaves = [
         *params.values(),
@@ -86,12 +93,16 @@ def test_no_more_tasks_run_at_once_than_asked_for():
     calls = []
     net = nn.Linear(5, 2)
     net.register_forward_hook(lambda *_: calls.append(1))
-    apply_per_task(net, {"bias": torch.randn(5, 2)}, torch.randn(5, 4, 5), engine="vmap", chunk_size=2)
+    apply_per_task(
+        net, {"bias": torch.randn(5, 2)}, torch.randn(5, 4, 5), engine="vmap", chunk_size=2
+    )
     assert len(calls) == 3
 
 
 def test_a_task_alone_keeps_its_axis():
-    assert apply_per_task(nn.Linear(5, 2), {"bias": torch.zeros(1, 2)}, torch.randn(1, 4, 5)).shape == (1, 4, 2)
+    assert apply_per_task(
+        nn.Linear(5, 2), {"bias": torch.zeros(1, 2)}, torch.randn(1, 4, 5)
+    ).shape == (1, 4, 2)
 
 
 def test_a_generated_head_may_have_more_rows_than_the_base_was_built_with():
@@ -114,12 +125,17 @@ def test_dropout_in_train_mode_is_drawn_for_each_task_apart_and_again_from_the_s
 
 def test_an_unknown_engine_is_answered_with_the_known(unchecked):
     with pytest.raises(ConfigError, match=r"`engine='vmp'` is unknown.*Did you mean `vmap`\?"):
-        apply_per_task(nn.Linear(3, 2), {"bias": torch.randn(5, 2)}, torch.randn(5, 7, 3), engine="vmp")
+        apply_per_task(
+            nn.Linear(3, 2), {"bias": torch.randn(5, 2)}, torch.randn(5, 7, 3), engine="vmp"
+        )
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_module_for_all_tasks_equals_a_loop_over_them(training):
-    net, x = nn.Sequential(nn.Conv2d(2, 3, 3), nn.GroupNorm(1, 3)).double().train(training), torch.randn(3, 4, 2, 5, 5)
+    net, x = (
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.GroupNorm(1, 3)).double().train(training),
+        torch.randn(3, 4, 2, 5, 5),
+    )
     close(apply_shared(net, x.double()), torch.stack([net(one.double()) for one in x]))
 
 

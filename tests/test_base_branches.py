@@ -56,12 +56,17 @@ class Halved(nn.Module):
 
 
 def generated(base: nn.Module) -> Params:
-    names = [name for name, _ in base.named_parameters() if name.endswith("weight") and "positions" not in name]
+    names = [
+        name
+        for name, _ in base.named_parameters()
+        if name.endswith("weight") and "positions" not in name
+    ]
     own = base.get_parameter
     return Params(
         {
             name: LowRank(2).value(
-                own(name), {"up": torch.randn(TASKS, WIDTH, 2), "down": torch.randn(TASKS, 2, WIDTH)}
+                own(name),
+                {"up": torch.randn(TASKS, WIDTH, 2), "down": torch.randn(TASKS, 2, WIDTH)},
             )
             for name in names
         }
@@ -95,7 +100,9 @@ def test_a_masked_encoder_is_folded_whichever_tasks_go_without_a_mask(written, f
     run = per_task(base)
     for order in (full, [], [1], full, [0, 1, 2]):  # a plan that was made for other answers
         mask = masks(order)
-        torch.testing.assert_close(run(params, x, mask), expected(base, params, x, mask), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            run(params, x, mask), expected(base, params, x, mask), rtol=1e-10, atol=1e-10
+        )
         assert run.explain(params, x, mask).engine == "aligned"
 
 
@@ -107,7 +114,9 @@ def test_tasks_with_a_mask_that_does_nothing_are_not_run_apart(encoder, monkeypa
     run(params, x, mask)
     sizes = []
     folded = branch_paths.run_aligned
-    monkeypatch.setattr(branch_paths, "run_aligned", lambda call: sizes.append(call.tasks) or folded(call))
+    monkeypatch.setattr(
+        branch_paths, "run_aligned", lambda call: sizes.append(call.tasks) or folded(call)
+    )
     run(params, x, mask)
     assert sizes == [TASKS]
 
@@ -119,19 +128,26 @@ def test_tasks_are_run_apart_where_two_ways_are_two_programs():
     run = per_task(base)
     for seed in range(8):
         flags = torch.randint(0, 3, (TASKS, ROWS), generator=torch.Generator().manual_seed(seed))
-        torch.testing.assert_close(run(params, x, flags), expected(base, params, x, flags), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            run(params, x, flags), expected(base, params, x, flags), rtol=1e-10, atol=1e-10
+        )
     assert run.explain(params, x, flags).engine == "aligned"
 
 
 def test_gradients_reach_factors_and_inputs_along_every_way():
     torch.manual_seed(0)
     base = Halved().double()
-    params, x = generated(base), torch.randn(TASKS, ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    params, x = (
+        generated(base),
+        torch.randn(TASKS, ROWS, WIDTH, dtype=torch.float64, requires_grad=True),
+    )
     leaf = params["layer.weight"].factors["up"].requires_grad_()
     flags = torch.tensor([[0, 0], [1, 2], [0, 2], [0, 0], [1, 1], [2, 2]])
     weights = torch.randn(TASKS, ROWS, WIDTH, dtype=torch.float64)
     gradients = [
-        torch.autograd.grad((per_task(base, engine=engine)(params, x, flags) * weights).sum(), (leaf, x))
+        torch.autograd.grad(
+            (per_task(base, engine=engine)(params, x, flags) * weights).sum(), (leaf, x)
+        )
         for engine in ("auto", "loop")
     ]
     for ours, theirs in zip(*gradients, strict=True):
@@ -150,7 +166,9 @@ def test_a_mean_over_all_rows_that_is_asked_about_is_run_task_by_task():
     flags = torch.zeros(TASKS, ROWS, dtype=torch.long)
     run = per_task(base)
     assert run.explain(params, x, flags).engine == "loop"
-    torch.testing.assert_close(run(params, x, flags), expected(base, params, x, flags), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        run(params, x, flags), expected(base, params, x, flags), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_answers_are_those_of_each_task():
@@ -190,7 +208,9 @@ def test_sizes_are_followed_through_arithmetic():
         use(side(12, True, followed), side(5, False, followed))
         return followed.exact
 
-    assert not one(lambda batch, steps: (batch * steps, batch // 2, -steps, steps > 1, steps**2, steps**-0.5))
+    assert not one(
+        lambda batch, steps: (batch * steps, batch // 2, -steps, steps > 1, steps**2, steps**-0.5)
+    )
     assert one(lambda batch, steps: batch > 1)
     assert one(lambda batch, steps: steps > 4)
     assert one(lambda batch, steps: 1 / (batch * steps))
@@ -212,7 +232,9 @@ def test_a_size_of_the_batch_that_becomes_a_number_is_not_folded():
     params, x = generated(base), torch.randn(TASKS, ROWS, WIDTH, dtype=torch.float64)
     for batch in (ROWS, 1, 3):
         x = torch.randn(TASKS, batch, WIDTH, dtype=torch.float64)
-        torch.testing.assert_close(per_task(base)(params, x), expected(base, params, x), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            per_task(base)(params, x), expected(base, params, x), rtol=1e-10, atol=1e-10
+        )
     with pytest.raises(BatchingError, match="gives other numbers"):
         per_task(base, engine="aligned")(params, x)
 
@@ -233,7 +255,9 @@ def test_a_number_that_is_another_one_in_every_call_ends_in_the_loop():
     run = per_task(base)
     for call in range(24):
         base.scale.fill_(call)
-        torch.testing.assert_close(run(params, x), expected(base, params, x), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            run(params, x), expected(base, params, x), rtol=1e-10, atol=1e-10
+        )
 
 
 def test_sizes_that_a_watched_base_keeps_and_returns_are_plain_numbers():

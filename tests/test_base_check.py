@@ -17,7 +17,11 @@ def close(actual, expected, tolerance=1e-10):
 
 
 def test_a_different_number_of_tasks_is_named_and_the_advice_works():
-    net, params, x = nn.Linear(3, 2), {"weight": torch.randn(5, 2, 3), "bias": torch.randn(5, 2)}, torch.randn(4, 7, 3)
+    net, params, x = (
+        nn.Linear(3, 2),
+        {"weight": torch.randn(5, 2, 3), "bias": torch.randn(5, 2)},
+        torch.randn(4, 7, 3),
+    )
     with pytest.raises(ShapeError) as caught:
         apply_per_task(net, params, x)
     assert str(caught.value) == (
@@ -27,30 +31,44 @@ def test_a_different_number_of_tasks_is_named_and_the_advice_works():
     )
     advice = re.search(r"pass `(.*)`", str(caught.value)).group(1)
     outputs = apply_per_task(net, params, eval(advice, {"x": x, "Shared": Shared}))
-    close(outputs, torch.stack([x[0] @ params["weight"][i].T + params["bias"][i] for i in range(5)]), 1e-5)
+    close(
+        outputs,
+        torch.stack([x[0] @ params["weight"][i].T + params["bias"][i] for i in range(5)]),
+        1e-5,
+    )
 
 
 def test_inputs_that_disagree_among_themselves_are_named():
     x, z = torch.randn(5, 4, 3), torch.randn(4, 4, 3)
-    with pytest.raises(ShapeError, match=r"`inputs\[1\]` holds 4 tasks but `inputs\[0\]` holds 5\."):
+    with pytest.raises(
+        ShapeError, match=r"`inputs\[1\]` holds 4 tasks but `inputs\[0\]` holds 5\."
+    ):
         apply_per_task(nn.Bilinear(3, 3, 2), {}, x, z)
 
 
 def test_params_that_disagree_among_themselves_are_named():
     params = {"weight": torch.randn(5, 2, 3), "bias": torch.randn(4, 2)}
-    with pytest.raises(ShapeError, match=r"`params\['weight'\]` holds 5 tasks but `params\['bias'\]` holds 4"):
+    with pytest.raises(
+        ShapeError, match=r"`params\['weight'\]` holds 5 tasks but `params\['bias'\]` holds 4"
+    ):
         apply_per_task(nn.Linear(3, 2), params, torch.randn(5, 7, 3))
 
 
-@pytest.mark.parametrize("run", [lambda net, p: apply_per_task(net, p, torch.randn(5, 7, 3)), specialise])
+@pytest.mark.parametrize(
+    "run", [lambda net, p: apply_per_task(net, p, torch.randn(5, 7, 3)), specialise]
+)
 def test_a_name_that_the_base_lacks_is_answered_with_the_nearest(run):
-    with pytest.raises(ConfigError, match=r"`params` names 'wieght', which Linear does not have.*mean `weight`\?"):
+    with pytest.raises(
+        ConfigError, match=r"`params` names 'wieght', which Linear does not have.*mean `weight`\?"
+    ):
         run(nn.Linear(3, 2), {"wieght": torch.randn(5, 2, 3)})
 
 
 def test_a_parameter_without_its_tasks_axis_is_named_and_the_advice_works():
     net, value, x = nn.Linear(3, 2), torch.randn(2), torch.randn(1, 7, 3)
-    with pytest.raises(ShapeError, match=r"`params\['bias'\]` has shape \(2,\).*pass `value\[None\]`"):
+    with pytest.raises(
+        ShapeError, match=r"`params\['bias'\]` has shape \(2,\).*pass `value\[None\]`"
+    ):
         apply_per_task(net, {"bias": value}, x)
     assert apply_per_task(net, {"bias": value[None]}, x).shape == (1, 7, 2)
 
@@ -68,15 +86,24 @@ def test_a_keras_model_is_refused_wherever_it_is_and_its_place_is_named():
 
     Model.__module__ = "keras.src.models"
     for base, place in ((Model(3, 2), "base"), (nn.Sequential(nn.ReLU(), Model(3, 2)), "base.1")):
-        with pytest.raises(ConfigError, match=rf"`{place}` is a Keras model, Model.*Wrap it: `weightloom\.KerasBase"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"`{place}` is a Keras model, Model.*Wrap it: `weightloom\.KerasBase",
+        ):
             apply_per_task(base, {}, torch.randn(5, 7, 3))
 
 
 @pytest.mark.parametrize(
     ("to", "words"),
     [
-        (torch.float64, r"`base\.weight` is torch\.float64 but `params\['bias'\]` is torch\.float32.*Convert the base"),
-        ("meta", r"`base\.weight` is on meta but `params\['bias'\]` is on cpu.*Move the base: `\.to\('cpu'\)`"),
+        (
+            torch.float64,
+            r"`base\.weight` is torch\.float64 but `params\['bias'\]` is torch\.float32.*Convert the base",
+        ),
+        (
+            "meta",
+            r"`base\.weight` is on meta but `params\['bias'\]` is on cpu.*Move the base: `\.to\('cpu'\)`",
+        ),
     ],
 )
 def test_what_the_base_shares_is_of_the_same_device_and_dtype(to, words):
@@ -85,12 +112,18 @@ def test_what_the_base_shares_is_of_the_same_device_and_dtype(to, words):
         apply_per_task(copy.deepcopy(net).to(to), params, x)
     assert apply_per_task(net, params, x).shape == (5, 7, 2)
     everything = {**params, "weight": torch.randn(5, 2, 3)}
-    assert apply_per_task(copy.deepcopy(net).to(to), everything, x).shape == (5, 7, 2)  # nothing of the base is used
+    assert apply_per_task(copy.deepcopy(net).to(to), everything, x).shape == (
+        5,
+        7,
+        2,
+    )  # nothing of the base is used
 
 
 def test_generated_parameters_of_two_dtypes_are_named():
     params = {"weight": torch.randn(5, 2, 3), "bias": torch.randn(5, 2).double()}
-    with pytest.raises(ConfigError, match=r"`params\['bias'\]` is torch\.float64 but `params\['weight'\]`"):
+    with pytest.raises(
+        ConfigError, match=r"`params\['bias'\]` is torch\.float64 but `params\['weight'\]`"
+    ):
         apply_per_task(nn.Linear(3, 2), params, torch.randn(5, 7, 3))
 
 
@@ -104,8 +137,12 @@ def test_an_input_that_is_no_tensor_is_named_and_the_advice_works(unchecked):
 @pytest.mark.parametrize("engine", ["auto", "vmap", "aligned", "loop"])
 def test_two_values_for_one_tied_parameter_are_refused(engine):
     net, value, x = Tied(), torch.randn(5, 5, 5).double(), torch.randn(5, 7, 5).double()
-    with pytest.raises(ConfigError, match=r"are one parameter of the base, tied.*Pass `first\.weight` alone"):
-        apply_per_task(net.double(), {"first.weight": value, "second.weight": -value}, x, engine=engine)
+    with pytest.raises(
+        ConfigError, match=r"are one parameter of the base, tied.*Pass `first\.weight` alone"
+    ):
+        apply_per_task(
+            net.double(), {"first.weight": value, "second.weight": -value}, x, engine=engine
+        )
     outputs = apply_per_task(net, {"first.weight": value, "second.weight": value}, x, engine=engine)
     close(outputs, apply_per_task(net, {"second.weight": value}, x, engine=engine))
 
@@ -123,7 +160,11 @@ def test_tasks_are_counted_in_every_call_and_not_only_in_the_first(engine):
     net = Wrapped()
     params = {name: torch.randn(3, *own.shape) for name, own in net.named_parameters()}
     for batch in (5, 7):
-        assert apply_per_task(net, params, torch.randn(3, batch, 4), engine=engine).shape == (3, batch, 2)
+        assert apply_per_task(net, params, torch.randn(3, batch, 4), engine=engine).shape == (
+            3,
+            batch,
+            2,
+        )
     for tasks in (2, 6):
         with pytest.raises(ShapeError, match=f"`x` holds {tasks} tasks but"):
             apply_per_task(net, params, torch.randn(tasks, 5, 4), engine=engine)

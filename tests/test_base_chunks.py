@@ -24,7 +24,10 @@ def test_values_and_gradients_are_those_of_all_tasks_at_once(chunk_size):
     hyper = MLPHyperNetwork(mlp([5, 6, 2]), 4).double()
     condition, x = torch.randn(7, 4).double().requires_grad_(), torch.randn(7, 3, 5).double()
     leaves = [condition, *hyper.parameters()]
-    whole, chunked = run_of(hyper)(condition, x), in_chunks(run_of(hyper), condition, x, chunk_size=chunk_size)
+    whole, chunked = (
+        run_of(hyper)(condition, x),
+        in_chunks(run_of(hyper), condition, x, chunk_size=chunk_size),
+    )
     weights = torch.randn_like(whole)
     close(chunked, whole)
     truth, found = (torch.autograd.grad((y * weights).sum(), leaves) for y in (whole, chunked))
@@ -35,10 +38,15 @@ def test_trees_go_in_and_come_out_and_constants_are_passed_on():
     params, x = {"weight": torch.randn(5, 2, 3)}, torch.randn(5, 4, 3)
 
     def run(params, x, name):
-        return {"y": apply_per_task(nn.Linear(3, 2, bias=False), params, x), "tasks": x[:, 0, 0]}, params
+        return {
+            "y": apply_per_task(nn.Linear(3, 2, bias=False), params, x),
+            "tasks": x[:, 0, 0],
+        }, params
 
     outputs, same = in_chunks(run, params, x, "any", chunk_size=2)
-    assert torch.equal(same["weight"], params["weight"]) and torch.equal(outputs["tasks"], x[:, 0, 0])
+    assert torch.equal(same["weight"], params["weight"]) and torch.equal(
+        outputs["tasks"], x[:, 0, 0]
+    )
     close(outputs["y"], x @ params["weight"].mT, 1e-6)
 
 
@@ -75,6 +83,11 @@ def test_memory_does_not_grow_with_the_number_of_tasks(train):
 def test_chunks_of_none_and_inputs_that_disagree_are_refused_and_the_advice_works():
     with pytest.raises(ConfigError, match=r"`chunk_size=0` is below 1.*Pass 1 or more"):
         in_chunks(torch.exp, torch.ones(3), chunk_size=0)
-    with pytest.raises(ShapeError, match=r"The inputs hold \[3, 4\] tasks.*what all tasks share inside the function"):
+    with pytest.raises(
+        ShapeError,
+        match=r"The inputs hold \[3, 4\] tasks.*what all tasks share inside the function",
+    ):
         in_chunks(torch.add, torch.ones(3), torch.ones(4), chunk_size=2)
-    assert torch.equal(in_chunks(lambda x: x + torch.ones(()), torch.ones(3), chunk_size=2), 2 * torch.ones(3))
+    assert torch.equal(
+        in_chunks(lambda x: x + torch.ones(()), torch.ones(3), chunk_size=2), 2 * torch.ones(3)
+    )

@@ -60,7 +60,9 @@ def check(case, backend, name="", tolerance=1e-8):
 def in_a_process(program):
     """Without the checks of annotations, which cannot be compiled."""
     program = PROLOGUE.format(tests=str(TESTS)) + program
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout
 

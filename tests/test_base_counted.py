@@ -14,7 +14,11 @@ from weightloom.forms.sums import LARGE, add_to_own, sum_of_tasks
 
 def net(channels: int = 4) -> nn.Sequential:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)]
+    layers = [
+        nn.Conv2d(3, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1),
+    ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 2))
 
 
@@ -23,8 +27,12 @@ def generated(base: nn.Module, form: Form, tasks: int) -> Params:
     for name, its in choose_forms(base, "*.weight", form).items():
         own = base.get_parameter(name)
         shape = tuple(own.shape)
-        factors = {n: torch.randn(tasks, *s, dtype=own.dtype) for n, s in its.factor_shapes(shape).items()}
-        values[name] = its.value(own, factors, {n: value.to(own.dtype) for n, value in its.shared(shape).items()})
+        factors = {
+            n: torch.randn(tasks, *s, dtype=own.dtype) for n, s in its.factor_shapes(shape).items()
+        }
+        values[name] = its.value(
+            own, factors, {n: value.to(own.dtype) for n, value in its.shared(shape).items()}
+        )
     return Params(values)
 
 
@@ -33,7 +41,9 @@ def generated(base: nn.Module, form: Form, tasks: int) -> Params:
 def test_kernels_that_are_built_give_what_their_factors_give(form, side):
     base = net().double()
     params, x = generated(base, form, 3), torch.randn(3, 2, 3, side, side, dtype=torch.float64)
-    built = {n: value.dense() if isinstance(value, Factored) else value for n, value in params.items()}
+    built = {
+        n: value.dense() if isinstance(value, Factored) else value for n, value in params.items()
+    }
     expected = torch.stack([one(its) for one, its in zip(copies(base, built), x, strict=True)])
     for engine in ("auto", "vmap", "aligned", "loop"):
         found = per_task(base, engine=engine)(params, x)
@@ -69,10 +79,15 @@ def test_as_many_tasks_are_folded_as_stay_in_the_cache(side):
 
 def test_pieces_give_what_all_at_once_give():
     base, tasks = net(8).double(), 30
-    params, x = generated(base, RowScale(), tasks), torch.randn(tasks, 4, 3, 24, 24, dtype=torch.float64)
+    params, x = (
+        generated(base, RowScale(), tasks),
+        torch.randn(tasks, 4, 3, 24, 24, dtype=torch.float64),
+    )
     run = per_task(base)
     assert run.explain(params, x).at_once is not None
-    torch.testing.assert_close(run(params, x), per_task(base, engine="vmap")(params, x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        run(params, x), per_task(base, engine="vmap")(params, x), rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -87,8 +102,12 @@ def test_gradients_of_what_is_shared_are_those_of_a_plain_sum():
     change = torch.randn(3, 600, 300, dtype=torch.float64, requires_grad=True)
     assert change.numel() > LARGE
     weights = torch.randn(3, 300, 600, dtype=torch.float64).mT
-    ours = torch.autograd.grad((add_to_own(own, change).tanh() * weights).sum(), (own, change), create_graph=True)
-    plain = torch.autograd.grad(((own + change).tanh() * weights).sum(), (own, change), create_graph=True)
+    ours = torch.autograd.grad(
+        (add_to_own(own, change).tanh() * weights).sum(), (own, change), create_graph=True
+    )
+    plain = torch.autograd.grad(
+        ((own + change).tanh() * weights).sum(), (own, change), create_graph=True
+    )
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     twice = [torch.autograd.grad(its[0].square().sum(), change)[0] for its in (ours, plain)]
@@ -97,7 +116,12 @@ def test_gradients_of_what_is_shared_are_those_of_a_plain_sum():
 
 def test_a_large_sum_can_be_mapped():
     own, change = torch.randn(600, 300, requires_grad=True), torch.randn(2, 600, 300)
-    assert torch.func.vmap(lambda its: add_to_own(own, its))(change[:, None]).shape == (2, 1, 600, 300)
+    assert torch.func.vmap(lambda its: add_to_own(own, its))(change[:, None]).shape == (
+        2,
+        1,
+        600,
+        300,
+    )
 
 
 def test_rows_that_are_made_alike_are_rows():
@@ -118,7 +142,9 @@ def test_rows_that_are_made_alike_are_rows():
     params, x = generated(base, Full(), 5), torch.randn(5, 3, 4, dtype=torch.float64)
     run = per_task(base)
     assert run.explain(params, x).engine == "aligned"
-    torch.testing.assert_close(run(params, x), per_task(base, engine="loop")(params, x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        run(params, x), per_task(base, engine="loop")(params, x), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_a_constant_of_as_many_rows_as_there_are_is_no_row():

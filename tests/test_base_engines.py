@@ -14,7 +14,13 @@ from weightloom.networks import mlp
 
 every_base = pytest.mark.parametrize("base", BASES)
 every_engine = pytest.mark.parametrize("engine", ["auto", "vmap", "aligned", "loop"])
-ALIGNED = ["mlp", "conv2d_with_group_norm", "resnet_eval", "embedding_with_padding", "tied_embedding_with_padding"]
+ALIGNED = [
+    "mlp",
+    "conv2d_with_group_norm",
+    "resnet_eval",
+    "embedding_with_padding",
+    "tied_embedding_with_padding",
+]
 ALIGNED += [
     "token_and_positions",
     "conv2d_grouped_with_prelu",
@@ -39,7 +45,10 @@ def in_forms(net, generate):
         if own.ndim > 1 and number % 3 == 0:
             owner = net.get_submodule(name.rpartition(".")[0])
             form = RowScale().fit(tuple(own.shape), owner)
-        factors = {n: torch.randn(TASKS, *s).double() for n, s in form.factor_shapes(tuple(own.shape)).items()}
+        factors = {
+            n: torch.randn(TASKS, *s).double()
+            for n, s in form.factor_shapes(tuple(own.shape)).items()
+        }
         for factor in factors.values():
             factor.requires_grad_()
         params[name] = form.value(own, factors)
@@ -54,7 +63,9 @@ def run(net, params, inputs, engine, weights=None):
 
 
 def gradients(outputs, weights, leaves):
-    return torch.autograd.grad(weighted_sum(outputs, weights), leaves, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(
+        weighted_sum(outputs, weights), leaves, allow_unused=True, materialize_grads=True
+    )
 
 
 @every_base
@@ -97,7 +108,10 @@ def test_what_vmap_cannot_run_goes_to_the_loop_and_is_right(base):
     assert choose_engine(net, params, *inputs).engine == "loop"
     outputs, weights = run(net, params, inputs, "auto")
     expected, expected_gradients = run_task_by_task(
-        net, params, inputs, lambda out, task: weighted_sum(out, tree_map(lambda w: w[task], weights))
+        net,
+        params,
+        inputs,
+        lambda out, task: weighted_sum(out, tree_map(lambda w: w[task], weights)),
     )
     close(tree_leaves(outputs), tree_leaves(expected))
     close(list(gradients(outputs, weights, [*params.values()])), expected_gradients[: len(params)])
@@ -109,9 +123,14 @@ def test_bert_with_a_2d_mask_by_name_runs_aligned_as_in_the_loop():
     net, params, (symbols, mask) = base.net(), base.params(), base.x()
     kwargs = {"attention_mask": mask, "return_dict": True}
     found, expected = (
-        apply_per_task(net, params, symbols, kwargs=kwargs, shared=(), engine=e) for e in ("aligned", "loop")
+        apply_per_task(net, params, symbols, kwargs=kwargs, shared=(), engine=e)
+        for e in ("aligned", "loop")
     )
-    assert type(found).__name__ == type(expected).__name__ == "BaseModelOutputWithPoolingAndCrossAttentions"
+    assert (
+        type(found).__name__
+        == type(expected).__name__
+        == "BaseModelOutputWithPoolingAndCrossAttentions"
+    )
     close(found.last_hidden_state, expected.last_hidden_state)
 
 
@@ -124,7 +143,12 @@ class Outputs(nn.Module):
 
     def forward(self, x, *, shift=None, scale=1.0, name=""):
         y = self.layer(x) * scale
-        return {"y": y if shift is None else y + shift, "name": name, "nothing": None, "both": (y, [y + 1])}
+        return {
+            "y": y if shift is None else y + shift,
+            "name": name,
+            "nothing": None,
+            "both": (y, [y + 1]),
+        }
 
 
 @every_engine
@@ -133,7 +157,11 @@ def test_arguments_by_name_are_cut_if_tensors_and_passed_on_as_they_are_if_not(e
     shift = torch.randn(3, 4, 2)
     kwargs = {"shift": shift, "scale": 2.0, "name": "any"}
     outputs = apply_per_task(net, params, x, kwargs=kwargs, shared=(), engine=engine)
-    assert outputs["name"] == "any" and outputs["nothing"] is None and set(outputs) == {"y", "name", "nothing", "both"}
+    assert (
+        outputs["name"] == "any"
+        and outputs["nothing"] is None
+        and set(outputs) == {"y", "name", "nothing", "both"}
+    )
     for task in range(3):
         y = 2 * (x[task] @ params["layer.weight"][task].T + net.layer.bias)
         close([outputs["y"][task], outputs["both"][0][task]], [y + shift[task], y], 1e-5)
@@ -152,7 +180,8 @@ def test_randomness_is_the_same_or_different_for_all_tasks(engine, chunk_size):
     assert len({tuple(row.flatten().tolist()) for row in different}) == 5
     if engine == "aligned":
         with pytest.raises(
-            BatchingError, match=r"`randomness=\"same\"` was given with the aligned.*Pass `engine=\"vmap"
+            BatchingError,
+            match=r"`randomness=\"same\"` was given with the aligned.*Pass `engine=\"vmap",
         ):
             apply_per_task(net, params, x, randomness="same", **options)
         return
@@ -166,7 +195,9 @@ def test_randomness_is_the_same_or_different_for_all_tasks(engine, chunk_size):
 
 
 @every_engine
-@pytest.mark.parametrize("base", [case for case in BASES if case.id in ("mlp", "two_inputs", "embedding")])
+@pytest.mark.parametrize(
+    "base", [case for case in BASES if case.id in ("mlp", "two_inputs", "embedding")]
+)
 def test_some_tasks_at_a_time_give_the_same_in_every_engine(base, engine):
     net, inputs = base.net(), base.x()
     params, _ = in_forms(net, base.generate)
@@ -186,31 +217,43 @@ def test_a_forward_that_fails_leaves_the_base_as_it_was(engine):
 
     net = Breaks(nn.Linear(5, 4), nn.BatchNorm1d(4)).eval()
     before = {name: (id(t), t.clone()) for name, t in net.state_dict(keep_vars=True).items()}
-    places = [(id(module), {n: id(p) for n, p in module._parameters.items()}) for module in net.modules()]
+    places = [
+        (id(module), {n: id(p) for n, p in module._parameters.items()}) for module in net.modules()
+    ]
     with pytest.raises(ZeroDivisionError):
         apply_per_task(net, {"0.weight": torch.randn(3, 4, 5)}, torch.randn(3, 4, 5), engine=engine)
     for name, value in net.state_dict(keep_vars=True).items():
         assert id(value) == before[name][0] and torch.equal(value, before[name][1])
-    assert places == [(id(module), {n: id(p) for n, p in module._parameters.items()}) for module in net.modules()]
+    assert places == [
+        (id(module), {n: id(p) for n, p in module._parameters.items()}) for module in net.modules()
+    ]
     assert torch.backends.mha.get_fastpath_enabled()
 
 
 @every_engine
 def test_no_tasks_and_mixed_kinds_are_refused(engine):
     net, x = nn.Linear(5, 2), torch.randn(3, 4, 5)
-    with pytest.raises(ShapeError, match=r"holds 0 tasks.*Leave out the call where no task is left"):
+    with pytest.raises(
+        ShapeError, match=r"holds 0 tasks.*Leave out the call where no task is left"
+    ):
         apply_per_task(net, {"bias": torch.randn(0, 2)}, x[:0], engine=engine)
     params = {"bias": torch.randn(3, 2, device="meta")}
     with pytest.raises(
-        ConfigError, match=r"`x` is on cpu but `params\['bias'\]` is on meta.*Move it: `\.to\('meta'\)`"
+        ConfigError,
+        match=r"`x` is on cpu but `params\['bias'\]` is on meta.*Move it: `\.to\('meta'\)`",
     ):
         apply_per_task(net, params, x, engine=engine)
     params = {"bias": torch.randn(3, 2).double()}
     with pytest.raises(
-        ConfigError, match=r"`x` is torch\.float32 but `params\['bias'\]` is torch\.float64.*Convert it"
+        ConfigError,
+        match=r"`x` is torch\.float32 but `params\['bias'\]` is torch\.float64.*Convert it",
     ):
         apply_per_task(net, params, x, engine=engine)
-    assert apply_per_task(net.double(), params, x.to(torch.float64), engine=engine).shape == (3, 4, 2)
+    assert apply_per_task(net.double(), params, x.to(torch.float64), engine=engine).shape == (
+        3,
+        4,
+        2,
+    )
 
 
 class Force(nn.Module):
@@ -226,7 +269,11 @@ class Force(nn.Module):
 
 
 def test_a_base_that_takes_gradients_itself_goes_to_the_loop():
-    net, params, x = Force(), {"energy.weight": torch.randn(3, 1, 5, requires_grad=True)}, torch.randn(3, 4, 5)
+    net, params, x = (
+        Force(),
+        {"energy.weight": torch.randn(3, 1, 5, requires_grad=True)},
+        torch.randn(3, 4, 5),
+    )
     assert choose_engine(net, params, x).engine == "loop"
     found = apply_per_task(net, params, x)
     close(found, apply_per_task(net, params, x, engine="loop"))
@@ -235,7 +282,11 @@ def test_a_base_that_takes_gradients_itself_goes_to_the_loop():
 
 def test_an_option_that_is_unknown_is_answered_with_the_nearest(unchecked):
     net, x = nn.Linear(5, 2), torch.randn(3, 4, 5)
-    unknown = [("engine", "alinged", "aligned"), ("randomness", "sane", "same"), ("statistics", "tasks", "task")]
+    unknown = [
+        ("engine", "alinged", "aligned"),
+        ("randomness", "sane", "same"),
+        ("statistics", "tasks", "task"),
+    ]
     for option, value, meant in unknown:
         with pytest.raises(ConfigError, match=rf"`{option}='{value}'` is unknown.*`{meant}`"):
             apply_per_task(net, {}, x, **{option: value})

@@ -16,7 +16,15 @@ from weightloom.forms import Factored
 TASKS, ROWS = 3, 4
 ENGINES = ["auto", "vmap", "aligned", "loop"]
 every_engine = pytest.mark.parametrize("engine", ENGINES)
-QUICK = ["linear", "mlp_two_globs", "layer_norm", "conv2d_with_group_norm", "tied", "attention_train", "embedding"]
+QUICK = [
+    "linear",
+    "mlp_two_globs",
+    "layer_norm",
+    "conv2d_with_group_norm",
+    "tied",
+    "attention_train",
+    "embedding",
+]
 
 
 def close(actual, expected, tolerance=1e-10):
@@ -24,7 +32,9 @@ def close(actual, expected, tolerance=1e-10):
 
 
 def random_params(net, tasks=TASKS):
-    return {name: torch.randn(tasks, *value.shape).double() for name, value in net.named_parameters()}
+    return {
+        name: torch.randn(tasks, *value.shape).double() for name, value in net.named_parameters()
+    }
 
 
 def stacked(net, params, run):
@@ -67,11 +77,16 @@ def test_it_equals_apply_per_task(base, engine):
 def test_a_tensor_by_name_is_asked_about_and_both_advices_work_as_they_are_typed(engine):
     net, x = Attend(), torch.randn(TASKS, ROWS, 5, 4).double()
     params, mask = random_params(net), causal(5)
-    with pytest.raises(ConfigError, match=r"`attention_mask` of Attend holds tensors and was passed by name") as caught:
+    with pytest.raises(
+        ConfigError, match=r"`attention_mask` of Attend holds tensors and was passed by name"
+    ) as caught:
         per_task(net, engine=engine)(params, x, attention_mask=mask)
     each, one = re.findall(r"`(per_task\(.*?\))`", str(caught.value))
     expected = stacked(net, params, lambda copy, task: copy(x[task], attention_mask=mask))
-    scope = {"per_task": lambda *args, **kwargs: per_task(*args, engine=engine, **kwargs), "net": net}
+    scope = {
+        "per_task": lambda *args, **kwargs: per_task(*args, engine=engine, **kwargs),
+        "net": net,
+    }
     close(eval(one, scope)(params, x, attention_mask=mask), expected)
     of_each = mask.expand(TASKS, ROWS, 5, 5)
     close(eval(each, scope)(params, x, attention_mask=of_each), expected)
@@ -80,12 +95,19 @@ def test_a_tensor_by_name_is_asked_about_and_both_advices_work_as_they_are_typed
 def test_all_tensors_by_name_are_asked_about_at_once_and_what_is_no_tensor_is_not():
     net, x = Attend(), torch.randn(TASKS, ROWS, 5, 4).double()
     params, bias = random_params(net), torch.randn(5, 5).double()
-    with pytest.raises(ConfigError, match=r"`attention_mask`, `bias` of Attend hold tensors and were passed") as caught:
+    with pytest.raises(
+        ConfigError, match=r"`attention_mask`, `bias` of Attend hold tensors and were passed"
+    ) as caught:
         per_task(net)(params, x, attention_mask=causal(5), bias=bias)
     advice = re.findall(r"`(per_task\(.*?\))`", str(caught.value))[1]
-    found = eval(advice, {"per_task": per_task, "net": net})(params, x, attention_mask=causal(5), bias=bias)
+    found = eval(advice, {"per_task": per_task, "net": net})(
+        params, x, attention_mask=causal(5), bias=bias
+    )
     close(found, stacked(net, params, lambda copy, task: copy(x[task], causal(5), bias)))
-    close(per_task(net)(params, x, scale=2.0), stacked(net, params, lambda copy, task: copy(x[task], scale=2.0)))
+    close(
+        per_task(net)(params, x, scale=2.0),
+        stacked(net, params, lambda copy, task: copy(x[task], scale=2.0)),
+    )
 
 
 @every_engine
@@ -98,19 +120,28 @@ def test_a_mask_that_all_share_is_never_cut_however_many_tasks_there_are(engine,
         lambda: per_task(net, engine=engine)(params, x, Shared(mask)),
         lambda: per_task(net, engine=engine)(params, x, attention_mask=Shared(mask)),
         lambda: per_task(net, engine=engine, shared={"attention_mask"})(params, x, mask),
-        lambda: per_task(net, engine=engine, shared=["attention_mask"])(params, x, attention_mask=mask),
+        lambda: per_task(net, engine=engine, shared=["attention_mask"])(
+            params, x, attention_mask=mask
+        ),
         lambda: per_task(net, engine=engine, shared=[1])(params, x, mask),
         lambda: apply_per_task(net, params, x, mask, shared={1}, engine=engine),
-        lambda: apply_per_task(net, params, x, kwargs={"attention_mask": mask}, shared={"attention_mask"}),
+        lambda: apply_per_task(
+            net, params, x, kwargs={"attention_mask": mask}, shared={"attention_mask"}
+        ),
     ):
         close(run(), expected)
 
 
 def test_gradients_reach_what_all_tasks_share_as_a_sum_over_them():
-    net, x, bias = Attend(), torch.randn(TASKS, ROWS, 5, 4).double(), torch.randn(5, 5).double().requires_grad_()
+    net, x, bias = (
+        Attend(),
+        torch.randn(TASKS, ROWS, 5, 4).double(),
+        torch.randn(5, 5).double().requires_grad_(),
+    )
     params = random_params(net)
     expected = torch.autograd.grad(
-        sum(one(x[task], bias=bias).square().sum() for task, one in enumerate(copies(net, params))), bias
+        sum(one(x[task], bias=bias).square().sum() for task, one in enumerate(copies(net, params))),
+        bias,
     )
     for engine in ENGINES:
         y = per_task(net, engine=engine, shared={"bias"})(params, x, bias=bias)
@@ -119,11 +150,16 @@ def test_gradients_reach_what_all_tasks_share_as_a_sum_over_them():
 
 def test_unknown_names_in_shared_are_answered_with_the_nearest(unchecked):
     net = Attend()
-    with pytest.raises(ConfigError, match=r"`shared` names 'attention_msk', which Attend does not.*`attention_mask`"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`shared` names 'attention_msk', which Attend does not.*`attention_mask`",
+    ):
         per_task(net, shared={"attention_msk"})
     with pytest.raises(ConfigError, match=r"`shared='bias'` is one text.*Pass `shared=\{'bias'\}`"):
         per_task(net, shared="bias")
-    with pytest.raises(ConfigError, match=r"`shared` names 'bias', which Attend\.scores does not take.*`shift`|`x`"):
+    with pytest.raises(
+        ConfigError, match=r"`shared` names 'bias', which Attend\.scores does not take.*`shift`|`x`"
+    ):
         per_task(net.scores, shared={"bias"})
 
 
@@ -152,7 +188,12 @@ def test_numbers_flags_and_texts_go_to_every_task_as_they_are(engine):
     net, x = Scaled(3, 2).double(), torch.randn(TASKS, ROWS, 3).double()
     params = random_params(net)
     run = per_task(net, engine=engine)
-    for args, kwargs in (((2,), {}), ((0.5,), {"negative": True}), ((3, True, "abc"), {}), ((2.5,), {"name": "xy"})):
+    for args, kwargs in (
+        ((2,), {}),
+        ((0.5,), {"negative": True}),
+        ((3, True, "abc"), {}),
+        ((2.5,), {"name": "xy"}),
+    ):
         expected = stacked(net, params, lambda copy, task, a=args, k=kwargs: copy(x[task], *a, **k))
         close(run(params, x, *args, **kwargs), expected)
 
@@ -163,7 +204,11 @@ def test_a_scalar_tensor_is_refused_and_both_advices_work(engine):
         def forward(self, x, factor):
             return super().forward(x) * factor
 
-    net, x, factor = Times(3, 2).double(), torch.randn(1, ROWS, 3).double(), torch.tensor(3.0).double()
+    net, x, factor = (
+        Times(3, 2).double(),
+        torch.randn(1, ROWS, 3).double(),
+        torch.tensor(3.0).double(),
+    )
     params, run = random_params(net, 1), per_task(net, engine=engine)
     with pytest.raises(ShapeError, match=r"`inputs\[1\]` is a scalar") as caught:
         run(params, x, factor)
@@ -189,7 +234,9 @@ def test_a_plain_function_takes_one_task_s_parameters(engine):
         return torch.tanh(x @ params["weight"].mT) + shift
 
     params, x = {"weight": torch.randn(TASKS, 2, 3).double()}, torch.randn(TASKS, ROWS, 3).double()
-    expected = torch.stack([torch.tanh(x[task] @ params["weight"][task].T) + 1.0 for task in range(TASKS)])
+    expected = torch.stack(
+        [torch.tanh(x[task] @ params["weight"][task].T) + 1.0 for task in range(TASKS)]
+    )
     close(per_task(base, engine=engine)(params, x, shift=1.0), expected)
     shift = torch.ones(2).double()
     close(per_task(base, engine=engine, shared={"shift"})(params, x, shift=shift), expected)
@@ -217,7 +264,10 @@ def test_a_compiled_base_runs_by_the_names_of_the_network_and_with_the_prefix(en
     nn.init.normal_(hyper.head.weight, std=0.1)
     its = hyper(torch.randn(TASKS, 5).double())
     plain = {name.removeprefix("_orig_mod."): value.detach() for name, value in its.items()}
-    close(per_task(compiled, engine=engine)(its, x), stacked(net, plain, lambda copy, task: copy(x[task])))
+    close(
+        per_task(compiled, engine=engine)(its, x),
+        stacked(net, plain, lambda copy, task: copy(x[task])),
+    )
 
 
 @every_engine
@@ -236,7 +286,10 @@ def test_it_explains_a_call_as_it_would_be_run_and_runs_nothing_else():
     run = per_task(net, shared={"attention_mask"})
     calls = []
     net.register_forward_hook(lambda *_: calls.append(1))
-    assert str(run.explain(params, x, attention_mask=mask)) == "loop: hooks see one task after the other"
+    assert (
+        str(run.explain(params, x, attention_mask=mask))
+        == "loop: hooks see one task after the other"
+    )
     assert not calls
     net._forward_hooks.clear()
     assert str(run.explain(params, x)) == str(choose_engine(net, params, x))
@@ -249,7 +302,9 @@ def test_it_explains_a_call_as_it_would_be_run_and_runs_nothing_else():
 def row_by_row(net, params, task_of_row, run):
     """Each row by a copy of its task, as a batch of one."""
     nets = copies(net, params)
-    return torch.cat([run(nets[int(task)], slice(row, row + 1)) for row, task in enumerate(task_of_row)])
+    return torch.cat(
+        [run(nets[int(task)], slice(row, row + 1)) for row, task in enumerate(task_of_row)]
+    )
 
 
 ORDERS = {
@@ -270,7 +325,9 @@ def test_rows_of_several_tasks_equal_a_loop_over_rows(order, engine):
     params = {name: value.requires_grad_() for name, value in params.items()}
     found = per_task(net, engine=engine).by_row(params, task_of_row, x)
     nets = copies(net, params)
-    expected = torch.cat([nets[int(task)](x[row : row + 1]) for row, task in enumerate(task_of_row)])
+    expected = torch.cat(
+        [nets[int(task)](x[row : row + 1]) for row, task in enumerate(task_of_row)]
+    )
     close(found, expected)
     weights = torch.randn_like(found)
     ours = torch.autograd.grad((found * weights).sum(), [x, *params.values()])
@@ -317,7 +374,11 @@ def test_rows_of_nested_and_shared_arguments_and_outputs():
             return {"y": y if shift is None else y + shift, "both": (y, [y + 1])}
 
     net, task_of_row = Nested(4, 2).double(), torch.tensor([2, 0, 2, 1])
-    params, a, b, shift = random_params(net), *(torch.randn(4, 4).double() for _ in "ab"), torch.randn(2).double()
+    params, a, b, shift = (
+        random_params(net),
+        *(torch.randn(4, 4).double() for _ in "ab"),
+        torch.randn(2).double(),
+    )
     for engine in ENGINES:
         run = per_task(net, engine=engine, shared={"shift"})
         found = run.by_row(params, task_of_row, {"a": a, "b": [b]}, {"scale": 2.0}, shift=shift)
@@ -330,7 +391,9 @@ def test_rows_of_nested_and_shared_arguments_and_outputs():
                 net,
                 params,
                 task_of_row,
-                lambda one, at, pick=of_one: pick(one({"a": a[at], "b": [b[at]]}, {"scale": 2.0}, shift)),
+                lambda one, at, pick=of_one: pick(
+                    one({"a": a[at], "b": [b[at]]}, {"scale": 2.0}, shift)
+                ),
             )
             close(of, expected.detach())
 
@@ -343,11 +406,16 @@ def test_rows_that_do_not_fit_are_refused_and_the_advice_works():
             run.by_row(params, torch.tensor(wrong), x)
     with pytest.raises(ShapeError, match=r"`task_of_row` is empty.*Leave out the call"):
         run.by_row(params, torch.tensor([], dtype=torch.long), x[:0])
-    with pytest.raises(ShapeError, match=r"shape \(3, 4\) was passed for 2 rows.*Pass as many rows, or wrap it"):
+    with pytest.raises(
+        ShapeError, match=r"shape \(3, 4\) was passed for 2 rows.*Pass as many rows, or wrap it"
+    ):
         run.by_row(params, torch.tensor([0, 1]), x)
     with pytest.raises(ConfigError, match="tasks"):
         run.by_row({}, torch.tensor([0, 1, 2]), x)
     assert run.by_row(params, torch.tensor([0, 1, 2]), x).shape == (3, 2)
     total = per_task(lambda params, x: (x @ params["weight"].mT).sum())
-    with pytest.raises(BatchingError, match=r"returns a tensor of shape \(\) for one row.*Return a row for each row"):
+    with pytest.raises(
+        BatchingError,
+        match=r"returns a tensor of shape \(\) for one row.*Return a row for each row",
+    ):
         total.by_row(params, torch.tensor([0, 1, 2]), x)

@@ -25,7 +25,9 @@ class Recomputes(nn.Module):
 
     def __init__(self, how="checkpoint"):
         super().__init__()
-        self.first, self.second, self.last = (nn.Linear(*sizes).double() for sizes in ((4, 6), (6, 6), (6, 2)))
+        self.first, self.second, self.last = (
+            nn.Linear(*sizes).double() for sizes in ((4, 6), (6, 6), (6, 2))
+        )
         self.how = how
 
     def block(self, x):
@@ -38,7 +40,9 @@ class Recomputes(nn.Module):
             h = checkpoint(lambda x: torch.tanh(self.first(x)), x, use_reentrant=False)
             h = checkpoint(lambda h: torch.tanh(self.second(h)), h, use_reentrant=False)
         elif self.how == "in a checkpoint":
-            h = checkpoint(lambda x: checkpoint(self.block, x, use_reentrant=False), x, use_reentrant=False)
+            h = checkpoint(
+                lambda x: checkpoint(self.block, x, use_reentrant=False), x, use_reentrant=False
+            )
         elif self.how == "save_on_cpu":
             with save_on_cpu():
                 h = self.block(x)
@@ -50,7 +54,10 @@ class Recomputes(nn.Module):
 
 
 def parts(net):
-    params = {name: torch.randn(TASKS, *v.shape).double().requires_grad_() for name, v in net.named_parameters()}
+    params = {
+        name: torch.randn(TASKS, *v.shape).double().requires_grad_()
+        for name, v in net.named_parameters()
+    }
     return params, torch.randn(TASKS, ROWS, 4).double().requires_grad_()
 
 
@@ -89,7 +96,9 @@ def test_gradients_of_factors_are_those_without_recomputing(engine):
         net = Recomputes(how)
         hyper = MLPHyperNetwork(net, condition_dim=5, form=LowRank(2)).double()
         nn.init.normal_(hyper.head.weight, std=0.3)
-        y = per_task(net, engine=engine)(hyper(torch.randn(TASKS, 5).double()), torch.randn(TASKS, ROWS, 4).double())
+        y = per_task(net, engine=engine)(
+            hyper(torch.randn(TASKS, 5).double()), torch.randn(TASKS, ROWS, 4).double()
+        )
         y.sin().sum().backward()
         found.append({name: parameter.grad for name, parameter in hyper.named_parameters()})
     close(*found)
@@ -99,7 +108,10 @@ def test_gradients_of_factors_are_those_without_recomputing(engine):
 def test_vmap_refuses_it_before_anything_is_computed_and_the_advice_works(how):
     net, seen = Recomputes(how), []
     params, x = parts(net)
-    with pytest.raises(BatchingError, match=r"recomputes, or packs.*Pass `engine=\"loop\"`, or `engine=\"aligned\"`"):
+    with pytest.raises(
+        BatchingError,
+        match=r"recomputes, or packs.*Pass `engine=\"loop\"`, or `engine=\"aligned\"`",
+    ):
         seen.append(per_task(net, engine="vmap")(params, x))
     assert not seen and choose_engine(net, params, x).engine == "loop"
     expected, _ = truth(net, params, x)
@@ -188,7 +200,11 @@ def test_a_checkpoint_around_hypernetwork_and_call_is_exact(engine):
     for recomputes in (True, False):
         torch.manual_seed(0)
         whole = Whole()
-        y = checkpoint(whole, condition, x, use_reentrant=False) if recomputes else whole(condition, x)
+        y = (
+            checkpoint(whole, condition, x, use_reentrant=False)
+            if recomputes
+            else whole(condition, x)
+        )
         y.sin().sum().backward()
         found.append({name: parameter.grad for name, parameter in whole.hyper.named_parameters()})
     close(*found)
@@ -214,13 +230,17 @@ def gpt2(recompute):
     drops = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     torch.manual_seed(0)
     ends = {"bos_token_id": 0, "eos_token_id": 0}
-    net = GPT2LMHeadModel(GPT2Config(use_cache=False, attn_implementation="eager", **sizes, **drops, **ends))
+    net = GPT2LMHeadModel(
+        GPT2Config(use_cache=False, attn_implementation="eager", **sizes, **drops, **ends)
+    )
     if recompute:
         net.gradient_checkpointing_enable({"use_reentrant": False})
     return net.double().train()
 
 
-DEPRECATED = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+DEPRECATED = pytest.mark.filterwarnings(
+    "ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"
+)
 
 
 @DEPRECATED
@@ -244,6 +264,8 @@ def test_a_language_model_with_gradient_checkpointing_has_the_gradients_of_one_w
 def test_a_language_model_with_gradient_checkpointing_is_refused_by_vmap():
     pytest.importorskip("transformers")
     net = gpt2(True)
-    params = {"transformer.h.0.mlp.c_fc.weight": torch.randn(TASKS, 8, 32).double().requires_grad_()}
+    params = {
+        "transformer.h.0.mlp.c_fc.weight": torch.randn(TASKS, 8, 32).double().requires_grad_()
+    }
     with pytest.raises(BatchingError, match=r"recomputes, or packs|not with `engine='vmap'`"):
         per_task(net, engine="vmap")(params, torch.randint(11, (TASKS, 2, 5)))

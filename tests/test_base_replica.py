@@ -48,7 +48,9 @@ def close(actual, expected, tolerance=1e-10):
 
 
 def random_params(net, tasks=TASKS):
-    return {name: torch.randn(tasks, *value.shape).double() for name, value in net.named_parameters()}
+    return {
+        name: torch.randn(tasks, *value.shape).double() for name, value in net.named_parameters()
+    }
 
 
 HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
@@ -58,13 +60,24 @@ def picture(net):
     """Everything of a network: what it holds by identity, tensors by value and memory, modes, hooks, sources."""
     modules = {
         name: {
-            key: (id(value), tuple((k, id(v)) for k, v in value.items()) if isinstance(value, dict) else value)
+            key: (
+                id(value),
+                tuple((k, id(v)) for k, v in value.items()) if isinstance(value, dict) else value,
+            )
             for key, value in vars(module).items()
         }
         for name, module in net.named_modules()
     }
     tensors = {
-        name: (id(t), t.data_ptr(), t.detach().clone(), t._version, t.requires_grad, t.grad, len(vars(t)))
+        name: (
+            id(t),
+            t.data_ptr(),
+            t.detach().clone(),
+            t._version,
+            t.requires_grad,
+            t.grad,
+            len(vars(t)),
+        )
         for name, t in net.state_dict(keep_vars=True).items()
     }
     hooks = {name: [list(vars(module)[key]) for key in HOOKS if isinstance(vars(module)[key], dict)]
@@ -139,8 +152,12 @@ def test_a_base_is_equal_to_the_last_byte_after_a_call_and_after_one_that_fails(
         assert_same(hooked, picture(net))
         handle.remove()
     assert_same(before, picture(net))
-    assert torch.equal(torch.get_rng_state(), drawn[0]) and torch.backends.mha.get_fastpath_enabled()
-    assert not everywhere._global_forward_hooks and torch._C._functorch.maybe_current_level() is None
+    assert (
+        torch.equal(torch.get_rng_state(), drawn[0]) and torch.backends.mha.get_fastpath_enabled()
+    )
+    assert (
+        not everywhere._global_forward_hooks and torch._C._functorch.maybe_current_level() is None
+    )
 
 
 @every_engine
@@ -293,13 +310,18 @@ def test_a_parameter_behind_a_class_attribute_is_refused_by_its_name_where_it_is
     net, x = OfClass(), torch.randn(TASKS, ROWS, 4).double()
     with pytest.raises(BatchingError, match=r"uses its own 'layer\.weight'.*or do not generate it"):
         per_task(net, engine=engine)(random_params(net), x)
-    close(per_task(net, engine=engine)({"layer.bias": torch.randn(TASKS, 4).double()}, x), x @ net.layer.weight)
+    close(
+        per_task(net, engine=engine)({"layer.bias": torch.randn(TASKS, 4).double()}, x),
+        x @ net.layer.weight,
+    )
 
 
 @every_engine
 def test_a_parameter_behind_a_global_is_refused_by_its_name_where_it_is_generated(engine):
     net, x = UsesGlobal(), torch.randn(TASKS, ROWS, 4).double()
-    with pytest.raises(BatchingError, match=r"uses its own 'weight'.*as `self\.weight`, or do not generate it"):
+    with pytest.raises(
+        BatchingError, match=r"uses its own 'weight'.*as `self\.weight`, or do not generate it"
+    ):
         per_task(net, engine=engine)(random_params(net), x)
     close(per_task(net, engine=engine)({}, x), x @ net.weight)
 
@@ -312,7 +334,11 @@ class Child(nn.Module):
         self.scale, self.parent, self.hold = nn.Parameter(torch.ones(4).double()), None, hold
 
     def forward(self, x):
-        parent = {"list": lambda: self.parent[0], "weak": lambda: self.parent(), "proxy": lambda: self.parent[0]}
+        parent = {
+            "list": lambda: self.parent[0],
+            "weak": lambda: self.parent(),
+            "proxy": lambda: self.parent[0],
+        }
         return self.scale * parent[self.hold]().shift + x
 
 
@@ -320,7 +346,11 @@ class Parent(nn.Module):
     def __init__(self, hold):
         super().__init__()
         self.shift, self.child = nn.Parameter(torch.zeros(4).double()), Child(hold)
-        self.child.parent = {"list": [self], "weak": weakref.ref(self), "proxy": [weakref.proxy(self)]}[hold]
+        self.child.parent = {
+            "list": [self],
+            "weak": weakref.ref(self),
+            "proxy": [weakref.proxy(self)],
+        }[hold]
 
     def forward(self, x):
         return self.child(x).tanh()
@@ -335,7 +365,9 @@ def test_a_child_that_holds_its_parent_reads_the_generated_values_of_it(hold, en
     close(per_task(net, engine=engine)(params, x), expected.tanh())
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated", "ignore:`torch.jit.trace` is deprecated")
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated", "ignore:`torch.jit.trace` is deprecated"
+)
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace_method` is deprecated")
 @every_engine
 def test_a_child_that_torch_jit_compiled_is_shared_and_refused_where_it_is_generated(engine):
@@ -343,7 +375,9 @@ def test_a_child_that_torch_jit_compiled_is_shared_and_refused_where_it_is_gener
     net = nn.Sequential(nn.Linear(4, 4).double(), torch.jit.script(inner))
     x = torch.randn(TASKS, ROWS, 4).double()
     params = {"0.weight": torch.randn(TASKS, 4, 4).double()}
-    with pytest.raises(BatchingError, match=r"'1\.weight' is in a module that `torch\.jit` compiled"):
+    with pytest.raises(
+        BatchingError, match=r"'1\.weight' is in a module that `torch\.jit` compiled"
+    ):
         per_task(net, engine=engine)({"1.weight": torch.randn(TASKS, 4, 4).double()}, x)
     try:
         found = per_task(net, engine=engine)(params, x)
@@ -369,7 +403,8 @@ def served(base, threads, calls, engine="auto"):
             for call in range(calls):
                 found = tree_leaves(per_task(net, engine=engine)(sets[which], *inputs))
                 if not all(
-                    torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(found, alone[which], strict=True)
+                    torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+                    for a, b in zip(found, alone[which], strict=True)
                 ):
                     wrong.append((which, call))
         except BaseException as error:
@@ -399,7 +434,9 @@ def test_threads_that_share_a_base_for_long_get_their_own_answers(base, engine):
     if engine == "aligned" and base.inputs == 2:
         pytest.skip("a parameter that is one number")
     if engine == "aligned" and base.event in ((3, 4), (4, 2)):
-        pytest.skip("attention, and a sequence on the first axis, which the aligned engine does not know")
+        pytest.skip(
+            "attention, and a sequence on the first axis, which the aligned engine does not know"
+        )
     assert served(base, 16, 5000 // 16 // len(ENGINES) + 1, engine) == []
 
 
@@ -461,7 +498,9 @@ class Normalised(nn.Linear):
 
 @pytest.mark.parametrize("how", ["method", "copy", "slice"])
 @pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
-def test_a_weight_that_is_normalised_in_place_is_as_of_a_copy_and_what_was_generated_is_left(how, engine):
+def test_a_weight_that_is_normalised_in_place_is_as_of_a_copy_and_what_was_generated_is_left(
+    how, engine
+):
     net = nn.Sequential(Normalised(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
     net[0].how = how
     params, x = random_params(net), torch.randn(TASKS, ROWS, 4).double()
@@ -489,7 +528,9 @@ class Writes(nn.Module):
 
     def forward(self, x, shift):
         with torch.no_grad():
-            {"parameter": self.scale, "argument": shift, "kept tensor": self.kept}[self.what].add_(1.0)
+            {"parameter": self.scale, "argument": shift, "kept tensor": self.kept}[self.what].add_(
+                1.0
+            )
         return self.layer(x) * self.scale + shift + self.kept
 
 
@@ -498,7 +539,11 @@ class Writes(nn.Module):
 def test_what_all_tasks_share_is_not_changed_in_place(what, engine):
     net, x, shift = Writes(what), torch.randn(TASKS, ROWS, 4).double(), torch.zeros(4).double()
     params = {"layer.weight": torch.randn(TASKS, 4, 4).double()}
-    said = {"parameter": "its own 'scale'", "argument": "an argument", "kept tensor": "a tensor that it keeps"}[what]
+    said = {
+        "parameter": "its own 'scale'",
+        "argument": "an argument",
+        "kept tensor": "a tensor that it keeps",
+    }[what]
     with pytest.raises(BatchingError, match=rf"changes {said} in place, which all tasks share"):
         per_task(net, engine=engine, shared={"shift"})(params, x, shift)
 

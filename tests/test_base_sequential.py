@@ -17,7 +17,9 @@ def taken(monkeypatch):
     """How often the short cut was taken."""
     calls = []
     run = engines.run_sequential
-    monkeypatch.setattr(engines, "run_sequential", lambda *arguments: calls.append(1) or run(*arguments))
+    monkeypatch.setattr(
+        engines, "run_sequential", lambda *arguments: calls.append(1) or run(*arguments)
+    )
     return calls
 
 
@@ -26,8 +28,12 @@ def params_of(net, generate="*", form=None, tasks=3):
     for name, its in choose_forms(net, generate, form).items():
         own = net.get_parameter(name)
         shapes = its.factor_shapes(tuple(own.shape))
-        factors = {n: torch.randn(tasks, *s, dtype=own.dtype).requires_grad_() for n, s in shapes.items()}
-        params[name] = its.value(own, factors, {n: v.to(own) for n, v in its.shared(tuple(own.shape)).items()})
+        factors = {
+            n: torch.randn(tasks, *s, dtype=own.dtype).requires_grad_() for n, s in shapes.items()
+        }
+        params[name] = its.value(
+            own, factors, {n: v.to(own) for n, v in its.shared(tuple(own.shape)).items()}
+        )
     return params
 
 
@@ -47,20 +53,31 @@ def test_values_and_gradients_equal_those_of_the_loop(form, generate, taken):
 
 @pytest.mark.parametrize("kind", BY_NUMBER, ids=lambda kind: kind.__name__)
 def test_every_function_between_the_layers_works_number_by_number(kind, taken):
-    net, x = nn.Sequential(nn.Linear(5, 6), kind(), nn.Linear(6, 2)).double(), torch.randn(3, 4, 5).double()
+    net, x = (
+        nn.Sequential(nn.Linear(5, 6), kind(), nn.Linear(6, 2)).double(),
+        torch.randn(3, 4, 5).double(),
+    )
     params = params_of(net)
     torch.testing.assert_close(
-        apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop"), rtol=1e-10, atol=1e-10
+        apply_per_task(net, params, x),
+        apply_per_task(net, params, x, engine="loop"),
+        rtol=1e-10,
+        atol=1e-10,
     )
     assert taken
 
 
 def test_tied_layers_stay_tied(taken):
-    net, x = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)).double(), torch.randn(3, 4, 5).double()
+    net, x = (
+        nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)).double(),
+        torch.randn(3, 4, 5).double(),
+    )
     net[2].weight = net[0].weight
     params = params_of(net)
     assert "2.weight" not in params
-    torch.testing.assert_close(apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop"))
+    torch.testing.assert_close(
+        apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop")
+    )
     assert taken
 
 
@@ -70,8 +87,12 @@ def test_a_hook_is_called_and_what_it_returns_counts(hook, taken):
     params = params_of(net)
     apply_per_task(net, params, x)
     assert taken.pop()
-    handle = getattr(net[0], hook)(lambda module, args, *output: output[0] * 2 if output else (args[0] * 2,))
-    torch.testing.assert_close(apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop"))
+    handle = getattr(net[0], hook)(
+        lambda module, args, *output: output[0] * 2 if output else (args[0] * 2,)
+    )
+    torch.testing.assert_close(
+        apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop")
+    )
     assert not taken
     handle.remove()
     apply_per_task(net, params, x)
@@ -96,7 +117,9 @@ class Doubled(nn.Linear):
 def test_what_is_no_plain_mlp_is_run_as_it_is(net, taken):
     net, x = copy.deepcopy(net), torch.randn(3, 4, 5)
     params = params_of(net)
-    torch.testing.assert_close(apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop"))
+    torch.testing.assert_close(
+        apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop")
+    )
     assert not taken
 
 
@@ -105,19 +128,32 @@ def test_a_layer_that_was_put_in_place_of_another_is_the_one_that_runs(taken):
     params = params_of(net, "0.*")
     apply_per_task(net, params, x)
     net[1], net[2] = nn.Tanh(), nn.Linear(6, 7)
-    torch.testing.assert_close(apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop"))
+    torch.testing.assert_close(
+        apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop")
+    )
 
 
 def conv_net(**options):
     return nn.Sequential(
-        *(nn.Conv2d(2, 4, 3, padding=1, groups=2, **options), nn.GroupNorm(2, 4), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), nn.Tanh(), nn.AvgPool2d(2, ceil_mode=True)),
+        *(
+            nn.Conv2d(2, 4, 3, padding=1, groups=2, **options),
+            nn.GroupNorm(2, 4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ),
+        *(
+            nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False),
+            nn.Tanh(),
+            nn.AvgPool2d(2, ceil_mode=True),
+        ),
         *(nn.Flatten(), nn.Linear(6, 5), nn.ELU(), nn.Linear(5, 2)),
     )
 
 
 @pytest.mark.parametrize(
-    "generate", ["*", "*.weight", "0.*", ["0.bias", "4.weight", "1.*"], ["4.*", "8.weight"]], ids=str
+    "generate",
+    ["*", "*.weight", "0.*", ["0.bias", "4.weight", "1.*"], ["4.*", "8.weight"]],
+    ids=str,
 )
 def test_convolutions_and_what_follows_them_equal_the_loop(generate, taken):
     net, x = conv_net().double(), torch.randn(3, 4, 2, 7, 7).double().requires_grad_()
@@ -135,7 +171,9 @@ def test_a_sequence_may_end_in_space(taken):
     x, params = torch.randn(3, 4, 2, 9).double(), params_of(net)
     found = apply_per_task(net, params, x)
     assert taken and found.shape == (3, 4, 3, 4)
-    torch.testing.assert_close(found, apply_per_task(net, params, x, engine="loop"), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        found, apply_per_task(net, params, x, engine="loop"), rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,6 +189,9 @@ def test_a_sequence_may_end_in_space(taken):
 def test_other_sequences_are_run_as_they_are(net, taken):
     x, params = torch.randn(3, 4, 2, 7, 7), params_of(net)
     torch.testing.assert_close(
-        apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop"), rtol=1e-4, atol=1e-4
+        apply_per_task(net, params, x),
+        apply_per_task(net, params, x, engine="loop"),
+        rtol=1e-4,
+        atol=1e-4,
     )
     assert not taken

@@ -38,16 +38,24 @@ def test_a_specialised_network_is_plain_and_survives_pickle_copy_and_state_dict(
     for tensor in [*one.parameters(), *one.buffers()]:
         assert type(tensor) in (nn.Parameter, torch.Tensor) and tensor.grad_fn is None
     written = pickle.dumps(one)
-    ours = {name for _, name, _ in pickletools.genops(written) if str(name).startswith("weightloom")}
-    allowed = {"weightloom.networks.feedforward", "weightloom.networks.keras"}  # ours there, the network is the same
+    ours = {
+        name for _, name, _ in pickletools.genops(written) if str(name).startswith("weightloom")
+    }
+    allowed = {
+        "weightloom.networks.feedforward",
+        "weightloom.networks.keras",
+    }  # ours there, the network is the same
     assert ours <= allowed
     inputs = [x[1] for x in base.x()]
     expected = tree_leaves(one(*inputs))
     again = specialise(base.net(), base.params(), 0)
     again.load_state_dict(one.state_dict())
     for copied in (pickle.loads(written), copy.deepcopy(one), again):
-        assert all(torch.equal(a, b) for a, b in zip(tree_leaves(copied(*inputs)), expected, strict=True))
-    # The base takes it too. A recurrent layer of ours adds in another order than torch's, which the network has.
+        assert all(
+            torch.equal(a, b) for a, b in zip(tree_leaves(copied(*inputs)), expected, strict=True)
+        )
+    # The base takes it too. A recurrent layer of ours adds in another order than torch's, which the
+    # network has.
     net = base.net()
     net.load_state_dict(one.state_dict())
     close(tree_leaves(net(*inputs)), expected)
@@ -83,13 +91,18 @@ def test_a_resized_head_says_its_new_size():
 
 def test_a_task_that_is_not_there_is_refused_and_the_advice_works():
     params = {"bias": torch.randn(3, 2)}
-    with pytest.raises(ConfigError, match=r"`task=3` is out of range. `params` holds 3 tasks. Pass a task from 0 to 2"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`task=3` is out of range. `params` holds 3 tasks. Pass a task from 0 to 2",
+    ):
         specialise(nn.Linear(5, 2), params, 3)
     assert torch.equal(specialise(nn.Linear(5, 2), params, 2).bias, params["bias"][2])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", [Base(lambda: mlp([5, 6, 2])), Base(dropout, train=False)], ids=["mlp", "dropout"])
+@pytest.mark.parametrize(
+    "base", [Base(lambda: mlp([5, 6, 2])), Base(dropout, train=False)], ids=["mlp", "dropout"]
+)
 def test_a_specialised_network_can_be_exported(base):
     one, (x,) = specialise(base.net(), base.params(), 1), base.x()
     batch = torch.export.Dim("batch")

@@ -30,7 +30,9 @@ def close(actual, expected, tolerance=1e-10):
 
 
 def random_params(net, tasks=TASKS):
-    return {name: torch.randn(tasks, *value.shape).double() for name, value in net.named_parameters()}
+    return {
+        name: torch.randn(tasks, *value.shape).double() for name, value in net.named_parameters()
+    }
 
 
 def inputs(tasks=TASKS, width=4):
@@ -134,7 +136,10 @@ def test_what_was_left_for_other_tasks_is_refused_where_it_is_read_and_the_advic
     net = Remembers()
     call = per_task(net)
     call(random_params(net), inputs())
-    with pytest.raises(BatchingError, match=r"earlier call of 3 tasks left; this call is of 5.*Set `Remembers\.kept`"):
+    with pytest.raises(
+        BatchingError,
+        match=r"earlier call of 3 tasks left; this call is of 5.*Set `Remembers\.kept`",
+    ):
         call(random_params(net, 5), inputs(5))
     net.kept = None
     assert call(random_params(net, 5), inputs(5)).shape == (5, ROWS, 4)
@@ -162,7 +167,9 @@ def test_features_that_forward_keeps_have_a_tasks_axis_and_a_gradient(engine):
         one.features["h"].sin().sum().backward()
     assert net.features["name"] == "h"
     close(net.features["h"], torch.stack([one.features["h"] for one in nets]))
-    ours = torch.autograd.grad(net.features["h"].sin().sum(), [params["inner.weight"], params["inner.bias"]])
+    ours = torch.autograd.grad(
+        net.features["h"].sin().sum(), [params["inner.weight"], params["inner.bias"]]
+    )
     close(list(ours), [*gradients_of(nets, ["inner.weight", "inner.bias"]).values()])
 
 
@@ -186,11 +193,15 @@ def test_a_number_that_differs_from_task_to_task_is_not_kept_and_tensors_are_not
             return y
 
     net = Sums(4, 2).double()
-    with pytest.raises(BatchingError, match=r"`total`, which `forward` of Sums assigns, differs from task to task"):
+    with pytest.raises(
+        BatchingError, match=r"`total`, which `forward` of Sums assigns, differs from task to task"
+    ):
         per_task(net)(random_params(net), inputs())
     assert net.total == 0.0
     net = Logs().double()
-    with pytest.raises(BatchingError, match=r"`forward` of Logs puts tensors into a list that it keeps"):
+    with pytest.raises(
+        BatchingError, match=r"`forward` of Logs puts tensors into a list that it keeps"
+    ):
         per_task(net)(random_params(net), inputs())
     assert net.log == []
 
@@ -213,7 +224,10 @@ def test_a_forward_that_makes_layers_or_deletes_is_refused(what, engine):
     net = Makes(4, 2).double()
     net.there = 3
     keys = set(vars(net))
-    with pytest.raises(BatchingError, match=r"makes or replaces its (layer|parameter) 'new'|deletes its attribute 't"):
+    with pytest.raises(
+        BatchingError,
+        match=r"makes or replaces its (layer|parameter) 'new'|deletes its attribute 't",
+    ):
         per_task(net, engine=engine)(random_params(net), inputs())
     assert set(vars(net)) == keys and not list(net.children())
 
@@ -299,7 +313,20 @@ class Follows(nn.Module):
         return self.outer(h - h.mean(0) if self.on() else h)
 
 
-HOW = ["dataclass", "object", "enum", "dict", "list", "deque", "set", "tuple", "numpy", "array", "nested", "closure"]
+HOW = [
+    "dataclass",
+    "object",
+    "enum",
+    "dict",
+    "list",
+    "deque",
+    "set",
+    "tuple",
+    "numpy",
+    "array",
+    "nested",
+    "closure",
+]
 HOW += ["global", "object behind a global", "class attribute", "attribute"]
 
 
@@ -425,22 +452,32 @@ def test_a_hook_sees_one_task_after_the_other_and_what_it_keeps_can_be_read(firs
         kept.clear()
         close(call(params, x), alone(nets, x))
         assert len(kept) == TASKS
-        close(torch.stack(kept), torch.stack([one[:2](its) for one, its in zip(nets, x, strict=True)]))
+        close(
+            torch.stack(kept), torch.stack([one[:2](its) for one, its in zip(nets, x, strict=True)])
+        )
 
 
 def test_hooks_by_other_engines_see_what_they_run_or_are_refused():
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
     params, x, shapes, kept = random_params(net), inputs(), [], []
     expected = alone(copies(net, params), x)
-    handle = net[1].register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
-    for engine, seen in (("loop", [(ROWS, 6)] * TASKS), ("vmap", [(ROWS, 6)]), ("aligned", [(TASKS * ROWS, 6)])):
+    handle = net[1].register_forward_hook(
+        lambda module, args, output: shapes.append(tuple(output.shape))
+    )
+    for engine, seen in (
+        ("loop", [(ROWS, 6)] * TASKS),
+        ("vmap", [(ROWS, 6)]),
+        ("aligned", [(TASKS * ROWS, 6)]),
+    ):
         per_task(net, engine=engine)(params, x)
         shapes.clear()
         close(per_task(net, engine=engine)(params, x), expected)
         assert shapes == seen
     handle.remove()
     net[1].register_forward_hook(lambda module, args, output: kept.append(output))
-    with pytest.raises(BatchingError, match=r"A hook on Sequential keeps tensors.*Pass `engine=\"loop\"`"):
+    with pytest.raises(
+        BatchingError, match=r"A hook on Sequential keeps tensors.*Pass `engine=\"loop\"`"
+    ):
         per_task(net, engine="vmap")(params, x)
     kept.clear()
     per_task(net, engine="loop")(params, x)
@@ -495,7 +532,10 @@ def test_gradient_hooks_see_each_tasks_own_gradient(how):
         ours = torch.autograd.grad(found.sin().sum(), [*params.values()])
         close(dict(zip(params, ours, strict=True)), gradients_of(nets, params))
     for engine in ("vmap", "aligned"):
-        with pytest.raises(BatchingError, match=rf"registers a hook for gradients in `forward` \(`{how}`\).*\"loop\""):
+        with pytest.raises(
+            BatchingError,
+            match=rf"registers a hook for gradients in `forward` \(`{how}`\).*\"loop\"",
+        ):
             per_task(net, engine=engine)(params, x)
 
 
@@ -554,7 +594,8 @@ def test_sources_of_random_numbers_are_where_one_run_of_each_task_leaves_them(so
             begin()
             before = states(net)
             with pytest.raises(
-                BatchingError, match=r"draws random numbers in `forward` that are not torch's.*\"loop\""
+                BatchingError,
+                match=r"draws random numbers in `forward` that are not torch's.*\"loop\"",
             ):
                 per_task(net, engine=engine)(params, x)
             assert states(net) == before
@@ -594,7 +635,9 @@ def test_a_cache_by_version_is_refused_and_one_that_is_cleared_is_right():
 
     net, x = ByVersion(4, 2).double(), inputs()
     for engine in ENGINES:
-        with pytest.raises(BatchingError, match=r"asks in `forward` how often a tensor was changed \(`_version`\)"):
+        with pytest.raises(
+            BatchingError, match=r"asks in `forward` how often a tensor was changed \(`_version`\)"
+        ):
             per_task(net, engine=engine)(random_params(net), x)
     net = Cleared(4, 2, bias=False).double()
     for _ in range(3):

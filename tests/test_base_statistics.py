@@ -23,7 +23,9 @@ def close(actual, expected, tolerance=1e-10):
 
 def made(build, event, tasks=3):
     net = build().double()
-    params = {name: torch.randn(tasks, *value.shape).double() for name, value in net.named_parameters()}
+    params = {
+        name: torch.randn(tasks, *value.shape).double() for name, value in net.named_parameters()
+    }
     return net, params, torch.randn(tasks, 4, *event).double()
 
 
@@ -96,7 +98,9 @@ def test_with_nothing_that_writes_statistics_change_nothing():
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 def test_shared_statistics_apart_are_refused_and_both_advices_work(engine):
     net, params, x = made(batch_norm, (5,))
-    with pytest.raises(ConfigError, match=rf"cannot be had with `engine='{engine}'`.*Pass `engine=\"aligned\"`"):
+    with pytest.raises(
+        ConfigError, match=rf"cannot be had with `engine='{engine}'`.*Pass `engine=\"aligned\"`"
+    ):
         apply_per_task(net, params, x, statistics="shared", engine=engine)
     for engine in ("aligned", "auto"):
         assert apply_per_task(net, params, x, statistics="shared", engine=engine).shape == (3, 4, 2)
@@ -105,7 +109,9 @@ def test_shared_statistics_apart_are_refused_and_both_advices_work(engine):
 def test_shared_statistics_in_pieces_are_refused_and_nothing_is_counted():
     net, params, x = made(batch_norm, (5,))
     counted = int(net[1].num_batches_tracked)
-    with pytest.raises(ConfigError, match=r"cannot be had with `chunk_size=2` for 3 tasks.*Leave `chunk_size` out"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be had with `chunk_size=2` for 3 tasks.*Leave `chunk_size` out"
+    ):
         apply_per_task(net, params, x, statistics="shared", chunk_size=2)
     assert int(net[1].num_batches_tracked) == counted
     assert apply_per_task(net, params, x, statistics="shared", chunk_size=3).shape == (3, 4, 2)
@@ -114,24 +120,42 @@ def test_shared_statistics_in_pieces_are_refused_and_nothing_is_counted():
 def test_buffers_that_do_not_fit_are_refused_and_the_advice_works():
     net, params, x = made(batch_norm, (5,))
     with pytest.raises(
-        ConfigError, match=r"`buffers` names '1\.running_men', which Sequential does not have.*mean `1\.r"
+        ConfigError,
+        match=r"`buffers` names '1\.running_men', which Sequential does not have.*mean `1\.r",
     ):
         apply_per_task(net, params, x, buffers={"1.running_men": torch.zeros(3, 6)})
-    with pytest.raises(ShapeError, match=r"has shape \(2, 6\); for 3 tasks it is \(3, 6\).*`task_buffers\(base, 3\)`"):
+    with pytest.raises(
+        ShapeError,
+        match=r"has shape \(2, 6\); for 3 tasks it is \(3, 6\).*`task_buffers\(base, 3\)`",
+    ):
         apply_per_task(net, params, x, buffers=task_buffers(net, 2))
     with pytest.raises(BatchingError, match=r"`1` is a `BatchNorm1d` in train mode"):
         choose_engine(net, params, x)
     with pytest.raises(
-        BatchingError, match=r"Buffers per task .*cannot be had with the aligned engine.*Pass `engine=\"vmap\"`"
+        BatchingError,
+        match=r"Buffers per task .*cannot be had with the aligned engine.*Pass `engine=\"vmap\"`",
     ):
         apply_per_task(net, params, x, buffers=task_buffers(net, 3), engine="aligned")
-    assert apply_per_task(net, params, x, buffers=task_buffers(net, 3), engine="vmap").shape == (3, 4, 2)
+    assert apply_per_task(net, params, x, buffers=task_buffers(net, 3), engine="vmap").shape == (
+        3,
+        4,
+        2,
+    )
 
 
 def test_only_norms_that_keep_statistics_have_buffers_of_tasks():
-    assert task_buffers(nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.GroupNorm(2, 4)), 3) == {}
+    assert (
+        task_buffers(
+            nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.GroupNorm(2, 4)), 3
+        )
+        == {}
+    )
     buffers = task_buffers(resnet(), 3)
-    assert {name.rpartition(".")[2] for name in buffers} == {"running_mean", "running_var", "num_batches_tracked"}
+    assert {name.rpartition(".")[2] for name in buffers} == {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
 
 
 def with_group_norm(net):
@@ -149,7 +173,9 @@ def with_group_norm(net):
 )
 def test_batch_norm_in_train_mode_is_refused_and_each_advice_works(advice, follow):
     net, params, x = batch_norm(), {"0.bias": torch.randn(3, 6)}, torch.randn(3, 4, 5)
-    with pytest.raises(BatchingError, match=r"`1` is a `BatchNorm1d` in train mode.*say which is meant") as caught:
+    with pytest.raises(
+        BatchingError, match=r"`1` is a `BatchNorm1d` in train mode.*say which is meant"
+    ) as caught:
         apply_per_task(net, params, x)
     assert advice in str(caught.value)
     assert apply_per_task(follow(net), params, x).isfinite().all()
@@ -166,4 +192,6 @@ def test_instance_norm_with_statistics_in_train_mode_is_refused_too():
     net = nn.InstanceNorm1d(2, affine=True, track_running_stats=True)
     with pytest.raises(BatchingError, match="`base` is a `InstanceNorm1d` in train mode"):
         apply_per_task(net, {"bias": torch.randn(3, 2)}, torch.randn(3, 4, 2, 6))
-    assert apply_per_task(net.eval(), {"bias": torch.randn(3, 2)}, torch.randn(3, 4, 2, 6)).shape == (3, 4, 2, 6)
+    assert apply_per_task(
+        net.eval(), {"bias": torch.randn(3, 2)}, torch.randn(3, 4, 2, 6)
+    ).shape == (3, 4, 2, 6)

@@ -16,10 +16,20 @@ from weightloom.forms.factored import built
 pytestmark = [
     LOOPS_INSIDE,
     pytest.mark.filterwarnings("ignore:An output with one or more elements was resized"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),  # torch's own forward mode
+    pytest.mark.filterwarnings(
+        "ignore:`torch.jit.script` is deprecated"
+    ),  # torch's own forward mode
 ]
 ENGINES = ["auto", "vmap", "aligned", "loop"]
-QUICK = ["linear", "mlp", "layer_norm", "conv2d_with_group_norm", "tied", "attention_train", "token_and_positions"]
+QUICK = [
+    "linear",
+    "mlp",
+    "layer_norm",
+    "conv2d_with_group_norm",
+    "tied",
+    "attention_train",
+    "token_and_positions",
+]
 
 
 def parts(base):
@@ -60,7 +70,10 @@ def plain_gradient(plain, value):
 def plain_hessian(plain, value):
     value = value.clone().requires_grad_()
     (first,) = torch.autograd.grad(plain(value), value, create_graph=True)
-    rows = [torch.autograd.grad(one, value, retain_graph=True, materialize_grads=True)[0] for one in first.flatten()]
+    rows = [
+        torch.autograd.grad(one, value, retain_graph=True, materialize_grads=True)[0]
+        for one in first.flatten()
+    ]
     return torch.stack(rows).view(*value.shape, *value.shape)
 
 
@@ -76,7 +89,9 @@ def by(engine, run):
 def quick_and_slow():
     return [
         pytest.param(
-            *param.values, id=param.id, marks=[*param.marks, *([] if param.id in QUICK else [pytest.mark.slow])]
+            *param.values,
+            id=param.id,
+            marks=[*param.marks, *([] if param.id in QUICK else [pytest.mark.slow])],
         )
         for param in BASES
         if param.id != "keras"
@@ -98,11 +113,15 @@ def test_transforms_around_a_call_give_what_plain_autograd_gives(base, engine):
     ):  # fmt: skip
         found = by(engine, run)
         if found is not None:
-            torch.testing.assert_close(found, truth(), atol=1e-10, rtol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                found, truth(), atol=1e-10, rtol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("base", [p for p in quick_and_slow() if p.id != "vit"])  # its norms amplify rounding
+@pytest.mark.parametrize(
+    "base", [p for p in quick_and_slow() if p.id != "vit"]
+)  # its norms amplify rounding
 def test_hessians_are_those_of_double_backward(base, engine):
     ours, plain, value = parts(base)
     if value.numel() > 60:
@@ -114,7 +133,9 @@ def test_hessians_are_those_of_double_backward(base, engine):
 
 @pytest.mark.parametrize("form", [Full(), LowRank(1)], ids=repr)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_gradients_of_a_hypernetwork_for_each_sample_are_those_of_one_sample_after_the_other(engine, form):
+def test_gradients_of_a_hypernetwork_for_each_sample_are_those_of_one_sample_after_the_other(
+    engine, form
+):
     base = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
     hyper = MLPHyperNetwork(base, condition_dim=5, form=form).double()
     nn.init.normal_(hyper.head.weight, std=0.3)
@@ -129,7 +150,9 @@ def test_gradients_of_a_hypernetwork_for_each_sample_are_those_of_one_sample_aft
     for row, (condition, x) in enumerate(zip(conditions, xs, strict=True)):
         params = hyper(condition[None])
         y = functional_call(base, {name: built(value)[0] for name, value in params.items()}, (x,))
-        expected = torch.autograd.grad(y.square().mean(), [*own.values()], allow_unused=True, materialize_grads=True)
+        expected = torch.autograd.grad(
+            y.square().mean(), [*own.values()], allow_unused=True, materialize_grads=True
+        )
         for name, value in zip(own, expected, strict=True):
             torch.testing.assert_close(found[name][row], value, atol=1e-10, rtol=1e-10)
 
@@ -159,7 +182,10 @@ class Experts(nn.Module):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_base_that_runs_one_row_at_a_time_is_right_or_refused(engine):
     net, x = OneRowAtATime(), torch.randn(TASKS, 5, 3).double()
-    params = {"layer.weight": torch.randn(TASKS, 2, 3).double(), "layer.bias": torch.randn(TASKS, 2).double()}
+    params = {
+        "layer.weight": torch.randn(TASKS, 2, 3).double(),
+        "layer.bias": torch.randn(TASKS, 2).double(),
+    }
     expected = torch.stack([its @ w.T + b for its, w, b in zip(x, *params.values(), strict=True)])
     found = by(engine, lambda: apply_per_task(net, params, x, engine=engine))
     if found is not None:

@@ -94,7 +94,10 @@ KINDS = {
     "dataclass of slots": (Slotted, lambda out: (out.score, out.features)),
     "named tuple": (Pair, lambda out: (out.score, out.features)),
     "namedtuple": (Old, lambda out: (out.score, out.features)),
-    "namespace": (lambda a, b: SimpleNamespace(score=a, features=b), lambda out: (out.score, out.features)),
+    "namespace": (
+        lambda a, b: SimpleNamespace(score=a, features=b),
+        lambda out: (out.score, out.features),
+    ),
     "plain object": (Plain, lambda out: (out.score, out.features)),
     "nested": (
         lambda a, b: (Result(a), [Pair({"x": a}, deque([b]))]),
@@ -118,7 +121,10 @@ class Gives(nn.Module):
 
 
 def random_params(net):
-    return {name: torch.randn(TASKS, *v.shape).double().requires_grad_() for name, v in net.named_parameters()}
+    return {
+        name: torch.randn(TASKS, *v.shape).double().requires_grad_()
+        for name, v in net.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,7 +141,10 @@ def test_it_is_opened_on_the_way_in_and_on_the_way_out_as_for_copies(kind, engin
         outputs = given(per_task(net, engine=engine, shared=()))
         alone = [of_one(one, task) for task, one in enumerate(nets)]
         assert type(outputs) is type(alone[0])
-        found, expected = read(outputs), [torch.stack(column) for column in zip(*map(read, alone), strict=True)]
+        found, expected = (
+            read(outputs),
+            [torch.stack(column) for column in zip(*map(read, alone), strict=True)],
+        )
         close(list(found), expected)
     sum(y.sin().sum() for y in expected).backward()
     ours = torch.autograd.grad(sum(y.sin().sum() for y in found), [*params.values()])
@@ -144,7 +153,11 @@ def test_it_is_opened_on_the_way_in_and_on_the_way_out_as_for_copies(kind, engin
 
 @every_engine
 def test_what_is_no_tensor_comes_back_as_it_is(engine):
-    net = Gives(lambda a, b: Result(a, None, "the name", {"three": 3, "kind": a.dtype, "deep": [(True, None, 2.5)]}))
+    net = Gives(
+        lambda a, b: Result(
+            a, None, "the name", {"three": 3, "kind": a.dtype, "deep": [(True, None, 2.5)]}
+        )
+    )
     found = per_task(net, engine=engine)(random_params(net), torch.randn(TASKS, ROWS, 5).double())
     assert found.name == "the name" and found.features is None
     assert found.extra == {"three": 3, "kind": torch.float64, "deep": [(True, None, 2.5)]}
@@ -183,7 +196,10 @@ def test_distributions_come_out_of_every_task_at_any_depth(name, where, engine):
     put, read = {
         "alone": (lambda d: d, lambda out: out),
         "in a tuple": (lambda d: (d, 1), lambda out: out[0]),
-        "in a dataclass in a list": (lambda d: [Result(torch.zeros(4), d)], lambda out: out[0].features),
+        "in a dataclass in a list": (
+            lambda d: [Result(torch.zeros(4), d)],
+            lambda out: out[0].features,
+        ),
     }[where]
     if engine == "aligned" and "dataclass" in where:
         put = lambda d: [Result(None, d)]  # noqa: E731  # what has rows
@@ -199,7 +215,9 @@ def test_distributions_come_out_of_every_task_at_any_depth(name, where, engine):
     close(found.log_prob(at), expected)
     close(found.entropy(), torch.stack([its.entropy() for its in alone]))
     expected.sum().backward()
-    ours = torch.autograd.grad(found.log_prob(at).sum(), [*params.values()], materialize_grads=True, allow_unused=True)
+    ours = torch.autograd.grad(
+        found.log_prob(at).sum(), [*params.values()], materialize_grads=True, allow_unused=True
+    )
     for value, (parameter, gradient) in zip(ours, [(n, [one.get_parameter(n).grad for one in nets]) for n in params],
                                             strict=True):  # fmt: skip
         none = torch.zeros_like(params[parameter][0])
@@ -210,7 +228,9 @@ def test_distributions_come_out_of_every_task_at_any_depth(name, where, engine):
 def test_distributions_go_into_every_task(engine):
     net = Gives(lambda a, b: a, lambda d: (d["prior"].base_dist.loc, d["prior"].base_dist.scale))
     params, (loc, scale) = random_params(net), torch.rand(2, TASKS, ROWS, 5).double()
-    found = per_task(net, engine=engine)(params, {"prior": Independent(Normal(loc, scale + 0.1), 1)})
+    found = per_task(net, engine=engine)(
+        params, {"prior": Independent(Normal(loc, scale + 0.1), 1)}
+    )
     alone = [one({"prior": Independent(Normal(m, s + 0.1), 1)})
              for one, m, s in zip(copies(net, params), loc, scale, strict=True)]  # fmt: skip
     close(found, torch.stack(alone))
@@ -253,7 +273,11 @@ class Cell(nn.Module):
 @every_engine
 def test_a_state_that_is_a_tuple_is_passed_from_step_to_step(engine):
     net = Cell()
-    params, x, zero = random_params(net), torch.randn(5, TASKS, ROWS, 5).double(), torch.zeros(TASKS, ROWS, 6).double()
+    params, x, zero = (
+        random_params(net),
+        torch.randn(5, TASKS, ROWS, 5).double(),
+        torch.zeros(TASKS, ROWS, 6).double(),
+    )
     for shared, by_name in ((None, False), ((), True)):
         run, state = per_task(net, engine=engine, shared=shared), (zero, zero)
         for step in x:
@@ -274,7 +298,10 @@ def test_outputs_of_transformers_are_opened_and_keep_their_kind():
     alone = [one(its) for one, its in zip(copies(net, params), x, strict=True)]
     for engine in ENGINES:
         found = per_task(net, engine=engine)(params, x)
-        assert type(found) is BaseModelOutput and list(found) == ["last_hidden_state", "hidden_states"]
+        assert type(found) is BaseModelOutput and list(found) == [
+            "last_hidden_state",
+            "hidden_states",
+        ]
         close(found.last_hidden_state, torch.stack([its.last_hidden_state for its in alone]))
         close(found["hidden_states"][0], torch.stack([its.hidden_states[0] for its in alone]))
 
@@ -283,15 +310,22 @@ def test_outputs_of_transformers_are_opened_and_keep_their_kind():
 def test_a_cache_of_keys_and_values_that_comes_back_gives_the_logits_of_the_whole_sequence(engine):
     transformers = pytest.importorskip("transformers")
     sizes = {"vocab_size": 11, "n_positions": 8, "n_embd": 8, "n_layer": 2, "n_head": 2}
-    config = transformers.GPT2Config(bos_token_id=0, eos_token_id=0, attn_implementation="eager", **sizes)
+    config = transformers.GPT2Config(
+        bos_token_id=0, eos_token_id=0, attn_implementation="eager", **sizes
+    )
     net = transformers.GPT2LMHeadModel(config).double().eval()
-    hyper = MLPHyperNetwork(net, condition_dim=5, generate="*.mlp.*.weight", form=LowRank(2)).double()
+    hyper = MLPHyperNetwork(
+        net, condition_dim=5, generate="*.mlp.*.weight", form=LowRank(2)
+    ).double()
     nn.init.normal_(hyper.head.weight, std=0.3)
     ids = torch.randint(11, (TASKS, 2, 6))
     with torch.no_grad():
         params = hyper(torch.randn(TASKS, 5).double())
         dense = {name: value.dense() for name, value in params.items()}
-        whole = [one(row, use_cache=False).logits for one, row in zip(copies(net, dense), ids, strict=True)]
+        whole = [
+            one(row, use_cache=False).logits
+            for one, row in zip(copies(net, dense), ids, strict=True)
+        ]
         run, cache, logits = per_task(net, engine=engine, shared=()), None, []
         for part in (ids[:, :, :3], ids[:, :, 3:5], ids[:, :, 5:]):
             try:
@@ -305,9 +339,18 @@ def test_a_cache_of_keys_and_values_that_comes_back_gives_the_logits_of_the_whol
 
 
 REFUSED = {
-    "generator": (lambda a, b: (row for row in a), r"is a generator, which cannot be opened: it can be read only once"),
-    "set of tensors": (lambda a, b: {a, b}, r"is a set, which cannot be opened: tensors in a set have no order"),
-    "array": (lambda a, b: np.ones((TASKS, ROWS)), r"is a ndarray, which cannot be opened.*`torch\.as_tensor\(x\)`"),
+    "generator": (
+        lambda a, b: (row for row in a),
+        r"is a generator, which cannot be opened: it can be read only once",
+    ),
+    "set of tensors": (
+        lambda a, b: {a, b},
+        r"is a set, which cannot be opened: tensors in a set have no order",
+    ),
+    "array": (
+        lambda a, b: np.ones((TASKS, ROWS)),
+        r"is a ndarray, which cannot be opened.*`torch\.as_tensor\(x\)`",
+    ),
     "packed sequence": (
         lambda a, b: pack_sequence([torch.ones(3, 2), torch.ones(2, 2)]),
         r"is a PackedSequence, which",
@@ -316,14 +359,27 @@ REFUSED = {
         lambda a, b: torch.eye(TASKS).double().to_sparse(),
         r"is a Tensor, which cannot be opened: it is no plain",
     ),
-    "closure over a tensor": (lambda a, b: lambda: a, r"is a function, which cannot be opened: it is a function that"),
-    "map": (lambda a, b: map(torch.sin, [a]), r"is a map, which cannot be opened: it can be read only once"),
-    "tensors as keys": (lambda a, b: {a: 1}, r"is a dict, which cannot be opened: tensors are keys"),
+    "closure over a tensor": (
+        lambda a, b: lambda: a,
+        r"is a function, which cannot be opened: it is a function that",
+    ),
+    "map": (
+        lambda a, b: map(torch.sin, [a]),
+        r"is a map, which cannot be opened: it can be read only once",
+    ),
+    "tensors as keys": (
+        lambda a, b: {a: 1},
+        r"is a dict, which cannot be opened: tensors are keys",
+    ),
 }
 
 
 @pytest.mark.parametrize(
-    ("kind", "depth"), [*((kind, "deep") for kind in REFUSED), *((k, "alone") for k in REFUSED if k != "sparse tensor")]
+    ("kind", "depth"),
+    [
+        *((kind, "deep") for kind in REFUSED),
+        *((k, "alone") for k in REFUSED if k != "sparse tensor"),
+    ],
 )
 def test_what_cannot_be_opened_is_refused_by_name_on_the_way_in(kind, depth, unchecked):
     make, said = REFUSED[kind]
@@ -335,7 +391,9 @@ def test_what_cannot_be_opened_is_refused_by_name_on_the_way_in(kind, depth, unc
         per_task(net)(random_params(net), given)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in REFUSED if kind not in ("tensors as keys", "sparse tensor")])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in REFUSED if kind not in ("tensors as keys", "sparse tensor")]
+)
 @every_engine
 def test_what_cannot_be_opened_is_refused_by_name_on_the_way_out(kind, engine):
     make, said = REFUSED[kind]
@@ -348,7 +406,9 @@ def test_what_holds_itself_is_refused():
     loop: list[Any] = [torch.ones(TASKS, ROWS, 5).double()]
     loop.append(loop)
     net = Gives(lambda a, b: a)
-    with pytest.raises(ConfigError, match=r"`x\[1\]` is a list, which cannot be opened: it holds itself"):
+    with pytest.raises(
+        ConfigError, match=r"`x\[1\]` is a list, which cannot be opened: it holds itself"
+    ):
         per_task(net)(random_params(net), loop)
 
 
@@ -356,7 +416,10 @@ def test_what_holds_itself_is_refused():
 def test_a_number_that_differs_from_task_to_task_is_refused_and_the_advice_works(engine):
     net, x = Gives(lambda a, b: (a, float(a.detach().sum()))), torch.randn(TASKS, ROWS, 5).double()
     params = random_params(net)
-    with pytest.raises(BatchingError, match=r"differs from task to task.*Return a tensor in its place, as in `torch"):
+    with pytest.raises(
+        BatchingError,
+        match=r"differs from task to task.*Return a tensor in its place, as in `torch",
+    ):
         per_task(net, engine=engine)(params, x)
     net.make = lambda a, b: (a, torch.tensor(float(a.detach().sum())))
     alone = [one(its)[1] for one, its in zip(copies(net, params), x, strict=True)]
@@ -368,18 +431,30 @@ def test_shapes_that_differ_from_task_to_task_are_refused_and_the_advice_works(e
     net, x = Gives(lambda a, b: a[a[:, 0] > 0]), torch.randn(TASKS, ROWS, 5).double()
     params = random_params(net)
     assert len({len(one(its)) for one, its in zip(copies(net, params), x, strict=True)}) > 1
-    with pytest.raises(BatchingError, match=r"different shapes or dtypes for different tasks.*Pad them, or run these"):
+    with pytest.raises(
+        BatchingError,
+        match=r"different shapes or dtypes for different tasks.*Pad them, or run these",
+    ):
         per_task(net, engine=engine)(params, x)
-    net.make = lambda a, b: nn.functional.pad(a[a[:, 0] > 0], (0, 0, 0, ROWS - int((a[:, 0] > 0).sum())))
+    net.make = lambda a, b: nn.functional.pad(
+        a[a[:, 0] > 0], (0, 0, 0, ROWS - int((a[:, 0] > 0).sum()))
+    )
     alone = [one(its) for one, its in zip(copies(net, params), x, strict=True)]
     close(per_task(net, engine=engine)(params, x), torch.stack(alone))
 
 
 @pytest.mark.parametrize("engine", ["auto", "loop"])
 def test_a_structure_that_differs_from_task_to_task_is_refused(engine):
-    net, x = Gives(lambda a, b: {"a": a} if a.sum() > 0 else {"b": a}), torch.randn(8, TASKS, ROWS, 5).double()
+    net, x = (
+        Gives(lambda a, b: {"a": a} if a.sum() > 0 else {"b": a}),
+        torch.randn(8, TASKS, ROWS, 5).double(),
+    )
     params = random_params(net)
     nets = copies(net, params)
-    its = next(one for one in x if len({tuple(n(row)) for n, row in zip(nets, one, strict=True)}) > 1)
-    with pytest.raises(BatchingError, match=r"differs from task to task in something that is no tensor"):
+    its = next(
+        one for one in x if len({tuple(n(row)) for n, row in zip(nets, one, strict=True)}) > 1
+    )
+    with pytest.raises(
+        BatchingError, match=r"differs from task to task in something that is no tensor"
+    ):
         per_task(net, engine=engine)(params, its)

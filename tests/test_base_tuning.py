@@ -15,7 +15,9 @@ TASKS = 5
 
 
 def generated(base: nn.Module) -> Params:
-    return Params({name: torch.randn(TASKS, *value.shape) for name, value in base.named_parameters()})
+    return Params(
+        {name: torch.randn(TASKS, *value.shape) for name, value in base.named_parameters()}
+    )
 
 
 @pytest.fixture
@@ -38,14 +40,18 @@ def test_the_quickest_way_is_chosen_once_and_kept():
     assert tuning.way("a call", ways) == "quick"
     many = len(runs)
     assert many > 4 and tuning.way("a call", ways) == "quick" and len(runs) == many
-    assert tuning.way("a call", {"other": ways["slow"]}) == "other"  # what was chosen is no way any more
+    assert (
+        tuning.way("a call", {"other": ways["slow"]}) == "other"
+    )  # what was chosen is no way any more
 
 
 def test_what_was_counted_stays_where_others_are_hardly_quicker(monkeypatch):
     from weightloom.base import tuning
 
     for second, best in ((0.99, "counted"), (0.5, "other")):
-        monkeypatch.setattr(tuning, "_timed", lambda ways, second=second: {"counted": 1.0, "other": second})
+        monkeypatch.setattr(
+            tuning, "_timed", lambda ways, second=second: {"counted": 1.0, "other": second}
+        )
         assert Tuning().way("a call", {"counted": lambda: None, "other": lambda: None}) == best
 
 
@@ -72,7 +78,10 @@ def test_a_later_run_takes_the_engines_of_the_file_without_timing(base, tmp_path
 def test_timing_leaves_the_base_its_random_numbers_and_gradients_alone(base):
     base = nn.Sequential(*base, nn.Dropout(0.5))
     params = Params(
-        {name: torch.randn(TASKS, *value.shape, requires_grad=True) for name, value in base.named_parameters()}
+        {
+            name: torch.randn(TASKS, *value.shape, requires_grad=True)
+            for name, value in base.named_parameters()
+        }
     )
     x = torch.randn(TASKS, 4, 3)
     torch.manual_seed(1)
@@ -124,7 +133,13 @@ def test_a_run_keeps_its_engines(tmp_path):
     from weightloom.apps.fewshot.config import FewShotConfig
 
     config = FewShotConfig(
-        data="sinusoid", steps=3, tasks=4, test_tasks=10, comparators=(), evaluate_every=3, autotune=True
+        data="sinusoid",
+        steps=3,
+        tasks=4,
+        test_tasks=10,
+        comparators=(),
+        evaluate_every=3,
+        autotune=True,
     )
     experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
     kept = json.loads((tmp_path / "run" / "engines.json").read_text())

@@ -121,7 +121,8 @@ MIXES = bank(
     assigned_by_order=lambda s, h: changed(h, lambda z: assigned(z, s.order, z.clone())),
     copied=lambda s, h: changed(h, lambda z: z.copy_(z.flip(0))),
     out=lambda s, h: (
-        changed(h, lambda z: torch.add(z.detach(), z.detach().flip(0), out=torch.empty_like(z))) - h.flip(0)
+        changed(h, lambda z: torch.add(z.detach(), z.detach().flip(0), out=torch.empty_like(z)))
+        - h.flip(0)
     ),
     places=lambda s, h: h * torch.arange(len(h))[:, None],
     places_of_a_list=lambda s, h: h + s.order[:, None],
@@ -144,8 +145,14 @@ READS_THE_SIZE = bank(
 
 def parts(then, tasks=3, zero=False):
     net = Does(then).double()
-    params = {"layer.weight": torch.randn(tasks, ROWS, ROWS), "layer.bias": torch.randn(tasks, ROWS)}
-    params = {name: (0 * value if zero else value).double().requires_grad_() for name, value in params.items()}
+    params = {
+        "layer.weight": torch.randn(tasks, ROWS, ROWS),
+        "layer.bias": torch.randn(tasks, ROWS),
+    }
+    params = {
+        name: (0 * value if zero else value).double().requires_grad_()
+        for name, value in params.items()
+    }
     return net, params, torch.randn(tasks, ROWS, ROWS).double()
 
 
@@ -156,7 +163,9 @@ def test_what_mixes_rows_is_never_folded_and_equals_the_loop(then):
     found, expected = (apply_per_task(net, params, x, engine=engine) for engine in ("auto", "loop"))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     weights = torch.randn_like(expected)
-    ours, truth = (torch.autograd.grad((y * weights).sum(), [*params.values()]) for y in (found, expected))
+    ours, truth = (
+        torch.autograd.grad((y * weights).sum(), [*params.values()]) for y in (found, expected)
+    )
     torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
 
 
@@ -199,12 +208,20 @@ SAFE = bank(
     dropout=(dropout, (5,)),
     flat_by_view=(lambda: Then(nn.Conv1d(2, 3, 2), lambda h: h.view(h.size(0), -1)), (2, 5)),
     flat_by_flatten=(lambda: Then(nn.Conv1d(2, 3, 2), lambda h: torch.flatten(h, 1)), (2, 5)),
-    functional=(lambda: Then(nn.Linear(5, 5), lambda h: F.gelu(h) + F.layer_norm(h, (5,)) * h.sigmoid()), (5,)),
+    functional=(
+        lambda: Then(nn.Linear(5, 5), lambda h: F.gelu(h) + F.layer_norm(h, (5,)) * h.sigmoid()),
+        (5,),
+    ),
     residual=(lambda: Then(nn.Linear(5, 5), lambda h: h + F.relu(h, inplace=False)), (5,)),
     sequence_mean=(lambda: Then(nn.Linear(5, 5), lambda h: h.mean(1)), (3, 5)),
     last_of_a_sequence=(lambda: Then(nn.Linear(5, 5), lambda h: h[:, -1]), (3, 5)),
     softmax_over_features=(lambda: Then(nn.Linear(5, 5), lambda h: h.softmax(-1)), (5,)),
-    heads=(lambda: Then(nn.Linear(4, 4), lambda h: h.view(h.shape[0], 3, 2, 2).transpose(1, 2).flatten(2)), (3, 4)),
+    heads=(
+        lambda: Then(
+            nn.Linear(4, 4), lambda h: h.view(h.shape[0], 3, 2, 2).transpose(1, 2).flatten(2)
+        ),
+        (3, 4),
+    ),
 )
 
 
@@ -235,7 +252,9 @@ def test_choosing_leaves_inputs_and_random_state_alone(base):
     net, params, inputs = base.net(), base.params(), base.x()
     before, state = [x.clone() for x in inputs], torch.get_rng_state()
     choice = choose_engine(net, params, *inputs)
-    assert torch.equal(torch.get_rng_state(), state) and str(choice).startswith(f"{choice.engine}: ")
+    assert torch.equal(torch.get_rng_state(), state) and str(choice).startswith(
+        f"{choice.engine}: "
+    )
     assert all(torch.equal(x, old) for x, old in zip(tree_leaves(inputs), before, strict=True))
 
 
@@ -260,7 +279,9 @@ def test_a_plain_attribute_that_forward_follows_is_looked_at_again_when_it_chang
     assert choose_engine(net, params, x).engine == "aligned"
     net.centred = True
     assert choose_engine(net, params, x).engine == "vmap"
-    torch.testing.assert_close(apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop"))
+    torch.testing.assert_close(
+        apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop")
+    )
 
 
 def test_a_batch_of_one_row_is_folded_where_its_size_is_read_and_not_where_it_is_said():
@@ -276,4 +297,6 @@ def test_a_batch_of_one_row_is_folded_where_its_size_is_read_and_not_where_it_is
     assert choose_engine(Viewing(None), params, x).engine == "aligned"
     net = Viewing(1)
     assert choose_engine(net, params, x).engine != "aligned"
-    torch.testing.assert_close(apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop"))
+    torch.testing.assert_close(
+        apply_per_task(net, params, x), apply_per_task(net, params, x, engine="loop")
+    )

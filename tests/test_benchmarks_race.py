@@ -43,7 +43,9 @@ def test_each_call_is_timed_alone_by_the_clock():
         now[0] += seconds
 
     def wait():
-        now[0] += 0.5  # the device's last work: before the start it is the neighbour's, before the end one's own
+        now[0] += (
+            0.5  # the device's last work: before the start it is the neighbour's, before the end one's own
+        )
 
     contenders = {"quick": lambda: work(1.0), "slow": lambda: work(3.0)}
     times = alternate(contenders, rounds=3, warmup=1, clock=lambda: now[0], synchronise=wait)
@@ -79,7 +81,11 @@ def test_a_ratio_is_of_medians_and_its_spread_of_pairs():
     times = {"a": [1.0, 2.0, 3.0, 4.0, 100.0], "b": [1.0] * 5}
     assert ratio(times, of="a", against="b") == {"median": 3.0, "low": 2.0, "high": 4.0}
     assert ratio(times, of="b", against="a")["median"] == pytest.approx(1 / 3)
-    assert ratio({"a": [2.0], "b": [4.0]}, of="a", against="b") == {"median": 0.5, "low": 0.5, "high": 0.5}
+    assert ratio({"a": [2.0], "b": [4.0]}, of="a", against="b") == {
+        "median": 0.5,
+        "low": 0.5,
+        "high": 0.5,
+    }
 
 
 def test_a_load_that_falls_on_both_leaves_the_spread_alone():
@@ -91,7 +97,9 @@ def test_a_load_that_falls_on_both_leaves_the_spread_alone():
 def test_peak_memory_counts_what_autograd_keeps():
     kept = torch.zeros(1000, requires_grad=True)
     assert peak_memory_bytes(lambda: torch.zeros(1000)) == 4000
-    assert peak_memory_bytes(lambda: kept.exp().exp().exp()) == 12_000  # exp keeps its result for backward
+    assert (
+        peak_memory_bytes(lambda: kept.exp().exp().exp()) == 12_000
+    )  # exp keeps its result for backward
     assert peak_memory_bytes(lambda: kept.detach().exp().exp().exp()) == 8000
 
 
@@ -126,17 +134,23 @@ def test_all_ways_to_run_the_same_parameters_agree(name):
     hyper = MLPHyperNetwork(base, CONDITION_DIM, hidden=(8,)).double()
     for own in hyper.parameters():
         torch.nn.init.normal_(own, std=0.3)
-    params = {name: v.detach().requires_grad_() for name, v in hyper(workload.condition.double()).items()}
+    params = {
+        name: v.detach().requires_grad_() for name, v in hyper(workload.condition.double()).items()
+    }
     ways = {
         "loop": run_loop(base, params, x),
         "vmap": run_vmap(base, params, x),
         "ours": apply_per_task(base, params, x),
         "by hand": workload.by_hand(params, x),
     }
-    expected = torch.autograd.grad(ways["loop"].square().sum(), list(params.values()), retain_graph=True)
+    expected = torch.autograd.grad(
+        ways["loop"].square().sum(), list(params.values()), retain_graph=True
+    )
     for way, outputs in ways.items():
         torch.testing.assert_close(outputs, ways["loop"], rtol=1e-10, atol=1e-10, msg=way)
-        gradients = torch.autograd.grad(outputs.square().sum(), list(params.values()), retain_graph=True)
+        gradients = torch.autograd.grad(
+            outputs.square().sum(), list(params.values()), retain_graph=True
+        )
         torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-9, msg=way)
 
 
@@ -177,8 +191,15 @@ def test_a_peer_that_fails_keeps_its_row_and_the_others_run(monkeypatch, capsys)
     monkeypatch.setitem(BUILD, "hyperlight", broken)
     monkeypatch.setitem(BUILD, "polyweave", bad_step)
     rows = run_workload("mlp", QUICK | {"peers": ["hyperlight", "polyweave"]})
-    assert [row["contender"] for row in rows[:3]] == ["torch, loop", "torch, vmap", "torch, by hand"]
-    assert all(row["ms"] > 0 and row["ours_ms"] > 0 and len(row["ratio"]["repeats"]) == 2 for row in rows[:3])
+    assert [row["contender"] for row in rows[:3]] == [
+        "torch, loop",
+        "torch, vmap",
+        "torch, by hand",
+    ]
+    assert all(
+        row["ms"] > 0 and row["ours_ms"] > 0 and len(row["ratio"]["repeats"]) == 2
+        for row in rows[:3]
+    )
     assert rows[3]["error"] == "AttributeError: gone"
     assert rows[4]["error"] == "ZeroDivisionError: division by zero"
     assert "mlp: late: ZeroDivisionError" in capsys.readouterr().err
@@ -209,7 +230,9 @@ def environment_at_hand(tmp_path, monkeypatch):
     python.parent.mkdir(parents=True)
     python.touch()
     monkeypatch.setattr(runner, "_borrow", lambda python: None)
-    monkeypatch.setattr(runner, "_installed", lambda python: {"hyperlight==0.0.5", "hyperlight", "matplotlib"})
+    monkeypatch.setattr(
+        runner, "_installed", lambda python: {"hyperlight==0.0.5", "hyperlight", "matplotlib"}
+    )
     return tmp_path / "env"
 
 
@@ -223,10 +246,15 @@ def test_what_cannot_be_installed_is_named_and_the_rest_goes_on(environment_at_h
     python, missing = prepare(PeersConfig(env=environment_at_hand), pip=offline)
     assert python.is_relative_to(environment_at_hand)
     assert missing == {"hyper-nn": "hyper-nn==0.2.2 could not be installed: no route to the index"}
-    assert ["--no-deps", "hypnettorch==0.0.4"] in asked and ["--no-deps", "polyweave==0.2.0"] in asked
+    assert ["--no-deps", "hypnettorch==0.0.4"] in asked and [
+        "--no-deps",
+        "polyweave==0.2.0",
+    ] in asked
     assert ["--no-deps", "peft==0.21.2"] in asked and ["--no-deps", "accelerate==1.15.0"] in asked
     assert not [words for words in asked if "hyperlight" in words[-1]], "it is there already"
-    assert not [words for words in asked if "matplotlib" in words[-1]], "any version of a dependency will do"
+    assert not [words for words in asked if "matplotlib" in words[-1]], (
+        "any version of a dependency will do"
+    )
     assert "going on without hyper-nn" in capsys.readouterr().err
 
 
@@ -247,7 +275,11 @@ def test_a_run_prints_and_records_failures_too(environment_at_hand, tmp_path, mo
     monkeypatch.setattr(runner, "_race", raced)
     path = tmp_path / "peers.json"
     asked = PeersConfig(
-        env=environment_at_hand, peers=("hyperlight", "polyweave"), workloads=("mlp",), install=False, record=path
+        env=environment_at_hand,
+        peers=("hyperlight", "polyweave"),
+        workloads=("mlp",),
+        install=False,
+        record=path,
     )
     record = run_peers(asked, command="python -m benchmarks.race peers --no-install")
     assert json.loads(path.read_text()) == record
@@ -255,7 +287,10 @@ def test_a_run_prints_and_records_failures_too(environment_at_hand, tmp_path, mo
         ("weightloom", 1.0),
         ("hyperlight", 4.0),
     ]
-    assert record["rows"][1]["error"] == "polyweave==0.2.0 is not installed, and --no-install was passed"
+    assert (
+        record["rows"][1]["error"]
+        == "polyweave==0.2.0 is not installed, and --no-install was passed"
+    )
     assert "Not raced: polyweave (polyweave==0.2.0 is not installed" in record["notes"]
     shown = capsys.readouterr().out
     assert "3.50 to 4.50" in shown and "holds (hyperlight: 4.00)" in shown
@@ -264,7 +299,9 @@ def test_a_run_prints_and_records_failures_too(environment_at_hand, tmp_path, mo
 def test_the_table_says_whose_way_is_documented(capsys):
     recipe = row("c", "recipe", 1.2) | {"ms": 2.4, "ours_ms": 2.0}
     recipe["ratio"] |= {"low": 1.1, "high": 1.3}
-    print_peers({"config": {"tasks": 32}, "rows": [recipe], "bars": bars([recipe]), "notes": "as said"})
+    print_peers(
+        {"config": {"tasks": 32}, "rows": [recipe], "bars": bars([recipe]), "notes": "as said"}
+    )
     shown = capsys.readouterr().out
     assert "README" in shown and "1.10 to 1.30" in shown and "as said" in shown
 

@@ -6,20 +6,38 @@ import pytest
 import torch
 
 from benchmarks.race import adapters, adapters_race
-from benchmarks.race.adapters import PEFT_ROWS, Rival, difference, make_rows, peft_model, rivals, run_ours
+from benchmarks.race.adapters import (
+    PEFT_ROWS,
+    Rival,
+    difference,
+    make_rows,
+    peft_model,
+    rivals,
+    run_ours,
+)
 from benchmarks.race.adapters_race import run_adapters
 from benchmarks.race.bars import bars
 from benchmarks.race.config import ADAPTER_WORKLOADS, PEERS, peers_for
 
 pytest.importorskip("transformers")
-QUICK = {"tasks": 3, "customers": 3, "rounds": 2, "repeats": 1, "warmup": 0, "threads": 1, "peers": ["peft"]}
+QUICK = {
+    "tasks": 3,
+    "customers": 3,
+    "rounds": 2,
+    "repeats": 1,
+    "warmup": 0,
+    "threads": 1,
+    "peers": ["peft"],
+}
 
 
 def small(name="bert-8", rows=3):
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
+    config = BertConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
+    )
     return make_rows(name, BertModel(config, add_pooling_layer=False), rows, tokens=6)
 
 
@@ -49,7 +67,9 @@ def test_the_first_rows_keep_their_own_adapters():
     batch = small(rows=6)
     cut = batch.first(4)
     assert sorted(cut.adapter_of_row.tolist()) == [0, 1, 2, 3]
-    torch.testing.assert_close(run_ours(cut), run_ours(batch)[batch.adapter_of_row < 4], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        run_ours(cut), run_ours(batch)[batch.adapter_of_row < 4], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_rivals_that_do_the_same_work_are_equal_and_one_net_for_all_is_not():
@@ -57,7 +77,10 @@ def test_rivals_that_do_the_same_work_are_equal_and_one_net_for_all_is_not():
     assert difference(found["loop over rows"]) < 1e-5
     with pytest.raises(RuntimeError, match="outputs differ from ours by"):
         difference(found["one shared net"])
-    theirs, ours = found["one shared net, learning"].step(), found["one shared net, learning"].ours()
+    theirs, ours = (
+        found["one shared net, learning"].step(),
+        found["one shared net, learning"].ours(),
+    )
     assert len(ours) == 2 * len(theirs), "two factors for each weight"
     assert all(gradient.isfinite().all() for gradient in (*theirs, *ours))
 
@@ -140,19 +163,32 @@ def test_adapters_are_copied_into_peft_under_their_numbers(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "peft", Library)
     net = peft_model(batch)
-    assert [name for name, _ in added] == ["1"] and added[0][1]["r"] == added[0][1]["lora_alpha"], "the scale is one"
+    assert [name for name, _ in added] == ["1"] and added[0][1]["r"] == added[0][1]["lora_alpha"], (
+        "the scale is one"
+    )
     key, its = next(iter(batch.factors.items()))
     layer = net.base_model.model.get_submodule(key.removesuffix(".weight"))
-    assert torch.equal(layer.lora_A["1"].weight, its["down"][1]) and torch.equal(layer.lora_B["0"].weight, its["up"][0])
+    assert torch.equal(layer.lora_A["1"].weight, its["down"][1]) and torch.equal(
+        layer.lora_B["0"].weight, its["up"][0]
+    )
 
 
 def row(workload, contender, median):
-    return {"workload": workload, "contender": contender, "way": "documented", "ratio": {"median": median}}
+    return {
+        "workload": workload,
+        "contender": contender,
+        "way": "documented",
+        "ratio": {"median": median},
+    }
 
 
 def test_bars_of_adapters_look_at_the_shared_net_from_our_side_and_at_peft_from_its():
     shared, peft = bars([row("bert-8", "one shared net", 1 / 1.2), row("bert-8", "peft", 1.45)])
-    assert shared["value"] == pytest.approx(1.2) and not shared["holds"] and "ours over one shared net" in shared["bar"]
+    assert (
+        shared["value"] == pytest.approx(1.2)
+        and not shared["holds"]
+        and "ours over one shared net" in shared["bar"]
+    )
     assert peft["value"] == 1.45 and peft["holds"] and peft["bound"] == 1.4
     assert bars([row("customers", "one shared net", 1 / 1.04)])[0]["holds"]
     assert bars([row("customers", "peft", 1.1)]) == [], "nothing is asked there"

@@ -22,12 +22,16 @@ def gradients_of(contest, *names):
 
 def test_factors_give_the_gradients_that_products_by_hand_give():
     contest = contests.low_rank(2, 3, 16)
-    torch.testing.assert_close(*gradients_of(contest, "LowRank(4)", "bmm by hand"), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        *gradients_of(contest, "LowRank(4)", "bmm by hand"), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_built_weights_give_the_gradients_that_factors_give():
     contest = contests.built_weights(2, 3, 16)
-    torch.testing.assert_close(*gradients_of(contest, "LowRank(4)", "built, then vmap"), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        *gradients_of(contest, "LowRank(4)", "built, then vmap"), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["cnn", "conv4"])
@@ -40,14 +44,22 @@ def test_every_way_to_convolve_gives_the_same_gradients(name):
 
 def test_grouped_convolutions_by_hand_equal_the_loop():
     net, x = conv4().double(), torch.randn(3, 2, 1, 16, 16).double()
-    params = {name: torch.randn(3, *shape).double() for name, shape in ParamSpec.of(net).shapes.items()}
-    torch.testing.assert_close(conv4_by_hand(params, x), apply_per_task(net, params, x, engine="loop"))
+    params = {
+        name: torch.randn(3, *shape).double() for name, shape in ParamSpec.of(net).shapes.items()
+    }
+    torch.testing.assert_close(
+        conv4_by_hand(params, x), apply_per_task(net, params, x, engine="loop")
+    )
 
 
 def test_a_bar_is_held_against_the_best_of_the_others():
     waits = {"ours": 2, "slow": 9, "quick": 1}
     steps = {name: lambda count=count: sum(range(200_000 * count)) for name, count in waits.items()}
-    contest = Contest("counting", steps, (Bar("ours", BEST, "at most", 1.05), Bar("slow", "ours", "at least", 2.0)))
+    contest = Contest(
+        "counting",
+        steps,
+        (Bar("ours", BEST, "at most", 1.05), Bar("slow", "ours", "at least", 2.0)),
+    )
     best, slow = _rows(contest, CoreConfig(rounds=5, warmup=1))
     assert best["against"] == "quick" and not best["holds"] and 1.5 < best["ratio"]["median"] < 2.7
     assert slow["against"] == "ours" and slow["holds"]
@@ -56,7 +68,10 @@ def test_a_bar_is_held_against_the_best_of_the_others():
 def test_a_run_prints_its_bars_and_writes_a_record(tmp_path, capsys):
     path = tmp_path / "core.json"
     threads = torch.get_num_threads()
-    run_core(CoreConfig(only=("mlp", "scale"), rounds=2, warmup=0, tasks=(1, 150), record=path), command="typed")
+    run_core(
+        CoreConfig(only=("mlp", "scale"), rounds=2, warmup=0, tasks=(1, 150), record=path),
+        command="typed",
+    )
     assert torch.get_num_threads() == threads
     record = json.loads(path.read_text())
     assert record["command"] == "typed" and record["rows"][0]["against"] == "bmm by hand"
@@ -69,7 +84,9 @@ def test_a_run_prints_its_bars_and_writes_a_record(tmp_path, capsys):
         assert reached == pytest.approx(rate / first["product_flops_per_s"])
     assert "Times are processor time of one thread." in record["notes"]
     shown = capsys.readouterr().out
-    assert "GFLOP/s" in shown and "bmm by hand" in shown and "at most 1.1" in shown and "150" in shown
+    assert (
+        "GFLOP/s" in shown and "bmm by hand" in shown and "at most 1.1" in shown and "150" in shown
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +118,11 @@ def test_every_engine_of_a_cell_takes_the_same_gradients(name):
 
 
 def test_a_cell_in_which_auto_runs_the_best_engine_counts_as_one():
-    steps = {"auto": lambda: time.sleep(0.002), "aligned": lambda: time.sleep(0.001), "loop": lambda: time.sleep(0.003)}
+    steps = {
+        "auto": lambda: time.sleep(0.002),
+        "aligned": lambda: time.sleep(0.001),
+        "loop": lambda: time.sleep(0.003),
+    }
     bars = (Bar("auto", BEST, "at most", 1.10),)
     for chosen, one in (("aligned", True), ("loop", False)):
         contest = Contest("auto over the best engine", steps, bars, label="a cell", chosen=chosen)

@@ -46,7 +46,9 @@ def test_what_a_workload_needs_is_what_its_base_computes():
     assert contest.counted and flops(contest.steps[contest.counted]) == 3 * 3 * product - product
 
 
-@pytest.mark.parametrize("build", [lambda: contests.small_mlp(2), lambda: contests.kernels("cnn", 2)])
+@pytest.mark.parametrize(
+    "build", [lambda: contests.small_mlp(2), lambda: contests.kernels("cnn", 2)]
+)
 def test_the_contender_that_is_counted_is_there(build):
     contest = build()
     assert contest.counted in contest.steps and flops(contest.steps[contest.counted]) > 0

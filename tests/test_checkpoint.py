@@ -61,7 +61,10 @@ def test_tensors_of_every_kind_and_facts_come_back_bit_for_bit(tmp_path):
         back = loaded[name]
         assert back.dtype == value.dtype and back.shape == value.shape and not back.requires_grad
         assert (
-            back.contiguous().view(-1).view(torch.uint8).equal(value.detach().contiguous().view(-1).view(torch.uint8))
+            back.contiguous()
+            .view(-1)
+            .view(torch.uint8)
+            .equal(value.detach().contiguous().view(-1).view(torch.uint8))
         )
     assert files(tmp_path) == ["a.safetensors"]
 
@@ -71,7 +74,9 @@ def test_saving_leaves_what_is_saved_alone(tmp_path):
     before = {name: (value.data_ptr(), value.detach().clone()) for name, value in kept.items()}
     save_tensors(tmp_path / "a.safetensors", kept, {})
     for name, value in kept.items():
-        assert value.data_ptr() == before[name][0] and torch.allclose(value, before[name][1], equal_nan=True)
+        assert value.data_ptr() == before[name][0] and torch.allclose(
+            value, before[name][1], equal_nan=True
+        )
 
 
 def test_loaded_tensors_are_not_tied_to_the_file(tmp_path):
@@ -113,14 +118,20 @@ def test_a_changed_number_is_named_as_such(tmp_path, place):
     changed = bytearray(path.read_bytes())
     changed[place] ^= 1
     path.write_bytes(changed)
-    with pytest.raises(CheckpointError, match=r"was changed after it was written.*Use an earlier checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"was changed after it was written.*Use an earlier checkpoint"
+    ):
         load_tensors(path)
 
 
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"format": "weightloom-0", "facts": "{}"}])
+@pytest.mark.parametrize(
+    "metadata", [None, {"format": "pt"}, {"format": "weightloom-0", "facts": "{}"}]
+)
 def test_a_file_of_another_origin_is_named(tmp_path, metadata):
     save_file({"weight": torch.zeros(2)}, tmp_path / "a.safetensors", metadata)
-    with pytest.raises(CheckpointError, match=r"of another origin \(format .*reads format 'weightloom-1'"):
+    with pytest.raises(
+        CheckpointError, match=r"of another origin \(format .*reads format 'weightloom-1'"
+    ):
         load_tensors(tmp_path / "a.safetensors")
 
 
@@ -135,7 +146,9 @@ class Trap:
 
 
 @pytest.mark.parametrize(
-    "write", [lambda trap, path: path.write_bytes(pickle.dumps(trap)), torch.save], ids=["pickle", "torch"]
+    "write",
+    [lambda trap, path: path.write_bytes(pickle.dumps(trap)), torch.save],
+    ids=["pickle", "torch"],
 )
 def test_a_pickle_is_refused_and_nothing_in_it_runs(tmp_path, write):
     sprung, path = tmp_path / "sprung", tmp_path / "a.safetensors"
@@ -149,7 +162,9 @@ def test_a_pickle_is_refused_and_nothing_in_it_runs(tmp_path, write):
 
 def test_a_missing_file_says_what_to_pass(tmp_path):
     for path in (tmp_path / "a.safetensors", tmp_path):
-        with pytest.raises(CheckpointError, match=r"There is no file `.*Pass the run's folder, as in `--resume"):
+        with pytest.raises(
+            CheckpointError, match=r"There is no file `.*Pass the run's folder, as in `--resume"
+        ):
             load_tensors(path)
 
 
@@ -159,12 +174,18 @@ def no_space(*_):
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize("there_before", [True, False])
-def test_a_full_disk_leaves_the_old_file_whole_and_nothing_else(tmp_path, monkeypatch, call, there_before):
+def test_a_full_disk_leaves_the_old_file_whole_and_nothing_else(
+    tmp_path, monkeypatch, call, there_before
+):
     path = tmp_path / "a.safetensors"
     before = small(path).read_bytes() if there_before else None
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", no_space) if call == "fsync" else patch.setattr(type(path), "replace", no_space)
-        with pytest.raises(CheckpointError, match=r"could not be written \(No space left on device\)") as caught:
+        patch.setattr(os, "fsync", no_space) if call == "fsync" else patch.setattr(
+            type(path), "replace", no_space
+        )
+        with pytest.raises(
+            CheckpointError, match=r"could not be written \(No space left on device\)"
+        ) as caught:
             save_tensors(path, {"weight": torch.zeros(9)}, {})
     assert ("What was there before is still whole" in str(caught.value)) is there_before
     assert files(tmp_path) == (["a.safetensors"] if there_before else [])
@@ -180,7 +201,10 @@ def test_a_disk_that_takes_only_some_of_the_bytes_leaves_the_old_file_whole(tmp_
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
     try:
-        with pytest.raises(CheckpointError, match=r"It needs 0\.0 MB in a folder that can be written to\. Make room"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"It needs 0\.0 MB in a folder that can be written to\. Make room",
+        ):
             save_tensors(path, {"weight": torch.zeros(5000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -189,7 +213,9 @@ def test_a_disk_that_takes_only_some_of_the_bytes_leaves_the_old_file_whole(tmp_
 
 def test_a_folder_that_is_not_there_is_named_and_the_advice_works(tmp_path):
     path = tmp_path / "nowhere" / "a.safetensors"
-    with pytest.raises(CheckpointError, match=r"could not be written \(No such file.*choose another folder"):
+    with pytest.raises(
+        CheckpointError, match=r"could not be written \(No such file.*choose another folder"
+    ):
         small(path)
     path.parent.mkdir()
     assert load_tensors(small(path))[1] == {"step": 1}
@@ -206,7 +232,9 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path, monkeypatch)
     path, seen, fsync = small(tmp_path / "a.safetensors"), [], os.fsync
     before, beside = path.read_bytes(), tmp_path / f".a.safetensors.{os.getpid()}.tmp"
     monkeypatch.setattr(
-        os, "fsync", lambda number: (seen.append((path.read_bytes(), beside.read_bytes())), fsync(number))
+        os,
+        "fsync",
+        lambda number: (seen.append((path.read_bytes(), beside.read_bytes())), fsync(number)),
     )
     save_tensors(path, {"weight": torch.zeros(9)}, {})
     assert seen == [(before, path.read_bytes())] and path.read_bytes() != before
@@ -218,25 +246,36 @@ def test_facts_that_json_cannot_hold_are_refused_before_anything_is_written(tmp_
     assert files(tmp_path) == [] and json.dumps(FACTS)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), ValueError("Input/output error")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), ValueError("Input/output error")]
+)
 def test_a_disk_that_fails_while_it_is_read_is_told(tmp_path, monkeypatch, error):
     def fails(*_, **__):
         raise error
 
     path = small(tmp_path / "a.safetensors")
     monkeypatch.setattr("weightloom.files.safe_open", fails)
-    with pytest.raises(CheckpointError, match=r"cannot be read as a checkpoint \(.*Input/output error\)"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read as a checkpoint \(.*Input/output error\)"
+    ):
         load_tensors(path)
 
 
 @pytest.mark.parametrize(
     ("facts", "said"),
-    [(None, "KeyError"), ("[1]", "they are a list"), ("{", "JSONDecodeError"), ("[" * 100_000, "RecursionError")],
+    [
+        (None, "KeyError"),
+        ("[1]", "they are a list"),
+        ("{", "JSONDecodeError"),
+        ("[" * 100_000, "RecursionError"),
+    ],
     ids=["none", "list", "half", "deep"],
 )
 def test_facts_that_are_no_object_are_refused_though_the_digest_fits(tmp_path, facts, said):
     digest = hashlib.sha256((facts or "").encode()).hexdigest()
-    header = {"format": "weightloom-1", "digest": digest} | ({} if facts is None else {"facts": facts})
+    header = {"format": "weightloom-1", "digest": digest} | (
+        {} if facts is None else {"facts": facts}
+    )
     save_file({}, tmp_path / "a.safetensors", header)
     with pytest.raises(CheckpointError, match=f"holds facts that cannot be read.*{said}"):
         load_tensors(tmp_path / "a.safetensors")

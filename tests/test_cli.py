@@ -60,7 +60,10 @@ def test_every_command_has_help(name, capsys):
         (["fewshot", "--data", "digits", "--ways", "9"], "there are 3 classes"),
         (["fewshot", "--shots", "0"], "leaves nothing to adapt on"),
         (["fewshot", "--outer-lr", "nan"], "not a positive number"),
-        (["fewshot", "--data", "digits", "--comparators", "protonett"], "Did you mean `protonet`, `protonet-unit`?"),
+        (
+            ["fewshot", "--data", "digits", "--comparators", "protonett"],
+            "Did you mean `protonet`, `protonet-unit`?",
+        ),
         (["fewshot", "--config", "nowhere.yaml"], "cannot be read"),
         (["fewshot", "--resume", "nowhere"], "holds no run"),
         (["fewshot", "--accelerator", "cuda"], "cannot be had here"),
@@ -70,7 +73,9 @@ def test_every_command_has_help(name, capsys):
         (["doctor", "now"], "takes no options"),
     ],
 )
-def test_bad_input_gets_a_clear_message_and_code_2_and_leaves_nothing_behind(words, said, capsys, tmp_path):
+def test_bad_input_gets_a_clear_message_and_code_2_and_leaves_nothing_behind(
+    words, said, capsys, tmp_path
+):
     if "cuda" in words:
         import torch
 
@@ -84,11 +89,15 @@ def test_bad_input_gets_a_clear_message_and_code_2_and_leaves_nothing_behind(wor
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_that_are_missing_are_named_with_where_they_were_looked_for(capsys, tmp_path, monkeypatch):
+def test_data_that_are_missing_are_named_with_where_they_were_looked_for(
+    capsys, tmp_path, monkeypatch
+):
     monkeypatch.setenv("WEIGHTLOOM_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("weightloom.tasks.omniglot.HOME", "http://127.0.0.1:9", raising=False)
-    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no network"))
+    )
     assert leave_code(["fewshot", "--data", "omniglot"]) == 2
     told = capsys.readouterr().err
     assert str(tmp_path / "data") in told and "WEIGHTLOOM_DATA" in told
@@ -105,7 +114,11 @@ def test_options_can_come_from_yaml_and_flags_win(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("wayz: 2\n", "Did you mean `ways`?"), ("ways: many\n", "'ways' is 'many'"), ("- 1\n", "holds no options")],
+    [
+        ("wayz: 2\n", "Did you mean `ways`?"),
+        ("ways: many\n", "'ways' is 'many'"),
+        ("- 1\n", "holds no options"),
+    ],
 )
 def test_a_bad_yaml_file_is_refused(text, said, tmp_path, capsys):
     (tmp_path / "options.yaml").write_text(text)
@@ -117,7 +130,9 @@ def test_a_run_can_be_listed_judged_reported_exported_and_resumed(tmp_path, caps
     main(["fewshot", *TINY])
     assert (tmp_path / "runs" / "digits-001" / "report.html").exists()
     main(["eval", "runs/digits-001", "--shots", "2", "--test-tasks", "5", "--record", "again.json"])
-    assert json.loads((tmp_path / "again.json").read_text())["scores"][0]["setting"] == "3-way 2-shot"
+    assert (
+        json.loads((tmp_path / "again.json").read_text())["scores"][0]["setting"] == "3-way 2-shot"
+    )
     main(["report", "runs/digits-001"])
     main(["export", "runs/digits-001", "--task", "0"])
     assert (tmp_path / "runs" / "digits-001" / "export" / "0" / "network.pt2").exists()
@@ -137,7 +152,11 @@ def test_list_and_doctor_name_every_data_set(capsys):
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     words = ["fewshot", "--data", "sinusoid", "--steps", "100000", "--run", "run", "--comparators"]
     child = subprocess.Popen(
-        [sys.executable, "-m", "weightloom", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-m", "weightloom", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 600  # of a busy machine

@@ -25,7 +25,9 @@ def build(encoder, x_dim=2, y_dim=1):
 
 
 def support(tasks=TASKS, shots=SHOTS):
-    return torch.randn(tasks, shots, 2, dtype=torch.float64), torch.randn(tasks, shots, 1, dtype=torch.float64)
+    return torch.randn(tasks, shots, 2, dtype=torch.float64), torch.randn(
+        tasks, shots, 1, dtype=torch.float64
+    )
 
 
 def ragged():
@@ -72,7 +74,9 @@ def test_what_lies_behind_the_mask_changes_neither_values_nor_gradients(encoder,
     y = y.masked_fill(~mask[..., None], rubbish).requires_grad_()
     found = encode(x, y, mask)
     close(found, expected)
-    gradients = torch.autograd.grad((found * torch.randn_like(found)).sum(), [x, y, *encode.parameters()])
+    gradients = torch.autograd.grad(
+        (found * torch.randn_like(found)).sum(), [x, y, *encode.parameters()]
+    )
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert not gradients[0][~mask].any() and gradients[0][mask].all()
 
@@ -91,7 +95,9 @@ def test_an_empty_support_set_gives_one_learned_prior(encoder):
 def test_every_parameter_gets_a_finite_gradient(encoder):
     encode, (x, y), mask = build(encoder), support(), ragged()
     condition = encode(x, y, mask)
-    gradients = torch.autograd.grad((condition * torch.randn_like(condition)).sum(), list(encode.parameters()))
+    gradients = torch.autograd.grad(
+        (condition * torch.randn_like(condition)).sum(), list(encode.parameters())
+    )
     assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients)
 
 
@@ -116,7 +122,9 @@ def test_images_are_refused_and_flattened_as_advised(encoder, unchecked):
 @every_encoder
 def test_a_mask_of_another_shape_is_refused_and_the_advice_works(encoder, unchecked):
     x, y = support()
-    with pytest.raises(ShapeError, match=r"`support_mask` has shape \(4, 7\).*Pass a bool tensor of shape \(4, 6\)"):
+    with pytest.raises(
+        ShapeError, match=r"`support_mask` has shape \(4, 7\).*Pass a bool tensor of shape \(4, 6\)"
+    ):
         build(encoder)(x, y, torch.ones(4, 7, dtype=torch.bool))
     assert build(encoder)(x, y, torch.ones(4, 6, dtype=torch.bool)).shape == (TASKS, 5)
 
@@ -125,7 +133,11 @@ def test_deep_sets_equals_a_mean_over_points_and_the_count_beside_it():
     encode, (x, y), mask = build(DeepSets), support(), ragged()
     found = encode(x, y, mask)
     for task in range(TASKS):
-        points = [encode.point(torch.cat([a, b])) for a, b, m in zip(x[task], y[task], mask[task], strict=True) if m]
+        points = [
+            encode.point(torch.cat([a, b]))
+            for a, b, m in zip(x[task], y[task], mask[task], strict=True)
+            if m
+        ]
         mean = sum(points) / len(points) if points else torch.zeros(128, dtype=torch.float64)
         count = torch.tensor([1 / (1 + len(points))], dtype=torch.float64)
         close(found[task], encode.pool(torch.cat([mean, count])))
@@ -139,7 +151,10 @@ def test_deep_sets_knows_how_many_points_there_are():
 
 def test_a_round_of_attention_equals_a_loop_over_tokens_and_heads():
     block = AttentionBlock(6, heads=3).double()
-    tokens, mask = torch.randn(2, 4, 6, dtype=torch.float64), torch.tensor([[True] * 4, [True, False, True, False]])
+    tokens, mask = (
+        torch.randn(2, 4, 6, dtype=torch.float64),
+        torch.tensor([[True] * 4, [True, False, True, False]]),
+    )
     found = block(tokens, mask)
     for task in range(2):
         q, k, v = block.to_qkv(block.before_attention(tokens[task])).chunk(3, dim=1)
@@ -162,7 +177,10 @@ def test_an_embedding_is_looked_up_and_trained_for_its_task_alone():
 @pytest.mark.parametrize("task", [[0, 5], [-1, 2]])
 def test_a_task_that_is_not_in_the_table_is_refused_and_the_advice_works(task):
     table = TaskEmbedding(known_tasks=5, condition_dim=3)
-    with pytest.raises(ConfigError, match=rf"from {task[0]} to {task[1]} but the table holds 5 .* from 0 to 4\. For a"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"from {task[0]} to {task[1]} but the table holds 5 .* from 0 to 4\. For a",
+    ):
         table(torch.tensor(task))
     assert table(torch.tensor([0, 4])).shape == (2, 3)
 
@@ -182,13 +200,22 @@ def test_statistics_of_classes_equal_a_loop_over_points(seed):
 
 
 def test_without_a_mask_all_points_count_and_ways_is_the_largest_label():
-    features, labels = torch.randn(3, 12, 4, dtype=torch.float64), torch.arange(12).expand(3, -1) % 4
+    features, labels = (
+        torch.randn(3, 12, 4, dtype=torch.float64),
+        torch.arange(12).expand(3, -1) % 4,
+    )
     whole = class_statistics(features, labels, torch.ones(3, 12, dtype=torch.bool), ways=4)
-    assert all(torch.equal(a, b) for a, b in zip(class_statistics(features, labels), whole, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(class_statistics(features, labels), whole, strict=True)
+    )
 
 
 def test_statistics_follow_the_names_of_classes_and_not_the_order_of_points():
-    features, labels, mask = torch.randn(3, 12, 4).double(), torch.randint(4, (3, 12)), torch.rand(3, 12) < 0.8
+    features, labels, mask = (
+        torch.randn(3, 12, 4).double(),
+        torch.randint(4, (3, 12)),
+        torch.rand(3, 12) < 0.8,
+    )
     mean, spread, shots = class_statistics(features, labels, mask, 4)
     renamed = torch.tensor([2, 0, 3, 1])
     order = torch.randperm(12)
@@ -211,7 +238,9 @@ def test_features_behind_the_mask_may_be_anything():
 
 @pytest.mark.parametrize("tasks", [0, 2])
 def test_no_support_at_all_gives_zeros(tasks):
-    mean, spread, shots = class_statistics(torch.randn(tasks, 0, 3), torch.zeros(tasks, 0, dtype=torch.long), ways=4)
+    mean, spread, shots = class_statistics(
+        torch.randn(tasks, 0, 3), torch.zeros(tasks, 0, dtype=torch.long), ways=4
+    )
     assert mean.shape == (tasks, 4, 3) and spread.shape == (tasks, 3) and shots.shape == (tasks, 4)
     assert not mean.any() and not spread.any() and not shots.any()
 
@@ -223,4 +252,8 @@ def test_a_label_outside_the_classes_is_refused_and_the_advice_works(labels):
     with pytest.raises(ShapeError, match=message) as caught:
         class_statistics(features, labels, ways=3)
     advised = int(re.search(r"`ways=(\d)`", str(caught.value)).group(1))
-    assert class_statistics(features, labels.clamp(min=0), ways=advised).mean.shape == (1, advised, 2)
+    assert class_statistics(features, labels.clamp(min=0), ways=advised).mean.shape == (
+        1,
+        advised,
+        2,
+    )

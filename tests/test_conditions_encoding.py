@@ -27,14 +27,22 @@ def test_it_equals_the_formula_number_by_number():
     found = build()(given)
     for task, row in enumerate(given.tolist()):
         for scalar, (value, low, high, log) in enumerate(zip(row, LOW, HIGH, LOG, strict=True)):
-            g = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+            g = (
+                math.log(value / low) / math.log(high / low)
+                if log
+                else (value - low) / (high - low)
+            )
             assert found[task, scalar].item() == pytest.approx(math.cos(g * math.pi / 2), abs=1e-6)
-            assert found[task, 3 + scalar].item() == pytest.approx(math.sin(g * math.pi / 2), abs=1e-6)
+            assert found[task, 3 + scalar].item() == pytest.approx(
+                math.sin(g * math.pi / 2), abs=1e-6
+            )
 
 
 def test_the_norm_is_the_root_of_the_count_whatever_the_values():
     norms = build()(values(100)).norm(dim=1)
-    torch.testing.assert_close(norms, torch.full((100,), math.sqrt(3), dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        norms, torch.full((100,), math.sqrt(3), dtype=torch.float64), rtol=1e-12, atol=0
+    )
 
 
 @pytest.mark.parametrize("log", [True, False])
@@ -61,7 +69,9 @@ def test_the_gradient_agrees_with_finite_differences_also_where_the_logarithm_do
     assert torch.autograd.gradcheck(build(), given.requires_grad_())
 
 
-@pytest.mark.parametrize(("task", "scalar", "value"), [(1, 0, 0.0), (0, 1, 3.01), (2, 2, math.nan), (2, 0, math.inf)])
+@pytest.mark.parametrize(
+    ("task", "scalar", "value"), [(1, 0, 0.0), (0, 1, 3.01), (2, 2, math.nan), (2, 0, math.inf)]
+)
 def test_a_value_outside_its_range_is_named_and_the_advice_works(task, scalar, value):
     given = values(3)
     given[task, scalar] = value
@@ -74,13 +84,17 @@ def test_a_value_outside_its_range_is_named_and_the_advice_works(task, scalar, v
 
 def test_clamped_values_get_the_code_of_the_end_they_lie_beyond():
     beyond = torch.tensor([[0.0, -9.0, -1.0], [1.0, 9.0, 9.0]], dtype=torch.float64)
-    torch.testing.assert_close(build(clamp=True)(beyond), build()(torch.tensor([LOW, HIGH], dtype=torch.float64)))
+    torch.testing.assert_close(
+        build(clamp=True)(beyond), build()(torch.tensor([LOW, HIGH], dtype=torch.float64))
+    )
     inside = values()
     assert torch.equal(build(clamp=True)(inside), build()(inside))
 
 
 def test_another_count_is_refused_and_the_advice_works():
-    with pytest.raises(ShapeError, match=r"shape \(4, 2\)\..*ranges for 3 scalars.*Pass .* \(tasks, 3\)"):
+    with pytest.raises(
+        ShapeError, match=r"shape \(4, 2\)\..*ranges for 3 scalars.*Pass .* \(tasks, 3\)"
+    ):
         build()(values(4)[:, :2])
     assert build()(values(4)).shape == (4, build().condition_dim)
     assert build()(values(0)).shape == (0, 6)
@@ -109,4 +123,6 @@ def test_the_ranges_travel_with_the_state_and_nothing_is_trained():
     other.load_state_dict(encode.state_dict())
     given = values()
     assert torch.equal(other(given), encode(given))
-    assert not list(encode.parameters()) and re.fullmatch("low,high,log", ",".join(encode.state_dict()))
+    assert not list(encode.parameters()) and re.fullmatch(
+        "low,high,log", ",".join(encode.state_dict())
+    )

@@ -16,7 +16,8 @@ def build(x_dim=2, y_dim=1, size=4, **options):
 def test_a_point_at_the_centre_of_a_cell_is_that_cells_alone():
     """Of 4 cells along [-1, 1], the centres are -0.75, -0.25, 0.25, 0.75."""
     grid = build().spread(
-        torch.tensor([[[0.25, -0.75], [0.75, 0.75]]], dtype=D), torch.tensor([[[3.0], [5.0]]], dtype=D)
+        torch.tensor([[[0.25, -0.75], [0.75, 0.75]]], dtype=D),
+        torch.tensor([[[3.0], [5.0]]], dtype=D),
     )
     expected = torch.zeros(4, 4, dtype=D)
     expected[2, 0], expected[3, 3] = 3, 5
@@ -37,7 +38,10 @@ def test_a_cell_holds_the_mean_of_its_targets_however_many_points_lie_in_it():
     seen = {}
     encode = build(x_dim=1, size=2)
     encode.read.register_forward_pre_hook(lambda module, given: seen.update(grid=given[0]))
-    encode(torch.tensor([[[-0.5], [-0.5], [0.5]]], dtype=D), torch.tensor([[[1.0], [3.0], [7.0]]], dtype=D))
+    encode(
+        torch.tensor([[[-0.5], [-0.5], [0.5]]], dtype=D),
+        torch.tensor([[[1.0], [3.0], [7.0]]], dtype=D),
+    )
     assert seen["grid"].tolist() == [[2, 1, 2, 7]]  # how many, then which mean
 
 

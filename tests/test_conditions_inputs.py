@@ -29,14 +29,20 @@ def test_statistics_are_those_of_a_slow_reference(drawn):
         np.testing.assert_allclose(known.mean[task], mean)
         np.testing.assert_allclose(known.scale[task], spread)
         correlation = z.T @ z / len(z)
-        for relation, expected in zip(known.relations[task], (correlation**2, correlation), strict=True):
-            np.testing.assert_allclose(relation, expected / (np.abs(expected).sum(1, keepdims=True) + 1e-3))
+        for relation, expected in zip(
+            known.relations[task], (correlation**2, correlation), strict=True
+        ):
+            np.testing.assert_allclose(
+                relation, expected / (np.abs(expected).sum(1, keepdims=True) + 1e-3)
+            )
         for j in range(INPUTS):
             shown = [np.any(labels == c) for c in range(CLASSES)]
             means = [z[labels == c, j].mean() if there else 0.0 for c, there in enumerate(shown)]
             quantiles = np.quantile(z[:, j], np.linspace(0, 1, 5))
             expected = [*means, *shown, np.log(spread[j] / middle + 1e-3), *quantiles, 1 / len(z)]
-            np.testing.assert_allclose(known.tokens[task, j], np.array(expected, dtype=float), atol=1e-12)
+            np.testing.assert_allclose(
+                known.tokens[task, j], np.array(expected, dtype=float), atol=1e-12
+            )
 
 
 def test_masked_points_and_the_order_of_points_do_not_matter(drawn):
@@ -53,7 +59,10 @@ def test_masked_points_and_the_order_of_points_do_not_matter(drawn):
 
 def test_gain_sign_and_offset_of_an_input_are_taken_out(drawn):
     x, y, _ = drawn
-    gain, offset = torch.tensor([3.0, 0.2, 1.0, 5.0, 1.0, 2.0]).double(), torch.randn(INPUTS).double()
+    gain, offset = (
+        torch.tensor([3.0, 0.2, 1.0, 5.0, 1.0, 2.0]).double(),
+        torch.randn(INPUTS).double(),
+    )
     one = input_statistics(x, y, classes=CLASSES, least_spread=1e-9)
     other = input_statistics(gain * x + offset, y, classes=CLASSES, least_spread=1e-9)
     torch.testing.assert_close(one.relations, other.relations)
@@ -62,7 +71,8 @@ def test_gain_sign_and_offset_of_an_input_are_taken_out(drawn):
     torch.testing.assert_close(one.tokens[..., rest], other.tokens[..., rest])
     negated = input_statistics(-x, y, classes=CLASSES)
     torch.testing.assert_close(
-        negated.tokens[..., :CLASSES], -input_statistics(x, y, classes=CLASSES).tokens[..., :CLASSES]
+        negated.tokens[..., :CLASSES],
+        -input_statistics(x, y, classes=CLASSES).tokens[..., :CLASSES],
     )
 
 
@@ -72,7 +82,9 @@ def test_unknown_labels_leave_all_that_needs_none(drawn):
     assert not known.tokens[..., : 2 * CLASSES].any()
     labelled = input_statistics(x, y, classes=CLASSES)
     torch.testing.assert_close(known.relations, labelled.relations)
-    torch.testing.assert_close(known.tokens[..., 2 * CLASSES :], labelled.tokens[..., 2 * CLASSES :])
+    torch.testing.assert_close(
+        known.tokens[..., 2 * CLASSES :], labelled.tokens[..., 2 * CLASSES :]
+    )
 
 
 @pytest.mark.parametrize("x", [torch.zeros(1, 3, 4), torch.ones(1, 3, 4), torch.eye(3, 4)[None]])

@@ -62,7 +62,11 @@ def test_a_hypernetwork_that_ignores_its_condition_is_seen_to():
     condition, x, y = line_tasks()
     hyper = Says(factor=0.0)
     found = condition_use(hyper, hyper.base, condition, x, lambda out: mse_per_task(out, y))
-    assert found.right == found.shuffled == found.averaged and found.cost_of_shuffling.mean == 0 and not found.used
+    assert (
+        found.right == found.shuffled == found.averaged
+        and found.cost_of_shuffling.mean == 0
+        and not found.used
+    )
     assert "No use of the condition is seen" in found.verdict
 
 
@@ -70,14 +74,18 @@ def test_a_condition_that_misleads_is_named():
     condition, x, y = line_tasks()
     hyper = Says(factor=-1.0)
     found = condition_use(hyper, hyper.base, condition, x, lambda out: mse_per_task(out, y))
-    assert not found.used and found.verdict.endswith("Are conditions and targets in the same order?")
+    assert not found.used and found.verdict.endswith(
+        "Are conditions and targets in the same order?"
+    )
 
 
 def test_the_interval_covers_the_true_loss_in_about_95_of_100_draws():
     hyper, covered = Says(factor=0.0), 0
     for _ in range(200):
         condition, x, y = line_tasks(12)
-        arm = condition_use(hyper, hyper.base, condition, x, lambda out, y=y: mse_per_task(out, y), shuffles=1).right
+        arm = condition_use(
+            hyper, hyper.base, condition, x, lambda out, y=y: mse_per_task(out, y), shuffles=1
+        ).right
         covered += abs(arm.mean - 1) <= arm.ci95
     assert 175 <= covered <= 198
 
@@ -127,7 +135,9 @@ def test_the_response_of_a_linear_hypernetwork_is_its_matrix():
         mean = own + matrix @ condition.mean(0)
         away = (condition - condition.mean(0)) @ matrix.mT
         assert math.isclose(row.size, mean.square().mean().sqrt().item(), rel_tol=1e-9)
-        assert math.isclose(row.spread, away.square().mean().sqrt().item(), rel_tol=1e-9, abs_tol=1e-12)
+        assert math.isclose(
+            row.spread, away.square().mean().sqrt().item(), rel_tol=1e-9, abs_tol=1e-12
+        )
     assert found["0.bias"].response == found["0.bias"].sensitivity == 0
     assert found["0.weight"].sensitivity == found["0.weight"].step / found["0.weight"].size
     assert len(str(found).splitlines()) == 5
@@ -141,11 +151,15 @@ def test_the_step_agrees_with_small_steps_in_every_direction(form, init):
     condition, size = torch.randn(6, 3, dtype=torch.float64), 1e-6
     squares = []
     for direction in size * torch.eye(3, dtype=torch.float64):
-        there, back = (torch.as_tensor(hyper(condition + sign * direction)["0.weight"] + 0) for sign in (1, -1))
+        there, back = (
+            torch.as_tensor(hyper(condition + sign * direction)["0.weight"] + 0) for sign in (1, -1)
+        )
         squares.append(((there - back) / (2 * size)).square().mean())
     expected = torch.stack(squares).mean().sqrt().item()
     for chunk_size in (None, 2):
-        assert math.isclose(layer_response(hyper, condition, chunk_size)["0.weight"].step, expected, rel_tol=1e-6)
+        assert math.isclose(
+            layer_response(hyper, condition, chunk_size)["0.weight"].step, expected, rel_tol=1e-6
+        )
 
 
 def test_what_responds_to_nothing_has_no_response_and_a_mean_of_zero_an_infinite_one():
@@ -164,7 +178,9 @@ def test_an_even_mixture_of_k_directions_has_rank_k(k):
     """±e₁ … ±eₖ: k equal variances, about any own value, in any basis, at any scale."""
     basis = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64))[0][:k]
     theta = torch.randn(30, dtype=torch.float64) + 1e-3 * torch.cat([basis, -basis])
-    found = effective_rank({"weight": theta.view(2 * k, 5, 6), "bias": torch.ones(2 * k, 4), "gain": theta[:, 0]})
+    found = effective_rank(
+        {"weight": theta.view(2 * k, 5, 6), "bias": torch.ones(2 * k, 4), "gain": theta[:, 0]}
+    )
     assert math.isclose(found["weight"].rank, k, rel_tol=1e-6) and found["weight"].components() == k
     assert found["bias"].rank == 0 and found["bias"].components() == 0
     assert math.isclose(found["gain"].rank, 1, rel_tol=1e-9) and found["gain"].components() == 1
@@ -187,7 +203,9 @@ def test_components_for_99_percent_leave_out_what_is_small():
     theta[:2, 0], theta[2:4, 1], theta[4:, 2] = (torch.tensor([s, -s]) for s in (1.0, 0.5, 0.01))
     row = effective_rank({"weight": theta})["weight"]
     assert row.components() == 2 and row.components(1.0) == 3
-    torch.testing.assert_close(torch.tensor(row.shares[:2]), torch.tensor([0.8, 0.2]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        torch.tensor(row.shares[:2]), torch.tensor([0.8, 0.2]), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_tasks_that_are_all_the_same_differ_in_no_way():
@@ -210,7 +228,11 @@ def test_factors_count_as_the_parameters_that_they_stand_for(form):
 def conditions(width=8):
     """One of each norm from a tenth to a hundred."""
     condition = torch.randn(4, width)
-    return condition / condition.norm(dim=1, keepdim=True) * torch.tensor([[0.1], [1.0], [10.0], [100.0]])
+    return (
+        condition
+        / condition.norm(dim=1, keepdim=True)
+        * torch.tensor([[0.1], [1.0], [10.0], [100.0]])
+    )
 
 
 def scale_of(base, init, event, **options):
@@ -236,7 +258,10 @@ def test_activations_of_an_mlp_start_within_half_and_twice_the_base_own(init, de
 def test_activations_of_a_cnn_start_within_half_and_twice_the_base_own(init, depth, norm):
     layers = []
     for block in range(depth):
-        layers += [nn.Conv2d(32 if block else 3, 32, 3, padding=1), nn.GroupNorm(4, 32) if norm else nn.Identity()]
+        layers += [
+            nn.Conv2d(32 if block else 3, 32, 3, padding=1),
+            nn.GroupNorm(4, 32) if norm else nn.Identity(),
+        ]
         layers += [nn.ReLU()]
     found = scale_of(nn.Sequential(*layers), init, (3, 6, 6))
     assert found.ok, str(found)
@@ -245,7 +270,11 @@ def test_activations_of_a_cnn_start_within_half_and_twice_the_base_own(init, dep
 def test_hyperfan_out_scales_a_layer_by_the_root_of_its_fans():
     """What keeps the scale of gradients cannot keep that of activations, where a layer widens or narrows."""
     found = scale_of(nn.Linear(16, 256, bias=False), "hyperfan-out", (16,))
-    assert all(abs(ratio - 0.25) < 0.03 for ratio in found["Linear"].ratios) and not found.ok and "!" in str(found)
+    assert (
+        all(abs(ratio - 0.25) < 0.03 for ratio in found["Linear"].ratios)
+        and not found.ok
+        and "!" in str(found)
+    )
 
 
 def test_a_head_of_ordinary_initialisation_is_out_of_scale():
@@ -281,7 +310,10 @@ def test_nothing_is_changed_by_looking():
     base = resnet().double()
     hyper = MLPHyperNetwork(base, 4).double()
     before = copy.deepcopy(base.state_dict())
-    condition, x = torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 3, 2, 6, 6, dtype=torch.float64)
+    condition, x = (
+        torch.randn(2, 4, dtype=torch.float64),
+        torch.randn(2, 3, 2, 6, 6, dtype=torch.float64),
+    )
     assert check_scale(hyper, condition, x).ok
     layer_response(hyper, condition)
     with pytest.raises(RuntimeError, match="channels"):
@@ -301,7 +333,9 @@ def test_a_layer_that_runs_twice_is_taken_together_and_attention_is_one_layer():
             return self.layer(self.layer(x, x, x)[0], x, x)[0]
 
     hyper = MLPHyperNetwork(Twice().double(), 4).double()
-    found = check_scale(hyper, torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 3, 5, 4, dtype=torch.float64))
+    found = check_scale(
+        hyper, torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    )
     assert [row.layer for row in found.rows] == ["layer"] and found.ok
 
 
@@ -311,7 +345,9 @@ def test_check_scale_refuses_what_it_cannot_compare():
     condition, x = torch.randn(3, 4), torch.randn(3, 7, 5)
     for parameter in empty.parameters():
         nn.init.zeros_(parameter)
-    with pytest.raises(ConfigError, match=r"nothing but zeros in '0'.*Pass `reference=` such a copy of the base"):
+    with pytest.raises(
+        ConfigError, match=r"nothing but zeros in '0'.*Pass `reference=` such a copy of the base"
+    ):
         check_scale(hyper, condition, x, empty)
     assert check_scale(hyper, condition, x).rows == check_scale(hyper, condition, x, base).rows
     with pytest.raises(ConfigError, match="`reference` does not run '2'"):

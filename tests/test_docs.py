@@ -28,11 +28,22 @@ README = ROOT / "README.md"
 METRICS = DOCS / "reference" / "metrics.md"
 PAGES = [
     README,
-    *(page for folder in ("tutorial", "how-to", "explanation") for page in sorted((DOCS / folder).glob("*.md"))),
+    *(
+        page
+        for folder in ("tutorial", "how-to", "explanation")
+        for page in sorted((DOCS / folder).glob("*.md"))
+    ),
 ]
-MARKDOWN = [*sorted(ROOT.glob("*.md")), *(page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts)]
+MARKDOWN = [
+    *sorted(ROOT.glob("*.md")),
+    *(page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts),
+]
 
-NEEDS = {"adapters": "transformers", "reinforcement-learning": "sb3_contrib", "your-own-data": "PIL"}
+NEEDS = {
+    "adapters": "transformers",
+    "reinforcement-learning": "sb3_contrib",
+    "your-own-data": "PIL",
+}
 """Pages whose code runs only where an optional package is installed."""
 
 FIVE_LINES = """\
@@ -56,7 +67,9 @@ expanded = runpy.run_path(str(DOCS / "_rooms.py"))["expanded"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page, unchecked, tmp_path, monkeypatch, capsys):
+def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
+    page, unchecked, tmp_path, monkeypatch, capsys
+):
     if page.stem in NEEDS:
         pytest.importorskip(NEEDS[page.stem])
     monkeypatch.chdir(tmp_path)
@@ -64,7 +77,9 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page, unchecked, 
     for block in BLOCK.finditer(text):
         above = text[: block.start(1)].count("\n")  # so that a traceback names the line of the page
         exec(compile("\n" * above + block[1], str(page), "exec"), names)
-        assert capsys.readouterr().out == (block[2] or ""), f"the block before line {above + block[1].count(chr(10))}"
+        assert capsys.readouterr().out == (block[2] or ""), (
+            f"the block before line {above + block[1].count(chr(10))}"
+        )
     assert torch.get_num_threads() == 1
 
 
@@ -90,20 +105,32 @@ def test_every_public_class_and_function_is_on_a_reference_page_and_says_what_it
 
 def test_every_page_of_the_reference_is_in_its_table():
     listed = (DOCS / "reference" / "index.md").read_text()
-    assert all(f"]({page.name})" in listed for page in (DOCS / "reference").glob("*.md") if page.stem != "index")
+    assert all(
+        f"]({page.name})" in listed
+        for page in (DOCS / "reference").glob("*.md")
+        if page.stem != "index"
+    )
 
 
-@pytest.mark.parametrize("page", [README, DOCS / "reference" / "cli.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [README, DOCS / "reference" / "cli.md"], ids=lambda page: page.stem
+)
 def test_every_command_is_named(page):
     assert all(f"`weightloom {name}" in page.read_text() for name in COMMANDS)
 
 
 def test_every_logged_key_is_explained(tmp_path):
-    config = FewShotConfig("sinusoid", shots=(1,), steps=2, tasks=2, test_tasks=2, evaluate_every=1, comparators=())
+    config = FewShotConfig(
+        "sinusoid", shots=(1,), steps=2, tasks=2, test_tasks=2, evaluate_every=1, comparators=()
+    )
     record = experiment.run(FewShot(), config, tmp_path / "run", quiet=True)
     rows = read_rows(tmp_path / "run")
     assert len(rows) == 3  # the last step, and two evaluations
-    logged = {key for row in [*rows, record, record["cost"], *record["scores"], environment()] for key in row}
+    logged = {
+        key
+        for row in [*rows, record, record["cost"], *record["scores"], environment()]
+        for key in row
+    }
     explained = set(re.findall(r"`(\w+)`", METRICS.read_text()))
     assert logged <= explained
 
@@ -111,7 +138,9 @@ def test_every_logged_key_is_explained(tmp_path):
 def test_every_score_of_a_classification_is_explained():
     pytest.importorskip("sklearn")
     problem = problem_of(FewShotConfig("digits", shots=(1,)).resolved())
-    row = judge(problem.learner("centroid"), problem, shots=1, tasks=2).row("centroid", "3-way 1-shot")
+    row = judge(problem.learner("centroid"), problem, shots=1, tasks=2).row(
+        "centroid", "3-way 1-shot"
+    )
     explained = set(re.findall(r"`(\w+)`", METRICS.read_text()))
     assert {row["name"], *row, *row["also"]} <= explained
 
@@ -150,20 +179,37 @@ def test_tables_name_the_best_the_control_and_what_failed(tmp_path):
     assert "## toy" in page and "weightloom fewshot --data toy" in page and "A note." in page
     assert "| hypernetwork | **0.900 ± 0.010** | 1.2 ms | 5 seeds |" in page
     assert "| protonet | **0.890 ± 0.010** |" in page  # the intervals overlap
-    assert "| scratch | failed |" in page and "| shuffled support (control) | 0.990 ± 0.010 |" in page
+    assert (
+        "| scratch | failed |" in page and "| shuffled support (control) | 0.990 ± 0.010 |" in page
+    )
     assert "Published: 0.95, Someone (2020), table 1. What differs: their base is deeper." in page
     block = tables["readme_block"](records)
-    assert "| [toy](benchmarks/records/toy.json) | 3-way 1-shot | accuracy, higher is better |" in block
+    assert (
+        "| [toy](benchmarks/records/toy.json) | 3-way 1-shot | accuracy, higher is better |"
+        in block
+    )
     assert "| **0.900 ± 0.010** | **0.890 ± 0.010** (protonet) | 0.990 ± 0.010 |" in block
 
 
 def test_a_method_that_failed_in_some_runs_or_in_all_says_so():
     lost = {"mean": None, "ci95": None, "adapt_time_s": None, "also": {}, "tasks": 0}
     scores = [
-        {"setting": "10-shot", "name": "mse", "better": "lower", "tasks": 9, "ci95": 0.001, "also": {}, "mean": 0.01}
+        {
+            "setting": "10-shot",
+            "name": "mse",
+            "better": "lower",
+            "tasks": 9,
+            "ci95": 0.001,
+            "also": {},
+            "mean": 0.01,
+        }
         | {"adapt_time_s": 0.1, "method": method}
         | rest
-        for method, rest in (("hypernetwork", {}), ("maml", lost), ("anil", {"failed": "1 of 3 runs"}))
+        for method, rest in (
+            ("hypernetwork", {}),
+            ("maml", lost),
+            ("anil", {"failed": "1 of 3 runs"}),
+        )
     ]
     records = {"sinusoid-comparators": {"command": "", "scores": scores}}
     page, targets = tables["results_page"](records), tables["targets_table"](records)
@@ -172,7 +218,12 @@ def test_a_method_that_failed_in_some_runs_or_in_all_says_so():
 
 
 def test_a_benchmark_shows_its_ratios_and_the_share_of_a_core_where_that_was_measured():
-    row = {"setting": "toy", "of": "ours", "against": "loop", "ratio": {"median": 0.5, "low": 0.4, "high": 0.6}}
+    row = {
+        "setting": "toy",
+        "of": "ours",
+        "against": "loop",
+        "ratio": {"median": 0.5, "low": 0.4, "high": 0.6},
+    }
     timed = row | {"ms": {"ours": 2.0, "loop": 4.0}, "share": {"ours": 0.5, "loop": 0.25}}
     page = tables["results_page"]({"core": {"scores": [], "rows": [timed, row]}})
     assert "| toy | ours | loop | 0.5 | 0.40 to 0.60 |" in page
@@ -186,7 +237,9 @@ def test_the_results_page_has_the_mark_that_tables_are_put_at():
 
 def test_every_method_has_a_row_of_the_table_with_the_data_it_solves():
     rows = {
-        line.split("`")[1]: line.split("|")[3:9] for line in tables["methods_table"]().splitlines() if "| `" in line
+        line.split("`")[1]: line.split("|")[3:9]
+        for line in tables["methods_table"]().splitlines()
+        if "| `" in line
     }
     heads = tables["methods_table"]().splitlines()[0].split("|")[3:9]
     assert rows.keys() == {method.name for method in METHODS}
@@ -194,7 +247,10 @@ def test_every_method_has_a_row_of_the_table_with_the_data_it_solves():
         name: [head.strip() for head, cell in zip(heads, cells, strict=True) if "●" in cell]
         for name, cells in rows.items()
     }
-    assert solved["protonet"] == ["images", "sentences"] and solved["shared"] == ["cameras", "unlabelled"]
+    assert solved["protonet"] == ["images", "sentences"] and solved["shared"] == [
+        "cameras",
+        "unlabelled",
+    ]
     assert rows["gaussian"][4].strip() == "`sinusoid`" and solved["gaussian"] == ["functions"]
     assert (DOCS / "how-to" / "few-shot-methods.md").read_text().count(tables["METHODS_MARK"]) == 1
 
@@ -212,19 +268,33 @@ def test_a_page_without_marks_is_refused():
 def test_citation_and_changelog_name_this_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert str(citation["version"]) == version and {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert (
+        str(citation["version"]) == version
+        and {"cff-version", "message", "title", "authors"} <= citation.keys()
+    )
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def toy_record():
-    known = {"setting": "3-way 1-shot", "name": "accuracy", "better": "higher", "tasks": 1000, "ci95": 0.01}
+    known = {
+        "setting": "3-way 1-shot",
+        "name": "accuracy",
+        "better": "higher",
+        "tasks": 1000,
+        "ci95": 0.01,
+    }
     scores = [
-        known | {"method": "hypernetwork", "mean": 0.9, "adapt_time_s": 0.0012, "per_seed": [0.9] * 5},
+        known
+        | {"method": "hypernetwork", "mean": 0.9, "adapt_time_s": 0.0012, "per_seed": [0.9] * 5},
         known | {"method": "protonet", "mean": 0.89},
         known | {"method": "scratch", "mean": None, "ci95": None},
         known | {"method": "shuffled support", "role": "control", "mean": 0.99},
     ]
-    reference = {"value": 0.95, "source": "Someone (2020), table 1", "differs": "their base is deeper"}
+    reference = {
+        "value": 0.95,
+        "source": "Someone (2020), table 1",
+        "differs": "their base is deeper",
+    }
     cost = {"wall_time_s": 75.0, "device": "cpu", "torch": "2.13.0"}
     known = {"command": "weightloom fewshot --data toy", "config": {}, "notes": "A note."}
     return known | {"scores": scores, "cost": cost, "reference": reference}
@@ -248,11 +318,15 @@ def documented():
 
 def public(module, imported=False):
     """The public classes and functions of a module, with those it re-exports if asked for."""
-    found = inspect.getmembers(module, lambda thing: inspect.isclass(thing) or inspect.isfunction(thing))
+    found = inspect.getmembers(
+        module, lambda thing: inspect.isclass(thing) or inspect.isfunction(thing)
+    )
     below = f"{module.__name__}."
 
     def ours(thing):
-        return thing.__module__ == module.__name__ or (imported and thing.__module__.startswith(below))
+        return thing.__module__ == module.__name__ or (
+            imported and thing.__module__.startswith(below)
+        )
 
     return [thing for name, thing in found if not name.startswith("_") and ours(thing)]
 

@@ -20,11 +20,15 @@ from weightloom.errors import WeightloomError, nearest
     ],
 )
 def test_every_error_is_of_the_family_and_a_builtin(name, builtin):
-    assert issubclass(getattr(errors, name), WeightloomError) and issubclass(getattr(errors, name), builtin)
+    assert issubclass(getattr(errors, name), WeightloomError) and issubclass(
+        getattr(errors, name), builtin
+    )
 
 
 def test_no_error_is_left_out_above():
-    ours = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, WeightloomError)]
+    ours = [
+        e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, WeightloomError)
+    ]
     assert len(ours) == 9
 
 

@@ -14,7 +14,8 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 def test_an_example_says_how_to_run_it_what_it_takes_what_to_expect_and_what_it_shows(example):
     text = example.read_text()
     assert re.match(
-        r'""".+\n(.|\n)*?\nRun: +\S.*\nTakes: +\S(.|\n)*?\nExpect: +\S(.|\n)*?\nShows: +\S(.|\n)*?\n"""', text
+        r'""".+\n(.|\n)*?\nRun: +\S.*\nTakes: +\S(.|\n)*?\nExpect: +\S(.|\n)*?\nShows: +\S(.|\n)*?\n"""',
+        text,
     )
     assert "\n    assert " in text
 
@@ -24,7 +25,9 @@ def test_the_sinusoid_example_learns_from_its_first_steps(unchecked):
     before, control_before = main(steps=1)
     after, control = main(steps=200)
     assert after < before / 1.5
-    assert control_before == pytest.approx(before, rel=0.2)  # untrained, the condition makes next to no difference
+    assert control_before == pytest.approx(
+        before, rel=0.2
+    )  # untrained, the condition makes next to no difference
     assert control > 1.3 * after
 
 
@@ -58,7 +61,13 @@ def test_the_linear_control_example_learns_from_its_first_steps(unchecked):
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_an_example_reaches_the_number_that_it_promises(example, tmp_path):
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
-    done = subprocess.run([sys.executable, str(example)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 

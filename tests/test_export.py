@@ -65,7 +65,11 @@ def network(name, form, task=1):
     params, x = hyper(torch.randn(3, 4)), torch.randn(3, 6, *event)
     with torch.no_grad():
         expected = flat(apply_per_task(base, params, x, engine="loop"))
-    return specialise(base, params, task).eval().requires_grad_(False), x[task], [leaf[task] for leaf in expected]
+    return (
+        specialise(base, params, task).eval().requires_grad_(False),
+        x[task],
+        [leaf[task] for leaf in expected],
+    )
 
 
 def flat(outputs):
@@ -97,8 +101,12 @@ def test_it_can_be_copied_and_pickled(name, form):
     assert_equal(pickle.loads(pickled)(x), expected)
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes self.layer._flat_weights:UserWarning")  # of any torch LSTM
-@all_pairs(("mlp", RowScale()), ("resnet", LowRank(2)), ("transformer", Full()), ("lstm", LowRank(2)))
+@pytest.mark.filterwarnings(
+    "ignore:The tensor attributes self.layer._flat_weights:UserWarning"
+)  # of any torch LSTM
+@all_pairs(
+    ("mlp", RowScale()), ("resnet", LowRank(2)), ("transformer", Full()), ("lstm", LowRank(2))
+)
 def test_it_can_be_exported_for_any_batch(name, form):
     net, x, expected = network(name, form)
     program = torch.export.export(net, (x,), dynamic_shapes=ANY_BATCH)

@@ -66,18 +66,31 @@ def generated(base_name="mlp", form=None, encoder=DeepSets):
     event = EVENTS[base_name]
     base = mlp([2, 8, 3]) if base_name == "mlp" else ConvNet(1, 6, 3, channels=4, blocks=2)
     hyper = MLPHyperNetwork(base, 4, form=form)
-    return moved(GeneratedLearner(base, Flat(encoder(torch.Size(event).numel(), 3, 4)), hyper)), event, 3
+    return (
+        moved(GeneratedLearner(base, Flat(encoder(torch.Size(event).numel(), 3, 4)), hyper)),
+        event,
+        3,
+    )
 
 
 METHODS = {
     "head": lambda: (HyperHead(ConvNet(1, 6, 3, channels=4, blocks=2)), (1, 6, 6), "labels"),
     "regressor": lambda: (HyperRegressor(mlp([2, 8, 3]), 2, 3, layers=1), (2,), 3),
     "function": lambda: (
-        HyperFunction(FunctionNet(2, 3, features=16), SupportAttention(2, 3, 4, layers=1), hidden=(8,), noise=0.01),
+        HyperFunction(
+            FunctionNet(2, 3, features=16),
+            SupportAttention(2, 3, 4, layers=1),
+            hidden=(8,),
+            noise=0.01,
+        ),
         (2,),
         3,
     ),
-    "inputs": lambda: (HyperInputs(nn.Sequential(nn.Linear(9, 9), *mlp([9, 8, 10])), width=8), (9,), "labels"),
+    "inputs": lambda: (
+        HyperInputs(nn.Sequential(nn.Linear(9, 9), *mlp([9, 8, 10])), width=8),
+        (9,),
+        "labels",
+    ),
 }
 
 
@@ -85,7 +98,11 @@ def drawn(tasks, shots, queries, event, out):
     """Tasks with some points missing, never the first."""
     mask = torch.rand(tasks, shots) > 0.3
     mask[:, 0] = True
-    y = torch.arange(shots).expand(tasks, -1) % 3 if out == "labels" else torch.randn(tasks, shots, out)
+    y = (
+        torch.arange(shots).expand(tasks, -1) % 3
+        if out == "labels"
+        else torch.randn(tasks, shots, out)
+    )
     x, query_x = torch.randn(tasks, shots, *event), torch.randn(tasks, queries, *event)
     return Tasks.of(x, y, query_x, torch.zeros(tasks, queries), support_mask=mask)
 
@@ -98,7 +115,9 @@ def programs(folder):
         import onnxruntime
 
         onnx.checker.check_model(onnx.load(folder / "whole.onnx"))
-        session = onnxruntime.InferenceSession(folder / "whole.onnx", providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            folder / "whole.onnx", providers=["CPUExecutionProvider"]
+        )
         names = [given.name for given in session.get_inputs()]
         found["whole.onnx"] = lambda *inputs: torch.from_numpy(
             session.run(None, dict(zip(names, [its.numpy() for its in inputs], strict=True)))[0]
@@ -117,7 +136,9 @@ def assert_exported(learner, event, out, folder, onnx):
             with torch.no_grad():
                 expected = learner.predict(learner.adapt(new.support), new.query_x)
                 found = run(*new.support, new.query_x)
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=lambda m, s=sizes: f"{s}: {m}")
+            torch.testing.assert_close(
+                found, expected, rtol=1e-5, atol=1e-5, msg=lambda m, s=sizes: f"{s}: {m}"
+            )
     assert json.loads((folder / "whole.json").read_text()) == facts
     return facts
 
@@ -159,8 +180,12 @@ def test_a_known_condition_takes_the_place_of_a_support_set(tmp_path):
     facts = export_whole(learner, example, tmp_path, onnx=False)
     assert facts["inputs"]["support_x"]["shape"] == ["tasks", 4]
     condition, x = torch.randn(6, 4), torch.randn(6, 2, 2)
-    found = programs(tmp_path)["whole.pt2"](condition, torch.zeros(6, 5, 3), torch.ones(6, 5, dtype=torch.bool), x)
-    torch.testing.assert_close(found, learner.predict(learner.adapt(condition), x), rtol=1e-5, atol=1e-5)
+    found = programs(tmp_path)["whole.pt2"](
+        condition, torch.zeros(6, 5, 3), torch.ones(6, 5, dtype=torch.bool), x
+    )
+    torch.testing.assert_close(
+        found, learner.predict(learner.adapt(condition), x), rtol=1e-5, atol=1e-5
+    )
 
 
 def refused(learner, folder, match, example=None):
@@ -173,14 +198,18 @@ def refused(learner, folder, match, example=None):
 
 def test_gradient_steps_are_refused(tmp_path):
     said = refused(
-        MAML(mlp([2, 8, 3])), tmp_path / "out", "MAML cannot be exported whole: `adapt` takes gradient steps"
+        MAML(mlp([2, 8, 3])),
+        tmp_path / "out",
+        "MAML cannot be exported whole: `adapt` takes gradient steps",
     )
     assert "weightloom export RUN --task 0" in said
 
 
 def test_what_is_fitted_to_a_task_alone_is_refused(tmp_path):
     refused(
-        FromScratch(lambda out: mlp([2, 4, out])), tmp_path / "out", "FromScratch cannot.*fitted to each task alone"
+        FromScratch(lambda out: mlp([2, 4, out])),
+        tmp_path / "out",
+        "FromScratch cannot.*fitted to each task alone",
     )
 
 
@@ -220,8 +249,12 @@ def test_a_program_is_never_written_over(tmp_path):
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(whole_export, "find_spec", lambda name: None if name == "onnxscript" else sys)
-    with pytest.raises(MissingExtraError, match=r"`onnxscript` not installed.*pip install 'weightloom\[export\]'"):
+    monkeypatch.setattr(
+        whole_export, "find_spec", lambda name: None if name == "onnxscript" else sys
+    )
+    with pytest.raises(
+        MissingExtraError, match=r"`onnxscript` not installed.*pip install 'weightloom\[export\]'"
+    ):
         export_whole(generated()[0], drawn(*SIZES[0], (2,), 3), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -273,8 +306,16 @@ BASES = {
     "mixing": (Mixing, (nn.Linear(4, 3),), (4,)),
     "counting": (Counting, (nn.Linear(4, 3),), (4,)),
     "reading": (Reading, (LSTM(4, 3, batch_first=True), nn.Linear(3, 2)), (5, 4)),
-    "convolution": (nn.Sequential, (nn.Conv2d(2, 4, 3, 2, 1), nn.GroupNorm(2, 4), nn.MaxPool2d(2)), (2, 5, 5)),
-    "transposed": (nn.Sequential, (nn.ConvTranspose2d(2, 4, 3, 2, 1, 1), nn.BatchNorm2d(4), nn.ReLU()), (2, 3, 3)),
+    "convolution": (
+        nn.Sequential,
+        (nn.Conv2d(2, 4, 3, 2, 1), nn.GroupNorm(2, 4), nn.MaxPool2d(2)),
+        (2, 5, 5),
+    ),
+    "transposed": (
+        nn.Sequential,
+        (nn.ConvTranspose2d(2, 4, 3, 2, 1, 1), nn.BatchNorm2d(4), nn.ReLU()),
+        (2, 3, 3),
+    ),
     "embedding": (nn.Sequential, (nn.Embedding(6, 4), nn.Linear(4, 2)), ()),
 }
 
@@ -291,10 +332,14 @@ def test_a_program_of_your_own_holds_for_any_number_of_tasks_and_rows(name):
         return torch.randn(tasks, *next(base.parameters()).shape), x
 
     own = Own(base)
-    program = torch.export.export(own, inputs(3, 5), dynamic_shapes=({0: any_size}, {0: any_size, 1: any_size}))
+    program = torch.export.export(
+        own, inputs(3, 5), dynamic_shapes=({0: any_size}, {0: any_size, 1: any_size})
+    )
     for tasks, batch in ((3, 5), (4, 7), (1, 1)):
         weight, x = inputs(tasks, batch)
-        torch.testing.assert_close(program.module()(weight, x), own(weight, x, "loop"), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            program.module()(weight, x), own(weight, x, "loop"), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -302,7 +347,9 @@ def test_a_program_of_your_own_holds_for_any_number_of_tasks_and_rows(name):
 @pytest.mark.parametrize(
     ("stride", "padding", "dilation"), [(1, 0, 1), (2, 1, 1), (1, 2, 2), (2, 0, 2), (1, "same", 2)]
 )
-def test_convolutions_written_out_equal_torch_task_by_task(window, groups, stride, padding, dilation):
+def test_convolutions_written_out_equal_torch_task_by_task(
+    window, groups, stride, padding, dilation
+):
     x, bias = torch.randn(3, 2, 4, *[7] * len(window)).double(), torch.randn(3, 6).double()
     options = {"stride": stride, "padding": padding, "dilation": dilation}
     kernel = torch.randn(3, 6, 4 // groups, *window).double()
@@ -317,14 +364,18 @@ def test_convolutions_written_out_equal_torch_task_by_task(window, groups, strid
     run = getattr(F, f"conv_transpose{len(window)}d")
     each = zip(x, kernel, bias, strict=True)
     expected = torch.stack([run(*one, groups=groups, **options) for one in each])
-    torch.testing.assert_close(transpose_convolve_each(x, kernel, bias, groups, **options), expected)
+    torch.testing.assert_close(
+        transpose_convolve_each(x, kernel, bias, groups, **options), expected
+    )
 
 
 @pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-6])
 def test_products_solve_as_well_as_a_solver_in_double_precision(smallest, monkeypatch):
     """A system whose solution is known: eigenvalues from ``smallest`` to 1."""
     rotation = torch.linalg.qr(torch.randn(2, 20, 20).double()).Q
-    matrix = (rotation * torch.logspace(0, torch.tensor(smallest).log10().item(), 20).double()) @ rotation.mT
+    matrix = (
+        rotation * torch.logspace(0, torch.tensor(smallest).log10().item(), 20).double()
+    ) @ rotation.mT
     solution = torch.randn(2, 20, 3).double()
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     found = solve_symmetric(matrix, matrix @ solution)

@@ -17,7 +17,9 @@ def files(folder):
 @pytest.mark.parametrize("content", ["text with ünïcode\n", b"\x00\xff", ""])
 def test_text_and_bytes_are_written_as_they_are(tmp_path, content):
     write_atomically(tmp_path / "a.txt", content)
-    assert (tmp_path / "a.txt").read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert (tmp_path / "a.txt").read_bytes() == (
+        content.encode() if isinstance(content, str) else content
+    )
 
 
 def test_text_that_is_no_unicode_is_written_escaped(tmp_path):
@@ -41,7 +43,11 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path):
     os.mkfifo(pipe)
     reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     write_atomically(pipe, "through")
-    assert os.read(reading, 99) == b"through" and stat.S_ISFIFO(pipe.stat().st_mode) and files(tmp_path) == ["pipe"]
+    assert (
+        os.read(reading, 99) == b"through"
+        and stat.S_ISFIFO(pipe.stat().st_mode)
+        and files(tmp_path) == ["pipe"]
+    )
     os.close(reading)
 
 
@@ -53,11 +59,17 @@ def test_a_folder_is_made_with_those_above_it_and_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("taken", r"\(File exists\)"), ("nu\0ll", r"\(.*null.*\)"), ("a" * 256, r"\(File name too long\)")],
+    [
+        ("taken", r"\(File exists\)"),
+        ("nu\0ll", r"\(.*null.*\)"),
+        ("a" * 256, r"\(File name too long\)"),
+    ],
 )
 def test_a_folder_that_cannot_be_made_is_told_with_the_option_to_pass(tmp_path, name, said):
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(ConfigError, match=f"cannot be made a folder {said}.*Pass another one as `--run`"):
+    with pytest.raises(
+        ConfigError, match=f"cannot be made a folder {said}.*Pass another one as `--run`"
+    ):
         make_folder(tmp_path / name)
     with pytest.raises(ConfigError, match="Pass another one as `--to`"):
         make_folder(tmp_path / name, "--to")
@@ -82,5 +94,8 @@ def test_a_folder_that_cannot_be_looked_at_is_not_free(tmp_path, monkeypatch):
         raise OSError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(type(tmp_path), "iterdir", refused)
-    with pytest.raises(ConfigError, match=r"` cannot be looked at \(Permission denied\)\. Nothing is written over\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"` cannot be looked at \(Permission denied\)\. Nothing is written over\.",
+    ):
         check_empty(tmp_path)

@@ -40,7 +40,12 @@ class Counts(Linear):
 
 def convex():
     hyper, base = Linear().double(), nn.Linear(3, 1, bias=False).double()
-    return hyper, base, torch.randn(4, 6, 3, dtype=torch.float64), torch.randn(4, 6, 1, dtype=torch.float64)
+    return (
+        hyper,
+        base,
+        torch.randn(4, 6, 3, dtype=torch.float64),
+        torch.randn(4, 6, 1, dtype=torch.float64),
+    )
 
 
 def trained():
@@ -50,7 +55,12 @@ def trained():
     with torch.no_grad():
         for parameter in hyper.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return hyper, base, torch.randn(3, 7, 2, dtype=torch.float64), torch.randn(3, 7, 1, dtype=torch.float64)
+    return (
+        hyper,
+        base,
+        torch.randn(3, 7, 2, dtype=torch.float64),
+        torch.randn(3, 7, 1, dtype=torch.float64),
+    )
 
 
 def against(y):
@@ -65,7 +75,9 @@ def test_on_a_convex_problem_it_finds_the_optimum_that_least_squares_gives():
     hyper, base, x, y = convex()
     fitted = fit_condition(hyper, base, x, against(y), steps=600, inner_lr=0.1)
     for task in range(len(x)):
-        optimum = torch.linalg.lstsq(x[task] @ hyper.weight, y[task] - x[task] @ hyper.bias[:, None]).solution[:, 0]
+        optimum = torch.linalg.lstsq(
+            x[task] @ hyper.weight, y[task] - x[task] @ hyper.bias[:, None]
+        ).solution[:, 0]
         close(fitted[task], optimum.detach(), 1e-6)
 
 
@@ -78,12 +90,17 @@ def test_all_tasks_at_once_equal_one_adam_per_task_on_copies():
         optimiser = torch.optim.Adam([alone], lr=0.05)
         for _ in range(9):
             net, params = copy.deepcopy(base), hyper(alone[None])
-            out = torch.func.functional_call(net, {name: value[0] for name, value in params.items()}, (x[task],))
+            out = torch.func.functional_call(
+                net, {name: value[0] for name, value in params.items()}, (x[task],)
+            )
             optimiser.zero_grad()
             ((out - y[task]) ** 2).mean().backward()
             optimiser.step()
         close(together[task], alone.detach(), 1e-10)
-        close(fit_condition(hyper, base, x[[task]], against(y[[task]]), 9, 0.05, start[[task]])[0], together[task])
+        close(
+            fit_condition(hyper, base, x[[task]], against(y[[task]]), 9, 0.05, start[[task]])[0],
+            together[task],
+        )
 
 
 def test_a_task_whose_numbers_are_not_finite_spoils_no_other():
@@ -100,14 +117,20 @@ def test_the_first_step_moves_every_number_by_the_learning_rate_downhill():
     hyper, base, x, y = convex()
     start = torch.randn(2, dtype=torch.float64)
     gradient = (x @ (hyper.weight @ start + hyper.bias)[:, None] - y).mul(x).mean(1) @ hyper.weight
-    close(fit_condition(hyper, base, x, against(y), 1, 0.01, start), (start - 0.01 * gradient.sign()).detach(), 1e-6)
+    close(
+        fit_condition(hyper, base, x, against(y), 1, 0.01, start),
+        (start - 0.01 * gradient.sign()).detach(),
+        1e-6,
+    )
 
 
 @pytest.mark.parametrize("start", [None, torch.ones(2), torch.arange(8.0).view(4, 2)])
 def test_no_steps_give_a_copy_of_the_start(start):
     hyper, base, x, y = convex()
     found = fit_condition(hyper, base, x, against(y), 0, 0.1, start)
-    close(found, torch.zeros(4, 2).double() if start is None else start.double().expand(4, 2).clone())
+    close(
+        found, torch.zeros(4, 2).double() if start is None else start.double().expand(4, 2).clone()
+    )
     assert start is None or found.data_ptr() != start.data_ptr()
 
 
@@ -126,14 +149,18 @@ def fail_at(step):
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("interrupted", [True, False])
-def test_what_is_frozen_stays_bit_for_bit_as_it_was_and_so_do_modes_and_gradients(train, interrupted):
+def test_what_is_frozen_stays_bit_for_bit_as_it_was_and_so_do_modes_and_gradients(
+    train, interrupted
+):
     hyper, base, x, _ = trained()
     hyper.train(train)
     hyper.head.bias.requires_grad_(False)
     hyper.trunk[0].weight.grad = torch.randn_like(hyper.trunk[0].weight)
     start = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     parameters = [*hyper.parameters(), start]
-    before = [(p.clone(), p.requires_grad, None if p.grad is None else p.grad.clone()) for p in parameters]
+    before = [
+        (p.clone(), p.requires_grad, None if p.grad is None else p.grad.clone()) for p in parameters
+    ]
     if interrupted:
         with pytest.raises(KeyboardInterrupt):
             fit_condition(hyper, base, x, fail_at(3), 5, 0.1, start)
@@ -162,6 +189,9 @@ def test_the_result_has_no_history_and_the_gradient_mode_is_kept(grad):
 
 def test_a_start_of_another_shape_is_refused_and_the_advice_works():
     hyper, base, x, y = convex()
-    with pytest.raises(ShapeError, match=r"`start` has shape \(3,\)\. There are 4 new tasks.*\(2,\), or .* \(4, 2\)"):
+    with pytest.raises(
+        ShapeError,
+        match=r"`start` has shape \(3,\)\. There are 4 new tasks.*\(2,\), or .* \(4, 2\)",
+    ):
         fit_condition(hyper, base, x, against(y), 1, 0.1, torch.zeros(3))
     assert fit_condition(hyper, base, x, against(y), 1, 0.1, torch.zeros(2)).shape == (4, 2)

@@ -97,7 +97,9 @@ def test_film_gives_a_linear_layer_a_gain_and_a_shift():
 def test_a_template_with_one_weight_of_one_is_added_whole():
     form, own = Template(3), draw(4, 5)
     templates = form.shared((4, 5))["templates"].double()
-    close(form.dense(own, {"mixture": torch.eye(3).double(), "templates": templates}), own + templates)
+    close(
+        form.dense(own, {"mixture": torch.eye(3).double(), "templates": templates}), own + templates
+    )
 
 
 def test_chunks_are_written_by_one_network_from_the_code_and_their_embedding():
@@ -108,7 +110,9 @@ def test_chunks_are_written_by_one_network_from_the_code_and_their_embedding():
     for task in range(TASKS):
         written = []
         for embedding in shared["embeddings"]:
-            hidden = torch.relu(shared["inner"] @ torch.cat([code[task], embedding]) + shared["inner_bias"])
+            hidden = torch.relu(
+                shared["inner"] @ torch.cat([code[task], embedding]) + shared["inner_bias"]
+            )
             written.append(shared["outer"] @ hidden)
         close(dense[task], own + torch.cat(written)[:15].view(3, 5))
 

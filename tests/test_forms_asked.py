@@ -28,7 +28,11 @@ def close(actual, expected, tolerance=1e-10):
 
 def factored(form=None, shape=SHAPE, tasks=TASKS):
     form, own = form or LowRank(1), torch.randn(shape).double()
-    return Factored(form, own, {n: torch.randn(tasks, *s).double() for n, s in form.factor_shapes(shape).items()})
+    return Factored(
+        form,
+        own,
+        {n: torch.randn(tasks, *s).double() for n, s in form.factor_shapes(shape).items()},
+    )
 
 
 BY_FACTORS = {
@@ -105,7 +109,10 @@ BY_BUILDING = {
 @pytest.mark.parametrize("function", BY_BUILDING.values(), ids=BY_BUILDING)
 def test_what_is_done_by_building_is_right_and_warns(function):
     weight = factored()
-    with pytest.warns(BuiltWarning, match=r"built Factored\(LowRank\(rank=1\), shape=\(.*MB, where its factors are"):
+    with pytest.warns(
+        BuiltWarning,
+        match=r"built Factored\(LowRank\(rank=1\), shape=\(.*MB, where its factors are",
+    ):
         found = function(weight)
     assert not isinstance(found, Factored)
     close(found, function(weight.dense()))
@@ -113,7 +120,10 @@ def test_what_is_done_by_building_is_right_and_warns(function):
 
 def test_a_warning_says_how_much_and_its_advice_does_not_warn():
     weight = factored(tasks=1000)
-    with pytest.warns(BuiltWarning, match=r"`mul` built .*: 16 MB, where its factors are 0\.72 MB\. .*`params\.take\("):
+    with pytest.warns(
+        BuiltWarning,
+        match=r"`mul` built .*: 16 MB, where its factors are 0\.72 MB\. .*`params\.take\(",
+    ):
         weight * 2
     taken = Params(weight=weight).take([3])["weight"].dense()
     close(taken * 2, weight.dense()[3:4] * 2)
@@ -194,25 +204,52 @@ REFUSED = {
     "copy_": (lambda w: w.copy_(w.dense()), "`copy_` would change"),
     "set_": (lambda w: w.set_(torch.ones(3).double()), r"`set_` was asked of.*value\.dense\(\)"),
     "as_subclass of nothing": (lambda w: w.share_memory_(), "`share_memory_` would change"),
-    "out": (lambda w: torch.add(torch.ones(TASKS, *SHAPE).double(), 1, out=w), "as `out`.*without `out`"),
+    "out": (
+        lambda w: torch.add(torch.ones(TASKS, *SHAPE).double(), 1, out=w),
+        "as `out`.*without `out`",
+    ),
     "outs": (lambda w: torch.max(torch.ones(3, 4), 0, out=(w, w)), "as `out`"),
     "inplace": (lambda w: F.relu(w, inplace=True), "without `inplace`"),
     "init.normal_": (lambda w: nn.init.normal_(w), "`normal_` would change"),
     "init.zeros_": (lambda w: nn.init.zeros_(w), "`zero_` would change"),
     "init.xavier_uniform_": (lambda w: nn.init.xavier_uniform_(w), "`uniform_` would change"),
-    "init.kaiming_uniform_": (lambda w: nn.init.kaiming_uniform_(w), "`kaiming_uniform_` would change"),
-    "data": (lambda w: setattr(w, "data", torch.ones(2)), r"`\.data = …` would change.*value\.factors\[name\]\.data"),
+    "init.kaiming_uniform_": (
+        lambda w: nn.init.kaiming_uniform_(w),
+        "`kaiming_uniform_` would change",
+    ),
+    "data": (
+        lambda w: setattr(w, "data", torch.ones(2)),
+        r"`\.data = …` would change.*value\.factors\[name\]\.data",
+    ),
     "grad to": (lambda w: setattr(w, "grad", torch.ones(2)), r"`\.grad = …` would change"),
-    "grad": (lambda w: w.grad, r"`\.grad` was asked of.*value\.factors\[name\]\.grad.*tree_leaves\(params\)"),
+    "grad": (
+        lambda w: w.grad,
+        r"`\.grad` was asked of.*value\.factors\[name\]\.grad.*tree_leaves\(params\)",
+    ),
     "hook": (lambda w: w.register_hook(print), r"`\.register_hook` was asked of"),
     "retain_grad": (lambda w: w.retain_grad(), r"`\.retain_grad` was asked of"),
     "data_ptr": (lambda w: w.data_ptr(), "`data_ptr` was asked of.*keep what you built"),
-    "parameter": (lambda w: nn.Parameter(w), r"`nn\.Parameter` was given.*nn\.Parameter\(value\.dense\(\)\)"),
-    "frozen parameter": (lambda w: nn.Parameter(w, requires_grad=False), r"`nn\.Parameter` was given"),
+    "parameter": (
+        lambda w: nn.Parameter(w),
+        r"`nn\.Parameter` was given.*nn\.Parameter\(value\.dense\(\)\)",
+    ),
+    "frozen parameter": (
+        lambda w: nn.Parameter(w, requires_grad=False),
+        r"`nn\.Parameter` was given",
+    ),
     "optimiser": (lambda w: torch.optim.SGD([w]).zero_grad(), r"`\.grad` was asked of"),
-    "autograd.grad": (lambda w: torch.autograd.grad(w.own.sum(), [w]), "`grad` was asked for.*descend"),
-    "autograd.backward": (lambda w: torch.autograd.backward(w.own.sum(), inputs=[w]), "`backward` was asked for"),
-    "backward": (lambda w: w.own.sum().backward(inputs=[w]), "`backward` was asked for.*tree_flatten"),
+    "autograd.grad": (
+        lambda w: torch.autograd.grad(w.own.sum(), [w]),
+        "`grad` was asked for.*descend",
+    ),
+    "autograd.backward": (
+        lambda w: torch.autograd.backward(w.own.sum(), inputs=[w]),
+        "`backward` was asked for",
+    ),
+    "backward": (
+        lambda w: w.own.sum().backward(inputs=[w]),
+        "`backward` was asked for.*tree_flatten",
+    ),
 }
 
 
@@ -235,7 +272,9 @@ def test_a_gradient_is_taken_by_the_factors_as_the_message_says():
     loss = torch.utils._pytree.tree_unflatten(leaves, tree)["weight"].dense().square().sum((1, 2))
     steps = torch.autograd.grad(loss.sum(), leaves)
     by_hand = [leaf - 0.1 * step for leaf, step in zip(leaves, steps, strict=True)]
-    adapted = descend(Params(weight=weight), lambda its: its["weight"].dense().square().sum((1, 2)), 1, 0.1)
+    adapted = descend(
+        Params(weight=weight), lambda its: its["weight"].dense().square().sum((1, 2)), 1, 0.1
+    )
     close(list(adapted["weight"].factors.values()), by_hand)
 
 
@@ -243,7 +282,10 @@ def test_numbers_are_read_only_where_they_are_built():
     weight = factored()
     close(weight.as_subclass(Tensor), weight.dense())
     assert format(weight) == repr(weight) == f"{weight!r}"
-    assert f"{Factored(RowScale(), torch.ones(1, 1), {'gain': torch.ones(1, 1)})[0].sum():.1f}" == "2.0"
+    assert (
+        f"{Factored(RowScale(), torch.ones(1, 1), {'gain': torch.ones(1, 1)})[0].sum():.1f}"
+        == "2.0"
+    )
 
 
 @pytest.mark.parametrize("form", [FiLM(), RowScale(), LowRank(1)], ids=repr)
@@ -257,10 +299,14 @@ def test_a_value_in_use_is_mapped_over_its_own_axes(form):
     assert type(gradient) is Tensor
     close(gradient, 3 * value.dense() ** 2)
     close(
-        torch.func.jacrev(lambda w: torch.func.grad(lambda its: (its**3).sum())(w).sum((1, 2)))(value).sum(0),
+        torch.func.jacrev(lambda w: torch.func.grad(lambda its: (its**3).sum())(w).sum((1, 2)))(
+            value
+        ).sum(0),
         6 * value.dense(),
     )
-    curve = torch.func.jacrev(torch.func.jacrev(lambda s: torch.func.grad(lambda w: s**2 * w.sum())(value).sum()))
+    curve = torch.func.jacrev(
+        torch.func.jacrev(lambda s: torch.func.grad(lambda w: s**2 * w.sum())(value).sum())
+    )
     close(curve(x[0, 0]), torch.tensor(2.0 * value.numel()).double())
     assert torch.utils._pytree.tree_flatten(value)[0][0].shape == (3, 4, 4)
 

@@ -25,23 +25,41 @@ def close(actual, expected, tolerance=1e-10):
 def factored(tasks=TASKS, dtype=torch.float64, form=None):
     form = form or LowRank(2)
     own = torch.randn(4, 5, dtype=dtype)
-    return Factored(form, own, {n: torch.randn(tasks, *s, dtype=dtype) for n, s in form.factor_shapes((4, 5)).items()})
+    return Factored(
+        form,
+        own,
+        {n: torch.randn(tasks, *s, dtype=dtype) for n, s in form.factor_shapes((4, 5)).items()},
+    )
 
 
 def params_of(net, form, tasks=TASKS):
     params = {}
     for name, its in choose_forms(net, form=form).items():
         own = net.get_parameter(name).detach()
-        factors = {n: torch.randn(tasks, *s).to(own) for n, s in its.factor_shapes(tuple(own.shape)).items()}
-        params[name] = its.value(own, factors, {n: v.to(own) for n, v in its.shared(tuple(own.shape)).items()})
+        factors = {
+            n: torch.randn(tasks, *s).to(own)
+            for n, s in its.factor_shapes(tuple(own.shape)).items()
+        }
+        params[name] = its.value(
+            own, factors, {n: v.to(own) for n, v in its.shared(tuple(own.shape)).items()}
+        )
     return params
 
 
 def test_it_looks_like_the_parameter_and_prints_what_it_is():
     weight = factored()
-    assert weight.shape == (3, 4, 5) and weight.ndim == 3 and weight.dtype == torch.float64 and len(weight) == 3
+    assert (
+        weight.shape == (3, 4, 5)
+        and weight.ndim == 3
+        and weight.dtype == torch.float64
+        and len(weight) == 3
+    )
     assert weight.numel() == 60 and weight.is_floating_point() and weight.device.type == "cpu"
-    assert repr(weight) == "Factored(LowRank(rank=2), shape=(3, 4, 5))" and weight.lead == 1 and weight[0].lead == 0
+    assert (
+        repr(weight) == "Factored(LowRank(rank=2), shape=(3, 4, 5))"
+        and weight.lead == 1
+        and weight[0].lead == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +89,9 @@ def test_rows_are_taken_without_building_it():
     weight = factored()
     dense = weight.dense()
     picks = (weight[1], weight[-1], weight[1:], weight.unbind()[2], weight.split(2)[1])
-    for part, expected in zip(picks, (dense[1], dense[-1], dense[1:], dense[2], dense[2:]), strict=True):
+    for part, expected in zip(
+        picks, (dense[1], dense[-1], dense[1:], dense[2], dense[2:]), strict=True
+    ):
         assert isinstance(part, Factored)
         close(part.dense(), expected)
     with pytest.raises(IndexError):
@@ -86,7 +106,9 @@ def test_it_is_never_changed_in_place():
 
 
 def test_factors_of_other_names_are_refused():
-    with pytest.raises(ConfigError, match=r"was given the factors \['gain'\].*made of \['down', 'up'\]"):
+    with pytest.raises(
+        ConfigError, match=r"was given the factors \['gain'\].*made of \['down', 'up'\]"
+    ):
         Factored(LowRank(2), torch.ones(4, 5), {"gain": torch.ones(3, 4)})
 
 
@@ -94,8 +116,14 @@ def test_it_moves_between_dtypes_and_off_the_graph_with_everything_it_is_made_of
     weight = factored()
     weight.factors["up"].requires_grad_()
     assert weight.requires_grad and not weight.detach().requires_grad
-    for moved, dtype in ((weight.float(), torch.float32), (weight.to(torch.bfloat16), torch.bfloat16)):
-        assert isinstance(moved, Factored) and moved.dtype == moved.own.dtype == moved.factors["up"].dtype == dtype
+    for moved, dtype in (
+        (weight.float(), torch.float32),
+        (weight.to(torch.bfloat16), torch.bfloat16),
+    ):
+        assert (
+            isinstance(moved, Factored)
+            and moved.dtype == moved.own.dtype == moved.factors["up"].dtype == dtype
+        )
     assert weight.float().double().dtype == torch.float64
     assert weight.to("meta").device.type == "meta"
 
@@ -105,7 +133,11 @@ def test_params_survive_pickle_copy_and_a_tree(form):
     net, x = mlp([5, 6, 4]).double(), torch.randn(TASKS, 2, 5).double()
     params = params_of(net, form)
     expected = apply_per_task(net, params, x)
-    for again in (pickle.loads(pickle.dumps(params)), copy.deepcopy(params), tree_map(torch.clone, params)):
+    for again in (
+        pickle.loads(pickle.dumps(params)),
+        copy.deepcopy(params),
+        tree_map(torch.clone, params),
+    ):
         close(apply_per_task(net, again, x), expected)
         assert {n: type(v) for n, v in again.items()} == {n: type(v) for n, v in params.items()}
     assert all(not isinstance(leaf, Factored) for leaf in tree_leaves(params))
@@ -131,7 +163,9 @@ def test_an_inner_step_on_factors_under_vmap_equals_one_by_hand(form):
         gradients = torch.autograd.grad(loss(one, x[task], y[task]), leaves)
         for row, leaf, gradient in zip(tree_leaves(found), leaves, gradients, strict=True):
             close(row[task], leaf - 0.1 * gradient)
-    assert {name: type(value) for name, value in found.items()} == {name: type(value) for name, value in params.items()}
+    assert {name: type(value) for name, value in found.items()} == {
+        name: type(value) for name, value in params.items()
+    }
 
 
 @pytest.mark.parametrize("engine", ["auto", "vmap", "aligned", "loop"])
@@ -144,7 +178,10 @@ def test_autocast_computes_in_less_and_leaves_gradients_whole(form, engine):
     expected = apply_per_task(net, params, x, engine="loop")
     with torch.autocast("cpu", torch.bfloat16):
         outputs = apply_per_task(net, params, x, engine=engine)
-    assert outputs.dtype in (torch.bfloat16, torch.float32)  # under vmap torch adds a bias in float32
+    assert outputs.dtype in (
+        torch.bfloat16,
+        torch.float32,
+    )  # under vmap torch adds a bias in float32
     assert (outputs - expected).abs().max() < 0.05 * expected.abs().max()
     gradients = torch.autograd.grad(outputs.float().square().mean(), leaves)
     truth = torch.autograd.grad(expected.square().mean(), leaves)
@@ -173,7 +210,9 @@ def test_a_form_that_answers_nothing_is_built_and_right(engine):
     net, x = mlp([5, 6, 4]).double(), torch.randn(TASKS, 2, 5).double()
     params = params_of(net, Unanswered())
     dense = {name: value.dense() for name, value in params.items()}
-    close(apply_per_task(net, params, x, engine=engine), apply_per_task(net, dense, x, engine="loop"))
+    close(
+        apply_per_task(net, params, x, engine=engine), apply_per_task(net, dense, x, engine="loop")
+    )
     assert Unanswered() == Unanswered() and Unanswered() != Full()
 
 

@@ -48,7 +48,23 @@ def outcome(call, *args, **options):
 
 CELLS = st.sampled_from(
     [
-        *("1", "-2.5", "3e4", " 7 ", "nan", "inf", "-Infinity", "1e999", "", " ", "1_0", "0x10", "1,5", '"', '"1'),
+        *(
+            "1",
+            "-2.5",
+            "3e4",
+            " 7 ",
+            "nan",
+            "inf",
+            "-Infinity",
+            "1e999",
+            "",
+            " ",
+            "1_0",
+            "0x10",
+            "1,5",
+            '"',
+            '"1',
+        ),
         *(
             '"2"',
             "é",
@@ -67,11 +83,31 @@ CELLS = st.sampled_from(
         ),
     ]
 )
-ROWS = st.lists(st.one_of(st.lists(CELLS, min_size=2, max_size=2), st.lists(CELLS, max_size=4)), max_size=4)
+ROWS = st.lists(
+    st.one_of(st.lists(CELLS, min_size=2, max_size=2), st.lists(CELLS, max_size=4)), max_size=4
+)
 HEADERS = st.sampled_from(
     ["task,x,y"] * 6
-    + ["task;x;y", "task\tx\ty", "task,x", "x,y", "", "task,x,x", "task,,y", "TASK,x,y", "task,x,y,", '"task","x",y']
-    + ["\ufefftask,x,y", " task , x , y ", "task,x,y,z", "a" * 300 + ",task,y", "task,task,y", '"task,x,y']
+    + [
+        "task;x;y",
+        "task\tx\ty",
+        "task,x",
+        "x,y",
+        "",
+        "task,x,x",
+        "task,,y",
+        "TASK,x,y",
+        "task,x,y,",
+        '"task","x",y',
+    ]
+    + [
+        "\ufefftask,x,y",
+        " task , x , y ",
+        "task,x,y,z",
+        "a" * 300 + ",task,y",
+        "task,task,y",
+        '"task,x,y',
+    ]
 )
 ENCODINGS = st.sampled_from(["utf-8"] * 6 + ["utf-8-sig", "utf-16", "latin-1", "utf-32"])
 DAMAGE = st.sampled_from(["none"] * 6 + ["cut", "flip", "bomb", "twice"])
@@ -90,13 +126,17 @@ def points_of(content):
     """The rows of a table by task, as the standard library reads them; None where a row is not like the others."""
     lines = content.decode("utf-8-sig").splitlines(keepends=True)
     separator = max(",;\t", key=lines[0].count)
-    header, *rows = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=separator, strict=True)
+    header, *rows = csv.reader(
+        io.StringIO("".join(lines), newline=""), delimiter=separator, strict=True
+    )
     header = [name.strip() for name in header]
     found = {}
     for row in (row for row in rows if row):
         cells = dict(zip(header, row, strict=True))
         numbers = [float(cell) for name, cell in cells.items() if name != "task"]
-        assert all(map(math.isfinite, numbers)) and "_" not in "".join(cells[name] for name in header if name != "task")
+        assert all(map(math.isfinite, numbers)) and "_" not in "".join(
+            cells[name] for name in header if name != "task"
+        )
         found.setdefault(cells["task"].strip(), []).append(numbers)
     return found
 
@@ -115,7 +155,9 @@ def test_a_table_is_read_as_the_standard_library_reads_it_or_is_refused(
         return
     expected = points_of(content)
     kept = {name: its for name, its in expected.items() if len(its) >= 4}
-    assert table.pool.names == tuple(kept) and table.pool.counts.tolist() == [len(its) for its in kept.values()]
+    assert table.pool.names == tuple(kept) and table.pool.counts.tolist() == [
+        len(its) for its in kept.values()
+    ]
     assert {skipped.what for skipped in table.skipped} == set(expected) - set(kept)
     order = [*table.features, table.target]
     points = torch.cat([table.pool.x, table.pool.y], 1)
@@ -145,7 +187,9 @@ def test_a_table_beyond_a_limit_is_refused_before_it_is_held(tmp_path, content, 
 
 
 @pytest.mark.parametrize("line", [b"\n", b"a,1,1\n", b"a" * 1000])
-def test_what_unpacks_to_a_hundred_times_its_size_is_refused_before_it_is_held(tmp_path, monkeypatch, line):
+def test_what_unpacks_to_a_hundred_times_its_size_is_refused_before_it_is_held(
+    tmp_path, monkeypatch, line
+):
     monkeypatch.setattr("weightloom.tasks.lines.FREE_BYTES", 20_000)
     with gzip.open(tmp_path / "bomb.csv.gz", "wb") as file:
         file.write(b"task,x,y\n" + line * (600_000 // len(line)))
@@ -176,7 +220,9 @@ def test_reading_twice_as_much_takes_twice_as_long(tmp_path, grown):
         names = ",".join(f"c{column}" for column in range(columns))
         cells = ",".join(["1"] * columns)
         path = tmp_path / f"{size}.csv"
-        path.write_text("\n".join([f"task,{names}", *(f"{row // length},{cells}" for row in range(rows))]))
+        path.write_text(
+            "\n".join([f"task,{names}", *(f"{row // length},{cells}" for row in range(rows))])
+        )
         taken = []
         for _ in range(5):
             start = time.process_time()
@@ -189,18 +235,51 @@ def test_reading_twice_as_much_takes_twice_as_long(tmp_path, grown):
 
 def test_points_are_shuffled_some_tasks_at_a_time_and_drawn_as_at_once(monkeypatch):
     counts = torch.tensor([400, 7, 90])
-    pool = PointPool(torch.rand(497, 1), torch.rand(497, 1), counts, tuple("abc"), torch.zeros(3, dtype=torch.long))
+    pool = PointPool(
+        torch.rand(497, 1),
+        torch.rand(497, 1),
+        counts,
+        tuple("abc"),
+        torch.zeros(3, dtype=torch.long),
+    )
     source = PointTasks(pool, shots=5, queries=4, fewest_shots=2)
     whole = source.sample(64, torch.Generator().manual_seed(0))
     monkeypatch.setattr("weightloom.tasks.points.MOST_SHUFFLED", 1600)
     parts = source.sample(64, torch.Generator().manual_seed(0))
-    assert torch.equal(parts.support_x, whole.support_x) and torch.equal(parts.query_y, whole.query_y)
+    assert torch.equal(parts.support_x, whole.support_x) and torch.equal(
+        parts.query_y, whole.query_y
+    )
 
 
 # Support sets
 
-LABELS = [[0, 1], [10**12, -1], [0.0, 1.0], [0.5, 1.5], [math.nan, 1.0], ["a", "b"], [True, False], ["", "a"]]
-DTYPES = ["<f4", "<f8", ">f4", "<f2", "i1", "u1", "<i8", "<u8", "?", "<c8", "<M8[s]", "U3", "S3", "O", "V4"]
+LABELS = [
+    [0, 1],
+    [10**12, -1],
+    [0.0, 1.0],
+    [0.5, 1.5],
+    [math.nan, 1.0],
+    ["a", "b"],
+    [True, False],
+    ["", "a"],
+]
+DTYPES = [
+    "<f4",
+    "<f8",
+    ">f4",
+    "<f2",
+    "i1",
+    "u1",
+    "<i8",
+    "<u8",
+    "?",
+    "<c8",
+    "<M8[s]",
+    "U3",
+    "S3",
+    "O",
+    "V4",
+]
 
 
 @many
@@ -208,12 +287,16 @@ DTYPES = ["<f4", "<f8", ">f4", "<f2", "i1", "u1", "<i8", "<u8", "?", "<c8", "<M8
     st.sampled_from(DTYPES),
     st.sampled_from([(2, 3), (2,), (0, 3), (3, 3), (), (2, 4), (2, 3, 1), (1, 2, 3)]),
     st.sampled_from(LABELS),
-    st.sampled_from([("support_x", "support_y")] * 4 + [("x", "support_y"), ("x", "y"), ("support_x", "x")]),
+    st.sampled_from(
+        [("support_x", "support_y")] * 4 + [("x", "support_y"), ("x", "y"), ("support_x", "x")]
+    ),
     DAMAGE,
     st.floats(0, 1),
 )
 @example("<f4", (2, 3), [10**12, -1], ("support_x", "support_y"), "none", 0.0)
-def test_arrays_are_taken_as_they_stand_in_the_file_or_refused(tmp_path, dtype, shape, labels, names, damage, at):
+def test_arrays_are_taken_as_they_stand_in_the_file_or_refused(
+    tmp_path, dtype, shape, labels, names, damage, at
+):
     x, y = np.ones(shape).astype(dtype), np.array(labels)
     np.savez(tmp_path / "a.npz", **dict(zip(names, (x, y), strict=True)))
     path = tmp_path / "a.npz"
@@ -282,21 +365,31 @@ def test_pickles_are_never_opened(tmp_path, monkeypatch):
 
 
 VALUES = st.recursive(
-    st.sampled_from([1, 2.5, -1, 10**400, math.nan, math.inf, None, True, "a", "", "1", "1_0", "x" * 500]),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["a", "x"]), inner)),
+    st.sampled_from(
+        [1, 2.5, -1, 10**400, math.nan, math.inf, None, True, "a", "", "1", "1_0", "x" * 500]
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["a", "x"]), inner)
+    ),
     max_leaves=4,
 )
 
 
 @many
 @given(
-    st.lists(st.fixed_dictionaries({}, optional={"x": VALUES, "label": VALUES, "y": VALUES}), min_size=1, max_size=3),
+    st.lists(
+        st.fixed_dictionaries({}, optional={"x": VALUES, "label": VALUES, "y": VALUES}),
+        min_size=1,
+        max_size=3,
+    ),
     st.sampled_from(["classification", "regression"]),
     ENCODINGS,
     DAMAGE,
     st.floats(0, 1),
 )
-def test_objects_of_a_file_are_taken_as_they_stand_or_refused(tmp_path, rows, kind, encoding, damage, at):
+def test_objects_of_a_file_are_taken_as_they_stand_or_refused(
+    tmp_path, rows, kind, encoding, damage, at
+):
     content = damaged("\n".join(json.dumps(row) for row in rows).encode(encoding), damage, at)
     (tmp_path / "a.jsonl").write_bytes(content)
     inputs, targets = Numbers(("x",)), Targets(("y",))
@@ -342,13 +435,25 @@ def test_more_examples_than_fit_are_refused_and_so_are_more_inputs(tmp_path, mon
     for rows in range(1, 8):
         (tmp_path / "a.csv").write_text("x,label\n" + "1,a\n" * rows)
         (tmp_path / "b.csv").write_text("x\n" + "1\n" * rows)
-        assert (outcome(read_support, tmp_path / "a.csv", inputs, "classification") is None) == (rows > 3)
+        assert (outcome(read_support, tmp_path / "a.csv", inputs, "classification") is None) == (
+            rows > 3
+        )
         assert (outcome(read_inputs, tmp_path / "b.csv", inputs) is None) == (rows > 5)
         assert (outcome(read_inputs, [[1.0]] * rows, inputs) is None) == (rows > 5)
 
 
 @pytest.mark.parametrize(
-    "typed", ["~nobody-of-this-name/a", "a" * 400, "a\0b", "pipe.csv", "/dev/zero", ".", "folder.npz", "gone.jsonl"]
+    "typed",
+    [
+        "~nobody-of-this-name/a",
+        "a" * 400,
+        "a\0b",
+        "pipe.csv",
+        "/dev/zero",
+        ".",
+        "folder.npz",
+        "gone.jsonl",
+    ],
 )
 def test_a_path_that_is_no_file_is_refused(tmp_path, monkeypatch, typed):
     monkeypatch.chdir(tmp_path)
@@ -364,7 +469,16 @@ def test_a_path_that_is_no_file_is_refused(tmp_path, monkeypatch, typed):
 
 # Pictures and sounds
 
-MODES = {"1": "png", "L": "png", "LA": "png", "P": "gif", "RGB": "jpg", "RGBA": "webp", "CMYK": "jpg", "I;16": "png"}
+MODES = {
+    "1": "png",
+    "L": "png",
+    "LA": "png",
+    "P": "gif",
+    "RGB": "jpg",
+    "RGBA": "webp",
+    "CMYK": "jpg",
+    "I;16": "png",
+}
 MODES |= {"F": "tiff", "YCbCr": "jpg", "I": "tiff", "LAB": "tiff"}
 
 
@@ -410,7 +524,9 @@ def test_a_picture_is_made_the_same_of_in_a_folder_and_alone_or_is_skipped_in_on
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM", "GIF", "TIFF", "JPEG", "WEBP"])
-def test_a_picture_of_more_than_50_megapixels_is_said_before_it_is_decoded(tmp_path, kind, monkeypatch):
+def test_a_picture_of_more_than_50_megapixels_is_said_before_it_is_decoded(
+    tmp_path, kind, monkeypatch
+):
     side = 8_000
     small = io.BytesIO()
     Image.new("L" if kind != "WEBP" else "RGB", (16, 16)).save(small, kind)
@@ -435,7 +551,9 @@ def test_a_picture_of_more_than_50_megapixels_is_said_before_it_is_decoded(tmp_p
     (tmp_path / "a").write_bytes(content)
     decoded = []
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: decoded.append(self))
-    with pytest.raises(DataError, match=r"it has 64 megapixels.*`WEIGHTLOOM_MAX_MEGAPIXELS=64` allows it"):
+    with pytest.raises(
+        DataError, match=r"it has 64 megapixels.*`WEIGHTLOOM_MAX_MEGAPIXELS=64` allows it"
+    ):
         folder_room.picture(tmp_path / "a", 8, 3)
     assert not decoded
 
@@ -506,15 +624,32 @@ def refused(words, capsys):
         ({"train": ""}, "has 0 classes"),
     ],
 )
-def test_a_folder_with_one_part_alone_is_refused_and_the_advice_works(tmp_path, monkeypatch, capsys, parts, said):
+def test_a_folder_with_one_part_alone_is_refused_and_the_advice_works(
+    tmp_path, monkeypatch, capsys, parts, said
+):
     monkeypatch.chdir(tmp_path)
     for part, classes in parts.items():
         (tmp_path / "birds" / part).mkdir(parents=True)
         for name in classes:
             (tmp_path / "birds" / part / name).mkdir()
             for shot in range(2):
-                Image.new("L", (9, 9), 20 * ord(name) % 255).save(tmp_path / "birds" / part / name / f"{shot}.png")
-    words = ["--ways", "2", "--train-ways", "2", "--shots", "1", "--queries", "1", "--steps", "1", "--test-tasks", "2"]
+                Image.new("L", (9, 9), 20 * ord(name) % 255).save(
+                    tmp_path / "birds" / part / name / f"{shot}.png"
+                )
+    words = [
+        "--ways",
+        "2",
+        "--train-ways",
+        "2",
+        "--shots",
+        "1",
+        "--queries",
+        "1",
+        "--steps",
+        "1",
+        "--test-tasks",
+        "2",
+    ]
     told = refused(["fewshot", "--data", "birds", *words, "--run", "run"], capsys)
     assert said in told
     if "`--data birds/train`" in told and parts == {"train": "abcdef"}:
@@ -562,7 +697,9 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_only_tasks_that_were_judged_are_exported_and_no_other_is_drawn(run, tmp_path, monkeypatch, capsys):
+def test_only_tasks_that_were_judged_are_exported_and_no_other_is_drawn(
+    run, tmp_path, monkeypatch, capsys
+):
     drawn = []
     sample = SinusoidTasks.sample
 
@@ -578,13 +715,51 @@ def test_only_tasks_that_were_judged_are_exported_and_no_other_is_drawn(run, tmp
     assert (tmp_path / "out" / "network.json").exists() and max(drawn) == 6
 
 
-TABLES = ["", "x", "x,y", "x,y\n1", "x,y\n1,2,3", "x,y\na,b", "x,y\n1,nan", "x,y\n1e999,1", "x,x,y\n1,1,1", "y\n1"]
-TABLES += ["x,y\n" + "\n" * 200_000, "x,y\n" + "1,2\n" * 10_001, '"x,y\n1,2', "x,y\n1,2\x00", "x" * 2_000_000]
+TABLES = [
+    "",
+    "x",
+    "x,y",
+    "x,y\n1",
+    "x,y\n1,2,3",
+    "x,y\na,b",
+    "x,y\n1,nan",
+    "x,y\n1e999,1",
+    "x,x,y\n1,1,1",
+    "y\n1",
+]
+TABLES += [
+    "x,y\n" + "\n" * 200_000,
+    "x,y\n" + "1,2\n" * 10_001,
+    '"x,y\n1,2',
+    "x,y\n1,2\x00",
+    "x" * 2_000_000,
+]
 TABLES += ["\udcff,y\n1,1", "x,,y\n1,2,3", ",".join(["x"] * 20_000), "x,y\n1_0,2", "label,x\na,1"]
 TABLES += ["x,y\n" + "9" * 200_000 + ",1"]
-OBJECTS = ["", "[]", "{", "{}", "null", '{"x": 1}', '{"x": [1, 2], "y": 1}', '{"x": null, "y": 1}', "[" * 200_000]
-OBJECTS += ['{"x": 1, "y": "a"}', '{"x": 1, "y": [1, 2]}', '{"x": 1, "y": 1e999}', '{"x": 1, "y": NaN}', '"x"']
-OBJECTS += ['{"x": "1_0", "y": 1}', '{"x": 1, "x": 2, "y": 1}', '{"x": 1, "y": ' + "9" * 5000 + "}", "\udcff"]
+OBJECTS = [
+    "",
+    "[]",
+    "{",
+    "{}",
+    "null",
+    '{"x": 1}',
+    '{"x": [1, 2], "y": 1}',
+    '{"x": null, "y": 1}',
+    "[" * 200_000,
+]
+OBJECTS += [
+    '{"x": 1, "y": "a"}',
+    '{"x": 1, "y": [1, 2]}',
+    '{"x": 1, "y": 1e999}',
+    '{"x": 1, "y": NaN}',
+    '"x"',
+]
+OBJECTS += [
+    '{"x": "1_0", "y": 1}',
+    '{"x": 1, "x": 2, "y": 1}',
+    '{"x": 1, "y": ' + "9" * 5000 + "}",
+    "\udcff",
+]
 OBJECTS += ['{"x": {"a": 1}, "y": 1}']
 HOSTILE = {
     "a.csv": TABLES,
@@ -610,9 +785,12 @@ def test_a_support_set_that_fits_is_adapted_to(run, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [(name, number) for name, texts in HOSTILE.items() for number in range(len(texts))]
+    ("name", "number"),
+    [(name, number) for name, texts in HOSTILE.items() for number in range(len(texts))],
 )
-def test_a_support_set_that_does_not_fit_ends_in_a_sentence(run, tmp_path, monkeypatch, capsys, name, number):
+def test_a_support_set_that_does_not_fit_ends_in_a_sentence(
+    run, tmp_path, monkeypatch, capsys, name, number
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(HOSTILE[name][number].encode(errors="surrogateescape"))
     refused(["adapt", str(run), name], capsys)
@@ -638,7 +816,10 @@ ARRAYS = {
     "too wide": {"support_x": np.zeros((3, 2)), "support_y": Y},
     "too many targets": {"support_x": X, "support_y": np.zeros((3, 2))},
     "too many rows": {"support_x": np.zeros((10_001, 1)), "support_y": np.zeros(10_001)},
-    "zeros without end": {"support_x": np.zeros((90_000, 1000), "u1"), "support_y": np.zeros(90_000)},
+    "zeros without end": {
+        "support_x": np.zeros((90_000, 1000), "u1"),
+        "support_y": np.zeros(90_000),
+    },
 }
 
 

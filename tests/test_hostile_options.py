@@ -34,9 +34,23 @@ from weightloom.texts import TextError, parse_json, parse_yaml
 EXAMPLES = int(os.environ.get("WEIGHTLOOM_HOSTILE", "15"))
 """Generated inputs of each test."""
 hostile = settings(
-    max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=EXAMPLES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-TINY = ["--data", "digits", "--steps", "2", "--tasks", "2", "--test-tasks", "3", "--queries", "2", "--shots", "1"]
+TINY = [
+    "--data",
+    "digits",
+    "--steps",
+    "2",
+    "--tasks",
+    "2",
+    "--test-tasks",
+    "3",
+    "--queries",
+    "2",
+    "--shots",
+    "1",
+]
 TINY += ["--comparators", "centroid", "--quiet"]
 
 
@@ -87,13 +101,39 @@ def copy_of(made, tmp_path):
 DEEP = [b"[" * 100_000, b"[" * 60 + b"]" * 60, b'{"a":' * 70 + b"1" + b"}" * 70]
 RAW = [
     *DEEP,
-    *(b"", b"\x00" * 50, b"\xff\xfe{\x00}\x00", "größe: 1".encode("latin-1"), b"\xef\xbb\xbf", b"[]", b"1", b'"text"'),
-    *(b"null", b"true", b"{", b'{"a": 1', b"{]", b"{'a': 1}", b'{"a": 1}{"a": 1}', b'{"app": NaN}', b"{1: 2}"),
-    *(b'{"format": 1, "format": 1}', b'{"format": 1e999}', b"9" * 5000, b'{"a": ' + b"9" * 5000 + b"}"),
+    *(
+        b"",
+        b"\x00" * 50,
+        b"\xff\xfe{\x00}\x00",
+        "größe: 1".encode("latin-1"),
+        b"\xef\xbb\xbf",
+        b"[]",
+        b"1",
+        b'"text"',
+    ),
+    *(
+        b"null",
+        b"true",
+        b"{",
+        b'{"a": 1',
+        b"{]",
+        b"{'a': 1}",
+        b'{"a": 1}{"a": 1}',
+        b'{"app": NaN}',
+        b"{1: 2}",
+    ),
+    *(
+        b'{"format": 1, "format": 1}',
+        b'{"format": 1e999}',
+        b"9" * 5000,
+        b'{"a": ' + b"9" * 5000 + b"}",
+    ),
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 COMMANDS = {
@@ -123,7 +163,12 @@ def test_files_of_a_run_that_are_no_such_json_are_refused(name, number, made, tm
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_is_no_regular_file_is_not_opened(name, made, tmp_path):
-    for make in (os.mkfifo, os.mkdir, lambda path: Path(path).symlink_to("/dev/zero"), lambda path: None):
+    for make in (
+        os.mkfifo,
+        os.mkdir,
+        lambda path: Path(path).symlink_to("/dev/zero"),
+        lambda path: None,
+    ):
         folder = copy_of(made, tmp_path)
         (folder / name).unlink()
         make(folder / name)
@@ -134,7 +179,11 @@ def test_what_is_no_regular_file_is_not_opened(name, made, tmp_path):
 
 
 @hostile
-@given(data=st.data(), name=st.sampled_from(["run.json", "config.json"]), command=st.sampled_from(COMMANDS["run.json"]))
+@given(
+    data=st.data(),
+    name=st.sampled_from(["run.json", "config.json"]),
+    command=st.sampled_from(COMMANDS["run.json"]),
+)
 def test_a_value_of_another_type_in_a_file_of_a_run_is_refused(data, name, command, made, tmp_path):
     folder = copy_of(made, tmp_path)
     facts = json.loads((folder / name).read_text())
@@ -191,13 +240,58 @@ def test_levels_are_counted(levels, parse):
 
 # Options in a file
 
-BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
 YAML = [
-    *("ways: &x 2", "ways: *x", BOMB, "ways: 2\nways: 3", "wayz: 2", "1: 2", "? [a]\n: b", "- 1", "text", "", "~"),
-    *("data: !!python/name:os.system", "data: !!binary aGk=", "data: 2020-01-01", "steps: !!int ''", "seed: .inf"),
-    *("ways: [2", "a: b: c", "\tways: 2", "steps: 1.5", "steps: yes", "ways: {a: 1}", "ways: [[2]]", "ways: []"),
-    *("steps: 0", "seed: -1", "method: 5", "method: [a, b]", "comparators: [cnp, cnp]", "average: -1", "average: 1"),
-    *("<<: {steps: 0}", "weight_decay: -1", "outer_lr: .nan", "steps: 0x_", "data: =", "mode: none", "--- 1\n--- 2"),
+    *(
+        "ways: &x 2",
+        "ways: *x",
+        BOMB,
+        "ways: 2\nways: 3",
+        "wayz: 2",
+        "1: 2",
+        "? [a]\n: b",
+        "- 1",
+        "text",
+        "",
+        "~",
+    ),
+    *(
+        "data: !!python/name:os.system",
+        "data: !!binary aGk=",
+        "data: 2020-01-01",
+        "steps: !!int ''",
+        "seed: .inf",
+    ),
+    *(
+        "ways: [2",
+        "a: b: c",
+        "\tways: 2",
+        "steps: 1.5",
+        "steps: yes",
+        "ways: {a: 1}",
+        "ways: [[2]]",
+        "ways: []",
+    ),
+    *(
+        "steps: 0",
+        "seed: -1",
+        "method: 5",
+        "method: [a, b]",
+        "comparators: [cnp, cnp]",
+        "average: -1",
+        "average: 1",
+    ),
+    *(
+        "<<: {steps: 0}",
+        "weight_decay: -1",
+        "outer_lr: .nan",
+        "steps: 0x_",
+        "data: =",
+        "mode: none",
+        "--- 1\n--- 2",
+    ),
 ]
 
 
@@ -235,25 +329,37 @@ def test_an_option_of_another_type_or_size_is_refused(name, value, tmp_path):
 
 NUMBERS = {
     "fewshot": [
-        field.name for field in fields(FewShotConfig) if "int" in str(field.type) or "float" in str(field.type)
+        field.name
+        for field in fields(FewShotConfig)
+        if "int" in str(field.type) or "float" in str(field.type)
     ],
-    "rl": [field.name for field in fields(RLConfig) if "int" in str(field.type) or "float" in str(field.type)],
+    "rl": [
+        field.name
+        for field in fields(RLConfig)
+        if "int" in str(field.type) or "float" in str(field.type)
+    ],
 }
 
 
 @hostile
 @given(
     command=st.sampled_from(["fewshot", "rl"]),
-    value=st.sampled_from(["-1", "nan", "inf", "-inf", "1000000000000", "99999999999999999999999", "x", "", "-0.5"]),
+    value=st.sampled_from(
+        ["-1", "nan", "inf", "-inf", "1000000000000", "99999999999999999999999", "x", "", "-0.5"]
+    ),
     data=st.data(),
 )
 def test_numbers_that_cannot_be_are_refused(command, value, data, tmp_path):
-    name = data.draw(st.sampled_from([name for name in NUMBERS[command] if name != "target_return"]))
+    name = data.draw(
+        st.sampled_from([name for name in NUMBERS[command] if name != "target_return"])
+    )
     check_refused([command, f"--{name.replace('_', '-')}", value, "--run", "run", "--quiet"])
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["threads", "tasks", "shots", "seed", "steps", "queries", "test_tasks", "devices"])
+@pytest.mark.parametrize(
+    "name", ["threads", "tasks", "shots", "seed", "steps", "queries", "test_tasks", "devices"]
+)
 def test_the_largest_number_of_an_option_is_as_stated(name):
     most = MOST.get(name, MOST_OF_ALL)
     value = (lambda number: (number,)) if name == "shots" else int
@@ -312,10 +418,26 @@ def test_options_that_do_not_go_together_are_refused(words, tmp_path):
 
 
 ODD_AGENTS = [
-    *(["--vary", text] for text in ("gravity", "a=1:2", "=1:2", "x=2:1", "x=nan:1", "x=0:inf", "a=1:2 a=1:2")),
-    *(["--env", name] for name in ("nowhere", "", "a" * 400, "os:x", "CartPole-v1:x", ":x", "\x00")),
-    *(["--comparators", "film", "film"], ["--held-out", "x=1:2"], ["--rates", "nothing=0.1"], ["--discount", "1"]),
-    *(["--final-rate", "2"], ["--critics", "0"], ["--target-return", "nan"], ["--method", "nothing"]),
+    *(
+        ["--vary", text]
+        for text in ("gravity", "a=1:2", "=1:2", "x=2:1", "x=nan:1", "x=0:inf", "a=1:2 a=1:2")
+    ),
+    *(
+        ["--env", name]
+        for name in ("nowhere", "", "a" * 400, "os:x", "CartPole-v1:x", ":x", "\x00")
+    ),
+    *(
+        ["--comparators", "film", "film"],
+        ["--held-out", "x=1:2"],
+        ["--rates", "nothing=0.1"],
+        ["--discount", "1"],
+    ),
+    *(
+        ["--final-rate", "2"],
+        ["--critics", "0"],
+        ["--target-return", "nan"],
+        ["--method", "nothing"],
+    ),
 ]
 
 
@@ -432,7 +554,9 @@ def taken(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "linked").symlink_to(tmp_path / "file.json")
     return {
-        **{name: tmp_path / name for name in ("file.json", "config.json", "full", "loop", "linked")},
+        **{
+            name: tmp_path / name for name in ("file.json", "config.json", "full", "loop", "linked")
+        },
         "long": tmp_path / ("a" * 300),
         "under a file": tmp_path / "file.json" / "x",
         "zero": Path("a\x00b"),
@@ -442,7 +566,18 @@ def taken(tmp_path):
     }
 
 
-TAKEN = ("file.json", "config.json", "full", "loop", "linked", "long", "under a file", "zero", "device", "deep")
+TAKEN = (
+    "file.json",
+    "config.json",
+    "full",
+    "loop",
+    "linked",
+    "long",
+    "under a file",
+    "zero",
+    "device",
+    "deep",
+)
 TAKEN = (*TAKEN, "under a device")
 
 
@@ -463,12 +598,15 @@ def test_what_is_there_is_not_written_over(where, command, taken, made, tmp_path
         "".join(json.dumps({"x": [0.1] * 64, "label": n, **pixels}) + "\n" for n in "abc")
     )
     check_refused(words)
-    assert (tmp_path / "file.json").read_bytes() == BYTES and (tmp_path / "full" / "kept").read_bytes() == BYTES
+    assert (tmp_path / "file.json").read_bytes() == BYTES and (
+        tmp_path / "full" / "kept"
+    ).read_bytes() == BYTES
     assert (tmp_path / "config.json").read_text() == '{"ways": [1]}'
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "run.json", "record.json", "metrics.jsonl", "checkpoints", "report.html"]
+    "name",
+    ["config.json", "run.json", "record.json", "metrics.jsonl", "checkpoints", "report.html"],
 )
 def test_a_record_is_not_written_over_what_a_run_holds(name, made, tmp_path):
     folder = copy_of(made, tmp_path)
@@ -517,7 +655,10 @@ def test_a_row_that_a_full_disk_does_not_take_is_said(tmp_path):
 
 def test_validation_tasks_of_sinusoids_are_none_of_the_table():
     config = FewShotConfig(data="sinusoid").resolved()
-    drawn = [draw_test_tasks(problem_of(each.resolved()), 5, 3).query_x for each in (config, config.validating())]
+    drawn = [
+        draw_test_tasks(problem_of(each.resolved()), 5, 3).query_x
+        for each in (config, config.validating())
+    ]
     assert not torch.isin(drawn[0], drawn[1]).any()
 
 
@@ -525,7 +666,8 @@ def test_validation_tasks_of_sinusoids_are_none_of_the_table():
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(5, "odd"), ValueError("x"), MemoryError(), RecursionError("deep"), KeyError("k")]
+    "error",
+    [OSError(5, "odd"), ValueError("x"), MemoryError(), RecursionError("deep"), KeyError("k")],
 )
 def test_an_error_that_nothing_foresaw_is_a_sentence_and_a_file(error, made, tmp_path, monkeypatch):
     folder = copy_of(made, tmp_path)
@@ -574,8 +716,23 @@ def test_names_that_are_not_utf8_are_trained_on_and_reported(tmp_path):
             picture = image.new("L", (32, 32), 40 * number)
             picture.putpixel((shot, 0), 200)
             picture.save(folder / f"{shot}.png")
-    words = ["--ways", "2", "--train-ways", "2", "--shots", "1", "--queries", "2", "--steps", "2", "--tasks", "2"]
+    words = [
+        "--ways",
+        "2",
+        "--train-ways",
+        "2",
+        "--shots",
+        "1",
+        "--queries",
+        "2",
+        "--steps",
+        "2",
+        "--tasks",
+        "2",
+    ]
     words += ["--test-tasks", "3", "--comparators", "--run", "run"]
     code, told = said(["fewshot", "--data", "pictures", *words])
     assert code == 0, told
-    assert "Nothing could be drawn" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Nothing could be drawn" not in (tmp_path / "run" / "report.html").read_text(
+        encoding="utf-8"
+    )

@@ -85,13 +85,20 @@ def test_a_room_uses_only_rooms_before_it(path):
 
 def test_no_file_imports_itself_by_way_of_others():
     """A circle would make what a file defines hang on which file is imported first."""
-    names = {".".join(("weightloom", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
+    names = {
+        ".".join(("weightloom", *path.relative_to(SOURCE).with_suffix("").parts)): path
+        for path in FILES
+    }
     names = {name.removesuffix(".__init__"): path for name, path in names.items()}
     uses = {}
     for name, path in names.items():
-        found = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+        found = [
+            node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)
+        ]
         targets = {f"{node.module}.{alias.name}" for node in found for alias in node.names}
-        uses[name] = {its if its in names else its.rpartition(".")[0] for its in targets} & names.keys() - {name}
+        uses[name] = {
+            its if its in names else its.rpartition(".")[0] for its in targets
+        } & names.keys() - {name}
     while free := [name for name, its in uses.items() if not its & uses.keys()]:
         for name in free:
             del uses[name]
@@ -99,12 +106,18 @@ def test_no_file_imports_itself_by_way_of_others():
 
 
 def test_only_the_command_uses_apps():
-    assert {room_of(path) for path in FILES if "apps" in used_rooms(path)} == {"apps", "commands", "cli"}
+    assert {room_of(path) for path in FILES if "apps" in used_rooms(path)} == {
+        "apps",
+        "commands",
+        "cli",
+    }
 
 
 def test_what_is_not_installed_with_the_library_is_not_imported_by_it():
     own = {"benchmarks", "tests", "docs", "examples"}
-    assert not [(path, module) for path in FILES for module in imported(path) if module.split(".")[0] in own]
+    assert not [
+        (path, module) for path in FILES for module in imported(path) if module.split(".")[0] in own
+    ]
 
 
 def test_every_file_belongs_to_a_room():
@@ -114,16 +127,36 @@ def test_every_file_belongs_to_a_room():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_importing_a_file_only_defines_names(path):
     """It imports, defines, or names a value: it opens no file, draws no number and sets no option."""
-    defines = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
+    defines = (
+        ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
+    )
     for node in ast.parse(path.read_text()).body:
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        guarded = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
-        registers = ast.unparse(node).startswith(("register_pytree_node(", "add_safe_globals("))  # a kind of value
+        guarded = isinstance(node, ast.If) and ast.unparse(node.test) in (
+            "TYPE_CHECKING",
+            "__name__ == '__main__'",
+        )
+        registers = ast.unparse(node).startswith(
+            ("register_pytree_node(", "add_safe_globals(")
+        )  # a kind of value
         assert isinstance(node, defines) or text or guarded or registers, f"{path}:{node.lineno}"
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             called = [call.func for call in ast.walk(node.value) if isinstance(call, ast.Call)]
-            names = [function.attr if isinstance(function, ast.Attribute) else function.id for function in called]
-            does = {"open", "read_text", "read_bytes", "rand", "randn", "manual_seed", "Generator", "getenv", "run"}
+            names = [
+                function.attr if isinstance(function, ast.Attribute) else function.id
+                for function in called
+            ]
+            does = {
+                "open",
+                "read_text",
+                "read_bytes",
+                "rand",
+                "randn",
+                "manual_seed",
+                "Generator",
+                "getenv",
+                "run",
+            }
             assert not does.intersection(names), f"{path}:{node.lineno}"
 
 
@@ -144,13 +177,20 @@ def test_help_takes_little_work():
 
     counted = "import sys, weightloom.cli; print(len(sys.modules))"
     assert int(processor_s("-c", counted)[1]) < 400
-    times = [[processor_s(*words)[0] for _ in range(3)] for words in (("-m", "weightloom", "--help"), ("-c", "pass"))]
-    assert processor_s("-m", "weightloom", "--help")[1].startswith("weightloom: networks that generate")
+    times = [
+        [processor_s(*words)[0] for _ in range(3)]
+        for words in (("-m", "weightloom", "--help"), ("-c", "pass"))
+    ]
+    assert processor_s("-m", "weightloom", "--help")[1].startswith(
+        "weightloom: networks that generate"
+    )
     assert min(times[0]) < 15 * min(times[1])
 
 
 def test_lists_are_shown_without_torch():
-    code = "import sys; from weightloom.cli import main; main(['list']); print('torch' in sys.modules)"
+    code = (
+        "import sys; from weightloom.cli import main; main(['list']); print('torch' in sys.modules)"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "False"
 
@@ -173,13 +213,19 @@ main(["fewshot", "--data", "sinusoid", "--quiet"])
 
 def test_the_first_step_of_a_run_is_taken_before_anything_heavy_is_imported(tmp_path):
     """Fabric, metrics, pictures and torch's compiler each take longer to import than torch itself, or than the step."""
-    ran = subprocess.run([sys.executable, "-c", FIRST_STEP], capture_output=True, text=True, check=True, cwd=tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "-c", FIRST_STEP], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert ran.stdout.strip() == "1 []"
 
 
 def test_every_public_name_is_there_and_comes_from_its_room():
     names = weightloom._public_names()
-    assert names["LowRank"] == "forms" and names["MLPHyperNetwork"] == "hypernets" and names["mlp"] == "networks"
+    assert (
+        names["LowRank"] == "forms"
+        and names["MLPHyperNetwork"] == "hypernets"
+        and names["mlp"] == "networks"
+    )
     assert list(weightloom.__all__) == list(names) and dir(weightloom) == sorted(names)
     for name, room in names.items():
         assert getattr(weightloom, name) is getattr(import_module(f"weightloom.{room}"), name)
@@ -188,8 +234,12 @@ def test_every_public_name_is_there_and_comes_from_its_room():
 @pytest.mark.slow
 def test_a_type_checker_sees_the_public_names_with_their_types(tmp_path):
     mypy = pytest.importorskip("mypy.api")
-    (tmp_path / "user.py").write_text("import weightloom\nreveal_type(weightloom.LowRank(4).rank)\nweightloom.LowRnk\n")
-    known, _, _ = mypy.run([str(tmp_path / "user.py"), "--follow-imports=silent", f"--cache-dir={tmp_path}"])
+    (tmp_path / "user.py").write_text(
+        "import weightloom\nreveal_type(weightloom.LowRank(4).rank)\nweightloom.LowRnk\n"
+    )
+    known, _, _ = mypy.run(
+        [str(tmp_path / "user.py"), "--follow-imports=silent", f"--cache-dir={tmp_path}"]
+    )
     assert 'int"' in known and 'has no attribute "LowRnk"' in known
 
 

@@ -24,7 +24,9 @@ def moved(module):
 
 
 def state_of(batch=BATCH):
-    return HyperLSTMState(*(torch.randn(batch, size).double() for size in (HIDDEN, HIDDEN, HYPER, HYPER)))
+    return HyperLSTMState(
+        *(torch.randn(batch, size).double() for size in (HIDDEN, HIDDEN, HYPER, HYPER))
+    )
 
 
 def slow_step(cell, x, state):
@@ -66,7 +68,11 @@ def slow_step(cell, x, state):
 
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_a_step_follows_the_equations_gate_by_gate(layer_norm):
-    cell, x, state = moved(cell_of(layer_norm=layer_norm)), torch.randn(BATCH, INPUT).double(), state_of()
+    cell, x, state = (
+        moved(cell_of(layer_norm=layer_norm)),
+        torch.randn(BATCH, INPUT).double(),
+        state_of(),
+    )
     actual = cell(x, state)
     for row in range(BATCH):
         expected = slow_step(cell, x[row], [part[row] for part in state])
@@ -92,10 +98,15 @@ def test_at_the_start_it_is_an_lstm_whose_weights_are_a_tenth():
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_gradients_reach_every_parameter(layer_norm):
     """At the start all but those of the embeddings' zero layer and what is before it; after one step these too."""
-    layer, x = HyperLSTM(INPUT, HIDDEN, HYPER, layer_norm=layer_norm).double(), torch.randn(4, BATCH, INPUT).double()
+    layer, x = (
+        HyperLSTM(INPUT, HIDDEN, HYPER, layer_norm=layer_norm).double(),
+        torch.randn(4, BATCH, INPUT).double(),
+    )
     for _ in range(2):
         output, _ = layer(x)
-        gradients = torch.autograd.grad((output * torch.randn_like(output)).sum(), list(layer.parameters()))
+        gradients = torch.autograd.grad(
+            (output * torch.randn_like(output)).sum(), list(layer.parameters())
+        )
         with torch.no_grad():
             for parameter, gradient in zip(layer.parameters(), gradients, strict=True):
                 parameter.sub_(0.1 * gradient)
@@ -140,17 +151,26 @@ def test_it_runs_as_a_base_for_many_tasks_in_one_pass():
             return self.layer(x)[0][:, -1]
 
     base, x = Last().double(), torch.randn(3, BATCH, 4, INPUT).double()
-    params = {name: torch.randn(3, *value.shape).double() for name, value in base.named_parameters()}
+    params = {
+        name: torch.randn(3, *value.shape).double() for name, value in base.named_parameters()
+    }
     outputs = apply_per_task(base, params, x)
     for task in range(3):
-        one = torch.func.functional_call(base, {name: value[task] for name, value in params.items()}, (x[task],))
+        one = torch.func.functional_call(
+            base, {name: value[task] for name, value in params.items()}, (x[task],)
+        )
         torch.testing.assert_close(outputs[task], one)
 
 
 def test_what_does_not_fit_is_refused(unchecked):
-    with pytest.raises(ShapeError, match=r"has shape \(4, 6, 3\)\. This cell reads \(batch, 3\).*through `HyperLSTM`"):
+    with pytest.raises(
+        ShapeError,
+        match=r"has shape \(4, 6, 3\)\. This cell reads \(batch, 3\).*through `HyperLSTM`",
+    ):
         cell_of()(torch.zeros(4, 6, 3).double())
-    with pytest.raises(ShapeError, match=r"reads \(batch, steps, 3\), or \(steps, 3\), with one step or more"):
+    with pytest.raises(
+        ShapeError, match=r"reads \(batch, steps, 3\), or \(steps, 3\), with one step or more"
+    ):
         HyperLSTM(INPUT, HIDDEN, HYPER, batch_first=True)(torch.zeros(4, 0, 3))
     with pytest.raises(ConfigError, match=r"`hyper_size=0` is below 1"):
         HyperLSTM(INPUT, HIDDEN, 0)

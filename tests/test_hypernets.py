@@ -39,7 +39,11 @@ def trained_by_it(network):
     """What a loss on what is generated trains: neither what the base shares, nor what is another base's."""
     others = list(getattr(network, "architectures", []))[1:]
     of_others = {parameter for other in others for parameter in other.parameters()}
-    shared = {network.base.get_parameter(name) for name in network.spec.shared} if hasattr(network, "spec") else set()
+    shared = (
+        {network.base.get_parameter(name) for name in network.spec.shared}
+        if hasattr(network, "spec")
+        else set()
+    )
     return [p for p in network.parameters() if p.requires_grad and p not in shared | of_others]
 
 
@@ -74,7 +78,9 @@ def test_every_own_parameter_gets_a_gradient(hyper):
 
 
 @every_hyper
-def test_at_the_first_step_gradients_are_finite_and_at_the_second_every_own_parameter_gets_one(hyper):
+def test_at_the_first_step_gradients_are_finite_and_at_the_second_every_own_parameter_gets_one(
+    hyper,
+):
     """A layer that starts at zero hides what is before it from the first step, and from no other."""
     network = hyper.hyper()
     for _ in range(2):
@@ -95,11 +101,17 @@ def test_a_state_dict_and_a_copy_give_the_same_parameters(hyper):
     fresh.load_state_dict(network.state_dict())
     copied = copy.deepcopy(network)
     for other in (fresh, copied):
-        assert all(torch.equal(built(other(*condition)[name]), built(value)) for name, value in params.items())
+        assert all(
+            torch.equal(built(other(*condition)[name]), built(value))
+            for name, value in params.items()
+        )
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.add_(1)
-    assert all(torch.equal(built(network(*condition)[name]), built(value)) for name, value in params.items())
+    assert all(
+        torch.equal(built(network(*condition)[name]), built(value))
+        for name, value in params.items()
+    )
 
 
 @every_hyper
@@ -112,10 +124,14 @@ def test_parameters_are_of_the_dtype_of_the_condition(hyper, dtype):
     in_float64 = hyper.moved()(*(cast(x, torch.float64) for x in condition))
     for name, value in network(*condition).items():
         assert value.dtype == dtype
-        torch.testing.assert_close(built(value), built(in_float64[name].to(dtype)), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            built(value), built(in_float64[name].to(dtype)), rtol=1e-3, atol=1e-4
+        )
 
 
-@pytest.mark.parametrize("build", [lambda: mlp([5, 6, 2]), conv, Tied, lambda: nn.Linear(5, 2, bias=False)])
+@pytest.mark.parametrize(
+    "build", [lambda: mlp([5, 6, 2]), conv, Tied, lambda: nn.Linear(5, 2, bias=False)]
+)
 @pytest.mark.parametrize("generate", ["*", "*weight"])
 def test_at_step_0_every_task_gets_the_base_exactly(build, generate):
     base = build()
@@ -131,7 +147,9 @@ def test_the_parameters_of_the_base_are_in_the_hypernetwork_once(generate):
     base = Tied()
     hyper = MLPHyperNetwork(base, condition_dim=4, generate=generate)
     own = [id(parameter) for parameter in hyper.parameters()]
-    assert len(own) == len(set(own)) and set(own) >= {id(parameter) for parameter in base.parameters()}
+    assert len(own) == len(set(own)) and set(own) >= {
+        id(parameter) for parameter in base.parameters()
+    }
     assert copy.deepcopy(hyper).base is not base
 
 
@@ -158,7 +176,10 @@ def test_a_generated_network_can_be_trained_through():
     hyper = MLPHyperNetwork(base, condition_dim=4, generate="2.*")
     outputs = apply_per_task(base, hyper(torch.randn(TASKS, 4)), torch.randn(TASKS, 5, 2))
     outputs.square().mean().backward()
-    assert all(parameter.grad is not None for parameter in hyper.base.parameters()) and hyper.head.weight.grad.any()
+    assert (
+        all(parameter.grad is not None for parameter in hyper.base.parameters())
+        and hyper.head.weight.grad.any()
+    )
 
 
 def test_a_glob_that_matches_nothing_is_refused_when_it_is_built():
@@ -172,7 +193,9 @@ def test_a_condition_of_another_width_is_refused_and_both_advices_work(unchecked
         ShapeError, match=r"has shape \(5, 7\)\. This hypernetwork reads \(tasks, 4\)\. Build"
     ) as caught:
         MLPHyperNetwork(base, condition_dim=4)(condition)
-    built, encoded = (int(number) for number in re.findall(r"`condition_dim=(\d)`", str(caught.value)))
+    built, encoded = (
+        int(number) for number in re.findall(r"`condition_dim=(\d)`", str(caught.value))
+    )
     assert MLPHyperNetwork(base, condition_dim=built)(condition)["bias"].shape == (5, 2)
     assert MLPHyperNetwork(base, condition_dim=4)(torch.randn(5, encoded))["bias"].shape == (5, 2)
 
@@ -192,7 +215,11 @@ def test_a_condition_of_other_axes_is_told_what_to_pass(shape, unchecked):
 
 def test_a_head_of_class_means_decides_by_squared_distance():
     """Scores differ from -|f - c|² only by what is the same for all classes."""
-    support, query, labels = torch.randn(12, 5).double(), torch.randn(6, 5).double(), torch.arange(12) % 4
+    support, query, labels = (
+        torch.randn(12, 5).double(),
+        torch.randn(6, 5).double(),
+        torch.arange(12) % 4,
+    )
     weight, bias = prototype_head(class_statistics(support[None], labels[None]).mean)
     distances = squared_distances(support, labels.tolist(), query, ways=4)
     close((query @ weight[0].T + bias[0]).softmax(1), (-distances).softmax(1))
@@ -215,7 +242,9 @@ def test_at_step_0_the_head_is_a_mixture_that_depends_on_the_shots_alone(shots, 
     x, labels, _ = labelled(TASKS, shots=shots)
     params = HeadHyperNetwork().double()(x, labels)
     for task in range(TASKS):
-        weight, bias = prototype_head(class_statistics(x[task : task + 1], labels[task : task + 1]).mean)
+        weight, bias = prototype_head(
+            class_statistics(x[task : task + 1], labels[task : task + 1]).mean
+        )
         ridge = least_squares(x[task], labels[task].tolist(), 3, 0.5)
         close(params["head.weight"][task], (1 - share) / 6 * weight[0] + share * ridge[0], 1e-3)
         close(params["head.bias"][task], (1 - share) / 6 * bias[0] + share * ridge[1], 1e-3)
@@ -231,7 +260,11 @@ def test_classes_by_another_number_get_their_rows_there_and_points_have_no_order
 
 
 def test_features_in_another_order_get_their_columns_in_that_order():
-    hyper, (x, labels, there), order = HYPERNETWORKS[-1].values[0].moved(), labelled(TASKS), torch.randperm(6)
+    hyper, (x, labels, there), order = (
+        HYPERNETWORKS[-1].values[0].moved(),
+        labelled(TASKS),
+        torch.randperm(6),
+    )
     params, other = hyper(x, labels, there), hyper(x[:, :, order], labels, there)
     close(other["head.weight"], params["head.weight"][:, :, order], 1e-9)
     close(other["head.bias"], params["head.bias"], 1e-9)
@@ -246,11 +279,16 @@ def test_masked_points_count_as_little_as_points_that_are_not_there():
             close(alone[name][0], value[task], 1e-9)
 
 
-@pytest.mark.parametrize(("ways", "shots", "features"), [(2, 1, 1), (5, 1, 64), (20, 5, 3), (1, 3, 8)])
+@pytest.mark.parametrize(
+    ("ways", "shots", "features"), [(2, 1, 1), (5, 1, 64), (20, 5, 3), (1, 3, 8)]
+)
 def test_one_generator_serves_any_number_of_classes_shots_and_features(ways, shots, features):
     hyper, condition = HYPERNETWORKS[-1].values[0].moved(), labelled(TASKS, ways, shots, features)
     params = hyper(*condition)
-    assert params["head.weight"].shape == (TASKS, ways, features) and params["head.bias"].shape == (TASKS, ways)
+    assert params["head.weight"].shape == (TASKS, ways, features) and params["head.bias"].shape == (
+        TASKS,
+        ways,
+    )
     generic_loss(params).backward()
     assert all(value.isfinite().all() for value in params.values())
     assert all(p.grad.isfinite().all() for p in hyper.parameters())
@@ -308,7 +346,11 @@ def test_generating_draws_no_random_numbers(hyper):
 def test_a_condition_of_another_device_or_dtype_is_refused_and_the_advice_works(hyper):
     network, condition = hyper.moved(), hyper.condition(TASKS)
     for other in (condition[0].float(), condition[0].to("meta")):
-        with pytest.raises(ConfigError, match=r"`condition` is torch\.float.* but this hypernetwork is") as caught:
+        with pytest.raises(
+            ConfigError, match=r"`condition` is torch\.float.* but this hypernetwork is"
+        ) as caught:
             network(other, *condition[1:])
     advice = re.search(r"Pass `(condition\.to\(.*?\))`", str(caught.value)).group(1)
-    assert network(eval(advice, {"condition": condition[0].float(), "torch": torch}), *condition[1:])
+    assert network(
+        eval(advice, {"condition": condition[0].float(), "torch": torch}), *condition[1:]
+    )

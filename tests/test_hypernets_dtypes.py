@@ -22,14 +22,21 @@ from weightloom.testing import check_hypernetwork
 KINDS = {
     "mlp": MLPHyperNetwork,
     "chunked": lambda base, dim, **options: ChunkedHyperNetwork(base, dim, slice_size=7, **options),
-    "transformer": lambda base, dim, **options: TransformerHyperNetwork(base, dim, slice_size=7, width=8, **options),
+    "transformer": lambda base, dim, **options: TransformerHyperNetwork(
+        base, dim, slice_size=7, width=8, **options
+    ),
     "graph": lambda base, dim, **options: GraphHyperNetwork(base, dim, hidden=8, tile=3, **options),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def mixed():
-    layers = nn.Linear(4, 8).bfloat16(), nn.LayerNorm(8), nn.Linear(8, 3).double(), nn.Linear(3, 2).half()
+    layers = (
+        nn.Linear(4, 8).bfloat16(),
+        nn.LayerNorm(8),
+        nn.Linear(8, 3).double(),
+        nn.Linear(3, 2).half(),
+    )
     return nn.Sequential(*layers)
 
 
@@ -52,7 +59,9 @@ class Indexed(nn.Module):
 @every_kind
 @pytest.mark.parametrize("form", [None, LowRank(1), FiLM(), Template(2), Chunked(5)], ids=str)
 @pytest.mark.parametrize("build", [mixed, Spectral, lambda: Spectral(torch.complex128)])
-def test_at_step_0_every_parameter_is_the_base_s_own_to_the_last_bit_in_its_own_dtype(kind, form, build):
+def test_at_step_0_every_parameter_is_the_base_s_own_to_the_last_bit_in_its_own_dtype(
+    kind, form, build
+):
     base = build()
     hyper = KINDS[kind](base, 4, form=form)
     for autocast in (False, True):
@@ -107,18 +116,24 @@ def test_a_linear_hypernetwork_writes_real_and_imaginary_parts_side_by_side():
     condition = torch.randn(TASKS, 4).double()
     assert hyper.generated.size == 2 * 24 and hyper.spec.shapes == {"weight": (2, 3, 4)}
     flat = (condition @ hyper.head.weight.mT).reshape(TASKS, 2, 3, 4, 2)
-    torch.testing.assert_close(hyper(condition)["weight"], base.weight + flat[..., 0] + 1j * flat[..., 1])
+    torch.testing.assert_close(
+        hyper(condition)["weight"], base.weight + flat[..., 0] + 1j * flat[..., 1]
+    )
 
 
 def test_a_form_for_complex_numbers_is_full_and_another_that_is_named_in_full_is_refused():
     assert choose_forms(Spectral(), form=RowScale())["weight"] == Full()
     assert choose_forms(Spectral(), {"w*": LowRank(1)}) == {"weight": Full()}
-    with pytest.raises(ConfigError, match=r"does not fit `weight`.*real numbers, and these are complex.*`Full\(\)`"):
+    with pytest.raises(
+        ConfigError, match=r"does not fit `weight`.*real numbers, and these are complex.*`Full\(\)`"
+    ):
         choose_forms(Spectral(), {"weight": LowRank(1)})
     assert choose_forms(Spectral(), {"weight": Full()}) == {"weight": Full()}
 
 
-@pytest.mark.parametrize("generate", ["*", nn.Module, lambda name, parameter: True, ["*.weight", "*"]])
+@pytest.mark.parametrize(
+    "generate", ["*", nn.Module, lambda name, parameter: True, ["*.weight", "*"]]
+)
 def test_whole_numbers_are_left_out_and_stay_shared(generate):
     base = Indexed()
     hyper = MLPHyperNetwork(base, 4, generate=generate, freeze="*")
@@ -126,9 +141,13 @@ def test_whole_numbers_are_left_out_and_stay_shared(generate):
     assert hyper.spec.shared == ("index", "mask")
 
 
-@pytest.mark.parametrize("generate", ["index", "mask", ["layer.weight", "index"], {"index": Full()}])
+@pytest.mark.parametrize(
+    "generate", ["index", "mask", ["layer.weight", "index"], {"index": Full()}]
+)
 def test_whole_numbers_that_are_named_in_full_are_refused(generate):
-    with pytest.raises(ConfigError, match=r"holds (int64|bool) numbers\..*Leave it out of `generate`"):
+    with pytest.raises(
+        ConfigError, match=r"holds (int64|bool) numbers\..*Leave it out of `generate`"
+    ):
         MLPHyperNetwork(Indexed(), 4, generate=generate)
     assert ParamSpec.of(Indexed()).shapes.keys() == {"layer.weight", "layer.bias"}
 
@@ -138,7 +157,9 @@ def test_static_kernels_are_of_the_dtype_of_the_base_s_own():
     params = StaticHyperNetwork(base, 4, block=2)(torch.randn(TASKS, 4))
     assert [value.dtype for value in params.values()] == [torch.bfloat16, torch.float32]
     complex_kernel = nn.Conv2d(2, 2, 3, dtype=torch.complex64)
-    with pytest.raises(ConfigError, match=r"is torch\.complex64\. Blocks can write only.*of real numbers"):
+    with pytest.raises(
+        ConfigError, match=r"is torch\.complex64\. Blocks can write only.*of real numbers"
+    ):
         StaticHyperNetwork(complex_kernel, block=2, generate="weight")
 
 
@@ -147,7 +168,11 @@ class BfloatTrunk(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.trunk, self.norm, self.head = nn.Linear(4, 8).bfloat16(), nn.LayerNorm(8), nn.Linear(8, 2)
+        self.trunk, self.norm, self.head = (
+            nn.Linear(4, 8).bfloat16(),
+            nn.LayerNorm(8),
+            nn.Linear(8, 2),
+        )
 
     def forward(self, x):
         return self.head(self.norm(self.trunk(x.bfloat16()).float()))
@@ -162,7 +187,9 @@ class Waves(Spectral):
 
 
 @pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
-@pytest.mark.parametrize(("build", "event"), [(BfloatTrunk, (4,)), (Waves, (2, 16))], ids=["bfloat16", "complex"])
+@pytest.mark.parametrize(
+    ("build", "event"), [(BfloatTrunk, (4,)), (Waves, (2, 16))], ids=["bfloat16", "complex"]
+)
 def test_a_base_of_several_dtypes_runs_at_step_0_as_itself_and_has_gradients(build, event, engine):
     base, x = build(), torch.randn(TASKS, 3, *event)
     hyper = MLPHyperNetwork(base, condition_dim=5)

@@ -40,13 +40,18 @@ def test_permuted_inputs_permute_the_columns_and_nothing_else(rounds):
     for seed in range(100):
         order = torch.randperm(INPUTS, generator=torch.Generator().manual_seed(seed))
         other = written(hyper, x[..., order], y)
-        torch.testing.assert_close(other["0.weight"], params["0.weight"][..., order], rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            other["0.weight"], params["0.weight"][..., order], rtol=0, atol=1e-10
+        )
         torch.testing.assert_close(other["0.bias"], params["0.bias"], rtol=0, atol=1e-10)
 
 
 def test_a_permuted_network_says_the_same_of_permuted_inputs():
     hyper, (x, y) = hyper_of(5), support()
-    base, order = torch.nn.Sequential(torch.nn.Linear(INPUTS, OUTPUTS)).double(), torch.randperm(INPUTS)
+    base, order = (
+        torch.nn.Sequential(torch.nn.Linear(INPUTS, OUTPUTS)).double(),
+        torch.randperm(INPUTS),
+    )
     outputs = apply_per_task(base, written(hyper, x, y), x)
     again = apply_per_task(base, written(hyper, x[..., order], y), x[..., order])
     torch.testing.assert_close(again, outputs)
@@ -57,7 +62,8 @@ def test_a_positive_gain_and_an_offset_that_all_inputs_share_change_no_output():
     base = torch.nn.Sequential(torch.nn.Linear(INPUTS, OUTPUTS)).double()
     moved = 7.0 * x - 3.0
     torch.testing.assert_close(
-        apply_per_task(base, written(hyper, moved, y), moved), apply_per_task(base, written(hyper, x, y), x)
+        apply_per_task(base, written(hyper, moved, y), moved),
+        apply_per_task(base, written(hyper, x, y), x),
     )
 
 
@@ -83,8 +89,12 @@ def test_shares_sum_to_one_over_outputs_and_alike_over_inputs():
     positive = torch.cat([scores[..., :4], torch.full((TASKS, 12, 4), -1e3).double()], dim=2)
     even = assignment(positive, 200)  # nothing negated: these are the shares themselves
     torch.testing.assert_close(even.sum(1), torch.ones(TASKS, 12).double())
-    torch.testing.assert_close(even.sum(2), torch.full((TASKS, 4), 3.0).double(), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(share[..., :4].sum(1), torch.full((TASKS, 4), 3.0).double())  # they were not even before
+    torch.testing.assert_close(
+        even.sum(2), torch.full((TASKS, 4), 3.0).double(), rtol=1e-4, atol=1e-4
+    )
+    assert not torch.allclose(
+        share[..., :4].sum(1), torch.full((TASKS, 4), 3.0).double()
+    )  # they were not even before
 
 
 def test_a_sure_assignment_is_a_signed_permutation_whatever_stood_in_two_places():
@@ -100,7 +110,10 @@ def test_a_sure_assignment_is_a_signed_permutation_whatever_stood_in_two_places(
 def test_folding_equals_standardising_beforehand():
     torch.manual_seed(0)
     base = torch.nn.Sequential(torch.nn.Linear(INPUTS, OUTPUTS)).double()
-    params = {"0.weight": torch.randn(TASKS, OUTPUTS, INPUTS).double(), "0.bias": torch.randn(TASKS, OUTPUTS).double()}
+    params = {
+        "0.weight": torch.randn(TASKS, OUTPUTS, INPUTS).double(),
+        "0.bias": torch.randn(TASKS, OUTPUTS).double(),
+    }
     x, mean, scale = (
         torch.randn(TASKS, 5, INPUTS).double(),
         torch.randn(TASKS, INPUTS).double(),
@@ -108,7 +121,9 @@ def test_folding_equals_standardising_beforehand():
     )
     folded = standardised(params, "0", mean, scale.double())
     beforehand = (x - mean[:, None]) / scale.double()[:, None]
-    torch.testing.assert_close(apply_per_task(base, folded, x), apply_per_task(base, params, beforehand))
+    torch.testing.assert_close(
+        apply_per_task(base, folded, x), apply_per_task(base, params, beforehand)
+    )
 
 
 def test_what_does_not_fit_is_refused_and_the_advice_works():

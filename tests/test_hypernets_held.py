@@ -27,10 +27,15 @@ from weightloom.networks import mlp
 INITS = ["bias-hyperinit", "hyperfan-in", "hyperfan-out", "magnitude-invariant"]
 BUILDERS = {
     **{f"mlp {init}": partial(MLPHyperNetwork, condition_dim=4, init=init) for init in INITS},
-    **{f"chunked {init}": partial(ChunkedHyperNetwork, condition_dim=4, init=init) for init in INITS},
+    **{
+        f"chunked {init}": partial(ChunkedHyperNetwork, condition_dim=4, init=init)
+        for init in INITS
+    },
     "transformer": partial(TransformerHyperNetwork, condition_dim=4, width=8, init="hyperfan-in"),
     "frozen": partial(MLPHyperNetwork, condition_dim=4, form=LowRank(1), freeze="*"),
-    "partly frozen": partial(MLPHyperNetwork, condition_dim=4, generate="*bias", freeze=["*weight"]),
+    "partly frozen": partial(
+        MLPHyperNetwork, condition_dim=4, generate="*bias", freeze=["*weight"]
+    ),
     "graph": partial(GraphHyperNetwork, condition_dim=4, hidden=8),
     "graph frozen": partial(GraphHyperNetwork, condition_dim=4, hidden=8, freeze="*"),
     "static": partial(StaticHyperNetwork, condition_dim=4, block=2),
@@ -77,7 +82,9 @@ def test_the_base_and_what_the_hypernetwork_holds_of_it_compute_the_same(kind):
     hyper = BUILDERS[kind](base)
     params, x = hyper(torch.randn(TASKS, 4)), torch.randn(TASKS, 2, 2, 5, 5)
     assert torch.equal(apply_per_task(base, params, x), apply_per_task(hyper.base, params, x))
-    assert [name for name, _ in hyper.base.named_modules()] == [name for name, _ in base.named_modules()]
+    assert [name for name, _ in hyper.base.named_modules()] == [
+        name for name, _ in base.named_modules()
+    ]
     for name, value in base.state_dict().items():
         assert hyper.base.state_dict()[name].data_ptr() == value.data_ptr()
 
@@ -87,7 +94,9 @@ def test_an_optimiser_of_all_parameters_trains_what_is_trained_and_nothing_that_
     base = resnet(track_running_stats=False)
     before = {name: value.detach().clone() for name, value in base.named_parameters()}
     hyper = BUILDERS[kind](base)
-    optimiser = torch.optim.SGD(hyper.parameters(), lr=1.0, weight_decay=0.1)  # decay moves whatever is passed
+    optimiser = torch.optim.SGD(
+        hyper.parameters(), lr=1.0, weight_decay=0.1
+    )  # decay moves whatever is passed
     for _ in range(2):
         apply_per_task(
             hyper.base, hyper(torch.randn(TASKS, 4)), torch.randn(TASKS, 2, 2, 5, 5)
@@ -97,7 +106,11 @@ def test_an_optimiser_of_all_parameters_trains_what_is_trained_and_nothing_that_
     moved = {name for name, its in base.named_parameters() if not torch.equal(its, before[name])}
     assert moved == trained
     assert all(hyper.base.get_parameter(name) is base.get_parameter(name) for name in trained)
-    expected = {"frozen": set(), "graph frozen": set(), "partly frozen": {n for n in before if n.endswith("bias")}}
+    expected = {
+        "frozen": set(),
+        "graph frozen": set(),
+        "partly frozen": {n for n in before if n.endswith("bias")},
+    }
     if kind in expected:
         assert moved == expected[kind]
     if "hyperfan" in kind:
@@ -122,9 +135,15 @@ def test_hyperfan_starts_are_learned_as_the_own_values_are_by_the_others():
 
 def test_two_hypernetworks_over_one_frozen_base_count_it_once():
     base = mlp([3, 64, 2])
-    both = nn.ModuleList(MLPHyperNetwork(base, 4, generate=f"{layer}.*", freeze="*") for layer in (0, 2))
-    own = sum(p.numel() for hyper in both for p in [*hyper.trunk.parameters(), *hyper.head.parameters()])
-    assert sum(p.numel() for p in both.parameters()) == own + sum(p.numel() for p in base.parameters())
+    both = nn.ModuleList(
+        MLPHyperNetwork(base, 4, generate=f"{layer}.*", freeze="*") for layer in (0, 2)
+    )
+    own = sum(
+        p.numel() for hyper in both for p in [*hyper.trunk.parameters(), *hyper.head.parameters()]
+    )
+    assert sum(p.numel() for p in both.parameters()) == own + sum(
+        p.numel() for p in base.parameters()
+    )
     twins = len(TWINS)
     del both, base
     gc.collect()
@@ -153,7 +172,9 @@ class Referring(nn.Module):
         return self.layer(x) * scale
 
     def forward(self, x):
-        return self.kept[0][0](x) + self.kept[1]["same"](x) + self.run(x) + self.part(x) * self.scale
+        return (
+            self.kept[0][0](x) + self.kept[1]["same"](x) + self.run(x) + self.part(x) * self.scale
+        )
 
 
 def test_what_refers_to_a_layer_by_another_way_refers_to_its_twin():
@@ -164,7 +185,10 @@ def test_what_refers_to_a_layer_by_another_way_refers_to_its_twin():
     params, x = hyper(torch.randn(TASKS, 4)), torch.randn(TASKS, 5, 3)
     found = apply_per_task(hyper.base, params, x, engine="loop")
     torch.testing.assert_close(found, apply_per_task(base, params, x, engine="loop"))
-    assert hyper.base.kept[0][0] is hyper.base.layer is not base.layer and base.run.__self__ is base.layer
+    assert (
+        hyper.base.kept[0][0] is hyper.base.layer is not base.layer
+        and base.run.__self__ is base.layer
+    )
 
 
 def test_a_frozen_base_moves_with_the_hypernetwork_and_with_its_caller():
@@ -192,7 +216,9 @@ def test_a_frozen_base_in_eval_mode_stays_there_and_another_follows():
         hyper = MLPHyperNetwork(base, 4, generate="*bn*", freeze=freeze)
         for mode in (True, False, True):
             hyper.train(mode)
-            assert all(part.training == mode for tree in (base, hyper.base) for part in tree.modules())
+            assert all(
+                part.training == mode for tree in (base, hyper.base) for part in tree.modules()
+            )
     asked = MLPHyperNetwork(resnet().eval().requires_grad_(False), 4, generate="*bn*").train()
     assert not any(part.training for part in asked.base.modules())
 
@@ -212,7 +238,9 @@ def test_a_copy_generates_the_same_and_leaves_the_base_alone(kind, how):
             parameter.zero_()
     other(condition.double())
     assert everything(base) == before
-    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in hyper.parameters()]
+    assert [p.requires_grad for p in other.parameters()] == [
+        p.requires_grad for p in hyper.parameters()
+    ]
 
 
 def replaced(base):
@@ -261,7 +289,10 @@ def test_a_base_that_was_changed_after_building_is_refused_and_the_advice_works(
     hyper = build(base)
     how, said = CHANGES[change]
     how(base)
-    with pytest.raises(ConfigError, match=rf"was changed after this hypernetwork was built: .*{said}.*build it anew"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"was changed after this hypernetwork was built: .*{said}.*build it anew",
+    ):
         hyper(torch.randn(TASKS, 5))
     if change == "replaced":
         assert build(base)(torch.randn(TASKS, 5))["0.weight"].shape == (TASKS, 8, 4)
@@ -309,9 +340,13 @@ def test_a_frozen_base_may_be_compiled_and_one_of_torch_jit_is_told_what_to_do(r
     found = torch.func.functional_call(hyper.base, one, (x,))
     torch.testing.assert_close(found, torch.func.functional_call(base._orig_mod, plain, (x,)))
     scripted = nn.Sequential(torch.jit.trace(nn.Linear(3, 2), torch.randn(1, 3)))
-    with pytest.raises(ConfigError, match=r"made by `torch\.jit`.*Call `base\.requires_grad_\(False\)` yourself"):
+    with pytest.raises(
+        ConfigError, match=r"made by `torch\.jit`.*Call `base\.requires_grad_\(False\)` yourself"
+    ):
         MLPHyperNetwork(scripted, 4, freeze="*")
-    assert MLPHyperNetwork(scripted.requires_grad_(False), 4)(torch.randn(2, 4))["0.weight"].shape == (2, 2, 3)
+    assert MLPHyperNetwork(scripted.requires_grad_(False), 4)(torch.randn(2, 4))[
+        "0.weight"
+    ].shape == (2, 2, 3)
 
 
 class Holder:

@@ -21,7 +21,9 @@ from weightloom.params import ParamSpec
 
 SHARING = {
     "chunked": lambda base, **options: ChunkedHyperNetwork(base, 4, slice_size=32, **options),
-    "transformer": lambda base, **options: TransformerHyperNetwork(base, 4, slice_size=32, **options),
+    "transformer": lambda base, **options: TransformerHyperNetwork(
+        base, 4, slice_size=32, **options
+    ),
     "graph": lambda base, **options: GraphHyperNetwork(base, 4, **options),
 }
 
@@ -64,7 +66,9 @@ def test_other_initialisations_give_each_parameter_its_own_size(kind, init):
         fresh.load_state_dict(own)
         params = SHARING[kind](fresh, init=init, generate="*.weight")(torch.randn(2, 4))
         for name, value in params.items():
-            changes[name].append(value.detach() - (own[name] if init == "magnitude-invariant" else 0))
+            changes[name].append(
+                value.detach() - (own[name] if init == "magnitude-invariant" else 0)
+            )
     for name in params:
         size = torch.stack(changes[name]).square().mean().sqrt() / own[name].square().mean().sqrt()
         fans = (own[name].shape[1] / own[name].shape[0]) ** 0.5
@@ -76,8 +80,12 @@ def test_factors_keep_to_their_starts_under_any_initialisation():
     base = mlp([5, 6, 4])
     hyper = ChunkedHyperNetwork(base, 4, slice_size=7, form=LowRank(2), init="hyperfan-in")
     params = hyper(torch.randn(TASKS, 4))
-    assert torch.equal(params["0.weight"][1] + 0, base[0].weight) and not torch.equal(params["0.bias"][1], base[0].bias)
-    factors_alone = ChunkedHyperNetwork(base, 4, 7, generate="*.weight", form=LowRank(2), init="hyperfan-in")
+    assert torch.equal(params["0.weight"][1] + 0, base[0].weight) and not torch.equal(
+        params["0.bias"][1], base[0].bias
+    )
+    factors_alone = ChunkedHyperNetwork(
+        base, 4, 7, generate="*.weight", form=LowRank(2), init="hyperfan-in"
+    )
     assert factors_alone.writer.spread is None
 
 
@@ -102,7 +110,9 @@ def test_a_chunked_hypernetwork_equals_a_loop_over_tasks_and_chunks():
 
 
 def test_a_chunked_hypernetwork_needs_a_hidden_layer_and_sizes_of_one_or_more(unchecked):
-    with pytest.raises(ConfigError, match=r"`hidden=\(\)` leaves no hidden layer.*Pass one width or more"):
+    with pytest.raises(
+        ConfigError, match=r"`hidden=\(\)` leaves no hidden layer.*Pass one width or more"
+    ):
         ChunkedHyperNetwork(nn.Linear(3, 2), 4, 7, hidden=())
     with pytest.raises(ConfigError, match=r"`slice_size=0` is below 1.*Pass 1 or more"):
         ChunkedHyperNetwork(nn.Linear(3, 2), 4, 0)
@@ -111,7 +121,9 @@ def test_a_chunked_hypernetwork_needs_a_hidden_layer_and_sizes_of_one_or_more(un
 
 
 def moved_transformer(**options):
-    hyper = TransformerHyperNetwork(mlp([3, 4, 2]), 4, slice_size=5, width=8, heads=2, **options).double()
+    hyper = TransformerHyperNetwork(
+        mlp([3, 4, 2]), 4, slice_size=5, width=8, heads=2, **options
+    ).double()
     nn.init.normal_(hyper.writer.change.weight)
     return hyper
 
@@ -145,13 +157,17 @@ def test_a_transformer_refuses_what_it_cannot_read(unchecked):
     }.items():
         with pytest.raises(ShapeError, match=message):
             hyper(torch.zeros(shape))
-    with pytest.raises(ConfigError, match=r"`width=10` is no multiple of `heads=4`.*Pass `width=12`"):
+    with pytest.raises(
+        ConfigError, match=r"`width=10` is no multiple of `heads=4`.*Pass `width=12`"
+    ):
         TransformerHyperNetwork(nn.Linear(3, 2), 4, width=10)
     TransformerHyperNetwork(nn.Linear(3, 2), 4, width=12)
 
 
 def kernels(layers=6):
-    return nn.Sequential(nn.Conv2d(1, 16, 3), *(nn.Conv2d(16, 16, 3, padding=1) for _ in range(layers)))
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3), *(nn.Conv2d(16, 16, 3, padding=1) for _ in range(layers))
+    )
 
 
 def test_a_static_hypernetwork_follows_the_equations_of_the_paper():
@@ -166,7 +182,9 @@ def test_a_static_hypernetwork_follows_the_equations_of_the_paper():
             for into in range(0, shape[1], 2):
                 for i in range(2):
                     a = hyper.first[i] @ hyper.embeddings[block] + hyper.first_bias[i]
-                    expected[out : out + 2, into + i] = (hyper.last.weight @ a + hyper.last.bias).reshape(2, 3, 3)
+                    expected[out : out + 2, into + i] = (
+                        hyper.last.weight @ a + hyper.last.bias
+                    ).reshape(2, 3, 3)
                 block += 1
         close(params[name][0], expected)
     assert block == len(hyper.embeddings)
@@ -184,10 +202,15 @@ def test_a_static_hypernetwork_trains_a_fraction_of_the_parameters_of_its_base()
     base = kernels()
     whole = count(base)
     hyper = StaticHyperNetwork(base, embedding_dim=4)
-    assert count(hyper) < 0.3 * whole and count(StaticHyperNetwork(kernels(24), embedding_dim=4)) < 0.1 * 4 * whole
+    assert (
+        count(hyper) < 0.3 * whole
+        and count(StaticHyperNetwork(kernels(24), embedding_dim=4)) < 0.1 * 4 * whole
+    )
     assert list(hyper.spec.shapes) == [f"{layer}.weight" for layer in range(1, 7)]
     assert not any(hyper.base.get_parameter(name).requires_grad for name in hyper.spec.shapes)
-    assert all(hyper.base.get_parameter(name) is base.get_parameter(name) for name in hyper.spec.shared)
+    assert all(
+        hyper.base.get_parameter(name) is base.get_parameter(name) for name in hyper.spec.shared
+    )
     assert all(parameter.requires_grad for parameter in base.parameters())
 
 
@@ -204,7 +227,10 @@ def test_static_kernels_start_at_the_size_of_the_base_s_own_and_do_not_use_their
 
 def test_without_a_condition_all_tasks_get_the_same_kernels_and_with_one_they_start_there():
     hyper = StaticHyperNetwork(kernels())
-    assert all(torch.equal(value, hyper()[name].expand_as(value)) for name, value in hyper(tasks=TASKS).items())
+    assert all(
+        torch.equal(value, hyper()[name].expand_as(value))
+        for name, value in hyper(tasks=TASKS).items()
+    )
     conditioned = StaticHyperNetwork(kernels(), condition_dim=4)
     params = conditioned(torch.randn(TASKS, 4))
     assert all(torch.equal(value, value[:1].expand_as(value)) for value in params.values())
@@ -221,9 +247,15 @@ def test_a_base_can_be_trained_through_static_kernels():
 
 
 def test_a_static_hypernetwork_refuses_what_blocks_cannot_write():
-    with pytest.raises(ConfigError, match=r"Conv2d has no parameter of window \(3, 3\) whose first two axes are mult"):
+    with pytest.raises(
+        ConfigError,
+        match=r"Conv2d has no parameter of window \(3, 3\) whose first two axes are mult",
+    ):
         StaticHyperNetwork(nn.Conv2d(3, 16, 3))
-    with pytest.raises(ConfigError, match=r"`0\.weight` has shape \(16, 1, 3, 3\).*\['1\.weight', '2\.weight'\] would"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`0\.weight` has shape \(16, 1, 3, 3\).*\['1\.weight', '2\.weight'\] would",
+    ):
         StaticHyperNetwork(kernels(2), generate="*.weight")
     assert len(StaticHyperNetwork(kernels(2), generate=["1.weight", "2.weight"]).spec.shapes) == 2
 
@@ -232,6 +264,7 @@ def test_a_static_hypernetwork_says_whether_it_reads_a_condition():
     with pytest.raises(ShapeError, match=r"`condition=None` was given.*reads \(tasks, 4\)"):
         StaticHyperNetwork(kernels(1), condition_dim=4)()
     with pytest.raises(
-        ShapeError, match=r"so it reads none\. Pass `tasks=` instead, or build it with `condition_dim=5"
+        ShapeError,
+        match=r"so it reads none\. Pass `tasks=` instead, or build it with `condition_dim=5",
     ):
         StaticHyperNetwork(kernels(1))(torch.randn(3, 5))

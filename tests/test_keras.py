@@ -41,19 +41,29 @@ class TwoOfOneName(keras.Model):
     def __init__(self):
         super().__init__()
         self.first, self.second = layers.Dense(5, name="d"), layers.Dense(2, name="d")
-        self.dropout, self.scale = layers.Dropout(0.5), self.add_weight(shape=(2,), name="scale", initializer="ones")
+        self.dropout, self.scale = (
+            layers.Dropout(0.5),
+            self.add_weight(shape=(2,), name="scale", initializer="ones"),
+        )
 
     def call(self, x):
         return self.second(self.dropout(self.first(x))) * self.scale
 
 
 def mlp():
-    return keras.Sequential([keras.Input((5,)), layers.Dense(6, "relu", name="body"), layers.Dense(2, name="head")])
+    return keras.Sequential(
+        [keras.Input((5,)), layers.Dense(6, "relu", name="body"), layers.Dense(2, name="head")]
+    )
 
 
 def normed():
     model = keras.Sequential(
-        [keras.Input((5,)), layers.Dense(6, name="body"), layers.BatchNormalization(name="norm"), layers.Dense(2)]
+        [
+            keras.Input((5,)),
+            layers.Dense(6, name="body"),
+            layers.BatchNormalization(name="norm"),
+            layers.Dense(2),
+        ]
     )
     model.get_layer("norm").moving_mean.assign(torch.randn(6))
     model.get_layer("norm").moving_variance.assign(torch.rand(6) + 0.5)
@@ -61,7 +71,9 @@ def normed():
 
 
 def recurrent():
-    return keras.Sequential([keras.Input((3, 2)), layers.LSTM(4, name="lstm"), layers.Dense(2, name="head")])
+    return keras.Sequential(
+        [keras.Input((3, 2)), layers.LSTM(4, name="lstm"), layers.Dense(2, name="head")]
+    )
 
 
 def attention():
@@ -71,12 +83,18 @@ def attention():
 
 def convolved():
     return keras.Sequential(
-        [keras.Input((2, 6, 6)), layers.Conv2D(3, 3, data_format="channels_first", name="conv"), layers.Flatten()]
+        [
+            keras.Input((2, 6, 6)),
+            layers.Conv2D(3, 3, data_format="channels_first", name="conv"),
+            layers.Flatten(),
+        ]
     )
 
 
 def embedded():
-    return keras.Sequential([keras.Input((3,), dtype="int32"), layers.Embedding(7, 4), layers.Flatten()])
+    return keras.Sequential(
+        [keras.Input((3,), dtype="int32"), layers.Embedding(7, 4), layers.Flatten()]
+    )
 
 
 def subclassed():
@@ -100,7 +118,16 @@ def x_of(model, tasks=TASKS):
 
 every_model = pytest.mark.parametrize(
     "build",
-    [mlp, normed, recurrent, pytest.param(attention, marks=LOOPS_INSIDE), convolved, embedded, subclassed, one_layer],
+    [
+        mlp,
+        normed,
+        recurrent,
+        pytest.param(attention, marks=LOOPS_INSIDE),
+        convolved,
+        embedded,
+        subclassed,
+        one_layer,
+    ],
 )
 
 
@@ -129,7 +156,12 @@ def test_it_equals_the_model_and_every_parameter_gets_the_gradient_of_its_variab
     close(outputs, expected)
     weights = torch.randn_like(outputs)
     found = torch.autograd.grad((outputs * weights).sum(), list(base.parameters()))
-    close(found, torch.autograd.grad((expected * weights).sum(), [v.value for v in model.trainable_variables]))
+    close(
+        found,
+        torch.autograd.grad(
+            (expected * weights).sum(), [v.value for v in model.trainable_variables]
+        ),
+    )
 
 
 @every_model
@@ -141,7 +173,9 @@ def test_every_task_runs_with_its_own_parameters(build, engine):
     before = [variable.value.detach().clone() for variable in model.variables]
     close(apply_per_task(base, params, x, engine=engine), assigned(model, base, params, x))
     apply_per_task(base, params, x, engine=engine)
-    assert all(torch.equal(old, now.value) for old, now in zip(before, model.variables, strict=True))
+    assert all(
+        torch.equal(old, now.value) for old, now in zip(before, model.variables, strict=True)
+    )
 
 
 @every_model
@@ -164,7 +198,10 @@ def test_names_are_the_paths_of_keras_without_the_name_of_the_model():
     assert [name for name, _ in KerasBase(mlp()).named_parameters()] == [
         *("body/kernel", "body/bias", "head/kernel", "head/bias")
     ]
-    assert set(dict(KerasBase(normed()).named_buffers())) == {"norm/moving_mean", "norm/moving_variance"}
+    assert set(dict(KerasBase(normed()).named_buffers())) == {
+        "norm/moving_mean",
+        "norm/moving_variance",
+    }
 
 
 def test_names_are_each_there_once_and_the_same_in_every_build():
@@ -250,7 +287,9 @@ def test_in_train_mode_moving_statistics_are_written_as_keras_writes_them():
 def test_state_that_differs_from_task_to_task_is_refused_and_each_advice_works():
     base, x = KerasBase(normed()).train(), torch.randn(TASKS, 4, 5)
     params = params_of(base)
-    with pytest.raises(BatchingError, match=r"writes its buffers \"norm/moving_mean\", \"norm/moving_var") as caught:
+    with pytest.raises(
+        BatchingError, match=r"writes its buffers \"norm/moving_mean\", \"norm/moving_var"
+    ) as caught:
         apply_per_task(base, params, x, engine="vmap")
     assert "call `base.eval()`" in str(caught.value)
     before = {name: value.clone() for name, value in base.named_buffers()}
@@ -258,20 +297,30 @@ def test_state_that_differs_from_task_to_task_is_refused_and_each_advice_works()
     assert all(torch.equal(value, before[name]) for name, value in base.named_buffers())
     assert apply_per_task(base, params, x, engine="loop").isfinite().all()
     assert apply_per_task(base.eval(), params, x, engine="vmap").isfinite().all()
-    with_layer_norm = KerasBase(keras.Sequential([keras.Input((5,)), layers.LayerNormalization()])).train()
-    assert apply_per_task(with_layer_norm, params_of(with_layer_norm), x, engine="vmap").isfinite().all()
+    with_layer_norm = KerasBase(
+        keras.Sequential([keras.Input((5,)), layers.LayerNormalization()])
+    ).train()
+    assert (
+        apply_per_task(with_layer_norm, params_of(with_layer_norm), x, engine="vmap")
+        .isfinite()
+        .all()
+    )
 
 
 def test_state_cannot_be_written_under_a_gradient_of_torch_func_either():
     base, x = KerasBase(normed()).train(), torch.randn(4, 5)
     with pytest.raises(BatchingError, match=r"call `base\.eval"):
-        grad(lambda params: functional_call(base, params, (x,)).sum())(dict(base.named_parameters()))
+        grad(lambda params: functional_call(base, params, (x,)).sum())(
+            dict(base.named_parameters())
+        )
 
 
 @pytest.mark.parametrize("seed", [None, 1])
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 def test_dropout_is_drawn_for_each_task_apart_and_anew_in_every_run(seed, engine):
-    base = KerasBase(keras.Sequential([keras.Input((5,)), layers.Dense(100), layers.Dropout(0.5, seed=seed)]))
+    base = KerasBase(
+        keras.Sequential([keras.Input((5,)), layers.Dense(100), layers.Dropout(0.5, seed=seed)])
+    )
     params = {name: torch.ones(2, *own.shape) for name, own in base.named_parameters()}
     x = torch.zeros(2, 1, 5)
     first, second = (apply_per_task(base, params, x, engine=engine) for _ in range(2))
@@ -315,26 +364,36 @@ def test_a_raw_keras_model_ignores_what_functional_call_gives_it():
 def test_keras_is_told_from_torch_without_importing_it(monkeypatch):
     model, layer, base = mlp(), one_layer(), KerasBase(mlp())
     monkeypatch.setitem(sys.modules, "keras", None)
-    assert is_keras(model) and is_keras(layer) and is_keras(subclassed.__globals__["TwoOfOneName"]())
+    assert (
+        is_keras(model) and is_keras(layer) and is_keras(subclassed.__globals__["TwoOfOneName"]())
+    )
     assert not is_keras(base) and not is_keras(nn.Linear(3, 2)) and not is_keras(nn.Sequential())
 
 
 def test_without_keras_the_message_says_what_to_type(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras", None)
-    with pytest.raises(MissingExtraError, match=r'Type `pip install "weightloom\[keras\]"` and `export KERAS_BACKEND'):
+    with pytest.raises(
+        MissingExtraError,
+        match=r'Type `pip install "weightloom\[keras\]"` and `export KERAS_BACKEND',
+    ):
         KerasBase(nn.Linear(3, 2))
 
 
 def test_another_backend_is_refused(monkeypatch):
     model = mlp()
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(ConfigError, match=r"Keras runs on the 'jax' backend.*`KERAS_BACKEND=torch`"):
+    with pytest.raises(
+        ConfigError, match=r"Keras runs on the 'jax' backend.*`KERAS_BACKEND=torch`"
+    ):
         KerasBase(model)
 
 
 def test_a_model_that_is_not_built_is_refused_and_each_advice_works():
     model, x = keras.Sequential([layers.Dense(2, name="head")], name="net"), torch.randn(4, 5)
-    with pytest.raises(ConfigError, match=r"`net` is not built.*Call it once on some data, or begin it with `keras.In"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`net` is not built.*Call it once on some data, or begin it with `keras.In",
+    ):
         KerasBase(model)
     model(x)
     assert torch.equal(KerasBase(model)(x), model(x))
@@ -351,7 +410,8 @@ def test_values_that_keras_would_round_are_refused_and_the_advice_works():
     model = keras.Sequential([keras.Input((5,)), layers.Dense(2, name="head")])
     base, x = KerasBase(model), torch.randn(4, 5)
     with pytest.raises(
-        ConfigError, match=r"`head/kernel` is torch.float64 and the Keras variable is torch.float32.*`base\.to\(torch"
+        ConfigError,
+        match=r"`head/kernel` is torch.float64 and the Keras variable is torch.float32.*`base\.to\(torch",
     ):
         copy.deepcopy(base).double()(x)
     assert base.double().to(torch.float32)(x).dtype == torch.float32
@@ -361,7 +421,9 @@ def test_values_that_keras_would_round_are_refused_and_the_advice_works():
 def test_a_value_of_another_shape_is_refused():
     base = KerasBase(mlp())
     params = {"head/bias": torch.randn(TASKS, 7)}
-    with pytest.raises(ShapeError, match=r"`head/bias` has shape \(7,\); the Keras variable has shape \(2,\)"):
+    with pytest.raises(
+        ShapeError, match=r"`head/bias` has shape \(7,\); the Keras variable has shape \(2,\)"
+    ):
         apply_per_task(base, params, torch.randn(TASKS, 4, 5))
 
 
@@ -369,7 +431,9 @@ def test_a_model_that_has_grown_is_refused():
     model = keras.Sequential([keras.Input((5,)), layers.Dense(2)], name="net")
     base = KerasBase(model)
     model.add(layers.Dense(3))
-    with pytest.raises(ConfigError, match=r"`net` holds 4 variables now and held 2.*Make a new `KerasBase`"):
+    with pytest.raises(
+        ConfigError, match=r"`net` holds 4 variables now and held 2.*Make a new `KerasBase`"
+    ):
         base(torch.randn(4, 5))
 
 
@@ -382,8 +446,8 @@ def test_it_prints_the_model_it_stands_for():
 def keras_gate(weight, gate_weight, gate_bias, x, z):
     """Row for row y = (weight @ x) * h(z) with h(z) = gate_weight @ z + gate_bias, in layers of Keras.
 
-    ``weight`` (out, in), ``gate_weight`` (out, conditions), ``gate_bias`` (out,), ``x`` (batch, in) and ``z``
-    (batch, conditions), which is ``x`` itself in the gate as Keras users write it.
+    ``weight`` (out, in), ``gate_weight`` (out, conditions), ``gate_bias`` (out,), ``x`` (batch, in)
+    and ``z`` (batch, conditions), which is ``x`` itself in the gate as Keras users write it.
     """
     inputs, conditions = keras.Input((weight.shape[1],)), keras.Input((gate_weight.shape[1],))
     outer = layers.Dense(len(weight), use_bias=False, name="outer")
@@ -396,7 +460,9 @@ def keras_gate(weight, gate_weight, gate_bias, x, z):
 
 
 @pytest.mark.parametrize("engine", ["auto", "vmap", "aligned", "loop"])
-@pytest.mark.parametrize("own_input", [True, False], ids=["gated by the input itself", "gated by a condition"])
+@pytest.mark.parametrize(
+    "own_input", [True, False], ids=["gated by the input itself", "gated by a condition"]
+)
 def test_the_gate_of_keras_is_row_scale(engine, own_input):
     conditions = 5 if own_input else 3
     weight, gate_weight, gate_bias = torch.randn(2, 5), torch.randn(2, conditions), torch.randn(2)

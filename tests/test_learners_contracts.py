@@ -28,7 +28,9 @@ FUNCTIONS = {
         FunctionNet(2, 1, 12), GridEncoder(2, 1, 16, size=8, hidden=(16,)), hidden=(16,)
     ),
     "cnp": lambda: ConditionalNeuralProcess(DeepSets(2, 1, 8, hidden=16), Conditioned(2, 1, 8)),
-    "cnp-grid": lambda: ConditionalNeuralProcess(GridEncoder(2, 1, 8, size=8, hidden=(16,)), Conditioned(2, 1, 8)),
+    "cnp-grid": lambda: ConditionalNeuralProcess(
+        GridEncoder(2, 1, 8, size=8, hidden=(16,)), Conditioned(2, 1, 8)
+    ),
     "interpolation": lambda: Interpolation(2, 1),
     "gaussian": lambda: GaussianPixels(IMAGES),
 }
@@ -45,7 +47,11 @@ def test_every_method_is_in_the_bank():
 
 @cache
 def problem(data):
-    options = {"queries": 12, "ways": (4,), "shots": (2,)} if data == "cameras" else {"queries": 4, "shots": (3,)}
+    options = (
+        {"queries": 12, "ways": (4,), "shots": (2,)}
+        if data == "cameras"
+        else {"queries": 4, "shots": (3,)}
+    )
     return problem_of(FewShotConfig(data=data, **options).resolved())
 
 
@@ -56,11 +62,19 @@ def built(data, name) -> tuple[Learner, Tasks, float]:
     learner = FUNCTIONS[name]() if data == "functions" else problem(data).learner(name)
     if hasattr(learner, "steps"):
         learner.steps = min(learner.steps, 5)
-    source = FunctionTasks(IMAGES, shots=7, queries=6) if data == "functions" else problem(data).test_source(3)
+    source = (
+        FunctionTasks(IMAGES, shots=7, queries=6)
+        if data == "functions"
+        else problem(data).test_source(3)
+    )
     tasks = source.sample(2, torch.Generator().manual_seed(1))
     if data == "cameras" or name in IN_SINGLE:
         return learner.eval(), tasks, 2e-3
-    return learner.double().eval(), tasks.map(lambda v: v.double() if v.is_floating_point() else v), 1e-6
+    return (
+        learner.double().eval(),
+        tasks.map(lambda v: v.double() if v.is_floating_point() else v),
+        1e-6,
+    )
 
 
 def answer(learner, tasks):
@@ -76,7 +90,9 @@ def loss(learner, tasks):
 def shuffled(examples, seed):
     """Rows of each task in a random order, in which those of one class keep theirs; and the numbers of these rows."""
     rows = examples.mask.shape[1]
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).expand_as(examples.mask)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).expand_as(
+        examples.mask
+    )
     if examples.y.ndim > 2:
         return examples.rows(order), order
     places = examples.y.gather(1, order).argsort(dim=1, stable=True)
@@ -93,7 +109,9 @@ def test_rows_come_in_any_order(data, name):
     assert not torch.equal(support.x, tasks.support_x)
     expected = answer(learner, tasks)[torch.arange(2)[:, None], index]
     torch.testing.assert_close(answer(learner, other), expected, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(loss(learner, other), loss(learner, tasks), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        loss(learner, other), loss(learner, tasks), rtol=tolerance, atol=tolerance
+    )
 
 
 def truth_of(learner, tasks, rows):
@@ -119,10 +137,17 @@ def test_classes_are_unequal_and_what_is_masked_has_no_effect(data, name):
     few, masked = thinned(one.support, [1, 4, 5])
     few_queries, masked_queries = thinned(one.query, [0, 3])
     without, padded = (one._replace(support=s) for s in (few, masked))
-    torch.testing.assert_close(answer(learner, padded), answer(learner, without), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        answer(learner, padded), answer(learner, without), rtol=tolerance, atol=tolerance
+    )
     truth = truth_of(learner, one, masked_queries.mask.nonzero()[None, :, 1])
-    without, padded = without._replace(query=few_queries, **truth), padded._replace(query=masked_queries)
-    torch.testing.assert_close(loss(learner, padded), loss(learner, without), rtol=tolerance, atol=tolerance)
+    without, padded = (
+        without._replace(query=few_queries, **truth),
+        padded._replace(query=masked_queries),
+    )
+    torch.testing.assert_close(
+        loss(learner, padded), loss(learner, without), rtol=tolerance, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize(("data", "name"), BANK)
@@ -139,7 +164,8 @@ def test_what_is_hidden_is_not_read_unless_a_method_says_so(data, name, hidden):
 
 
 @pytest.mark.parametrize(
-    "build", [lambda net: HyperHead(net, classes=5), lambda net: LinearProbe(net, classes=5, steps=3)]
+    "build",
+    [lambda net: HyperHead(net, classes=5), lambda net: LinearProbe(net, classes=5, steps=3)],
 )
 def test_training_classes_are_asked_for_by_name(build):
     source = ClassTasks(torch.randn(5, 9, 10), torch.full((5,), 9), ways=3, shots=2, queries=4)
@@ -147,7 +173,9 @@ def test_training_classes_are_asked_for_by_name(build):
     learner = build(TrunkNet(FeatureTrunk(10, hidden=16, dropout=0.0), 3)).eval()
     without = tasks._replace(classes=None)
     assert torch.equal(answer(learner, without), answer(learner, tasks))
-    with pytest.raises(ConfigError, match=r"`Tasks.classes` is None.*Pass `classes`, \(tasks, ways\)"):
+    with pytest.raises(
+        ConfigError, match=r"`Tasks.classes` is None.*Pass `classes`, \(tasks, ways\)"
+    ):
         loss(learner, without)
     with pytest.raises(ConfigError, match=r"holds a class 5, .* `classes=5`"):
         loss(learner, tasks._replace(classes=torch.full_like(tasks.classes, 5)))
@@ -158,14 +186,21 @@ def test_training_classes_are_asked_for_by_name(build):
 def test_shuffled_rows_train_as_well_as_sorted_ones():
     """Classes differ in two of ten directions: rows taken for those of another class would teach nothing of them."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.cat([2.5 * torch.randn(16, 1, 2, generator=generator), torch.zeros(16, 1, 8)], dim=2)
-    pool = centres + torch.randn(16, 20, 10, generator=generator) * torch.tensor([0.3] * 2 + [2.0] * 8)
+    centres = torch.cat(
+        [2.5 * torch.randn(16, 1, 2, generator=generator), torch.zeros(16, 1, 8)], dim=2
+    )
+    pool = centres + torch.randn(16, 20, 10, generator=generator) * torch.tensor(
+        [0.3] * 2 + [2.0] * 8
+    )
     counts = torch.full((8,), 20)
 
     class Shuffled(ClassTasks):
         def sample(self, tasks, generator):
             drawn = super().sample(tasks, generator)
-            sides = [side.rows(torch.rand(side.mask.shape, generator=generator).argsort(1)) for side in drawn[:2]]
+            sides = [
+                side.rows(torch.rand(side.mask.shape, generator=generator).argsort(1))
+                for side in drawn[:2]
+            ]
             return drawn._replace(support=sides[0], query=sides[1], hidden=torch.zeros(tasks, 1))
 
     held_out = ClassTasks(pool[8:], counts, 4, 2, 8).sample(100, torch.Generator().manual_seed(0))

@@ -75,8 +75,12 @@ def plain():
 def source(classes=slice(None)):
     """Classes that differ in two of ten directions; the other eight are noise, which a trunk has to learn."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.cat([2.5 * torch.randn(16, 1, 2, generator=generator), torch.zeros(16, 1, 8)], dim=2)
-    pool = centres + torch.randn(16, 20, WIDTH, generator=generator) * torch.tensor([0.3] * 2 + [2.0] * 8)
+    centres = torch.cat(
+        [2.5 * torch.randn(16, 1, 2, generator=generator), torch.zeros(16, 1, 8)], dim=2
+    )
+    pool = centres + torch.randn(16, 20, WIDTH, generator=generator) * torch.tensor(
+        [0.3] * 2 + [2.0] * 8
+    )
     return ClassTasks(pool[classes], torch.full((16,), 20)[classes], WAYS, 1, 5)
 
 
@@ -98,7 +102,9 @@ def test_a_plain_sequence_learns_and_beats_chance_and_its_own_start(build):
     assert after > before + 0.1 and after > 1 / WAYS + 0.25
 
 
-@pytest.mark.parametrize("net", [plain, Backbone, lambda: nn.Sequential(nn.Flatten(), nn.Sequential(Backbone()))])
+@pytest.mark.parametrize(
+    "net", [plain, Backbone, lambda: nn.Sequential(nn.Flatten(), nn.Sequential(Backbone()))]
+)
 def test_trunk_and_head_share_the_parameters_of_the_network_and_are_equal_to_it(net):
     net, x = net(), torch.randn(5, WIDTH)
     parts = split(net, "ANIL")
@@ -107,10 +113,14 @@ def test_trunk_and_head_share_the_parameters_of_the_network_and_are_equal_to_it(
     assert torch.equal(net(x), parts.head(parts.trunk(x)))  # the network itself still has its end
 
 
-@pytest.mark.parametrize("net", [Softened, Undecided, lambda: nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU())])
+@pytest.mark.parametrize(
+    "net", [Softened, Undecided, lambda: nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU())]
+)
 def test_a_network_without_a_linear_end_is_refused_and_the_advice_works(net):
     for build in (ANIL, HyperConvs, SPLITTING["probe"]):
-        with pytest.raises(ConfigError, match=r"does not end in a linear layer.*`nn.Sequential\(trunk, nn.Linear"):
+        with pytest.raises(
+            ConfigError, match=r"does not end in a linear layer.*`nn.Sequential\(trunk, nn.Linear"
+        ):
             build(net())
     width = net()(torch.randn(5, WIDTH)).shape[1]
     learner = ANIL(nn.Sequential(net(), nn.Linear(width, WAYS)))
@@ -150,7 +160,9 @@ def test_inputs_may_be_a_dict(build):
     both, net = TwoInputs(), plain()
     net[1].load_state_dict(both.layer.state_dict())
     net[3].load_state_dict(both.out.state_dict())
-    sides = [side._replace(x={"numbers": side.x, "seen": torch.ones_like(side.x)}) for side in tasks[:2]]
+    sides = [
+        side._replace(x={"numbers": side.x, "seen": torch.ones_like(side.x)}) for side in tasks[:2]
+    ]
     trees = tasks._replace(support=sides[0], query=sides[1])
     torch.testing.assert_close(build(both).answer(trees), build(net).answer(tasks))
     assert build(both)(trees).shape == (2,)
@@ -161,12 +173,27 @@ def test_inputs_may_be_a_dict(build):
     ("build", "words"),
     [
         (lambda: ProtoNet("resnet18"), "is a str.*maps inputs to features.*nn.Module"),
-        (lambda: HyperFunction(mlp([2, 8, 1]), nn.Linear(3, 4)), "`encoder` is a Linear.*`condition_dim`"),
-        (lambda: HyperFunction(nn.Linear(2, 1, bias=False), DeepSets(2, 1, 4)), "is a Linear.*has a bias"),
-        (lambda: ConditionalNeuralProcess(DeepSets(1, 1, 4), mlp([1, 8, 1])), "parameter `condition`.*Conditioned"),
+        (
+            lambda: HyperFunction(mlp([2, 8, 1]), nn.Linear(3, 4)),
+            "`encoder` is a Linear.*`condition_dim`",
+        ),
+        (
+            lambda: HyperFunction(nn.Linear(2, 1, bias=False), DeepSets(2, 1, 4)),
+            "is a Linear.*has a bias",
+        ),
+        (
+            lambda: ConditionalNeuralProcess(DeepSets(1, 1, 4), mlp([1, 8, 1])),
+            "parameter `condition`.*Conditioned",
+        ),
         (lambda: InContext(mlp([4, 2])), "`ContextReader"),
-        (lambda: SharedInputs(nn.Linear(4, 4)), r"is a Linear.*`nn.Sequential\(nn.Linear\(inputs, pixels"),
-        (lambda: HyperInputs(nn.Sequential(nn.ReLU(), nn.Linear(4, 4))), "generated, input by input"),
+        (
+            lambda: SharedInputs(nn.Linear(4, 4)),
+            r"is a Linear.*`nn.Sequential\(nn.Linear\(inputs, pixels",
+        ),
+        (
+            lambda: HyperInputs(nn.Sequential(nn.ReLU(), nn.Linear(4, 4))),
+            "generated, input by input",
+        ),
         (lambda: CodeInputs(mlp([4, 4, 4])), "`nn.Sequential\\(CodeReader"),
     ],
 )
@@ -179,7 +206,9 @@ def test_a_function_of_any_trunk_and_head_is_that_of_the_library_with_the_same_p
     def build(plain):
         torch.manual_seed(0)
         base, encoder = FunctionNet(1, 1, 12), DeepSets(1, 1, 4, hidden=8)
-        return HyperFunction(nn.Sequential(base.trunk, base.head) if plain else base, encoder, hidden=(8,)).eval()
+        return HyperFunction(
+            nn.Sequential(base.trunk, base.head) if plain else base, encoder, hidden=(8,)
+        ).eval()
 
     x = torch.rand(2, 3, 5, 1)
     tasks = Tasks.of(x[0], x[0].sin(), x[1], x[1].sin())

@@ -119,21 +119,30 @@ class Lines(App):
 CHANGES = {
     "application": {
         "apps/lines.py": [("", APPLICATION)],
-        "apps/registry.py": [('    "rl": "weightloom', '    "lines": "weightloom.apps.lines:Lines",\n')],
+        "apps/registry.py": [
+            ('    "rl": "weightloom', '    "lines": "weightloom.apps.lines:Lines",\n')
+        ],
     },
     "form": {
         "forms/column_scale.py": [("", FORM)],
-        "forms/__init__.py": [("", "from weightloom.forms.column_scale import ColumnScale as ColumnScale\n")],
+        "forms/__init__.py": [
+            ("", "from weightloom.forms.column_scale import ColumnScale as ColumnScale\n")
+        ],
     },
     "hypernetwork": {
         "hypernets/linear.py": [("", HYPERNETWORK)],
         "hypernets/__init__.py": [
-            ("", "from weightloom.hypernets.linear import LinearHyperNetwork as LinearHyperNetwork\n")
+            (
+                "",
+                "from weightloom.hypernets.linear import LinearHyperNetwork as LinearHyperNetwork\n",
+            )
         ],
     },
     "few-shot method": {
         "learners/nearest_mean.py": [("", METHOD)],
-        "apps/fewshot/methods.py": [(')\n"""Every method, in the order of lists; add yours here."""', ENTRY)],
+        "apps/fewshot/methods.py": [
+            (')\n"""Every method, in the order of lists; add yours here."""', ENTRY)
+        ],
     },
 }
 """Per file, texts and what they are put before; behind everything where that is empty."""
@@ -185,13 +194,17 @@ def found(tmp_path_factory):
     """Everything that knows of forms, hypernetworks and methods, in a copy of the library with one more of each."""
     folder = tmp_path_factory.mktemp("library")
     package = folder / "weightloom"
-    shutil.copytree(Path(weightloom.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(weightloom.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
     for files in CHANGES.values():
         for name, edits in files.items():
             for before, text in edits:
                 known = (package / name).read_text() if (package / name).exists() else ""
                 assert known.count(before) == 1 or not before
-                (package / name).write_text(known.replace(before, text + before) if before else known + text)
+                (package / name).write_text(
+                    known.replace(before, text + before) if before else known + text
+                )
     env = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200"}
     command = [sys.executable, "-c", LOOK, str(ROOT)]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
@@ -215,11 +228,17 @@ def test_the_command_lists_them_still_without_torch(found):
 
 
 def test_the_banks_of_the_tests_hold_them(found):
-    assert {"ColumnScale", "LinearHyperNetwork"} <= {*found["bank"]} and "nearest-mean" in found["methods"]
+    assert {"ColumnScale", "LinearHyperNetwork"} <= {*found["bank"]} and "nearest-mean" in found[
+        "methods"
+    ]
 
 
 def test_the_documentation_shows_them(found):
-    files = {"weightloom.forms.column_scale", "weightloom.hypernets.linear", "weightloom.learners.nearest_mean"}
+    files = {
+        "weightloom.forms.column_scale",
+        "weightloom.hypernets.linear",
+        "weightloom.learners.nearest_mean",
+    }
     assert files <= {*found["pages"]} and "nearest-mean" in found["table"]
 
 

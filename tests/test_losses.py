@@ -29,7 +29,11 @@ def test_cross_entropy_equals_a_loop_over_points():
 @pytest.mark.parametrize("loss", [mse_per_task, cross_entropy_per_task])
 def test_a_loss_has_one_gradient_per_task(loss):
     outputs = torch.randn(4, 5, 3, dtype=torch.float64, requires_grad=True)
-    targets = torch.randint(3, (4, 5)) if loss is cross_entropy_per_task else torch.randn(4, 5, 3).double()
+    targets = (
+        torch.randint(3, (4, 5))
+        if loss is cross_entropy_per_task
+        else torch.randn(4, 5, 3).double()
+    )
     (gradient,) = torch.autograd.grad(loss(outputs, targets)[2], outputs)
     assert gradient[2].any() and not gradient[[0, 1, 3]].any()
 

@@ -33,7 +33,9 @@ from weightloom.runs.record import label
 from weightloom.runs.table import print_table
 from weightloom.tasks import CameraTasks, load_digit_images, sample_cameras
 
-CONFIG = FewShotConfig(data="cameras", steps=20, tasks=4, test_tasks=12, evaluate_every=10, checkpoint_every=10)
+CONFIG = FewShotConfig(
+    data="cameras", steps=20, tasks=4, test_tasks=12, evaluate_every=10, checkpoint_every=10
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,9 @@ def test_the_kernel_machine_says_what_scikit_learn_says(digits, shown):
     train, new = known[:300], known[300:600]
     reference = SVC(C=3.0, gamma=0.05).fit(images[train].double().numpy(), labels[train].numpy())
     decisions = reference.decision_function(images[new].double().numpy())
-    expected = np.array(shown)[decisions.argmax(1) if len(shown) > 2 else (decisions > 0).astype(int)]
+    expected = np.array(shown)[
+        decisions.argmax(1) if len(shown) > 2 else (decisions > 0).astype(int)
+    ]
     machine = machine_of(images[train], labels[train], 10, 3.0, 0.05)
     assert (machine(images[new]).argmax(1).numpy() == expected).all()
     if len(shown) == 10:
@@ -87,8 +91,12 @@ def test_a_machine_of_one_class_names_that_class(digits):
         (lambda: SupportSVM(64, 10), lambda: SVC(C=10.0, gamma=0.1 / 64)),
     ],
 )
-def test_what_looks_at_the_support_alone_says_what_scikit_learn_says(digits, method, reference, ways, shots):
-    tasks = CameraTasks(digits[0].view(-1, 8, 8), digits[1], ways, shots).sample(3, torch.Generator().manual_seed(0))
+def test_what_looks_at_the_support_alone_says_what_scikit_learn_says(
+    digits, method, reference, ways, shots
+):
+    tasks = CameraTasks(digits[0].view(-1, 8, 8), digits[1], ways, shots).sample(
+        3, torch.Generator().manual_seed(0)
+    )
     learner = method()
     said = learner.predict(learner.adapt(tasks.support), tasks.query_x).argmax(2)
     for task in range(3):
@@ -96,9 +104,14 @@ def test_what_looks_at_the_support_alone_says_what_scikit_learn_says(digits, met
         if ways == 1:
             assert (said[task] == int(y[0])).all()
             continue
-        fitted, queries = reference().fit(standardised_by(x, x), y), standardised_by(tasks.query_x[task], x)
+        fitted, queries = (
+            reference().fit(standardised_by(x, x), y),
+            standardised_by(tasks.query_x[task], x),
+        )
         expected = fitted.predict(queries)
-        if isinstance(fitted, SVC) and ways > 2:  # its ``predict`` does not look at how sure votes are
+        if (
+            isinstance(fitted, SVC) and ways > 2
+        ):  # its ``predict`` does not look at how sure votes are
             expected = fitted.classes_[fitted.decision_function(queries).argmax(1)]
         assert (said[task].numpy() == expected).all()
 
@@ -107,7 +120,12 @@ def test_masked_support_is_left_out(digits):
     tasks = CameraTasks(digits[0].view(-1, 8, 8), digits[1], 10, 3, fewest_shots=1).sample(
         2, torch.Generator().manual_seed(0)
     )
-    for learner in (SupportLogistic(64, 10), SupportNearest(64, 10), SupportSVM(64, 10), Matching(*digits)):
+    for learner in (
+        SupportLogistic(64, 10),
+        SupportNearest(64, 10),
+        SupportSVM(64, 10),
+        Matching(*digits),
+    ):
         both = learner.predict(learner.adapt(tasks.support), tasks.query_x)
         for task in range(2):
             there = tasks.support_mask[task]
@@ -116,7 +134,9 @@ def test_masked_support_is_left_out(digits):
             torch.testing.assert_close(one[0], both[task], rtol=1e-3, atol=1e-3)
 
 
-def test_matching_finds_every_wire_of_a_camera_whose_support_is_all_of_the_training_pictures(digits):
+def test_matching_finds_every_wire_of_a_camera_whose_support_is_all_of_the_training_pictures(
+    digits,
+):
     images, labels = digits
     learner = Matching(images, labels)
     cameras = sample_cameras(4, 64, torch.Generator().manual_seed(0))
@@ -128,7 +148,9 @@ def test_matching_finds_every_wire_of_a_camera_whose_support_is_all_of_the_train
     truth = cameras.weight.abs().argmax(1)[:, varied]
     sign = cameras.weight.sum(1)[:, varied].sign()
     assert (found == truth).float().mean() > 0.97
-    assert (weight[:, varied].gather(2, truth[..., None])[..., 0].sign() == sign).float().mean() > 0.97
+    assert (
+        weight[:, varied].gather(2, truth[..., None])[..., 0].sign() == sign
+    ).float().mean() > 0.97
 
 
 def test_the_true_layer_restores_and_the_loss_is_then_that_of_reading(problem):
@@ -138,9 +160,14 @@ def test_the_true_layer_restores_and_the_loss_is_then_that_of_reading(problem):
     inverse = torch.linalg.inv(cameras.weight.double()).float()
     params = {"0.weight": inverse, "0.bias": -(inverse @ cameras.offset[..., None])[..., 0]}
     learner = problem.learner("hypernetwork")
-    torch.testing.assert_close(learner.restored(params, cameras.send(pictures)), pictures, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(
-        learner.predict(params, cameras.send(pictures)), learner.base[1:](pictures), rtol=1e-3, atol=1e-3
+        learner.restored(params, cameras.send(pictures)), pictures, rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(
+        learner.predict(params, cameras.send(pictures)),
+        learner.base[1:](pictures),
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 
@@ -157,7 +184,9 @@ def test_two_cameras_that_differ_in_the_order_of_wires_get_the_same_network(prob
 def test_in_context_a_query_does_not_see_the_others_and_one_task_is_its_row():
     torch.manual_seed(0)
     learner = InContext(ContextReader(6, 3, width=8, layers=2))
-    support = Support(torch.randn(2, 5, 6), torch.randint(3, (2, 5)), torch.ones(2, 5, dtype=torch.bool))
+    support = Support(
+        torch.randn(2, 5, 6), torch.randint(3, (2, 5)), torch.ones(2, 5, dtype=torch.bool)
+    )
     queries = torch.randn(2, 4, 6)
     params = learner.adapt(support)
     together = learner.predict(params, queries)
@@ -167,7 +196,9 @@ def test_in_context_a_query_does_not_see_the_others_and_one_task_is_its_row():
     torch.testing.assert_close(base(values), together[1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["hypernetwork", "hyper-free", "code-input", "in-context", "shared"])
+@pytest.mark.parametrize(
+    "method", ["hypernetwork", "hyper-free", "code-input", "in-context", "shared"]
+)
 def test_every_trained_part_of_every_method_gets_a_gradient(problem, method):
     torch.manual_seed(0)
     learner = problem.learner(method)
@@ -176,20 +207,27 @@ def test_every_trained_part_of_every_method_gets_a_gradient(problem, method):
     tasks = problem.train_source(learner).sample(3, torch.Generator().manual_seed(0))
     learner(tasks).mean().backward()
     for name, parameter in learner.named_parameters():
-        assert not parameter.requires_grad or (parameter.grad is not None and parameter.grad.any()), name
+        assert not parameter.requires_grad or (
+            parameter.grad is not None and parameter.grad.any()
+        ), name
 
 
 def test_the_ceilings_read_pictures_without_a_camera_and_chance_is_a_tenth(problem):
     torch.manual_seed(0)
     learner = problem.learner("hypernetwork")
     reader, svm = problem.yardsticks(learner)
-    assert [(row.method, row.role) for row in (reader, svm)] == [("reader", "ceiling"), ("SVM", "ceiling")]
+    assert [(row.method, row.role) for row in (reader, svm)] == [
+        ("reader", "ceiling"),
+        ("SVM", "ceiling"),
+    ]
     machine, seen = svm.learner, svm.seen
     assert seen is uncrossed
     assert judge(machine, problem, 1, 40, 10, seen=seen).row("x", "y")["mean"] > 0.9
     assert judge(machine, problem, 1, 40, 10).row("x", "y")["mean"] < 0.2  # through the cameras
     tasks = problem.test_source(1).sample(2, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(reader.learner.predict({}, tasks.hidden), learner.base[1:](tasks.hidden))
+    torch.testing.assert_close(
+        reader.learner.predict({}, tasks.hidden), learner.base[1:](tasks.hidden)
+    )
     assert "reader" not in [row.method for row in problem.yardsticks(problem.learner("nearest"))]
 
 
@@ -207,17 +245,23 @@ def test_pictures_of_the_three_parts_are_different_and_in_the_sets_own_order(pro
 
 def test_four_settings_are_judged_unless_others_are_asked_for(problem):
     assert tuple(problem.settings()) == SETTINGS
-    assert [problem.setting(shots, ways) for ways, shots in SETTINGS][::3] == ["1 of each of 10", "4 of each of 5"]
+    assert [problem.setting(shots, ways) for ways, shots in SETTINGS][::3] == [
+        "1 of each of 10",
+        "4 of each of 5",
+    ]
     asked = problem_of(FewShotConfig(data="cameras", ways=(3,), shots=(1, 6)).resolved())
     assert asked.settings() == [(3, 1), (3, 6)]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"split": 1}, "dealt out in one way"), ({"ways": (11,)}, "from 1 to 10")]
+    ("options", "message"),
+    [({"split": 1}, "dealt out in one way"), ({"ways": (11,)}, "from 1 to 10")],
 )
 def test_what_cameras_do_not_have_is_refused(options, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        experiment.run(FewShot(), FewShotConfig(data="cameras", **options), tmp_path / "run", quiet=True)
+        experiment.run(
+            FewShot(), FewShotConfig(data="cameras", **options), tmp_path / "run", quiet=True
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -227,7 +271,9 @@ def run(tmp_path_factory):
     config = FewShotConfig(**{**CONFIG.__dict__, "comparators": ("matching", "nearest")})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CameraProblem, "many", 200)
-        return folder, experiment.run(FewShot(), config, folder, command="weightloom fewshot", quiet=True)
+        return folder, experiment.run(
+            FewShot(), config, folder, command="weightloom fewshot", quiet=True
+        )
 
 
 def test_a_run_has_a_row_for_methods_controls_and_ceiling_in_every_setting(run):
@@ -242,9 +288,13 @@ def test_a_run_has_a_row_for_methods_controls_and_ceiling_in_every_setting(run):
         "SVM (ceiling)",
     ]
     settings = ["1 of each of 10", "2 of each of 10", "2 of each of 5", "4 of each of 5"]
-    assert [(row["setting"], label(row)) for row in record["scores"]] == [(s, m) for s in settings for m in methods]
+    assert [(row["setting"], label(row)) for row in record["scores"]] == [
+        (s, m) for s in settings for m in methods
+    ]
     means = {(row["setting"], label(row)): row["mean"] for row in record["scores"]}
-    assert means["4 of each of 5", "nearest"] <= 0.5 + 0.1 < means["4 of each of 5", "SVM (ceiling)"]
+    assert (
+        means["4 of each of 5", "nearest"] <= 0.5 + 0.1 < means["4 of each of 5", "SVM (ceiling)"]
+    )
     many = record["many"]
     assert many["tasks"] == 200 and many["write_s"] > 0 and many["run_s"] < 4 * many["shared_s"]
 
@@ -252,8 +302,15 @@ def test_a_run_has_a_row_for_methods_controls_and_ceiling_in_every_setting(run):
 def test_the_page_begins_with_the_camera_in_four_rows(run):
     folder, _ = run
     page = (folder / "report.html").read_text()
-    rows = ["Before the camera", "What the camera sends", "What matching makes of it", "What hypernetwork makes of it"]
-    places = [page.index(row) for row in ["Through a camera with crossed wires", *rows, "The worst tasks"]]
+    rows = [
+        "Before the camera",
+        "What the camera sends",
+        "What matching makes of it",
+        "What hypernetwork makes of it",
+    ]
+    places = [
+        page.index(row) for row in ["Through a camera with crossed wires", *rows, "The worst tasks"]
+    ]
     assert places == sorted(places)
     assert page.count('alt="Before the camera: ') == 10
 
@@ -270,19 +327,25 @@ def test_one_camera_is_exported_and_torch_alone_says_the_same(run, tmp_path):
     loaded = experiment.load(FewShot(), folder, only=True)
     facts = export_task(loaded.model, loaded.problem, loaded.config, "3", tmp_path / "camera")
     assert facts["input"] == ["batch", 64] and facts["largest_difference"] < 1e-5
-    assert json.loads((tmp_path / "camera" / "network.json").read_text())["task"].endswith("1 of each of 10")
+    assert json.loads((tmp_path / "camera" / "network.json").read_text())["task"].endswith(
+        "1 of each of 10"
+    )
     program = torch.export.load(tmp_path / "camera" / "network.pt2").module()
     assert program(torch.randn(7, 64)).shape == (7, 10)
 
 
 @pytest.mark.slow
 def test_a_minute_of_training_reads_what_no_support_set_shows():
-    config = FewShotConfig(data="cameras", steps=1200, held_out="validation", comparators=("matching",), test_tasks=100)
+    config = FewShotConfig(
+        data="cameras", steps=1200, held_out="validation", comparators=("matching",), test_tasks=100
+    )
     problem = problem_of(config.resolved())
     learner = problem.learner("hypernetwork")
     assert isinstance(learner, HyperInputs)
     from weightloom.training import TrainOptions
 
     learner.fit(problem.train_source(learner), TrainOptions(steps=1200, tasks=16, outer_lr=3e-3))
-    assert judge(learner, problem, 4, 100, 5).row("x", "y")["mean"] > 0.65  # at most a half from what it was shown
+    assert (
+        judge(learner, problem, 4, 100, 5).row("x", "y")["mean"] > 0.65
+    )  # at most a half from what it was shown
     assert judge(learner, problem, 4, 100, 5, shuffled=True).row("x", "y")["mean"] < 0.2

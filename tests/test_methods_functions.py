@@ -18,7 +18,9 @@ TASKS, SHOTS = 4, 7
 def build(y_dim=1, moved=True):
     """A small one in double precision, whose hypernetwork says something."""
     encoder = GridEncoder(2, y_dim, 6, size=5, hidden=(8,))
-    learner = HyperFunction(FunctionNet(2, y_dim, features=12), encoder, hidden=(16,), noise=0.01).double()
+    learner = HyperFunction(
+        FunctionNet(2, y_dim, features=12), encoder, hidden=(16,), noise=0.01
+    ).double()
     with torch.no_grad():
         for parameter in learner.hyper.head.parameters() if moved else ():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -30,7 +32,11 @@ def support(y_dim=1, ragged=True, grid=False):
     if grid:
         x = pixel_positions(5, 5).double()[torch.rand(TASKS, 25).argsort(1)[:, :SHOTS]]
     mask = torch.arange(SHOTS) < torch.tensor([SHOTS, 0, 1, 4])[:, None]
-    return Support(x, torch.randn(TASKS, SHOTS, y_dim, dtype=torch.float64), mask if ragged else torch.ones_like(mask))
+    return Support(
+        x,
+        torch.randn(TASKS, SHOTS, y_dim, dtype=torch.float64),
+        mask if ragged else torch.ones_like(mask),
+    )
 
 
 def reference(learner, given):
@@ -39,7 +45,9 @@ def reference(learner, given):
     own, bias = learner.base.head.weight, learner.base.head.bias
     for task, (x, y, mask) in enumerate(zip(*given, strict=True)):
         features, y = learner.base.trunk(x[mask]), y[mask]
-        precision = torch.eye(12, dtype=x.dtype) + features.T @ features / (learner.log_noise.exp() + 1e-5)
+        precision = torch.eye(12, dtype=x.dtype) + features.T @ features / (
+            learner.log_noise.exp() + 1e-5
+        )
 
         def posterior(mean, bias, features=features, y=y, precision=precision):
             miss = features.T @ (y - features @ mean.T - bias) / (learner.log_noise.exp() + 1e-5)
@@ -66,7 +74,9 @@ def test_the_head_is_that_of_a_loop_over_tasks_and_so_is_every_gradient(y_dim, g
     torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-8)
     direction = torch.randn_like(actual)
     own = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    gradients = [torch.autograd.grad((heads * direction).sum(), own) for heads in (actual, expected)]
+    gradients = [
+        torch.autograd.grad((heads * direction).sum(), own) for heads in (actual, expected)
+    ]
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
         assert mine.abs().max() > 0
@@ -93,7 +103,9 @@ def test_shared_positions_are_answered_as_those_of_each_task_and_by_the_base_its
     together = learner.predict(params, x.expand(TASKS, -1, -1))
     apart = learner.predict(params, x.expand(TASKS, -1, -1).contiguous())
     torch.testing.assert_close(together, apart)
-    torch.testing.assert_close(together, apply_per_task(learner.base, params, x.repeat(TASKS, 1, 1)))
+    torch.testing.assert_close(
+        together, apply_per_task(learner.base, params, x.repeat(TASKS, 1, 1))
+    )
 
 
 def test_the_less_noise_is_expected_the_closer_the_function_comes_to_what_was_observed():
@@ -101,7 +113,9 @@ def test_the_less_noise_is_expected_the_closer_the_function_comes_to_what_was_ob
     misses = []
     for noise in (1e2, 1e-1, 1e-3, 0.0):
         learner.log_noise.data.copy_(torch.tensor(noise).log())
-        misses.append((learner.predict(learner.adapt(given), given.x) - given.y).square().mean().item())
+        misses.append(
+            (learner.predict(learner.adapt(given), given.x) - given.y).square().mean().item()
+        )
     assert misses == sorted(misses, reverse=True) and misses[-1] < 0.05 * misses[0]
 
 
@@ -113,24 +127,37 @@ def test_known_bounds_are_kept_when_it_is_judged_and_not_in_training():
     assert torch.equal(learner.predict(learner.adapt(given), x), free)
     learner.eval()
     for positions in (x, x.contiguous()):
-        torch.testing.assert_close(learner.predict(learner.adapt(given), positions), free.clamp(-0.1, 0.2))
+        torch.testing.assert_close(
+            learner.predict(learner.adapt(given), positions), free.clamp(-0.1, 0.2)
+        )
 
 
 def test_half_precision_around_it_changes_little():
-    learner, given = build().float(), Support(*(f.float() if f.is_floating_point() else f for f in support(grid=True)))
+    learner, given = (
+        build().float(),
+        Support(*(f.float() if f.is_floating_point() else f for f in support(grid=True))),
+    )
     x = pixel_positions(5, 5).expand(TASKS, -1, -1)
     expected = learner.predict(learner.adapt(given), x)
     with torch.autocast("cpu", torch.bfloat16):
         actual = learner.predict(learner.adapt(given), x)
-    assert actual.dtype == torch.float32 and (actual - expected).abs().mean() < 0.05 * expected.abs().mean()
+    assert (
+        actual.dtype == torch.float32
+        and (actual - expected).abs().mean() < 0.05 * expected.abs().mean()
+    )
 
 
 def test_training_beats_ridge_regression_on_its_own_features():
     """Stripes of any phase across 8x8 pixels, from 6 of them."""
     phase = torch.rand(500, 1, 1) * 6
     images = (0.5 + 0.5 * torch.sin(phase + torch.arange(8) * 0.9)).expand(500, 8, 8)
-    learner = HyperFunction(FunctionNet(2, 1, 32), GridEncoder(2, 1, 16, size=8, hidden=(32,)), hidden=(32,))
+    learner = HyperFunction(
+        FunctionNet(2, 1, 32), GridEncoder(2, 1, 16, size=8, hidden=(32,)), hidden=(32,)
+    )
     tasks = FunctionTasks(images, 6).sample(200, torch.Generator().manual_seed(1))
     before = copy.deepcopy(learner)(tasks).mean()
-    learner.fit(FunctionTasks(images, 9, fewest_shots=3, together=True), TrainOptions(60, tasks=32, outer_lr=3e-3))
+    learner.fit(
+        FunctionTasks(images, 9, fewest_shots=3, together=True),
+        TrainOptions(60, tasks=32, outer_lr=3e-3),
+    )
     assert learner(tasks).mean() < 0.2 * before

@@ -34,7 +34,9 @@ def test_it_is_the_three_lines():
     condition = encoder(new.support_x, new.support_y, new.support_mask)
     assert torch.equal(learner.condition(new.support), condition)
     params = hyper(condition)
-    assert all(torch.equal(value, params[name]) for name, value in learner.adapt(new.support).items())
+    assert all(
+        torch.equal(value, params[name]) for name, value in learner.adapt(new.support).items()
+    )
     assert torch.equal(learner.answer(new), apply_per_task(base, params, new.query_x))
 
 
@@ -94,5 +96,7 @@ class OneForAll(nn.Module):
 
 def test_an_encoder_that_loses_tasks_is_refused():
     base, _, hyper = parts()
-    with pytest.raises(ShapeError, match=r"OneForAll, returned a condition of shape \(1, 4\) for 5 tasks"):
+    with pytest.raises(
+        ShapeError, match=r"OneForAll, returned a condition of shape \(1, 4\) for 5 tasks"
+    ):
         GeneratedLearner(base, OneForAll(), hyper).adapt(tasks().support)

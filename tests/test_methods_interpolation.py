@@ -24,7 +24,10 @@ def test_inverse_distance_is_the_formula_of_shepard():
     x = pixel_positions(4, 6).numpy().astype(np.float64)
     for task in range(5):
         there = tasks.support_mask[task].numpy()
-        points, values = tasks.support_x[task].numpy()[there], tasks.support_y[task, :, 0].numpy()[there]
+        points, values = (
+            tasks.support_x[task].numpy()[there],
+            tasks.support_y[task, :, 0].numpy()[there],
+        )
         for at, output in zip(x, outputs[task, :, 0].tolist(), strict=True):
             distances = np.linalg.norm(points - at, axis=1)
             expected = values[distances.argmin()]
@@ -35,7 +38,9 @@ def test_inverse_distance_is_the_formula_of_shepard():
 
 def test_a_large_power_takes_the_nearest_value():
     given = Support(
-        torch.tensor([[[-0.5, 0.0], [0.5, 0.0]]]), torch.tensor([[[3.0], [7.0]]]), torch.ones(1, 2, dtype=torch.bool)
+        torch.tensor([[[-0.5, 0.0], [0.5, 0.0]]]),
+        torch.tensor([[[3.0], [7.0]]]),
+        torch.ones(1, 2, dtype=torch.bool),
     )
     learner = Interpolation(power=200.0)
     outputs = learner.predict(learner.adapt(given), torch.tensor([[[-0.1, 0.3], [0.1, 0.3]]]))
@@ -50,7 +55,12 @@ def test_the_completed_image_is_the_conditional_mean_of_the_gaussian():
     mean, covariance = flat.mean(0), np.cov(flat.T, bias=True)
     for task in range(5):
         there = tasks.support_mask[task]
-        columns, rows = (((tasks.support_x[task, there] + 1) * torch.tensor([5, 4]) - 1) / 2).round().long().T.numpy()
+        columns, rows = (
+            (((tasks.support_x[task, there] + 1) * torch.tensor([5, 4]) - 1) / 2)
+            .round()
+            .long()
+            .T.numpy()
+        )
         seen = rows * 5 + columns
         gram = covariance[np.ix_(seen, seen)] + 0.01 * np.eye(len(seen))
         miss = tasks.support_y[task, there, 0].double().numpy() - mean[seen]
@@ -104,7 +114,10 @@ def points_on(curves, shots=7, tasks=5):
 def test_the_curve_is_the_posterior_mean_of_bayesian_linear_regression():
     """In numpy, from the singular vectors of the curves: weights of variance one and noise of variance 0.01."""
     curves = broken_lines()
-    given, x = points_on(curves), torch.linspace(-2, 3, 31, dtype=torch.float64)[None, :, None].expand(5, -1, -1)
+    given, x = (
+        points_on(curves),
+        torch.linspace(-2, 3, 31, dtype=torch.float64)[None, :, None].expand(5, -1, -1),
+    )
     learner = GaussianCurves(curves, (-2.0, 3.0), components=2, ridge=0.01)
     outputs = learner.predict(learner.adapt(given), x)
     flat = curves.numpy()
@@ -119,9 +132,13 @@ def test_the_curve_is_the_posterior_mean_of_bayesian_linear_regression():
         mean, *of_points = at(given.x[task, there, 0].numpy())
         design = np.stack(of_points, axis=1)
         precision = np.eye(2) + design.T @ design / 0.01
-        weights = np.linalg.solve(precision, design.T @ (given.y[task, there, 0].numpy() - mean) / 0.01)
+        weights = np.linalg.solve(
+            precision, design.T @ (given.y[task, there, 0].numpy() - mean) / 0.01
+        )
         expected = at(x[task, :, 0].numpy())
-        np.testing.assert_allclose(outputs[task, :, 0], expected[0] + weights @ expected[1:], atol=1e-9)
+        np.testing.assert_allclose(
+            outputs[task, :, 0], expected[0] + weights @ expected[1:], atol=1e-9
+        )
 
 
 def test_the_order_of_the_points_and_what_is_masked_do_not_move_the_curve():
@@ -130,7 +147,9 @@ def test_the_order_of_the_points_and_what_is_masked_do_not_move_the_curve():
     expected = learner.adapt(given)["scores"]
     turned = Support(*(field.flip(1) for field in given))
     torch.testing.assert_close(learner.adapt(turned)["scores"], expected)
-    garbage = Support(*(field.masked_fill(~given.mask[..., None], 77.0) for field in given[:2]), given.mask)
+    garbage = Support(
+        *(field.masked_fill(~given.mask[..., None], 77.0) for field in given[:2]), given.mask
+    )
     torch.testing.assert_close(learner.adapt(garbage)["scores"], expected)
     alone = Support(*(field[1:2, :1] for field in given))
     torch.testing.assert_close(learner.adapt(alone)["scores"], expected[1:2])
@@ -140,7 +159,9 @@ def test_with_no_point_the_curve_is_the_mean_and_beyond_its_span_it_is_level():
     curves = broken_lines()
     learner = GaussianCurves(curves, (-2.0, 3.0))
     nothing = points_on(curves)._replace(mask=torch.zeros(5, 7, dtype=torch.bool))
-    outputs = learner.predict(learner.adapt(nothing), torch.tensor([-9.0, -2.0, 3.0, 9.0]).double().expand(5, 1, 4).mT)
+    outputs = learner.predict(
+        learner.adapt(nothing), torch.tensor([-9.0, -2.0, 3.0, 9.0]).double().expand(5, 1, 4).mT
+    )
     first, last = curves.mean(0)[[0, -1]]
     torch.testing.assert_close(outputs[0, :, 0], torch.stack([first, first, last, last]))
 
@@ -151,7 +172,10 @@ def test_sinusoids_lie_in_two_dimensions_so_that_a_few_points_tell_all(shots, bo
     learner = problem_of(FewShotConfig("sinusoid").resolved()).learner("gaussian")
     error = (learner.answer(tasks) - tasks.query_y).square().mean()
     assert error < bound  # the mean of a sinusoid's square is about 4
-    net, x = specialise(learner.base, learner.adapt(tasks.take(slice(3, 4)).support)), tasks.query_x[3]
+    net, x = (
+        specialise(learner.base, learner.adapt(tasks.take(slice(3, 4)).support)),
+        tasks.query_x[3],
+    )
     torch.testing.assert_close(net(x), learner.answer(tasks)[3])
 
 

@@ -31,13 +31,17 @@ def headed():
 
 def modular():
     base = mlp([3, 6, 4], nn.Tanh)
-    return ModularHyperNetwork(base, LayerwiseHyperNetwork(base, code_dim=5, hidden=(7,)), inner_steps=3)
+    return ModularHyperNetwork(
+        base, LayerwiseHyperNetwork(base, code_dim=5, hidden=(7,)), inner_steps=3
+    )
 
 
 LEARNERS = {
     "maml": lambda: MAML(mlp([3, 6, 4], nn.Tanh), inner_steps=3, inner_lr=0.1),
     "maml_adam": lambda: MAML(mlp([3, 6, 4], nn.Tanh), inner_steps=3, inner_lr=0.1, momentum=ADAM),
-    "maml_learned": lambda: MAML(mlp([3, 6, 4], nn.Tanh), inner_steps=3, inner_lr=0.1, learn_inner_lr=True),
+    "maml_learned": lambda: MAML(
+        mlp([3, 6, 4], nn.Tanh), inner_steps=3, inner_lr=0.1, learn_inner_lr=True
+    ),
     "maml_head": lambda: MAML(mlp([3, 6, 4], nn.Tanh), inner_steps=3, inner_lr=0.1, adapted="2.*"),
     "anil": lambda: ANIL(headed(), inner_steps=3, inner_lr=0.1),
     "cavia": lambda: CAVIA(mlp([3, 6, 4], nn.Tanh), context_dim=2, inner_steps=3),
@@ -56,7 +60,10 @@ def draw_support(kind="regression", tasks=3, shots=8):
 def linear_task():
     """A support set and a query of one linear regression; its loss is a quadratic of curvature 2 XᵀX / n."""
     base = nn.Linear(3, 1, bias=False).double()
-    x, y = torch.randn(2, 1, 9, 3, dtype=torch.float64), torch.randn(2, 1, 9, 1, dtype=torch.float64)
+    x, y = (
+        torch.randn(2, 1, 9, 3, dtype=torch.float64),
+        torch.randn(2, 1, 9, 1, dtype=torch.float64),
+    )
     return base, Support(x[0], y[0], torch.ones(1, 9, dtype=torch.bool)), x[1], y[1]
 
 
@@ -95,7 +102,9 @@ def test_the_outer_gradient_equals_finite_differences(build):
     directions = [torch.randn_like(p) for p in parameters]
 
     def outer_loss():
-        return learner.loss_per_task(learner.predict(learner.adapt(support), query.x), query.y).mean()
+        return learner.loss_per_task(
+            learner.predict(learner.adapt(support), query.x), query.y
+        ).mean()
 
     gradients = torch.autograd.grad(outer_loss(), parameters)
     along = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
@@ -166,7 +175,9 @@ def test_without_gradients_the_answer_is_the_same_and_has_no_history(build):
 @every_learner
 def test_every_parameter_gets_a_gradient(build):
     learner, support, query = build().double(), draw_support(), draw_support()
-    learner.loss_per_task(learner.predict(learner.adapt(support), query.x), query.y).mean().backward()
+    learner.loss_per_task(
+        learner.predict(learner.adapt(support), query.x), query.y
+    ).mean().backward()
     trained = [(name, p) for name, p in learner.named_parameters() if p.requires_grad]
     names = [name for name, p in trained if p.grad is None or not p.grad.abs().sum() > 0]
     assert not names
@@ -176,7 +187,11 @@ def test_every_parameter_gets_a_gradient(build):
 def test_learned_lengths_start_as_one_length_for_all(momentum):
     support, base = draw_support(), mlp([3, 6, 4], nn.Tanh).double()
     fixed = MAML(base, inner_steps=3, inner_lr=0.1, momentum=momentum).adapt(support)
-    learned = MAML(base, inner_steps=3, inner_lr=0.1, momentum=momentum, learn_inner_lr=True).double().adapt(support)
+    learned = (
+        MAML(base, inner_steps=3, inner_lr=0.1, momentum=momentum, learn_inner_lr=True)
+        .double()
+        .adapt(support)
+    )
     for name, value in fixed.items():
         torch.testing.assert_close(learned[name], value, rtol=1e-6, atol=1e-6)
 
@@ -186,30 +201,49 @@ def test_each_tensor_has_a_length_of_its_own():
     maml = MAML(base, inner_steps=1, learn_inner_lr=True).double()
     with torch.no_grad():
         maml.log_inner_lr.copy_(torch.tensor([0.2, 0.5]).log())
-    steps = {name: value - dict(base.named_parameters())[name] for name, value in maml.adapt(support).items()}
+    steps = {
+        name: value - dict(base.named_parameters())[name]
+        for name, value in maml.adapt(support).items()
+    }
     unit = MAML(base, inner_steps=1, inner_lr=1.0).adapt(support)
     for (name, step), length in zip(steps.items(), (0.2, 0.5), strict=True):
-        torch.testing.assert_close(step, length * (unit[name] - base.get_parameter(name)), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            step, length * (unit[name] - base.get_parameter(name)), rtol=1e-6, atol=1e-6
+        )
 
 
 def test_anil_is_maml_of_the_head():
     support, base = draw_support("labels"), headed().double()
-    anil, maml = ANIL(base, inner_steps=3, inner_lr=0.1), MAML(base, inner_steps=3, inner_lr=0.1, adapted="head.*")
+    anil, maml = (
+        ANIL(base, inner_steps=3, inner_lr=0.1),
+        MAML(base, inner_steps=3, inner_lr=0.1, adapted="head.*"),
+    )
     for name, value in maml.adapt(support).items():
         close(anil.adapt(support)[name], value)
-    close(anil.predict(anil.adapt(support), support.x), maml.predict(maml.adapt(support), support.x))
+    close(
+        anil.predict(anil.adapt(support), support.x), maml.predict(maml.adapt(support), support.x)
+    )
 
 
 def test_only_what_is_adapted_has_a_value_per_task():
     support = draw_support()
-    assert MAML(mlp([3, 6, 4]).double(), adapted="2.*").adapt(support).keys() == {"2.weight", "2.bias"}
+    assert MAML(mlp([3, 6, 4]).double(), adapted="2.*").adapt(support).keys() == {
+        "2.weight",
+        "2.bias",
+    }
     assert CAVIA(mlp([3, 6, 4]).double()).adapt(support).keys() == {"0.bias"}
-    assert CAVIA(mlp([3, 6, 4]).double(), shifted="*.bias").adapt(support).keys() == {"0.bias", "2.bias"}
+    assert CAVIA(mlp([3, 6, 4]).double(), shifted="*.bias").adapt(support).keys() == {
+        "0.bias",
+        "2.bias",
+    }
 
 
 def test_cavia_is_a_network_that_reads_the_context_beside_the_input():
     """Zintgraf et al. (2019), figure 1 and equation 2: plain gradient steps on numbers that start at zero."""
-    support, cavia = draw_support(), CAVIA(mlp([3, 6, 4], nn.Tanh), context_dim=2, inner_steps=3).double()
+    support, cavia = (
+        draw_support(),
+        CAVIA(mlp([3, 6, 4], nn.Tanh), context_dim=2, inner_steps=3).double(),
+    )
     wide = mlp([5, 6, 4], nn.Tanh).double()
     with torch.no_grad():
         wide[0].weight.copy_(torch.cat([cavia.base[0].weight, cavia.read.weight], dim=1))
@@ -230,4 +264,10 @@ def test_cavia_is_a_network_that_reads_the_context_beside_the_input():
 def test_a_base_without_bias_is_said():
     with pytest.raises(ConfigError, match="Linear has no bias"):
         CAVIA(nn.Linear(3, 4, bias=False))
-    assert CAVIA(nn.Linear(3, 4, bias=False), shifted="weight").double().adapt(draw_support())["weight"].shape[0] == 3
+    assert (
+        CAVIA(nn.Linear(3, 4, bias=False), shifted="weight")
+        .double()
+        .adapt(draw_support())["weight"]
+        .shape[0]
+        == 3
+    )

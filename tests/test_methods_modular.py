@@ -49,9 +49,13 @@ def test_a_layer_reads_its_own_code_and_the_length_of_a_code_says_nothing(hidden
 
 def test_without_hidden_layers_parameters_are_a_mixture_of_templates():
     hyper = LayerwiseHyperNetwork(nn.Linear(3, 2), code_dim=4).double()
-    templates = torch.stack([hyper(torch.eye(4).double()[k : k + 1])["weight"][0] / 2 for k in range(4)])
+    templates = torch.stack(
+        [hyper(torch.eye(4).double()[k : k + 1])["weight"][0] / 2 for k in range(4)]
+    )
     code = torch.randn(5, 4, dtype=torch.float64)
-    mixture = code / code.square().mean(1, keepdim=True).sqrt()  # unit vectors have the mean square 1/4
+    mixture = (
+        code / code.square().mean(1, keepdim=True).sqrt()
+    )  # unit vectors have the mean square 1/4
     close(hyper(code)["weight"], torch.einsum("tk,koi->toi", mixture, templates))
 
 
@@ -68,7 +72,9 @@ def test_a_code_is_found_again_when_the_templates_are_known():
     """Schug et al. (2024), section 3: with the teacher's modules the student's code is the teacher's, up to scale."""
     base = nn.Linear(6, 4)
     hyper = LayerwiseHyperNetwork(base, code_dim=3)
-    learner = ModularHyperNetwork(base, hyper, inner_steps=100, inner_lr=3.0, momentum=None).double()
+    learner = ModularHyperNetwork(
+        base, hyper, inner_steps=100, inner_lr=3.0, momentum=None
+    ).double()
     truth = torch.randn(5, 3, dtype=torch.float64)
     x = torch.randn(5, 20, 6, dtype=torch.float64)
     with torch.no_grad():
@@ -79,7 +85,9 @@ def test_a_code_is_found_again_when_the_templates_are_known():
 
 def test_the_code_starts_where_it_was_learned_to_and_decays_by_itself():
     base, x = nn.Linear(6, 4), torch.randn(5, 20, 6)
-    learner = ModularHyperNetwork(base, LayerwiseHyperNetwork(base, 3), lambda out, _: 0 * out.flatten(1).sum(1))
+    learner = ModularHyperNetwork(
+        base, LayerwiseHyperNetwork(base, 3), lambda out, _: 0 * out.flatten(1).sum(1)
+    )
     support = Support(x, torch.randn(5, 20, 4), whole(x))
     close(learner.condition(support), learner.start.expand(5, 3), 1e-6)
     learner.weight_decay, learner.inner_lr, learner.inner_steps = 0.5, 0.1, 4
@@ -113,10 +121,18 @@ def test_modules_that_were_never_seen_together_are_known_one_by_one_but_not_comb
     source, new = HyperteacherTasks(**teacher), HyperteacherTasks(**teacher, which="ood")
     base, trunk = mlp([16, 32, 32, 32, 8]), mlp([16, 64, 64, 64])
     hyper = LayerwiseHyperNetwork(base, code_dim=16, hidden=(32, 32))
-    headed = nn.Sequential(OrderedDict(trunk=nn.Sequential(*trunk, nn.ReLU()), head=nn.Linear(64, 8)))
+    headed = nn.Sequential(
+        OrderedDict(trunk=nn.Sequential(*trunk, nn.ReLU()), head=nn.Linear(64, 8))
+    )
     learners = {
         "hyper": ModularHyperNetwork(base, hyper, soft_cross_entropy_per_task, inner_steps=5),
-        "anil": ANIL(headed, soft_cross_entropy_per_task, inner_steps=20, inner_lr=0.03, momentum=(0.9, 0.999)),
+        "anil": ANIL(
+            headed,
+            soft_cross_entropy_per_task,
+            inner_steps=20,
+            inner_lr=0.03,
+            momentum=(0.9, 0.999),
+        ),
     }
     right = {}
     for name, learner in learners.items():
@@ -124,6 +140,11 @@ def test_modules_that_were_never_seen_together_are_known_one_by_one_but_not_comb
         for of, drawn in (("known", source), ("new", new)):
             tasks = drawn.sample(200, torch.Generator().manual_seed(1 << 40))
             with torch.no_grad():
-                right[name, of] = (learner.answer(tasks).argmax(2) == tasks.query_y.argmax(2)).float().mean().item()
+                right[name, of] = (
+                    (learner.answer(tasks).argmax(2) == tasks.query_y.argmax(2))
+                    .float()
+                    .mean()
+                    .item()
+                )
     assert right["hyper", "known"] > right["anil", "known"] + 0.02, right
     assert right["hyper", "new"] < right["anil", "new"] - 0.1, right

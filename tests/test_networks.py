@@ -15,17 +15,24 @@ def test_an_mlp_has_a_linear_layer_per_step_and_no_activation_behind_the_last(si
     net = mlp(sizes, activation=nn.Tanh)
     linear = [layer for layer in net if isinstance(layer, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linear] == list(pairwise(sizes))
-    assert len(net) == 2 * len(linear) - 1 and all(isinstance(layer, nn.Tanh) for layer in net[1::2])
+    assert len(net) == 2 * len(linear) - 1 and all(
+        isinstance(layer, nn.Tanh) for layer in net[1::2]
+    )
     assert net(torch.randn(7, sizes[0])).shape == (7, sizes[-1])
 
 
 @pytest.mark.parametrize("strided", [False, True])
-@pytest.mark.parametrize(("size", "blocks", "levels"), [(8, 2, 1), (8, 2, 2), (9, 3, 2), (28, 4, 1), (32, 3, 3)])
+@pytest.mark.parametrize(
+    ("size", "blocks", "levels"), [(8, 2, 1), (8, 2, 2), (9, 3, 2), (28, 4, 1), (32, 3, 3)]
+)
 def test_a_conv_net_takes_images_of_any_size(strided, size, blocks, levels):
     net = ConvNet(2, size, 5, channels=3, blocks=blocks, levels=levels, strided=strided)
     images = torch.rand(7, 2, size, size)
     assert net(images).shape == (7, 5)
-    assert net.trunk(images).shape == (7, net.trunk.features) and net.head.in_features == net.trunk.features
+    assert (
+        net.trunk(images).shape == (7, net.trunk.features)
+        and net.head.in_features == net.trunk.features
+    )
 
 
 @pytest.mark.parametrize("strided", [False, True])
@@ -34,7 +41,9 @@ def test_what_a_conv_net_says_of_an_image_depends_on_that_image_alone(strided):
     images = torch.rand(4, 1, 8, 8, dtype=torch.float64)
     together = net(images)
     for number in range(4):
-        torch.testing.assert_close(net(images[number : number + 1])[0], together[number], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            net(images[number : number + 1])[0], together[number], rtol=1e-12, atol=1e-12
+        )
     assert not torch.allclose(together[0], together[1])
 
 

@@ -32,8 +32,12 @@ def test_cutting_reads_the_numbers_in_order_and_joining_puts_them_back(shapes, t
 def test_everything_is_generated_by_default_and_the_size_is_the_count_of_numbers():
     net = ConvNet(1, 8, 3, channels=4, blocks=2)
     spec = ParamSpec.of(net)
-    assert spec.shapes == {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
-    assert spec.size == sum(parameter.numel() for parameter in net.parameters()) and spec.shared == ()
+    assert spec.shapes == {
+        name: tuple(parameter.shape) for name, parameter in net.named_parameters()
+    }
+    assert (
+        spec.size == sum(parameter.numel() for parameter in net.parameters()) and spec.shared == ()
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +60,10 @@ def test_globs_select_in_the_order_of_the_base_and_the_rest_is_shared(globs, nam
 @pytest.mark.parametrize("globs", ["heed.*", ["trunk.*", "heed.*"], "heed.weight"])
 def test_a_glob_that_matches_nothing_is_named_with_what_is_known(globs):
     net = nn.ModuleDict({"trunk": nn.Linear(2, 3), "head": nn.Linear(3, 2)})
-    with pytest.raises(ConfigError, match=r"`generate='heed\..*'` matches no parameter of ModuleDict.*`head\.weight`"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`generate='heed\..*'` matches no parameter of ModuleDict.*`head\.weight`",
+    ):
         ParamSpec.of(net, globs)
     assert list(ParamSpec.of(net, "head.*").shapes) == ["head.weight", "head.bias"]
 
@@ -73,7 +80,10 @@ def test_tied_parameters_go_by_the_first_name():
         (nn.LayerNorm, ["1.weight", "1.bias"]),
         (lambda name, parameter: parameter.ndim > 1, ["0.weight", "3.weight"]),
         ([nn.LayerNorm, "0.bias"], ["0.bias", "1.weight", "1.bias"]),
-        ((nn.LayerNorm, lambda name, parameter: name == "3.bias"), ["1.weight", "1.bias", "3.bias"]),
+        (
+            (nn.LayerNorm, lambda name, parameter: name == "3.bias"),
+            ["1.weight", "1.bias", "3.bias"],
+        ),
         (nn.Module, ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"]),
     ],
 )
@@ -91,21 +101,27 @@ def test_a_kind_selects_what_is_inside_a_module_of_it():
 
 def test_a_kind_or_a_predicate_that_matches_nothing_is_named_with_what_is_known():
     with pytest.raises(
-        ConfigError, match=r"`generate=Conv2d` matches no parameter of Sequential.*`(Linear|LayerNorm)`"
+        ConfigError,
+        match=r"`generate=Conv2d` matches no parameter of Sequential.*`(Linear|LayerNorm)`",
     ):
         ParamSpec.of(layer_norm(), nn.Conv2d)
 
     def large(name, parameter):
         return parameter.numel() > 1000
 
-    with pytest.raises(ConfigError, match=r"`generate=large` matches no parameter.*called with the name and the param"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`generate=large` matches no parameter.*called with the name and the param",
+    ):
         ParamSpec.of(layer_norm(), large)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (8,), (1, 5, 8)])
 def test_a_flat_tensor_of_another_size_is_refused_and_the_advice_works(shape, unchecked):
     spec = ParamSpec.of(nn.Linear(3, 2))
-    with pytest.raises(ShapeError, match=r"holds 8 numbers per task. Pass a tensor of shape \(tasks, 8\)"):
+    with pytest.raises(
+        ShapeError, match=r"holds 8 numbers per task. Pass a tensor of shape \(tasks, 8\)"
+    ):
         spec.cut(torch.zeros(shape))
     assert spec.cut(torch.zeros(5, 8)).keys() == {"weight", "bias"}
 
@@ -113,7 +129,9 @@ def test_a_flat_tensor_of_another_size_is_refused_and_the_advice_works(shape, un
 def test_params_of_other_names_cannot_be_joined_and_the_advice_works():
     spec = ParamSpec.of(nn.Linear(3, 2))
     params = {"weight": torch.zeros(5, 2, 3), "extra": torch.zeros(5, 1)}
-    with pytest.raises(ShapeError, match=r"differ in \['bias', 'extra'\].*exactly \['weight', 'bias'\]"):
+    with pytest.raises(
+        ShapeError, match=r"differ in \['bias', 'extra'\].*exactly \['weight', 'bias'\]"
+    ):
         spec.join(params)
     assert spec.join({"weight": torch.zeros(5, 2, 3), "bias": torch.zeros(5, 2)}).shape == (5, 8)
 
@@ -121,12 +139,18 @@ def test_params_of_other_names_cannot_be_joined_and_the_advice_works():
 def test_tasks_are_counted_and_a_mismatch_names_both():
     assert count_tasks({}) is None
     assert count_tasks({"weight": torch.zeros(5, 2, 3), "scale": torch.zeros(5)}) == 5
-    with pytest.raises(ShapeError, match=r"^`params\['a'\]` holds 5 tasks but `params\['c'\]` holds 4\. "):
+    with pytest.raises(
+        ShapeError, match=r"^`params\['a'\]` holds 5 tasks but `params\['c'\]` holds 4\. "
+    ):
         count_tasks({"a": torch.zeros(5), "b": torch.zeros(5, 2), "c": torch.zeros(4, 2)})
 
 
 def test_a_sub_module_is_taken_by_its_whole_name():
-    params = {"head.0.bias": torch.zeros(2), "header.bias": torch.ones(2), "head.weight": torch.ones(2)}
+    params = {
+        "head.0.bias": torch.zeros(2),
+        "header.bias": torch.ones(2),
+        "head.weight": torch.ones(2),
+    }
     assert list(sub(params, "head")) == ["0.bias", "weight"]
     assert sub(params, "head")["weight"] is params["head.weight"]
 

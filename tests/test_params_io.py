@@ -69,12 +69,21 @@ def test_params_come_back_in_their_forms_with_equal_numbers(form, with_own, tmp_
 def test_what_is_held_together_is_written_once_and_loaded_as_one(tmp_path):
     _, params = generated(LowRank(2), Tied())
     weight = params["first.weight"]
-    twice = {"a": weight, "b": Factored(weight.form, weight.own, {n: 2 * f for n, f in weight.factors.items()})}
+    twice = {
+        "a": weight,
+        "b": Factored(weight.form, weight.own, {n: 2 * f for n, f in weight.factors.items()}),
+    }
     save_params(tmp_path / "a.safetensors", twice)
     loaded = load_params(tmp_path / "a.safetensors")
     assert loaded["a"].own is loaded["b"].own
     assert_same(loaded, twice)
-    assert sorted(load_tensors(tmp_path / "a.safetensors")[0]) == ["a/down", "a/own", "a/up", "b/down", "b/up"]
+    assert sorted(load_tensors(tmp_path / "a.safetensors")[0]) == [
+        "a/down",
+        "a/own",
+        "a/up",
+        "b/down",
+        "b/up",
+    ]
 
 
 def test_own_values_that_are_given_take_the_place_of_those_in_the_file(tmp_path):
@@ -142,7 +151,15 @@ def test_files_of_another_kind_are_named(tmp_path):
     ],
 )
 def test_forms_that_are_not_known_are_refused(form, options, said, tmp_path):
-    held = {"name": "w", "form": form, "options": options, "factors": {}, "shared": {}, "own": "own", "own_digest": ""}
+    held = {
+        "name": "w",
+        "form": form,
+        "options": options,
+        "factors": {},
+        "shared": {},
+        "own": "own",
+        "own_digest": "",
+    }
     facts = {"kind": "params-1", "values": [held]}
     save_tensors(tmp_path / "a.safetensors", {"own": torch.zeros(2, 2)}, facts)
     with pytest.raises(CheckpointError, match=said):

@@ -23,7 +23,10 @@ def close(actual, expected, tolerance=1e-10):
 
 
 def dense(params):
-    return {name: value.dense() if isinstance(value, Factored) else value for name, value in params.items()}
+    return {
+        name: value.dense() if isinstance(value, Factored) else value
+        for name, value in params.items()
+    }
 
 
 def generated(form, tasks=TASKS, net=None):
@@ -54,7 +57,10 @@ every_form = pytest.mark.parametrize("form", [*FORMS, Unanswered()], ids=repr)
 
 def test_it_is_a_mapping_and_what_is_made_of_two_is_one_too():
     params, _ = generated(LowRank(2))
-    assert isinstance(params, dict) and {**params, "more": params["0.bias"]}.keys() - params.keys() == {"more"}
+    assert isinstance(params, dict) and {
+        **params,
+        "more": params["0.bias"],
+    }.keys() - params.keys() == {"more"}
     for joined in (params | {"more": params["0.bias"]}, {"more": params["0.bias"]} | params):
         assert type(joined) is Params and joined.keys() == params.keys() | {"more"}
     assert type(params.copy()) is Params and params.copy() is not params
@@ -88,12 +94,19 @@ def test_trees_of_other_own_values_or_templates_are_not_mixed_in_silence():
     with pytest.raises(ValueError, match="mismatch"):
         tree_map(torch.add, params, other)
     weight = params["0.weight"]
-    same_own = Factored(weight.form, weight.own, weight.factors, {n: v.clone() for n, v in weight.shared.items()})
+    same_own = Factored(
+        weight.form, weight.own, weight.factors, {n: v.clone() for n, v in weight.shared.items()}
+    )
     with pytest.raises(ValueError, match="mismatch"):
         tree_map(torch.add, weight, same_own)
     with pytest.raises(ValueError, match="mismatch"):
-        tree_map(torch.add, weight, Factored(OtherTemplate(2), weight.own, weight.factors, weight.shared))
-    close(tree_map(torch.add, params, params)["0.weight"].factors["mixture"], 2 * weight.factors["mixture"])
+        tree_map(
+            torch.add, weight, Factored(OtherTemplate(2), weight.own, weight.factors, weight.shared)
+        )
+    close(
+        tree_map(torch.add, params, params)["0.weight"].factors["mixture"],
+        2 * weight.factors["mixture"],
+    )
 
 
 class OtherTemplate(Template):
@@ -104,7 +117,11 @@ class OtherTemplate(Template):
     "index",
     [
         *([2, 0], [-1], [], [True, False, True], range(1, 3), slice(1, None), slice(None, None, 2)),
-        *(torch.tensor([1, 1, 0]), torch.tensor([False, True, True]), torch.tensor([2], dtype=torch.int32)),
+        *(
+            torch.tensor([1, 1, 0]),
+            torch.tensor([False, True, True]),
+            torch.tensor([2], dtype=torch.int32),
+        ),
     ],
     ids=repr,
 )
@@ -112,9 +129,17 @@ class OtherTemplate(Template):
 def test_tasks_are_taken_as_from_tensors_and_factors_stay(form, index):
     params, _ = generated(form)
     taken = params.take(index)
-    assert type(taken) is Params and {n: type(v) for n, v in taken.items()} == {n: type(v) for n, v in params.items()}
-    rows = list(range(TASKS))[index] if isinstance(index, slice) else torch.as_tensor(index).tolist()
-    rows = [task for task, its in enumerate(rows) if its] if rows and isinstance(rows[0], bool) else rows
+    assert type(taken) is Params and {n: type(v) for n, v in taken.items()} == {
+        n: type(v) for n, v in params.items()
+    }
+    rows = (
+        list(range(TASKS))[index] if isinstance(index, slice) else torch.as_tensor(index).tolist()
+    )
+    rows = (
+        [task for task, its in enumerate(rows) if its]
+        if rows and isinstance(rows[0], bool)
+        else rows
+    )
     for name, value in dense(params).items():
         close(dense(taken)[name], torch.stack([value[row] for row in rows]) if rows else value[:0])
 
@@ -172,7 +197,9 @@ def test_sets_of_one_task_are_stacked_as_tensors_are(form):
     params, _ = generated(form)
     ones = [{name: value[task] for name, value in params.items()} for task in (2, 0)]
     stacked = Params.stack(ones)
-    assert stacked.tasks == 2 and {n: type(v) for n, v in stacked.items()} == {n: type(v) for n, v in params.items()}
+    assert stacked.tasks == 2 and {n: type(v) for n, v in stacked.items()} == {
+        n: type(v) for n, v in params.items()
+    }
     for name, value in dense(stacked).items():
         close(value, dense(params)[name][[2, 0]])
 
@@ -228,7 +255,9 @@ def test_a_function_is_applied_to_tensors_and_factors():
 
 @every_form
 def test_squares_equal_those_of_the_parameters_built_and_so_do_their_gradients(form):
-    net = nn.Sequential(nn.Conv1d(3, 6, 3), nn.ConvTranspose1d(6, 4, 3), nn.Embedding(7, 5), nn.Linear(5, 4))
+    net = nn.Sequential(
+        nn.Conv1d(3, 6, 3), nn.ConvTranspose1d(6, 4, 3), nn.Embedding(7, 5), nn.Linear(5, 4)
+    )
     params, hyper = generated(form, net=net)
     by_name = {name: value.flatten(1).square().sum(1) for name, value in dense(params).items()}
     for name, value in params.squared_norm(by="name").items():
@@ -238,7 +267,10 @@ def test_squares_equal_those_of_the_parameters_built_and_so_do_their_gradients(f
     close(squared_norm(dict(params)), truth)
     weights = torch.randn(TASKS).double()
     leaves = list(hyper.parameters())
-    pairs = [torch.autograd.grad(its @ weights, leaves, allow_unused=True, retain_graph=True) for its in (found, truth)]
+    pairs = [
+        torch.autograd.grad(its @ weights, leaves, allow_unused=True, retain_graph=True)
+        for its in (found, truth)
+    ]
     for ours, its in zip(*pairs, strict=True):
         assert (ours is None) == (its is None)
         if its is not None:
@@ -247,7 +279,11 @@ def test_squares_equal_those_of_the_parameters_built_and_so_do_their_gradients(f
 
 def test_squares_of_one_task_without_its_axis_and_of_nothing():
     params, _ = generated(LowRank(2))
-    for value in (params["0.weight"], generated(Unanswered())[0]["0.weight"], generated(FiLM())[0]["0.weight"]):
+    for value in (
+        params["0.weight"],
+        generated(Unanswered())[0]["0.weight"],
+        generated(FiLM())[0]["0.weight"],
+    ):
         close(value[1].squared_norm(), value.dense()[1].square().sum())
     with pytest.raises(ShapeError, match="holds no parameter"):
         Params().squared_norm()
@@ -257,7 +293,9 @@ def test_squares_of_a_parameter_that_is_almost_zero_are_not_negative():
     up, down = torch.randn(20, 8, 2), torch.randn(20, 2, 8)
     for task in range(20):
         own = -(up[task] @ down[task])
-        value = Factored(LowRank(2), own, {"up": up[task : task + 1], "down": down[task : task + 1]})
+        value = Factored(
+            LowRank(2), own, {"up": up[task : task + 1], "down": down[task : task + 1]}
+        )
         assert value.squared_norm().item() >= 0
 
 
@@ -280,7 +318,10 @@ def test_a_sum_is_one_of_changes():
 
 def test_a_sub_module_is_taken():
     params, _ = generated(LowRank(2))
-    assert list(params.sub("2")) == ["weight", "bias"] and params.sub("2")["weight"] is params["2.weight"]
+    assert (
+        list(params.sub("2")) == ["weight", "bias"]
+        and params.sub("2")["weight"] is params["2.weight"]
+    )
 
 
 @every_form
@@ -312,7 +353,9 @@ def test_a_thousand_tasks_are_taken_without_building_them():
         lambda: Params.stack([{"weight": row} for row in params["weight"].unbind()]),
     )
     for step in steps:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profiled:
             step()
         spent = sum(max(0, event.self_cpu_memory_usage) for event in profiled.events())
         assert spent < whole / 50  # 2.4 GB would be

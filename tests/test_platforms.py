@@ -32,7 +32,9 @@ print(record["cost"]["peak_memory_bytes"], any("cannot lock files" in str(each.m
 
 
 def test_a_run_needs_no_part_that_only_posix_has(tmp_path):
-    ran = subprocess.run([sys.executable, "-c", LACKING, str(tmp_path)], capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", LACKING, str(tmp_path)], capture_output=True, text=True
+    )
     assert ran.stdout.split() == ["None", "True"], ran.stderr
     assert (tmp_path / "run" / "record.json").is_file()
 
@@ -60,14 +62,20 @@ def test_a_lock_is_taken_once_and_readers_do_not_meet_it(system, tmp_path, monke
     with path.open("r+") as one, path.open("r+") as two:
         assert platforms.lock(one.fileno()) and not platforms.lock(two.fileno())
         assert two.read() == path.read_text() == "contents"
-    assert all(place > 10**9 for _, place in taken)  # Windows lets nobody read the byte that is locked
+    assert all(
+        place > 10**9 for _, place in taken
+    )  # Windows lets nobody read the byte that is locked
     if system == "posix":
         with path.open("r+") as three:
             assert platforms.lock(three.fileno())
 
 
-@pytest.mark.parametrize(("code", "warned"), [(errno.EIO, False), (errno.ENOLCK, True), (errno.ENOTSUP, True)])
-def test_a_lock_that_fails_is_told_and_a_system_without_locks_warned_of(code, warned, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("code", "warned"), [(errno.EIO, False), (errno.ENOLCK, True), (errno.ENOTSUP, True)]
+)
+def test_a_lock_that_fails_is_told_and_a_system_without_locks_warned_of(
+    code, warned, tmp_path, monkeypatch
+):
     def flock(descriptor, mode):
         raise OSError(code, os.strerror(code))
 
@@ -95,7 +103,9 @@ def test_a_rename_on_windows_waits_for_whoever_reads_the_old_file(tmp_path, monk
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(PermissionError):
-        platforms.move(source, target)  # on POSIX nobody stands in the way: it is no matter of waiting
+        platforms.move(
+            source, target
+        )  # on POSIX nobody stands in the way: it is no matter of waiting
     monkeypatch.setattr(sys, "platform", "win32")
     platforms.move(source, target)
     assert target.read_text() == "new" and not source.exists() and len(tries) == 3

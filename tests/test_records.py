@@ -10,20 +10,32 @@ import torch
 
 from weightloom.errors import DataError
 from weightloom.platforms import peak_memory_bytes
-from weightloom.runs.record import environment, read_record, summary, summary_over_seeds, write_record
+from weightloom.runs.record import (
+    environment,
+    read_record,
+    summary,
+    summary_over_seeds,
+    write_record,
+)
 
 
 def test_the_interval_over_tasks_is_that_of_the_central_limit():
     scores = torch.rand(700)
     found, values = summary(scores), scores.double().tolist()
     assert found["mean"] == pytest.approx(statistics.fmean(values), rel=1e-12)
-    assert found["ci95"] == pytest.approx(1.96 * statistics.stdev(values) / math.sqrt(700), rel=1e-12)
-    assert summary(torch.tensor([2.0]))["mean"] == 2 and math.isnan(summary(torch.tensor([2.0]))["ci95"])
+    assert found["ci95"] == pytest.approx(
+        1.96 * statistics.stdev(values) / math.sqrt(700), rel=1e-12
+    )
+    assert summary(torch.tensor([2.0]))["mean"] == 2 and math.isnan(
+        summary(torch.tensor([2.0]))["ci95"]
+    )
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10, 11, 15, 30, 200])
 def test_the_interval_over_seeds_is_that_of_scipy(seeds):
-    special = pytest.importorskip("scipy.special", reason="needs scipy, which comes with scikit-learn")
+    special = pytest.importorskip(
+        "scipy.special", reason="needs scipy, which comes with scikit-learn"
+    )
     values = torch.randn(seeds, dtype=torch.float64).tolist()
     found = summary_over_seeds(values)
     error = statistics.stdev(values) / math.sqrt(seeds)
@@ -31,7 +43,9 @@ def test_the_interval_over_seeds_is_that_of_scipy(seeds):
     assert found["mean"] == pytest.approx(statistics.fmean(values)) and found["per_seed"] == values
 
 
-@pytest.mark.parametrize(("seeds", "t"), [(2, 12.706), (5, 2.776), (11, 2.228), (21, 2.086), (61, 2.000)])
+@pytest.mark.parametrize(
+    ("seeds", "t"), [(2, 12.706), (5, 2.776), (11, 2.228), (21, 2.086), (61, 2.000)]
+)
 def test_the_interval_over_seeds_uses_the_tabulated_points_of_student(seeds, t):
     """Values with a standard deviation of sqrt(seeds), so that the interval is the point of the table itself."""
     wide = math.sqrt(seeds) * math.sqrt((seeds - 1) / (2 * (seeds // 2)))
@@ -53,20 +67,37 @@ def test_one_seed_has_a_mean_and_no_interval():
 
 def test_the_environment_says_what_a_number_depends_on():
     found = environment()
-    assert found.keys() == {"weightloom", "commit", "torch", "python", "device", "machine", "threads"}
+    assert found.keys() == {
+        "weightloom",
+        "commit",
+        "torch",
+        "python",
+        "device",
+        "machine",
+        "threads",
+    }
     assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads() == 1
     assert found["commit"] is None or len(found["commit"]) >= 7
     assert json.loads(json.dumps(found)) == found
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which counts for itself")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux, which counts for itself"
+)
 def test_peak_memory_is_what_the_system_counts():
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    (line,) = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    ]
     assert peak_memory_bytes() == pytest.approx(1024 * int(line.split()[1]), rel=0.05)
 
 
 def test_a_record_comes_back_and_replaces_the_old_one(tmp_path):
-    path, record = tmp_path / "record.json", {"command": "weightloom fewshot", "scores": [{"mean": 0.1 + 0.2}]}
+    path, record = (
+        tmp_path / "record.json",
+        {"command": "weightloom fewshot", "scores": [{"mean": 0.1 + 0.2}]},
+    )
     write_record(path, {"old": 1})
     write_record(path, record)
     assert read_record(path) == record and len(list(tmp_path.iterdir())) == 1

@@ -19,7 +19,9 @@ from weightloom.networks.recurrent import replace_recurrent
 
 LAYERS, CELLS = ("LSTM", "GRU", "RNN"), ("LSTMCell", "GRUCell", "RNNCell")
 RELU = pytest.param("RNN", {"nonlinearity": "relu"}, id="relu")
-PROJECTED = pytest.param("LSTM", {"proj_size": 2, "num_layers": 2, "bidirectional": True}, id="projected")
+PROJECTED = pytest.param(
+    "LSTM", {"proj_size": 2, "num_layers": 2, "bidirectional": True}, id="projected"
+)
 VARIANTS = [*(pytest.param(kind, {}, id=kind) for kind in (*LAYERS, *CELLS)), RELU, PROJECTED]
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -40,8 +42,13 @@ def gradients(layer, x, hx):
     """Outputs, and what a weighted sum of them says to every parameter, the input and the states."""
     x, hx = tree_map_only(torch.Tensor, lambda leaf: leaf.clone().requires_grad_(), (x, hx))
     outputs = tree_leaves(layer(x, hx))
-    loss = sum((output * torch.linspace(-1, 1, output.numel()).view(output.shape)).sum() for output in outputs)
-    return outputs, torch.autograd.grad(loss, [*layer.parameters(), x, *(tree_leaves(hx) if hx is not None else [])])
+    loss = sum(
+        (output * torch.linspace(-1, 1, output.numel()).view(output.shape)).sum()
+        for output in outputs
+    )
+    return outputs, torch.autograd.grad(
+        loss, [*layer.parameters(), x, *(tree_leaves(hx) if hx is not None else [])]
+    )
 
 
 @given(st.data())
@@ -61,7 +68,9 @@ def test_a_layer_gives_the_numbers_and_gradients_of_torch(data):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch", [(), (2,)], ids=str)
 @pytest.mark.parametrize("start", [True, False])
-@pytest.mark.parametrize(("kind", "options"), [*((cell, {}) for cell in CELLS), ("RNNCell", {"nonlinearity": "relu"})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [*((cell, {}) for cell in CELLS), ("RNNCell", {"nonlinearity": "relu"})]
+)
 def test_a_cell_gives_the_numbers_and_gradients_of_torch(kind, options, start, batch, bias):
     theirs, ours = pair(kind, bias=bias, **options)
     x = an_input(kind, *batch)
@@ -73,9 +82,14 @@ def test_a_cell_gives_the_numbers_and_gradients_of_torch(kind, options, start, b
 @pytest.mark.parametrize(("kind", "options"), VARIANTS)
 def test_every_task_gets_what_torch_gives_with_its_parameters(kind, options):
     theirs, ours = pair(kind, **options)
-    params = {name: torch.randn(3, *value.shape).double() for name, value in theirs.named_parameters()}
+    params = {
+        name: torch.randn(3, *value.shape).double() for name, value in theirs.named_parameters()
+    }
     x = torch.stack([an_input(kind, 2) for _ in range(3)])
-    one = [functional_call(theirs, {name: params[name][task] for name in params}, (x[task],)) for task in range(3)]
+    one = [
+        functional_call(theirs, {name: params[name][task] for name in params}, (x[task],))
+        for task in range(3)
+    ]
     torch.testing.assert_close(
         apply_per_task(ours, params, x), tree_map(lambda *rows: torch.stack(rows), *one), **CLOSE
     )
@@ -85,7 +99,10 @@ def test_every_task_gets_what_torch_gives_with_its_parameters(kind, options):
 def test_an_inner_step_differentiates_twice_per_task(kind, options):
     """The gradient of a loss behind a gradient step, for all tasks at once and by autograd through torch's layer."""
     theirs, ours = pair(kind, **options)
-    params = {name: 0.5 * torch.randn(3, *value.shape).double() for name, value in theirs.named_parameters()}
+    params = {
+        name: 0.5 * torch.randn(3, *value.shape).double()
+        for name, value in theirs.named_parameters()
+    }
     x = torch.stack([an_input(kind, 2) for _ in range(3)])
 
     def loss(params, x):
@@ -100,7 +117,10 @@ def test_an_inner_step_differentiates_twice_per_task(kind, options):
         mine = {name: value[task].clone().requires_grad_() for name, value in params.items()}
         first = tree_leaves(functional_call(theirs, mine, (x[task],)))[0].square().sum()
         slopes = torch.autograd.grad(first, [*mine.values()], create_graph=True)
-        moved = {name: value - 0.1 * slope for (name, value), slope in zip(mine.items(), slopes, strict=True)}
+        moved = {
+            name: value - 0.1 * slope
+            for (name, value), slope in zip(mine.items(), slopes, strict=True)
+        }
         second = tree_leaves(functional_call(theirs, moved, (x[task],)))[0].square().sum()
         for name, slope in zip(mine, torch.autograd.grad(second, [*mine.values()]), strict=True):
             torch.testing.assert_close(together[name][task], slope, **CLOSE)
@@ -136,7 +156,9 @@ def test_dropout_falls_between_layers_and_only_in_training(kind):
 
 def test_tasks_drop_different_features():
     _, ours = pair("GRU", num_layers=2, dropout=0.5)
-    params = {name: value.detach().expand(2, *value.shape) for name, value in ours.named_parameters()}
+    params = {
+        name: value.detach().expand(2, *value.shape) for name, value in ours.named_parameters()
+    }
     output, _ = apply_per_task(ours, params, an_input("GRU", 2).expand(2, 5, 2, 3))
     assert not torch.equal(output[0], output[1])
 
@@ -179,8 +201,14 @@ def test_a_weight_may_answer_for_itself(kind):
     stand_ins, products = {}, {}
     for name, value in theirs.named_parameters():
         if name.startswith("weight"):
-            left, right = torch.randn(len(value), 2).double(), torch.randn(2, value.shape[1]).double()
-            products[name], stand_ins[name] = left @ right, torch.empty_like(value).as_subclass(Factored)
+            left, right = (
+                torch.randn(len(value), 2).double(),
+                torch.randn(2, value.shape[1]).double(),
+            )
+            products[name], stand_ins[name] = (
+                left @ right,
+                torch.empty_like(value).as_subclass(Factored),
+            )
             stand_ins[name].left, stand_ins[name].right = left, right
     x = an_input(kind, 2)
     expected = functional_call(theirs, products, (x,))
@@ -193,7 +221,10 @@ class Reader(nn.Module):
     def __init__(self):
         super().__init__()
         self.first = nn.LSTM(3, 3)
-        self.again, self.cells = self.first, nn.ModuleList([nn.GRUCell(3, 3), nn.GRUCell(3, 3), nn.RNNCell(3, 3)])
+        self.again, self.cells = (
+            self.first,
+            nn.ModuleList([nn.GRUCell(3, 3), nn.GRUCell(3, 3), nn.RNNCell(3, 3)]),
+        )
         self.cells[1].weight_hh = self.cells[0].weight_hh
         self.inner = nn.Sequential(nn.GRU(3, 3), nn.RNN(3, 3).eval())
         self.cell, self.derived, self.ours = nn.LSTMCell(3, 3), Derived(3, 3), recurrent.GRU(3, 3)
@@ -217,8 +248,14 @@ def test_a_copy_has_ours_in_place_of_every_layer_of_torch():
         theirs = type(old) in (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
         assert type(part) is (getattr(recurrent, type(old).__name__) if theirs else type(old))
         assert part.training == old.training and len(part._forward_hooks) == len(old._forward_hooks)
-    assert replaced.again is replaced.first and replaced.cells[1].weight_hh is replaced.cells[0].weight_hh
-    assert list(replaced.state_dict()) == list(before) and replaced.first.weight_ih_l0 is not module.first.weight_ih_l0
+    assert (
+        replaced.again is replaced.first
+        and replaced.cells[1].weight_hh is replaced.cells[0].weight_hh
+    )
+    assert (
+        list(replaced.state_dict()) == list(before)
+        and replaced.first.weight_ih_l0 is not module.first.weight_ih_l0
+    )
     x = torch.randn(5, 2, 3).double()
     torch.testing.assert_close(replaced(x), module(x), **CLOSE)
     with torch.no_grad():
@@ -241,7 +278,10 @@ def test_the_root_may_be_the_layer_and_an_original_that_cannot_be_copied_is_left
 def test_a_packed_sequence_is_refused_and_the_advice_holds(kind, unchecked):
     theirs, ours = pair(kind)
     packed = pack_sequence([torch.randn(5, 3).double(), torch.randn(2, 3).double()])
-    with pytest.raises(ConfigError, match=f"PackedSequence, which weightloom.networks.recurrent.{kind} does not read"):
+    with pytest.raises(
+        ConfigError,
+        match=f"PackedSequence, which weightloom.networks.recurrent.{kind} does not read",
+    ):
         ours(packed)
     outputs, lengths = nn.utils.rnn.pad_packed_sequence(theirs(packed)[0])
     padded = ours(nn.utils.rnn.pad_packed_sequence(packed)[0])[0]
@@ -252,8 +292,16 @@ def test_a_packed_sequence_is_refused_and_the_advice_holds(kind, unchecked):
 @pytest.mark.parametrize(
     ("layer", "shape", "message"),
     [
-        (recurrent.LSTM(3, 4), (5, 2, 1), r"shape \(5, 2, 1\). LSTM\(3, 4\) reads \(steps, 3\) or \(steps, batch, 3\)"),
-        (recurrent.GRU(3, 4, batch_first=True), (2, 0, 3), r"reads \(steps, 3\) or \(batch, steps, 3\), of one step"),
+        (
+            recurrent.LSTM(3, 4),
+            (5, 2, 1),
+            r"shape \(5, 2, 1\). LSTM\(3, 4\) reads \(steps, 3\) or \(steps, batch, 3\)",
+        ),
+        (
+            recurrent.GRU(3, 4, batch_first=True),
+            (2, 0, 3),
+            r"reads \(steps, 3\) or \(batch, steps, 3\), of one step",
+        ),
         (recurrent.RNN(3, 4), (0, 3), "one step or more"),
         (recurrent.RNN(3, 4), (3,), "RNN"),
         (recurrent.LSTMCell(3, 4), (5, 2, 3), r"LSTMCell\(3, 4\) reads \(3,\) or \(batch, 3\)"),
@@ -268,8 +316,18 @@ def test_an_input_that_does_not_fit_is_refused(layer, shape, message):
 @pytest.mark.parametrize(
     ("layer", "x", "hx", "message"),
     [
-        (recurrent.GRU(3, 4, 2), (5, 2, 3), [(1, 2, 4)], r"\(1, 2, 4\). With this `input`, GRU.* from \(2, 2, 4\)"),
-        (recurrent.LSTM(3, 4, proj_size=2), (5, 3), [(1, 2), (1, 2)], r"from \(1, 1, 2\) and \(1, 1, 4\)"),
+        (
+            recurrent.GRU(3, 4, 2),
+            (5, 2, 3),
+            [(1, 2, 4)],
+            r"\(1, 2, 4\). With this `input`, GRU.* from \(2, 2, 4\)",
+        ),
+        (
+            recurrent.LSTM(3, 4, proj_size=2),
+            (5, 3),
+            [(1, 2), (1, 2)],
+            r"from \(1, 1, 2\) and \(1, 1, 4\)",
+        ),
         (recurrent.LSTMCell(3, 4), (2, 3), [(2, 4), (1, 4)], r"from \(2, 4\) and \(2, 4\)"),
     ],
 )

@@ -31,9 +31,17 @@ SHOTS = [1, 3, 5]
 def write_early(folder, score_name="accuracy", **options):
     """Write what is there while a run trains; the last line of the log is torn."""
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"data": "digits", "steps": 40, "seed": 0} | options))
-    rows = [{"step": step, "loss": 1 / step, "outer_lr": 1e-3, "wall_time_s": 0.1} for step in range(1, 31)]
-    rows += [{"step": step, "validation_score": 0.5 + step / 100, "score_name": score_name} for step in (10, 20)]
+    (folder / "config.json").write_text(
+        json.dumps({"data": "digits", "steps": 40, "seed": 0} | options)
+    )
+    rows = [
+        {"step": step, "loss": 1 / step, "outer_lr": 1e-3, "wall_time_s": 0.1}
+        for step in range(1, 31)
+    ]
+    rows += [
+        {"step": step, "validation_score": 0.5 + step / 100, "score_name": score_name}
+        for step in (10, 20)
+    ]
     text = "\n".join(json.dumps(row) for row in rows)
     (folder / "metrics.jsonl").write_text(text + '\n{"step": 31, "lo')
     return folder
@@ -42,13 +50,34 @@ def write_early(folder, score_name="accuracy", **options):
 def score(method, mean, ci95=0.006, setting="3-way 1-shot", name="accuracy", **more):
     better = "higher" if name == "accuracy" else "lower"
     also = {"macro_recall": {"mean": mean, "ci95": ci95}, "f1": {"mean": mean, "ci95": ci95}}
-    known = {"method": method, "setting": setting, "name": name, "better": better, "mean": mean, "ci95": ci95}
-    return known | {"tasks": 1000, "also": also if name == "accuracy" else {}, "adapt_time_s": 0.0012} | more
+    known = {
+        "method": method,
+        "setting": setting,
+        "name": name,
+        "better": better,
+        "mean": mean,
+        "ci95": ci95,
+    }
+    return (
+        known
+        | {"tasks": 1000, "also": also if name == "accuracy" else {}, "adapt_time_s": 0.0012}
+        | more
+    )
 
 
 def write_record(folder, *scores):
-    cost = {"wall_time_s": 75.0, "peak_memory_bytes": 300 * 2**20, "device": "cpu", "torch": "2.13.0"}
-    record = {"app": "fewshot", "identity": "", "command": "weightloom run --data digits", "version": "0.1.0"}
+    cost = {
+        "wall_time_s": 75.0,
+        "peak_memory_bytes": 300 * 2**20,
+        "device": "cpu",
+        "torch": "2.13.0",
+    }
+    record = {
+        "app": "fewshot",
+        "identity": "",
+        "command": "weightloom run --data digits",
+        "version": "0.1.0",
+    }
     record |= {"commit": None, "config": {}, "scores": scores, "cost": cost, "notes": "A note."}
     write_run_record(folder, record)
     return folder
@@ -104,7 +133,9 @@ class Elements(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes.append((tag, dict(attrs)))
-        self.addresses += [value for name, value in attrs if name in {"src", "href", "srcset", "action", "data"}]
+        self.addresses += [
+            value for name, value in attrs if name in {"src", "href", "srcset", "action", "data"}
+        ]
 
 
 def decode_png(png):
@@ -114,7 +145,9 @@ def decode_png(png):
     while place < len(png):
         (length,) = struct.unpack(">I", png[place : place + 4])
         kind, data = png[place + 4 : place + 8], png[place + 8 : place + 8 + length]
-        assert struct.unpack(">I", png[place + 8 + length : place + 12 + length])[0] == zlib.crc32(kind + data)
+        assert struct.unpack(">I", png[place + 8 + length : place + 12 + length])[0] == zlib.crc32(
+            kind + data
+        )
         chunks[kind] = data
         place += 12 + length
     width, height, bits, colour, *rest = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
@@ -127,13 +160,23 @@ def decode_png(png):
 
 
 def test_a_finished_classification_run_shows_every_section(tmp_path):
-    folder = write_record(write_classification(write_early(tmp_path)), score("hypernetwork", 0.9), score("MAML", 0.8))
+    folder = write_record(
+        write_classification(write_early(tmp_path)), score("hypernetwork", 0.9), score("MAML", 0.8)
+    )
     path = build_report(folder, sections)
     page = path.read_text()
     assert path == tmp_path / "report.html"
-    for heading in ("Results", "How it learned", "What it predicted", "What the method is told", "What it cost"):
+    for heading in (
+        "Results",
+        "How it learned",
+        "What it predicted",
+        "What the method is told",
+        "What it cost",
+    ):
         assert f"<h2>{heading}</h2>" in page
-    assert "weightloom run --data digits" in re.sub("</?span[^>]*>", "", page)  # each word keeps to its line
+    assert "weightloom run --data digits" in re.sub(
+        "</?span[^>]*>", "", page
+    )  # each word keeps to its line
     for text in ("A note.", "Macro recall", "1.2 ms", "1 min 15 s", "300 MiB"):
         assert text in page
     assert "11 of 12 query images right" in page
@@ -143,14 +186,24 @@ def test_a_finished_classification_run_shows_every_section(tmp_path):
 
 def test_a_finished_regression_run_shows_curves_and_one_map_per_value(tmp_path):
     folder = write_regression(write_early(tmp_path, "mse", data="sinusoid"))
-    page = build_report(write_record(folder, score("hypernetwork", 0.3, name="mse")), sections).read_text()
-    plots = [attributes for _, attributes in Elements(page).attributes if attributes.get("class") == "plot"]
-    assert len(plots) == 2 + 2 * len(SHOTS) + 2 + 1  # learning, a panel per task and shot count, maps, time
+    page = build_report(
+        write_record(folder, score("hypernetwork", 0.3, name="mse")), sections
+    ).read_text()
+    plots = [
+        attributes
+        for _, attributes in Elements(page).attributes
+        if attributes.get("class") == "plot"
+    ]
+    assert (
+        len(plots) == 2 + 2 * len(SHOTS) + 2 + 1
+    )  # learning, a panel per task and shot count, maps, time
     assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
     assert "Mean squared error ± 95 %" in page and "Macro recall" not in page
 
 
-@pytest.mark.parametrize("write_evaluation", [write_classification, write_regression, lambda folder: folder])
+@pytest.mark.parametrize(
+    "write_evaluation", [write_classification, write_regression, lambda folder: folder]
+)
 def test_a_page_loads_nothing_from_elsewhere_and_holds_plotly_once(tmp_path, write_evaluation):
     from plotly.offline import get_plotlyjs
 
@@ -167,7 +220,10 @@ def test_a_page_loads_nothing_from_elsewhere_and_holds_plotly_once(tmp_path, wri
 
 def test_a_run_that_has_just_begun_says_how_far_it_is(tmp_path):
     page = build_report(write_early(tmp_path)).read_text()
-    assert "this run has reached step 30 of 40. The last validation accuracy is 0.700, at step 20." in page
+    assert (
+        "this run has reached step 30 of 40. The last validation accuracy is 0.700, at step 20."
+        in page
+    )
     assert "<h2>Results</h2>" not in page and "<h2>What it predicted</h2>" not in page
 
 
@@ -180,7 +236,9 @@ def test_a_config_alone_is_enough(tmp_path):
 def test_a_torn_line_is_passed_over_and_a_repeated_step_counts_once(tmp_path):
     write_early(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as log:
-        log.write('\n{"step": 30, "loss": 7.0}\n{"step": 29, "loss": NaN}\n{"step": 28, "loss": null}\n[]\n')
+        log.write(
+            '\n{"step": 30, "loss": 7.0}\n{"step": 29, "loss": NaN}\n{"step": 28, "loss": null}\n[]\n'
+        )
     run = read_run(tmp_path)
     assert [row["step"] for row in run.training] == list(range(1, 31))
     assert run.training[29]["loss"] == 7.0
@@ -190,17 +248,23 @@ def test_a_torn_line_is_passed_over_and_a_repeated_step_counts_once(tmp_path):
 
 def test_hostile_text_is_shown_and_not_run(tmp_path):
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
-    write_classification(write_early(tmp_path, data=hostile, extra=[hostile]), class_names=(hostile, "one", "two"))
+    write_classification(
+        write_early(tmp_path, data=hostile, extra=[hostile]), class_names=(hostile, "one", "two")
+    )
     write_record(tmp_path, score(f"hypernetwork {hostile}", 0.9, setting=hostile))
     page = build_report(tmp_path, sections).read_text()
     elements = Elements(page)
     assert "alert(1)" in page and "<script>alert" not in page
     assert "x" not in elements.addresses
-    assert elements.tags.count("script") == 4 + 2  # a map, times and two learning curves; plotly and what calls it
+    assert (
+        elements.tags.count("script") == 4 + 2
+    )  # a map, times and two learning curves; plotly and what calls it
 
 
 def test_a_folder_that_is_no_run_says_what_to_type(tmp_path):
-    with pytest.raises(DataError, match=r"holds no run\. .* Pass the folder of a run, as in `runs/"):
+    with pytest.raises(
+        DataError, match=r"holds no run\. .* Pass the folder of a run, as in `runs/"
+    ):
         build_report(tmp_path)
     assert build_report(write_early(tmp_path)).is_file()
 
@@ -228,19 +292,28 @@ def test_the_headline_says_plainly_who_is_best(tmp_path):
         "On 1,000 tasks (3-way 1-shot) never seen in training, "
         "the hypernetwork reached 0.912 ± 0.006 accuracy (ProtoNet 0.880 ± 0.006)."
     )
-    assert sentence(score("hypernetwork", 0.8), score("MAML", 0.9)).endswith("; MAML did better, 0.900 ± 0.006.")
-    assert sentence(score("hypernetwork", 0.8), score("MAML", 0.805)).endswith(", though the intervals overlap.")
+    assert sentence(score("hypernetwork", 0.8), score("MAML", 0.9)).endswith(
+        "; MAML did better, 0.900 ± 0.006."
+    )
+    assert sentence(score("hypernetwork", 0.8), score("MAML", 0.805)).endswith(
+        ", though the intervals overlap."
+    )
     assert sentence(score("hypernetwork", 0.3, name="mse"), score("MAML", 0.5, name="mse")) == (
         "On 1,000 tasks (3-way 1-shot) never seen in training, "
         "the hypernetwork reached 0.300 ± 0.006 mean squared error (MAML 0.500 ± 0.006)."
     )
     far = [score("hypernetwork", 0.8), score("MAML", 0.7)]
     two = [score("hypernetwork", 0.8, setting="5-shot"), score("MAML", 0.9, setting="5-shot")]
-    assert sentence(*far, *two).endswith("The hypernetwork is best, or level with the best, in 1 of 2 settings.")
+    assert sentence(*far, *two).endswith(
+        "The hypernetwork is best, or level with the best, in 1 of 2 settings."
+    )
 
 
 def test_a_control_is_no_rival_but_stands_in_the_table(tmp_path):
-    scores = [score("hypernetwork", 0.3, name="mse"), score("shuffled", 0.1, name="mse", role="control")]
+    scores = [
+        score("hypernetwork", 0.3, name="mse"),
+        score("shuffled", 0.1, name="mse", role="control"),
+    ]
     scores += [score("hypernetwork", 0.2, name="mse", role="untrained")]
     run = read_run(write_record(write_early(tmp_path), *scores))
     assert headline(run).endswith("the hypernetwork reached 0.300 ± 0.006 mean squared error.")
@@ -255,7 +328,9 @@ def test_a_control_is_no_rival_but_stands_in_the_table(tmp_path):
 def test_the_facts_of_a_run_say_what_its_tasks_are(tmp_path):
     folder = write_record(write_early(tmp_path), score("hypernetwork", 0.9))
     save_tensors(folder / "evaluation.safetensors", {}, {"unseen": "on roads never driven"})
-    assert headline(read_run(folder)).startswith("On 1,000 tasks (3-way 1-shot) on roads never driven, the hyper")
+    assert headline(read_run(folder)).startswith(
+        "On 1,000 tasks (3-way 1-shot) on roads never driven, the hyper"
+    )
 
 
 @pytest.mark.parametrize("told", ["record", "facts", "log"])
@@ -269,7 +344,9 @@ def test_a_lower_score_is_better_if_record_facts_or_log_say_so(tmp_path, told):
     run = read_run(folder)
     assert lower_is_better(run)
     assert all("Lower is better" in figure.caption for figure in learning_curves(run))
-    assert [json.loads(figure.plot)["layout"]["yaxis"].get("type") for figure in learning_curves(run)] == ["log", "log"]
+    assert [
+        json.loads(figure.plot)["layout"]["yaxis"].get("type") for figure in learning_curves(run)
+    ] == ["log", "log"]
 
 
 def test_an_axis_of_scores_below_zero_is_not_logarithmic():
@@ -280,12 +357,27 @@ def test_an_axis_of_scores_below_zero_is_not_logarithmic():
 
 
 def test_every_row_whose_interval_meets_the_best_is_bold():
-    scores = [score("a", 0.90, 0.01), score("b", 0.885, 0.01), score("c", 0.87, 0.005), score("d", math.nan)]
-    assert [row.best for row in rows_by_setting(scores)["3-way 1-shot"]] == [True, True, False, False]
+    scores = [
+        score("a", 0.90, 0.01),
+        score("b", 0.885, 0.01),
+        score("c", 0.87, 0.005),
+        score("d", math.nan),
+    ]
+    assert [row.best for row in rows_by_setting(scores)["3-way 1-shot"]] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_times_carry_the_unit_a_person_would_choose():
-    assert [time_text(seconds) for seconds in (9e-6, 0.9999, 59.0, math.nan)] == ["9 µs", "1 s", "59 s", ""]
+    assert [time_text(seconds) for seconds in (9e-6, 0.9999, 59.0, math.nan)] == [
+        "9 µs",
+        "1 s",
+        "59 s",
+        "",
+    ]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -333,7 +425,9 @@ def test_more_classes_than_colours_share_one_in_grey(tmp_path):
 
 def test_trailing_means_agree_with_the_obvious_loop():
     values = torch.rand(50, dtype=torch.float64).tolist()
-    obvious = [sum(values[max(0, i - 6) : i + 1]) / len(values[max(0, i - 6) : i + 1]) for i in range(50)]
+    obvious = [
+        sum(values[max(0, i - 6) : i + 1]) / len(values[max(0, i - 6) : i + 1]) for i in range(50)
+    ]
     assert trailing_means(values, span=7) == pytest.approx(obvious, rel=1e-12)
     assert trailing_means([1.0, math.inf, 3.0], span=2) == [1.0, 1.0, 3.0]
 
@@ -343,4 +437,6 @@ def test_importing_the_room_imports_neither_plotly_nor_jinja():
         for node in ast.parse(path.read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
-            assert not any(name.split(".")[0] in {"plotly", "jinja2", "markupsafe"} for name in names), path
+            assert not any(
+                name.split(".")[0] in {"plotly", "jinja2", "markupsafe"} for name in names
+            ), path

@@ -12,7 +12,12 @@ from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.errors import CheckpointError, WeightloomError
 from weightloom.files import load_tensors, save_tensors
 
-CASES = ["fewshot", pytest.param("rl", marks=pytest.mark.skipif(find_spec("sb3_contrib") is None, reason="needs rl"))]
+CASES = [
+    "fewshot",
+    pytest.param(
+        "rl", marks=pytest.mark.skipif(find_spec("sb3_contrib") is None, reason="needs rl")
+    ),
+]
 LAST = "checkpoints/last.safetensors"
 
 
@@ -74,11 +79,19 @@ SPOILT = {
     "missing": lambda name, value: None if of_the_optimiser(name) else value,
     "one missing": lambda name, value: None if name.endswith("/0/exp_avg") else value,
     "half a precision": lambda name, value: value.half() if name.endswith("exp_avg") else value,
-    "twice the precision": lambda name, value: value.double() if name.endswith("exp_avg_sq") else value,
+    "twice the precision": lambda name, value: (
+        value.double() if name.endswith("exp_avg_sq") else value
+    ),
     "counted in integers": lambda name, value: value.long() if name.endswith("/step") else value,
-    "weights in integers": lambda name, value: value.long() if name.startswith(("model/", "policy/")) else value,
-    "weights in bfloat16": lambda name, value: value.bfloat16() if name.startswith(("model/", "policy/")) else value,
-    "a weight halved": lambda name, value: value[: len(value) // 2] if name.endswith("weight") else value,
+    "weights in integers": lambda name, value: (
+        value.long() if name.startswith(("model/", "policy/")) else value
+    ),
+    "weights in bfloat16": lambda name, value: (
+        value.bfloat16() if name.startswith(("model/", "policy/")) else value
+    ),
+    "a weight halved": lambda name, value: (
+        value[: len(value) // 2] if name.endswith("weight") else value
+    ),
     "one too many": lambda name, value: value,
 }
 
@@ -86,11 +99,16 @@ SPOILT = {
 @pytest.mark.parametrize("how", SPOILT)
 def test_a_state_that_is_not_as_it_was_written_is_refused_and_left_as_it_is(how, ended, resume):
     _, _, folder, (tensors, _), _ = ended
-    changed = {name: its for name, value in tensors.items() if (its := SPOILT[how](name, value)) is not None}
+    changed = {
+        name: its
+        for name, value in tensors.items()
+        if (its := SPOILT[how](name, value)) is not None
+    }
     if how == "one too many":
         changed |= {"optimiser/7/exp_avg": torch.zeros(1)}
     assert changed.keys() != tensors.keys() or any(
-        changed[n].dtype != tensors[n].dtype or changed[n].shape != tensors[n].shape for n in tensors
+        changed[n].dtype != tensors[n].dtype or changed[n].shape != tensors[n].shape
+        for n in tensors
     )
     with pytest.raises(CheckpointError, match="checkpoint"):
         resume(changed)

@@ -11,7 +11,15 @@ import pytest
 
 from weightloom.errors import CheckpointError, ConfigError, DataError
 from weightloom.runs import folder as folders
-from weightloom.runs.folder import RunFile, held_folder, identity_of, is_begun, read_config, read_options, read_run_file
+from weightloom.runs.folder import (
+    RunFile,
+    held_folder,
+    identity_of,
+    is_begun,
+    read_config,
+    read_options,
+    read_run_file,
+)
 from weightloom.runs.metrics import append_row, read_rows, rows_up_to
 from weightloom.runs.options import RunOptions
 
@@ -97,7 +105,8 @@ def test_a_run_that_is_running_is_not_resumed_and_one_that_ended_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kept", [{"run.json": 0}, {"run.json": 0, "config.json": 1}, {"run.json": 0.5, "config.json": 1}]
+    "kept",
+    [{"run.json": 0}, {"run.json": 0, "config.json": 1}, {"run.json": 0.5, "config.json": 1}],
 )
 def test_a_run_killed_while_it_started_is_told_on_resume_and_started_again(kept, tmp_path):
     whole, run = started(tmp_path / "whole", seed=3), tmp_path / "run"
@@ -124,14 +133,21 @@ def test_a_folder_of_something_else_is_refused_and_left_as_it_is(name, tmp_path)
     (tmp_path / name).write_text("mine")
     with pytest.raises(ConfigError, match="is not empty"):
         started(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (
+        tmp_path / name
+    ).read_text() == "mine"
 
 
-def test_what_killed_processes_left_half_written_is_removed_and_runs_further_down_are_left_alone(tmp_path):
+def test_what_killed_processes_left_half_written_is_removed_and_runs_further_down_are_left_alone(
+    tmp_path,
+):
     run = started(tmp_path / "run")
     other = started(run / "seed-1")
     (run / "cnp" / "checkpoints").mkdir(parents=True)
-    stray = [run / ".record.json.7.tmp", run / "cnp" / "checkpoints" / ".last.safetensors.12345.tmp"]
+    stray = [
+        run / ".record.json.7.tmp",
+        run / "cnp" / "checkpoints" / ".last.safetensors.12345.tmp",
+    ]
     kept = [other / ".metrics.jsonl.7.tmp", run / ".notes.tmp", run / "cnp" / "notes.7.tmp"]
     for path in stray + kept:
         path.write_text("half")
@@ -157,10 +173,15 @@ def test_a_last_line_that_a_killed_run_did_not_finish_is_passed_over_in_silence(
 
 
 def test_files_are_laid_out_as_version_1_has_them(tmp_path):
-    with held_folder(tmp_path / "run", "app", RunOptions(seed=3), False, (4, 5), (6,), ("outer_lr",)) as identity:
+    with held_folder(
+        tmp_path / "run", "app", RunOptions(seed=3), False, (4, 5), (6,), ("outer_lr",)
+    ) as identity:
         pass
     config = (tmp_path / "run" / "config.json").read_text()
-    assert config == json.dumps(json.loads(config), indent=1) + "\n" and json.loads(config)["seed"] == 3
+    assert (
+        config == json.dumps(json.loads(config), indent=1) + "\n"
+        and json.loads(config)["seed"] == 3
+    )
     assert (tmp_path / "run" / "run.json").read_text() == (
         f'{{\n "format": 1,\n "app": "app",\n "identity": "{identity}",\n'
         ' "seeds": [\n  4,\n  5\n ],\n "folds": [\n  6\n ],\n "sweep": [\n  "outer_lr"\n ]\n}\n'
@@ -186,11 +207,19 @@ def test_the_order_of_options_leaves_the_identity_as_it_is():
             return dict(reversed(super().to_dict().items()))
 
     assert identity_of("app", Backwards(seed=3)) == identity_of("app", RunOptions(seed=3))
-    assert len({identity_of(app, RunOptions(seed=seed)) for app in ("app", "other") for seed in (3, 4)}) == 4
+    assert (
+        len(
+            {identity_of(app, RunOptions(seed=seed)) for app in ("app", "other") for seed in (3, 4)}
+        )
+        == 4
+    )
 
 
 def test_a_run_of_another_application_is_refused_by_name(tmp_path):
-    with pytest.raises(ConfigError, match="is a run of `weightloom app`, and `weightloom other` was asked to read it"):
+    with pytest.raises(
+        ConfigError,
+        match="is a run of `weightloom app`, and `weightloom other` was asked to read it",
+    ):
         read_config(started(tmp_path / "run"), RunOptions, "other")
 
 
@@ -202,7 +231,9 @@ def test_a_run_does_not_go_on_with_another_config(tmp_path):
         held_folder(run, "app", RunOptions(seed=4, threads=2), resume=True),
     ):
         raise AssertionError
-    assert (run / "run.json").read_text() == before and read_config(run, RunOptions, "app").seed == 3
+    assert (run / "run.json").read_text() == before and read_config(
+        run, RunOptions, "app"
+    ).seed == 3
 
 
 def test_a_folder_without_a_run_is_not_gone_on_with(tmp_path):
@@ -239,7 +270,9 @@ def test_a_run_that_another_began_meanwhile_is_left_alone(tmp_path, monkeypatch)
     monkeypatch.setattr(folders, "lock", after_another)
     with pytest.raises(ConfigError, match="is not empty"):
         started(run)
-    assert (run / "run.json").read_text() == "{}" and [path.name for path in run.iterdir()] == ["run.json"]
+    assert (run / "run.json").read_text() == "{}" and [path.name for path in run.iterdir()] == [
+        "run.json"
+    ]
 
 
 def test_a_folder_that_cannot_be_opened_or_locked_is_told(tmp_path, monkeypatch):
@@ -251,11 +284,15 @@ def test_a_folder_that_cannot_be_opened_or_locked_is_told(tmp_path, monkeypatch)
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(folders, "lock", broken)
-    with pytest.raises(CheckpointError, match=r"cannot be opened and locked \(Input/output error\)"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be opened and locked \(Input/output error\)"
+    ):
         started(tmp_path / "other")
 
 
-def test_options_that_do_not_reach_the_disk_leave_a_folder_that_is_as_good_as_empty(tmp_path, monkeypatch):
+def test_options_that_do_not_reach_the_disk_leave_a_folder_that_is_as_good_as_empty(
+    tmp_path, monkeypatch
+):
     run, fsync = tmp_path / "run", os.fsync
 
     def full(file):
@@ -266,7 +303,8 @@ def test_options_that_do_not_reach_the_disk_leave_a_folder_that_is_as_good_as_em
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(
-            CheckpointError, match=r"run.json` could not be written \(No space left on device\)\. .*It needs 0\.0 MB"
+            CheckpointError,
+            match=r"run.json` could not be written \(No space left on device\)\. .*It needs 0\.0 MB",
         ):
             started(run)
     assert (run / "run.json").read_bytes() == b"" and not is_begun(run)

@@ -5,7 +5,13 @@ import torch
 
 from weightloom.errors import CheckpointError
 from weightloom.files import save_tensors
-from weightloom.runs.checkpoint import check_fits, read_checkpoint, restore_state, state_of, write_checkpoint
+from weightloom.runs.checkpoint import (
+    check_fits,
+    read_checkpoint,
+    restore_state,
+    state_of,
+    write_checkpoint,
+)
 
 
 def stepped(steps=3, betas=(0.9, 0.999)):
@@ -26,7 +32,9 @@ def step_of(moved, optimiser, step):
 def test_an_optimiser_goes_on_from_its_state_as_if_it_had_not_stopped(tmp_path):
     (moved, whole), (again, fresh) = stepped(), stepped(0)
     kept = state_of({"first": whole, "a/b": whole})
-    assert sorted(kept)[:3] == ["a/b/0/exp_avg", "a/b/0/exp_avg_sq", "a/b/0/step"] and len(kept) == 12
+    assert (
+        sorted(kept)[:3] == ["a/b/0/exp_avg", "a/b/0/exp_avg_sq", "a/b/0/step"] and len(kept) == 12
+    )
     write_checkpoint(tmp_path / "a", kept, {"step": 3}, "")
     tensors, facts = read_checkpoint(tmp_path / "a")
     assert facts["step"] == 3 and tensors.keys() == kept.keys()
@@ -42,7 +50,10 @@ def test_an_optimiser_goes_on_from_its_state_as_if_it_had_not_stopped(tmp_path):
 def test_no_state_and_a_state_of_no_steps_are_fine(tmp_path):
     _, optimiser = stepped()
     state = state_of({"o": optimiser})
-    at_zero = {name: torch.zeros((), dtype=torch.float64) if name.endswith("step") else v for name, v in state.items()}
+    at_zero = {
+        name: torch.zeros((), dtype=torch.float64) if name.endswith("step") else v
+        for name, v in state.items()
+    }
     restore_state(tmp_path, at_zero, {"o": optimiser})
     assert optimiser.state_dict()["state"][1]["step"] == 0
     restore_state(tmp_path, {}, {"o": optimiser})
@@ -51,7 +62,9 @@ def test_no_state_and_a_state_of_no_steps_are_fine(tmp_path):
 
 SPOILT = {
     "a part missing": {"o/1/exp_avg": None},
-    "one parameter too many": {f"o/2/{key}": torch.ones(()) for key in ("exp_avg", "exp_avg_sq", "step")},
+    "one parameter too many": {
+        f"o/2/{key}": torch.ones(()) for key in ("exp_avg", "exp_avg_sq", "step")
+    },
     "another shape": {"o/1/exp_avg": torch.ones(3)},
     "another dtype": {"o/1/exp_avg": torch.ones(4).half()},
     "steps below zero": {"o/1/step": torch.tensor(-1.0)},
@@ -68,7 +81,9 @@ def test_a_state_that_is_not_the_optimisers_is_refused_and_leaves_it_alone(how, 
     with pytest.raises(CheckpointError, match="whose optimiser `o` moved other parameters"):
         restore_state(tmp_path / "a", spoilt, {"o": optimiser})
     after = state_of({"o": optimiser})
-    assert after.keys() == before.keys() and all(after[name].equal(value) for name, value in before.items())
+    assert after.keys() == before.keys() and all(
+        after[name].equal(value) for name, value in before.items()
+    )
 
 
 @pytest.mark.parametrize("wrote", ["mine", ""])
@@ -76,7 +91,11 @@ def test_a_checkpoint_is_read_by_all_or_by_its_own(wrote, tmp_path):
     write_checkpoint(tmp_path / "a", {"w": torch.ones(2)}, {"step": 1}, wrote)
     for reader in {"", wrote}:
         assert read_checkpoint(tmp_path / "a", reader)[0]["w"].equal(torch.ones(2))
-    whose = r"another run or method \(digest mine, not yours\)" if wrote else r"no run \(it has no digest\)"
+    whose = (
+        r"another run or method \(digest mine, not yours\)"
+        if wrote
+        else r"no run \(it has no digest\)"
+    )
     with pytest.raises(CheckpointError, match=f"was written by {whose}. A checkpoint belongs"):
         read_checkpoint(tmp_path / "a", "yours")
 
@@ -110,7 +129,10 @@ def test_a_checkpoint_without_a_step_is_fine(tmp_path):
             {"w": torch.ones(3), "b": torch.ones(1)},
             r"differ in w \(\(3,\), torch.float32, not \(2,\), torch.float32\). A",
         ),
-        ({"w": torch.ones(2), "b": torch.ones(1).half()}, r"differ in b \(\(1,\), torch.float16, not .*float32\). A"),
+        (
+            {"w": torch.ones(2), "b": torch.ones(1).half()},
+            r"differ in b \(\(1,\), torch.float16, not .*float32\). A",
+        ),
         ({name: torch.ones(1) for name in "bwcdef"}, "differ in c, d, e. A"),
     ],
 )

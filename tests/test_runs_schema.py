@@ -38,7 +38,10 @@ def test_a_value_is_written_as_it_will_be_read(tmp_path):
 
 
 def test_further_fields_of_a_dictionary_stay(tmp_path):
-    assert reading(tmp_path, '{"format": 2, "name": "top", "more": [1]}', Loose) == {"name": "top", "more": [1]}
+    assert reading(tmp_path, '{"format": 2, "name": "top", "more": [1]}', Loose) == {
+        "name": "top",
+        "more": [1],
+    }
 
 
 @pytest.mark.parametrize(
@@ -46,8 +49,14 @@ def test_further_fields_of_a_dictionary_stay(tmp_path):
     [
         ('{"format": 2}', r"cannot be read \(`name`: Field required\)"),
         ('{"format": 2, "name": 3, "books": 4}', r"\(`name`: Input should be a valid string"),
-        ('{"format": 2, "name": "top", "books": [1, "two"]}', r"\(`books\.1`: Input should be a valid integer"),
-        ('{"format": 3, "name": "top"}', r"is of format 3\. .* reads format 2\. Install the version that made it"),
+        (
+            '{"format": 2, "name": "top", "books": [1, "two"]}',
+            r"\(`books\.1`: Input should be a valid integer",
+        ),
+        (
+            '{"format": 3, "name": "top"}',
+            r"is of format 3\. .* reads format 2\. Install the version that made it",
+        ),
         ('{"name": "top"}', "is of format None"),
         ('["top"]', r"cannot be read \(it holds a list\)"),
         ('{"format": 2, ', r"cannot be read \(.*\)\. .* Put back an earlier copy"),
@@ -60,5 +69,7 @@ def test_a_file_that_does_not_fit_is_refused_with_its_place_named(tmp_path, text
 
 @pytest.mark.parametrize("name", ["missing.json", "\ud800.json"])
 def test_a_missing_file_is_told_from_a_damaged_one_and_says_who_writes_it(tmp_path, name):
-    with pytest.raises(DataError, match=r"There is no .* A librarian writes it\. Pass the folder of a run"):
+    with pytest.raises(
+        DataError, match=r"There is no .* A librarian writes it\. Pass the folder of a run"
+    ):
         read_json(tmp_path / name, Shelf, 2, "A librarian writes it.")

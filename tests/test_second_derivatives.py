@@ -18,7 +18,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=2e-4, atol=1e-6 * (1 + expected.abs().max().item()))
+    torch.testing.assert_close(
+        actual, expected, rtol=2e-4, atol=1e-6 * (1 + expected.abs().max().item())
+    )
 
 
 def check_second_derivatives(loss, x):
@@ -46,7 +48,10 @@ def check_second_derivatives(loss, x):
 def curved(params):
     """A loss with second derivatives of its own, by which nothing is linear."""
     dense = [built(value) for value in params]
-    return sum((value.sin() * torch.linspace(1, 2, value.numel()).reshape(value.shape)).sum() for value in dense)
+    return sum(
+        (value.sin() * torch.linspace(1, 2, value.numel()).reshape(value.shape)).sum()
+        for value in dense
+    )
 
 
 @pytest.mark.parametrize("hyper", HYPERNETWORKS)
@@ -84,14 +89,21 @@ def test_attention_of_any_length_equals_torch_s_and_has_second_derivatives(token
         found = attention(*leaves, read)
         close(found, expected)
         for kept in (False, True):
-            got = torch.autograd.grad((found * weight).sum(), leaves, create_graph=kept, retain_graph=True)
+            got = torch.autograd.grad(
+                (found * weight).sum(), leaves, create_graph=kept, retain_graph=True
+            )
             for one, other in zip(got, wanted, strict=True):
                 close(one, other)
     for at in range(3):
 
         def loss(x, at=at):
             return (
-                (attention(*[x if i == at else other for i, other in enumerate((q, k, v))], mask) * weight).sin().sum()
+                (
+                    attention(*[x if i == at else other for i, other in enumerate((q, k, v))], mask)
+                    * weight
+                )
+                .sin()
+                .sum()
             )
 
         check_second_derivatives(loss, (q, k, v)[at])

@@ -54,7 +54,9 @@ def test_what_was_outside_is_mirrored_or_zero():
 
 @pytest.mark.parametrize("pad", [-1, 5])
 def test_a_shift_that_cannot_be_is_refused(pad):
-    with pytest.raises(ConfigError, match=rf"`pad={pad}` with images of 5x9.*Pass `pad` from 0 to 4"):
+    with pytest.raises(
+        ConfigError, match=rf"`pad={pad}` with images of 5x9.*Pass `pad` from 0 to 4"
+    ):
         Crop(pad)(torch.zeros(2, 1, 5, 9), seeded())
     assert Crop(4)(torch.zeros(2, 1, 5, 9), seeded()).shape == (2, 1, 5, 9)
 

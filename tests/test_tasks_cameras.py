@@ -21,13 +21,17 @@ def test_a_camera_permutes_negates_half_and_has_gains_and_offsets_in_range():
     assert ((cameras.weight < 0).sum((1, 2)) == 8).all()
     gain = cameras.weight.abs().amax(2).log()
     assert gain.abs().max() <= 1.1 and gain.std() == pytest.approx(1.1 / 3**0.5, rel=0.05)
-    assert cameras.offset.abs().max() <= 1 and cameras.offset.std() == pytest.approx(1 / 3**0.5, rel=0.05)
+    assert cameras.offset.abs().max() <= 1 and cameras.offset.std() == pytest.approx(
+        1 / 3**0.5, rel=0.05
+    )
 
 
 def test_what_was_sent_can_be_undone_by_who_knows_the_camera():
     cameras, pictures = sample_cameras(5, 16, generator()), torch.rand(5, 7, 16)
     sent = cameras.send(pictures)
-    undone = torch.linalg.solve(cameras.weight.double(), (sent - cameras.offset[:, None]).double().mT).mT
+    undone = torch.linalg.solve(
+        cameras.weight.double(), (sent - cameras.offset[:, None]).double().mT
+    ).mT
     torch.testing.assert_close(undone.float(), pictures, rtol=1e-4, atol=1e-5)
     by_hand = cameras.weight[2, 3] @ pictures[2, 6] + cameras.offset[2, 3]
     torch.testing.assert_close(sent[2, 6, 3], by_hand)
@@ -43,7 +47,10 @@ def test_crosstalk_blends_three_pixels_into_a_wire():
 def test_support_shows_the_asked_pictures_and_queries_are_others_of_all_classes():
     tasks = CameraTasks(*POOL, ways=3, shots=2, queries=60).sample(40, generator())
     for labels in tasks.support_y:
-        assert torch.bincount(labels, minlength=10).sort(descending=True).values.tolist() == [2] * 3 + [0] * 7
+        assert (
+            torch.bincount(labels, minlength=10).sort(descending=True).values.tolist()
+            == [2] * 3 + [0] * 7
+        )
     assert len(tasks.query_y.unique()) == 10 and tasks.support_mask.all()
     images = POOL[0].flatten(1)
     numbers = (tasks.hidden[:, :, None] == images).all(3).int().argmax(2)
@@ -54,7 +61,9 @@ def test_support_shows_the_asked_pictures_and_queries_are_others_of_all_classes(
 
 def test_no_support_picture_is_asked_for_again():
     tasks = CameraTasks(*POOL, ways=10, shots=1, queries=110).sample(3, generator())
-    assert all(torch.bincount(labels).tolist() == [11] * 10 for labels in tasks.query_y)  # all but one of each class
+    assert all(
+        torch.bincount(labels).tolist() == [11] * 10 for labels in tasks.query_y
+    )  # all but one of each class
     assert (torch.cdist(tasks.support_x, tasks.query_x) > 1e-4).all()
 
 

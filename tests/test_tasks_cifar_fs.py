@@ -13,7 +13,11 @@ from weightloom.errors import DataError, MissingExtraError
 from weightloom.tasks import load_cifar_fs
 
 Image = pytest.importorskip("PIL.Image")
-REAL = Path(os.environ.get("WEIGHTLOOM_DATA") or "/nowhere").expanduser() / "cifar_fs" / "cifar_fs_100.npz"
+REAL = (
+    Path(os.environ.get("WEIGHTLOOM_DATA") or "/nowhere").expanduser()
+    / "cifar_fs"
+    / "cifar_fs_100.npz"
+)
 TEST = """baby bed bicycle chimpanzee fox leopard man pickup_truck plain poppy rocket rose snail sweet_pepper table
 telephone wardrobe whale woman worm"""
 SPLIT = ["train"] * 64 + ["val"] * 16 + ["test"] * 20
@@ -31,7 +35,9 @@ def written(file, images, **changed):
     parts = []
     for six in images:
         eight = np.concatenate([six, np.zeros_like(six[:2])])
-        sheet = Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in (eight[:4], eight[4:])]))
+        sheet = Image.fromarray(
+            np.concatenate([np.concatenate(list(row), axis=1) for row in (eight[:4], eight[4:])])
+        )
         held = io.BytesIO()
         sheet.save(held, "WEBP", lossless=True, method=0, quality=0)
         parts.append(held.getvalue())
@@ -58,7 +64,11 @@ def test_every_image_comes_back_as_it_was_cut_from_its_sheet(file, images):
     assert pool.examples.dtype == torch.uint8 and pool.examples.shape == (100, 6, 3, 32, 32)
     assert np.array_equal(pool.examples.permute(0, 1, 3, 4, 2), images)
     assert pool.counts.tolist() == [6] * 100 and pool.names[99] == "class 99"
-    assert split == {"train": [*range(64)], "validation": [*range(64, 80)], "test": [*range(80, 100)]}
+    assert split == {
+        "train": [*range(64)],
+        "validation": [*range(64, 80)],
+        "test": [*range(80, 100)],
+    }
 
 
 @pytest.mark.parametrize(
@@ -79,7 +89,8 @@ def test_a_damaged_file_is_named_with_what_to_do(file, images, changed, word):
 
 def test_without_the_file_the_message_says_why_it_is_not_fetched_and_where_it_goes(file):
     with pytest.raises(
-        DataError, match=r"authors state no licence\. Set `WEIGHTLOOM_DATA` to a folder that holds `cif"
+        DataError,
+        match=r"authors state no licence\. Set `WEIGHTLOOM_DATA` to a folder that holds `cif",
     ):
         load_cifar_fs()
 
@@ -91,7 +102,9 @@ def test_without_pillow_the_message_says_what_to_install(file, images, monkeypat
         load_cifar_fs()
 
 
-@pytest.mark.skipif(not REAL.is_file(), reason="needs WEIGHTLOOM_DATA with cifar_fs/cifar_fs_100.npz")
+@pytest.mark.skipif(
+    not REAL.is_file(), reason="needs WEIGHTLOOM_DATA with cifar_fs/cifar_fs_100.npz"
+)
 def test_the_set_on_file_has_the_published_split():
     """Test classes as Bertinetto et al. list them; the mean colour of CIFAR-100 is (0.507, 0.487, 0.441)."""
     pool, split = load_cifar_fs()

@@ -16,11 +16,17 @@ BEHIND = -1.0
 def pool():
     """Image j of class i is 100 i + j everywhere; what lies behind a class's last is marked."""
     number = 100 * torch.arange(5)[:, None] + torch.arange(7)
-    return torch.where(torch.arange(7) < COUNTS[:, None], number, BEHIND)[..., None, None, None].expand(-1, -1, 1, 4, 4)
+    return torch.where(torch.arange(7) < COUNTS[:, None], number, BEHIND)[
+        ..., None, None, None
+    ].expand(-1, -1, 1, 4, 4)
 
 
 def draw(tasks=200, seed=0, images=None, counts=COUNTS, **options):
-    source = ClassTasks(pool() if images is None else images, counts, **{"ways": 3, "shots": 1, "queries": 2} | options)
+    source = ClassTasks(
+        pool() if images is None else images,
+        counts,
+        **{"ways": 3, "shots": 1, "queries": 2} | options,
+    )
     return source.sample(tasks, torch.Generator().manual_seed(seed))
 
 
@@ -31,7 +37,10 @@ def numbers(x):
 
 def test_labels_and_images_belong_together():
     tasks = draw(ways=4, shots=2, queries=2)
-    assert tasks.support_y.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 200 and tasks.query_y.shape == (200, 8)
+    assert tasks.support_y.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 200 and tasks.query_y.shape == (
+        200,
+        8,
+    )
     for x, y in [(tasks.support_x, tasks.support_y), (tasks.query_x, tasks.query_y)]:
         assert torch.equal(numbers(x) // 100, tasks.classes.gather(1, y))
     assert all(len(set(drawn)) == 4 for drawn in tasks.classes.tolist())
@@ -39,7 +48,9 @@ def test_labels_and_images_belong_together():
 
 
 @pytest.mark.parametrize(("shots", "queries"), [(1, 2), (2, 2), (3, 1)])
-def test_support_and_query_share_no_image_and_none_comes_twice_or_from_behind_the_last(shots, queries):
+def test_support_and_query_share_no_image_and_none_comes_twice_or_from_behind_the_last(
+    shots, queries
+):
     tasks = draw(shots=shots, queries=queries)
     drawn = torch.cat([numbers(tasks.support_x), numbers(tasks.query_x)], 1)
     assert all(len(set(row)) == 3 * (shots + queries) for row in drawn.tolist())
@@ -53,7 +64,9 @@ def test_every_class_gets_every_label_equally_often():
     for way in range(3):
         counts = torch.bincount(tasks.classes[:, way], minlength=5)
         assert (counts - expected).abs().max() < 5 * math.sqrt(expected)
-    pairs = torch.bincount(5 * tasks.classes[:, 0] + tasks.classes[:, 1], minlength=25).reshape(5, 5)
+    pairs = torch.bincount(5 * tasks.classes[:, 0] + tasks.classes[:, 1], minlength=25).reshape(
+        5, 5
+    )
     expected = 5000 / 20
     assert not pairs.diagonal().any()
     assert (pairs[~torch.eye(5, dtype=torch.bool)] - expected).abs().max() < 5 * math.sqrt(expected)
@@ -66,14 +79,18 @@ def test_every_image_of_a_class_is_drawn_equally_often_however_many_there_are(fi
     for number, count in enumerate(COUNTS.tolist()):
         of_class = torch.bincount(drawn[drawn // 100 == number] % 100, minlength=count)
         expected = of_class.sum().item() / count
-        assert len(of_class) == count and (of_class - expected).abs().max() < 5 * math.sqrt(expected)
+        assert len(of_class) == count and (of_class - expected).abs().max() < 5 * math.sqrt(
+            expected
+        )
 
 
 def test_the_same_seed_gives_the_same_tasks_and_another_seed_others():
     state = torch.get_rng_state()
     first, again, other = (draw(5, seed, augment=Jitter(0.5)) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(tensors_of(first), tensors_of(again), strict=True))
-    assert not torch.equal(first.support_x, other.support_x) and not torch.equal(first.classes, other.classes)
+    assert not torch.equal(first.support_x, other.support_x) and not torch.equal(
+        first.classes, other.classes
+    )
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -82,7 +99,10 @@ def test_bytes_become_numbers_from_0_to_1_and_floats_stay():
     counts = torch.tensor([2, 2])
     as_bytes = draw(5, images=images, counts=counts, ways=2, shots=1, queries=1)
     assert as_bytes.support_x.dtype == torch.float32
-    assert {*as_bytes.support_x.unique().tolist(), *as_bytes.query_x.unique().tolist()} >= {0.0, 1.0}
+    assert {*as_bytes.support_x.unique().tolist(), *as_bytes.query_x.unique().tolist()} >= {
+        0.0,
+        1.0,
+    }
     as_floats = draw(5, images=images.double() / 255, counts=counts, ways=2, shots=1, queries=1)
     assert as_floats.query_x.dtype == torch.float64
     torch.testing.assert_close(as_bytes.query_x.double(), as_floats.query_x, rtol=1e-6, atol=1e-6)
@@ -91,8 +111,16 @@ def test_bytes_become_numbers_from_0_to_1_and_floats_stay():
 @pytest.mark.parametrize(
     ("options", "message", "advised"),
     [
-        ({"ways": 6}, r"`ways=6` but there are 5 classes to draw from.*Pass `ways` from 2 to 5", {"ways": 5}),
-        ({"ways": 1}, r"`ways=1`\. There is nothing to tell apart\. Pass `ways` from 2 to 5", {"ways": 2}),
+        (
+            {"ways": 6},
+            r"`ways=6` but there are 5 classes to draw from.*Pass `ways` from 2 to 5",
+            {"ways": 5},
+        ),
+        (
+            {"ways": 1},
+            r"`ways=1`\. There is nothing to tell apart\. Pass `ways` from 2 to 5",
+            {"ways": 2},
+        ),
         ({"shots": 0}, r"`shots=0` and `queries=2`.*Pass numbers from 1", {"shots": 1}),
         ({"queries": 0}, r"`shots=1` and `queries=0`.*Pass numbers from 1", {"queries": 1}),
         (
@@ -111,7 +139,9 @@ def test_what_cannot_be_drawn_is_refused_and_the_advice_works(options, message, 
 def test_with_the_same_drawer_all_classes_of_a_task_take_the_same_places_and_every_place_comes_equally_often():
     """Only the 4 places that every class has can be taken; support and query take different ones."""
     tasks = draw(5000, same_drawer=True)
-    by_class = torch.cat([numbers(tasks.support_x)[..., None], numbers(tasks.query_x).reshape(5000, 3, 2)], 2)
+    by_class = torch.cat(
+        [numbers(tasks.support_x)[..., None], numbers(tasks.query_x).reshape(5000, 3, 2)], 2
+    )
     assert torch.equal(by_class // 100, tasks.classes[..., None].expand(-1, -1, 3))
     places = by_class % 100
     assert (places == places[:, :1]).all() and places.max() == 3
@@ -123,7 +153,9 @@ def test_with_the_same_drawer_all_classes_of_a_task_take_the_same_places_and_eve
 
 def test_no_jitter_leaves_images_as_they_are_and_jitter_moves_each_differently():
     images, counts = torch.rand(3, 4, 1, 8, 8), torch.full((3,), 4)
-    plain, moved = (draw(5, images=images, counts=counts, augment=change) for change in (None, Jitter(1.0)))
+    plain, moved = (
+        draw(5, images=images, counts=counts, augment=change) for change in (None, Jitter(1.0))
+    )
     assert torch.equal(plain.classes, moved.classes)
     for task in range(5):
         for image, label in zip(plain.support_x[task], plain.support_y[task], strict=True):
@@ -134,7 +166,9 @@ def test_no_jitter_leaves_images_as_they_are_and_jitter_moves_each_differently()
 
 def test_jitter_of_strength_zero_changes_nothing():
     for images in (torch.rand(6, 2, 9, 7), torch.rand(6, 2, 9, 7, dtype=torch.float64)):
-        torch.testing.assert_close(Jitter(0.0)(images, torch.Generator()), images, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            Jitter(0.0)(images, torch.Generator()), images, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_jitter_moves_a_bright_spot_no_further_than_it_says():
@@ -153,5 +187,7 @@ def test_jitter_moves_a_bright_spot_no_further_than_it_says():
 
 
 def test_two_copies_of_one_image_are_jittered_differently():
-    moved = Jitter(0.3)(torch.rand(1, 1, 8, 8).expand(4, -1, -1, -1), torch.Generator().manual_seed(0))
+    moved = Jitter(0.3)(
+        torch.rand(1, 1, 8, 8).expand(4, -1, -1, -1), torch.Generator().manual_seed(0)
+    )
     assert all(not torch.allclose(moved[0], other) for other in moved[1:])

@@ -65,7 +65,8 @@ def png_of(grey, bits, kinds=(0,)):
         (b"IEND", b""),
     ]
     body = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
@@ -80,7 +81,9 @@ def zips_of(ink, lost=()):
             for row, drawer in np.ndindex(ink.shape[:2]):
                 path = f"{DRAWINGS[row]}{drawer + 1:02}.png"
                 if path.startswith(name[:-4]) and (row, drawer) not in lost:
-                    box.writestr(path, png_of(np.where(ink[row, drawer], 0, 255).astype(np.uint8), 1))
+                    box.writestr(
+                        path, png_of(np.where(ink[row, drawer], 0, 255).astype(np.uint8), 1)
+                    )
     return {name: file.getvalue() for name, file in files.items()}
 
 
@@ -134,11 +137,24 @@ def test_the_digits_are_the_1797_of_scikit_learn_class_by_class():
     pool, theirs = load_digits(), datasets.load_digits()
     assert pool.examples.dtype == torch.uint8
     assert pool.examples.shape == (10, 183, 1, 8, 8)
-    assert pool.counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # as UCI lists them
+    assert pool.counts.tolist() == [
+        178,
+        182,
+        177,
+        183,
+        181,
+        182,
+        181,
+        179,
+        174,
+        180,
+    ]  # as UCI lists them
     assert pool.counts.dtype == torch.int64
     assert pool.names == tuple("0123456789")
     for digit, count in enumerate(pool.counts.tolist()):
-        back = (pool.examples[digit, :count, 0].double() * 16 / 255).round()  # 256 levels hold 17 without a loss
+        back = (
+            pool.examples[digit, :count, 0].double() * 16 / 255
+        ).round()  # 256 levels hold 17 without a loss
         assert np.array_equal(back.numpy(), theirs.images[theirs.target == digit])
         assert not pool.examples[digit, count:].any()
     assert int(pool.examples.max()) == 255
@@ -181,7 +197,9 @@ def test_the_first_split_stays_what_it_was_when_records_were_made():
 
 def test_a_rotated_class_is_a_new_class_with_its_images_turned():
     pool = ClassPool(
-        torch.arange(2 * 3 * 16, dtype=torch.uint8).reshape(2, 3, 1, 4, 4), torch.tensor([3, 2]), ("a", "b")
+        torch.arange(2 * 3 * 16, dtype=torch.uint8).reshape(2, 3, 1, 4, 4),
+        torch.tensor([3, 2]),
+        ("a", "b"),
     )
     turned = rotated(pool, (1, 3))
     assert turned.names == ("a", "b", "a@90", "b@90", "a@270", "b@270")
@@ -211,7 +229,9 @@ def test_images_that_are_not_square_are_not_turned():
 
 
 def drawings(*names):
-    return ClassPool(torch.zeros(len(names), 1, 1, 4, 4, dtype=torch.uint8), torch.ones(len(names)).long(), names)
+    return ClassPool(
+        torch.zeros(len(names), 1, 1, 4, 4, dtype=torch.uint8), torch.ones(len(names)).long(), names
+    )
 
 
 def test_classes_are_grouped_by_what_stands_before_the_slash_and_the_rotation():
@@ -222,13 +242,16 @@ def test_classes_are_grouped_by_what_stands_before_the_slash_and_the_rotation():
     assert class_groups(["0", "1"])[0].tolist() == [0, 1]
 
 
-def test_alphabets_to_train_on_are_chosen_by_name_and_the_evaluation_set_is_never_among_them(monkeypatch):
+def test_alphabets_to_train_on_are_chosen_by_name_and_the_evaluation_set_is_never_among_them(
+    monkeypatch,
+):
     monkeypatch.setattr(omniglot, "BACKGROUND", 4)
     pool = drawings("Greek/1", "Korean/1", "Greek/2", "Latin/1", "ULOG/1", "ULOG/2")
     assert [part.tolist() for part in lake_split(pool)] == [[0, 1, 2, 3], [4, 5]]
     assert [part.tolist() for part in lake_split(pool, ["Latin", "Greek"])] == [[0, 2, 3], [4, 5]]
     with pytest.raises(
-        ConfigError, match=r"names `ULOG`, which is none of the 3 of the background set.*Known: `Greek`"
+        ConfigError,
+        match=r"names `ULOG`, which is none of the 3 of the background set.*Known: `Greek`",
     ):
         lake_split(pool, ["ULOG"])
     with pytest.raises(ConfigError, match=r"Did you mean `Korean`"):
@@ -244,7 +267,9 @@ def test_the_authors_sets_have_their_published_sizes():
     groups, names = class_groups(pool.names)
     assert np.array_equal(groups, alphabet) and names == tuple(alphabets)
     train, held_out = lake_split(pool)
-    assert np.array_equal(train, background.nonzero()[0]) and np.array_equal(held_out, (~background).nonzero()[0])
+    assert np.array_equal(train, background.nonzero()[0]) and np.array_equal(
+        held_out, (~background).nonzero()[0]
+    )
     assert (len(train), len(groups[train].unique())) == (964, 30)
     assert (len(held_out), len(groups[held_out].unique())) == (659, 20)
     assert groups[held_out].bincount()[30:].min() >= 20
@@ -269,7 +294,9 @@ def test_the_named_folder_is_searched_before_the_cache(alone, monkeypatch):
 
 
 @pytest.mark.parametrize("unset", ["", "relative"])
-def test_a_cache_that_is_no_absolute_path_is_passed_over_for_the_users_own(alone, monkeypatch, unset):
+def test_a_cache_that_is_no_absolute_path_is_passed_over_for_the_users_own(
+    alone, monkeypatch, unset
+):
     monkeypatch.setenv("XDG_CACHE_HOME", unset)
     monkeypatch.setenv("HOME", str(alone))
     assert searched_folders("some") == [alone / ".cache" / "weightloom" / "some"]
@@ -359,7 +386,9 @@ def test_omniglot_is_fetched_once_and_kept(home, alone, ink, monkeypatch, capsys
     assert capsys.readouterr().err.count("\n") == 2
     monkeypatch.setattr(omniglot, "HOME", "http://127.0.0.1:9")
     assert torch.equal(load_omniglot(download=False).examples, pool.examples)
-    assert [path.name for path in (alone / "cache").rglob("*") if path.is_file()] == ["omniglot28.npz"]
+    assert [path.name for path in (alone / "cache").rglob("*") if path.is_file()] == [
+        "omniglot28.npz"
+    ]
     assert not list(alone.rglob("outside.png"))
 
 
@@ -367,7 +396,9 @@ def test_a_zip_that_was_changed_is_not_unpacked(home, alone, ink, monkeypatch):
     home(zips_of(ink))
     monkeypatch.setitem(omniglot.ZIPS_MD5, "images_evaluation.zip", "0" * 32)
     monkeypatch.setattr(omniglot, "arrays_from_zips", lambda zips: pytest.fail("it was unpacked"))
-    with pytest.raises(DataError, match=r"images_evaluation\.zip has the MD5 \w+ where 0+ is published"):
+    with pytest.raises(
+        DataError, match=r"images_evaluation\.zip has the MD5 \w+ where 0+ is published"
+    ):
         load_omniglot()
     assert find_file("omniglot", "omniglot28.npz") is None
 
@@ -387,9 +418,14 @@ def test_a_set_that_is_not_at_home_is_told_with_the_folders(home, alone, monkeyp
 
 
 def test_without_a_network_the_message_says_what_helps_and_it_does(alone, ink, monkeypatch):
-    with pytest.raises(DataError, match=r"fetching it failed \(http://127.0.0.1:9/images_background.zip: "):
+    with pytest.raises(
+        DataError, match=r"fetching it failed \(http://127.0.0.1:9/images_background.zip: "
+    ):
         load_omniglot()
-    with pytest.raises(DataError, match=r"`download=False`.*Set `WEIGHTLOOM_DATA` to a folder that holds `omniglot/"):
+    with pytest.raises(
+        DataError,
+        match=r"`download=False`.*Set `WEIGHTLOOM_DATA` to a folder that holds `omniglot/",
+    ):
         load_omniglot(download=False)
     (alone / "elsewhere" / "omniglot").mkdir(parents=True)
     arrays = omniglot.arrays_from_zips(list(zips_of(ink).values()))
@@ -401,7 +437,9 @@ def test_without_a_network_the_message_says_what_helps_and_it_does(alone, ink, m
 def test_a_cache_that_cannot_be_written_to_is_named(alone, monkeypatch):
     (alone / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(alone / "file"))
-    with pytest.raises(DataError, match=r"fetching it failed \(.*file/weightloom.*Set `WEIGHTLOOM_DATA`"):
+    with pytest.raises(
+        DataError, match=r"fetching it failed \(.*file/weightloom.*Set `WEIGHTLOOM_DATA`"
+    ):
         load_omniglot()
 
 
@@ -413,7 +451,9 @@ def spoilt_files(arrays):
 
     def saved(**changed):
         file = io.BytesIO()
-        np.savez_compressed(file, **{name: value for name, value in {**arrays, **changed}.items() if len(value)})
+        np.savez_compressed(
+            file, **{name: value for name, value in {**arrays, **changed}.items() if len(value)}
+        )
         return file.getvalue()
 
     whole = saved()
@@ -430,7 +470,11 @@ def spoilt_files(arrays):
     yield "wide pixels", saved(images4=arrays["images4"].astype(np.uint16)), "images4"
     yield "pixels of another size", saved(images4=arrays["images4"][..., 1:]), r"\(3, 20, 28, 13\)"
     yield "a class missing", saved(character=arrays["character"][1:]), "character"
-    yield "an alphabet missing", saved(alphabets=arrays["alphabets"][1:]), "points beyond 1 alphabets"
+    yield (
+        "an alphabet missing",
+        saved(alphabets=arrays["alphabets"][1:]),
+        "points beyond 1 alphabets",
+    )
 
 
 def test_a_damaged_file_is_named_with_what_to_do(alone, ink):

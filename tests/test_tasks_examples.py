@@ -13,15 +13,29 @@ X, Y = torch.randn(4, 5, 3), torch.arange(5).expand(4, 5)
 
 def of_trees():
     def tokens(rows):
-        return {"ids": torch.randint(9, (4, rows, 7)), "seen": (torch.rand(4, rows, 7), torch.rand(4, rows))}
+        return {
+            "ids": torch.randint(9, (4, rows, 7)),
+            "seen": (torch.rand(4, rows, 7), torch.rand(4, rows)),
+        }
 
     facts = {"amplitude": torch.rand(4), "name": "waves"}
-    return Tasks.of(tokens(5), Y, tokens(6), torch.rand(4, 6, 2), hidden=facts, classes=torch.arange(20).view(4, 5))
+    return Tasks.of(
+        tokens(5),
+        Y,
+        tokens(6),
+        torch.rand(4, 6, 2),
+        hidden=facts,
+        classes=torch.arange(20).view(4, 5),
+    )
 
 
 def test_without_a_mask_all_examples_are_there_and_nothing_is_hidden():
     tasks = Tasks.of(X, Y, X[:, :2], Y[:, :2])
-    assert tasks.support_mask.all() and tasks.support_mask.shape == (4, 5) and tasks.query_mask.shape == (4, 2)
+    assert (
+        tasks.support_mask.all()
+        and tasks.support_mask.shape == (4, 5)
+        and tasks.query_mask.shape == (4, 2)
+    )
     assert tasks.hidden is None and tasks.classes is None
     assert tasks.support_x is X and tasks.support_y is Y and tasks.query.x is tasks.query_x
 
@@ -31,11 +45,15 @@ def test_taking_and_moving_reach_every_tensor_and_leave_the_rest():
     for index in (slice(1, None, 2), torch.tensor([3, 0])):
         taken = tasks.take(index)
         pairs = [
-            (a, b) for a, b in zip(tensors_of(taken), tensors_of(tasks), strict=True) if isinstance(b, torch.Tensor)
+            (a, b)
+            for a, b in zip(tensors_of(taken), tensors_of(tasks), strict=True)
+            if isinstance(b, torch.Tensor)
         ]
         assert len(pairs) == 12 and all(torch.equal(a, b[index]) for a, b in pairs)
         assert taken.hidden["name"] == "waves" and set(taken.support_x) == {"ids", "seen"}
-    assert all(v.device.type == "meta" for v in tensors_of(tasks.to("meta")) if isinstance(v, torch.Tensor))
+    assert all(
+        v.device.type == "meta" for v in tensors_of(tasks.to("meta")) if isinstance(v, torch.Tensor)
+    )
 
 
 def test_rows_are_taken_from_each_task_by_its_own_numbers():
@@ -57,10 +75,16 @@ def test_rows_are_taken_from_each_task_by_its_own_numbers():
         ({"support_x": {"ids": X, "seen": X[:3]}}, r"`x\['seen'\]` has shape \(3, 5, 3\)"),
         ({"support_mask": torch.ones(4, 5)}, r"`mask` is torch.float32 .*Pass `mask.bool\(\)`"),
         ({"support_mask": torch.ones(4, 6, dtype=torch.bool)}, "`x` has shape"),
-        ({"query_x": X[:3], "query_y": Y[:3]}, r"`query_x` has shape \(3, 5\), but `support_x` holds 4 tasks"),
+        (
+            {"query_x": X[:3], "query_y": Y[:3]},
+            r"`query_x` has shape \(3, 5\), but `support_x` holds 4 tasks",
+        ),
         ({"hidden": torch.rand(3)}, r"`hidden` has shape \(3,\).*Pass `hidden` as \(4, ...\)"),
         ({"classes": torch.arange(5)}, "`classes` has shape"),
-        ({"support_x": [1.0], "support_y": 2}, r"`x` is a list and `y` a int, without a tensor.*torch.as_tensor"),
+        (
+            {"support_x": [1.0], "support_y": 2},
+            r"`x` is a list and `y` a int, without a tensor.*torch.as_tensor",
+        ),
     ],
 )
 def test_parts_that_disagree_are_refused_with_what_to_pass(parts, words):
@@ -76,5 +100,7 @@ def test_the_advice_of_each_message_works():
 
 
 def test_tasks_are_a_tree_to_torch_and_come_back_whole():
-    doubled = tree_map(lambda v: 2 * v if isinstance(v, torch.Tensor) and v.is_floating_point() else v, of_trees())
+    doubled = tree_map(
+        lambda v: 2 * v if isinstance(v, torch.Tensor) and v.is_floating_point() else v, of_trees()
+    )
     assert isinstance(doubled, Tasks) and isinstance(doubled.support, Examples)

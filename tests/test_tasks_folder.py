@@ -36,7 +36,11 @@ def fill(root, classes, pictures=2, colour=RED):
 
 def one(tmp_path, picture, name="a.png", **options):
     """Load a folder that holds this picture alone, and return the image."""
-    saved = {key: options.pop(key) for key in ("exif", "transparency", "save_all", "append_images") if key in options}
+    saved = {
+        key: options.pop(key)
+        for key in ("exif", "transparency", "save_all", "append_images")
+        if key in options
+    }
     (tmp_path / "class").mkdir()
     picture.save(tmp_path / "class" / name, **saved)
     pool = load_folder(tmp_path, fewest=1, ways=1, **options).pool
@@ -51,10 +55,14 @@ def close(image, colour, tolerance=3):
 # Pictures
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.gif", "a.bmp", "a.tiff", "a.ppm", "no suffix"])
+@pytest.mark.parametrize(
+    "name", ["a.png", "a.jpg", "a.webp", "a.gif", "a.bmp", "a.tiff", "a.ppm", "no suffix"]
+)
 def test_every_format_is_read_whatever_the_file_is_called(tmp_path, name):
     (tmp_path / "class").mkdir()
-    kind = {"jpg": "JPEG", "no suffix": "PNG"}.get(name.rpartition(".")[2], name.rpartition(".")[2].upper())
+    kind = {"jpg": "JPEG", "no suffix": "PNG"}.get(
+        name.rpartition(".")[2], name.rpartition(".")[2].upper()
+    )
     solid(RED).save(tmp_path / "class" / name, format=kind)
     image = load_folder(tmp_path, fewest=1, ways=1).pool.examples[0, 0]
     assert image.dtype == torch.uint8 and image.shape == (3, 32, 32) and close(image, RED)
@@ -103,7 +111,12 @@ def test_grey_of_any_depth_becomes_one_channel_of_8_bits(tmp_path, mode, colour,
 def test_colour_of_any_kind_becomes_red_green_and_blue_on_white(tmp_path):
     cases = {
         "palette": (solid(RED).quantize(2), "png", {}, RED),
-        "transparent palette": (solid(RED).quantize(2), "png", {"transparency": 0}, (255, 255, 255)),
+        "transparent palette": (
+            solid(RED).quantize(2),
+            "png",
+            {"transparency": 0},
+            (255, 255, 255),
+        ),
         "transparent colour": (solid(RED), "png", {"transparency": RED}, (255, 255, 255)),
         "half transparent": (solid((254, 0, 0, 128), mode="RGBA"), "png", {}, (254, 127, 127)),
         "cmyk": (solid((0, 255, 255, 0), mode="CMYK"), "jpg", {}, (255, 0, 0)),
@@ -173,7 +186,9 @@ def test_what_is_no_picture_is_skipped_with_a_reason_and_nothing_else_is(tmp_pat
     }
     cut = {name: reasons.pop(name) for name in ("a/cut.jpg", "a/cut.png")}
     assert reasons == expected
-    assert all(why.startswith("cannot be decoded (") and "truncated" in why.lower() for why in cut.values())
+    assert all(
+        why.startswith("cannot be decoded (") and "truncated" in why.lower() for why in cut.values()
+    )
 
 
 def test_a_huge_picture_does_not_warn_and_a_monstrous_one_is_skipped(tmp_path, monkeypatch):
@@ -187,7 +202,8 @@ def test_a_huge_picture_does_not_warn_and_a_monstrous_one_is_skipped(tmp_path, m
         pool, _, skipped = load_folder(tmp_path, ways=1)
     assert pool.counts.tolist() == [2]
     assert (
-        "it has 0.003 megapixels, and up to 0.002 are read; `WEIGHTLOOM_MAX_MEGAPIXELS=1` allows it" in skipped[0].why
+        "it has 0.003 megapixels, and up to 0.002 are read; `WEIGHTLOOM_MAX_MEGAPIXELS=1` allows it"
+        in skipped[0].why
     )
     assert "it has 0.01 megapixels, and up to 0.002 are" in skipped[1].why
     monkeypatch.setenv("WEIGHTLOOM_MAX_MEGAPIXELS", "1")
@@ -216,7 +232,9 @@ def test_a_class_may_be_called_train_beside_others(tmp_path):
 def test_a_class_in_two_splits_is_refused(tmp_path):
     fill(tmp_path / "train", ["cat", "dog"])
     fill(tmp_path / "test", ["dog"])
-    with pytest.raises(DataError, match=r"a class `dog` for \w+ and one for \w+\. Few-shot.*side by side"):
+    with pytest.raises(
+        DataError, match=r"a class `dog` for \w+ and one for \w+\. Few-shot.*side by side"
+    ):
         load_folder(tmp_path)
 
 
@@ -233,18 +251,25 @@ def test_folders_that_cannot_be_used_say_what_is_needed(tmp_path):
     with pytest.raises(DataError, match=r"has 2 classes of at least 2 pictures, and 5 are needed"):
         load_folder(tmp_path / "some", ways=5)
     with pytest.raises(
-        DataError, match=r"has 0 classes of at least 6.*2 things were skipped \(`a`: 2 of the 6 pictures needed"
+        DataError,
+        match=r"has 0 classes of at least 6.*2 things were skipped \(`a`: 2 of the 6 pictures needed",
     ):
         load_folder(tmp_path / "some", fewest=6)
     for options in ({"size": 0}, {"channels": 2}):
-        with pytest.raises(ConfigError, match="Pass `size=28`, 32 or 84, and `channels=1`, 3 or None"):
+        with pytest.raises(
+            ConfigError, match="Pass `size=28`, 32 or 84, and `channels=1`, 3 or None"
+        ):
             load_folder(tmp_path / "some", **options)
 
 
-def test_too_much_for_memory_is_refused_before_a_picture_is_read_and_the_advice_works(tmp_path, monkeypatch):
+def test_too_much_for_memory_is_refused_before_a_picture_is_read_and_the_advice_works(
+    tmp_path, monkeypatch
+):
     fill(tmp_path, ["a", "b"], 3)
     monkeypatch.setattr(room, "MOST_MEMORY_BYTES", 2 * 3 * 3 * 20**2 + 5)
-    with pytest.raises(DataError, match=r"2 classes of up to 3 pictures.*Pass `size=20` or smaller"):
+    with pytest.raises(
+        DataError, match=r"2 classes of up to 3 pictures.*Pass `size=20` or smaller"
+    ):
         load_folder(tmp_path)
     assert load_folder(tmp_path, size=20).pool.examples.shape[-1] == 20
 
@@ -262,7 +287,9 @@ def test_without_pillow_the_message_says_what_to_install(tmp_path, monkeypatch):
 @pytest.mark.parametrize("fewest", [2, 5])
 def test_parts_share_no_class_leave_none_out_and_are_large_enough(classes, fewest):
     if classes < 2 * fewest:
-        with pytest.raises(ConfigError, match=rf"{classes} classes to split.*at least {2 * fewest} classes"):
+        with pytest.raises(
+            ConfigError, match=rf"{classes} classes to split.*at least {2 * fewest} classes"
+        ):
             split_classes(classes, fewest=fewest)
         return
     split = split_classes(classes, seed=3, fewest=fewest)
@@ -298,9 +325,13 @@ def linked_files(source, target):
         (target / file.name).symlink_to(file)
 
 
-@pytest.mark.parametrize(("share", "said"), [(copied, "a copy of"), (linked, "a link to"), (linked_files, "a link to")])
+@pytest.mark.parametrize(
+    ("share", "said"), [(copied, "a copy of"), (linked, "a link to"), (linked_files, "a link to")]
+)
 @pytest.mark.parametrize("split", [False, True])
-def test_a_picture_that_two_classes_have_counts_for_the_first_and_is_said(share, said, split, tmp_path):
+def test_a_picture_that_two_classes_have_counts_for_the_first_and_is_said(
+    share, said, split, tmp_path
+):
     parts = ("train", "test") if split else ("", "")
     fill(tmp_path / parts[0], ["a", "b"])
     fill(tmp_path / parts[1], ["c", "d"])

@@ -11,7 +11,11 @@ from references import tensors_of
 from weightloom.errors import ConfigError, DataError
 from weightloom.tasks.functions import FunctionTasks, load_mnist, pixel_positions
 
-REAL = Path(os.environ.get("WEIGHTLOOM_DATA") or "/nowhere").expanduser() / "mnist" / "mnist_20k_10k.npz"
+REAL = (
+    Path(os.environ.get("WEIGHTLOOM_DATA") or "/nowhere").expanduser()
+    / "mnist"
+    / "mnist_20k_10k.npz"
+)
 needs_mnist = pytest.mark.skipif(not REAL.is_file(), reason="needs WEIGHTLOOM_DATA with mnist")
 
 
@@ -59,7 +63,13 @@ def test_a_batch_drawn_together_has_one_number_of_pixels_and_no_mask():
     source = FunctionTasks(torch.rand(5, 6, 4), shots=6, fewest_shots=2, together=True)
     generator = torch.Generator().manual_seed(0)
     masks = [source.sample(3, generator).support_mask for _ in range(60)]
-    assert all(mask.all() for mask in masks) and {mask.shape[1] for mask in masks} == {2, 3, 4, 5, 6}
+    assert all(mask.all() for mask in masks) and {mask.shape[1] for mask in masks} == {
+        2,
+        3,
+        4,
+        5,
+        6,
+    }
 
 
 def test_a_batch_drawn_together_is_judged_on_the_same_pixels():
@@ -94,7 +104,11 @@ def test_more_pixels_than_there_are_or_none_are_refused(options, said):
 def test_mnist_on_file_has_the_published_mean_and_deviation():
     """0.1307 and 0.3081, as quoted everywhere for the 60,000; here of the first 20,000."""
     train, test = load_mnist()
-    assert (train.shape, test.shape, train.dtype) == ((20_000, 28, 28), (10_000, 28, 28), torch.uint8)
+    assert (train.shape, test.shape, train.dtype) == (
+        (20_000, 28, 28),
+        (10_000, 28, 28),
+        torch.uint8,
+    )
     values = train.float() / 255
     assert (float(values.mean()), float(values.std())) == pytest.approx((0.1307, 0.3081), abs=2e-3)
 
@@ -106,7 +120,11 @@ def test_a_file_that_is_missing_or_damaged_is_told_with_what_helps(monkeypatch, 
         load_mnist()
     path = tmp_path / "mnist" / "mnist_20k_10k.npz"
     path.parent.mkdir()
-    np.savez(path, train_images=np.zeros((2, 28, 28), np.uint8), test_images=np.zeros((2, 28, 28), np.uint8))
+    np.savez(
+        path,
+        train_images=np.zeros((2, 28, 28), np.uint8),
+        test_images=np.zeros((2, 28, 28), np.uint8),
+    )
     few = path.read_bytes()
     for content in (b"", few, few[:-50]):
         path.write_bytes(content)

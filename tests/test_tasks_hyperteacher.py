@@ -23,7 +23,9 @@ def test_the_same_seed_gives_the_same_tasks_and_another_teacher_others():
     first, again, other = draw(5)[1], draw(5)[1], draw(5, 1)[1]
     assert all(torch.equal(a, b) for a, b in zip(tensors_of(first), tensors_of(again), strict=True))
     assert not torch.equal(first.support_x, other.support_x)
-    taught_by_another = HyperteacherTasks(**SMALL, seed=1).sample(5, torch.Generator().manual_seed(0))
+    taught_by_another = HyperteacherTasks(**SMALL, seed=1).sample(
+        5, torch.Generator().manual_seed(0)
+    )
     assert torch.equal(first.support_x, taught_by_another.support_x)
     assert not torch.allclose(first.support_y, taught_by_another.support_y)
 
@@ -42,16 +44,24 @@ def test_targets_are_those_of_the_teacher_written_out():
     def outputs(code, x):
         x = torch.relu(x @ teacher.first.T)
         for layer, mixture in enumerate(code.view(2, 3)):
-            weight = sum(share * module for share, module in zip(mixture, teacher.modules[layer], strict=True))
+            weight = sum(
+                share * module
+                for share, module in zip(mixture, teacher.modules[layer], strict=True)
+            )
             x = torch.relu(x @ weight.T)
         return x @ teacher.last.T
 
     for task in range(3):
         code, over_all = tasks.hidden[task], outputs(tasks.hidden[task], many)
-        for x, y in [(tasks.support_x[task], tasks.support_y[task]), (tasks.query_x[task], tasks.query_y[task])]:
+        for x, y in [
+            (tasks.support_x[task], tasks.support_y[task]),
+            (tasks.query_x[task], tasks.query_y[task]),
+        ]:
             normalised = (outputs(code, x) - over_all.mean(0)) / over_all.std(0)
             close = (normalised / 0.1).softmax(1)
-            assert (close - y).abs().mean() < 0.05  # mean and spread are estimated from 1000 points there
+            assert (
+                close - y
+            ).abs().mean() < 0.05  # mean and spread are estimated from 1000 points there
     torch.testing.assert_close(tasks.query_y.sum(2), torch.ones(3, 3))
 
 
@@ -62,12 +72,22 @@ def test_no_class_is_rare_over_tasks_and_targets_are_sharp():
     assert tasks.query_y.amax(2).mean() > 0.8
 
 
-@pytest.mark.parametrize(("modules", "active", "combinations"), [(4, 2, 100), (4, 1, 16), (3, 3, 49), (8, 1, 64)])
-def test_a_quarter_of_all_combinations_is_held_out_and_never_drawn_in_training(modules, active, combinations):
+@pytest.mark.parametrize(
+    ("modules", "active", "combinations"), [(4, 2, 100), (4, 1, 16), (3, 3, 49), (8, 1, 64)]
+)
+def test_a_quarter_of_all_combinations_is_held_out_and_never_drawn_in_training(
+    modules, active, combinations
+):
     """Of each of two layers sum over k of (modules choose k) mixtures: (4 + 6)² = 100 for four modules and pairs."""
     options = {"modules": modules, "active": active}
-    (source, train), (_, ood) = draw(500, which="train", **options), draw(500, which="ood", **options)
-    assert len(rows_of(source.teacher.codes)) == combinations and source.teacher.held_out == combinations // 4
+    (source, train), (_, ood) = (
+        draw(500, which="train", **options),
+        draw(500, which="ood", **options),
+    )
+    assert (
+        len(rows_of(source.teacher.codes)) == combinations
+        and source.teacher.held_out == combinations // 4
+    )
     assert not rows_of(train.hidden) & rows_of(ood.hidden)
     assert len(rows_of(ood.hidden)) == combinations // 4
     torch.testing.assert_close(train.hidden.view(500, 2, modules).sum(2), torch.ones(500, 2))
@@ -75,7 +95,9 @@ def test_a_quarter_of_all_combinations_is_held_out_and_never_drawn_in_training(m
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("active", [1, 2])
-def test_training_meets_every_module_and_chains_of_pairs_join_them_unless_one_is_active(active, seed):
+def test_training_meets_every_module_and_chains_of_pairs_join_them_unless_one_is_active(
+    active, seed
+):
     source = HyperteacherTasks(modules=4, active=active, seed=seed)
     known = source.teacher.codes[: -source.teacher.held_out] > 0
     for layer in range(2):

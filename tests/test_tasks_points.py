@@ -12,7 +12,9 @@ COUNTS = torch.tensor([4, 9, 6, 5])
 
 def pool():
     """Point p of task t is x = 100 t + p + 1, y = -x."""
-    x = torch.cat([100.0 * task + torch.arange(count) + 1 for task, count in enumerate(COUNTS.tolist())])[:, None]
+    x = torch.cat(
+        [100.0 * task + torch.arange(count) + 1 for task, count in enumerate(COUNTS.tolist())]
+    )[:, None]
     return PointPool(x, -x, COUNTS, tuple("abcd"), torch.tensor([7, 2, 2, 2]))
 
 
@@ -20,10 +22,14 @@ def draw(tasks=300, **options):
     return PointTasks(pool(), **options).sample(tasks, torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("options", [{"shots": 3}, {"shots": 8, "fewest_shots": 1}, {"shots": 12, "fewest_shots": 2}])
+@pytest.mark.parametrize(
+    "options", [{"shots": 3}, {"shots": 8, "fewest_shots": 1}, {"shots": 12, "fewest_shots": 2}]
+)
 def test_support_and_query_are_different_points_of_the_task_that_was_drawn(options):
     tasks = draw(**options)
-    for x, y, mask, query_x, query_y, _, (task, group) in zip(*tasks.support, *tasks.query, tasks.hidden, strict=True):
+    for x, y, mask, query_x, query_y, _, (task, group) in zip(
+        *tasks.support, *tasks.query, tasks.hidden, strict=True
+    ):
         support, query = x[mask, 0].tolist(), query_x[:, 0].tolist()
         points = {100.0 * int(task) + p + 1 for p in range(int(COUNTS[task]))}
         assert len(set(support)) == len(support) >= options.get("fewest_shots", 3)
@@ -51,7 +57,9 @@ def test_centred_targets_count_from_the_mean_of_the_support_alone():
     for task in range(50):
         mask = plain.support_mask[task]
         level = plain.support_y[task, mask].mean()
-        torch.testing.assert_close(centred.support_y[task, mask], plain.support_y[task, mask] - level)
+        torch.testing.assert_close(
+            centred.support_y[task, mask], plain.support_y[task, mask] - level
+        )
         torch.testing.assert_close(centred.query_y[task], plain.query_y[task] - level)
         assert not centred.support_y[task, ~mask].any()
 
@@ -68,10 +76,15 @@ def test_a_part_of_a_pool_is_shuffled_as_the_whole():
     part = pool().take(torch.tensor([1, 2, 3]))
     assert part.x[:, 0].tolist() == pool().x[4:, 0].tolist() and part.starts.tolist() == [0, 9, 15]
     shorter = part.take(torch.tensor([2, 1]))
-    assert shorter.longest == part.longest == pool().longest == 9 and shorter.counts.tolist() == [5, 6]
+    assert shorter.longest == part.longest == pool().longest == 9 and shorter.counts.tolist() == [
+        5,
+        6,
+    ]
     drawn = PointTasks(shorter, shots=3).sample(50, torch.Generator().manual_seed(0))
     padded = shorter._replace(taken_of=0)
-    assert not torch.equal(drawn.query_x, PointTasks(padded, 3).sample(50, torch.Generator().manual_seed(0)).query_x)
+    assert not torch.equal(
+        drawn.query_x, PointTasks(padded, 3).sample(50, torch.Generator().manual_seed(0)).query_x
+    )
 
 
 def test_the_same_seed_gives_the_same_tasks():
@@ -102,7 +115,9 @@ def test_a_stretched_task_is_the_same_curve_on_other_axes():
     unit_y = changed.query_y[:, :1] / plain.query_y[:, :1]
     torch.testing.assert_close(changed.query_y, unit_y * plain.query_y, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(changed.support_y, unit_y * plain.support_y, rtol=1e-4, atol=1e-4)
-    rise = (changed.support_x[:, 1] - changed.support_x[:, 0]) / (plain.support_x[:, 1] - plain.support_x[:, 0])
+    rise = (changed.support_x[:, 1] - changed.support_x[:, 0]) / (
+        plain.support_x[:, 1] - plain.support_x[:, 0]
+    )
     expected = changed.support_x[:, :1] + rise[:, None] * (plain.query_x - plain.support_x[:, :1])
     torch.testing.assert_close(changed.query_x, expected, rtol=1e-3, atol=1e-2)
     assert 0.3 < (rise < 0).float().mean() < 0.7 and 0.3 < (unit_y < 0).float().mean() < 0.7

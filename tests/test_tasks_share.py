@@ -36,18 +36,24 @@ def classes(augment=None, **how):
 def cameras(augment=None, **how):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(90, 6, 6, generator=generator)
-    return CameraTasks(images, torch.arange(90) % 5, ways=4, shots=2, queries=9, augment=augment, **how)
+    return CameraTasks(
+        images, torch.arange(90) % 5, ways=4, shots=2, queries=9, augment=augment, **how
+    )
 
 
 def functions(**how):
-    images = (255 * torch.rand(20, 6, 5, generator=torch.Generator().manual_seed(0))).to(torch.uint8)
+    images = (255 * torch.rand(20, 6, 5, generator=torch.Generator().manual_seed(0))).to(
+        torch.uint8
+    )
     return FunctionTasks(images, shots=7, **how)
 
 
 def points():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(72, 1, generator=generator), torch.rand(72, 1, generator=generator)
-    return PointTasks(PointPool(x, y, torch.full((9,), 8), tuple("abcdefghi"), torch.arange(9) % 2), 3, 4, 1)
+    return PointTasks(
+        PointPool(x, y, torch.full((9,), 8), tuple("abcdefghi"), torch.arange(9) % 2), 3, 4, 1
+    )
 
 
 def by_hand(images, generator):
@@ -71,7 +77,9 @@ SHARING = {
 WHOLE = {
     "points": points(),
     "classes, changed by a function": classes(by_hand),
-    "classes, changed in turn by one that shares and a function": classes(InTurn((Flip(), by_hand))),
+    "classes, changed in turn by one that shares and a function": classes(
+        InTurn((Flip(), by_hand))
+    ),
     "cameras, changed by a function": cameras(lambda images, generator: by_hand(images, generator)),
 }
 SOURCES = SHARING | WHOLE
@@ -103,7 +111,9 @@ def test_whatever_its_share_a_process_draws_as_many_random_numbers(name):
 def test_images_of_the_others_are_not_changed(monkeypatch):
     changed = []
     jitter = Jitter.__call__
-    monkeypatch.setattr(Jitter, "__call__", lambda *how: (changed.append(len(how[1])), jitter(*how))[1])
+    monkeypatch.setattr(
+        Jitter, "__call__", lambda *how: (changed.append(len(how[1])), jitter(*how))[1]
+    )
     for source, images in ((classes(Jitter(1.0)), 18), (cameras(Jitter(1.0)), 17)):
         draw_share(source, slice(1, None, 4))(12, torch.Generator().manual_seed(0))
         assert changed.pop() == 3 * images and not changed

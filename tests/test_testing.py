@@ -30,7 +30,9 @@ class Own(HyperNetwork):
     def __init__(self, wrong=""):
         super().__init__()
         self.wrong, self.spec = wrong, ParamSpec.of(nn.Linear(3, 2))
-        self.layer = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8) if wrong == "batch norm" else nn.Identity())
+        self.layer = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8) if wrong == "batch norm" else nn.Identity()
+        )
         self.idle = nn.Linear(2, 2) if wrong == "idle" else None
         self.dead = nn.Parameter(torch.ones(8)) if wrong == "dead" else None
         self.drop = nn.Dropout(0.5)
@@ -60,19 +62,34 @@ class Own(HyperNetwork):
             params["weight"] = params["weight"].mT
         if self.wrong == "first task only":
             params["bias"] = params["bias"][:1]
-        return list(params.values()) if self.wrong == "list" else {} if self.wrong == "empty" else params
+        return (
+            list(params.values())
+            if self.wrong == "list"
+            else {}
+            if self.wrong == "empty"
+            else params
+        )
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("mixes", r"Task 0 alone gets another 'weight' than in a batch of 3: .* Do not normalise or pool over axis 0"),
+        (
+            "mixes",
+            r"Task 0 alone gets another 'weight' than in a batch of 3: .* Do not normalise or pool over axis 0",
+        ),
         ("batch norm", r"`hyper` cannot read one task alone \(.*use nn\.LayerNorm"),
         ("detached", r"What is generated does not depend on the condition.*`detach\(\)`"),
-        ("idle", r"The parameter 'idle\.weight' is not used.*Remove it, use it, or call `requires_grad_\(False\)`"),
+        (
+            "idle",
+            r"The parameter 'idle\.weight' is not used.*Remove it, use it, or call `requires_grad_\(False\)`",
+        ),
         ("dead", r"The parameter 'dead' has the gradient zero everywhere"),
         ("dropout", r"differs between two calls with the same condition.*`hyper\.eval\(\)`"),
-        ("constant in float32", r"cannot read a float64 condition \(.*dtype.*\)\..*`x\.new_zeros\(\.\.\.\)`"),
+        (
+            "constant in float32",
+            r"cannot read a float64 condition \(.*dtype.*\)\..*`x\.new_zeros\(\.\.\.\)`",
+        ),
         ("float32 out", r"generates 'weight' in torch\.float32"),
         ("infinite", r"\['weight'\]` holds NaN or infinity"),
         ("square root", r"The gradient of the parameter 'layer\.0\.weight' holds NaN or infinity"),
@@ -96,7 +113,9 @@ def test_the_check_sees_a_leak_that_shows_only_in_gradients():
             other = condition.sum(0)
             return super().forward(condition + other - other.detach())
 
-    with pytest.raises(AssertionError, match=r"What task 0 gets depends on the conditions of tasks \[1, 2\]"):
+    with pytest.raises(
+        AssertionError, match=r"What task 0 gets depends on the conditions of tasks \[1, 2\]"
+    ):
         check_hypernetwork(Leaks(), vectors(3)[0].float())
 
 
@@ -122,9 +141,12 @@ def test_the_check_reads_task_numbers_and_a_spec_of_its_own():
         check_hypernetwork(FromNumbers(), torch.arange(3), ParamSpec({"bias": (5,)}))
 
 
-@pytest.mark.parametrize("condition", [torch.randn(1, 4), (torch.randn(2, 4), torch.randn(3, 4)), torch.tensor(1.0)])
+@pytest.mark.parametrize(
+    "condition", [torch.randn(1, 4), (torch.randn(2, 4), torch.randn(3, 4)), torch.tensor(1.0)]
+)
 def test_the_check_needs_two_tasks_or_more(condition):
     with pytest.raises(
-        AssertionError, match=r"`condition` holds \[.*\] tasks.*Pass a condition as in `torch\.randn\(3"
+        AssertionError,
+        match=r"`condition` holds \[.*\] tasks.*Pass a condition as in `torch\.randn\(3",
     ):
         check_hypernetwork(Own(), condition)

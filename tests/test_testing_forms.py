@@ -82,16 +82,37 @@ class Own(Form):
             r"starts\(\(5, 6\)\)` holds 'c' of shape \(6,\); the factors are .*Rename or reshape",
         ),
         ("start of another shape", r"holds 'b' of shape \(7,\)"),
-        ("starts away", r"starts away from the own value, by .*Start one factor of a product at zero"),
-        ("shared is a factor", r"names \['a'\] as a factor and as shared.*Give them different names"),
+        (
+            "starts away",
+            r"starts away from the own value, by .*Start one factor of a product at zero",
+        ),
+        (
+            "shared is a factor",
+            r"names \['a'\] as a factor and as shared.*Give them different names",
+        ),
         ("transposed", r"dense` gives the shape \(3, 6, 5\) for 3 tasks.*Return \(3, 5, 6\)"),
         ("ignores b", r"dense` does not depend on 'b'.*Use it, or do not name it"),
-        ("leaks", r"gives task 1 a parameter that depends on 'a' of tasks \[0, 2\].*Count axes from the back"),
-        ("counts from the front", r"builds something else from the factors of one task without a tasks axis"),
-        ("forgets the bias", r"gives other outputs in Linear\(.*`engine='loop'` than with the parameter built"),
-        ("no task axis only", r"cannot be used in Linear\(.*`engine='aligned'` .*same leading axes as the factors"),
+        (
+            "leaks",
+            r"gives task 1 a parameter that depends on 'a' of tasks \[0, 2\].*Count axes from the back",
+        ),
+        (
+            "counts from the front",
+            r"builds something else from the factors of one task without a tasks axis",
+        ),
+        (
+            "forgets the bias",
+            r"gives other outputs in Linear\(.*`engine='loop'` than with the parameter built",
+        ),
+        (
+            "no task axis only",
+            r"cannot be used in Linear\(.*`engine='aligned'` .*same leading axes as the factors",
+        ),
         ("detached", r"gives other a gradient of the own value in Linear"),
-        ("sums the rows", r"gives outputs of shape \(3, 1, 5\) in Linear.*the shape is \(3, 2, 5\)\. Correct"),
+        (
+            "sums the rows",
+            r"gives outputs of shape \(3, 1, 5\) in Linear.*the shape is \(3, 2, 5\)\. Correct",
+        ),
         ("embedding", r"gives other outputs in Embedding\(7, 4\)"),
     ],
 )
@@ -109,5 +130,7 @@ def test_the_check_reads_layers_of_ones_own_and_leaves_them_alone():
     check_form(LowRank(2), layers=[layer])
     assert layer.weight.dtype == torch.float32 and layer.weight.grad is None
     check_form(Full(), layers=[nn.LayerNorm(4), nn.PReLU(3)])
-    with pytest.raises(AssertionError, match=r"LowRank\(rank=2\) fits no parameter.*pass `layers` that it fits"):
+    with pytest.raises(
+        AssertionError, match=r"LowRank\(rank=2\) fits no parameter.*pass `layers` that it fits"
+    ):
         check_form(LowRank(2), layers=[nn.Linear(7, 2)])

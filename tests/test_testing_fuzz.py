@@ -22,12 +22,16 @@ PLAIN = Program(0, pieces=(Piece("one", (("forward", "h = torch.tanh(self.one(h)
 
 def with_statement(*lines, **sections):
     more = [(section, line) for section, its in sections.items() for line in its.split("\n")]
-    return Program(0, pieces=(Piece("stated", (*more, *(("forward", line) for line in lines))),)).text
+    return Program(
+        0, pieces=(Piece("stated", (*more, *(("forward", line) for line in lines))),)
+    ).text
 
 
 def of_the_first_task(base, params, *args, **options):
     """A planted fault: every task gets the parameters of the first."""
-    return apply_per_task(base, {name: value[:1].expand_as(value) for name, value in params.items()}, *args, **options)
+    return apply_per_task(
+        base, {name: value[:1].expand_as(value) for name, value in params.items()}, *args, **options
+    )
 
 
 def refusing(base, params, *args, **options):
@@ -55,7 +59,9 @@ def overwriting(base, params, x, **options):
 
 
 def without_gradients(base, params, *args, **options):
-    return apply_per_task(base, {name: value.detach() for name, value in params.items()}, *args, **options)
+    return apply_per_task(
+        base, {name: value.detach() for name, value in params.items()}, *args, **options
+    )
 
 
 def hooking(base, params, *args, **options):
@@ -90,7 +96,13 @@ def test_fuzzing_counts_a_planted_fault(monkeypatch):
     assert report.counts["loop"]["silent"] > 10 and report.counts["vmap"]["silent"] > 5
     assert report.programs + report.invalid == 20
     assert all(sum(its.values()) == report.programs for its in report.counts.values())
-    assert str(report).splitlines()[0].split() == ["engine", "equal", "refused", "silent", "unclear"]
+    assert str(report).splitlines()[0].split() == [
+        "engine",
+        "equal",
+        "refused",
+        "silent",
+        "unclear",
+    ]
 
 
 def test_a_seed_gives_the_same_program_and_the_same_verdicts():
@@ -104,7 +116,11 @@ def test_a_program_is_cut_down_and_still_fails(monkeypatch):
     monkeypatch.setattr(oracle, "apply_per_task", of_the_first_task)
     seed = next(seed for seed in range(100) if len(draw(seed).pieces) > 3)
     less = shrink(seed, "loop")
-    assert verdicts(less, ["loop"])["loop"].verdict == verdicts(program(seed), ["loop"])["loop"].verdict == "silent"
+    assert (
+        verdicts(less, ["loop"])["loop"].verdict
+        == verdicts(program(seed), ["loop"])["loop"].verdict
+        == "silent"
+    )
     assert len(less.splitlines()) < len(program(seed).splitlines())
     ((finding, many, small),) = smallest([Finding(seed, "loop", "silent", "an output is off by 1")])
     assert (finding.seed, many) == (seed, 1) and len(small.pieces) <= 1
@@ -123,7 +139,9 @@ def test_copies_keep_what_a_forward_pass_keeps(monkeypatch):
     def forgetting(base, params, x, **options):
         return apply_per_task(copy.deepcopy(base), params, x, **options)
 
-    text = with_statement("h = h / self.calls", "self.calls = self.calls + 1", init="self.calls = 1")
+    text = with_statement(
+        "h = h / self.calls", "self.calls = self.calls + 1", init="self.calls = 1"
+    )
     text = text.replace("CALLS = 1", "CALLS = 2")
     assert verdicts(text, ["loop"])["loop"].verdict == "equal"
     monkeypatch.setattr(oracle, "apply_per_task", forgetting)
@@ -150,10 +168,14 @@ def test_what_rounding_decides_is_left_out(monkeypatch):
     monkeypatch.setattr(oracle, "apply_per_task", rounded)
     assert verdicts(with_statement("h = h * 2"), ["loop"])["loop"].verdict == "equal"
     with pytest.raises(InvalidProgramError, match="rounding"):
-        verdicts(with_statement("h = (h - h.detach()) * 1 + torch.sin(1e17 * h.detach())"), ["loop"])
+        verdicts(
+            with_statement("h = (h - h.detach()) * 1 + torch.sin(1e17 * h.detach())"), ["loop"]
+        )
 
 
-@pytest.mark.parametrize("grammar", [STATEMENTS, INPUTS, OUTPUTS], ids=["statements", "inputs", "outputs"])
+@pytest.mark.parametrize(
+    "grammar", [STATEMENTS, INPUTS, OUTPUTS], ids=["statements", "inputs", "outputs"]
+)
 def test_every_kind_runs_in_some_program(grammar):
     kinds = [kind.name for kind in kinds_of(grammar)]
     assert len(set(kinds)) == len(kinds) > 15
@@ -193,7 +215,9 @@ def test_the_command_prints_the_table_and_the_smallest_program(capsys, tmp_path,
 
 def test_operators_run_on_torchs_own_samples():
     pytest.importorskip("expecttest")
-    report = operators(["auto", "loop"], samples=3, names=["add", "softmax", "nn.functional.linear"])
+    report = operators(
+        ["auto", "loop"], samples=3, names=["add", "softmax", "nn.functional.linear"]
+    )
     assert report.programs > 5 and not report.findings
 
 

@@ -22,7 +22,9 @@ from weightloom.runs.metrics import read_rows
 from weightloom.tasks import SinusoidTasks
 from weightloom.training import TrainOptions, load_model, train
 
-OPTIONS = TrainOptions(steps=24, tasks=4, warmup_steps=4, checkpoint_every=5, evaluate_every=6, seed=3)
+OPTIONS = TrainOptions(
+    steps=24, tasks=4, warmup_steps=4, checkpoint_every=5, evaluate_every=6, seed=3
+)
 SOURCE = SinusoidTasks(shots=5, queries=10)
 
 
@@ -62,7 +64,9 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero_along_a_cosine():
 
 
 def test_training_lowers_the_loss():
-    history = train(new_model(), SOURCE, mse_per_task, TrainOptions(steps=300, tasks=8, outer_lr=5e-3))
+    history = train(
+        new_model(), SOURCE, mse_per_task, TrainOptions(steps=300, tasks=8, outer_lr=5e-3)
+    )
     losses = [row["loss"] for row in history.rows]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
@@ -75,7 +79,9 @@ def test_the_same_seed_twice_gives_the_same_numbers():
 
 
 @pytest.mark.parametrize("crash_at", [3, 5, 11, 23])
-def test_a_run_that_crashed_and_was_resumed_ends_with_the_same_numbers_bit_for_bit(tmp_path, crash_at):
+def test_a_run_that_crashed_and_was_resumed_ends_with_the_same_numbers_bit_for_bit(
+    tmp_path, crash_at
+):
     whole = new_model()
     train(
         whole,
@@ -97,7 +103,14 @@ def test_a_run_that_crashed_and_was_resumed_ends_with_the_same_numbers_bit_for_b
 
     broken = tmp_path / "broken"
     with pytest.raises(OSError, match="power cut"):
-        train(new_model(), SOURCE, crash, OPTIONS, run=broken, evaluate=lambda done: {"validation_score": float(done)})
+        train(
+            new_model(),
+            SOURCE,
+            crash,
+            OPTIONS,
+            run=broken,
+            evaluate=lambda done: {"validation_score": float(done)},
+        )
     resumed = new_model()
     torch.manual_seed(99)  # the resumed process has another random state
     resume = (broken / "checkpoints" / "last.safetensors").exists()
@@ -142,7 +155,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_spoils_the_parameters
         seen.append(losses)
         return losses * torch.tensor([1.0, 1.0, float("nan"), 1.0]) if len(seen) == 8 else losses
 
-    with pytest.raises(NonFiniteError, match=r"At step 8 the loss is nan for tasks \[2\].*last\.safetensors"):
+    with pytest.raises(
+        NonFiniteError, match=r"At step 8 the loss is nan for tasks \[2\].*last\.safetensors"
+    ):
         train(model, SOURCE, poisoned, OPTIONS, run=tmp_path)
     assert all(p.isfinite().all() for p in model.parameters())
     tensors, facts = load_tensors(tmp_path / "checkpoints" / "last.safetensors")
@@ -157,7 +172,9 @@ def test_data_that_are_not_finite_are_named():
             drawn.query_y[1, 0] = float("inf")
             return drawn
 
-    with pytest.raises(NonFiniteError, match=r"for tasks \[1\], and the data hold NaN or infinity in query.y"):
+    with pytest.raises(
+        NonFiniteError, match=r"for tasks \[1\], and the data hold NaN or infinity in query.y"
+    ):
         train(new_model(), Spoilt(shots=5, queries=10), mse_per_task, OPTIONS)
 
 
@@ -207,18 +224,25 @@ def test_tasks_that_cannot_be_dealt_out_evenly_are_refused():
         world_size = 3  # type: ignore[assignment]
 
     with pytest.raises(ConfigError, match="Pass `tasks=6`"):
-        train(new_model(), SOURCE, mse_per_task, OPTIONS, fabric=Three(accelerator="cpu", devices=1))
+        train(
+            new_model(), SOURCE, mse_per_task, OPTIONS, fabric=Three(accelerator="cpu", devices=1)
+        )
 
 
 def test_two_processes_take_the_same_steps_as_one(tmp_path):
     """Both processes' gradients are averaged: six steps on two processes equal six on one."""
     script = Path(__file__).parent / "two_processes.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "2")], capture_output=True, text=True, timeout=900
+        [sys.executable, str(script), str(tmp_path / "2")],
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     two_processes.run(1, tmp_path / "1")
-    one, two = (load_tensors(tmp_path / d / "checkpoints" / "last.safetensors")[0] for d in ("1", "2"))
+    one, two = (
+        load_tensors(tmp_path / d / "checkpoints" / "last.safetensors")[0] for d in ("1", "2")
+    )
     assert one.keys() == two.keys()
     moved = 0.0
     torch.manual_seed(0)
@@ -232,7 +256,9 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
 
 def test_a_signal_for_one_process_stops_both_after_the_same_step(tmp_path):
     script = Path(__file__).parent / "two_processes.py"
-    done = subprocess.run([sys.executable, str(script), str(tmp_path), "stopped"], capture_output=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "stopped"], capture_output=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "stopped.json").read_text()) == signal.SIGTERM
     assert load_tensors(tmp_path / "checkpoints" / "last.safetensors")[1]["step"] == 3
@@ -241,7 +267,10 @@ def test_a_signal_for_one_process_stops_both_after_the_same_step(tmp_path):
 def test_a_loss_without_a_number_in_one_process_ends_both(tmp_path):
     script = Path(__file__).parent / "two_processes.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "2"), "spoilt"], capture_output=True, text=True, timeout=900
+        [sys.executable, str(script), str(tmp_path / "2"), "spoilt"],
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode != 0
     assert "At step 3 the loss of another process is not finite" in done.stderr  # the first process

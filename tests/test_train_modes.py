@@ -43,7 +43,9 @@ class LinearInAll(nn.Module):
         self.hyper = MLPHyperNetwork(self.base, KNOWN, hidden=())
 
     def forward(self, tasks):
-        return mse_per_task(apply_per_task(self.base, self.hyper(tasks.hidden), tasks.query_x), tasks.query_y)
+        return mse_per_task(
+            apply_per_task(self.base, self.hyper(tasks.hidden), tasks.query_x), tasks.query_y
+        )
 
     def blocks(self):
         return list(self.base.parameters()), list(self.hyper.head.parameters())
@@ -53,7 +55,9 @@ def optimum() -> float:
     """The least mean squared error over own and W, by least squares in double precision."""
     source = SameTasks()
     known = torch.cat([torch.ones(TASKS, 1), source.condition], 1).double()
-    design = (known[:, None, :, None] * source.x.double()[:, :, None, :]).reshape(TASKS * POINTS, -1)
+    design = (known[:, None, :, None] * source.x.double()[:, :, None, :]).reshape(
+        TASKS * POINTS, -1
+    )
     target = source.y.double().reshape(-1, 1)
     return (design @ torch.linalg.lstsq(design, target).solution - target).square().mean().item()
 
@@ -62,7 +66,9 @@ def optimum() -> float:
 def test_both_modes_reach_the_optimum_of_a_convex_problem(mode):
     torch.manual_seed(0)
     model = LinearInAll()
-    options = TrainOptions(steps=400, outer_lr=0.1, warmup_steps=1, clip_norm=1e9, mode=mode, block_steps=5)
+    options = TrainOptions(
+        steps=400, outer_lr=0.1, warmup_steps=1, clip_norm=1e9, mode=mode, block_steps=5
+    )
     train(model, SameTasks(), None, options)
     reached = model(SameTasks().sample(TASKS, torch.Generator())).mean().item()
     assert optimum() > 0.02  # not a problem that anything solves
@@ -97,7 +103,9 @@ def test_vectors_do_not_decay_and_matrices_do():
             TrainOptions(steps=1, tasks=4, warmup_steps=1, outer_lr=0.1, weight_decay=decay),
         )
     start = dict(new_model().named_parameters())
-    for (name, plain), decayed in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+    for (name, plain), decayed in zip(
+        models[0].named_parameters(), models[1].parameters(), strict=True
+    ):
         share = 0.5 * 0.1 if plain.ndim > 1 else 0.0
         torch.testing.assert_close(decayed, plain - share * start[name], rtol=1e-5, atol=1e-6)
 
@@ -165,7 +173,9 @@ def test_in_mixed_precision_networks_compute_in_half_and_the_tasks_stay_as_they_
 
     class Looks(LinearInAll):
         def forward(self, tasks):
-            seen["tasks"] = {field.dtype for field in tensors_of(tasks) if field.is_floating_point()}
+            seen["tasks"] = {
+                field.dtype for field in tensors_of(tasks) if field.is_floating_point()
+            }
             seen["layer"] = nn.functional.linear(tasks.query_x, tasks.query_x[0]).dtype
             return super().forward(tasks)
 

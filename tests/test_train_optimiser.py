@@ -23,7 +23,12 @@ def unfused(own, rate, decay):
     groups = [[p for p in own if (p.ndim < 2) == plain] for plain in (True, False)]
     decays = (0.0, decay)
     return torch.optim.AdamW(
-        [{"params": group, "weight_decay": d} for group, d in zip(groups, decays, strict=True) if group], lr=rate
+        [
+            {"params": group, "weight_decay": d}
+            for group, d in zip(groups, decays, strict=True)
+            if group
+        ],
+        lr=rate,
     )
 
 
@@ -81,7 +86,9 @@ def test_a_frozen_complex_parameter_leaves_the_others_fused():
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_a_run_that_began_with_the_unfused_optimiser_goes_on(tmp_path, monkeypatch, decay):
     """Its numbers are those of a run that was fused from the start, but for rounding."""
-    options = TrainOptions(steps=24, tasks=4, warmup_steps=4, checkpoint_every=5, seed=3, weight_decay=decay)
+    options = TrainOptions(
+        steps=24, tasks=4, warmup_steps=4, checkpoint_every=5, seed=3, weight_decay=decay
+    )
     whole, older, resumed = new_model(), new_model(), new_model()
     train(whole, SOURCE, mse_per_task, options)
 
@@ -101,7 +108,9 @@ def test_a_run_that_began_with_the_unfused_optimiser_goes_on(tmp_path, monkeypat
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     after = load_tensors(path)[0]
-    assert {name: value.shape for name, value in before.items()} == {n: v.shape for n, v in after.items()}
+    assert {name: value.shape for name, value in before.items()} == {
+        n: v.shape for n, v in after.items()
+    }
 
 
 def test_chance_is_seeded_as_by_torch():

@@ -62,8 +62,14 @@ def test_without_being_told_a_run_reaches_its_rate(steps, warmup):
         ([game(parameters=[])], "Turn `x` moves nothing"),
         ([game(generates="critic.*")], "`generates='critic.\\*'` of turn `x` matches no parameter"),
         ([game(warmup_steps=10)], "Turn `x`: `warmup_steps=10` of 10 steps"),
-        ([Turn("x", lambda model, batch, turn: model.x.detach().sum())], "The loss of turn `x` depends on nothing"),
-        ([Turn("x", lambda model, batch, turn: model.x.sum(), "y")], "The loss of turn `x` depends on nothing"),
+        (
+            [Turn("x", lambda model, batch, turn: model.x.detach().sum())],
+            "The loss of turn `x` depends on nothing",
+        ),
+        (
+            [Turn("x", lambda model, batch, turn: model.x.sum(), "y")],
+            "The loss of turn `x` depends on nothing",
+        ),
     ],
 )
 def test_turns_that_cannot_train_are_refused_before_a_step_is_taken(turns, said):
@@ -92,14 +98,36 @@ def test_a_loss_beside_turns_or_a_mode_beside_them_is_refused():
 
 def test_a_hypernetwork_that_cannot_tell_its_rows_apart_says_which_can():
     model = Pair(ChunkedHyperNetwork)
-    with pytest.raises(ConfigError, match=r"ChunkedHyperNetwork cannot say which rows.*`MLPHyperNetwork` and"):
+    with pytest.raises(
+        ConfigError, match=r"ChunkedHyperNetwork cannot say which rows.*`MLPHyperNetwork` and"
+    ):
         train(model, real, None, STEPS, turns=PLAYERS)
 
 
 def test_a_run_of_other_turns_is_not_gone_on_with(tmp_path):
-    train(Game(), nothing, None, TrainOptions(4), turns=[game("x"), game("y")], run=tmp_path / "two")
-    with pytest.raises(CheckpointError, match=r"of the turns \['x', 'y'\], and this one has \['x', 'z'\]"):
-        train(Game(), nothing, None, TrainOptions(4), turns=[game(), game("z")], run=tmp_path / "two", resume=True)
+    train(
+        Game(), nothing, None, TrainOptions(4), turns=[game("x"), game("y")], run=tmp_path / "two"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"of the turns \['x', 'y'\], and this one has \['x', 'z'\]"
+    ):
+        train(
+            Game(),
+            nothing,
+            None,
+            TrainOptions(4),
+            turns=[game(), game("z")],
+            run=tmp_path / "two",
+            resume=True,
+        )
     train(Game(), nothing, None, TrainOptions(4), turns=[game()], run=tmp_path / "one")
     with pytest.raises(CheckpointError, match="moved other parameters"):
-        train(Game(), nothing, None, TrainOptions(4), turns=[game(parameters="x")], run=tmp_path / "one", resume=True)
+        train(
+            Game(),
+            nothing,
+            None,
+            TrainOptions(4),
+            turns=[game(parameters="x")],
+            run=tmp_path / "one",
+            resume=True,
+        )

@@ -31,7 +31,12 @@ def kill_at(step):
 
 def loader():
     data = TensorDataset(torch.randn(24, 4, generator=torch.Generator().manual_seed(0)))
-    return DataLoader(data, batch_size=6, shuffle=True, collate_fn=lambda rows: torch.stack([row[0] for row in rows]))
+    return DataLoader(
+        data,
+        batch_size=6,
+        shuffle=True,
+        collate_fn=lambda rows: torch.stack([row[0] for row in rows]),
+    )
 
 
 def seeded_loader():
@@ -39,9 +44,13 @@ def seeded_loader():
     return DataLoader(data, batch_size=6, shuffle=True, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("source", [lambda: real, loader, seeded_loader, lambda: list(torch.randn(4, 6, 4))])
+@pytest.mark.parametrize(
+    "source", [lambda: real, loader, seeded_loader, lambda: list(torch.randn(4, 6, 4))]
+)
 @pytest.mark.parametrize("crash_at", [4, 5, 9])
-def test_a_run_that_was_killed_in_mid_turn_ends_with_the_same_numbers_bit_for_bit(tmp_path, source, crash_at):
+def test_a_run_that_was_killed_in_mid_turn_ends_with_the_same_numbers_bit_for_bit(
+    tmp_path, source, crash_at
+):
     options = replace(STEPS, steps=12, checkpoint_every=crash_at)
     turns = [replace(PLAYERS[0], steps=3), PLAYERS[1]]
 
@@ -54,9 +63,14 @@ def test_a_run_that_was_killed_in_mid_turn_ends_with_the_same_numbers_bit_for_bi
     with pytest.raises(KilledError):
         go("cut", Pair(), evaluate=kill_at(crash_at + 1))
     assert same(whole, go("cut", Pair(), resume=True))
-    rows = [[{**row, "wall_time_s": 0} for row in read_rows(tmp_path / run)] for run in ("whole", "cut")]
+    rows = [
+        [{**row, "wall_time_s": 0} for row in read_rows(tmp_path / run)] for run in ("whole", "cut")
+    ]
     assert rows[0] == rows[1] and len(rows[0]) == 12
-    one, other = (load_tensors(tmp_path / run / "checkpoints" / "last.safetensors")[0] for run in ("whole", "cut"))
+    one, other = (
+        load_tensors(tmp_path / run / "checkpoints" / "last.safetensors")[0]
+        for run in ("whole", "cut")
+    )
     assert one.keys() == other.keys() and equal(one, other)
     assert any(name.startswith("optimiser/critic/") for name in one)
 
@@ -70,8 +84,23 @@ def test_a_turn_may_draw_from_a_source_of_its_own():
 
     own = [{"value": torch.tensor(k)} for k in (10, 11, 12)]
     turns = [Turn("x", loss, "x"), Turn("y", loss, "y", source=own)]
-    train(Game(), lambda step, generator: {"value": torch.tensor(step)}, None, replace(LONG, steps=8), turns=turns)
-    assert seen == [("x", 0), ("y", 10), ("x", 2), ("y", 11), ("x", 4), ("y", 12), ("x", 6), ("y", 10)]
+    train(
+        Game(),
+        lambda step, generator: {"value": torch.tensor(step)},
+        None,
+        replace(LONG, steps=8),
+        turns=turns,
+    )
+    assert seen == [
+        ("x", 0),
+        ("y", 10),
+        ("x", 2),
+        ("y", 11),
+        ("x", 4),
+        ("y", 12),
+        ("x", 6),
+        ("y", 10),
+    ]
 
 
 def test_batches_of_a_list_train_a_model_that_gives_the_losses_itself():
@@ -131,7 +160,9 @@ def test_a_loss_that_is_not_finite_names_the_turn_and_the_data():
     def loss(model, batch, turn):
         return batch["real"] * model.x.sum()
 
-    with pytest.raises(NonFiniteError, match=r"loss of turn `x` is nan at \[0, 1\], and the data.*\['real'\]"):
+    with pytest.raises(
+        NonFiniteError, match=r"loss of turn `x` is nan at \[0, 1\], and the data.*\['real'\]"
+    ):
         train(Game(), poisoned, None, TrainOptions(4), turns=[Turn("x", loss, "x")])
     with pytest.raises(NonFiniteError, match="lower `outer_lr` or `clip_norm` of turn `x`"):
         train(Game(), poisoned, None, TrainOptions(4), turns=[Turn("x", loss, "x")])

@@ -51,7 +51,11 @@ def game(name="x", **settings):
 def test_players_of_a_bilinear_game_with_a_penalty_reach_its_equilibrium():
     """x minimises and y maximises x'Ay + b'x - c'y + |x|²/2 - |y|²/2: at the end x = -Ay - b and y = A'x - c."""
     generator = torch.Generator().manual_seed(0)
-    matrix, b, c = torch.randn(3, 3, generator=generator), torch.ones(3), torch.tensor([1.0, -1.0, 0.5])
+    matrix, b, c = (
+        torch.randn(3, 3, generator=generator),
+        torch.ones(3),
+        torch.tensor([1.0, -1.0, 0.5]),
+    )
 
     def loss(model, batch, turn):
         x, y = model.x, model.y
@@ -75,11 +79,16 @@ def test_a_best_response_is_that_of_ridge_regression():
     class Ridge(nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight, self.log_penalty = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(()))
+            self.weight, self.log_penalty = (
+                nn.Parameter(torch.zeros(3)),
+                nn.Parameter(torch.zeros(())),
+            )
 
     def fit(model, batch, turn):
         x, y = batch
-        return (x @ model.weight - y).square().mean() + model.log_penalty.exp() * model.weight.square().sum()
+        return (
+            x @ model.weight - y
+        ).square().mean() + model.log_penalty.exp() * model.weight.square().sum()
 
     def answer(penalty):
         return torch.linalg.solve(x.T @ x / 20 + penalty * torch.eye(3), x.T @ y / 20)
@@ -88,10 +97,15 @@ def test_a_best_response_is_that_of_ridge_regression():
         return (answer(model.log_penalty.exp()).square().sum() - 1).square()
 
     model = Ridge()
-    turns = [Turn("answer", fit, "weight", steps=3), Turn("penalty", penalise, "log_penalty", outer_lr=0.1)]
+    turns = [
+        Turn("answer", fit, "weight", steps=3),
+        Turn("penalty", penalise, "log_penalty", outer_lr=0.1),
+    ]
     train(model, [(x, y)], None, replace(LONG, steps=1200), turns=turns)
     assert answer(model.log_penalty.exp()).square().sum().item() == pytest.approx(1, abs=1e-4)
-    torch.testing.assert_close(model.weight.detach(), answer(model.log_penalty.exp().detach()), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        model.weight.detach(), answer(model.log_penalty.exp().detach()), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_one_turn_over_everything_is_plain_training(tmp_path):
@@ -101,7 +115,10 @@ def test_one_turn_over_everything_is_plain_training(tmp_path):
     turn = Turn("all", lambda model, tasks, turn: mse_per_task(model(tasks), tasks.query_y))
     history = train(turned, SOURCE, None, options, turns=[turn], run=tmp_path / "turned")
     assert same(plain, turned) and history.last("turn") == "all"
-    one, other = (load_tensors(tmp_path / run / "checkpoints" / "last.safetensors")[0] for run in ("plain", "turned"))
+    one, other = (
+        load_tensors(tmp_path / run / "checkpoints" / "last.safetensors")[0]
+        for run in ("plain", "turned")
+    )
     assert one.keys() == other.keys() and equal(one, other)
 
 
@@ -112,7 +129,10 @@ class Pair(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.base = nn.ModuleDict(
-            {"generator": nn.Linear(4, 4), "critic": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))}
+            {
+                "generator": nn.Linear(4, 4),
+                "critic": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)),
+            }
         )
         self.hyper = hyper(self.base, 2, **options)
         self.register_buffer("condition", torch.randn(3, 2))
@@ -126,7 +146,8 @@ def adversarial(model, real, turn):
     params = model.generated()
     generator, critic = (model.base[name] for name in ("generator", "critic"))
     of_generator, of_critic = (
-        sub(params, name) if any(n.startswith(name) for n in params) else {} for name in ("generator", "critic")
+        sub(params, name) if any(n.startswith(name) for n in params) else {}
+        for name in ("generator", "critic")
     )
     noise = torch.randn(3, len(real), 4)
     fake = apply_per_task(generator, of_generator, noise)
@@ -145,7 +166,9 @@ PLAYERS = [
     Turn("critic", adversarial, generates="critic.*", steps=2, betas=(0.0, 0.99)),
     Turn("generator", adversarial, generates="generator.*", betas=(0.0, 0.99), outer_lr=3e-3),
 ]
-STEPS = TrainOptions(steps=8, outer_lr=1e-2, warmup_steps=1, weight_decay=0.1, average=0.9, evaluate_every=1)
+STEPS = TrainOptions(
+    steps=8, outer_lr=1e-2, warmup_steps=1, weight_decay=0.1, average=0.9, evaluate_every=1
+)
 
 
 def resting(names):
@@ -178,24 +201,32 @@ def whose(step):
         (StaticHyperNetwork, {"block": 4, "window": (), "embedding_dim": 3}),
     ],
 )
-def test_what_is_generated_for_the_resting_player_stays_equal_where_no_turn_trains_the_trunk(hyper, options):
+def test_what_is_generated_for_the_resting_player_stays_equal_where_no_turn_trains_the_trunk(
+    hyper, options
+):
     model = Pair(hyper, **options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.startswith("hyper.base"):
-                parameter.add_(0.1 * torch.randn_like(parameter))  # a head at zero gives no gradient to the rest
+                parameter.add_(
+                    0.1 * torch.randn_like(parameter)
+                )  # a head at zero gives no gradient to the rest
 
     def look(model):
         with torch.no_grad():
             held = {n: v.clone() for n, v in model.base.named_parameters()}
-            return held | {n: torch.as_tensor(v + 0.0).clone() for n, v in model.generated().items()}
+            return held | {
+                n: torch.as_tensor(v + 0.0).clone() for n, v in model.generated().items()
+            }
 
     seen = seen_after_each_step(model, look, resting(not_trunk))
     for step, (before, after) in enumerate(pairwise(seen)):
         for name, value in before.items():
             if not name.startswith(whose(step)):
                 assert torch.equal(value, after[name]), (step, name)
-        assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith(whose(step))), step
+        assert any(
+            not torch.equal(before[n], after[n]) for n in before if n.startswith(whose(step))
+        ), step
 
 
 def test_rows_of_a_shared_head_rest_while_a_trunk_that_turns_train_moves_what_they_write():
@@ -204,13 +235,17 @@ def test_rows_of_a_shared_head_rest_while_a_trunk_that_turns_train_moves_what_th
         model.hyper.head.weight.normal_()
     numbers = sum(p.numel() for p in model.base["generator"].parameters())
     rows = {"generator": slice(0, numbers), "critic": slice(numbers, None)}
-    seen = seen_after_each_step(model, lambda model: (values(model.hyper), values(model.base)), PLAYERS)
+    seen = seen_after_each_step(
+        model, lambda model: (values(model.hyper), values(model.base)), PLAYERS
+    )
     for step, ((before, base), (after, base_after)) in enumerate(pairwise(seen)):
         for player, its in rows.items():
             rests = player != whose(step)
             for name in ("head.weight", "head.bias"):
                 assert torch.equal(before[name][its], after[name][its]) == rests
-            assert equal({n: v for n, v in base.items() if n.startswith(player)}, base_after) == rests
+            assert (
+                equal({n: v for n, v in base.items() if n.startswith(player)}, base_after) == rests
+            )
         assert not equal({"trunk.0.weight": before["trunk.0.weight"]}, after)
 
 
@@ -220,7 +255,9 @@ def test_the_probe_logs_how_far_the_resting_player_moved_through_the_trunk():
         model.hyper.head.weight.normal_()
     shared = train(model, real, None, STEPS, turns=PLAYERS, log_every=1, probe=model.generated).rows
     model = Pair()
-    apart = train(model, real, None, STEPS, turns=resting(not_trunk), log_every=1, probe=model.generated).rows
+    apart = train(
+        model, real, None, STEPS, turns=resting(not_trunk), log_every=1, probe=model.generated
+    ).rows
     assert [row["turn"] for row in shared] == [whose(step) for step in range(8)]
     assert all(row["resting_moved"] > 0 and row["moved"] > 0 for row in shared)
     assert all(row["resting_moved"] == 0 and row["moved"] > 0 for row in apart)
@@ -231,7 +268,9 @@ class Biases(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.base = nn.ParameterDict({"a": nn.Parameter(torch.tensor([4.0])), "b": nn.Parameter(torch.ones(1))})
+        self.base = nn.ParameterDict(
+            {"a": nn.Parameter(torch.tensor([4.0])), "b": nn.Parameter(torch.ones(1))}
+        )
         self.hyper = MLPHyperNetwork(self.base, 1, hidden=(), freeze="*")
 
     def generated(self):
@@ -251,7 +290,9 @@ def test_a_probe_says_the_distance_that_a_step_took_and_is_called_in_eval_mode()
         return model.generated()["a"].sum()
 
     turns = [Turn("a", loss, generates="a")]
-    row, _ = train(model, nothing, None, replace(LONG, steps=2), turns=turns, probe=probe, log_every=1).rows
+    row, _ = train(
+        model, nothing, None, replace(LONG, steps=2), turns=turns, probe=probe, log_every=1
+    ).rows
     assert row["moved"] == pytest.approx(0.05 / 4, rel=1e-4) and row["resting_moved"] == 0
     assert modes == [True, False, False] * 2
 
@@ -267,7 +308,9 @@ def test_a_player_with_a_trunk_of_its_own_rests_whole_with_its_optimiser(tmp_pat
             self.one, self.other = (MLPHyperNetwork(nn.Linear(4, 4), 2) for _ in range(2))
 
     def loss(model, batch, turn):
-        return sum(value.square().sum() for value in getattr(model, turn)(torch.ones(1, 2)).values())
+        return sum(
+            value.square().sum() for value in getattr(model, turn)(torch.ones(1, 2)).values()
+        )
 
     both, alone = Apart(), Apart()
     options = replace(LONG, steps=6, weight_decay=0.1, schedule="constant")
@@ -291,12 +334,17 @@ def test_the_gradient_that_is_clipped_is_that_of_the_turn_alone(player):
 
 def test_a_turn_has_settings_of_its_own():
     loss = lambda model, batch, turn: model.x.sum() + model.y.sum()  # noqa: E731
-    turns = [Turn("x", loss, "x", outer_lr=0.5, schedule="constant", warmup_steps=3), Turn("y", loss, "y", steps=2)]
+    turns = [
+        Turn("x", loss, "x", outer_lr=0.5, schedule="constant", warmup_steps=3),
+        Turn("y", loss, "y", steps=2),
+    ]
     rows = train(Game(), nothing, None, replace(LONG, steps=6), turns=turns, log_every=1).rows
     assert [row["turn"] for row in rows] == ["x", "y", "y", "x", "y", "y"]
     assert [row["outer_lr"] for row in rows if row["turn"] == "x"] == pytest.approx([0.5 / 3, 0.5])
     plain = replace(LONG, steps=6)
-    assert [row["outer_lr"] for row in rows if row["turn"] == "y"] == [plain.learning_rate(s) for s in (1, 2, 4, 5)]
+    assert [row["outer_lr"] for row in rows if row["turn"] == "y"] == [
+        plain.learning_rate(s) for s in (1, 2, 4, 5)
+    ]
 
 
 def test_a_tiny_pair_on_plain_tensors_learns_the_mean_of_the_data():
@@ -311,7 +359,9 @@ def test_a_tiny_pair_on_plain_tensors_learns_the_mean_of_the_data():
         fake = model.shift + torch.randn_like(data)
         if turn == "generator":
             return nn.functional.softplus(-model.critic(fake))
-        wrong = nn.functional.softplus(model.critic(fake)) + nn.functional.softplus(-model.critic(data))
+        wrong = nn.functional.softplus(model.critic(fake)) + nn.functional.softplus(
+            -model.critic(data)
+        )
         return wrong + 0.5 * model.critic.weight.square().sum()  # R1 of a linear critic
 
     def data(step, generator):
@@ -351,7 +401,11 @@ def test_in_blocks_what_stands_in_none_moves_in_every_turn():
     options = replace(LONG, steps=4, mode="alternating", block_steps=1, evaluate_every=1)
     train(model, nothing, None, options, evaluate=lambda done: seen.append(values(model)))
     for step in range(1, 4):
-        moved = {name for name, value in seen[step].items() if not torch.equal(value, seen[step - 1][name])}
+        moved = {
+            name
+            for name, value in seen[step].items()
+            if not torch.equal(value, seen[step - 1][name])
+        }
         assert moved == {"both", "xy"[step % 2]}
 
 
@@ -369,7 +423,9 @@ def test_what_is_written_by_some_rows_changes_with_them_and_nothing_else_does(hy
     @torch.no_grad()
     def look():
         own = {name: value.clone() for name, value in model.base.named_parameters()}
-        return own | {name: torch.as_tensor(value + 0.0).clone() for name, value in model.generated().items()}
+        return own | {
+            name: torch.as_tensor(value + 0.0).clone() for name, value in model.generated().items()
+        }
 
     with torch.no_grad():
         for parameter in model.hyper.parameters():
@@ -398,7 +454,13 @@ def test_an_average_may_hold_the_buffers_too(tmp_path):
     options = TrainOptions(steps=3, average=0.1, evaluate_every=1, warmup_steps=1)
     plain, own, averaged, loaded = (Normed() for _ in range(4))
     seen, expected = [], plain.layers[1].running_mean.clone()
-    train(plain, real, None, replace(options, average=0.0), evaluate=lambda done: seen.append(values_of(plain)))
+    train(
+        plain,
+        real,
+        None,
+        replace(options, average=0.0),
+        evaluate=lambda done: seen.append(values_of(plain)),
+    )
     for step, value in enumerate(seen):
         decay = min(0.1, (step + 1) / (step + 20))
         expected = decay * expected + (1 - decay) * value
@@ -428,7 +490,9 @@ def test_two_processes_take_the_same_turns_as_one(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     two_processes.run_turns(1, tmp_path / "1")
-    one, two = (load_tensors(tmp_path / d / "checkpoints" / "last.safetensors")[0] for d in ("1", "2"))
+    one, two = (
+        load_tensors(tmp_path / d / "checkpoints" / "last.safetensors")[0] for d in ("1", "2")
+    )
     assert one.keys() == two.keys()
     start = Pair().state_dict()
     for name in (n for n in one if n.startswith("model/")):

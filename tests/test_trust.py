@@ -45,7 +45,9 @@ def stranger(tmp_path, monkeypatch):
 
 
 def make_run(place, **options):
-    with held_folder(place, "fewshot", FewShotConfig(**{"data": "sinusoid", **options}).resolved(), resume=False):
+    with held_folder(
+        place, "fewshot", FewShotConfig(**{"data": "sinusoid", **options}).resolved(), resume=False
+    ):
         pass
 
 
@@ -58,7 +60,9 @@ def refused(words, capsys):
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("option", NAMED)
-def test_a_run_that_names_code_is_refused_before_it_is_imported(option, command, stranger, tmp_path, capsys):
+def test_a_run_that_names_code_is_refused_before_it_is_imported(
+    option, command, stranger, tmp_path, capsys
+):
     make_run(tmp_path / "run", **NAMED[option])
     if option == "comparators" and command in ("adapt", "export", "whole"):
         pytest.skip("they load the run's method alone")
@@ -66,7 +70,9 @@ def test_a_run_that_names_code_is_refused_before_it_is_imported(option, command,
     assert f"names code: `--{option} stranger:Mine`" in said and "--trust" in said
     assert not stranger.exists() and not (tmp_path / "other").exists()
     refused(f"{COMMANDS[command]} --trust", capsys)
-    assert stranger.exists()  # the advice helps: it was imported, and then turned out to hold no such class
+    assert (
+        stranger.exists()
+    )  # the advice helps: it was imported, and then turned out to hold no such class
 
 
 @pytest.mark.parametrize("option", NAMED)
@@ -125,7 +131,9 @@ def test_a_run_of_ones_own_is_judged_again_where_it_is_trusted(stranger, tmp_pat
     assert "names code" in refused("eval run", capsys)
     main(["eval", "run", "--trust"])
     again = capsys.readouterr().out.splitlines()
-    scores = [[line.split()[:2] for line in lines if "stranger:Mine" in line] for lines in (first, again)]
+    scores = [
+        [line.split()[:2] for line in lines if "stranger:Mine" in line] for lines in (first, again)
+    ]
     assert scores[0] and scores[0] == scores[1]
 
 
@@ -184,7 +192,11 @@ def test_what_is_no_module_and_name_is_not_imported(name, stranger):
 def test_every_option_that_takes_a_module_is_known_to_import_it():
     for app in all_apps():
         texts = _documented(app.config)
-        takes = {option.name for option in fields(app.config) if "module:" in texts.get(option.name, "").lower()}
+        takes = {
+            option.name
+            for option in fields(app.config)
+            if "module:" in texts.get(option.name, "").lower()
+        }
         assert takes and takes <= {*app.config.imports}
 
 
@@ -192,7 +204,11 @@ def test_every_package_is_pinned_to_hashes_but_torch_whose_builds_differ():
     text = (Path(__file__).parents[1] / "constraints.txt").read_text()
     pins = re.split(r"^(?=\S)", text, flags=re.MULTILINE)[1:]
     assert len(pins) > 100
-    bare = [pin.split("==")[0] for pin in pins if not re.search(r"--hash=sha256:[0-9a-f]{64}$", pin, re.MULTILINE)]
+    bare = [
+        pin.split("==")[0]
+        for pin in pins
+        if not re.search(r"--hash=sha256:[0-9a-f]{64}$", pin, re.MULTILINE)
+    ]
     assert bare == ["torch"]
     assert {"uv", "hatchling", "editables"} <= {pin.split("==")[0] for pin in pins}
 

@@ -13,7 +13,14 @@ from weightloom.hypernets import MLPHyperNetwork
 from weightloom.networks import mlp
 
 TASKS = 3
-STAYS = {"LowRank": True, "RowScale": True, "FiLM": True, "Template": True, "Full": False, "Chunked": False}
+STAYS = {
+    "LowRank": True,
+    "RowScale": True,
+    "FiLM": True,
+    "Template": True,
+    "Full": False,
+    "Chunked": False,
+}
 """Whether sums and means are held as factors again; others may do as they like."""
 every_form = pytest.mark.parametrize("form", FORMS)
 
@@ -30,7 +37,10 @@ def generated(form, tasks=TASKS):
 
 
 def dense(params):
-    return {name: value.dense() if isinstance(value, Factored) else value for name, value in params.items()}
+    return {
+        name: value.dense() if isinstance(value, Factored) else value
+        for name, value in params.items()
+    }
 
 
 def assert_equal(found, expected, factored=None):
@@ -63,7 +73,11 @@ def test_taking_away_what_was_added_gives_the_first_set_back(form):
 @every_form
 def test_an_average_is_the_mean_of_built_parameters(form):
     _, a, _ = generated(form)
-    assert_equal(average(a), {n: v.mean(0, keepdim=True) for n, v in dense(a).items()}, STAYS.get(type(form).__name__))
+    assert_equal(
+        average(a),
+        {n: v.mean(0, keepdim=True) for n, v in dense(a).items()},
+        STAYS.get(type(form).__name__),
+    )
 
 
 @every_form
@@ -77,12 +91,15 @@ def test_weights_say_how_much_each_task_counts(form):
 
 
 @every_form
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0, torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)], ids=str)
+@pytest.mark.parametrize(
+    "share", [0.0, 0.3, 1.0, torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)], ids=str
+)
 def test_a_mixture_is_that_of_built_parameters(form, share):
     _, a, b = generated(form)
     pairs = ((n, va, dense(b)[n]) for n, va in dense(a).items())
     along = {
-        n: share.view(-1, *[1] * (va.ndim - 1)) if isinstance(share, torch.Tensor) else share for n, va in a.items()
+        n: share.view(-1, *[1] * (va.ndim - 1)) if isinstance(share, torch.Tensor) else share
+        for n, va in a.items()
     }
     expected = {n: (1 - along[n]) * va + along[n] * vb for n, va, vb in pairs}
     assert_equal(interpolate(a, b, share), expected, STAYS.get(type(form).__name__))
@@ -104,7 +121,9 @@ def test_the_distance_is_the_norm_of_the_flat_difference(form):
     _, a, b = generated(form)
     flat = [torch.cat([v.flatten(1) for v in dense(params).values()], 1) for params in (a, b)]
     torch.testing.assert_close(distance(a, b), (flat[0] - flat[1]).norm(dim=1))
-    torch.testing.assert_close(distance(a, b, relative=True), (flat[0] - flat[1]).norm(dim=1) / flat[1].norm(dim=1))
+    torch.testing.assert_close(
+        distance(a, b, relative=True), (flat[0] - flat[1]).norm(dim=1) / flat[1].norm(dim=1)
+    )
     assert not distance(a, a).any()
 
 
@@ -135,7 +154,9 @@ def test_low_ranks_that_differ_are_added_as_factors_and_other_pairs_built():
     two, three, gain = held(LowRank(2)), held(LowRank(3)), held(RowScale())
     both = add(two, three)
     assert both["weight"].form == LowRank(5)
-    torch.testing.assert_close(both["weight"].dense(), dense(two)["weight"] + dense(three)["weight"] - own)
+    torch.testing.assert_close(
+        both["weight"].dense(), dense(two)["weight"] + dense(three)["weight"] - own
+    )
     mixed = add(two, gain)["weight"]
     assert not isinstance(mixed, Factored)
     torch.testing.assert_close(mixed, dense(two)["weight"] + dense(gain)["weight"] - own)
@@ -146,7 +167,10 @@ def test_templates_of_another_bank_are_built():
     a, b = (
         {
             "bias": Factored(
-                Template(2), own, {"mixture": torch.randn(2, 2).double()}, {"templates": torch.randn(2, 6).double()}
+                Template(2),
+                own,
+                {"mixture": torch.randn(2, 2).double()},
+                {"templates": torch.randn(2, 6).double()},
             )
         }
         for _ in range(2)
@@ -175,12 +199,18 @@ def test_a_mean_of_networks_whose_units_changed_places_is_another_network():
     net = mlp([3, 8, 1]).double()
     order = torch.randperm(8)
     a = {name: value.detach()[None] for name, value in net.named_parameters()}
-    b = {"0.weight": a["0.weight"][:, order], "0.bias": a["0.bias"][:, order], "2.weight": a["2.weight"][..., order]}
+    b = {
+        "0.weight": a["0.weight"][:, order],
+        "0.bias": a["0.bias"][:, order],
+        "2.weight": a["2.weight"][..., order],
+    }
     b["2.bias"] = a["2.bias"]
     x = torch.randn(20, 3, dtype=torch.float64)
 
     def run(params):
-        return torch.func.functional_call(net, {name: value[0] for name, value in params.items()}, (x,))
+        return torch.func.functional_call(
+            net, {name: value[0] for name, value in params.items()}, (x,)
+        )
 
     torch.testing.assert_close(run(a), run(b))
     assert (run(interpolate(a, b, 0.5)) - run(a)).abs().max() > 0.1
@@ -194,9 +224,13 @@ def test_nothing_in_gives_nothing_out():
 
 def test_what_does_not_fit_is_refused_and_the_message_says_what_to_do():
     a = {"bias": torch.zeros(3, 2)}
-    with pytest.raises(ShapeError, match=r"differ in \['weight'\].*Generate both by one hypernetwork"):
+    with pytest.raises(
+        ShapeError, match=r"differ in \['weight'\].*Generate both by one hypernetwork"
+    ):
         interpolate(a, {"weight": torch.zeros(3, 2), **a}, 0.5)
-    with pytest.raises(ShapeError, match=r"has shape \(3, 2\) and `b\['bias'\]` \(3, 4\).*for the same base"):
+    with pytest.raises(
+        ShapeError, match=r"has shape \(3, 2\) and `b\['bias'\]` \(3, 4\).*for the same base"
+    ):
         distance(a, {"bias": torch.zeros(3, 4)})
     b = {"bias": torch.zeros(2, 2)}
     with pytest.raises(ShapeError, match=r"`a` holds 3 tasks and `b` 2.*value\[:1\] for name"):
@@ -208,15 +242,21 @@ def test_what_does_not_fit_is_refused_and_the_message_says_what_to_do():
         average(a, torch.ones(2))
     with pytest.raises(ConfigError, match=r"have the sum 0.*sum above zero"):
         average(a, torch.zeros(3))
-    with pytest.raises(ConfigError, match=r"own value of 'bias' is not known.*Pass `own=hyper.base`"):
+    with pytest.raises(
+        ConfigError, match=r"own value of 'bias' is not known.*Pass `own=hyper.base`"
+    ):
         add(a, a)
     assert torch.equal(add(a, a, own={"bias": torch.ones(2)})["bias"], -torch.ones(3, 2))
 
 
 @pytest.mark.parametrize("operation", [add, lambda a, b: interpolate(a, b, 0.5)])
 def test_factors_on_different_bases_are_refused(operation):
-    a, b = (MLPHyperNetwork(nn.Linear(6, 5), 4, form=RowScale())(torch.randn(2, 4)) for _ in range(2))
-    with pytest.raises(ConfigError, match=r"'weight' starts from another own value.*`value.dense\(\)`"):
+    a, b = (
+        MLPHyperNetwork(nn.Linear(6, 5), 4, form=RowScale())(torch.randn(2, 4)) for _ in range(2)
+    )
+    with pytest.raises(
+        ConfigError, match=r"'weight' starts from another own value.*`value.dense\(\)`"
+    ):
         operation({"weight": a["weight"]}, {"weight": b["weight"]})
     built = {"weight": a["weight"].dense()}, {"weight": b["weight"].dense()}
     assert interpolate(*built, 0.5)["weight"].shape == (2, 5, 6)  # the advice works

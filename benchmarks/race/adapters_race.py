@@ -18,11 +18,15 @@ BUILD = {"torch": rivals, "peft": peft}
 def run_adapters(name: str, options: dict[str, Any]) -> list[Row]:
     """Race everyone on one workload; whoever fails gets a row with the reason.
 
-    A rival that computes what ours computes is held to that first; ``difference`` says how far apart they were.
+    A rival that computes what ours computes is held to that first; ``difference`` says how far
+    apart they were.
     """
     many = name == "customers"
     if many:
-        options = options | {"rounds": -(-options["rounds"] // 5), "warmup": min(options["warmup"], 1)}
+        options = options | {
+            "rounds": -(-options["rounds"] // 5),
+            "warmup": min(options["warmup"], 1),
+        }
     try:
         batch = make_batch(name, options["customers" if many else "tasks"])
     except ImportError as error:

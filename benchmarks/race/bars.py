@@ -18,7 +18,11 @@ BARS = (
 )
 
 ADAPTER_BARS = (
-    ("one shared net", "at most", {"bert-8": 1.10, "bert-16": 1.10, "bert-64": 1.10, "customers": 1.05}),
+    (
+        "one shared net",
+        "at most",
+        {"bert-8": 1.10, "bert-16": 1.10, "bert-64": 1.10, "customers": 1.05},
+    ),
     ("one shared net, learning", "at most", {"bert-8": 1.15, "bert-16": 1.15, "bert-64": 1.15}),
     ("peft", "at least", {"bert-8": 1.4, "bert-16": 1.3, "bert-64": 1.15}),
 )
@@ -37,7 +41,9 @@ def bars(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for workload in dict.fromkeys(row["workload"] for row in rows):
         for kind, bound, text in BARS:
             ways = ("documented",) if kind == "documented" else ("recipe", "undocumented")
-            theirs = [r for r in rows if r["workload"] == workload and r["way"] in ways and "ratio" in r]
+            theirs = [
+                r for r in rows if r["workload"] == workload and r["way"] in ways and "ratio" in r
+            ]
             if theirs and workload not in ADAPTER_WORKLOADS:
                 closest = min(theirs, key=lambda row: float(row["ratio"]["median"]))
                 value = closest["ratio"]["median"]
@@ -61,7 +67,9 @@ def _adapter_bars(row: Row) -> Iterator[dict[str, Any]]:
         if row["contender"] == contender and bound and "ratio" in row:
             value = row["ratio"]["median"]
             value, of = (
-                (1 / value, f"ours over {contender}") if relation == "at most" else (value, f"{contender} over ours")
+                (1 / value, f"ours over {contender}")
+                if relation == "at most"
+                else (value, f"{contender} over ours")
             )
             yield {
                 "workload": row["workload"],

@@ -11,7 +11,8 @@ PEERS = ("hypnettorch", "hyperlight", "hyper-nn", "torchhyper", "polyweave", "pe
 """Libraries for hypernetworks in torch, and one for adapters, as the package index names them."""
 
 ADAPTER_WORKLOADS = ("bert-8", "bert-16", "bert-64", "customers")
-"""A transformer with an adapter for every row, which peft runs; the others are for hypernetworks."""
+"""A transformer with an adapter for every row, which peft runs; the others are for
+hypernetworks."""
 
 WORKLOADS = ("mlp", "cnn", *ADAPTER_WORKLOADS)
 
@@ -66,20 +67,24 @@ class PeersConfig:
     """One race against other hypernetwork libraries. Every field is also a command-line flag of the same name."""
 
     workloads: tuple[str, ...] = WORKLOADS
-    """What to run: mlp (1-64-64-1 on 16 points), cnn (3,818 parameters on 8 images of 1x16x16), bert-8, bert-16 and
-    bert-64 (6 layers, 384 wide, an adapter for every row of so many tokens), customers (MiniLM, 16 tokens)."""
+    """What to run: mlp (1-64-64-1 on 16 points), cnn (3,818 parameters on 8 images of 1x16x16),
+    bert-8, bert-16 and bert-64 (6 layers, 384 wide, an adapter for every row of so many tokens),
+    customers (MiniLM, 16 tokens)."""
     peers: tuple[str, ...] = PEERS
     """Whom to race: hypnettorch, hyperlight, hyper-nn, torchhyper, polyweave; on adapters peft."""
     env: Path | None = None
-    """Folder of the Python environment the peers are installed in. None: weightloom/peers in your cache."""
+    """Folder of the Python environment the peers are installed in. None: weightloom/peers in your
+    cache."""
     install: bool = True
-    """Install the peers that are not there yet, a minute and 50 MB once. Without: race those that are."""
+    """Install the peers that are not there yet, a minute and 50 MB once. Without: race those that
+    are."""
     tasks: int = 32
     """Tasks per step; rows of bert."""
     customers: int = 1_000
     """Rows of customers, each with an adapter of its own."""
     rounds: int = 20
-    """Timed steps of each contender, in turn with ours; of customers, whose steps take seconds, a fifth."""
+    """Timed steps of each contender, in turn with ours; of customers, whose steps take seconds, a
+    fifth."""
     repeats: int = 3
     """How often the rounds are repeated; the ratio is the median of the repeats."""
     warmup: int = 3
@@ -99,7 +104,9 @@ class PeersConfig:
                         f"{nearest(name, known)}"
                     )
         if not self.workloads:
-            raise ConfigError("`--workloads` is empty. There is nothing to time. Type `--workloads mlp cnn`.")
+            raise ConfigError(
+                "`--workloads` is empty. There is nothing to time. Type `--workloads mlp cnn`."
+            )
         for field, least in (
             ("tasks", 2),
             ("customers", 2),

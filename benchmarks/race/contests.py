@@ -15,8 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.race.workloads import cnn, cnn_by_hand, cut, make_generator, make_workload, mlp_by_hand
-from weightloom import FiLM, Form, LowRank, MLPHyperNetwork, Params, RowScale, apply_per_task, choose_forms, mlp
+from benchmarks.race.workloads import (
+    cnn,
+    cnn_by_hand,
+    cut,
+    make_generator,
+    make_workload,
+    mlp_by_hand,
+)
+from weightloom import (
+    FiLM,
+    Form,
+    LowRank,
+    MLPHyperNetwork,
+    Params,
+    RowScale,
+    apply_per_task,
+    choose_forms,
+    mlp,
+)
 from weightloom.apps.rl.agents.nets import Columns, Kind, Sizes, network_of
 
 Step = Callable[[], object]
@@ -46,9 +63,11 @@ class Contest:
     memory: tuple[str, ...] = ()
     """Contenders whose peak memory is taken too."""
     counted: str | None = None
-    """The contender whose operations are those that the workload needs; all are held against the rate of a core."""
+    """The contender whose operations are those that the workload needs; all are held against the
+    rate of a core."""
     label: str | None = None
-    """Name in the table, where several contests of one setting stand in one; None: that of the contender."""
+    """Name in the table, where several contests of one setting stand in one; None: that of the
+    contender."""
     chosen: str | None = None
     """The contender that the first one runs as; where it is the best, the ratio counts as 1."""
 
@@ -66,12 +85,16 @@ def low_rank(tasks: int, batch: int, width: int) -> Contest:
         for number in (0, 2, 4):
             layer, parts = base[number], factors[f"{number}.weight"]
             assert isinstance(layer, nn.Linear)
-            y = F.linear(y, layer.weight, layer.bias) + torch.bmm(torch.bmm(y, parts["down"].mT), parts["up"].mT)
+            y = F.linear(y, layer.weight, layer.bias) + torch.bmm(
+                torch.bmm(y, parts["down"].mT), parts["up"].mT
+            )
             y = y if number == 4 else y.relu()
         return y
 
     def values() -> Params:
-        return Params({name: LowRank(4).value(base.get_parameter(name), its) for name, its in factors.items()})
+        return Params(
+            {name: LowRank(4).value(base.get_parameter(name), its) for name, its in factors.items()}
+        )
 
     steps = {
         "LowRank(4)": _step(lambda: apply_per_task(base, values(), x), leaves),
@@ -102,7 +125,10 @@ def built_weights(tasks: int, batch: int, width: int) -> Contest:
     leaves = [*base.parameters(), *(leaf for parts in factors.values() for leaf in parts.values())]
 
     def built() -> Tensor:
-        values = {name: LowRank(4).dense(base.get_parameter(name), parts) for name, parts in factors.items()}
+        values = {
+            name: LowRank(4).dense(base.get_parameter(name), parts)
+            for name, parts in factors.items()
+        }
         output: Tensor = apply_per_task(base, values, x, engine="vmap")
         return output
 
@@ -135,7 +161,9 @@ def small_mlp(tasks: int = 32) -> Contest:
     steps = {
         "ours": _step(lambda: apply_per_task(work.base, hyper(work.condition), work.x), ours),
         "bmm by hand": _step(by_hand, list(generator.parameters())),
-        "plain vmap": _step(lambda: apply_per_task(work.base, hyper(work.condition), work.x, engine="vmap"), ours),
+        "plain vmap": _step(
+            lambda: apply_per_task(work.base, hyper(work.condition), work.x, engine="vmap"), ours
+        ),
     }
     bars = (Bar("ours", "bmm by hand", "at most", 1.10),)
     return Contest(f"MLP 1-64-64-1, {tasks} tasks, generated", steps, bars, counted="bmm by hand")
@@ -152,7 +180,9 @@ def kernels(name: str, tasks: int) -> Contest:
     steps = {
         "auto": _step(lambda: apply_per_task(base, params, x), leaves),
         "vmap": _step(lambda: apply_per_task(base, params, x, engine="vmap"), leaves),
-        "vmap, 4 at a time": _step(lambda: apply_per_task(base, params, x, engine="vmap", chunk_size=4), leaves),
+        "vmap, 4 at a time": _step(
+            lambda: apply_per_task(base, params, x, engine="vmap", chunk_size=4), leaves
+        ),
         "loop": _step(lambda: apply_per_task(base, params, x, engine="loop"), leaves),
         "grouped by hand": _step(lambda: by_hand(params, x), leaves),
     }
@@ -167,7 +197,11 @@ def adapters(steps_long: int, examples: int = 32) -> Contest:
 
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=1000, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536
+        vocab_size=1000,
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        intermediate_size=1536,
     )
     base: nn.Module = BertModel(config, add_pooling_layer=False)
     base.eval().requires_grad_(False)
@@ -178,8 +212,13 @@ def adapters(steps_long: int, examples: int = 32) -> Contest:
     leaves = [leaf for parts in factors.values() for leaf in parts.values()]
 
     def run(engine: Any) -> Tensor:
-        params = {name: LowRank(4).value(base.get_parameter(name), parts) for name, parts in factors.items()}
-        output: Tensor = apply_per_task(base, params, ids, kwargs=kwargs, shared=(), engine=engine)[0]
+        params = {
+            name: LowRank(4).value(base.get_parameter(name), parts)
+            for name, parts in factors.items()
+        }
+        output: Tensor = apply_per_task(base, params, ids, kwargs=kwargs, shared=(), engine=engine)[
+            0
+        ]
         return output
 
     steps = {
@@ -204,11 +243,17 @@ def actor(acts: bool, rows: int = 256) -> Contest:
     nets = {name: network_of(kind, columns, {"policy": 6}, Sizes()) for name, kind in kinds.items()}
 
     def step(net: nn.Module) -> Step:
-        return torch.no_grad()(partial(net, z)) if acts else _step(lambda: net(z), list(net.parameters()))
+        return (
+            torch.no_grad()(partial(net, z))
+            if acts
+            else _step(lambda: net(z), list(net.parameters()))
+        )
 
     title = f"actor, {rows} states with {rows} contexts, {'acting' if acts else 'learning'}"
     bars = (Bar("generated actor", "plain MLP", "at most", 2.0),)
-    return Contest(title, {name: step(net) for name, net in nets.items()}, bars, counted="plain MLP")
+    return Contest(
+        title, {name: step(net) for name, net in nets.items()}, bars, counted="plain MLP"
+    )
 
 
 def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:
@@ -244,7 +289,12 @@ def conv4() -> nn.Sequential:
     """Four blocks of 64 channels for images of one channel and five classes, as few-shot papers use them."""
     layers: list[nn.Module] = []
     for channels in (1, 64, 64, 64):
-        layers += [nn.Conv2d(channels, 64, 3, padding=1), nn.GroupNorm(8, 64), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [
+            nn.Conv2d(channels, 64, 3, padding=1),
+            nn.GroupNorm(8, 64),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 5))
 
 
@@ -253,22 +303,33 @@ def conv4_by_hand(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     tasks, batch = x.shape[:2]
     x = x.transpose(0, 1).flatten(1, 2)
     for block in range(4):
-        weight, bias = params[f"{4 * block}.weight"].flatten(0, 1), params[f"{4 * block}.bias"].flatten()
+        weight, bias = (
+            params[f"{4 * block}.weight"].flatten(0, 1),
+            params[f"{4 * block}.bias"].flatten(),
+        )
         x = F.conv2d(x, weight, bias, padding=1, groups=tasks)
-        scale, shift = params[f"{4 * block + 1}.weight"].flatten(), params[f"{4 * block + 1}.bias"].flatten()
+        scale, shift = (
+            params[f"{4 * block + 1}.weight"].flatten(),
+            params[f"{4 * block + 1}.bias"].flatten(),
+        )
         x = F.max_pool2d(F.group_norm(x, 8 * tasks, scale, shift).relu(), 2)
     features = x.view(batch, tasks, -1).transpose(0, 1)
     return torch.baddbmm(params["17.bias"][:, None], features, params["17.weight"].mT)
 
 
-def _factors(base: nn.Module, form: Form, generate: Any, tasks: int) -> dict[str, dict[str, Tensor]]:
+def _factors(
+    base: nn.Module, form: Form, generate: Any, tasks: int
+) -> dict[str, dict[str, Tensor]]:
     """Small random factors for every generated parameter."""
     shapes = {
         name: its.factor_shapes(tuple(base.get_parameter(name).shape))
         for name, its in choose_forms(base, generate, form).items()
     }
     return {
-        name: {factor: (0.05 * torch.randn(tasks, *shape)).requires_grad_() for factor, shape in its.items()}
+        name: {
+            factor: (0.05 * torch.randn(tasks, *shape)).requires_grad_()
+            for factor, shape in its.items()
+        }
         for name, its in shapes.items()
     }
 
@@ -278,7 +339,10 @@ def _with_form(base: nn.Module, form: Form, generate: Any, x: Tensor) -> Step:
     leaves = [*base.parameters(), *(leaf for parts in factors.values() for leaf in parts.values())]
 
     def run() -> Tensor:
-        params = {name: forms[name].value(base.get_parameter(name), parts) for name, parts in factors.items()}
+        params = {
+            name: forms[name].value(base.get_parameter(name), parts)
+            for name, parts in factors.items()
+        }
         output: Tensor = apply_per_task(base, params, x)
         return output
 

@@ -48,7 +48,9 @@ def run_core(config: CoreConfig, command: str) -> dict[str, Any]:
     record = {
         "command": command,
         "config": config.to_dict(),
-        "scores": [_score(row) for row in rows] + _choices(rows) + ([_memory_score(scale)] if scale else []),
+        "scores": [_score(row) for row in rows]
+        + _choices(rows)
+        + ([_memory_score(scale)] if scale else []),
         "rows": rows,
         "scale": scale,
         "cost": {**facts, "wall_time_s": time.perf_counter() - begun},
@@ -78,10 +80,16 @@ def print_core(record: dict[str, Any]) -> None:
         for head in ("a step of", "over", "ratio", "quartiles", "bar", ""):
             table.add_column(head, justify="right" if head in ("ratio", "quartiles") else "left")
         for row in (row for row in record["rows"] if row["setting"] == setting):
-            spread = f"{row['ratio']['low']:.2f} to {row['ratio']['high']:.2f}" if row["unit"] == "time" else "exact"
+            spread = (
+                f"{row['ratio']['low']:.2f} to {row['ratio']['high']:.2f}"
+                if row["unit"] == "time"
+                else "exact"
+            )
             value, bar = f"{row['ratio']['median']:.3g}", f"{row['relation']} {row['bound']:g}"
             of = row["of"] if row["unit"] == "time" else f"{row['of']}, memory"
-            table.add_row(of, row["against"], value, spread, bar, "holds" if row["holds"] else "does NOT hold")
+            table.add_row(
+                of, row["against"], value, spread, bar, "holds" if row["holds"] else "does NOT hold"
+            )
         console.print(table)
     if any("share" in row for row in record["rows"]):
         console.print(_shares(record["rows"]))
@@ -91,7 +99,10 @@ def print_core(record: dict[str, Any]) -> None:
             table.add_column(head, justify="right")
         for row in record["scale"]:
             each = f"{1e6 * row['seconds'] / row['tasks']:.1f}"
-            peaks = (f"{row[key] / 1e6:.2f}" for key in ("peak_memory_bytes", "training_peak_memory_bytes"))
+            peaks = (
+                f"{row[key] / 1e6:.2f}"
+                for key in ("peak_memory_bytes", "training_peak_memory_bytes")
+            )
             table.add_row(f"{row['tasks']:,}", f"{row['seconds']:.3f}", each, *peaks)
         console.print(table)
     console.print(record["notes"], highlight=False)
@@ -99,7 +110,9 @@ def print_core(record: dict[str, Any]) -> None:
 
 def _shares(rows: list[Row]) -> Table:
     """Return the table of how much of a core's rate of matrix products each contender reaches."""
-    table = Table(title="Share of this core's rate of matrix products", box=SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        title="Share of this core's rate of matrix products", box=SIMPLE_HEAD, title_justify="left"
+    )
     for head in ("workload", "a step of", "time", "needs, MFLOP", "GFLOP/s", "share"):
         table.add_column(head, justify="left" if head in ("workload", "a step of") else "right")
     for row in (row for row in rows if "share" in row):
@@ -132,16 +145,25 @@ def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
     rate = product_rate(clock)
     times = alternate(contest.steps, config.rounds, config.warmup, clock)
     held = {name: peak_memory_bytes(contest.steps[name]) for name in contest.memory}
-    medians = {name: ratio(times, name, name)["median"] * sorted(its)[len(its) // 2] for name, its in times.items()}
+    medians = {
+        name: ratio(times, name, name)["median"] * sorted(its)[len(its) // 2]
+        for name, its in times.items()
+    }
     rows = []
     for bar in contest.bars:
         against = (
-            min((n for n in medians if n != bar.of), key=medians.__getitem__) if bar.against == BEST else bar.against
+            min((n for n in medians if n != bar.of), key=medians.__getitem__)
+            if bar.against == BEST
+            else bar.against
         )
         found = ratio(times, bar.of, against) if bar.unit == "time" else _of_memory(bar, held)
         if bar.against == BEST and against == contest.chosen:  # what is left is noise
             found = {"median": 1.0, "low": 1.0, "high": 1.0}
-        holds = found["median"] <= bar.bound if bar.relation == "at most" else found["median"] >= bar.bound
+        holds = (
+            found["median"] <= bar.bound
+            if bar.relation == "at most"
+            else found["median"] >= bar.bound
+        )
         facts = {
             "of": contest.label or bar.of,
             "against": against,
@@ -150,11 +172,19 @@ def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
             "unit": bar.unit,
         }
         rows.append({"setting": contest.setting, **facts, "ratio": found, "holds": holds})
-    rows[0] |= {"ms": {name: 1e3 * value for name, value in medians.items()}, "peak_memory_bytes": held}
+    rows[0] |= {
+        "ms": {name: 1e3 * value for name, value in medians.items()},
+        "peak_memory_bytes": held,
+    }
     if contest.counted:
         needed = flops(contest.steps[contest.counted])
         shares = {name: share(needed, seconds, rate) for name, seconds in medians.items()}
-        rows[0] |= {"flops": needed, "flops_of": contest.counted, "product_flops_per_s": rate, "share": shares}
+        rows[0] |= {
+            "flops": needed,
+            "flops_of": contest.counted,
+            "product_flops_per_s": rate,
+            "share": shares,
+        }
     return rows
 
 
@@ -175,7 +205,9 @@ def _score(row: Row) -> dict[str, Any]:
 def _scale(config: CoreConfig, chunk_size: int = 100) -> list[Row]:
     """Generate and run from one task to many, in chunks: the time of each, and the most memory held at once."""
     torch.manual_seed(0)
-    base = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+    base = nn.Sequential(
+        nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)
+    )
     hyper = MLPHyperNetwork(base, 16, form=FiLM(), generate="*")
     rows = []
     for tasks in config.tasks:
@@ -208,7 +240,13 @@ def _choices(rows: list[Row]) -> list[dict[str, Any]]:
     if not ratios:
         return []
     facts = {"name": "ratio", "better": "lower", "mean": geometric_mean(ratios), "ci95": None}
-    return [{"setting": "auto over the best engine", "method": f"geometric mean of {len(ratios)}", **facts}]
+    return [
+        {
+            "setting": "auto over the best engine",
+            "method": f"geometric mean of {len(ratios)}",
+            **facts,
+        }
+    ]
 
 
 def _memory_score(scale: list[Row]) -> dict[str, Any]:

@@ -80,7 +80,9 @@ class Vision(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, 64, 4, 4)
-        layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            64, 4, 128, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(64, 10)
 
@@ -119,7 +121,11 @@ def _decoder() -> nn.Module:
 def _residual() -> nn.Module:
     blocks = [Residual(16, 16, 1), Residual(16, 32, 2), Residual(32, 64, 2)]
     return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
+        nn.Conv2d(3, 16, 3, padding=1),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
     )
 
 
@@ -148,7 +154,15 @@ def _mlp(sizes: list[int], tasks: int, batch: int) -> Brought:
 
 
 def _field() -> Brought:
-    layers = [nn.Linear(2, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 3)]
+    layers = [
+        nn.Linear(2, 64),
+        Sine(),
+        nn.Linear(64, 64),
+        Sine(),
+        nn.Linear(64, 64),
+        Sine(),
+        nn.Linear(64, 3),
+    ]
     return Brought(nn.Sequential(*layers), (torch.rand(16, 1024, 2),))
 
 
@@ -175,7 +189,12 @@ BASES: dict[str, Callable[[], Brought]] = {
     "BERT with a mask": lambda: _bert(384, 6, 16, 32, 1, masked=True),
 }
 
-FORMS: dict[str, Form] = {"Full": Full(), "LowRank(4)": LowRank(4), "FiLM": FiLM(), "Template(4)": Template(4)}
+FORMS: dict[str, Form] = {
+    "Full": Full(),
+    "LowRank(4)": LowRank(4),
+    "FiLM": FiLM(),
+    "Template(4)": Template(4),
+}
 
 
 def cells(learns: bool = True) -> Iterator[Contest]:
@@ -203,7 +222,9 @@ def cell(base: str, form: str, learns: bool = True) -> Contest:
         with torch.set_grad_enabled(learns):
             outputs = run(params.values(), *brought.inputs, **brought.kwargs)
             outputs = outputs if isinstance(outputs, Tensor) else outputs[0]
-            return torch.autograd.grad(outputs.square().mean(), params.leaves) if learns else outputs
+            return (
+                torch.autograd.grad(outputs.square().mean(), params.leaves) if learns else outputs
+            )
 
     steps: dict[str, Step] = {"auto": partial(step, per_task(brought.base, shared=()))}
     for engine in ENGINES:
@@ -214,7 +235,9 @@ def cell(base: str, form: str, learns: bool = True) -> Contest:
             continue
         steps[engine] = its
     with torch.set_grad_enabled(learns):
-        choice = per_task(brought.base, shared=()).explain(params.values(), *brought.inputs, **brought.kwargs)
+        choice = per_task(brought.base, shared=()).explain(
+            params.values(), *brought.inputs, **brought.kwargs
+        )
     bars = (Bar("auto", BEST, "at most", 1.10),)
     setting = "auto over the best engine" + ("" if learns else ", forward only")
     return Contest(setting, steps, bars, label=f"{base}, {form}", chosen=choice.engine)
@@ -231,9 +254,17 @@ class _Generated:
         for name, its in self.forms.items():
             shape = tuple(self.base.get_parameter(name).shape)
             shapes = its.factor_shapes(shape).items()
-            self.factors[name] = {n: (0.05 * torch.randn(tasks, *s)).requires_grad_(learns) for n, s in shapes}
-            self.shared[name] = {n: value.requires_grad_(learns) for n, value in its.shared(shape).items()}
-        generated = [leaf for parts in (*self.factors.values(), *self.shared.values()) for leaf in parts.values()]
+            self.factors[name] = {
+                n: (0.05 * torch.randn(tasks, *s)).requires_grad_(learns) for n, s in shapes
+            }
+            self.shared[name] = {
+                n: value.requires_grad_(learns) for n, value in its.shared(shape).items()
+            }
+        generated = [
+            leaf
+            for parts in (*self.factors.values(), *self.shared.values())
+            for leaf in parts.values()
+        ]
         self.leaves = [*generated, *(p for p in self.base.parameters() if p.requires_grad)]
 
     def values(self) -> Params:

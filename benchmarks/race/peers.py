@@ -2,8 +2,9 @@
 
 In:   a `PeersConfig`.
 Out:  a table on the terminal, a record of all numbers.
-Knows nothing of how a peer is called: `peers_worker` does, and runs in an environment of its own, so that what the
-peers need never meets what the user has. That environment borrows torch, weightloom and this package by a path file.
+Knows nothing of how a peer is called: `peers_worker` does, and runs in an environment of its own,
+so that what the peers need never meets what the user has. That environment borrows torch,
+weightloom and this package by a path file.
 """
 
 import json
@@ -30,17 +31,23 @@ from weightloom.errors import DataError
 PROJECT = Path(__file__).parents[2]
 
 NEEDS: dict[str, tuple[str, ...]] = {
-    "hypnettorch": ("hypnettorch==0.0.4", "matplotlib==3.10.8"),  # imported by its main networks, not declared
+    "hypnettorch": (
+        "hypnettorch==0.0.4",
+        "matplotlib==3.10.8",
+    ),  # imported by its main networks, not declared
     "hyperlight": ("hyperlight==0.0.5",),
     "hyper-nn": ("hyper-nn==0.2.2",),  # its jax half is not imported
-    "torchhyper": ("torchhyper==0.1.2",),  # of its many imports the one file that is raced needs numpy alone
+    "torchhyper": (
+        "torchhyper==0.1.2",
+    ),  # of its many imports the one file that is raced needs numpy alone
     "polyweave": ("polyweave==0.2.0",),
     "peft": ("peft==0.21.2", "accelerate==1.15.0", "transformers==5.23.0"),
 }
 """What pip is asked for: the peer, without the torch it asks for, then what it imports besides."""
 
 WITHOUT_DEPENDENCIES = {*NEEDS, "accelerate"}
-"""They ask for torch, which is borrowed; what else they ask for is listed, borrowed too, or not imported."""
+"""They ask for torch, which is borrowed; what else they ask for is listed, borrowed too, or not
+imported."""
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """Without a table of the weights that are left out, and without a bar for reading a small file."""
@@ -74,14 +81,20 @@ def run_peers(config: PeersConfig, command: str) -> dict[str, Any]:
         for peer, reason in missing.items()
         if peers_for(workload, [peer])
     ]
-    rows = [row for workload in config.workloads for row in raced["rows"] + failed if row["workload"] == workload]
+    rows = [
+        row
+        for workload in config.workloads
+        for row in raced["rows"] + failed
+        if row["workload"] == workload
+    ]
     record = {
         "command": command,
         "config": config.to_dict(),
         "scores": _scores(rows, config),
         "rows": rows,
         "bars": bars(rows),
-        "cost": raced["cost"] | {"versions": raced["versions"], "wall_time_s": time.monotonic() - start_s},
+        "cost": raced["cost"]
+        | {"versions": raced["versions"], "wall_time_s": time.monotonic() - start_s},
         "notes": _notes(rows, config),
     }
     print_peers(record)
@@ -107,7 +120,9 @@ def prepare(config: PeersConfig, pip: Pip | None = None) -> tuple[Path, dict[str
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
         _say(f"making an environment for the peers in {folder}")
-        made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
+        made = subprocess.run(
+            [sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True
+        )
         if made.returncode:
             raise DataError(
                 f"`python -m venv {folder}` failed: {_last_line(made.stdout + made.stderr)} The peers are installed in "
@@ -135,7 +150,9 @@ def print_peers(record: dict[str, Any]) -> None:
         console.print(table)
         for bar in (bar for bar in record["bars"] if bar["workload"] == workload):
             verdict = "holds" if bar["holds"] else "does NOT hold"
-            console.print(f"{bar['bar']}: {verdict} ({bar['closest']}: {bar['value']:.2f})", highlight=False)
+            console.print(
+                f"{bar['bar']}: {verdict} ({bar['closest']}: {bar['value']:.2f})", highlight=False
+            )
     console.print(record["notes"], highlight=False)
 
 
@@ -169,7 +186,9 @@ def _borrow(python: Path) -> None:
     ours = find_spec("weightloom")
     assert ours is not None and ours.origin is not None
     folders = [str(PROJECT), str(Path(ours.origin).parents[1])]
-    folders += [folder for folder in sys.path if folder.endswith(("site-packages", "dist-packages"))]
+    folders += [
+        folder for folder in sys.path if folder.endswith(("site-packages", "dist-packages"))
+    ]
     lines = [f"import site; site.addsitedir({folder!r})" for folder in folders]
     (Path(found.stdout.strip()) / "weightloom-host.pth").write_text("\n".join(lines) + "\n")
 
@@ -186,7 +205,9 @@ def _install(python: Path, config: PeersConfig, pip: Pip) -> dict[str, str]:
                 missing[peer] = f"{requirement} is not installed, and --no-install was passed"
                 break
             _say(f"installing {requirement}")
-            if reason := pip(python, [*(["--no-deps"] if name in WITHOUT_DEPENDENCIES else []), requirement]):
+            if reason := pip(
+                python, [*(["--no-deps"] if name in WITHOUT_DEPENDENCIES else []), requirement]
+            ):
                 missing[peer] = f"{requirement} could not be installed: {reason}"
                 _say(f"{missing[peer]}; going on without {peer}")
                 break
@@ -196,14 +217,28 @@ def _install(python: Path, config: PeersConfig, pip: Pip) -> dict[str, str]:
 def _installed(python: Path) -> set[str]:
     """Names, and names with versions, of what the environment sees."""
     code = "import importlib.metadata as m; print('\\n'.join(f'{d.name}=={d.version}' for d in m.distributions()))"
-    listed = subprocess.run([str(python), "-c", code], capture_output=True, text=True).stdout.lower().split()
+    listed = (
+        subprocess.run([str(python), "-c", code], capture_output=True, text=True)
+        .stdout.lower()
+        .split()
+    )
     return {*listed, *(line.split("==")[0] for line in listed)}
 
 
 def _pip(python: Path, arguments: Sequence[str]) -> str | None:
     """Install, with the machine's own settings of pip; return None, or the first line of what went wrong."""
-    options = ["-q", "--disable-pip-version-check", "--no-input", "--retries", "1", "--timeout", "20"]
-    done = subprocess.run([str(python), "-m", "pip", "install", *options, *arguments], capture_output=True, text=True)
+    options = [
+        "-q",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--retries",
+        "1",
+        "--timeout",
+        "20",
+    ]
+    done = subprocess.run(
+        [str(python), "-m", "pip", "install", *options, *arguments], capture_output=True, text=True
+    )
     if done.returncode == 0:
         return None
     errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
@@ -213,7 +248,10 @@ def _pip(python: Path, arguments: Sequence[str]) -> str | None:
 def _scores(rows: Sequence[Row], config: PeersConfig) -> list[dict[str, Any]]:
     """Put the ratios into the form that all records share, ours being 1."""
     facts = {"name": "step time over ours", "better": "lower", "ci95": None}
-    ours = [{"workload": name, "contender": "weightloom", "ratio": {"median": 1.0}} for name in config.workloads]
+    ours = [
+        {"workload": name, "contender": "weightloom", "ratio": {"median": 1.0}}
+        for name in config.workloads
+    ]
     return [
         {"method": row["contender"], "setting": name, "mean": row["ratio"]["median"], **facts}
         | {"tasks": row.get("tasks", _tasks(name, config.to_dict()))}

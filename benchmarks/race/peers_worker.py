@@ -1,11 +1,12 @@
 """The race itself, run by the Python that has the peers: ``python -m benchmarks.race.peers_worker OPTIONS OUT``.
 
 In:   a JSON file of options; whichever peers can be imported here.
-Out:  a JSON file with a row per workload and contender: milliseconds, ratio to ours, or why it failed.
+Out:  a JSON file with a row per workload and contender: milliseconds, ratio to ours, or why it
+      failed.
 Knows nothing of how the peers came to be installed.
 
-Each peer is used as its own documentation shows, with a hypernetwork 16-64-P where its interface permits one; `how`
-says where it does not. A peer that raises loses its row's numbers, not the run.
+Each peer is used as its own documentation shows, with a hypernetwork 16-64-P where its interface
+permits one; `how` says where it does not. A peer that raises loses its row's numbers, not the run.
 """
 
 import copy
@@ -47,7 +48,9 @@ def hypnettorch(workload: Workload) -> list[Contender]:
     """Generate all tasks in one pass, as a list of lists; run the main network task after task."""
     if workload.name == "mlp":
         mnets = importlib.import_module("hypnettorch.mnets.mlp")
-        main = mnets.MLP(1, 1, [HIDDEN, HIDDEN], activation_fn=nn.ReLU(), no_weights=True, verbose=False)
+        main = mnets.MLP(
+            1, 1, [HIDDEN, HIDDEN], activation_fn=nn.ReLU(), no_weights=True, verbose=False
+        )
     else:
         main = _hypnettorch_cnn(workload.base)
     hnets = importlib.import_module("hypnettorch.hnets.mlp_hnet")
@@ -62,17 +65,29 @@ def hypnettorch(workload: Workload) -> list[Contender]:
 
     def loop() -> Tensor:
         weights = hyper(uncond_input=workload.condition, ret_format="sequential")
-        return torch.stack([main(x, weights=one) for x, one in zip(workload.x, weights, strict=True)])
+        return torch.stack(
+            [main(x, weights=one) for x, one in zip(workload.x, weights, strict=True)]
+        )
 
     main_from = "its MLP" if workload.name == "mlp" else "our MainNetInterface"
-    return [Contender("hypnettorch", "documented", f"HMLP in one pass, {main_from} in a loop", hyper, loop)]
+    return [
+        Contender(
+            "hypnettorch", "documented", f"HMLP in one pass, {main_from} in a loop", hyper, loop
+        )
+    ]
 
 
 def _hypnettorch_cnn(base: nn.Module) -> Any:
     """Write the CNN against its interface, which a base of one's own needs."""
     interface = importlib.import_module("hypnettorch.mnets.mnet_interface").MainNetInterface
 
-    def forward(self: Any, x: Tensor, weights: Any = None, distilled_params: Any = None, condition: Any = None) -> Any:
+    def forward(
+        self: Any,
+        x: Tensor,
+        weights: Any = None,
+        distilled_params: Any = None,
+        condition: Any = None,
+    ) -> Any:
         for layer in (0, 2):
             x = F.max_pool2d(F.conv2d(x, weights[layer], weights[layer + 1], padding=1).relu(), 2)
         return F.linear(x.flatten(1), weights[4], weights[5])
@@ -85,7 +100,11 @@ def _hypnettorch_cnn(base: nn.Module) -> Any:
     def distillation_targets(self: Any) -> None:
         return None
 
-    body = {"__init__": initialise, "forward": forward, "distillation_targets": distillation_targets}
+    body = {
+        "__init__": initialise,
+        "forward": forward,
+        "distillation_targets": distillation_targets,
+    }
     return type("CNN", (nn.Module, interface), body)()
 
 
@@ -108,7 +127,10 @@ def hyperlight(workload: Workload) -> list[Contender]:
 
     def loop() -> Tensor:
         weights = hyper(h=workload.condition)
-        rows = ({name: value[task] for name, value in weights.items()} for task in range(len(workload.x)))
+        rows = (
+            {name: value[task] for name, value in weights.items()}
+            for task in range(len(workload.x))
+        )
         return torch.stack([run_one(row, x) for row, x in zip(rows, workload.x, strict=True)])
 
     def all_at_once() -> Tensor:
@@ -116,8 +138,16 @@ def hyperlight(workload: Workload) -> list[Contender]:
         return outputs
 
     return [
-        Contender("hyperlight", "documented", "HyperNet in one pass, using_externals in a loop", hyper, loop),
-        Contender("hyperlight, vmap", "undocumented", "vmap around using_externals", hyper, all_at_once),
+        Contender(
+            "hyperlight",
+            "documented",
+            "HyperNet in one pass, using_externals in a loop",
+            hyper,
+            loop,
+        ),
+        Contender(
+            "hyperlight, vmap", "undocumented", "vmap around using_externals", hyper, all_at_once
+        ),
     ]
 
 
@@ -130,12 +160,16 @@ def hyper_nn(workload: Workload) -> list[Contender]:
     def generate_params(self: Any, condition: Tensor) -> tuple[Tensor, dict[str, Any]]:
         return self.generator(condition).view(-1), {}
 
-    hyper = type("Conditioned", (library.TorchHyperNetwork,), {"generate_params": generate_params})(base)
+    hyper = type("Conditioned", (library.TorchHyperNetwork,), {"generate_params": generate_params})(
+        base
+    )
     hyper.generator = generator
 
     def loop() -> Tensor:
         pairs = zip(workload.condition, workload.x, strict=True)
-        return torch.stack([hyper(x, generate_params_kwargs={"condition": condition}) for condition, x in pairs])
+        return torch.stack(
+            [hyper(x, generate_params_kwargs={"condition": condition}) for condition, x in pairs]
+        )
 
     def forward(generated_params: Tensor, x: Tensor) -> Tensor:
         outputs: Tensor = hyper.forward(x, generated_params=generated_params)
@@ -150,7 +184,9 @@ def hyper_nn(workload: Workload) -> list[Contender]:
     own = "generate_params overridden with 16-64-P"
     return [
         Contender("hyper-nn", "documented", f"{own}, called in a loop", hyper, loop),
-        Contender("hyper-nn, README's vmap", "recipe", f"{own}, under functorch.vmap", hyper, recipe),
+        Contender(
+            "hyper-nn, README's vmap", "recipe", f"{own}, under functorch.vmap", hyper, recipe
+        ),
     ]
 
 
@@ -169,7 +205,9 @@ def torchhyper(workload: Workload) -> list[Contender]:
 
     def loop() -> Tensor:
         pairs = zip(workload.condition, workload.x, strict=True)
-        return torch.stack([functional_call(base, hyper(condition[None]), (x,)) for condition, x in pairs])
+        return torch.stack(
+            [functional_call(base, hyper(condition[None]), (x,)) for condition, x in pairs]
+        )
 
     how = "HyperNetwork (a head per tensor) and functional_call in a loop; its file loaded alone"
     return [Contender("torchhyper", "documented", how, hyper, loop)]
@@ -191,12 +229,16 @@ def polyweave(workload: Workload) -> list[Contender]:
         **dict.fromkeys(("pack", "install", "extract"), refuse),
     }
     spec = type("WholeBase", (library.TargetSpec,), body)()
-    hyper = importlib.import_module("polyweave.hypernets").ConvFilterTeacher(spec, proto_channels=1, width=HIDDEN)
+    hyper = importlib.import_module("polyweave.hypernets").ConvFilterTeacher(
+        spec, proto_channels=1, width=HIDDEN
+    )
 
     def loop() -> Tensor:
         prototypes = workload.condition.view(-1, 1, 1, 4, 4)
         pairs = zip(prototypes, workload.x, strict=True)
-        return torch.stack([functional_call(base, hyper(prototype), (x,)) for prototype, x in pairs])
+        return torch.stack(
+            [functional_call(base, hyper(prototype), (x,)) for prototype, x in pairs]
+        )
 
     how = "own TargetSpec in a loop; the hypernetwork is its own, two 3x3 convolutions and a head 64-P on 1x4x4"
     return [Contender("polyweave", "documented", how, hyper, loop)]
@@ -220,7 +262,9 @@ def check(contender: Contender, workload: Workload) -> None:
     outputs = contender.outputs()
     expected = (*workload.x.shape[:2], *workload.base(workload.x[0]).shape[1:])
     if tuple(outputs.shape) != expected or not outputs.isfinite().all():
-        raise RuntimeError(f"outputs are not finite numbers of shape {expected} but {tuple(outputs.shape)}")
+        raise RuntimeError(
+            f"outputs are not finite numbers of shape {expected} but {tuple(outputs.shape)}"
+        )
     contender.step(workload)
     gradients = [p.grad for p in contender.module.parameters() if p.grad is not None]
     if not gradients or not all(gradient.isfinite().all() for gradient in gradients):
@@ -239,15 +283,24 @@ def run_workload(name: str, options: dict[str, Any]) -> list[Row]:
         try:
             contenders = plain_torch(workload) if group == "torch" else BUILD[group](workload)
         except Exception as error:
-            rows.append({"workload": name, "contender": group, "way": "documented", "error": reason(error)})
+            rows.append(
+                {"workload": name, "contender": group, "way": "documented", "error": reason(error)}
+            )
             continue
         for contender in contenders:
 
             def measure(contender: Contender = contender) -> Row:
                 check(contender, workload)
-                return race(partial(contender.step, workload), partial(mine.step, workload), options)
+                return race(
+                    partial(contender.step, workload), partial(mine.step, workload), options
+                )
 
-            row: Row = {"workload": name, "contender": contender.name, "way": contender.way, "how": contender.how}
+            row: Row = {
+                "workload": name,
+                "contender": contender.name,
+                "way": contender.way,
+                "how": contender.how,
+            }
             rows.append(attempt(row, measure))
     return rows
 

@@ -21,14 +21,23 @@ def race(theirs: Step, ours: Step, options: dict[str, Any]) -> Row:
     repeats = []
     for _ in range(options["repeats"]):
         steps = {"theirs": theirs, "ours": ours}
-        repeats.append(alternate(steps, options["rounds"], options["warmup"], clock_for(options["threads"])))
+        repeats.append(
+            alternate(steps, options["rounds"], options["warmup"], clock_for(options["threads"]))
+        )
     ratios = [ratio(times, of="theirs", against="ours")["median"] for times in repeats]
-    pooled = {name: [time for times in repeats for time in times[name]] for name in ("theirs", "ours")}
+    pooled = {
+        name: [time for times in repeats for time in times[name]] for name in ("theirs", "ours")
+    }
     spread = ratio(pooled, of="theirs", against="ours")
     return {
         "ms": 1e3 * median(pooled["theirs"]),
         "ours_ms": 1e3 * median(pooled["ours"]),
-        "ratio": {"median": median(ratios), "low": spread["low"], "high": spread["high"], "repeats": ratios},
+        "ratio": {
+            "median": median(ratios),
+            "low": spread["low"],
+            "high": spread["high"],
+            "repeats": ratios,
+        },
     }
 
 

@@ -1,7 +1,8 @@
 """How close a step comes to what this processor does at best: one large matrix product.
 
 In:   a step, and the seconds it takes.
-Out:  its floating-point operations; the rate of a matrix product; the share of that rate that the step reaches.
+Out:  its floating-point operations; the rate of a matrix product; the share of that rate that the
+      step reaches.
 Knows nothing of what the step does.
 """
 
@@ -21,8 +22,9 @@ SIDE = 1024
 def flops(step: Callable[[], object]) -> int:
     """Count the floating-point operations of matrix products, convolutions and attention in one call.
 
-    Additions, activations, norms and products number by number are left out, as is usual: they wait for memory. Torch
-    counts the backward pass of a grouped convolution as if it were not grouped, so count a step that has none.
+    Additions, activations, norms and products number by number are left out, as is usual: they wait
+    for memory. Torch counts the backward pass of a grouped convolution as if it were not grouped,
+    so count a step that has none.
 
     Args:
         step: Called once.
@@ -44,7 +46,9 @@ def product_rate(clock: Clock, rounds: int = 5) -> float:
         rounds: Timed products.
     """
     left, right, out = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE), torch.empty(SIDE, SIDE)
-    times = alternate({"product": lambda: torch.mm(left, right, out=out)}, rounds, warmup=2, clock=clock)
+    times = alternate(
+        {"product": lambda: torch.mm(left, right, out=out)}, rounds, warmup=2, clock=clock
+    )
     return 2 * SIDE**3 / median(times["product"])
 
 

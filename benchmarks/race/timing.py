@@ -1,7 +1,8 @@
 """Timing that survives a busy machine: contenders take turns in one process, and ratios are the result.
 
 In:   functions without arguments, one per contender.
-Out:  seconds per round of each; the ratio of two of them with its spread; the bytes one of them holds at its peak.
+Out:  seconds per round of each; the ratio of two of them with its spread; the bytes one of them
+      holds at its peak.
 Knows nothing of what the functions do. The caller sets the threads: ``torch.set_num_threads(1)``.
 """
 
@@ -14,7 +15,10 @@ from contextlib import contextmanager
 from statistics import median, quantiles
 from typing import Any
 
-from torch.autograd.profiler import profile, record_function  # torch.profiler's takes four seconds to start
+from torch.autograd.profiler import (
+    profile,
+    record_function,
+)  # torch.profiler's takes four seconds to start
 
 from weightloom.errors import ConfigError
 
@@ -26,7 +30,8 @@ Clock = Callable[[], float]
 def clock_for(threads: int) -> Clock:
     """Return the clock of a run: processor time of one thread, which others on the machine do not lengthen.
 
-    With more threads processor time adds up over them, and on Windows it moves in ticks of 16 ms: there the wall clock.
+    With more threads processor time adds up over them, and on Windows it moves in ticks of 16 ms:
+    there the wall clock.
 
     Example:
         >>> clock_for(threads=2) is time.perf_counter
@@ -55,16 +60,19 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Time contenders in turn, so that whatever else the machine does falls on all of them alike.
 
-    In every round each contender runs once. The order moves on by one from round to round and every other round runs
-    backwards, so that none always runs behind the same neighbour. Garbage is collected before, never while, a round is
-    timed; then the last in the round's order runs once untimed, so that none starts with cold caches.
+    In every round each contender runs once. The order moves on by one from round to round and every
+    other round runs backwards, so that none always runs behind the same neighbour. Garbage is
+    collected before, never while, a round is timed; then the last in the round's order runs once
+    untimed, so that none starts with cold caches.
 
     Args:
-        contenders: What to time, by name. Each does all its work when called; what it returns is dropped.
+        contenders: What to time, by name. Each does all its work when called; what it returns is
+            dropped.
         rounds: Timed calls of each.
         warmup: Calls of each before the first round.
         clock: Returns seconds.
-        synchronise: Waits for the device, as in ``torch.cuda.synchronize``; called before the clock is read.
+        synchronise: Waits for the device, as in ``torch.cuda.synchronize``; called before the clock
+            is read.
 
     Returns:
         Seconds per round, by name: entry i of every list was measured in round i.
@@ -105,8 +113,9 @@ def alternate(
 def ratio(times: Mapping[str, Sequence[float]], of: str, against: str) -> dict[str, float]:
     """Say how many times as long ``of`` takes as ``against``, and how sure that is.
 
-    ``median`` is the ratio of the two medians. ``low`` and ``high`` are the quartiles of the ratios within each round:
-    half of the rounds lie between them. Rounds are paired because both ran within moments of each other.
+    ``median`` is the ratio of the two medians. ``low`` and ``high`` are the quartiles of the ratios
+    within each round: half of the rounds lie between them. Rounds are paired because both ran
+    within moments of each other.
 
     Args:
         times: As `alternate` returns them.
@@ -125,15 +134,17 @@ def ratio(times: Mapping[str, Sequence[float]], of: str, against: str) -> dict[s
 def peak_memory_bytes(function: Callable[[], object], warmup: int = 1) -> int:
     """Return the most bytes of CPU tensors that ``function`` holds at once, what an earlier call left included.
 
-    Torch's profiler reports every allocation and release of the CPU allocator, with its size: the running sum is exact,
-    the same every time, and knows activations kept for backward. The high-water mark of the process, the usual
-    other way, counts pages: it hides what is reused and rises by caches. Not counted: scratch that kernels
-    take from elsewhere (oneDNN's workspaces), and anything on an accelerator (``torch.cuda.max_memory_allocated``).
+    Torch's profiler reports every allocation and release of the CPU allocator, with its size: the
+    running sum is exact, the same every time, and knows activations kept for backward. The
+    high-water mark of the process, the usual other way, counts pages: it hides what is reused and
+    rises by caches. Not counted: scratch that kernels take from elsewhere (oneDNN's workspaces),
+    and anything on an accelerator (``torch.cuda.max_memory_allocated``).
 
     Args:
-        function: One step. Gradients count if it replaces them (``zero_grad(set_to_none=True)``), as a step does; where
-            it adds to gradients that were there before, those do not.
-        warmup: Calls before the measured one: they pay for one-time buffers, and their leavings are known by size.
+        function: One step. Gradients count if it replaces them (``zero_grad(set_to_none=True)``),
+            as a step does; where it adds to gradients that were there before, those do not.
+        warmup: Calls before the measured one: they pay for one-time buffers, and their leavings are
+            known by size.
 
     Example:
         >>> from torch import zeros
@@ -150,7 +161,9 @@ def peak_memory_bytes(function: Callable[[], object], warmup: int = 1) -> int:
     live: dict[int, int] = {}
     held = peak = 0
     measured = False
-    for event in sorted(_walk(trace.kineto_results.experimental_event_tree()), key=lambda event: event.start_time_ns):
+    for event in sorted(
+        _walk(trace.kineto_results.experimental_event_tree()), key=lambda event: event.start_time_ns
+    ):
         measured = measured or event.name == MEASURED
         if event.name == "[memory]":
             memory = event.extra_fields

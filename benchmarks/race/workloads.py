@@ -1,7 +1,8 @@
 """The two workloads of the race that generate a whole base, and the plain-torch ways to run them.
 
 In:   the name of a workload, and how many tasks.
-Out:  its base network, conditions, inputs and loss; contenders whose step generates, runs forward and backward.
+Out:  its base network, conditions, inputs and loss; contenders whose step generates, runs forward
+      and backward.
 Knows nothing of the peers.
 """
 
@@ -22,7 +23,8 @@ CONDITION_DIM = 16
 HIDDEN = 64
 
 Way = Literal["ours", "documented", "recipe", "undocumented", "plain torch"]
-"""Whose way it is: what a library's reference or quick start shows; a README's advanced recipe; a lucky find; none."""
+"""Whose way it is: what a library's reference or quick start shows; a README's advanced recipe; a
+lucky find; none."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def cnn() -> nn.Sequential:
 def mlp_by_hand(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """One batched matrix product per layer."""
     for layer in ("0", "2", "4"):
-        x = torch.baddbmm(params[f"{layer}.bias"][:, None], x, params[f"{layer}.weight"].transpose(1, 2))
+        x = torch.baddbmm(
+            params[f"{layer}.bias"][:, None], x, params[f"{layer}.weight"].transpose(1, 2)
+        )
         x = x if layer == "4" else x.relu()
     return x
 
@@ -115,13 +119,18 @@ def cnn_by_hand(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 def run_loop(base: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Run task after task."""
-    rows = [functional_call(base, {name: value[i] for name, value in params.items()}, x[i]) for i in range(len(x))]
+    rows = [
+        functional_call(base, {name: value[i] for name, value in params.items()}, x[i])
+        for i in range(len(x))
+    ]
     return torch.stack(rows)
 
 
 def run_vmap(base: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Run all tasks in one pass of ``vmap``."""
-    outputs: Tensor = vmap(lambda one_params, one_x: functional_call(base, one_params, (one_x,)))(params, x)
+    outputs: Tensor = vmap(lambda one_params, one_x: functional_call(base, one_params, (one_x,)))(
+        params, x
+    )
     return outputs
 
 
@@ -158,11 +167,25 @@ def plain_torch(workload: Workload) -> list[Contender]:
 
     def contender(name: str, how: str, run: Callable[[Params, Tensor], Tensor]) -> Contender:
         return Contender(
-            name, "plain torch", how, generator, lambda: run(cut(generator(workload.condition), shapes), workload.x)
+            name,
+            "plain torch",
+            how,
+            generator,
+            lambda: run(cut(generator(workload.condition), shapes), workload.x),
         )
 
     return [
-        contender("torch, loop", "functional_call, task after task", lambda params, x: run_loop(base, params, x)),
-        contender("torch, vmap", "vmap(functional_call)", lambda params, x: run_vmap(base, params, x)),
-        contender("torch, by hand", "baddbmm and grouped convolutions, for this base only", workload.by_hand),
+        contender(
+            "torch, loop",
+            "functional_call, task after task",
+            lambda params, x: run_loop(base, params, x),
+        ),
+        contender(
+            "torch, vmap", "vmap(functional_call)", lambda params, x: run_vmap(base, params, x)
+        ),
+        contender(
+            "torch, by hand",
+            "baddbmm and grouped convolutions, for this base only",
+            workload.by_hand,
+        ),
     ]

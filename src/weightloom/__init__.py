@@ -1,8 +1,8 @@
 """weightloom: hypernetworks in meta-learning, for PyTorch.
 
-A hypernetwork reads a condition and generates parameters for a base network, one set per task, many tasks in one pass.
-The names that `__init__.pyi` lists are loaded when they are first used, so that importing the package, and its command,
-costs nothing.
+A hypernetwork reads a condition and generates parameters for a base network, one set per task, many
+tasks in one pass. The names that `__init__.pyi` lists are loaded when they are first used, so that
+importing the package, and its command, costs nothing.
 """
 
 import functools
@@ -33,7 +33,11 @@ def _public_names() -> dict[str, str]:
     package = pathlib.Path(__file__).parent
     rooms: dict[str, str] = {}
     for room, name in _imports(package / "__init__.pyi"):
-        names = [name] if name != "*" else [name for _, name in _imports(package / room / "__init__.py")]
+        names = (
+            [name]
+            if name != "*"
+            else [name for _, name in _imports(package / room / "__init__.py")]
+        )
         rooms.update(dict.fromkeys(names, room))
     return rooms
 
@@ -41,4 +45,6 @@ def _public_names() -> dict[str, str]:
 def _imports(file: pathlib.Path) -> list[tuple[str, str]]:
     """Room and name of each line ``from weightloom.ROOM import NAME …``."""
     lines = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
-    return [(words[1].removeprefix("weightloom."), words[3]) for words in lines if words[:1] == ["from"]]
+    return [
+        (words[1].removeprefix("weightloom."), words[3]) for words in lines if words[:1] == ["from"]
+    ]

@@ -4,8 +4,8 @@ In:   a base network, parameters or a condition to start from, a loss of the sup
 Out:  what was adapted, one gradient descent per task, all tasks at once.
 Knows nothing of how the result is judged.
 
-`descend` can be differentiated, for the inner loop of a bilevel problem. `fit_params` and `fit_condition` cannot: they
-adapt at the end, with Adam.
+`descend` can be differentiated, for the inner loop of a bilevel problem. `fit_params` and
+`fit_condition` cannot: they adapt at the end, with Adam.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,16 +35,20 @@ def descend(
 ) -> Start:
     """Take a few gradient steps per task that can themselves be differentiated: the inner loop of a bilevel problem.
 
-    The gradient flows back into ``start``, ``inner_lr`` and whatever ``loss_per_task`` holds. A loss of one task says
-    nothing of the numbers of another, so one descent over all tasks is exactly one descent per task.
+    The gradient flows back into ``start``, ``inner_lr`` and whatever ``loss_per_task`` holds. A
+    loss of one task says nothing of the numbers of another, so one descent over all tasks is
+    exactly one descent per task.
 
     Args:
-        start: What is adapted: Params, or one tensor, such as a condition. What is held as factors stays so.
+        start: What is adapted: Params, or one tensor, such as a condition. What is held as factors
+            stays so.
         loss_per_task: What is adapted to one support loss per task, (tasks,).
         steps: Gradient steps; 0 gives ``start`` back.
         inner_lr: Length of a step; a tensor where it is learned.
-        first_order: Take the gradients of the inner steps as constants: cheaper, and no longer the true gradient.
-        momentum: Decay rates of the two moments of Adam, as in ``(0.9, 0.999)``. None is plain gradient descent.
+        first_order: Take the gradients of the inner steps as constants: cheaper, and no longer the
+            true gradient.
+        momentum: Decay rates of the two moments of Adam, as in ``(0.9, 0.999)``. None is plain
+            gradient descent.
         weight_decay: Decoupled decay per step, in units of ``inner_lr``.
 
     Returns:
@@ -58,20 +62,26 @@ def descend(
         tensor([0.5000, 1.5000], grad_fn=<...>)
 
     Source:
-        Finn, Abbeel and Levine, "Model-agnostic meta-learning" (2017), equation 1; first order as in their section
-        5.2. With ``momentum``: AdamW, Loshchilov and Hutter (2019), unrolled.
+        Finn, Abbeel and Levine, "Model-agnostic meta-learning" (2017), equation 1; first order as
+        in their section 5.2. With ``momentum``: AdamW, Loshchilov and Hutter (2019), unrolled.
     """
     tracked = torch.is_grad_enabled()
     leaves, structure = tree_flatten(start)
-    moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves] if momentum else []
+    moments = (
+        [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves] if momentum else []
+    )
     with torch.enable_grad():
         if not tracked:
             leaves = [leaf.detach() for leaf in leaves]
         for step in range(1, steps + 1):
-            leaves = [leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves]
+            leaves = [
+                leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves
+            ]
             losses = loss_per_task(tree_unflatten(leaves, structure))
             second = tracked and not first_order
-            gradients: list[Tensor] = list(torch.autograd.grad(losses.sum(), leaves, create_graph=second))
+            gradients: list[Tensor] = list(
+                torch.autograd.grad(losses.sum(), leaves, create_graph=second)
+            )
             if momentum:
                 gradients, moments = _adam(gradients, moments, momentum, step)
             kept = 1 - inner_lr * weight_decay
@@ -82,12 +92,16 @@ def descend(
 
 
 def _adam(
-    gradients: list[Tensor], moments: list[tuple[Tensor, Tensor]], decay: tuple[float, float], step: int
+    gradients: list[Tensor],
+    moments: list[tuple[Tensor, Tensor]],
+    decay: tuple[float, float],
+    step: int,
 ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
     """Turn gradients into Adam's direction; the tiny number stands under the root, where it can be differentiated."""
     first, second = decay
     moments = [
-        (m.lerp(g, 1 - first), v.lerp(g.square(), 1 - second)) for (m, v), g in zip(moments, gradients, strict=True)
+        (m.lerp(g, 1 - first), v.lerp(g.square(), 1 - second))
+        for (m, v), g in zip(moments, gradients, strict=True)
     ]
     scale = 1 / (1 - first**step), 1 / (1 - second**step)
     return [m * scale[0] / (v * scale[1] + 1e-16).sqrt() for m, v in moments], moments
@@ -103,8 +117,9 @@ def fit_params(
 ) -> Params:
     """Fit the parameters of each task to its support set with Adam; ``params`` and ``base`` are left alone.
 
-    Adam works number by number, so one optimiser over (tasks, *shape) is exactly one optimiser per task. The result
-    carries no gradient history. What is held as factors stays so: the factors are fitted, what tasks share is not.
+    Adam works number by number, so one optimiser over (tasks, *shape) is exactly one optimiser per
+    task. The result carries no gradient history. What is held as factors stays so: the factors are
+    fitted, what tasks share is not.
 
     Args:
         base: The base network.
@@ -132,7 +147,10 @@ def fit_params(
         )
     start = [leaf.detach().clone().requires_grad_() for leaf in leaves]
     fitted = _fitted(
-        start, lambda its: loss_per_task(apply_per_task(base, tree_unflatten(its, structure), x)), steps, inner_lr
+        start,
+        lambda its: loss_per_task(apply_per_task(base, tree_unflatten(its, structure), x)),
+        steps,
+        inner_lr,
     )
     return Params(tree_unflatten(fitted, structure))
 
@@ -144,7 +162,9 @@ def _fitted(
     optimiser = torch.optim.Adam(leaves, lr=inner_lr)
     with torch.enable_grad():
         for _ in range(steps):
-            for leaf, gradient in zip(leaves, torch.autograd.grad(losses(leaves).sum(), leaves), strict=True):
+            for leaf, gradient in zip(
+                leaves, torch.autograd.grad(losses(leaves).sum(), leaves), strict=True
+            ):
                 leaf.grad = gradient
             optimiser.step()
     return [leaf.detach() for leaf in leaves]
@@ -161,11 +181,13 @@ def fit_condition(
 ) -> Tensor:
     """Fit the condition of each new task with Adam; ``hyper`` and ``base`` are left alone, buffers included.
 
-    For tasks that join when training is over, such as new clients of a federation: only ``condition_dim`` numbers per
-    task are fitted, so a few points go a long way. Adam works number by number, so all tasks at once is exactly one
-    fit per task. Train or eval mode stays as it is. The result carries no gradient history.
+    For tasks that join when training is over, such as new clients of a federation: only
+    ``condition_dim`` numbers per task are fitted, so a few points go a long way. Adam works number
+    by number, so all tasks at once is exactly one fit per task. Train or eval mode stays as it is.
+    The result carries no gradient history.
 
-    A hypernetwork as it was built gives every task the same parameters, and so no gradient: train it first.
+    A hypernetwork as it was built gives every task the same parameters, and so no gradient: train
+    it first.
 
     Args:
         hyper: The hypernetwork, trained.
@@ -174,8 +196,8 @@ def fit_condition(
         loss_per_task: Outputs, (tasks, shots, *out), to one support loss per task, (tasks,).
         steps: Gradient steps.
         inner_lr: Adam's learning rate.
-        start: Where to start: (condition_dim,) for all tasks, as in ``embedding.table.weight.mean(0)``, or
-            (tasks, condition_dim). None starts at zero.
+        start: Where to start: (condition_dim,) for all tasks, as in
+            ``embedding.table.weight.mean(0)``, or (tasks, condition_dim). None starts at zero.
 
     Returns:
         The condition of each task, (tasks, condition_dim).
@@ -191,11 +213,13 @@ def fit_condition(
         torch.Size([3, 4])
 
     Source:
-        Shamsian et al., "Personalized Federated Learning using Hypernetworks" (2021): a client that joins late
-        learns its embedding alone.
+        Shamsian et al., "Personalized Federated Learning using Hypernetworks" (2021): a client that
+        joins late learns its embedding alone.
     """
     condition = _start(hyper, len(x), start)
-    buffers = {name: buffer.clone() for name, buffer in hyper.named_buffers()}  # a step may write into them
+    buffers = {
+        name: buffer.clone() for name, buffer in hyper.named_buffers()
+    }  # a step may write into them
 
     def losses(leaves: list[Tensor]) -> Tensor:
         return loss_per_task(apply_per_task(base, functional_call(hyper, buffers, (leaves[0],)), x))

@@ -1,7 +1,7 @@
 """The ``weightloom`` command: a list of commands and applications, and what an error becomes.
 
-Knows every application by name and nothing of their insides. Neither torch nor the parser of flags is imported here, so
-that help comes at once.
+Knows every application by name and nothing of their insides. Neither torch nor the parser of flags
+is imported here, so that help comes at once.
 """
 
 import os
@@ -26,7 +26,8 @@ COMMANDS = {
 }
 """Commands beside the applications, and what each does."""
 NARROWEST, WIDEST = 40, 500
-"""Letters of a line. Help of lines of one letter takes minutes, and of a million letters all memory."""
+"""Letters of a line. Help of lines of one letter takes minutes, and of a million letters all
+memory."""
 
 OUTSIDE = (OSError, ValueError, MemoryError, RecursionError)
 """Errors that what comes from outside leads to; all others are of this library's making."""
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     _fit_terminal()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # names that are not UTF-8, terminals that know ASCII alone
+        if isinstance(
+            stream, TextIOWrapper
+        ):  # names that are not UTF-8, terminals that know ASCII alone
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(words)

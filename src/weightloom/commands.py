@@ -34,7 +34,8 @@ class RunCommand(Generic[Options]):
     options: Options
     """Options of the application."""
     run: Path | None = None
-    """Folder to write; it must not exist. Default: the next free one of runs/NAME-001, runs/NAME-002, …"""
+    """Folder to write; it must not exist. Default: the next free one of runs/NAME-001,
+    runs/NAME-002, …"""
     resume: Path | None = None
     """Go on with an unfinished run in this folder."""
     config: Path | None = None
@@ -42,13 +43,16 @@ class RunCommand(Generic[Options]):
     quiet: bool = False
     """Show no progress."""
     trust: bool = False
-    """Import what the options of `--config` or `--resume` name as `module:Class`, though nobody typed it."""
+    """Import what the options of `--config` or `--resume` name as `module:Class`, though nobody
+    typed it."""
     seeds: tuple[int, ...] = ()
     """Run once with each of these seeds; intervals are then over seeds."""
     folds: tuple[int, ...] = ()
-    """Run every seed on each of these folds of the data, in the place of the option that deals them out."""
+    """Run every seed on each of these folds of the data, in the place of the option that deals them
+    out."""
     sweep: tuple[str, ...] = ()
-    """Try an option on validation tasks, for every trained method alone: `learning-rate=0.001,0.003`."""
+    """Try an option on validation tasks, for every trained method alone:
+    `learning-rate=0.001,0.003`."""
 
 
 def run_app(app: AnyApp, words: list[str], typed: str) -> int:
@@ -71,13 +75,18 @@ def run_app(app: AnyApp, words: list[str], typed: str) -> int:
     line, going = shlex.join(["weightloom", typed, *words]), command.resume is not None
     more = Several(command.seeds, command.folds, command.sweep)
     if more:
-        outcome = run_several(app, options, folder, more, command=line, resume=going, quiet=command.quiet)
+        outcome = run_several(
+            app, options, folder, more, command=line, resume=going, quiet=command.quiet
+        )
     else:
         outcome = run(app, options, folder, command=line, resume=going, quiet=command.quiet)
     if outcome is None:
         return 0
     if not isinstance(outcome, dict):
-        print(f"stopped by {outcome.name}; type `weightloom {typed} --resume {folder}` to go on", file=sys.stderr)
+        print(
+            f"stopped by {outcome.name}; type `weightloom {typed} --resume {folder}` to go on",
+            file=sys.stderr,
+        )
         return 128 + int(outcome)
     _print_scores(app, outcome["scores"])
     for text in app.lines(outcome):
@@ -147,8 +156,8 @@ class AdaptCommand:
     run: Positional[Path]
     """The run's folder."""
     support: Positional[str]
-    """The new task: for few-shot learning a folder of pictures with a folder for each class, or a .csv, .jsonl or .npz
-    file; for reinforcement learning a context, as in `gravity=12`."""
+    """The new task: for few-shot learning a folder of pictures with a folder for each class, or a
+    .csv, .jsonl or .npz file; for reinforcement learning a context, as in `gravity=12`."""
     predict: tuple[str, ...] = ()
     """Inputs to answer, such as paths of pictures or a file of rows."""
     out: Path | None = None
@@ -205,7 +214,9 @@ def export(words: list[str]) -> int:
                 f"kind of task. Pass one, as in `--{name} {values[0]}`."
             )
     loaded = load(app, command.run, changes, only=True, trust=command.trust)
-    folder = command.out or command.run / "export" / ("whole" if command.whole else Path(command.task).stem)
+    folder = command.out or command.run / "export" / (
+        "whole" if command.whole else Path(command.task).stem
+    )
     if command.whole:
         facts = app.export_whole(loaded.model, loaded.problem, loaded.config, folder)
     else:
@@ -267,14 +278,20 @@ def _app_of(words: list[str], command: str) -> AnyApp:
 
     named = _value_of("--app", words)
     folders = [word for word in words if not word.startswith("-") and word != named]
-    folder = next((word for word in folders if (Path(word) / RUN).is_file()), folders[0] if folders else None)
+    folder = next(
+        (word for word in folders if (Path(word) / RUN).is_file()), folders[0] if folders else None
+    )
     if folder is None or words[0] in ("-h", "--help"):
         return find_app(named or "fewshot")
     about = read_run_file(Path(folder))
     if (about.seeds or about.folds or about.sweep) and command != "report":
         inside = sorted(path.parent.as_posix() for path in Path(folder).glob(f"*/{RUN}"))
-        which = f"Pass a folder in it, as in `{inside[0]}`." if inside else "None of them has begun."
-        raise ConfigError(f"`{folder}` holds several runs. `weightloom {command}` takes one. {which}")
+        which = (
+            f"Pass a folder in it, as in `{inside[0]}`." if inside else "None of them has begun."
+        )
+        raise ConfigError(
+            f"`{folder}` holds several runs. `weightloom {command}` takes one. {which}"
+        )
     if named is None and about.app not in app_names():
         raise ConfigError(
             f"`{folder}` is a run of `{about.app}`, an application that is not installed here. What a folder names is "
@@ -308,7 +325,9 @@ def _with_changes(made_by: AnyApp, about: str, judged_by: Sequence[str], **more:
     for name in judged_by:
         kind = hints[name]
         text = documented.get(name, "").partition(" None:")[0].partition(" Default:")[0]
-        wanted, default, usual = (bool, False, "") if kind is bool else (kind | None, None, " Default: as trained.")
+        wanted, default, usual = (
+            (bool, False, "") if kind is bool else (kind | None, None, " Default: as trained.")
+        )
         columns.append((name, Annotated[wanted, arg(help=text + usual)], field(default=default)))
     made = make_dataclass("RunChanges", columns, frozen=True)
     made.__doc__ = about
@@ -330,7 +349,9 @@ def _documented(kind: type) -> dict[str, str]:
         for line, below in pairwise(lines):
             text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
             if isinstance(line, ast.AnnAssign) and text:
-                found[ast.unparse(line.target)] = " ".join(ast.literal_eval(ast.unparse(below)).split())
+                found[ast.unparse(line.target)] = " ".join(
+                    ast.literal_eval(ast.unparse(below)).split()
+                )
     return found
 
 
@@ -340,7 +361,9 @@ def _options_of(app: AnyApp, words: list[str]) -> tuple[RunOptions, dict[str, An
         from weightloom.runs.folder import SEVERAL, read_config, read_run_file
 
         about = read_run_file(Path(folder))
-        return read_config(Path(folder), app.config, app.name), {name: getattr(about, name) for name in SEVERAL}
+        return read_config(Path(folder), app.config, app.name), {
+            name: getattr(about, name) for name in SEVERAL
+        }
     file = _value_of("--config", words)
     return (app.config.from_dict(_read_options(Path(file))) if file else app.config()), {}
 
@@ -350,7 +373,9 @@ def _no_options(words: list[str], name: str) -> None:
         print(f"usage: weightloom {name}\n\n{BY_NAME[name].__doc__}")
         raise SystemExit(0)
     if words:
-        raise ConfigError(f"`weightloom {name}` takes no options, but `{words[0]}` was typed. Type it alone.")
+        raise ConfigError(
+            f"`weightloom {name}` takes no options, but `{words[0]}` was typed. Type it alone."
+        )
 
 
 def _value_of(flag: str, words: list[str]) -> str | None:
@@ -376,7 +401,9 @@ def _read_options(path: Path) -> dict[str, Any]:
             "`ways: 5`. A run's `config.json` is one."
         ) from error
     if not isinstance(options, dict):
-        raise ConfigError(f"`--config {path}` holds no options. It needs one a line, as in `ways: 5`. Add some.")
+        raise ConfigError(
+            f"`--config {path}` holds no options. It needs one a line, as in `ways: 5`. Add some."
+        )
     return options
 
 

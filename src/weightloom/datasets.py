@@ -25,15 +25,18 @@ FILES = {
 def searched_folders(data: str) -> list[Path]:
     """Return the folders where a set is looked for, first to last.
 
-    The folder named by ``WEIGHTLOOM_DATA``, where it is set; then the user's cache, where downloads go too:
-    ``$XDG_CACHE_HOME/weightloom`` or ``~/.cache/weightloom``. Each holds one folder per set.
+    The folder named by ``WEIGHTLOOM_DATA``, where it is set; then the user's cache, where downloads
+    go too: ``$XDG_CACHE_HOME/weightloom`` or ``~/.cache/weightloom``. Each holds one folder per
+    set.
 
     Args:
         data: The set's folder, as in ``"omniglot"``.
     """
     named = os.environ.get("WEIGHTLOOM_DATA")
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    cache = cache if cache.is_absolute() else Path.home() / ".cache"  # as the XDG specification has it
+    cache = (
+        cache if cache.is_absolute() else Path.home() / ".cache"
+    )  # as the XDG specification has it
     return ([Path(named).expanduser() / data] if named else []) + [cache / "weightloom" / data]
 
 

@@ -1,7 +1,8 @@
 """What can go wrong, on purpose.
 
-Every error says three things: what was wrong, with its value; what fits, and why; what to type. All of them are a
-`WeightloomError`, so a caller can catch the family, and each is a builtin error too, for callers who do not know us.
+Every error says three things: what was wrong, with its value; what fits, and why; what to type. All
+of them are a `WeightloomError`, so a caller can catch the family, and each is a builtin error too,
+for callers who do not know us.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,10 @@
 """What survives a run: tensors and facts in one file that is whole or not there at all.
 
 In:   named tensors and JSON facts.
-Out:  one ``safetensors`` file, written under a temporary name and moved, so that a crash leaves the old one whole.
-Nothing that is loaded can execute code. A digest of the contents is kept inside and checked on reading.
+Out:  one ``safetensors`` file, written under a temporary name and moved, so that a crash leaves the
+      old one whole.
+Nothing that is loaded can execute code. A digest of the contents is kept inside and checked on
+reading.
 """
 
 import hashlib
@@ -36,7 +38,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
         facts: Anything that JSON can hold.
 
     Raises:
-        CheckpointError: If the disk is full or the folder cannot be written to. What was at ``path`` is still there.
+        CheckpointError: If the disk is full or the folder cannot be written to. What was at
+            ``path`` is still there.
     """
     flat: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -57,7 +60,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         The tensors, on the CPU, and the facts.
 
     Raises:
-        CheckpointError: If the file is missing, truncated, of another format, or changed since it was written.
+        CheckpointError: If the file is missing, truncated, of another format, or changed since it
+            was written.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -98,10 +102,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name, then move it to ``path``.
 
-    Where a link lies at ``path``, the file that it leads to is written. A device or a pipe is written to as it stands.
+    Where a link lies at ``path``, the file that it leads to is written. A device or a pipe is
+    written to as it stands.
 
     Raises:
-        CheckpointError: If it cannot be written. The temporary file is removed; what was at ``path`` stays.
+        CheckpointError: If it cannot be written. The temporary file is removed; what was at
+            ``path`` stays.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     through = kind_of(path) == "other" and not path.is_block_device()
@@ -166,7 +172,9 @@ def check_empty(path: Path, option: str = "--run") -> None:
         found = "holds something already" if path.is_dir() else "is there already, and no folder"
     except OSError as error:
         found = f"cannot be looked at ({error.strerror})"
-    raise ConfigError(f"`{shortened(path)}` {found}. Nothing is written over. Pass another folder as `{option}`.")
+    raise ConfigError(
+        f"`{shortened(path)}` {found}. Nothing is written over. Pass another folder as `{option}`."
+    )
 
 
 def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:

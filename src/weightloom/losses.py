@@ -1,6 +1,7 @@
 """Losses: outputs and targets per task in, one number per task out.
 
-A mean over tasks is the caller's, so that a task can be weighed, named when it goes wrong, or looked at.
+A mean over tasks is the caller's, so that a task can be weighed, named when it goes wrong, or
+looked at.
 """
 
 from collections.abc import Callable
@@ -63,7 +64,9 @@ def loss_per_task(outputs: Tensor, targets: Tensor) -> Float[Tensor, " tasks"]:
         outputs: (tasks, batch, *out).
         targets: Labels (tasks, batch), or numbers (tasks, batch, *out).
     """
-    return (mse_per_task if targets.is_floating_point() else cross_entropy_per_task)(outputs, targets)
+    return (mse_per_task if targets.is_floating_point() else cross_entropy_per_task)(
+        outputs, targets
+    )
 
 
 def masked_loss(

@@ -1,10 +1,12 @@
 """Generated parameters: the currency between rooms.
 
-In:   a base network and selectors (globs, kinds of module, predicates) that say which parameters are generated.
-Out:  `ParamSpec`, their names and shapes; and the way between one flat vector per task and `Params`, a mapping from
-      names to values that can be taken apart and put together along the tasks axis.
-Knows nothing of how parameters are generated or used. A function of the library that takes `Params` takes any mapping
-from names to tensors, such as a dict.
+In:   a base network and selectors (globs, kinds of module, predicates) that say which parameters
+      are generated.
+Out:  `ParamSpec`, their names and shapes; and the way between one flat vector per task and
+      `Params`, a mapping from names to values that can be taken apart and put together along the
+      tasks axis.
+Knows nothing of how parameters are generated or used. A function of the library that takes `Params`
+takes any mapping from names to tensors, such as a dict.
 """
 
 import weakref
@@ -30,7 +32,8 @@ Index = int | slice | Sequence[int] | Tensor
 """Says which tasks: one number, several, a slice, or one bool per task."""
 
 Selector = str | type[nn.Module] | Callable[[str, nn.Parameter], bool]
-"""Says which parameters: a glob over their names, a kind of module that they are in, or a predicate.
+"""Says which parameters: a glob over their names, a kind of module that they are in, or a
+predicate.
 
 A predicate is called with name and parameter, as in ``lambda name, parameter: parameter.ndim > 1``.
 """
@@ -39,8 +42,9 @@ A predicate is called with name and parameter, as in ``lambda name, parameter: p
 class Params(dict[str, Tensor]):
     """Generated parameters: keys as in ``named_parameters()``, each value ``(tasks, *shape)``.
 
-    A dict, and a tree of its values in torch's sense, those held as factors down to their factors. Every method works
-    on the factors and leaves these Params as they are; none builds a value that is held as factors.
+    A dict, and a tree of its values in torch's sense, those held as factors down to their factors.
+    Every method works on the factors and leaves these Params as they are; none builds a value that
+    is held as factors.
 
     Example:
         >>> params = Params(weight=torch.randn(5, 2, 3), bias=torch.zeros(5, 2))
@@ -65,9 +69,9 @@ class Params(dict[str, Tensor]):
         """Take some of the tasks.
 
         Args:
-            index: Task numbers, in the order wanted, as a list or a tensor, negative ones counted from the end; a
-                slice; one bool per task, of which the true ones are taken; or one number, which leaves a tasks axis
-                of 1.
+            index: Task numbers, in the order wanted, as a list or a tensor, negative ones counted
+                from the end; a slice; one bool per task, of which the true ones are taken; or one
+                number, which leaves a tasks axis of 1.
 
         Raises:
             ShapeError: If there is no such task, or not one bool per task.
@@ -84,14 +88,16 @@ class Params(dict[str, Tensor]):
         place = _place(index, tasks)
         if isinstance(place, slice):
             return Params({name: value[place] for name, value in self.items()})
-        return Params({name: value.index_select(0, place.to(value.device)) for name, value in self.items()})
+        return Params(
+            {name: value.index_select(0, place.to(value.device)) for name, value in self.items()}
+        )
 
     @classmethod
     def cat(cls, sets: Iterable[Mapping[str, Tensor]]) -> "Params":
         """Put the tasks of several sets one behind the other.
 
-        What is held as factors stays so where its form, own value and shared tensors are the same in all sets, as in
-        those of one hypernetwork; else it is built.
+        What is held as factors stays so where its form, own value and shared tensors are the same
+        in all sets, as in those of one hypernetwork; else it is built.
 
         Raises:
             ShapeError: If the sets differ in names, or there is none.
@@ -104,7 +110,8 @@ class Params(dict[str, Tensor]):
         """Put sets of one task each, values without a tasks axis, together along a new tasks axis; factors stay so.
 
         Raises:
-            ShapeError: If the sets differ in names, there is none, or a value that is held as factors has a tasks axis.
+            ShapeError: If the sets differ in names, there is none, or a value that is held as
+                factors has a tasks axis.
         """
         sets = list(sets)
         for name, value in [item for its in sets for item in its.items()]:
@@ -138,8 +145,8 @@ class Params(dict[str, Tensor]):
     def map(self, function: Callable[[Tensor], Tensor]) -> "Params":
         """Apply a function to every tensor, and to every factor of what is held as factors.
 
-        The own value of the base and what tasks share are left as they are. The function must leave the axes behind
-        the tasks axis alone.
+        The own value of the base and what tasks share are left as they are. The function must leave
+        the axes behind the tasks axis alone.
         """
         return tree_map(function, self)
 
@@ -157,7 +164,9 @@ class Params(dict[str, Tensor]):
                 '`by="task"` or `by="name"`.'
             )
         if count_tasks(self) is None:
-            raise ShapeError("`params` holds no parameter. A norm needs numbers to square. Pass generated Params.")
+            raise ShapeError(
+                "`params` holds no parameter. A norm needs numbers to square. Pass generated Params."
+            )
         squares = {name: _squared(value) for name, value in self.items()}
         return squares if by == "name" else torch.stack(list(squares.values())).sum(0)
 
@@ -196,7 +205,11 @@ def _place(index: Any, tasks: int) -> slice | Tensor:
         return index
     place = index if isinstance(index, Tensor) else _tensor_of(index)
     if place is None or place.ndim > 1 or place.dtype.is_floating_point or place.dtype.is_complex:
-        what = f"a tensor of shape {tuple(index.shape)}, {index.dtype}" if isinstance(index, Tensor) else repr(index)
+        what = (
+            f"a tensor of shape {tuple(index.shape)}, {index.dtype}"
+            if isinstance(index, Tensor)
+            else repr(index)
+        )
         raise ConfigError(
             f"`index` is {what}. It says which of {tasks} tasks to take. Pass task numbers as a list or a tensor of "
             "one axis, one bool per task, a slice, or one number."
@@ -221,9 +234,15 @@ def _place(index: Any, tasks: int) -> slice | Tensor:
 
 def _tensor_of(index: Any) -> Tensor | None:
     try:
-        return torch.as_tensor(index if len(index) else [], dtype=None if len(index) else torch.long)
+        return torch.as_tensor(
+            index if len(index) else [], dtype=None if len(index) else torch.long
+        )
     except TypeError:
-        return torch.as_tensor(index) if isinstance(index, int) and not isinstance(index, bool) else None
+        return (
+            torch.as_tensor(index)
+            if isinstance(index, int) and not isinstance(index, bool)
+            else None
+        )
     except (ValueError, RuntimeError):
         return None
 
@@ -231,7 +250,9 @@ def _tensor_of(index: Any) -> Tensor | None:
 def _names_of(sets: Sequence[Mapping[str, Tensor]]) -> list[str]:
     """The names that all sets hold."""
     if not sets:
-        raise ShapeError("There is no set of parameters. At least one says which parameters there are. Pass a list.")
+        raise ShapeError(
+            "There is no set of parameters. At least one says which parameters there are. Pass a list."
+        )
     for number, its in enumerate(sets):
         if its.keys() != sets[0].keys():
             raise ShapeError(
@@ -250,7 +271,10 @@ register_pytree_node(
     lambda params: (list(params.values()), list(params)),
     _unflatten,
     serialized_type_name="weightloom.params.Params",
-    flatten_with_keys_fn=lambda params: ([(MappingKey(name), value) for name, value in params.items()], list(params)),
+    flatten_with_keys_fn=lambda params: (
+        [(MappingKey(name), value) for name, value in params.items()],
+        list(params),
+    ),
 )
 add_safe_globals([Params])  # for `torch.load`, which makes nothing else than it knows
 
@@ -293,7 +317,13 @@ def sub(params: Mapping[str, Tensor], prefix: str) -> Params:
         dict_keys(['bias'])
     """
     start = f"{prefix}."
-    inside = Params({name.removeprefix(start): value for name, value in params.items() if name.startswith(start)})
+    inside = Params(
+        {
+            name.removeprefix(start): value
+            for name, value in params.items()
+            if name.startswith(start)
+        }
+    )
     if not inside:
         raise ConfigError(
             f"`prefix={prefix!r}` is that of no generated parameter. A prefix names a sub-module of the base, without "
@@ -324,7 +354,8 @@ class ParamSpec:
         """Select parameters of ``base``.
 
         Args:
-            base: Any module. A parameter tied to several names goes by the first, whichever of them is selected.
+            base: Any module. A parameter tied to several names goes by the first, whichever of them
+                is selected.
             generate: One selector or several, as in ``"*.bias"``, ``["head.*", nn.LayerNorm]`` or
                 ``lambda name, parameter: parameter.ndim > 1``.
 
@@ -335,7 +366,10 @@ class ParamSpec:
         names = first_names(base)
         chosen = {names[alias] for alias in wanted}
         shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
-        return cls({n: s for n, s in shapes.items() if n in chosen}, tuple(n for n in shapes if n not in chosen))
+        return cls(
+            {n: s for n, s in shapes.items() if n in chosen},
+            tuple(n for n in shapes if n not in chosen),
+        )
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -360,7 +394,9 @@ class ParamSpec:
             )
         pieces = flat.split(self.sizes, dim=1)
         tasks = flat.shape[0]  # `len` would write a number into an exported program
-        return Params({n: p.reshape(tasks, *s) for (n, s), p in zip(self.shapes.items(), pieces, strict=True)})
+        return Params(
+            {n: p.reshape(tasks, *s) for (n, s), p in zip(self.shapes.items(), pieces, strict=True)}
+        )
 
     def join(self, params: Mapping[str, Tensor]) -> Float[Tensor, "tasks size"]:
         """Join named parameters into one flat vector per task; the inverse of `cut`.
@@ -375,7 +411,11 @@ class ParamSpec:
                 f"Pass exactly {list(self.shapes)}."
             )
         return torch.cat(
-            [params[name].flatten(1) if shape else params[name][:, None] for name, shape in self.shapes.items()], dim=1
+            [
+                params[name].flatten(1) if shape else params[name][:, None]
+                for name, shape in self.shapes.items()
+            ],
+            dim=1,
         )
 
 
@@ -421,7 +461,8 @@ def first_names(base: nn.Module) -> dict[str, str]:
 def select(base: nn.Module, selector: Selector, argument: str = "generate") -> set[str]:
     """Names of the parameters that a selector matches; of a tied parameter each name that it matches.
 
-    To be generated, a parameter holds real or complex numbers: others, such as an integer index, are left out.
+    To be generated, a parameter holds real or complex numbers: others, such as an integer index,
+    are left out.
 
     Raises:
         ConfigError: If there is none; the message names ``argument``.
@@ -429,14 +470,18 @@ def select(base: nn.Module, selector: Selector, argument: str = "generate") -> s
     parameters = parameters_by_name(base)
     if isinstance(selector, type):
         inside = [
-            f"{name}." if name else "" for name, module in modules_by_name(base).items() if isinstance(module, selector)
+            f"{name}." if name else ""
+            for name, module in modules_by_name(base).items()
+            if isinstance(module, selector)
         ]
         matched = {name for name in parameters if any(name.startswith(prefix) for prefix in inside)}
     elif callable(selector):
         matched = {name for name, parameter in parameters.items() if selector(name, parameter)}
     else:
         matched = {name for name in parameters if name == selector or fnmatchcase(name, selector)}
-    written = {n for n in matched if parameters[n].is_floating_point() or parameters[n].is_complex()}
+    written = {
+        n for n in matched if parameters[n].is_floating_point() or parameters[n].is_complex()
+    }
     if written or (matched and argument == "freeze"):
         return matched if argument == "freeze" else written
     if matched:
@@ -446,7 +491,11 @@ def select(base: nn.Module, selector: Selector, argument: str = "generate") -> s
             f"small steps, which these cannot. Leave it out of `{argument}`: all tasks then share the base's own."
         )
     if isinstance(selector, type):
-        kinds = {type(m).__name__ for m in base.modules() if next(m.parameters(recurse=False), None) is not None}
+        kinds = {
+            type(m).__name__
+            for m in base.modules()
+            if next(m.parameters(recurse=False), None) is not None
+        }
         what = f"{argument}={selector.__name__}"
         known = f"It selects all parameters of modules of that kind. {nearest(selector.__name__, sorted(kinds))}"
     elif callable(selector):

@@ -2,7 +2,8 @@
 
 In:   an open file, paths.
 Out:  a lock, a moved file, bytes, signals; from a part that a system lacks, an answer that says so.
-Knows nothing of runs. No other file asks which system this is, or imports a module that some systems lack.
+Knows nothing of runs. No other file asks which system this is, or imports a module that some
+systems lack.
 """
 
 import errno
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 FAR = 1 << 30
-"""Offset of the byte that is locked on Windows, where nobody can read what is locked: far behind the contents."""
+"""Offset of the byte that is locked on Windows, where nobody can read what is locked: far behind
+the contents."""
 PATIENCE_S = 1.0
 """How long a rename waits on Windows for those who have the old file open."""
 
@@ -34,7 +36,8 @@ def _part(name: str) -> Any:
 def lock(descriptor: int) -> bool:
     """Lock an open file until it is closed, at the latest when the process ends; return False if another has the lock.
 
-    ``flock`` on POSIX, ``msvcrt.locking`` on Windows. A system or a file system without locks is warned of.
+    ``flock`` on POSIX, ``msvcrt.locking`` on Windows. A system or a file system without locks is
+    warned of.
 
     Raises:
         OSError: If the file cannot be locked for another reason.

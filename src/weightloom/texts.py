@@ -2,8 +2,8 @@
 
 In:   a path.
 Out:  its text, or plain values: objects, lists, texts, finite numbers, truth values, null.
-Knows nothing of what the values mean, nor of torch. What does not fit is a `TextError` with the reason as a phrase; the
-caller, who knows the file, says in a sentence what to do.
+Knows nothing of what the values mean, nor of torch. What does not fit is a `TextError` with the
+reason as a phrase; the caller, who knows the file, says in a sentence what to do.
 """
 
 import json
@@ -51,8 +51,8 @@ def read_text(path: Path) -> str:
     """Read a regular file of UTF-8; a byte order mark is left out.
 
     Raises:
-        TextError: If there is none, it is over `MOST_TEXT_BYTES`, or it is not UTF-8. Nothing else is opened: a device
-            or a pipe may never end.
+        TextError: If there is none, it is over `MOST_TEXT_BYTES`, or it is not UTF-8. Nothing else
+            is opened: a device or a pipe may never end.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -124,20 +124,27 @@ def parse_yaml(text: str) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             self.flatten_mapping(node)
             return _each_once(
-                [(self.construct_object(key, True), self.construct_object(its, True)) for key, its in node.value]
+                [
+                    (self.construct_object(key, True), self.construct_object(its, True))
+                    for key, its in node.value
+                ]
             )
 
     try:
         level, values = 0, 0
         for event in yaml.parse(text, Loader=parser):  # a stream, left at once where it goes wrong
-            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+                event, yaml.CollectionEndEvent
+            )
             values += isinstance(event, yaml.ScalarEvent)
             if level > MOST_LEVELS:
                 raise TextError(TOO_DEEP)
             if values > MOST_YAML_VALUES:
                 raise TextError(f"it holds more than {MOST_YAML_VALUES:,} values")
             if isinstance(event, yaml.NodeEvent) and (event.anchor or getattr(event, "tag", None)):
-                raise TextError(f"it has an anchor, an alias or a tag{_place(event)}, which are not read")
+                raise TextError(
+                    f"it has an anchor, an alias or a tag{_place(event)}, which are not read"
+                )
         return _plain(yaml.load(text, Loader=Loader))
     except TextError:
         raise

@@ -2,14 +2,24 @@
 
 In:   a config.
 Out:  a problem, models of it, rows that judge them, sections that show them.
-Knows nothing of any application, nor of how a run goes on. Torch is not imported: a list or a help text starts at once.
+Knows nothing of any application, nor of how a run goes on. Torch is not imported: a list or a help
+text starts at once.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    runtime_checkable,
+)
 
 from weightloom.errors import ConfigError
 from weightloom.runs.options import RunOptions
@@ -43,7 +53,9 @@ class Contender(Generic[M]):
     """None for a method whose training failed."""
     role: "Role" = "method"
 
-    def row(self, setting: str, name: str, per_task: "Tensor | None", better: "Better" = "lower") -> "Row":
+    def row(
+        self, setting: str, name: str, per_task: "Tensor | None", better: "Better" = "lower"
+    ) -> "Row":
         """Return the contender's row of the table.
 
         Args:
@@ -114,7 +126,8 @@ class Adapted(Protocol):
 class App(ABC, Generic[C, P, M]):
     """An application: a config becomes a problem, a method a model, models become rows and pictures.
 
-    `weightloom.apps.experiment.run` does all else. Options that a method does not use may be checked in the config.
+    `weightloom.apps.experiment.run` does all else. Options that a method does not use may be
+    checked in the config.
     """
 
     name: ClassVar[str]
@@ -172,7 +185,8 @@ class App(ABC, Generic[C, P, M]):
         """Train a model, from its last checkpoint where there is one.
 
         Raises:
-            NonFiniteError: If a number is NaN or infinite. A comparator has then failed, and the run goes on.
+            NonFiniteError: If a number is NaN or infinite. A comparator has then failed, and the
+                run goes on.
         """
 
     def trial_steps(self, config: C) -> tuple[int, int]:
@@ -195,10 +209,13 @@ class App(ABC, Generic[C, P, M]):
         load_model(checkpoint, module, identity)
 
     @abstractmethod
-    def judge(self, contenders: Sequence[Contender[M]], problem: P, config: C, folder: Path) -> list["Row"]:
+    def judge(
+        self, contenders: Sequence[Contender[M]], problem: P, config: C, folder: Path
+    ) -> list["Row"]:
         """Judge models on tasks that training never saw, in every setting; the run's method comes first.
 
-        Rows of controls and ceilings say so by their role. A contender without a model has a failed row.
+        Rows of controls and ceilings say so by their role. A contender without a model has a failed
+        row.
         """
 
     def measure(self, models: Mapping[str, M], problem: P, config: C) -> dict[str, Any]:
@@ -243,7 +260,9 @@ class App(ABC, Generic[C, P, M]):
             ConfigError: If the application cannot, or ``support`` is not what it takes.
             DataError: If the data do not fit.
         """
-        raise ConfigError(f"`weightloom adapt` does not go with a run of `weightloom {self.name}`. It adapts no model.")
+        raise ConfigError(
+            f"`weightloom adapt` does not go with a run of `weightloom {self.name}`. It adapts no model."
+        )
 
     def export(self, model: M, problem: P, config: C, task: str, folder: Path) -> dict[str, Any]:
         """Write a plain network for one task that the run was judged on.
@@ -251,7 +270,9 @@ class App(ABC, Generic[C, P, M]):
         Raises:
             ConfigError: If the application cannot, or there is no such task.
         """
-        raise ConfigError(f"`weightloom export --task` does not go with a run of `weightloom {self.name}`.")
+        raise ConfigError(
+            f"`weightloom export --task` does not go with a run of `weightloom {self.name}`."
+        )
 
     def export_whole(self, model: M, problem: P, config: C, folder: Path) -> dict[str, Any]:
         """Write everything between a support set and an answer as one program.
@@ -259,7 +280,9 @@ class App(ABC, Generic[C, P, M]):
         Raises:
             ConfigError: If the application or the method cannot.
         """
-        raise ConfigError(f"`weightloom export --whole` does not go with a run of `weightloom {self.name}`.")
+        raise ConfigError(
+            f"`weightloom export --whole` does not go with a run of `weightloom {self.name}`."
+        )
 
     def listed(self) -> list[Listed]:
         """Return tables for `weightloom list`, without importing torch."""

@@ -1,7 +1,8 @@
 """One run of any application from config to report: open, train every method, judge, record, show.
 
 In:   an `App`, its config, a folder.
-Out:  the folder: ``run.json``, ``config.json``, metrics, checkpoints, ``record.json``, ``report.html``.
+Out:  the folder: ``run.json``, ``config.json``, metrics, checkpoints, ``record.json``,
+      ``report.html``.
 Knows nothing of any application.
 """
 
@@ -103,19 +104,20 @@ def run(
         command: The command line, for the record.
         resume: Go on in a folder that holds an unfinished run of the same config.
         quiet: Show no progress.
-        choices: Options of single methods, from a sweep; a run that goes on has those that it began with.
+        choices: Options of single methods, from a sweep; a run that goes on has those that it began
+            with.
         bare: Leave out what only a person looks at: untrained rows, pictures, the report.
         processes: Devices and processes, already started. None: those that the config asks for.
 
     Returns:
-        The record; the signal if Ctrl-C or SIGTERM ended the run early, its checkpoint written; None from a process
-        that only helped to train.
+        The record; the signal if Ctrl-C or SIGTERM ended the run early, its checkpoint written;
+        None from a process that only helped to train.
 
     Raises:
         ConfigError: If the folder already holds a run, or options ask for more than there is.
         DataError: If data are missing or damaged.
-        NonFiniteError: If training ``config.method`` met a NaN or an infinity. A comparator that does has failed: its
-            row says so, and the run goes on.
+        NonFiniteError: If training ``config.method`` met a NaN or an infinity. A comparator that
+            does has failed: its row says so, and the run goes on.
         CheckpointError: If a checkpoint cannot be written or read.
     """
     start_s = time.monotonic()
@@ -123,10 +125,14 @@ def run(
     processes = processes or app.processes(resolved)
     folder = Path(processes.broadcast(str(folder)))
     if resolved.start_from:
-        read_config(Path(resolved.start_from), app.config, app.name)  # said before anything is written
+        read_config(
+            Path(resolved.start_from), app.config, app.name
+        )  # said before anything is written
     problem = app.open(resolved)
     for method in resolved.methods:
-        if method == resolved.method or ":" in method:  # code of a user's own, which may not even be there
+        if (
+            method == resolved.method or ":" in method
+        ):  # code of a user's own, which may not even be there
             _built(app, method, problem, resolved)
     first = processes.global_rank == 0
     with held_folder(folder, app.name, resolved, resume) if first else nullcontext():
@@ -141,7 +147,9 @@ def run(
             choices = read_json(folder / CHOSEN, Choices, FORMAT, about)
         kept = folder / "engines.json" if first else None
         with autotuned(kept) if resolved.autotune else nullcontext():
-            arms = _Arms(app, resolved, problem, folder, processes, quiet, choices or Choices(), bare)
+            arms = _Arms(
+                app, resolved, problem, folder, processes, quiet, choices or Choices(), bare
+            )
             stopped_by = arms.train()
             if stopped_by or not first:
                 return stopped_by
@@ -160,14 +168,15 @@ def load(
     Args:
         app: The application that made it.
         folder: The run's folder.
-        changes: Options to judge by that differ from training, among ``app.judged_by``; fewer ``comparators``.
+        changes: Options to judge by that differ from training, among ``app.judged_by``; fewer
+            ``comparators``.
         only: Load the run's method alone.
         trust: Import what the run's options name as ``module:name``.
 
     Raises:
         DataError: If the folder holds no run, or the data are missing.
-        ConfigError: If it is a run of another application, or of several seeds, or names code and is not trusted, or
-            an option cannot be changed after training.
+        ConfigError: If it is a run of another application, or of several seeds, or names code and
+            is not trusted, or an option cannot be changed after training.
         CheckpointError: If a checkpoint is missing, not whole, or of another run.
     """
     saved = read_config(folder, app.config, app.name)
@@ -194,7 +203,9 @@ def load(
             continue
         models[method] = _built(app, method, problem, config)
         if app.is_trained(models[method]):
-            app.load(models[method], place / "checkpoints" / "last.safetensors", _tie(identity, method))
+            app.load(
+                models[method], place / "checkpoints" / "last.safetensors", _tie(identity, method)
+            )
     return Loaded(config, problem, models)
 
 
@@ -204,7 +215,8 @@ def judge_again(
     """Judge the methods of a run once more, with other options.
 
     Raises:
-        ConfigError: If an option cannot be changed after training, or the run names code and is not trusted.
+        ConfigError: If an option cannot be changed after training, or the run names code and is not
+            trusted.
     """
     loaded = load(app, folder, changes, trust=trust)
     contenders = [Contender(name, loaded.models.get(name)) for name in loaded.config.methods]
@@ -239,7 +251,11 @@ def say(text: str) -> None:
 
 
 def train_model(
-    app: App[C, P, M], config: RunOptions, folder: Path | None = None, quiet: bool = True, resume: bool = False
+    app: App[C, P, M],
+    config: RunOptions,
+    folder: Path | None = None,
+    quiet: bool = True,
+    resume: bool = False,
 ) -> Loaded[C, P, M]:
     """Train the method of a config alone, and judge nothing.
 
@@ -257,7 +273,16 @@ def train_model(
     problem = app.open(resolved)
     held = held_folder(folder, app.name, resolved, resume) if folder else nullcontext()
     with TemporaryDirectory() if folder is None else nullcontext(str(folder)) as place, held:
-        arms = _Arms(app, resolved, problem, Path(place), app.processes(resolved), quiet, Choices(), bare=True)
+        arms = _Arms(
+            app,
+            resolved,
+            problem,
+            Path(place),
+            app.processes(resolved),
+            quiet,
+            Choices(),
+            bare=True,
+        )
         if arms.train():
             raise KeyboardInterrupt
     return Loaded(resolved, problem, arms.models)
@@ -291,7 +316,9 @@ class _Arms(Generic[C, P, M]):
         for method in self.config.methods:
             model = _built(self.app, method, self.problem, self.config)
             if self.app.is_trained(model):
-                trained = self._train(method, method_folder(self.folder, method, self.config), method, model)
+                trained = self._train(
+                    method, method_folder(self.folder, method, self.config), method, model
+                )
                 if isinstance(trained, signal.Signals):
                     return trained
                 if trained is None:
@@ -318,7 +345,9 @@ class _Arms(Generic[C, P, M]):
                 f"method. It has {', '.join(config.methods)}: pass one of them as `--method`."
             )
 
-    def _train(self, method: str, place: Path, name: str, built: M | None = None) -> M | signal.Signals | None:
+    def _train(
+        self, method: str, place: Path, name: str, built: M | None = None
+    ) -> M | signal.Signals | None:
         """Train one arm, as it was just built where its options are the run's; None where a comparator failed."""
         first = self.processes.global_rank == 0
         if (place / FAILURE).is_file():
@@ -329,7 +358,9 @@ class _Arms(Generic[C, P, M]):
         own = replace(own, steps=steps)
         if first and not self.quiet:
             say(f"{name}: {steps:,} steps" if steps else name)
-        if built is None or own != self.config or own.minutes is not None:  # timing it drew random numbers
+        if (
+            built is None or own != self.config or own.minutes is not None
+        ):  # timing it drew random numbers
             built = _built(self.app, method, self.problem, own)
         model = built
         if self.config.start_from and name != FRESH:
@@ -357,7 +388,13 @@ class _Arms(Generic[C, P, M]):
     def _look(self, model: M) -> None:
         """Write a report during training, of validation tasks."""
         write_shown(
-            self.app, {self.config.method: model}, self.problem, self.config, self.folder, self.identity, early=True
+            self.app,
+            {self.config.method: model},
+            self.problem,
+            self.config,
+            self.folder,
+            self.identity,
+            early=True,
         )
         path = build_report(self.folder, self.app.sections)
         if not self.quiet:
@@ -366,17 +403,21 @@ class _Arms(Generic[C, P, M]):
     def _steps_of(self, method: str, config: C, place: Path) -> int | None:
         """Return the steps of a method: those of the config, or as many as fit into its processor time.
 
-        They are counted once, by timing short trainings of new models, and kept beside the checkpoints, so that a
-        resumed run ends as one that never stopped.
+        They are counted once, by timing short trainings of new models, and kept beside the
+        checkpoints, so that a resumed run ends as one that never stopped.
         """
         if config.minutes is None:
             return config.steps
         kept, steps = place / STEPS, 0
         if self.processes.global_rank == 0 and kept.is_file():
-            steps = read_json(kept, Steps, FORMAT, "A run with `--minutes` writes it before training.").steps
+            steps = read_json(
+                kept, Steps, FORMAT, "A run with `--minutes` writes it before training."
+            ).steps
         elif self.processes.global_rank == 0:
             short, long = self.app.trial_steps(config)
-            _, short_s, long_s = (self._time(method, config, count) for count in (short, short, long))
+            _, short_s, long_s = (
+                self._time(method, config, count) for count in (short, short, long)
+            )
             step_s = max((long_s - short_s) / (long - short), 1e-6)
             steps = max(1, min(config.steps or 10**9, int(60 * config.minutes / step_s)))
             make_folder(place)
@@ -390,7 +431,9 @@ class _Arms(Generic[C, P, M]):
         with TemporaryDirectory() as place:
             alone = OneProcess(self.processes.device)
             start_s = time.process_time()
-            self.app.train(model, self.problem, short, Training(method, Path(place), "", alone, True, _nothing))
+            self.app.train(
+                model, self.problem, short, Training(method, Path(place), "", alone, True, _nothing)
+            )
             return time.process_time() - start_s
 
 
@@ -414,7 +457,13 @@ def _finish(arms: _Arms[C, P, M], command: str, start_s: float) -> Record:
         },
         "failures": arms.failures,
         "notes": " ".join(
-            [app.notes(config), *(f"{name} failed: {why.partition('. ')[0]}." for name, why in arms.failures.items())]
+            [
+                app.notes(config),
+                *(
+                    f"{name} failed: {why.partition('. ')[0]}."
+                    for name, why in arms.failures.items()
+                ),
+            ]
         ).strip(),
     }
     if config.start_from:
@@ -423,7 +472,10 @@ def _finish(arms: _Arms[C, P, M], command: str, start_s: float) -> Record:
         record["chosen"] = asdict(arms.choices)
     if not arms.bare:
         record |= app.measure(arms.models, problem, config)
-    record["version"], record["commit"] = record["cost"].pop("weightloom"), record["cost"].pop("commit")
+    record["version"], record["commit"] = (
+        record["cost"].pop("weightloom"),
+        record["cost"].pop("commit"),
+    )
     if not arms.bare:
         write_shown(app, arms.models, problem, config, arms.folder, arms.identity, early=False)
     write_run_record(arms.folder, record)
@@ -440,26 +492,42 @@ def _contenders(arms: _Arms[C, P, M]) -> Iterator[Contender[M]]:
         yield Contender(FRESH, arms.fresh, "control")
     for method in () if arms.bare else arms.spent_s:
         if method in arms.models:
-            yield Contender(method, _built(arms.app, method, arms.problem, arms.config), "untrained")
+            yield Contender(
+                method, _built(arms.app, method, arms.problem, arms.config), "untrained"
+            )
 
 
 def _steps_saved(arms: _Arms[C, P, M], better: Better) -> dict[str, Any]:
     """Hold a training that started from another run against a fresh one, by their validation scores."""
     started, fresh = (
-        [row for row in read_rows(place) if "validation_score" in row] for place in (arms.folder, arms.folder / FRESH)
+        [row for row in read_rows(place) if "validation_score" in row]
+        for place in (arms.folder, arms.folder / FRESH)
     )
-    facts: dict[str, Any] = {"run": arms.config.start_from, "fresh_steps": None, "steps": None, "steps_saved": None}
+    facts: dict[str, Any] = {
+        "run": arms.config.start_from,
+        "fresh_steps": None,
+        "steps": None,
+        "steps_saved": None,
+    }
     if not started or not fresh:
         return facts
     goal, sign = fresh[-1]["validation_score"], -1 if better == "lower" else 1
-    reached = next((row["step"] for row in started if sign * row["validation_score"] >= sign * goal), None)
+    reached = next(
+        (row["step"] for row in started if sign * row["validation_score"] >= sign * goal), None
+    )
     first = next(row["step"] for row in fresh if sign * row["validation_score"] >= sign * goal)
     saved = None if reached is None else first - reached
     return facts | {"goal": goal, "fresh_steps": first, "steps": reached, "steps_saved": saved}
 
 
 def write_shown(
-    app: App[C, P, M], models: Mapping[str, M], problem: P, config: C, folder: Path, identity: str, early: bool
+    app: App[C, P, M],
+    models: Mapping[str, M],
+    problem: P,
+    config: C,
+    folder: Path,
+    identity: str,
+    early: bool,
 ) -> None:
     """Write ``evaluation.safetensors``, which the report draws; pictures that fail must not cost a run its record.
 
@@ -476,7 +544,10 @@ def write_shown(
         try:
             tensors, facts = app.show(models, problem, config, early)
         except Exception as error:  # applications and methods of one's own raise what they like
-            tensors, facts = {}, {"failed": f"Nothing could be drawn ({type(error).__name__}: {error})."}
+            tensors, facts = (
+                {},
+                {"failed": f"Nothing could be drawn ({type(error).__name__}: {error})."},
+            )
     save_tensors(folder / "evaluation.safetensors", tensors, {**facts, "identity": identity})
 
 

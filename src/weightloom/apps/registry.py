@@ -20,7 +20,8 @@ APPS = {
     "fewshot": "weightloom.apps.fewshot.app:FewShot",
     "rl": "weightloom.apps.rl.app:RL",
 }
-"""Applications of this library; a package of your own adds one by the entry point group ``weightloom.apps``."""
+"""Applications of this library; a package of your own adds one by the entry point group
+``weightloom.apps``."""
 GROUP = "weightloom.apps"
 
 
@@ -32,7 +33,12 @@ def app_names() -> list[str]:
 def _known() -> dict[str, str]:
     from importlib.metadata import entry_points  # takes longer than all else here
 
-    return {**APPS, **{point.name: point.value for point in entry_points(group=GROUP) if point.name not in APPS}}
+    return {
+        **APPS,
+        **{
+            point.name: point.value for point in entry_points(group=GROUP) if point.name not in APPS
+        },
+    }
 
 
 OWN_ERRORS = (Exception, SystemExit)
@@ -43,7 +49,8 @@ def find_app(name: str) -> App[Any, Any, Any]:
     """Return an application.
 
     Args:
-        name: As in `weightloom NAME`, or ``module:Class`` of one that is found from the working directory.
+        name: As in `weightloom NAME`, or ``module:Class`` of one that is found from the working
+            directory.
 
     Raises:
         ConfigError: If there is none.
@@ -87,7 +94,9 @@ def imported(path: str, kind: str, example: str) -> Any:
             f"`{path}` is no `module:name`. {kind} of your own is a module and a name in it, found from where you run. "
             f"Type it as in `{example}`."
         )
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:  # an installed command looks only where it is installed
+    if (
+        "" not in sys.path and str(Path.cwd()) not in sys.path
+    ):  # an installed command looks only where it is installed
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(import_module(module), name)

@@ -62,10 +62,14 @@ class Several:
     def __post_init__(self) -> None:
         for name, values in (("seeds", self.seeds), ("folds", self.folds)):
             if len(set(values)) < len(values):
-                raise ConfigError(f"`--{name}` has a number twice. Each is one run. Leave it out once.")
+                raise ConfigError(
+                    f"`--{name}` has a number twice. Each is one run. Leave it out once."
+                )
             for value in values:
                 if not 0 <= value < 2**32:
-                    raise ConfigError(f"`--{name} {value}` is out of range. Pass numbers from 0 to 4,294,967,295.")
+                    raise ConfigError(
+                        f"`--{name} {value}` is out of range. Pass numbers from 0 to 4,294,967,295."
+                    )
 
     def __bool__(self) -> bool:
         return bool(self.seeds or self.folds or self.sweep)
@@ -83,7 +87,8 @@ def run_several(
 ) -> Record | signal.Signals | None:
     """Sweep options for every trained method on validation tasks, then run every fold and seed with what was chosen.
 
-    Folders of single runs lie below ``folder``; those that ended are read, an unfinished one is gone on with.
+    Folders of single runs lie below ``folder``; those that ended are read, an unfinished one is
+    gone on with.
 
     Returns:
         As `weightloom.apps.experiment.run`; of several seeds the record holds intervals over them.
@@ -96,14 +101,22 @@ def run_several(
         resolved.validating()  # what cannot work is said before a file is written
     tried = [parsed(resolved, text) for text in several.sweep]
     if len(tried) > 1:
-        raise ConfigError(f"`--sweep {' '.join(several.sweep)}` tries several options. It takes one. Sweep one by one.")
+        raise ConfigError(
+            f"`--sweep {' '.join(several.sweep)}` tries several options. It takes one. Sweep one by one."
+        )
     if several.folds and not app.folds:
-        raise ConfigError(f"`--folds` does not go with `weightloom {app.name}`. Its data are dealt out in one way.")
+        raise ConfigError(
+            f"`--folds` does not go with `weightloom {app.name}`. Its data are dealt out in one way."
+        )
     processes = app.processes(resolved)
     folder = Path(processes.broadcast(str(folder)))
     problem = app.open(resolved)
     facts = (several.seeds, several.folds, several.sweep)
-    with held_folder(folder, app.name, resolved, resume, *facts) if processes.global_rank == 0 else nullcontext():
+    with (
+        held_folder(folder, app.name, resolved, resume, *facts)
+        if processes.global_rank == 0
+        else nullcontext()
+    ):
         processes.barrier()
         return _run_all(app, resolved, problem, folder, several, tried, command, quiet, processes)
 
@@ -132,12 +145,16 @@ def _run_all(
     folds = several.folds or (getattr(resolved, app.folds) if app.folds else 0,)
     for fold in folds:
         for seed in several.seeds or (resolved.seed,):
-            place = folder / (f"{app.folds}-{fold}-seed-{seed}" if several.folds else f"seed-{seed}")
+            place = folder / (
+                f"{app.folds}-{fold}-seed-{seed}" if several.folds else f"seed-{seed}"
+            )
             own = replace(resolved, seed=seed, **({app.folds: fold} if app.folds else {}))
             if first and not quiet:
                 say(f"{place.name}:")
             try:
-                outcome = _run_or_read(app, own, place, processes, command=command, quiet=quiet, choices=choices)
+                outcome = _run_or_read(
+                    app, own, place, processes, command=command, quiet=quiet, choices=choices
+                )
             except NonFiniteError as error:
                 failed[place.name] = str(error).partition(". ")[0]
                 continue
@@ -165,7 +182,9 @@ def read_sweep(folder: Path) -> Sweep:
     Raises:
         DataError: If it is missing, damaged or of another version.
     """
-    return read_json(folder / SWEEP, Sweep, FORMAT, "A run with `--sweep` writes it when all values were tried.")
+    return read_json(
+        folder / SWEEP, Sweep, FORMAT, "A run with `--sweep` writes it when all values were tried."
+    )
 
 
 def parsed(config: RunOptions, text: str) -> tuple[str, list[str]]:
@@ -189,9 +208,13 @@ def parsed(config: RunOptions, text: str) -> tuple[str, list[str]]:
         )
     chosen = [value for value in values.split(",") if value]
     if len(chosen) < 2:
-        raise ConfigError(f"`--sweep {text}` has no values to choose from. Type `--sweep {typed}=0.001,0.003,0.01`.")
+        raise ConfigError(
+            f"`--sweep {text}` has no values to choose from. Type `--sweep {typed}=0.001,0.003,0.01`."
+        )
     if len(set(chosen)) < len(chosen):
-        raise ConfigError(f"`--sweep {text}` has a value twice. Each is tried once. Leave it out once.")
+        raise ConfigError(
+            f"`--sweep {text}` has a value twice. Each is tried once. Leave it out once."
+        )
     for value in chosen:
         with_option(config, option, value)
     return option, chosen
@@ -240,7 +263,9 @@ def _sweep(
             if not quiet:
                 say(f"{method}, {flag(option)} {value}: {score:.4g} on validation tasks")
         if first and not found and method == config.method:
-            raise NonFiniteError(f"`{method}` failed with every value of `{flag(option)}`: {', '.join(values)}.")
+            raise NonFiniteError(
+                f"`{method}` failed with every value of `{flag(option)}`: {', '.join(values)}."
+            )
         if found:
             chosen[method] = max(found, key=lambda value: found[value][0])
     if first:
@@ -261,12 +286,14 @@ def _run_or_read(
 def summarised(runs: dict[tuple[int, int], Record], config: RunOptions, several: Several) -> Record:
     """Return one record over all runs.
 
-    With one run the intervals are over tasks, with several over seeds; where there are several folds, a seed's score is
-    the mean over them.
+    With one run the intervals are over tasks, with several over seeds; where there are several
+    folds, a seed's score is the mean over them.
     """
     first = next(iter(runs.values()))
     rows = [_row(runs, number) for number in range(len(first["scores"]))]
-    trained = dict.fromkeys(name for one in runs.values() for name in one["cost"]["train_wall_time_s"])
+    trained = dict.fromkeys(
+        name for one in runs.values() for name in one["cost"]["train_wall_time_s"]
+    )
     costs = [one["cost"] for one in runs.values()]
     options = {**config.to_dict(), "seeds": list(several.seeds or (config.seed,))}
     if several.folds:
@@ -277,7 +304,9 @@ def summarised(runs: dict[tuple[int, int], Record], config: RunOptions, several:
         "paired": _paired(rows, first),
         **{key: first[key] for key in ("many", "start_from") if key in first},
         "cost": {
-            "train_wall_time_s": {name: [cost["train_wall_time_s"].get(name) for cost in costs] for name in trained},
+            "train_wall_time_s": {
+                name: [cost["train_wall_time_s"].get(name) for cost in costs] for name in trained
+            },
             "steps": {name: [cost["steps"].get(name) for cost in costs] for name in trained},
             "wall_time_s": round(sum(cost["wall_time_s"] for cost in costs), 2),
             "peak_memory_bytes": max(cost["peak_memory_bytes"] or 0 for cost in costs) or None,
@@ -292,7 +321,11 @@ def _row(runs: dict[tuple[int, int], Record], number: int) -> dict[str, Any]:
     rows = {key: one["scores"][number] for key, one in runs.items()}
     there = {key: row for key, row in rows.items() if row["mean"] is not None}
     folds = dict.fromkeys(fold for fold, _ in runs)
-    seeds = [seed for seed in dict.fromkeys(seed for _, seed in runs) if all((fold, seed) in there for fold in folds)]
+    seeds = [
+        seed
+        for seed in dict.fromkeys(seed for _, seed in runs)
+        if all((fold, seed) in there for fold in folds)
+    ]
     row = next(iter((there or rows).values()))
     one = len(runs) == 1
 
@@ -308,16 +341,35 @@ def _row(runs: dict[tuple[int, int], Record], number: int) -> dict[str, Any]:
         return summary_over_seeds(known)
 
     errors = [each["calibration"]["ece"] for each in there.values() if "calibration" in each]
-    times = [each["adapt_time_s"] for each in there.values() if each.get("adapt_time_s") is not None]
+    times = [
+        each["adapt_time_s"] for each in there.values() if each.get("adapt_time_s") is not None
+    ]
     return {
-        **{key: row[key] for key in ("method", "role", "setting", "name", "better", "tasks") if key in row},
+        **{
+            key: row[key]
+            for key in ("method", "role", "setting", "name", "better", "tasks")
+            if key in row
+        },
         **({"mean": row["mean"], "ci95": row["ci95"]} if one else over_seeds()),
-        "per_run": {f"fold {fold}, seed {seed}": (its["mean"], its["ci95"]) for (fold, seed), its in rows.items()},
-        **({"failed": f"{len(rows) - len(there)} of {len(rows)} runs"} if len(there) < len(rows) else {}),
-        "also": row.get("also", {}) if one else {score: over_seeds(score) for score in row.get("also", {})},
+        "per_run": {
+            f"fold {fold}, seed {seed}": (its["mean"], its["ci95"])
+            for (fold, seed), its in rows.items()
+        },
+        **(
+            {"failed": f"{len(rows) - len(there)} of {len(rows)} runs"}
+            if len(there) < len(rows)
+            else {}
+        ),
+        "also": row.get("also", {})
+        if one
+        else {score: over_seeds(score) for score in row.get("also", {})},
         **({"adapt_time_s": median(times)} if times else {}),
         **({"ece": mean(errors)} if errors else {}),
-        **({"iqm": interquartile([its["per_context"] for its in there.values()])} if "per_context" in row else {}),
+        **(
+            {"iqm": interquartile([its["per_context"] for its in there.values()])}
+            if "per_context" in row
+            else {}
+        ),
     }
 
 

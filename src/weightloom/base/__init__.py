@@ -3,8 +3,8 @@
 In:   a base network (any module), Params, inputs whose first axis is tasks.
 Out:  outputs whose first axis is tasks; or, from `specialise`, a plain module for one task.
 Knows nothing of where the parameters came from.
-Start at `apply`. A call goes on through `arguments`, `plan_cache` (and `check` and `choose`, where it is a new one),
-`run_plan` and `engines`.
+Start at `apply`. A call goes on through `arguments`, `plan_cache` (and `check` and `choose`, where
+it is a new one), `run_plan` and `engines`.
 """
 
 from weightloom.base.apply import PerTask as PerTask

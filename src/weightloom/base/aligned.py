@@ -1,7 +1,8 @@
 """The aligned engine: the base runs once, tasks folded into the batch, and each parameter finds the rows of its task.
 
-No ``vmap``: what the base does besides using generated parameters is done once for all rows, by the fastest kernels
-there are, with branches on values allowed. It is right where the base treats the rows of a batch one by one.
+No ``vmap``: what the base does besides using generated parameters is done once for all rows, by the
+fastest kernels there are, with branches on values allowed. It is right where the base treats the
+rows of a batch one by one.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +25,8 @@ class Aligned(Tensor):
     Args:
         value: The parameter per task, (tasks, *shape), built or as factors.
         rows: How many rows the folded batch has.
-        batch_major: Whether task changes from row to row, so that grouped convolutions need no copies. Else the rows
-            of a task lie together.
+        batch_major: Whether task changes from row to row, so that grouped convolutions need no
+            copies. Else the rows of a task lie together.
     """
 
     value: Tensor
@@ -35,7 +36,9 @@ class Aligned(Tensor):
     level: int | None
 
     @staticmethod
-    def __new__(cls: type["Aligned"], value: Tensor, rows: int, batch_major: bool = False) -> "Aligned":
+    def __new__(
+        cls: type["Aligned"], value: Tensor, rows: int, batch_major: bool = False
+    ) -> "Aligned":
         """Wrap the value in a carrier of one task's shape, which holds no numbers."""
         self: Aligned = carrier(cls, value.shape[1:], value.dtype, value.device)
         self.tasks = value.shape[0]
@@ -73,7 +76,10 @@ class Aligned(Tensor):
                 return own[0].value.requires_grad
             name = getattr(func, "__name__", str(func))
             in_place = name.endswith("_") and not name.endswith("__")
-            if all(isinstance(leaf, Aligned) for leaf in leaves if isinstance(leaf, Tensor)) and not in_place:
+            if (
+                all(isinstance(leaf, Aligned) for leaf in leaves if isinstance(leaf, Tensor))
+                and not in_place
+            ):
                 return _of_parameters_alone(func, args, kwargs, own)
             raise BatchingError(
                 f"`{name}` meets a generated parameter in a way that cannot be matched to the rows of its task. The "
@@ -104,12 +110,19 @@ def _of_parameters_alone(func: Any, args: Any, kwargs: Any, own: list[Aligned]) 
 
     def for_one(*one: Tensor) -> Any:
         rest = iter(one)
-        its = tree_map(lambda leaf: next(rest) if isinstance(leaf, Aligned) else leaf, (args, kwargs), is_leaf=_whole)
+        its = tree_map(
+            lambda leaf: next(rest) if isinstance(leaf, Aligned) else leaf,
+            (args, kwargs),
+            is_leaf=_whole,
+        )
         return func(*its[0], **its[1])
 
     result = vmap(for_one)(*values)
     return tree_map(
-        lambda leaf: Aligned(leaf, own[0].rows, own[0].batch_major) if isinstance(leaf, Tensor) else leaf, result
+        lambda leaf: (
+            Aligned(leaf, own[0].rows, own[0].batch_major) if isinstance(leaf, Tensor) else leaf
+        ),
+        result,
     )
 
 
@@ -158,7 +171,9 @@ def _rows_of_features(x: Tensor, parameter: Aligned) -> tuple[Tensor, Callable[[
     if mid:
         several = _split(x.reshape(-1, *mid, x.shape[-1]), parameter)
         batch, shape = several.shape[1], x.shape[:-1]
-        return several.flatten(1, -2), lambda y: _merge(y.unflatten(1, (batch, *mid)), parameter).reshape(*shape, -1)
+        return several.flatten(1, -2), lambda y: _merge(
+            y.unflatten(1, (batch, *mid)), parameter
+        ).reshape(*shape, -1)
     return _split(x, parameter), lambda y: _merge(y, parameter)
 
 
@@ -229,7 +244,12 @@ def _convolve(func: Any, *args: Any, **kwargs: Any) -> Any:
     factored = isinstance(weight, Aligned) and isinstance(weight.value, Factored)
     if factored and prefers_built(func, _split(input, parameter)[0], weight.value.own):
         factored = False
-    if parameter.batch_major and weight is parameter and not factored and len(input) == parameter.rows:
+    if (
+        parameter.batch_major
+        and weight is parameter
+        and not factored
+        and len(input) == parameter.rows
+    ):
         return _convolve_groups(conv, input.contiguous(), weight, bias)
     x = _split(input, parameter)
     if factored:
@@ -282,7 +302,12 @@ def _affine(y: Tensor, weight: Any, bias: Any, before: int, after: int) -> Tenso
 
 
 def _layer_norm(
-    func: Any, input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+    func: Any,
+    input: Any,
+    normalized_shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
 ) -> Any:
     if isinstance(input, Aligned) or input.ndim <= len(normalized_shape):
         return NotImplemented
@@ -290,13 +315,23 @@ def _layer_norm(
     return _affine(F.layer_norm(input, normalized_shape, None, None, eps), weight, bias, before, 0)
 
 
-def _rms_norm(func: Any, input: Any, normalized_shape: Any, weight: Any = None, eps: Any = None) -> Any:
+def _rms_norm(
+    func: Any, input: Any, normalized_shape: Any, weight: Any = None, eps: Any = None
+) -> Any:
     if isinstance(input, Aligned) or input.ndim <= len(normalized_shape):
         return NotImplemented
-    return _affine(F.rms_norm(input, normalized_shape, None, eps), weight, None, input.ndim - len(normalized_shape), 0)
+    return _affine(
+        F.rms_norm(input, normalized_shape, None, eps),
+        weight,
+        None,
+        input.ndim - len(normalized_shape),
+        0,
+    )
 
 
-def _group_norm(func: Any, input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+def _group_norm(
+    func: Any, input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Any:
     if isinstance(input, Aligned):
         return NotImplemented
     parameter = _any(weight, bias)
@@ -305,7 +340,9 @@ def _group_norm(func: Any, input: Any, num_groups: int, weight: Any = None, bias
         wide = input.reshape(-1, tasks * channels, *input.shape[2:])
         scale, shift = (_for_wide_channels(value, tasks) for value in (weight, bias))
         return F.group_norm(wide, num_groups * tasks, scale, shift, eps).view(input.shape)
-    return _affine(F.group_norm(input, num_groups, None, None, eps), weight, bias, 1, input.ndim - 2)
+    return _affine(
+        F.group_norm(input, num_groups, None, None, eps), weight, bias, 1, input.ndim - 2
+    )
 
 
 def _for_wide_channels(value: Any, tasks: int) -> Any:
@@ -360,12 +397,17 @@ def _arithmetic(func: Any, *args: Any, **kwargs: Any) -> Any:
     parameter = _any(*tensors)
     axes = max(value.ndim for value in tensors)
     has_rows = any(
-        not isinstance(value, Aligned) and value.ndim == axes and axes and value.shape[0] == parameter.rows
+        not isinstance(value, Aligned)
+        and value.ndim == axes
+        and axes
+        and value.shape[0] == parameter.rows
         for value in tensors
     )
     if not has_rows:
         if all(isinstance(value, Aligned) for value in tensors):
-            values = [_broadcast(v, axes - v.ndim, 0) if isinstance(v, Aligned) else v for v in args]
+            values = [
+                _broadcast(v, axes - v.ndim, 0) if isinstance(v, Aligned) else v for v in args
+            ]
             return Aligned(func(*values, **kwargs), parameter.rows, parameter.batch_major)
         return NotImplemented
     values = [_beside_rows(value, axes, parameter) for value in args]
@@ -387,13 +429,19 @@ def _beside_rows(value: Any, axes: int, parameter: Any) -> Any:
 
 def _expand(func: Any, tensor: Any, *sizes: Any) -> Any:
     """Repeat a parameter for every row, as in ``self.token.expand(len(x), -1, -1)``."""
-    sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], list | tuple | torch.Size) else sizes
+    sizes = (
+        tuple(sizes[0])
+        if len(sizes) == 1 and isinstance(sizes[0], list | tuple | torch.Size)
+        else sizes
+    )
     if sizes[0] != tensor.rows or (tensor.ndim == len(sizes) and tensor.shape[0] != 1):
         return NotImplemented
     dense = tensor.dense()
     inner = dense.shape[2:] if tensor.ndim == len(sizes) else dense.shape[1:]
     values = dense.reshape(dense.shape[0], 1, *[1] * (len(sizes) - 1 - len(inner)), *inner)
-    whole = [have if want == -1 else want for have, want in zip(values.shape[2:], sizes[1:], strict=True)]
+    whole = [
+        have if want == -1 else want for have, want in zip(values.shape[2:], sizes[1:], strict=True)
+    ]
     return _merge(values.expand(dense.shape[0], tensor.rows // dense.shape[0], *whole), tensor)
 
 
@@ -404,7 +452,16 @@ def _not_opened(value: Any) -> Any:
 register_pytree_node(Aligned, _not_opened, lambda leaves, _: leaves)
 
 _BY_NUMBER = ["add", "sub", "mul", "div", "true_divide", "pow", "maximum", "minimum"]
-_OPERATORS = ["__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__"]
+_OPERATORS = [
+    "__add__",
+    "__radd__",
+    "__sub__",
+    "__rsub__",
+    "__mul__",
+    "__rmul__",
+    "__truediv__",
+    "__rtruediv__",
+]
 
 ANSWERS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,

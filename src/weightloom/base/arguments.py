@@ -25,7 +25,12 @@ class Taken(NamedTuple):
     common: Sequence[Tensor] = ()
 
 
-def take(target: Target, shared: frozenset[str | int] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Taken:
+def take(
+    target: Target,
+    shared: frozenset[str | int] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Taken:
     """Find the tensors of a call.
 
     Args:
@@ -43,7 +48,10 @@ def take(target: Target, shared: frozenset[str | int] | None, args: tuple[Any, .
 
 
 def _taken_apart(
-    target: Target, its_shared: frozenset[str | int] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    target: Target,
+    its_shared: frozenset[str | int] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Taken:
     shared = its_shared or frozenset()
     known = target.arguments if shared and args else None
@@ -52,7 +60,9 @@ def _taken_apart(
         (path, Shared(x) if i in shared or (i < len(names) and names[i] in shared) else x)
         for i, (path, x) in enumerate(zip(positions(len(args)), args, strict=True))
     ]
-    opened = open_call(given, {name: Shared(x) if name in shared else x for name, x in kwargs.items()})
+    opened = open_call(
+        given, {name: Shared(x) if name in shared else x for name, x in kwargs.items()}
+    )
     leaves = opened.leaves
     if its_shared is None:
         by_name = [leaf for leaf in leaves[len(leaves) - opened.by_name :] if not leaf.is_shared]
@@ -71,7 +81,10 @@ def _taken_apart(
             tensors[number] = row
         return opened.build(tensors)
 
-    key = opened.key, tuple([(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves if leaf.is_shared])
+    key = (
+        opened.key,
+        tuple([(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves if leaf.is_shared]),
+    )
     common = [leaf.tensor for leaf in leaves if leaf.is_shared]
     return Taken([leaves[number].tensor for number in at], build, key, paths, common)
 

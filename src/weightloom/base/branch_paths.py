@@ -39,14 +39,18 @@ class Ways:
     def prove(self, call: Call) -> TasksDifferError | None:
         """Prove the way of a call, or close all ways; return what keeps its tasks from going one way together."""
         with random_states(call):
-            other = call._replace(params={name: moved(value) for name, value in call.params.items()})
+            other = call._replace(
+                params={name: moved(value) for name, value in call.params.items()}
+            )
         try:
             seen, answers = self._try(call)
             folded, again = self._try(other)
         except TasksDifferError as differ:
             self.apart.add(differ.read)
             return differ
-        self.sizes = self.sizes or any(its.watch is None or its.watch.sizes for its in (seen, folded))
+        self.sizes = self.sizes or any(
+            its.watch is None or its.watch.sizes for its in (seen, folded)
+        )
         few = try_call(other, "loop")
         well = _treats_rows_apart(seen) and _treats_rows_apart(folded) and few.result is not None
         if not well or not same_outputs(few.result.outputs, folded.result.outputs):  # type: ignore[union-attr]
@@ -83,7 +87,9 @@ class Ways:
             odd = [(mine, other) for mine, other in pairs if mine != other]
             causal = {other[1] for _, other in odd}
             alike = made == others_made and len(its.masks) == len(others.masks) and len(causal) == 1
-            if alike and all(mine[0] is not None and not mine[1] and other[0] is None for mine, other in odd):
+            if alike and all(
+                mine[0] is not None and not mine[1] and other[0] is None for mine, other in odd
+            ):
                 return answer, causal.pop()
         return None
 
@@ -120,5 +126,7 @@ class Ways:
 def _treats_rows_apart(seen: Try) -> bool:
     watch = seen.watch
     assert watch is not None
-    does_more = seen.draws or seen.draws_apart or seen.counts or seen.keeps or seen.written or seen.dense
+    does_more = (
+        seen.draws or seen.draws_apart or seen.counts or seen.keeps or seen.written or seen.dense
+    )
     return seen.result is not None and not (watch.mixes or watch.reduces or does_more)

@@ -1,8 +1,9 @@
 """Numbers that a base reads from its rows while tasks are folded into the batch: each task has an answer of its own.
 
-A base that asks whether a mask is full, say, goes one way or the other, task by task. Folded, all tasks go one way.
-That is right where all answer alike; or where the two ways are one program, but for a mask of attention that does
-nothing to those who would have gone without. Else tasks are run in groups that answer alike.
+A base that asks whether a mask is full, say, goes one way or the other, task by task. Folded, all
+tasks go one way. That is right where all answer alike; or where the two ways are one program, but
+for a mask of attention that does nothing to those who would have gone without. Else tasks are run
+in groups that answer alike.
 
 In:   functions that a base calls.
 Out:  what it read, task by task; whether two ways through a base are one program.
@@ -24,7 +25,8 @@ REDUCED = {torch.all, Tensor.all, torch.any, Tensor.any}
 CONCERNED = {*REDUCED, *READ, F.scaled_dot_product_attention}
 
 Harmless = dict[int, tuple[bool, bool]]
-"""Reads at which tasks may go another way than they would: which way that is, and whether its mask is causal."""
+"""Reads at which tasks may go another way than they would: which way that is, and whether its mask
+is causal."""
 
 
 class TasksDifferError(BatchingError):
@@ -49,7 +51,9 @@ class Answers:
         forced: The answer to give at one read, whatever the tasks say.
     """
 
-    def __init__(self, tasks: int, harmless: Harmless, forced: tuple[int, bool] | None = None) -> None:
+    def __init__(
+        self, tasks: int, harmless: Harmless, forced: tuple[int, bool] | None = None
+    ) -> None:
         self.tasks, self.harmless, self.forced = tasks, harmless, forced
         self.path: list[Any] = []
         """All that was read."""
@@ -108,7 +112,11 @@ class Answers:
         if not isinstance(mask, Tensor) or id(mask) in self._neutral:
             return
         for causal, odd in self._odd.items():
-            its = mask if mask.ndim < 4 or len(mask) != self._rows else mask.view(self.tasks, -1, *mask.shape[1:])[odd]
+            its = (
+                mask
+                if mask.ndim < 4 or len(mask) != self._rows
+                else mask.view(self.tasks, -1, *mask.shape[1:])[odd]
+            )
             if mask.dtype != torch.bool:
                 its = its == 0
             if causal:
@@ -147,7 +155,8 @@ class Program:
 
     def __init__(self) -> None:
         self.masks: list[tuple[Any, bool]] = []
-        """Of every attention: what its mask is made of, None without one; and whether it is causal."""
+        """Of every attention: what its mask is made of, None without one; and whether it is
+        causal."""
         self.known = True
         """False if something is done that cannot be followed, as a change in place."""
         self._made: dict[int, Any] = {}
@@ -162,14 +171,20 @@ class Program:
     def add(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Note a call."""
         name = getattr(func, "__name__", str(func))
-        if (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__") or "out" in kwargs:
+        if (
+            (name.endswith("_") and not name.endswith("__"))
+            or name in ("__setitem__", "__set__")
+            or "out" in kwargs
+        ):
             self.known = False
         if func is F.scaled_dot_product_attention:
             mask = argument(args, kwargs, 3, ["attn_mask"], None)
             causal = bool(argument(args, kwargs, 5, ["is_causal"], False))
             self.masks.append((None if mask is None else self.of(mask), causal))
             args = (*args[:3], *args[4:5])
-            kwargs = {key: its for key, its in kwargs.items() if key not in ("attn_mask", "is_causal")}
+            kwargs = {
+                key: its for key, its in kwargs.items() if key not in ("attn_mask", "is_causal")
+            }
         several = result if isinstance(result, tuple | list) else [result]
         made = None
         for number, one in enumerate(several):

@@ -9,7 +9,9 @@ from weightloom.errors import BatchingError, ConfigError, ShapeError, nearest
 from weightloom.params import modules_by_name
 
 
-def task_buffers(base: nn.Module, tasks: int, names: Collection[str] | None = None) -> dict[str, Tensor]:
+def task_buffers(
+    base: nn.Module, tasks: int, names: Collection[str] | None = None
+) -> dict[str, Tensor]:
     """Give every task running statistics of its own, which start as the base's.
 
     Args:
@@ -18,8 +20,9 @@ def task_buffers(base: nn.Module, tasks: int, names: Collection[str] | None = No
         names: Which buffers, as in `base.named_buffers()`. None takes those of torch's norms.
 
     Returns:
-        Buffers of the base's norms by name, each ``(tasks, *shape)``, to pass as ``apply_per_task(…, buffers=…)``,
-        which updates them in place where the base is in train mode.
+        Buffers of the base's norms by name, each ``(tasks, *shape)``, to pass as
+        ``apply_per_task(…, buffers=…)``, which updates them in place where the base is in train
+        mode.
 
     Example:
         >>> {name: tuple(value.shape) for name, value in task_buffers(nn.BatchNorm1d(4), tasks=3).items()}

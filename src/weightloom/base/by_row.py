@@ -46,15 +46,20 @@ def row_by_row(call: Call, task_of_row: Tensor, rows: int | None = None) -> Call
 def _is_each_once(task_of_row: Tensor, params: Mapping[str, Tensor]) -> bool:
     """Whether every task has one row, in order, so that nothing is to be taken."""
     tasks = len(next(iter(params.values()))) if params else -1
-    return len(task_of_row) == tasks and bool((task_of_row == torch.arange(tasks, device=task_of_row.device)).all())
+    return len(task_of_row) == tasks and bool(
+        (task_of_row == torch.arange(tasks, device=task_of_row.device)).all()
+    )
 
 
-def grid(task_of_row: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+def grid(
+    task_of_row: Tensor, params: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Lay rows out by task, where parameters are built and so not copied for every row.
 
     Returns:
-        Tasks that are there; the row at each place, (tasks, places), some of them twice; the task and the place of
-        each row. None where all are held as factors, or the places would be more than twice the rows.
+        Tasks that are there; the row at each place, (tasks, places), some of them twice; the task
+        and the place of each row. None where all are held as factors, or the places would be more
+        than twice the rows.
     """
     if all(isinstance(value, Factored) for value in params.values()):
         return None
@@ -66,7 +71,9 @@ def grid(task_of_row: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Ten
     starts = counts.cumsum(0) - counts
     place = torch.empty_like(task)
     place[order] = torch.arange(len(task), device=task.device) - starts[task[order]]
-    rows = order[starts][:, None].repeat(1, places)  # the first of each task, where there are no more
+    rows = order[starts][:, None].repeat(
+        1, places
+    )  # the first of each task, where there are no more
     rows[task, place] = torch.arange(len(task), device=task.device)
     return present, rows, task, place
 

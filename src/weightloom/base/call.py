@@ -86,9 +86,13 @@ class Call:
         """Run the base with ``tensors`` in the place of its own; return outputs, and what `forward` assigned."""
         args, kwargs = self.build(rows)
         if self.target.module is None:
-            return self._watched(lambda: self.target.function(Params(tensors), *args, **kwargs), tensors, rows), []
+            return self._watched(
+                lambda: self.target.function(Params(tensors), *args, **kwargs), tensors, rows
+            ), []
         if self.scan is None:
-            return self._watched(lambda: run_compiled(self.target, tensors, args, kwargs), tensors, rows), []
+            return self._watched(
+                lambda: run_compiled(self.target, tensors, args, kwargs), tensors, rows
+            ), []
         if replica is None:
             replica = self.replica(tensors, state)
         invoke = self.target.on(replica.base)
@@ -106,7 +110,13 @@ class Call:
             return self
         self.scan = scan_of(self.target.module)
         first = next(iter(self.params.values()), None)
-        tasks = len(first) if first is not None else len(self.rows[0]) if self.rows and self.rows[0].ndim else 0
+        tasks = (
+            len(first)
+            if first is not None
+            else len(self.rows[0])
+            if self.rows and self.rows[0].ndim
+            else 0
+        )
         self.state = state_of(self.scan, tasks)
         return self
 
@@ -114,12 +124,16 @@ class Call:
         """The same with places for all that it holds."""
         if self.scan is None:
             return self
-        return self._replace(places=places_of(self.scan, [*self.params, *self.buffers, *self.extra]))
+        return self._replace(
+            places=places_of(self.scan, [*self.params, *self.buffers, *self.extra])
+        )
 
     def _watched(self, run: Callable[[], Any], tensors: Tensors, rows: Sequence[Any]) -> Any:
         if self.watch is None:
             return run()
-        with self.watch.start(rows, [tensors[name] for name in self.params], {**self.extra, **tensors}):
+        with self.watch.start(
+            rows, [tensors[name] for name in self.params], {**self.extra, **tensors}
+        ):
             outputs = run()
         self.watch.finish(outputs)
         return outputs

@@ -23,23 +23,38 @@ ENGINES = ("auto", "vmap", "aligned", "loop")
 DRAWS = ("different", "same")
 
 
-def check_options(engine: str, randomness: str, statistics: str | None, chunk_size: int | None) -> None:
+def check_options(
+    engine: str, randomness: str, statistics: str | None, chunk_size: int | None
+) -> None:
     """Raise unless every option is known."""
-    if engine in ENGINES and randomness in DRAWS and statistics in (None, "task", "shared") and chunk_size is None:
+    if (
+        engine in ENGINES
+        and randomness in DRAWS
+        and statistics in (None, "task", "shared")
+        and chunk_size is None
+    ):
         return
     said = {
         "engine": (engine, [*ENGINES], "An engine says how tasks are run."),
         "randomness": (randomness, [*DRAWS], "It says what dropout draws for each task."),
-        "statistics": (statistics or "task", ["task", "shared"], "It says what BatchNorm normalises by."),
+        "statistics": (
+            statistics or "task",
+            ["task", "shared"],
+            "It says what BatchNorm normalises by.",
+        ),
     }
     for name, (value, known, what) in said.items():
         if value not in known:
             raise ConfigError(f"`{name}={value!r}` is unknown. {what} {nearest(str(value), known)}")
     if chunk_size is not None and chunk_size < 1:
-        raise ConfigError(f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or more.")
+        raise ConfigError(
+            f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or more."
+        )
 
 
-def check_shared(target: Target, shared: Collection[str | int] | None) -> frozenset[str | int] | None:
+def check_shared(
+    target: Target, shared: Collection[str | int] | None
+) -> frozenset[str | int] | None:
     """Raise unless ``shared`` names arguments of the base; return it as a set."""
     if shared is None:
         return None
@@ -88,12 +103,18 @@ def _refuse_apart(call: Call, engine: str) -> None:
         )
 
 
-def check_call(target: Target, params: Mapping[str, Tensor], rows: Sequence[Tensor], paths: Sequence[str]) -> int:
+def check_call(
+    target: Target, params: Mapping[str, Tensor], rows: Sequence[Tensor], paths: Sequence[str]
+) -> int:
     """Check names, task counts, devices and dtypes; return the number of tasks."""
     base = target.module
     if base is not None:
         check_names(base, params)
-        if target.method is None and type(base).forward is nn.Module.forward and "forward" not in base.__dict__:
+        if (
+            target.method is None
+            and type(base).forward is nn.Module.forward
+            and "forward" not in base.__dict__
+        ):
             networks = ", ".join(f"`{name}`" for name, _ in base.named_children()) or "none"
             raise ConfigError(
                 f"{type(base).__name__} has no `forward`: it holds networks ({networks}) and does not say how they are "
@@ -147,7 +168,9 @@ def check_compiled(base: nn.Module | None) -> None:
 
 def check_names(base: nn.Module, params: Mapping[str, Tensor]) -> None:
     """Raise unless ``params`` names parameters of the base, each once, with one axis more than they have."""
-    inside = next(((name, module) for name, module in base.named_modules() if is_keras(module)), None)
+    inside = next(
+        ((name, module) for name, module in base.named_modules() if is_keras(module)), None
+    )
     if inside is not None:
         name, module = inside
         raise ConfigError(
@@ -183,7 +206,9 @@ def _check_ties(own: Mapping[str, nn.Parameter], params: Mapping[str, Tensor]) -
             )
 
 
-def _check_kind(base: nn.Module, params: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> None:
+def _check_kind(
+    base: nn.Module, params: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+) -> None:
     """Raise if what meets in one computation (generated, shared and real-valued inputs) differs in device or dtype.
 
     A base whose own parameters differ among each other is taken to know what it does.
@@ -192,7 +217,11 @@ def _check_kind(base: nn.Module, params: Mapping[str, Tensor], inputs: Mapping[s
     is_mixed = len({(value.device, value.dtype) for value in own.values()}) > 1
     replaced = {id(own[name]) for name in params}
     generated = {f"params[{name!r}]": value for name, value in params.items()}
-    shared = {f"base.{name}": value for name, value in own.items() if id(value) not in replaced and not is_mixed}
+    shared = {
+        f"base.{name}": value
+        for name, value in own.items()
+        if id(value) not in replaced and not is_mixed
+    }
     real = {name: x for name, x in inputs.items() if x.is_floating_point()}
     first: tuple[str, Tensor] | None = None
     for name, value in {**generated, **real, **shared}.items():
@@ -225,9 +254,14 @@ def refused_by_vmap(name: str, base: nn.Module | None, error: RuntimeError) -> B
     if "vmap" not in text and "Batching rule" not in text:
         return None
     recurrent = base is not None and any(
-        isinstance(m, nn.RNNBase | nn.RNNCellBase) and type(m).__module__ == nn.LSTM.__module__ for m in base.modules()
+        isinstance(m, nn.RNNBase | nn.RNNCellBase) and type(m).__module__ == nn.LSTM.__module__
+        for m in base.modules()
     )
-    drop_in = " or give recurrent layers a batch: `base = weightloom.replace_recurrent(base)`" if recurrent else ""
+    drop_in = (
+        " or give recurrent layers a batch: `base = weightloom.replace_recurrent(base)`"
+        if recurrent
+        else ""
+    )
     return BatchingError(
         f"{name} does something that cannot run for all tasks at once ({text.splitlines()[0]}). "
         "`vmap` runs the base once, with the tasks axis hidden from it, which torch's recurrent layers and branches on "

@@ -28,7 +28,9 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     call = call.placed()
     if torch._C._functorch.maybe_current_level() is not None:  # numbers cannot be looked at
         if engine == "auto":
-            return Plan(Choice("vmap", "inside a transform of `torch.func` nothing is watched"), call.places)
+            return Plan(
+                Choice("vmap", "inside a transform of `torch.func` nothing is watched"), call.places
+            )
         return Plan(Choice(engine, "as asked for"), call.places, proven=engine != "aligned")
     if call.scan is not None and call.scan.versions and call.params:
         raise BatchingError(
@@ -41,7 +43,11 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     while True:
         choice, tries = _choose(call, engine, statistics, dense)
         failed = [t.error for t in tries if t.error is not None]
-        if failed and not dense and any(isinstance(value, Factored) for value in call.params.values()):
+        if (
+            failed
+            and not dense
+            and any(isinstance(value, Factored) for value in call.params.values())
+        ):
             built = _choose(call, engine, statistics, frozenset(call.params))
             if not any(t.error is not None for t in built[1]):
                 dense, choice, tries = frozenset(call.params), *built
@@ -49,7 +55,9 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
         if fresh and statistics == "task" and not buffers:
             assert call.scan is not None
             buffers = tuple(fresh)
-            call = call._replace(buffers={**call.buffers, **task_buffers(call.scan.base, call.tasks, fresh)}).placed()
+            call = call._replace(
+                buffers={**call.buffers, **task_buffers(call.scan.base, call.tasks, fresh)}
+            ).placed()
             continue
         if not (fresh and statistics == "shared"):
             if set(fresh) - (_of_norms(call) if engine == "loop" else set()):
@@ -59,11 +67,17 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     if fresh and engine not in ("auto", "aligned") and statistics == "shared":
         raise refuse_apart(engine)
     if fresh and statistics == "shared":
-        choice = Choice("aligned", "all tasks are run as one batch, which writes the base's buffers")
+        choice = Choice(
+            "aligned", "all tasks are run as one batch, which writes the base's buffers"
+        )
     dense = dense | {name for t in tries for name in t.dense}
-    reads = choice.engine == "loop" and any(t.reads for t in tries)  # it may do something else for other numbers
+    reads = choice.engine == "loop" and any(
+        t.reads for t in tries
+    )  # it may do something else for other numbers
     if reads:  # so may a plain value be changed in place; one held as factors says so
-        dense = dense | {name for name, value in call.params.items() if not isinstance(value, Factored)}
+        dense = dense | {
+            name for name, value in call.params.items() if not isinstance(value, Factored)
+        }
     layers = None
     if choice.engine == "aligned" and call.scan is not None:
         layers = layers_of(call.scan, call.places, call.params, call.rows, choice.batch_major)
@@ -74,10 +88,18 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
     unseen = call.scan is not None and (call.scan.unseen or any(t.counts for t in tries))
     proven = layers is not None or engine != "auto" or not unseen
     if not proven and choice.engine == "aligned" and any(watch.sizes for watch in watched):
-        choice = Choice("vmap", "the base reads sizes, and may change unseen, so tasks are not folded")
+        choice = Choice(
+            "vmap", "the base reads sizes, and may change unseen, so tasks are not folded"
+        )
     kernels = frozenset(name for watch in watched for name in watch.kernels)
-    is_free = proven and not (dense or buffers or reads) and not any(t.assigns or t.keeps or t.counts for t in tries)
-    return Plan(choice, call.places, layers, proven, dense, buffers, sizes, reads, ways, kernels, is_free)
+    is_free = (
+        proven
+        and not (dense or buffers or reads)
+        and not any(t.assigns or t.keeps or t.counts for t in tries)
+    )
+    return Plan(
+        choice, call.places, layers, proven, dense, buffers, sizes, reads, ways, kernels, is_free
+    )
 
 
 def _choose(
@@ -109,10 +131,21 @@ def _choose(
     alone = try_call(call, "loop", unhooked=engine != "aligned")
     convolves = engine == "aligned" and tried.watch is not None and bool(tried.watch.convolved)
     asked = replace(asked, batch_major=convolves)
-    if engine == "aligned" and tried.reads and (ways := _ways_together(call, tried, alone)) is not None:
+    if (
+        engine == "aligned"
+        and tried.reads
+        and (ways := _ways_together(call, tried, alone)) is not None
+    ):
         return replace(asked, batch_major=False), [tried, replace(alone, ways=ways)]
-    if engine == "aligned" and tried.result is not None and alone.result is not None and statistics != "shared":
-        if not (tried.draws or alone.draws) and not _same_in_any_order(call, alone.result, tried.result):
+    if (
+        engine == "aligned"
+        and tried.result is not None
+        and alone.result is not None
+        and statistics != "shared"
+    ):
+        if not (tried.draws or alone.draws) and not _same_in_any_order(
+            call, alone.result, tried.result
+        ):
             raise BatchingError(
                 f"{call.target.name} gives other numbers when tasks are folded into the batch than task by task. The "
                 "aligned engine is right only where every row of a batch is treated by itself. Pass "
@@ -148,13 +181,19 @@ def _same_in_any_order(call: Call, alone: Result, folded: Result) -> bool:
         return False
     backwards = call.of_tasks(torch.arange(call.tasks - 1, -1, -1))
     tasks = min(call.chunk_size or call.tasks, call.tasks)
-    other, its = try_call(backwards, "loop", unhooked=False), try_call(backwards, "aligned", tasks, unhooked=False)
-    return other.result is None or (its.result is not None and _same_results(other.result, its.result))
+    other, its = (
+        try_call(backwards, "loop", unhooked=False),
+        try_call(backwards, "aligned", tasks, unhooked=False),
+    )
+    return other.result is None or (
+        its.result is not None and _same_results(other.result, its.result)
+    )
 
 
 def _same_results(alone: Result, folded: Result) -> bool:
     written = [
-        sorted(((w.number, w.name, w.value) for w in its.written), key=lambda w: w[:2]) for its in (alone, folded)
+        sorted(((w.number, w.name, w.value) for w in its.written), key=lambda w: w[:2])
+        for its in (alone, folded)
     ]
     return same_outputs(alone.outputs, folded.outputs) and same_outputs(*written)
 
@@ -197,12 +236,17 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
     shown = _with_two_rows(call)
     tried = try_call(shown, "vmap", watch=True)
     assert tried.watch is not None
-    if shown is not call and (tried.error is not None or tried.watch.sizes):  # one row may be treated otherwise
+    if shown is not call and (
+        tried.error is not None or tried.watch.sizes
+    ):  # one row may be treated otherwise
         again = try_call(call, "vmap", watch=True)
         if again.error is not None or tried.error is not None:
             tried = again
     if tried.draws_apart:
-        return Choice("loop", "random numbers are drawn that are not torch's"), [tried, try_call(call, "loop")]
+        return Choice("loop", "random numbers are drawn that are not torch's"), [
+            tried,
+            try_call(call, "loop"),
+        ]
     if tried.error is not None:
         alone = try_call(call, "loop")
         if (ways := _ways_together(call, tried, alone)) is not None:
@@ -238,16 +282,29 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
     if not reason and not _equal_when_folded(few):
         reason = "outputs differ when tasks are folded into the batch"
     if reason:
-        return Choice("vmap", f"{reason}, so tasks are not folded into it", convolved=convolved), [tried]
+        return Choice("vmap", f"{reason}, so tasks are not folded into it", convolved=convolved), [
+            tried
+        ]
     why = "every row of a batch is treated by itself, so tasks are folded into the batch"
     return Choice("aligned", why, bool(watch.convolved), convolved=convolved), [tried]
 
 
 def _ways_together(call: Call, tried: Try, alone: Try) -> Ways | None:
     """Ways along which tasks may be folded, of a base that does not run under ``vmap``, as where it reads numbers."""
-    if call.scan is None or call.scan.unseen or call.buffers or call.state or call.randomness == "same":
+    if (
+        call.scan is None
+        or call.scan.unseen
+        or call.buffers
+        or call.state
+        or call.randomness == "same"
+    ):
         return None
-    if alone.error is not None or alone.draws or alone.draws_apart or isinstance(tried.error, RecomputeError):
+    if (
+        alone.error is not None
+        or alone.draws
+        or alone.draws_apart
+        or isinstance(tried.error, RecomputeError)
+    ):
         return None
     if not call.rows or any(x.ndim < 2 or x.shape[1] != call.rows[0].shape[1] for x in call.rows):
         return None
@@ -266,7 +323,8 @@ def _with_two_rows(call: Call) -> Call:
 def _equal_when_folded(call: Call) -> bool:
     """Compare a few tasks with all of them folded: a last check on what watching cannot see, as the size of the batch.
 
-    It is done with parameters moved a little, for a layer that starts at zero would hide what stands before it.
+    It is done with parameters moved a little, for a layer that starts at zero would hide what
+    stands before it.
     """
     with random_states(call):
         whole = call.first(call.chunk_size or call.tasks)
@@ -282,5 +340,9 @@ def _of_norms(call: Call) -> set[str]:
     if call.scan is None:
         return set()
     names = named(call.scan).items()
-    keras = {name for name, (m, is_buffer, _, _) in names if is_buffer and getattr(m, "own_statistics", False)}
+    keras = {
+        name
+        for name, (m, is_buffer, _, _) in names
+        if is_buffer and getattr(m, "own_statistics", False)
+    }
     return keras | set(task_buffers(call.scan.base, 1))

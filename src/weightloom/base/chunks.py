@@ -14,11 +14,13 @@ from weightloom.errors import ConfigError, ShapeError
 def in_chunks(function: Callable[..., Any], *inputs: Any, chunk_size: int) -> Any:
     """Run ``function`` for ``chunk_size`` tasks at a time, and join what it returns along the tasks axis.
 
-    Put generation inside, and no more than a chunk of parameters ever exists. With gradients, a chunk's intermediate
-    results are not kept but computed again in the backward pass, so that training is bounded too.
+    Put generation inside, and no more than a chunk of parameters ever exists. With gradients, a
+    chunk's intermediate results are not kept but computed again in the backward pass, so that
+    training is bounded too.
 
     Args:
-        function: Takes a chunk of every input and returns tensors, in any tree, with a leading tasks axis.
+        function: Takes a chunk of every input and returns tensors, in any tree, with a leading
+            tasks axis.
         *inputs: Tensors, or trees of them such as Params, with a leading tasks axis.
         chunk_size: Tasks at a time.
 
@@ -38,7 +40,9 @@ def in_chunks(function: Callable[..., Any], *inputs: Any, chunk_size: int) -> An
         Chen et al., "Training deep nets with sublinear memory cost" (2016).
     """
     if chunk_size < 1:
-        raise ConfigError(f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or more.")
+        raise ConfigError(
+            f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or more."
+        )
     counts = {len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
     if len(counts) != 1:
         raise ShapeError(
@@ -49,7 +53,8 @@ def in_chunks(function: Callable[..., Any], *inputs: Any, chunk_size: int) -> An
     parts = []
     for start in range(0, max(tasks, 1), chunk_size):
         chunk = tree_map(
-            lambda leaf, at=start: leaf[at : at + chunk_size] if isinstance(leaf, Tensor) else leaf, inputs
+            lambda leaf, at=start: leaf[at : at + chunk_size] if isinstance(leaf, Tensor) else leaf,
+            inputs,
         )
         if torch.is_grad_enabled() and tasks > chunk_size:
             parts.append(checkpoint(function, *chunk, use_reentrant=False))

@@ -37,6 +37,12 @@ def _close(a: Tensor, b: Tensor) -> bool:
         return torch.equal(a, b)
     kind = a.device.type
     halved = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    tolerance = 0.1 if halved or a.dtype != b.dtype else min(0.1, 100 * torch.finfo(a.dtype).eps ** 0.75)
+    tolerance = (
+        0.1 if halved or a.dtype != b.dtype else min(0.1, 100 * torch.finfo(a.dtype).eps ** 0.75)
+    )
     scale = a.abs().max() if a.numel() else 0.0
-    return bool(torch.allclose(a, b.to(a.dtype), rtol=tolerance, atol=tolerance * float(scale) + 1e-30, equal_nan=True))
+    return bool(
+        torch.allclose(
+            a, b.to(a.dtype), rtol=tolerance, atol=tolerance * float(scale) + 1e-30, equal_nan=True
+        )
+    )

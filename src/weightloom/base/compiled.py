@@ -30,7 +30,9 @@ def run_compiled(target: Target, tensors: Mapping[str, Tensor], args: Any, kwarg
             places[place] = value
     if target.method is not None:
         inside = {f"module.{name}": value for name, value in places.items()}
-        return functional_call(_Method(target.module, target.method), inside, args, kwargs, tie_weights=False)
+        return functional_call(
+            _Method(target.module, target.method), inside, args, kwargs, tie_weights=False
+        )
     return functional_call(target.module, places, args, kwargs, tie_weights=False)
 
 

@@ -32,7 +32,10 @@ Engine = Literal["auto", "vmap", "aligned", "loop"]
 
 def run_vmap(call: Call) -> Result:
     """All tasks in one pass, the tasks axis hidden from the base."""
-    generated = {name: value.factors if isinstance(value, Factored) else value for name, value in call.params.items()}
+    generated = {
+        name: value.factors if isinstance(value, Factored) else value
+        for name, value in call.params.items()
+    }
     gone = {where: its for where, its in call.state.items() if is_gone(its)}
     opened = {where: open_tree(its) for where, its in call.state.items() if where not in gone}
     state = {where: [leaf.tensor for leaf in its.leaves] for where, its in opened.items()}
@@ -40,12 +43,18 @@ def run_vmap(call: Call) -> Result:
 
     @no_type_check
     def apply_one(factors: Any, buffers: Tensors, rows: Sequence[Tensor], held: Any) -> Any:
-        params = {name: call._one(name, _rebuilt(call.params[name], its)) for name, its in factors.items()}
+        params = {
+            name: call._one(name, _rebuilt(call.params[name], its)) for name, its in factors.items()
+        }
         mine = {where: opened[where].build(its) for where, its in held.items()}
         outputs, written = call.run({**params, **buffers}, rows, {**gone, **mine})
         its = open_tree(outputs)
         assigned = [(number, name, open_tree(value, name)) for number, name, value in written]
-        found[:] = [its, assigned, [_alone(leaf.tensor) for _, _, o in assigned for leaf in o.leaves]]
+        found[:] = [
+            its,
+            assigned,
+            [_alone(leaf.tensor) for _, _, o in assigned for leaf in o.leaves],
+        ]
         leaves = [*its.leaves, *(leaf for _, _, o in assigned for leaf in o.leaves)]
         return [built(leaf.tensor) for leaf in leaves]  # vmap passes on nothing else
 
@@ -85,7 +94,11 @@ def _rebuilt(value: Tensor, its: Any) -> Tensor:
 
 def _alone(tensor: Tensor) -> Tensor | None:
     """A tensor that no task has changed; None for one that ``vmap`` holds."""
-    return None if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or isinstance(tensor, Factored) else tensor
+    return (
+        None
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or isinstance(tensor, Factored)
+        else tensor
+    )
 
 
 def run_loop(call: Call) -> Result:
@@ -133,12 +146,20 @@ def _gathered(call: Call, assigned: list[list[tuple[int, str, Any]]]) -> list[Ca
     carried = []
     for (number, name), values in by_place.items():
         if len(values) != call.tasks:
-            raise refuse_different(call.scan, number, name, "is assigned for some tasks and not for others")
+            raise refuse_different(
+                call.scan, number, name, "is assigned for some tasks and not for others"
+            )
         opened = [open_tree(value, name) for value in values]
         if any(its.key != opened[0].key for its in opened):
-            raise refuse_different(call.scan, number, name, "differs from task to task and is no tensor")
+            raise refuse_different(
+                call.scan, number, name, "differs from task to task and is no tensor"
+            )
         module = call.scan.modules[number] if call.scan is not None else None
-        same = module is not None and name in module._buffers and all(torch.equal(values[0], v) for v in values)
+        same = (
+            module is not None
+            and name in module._buffers
+            and all(torch.equal(values[0], v) for v in values)
+        )
         if not opened[0].leaves or same:
             carried.append(Carried(number, name, values[-1], False))
         else:
@@ -211,7 +232,9 @@ def no_recomputing(call: Call) -> Iterator[None]:
         yield
         return
     said = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
-    torch._C._autograd._saved_tensors_hooks_disable(RECOMPUTES, False)  # those of a checkpoint around the call may stay
+    torch._C._autograd._saved_tensors_hooks_disable(
+        RECOMPUTES, False
+    )  # those of a checkpoint around the call may stay
     try:
         yield
     except RuntimeError as error:

@@ -17,8 +17,9 @@ from weightloom.errors import BatchingError
 def run_exported(call: Call) -> Result:
     """Fold the tasks into the batch where every row is seen to be treated by itself; else run under ``vmap``.
 
-    What ``vmap`` makes of convolutions, norms, pooling and embeddings holds for one number of tasks only, as torch
-    writes that number into the shapes of its views (torch 2.13). Folded, they are those of any batch.
+    What ``vmap`` makes of convolutions, norms, pooling and embeddings holds for one number of tasks
+    only, as torch writes that number into the shapes of its views (torch 2.13). Folded, they are
+    those of any batch.
     """
     if call.randomness == "same" or call.chunk_size is not None:
         return run_vmap(call)

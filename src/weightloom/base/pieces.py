@@ -40,7 +40,11 @@ def in_pieces(run: Callable[[Call], Result], call: Call) -> Result:
     written = []
     for several in zip(*(result.written for result in results), strict=True):
         first = several[0]
-        value = join([its.value for its in several], torch.cat, first.name) if first.of_tasks else several[-1].value
+        value = (
+            join([its.value for its in several], torch.cat, first.name)
+            if first.of_tasks
+            else several[-1].value
+        )
         written.append(first._replace(value=value))
     return Result(outputs, written)
 

@@ -21,11 +21,14 @@ class Choice:
     engine: Engine
     reason: str
     batch_major: bool = False
-    """Whether the aligned engine folds so that the task changes from row to row, as grouped convolutions like it."""
+    """Whether the aligned engine folds so that the task changes from row to row, as grouped
+    convolutions like it."""
     at_once: int | None = None
-    """How many tasks are run at once, so that what is convolved stays in the cache; None means all."""
+    """How many tasks are run at once, so that what is convolved stays in the cache; None means
+    all."""
     convolved: tuple[float, float] | None = None
-    """Bytes that convolutions with generated kernels read or write, over those of the first input: mean and most."""
+    """Bytes that convolutions with generated kernels read or write, over those of the first input:
+    mean and most."""
 
     def of_size(self, call: Call) -> "Choice":
         """The choice for inputs of these sizes: so many tasks at once that what is convolved stays in the cache."""
@@ -35,7 +38,10 @@ class Choice:
         mean, most = (its * x.numel() * x.element_size() for its in self.convolved)
         tasks = len(x)
         if mean > TURN_BYTES * tasks:
-            return Choice("loop", "what is convolved with generated kernels is large, so tasks are run in turn")
+            return Choice(
+                "loop",
+                "what is convolved with generated kernels is large, so tasks are run in turn",
+            )
         pieces = math.ceil(most / GROUPED_BYTES)
         return replace(self, at_once=math.ceil(tasks / pieces)) if pieces > 1 else self
 
@@ -77,8 +83,15 @@ class Plan:
         """
         found = [choice]
         if self.choice.engine == "aligned":
-            pieces = {None, *(math.ceil(tasks / 2**power) for power in range(1, 4) if tasks >= 2**power)}
-            halves = sorted(pieces, key=lambda size: -(size or tasks)) if self.choice.convolved is not None else [None]
+            pieces = {
+                None,
+                *(math.ceil(tasks / 2**power) for power in range(1, 4) if tasks >= 2**power),
+            }
+            halves = (
+                sorted(pieces, key=lambda size: -(size or tasks))
+                if self.choice.convolved is not None
+                else [None]
+            )
             found += [replace(self.choice, at_once=size) for size in halves]
         if self.ways is None:
             found.append(Choice("vmap", "timed"))

@@ -28,8 +28,8 @@ RESTLESS = 6
 class Plans:
     """The plans of one base.
 
-    A base that is another one in every call, such as one that counts its calls, is watched a few times. Then it is
-    run in a way that is right whatever it does.
+    A base that is another one in every call, such as one that counts its calls, is watched a few
+    times. Then it is run in a way that is right whatever it does.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,9 @@ def plan_of(call: Call, engine: Engine, statistics: Statistics | None) -> Plan:
     scanned = call.scan.key if call.scan is not None else None
     for key in ((scanned, kind), (scanned, exact), (RESTLESS, kind)):
         plan = plan or plans.known.get(key)
-    if plan is None or not _fits(call, exact):  # a plan for other sizes says nothing of whether these fit each other
+    if plan is None or not _fits(
+        call, exact
+    ):  # a plan for other sizes says nothing of whether these fit each other
         call = check_all(call, engine, statistics)
         if call.scan is not None:
             if len(call.scan.checked) >= PLANS_KEPT:
@@ -77,7 +79,9 @@ def plan_of(call: Call, engine: Engine, statistics: Statistics | None) -> Plan:
         often = plans.count(kind) >= RESTLESS
         if often and not plan.sizes:
             plans.keep((RESTLESS, kind), replace(plan, proven=False, layers=None))
-        elif often and (engine == "aligned" or plan.choice.engine != "aligned"):  # of so many sizes, all were alike
+        elif often and (
+            engine == "aligned" or plan.choice.engine != "aligned"
+        ):  # of so many sizes, all were alike
             plans.keep((scanned, kind), plan)
     while len(at_hand) >= PLANS_KEPT:
         at_hand.pop(next(iter(at_hand)), None)
@@ -109,13 +113,27 @@ def _plans_of(call: Call) -> Plans:
 def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> Any:
     """What a plan holds for: options, modes, and kinds and sizes of everything."""
     return (
-        (engine, statistics, call.randomness, call.chunk_size, call.target.method, bool(call.state), call.key),
-        (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
+        (
+            engine,
+            statistics,
+            call.randomness,
+            call.chunk_size,
+            call.target.method,
+            bool(call.state),
+            call.key,
+        ),
+        (
+            torch.is_grad_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            torch.is_autocast_enabled("cuda"),
+        ),
         torch._C._functorch.maybe_current_level(),
         tuple(call.params),
         tuple([_kind(value) for value in call.params.values()]),
         tuple([_kind(value) for value in call.rows]),
-        tuple([(name, *_kind(value)) for name, value in call.buffers.items()]) if call.buffers else (),
+        tuple([(name, *_kind(value)) for name, value in call.buffers.items()])
+        if call.buffers
+        else (),
     )
 
 
@@ -123,7 +141,13 @@ def kind_of(call: Call) -> str:
     """A call as a text: base, sizes, forms and whether it learns."""
     params = [(name, *_kind(value)) for name, value in call.params.items()]
     rows = [tuple(x.shape) for x in call.rows]
-    options = (params, [_kind(x) for x in call.rows], call.chunk_size, torch.is_grad_enabled(), call.randomness)
+    options = (
+        params,
+        [_kind(x) for x in call.rows],
+        call.chunk_size,
+        torch.is_grad_enabled(),
+        call.randomness,
+    )
     digest = hashlib.blake2s(repr(options).encode()).hexdigest()[:12]
     does = "forward and backward" if torch.is_grad_enabled() else "forward"
     return f"{call.target.name} on {rows}, {len(params)} generated, {does}, {digest}"
@@ -139,7 +163,9 @@ def _kind(value: Tensor) -> tuple[Any, ...]:
 def _without_sizes(call: Call, exact: Any) -> Any:
     """The same for calls of other sizes, as far as none of them is one."""
     options, modes, level, names, *kinds = exact
-    rest = [[(tuple([size == 1 for size in kind[-4]]), *kind[-3:]) for kind in its] for its in kinds]
+    rest = [
+        [(tuple([size == 1 for size in kind[-4]]), *kind[-3:]) for kind in its] for its in kinds
+    ]
     return options, modes, level, names, *map(tuple, rest), tuple(call.buffers)
 
 

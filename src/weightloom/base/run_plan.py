@@ -29,7 +29,9 @@ from weightloom.replica import Contents
 from weightloom.replica.tree import open_tree
 
 
-def run_planned(call: Call, engine: Engine, statistics: Statistics | None, tuning: Tuning | None) -> Any:
+def run_planned(
+    call: Call, engine: Engine, statistics: Statistics | None, tuning: Tuning | None
+) -> Any:
     """Run a call for all tasks, and give the base what `forward` assigned; return the outputs.
 
     Args:
@@ -54,7 +56,9 @@ def run_planned(call: Call, engine: Engine, statistics: Statistics | None, tunin
     return result.outputs
 
 
-def choice_of(call: Call, plan: Plan, engine: Engine, statistics: Statistics | None, tuning: Tuning | None) -> Choice:
+def choice_of(
+    call: Call, plan: Plan, engine: Engine, statistics: Statistics | None, tuning: Tuning | None
+) -> Choice:
     """By which engine a call runs: as was counted, or as was timed. Arguments as for `run_planned`."""
     call.tasks, call.places, call.dense = _count(call), plan.places, plan.dense
     choice, tuning = plan.choice.of_size(call), tuning or active()
@@ -73,7 +77,10 @@ def _chosen(call: Call, plan: Plan, choice: Choice, engine: Engine) -> Result:
     call.batch_major = choice.batch_major
     call.chunk_size = call.chunk_size or choice.at_once
     if choice.engine == "loop" and plan.kernels:
-        call.params = {name: built(value) if name in plan.kernels else value for name, value in call.params.items()}
+        call.params = {
+            name: built(value) if name in plan.kernels else value
+            for name, value in call.params.items()
+        }
     return _by(call, plan, choice.engine, engine)
 
 
@@ -117,14 +124,20 @@ def _by(call: Call, plan: Plan, engine: Engine, asked: Engine) -> Result:
             return in_pieces(run_loop, call)
     if engine != "vmap":
         return in_pieces(RUN[engine], call)
-    if asked != "auto" or call.scan is None or torch._C._functorch.maybe_current_level() is not None:
+    if (
+        asked != "auto"
+        or call.scan is None
+        or torch._C._functorch.maybe_current_level() is not None
+    ):
         return run_vmap(call)
     random = torch.get_rng_state()
     try:
         return run_vmap(call)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # something that was not seen when it was watched; the loop shows it as it is
+    except (
+        RuntimeError
+    ):  # something that was not seen when it was watched; the loop shows it as it is
         torch.set_rng_state(random)
         return in_pieces(run_loop, call)
 
@@ -168,7 +181,12 @@ def _proven(call: Call, asked: Engine) -> Result:
 def _carry(call: Call, result: Result, statistics: Statistics | None) -> None:
     """Give the base, and the buffers of each task, what `forward` assigned."""
     assert call.scan is not None
-    own = {(number, leaf): name for name, its in call.places if name in call.buffers for number, _, leaf in its}
+    own = {
+        (number, leaf): name
+        for name, its in call.places
+        if name in call.buffers
+        for number, _, leaf in its
+    }
     rest = []
     for its in result.written:
         name = own.get((its.number, its.name))

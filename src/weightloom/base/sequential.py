@@ -1,9 +1,9 @@
 """The aligned engine's short cut for plain sequences of layers, the base networks that are run most.
 
-A small layer takes microseconds, and so does every call between two of them. Where the base is a `torch.nn.Sequential`
-of kinds that are known here, and nobody hooked into it, its layers are run as one would by hand: linear layers as
-batched products, and small convolutions with tasks as groups of channels. `weightloom.base.aligned` would come to the
-same, by a longer way.
+A small layer takes microseconds, and so does every call between two of them. Where the base is a
+`torch.nn.Sequential` of kinds that are known here, and nobody hooked into it, its layers are run as
+one would by hand: linear layers as batched products, and small convolutions with tasks as groups of
+channels. `weightloom.base.aligned` would come to the same, by a longer way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,39 @@ Layer = tuple[str | None, str | None]
 """Names of a layer's generated weight and bias; None for what is not generated."""
 
 BY_NUMBER = (
-    *(nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU, nn.LogSigmoid),
-    *(nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink),
+    *(
+        nn.CELU,
+        nn.ELU,
+        nn.GELU,
+        nn.Hardsigmoid,
+        nn.Hardswish,
+        nn.Hardtanh,
+        nn.Identity,
+        nn.LeakyReLU,
+        nn.LogSigmoid,
+    ),
+    *(
+        nn.Mish,
+        nn.ReLU,
+        nn.ReLU6,
+        nn.SELU,
+        nn.SiLU,
+        nn.Sigmoid,
+        nn.Softplus,
+        nn.Softsign,
+        nn.Tanh,
+        nn.Tanhshrink,
+    ),
 )
 BY_CHANNEL = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
 )
-CONVOLUTIONS: dict[type[nn.Module], Any] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+CONVOLUTIONS: dict[type[nn.Module], Any] = {
+    nn.Conv1d: F.conv1d,
+    nn.Conv2d: F.conv2d,
+    nn.Conv3d: F.conv3d,
+}
 
 
 def layers_of(
@@ -43,22 +68,37 @@ def layers_of(
         scan: The base.
         places: Where the generated ones are.
         params: What is generated.
-        inputs: What the base is called with: one (tasks, batch, in), or (tasks, batch, channels, *space).
-        batch_major: Whether small kernels are generated, so that tasks as groups of channels are quick.
+        inputs: What the base is called with: one (tasks, batch, in), or (tasks, batch, channels,
+            *space).
+        batch_major: Whether small kernels are generated, so that tasks as groups of channels are
+            quick.
     """
     children = scan.modules[1:]
-    if type(scan.base) is not nn.Sequential or len(inputs) != 1 or len(children) != len(scan.base._modules):
+    if (
+        type(scan.base) is not nn.Sequential
+        or len(inputs) != 1
+        or len(children) != len(scan.base._modules)
+    ):
         return None
     if (inputs[0].ndim != 3 and not batch_major) or any(map(_is_hooked, scan.modules)):
         return None
     at = {(number, leaf): name for name, its in places for number, _, leaf in its}
-    layers = [(at.get((number, "weight")), at.get((number, "bias"))) for number in range(1, len(scan.modules))]
+    layers = [
+        (at.get((number, "weight")), at.get((number, "bias")))
+        for number in range(1, len(scan.modules))
+    ]
     flat = inputs[0].ndim == 3
     for module, (weight, _) in zip(children, layers, strict=True):
         built = weight is None or not isinstance(params[weight], Factored)
-        if not flat and type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+        if (
+            not flat
+            and type(module) is nn.Flatten
+            and (module.start_dim, module.end_dim) == (1, -1)
+        ):
             flat = True
-        elif type(module) not in BY_NUMBER and not (_is_flat(module) if flat else built and _is_spatial(module)):
+        elif type(module) not in BY_NUMBER and not (
+            _is_flat(module) if flat else built and _is_spatial(module)
+        ):
             return None
     return layers
 
@@ -70,7 +110,9 @@ def _is_flat(module: nn.Module) -> bool:
 def _is_spatial(module: nn.Module) -> bool:
     if type(module) in CONVOLUTIONS:
         return bool(module.padding_mode == "zeros")
-    return type(module) is nn.GroupNorm or (type(module) in BY_CHANNEL and not getattr(module, "return_indices", False))
+    return type(module) is nn.GroupNorm or (
+        type(module) in BY_CHANNEL and not getattr(module, "return_indices", False)
+    )
 
 
 def _is_hooked(m: nn.Module) -> bool:
@@ -88,7 +130,9 @@ def is_hooked_everywhere() -> bool:
     return any(everywhere)
 
 
-def run_sequential(modules: Sequence[nn.Module], layers: Sequence[Layer], params: Tensors, x: Tensor) -> Tensor:
+def run_sequential(
+    modules: Sequence[nn.Module], layers: Sequence[Layer], params: Tensors, x: Tensor
+) -> Tensor:
     """Run a plain sequence for all tasks: (tasks, batch, *event) -> (tasks, batch, *out)."""
     tasks, batch = x.shape[:2]
     wide = x.ndim > 3
@@ -100,7 +144,10 @@ def run_sequential(modules: Sequence[nn.Module], layers: Sequence[Layer], params
         elif type(module) in CONVOLUTIONS:
             x = _convolve(x, module, params, weight, bias, tasks)
         elif type(module) is nn.GroupNorm:
-            scale, shift = _wide(module.weight, params, weight, tasks), _wide(module.bias, params, bias, tasks)
+            scale, shift = (
+                _wide(module.weight, params, weight, tasks),
+                _wide(module.bias, params, bias, tasks),
+            )
             x = F.group_norm(x, tasks * module.num_groups, scale, shift, module.eps)
         elif type(module) is nn.Flatten:
             x, wide = x.reshape(batch, tasks, -1).transpose(0, 1), False
@@ -109,7 +156,9 @@ def run_sequential(modules: Sequence[nn.Module], layers: Sequence[Layer], params
     return x.unflatten(1, (tasks, -1)).transpose(0, 1) if wide else x
 
 
-def _linear(x: Tensor, module: Any, params: Tensors, weight_name: str | None, bias_name: str | None) -> Tensor:
+def _linear(
+    x: Tensor, module: Any, params: Tensors, weight_name: str | None, bias_name: str | None
+) -> Tensor:
     bias = module.bias if bias_name is None else built(params[bias_name])[:, None]
     if weight_name is None:
         return shared_linear(x, module.weight, bias)
@@ -122,8 +171,13 @@ def _linear(x: Tensor, module: Any, params: Tensors, weight_name: str | None, bi
     return x @ weight.mT if bias is None else torch.baddbmm(bias, x, weight.mT)
 
 
-def _convolve(x: Tensor, module: Any, params: Tensors, weight: str | None, bias: str | None, tasks: int) -> Tensor:
-    kernel, shift = _wide(module.weight, params, weight, tasks), _wide(module.bias, params, bias, tasks)
+def _convolve(
+    x: Tensor, module: Any, params: Tensors, weight: str | None, bias: str | None, tasks: int
+) -> Tensor:
+    kernel, shift = (
+        _wide(module.weight, params, weight, tasks),
+        _wide(module.bias, params, bias, tasks),
+    )
     options = (module.stride, module.padding, module.dilation, tasks * module.groups)
     y: Tensor = CONVOLUTIONS[type(module)](x, kernel, shift, *options)
     return y

@@ -15,10 +15,11 @@ from weightloom.params import count_tasks, parameters_by_name
 def specialise(base: nn.Module, params: Mapping[str, Tensor], task: int = 0) -> nn.Module:
     """Return a plain module for one task: a copy of ``base`` with that task's parameters in their places.
 
-    Nothing of this library is left inside (recurrent drop-ins are torch's own layers again), so it can be exported,
-    copied, shipped and trained on like any module. Send strangers its ``state_dict``: a pickle of a module, or a
-    program of ``torch.export``, can run code when it is loaded.
-    Tied parameters stay tied. A linear layer whose generated head has other rows than the base's is resized.
+    Nothing of this library is left inside (recurrent drop-ins are torch's own layers again), so it
+    can be exported, copied, shipped and trained on like any module. Send strangers its
+    ``state_dict``: a pickle of a module, or a program of ``torch.export``, can run code when it is
+    loaded. Tied parameters stay tied. A linear layer whose generated head has other rows than the
+    base's is resized.
 
     Args:
         base: The base network; it is left alone.
@@ -26,7 +27,8 @@ def specialise(base: nn.Module, params: Mapping[str, Tensor], task: int = 0) -> 
         task: Which task.
 
     Raises:
-        ConfigError: If ``params`` names a parameter that ``base`` does not have, or ``task`` is out of range.
+        ConfigError: If ``params`` names a parameter that ``base`` does not have, or ``task`` is out
+            of range.
 
     Example:
         >>> import torch

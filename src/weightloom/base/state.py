@@ -1,8 +1,9 @@
 """What `forward` assigns to the base while it runs: carried back, of every task, and given to that task the next time.
 
-A base may keep something of its last run: features, a hidden state, a count of its calls. What is the same for all
-tasks is assigned to the base as it is. A tensor that differs by task is assigned with a tasks axis in front; in the
-next call of as many tasks, each gets its own back, as if there were a copy of the base for each.
+A base may keep something of its last run: features, a hidden state, a count of its calls. What is
+the same for all tasks is assigned to the base as it is. A tensor that differs by task is assigned
+with a tasks axis in front; in the next call of as many tasks, each gets its own back, as if there
+were a copy of the base for each.
 """
 
 import weakref
@@ -29,7 +30,9 @@ class Carried(NamedTuple):
     """Whether its tensors have a tasks axis."""
 
 
-_held: "weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Any, int]]]" = weakref.WeakKeyDictionary()
+_held: "weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Any, int]]]" = (
+    weakref.WeakKeyDictionary()
+)
 """Values with a tasks axis that were assigned to modules, and how many tasks they are of."""
 
 
@@ -52,7 +55,9 @@ def state_of(scan: Scan, tasks: int) -> dict[Where, Any]:
 def unusable(state: Mapping[Where, Any], scan: Scan, tasks: int, engine: str) -> dict[Where, Any]:
     """The same where an engine cannot give each task its own."""
     return {
-        (number, name): _Gone.of(f"{type(scan.modules[number]).__name__}.{name}", tasks, tasks, engine)
+        (number, name): _Gone.of(
+            f"{type(scan.modules[number]).__name__}.{name}", tasks, tasks, engine
+        )
         for number, name in state
     }
 
@@ -117,4 +122,6 @@ class _Gone(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Refuse to be used."""
         gone = next((a for a in (*args, *(kwargs or {}).values()) if isinstance(a, _Gone)), None)
-        raise BatchingError(gone.why if gone is not None else "An earlier call left this for other tasks.")
+        raise BatchingError(
+            gone.why if gone is not None else "An earlier call left this for other tasks."
+        )

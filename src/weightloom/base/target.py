@@ -15,7 +15,8 @@ class Target:
     """What is run once per task.
 
     Args:
-        base: A module; a method of one, ``base.encode``; or a function that takes parameters by name, then its inputs.
+        base: A module; a method of one, ``base.encode``; or a function that takes parameters by
+            name, then its inputs.
 
     Raises:
         ConfigError: If it is none of these.

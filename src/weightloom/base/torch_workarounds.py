@@ -17,17 +17,26 @@ from weightloom.forms.calls import WINDOW
 class PaddingUnlearned(TorchFunctionMode):
     """Keeps the padding row of an embedding without a gradient, in every task.
 
-    Under ``vmap`` all tables are laid end to end, and torch looks for the padding row in the first (torch 2.13).
+    Under ``vmap`` all tables are laid end to end, and torch looks for the padding row in the first
+    (torch 2.13).
     """
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Look up, and let no gradient through where padding was read."""
         kwargs = kwargs or {}
         y = func(*args, **kwargs)
         if func is F.embedding:
-            ids, weight, padding_idx = (*args, *(kwargs[n] for n in ("input", "weight") if n in kwargs), None)[:3]
+            ids, weight, padding_idx = (
+                *args,
+                *(kwargs[n] for n in ("input", "weight") if n in kwargs),
+                None,
+            )[:3]
             padding_idx = kwargs.get("padding_idx", padding_idx)
             if padding_idx is not None:
                 y = torch.where((ids == padding_idx % weight.shape[0])[..., None], y.detach(), y)
@@ -36,19 +45,26 @@ class PaddingUnlearned(TorchFunctionMode):
 
 def padding_unlearned(base: nn.Module | None) -> AbstractContextManager[Any]:
     """`PaddingUnlearned` where the base has something to pad."""
-    pads = base is not None and any(module.__dict__.get("padding_idx") is not None for module in base.modules())
+    pads = base is not None and any(
+        module.__dict__.get("padding_idx") is not None for module in base.modules()
+    )
     return PaddingUnlearned() if pads else nullcontext()
 
 
 class ConvolutionsInOnePrecision(TorchFunctionMode):
     """Brings the input of a convolution to the precision of its kernel, and in double precision to plain strides.
 
-    Autocast does not reach convolutions under ``vmap``, but does lower what stands before them. In double precision,
-    on a CPU, the backward pass of one whose input has odd strides along axes of one entry fails (torch 2.13).
+    Autocast does not reach convolutions under ``vmap``, but does lower what stands before them. In
+    double precision, on a CPU, the backward pass of one whose input has odd strides along axes of
+    one entry fails (torch 2.13).
     """
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Convolve in the precision of the kernel."""
         if func in WINDOW and len(args) > 1:
@@ -63,19 +79,25 @@ class ConvolutionsInOnePrecision(TorchFunctionMode):
 def convolutions_in_one_precision(params: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
     """`ConvolutionsInOnePrecision` where autocast is on, or kernels are in double precision."""
     on = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    on = on or any(its.ndim > 3 and its.dtype == torch.float64 and its.is_cpu for its in params.values())
+    on = on or any(
+        its.ndim > 3 and its.dtype == torch.float64 and its.is_cpu for its in params.values()
+    )
     return ConvolutionsInOnePrecision() if on else nullcontext()
 
 
 class LayerNormWrittenOut(TorchFunctionMode):
     """Computes layer norm by its formula.
 
-    Second derivatives of torch's own are wrong where its weight is batched, under nested `torch.func` transforms
-    (torch 2.13: by 1 to 21 %).
+    Second derivatives of torch's own are wrong where its weight is batched, under nested
+    `torch.func` transforms (torch 2.13: by 1 to 21 %).
     """
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Normalise, scale and shift."""
         kwargs = kwargs or {}
@@ -139,4 +161,6 @@ _unfused = _Unfused()
 
 def unfused_attention() -> AbstractContextManager[Any]:
     """Keep attention off its fused paths: under ``vmap`` one has no derivative, and the others are loops over tasks."""
-    return nullcontext() if torch.compiler.is_compiling() else _unfused  # the switch cannot be compiled
+    return (
+        nullcontext() if torch.compiler.is_compiling() else _unfused
+    )  # the switch cannot be compiled

@@ -58,7 +58,13 @@ class Try:
     """Ways along which tasks may be folded, where the base reads numbers."""
 
 
-def try_call(call: Call, engine: Engine, tasks: int = 2, watch: bool | WatchRows = False, unhooked: bool = True) -> Try:
+def try_call(
+    call: Call,
+    engine: Engine,
+    tasks: int = 2,
+    watch: bool | WatchRows = False,
+    unhooked: bool = True,
+) -> Try:
     """Run a few tasks on replicas: of the base, of its buffers, of everything that it might change.
 
     Raises:
@@ -91,13 +97,19 @@ def try_call(call: Call, engine: Engine, tasks: int = 2, watch: bool | WatchRows
         extra=own,
         unhooked=unhooked,
         watch=seen.watch,
-        dense=call.dense | {name for name, value in few.params.items() if not isinstance(value, Factored)},
+        dense=call.dense
+        | {name for name, value in few.params.items() if not isinstance(value, Factored)},
         clones=[],
     ).placed()
     contents, of_hooks = Contents(mutable), Contents(hooks)
-    known = [(scope, name, scope.get(name)) for scope, name in (call.scan.globals if call.scan is not None else ())]
+    known = [
+        (scope, name, scope.get(name))
+        for scope, name in (call.scan.globals if call.scan is not None else ())
+    ]
     fixed = [(f"its own {name!r}", value) for name, value in shared.items()]
-    fixed += [("a tensor that it keeps", value) for value in kept] + [("an argument", value) for value in call.common]
+    fixed += [("a tensor that it keeps", value) for value in kept] + [
+        ("an argument", value) for value in call.common
+    ]
     guard = Guard(call.target.name, replaced, fixed, engine)
     assert few.clones is not None
     guard.clones = few.clones
@@ -125,14 +137,20 @@ def try_call(call: Call, engine: Engine, tasks: int = 2, watch: bool | WatchRows
         if with_tensors:
             raise refuse_kept(call.target.name, thing)
     assert few.clones is not None
-    changed_too = {name for name, clone, value in few.clones if clone._version or not torch.equal(clone, value)}
+    changed_too = {
+        name for name, clone, value in few.clones if clone._version or not torch.equal(clone, value)
+    }
     seen.dense = tuple(changed_too | guard.changed)
     drawn = _random_buffers(call)
     written = [n for n, value in own.items() if value._version or not torch.equal(value, shared[n])]
     seen.written = tuple(n for n in written if n not in drawn)
     if seen.result is not None and call.scan is not None:
         modules = call.scan.modules
-        names = {(id(m), leaf): name for name, (m, is_buffer, leaf, _) in named(call.scan).items() if is_buffer}
+        names = {
+            (id(m), leaf): name
+            for name, (m, is_buffer, leaf, _) in named(call.scan).items()
+            if is_buffer
+        }
         for its in seen.result.written:
             buffer = names.get((id(modules[its.number]), its.name))
             if buffer is None:
@@ -148,7 +166,11 @@ def _random_buffers(call: Call) -> set[str]:
     if call.scan is None:
         return set()
     names = named(call.scan).items()
-    return {n for n, (m, is_buffer, leaf, _) in names if is_buffer and getattr(m, "random_buffers", "\0") in leaf}
+    return {
+        n
+        for n, (m, is_buffer, leaf, _) in names
+        if is_buffer and getattr(m, "random_buffers", "\0") in leaf
+    }
 
 
 def _reads_more(call: Call) -> bool:
@@ -165,7 +187,9 @@ def random_states(call: Call) -> Iterator[Callable[[], tuple[bool, bool]]]:
     devices = {x.device.index for x in call.rows if x.device.type == "cuda"}
     reads_more = _reads_more(call)  # else whoever draws other numbers is not the base
     numpy = sys.modules.get("numpy") if reads_more else None
-    kept = [(its, its.get_state()) for its in (call.scan.generators if call.scan is not None else ())]
+    kept = [
+        (its, its.get_state()) for its in (call.scan.generators if call.scan is not None else ())
+    ]
     python = random.getstate() if reads_more else None
     arrays: Any = numpy.random.get_state() if numpy is not None else None
     before = torch.get_rng_state()
@@ -209,7 +233,11 @@ def runs_alone(call: Call) -> bool:
                 if is_buffer and name not in few.buffers
             }
             one = few._replace(extra=buffers, unhooked=True, clones=[]).placed()
-            one.run({**own, **{n: value[0] for n, value in few.buffers.items()}}, [apart(x)[0] for x in few.rows], {})
+            one.run(
+                {**own, **{n: value[0] for n, value in few.buffers.items()}},
+                [apart(x)[0] for x in few.rows],
+                {},
+            )
         except Exception:
             return False
         finally:
@@ -225,7 +253,9 @@ def guarded(call: Call) -> Guard:
         for name, (_, is_buffer, _, value) in named(call.scan).items()
         if not is_buffer and name not in call.params
     ]
-    return Guard(call.target.name, {}, [*rest, *(("an argument", value) for value in call.common)], "loop")
+    return Guard(
+        call.target.name, {}, [*rest, *(("an argument", value) for value in call.common)], "loop"
+    )
 
 
 def refuse_kept(name: str, thing: Any) -> BatchingError:

@@ -1,7 +1,8 @@
 """Engines chosen by the clock: every safe way to run a kind of call is timed once, and what was chosen is kept.
 
 In:   ways to run a call.
-Out:  the quickest, and a file that says which it was, so that a later run takes the same, bit for bit.
+Out:  the quickest, and a file that says which it was, so that a later run takes the same, bit for
+      bit.
 Knows nothing of how a call is run.
 """
 
@@ -25,7 +26,8 @@ from weightloom.texts import read_json
 ROUNDS = 5
 """Timed runs of each way, in turn, after one that is not timed."""
 MARGIN = 0.97
-"""So much of the time of the way that was counted the quickest another one may take to be preferred."""
+"""So much of the time of the way that was counted the quickest another one may take to be
+preferred."""
 
 
 class Chosen(TypedDict):
@@ -41,7 +43,8 @@ class Tuning:
     """Ways that were timed, by the kind of call.
 
     Args:
-        path: A JSON file that keeps them; what it holds is taken as it is, and not timed again. None keeps nothing.
+        path: A JSON file that keeps them; what it holds is taken as it is, and not timed again.
+            None keeps nothing.
 
     Raises:
         ConfigError: If the file is no such file.
@@ -55,7 +58,9 @@ class Tuning:
             from pydantic import TypeAdapter
 
             try:
-                self.chosen = TypeAdapter(dict[str, Chosen]).validate_python(read_json(self.path), strict=True)
+                self.chosen = TypeAdapter(dict[str, Chosen]).validate_python(
+                    read_json(self.path), strict=True
+                )
             except ValueError as error:  # `TextError` and pydantic's are
                 raise ConfigError(
                     f"`{self.path}` holds no engines. It is written where engines are timed, as JSON. Remove it, and "
@@ -73,7 +78,9 @@ class Tuning:
         if known is None or known["way"] not in ways:
             ms = _timed(ways) if len(ways) > 1 else dict.fromkeys(ways, 0.0)
             first, best = next(iter(ms)), min(ms, key=ms.__getitem__)
-            known = self.chosen[kind] = Chosen(way=best if ms[best] < MARGIN * ms[first] else first, ms=ms)
+            known = self.chosen[kind] = Chosen(
+                way=best if ms[best] < MARGIN * ms[first] else first, ms=ms
+            )
             if self.path is not None:
                 write_atomically(self.path, json.dumps(self.chosen, indent=1) + "\n")
         way: str = known["way"]
@@ -119,8 +126,8 @@ def active() -> Tuning | None:
 def autotuned(path: Path | str | None = None) -> Iterator[Tuning]:
     """Time the safe engines for every kind of call of ``engine="auto"`` inside, once, and run each by the quickest.
 
-    Engines differ in rounding. Given a file, a later run with the same file takes the same ones, so the same seed
-    gives the same bits.
+    Engines differ in rounding. Given a file, a later run with the same file takes the same ones, so
+    the same seed gives the same bits.
 
     Args:
         path: A JSON file that keeps what was chosen; None keeps it as long as the block lasts.
@@ -132,7 +139,8 @@ def autotuned(path: Path | str | None = None) -> Iterator[Tuning]:
         >>> import torch
         >>> from weightloom import per_task
         >>> with autotuned() as tuning:
-        ...     y = per_task(torch.nn.Linear(3, 2))({"bias": torch.zeros(4, 2)}, torch.ones(4, 5, 3))
+        ...     y = per_task(torch.nn.Linear(3, 2))({"bias": torch.zeros(4, 2)}, torch.ones(4, 5,
+        3))
         >>> [sorted(its["ms"]) for its in tuning.chosen.values()]
         [['aligned', 'loop', 'vmap']]
     """

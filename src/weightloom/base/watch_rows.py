@@ -43,9 +43,11 @@ class WatchRows(TorchFunctionMode):
         self.mixes: str | None = None
         """The function that may mix rows, or that is not known; None as long as there is none."""
         self.convolved: list[int] = []
-        """Bytes of input or output, whichever is larger, of every convolution with a generated kernel."""
+        """Bytes of input or output, whichever is larger, of every convolution with a generated
+        kernel."""
         self.reduces: str | None = None
-        """A function that runs over the batch axis of rows, which is no question of what is known."""
+        """A function that runs over the batch axis of rows, which is no question of what is
+        known."""
         self._followed = Followed()
         self.kernels: set[str] = set()
         """Names of generated kernels that are held as factors and are quicker built."""
@@ -57,7 +59,10 @@ class WatchRows(TorchFunctionMode):
         self.batch = -1
 
     def start(
-        self, inputs: Sequence[Tensor], generated: Sequence[Tensor], named: Mapping[str, Tensor] = _NONE
+        self,
+        inputs: Sequence[Tensor],
+        generated: Sequence[Tensor],
+        named: Mapping[str, Tensor] = _NONE,
     ) -> "WatchRows":
         """Say what enters: inputs of the base, parameters that differ from task to task, and all that has a name."""
         if self.program is not None:
@@ -66,7 +71,9 @@ class WatchRows(TorchFunctionMode):
             self.answers.start(inputs)
         self._generated = {id(value) for value in generated}
         self._names = {id(value): name for name, value in named.items()}
-        self._others = {id(part): part for value in generated for part in (value, *factors_of(value))}
+        self._others = {
+            id(part): part for value in generated for part in (value, *factors_of(value))
+        }
         sizes = [x.shape[0] if x.ndim else -1 for x in inputs] or [-1]
         if -1 in sizes or any(size != sizes[0] for size in sizes):
             self.mixes = "an input without a batch axis"
@@ -83,30 +90,53 @@ class WatchRows(TorchFunctionMode):
             self.mixes = "an output whose rows are not those of the input"
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run the function and judge it."""
         kwargs = kwargs or {}
         if func in _LOST or (func not in SHAPED and holds_batch((args, kwargs))):
             self._followed.exact = True
         args, kwargs = unfollowed(args), unfollowed(kwargs)
-        result = func(*args, **kwargs) if self.answers is None else self.answers.result(func, args, kwargs)
+        result = (
+            func(*args, **kwargs)
+            if self.answers is None
+            else self.answers.result(func, args, kwargs)
+        )
         if self.program is not None:
             self.program.add(func, args, kwargs, result)
         tensors = _tensors(args)
-        known = self.answers is not None and isinstance(result, Tensor) and self.answers.knows(result)
-        if self.reduces is None and not known and func in OVER_AXES and tensors and id(tensors[0]) in self._rows:
+        known = (
+            self.answers is not None and isinstance(result, Tensor) and self.answers.knows(result)
+        )
+        if (
+            self.reduces is None
+            and not known
+            and func in OVER_AXES
+            and tensors
+            and id(tensors[0]) in self._rows
+        ):
             position, names = OVER_AXES[func]
             said = argument(args, kwargs, position, names, None)
             several = said if isinstance(said, list | tuple) else [said]
-            if any(axis is None or (isinstance(axis, int) and axis % tensors[0].ndim == 0) for axis in several):
+            if any(
+                axis is None or (isinstance(axis, int) and axis % tensors[0].ndim == 0)
+                for axis in several
+            ):
                 self.reduces = f"`{getattr(func, '__name__', func)}` over the rows of a batch"
         if func in FOLLOWED and tensors and self.batch >= 0:
             result = follow(result, self.is_row(tensors[0]), self.batch, args, self._followed)
         if self.mixes is None:
             self._judge(func, args, kwargs, result)
-        if self.mixes is not None and any(id(tensor) in self._rows for tensor in tensors):  # is followed all the same
-            self._rows.update({id(y): y for y in _tensors(result) if y.ndim and y.shape[0] == self.batch})
+        if self.mixes is not None and any(
+            id(tensor) in self._rows for tensor in tensors
+        ):  # is followed all the same
+            self._rows.update(
+                {id(y): y for y in _tensors(result) if y.ndim and y.shape[0] == self.batch}
+            )
         return result
 
     def _judge(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -171,7 +201,11 @@ class WithoutDropout(TorchFunctionMode):
     """While active, nothing is dropped: what two engines compute can be compared."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Pass on the input of a dropout as it is."""
         kwargs = kwargs or {}
@@ -198,10 +232,25 @@ def _tensors(tree: Any) -> list[Tensor]:
         return found
     if type(tree) is dict:
         return _tensors(list(tree.values()))
-    return [x for x in tree_leaves(tree, is_leaf=lambda x: isinstance(x, Tensor)) if isinstance(x, Tensor)]
+    return [
+        x
+        for x in tree_leaves(tree, is_leaf=lambda x: isinstance(x, Tensor))
+        if isinstance(x, Tensor)
+    ]
 
 
-_NUMBERS = {int, float, bool, str, type(None), slice, torch.dtype, torch.device, torch.Size, type(Ellipsis)}
+_NUMBERS = {
+    int,
+    float,
+    bool,
+    str,
+    type(None),
+    slice,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    type(Ellipsis),
+}
 
 
 @no_type_check

@@ -1,7 +1,8 @@
 """Sizes that a base reads while it is watched: what becomes of them says for which other sizes a plan holds.
 
-A size that goes into the shape of a tensor is no question of its value. One that is compared is: for another size the
-base may do something else. The size of the batch is another one where tasks are folded, so it may go into shapes alone.
+A size that goes into the shape of a tensor is no question of its value. One that is compared is:
+for another size the base may do something else. The size of the batch is another one where tasks
+are folded, so it may go into shapes alone.
 
 In:   what a function of torch says of a tensor's shape.
 Out:  the same numbers, followed.
@@ -28,7 +29,9 @@ def _compared(name: str) -> Callable[..., Any]:
     its = getattr(int, name)
 
     def compare(self: Any, other: Any) -> Any:
-        if self.batch or type(other) is not int or not -1 <= other <= 1:  # kinds of calls differ in what is one
+        if (
+            self.batch or type(other) is not int or not -1 <= other <= 1
+        ):  # kinds of calls differ in what is one
             self.followed.exact = True
         return its(self, other)
 
@@ -118,8 +121,22 @@ def side(value: int, batch: bool, followed: Followed) -> Side:
 
 
 SHAPED = {
-    *(Tensor.view, Tensor.reshape, torch.reshape, Tensor.expand, torch.broadcast_to, Tensor.broadcast_to),
-    *(Tensor.unflatten, torch.unflatten, Tensor.repeat, torch.arange, Tensor.new_zeros, Tensor.new_ones),
+    *(
+        Tensor.view,
+        Tensor.reshape,
+        torch.reshape,
+        Tensor.expand,
+        torch.broadcast_to,
+        Tensor.broadcast_to,
+    ),
+    *(
+        Tensor.unflatten,
+        torch.unflatten,
+        Tensor.repeat,
+        torch.arange,
+        Tensor.new_zeros,
+        Tensor.new_ones,
+    ),
     *(Tensor.new_full, Tensor.new_empty, torch.zeros, torch.ones, torch.empty, torch.full),
 }
 """Functions to which a size is a shape."""
@@ -155,7 +172,9 @@ def unfollowed(tree: Any) -> Any:
     if kind is tuple:
         return tuple([unfollowed(one) for one in tree])
     if kind is list:
-        return [unfollowed(one) for one in tree] if any(type(one) in _OPENED for one in tree) else tree
+        return (
+            [unfollowed(one) for one in tree] if any(type(one) in _OPENED for one in tree) else tree
+        )
     if kind is dict:
         return {name: unfollowed(one) for name, one in tree.items()}
     if kind is torch.Size:
@@ -169,7 +188,9 @@ _OPENED = {Side, tuple, list, dict, torch.Size, slice}
 
 
 @no_type_check
-def follow(result: Any, is_rows: bool, batch: int, args: tuple[Any, ...], followed: Followed) -> Any:
+def follow(
+    result: Any, is_rows: bool, batch: int, args: tuple[Any, ...], followed: Followed
+) -> Any:
     """Follow what `FOLLOWED` functions return.
 
     Args:
@@ -181,10 +202,15 @@ def follow(result: Any, is_rows: bool, batch: int, args: tuple[Any, ...], follow
     """
     if isinstance(batch, torch.SymInt):  # what becomes of a symbol cannot be followed
         said = args[1] if len(args) > 1 else 0
-        followed.exact = followed.exact or (is_rows and not (isinstance(said, int) and said % args[0].ndim))
+        followed.exact = followed.exact or (
+            is_rows and not (isinstance(said, int) and said % args[0].ndim)
+        )
         return result
     if isinstance(result, torch.Size):
-        sides = [side(its, axis == 0 if is_rows else _may_be(its, batch), followed) for axis, its in enumerate(result)]
+        sides = [
+            side(its, axis == 0 if is_rows else _may_be(its, batch), followed)
+            for axis, its in enumerate(result)
+        ]
         return torch.Size(sides)
     axis = args[1] if len(args) > 1 and isinstance(args[1], int) else None
     if is_rows and axis is not None:

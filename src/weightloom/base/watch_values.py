@@ -26,7 +26,11 @@ class Guard(TorchFunctionMode):
     """
 
     def __init__(
-        self, name: str, replaced: Mapping[int, str], shared: Sequence[tuple[str, Tensor]], engine: str
+        self,
+        name: str,
+        replaced: Mapping[int, str],
+        shared: Sequence[tuple[str, Tensor]],
+        engine: str,
     ) -> None:
         super().__init__()
         self.engine = engine
@@ -35,7 +39,8 @@ class Guard(TorchFunctionMode):
         self.changed: set[str] = set()
         """Names of those that the base changes in place."""
         self.reads = False
-        """True once the base has read a number from a tensor: for other numbers it may do something else."""
+        """True once the base has read a number from a tensor: for other numbers it may do something
+        else."""
         self.refused: BatchingError | None = None
         """The first refusal, which the base may have caught."""
         self.memory = {_memory(value): its for its, value in shared if _has_memory(value)}
@@ -43,7 +48,11 @@ class Guard(TorchFunctionMode):
         self.with_gradients = torch.is_grad_enabled()
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Check the arguments, then run the function."""
         kwargs = kwargs or {}
@@ -68,18 +77,36 @@ class Guard(TorchFunctionMode):
                 f"{self.name} registers a hook for gradients in `forward` (`{func.__name__}`). It would see those of "
                 'all tasks at once. Pass `engine="loop"`, where it sees one task after the other.'
             )
-        if func in _ASKED and self.engine == "vmap" and self.with_gradients and _is_hidden(args[0]) and _of_the_base():
+        if (
+            func in _ASKED
+            and self.engine == "vmap"
+            and self.with_gradients
+            and _is_hidden(args[0])
+            and _of_the_base()
+        ):
             raise BatchingError(
                 f"{self.name} asks in `forward` whether a tensor needs a gradient. `vmap` hides that, and always says "
                 'no. Pass `engine="loop"`, or leave the engine to "auto".'
             )
         self.reads = self.reads or func in READ
-        if self.clones and (_is_in_place(func) or func in _SET) and args and isinstance(args[0], Tensor):
+        if (
+            self.clones
+            and (_is_in_place(func) or func in _SET)
+            and args
+            and isinstance(args[0], Tensor)
+        ):
             target = torch._C._functorch.get_unwrapped(args[0]) if _is_hidden(args[0]) else args[0]
             if type(target) in (Tensor, nn.Parameter) and _has_memory(target):
                 at = _memory(target)
-                self.changed |= {name for name, clone, _ in self.clones if clone.numel() and _memory(clone) == at}
-        if self.memory and (_is_in_place(func) or func in _SET) and args and isinstance(args[0], Tensor):
+                self.changed |= {
+                    name for name, clone, _ in self.clones if clone.numel() and _memory(clone) == at
+                }
+        if (
+            self.memory
+            and (_is_in_place(func) or func in _SET)
+            and args
+            and isinstance(args[0], Tensor)
+        ):
             self._check_in_place(args[0])
         if func in READ and self.engine == "vmap" and any(map(_is_hidden, args)):
             raise BatchingError(
@@ -105,7 +132,12 @@ def _memory(value: Tensor) -> int:
 
 @no_type_check
 def _has_memory(value: Tensor) -> bool:
-    return not _is_hidden(value) and value.layout is torch.strided and not value.is_nested and value.numel() > 0
+    return (
+        not _is_hidden(value)
+        and value.layout is torch.strided
+        and not value.is_nested
+        and value.numel() > 0
+    )
 
 
 @no_type_check
@@ -117,7 +149,9 @@ def _is_hidden(value: Any) -> bool:
 def _of_the_base() -> bool:
     """Whether code of the base asks, and not torch's own."""
     frame: Any = sys._getframe(2)
-    while str(frame.f_globals.get("__name__", "")).startswith("weightloom.base."):  # modes that watch
+    while str(frame.f_globals.get("__name__", "")).startswith(
+        "weightloom.base."
+    ):  # modes that watch
         frame = frame.f_back
     return not str(frame.f_globals.get("__name__", "")).startswith("torch.")
 
@@ -128,7 +162,10 @@ def _is_in_place(func: Any) -> bool:
     return (name.endswith("_") and not name.endswith("__")) or name in _ASSIGNED
 
 
-_ASSIGNED = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow", "and", "or", "xor"))}
+_ASSIGNED = {
+    "__setitem__",
+    *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow", "and", "or", "xor")),
+}
 _SET = {getattr(Tensor, name).__set__ for name in ("data", "grad", "requires_grad")}
 _ASKED = {getattr(Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")}
 _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad}

@@ -1,8 +1,9 @@
 """Conditions: what is known of a task in, the vector that a hypernetwork reads out.
 
-In:   a task's number, its support set (inputs, targets and a mask), its hyperparameters, any vector that describes it,
-      or several of these; each with a leading tasks axis.
-Out:  condition, (tasks, condition_dim); or, for labelled data, statistics of each class, feature by feature.
+In:   a task's number, its support set (inputs, targets and a mask), its hyperparameters, any vector
+      that describes it, or several of these; each with a leading tasks axis.
+Out:  condition, (tasks, condition_dim); or, for labelled data, statistics of each class, feature by
+      feature.
 Knows nothing of hypernetworks or of the base network.
 """
 

@@ -21,8 +21,9 @@ def attention(
 ) -> Float[Tensor, "*lead queries out"]:
     """softmax(q kᵀ / √width) v, with derivatives of every order, in reverse and forward mode.
 
-    torch's fused attention runs, which is quick and keeps no scores. Written out are only a derivative of its
-    derivative, and all of it inside the transforms of `torch.func` and in forward mode.
+    torch's fused attention runs, which is quick and keeps no scores. Written out are only a
+    derivative of its derivative, and all of it inside the transforms of `torch.func` and in forward
+    mode.
 
     Args:
         q: Queries.
@@ -35,7 +36,9 @@ def attention(
         >>> torch.allclose(attention(x, x, x), scaled_dot_product_attention(x, x, x), atol=1e-5)
         True
     """
-    if torch.compiler.is_exporting():  # torch's own is written down for one number of tasks only (torch 2.13)
+    if (
+        torch.compiler.is_exporting()
+    ):  # torch's own is written down for one number of tasks only (torch 2.13)
         return _shares(q, k, mask) @ v
     if torch.compiler.is_compiling():
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -69,10 +72,14 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
             with torch.enable_grad():
-                weighted = (ctx.read * grad).sum()  # handed over by itself, `grad` would make torch import sympy
+                weighted = (
+                    ctx.read * grad
+                ).sum()  # handed over by itself, `grad` would make torch import sympy
             return (*torch.autograd.grad(weighted, ctx.inside, retain_graph=True), None)
         q, k, v, mask = ctx.saved_tensors
         shares = _shares(q, k, mask)
         of_shares = grad @ v.mT
-        of_scores = shares * (of_shares - (of_shares * shares).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+        of_scores = (
+            shares * (of_shares - (of_shares * shares).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+        )
         return of_scores @ k, of_scores.mT @ q, shares.mT @ grad, None

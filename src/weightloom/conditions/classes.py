@@ -53,7 +53,9 @@ def class_statistics(
         features = features.masked_fill(~mask[..., None], 0.0)
     shots = member.sum(1)
     mean = (member.mT @ features) / shots.clamp(min=1)[..., None]
-    squares = (features - member @ mean).square()  # masked points are zero, and so is what stands for them
+    squares = (
+        features - member @ mean
+    ).square()  # masked points are zero, and so is what stands for them
     freedom = (shots - 1).clamp(min=0).sum(1, keepdim=True)
     return ClassStatistics(mean, squares.sum(1) / freedom.clamp(min=1), shots)
 

@@ -16,19 +16,23 @@ Given = Tensor | tuple[Tensor | None, ...]
 class CombinedCondition(nn.Module):
     """The sum of what each part says, each projected to ``condition_dim`` and brought to one scale.
 
-    A part that is absent says a learned vector of its own, so the sum always has the same terms. Each starts with a
-    mean square of about one, as does the sum, which is divided by √parts: the condition's scale does not depend on how
-    many parts there are, how many are given, or how large a part's numbers are.
+    A part that is absent says a learned vector of its own, so the sum always has the same terms.
+    Each starts with a mean square of about one, as does the sum, which is divided by √parts: the
+    condition's scale does not depend on how many parts there are, how many are given, or how large
+    a part's numbers are.
 
-    The vector of an absent part is learned from tasks that lack it: leave parts out while training, too.
+    The vector of an absent part is learned from tasks that lack it: leave parts out while training,
+    too.
 
     Args:
-        parts: Name of each part, and its encoder: any module that gives (tasks, encoder.condition_dim). A number
-            instead stands for a plain vector of that width, such as features of a text.
+        parts: Name of each part, and its encoder: any module that gives (tasks,
+            encoder.condition_dim). A number instead stands for a plain vector of that width, such
+            as features of a text.
         condition_dim: Width of the condition.
 
     Raises:
-        ConfigError: If there are no parts, a name cannot be used, or an encoder does not say how wide its output is.
+        ConfigError: If there are no parts, a name cannot be used, or an encoder does not say how
+            wide its output is.
 
     Example:
         >>> from weightloom.conditions import DeepSets, TaskEmbedding
@@ -43,7 +47,9 @@ class CombinedCondition(nn.Module):
         super().__init__()
         _check_names(parts)
         self.condition_dim = condition_dim
-        self.parts = nn.ModuleDict({name: _Part(name, encoder, condition_dim) for name, encoder in parts.items()})
+        self.parts = nn.ModuleDict(
+            {name: _Part(name, encoder, condition_dim) for name, encoder in parts.items()}
+        )
 
     def forward(
         self, *, present: Mapping[str, Bool[Tensor, " tasks"]] | None = None, **parts: Given | None
@@ -51,13 +57,16 @@ class CombinedCondition(nn.Module):
         """Combine what is given.
 
         Args:
-            present: For some of the parts that are given: True for each task that has the part. Rows of the others
-                never reach the encoder, whatever they hold. A task may lack all parts.
-            **parts: What each encoder takes, each tensor (tasks, ...). A tuple is unpacked into the encoder's
-                arguments. None, or nothing, says that no task has this part. At least one part must be given.
+            present: For some of the parts that are given: True for each task that has the part.
+                Rows of the others never reach the encoder, whatever they hold. A task may lack all
+                parts.
+            **parts: What each encoder takes, each tensor (tasks, ...). A tuple is unpacked into the
+                encoder's arguments. None, or nothing, says that no task has this part. At least one
+                part must be given.
 
         Raises:
-            ConfigError: If nothing is given, a name is unknown, or dtype or device differ from the encoder's.
+            ConfigError: If nothing is given, a name is unknown, or dtype or device differ from the
+                encoder's.
             ShapeError: If parts disagree on the number of tasks, or a part is not of its width.
         """
         _check_known("combined", parts, self.parts)
@@ -76,13 +85,16 @@ class _Part(nn.Module):
         super().__init__()
         self.name, self.width = name, _width(name, encoder)
         self.encoder = nn.Identity() if isinstance(encoder, int) else encoder
-        # The norm keeps the direction only. Without a bias the length of a plain vector would be lost; with one, the
-        # small numbers that a fresh encoder gives would drown in it, and all tasks would look alike.
+        # The norm keeps the direction only. Without a bias the length of a plain vector would be
+        # lost; with one, the small numbers that a fresh encoder gives would drown in it, and all
+        # tasks would look alike.
         self.project = nn.Linear(self.width, condition_dim, bias=isinstance(encoder, int))
         self.norm = nn.RMSNorm(condition_dim, eps=1e-5)
         self.absent = nn.Parameter(torch.randn(condition_dim))
 
-    def forward(self, given: tuple[Tensor | None, ...] | None, present: Tensor | None, tasks: int) -> Tensor:
+    def forward(
+        self, given: tuple[Tensor | None, ...] | None, present: Tensor | None, tasks: int
+    ) -> Tensor:
         absent = self.absent.expand(tasks, -1)
         if given is None or (present is not None and not present.any()):
             return absent
@@ -101,7 +113,9 @@ class _Part(nn.Module):
                 f"{self.width}, for {rows} tasks. Pass or encode it as ({rows}, {self.width}), or build it with "
                 "the width that it has."
             )
-        said: Tensor = self.norm(self.project(code).to(self.absent.dtype))  # which autocast may have lowered
+        said: Tensor = self.norm(
+            self.project(code).to(self.absent.dtype)
+        )  # which autocast may have lowered
         return said
 
     def _check_kind(self, given: tuple[Tensor | None, ...]) -> None:
@@ -111,7 +125,9 @@ class _Part(nn.Module):
             if value is None:
                 continue
             differs = value.is_floating_point() and value.dtype != like.dtype
-            if value.device != like.device or (differs and not torch.is_autocast_enabled(like.device.type)):
+            if value.device != like.device or (
+                differs and not torch.is_autocast_enabled(like.device.type)
+            ):
                 raise ConfigError(
                     f"The part `{self.name}` is {value.dtype} on {value.device} but its encoder is {like.dtype} on "
                     f"{like.device}. Numbers meet only in one dtype, on one device. "
@@ -132,7 +148,9 @@ def _width(name: str, encoder: nn.Module | int) -> int:
 
 def _check_names(parts: Mapping[str, nn.Module | int]) -> None:
     if not parts:
-        raise ConfigError('`parts` is empty. A condition is made of something. Pass `{"task": TaskEmbedding(...)}`.')
+        raise ConfigError(
+            '`parts` is empty. A condition is made of something. Pass `{"task": TaskEmbedding(...)}`.'
+        )
     taken = nn.ModuleDict()
     for name in parts:
         if not name.isidentifier() or name in ("self", "present") or hasattr(taken, name):
@@ -142,7 +160,9 @@ def _check_names(parts: Mapping[str, nn.Module | int]) -> None:
             )
 
 
-def _check_known(where: str, names: Mapping[str, object], known: Mapping[str, object] | nn.ModuleDict) -> None:
+def _check_known(
+    where: str, names: Mapping[str, object], known: Mapping[str, object] | nn.ModuleDict
+) -> None:
     for name in names:
         if name not in known:
             raise ConfigError(
@@ -155,7 +175,10 @@ def _as_tuple(name: str, value: Given) -> tuple[Tensor | None, ...]:
     values = value if isinstance(value, tuple) else (value,)
     tensors = [one for one in values if one is not None]
     if not tensors or not all(isinstance(one, Tensor) and one.ndim for one in tensors):
-        kinds = [f"a {one.ndim}-d tensor" if isinstance(one, Tensor) else f"a {type(one).__name__}" for one in values]
+        kinds = [
+            f"a {one.ndim}-d tensor" if isinstance(one, Tensor) else f"a {type(one).__name__}"
+            for one in values
+        ]
         raise ShapeError(
             f"The part `{name}` holds {', '.join(kinds) or 'nothing'}. An encoder takes tensors with a leading tasks "
             "axis, and None for what it can do without. Pass a tensor, or several as a tuple."

@@ -13,18 +13,22 @@ from weightloom.errors import ConfigError, ShapeError
 class MagnitudeInvariantEncoding(nn.Module):
     """Each scalar becomes a point on a quarter of the unit circle: (cos(g π/2), sin(g π/2)).
 
-    g runs from 0 at the low end of the scalar's range to 1 at the high end, linearly or in the logarithm. What a
-    hypernetwork writes grows with its condition; here every condition has the norm √count.
+    g runs from 0 at the low end of the scalar's range to 1 at the high end, linearly or in the
+    logarithm. What a hypernetwork writes grows with its condition; here every condition has the
+    norm √count.
 
     Args:
         low: Low end of each scalar's range.
         high: High end of each scalar's range.
-        log: Whether g is linear in the logarithm, as suits a learning rate: for all scalars, or for each.
-        clamp: Move values to the nearest end of their range instead of refusing them. A value that was moved has no
-            gradient, and none is looked at, which saves a wait for the accelerator.
+        log: Whether g is linear in the logarithm, as suits a learning rate: for all scalars, or for
+            each.
+        clamp: Move values to the nearest end of their range instead of refusing them. A value that
+            was moved has no gradient, and none is looked at, which saves a wait for the
+            accelerator.
 
     Raises:
-        ConfigError: If the arguments differ in length, or a range is empty, not finite, or for ``log`` not positive.
+        ConfigError: If the arguments differ in length, or a range is empty, not finite, or for
+            ``log`` not positive.
 
     Example:
         >>> encode = MagnitudeInvariantEncoding(low=[1e-4, 0.0], high=[1e-2, 0.5], log=[True, False])
@@ -33,8 +37,8 @@ class MagnitudeInvariantEncoding(nn.Module):
                 [0.7100, 0.7100, 0.7100, 0.7100]])
 
     Source:
-        Gonzalez Ortiz, Guttag and Dalca, "Magnitude Invariant Parametrizations Improve Hypernetwork Learning" (2024).
-        Its other half, θ = own + generated, is what hypernetworks here do anyway.
+        Gonzalez Ortiz, Guttag and Dalca, "Magnitude Invariant Parametrizations Improve Hypernetwork
+        Learning" (2024). Its other half, θ = own + generated, is what hypernetworks here do anyway.
     """
 
     low: Tensor
@@ -42,7 +46,11 @@ class MagnitudeInvariantEncoding(nn.Module):
     log: Tensor
 
     def __init__(
-        self, low: Sequence[float], high: Sequence[float], log: bool | Sequence[bool] = False, clamp: bool = False
+        self,
+        low: Sequence[float],
+        high: Sequence[float],
+        log: bool | Sequence[bool] = False,
+        clamp: bool = False,
     ) -> None:
         super().__init__()
         log = [log] * len(low) if isinstance(log, bool) else log
@@ -82,8 +90,12 @@ class MagnitudeInvariantEncoding(nn.Module):
         return torch.where(self.log, torch.where(self.log, values, 1.0).log(), values)
 
     def _refuse_values_outside(self, values: Tensor) -> None:
-        rounding = 4 * max(torch.finfo(values.dtype).eps, torch.finfo(torch.float32).eps)  # ranges may be float32
-        inside = (values >= self.low - rounding * self.low.abs()) & (values <= self.high + rounding * self.high.abs())
+        rounding = 4 * max(
+            torch.finfo(values.dtype).eps, torch.finfo(torch.float32).eps
+        )  # ranges may be float32
+        inside = (values >= self.low - rounding * self.low.abs()) & (
+            values <= self.high + rounding * self.high.abs()
+        )
         if not inside.all():
             task, scalar = (~inside).nonzero()[0].tolist()
             raise ConfigError(

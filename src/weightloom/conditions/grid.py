@@ -14,9 +14,10 @@ from weightloom.errors import ConfigError
 class GridEncoder(nn.Module):
     """Spread the points over a grid of cells, and read the grid with linear layers.
 
-    Each point is shared among the cells around it, the nearer the more; at the centre of a cell it is that cell's
-    alone. A cell holds how much of a point lies in it, and the mean of the targets there. Points outside the grid are
-    taken to its edge. The order of the points does not matter, and an empty set gives a grid of zeros, a learned prior.
+    Each point is shared among the cells around it, the nearer the more; at the centre of a cell it
+    is that cell's alone. A cell holds how much of a point lies in it, and the mean of the targets
+    there. Points outside the grid are taken to its edge. The order of the points does not matter,
+    and an empty set gives a grid of zeros, a learned prior.
 
     Args:
         x_dim: Width of an input: axes of the grid.
@@ -33,8 +34,9 @@ class GridEncoder(nn.Module):
         torch.Size([5, 8])
 
     Source:
-        Gordon et al., "Convolutional conditional neural processes" (2020), section 4: a density beside the values.
-        Theirs spreads a point by a Gaussian and reads the grid by convolutions, which know nothing of where they are.
+        Gordon et al., "Convolutional conditional neural processes" (2020), section 4: a density
+        beside the values. Theirs spreads a point by a Gaussian and reads the grid by convolutions,
+        which know nothing of where they are.
     """
 
     def __init__(
@@ -90,7 +92,10 @@ class GridEncoder(nn.Module):
         """Share ``values`` at ``x`` among the cells around them; the last axis of ``x`` is the grid's first to vary."""
         place = ((x - self.low) / (self.high - self.low) * self.size - 0.5).clamp(0, self.size - 1)
         first = place.detach().floor().clamp(max=self.size - 2)
-        share, strides = place - first, self.size ** torch.arange(self.x_dim, device=x.device).flip(0)
+        share, strides = (
+            place - first,
+            self.size ** torch.arange(self.x_dim, device=x.device).flip(0),
+        )
         grid = values.new_zeros(x.shape[0], self.size**self.x_dim, values.shape[2])
         for corner in product((0, 1), repeat=self.x_dim):
             side = torch.tensor(corner, device=x.device)

@@ -25,7 +25,9 @@ class InputStatistics(NamedTuple):
     scale: Float[Tensor, "tasks inputs"]
     """Standard deviation of each input, kept from zero."""
 
-    def standardise(self, x: Float[Tensor, "tasks batch inputs"]) -> Float[Tensor, "tasks batch inputs"]:
+    def standardise(
+        self, x: Float[Tensor, "tasks batch inputs"]
+    ) -> Float[Tensor, "tasks batch inputs"]:
         """Return (x - mean) / scale, input by input."""
         return (x - self.mean[:, None]) / self.scale[:, None]
 
@@ -51,10 +53,11 @@ def input_statistics(
 ) -> InputStatistics:
     """Standardise every input by the support set, then describe it and its relations to the others.
 
-    Of each input: its mean in each class, which classes are there, the logarithm of its spread over the median spread,
-    ``quantiles`` of its values from the least to the greatest, and 1 / shots. Permute the inputs, and all that is
-    returned is permuted alike; give an input another gain or offset, and only its spread changes, and what standardises
-    it. The order of the support points does not matter.
+    Of each input: its mean in each class, which classes are there, the logarithm of its spread over
+    the median spread, ``quantiles`` of its values from the least to the greatest, and 1 / shots.
+    Permute the inputs, and all that is returned is permuted alike; give an input another gain or
+    offset, and only its spread changes, and what standardises it. The order of the support points
+    does not matter.
 
     Args:
         support_x: Inputs.
@@ -62,12 +65,13 @@ def input_statistics(
         support_mask: True where a point is there. None means that all are.
         classes: How many classes there are in all.
         quantiles: How many order statistics of each input.
-        least_spread: A spread is kept from zero by this share of the median spread, since an input that never changed
-            may change yet.
+        least_spread: A spread is kept from zero by this share of the median spread, since an input
+            that never changed may change yet.
 
     Raises:
         ShapeError: If a label is not below ``classes``, or the arguments do not fit together.
-        ConfigError: If ``classes`` or ``quantiles`` is below 1, or ``least_spread`` is not positive.
+        ConfigError: If ``classes`` or ``quantiles`` is below 1, or ``least_spread`` is not
+            positive.
 
     Example:
         >>> known = input_statistics(torch.randn(5, 20, 64), torch.arange(20).expand(5, -1) % 10, classes=10)
@@ -120,12 +124,16 @@ def _order_statistics(values: Tensor, there: Tensor, count: int) -> Tensor:
     place = torch.linspace(0, 1, count, dtype=values.dtype, device=values.device) * last
     low = place.floor().long()
     high = (low + 1).minimum(last)
-    picked = [ordered.gather(1, at[..., None].expand(-1, -1, values.shape[2])) for at in (low, high)]
+    picked = [
+        ordered.gather(1, at[..., None].expand(-1, -1, values.shape[2])) for at in (low, high)
+    ]
     quantiles = picked[0].lerp(picked[1], (place - low)[..., None])
     return quantiles.masked_fill(~there.any(1)[:, None, None], 0.0).mT
 
 
-def _check(x: Tensor, y: Tensor, mask: Tensor | None, classes: int, quantiles: int, least_spread: float) -> None:
+def _check(
+    x: Tensor, y: Tensor, mask: Tensor | None, classes: int, quantiles: int, least_spread: float
+) -> None:
     if classes < 1 or quantiles < 1 or not least_spread > 0:
         raise ConfigError(
             f"`classes={classes}`, `quantiles={quantiles}`, `least_spread={least_spread}`. The first two count what is "

@@ -1,7 +1,7 @@
 """A support set of any size becomes one condition: by a mean (`DeepSets`) or by attention (`SupportAttention`).
 
-Both are exactly indifferent to the order of the points. Both take a mask where tasks differ in shots, and both give a
-learned prior where a support set is empty.
+Both are exactly indifferent to the order of the points. Both take a mask where tasks differ in
+shots, and both give a learned prior where a support set is empty.
 """
 
 import torch
@@ -38,9 +38,15 @@ class DeepSets(nn.Module):
         super().__init__()
         self.x_dim, self.y_dim, self.condition_dim = x_dim, y_dim, condition_dim
         self.point = nn.Sequential(
-            nn.Linear(x_dim + y_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)
+            nn.Linear(x_dim + y_dim, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
         )
-        self.pool = nn.Sequential(nn.Linear(hidden + 1, hidden), nn.ReLU(), nn.Linear(hidden, condition_dim))
+        self.pool = nn.Sequential(
+            nn.Linear(hidden + 1, hidden), nn.ReLU(), nn.Linear(hidden, condition_dim)
+        )
 
     def forward(
         self,
@@ -83,15 +89,24 @@ class SupportAttention(nn.Module):
         torch.Size([5, 8])
 
     Source:
-        Lee et al., "Set Transformer" (2019), with a gathering token instead of pooling by attention.
+        Lee et al., "Set Transformer" (2019), with a gathering token instead of pooling by
+        attention.
     """
 
     def __init__(
-        self, x_dim: int, y_dim: int, condition_dim: int, hidden: int = 64, layers: int = 2, heads: int = 4
+        self,
+        x_dim: int,
+        y_dim: int,
+        condition_dim: int,
+        hidden: int = 64,
+        layers: int = 2,
+        heads: int = 4,
     ) -> None:
         super().__init__()
         self.x_dim, self.y_dim, self.condition_dim = x_dim, y_dim, condition_dim
-        self.point = nn.Sequential(nn.Linear(x_dim + y_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.point = nn.Sequential(
+            nn.Linear(x_dim + y_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden)
+        )
         self.gather = nn.Parameter(torch.zeros(hidden))
         self.blocks = nn.ModuleList(AttentionBlock(hidden, heads) for _ in range(layers))
         self.out = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, condition_dim))
@@ -105,7 +120,11 @@ class SupportAttention(nn.Module):
         """Encode one support set per task; arguments and errors as for `DeepSets`."""
         points, mask = checked_points(support_x, support_y, support_mask, self.x_dim, self.y_dim)
         tokens = torch.cat([self.gather.expand(points.shape[0], 1, -1), self.point(points)], dim=1)
-        read = None if support_mask is None else torch.cat([mask.new_ones(mask.shape[0], 1), mask], dim=1)
+        read = (
+            None
+            if support_mask is None
+            else torch.cat([mask.new_ones(mask.shape[0], 1), mask], dim=1)
+        )
         for block in self.blocks:
             tokens = block(tokens, read)
         condition: Tensor = self.out(tokens[:, 0])
@@ -120,18 +139,26 @@ class AttentionBlock(nn.Module):
         heads: Attention heads; ``hidden`` must divide by it.
 
     Source:
-        Vaswani et al., "Attention is all you need" (2017), normalised before each part as in Xiong et al. (2020).
+        Vaswani et al., "Attention is all you need" (2017), normalised before each part as in Xiong
+        et al. (2020).
     """
 
     def __init__(self, hidden: int, heads: int = 4) -> None:
         super().__init__()
         self.heads = heads
         self.before_attention, self.before_mix = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-        self.to_qkv, self.from_heads = nn.Linear(hidden, 3 * hidden, bias=False), nn.Linear(hidden, hidden)
-        self.mix = nn.Sequential(nn.Linear(hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, hidden))
+        self.to_qkv, self.from_heads = (
+            nn.Linear(hidden, 3 * hidden, bias=False),
+            nn.Linear(hidden, hidden),
+        )
+        self.mix = nn.Sequential(
+            nn.Linear(hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, hidden)
+        )
 
     def forward(
-        self, tokens: Float[Tensor, "tasks tokens hidden"], mask: Bool[Tensor, "tasks tokens"] | None = None
+        self,
+        tokens: Float[Tensor, "tasks tokens hidden"],
+        mask: Bool[Tensor, "tasks tokens"] | None = None,
     ) -> Float[Tensor, "tasks tokens hidden"]:
         """Let tokens read each other. Where ``mask`` is False a token is not read; at least one per task must be."""
         qkv = self.to_qkv(self.before_attention(tokens)).unflatten(-1, (3, self.heads, -1))
@@ -142,7 +169,9 @@ class AttentionBlock(nn.Module):
         return tokens + mixed
 
 
-def checked_points(x: Tensor, y: Tensor, mask: Tensor | None, x_dim: int, y_dim: int) -> tuple[Tensor, Tensor]:
+def checked_points(
+    x: Tensor, y: Tensor, mask: Tensor | None, x_dim: int, y_dim: int
+) -> tuple[Tensor, Tensor]:
     """Join inputs and targets into points, (tasks, shots, x_dim + y_dim), and make the mask explicit."""
     if x.ndim != 3 or y.ndim != 3 or x.shape[:2] != y.shape[:2]:
         raise ShapeError(

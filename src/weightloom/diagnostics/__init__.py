@@ -2,9 +2,10 @@
 
 In:   a hypernetwork, its base, conditions and inputs; or Params.
 Out:  frozen records: numbers, a plain text table when printed, and a plot.
-Knows nothing of how the hypernetwork works or was trained. Nothing is changed by being looked at: no weight, no
-gradient, no running statistics, no hook that stays behind.
-Start at `condition_use`: a hypernetwork that ignores its condition is the commonest fault, and no loss curve shows it.
+Knows nothing of how the hypernetwork works or was trained. Nothing is changed by being looked at:
+no weight, no gradient, no running statistics, no hook that stays behind.
+Start at `condition_use`: a hypernetwork that ignores its condition is the commonest fault, and no
+loss curve shows it.
 """
 
 from weightloom.diagnostics.figures import plot_condition_use as plot_condition_use

@@ -16,10 +16,22 @@ def plot_condition_use(found: ConditionUse) -> Any:
     from weightloom.report.figures import BLUE, GREY
 
     arms = {"right": found.right, "shuffled": found.shuffled, "averaged": found.averaged}
-    bars = {"type": "data", "array": [arm.ci95 for arm in arms.values()], "thickness": 1.5, "width": 5}
-    points = {"x": list(arms), "y": [arm.mean for arm in arms.values()], "error_y": bars, "mode": "markers"}
+    bars = {
+        "type": "data",
+        "array": [arm.ci95 for arm in arms.values()],
+        "thickness": 1.5,
+        "width": 5,
+    }
+    points = {
+        "x": list(arms),
+        "y": [arm.mean for arm in arms.values()],
+        "error_y": bars,
+        "mode": "markers",
+    }
     marker = {"color": [BLUE, GREY, GREY], "size": 10}
-    return _figure([points | {"marker": marker}], "condition", f"loss over {found.tasks} tasks", found.verdict)
+    return _figure(
+        [points | {"marker": marker}], "condition", f"loss over {found.tasks} tasks", found.verdict
+    )
 
 
 def plot_response(found: LayerResponse) -> Any:
@@ -28,11 +40,25 @@ def plot_response(found: LayerResponse) -> Any:
 
     names = [row.name for row in found.rows]
     kinds = [
-        ("spread over tasks", [row.response for row in found.rows], {"color": BLUE, "symbol": "circle"}),
-        ("step per unit of condition", [row.sensitivity for row in found.rows], {"color": ORANGE, "symbol": "diamond"}),
+        (
+            "spread over tasks",
+            [row.response for row in found.rows],
+            {"color": BLUE, "symbol": "circle"},
+        ),
+        (
+            "step per unit of condition",
+            [row.sensitivity for row in found.rows],
+            {"color": ORANGE, "symbol": "diamond"},
+        ),
     ]
     data = [
-        {"x": list(map(_shown, values)), "y": names, "name": name, "mode": "markers", "marker": marker | {"size": 10}}
+        {
+            "x": list(map(_shown, values)),
+            "y": names,
+            "name": name,
+            "mode": "markers",
+            "marker": marker | {"size": 10},
+        }
         for name, values, marker in kinds
     ]
     figure = _figure(data, "relative to the parameter's size", None, "Response to the condition")
@@ -49,9 +75,15 @@ def plot_rank(found: EffectiveRank) -> Any:
     for row in (*found.rows, found.all):
         held = [sum(row.shares[: count + 1]) for count in range(len(row.shares))]
         line = {"color": BLUE, "width": 3} if row is found.all else {"color": GREY, "width": 1.5}
-        place = {"x": list(range(1, len(held) + 1)), "y": held, "name": f"{row.name}: rank {row.rank:.1f}"}
+        place = {
+            "x": list(range(1, len(held) + 1)),
+            "y": held,
+            "name": f"{row.name}: rank {row.rank:.1f}",
+        }
         data.append(place | {"mode": "lines+markers", "line": line, "marker": {"size": 4}})
-    return _figure(data, "components", "share of the variance", f"Effective rank {found.all.rank:.1f} over all")
+    return _figure(
+        data, "components", "share of the variance", f"Effective rank {found.all.rank:.1f} over all"
+    )
 
 
 def plot_scale(found: ScaleCheck) -> Any:
@@ -60,7 +92,12 @@ def plot_scale(found: ScaleCheck) -> Any:
 
     layers = [row.layer for row in found.rows for _ in row.ratios]
     ratios = [_shown(ratio) for row in found.rows for ratio in row.ratios]
-    points = {"x": layers, "y": ratios, "mode": "markers", "marker": {"color": BLUE, "size": 7, "opacity": 0.6}}
+    points = {
+        "x": layers,
+        "y": ratios,
+        "mode": "markers",
+        "marker": {"color": BLUE, "size": 7, "opacity": 0.6},
+    }
     figure = _figure([points], "layer", "scale relative to the base's own", "Activation scale")
     figure.update_yaxes(type="log", tickformat="~g")
     for bound in (LOWEST, HIGHEST):

@@ -23,7 +23,8 @@ class RankRow:
     numbers: int
     """Numbers generated for one task."""
     shares: tuple[float, ...]
-    """Share of the variance over tasks of each principal component, the largest first; all zero if there is none."""
+    """Share of the variance over tasks of each principal component, the largest first; all zero if
+    there is none."""
 
     @property
     def rank(self) -> float:
@@ -55,7 +56,10 @@ class EffectiveRank:
 
     def __str__(self) -> str:
         head = ("parameter", "numbers", "effective rank", "components for 99 %")
-        cells = [(row.name, f"{row.numbers:,}", f"{row.rank:.2f}", str(row.components())) for row in self._shown()]
+        cells = [
+            (row.name, f"{row.numbers:,}", f"{row.rank:.2f}", str(row.components()))
+            for row in self._shown()
+        ]
         return f"{text_table([head, *cells])}\nOf {self.tasks} tasks, which can differ in {self.tasks - 1} ways."
 
     def _shown(self) -> tuple[RankRow, ...]:
@@ -66,9 +70,10 @@ class EffectiveRank:
 def effective_rank(params: Mapping[str, Tensor]) -> EffectiveRank:
     """Count the ways in which generated parameters differ from task to task.
 
-    The matrix (tasks, numbers) is centred over tasks; the shares of its squared singular values are the shares of the
-    variance. Their entropy H gives the effective rank, exp(H): 1 if all tasks lie on a line, k if they fill k
-    directions equally. There are at most tasks - 1, so take many more tasks than you expect directions.
+    The matrix (tasks, numbers) is centred over tasks; the shares of its squared singular values are
+    the shares of the variance. Their entropy H gives the effective rank, exp(H): 1 if all tasks lie
+    on a line, k if they fill k directions equally. There are at most tasks - 1, so take many more
+    tasks than you expect directions.
 
     Args:
         params: Generated parameters per task.
@@ -83,8 +88,9 @@ def effective_rank(params: Mapping[str, Tensor]) -> EffectiveRank:
         (2.0, 2, 0.0)
 
     Source:
-        Roy and Vetterli, "The effective rank: a measure of effective dimensionality" (2007), definition 1. They take
-        the singular values as they are; here they are squared, so that the shares are of the variance.
+        Roy and Vetterli, "The effective rank: a measure of effective dimensionality" (2007),
+        definition 1. They take the singular values as they are; here they are squared, so that the
+        shares are of the variance.
     """
     tasks = count_tasks(params) or 0
     if tasks < 2:

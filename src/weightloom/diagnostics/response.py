@@ -24,7 +24,8 @@ class ResponseRow:
     spread: float
     """Root mean square, over tasks and numbers, of how it differs from its mean over tasks."""
     step: float
-    """Root mean square of its change, linearised, when the condition takes a random step of length one."""
+    """Root mean square of its change, linearised, when the condition takes a random step of length
+    one."""
 
     @property
     def response(self) -> float:
@@ -48,9 +49,22 @@ class LayerResponse:
         return {row.name: row for row in self.rows}[name]
 
     def __str__(self) -> str:
-        head = ("parameter", "size", f"spread over {self.tasks} tasks", "relative", "per unit of condition", "relative")
+        head = (
+            "parameter",
+            "size",
+            f"spread over {self.tasks} tasks",
+            "relative",
+            "per unit of condition",
+            "relative",
+        )
         cells = [
-            (row.name, *(f"{v:.3g}" for v in (row.size, row.spread, row.response, row.step, row.sensitivity)))
+            (
+                row.name,
+                *(
+                    f"{v:.3g}"
+                    for v in (row.size, row.spread, row.response, row.step, row.sensitivity)
+                ),
+            )
             for row in self.rows
         ]
         return text_table([head, *cells])
@@ -61,12 +75,13 @@ def layer_response(
 ) -> LayerResponse:
     """Measure how much each generated parameter responds to the condition.
 
-    In two ways. The *spread* is what the conditions at hand make of it. The *step* is the Jacobian dθ/dc as one
-    number: its Frobenius norm over the square root of both its sides, which is the root mean square of what a step of
-    length XX
+    In two ways. The *spread* is what the conditions at hand make of it. The *step* is the Jacobian
+    dθ/dc as one number: its Frobenius norm over the square root of both its sides, which is the
+    root mean square of what a step of length XX
 
     Args:
-        hyper: The hypernetwork, in the mode it stands in. A task's parameters must follow from its own condition.
+        hyper: The hypernetwork, in the mode it stands in. A task's parameters must follow from its
+            own condition.
         condition: A row per task.
         chunk_size: How many directions are differentiated at once, to bound memory; None means all.
 
@@ -81,7 +96,9 @@ def layer_response(
     """
     tasks = len(condition)
     if tasks < 2:
-        raise ShapeError(f"`condition` holds {tasks} task. A response is seen between tasks. Pass two or more.")
+        raise ShapeError(
+            f"`condition` holds {tasks} task. A response is seen between tasks. Pass two or more."
+        )
     width = condition[0].numel()
 
     def generate(its: Tensor) -> Params:

@@ -27,7 +27,8 @@ class ScaleRow:
     base: float
     """Root mean square of its outputs in the reference."""
     ratios: tuple[float, ...]
-    """For each task: root mean square of its outputs with generated parameters, relative to the reference."""
+    """For each task: root mean square of its outputs with generated parameters, relative to the
+    reference."""
 
     @property
     def ok(self) -> bool:
@@ -51,7 +52,10 @@ class ScaleCheck:
 
     def __str__(self) -> str:
         head = ("layer", "base's scale", "lowest ratio", "median", "highest", "")
-        cells = [(row.layer, f"{row.base:.3g}", *map(_short, _spread(row)), "" if row.ok else "!") for row in self.rows]
+        cells = [
+            (row.layer, f"{row.base:.3g}", *map(_short, _spread(row)), "" if row.ok else "!")
+            for row in self.rows
+        ]
         tasks = len(self.rows[0].ratios) if self.rows else 0
         said = "All within" if self.ok else "Not all within"
         return f"{text_table([head, *cells])}\n{said} {LOWEST:g} to {HIGHEST:g} of the base's own, over {tasks} tasks."
@@ -66,15 +70,15 @@ def check_scale(
 ) -> ScaleCheck:
     """Compare the scale of every layer's outputs, per task, with the base's own.
 
-    Meant for initialisation: signals that shrink or grow from layer to layer with what is generated are hard to train.
-    After training a ratio far from one is no fault by itself.
+    Meant for initialisation: signals that shrink or grow from layer to layer with what is generated
+    are hard to train. After training a ratio far from one is no fault by itself.
 
     Args:
         hyper: The hypernetwork, with its ``base``.
         condition: A row per task. Take rows of the sizes that you expect, small and large.
         x: Inputs per task, (tasks, batch, *event), or a tuple of them.
-        reference: The base with the values to compare with, such as a copy from before training. None takes
-            ``hyper.base`` as it stands.
+        reference: The base with the values to compare with, such as a copy from before training.
+            None takes ``hyper.base`` as it stands.
 
     Raises:
         ConfigError: If a layer of the reference gives nothing but zeros where the base does not.
@@ -87,8 +91,9 @@ def check_scale(
         True
 
     Source:
-        Chang, Flokas and Lipson, "Principled weight initialization for hypernetworks" (2020), section 3: what an
-        ordinary initialisation of a hypernetwork does to the activations of its base.
+        Chang, Flokas and Lipson, "Principled weight initialization for hypernetworks" (2020),
+        section 3: what an ordinary initialisation of a hypernetwork does to the activations of its
+        base.
     """
     base = getattr(hyper, "base", None)
     if not isinstance(base, nn.Module):
@@ -103,8 +108,14 @@ def check_scale(
             f"its own. To try all on the same, pass `x[:1].expand({len(condition)}, *x.shape[1:])`."
         )
     params = hyper(condition)
-    found = [_scales(base, _row(params, task), [_one(v, task) for v in inputs]) for task in range(len(condition))]
-    own = [_scales(reference or base, {}, [_one(v, task) for v in inputs]) for task in range(len(condition))]
+    found = [
+        _scales(base, _row(params, task), [_one(v, task) for v in inputs])
+        for task in range(len(condition))
+    ]
+    own = [
+        _scales(reference or base, {}, [_one(v, task) for v in inputs])
+        for task in range(len(condition))
+    ]
     return ScaleCheck(tuple(_compare(layer, found, own) for layer in found[0]))
 
 
@@ -119,7 +130,10 @@ def _compare(layer: str, found: list[dict[str, float]], own: list[dict[str, floa
             f"The reference gives nothing but zeros in {layer!r}, so there is no scale to compare with. It needs "
             "values as of a network that works. Pass `reference=` such a copy of the base."
         )
-    ratios = [its[layer] / mine[layer] if mine[layer] else 1.0 for mine, its in zip(own, found, strict=True)]
+    ratios = [
+        its[layer] / mine[layer] if mine[layer] else 1.0
+        for mine, its in zip(own, found, strict=True)
+    ]
     scale = sum(mine[layer] ** 2 for mine in own) / len(own)
     return ScaleRow(layer, scale**0.5, tuple(ratios))
 
@@ -132,7 +146,9 @@ def _one(x: Tensor, task: int) -> Tensor:
     return x[task : task + 1]
 
 
-def _scales(base: nn.Module, params: Mapping[str, Tensor], inputs: list[Tensor]) -> dict[str, float]:
+def _scales(
+    base: nn.Module, params: Mapping[str, Tensor], inputs: list[Tensor]
+) -> dict[str, float]:
     """Run one task, and return the root mean square of each layer's outputs."""
     with _recorded(base) as sums:
         apply_per_task(base, params, *inputs, engine="loop", statistics="task")
@@ -143,7 +159,8 @@ def _scales(base: nn.Module, params: Mapping[str, Tensor], inputs: list[Tensor])
 def _recorded(base: nn.Module) -> Iterator[dict[str, tuple[float, int]]]:
     """Sum the squares of what each layer puts out, by hooks that are gone afterwards.
 
-    A layer is a module that holds parameters, or no other module. One that runs several times is summed over them.
+    A layer is a module that holds parameters, or no other module. One that runs several times is
+    summed over them.
     """
     sums: dict[str, tuple[float, int]] = {}
 
@@ -159,7 +176,9 @@ def _recorded(base: nn.Module) -> Iterator[dict[str, tuple[float, int]]]:
     handles = []
     try:
         for name, module in base.named_modules():
-            if not any(True for _ in module.children()) or any(True for _ in module.parameters(recurse=False)):
+            if not any(True for _ in module.children()) or any(
+                True for _ in module.parameters(recurse=False)
+            ):
                 handles.append(module.register_forward_hook(hook_of(name or type(module).__name__)))
         yield sums
     finally:

@@ -61,7 +61,10 @@ class ConditionUse:
 
     def __str__(self) -> str:
         arms = [("right", self.right), ("shuffled", self.shuffled), ("averaged", self.averaged)]
-        rows = [("condition", f"loss over {self.tasks} tasks"), *((name, str(arm)) for name, arm in arms)]
+        rows = [
+            ("condition", f"loss over {self.tasks} tasks"),
+            *((name, str(arm)) for name, arm in arms),
+        ]
         return f"{text_table(rows)}\n{self.verdict}"
 
 
@@ -77,15 +80,17 @@ def condition_use(
 ) -> ConditionUse:
     """Compare the loss with right conditions, with conditions given to other tasks, and with their mean.
 
-    Each shuffle sends every condition to another task, none to its own. Arms are compared task by task, so tasks that
-    are hard in all of them do not blur the difference.
+    Each shuffle sends every condition to another task, none to its own. Arms are compared task by
+    task, so tasks that are hard in all of them do not blur the difference.
 
     Args:
         hyper: The hypernetwork.
-        base: The base network. Both run in the mode they stand in: call ``eval()`` first where there is dropout.
+        base: The base network. Both run in the mode they stand in: call ``eval()`` first where
+            there is dropout.
         condition: A row per task, two tasks or more, the more the narrower the intervals.
         x: Inputs per task, (tasks, batch, *event), or a tuple of them.
-        loss_per_task: The base's outputs to one loss per task, as in ``lambda y: mse_per_task(y, query_y)``.
+        loss_per_task: The base's outputs to one loss per task, as in
+            ``lambda y: mse_per_task(y, query_y)``.
         shuffles: How many shuffles are averaged.
         generator: Draws the shuffles. None: the same ones every time.
 
@@ -106,7 +111,9 @@ def condition_use(
             f"`condition` holds {tasks} task. A shuffle gives each task the condition of another. Pass two or more."
         )
     if shuffles < 1:
-        raise ConfigError(f"`shuffles={shuffles}` is below 1. There is nothing to compare with then. Pass 1 or more.")
+        raise ConfigError(
+            f"`shuffles={shuffles}` is below 1. There is nothing to compare with then. Pass 1 or more."
+        )
     generator = generator or torch.Generator().manual_seed(0)
     inputs = x if isinstance(x, tuple) else (x,)
 
@@ -124,7 +131,12 @@ def condition_use(
     shuffled = torch.stack([losses(condition[order]) for order in orders]).mean(0)
     averaged = losses(condition.mean(0, keepdim=True).expand_as(condition))
     return ConditionUse(
-        _arm(right), _arm(shuffled), _arm(averaged), _arm(shuffled - right), _arm(averaged - right), tasks
+        _arm(right),
+        _arm(shuffled),
+        _arm(averaged),
+        _arm(shuffled - right),
+        _arm(averaged - right),
+        tasks,
     )
 
 

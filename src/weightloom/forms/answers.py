@@ -83,11 +83,19 @@ def _tasks_of(index: Any) -> Any:
     """An index that takes tasks and leaves the parameter's own axes alone; None if it is another."""
     if isinstance(index, list | range):
         kind = None if len(index) else torch.int64
-        index = torch.as_tensor(index, dtype=kind) if all(isinstance(its, int) for its in index) else None
+        index = (
+            torch.as_tensor(index, dtype=kind)
+            if all(isinstance(its, int) for its in index)
+            else None
+        )
     if isinstance(index, Tensor) and not isinstance(index, Factored):
-        takes = (index.dtype == torch.bool and index.ndim == 1) or (index.dtype in _INTEGERS and index.ndim <= 1)
+        takes = (index.dtype == torch.bool and index.ndim == 1) or (
+            index.dtype in _INTEGERS and index.ndim <= 1
+        )
         return index if takes else None
-    takes = isinstance(index, slice) or (hasattr(index, "__index__") and not isinstance(index, bool | Tensor))
+    takes = isinstance(index, slice) or (
+        hasattr(index, "__index__") and not isinstance(index, bool | Tensor)
+    )
     return index if takes else None
 
 
@@ -107,14 +115,22 @@ def _of_rows(func: Any, *args: Any, **kwargs: Any) -> Any:
     bound.apply_defaults()
     tensor, dim, rest = bound.args[0], bound.arguments["dim"], bound.args[1:]
     others = any(isinstance(leaf, Factored) for leaf in rest)
-    if not isinstance(tensor, Factored) or tensor.lead != 1 or dim not in (0, -tensor.ndim) or others:
+    if (
+        not isinstance(tensor, Factored)
+        or tensor.lead != 1
+        or dim not in (0, -tensor.ndim)
+        or others
+    ):
         return NotImplemented
     at = list(bound.arguments).index("dim") - 1
     rest = (*rest[:at], 0, *rest[at + 1 :])
     results = {name: func(factor, *rest) for name, factor in tensor.factors.items()}
     if isinstance(next(iter(results.values())), Tensor):
         return _like(tensor, results)
-    return tuple(_like(tensor, dict(zip(results, its, strict=True))) for its in zip(*results.values(), strict=True))
+    return tuple(
+        _like(tensor, dict(zip(results, its, strict=True)))
+        for its in zip(*results.values(), strict=True)
+    )
 
 
 def _like(value: Kind, factors: Parts) -> Kind:
@@ -137,7 +153,9 @@ def _joined(func: Callable[..., Tensor], tensors: Sequence[Any], dim: int, lead:
     axes = first.ndim + (lead == 0)
     if dim not in (0, -axes) or not all(same_held(first, value) for value in tensors[1:]):
         return NotImplemented
-    return _like(first, {name: func([value.factors[name] for value in tensors]) for name in first.factors})
+    return _like(
+        first, {name: func([value.factors[name] for value in tensors]) for name in first.factors}
+    )
 
 
 def same_held(a: Factored, b: Factored) -> bool:
@@ -152,9 +170,17 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
     """Whether one may stand for the other: it is the other, or has equal numbers and neither gets a gradient."""
     if a is b:
         return True
-    if a.requires_grad or b.requires_grad or (a.device, a.dtype, a.shape) != (b.device, b.dtype, b.shape):
+    if (
+        a.requires_grad
+        or b.requires_grad
+        or (a.device, a.dtype, a.shape) != (b.device, b.dtype, b.shape)
+    ):
         return False
-    if torch.compiler.is_compiling() or a.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
+    if (
+        torch.compiler.is_compiling()
+        or a.is_meta
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
         return False  # where numbers cannot be looked at
     return torch.equal(a, b)
 
@@ -194,13 +220,20 @@ def _map(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _map_all(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
-    args = tuple(its.own if isinstance(its, Factored) else its for its in args)  # as in `x.to(value)`
+    args = tuple(
+        its.own if isinstance(its, Factored) else its for its in args
+    )  # as in `x.to(value)`
     if not isinstance(input, Factored):
         return func(input, *args, **kwargs)
     own = func(input.own, *args, **kwargs)
-    if not isinstance(own, Tensor) or own.dtype.is_floating_point != input.own.dtype.is_floating_point:
+    if (
+        not isinstance(own, Tensor)
+        or own.dtype.is_floating_point != input.own.dtype.is_floating_point
+    ):
         return NotImplemented  # factors that are rounded to integers make another parameter
-    return input.map_all(lambda factor: func(factor, *args, **kwargs) if factor is not input.own else own)
+    return input.map_all(
+        lambda factor: func(factor, *args, **kwargs) if factor is not input.own else own
+    )
 
 
 def _detach(func: Any, input: Any) -> Any:
@@ -276,7 +309,9 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys([Tensor.detach, torch.detach, Tensor.data.__get__], _detach),  # type: ignore[attr-defined]
     **dict.fromkeys([Tensor.to, Tensor.type, Tensor.type_as, Tensor.cpu, Tensor.cuda], _map_all),
     **dict.fromkeys([Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16], _map_all),
-    **dict.fromkeys([torch.autograd.grad, torch.autograd.backward, Tensor.backward], refuse_differentiating),
+    **dict.fromkeys(
+        [torch.autograd.grad, torch.autograd.backward, Tensor.backward], refuse_differentiating
+    ),
     **dict.fromkeys(
         [
             *(Tensor.grad.__get__, Tensor.retain_grad, Tensor.register_hook),  # type: ignore[union-attr]

@@ -1,14 +1,16 @@
 """Params as values: changes added, tasks averaged, two sets of parameters mixed or held against each other.
 
-In:   Params, of tensors or of parameters held as factors; one set or two that name the same parameters.
+In:   Params, of tensors or of parameters held as factors; one set or two that name the same
+      parameters.
 Out:  Params again, held as factors wherever that is exact; or a distance per task.
 Knows nothing of how the parameters were generated or what they are used for.
 
-**When a mean of networks means nothing.** Hidden units can change places without changing what a network computes, so
-two networks that were trained apart hold the same function in another order, and the mean of the two is neither.
-Parameters that one hypernetwork generates come from one start, the base's own values, and keep its order of units:
-these can be added, averaged and mixed. Values held as factors are refused where they do not start from the same own
-value. Plain tensors cannot tell, so keep to what one hypernetwork generated.
+**When a mean of networks means nothing.** Hidden units can change places without changing what a
+network computes, so two networks that were trained apart hold the same function in another order,
+and the mean of the two is neither. Parameters that one hypernetwork generates come from one start,
+the base's own values, and keep its order of units: these can be added, averaged and mixed. Values
+held as factors are refused where they do not start from the same own value. Plain tensors cannot
+tell, so keep to what one hypernetwork generated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,14 +34,15 @@ def add(
 ) -> Params:
     """Add the changes of two sets: own + Δa + scale · Δb.
 
-    Both hold the own value and a change, so their plain sum would count the own value twice. Changes of low rank become
-    one of the summed rank, gains and mixtures are summed; what has no such exact sum, or where the summed rank would be
-    no smaller than the parameter, is built.
+    Both hold the own value and a change, so their plain sum would count the own value twice.
+    Changes of low rank become one of the summed rank, gains and mixtures are summed; what has no
+    such exact sum, or where the summed rank would be no smaller than the parameter, is built.
 
     Args:
         a: Generated parameters per task.
         b: The same parameters, for as many tasks or for one, which is then added to all.
-        own: The base, as in ``hyper.base``, or its own values by name. Needed for what both hold as plain tensors.
+        own: The base, as in ``hyper.base``, or its own values by name. Needed for what both hold as
+            plain tensors.
         scale: How much of the change of ``b``; -1 takes it away.
 
     Raises:
@@ -53,24 +56,30 @@ def add(
         True
 
     Source:
-        Ilharco et al., "Editing models with task arithmetic" (2023), section 2, where Δ is a task vector.
+        Ilharco et al., "Editing models with task arithmetic" (2023), section 2, where Δ is a task
+        vector.
     """
     _check_alike(a, b)
     if isinstance(own, nn.Module):
         own = dict(parameters_by_name(own))
-    return Params({name: _added(name, value, b[name], own or {}, scale) for name, value in a.items()})
+    return Params(
+        {name: _added(name, value, b[name], own or {}, scale) for name, value in a.items()}
+    )
 
 
-def average(params: Mapping[str, Tensor], weights: Float[Tensor, "*groups tasks"] | None = None) -> Params:
+def average(
+    params: Mapping[str, Tensor], weights: Float[Tensor, "*groups tasks"] | None = None
+) -> Params:
     """Average parameters over tasks: a set for one task, or for each group of tasks.
 
-    Gains and mixtures are averaged; changes of low rank stand side by side in one of the summed rank, as long as that
-    is below the parameter's own sides. Everything else is built. The room's docstring says when a mean means nothing.
+    Gains and mixtures are averaged; changes of low rank stand side by side in one of the summed
+    rank, as long as that is below the parameter's own sides. Everything else is built. The room's
+    docstring says when a mean means nothing.
 
     Args:
         params: Generated parameters per task.
-        weights: How much each task counts, (tasks,), or per group, (groups, tasks): divided by their sum. None counts
-            all tasks alike.
+        weights: How much each task counts, (tasks,), or per group, (groups, tasks): divided by
+            their sum. None counts all tasks alike.
 
     Returns:
         Params for one task, or for ``groups`` of them.
@@ -91,10 +100,14 @@ def average(params: Mapping[str, Tensor], weights: Float[Tensor, "*groups tasks"
         return Params()
     first = next(iter(params.values()))
     shares = _shares(weights, tasks, first)
-    return Params({name: _averaged(value, shares.to(value.dtype)) for name, value in params.items()})
+    return Params(
+        {name: _averaged(value, shares.to(value.dtype)) for name, value in params.items()}
+    )
 
 
-def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], share: float | Float[Tensor, " tasks"]) -> Params:
+def interpolate(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], share: float | Float[Tensor, " tasks"]
+) -> Params:
     """Mix two sets, number by number: (1 - share) a + share b.
 
     Args:
@@ -103,7 +116,8 @@ def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], share: float |
         share: One number, or one per task. Beyond 0 and 1 it extrapolates.
 
     Raises:
-        ShapeError: If the two differ in names, shapes or number of tasks, or ``share`` has another number of tasks.
+        ShapeError: If the two differ in names, shapes or number of tasks, or ``share`` has another
+            number of tasks.
         ConfigError: If the own values of two that are held as factors differ.
 
     Example:
@@ -120,7 +134,9 @@ def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], share: float |
     return Params({name: _mixed(name, value, b[name], share) for name, value in a.items()})
 
 
-def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], relative: bool = False) -> Float[Tensor, " tasks"]:
+def distance(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], relative: bool = False
+) -> Float[Tensor, " tasks"]:
     """Return how far two sets are apart, per task: the L2 norm of the difference over all parameters.
 
     Args:
@@ -137,7 +153,9 @@ def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], relative: bool = 
     """
     _check_alike(a, b)
     if not a:
-        raise ShapeError("`a` and `b` hold no parameter. A distance needs numbers to compare. Pass generated Params.")
+        raise ShapeError(
+            "`a` and `b` hold no parameter. A distance needs numbers to compare. Pass generated Params."
+        )
     apart = _joint([_norm(built(value) - built(b[name])) for name, value in a.items()])
     return apart / _joint([_norm(built(value)) for value in b.values()]) if relative else apart
 
@@ -150,11 +168,13 @@ def squared_norm(params: Mapping[str, Tensor], by: Literal["task"] = "task") -> 
 def squared_norm(params: Mapping[str, Tensor], by: Literal["name"]) -> dict[str, Tensor]: ...
 
 
-def squared_norm(params: Mapping[str, Tensor], by: Literal["task", "name"] = "task") -> Tensor | dict[str, Tensor]:
+def squared_norm(
+    params: Mapping[str, Tensor], by: Literal["task", "name"] = "task"
+) -> Tensor | dict[str, Tensor]:
     """Return the squared L2 norm of the parameters, own value and change together: what weight decay takes.
 
-    Changes of low rank, gains and mixtures are squared without being built, exactly; in other forms of yours, which do
-    not answer ``squared_norm``, one task is built after the other.
+    Changes of low rank, gains and mixtures are squared without being built, exactly; in other forms
+    of yours, which do not answer ``squared_norm``, one task is built after the other.
 
     Args:
         params: Generated parameters per task.
@@ -189,7 +209,11 @@ def _added(name: str, a: Tensor, b: Tensor, owns: Mapping[str, Tensor], scale: f
     if form is not None:
         assert isinstance(a, Factored) and isinstance(b, Factored)
         if form.is_linear:
-            return _from(a, form, {factor: value + scale * b.factors[factor] for factor, value in a.factors.items()})
+            return _from(
+                a,
+                form,
+                {factor: value + scale * b.factors[factor] for factor, value in a.factors.items()},
+            )
         if (total := _stacked(a, [a.factors, b.factors], [1.0, scale])) is not None:
             return total
     held = next((value for value in (a, b) if isinstance(value, Factored)), None)
@@ -207,7 +231,9 @@ def _mixed(name: str, a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     if form is not None:
         assert isinstance(a, Factored) and isinstance(b, Factored)
         if form.is_affine:
-            return _from(a, form, {f: _mix(value, b.factors[f], share) for f, value in a.factors.items()})
+            return _from(
+                a, form, {f: _mix(value, b.factors[f], share) for f, value in a.factors.items()}
+            )
         if (total := _stacked(a, [a.factors, b.factors], [1 - share, share])) is not None:
             return total
     return _mix(built(a), built(b), share)
@@ -222,13 +248,18 @@ def _averaged(value: Tensor, shares: Tensor) -> Tensor:
     if isinstance(value, Factored):
         if value.form.is_affine:
             return value.map(lambda factor: torch.tensordot(shares, factor, 1))
-        tasks = [{name: factor[task, None] for name, factor in value.factors.items()} for task in range(len(value))]
+        tasks = [
+            {name: factor[task, None] for name, factor in value.factors.items()}
+            for task in range(len(value))
+        ]
         if (mean := _stacked(value, tasks, shares.unbind(1))) is not None:
             return mean
     return torch.tensordot(shares, built(value), 1)
 
 
-def _stacked(like: Factored, changes: Sequence[Parts], weights: Sequence[float | Tensor]) -> Tensor | None:
+def _stacked(
+    like: Factored, changes: Sequence[Parts], weights: Sequence[float | Tensor]
+) -> Tensor | None:
     """Hold a weighed sum of changes as its form can; build it where that saves nothing."""
     held = like.form.stacked(changes, weights)
     if held is None:

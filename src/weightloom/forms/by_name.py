@@ -17,7 +17,9 @@ def has_name(form: Form) -> bool:
     """Whether the form is one of ours, and its attributes are its options, which JSON can hold."""
     if KINDS.get(type(form).__name__) is not type(form):
         return False
-    plain = all(isinstance(value, int | float | str | bool | None) for value in form.__dict__.values())
+    plain = all(
+        isinstance(value, int | float | str | bool | None) for value in form.__dict__.values()
+    )
     return plain and form.__dict__.keys() <= inspect.signature(type(form)).parameters.keys()
 
 
@@ -30,7 +32,8 @@ def form_of(path: Path, name: str, options: Mapping[str, Any]) -> Form:
         options: What it was made with.
 
     Raises:
-        CheckpointError: If this version of the library has no such form, or it does not take the options.
+        CheckpointError: If this version of the library has no such form, or it does not take the
+            options.
     """
     kind = KINDS.get(str(name))
     if kind is None:

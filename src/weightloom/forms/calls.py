@@ -11,20 +11,23 @@ from torch import Tensor
 from weightloom.forms.windows import convolve_each, transpose_convolve_each
 
 GROUPED_BYTES = 3_000_000
-"""Bytes that a grouped convolution reads or writes for all its tasks, up to which it is quickest on a CPU.
+"""Bytes that a grouped convolution reads or writes for all its tasks, up to which it is quickest on
+a CPU.
 
-Beyond, memory is given back to the system and asked for again in every step, which takes longer than the numbers.
+Beyond, memory is given back to the system and asked for again in every step, which takes longer
+than the numbers.
 """
 TURN_BYTES = 400_000
-"""Bytes that a convolution reads or writes for a task, from which tasks are as quick in turn as together."""
+"""Bytes that a convolution reads or writes for a task, from which tasks are as quick in turn as
+together."""
 
 
 @dataclass(frozen=True)
 class Conv:
     """One convolution, or transposed convolution, that the base asks for: all of it but input, kernel and bias.
 
-    Called with inputs (*lead, batch, in, *space) and kernels (*lead, *kernel), or kernels (*kernel) that all tasks
-    share, it returns (*lead, batch, out, *space).
+    Called with inputs (*lead, batch, in, *space) and kernels (*lead, *kernel), or kernels (*kernel)
+    that all tasks share, it returns (*lead, batch, out, *space).
     """
 
     function: Callable[..., Tensor]
@@ -58,12 +61,19 @@ class Conv:
             return y if bias is inside else y + bias[(slice(None), None, ..., *[None] * window)]  # type: ignore[index]
         if bias is not None and bias.ndim == 1:
             bias = bias.expand(tasks, -1)
-        if tasks == 1 or (x.device.type == "cpu" and x.numel() * x.element_size() > 2 * GROUPED_BYTES):
+        if tasks == 1 or (
+            x.device.type == "cpu" and x.numel() * x.element_size() > 2 * GROUPED_BYTES
+        ):
             biases = [None] * tasks if bias is None else bias.unbind()
             rows = zip(x.unbind(), kernel.unbind(), biases, strict=True)
             return torch.stack([self.run(one, its, shift, self.groups) for one, its, shift in rows])
         wide = x.transpose(0, 1).flatten(1, 2)  # (batch, tasks * in, *space)
-        y = self.run(wide, kernel.flatten(0, 1), None if bias is None else bias.flatten(), tasks * self.groups)
+        y = self.run(
+            wide,
+            kernel.flatten(0, 1),
+            None if bias is None else bias.flatten(),
+            tasks * self.groups,
+        )
         return y.unflatten(1, (tasks, y.shape[1] // tasks)).transpose(0, 1)
 
     def run(self, x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
@@ -84,7 +94,13 @@ def read_conv(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> tuple[A
 
 
 def _arguments(
-    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> tuple[Any, Any, Any, int, dict[str, Any]]:
     return input, weight, bias, groups, {"stride": stride, "padding": padding, "dilation": dilation}
 
@@ -99,7 +115,12 @@ def _transposed_arguments(
     groups: int = 1,
     dilation: Any = 1,
 ) -> tuple[Any, Any, Any, int, dict[str, Any]]:
-    options = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+    options = {
+        "stride": stride,
+        "padding": padding,
+        "output_padding": output_padding,
+        "dilation": dilation,
+    }
     return input, weight, bias, groups, options
 
 
@@ -117,7 +138,8 @@ TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 def prefers_built(function: Any, x: Tensor, kernel: Tensor) -> bool:
     """Whether one convolution with kernels built is quicker than several with their factors.
 
-    On a CPU it is: factors cost passes over all that was convolved. Kernels are small beside it, or stay factors.
+    On a CPU it is: factors cost passes over all that was convolved. Kernels are small beside it, or
+    stay factors.
 
     Args:
         function: One of ``F.conv1d`` … ``F.conv_transpose3d``.
@@ -133,7 +155,9 @@ def foldable(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Fold (tasks, batch, ...) into (tasks * batch, ...) in the order that needs no copy, and say the way back."""
     tasks, batch = x.shape[:2]
     if not torch.compiler.is_exporting() and x.stride(0) < x.stride(1):
-        return x.transpose(0, 1).flatten(0, 1), lambda y: y.unflatten(0, (batch, tasks)).transpose(0, 1)
+        return x.transpose(0, 1).flatten(0, 1), lambda y: y.unflatten(0, (batch, tasks)).transpose(
+            0, 1
+        )
     return x.flatten(0, 1), lambda y: y.unflatten(0, (tasks, batch))
 
 

@@ -14,20 +14,25 @@ Generate = Selector | Iterable[Selector] | Mapping[Selector, Form]
 """Which parameters are generated; as a mapping, also in which form."""
 
 
-def choose_forms(base: nn.Module, generate: Generate = "*", form: Form | None = None) -> dict[str, Form]:
+def choose_forms(
+    base: nn.Module, generate: Generate = "*", form: Form | None = None
+) -> dict[str, Form]:
     """Return the form of each generated parameter, in the base's own order.
 
     Args:
         base: The base network.
-        generate: One selector, several, or a mapping from selectors to forms, of which the first that matches a
-            parameter counts: ``{"head.*": Full(), nn.Linear: LowRank(4)}``. A full name is taken at its word; of what
-            a glob, a kind of module or a predicate selects, what the form does not fit is generated in full.
-        form: Where ``generate`` is no mapping: the form of every parameter that it fits. Those that it does not fit,
-            such as biases where it needs a matrix, are generated in full. None means `Full`.
+        generate: One selector, several, or a mapping from selectors to forms, of which the first
+            that matches a parameter counts: ``{"head.*": Full(), nn.Linear: LowRank(4)}``. A full
+            name is taken at its word; of what a glob, a kind of module or a predicate selects, what
+            the form does not fit is generated in full.
+        form: Where ``generate`` is no mapping: the form of every parameter that it fits. Those that
+            it does not fit, such as biases where it needs a matrix, are generated in full. None
+            means `Full`.
 
     Raises:
-        ConfigError: If a selector matches no parameter or there is none, if a form in the mapping does not fit a
-            parameter that is named in full for it, or if two names of one tied parameter get different forms.
+        ConfigError: If a selector matches no parameter or there is none, if a form in the mapping
+            does not fit a parameter that is named in full for it, or if two names of one tied
+            parameter get different forms.
 
     Example:
         >>> from weightloom.forms import LowRank
@@ -39,7 +44,10 @@ def choose_forms(base: nn.Module, generate: Generate = "*", form: Form | None = 
     parameters = dict(base.named_parameters())
     if not isinstance(generate, Mapping):
         wanted = ParamSpec.of(base, generate).shapes
-        return {name: _fitted(name, form or Full(), parameters[name], owners[name], False) for name in wanted}
+        return {
+            name: _fitted(name, form or Full(), parameters[name], owners[name], False)
+            for name in wanted
+        }
     if form is not None:
         raise ConfigError(
             f"`form={form}` was given beside a mapping from selectors to forms. The mapping says the form of each "
@@ -73,7 +81,9 @@ class Plan(dict[str, Form]):
     Pass it as ``generate=plan``.
     """
 
-    def __init__(self, forms: Mapping[str, Form], costs: Mapping[str, tuple[Shape, int, int]], limit: int) -> None:
+    def __init__(
+        self, forms: Mapping[str, Form], costs: Mapping[str, tuple[Shape, int, int]], limit: int
+    ) -> None:
         super().__init__(forms)
         self.costs = dict(costs)
         """Shape, numbers generated per task, and parameters of the hypernetwork, for each name."""
@@ -88,30 +98,41 @@ class Plan(dict[str, Form]):
         rows = [("parameter", "shape", "form", "per task", "hypernetwork")]
         for name, (shape, generated, parameters) in self.costs.items():
             rows.append(
-                (name, " x ".join(map(str, shape)) or "1", str(self[name]), f"{generated:,}", f"{parameters:,}")
+                (
+                    name,
+                    " x ".join(map(str, shape)) or "1",
+                    str(self[name]),
+                    f"{generated:,}",
+                    f"{parameters:,}",
+                )
             )
         total = sum(generated for _, generated, _ in self.costs.values())
         rows.append(("all", "", f"of {self.limit:,}", f"{total:,}", f"{self.cost:,}"))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [
             "  ".join(
-                cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True))
+                cell.ljust(w) if i < 3 else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(r, widths, strict=True))
             )
             for r in rows
         ]
         return "\n".join(line.rstrip() for line in lines)
 
 
-def budget(base: nn.Module, parameters: int, width: int = 64, generate: Selector | Iterable[Selector] = "*") -> Plan:
+def budget(
+    base: nn.Module, parameters: int, width: int = 64, generate: Selector | Iterable[Selector] = "*"
+) -> Plan:
     """Choose a form for each parameter so that the hypernetwork's head has at most ``parameters`` parameters.
 
-    Every parameter starts with the cheapest form there is for it. Then the one that has the fewest generated numbers
-    for its size is given the next richer form, as long as the budget allows, until nothing more can be had.
+    Every parameter starts with the cheapest form there is for it. Then the one that has the fewest
+    generated numbers for its size is given the next richer form, as long as the budget allows,
+    until nothing more can be had.
 
     Args:
         base: The base network.
         parameters: What the head and all that is shared may have, besides the base's own values.
-        width: Width of the layer that the head reads: each generated number costs ``width + 1`` parameters.
+        width: Width of the layer that the head reads: each generated number costs ``width + 1``
+            parameters.
         generate: Which parameters are generated.
 
     Returns:
@@ -154,14 +175,19 @@ def budget(base: nn.Module, parameters: int, width: int = 64, generate: Selector
 def _cost(form: Form, shape: Shape, width: int) -> tuple[int, int]:
     """Numbers generated per task, and parameters that a hypernetwork spends on them.
 
-    Every factor has a start that is learned; for free numbers it is the base's own value, which is not counted.
+    Every factor has a start that is learned; for free numbers it is the base's own value, which is
+    not counted.
     """
     generated = sum(prod(s) for s in form.factor_shapes(shape).values())
     starts = 0 if form.is_free else generated
-    return generated, generated * (width + 1) + starts + sum(value.numel() for value in form.shared(shape).values())
+    return generated, generated * (width + 1) + starts + sum(
+        value.numel() for value in form.shared(shape).values()
+    )
 
 
-def _ladders(base: nn.Module, names: Iterable[str], width: int) -> dict[str, list[tuple[int, int, Form]]]:
+def _ladders(
+    base: nn.Module, names: Iterable[str], width: int
+) -> dict[str, list[tuple[int, int, Form]]]:
     """For each parameter the forms that are worth their price, cheapest first: numbers, cost and form."""
     owners, parameters = _owners(base), dict(base.named_parameters())
     candidates = [form for kind in KINDS.values() for form in kind.candidates()]
@@ -174,7 +200,9 @@ def _ladders(base: nn.Module, names: Iterable[str], width: int) -> dict[str, lis
         rows = [(*_cost(form, shape, width), form) for form in fitting]
         priced = sorted((r for r in rows if r[1] < whole or r[2] == Full()), key=_by_price)
         ladders[name] = [
-            row for number, row in enumerate(priced) if all(row[0] > earlier[0] for earlier in priced[:number])
+            row
+            for number, row in enumerate(priced)
+            if all(row[0] > earlier[0] for earlier in priced[:number])
         ]
     return ladders
 
@@ -206,7 +234,9 @@ def _owners(base: nn.Module) -> dict[str, nn.Module]:
     return {name: base.get_submodule(name.rpartition(".")[0]) for name in names}
 
 
-def _fitted(name: str, form: Form, parameter: nn.Parameter, owner: nn.Module, is_named: bool) -> Form:
+def _fitted(
+    name: str, form: Form, parameter: nn.Parameter, owner: nn.Module, is_named: bool
+) -> Form:
     shape = tuple(parameter.shape)
     is_complex = parameter.is_complex() and not form.is_free
     fitted = None if is_complex else form.fit(shape, owner)
@@ -221,7 +251,9 @@ def _fitted(name: str, form: Form, parameter: nn.Parameter, owner: nn.Module, is
     return fitted
 
 
-def advised_budget(base: nn.Module, generate: Generate, names: Iterable[str], parameters: int, width: int) -> str:
+def advised_budget(
+    base: nn.Module, generate: Generate, names: Iterable[str], parameters: int, width: int
+) -> str:
     """Say what to type so that a head has at most ``parameters`` parameters, or as few as there can be.
 
     Args:
@@ -232,7 +264,9 @@ def advised_budget(base: nn.Module, generate: Generate, names: Iterable[str], pa
         width: Width of the layer that the head reads.
     """
     said = "" if generate == "*" else f", generate={_said(generate)}"
-    least = sum(min(cost for _, cost, _ in ladder) for ladder in _ladders(base, names, width).values())
+    least = sum(
+        min(cost for _, cost, _ in ladder) for ladder in _ladders(base, names, width).values()
+    )
     allow = f", largest_head={least}" if least > parameters else ""
     call = f"budget(base, {max(least, parameters)}, width={width}{said})"
     return f"Hold what is generated in cheaper forms: `generate={call}{allow}`"

@@ -14,8 +14,9 @@ from weightloom.params import Shape
 class Chunked(Form):
     """θ = W + chunks: a small network that all tasks share writes the change chunk by chunk.
 
-    It reads a generated code of the task and a learned embedding of the chunk. What is generated per task is the code
-    alone, however large the parameter is. The network's last layer starts at zero, so the change does.
+    It reads a generated code of the task and a learned embedding of the chunk. What is generated
+    per task is the code alone, however large the parameter is. The network's last layer starts at
+    zero, so the change does.
 
     Args:
         size: Numbers in a chunk.
@@ -26,20 +27,36 @@ class Chunked(Form):
     Example:
         >>> form = Chunked(size=4)
         >>> form.factor_shapes((6, 5)), {name: tuple(value.shape) for name, value in form.shared((6, 5)).items()}
-        ({'code': (8,)}, {'embeddings': (8, 8), 'inner': (32, 16), 'inner_bias': (32,), 'outer': (4, 32)})
+        ({'code': (8,)}, {'embeddings': (8, 8), 'inner': (32, 16), 'inner_bias': (32,), 'outer': (4,
+        32)})
 
     Source:
-        von Oswald et al., "Continual learning with hypernetworks" (2020), section 2, chunked hypernetworks.
+        von Oswald et al., "Continual learning with hypernetworks" (2020), section 2, chunked
+        hypernetworks.
     """
 
     needs = "a parameter of any shape but a single number"
 
-    def __init__(self, size: int, code_dim: int = 8, embedding_dim: int = 8, hidden: int = 32) -> None:
-        options = {"size": size, "code_dim": code_dim, "embedding_dim": embedding_dim, "hidden": hidden}
+    def __init__(
+        self, size: int, code_dim: int = 8, embedding_dim: int = 8, hidden: int = 32
+    ) -> None:
+        options = {
+            "size": size,
+            "code_dim": code_dim,
+            "embedding_dim": embedding_dim,
+            "hidden": hidden,
+        }
         for name, value in options.items():
             if value < 1:
-                raise ConfigError(f"`{name}={value}` is below 1. A chunk needs numbers to hold. Pass 1 or more.")
-        self.size, self.code_dim, self.embedding_dim, self.hidden = size, code_dim, embedding_dim, hidden
+                raise ConfigError(
+                    f"`{name}={value}` is below 1. A chunk needs numbers to hold. Pass 1 or more."
+                )
+        self.size, self.code_dim, self.embedding_dim, self.hidden = (
+            size,
+            code_dim,
+            embedding_dim,
+            hidden,
+        )
 
     @classmethod
     def candidates(cls) -> "Sequence[Chunked]":

@@ -21,10 +21,11 @@ Kind = TypeVar("Kind", bound="Factored")
 class Factored(Tensor):
     """A generated parameter held as a form's factors: a tensor of the parameter's shape that was never built.
 
-    What its form answers (linear layers, convolutions, embeddings) is computed from the factors, and tasks are taken,
-    put together and copied as factors. Everything else is given the parameter built, so any code that takes a tensor
-    takes this one; a `BuiltWarning` says so where that is more than ten times as large, unless you call `dense`.
-    Gradients reach the factors. What would need memory of its own, such as a change in place, is refused.
+    What its form answers (linear layers, convolutions, embeddings) is computed from the factors,
+    and tasks are taken, put together and copied as factors. Everything else is given the parameter
+    built, so any code that takes a tensor takes this one; a `BuiltWarning` says so where that is
+    more than ten times as large, unless you call `dense`. Gradients reach the factors. What would
+    need memory of its own, such as a change in place, is refused.
 
     Args:
         form: What the factors mean.
@@ -45,7 +46,9 @@ class Factored(Tensor):
     shared: Parts
 
     @staticmethod
-    def __new__(cls: type[Kind], form: Form, own: Tensor, factors: Parts, shared: Parts | None = None) -> Kind:
+    def __new__(
+        cls: type[Kind], form: Form, own: Tensor, factors: Parts, shared: Parts | None = None
+    ) -> Kind:
         """Wrap the factors in a carrier of the parameter's shape, device and dtype, without its memory."""
         shapes = form.factor_shapes(tuple(own.shape))
         if factors.keys() != shapes.keys():
@@ -97,7 +100,13 @@ class Factored(Tensor):
     def map_all(self: Kind, function: Callable[[Tensor], Tensor]) -> Kind:
         """Return the same with ``function`` applied to every tensor: factors, own and shared."""
         factors = {n: function(f) for n, f in self.factors.items()}
-        return made(self, self.form, function(self.own), factors, {n: function(f) for n, f in self.shared.items()})
+        return made(
+            self,
+            self.form,
+            function(self.own),
+            factors,
+            {n: function(f) for n, f in self.shared.items()},
+        )
 
     def in_use(self) -> "InUse":
         """Return the same as a base holds it while it runs: a tree has it as one leaf, the parameter itself."""
@@ -157,7 +166,9 @@ class Factored(Tensor):
                 if result is not NotImplemented:
                     return result
             if torch.compiler.is_compiling():  # which cannot read a name, nor warn
-                args, kwargs = tree_map(built, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Tensor))
+                args, kwargs = tree_map(
+                    built, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Tensor)
+                )
                 return func(*args, **kwargs)
             from weightloom.forms.refusals import refuse_writing, warn_of_building
 
@@ -169,7 +180,9 @@ class Factored(Tensor):
                     heavy.append(leaf)
                 return built(leaf)
 
-            args, kwargs = tree_map(build, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Tensor))
+            args, kwargs = tree_map(
+                build, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Tensor)
+            )
         if heavy:
             warn_of_building(func, heavy[0])
         with NO_SUBCLASS():
@@ -179,9 +192,9 @@ class Factored(Tensor):
 class InUse(Factored):
     """A parameter held as factors, of one task, as the base holds it while it runs.
 
-    It is a `Factored` in all but trees, where it is one leaf: the parameter itself, built. So a base that maps over
-    an axis of its parameter, by ``torch.vmap`` or ``torch.func.grad``, maps over that axis, and not over an axis of
-    factors.
+    It is a `Factored` in all but trees, where it is one leaf: the parameter itself, built. So a
+    base that maps over an axis of its parameter, by ``torch.vmap`` or ``torch.func.grad``, maps
+    over that axis, and not over an axis of factors.
 
     Example:
         >>> from weightloom.forms import RowScale
@@ -198,9 +211,13 @@ def carrier(kind: type[Tensor], shape: torch.Size, dtype: torch.dtype, device: t
     """
     if torch.compiler.is_dynamo_compiling():
         return torch.full((), torch.nan, dtype=dtype, device=device).expand(shape).as_subclass(kind)
-    if torch._C._len_torch_dispatch_stack():  # tensors made here are fake, or written down: keep none of them
+    if (
+        torch._C._len_torch_dispatch_stack()
+    ):  # tensors made here are fake, or written down: keep none of them
         with torch._C._DisableTorchDispatch():
-            if any(isinstance(side, torch.SymInt) for side in shape):  # a tensor without memory may have such sides
+            if any(
+                isinstance(side, torch.SymInt) for side in shape
+            ):  # a tensor without memory may have such sides
                 nan = torch.empty(shape, dtype=dtype, device="meta")
             else:
                 nan = torch.full((), torch.nan, dtype=dtype, device=device).expand(shape)
@@ -221,9 +238,28 @@ def built(leaf: Any) -> Any:
 
 
 _ATTRIBUTES = ["shape", "ndim", "dtype", "itemsize", "nbytes"]
-_METHODS = ["size", "dim", "numel", "nelement", "__len__", "is_floating_point", "is_complex", "element_size"]
+_METHODS = [
+    "size",
+    "dim",
+    "numel",
+    "nelement",
+    "__len__",
+    "is_floating_point",
+    "is_complex",
+    "element_size",
+]
 _FRESH = ["new_empty", "new_full", "new_ones", "new_tensor", "new_zeros"]
-_KINDS = ["layout", "is_sparse", "is_quantized", "is_mkldnn", "is_nested", "device", "is_cpu", "is_cuda", "is_meta"]
+_KINDS = [
+    "layout",
+    "is_sparse",
+    "is_quantized",
+    "is_mkldnn",
+    "is_nested",
+    "device",
+    "is_cpu",
+    "is_cuda",
+    "is_meta",
+]
 
 OF_THE_CARRIER: set[Any] = {
     *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES),
@@ -250,19 +286,31 @@ class _Same:
     """What of a parameter is no leaf of a tree. Two are equal if their factors mean the same: form, own and shared."""
 
     def __init__(self, value: Factored) -> None:
-        self.form, self.own, self.names, self.shared = value.form, value.own, tuple(value.factors), value.shared
+        self.form, self.own, self.names, self.shared = (
+            value.form,
+            value.own,
+            tuple(value.factors),
+            value.shared,
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Same) or (self.names, self.form) != (other.names, other.form):
             return False
         shared = self.shared.keys() == other.shared.keys()
-        return self.own is other.own and shared and all(self.shared[n] is other.shared[n] for n in self.shared)
+        return (
+            self.own is other.own
+            and shared
+            and all(self.shared[n] is other.shared[n] for n in self.shared)
+        )
 
     def __hash__(self) -> int:
         return hash((self.names, self.form, id(self.own), *map(id, self.shared.values())))
 
     def __repr__(self) -> str:
-        kept = [f"own value at {id(self.own):#x}", *(f"{name} at {id(its):#x}" for name, its in self.shared.items())]
+        kept = [
+            f"own value at {id(self.own):#x}",
+            *(f"{name} at {id(its):#x}" for name, its in self.shared.items()),
+        ]
         return f"{self.form} of {', '.join(self.names)}, {', '.join(kept)}"
 
 
@@ -278,9 +326,13 @@ def _unflatten(leaves: Any, same: Any) -> Any:
 
 
 def _flatten_in_use(value: InUse) -> tuple[list[Any], None]:
-    level = None if torch.compiler.is_dynamo_compiling() else torch._C._functorch.maybe_current_level()
+    level = (
+        None if torch.compiler.is_dynamo_compiling() else torch._C._functorch.maybe_current_level()
+    )
     tensors = (value.own, *value.parts.values())
-    if level is None or level <= max(torch._C._functorch.maybe_get_level(tensor) for tensor in tensors):
+    if level is None or level <= max(
+        torch._C._functorch.maybe_get_level(tensor) for tensor in tensors
+    ):
         return [value.dense()], None
     with temporarily_pop_interpreter_stack():  # a transform begins here, and wraps what it is given
         return [value.dense()], None

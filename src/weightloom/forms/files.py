@@ -1,9 +1,11 @@
 """Params in a file: generated parameters as they are held, dense or as factors.
 
 In:   Params, and a path.
-Out:  one file as of `weightloom.files`, whole or not there at all; and the Params in it, with equal numbers.
-Nothing that is loaded can execute code: a form is written as its name and options, and only forms of
-`weightloom.forms` are made from them. Parameters held in a form of your own are built when they are saved.
+Out:  one file as of `weightloom.files`, whole or not there at all; and the Params in it, with equal
+      numbers.
+Nothing that is loaded can execute code: a form is written as its name and options, and only forms
+of `weightloom.forms` are made from them. Parameters held in a form of your own are built when they
+are saved.
 """
 
 import hashlib
@@ -27,13 +29,14 @@ KIND = "params-1"
 def save_params(path: Path, params: Mapping[str, Tensor], with_own: bool = True) -> None:
     """Write generated parameters to ``path``, at once or not at all; those held as factors stay factors.
 
-    What several values hold together, such as the own value of tied parameters or a bank of templates, is written once.
+    What several values hold together, such as the own value of tied parameters or a bank of
+    templates, is written once.
 
     Args:
         path: Where, as in ``"task.safetensors"``; its folder must exist.
         params: Generated parameters per task.
-        with_own: Write the base's own values too, which factors need to become parameters. Without them the file is
-            small, holds a digest of each, and is read with ``own=base``.
+        with_own: Write the base's own values too, which factors need to become parameters. Without
+            them the file is small, holds a digest of each, and is read with ``own=base``.
 
     Raises:
         CheckpointError: If it cannot be written. What was at ``path`` is still there.
@@ -54,8 +57,14 @@ def save_params(path: Path, params: Mapping[str, Tensor], with_own: bool = True)
         its = {
             "form": type(value.form).__name__,
             "options": value.form.__dict__,
-            "factors": {factor: store.put(f"{name}/{factor}", tensor) for factor, tensor in value.factors.items()},
-            "shared": {part: store.put(f"{name}/shared/{part}", tensor) for part, tensor in value.shared.items()},
+            "factors": {
+                factor: store.put(f"{name}/{factor}", tensor)
+                for factor, tensor in value.factors.items()
+            },
+            "shared": {
+                part: store.put(f"{name}/shared/{part}", tensor)
+                for part, tensor in value.shared.items()
+            },
             "own": store.put(f"{name}/own", value.own) if with_own else None,
             "own_digest": _digest(value.own),
         }
@@ -68,12 +77,14 @@ def load_params(path: Path, own: nn.Module | Mapping[str, Tensor] | None = None)
 
     Args:
         path: The file.
-        own: The base, or its own values by name. Needed if the file was written without own values; if it was written
-            with them, the ones given here take their place, so that no memory is spent twice. They must be equal.
+        own: The base, or its own values by name. Needed if the file was written without own values;
+            if it was written with them, the ones given here take their place, so that no memory is
+            spent twice. They must be equal.
 
     Raises:
-        CheckpointError: If the file is missing, truncated, changed since it was written, or holds no Params; or if
-            ``own`` is another base than the one that the parameters were generated for.
+        CheckpointError: If the file is missing, truncated, changed since it was written, or holds
+            no Params; or if ``own`` is another base than the one that the parameters were generated
+            for.
         ConfigError: If the file needs ``own`` and it is not given.
     """
     tensors, facts = load_tensors(Path(path))
@@ -93,7 +104,9 @@ def load_params(path: Path, own: nn.Module | Mapping[str, Tensor] | None = None)
         its_own = _own(path, name, held, tensors, (own or {}).get(name))
         factors = {factor: tensors[key] for factor, key in held["factors"].items()}
         shared = {part: tensors[key] for part, key in held["shared"].items()}
-        params[name] = Factored(form_of(path, held["form"], held["options"]), its_own, factors, shared)
+        params[name] = Factored(
+            form_of(path, held["form"], held["options"]), its_own, factors, shared
+        )
     return params
 
 
@@ -106,13 +119,21 @@ class _Store:
 
     def put(self, name: str, tensor: Tensor) -> str:
         """Keep a tensor, and return the name that it is kept under."""
-        memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+        memory = (
+            tensor.data_ptr(),
+            tuple(tensor.shape),
+            tensor.stride(),
+            tensor.dtype,
+            tensor.device,
+        )
         taken = self._names.setdefault(memory, name) if tensor.numel() else name
         self.tensors[taken] = tensor
         return taken
 
 
-def _own(path: Path, name: str, held: Any, tensors: Mapping[str, Tensor], given: Tensor | None) -> Tensor:
+def _own(
+    path: Path, name: str, held: Any, tensors: Mapping[str, Tensor], given: Tensor | None
+) -> Tensor:
     if given is None and held["own"] is not None:
         return tensors[held["own"]]
     if given is None:

@@ -15,8 +15,8 @@ from weightloom.params import Shape
 class LowRank(Form):
     """θ = W + B A: the own matrix and a generated change of low rank, which is never built.
 
-    A kernel is taken as a matrix, its first axis against all others. A starts at random and B at zero, so that at
-    step 0 the change is zero but has a gradient.
+    A kernel is taken as a matrix, its first axis against all others. A starts at random and B at
+    zero, so that at step 0 the change is zero but has a gradient.
 
     Args:
         rank: Rank of the change.
@@ -29,13 +29,16 @@ class LowRank(Form):
         (torch.Size([3, 6, 5]), True)
 
     Source:
-        Hu et al., "LoRA: Low-rank adaptation of large language models" (2022), section 4.1. Generated per task:
-        Charakorn et al., "Text-to-LoRA" (2025). The paper's factor alpha / r is left out.
+        Hu et al., "LoRA: Low-rank adaptation of large language models" (2022), section 4.1.
+        Generated per task: Charakorn et al., "Text-to-LoRA" (2025). The paper's factor alpha / r is
+        left out.
     """
 
     def __init__(self, rank: int) -> None:
         if rank < 1:
-            raise ConfigError(f"`rank={rank}` is below 1. A change of rank 0 is no change. Pass 1 or more.")
+            raise ConfigError(
+                f"`rank={rank}` is below 1. A change of rank 0 is no change. Pass 1 or more."
+            )
         self.rank = rank
 
     @property
@@ -70,7 +73,9 @@ class LowRank(Form):
     def linear(self, x: Tensor, own: Tensor, parts: Parts, bias: Tensor | None = None) -> Tensor:
         """Answer x Wᵀ + (x Aᵀ) Bᵀ."""
         y, thin = shared_linear(x, own, bias), x @ parts["down"].mT
-        if y.ndim == 3 and thin.ndim == 3 and y.dtype == thin.dtype == parts["up"].dtype:  # fresh: added in place
+        if (
+            y.ndim == 3 and thin.ndim == 3 and y.dtype == thin.dtype == parts["up"].dtype
+        ):  # fresh: added in place
             return y.baddbmm_(thin, parts["up"].mT)
         return y + thin @ parts["up"].mT
 
@@ -97,15 +102,22 @@ class LowRank(Form):
         up, down, matrix = parts["up"], parts["down"], own.flatten(1)
         across = (matrix @ down.mT * up).sum((-2, -1))
         change = ((up.mT @ up) * (down @ down.mT)).sum((-2, -1))
-        return (matrix.square().sum() + 2 * across + change).clamp_min(0)  # a rest below zero is rounding
+        return (matrix.square().sum() + 2 * across + change).clamp_min(
+            0
+        )  # a rest below zero is rounding
 
     def joins(self, other: Form) -> bool:
         """Changes of any two ranks can be added."""
         return isinstance(other, LowRank)
 
-    def stacked(self, changes: Sequence[Parts], weights: Sequence[float | Tensor]) -> tuple[Form, Parts]:
+    def stacked(
+        self, changes: Sequence[Parts], weights: Sequence[float | Tensor]
+    ) -> tuple[Form, Parts]:
         """Put the factors side by side: a change of the summed rank."""
-        ups = [along(weight, change["up"]) * change["up"] for change, weight in zip(changes, weights, strict=True)]
+        ups = [
+            along(weight, change["up"]) * change["up"]
+            for change, weight in zip(changes, weights, strict=True)
+        ]
         downs = [change["down"] for change in changes]
         up, down = _side_by_side(ups, -1), _side_by_side(downs, -2)
         return LowRank(up.shape[-1]), {"up": up, "down": down.expand(len(up), -1, -1)}

@@ -19,7 +19,9 @@ from weightloom.forms.factored import NO_SUBCLASS, Factored
 def warn_of_building(func: Callable[..., Any], value: Factored) -> None:
     """Warn that a function had the values of all tasks built."""
     with NO_SUBCLASS():
-        megabytes = [numbers * value.dtype.itemsize / 1e6 for numbers in (value.numel(), value.numbers)]
+        megabytes = [
+            numbers * value.dtype.itemsize / 1e6 for numbers in (value.numel(), value.numbers)
+        ]
     warnings.warn(
         f"`{_name(func)}` built {value!r}: {megabytes[0]:,.3g} MB, where its factors are {megabytes[1]:,.3g} MB. It is "
         "none of the operations that are done with the factors of all tasks. Take the tasks that you need first, "
@@ -29,7 +31,10 @@ def warn_of_building(func: Callable[..., Any], value: Factored) -> None:
     )
 
 
-IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")}
+IN_PLACE = {
+    f"__i{name}__"
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+}
 """Operators that change a tensor; ``w += 1`` is ``w.__iadd__(1)``."""
 
 
@@ -37,7 +42,10 @@ def refuse_writing(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     """Raise a `ConfigError` if a call would write into a value that is held as factors, or into what is built of it."""
     name = _name(func)
     first = next(iter((*args, *kwargs.values())), None)
-    if any(isinstance(leaf, Factored) for leaf in tree_leaves(kwargs.get("out"), is_leaf=torch.is_tensor)):
+    if any(
+        isinstance(leaf, Factored)
+        for leaf in tree_leaves(kwargs.get("out"), is_leaf=torch.is_tensor)
+    ):
         raise ConfigError(
             f"`{name}` was given a value that is held as factors as `out`. It has no memory of its own to write to. "
             f"Take what `{name}` returns, without `out`."
@@ -69,7 +77,9 @@ def refuse_writing(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
 def refuse_differentiating(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Refuse a gradient with respect to what is held: nothing is computed from it, but from its factors."""
     given = signature(func).bind(*args, **kwargs).arguments.get("inputs")
-    held = [leaf for leaf in tree_leaves(given, is_leaf=torch.is_tensor) if isinstance(leaf, Factored)]
+    held = [
+        leaf for leaf in tree_leaves(given, is_leaf=torch.is_tensor) if isinstance(leaf, Factored)
+    ]
     if not held:
         return NotImplemented
     raise ConfigError(

@@ -13,8 +13,9 @@ from weightloom.params import Shape
 class RowScale(Form):
     """θ = diag(1 + g) W: every output of the layer gets a generated gain; the weight is never built.
 
-    An output is a row of a linear layer, an output channel of a convolution or of its transpose, and a feature of an
-    embedding. With the layer's input as the condition it is the gate y = (W x) · h(x), with h(x) = 1 + g(x).
+    An output is a row of a linear layer, an output channel of a convolution or of its transpose,
+    and a feature of an embedding. With the layer's input as the condition it is the gate y = (W x)
+    · h(x), with h(x) = 1 + g(x).
 
     Example:
         >>> import torch
@@ -23,7 +24,8 @@ class RowScale(Form):
                  [2., 2., 2.]]])
 
     Source:
-        Ha, Dai and Le, "HyperNetworks" (2017), section 3.2, equation 9: the weight scaling vector d(z), here 1 + g.
+        Ha, Dai and Le, "HyperNetworks" (2017), section 3.2, equation 9: the weight scaling vector
+        d(z), here 1 + g.
     """
 
     needs = "at least two axes"
@@ -68,7 +70,9 @@ class RowScale(Form):
         if self.axis != 1:
             return NotImplemented
         gain = 1 + parts["gain"]
-        return look_up(ids, own) * gain.reshape(*gain.shape[:-1], *[1] * (ids.ndim - gain.ndim + 1), -1)
+        return look_up(ids, own) * gain.reshape(
+            *gain.shape[:-1], *[1] * (ids.ndim - gain.ndim + 1), -1
+        )
 
     def squared_norm(self, own: Tensor, parts: Parts) -> Tensor:
         """Answer Σ (1 + g)² |row|²."""
@@ -84,12 +88,13 @@ class RowScale(Form):
 class FiLM(Form):
     """Feature-wise linear modulation: a generated gain for every output of a layer, and a generated shift.
 
-    It is `RowScale` for a parameter that has rows and `Full` for the others: biases, and the scales and shifts of
-    norms. A layer without a bias gets no shift.
+    It is `RowScale` for a parameter that has rows and `Full` for the others: biases, and the scales
+    and shifts of norms. A layer without a bias gets no shift.
 
     Source:
-        Perez et al., "FiLM: Visual reasoning with a general conditioning layer" (2018), equation 2. The gain is taken
-        of W x, the bias added after it; the paper takes it of W x + b, which is the same family of functions.
+        Perez et al., "FiLM: Visual reasoning with a general conditioning layer" (2018), equation 2.
+        The gain is taken of W x, the bias added after it; the paper takes it of W x + b, which is
+        the same family of functions.
     """
 
     needs = "a parameter of any shape"

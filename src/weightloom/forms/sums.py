@@ -32,8 +32,17 @@ def sum_of_tasks(x: Tensor) -> Tensor:
 
 def add_to_own(own: Tensor, change: Tensor) -> Tensor:
     """Add changes, (*lead, *shape), to a value that all share, (*shape)."""
-    plain = change.ndim != own.ndim + 1 or change.numel() < LARGE or not own.requires_grad or own.ndim < 2
-    if plain or torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+    plain = (
+        change.ndim != own.ndim + 1
+        or change.numel() < LARGE
+        or not own.requires_grad
+        or own.ndim < 2
+    )
+    if (
+        plain
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.maybe_current_level() is not None
+    ):
         return own + change
     if torch.autograd.forward_ad._current_level >= 0:
         return own + change

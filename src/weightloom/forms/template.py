@@ -25,13 +25,16 @@ class Template(Form):
         tensor([[1., 2., 0.]])
 
     Source:
-        Savarese and Maire, "Learning implicitly recurrent CNNs through parameter sharing" (2019), equation 2; the
-        linear hypernetwork of Schug et al., "Discovering modular solutions that generalize compositionally" (2024).
+        Savarese and Maire, "Learning implicitly recurrent CNNs through parameter sharing" (2019),
+        equation 2; the linear hypernetwork of Schug et al., "Discovering modular solutions that
+        generalize compositionally" (2024).
     """
 
     def __init__(self, count: int) -> None:
         if count < 1:
-            raise ConfigError(f"`count={count}` is below 1. A mixture needs templates to mix. Pass 1 or more.")
+            raise ConfigError(
+                f"`count={count}` is below 1. A mixture needs templates to mix. Pass 1 or more."
+            )
         self.count = count
 
     @property
@@ -65,8 +68,8 @@ class Template(Form):
     def linear(self, x: Tensor, own: Tensor, parts: Parts, bias: Tensor | None = None) -> Answer:
         """Mix outputs instead of weights where that is cheaper: with one row per task.
 
-        The own value is one more template, taken once, and weights lie (in, out), as products and their gradients
-        like it.
+        The own value is one more template, taken once, and weights lie (in, out), as products and
+        their gradients like it.
         """
         mixture, templates = parts["mixture"], parts["templates"]
         if own.ndim != 2 or (x.shape[-2] > 1 and mixture.ndim < 2):
@@ -76,7 +79,9 @@ class Template(Form):
             taken = torch.cat([mixture, mixture.new_ones(mixture.shape[0], 1)], 1)
             weights = (taken @ every).unflatten(1, own.mT.shape)
             return x @ weights if bias is None else torch.baddbmm(bias, x, weights)
-        of_each = nn.functional.linear(x, templates.flatten(0, 1)).unflatten(-1, (self.count, len(own)))
+        of_each = nn.functional.linear(x, templates.flatten(0, 1)).unflatten(
+            -1, (self.count, len(own))
+        )
         mixed: Tensor = (mixture[..., None, None, :] @ of_each).squeeze(-2)
         return shared_linear(x, own, bias) + mixed
 
@@ -84,7 +89,9 @@ class Template(Form):
         """Answer |W|² + 2 Σ aₖ ⟨W, Wₖ⟩ + Σ aₖ aₗ ⟨Wₖ, Wₗ⟩."""
         mixture, rows, start = parts["mixture"], parts["templates"].flatten(1), own.flatten()
         change = (mixture @ (rows @ rows.mT) * mixture).sum(-1)
-        return (start.square().sum() + 2 * mixture @ (rows @ start) + change).clamp_min(0)  # a rest is rounding
+        return (start.square().sum() + 2 * mixture @ (rows @ start) + change).clamp_min(
+            0
+        )  # a rest is rounding
 
     @property
     def is_affine(self) -> bool:

@@ -24,22 +24,31 @@ def convolve_each(
 ) -> Tensor:
     """Convolve (tasks, batch, in, *space) with kernels (tasks, out, in / groups, *window); bias is (tasks, out).
 
-    Every place of the window is a shifted view of the input; beside each other they meet the kernels in one product
-    per task and group.
+    Every place of the window is a shifted view of the input; beside each other they meet the
+    kernels in one product per task and group.
     """
     window = kernel.shape[3:]
     strides, dilations = _each(stride, len(window)), _each(dilation, len(window))
     x = F.pad(x, _margins(padding, window, dilations))
     sides = [
-        (size - d * (w - 1) - 1) // s + 1 for size, w, s, d in zip(x.shape[3:], window, strides, dilations, strict=True)
+        (size - d * (w - 1) - 1) // s + 1
+        for size, w, s, d in zip(x.shape[3:], window, strides, dilations, strict=True)
     ]
-    shifted = [_shifted(x, place, sides, strides, dilations) for place in product(*map(range, window))]
+    shifted = [
+        _shifted(x, place, sides, strides, dilations) for place in product(*map(range, window))
+    ]
     tasks, batch, channels = x.shape[:3]
     seen, places = torch.stack(shifted, dim=3), len(shifted)  # (tasks, batch, in, places, *sides)
-    rows = seen.reshape(tasks, batch, groups, channels // groups * places, -1).permute(0, 2, 3, 1, 4)
+    rows = seen.reshape(tasks, batch, groups, channels // groups * places, -1).permute(
+        0, 2, 3, 1, 4
+    )
     weight = kernel.reshape(tasks, groups, kernel.shape[1] // groups, channels // groups * places)
     y = weight @ rows.flatten(3)  # (tasks, groups, out / groups, batch * numbers)
-    y = y.unflatten(3, (batch, -1)).permute(0, 3, 1, 2, 4).reshape(tasks, batch, kernel.shape[1], *sides)
+    y = (
+        y.unflatten(3, (batch, -1))
+        .permute(0, 3, 1, 2, 4)
+        .reshape(tasks, batch, kernel.shape[1], *sides)
+    )
     return y if bias is None else y + bias[(slice(None), None, ..., *[None] * len(window))]
 
 
@@ -67,14 +76,22 @@ def transpose_convolve_each(
         x = _spread(x, 3 + axis, step)
         around = dilations[axis] * (window[axis] - 1) - pad
         margins = [around, around + more, *margins]
-    turned = kernel.flip([*range(3, 3 + axes)]).unflatten(1, (groups, -1)).transpose(2, 3).flatten(1, 2)
+    turned = (
+        kernel.flip([*range(3, 3 + axes)]).unflatten(1, (groups, -1)).transpose(2, 3).flatten(1, 2)
+    )
     return convolve_each(F.pad(x, margins), turned, bias, groups, 1, 0, dilation)
 
 
 def _shifted(
-    x: Tensor, place: Sequence[int], sides: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+    x: Tensor,
+    place: Sequence[int],
+    sides: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
 ) -> Tensor:
-    for axis, (at, size, step, apart) in enumerate(zip(place, sides, strides, dilations, strict=True)):
+    for axis, (at, size, step, apart) in enumerate(
+        zip(place, sides, strides, dilations, strict=True)
+    ):
         start = at * apart
         x = x[(slice(None),) * (3 + axis) + (slice(start, start + (size - 1) * step + 1, step),)]
     return x
@@ -85,12 +102,18 @@ def _spread(x: Tensor, axis: int, step: int) -> Tensor:
     if step == 1:
         return x
     size = (x.shape[axis] - 1) * step + 1
-    wide = F.pad(x.unsqueeze(axis + 1), [*[0, 0] * (x.ndim - axis - 1), 0, step - 1]).flatten(axis, axis + 1)
+    wide = F.pad(x.unsqueeze(axis + 1), [*[0, 0] * (x.ndim - axis - 1), 0, step - 1]).flatten(
+        axis, axis + 1
+    )
     return wide.narrow(axis, 0, size)
 
 
 def _each(option: Any, axes: int) -> list[int]:
-    return [option] * axes if isinstance(option, int) else [*option] * (axes if len(option) == 1 else 1)
+    return (
+        [option] * axes
+        if isinstance(option, int)
+        else [*option] * (axes if len(option) == 1 else 1)
+    )
 
 
 def _margins(padding: Any, window: Sequence[int], dilations: Sequence[int]) -> list[int]:

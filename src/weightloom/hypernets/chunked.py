@@ -22,12 +22,14 @@ from weightloom.params import Params, Selector
 class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
     """Generate parameters of ``base`` chunk by chunk: θ[k] = own[k] + g(condition, eₖ), with one g for all chunks.
 
-    Generated numbers stand side by side in one flat vector, which is cut into chunks without regard to where a
-    parameter ends. Each chunk k has a learned embedding eₖ. All chunks of all tasks are written in one pass. A chunk
-    costs ``embedding_dim`` parameters, where the head of `MLPHyperNetwork` costs its width for every number.
+    Generated numbers stand side by side in one flat vector, which is cut into chunks without regard
+    to where a parameter ends. Each chunk k has a learned embedding eₖ. All chunks of all tasks are
+    written in one pass. A chunk costs ``embedding_dim`` parameters, where the head of
+    `MLPHyperNetwork` costs its width for every number.
 
-    At step 0 every task gets the base network as it stands; the other initialisations are those of `MLPHyperNetwork`,
-    with a layer of their own. `weightloom.forms.Chunked` does the same for one parameter by itself.
+    At step 0 every task gets the base network as it stands; the other initialisations are those of
+    `MLPHyperNetwork`, with a layer of their own. `weightloom.forms.Chunked` does the same for one
+    parameter by itself.
 
     Args:
         base: The base network. Bring any module.
@@ -39,12 +41,13 @@ class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         form: How each generated parameter is held, where ``generate`` does not say.
         freeze: Which of the base's own values are not trained, as in `MLPHyperNetwork`.
         init: How what is generated starts.
-        largest_head: As many numbers as the last layer may hold: a larger one is an error, not gigabytes.
+        largest_head: As many numbers as the last layer may hold: a larger one is an error, not
+            gigabytes.
         chunk_size: The former name of ``slice_size``.
 
     Raises:
-        ConfigError: If a selector matches no parameter, a form does not fit one, ``init`` is unknown, a size is below
-            1, ``hidden`` is empty, or the last layer would be too large.
+        ConfigError: If a selector matches no parameter, a form does not fit one, ``init`` is
+            unknown, a size is below 1, ``hidden`` is empty, or the last layer would be too large.
 
     Example:
         >>> from weightloom.networks import mlp
@@ -53,8 +56,9 @@ class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         (4, torch.Size([5, 64, 3]))
 
     Source:
-        von Oswald, Henning, Grewe and Sacramento, "Continual learning with hypernetworks" (2020), section 2, chunked
-        hypernetworks. There the vector itself is generated; here it is a change, added to the base's own.
+        von Oswald, Henning, Grewe and Sacramento, "Continual learning with hypernetworks" (2020),
+        section 2, chunked hypernetworks. There the vector itself is generated; here it is a change,
+        added to the base's own.
     """
 
     def __init__(
@@ -91,7 +95,11 @@ class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         check_slices(hidden[-1], slice_size, largest_head)
         self.generated = Generated(base, generate, form, freeze, init)
         self.init = init
-        self.options = {"condition_dim": condition_dim, "slice_size": slice_size, "embedding_dim": embedding_dim}
+        self.options = {
+            "condition_dim": condition_dim,
+            "slice_size": slice_size,
+            "embedding_dim": embedding_dim,
+        }
         self.options |= {"hidden": list(hidden), "init": init, "largest_head": largest_head}
         self.options |= described(self.generated.forms, sorted(self.generated.frozen))
         self.chunks = pieces_of(self.generated.size, slice_size)
@@ -114,8 +122,14 @@ class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         check_condition(condition, self.condition_dim, self.first.weight)
         if self.init == "magnitude-invariant":
             condition = constant_norm(condition)
-        of_condition, of_chunk = self.first.weight.split([self._known, self.embeddings.shape[1]], dim=1)
-        known = nn.functional.linear(condition, of_condition, self.first.bias)  # once per task, not once per chunk
+        of_condition, of_chunk = self.first.weight.split(
+            [self._known, self.embeddings.shape[1]], dim=1
+        )
+        known = nn.functional.linear(
+            condition, of_condition, self.first.bias
+        )  # once per task, not once per chunk
         features = self.trunk(known[:, None] + self.embeddings @ of_chunk.mT)
-        params: Params = self.generated(self.writer(features, [self.generated.size], self.generated.start()))
+        params: Params = self.generated(
+            self.writer(features, [self.generated.size], self.generated.start())
+        )
         return params

@@ -16,17 +16,19 @@ from weightloom.params import Params
 class EquivariantHyperNetwork(HyperNetwork):
     """Generate a linear layer input by input: permute the inputs, and the columns of its weight are permuted alike.
 
-    What is known of each input is a token. Tokens are mixed by relations between inputs (such as their correlations)
-    and by attention, and one network, shared by all inputs, writes each column from its token. So there is no first
-    input, and their number may differ from call to call: a layer for sensors whose order and meaning are unknown.
+    What is known of each input is a token. Tokens are mixed by relations between inputs (such as
+    their correlations) and by attention, and one network, shared by all inputs, writes each column
+    from its token. So there is no first input, and their number may differ from call to call: a
+    layer for sensors whose order and meaning are unknown.
 
-    With ``rounds`` the columns are no free numbers but a *signed assignment*: input j takes part in output i with the
-    share P⁺ᵢⱼ, or negated with P⁻ᵢⱼ; the shares of an input sum to one, and every output gets as much as any other
-    (rounds of Sinkhorn's normalisation, columns last). θ = amplitude ⊙ (P⁺ - P⁻), the amplitude of an output being
-    learned. It suits inputs that are the outputs in another order; where each input is a blend of many, leave it out.
+    With ``rounds`` the columns are no free numbers but a *signed assignment*: input j takes part in
+    output i with the share P⁺ᵢⱼ, or negated with P⁻ᵢⱼ; the shares of an input sum to one, and every
+    output gets as much as any other (rounds of Sinkhorn's normalisation, columns last). θ =
+    amplitude ⊙ (P⁺ - P⁻), the amplitude of an output being learned. It suits inputs that are the
+    outputs in another order; where each input is a blend of many, leave it out.
 
-    At step 0 the weight of every task is zero, or with ``rounds`` nearly so, all shares being nearly alike. The outputs
-    are then the bias, which is learned and the same for all tasks.
+    At step 0 the weight of every task is zero, or with ``rounds`` nearly so, all shares being
+    nearly alike. The outputs are then the bias, which is learned and the same for all tasks.
 
     Args:
         layer: Name of the linear layer in the base network; ``""`` if the base is that layer.
@@ -39,8 +41,8 @@ class EquivariantHyperNetwork(HyperNetwork):
         rounds: Rounds of Sinkhorn's normalisation; 0 writes free numbers.
 
     Raises:
-        ConfigError: If a size is below 1, ``relations`` or ``rounds`` is negative, or ``width`` is no multiple of
-            ``heads``.
+        ConfigError: If a size is below 1, ``relations`` or ``rounds`` is negative, or ``width`` is
+            no multiple of ``heads``.
 
     Example:
         >>> hyper = EquivariantHyperNetwork("0", outputs=3, condition_dim=4, width=8)
@@ -48,10 +50,10 @@ class EquivariantHyperNetwork(HyperNetwork):
         {'0.weight': (5, 3, 7), '0.bias': (5, 3)}
 
     Source:
-        A network that reads and writes sets of vectors: Zaheer et al., "Deep Sets" (2017); Lee et al., "Set
-        Transformer" (2019). The assignment: Sinkhorn and Knopp (1967), as a layer in Mena et al., "Learning latent
-        permutations with Gumbel-Sinkhorn networks" (2018), without its noise and temperature. Writing columns and
-        signs with it is ours.
+        A network that reads and writes sets of vectors: Zaheer et al., "Deep Sets" (2017); Lee et
+        al., "Set Transformer" (2019). The assignment: Sinkhorn and Knopp (1967), as a layer in Mena
+        et al., "Learning latent permutations with Gumbel-Sinkhorn networks" (2018), without its
+        noise and temperature. Writing columns and signs with it is ours.
     """
 
     def __init__(
@@ -66,21 +68,30 @@ class EquivariantHyperNetwork(HyperNetwork):
         rounds: int = 0,
     ) -> None:
         super().__init__()
-        check_sizes(outputs=outputs, condition_dim=condition_dim, width=width, layers=layers, heads=heads)
+        check_sizes(
+            outputs=outputs, condition_dim=condition_dim, width=width, layers=layers, heads=heads
+        )
         if relations < 0 or rounds < 0 or width % heads:
             raise ConfigError(
                 f"`relations={relations}`, `rounds={rounds}`, `width={width}`, `heads={heads}`. The first two are "
                 "counts, and each head reads its own part of a token. Pass 0 or more of each, and a `width` that is a "
                 f"multiple of `heads`, as in `width={heads * -(-width // heads)}`."
             )
-        self.layer, self.condition_dim, self.relations, self.rounds = layer, condition_dim, relations, rounds
+        self.layer, self.condition_dim, self.relations, self.rounds = (
+            layer,
+            condition_dim,
+            relations,
+            rounds,
+        )
         self.read = nn.Linear(condition_dim, width)
         self.blocks = nn.ModuleList(_Block(width, heads, relations) for _ in range(layers))
         last = nn.Linear(2 * width, 2 * outputs if rounds else outputs)
         if not rounds:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-        self.writer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), last)
+        self.writer = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), last
+        )
         self.amplitude = nn.Parameter(torch.full((outputs,), 0.25)) if rounds else None
         self.bias = nn.Parameter(torch.zeros(outputs))
 
@@ -93,17 +104,25 @@ class EquivariantHyperNetwork(HyperNetwork):
 
         Args:
             condition: A token for each input.
-            relations: Matrices that say how inputs go together, such as those of `input_statistics`; rows whose sizes
-                sum to about one keep the scale.
+            relations: Matrices that say how inputs go together, such as those of
+                `input_statistics`; rows whose sizes sum to about one keep the scale.
 
         Raises:
-            ShapeError: If the condition is not of the width, or there are not as many relations, as this hypernetwork
-                was built for.
+            ShapeError: If the condition is not of the width, or there are not as many relations, as
+                this hypernetwork was built for.
         """
-        written = self.writer(self.features(condition, relations)).to(self.bias.dtype)  # whole, under autocast too
+        written = self.writer(self.features(condition, relations)).to(
+            self.bias.dtype
+        )  # whole, under autocast too
         prefix = f"{self.layer}." if self.layer else ""
-        weight = written.mT if self.amplitude is None else self.amplitude[:, None] * assignment(written, self.rounds)
-        return Params({f"{prefix}weight": weight, f"{prefix}bias": self.bias.expand(condition.shape[0], -1)})
+        weight = (
+            written.mT
+            if self.amplitude is None
+            else self.amplitude[:, None] * assignment(written, self.rounds)
+        )
+        return Params(
+            {f"{prefix}weight": weight, f"{prefix}bias": self.bias.expand(condition.shape[0], -1)}
+        )
 
     def features(
         self,
@@ -114,7 +133,9 @@ class EquivariantHyperNetwork(HyperNetwork):
         check_condition(condition, self.condition_dim, self.read.weight, "tasks, inputs")
         tasks, inputs = condition.shape[:2]
         wanted = (tasks, self.relations, inputs, inputs)
-        if (relations is None) != (self.relations == 0) or (relations is not None and relations.shape != wanted):
+        if (relations is None) != (self.relations == 0) or (
+            relations is not None and relations.shape != wanted
+        ):
             got = "none" if relations is None else f"of shape {tuple(relations.shape)}"
             raise ShapeError(
                 f"`relations` are {got}. This hypernetwork reads {self.relations} of them, a matrix over the "
@@ -143,7 +164,9 @@ class _Block(nn.Module):
         return mixed
 
 
-def assignment(scores: Float[Tensor, "tasks inputs twice"], rounds: int) -> Float[Tensor, "tasks outputs inputs"]:
+def assignment(
+    scores: Float[Tensor, "tasks inputs twice"], rounds: int
+) -> Float[Tensor, "tasks outputs inputs"]:
     """Turn scores into a signed assignment P⁺ - P⁻, as described at `EquivariantHyperNetwork`.
 
     Args:
@@ -167,12 +190,16 @@ def assignment(scores: Float[Tensor, "tasks inputs twice"], rounds: int) -> Floa
 
 
 def standardised(
-    params: Mapping[str, Tensor], layer: str, mean: Float[Tensor, "tasks inputs"], scale: Float[Tensor, "tasks inputs"]
+    params: Mapping[str, Tensor],
+    layer: str,
+    mean: Float[Tensor, "tasks inputs"],
+    scale: Float[Tensor, "tasks inputs"],
 ) -> Params:
     """Fold (x - mean) / scale into a generated linear layer: it then takes inputs as they come.
 
     Args:
-        params: Weight and bias of the layer, as generated for standardised inputs, and whatever else.
+        params: Weight and bias of the layer, as generated for standardised inputs, and whatever
+            else.
         layer: Its name, as for `EquivariantHyperNetwork`.
         mean: What is subtracted from each input.
         scale: What each is divided by.

@@ -22,20 +22,24 @@ INITS: tuple[Init, ...] = ("bias-hyperinit", "hyperfan-in", "hyperfan-out", "mag
 class Generated(HoldsBase):
     """The generated parameters of a base: one flat vector per task in, Params out.
 
-    Every generated number is where it starts plus what a hypernetwork writes. Free numbers start at the base's own
-    values, factors where their form says. Those starts are learned, as is what a form shares among tasks: they are
-    parameters of this module, and so are those of the base, once.
+    Every generated number is where it starts plus what a hypernetwork writes. Free numbers start at
+    the base's own values, factors where their form says. Those starts are learned, as is what a
+    form shares among tasks: they are parameters of this module, and so are those of the base, once.
 
-    The base stays its caller's, as `HoldsBase` says: where something is frozen, ``base`` is a twin of it. A parameter
-    is generated in the dtype of the base's own; a complex one as two real numbers each, in full.
+    The base stays its caller's, as `HoldsBase` says: where something is frozen, ``base`` is a twin
+    of it. A parameter is generated in the dtype of the base's own; a complex one as two real
+    numbers each, in full.
 
     Args:
         base: The base network. Bring any module.
-        generate: Which parameters are generated, and as a mapping in which form: see `weightloom.forms.choose_forms`.
-        form: Where ``generate`` is no mapping: how each generated parameter is held. None means in full.
-        freeze: Which of the base's own values are not trained, as they come pretrained: one selector or several.
-        init: How what is generated starts. For the hyperfan schemes free numbers start at zero, and the base's own
-            values are neither used nor trained.
+        generate: Which parameters are generated, and as a mapping in which form: see
+            `weightloom.forms.choose_forms`.
+        form: Where ``generate`` is no mapping: how each generated parameter is held. None means in
+            full.
+        freeze: Which of the base's own values are not trained, as they come pretrained: one
+            selector or several.
+        init: How what is generated starts. For the hyperfan schemes free numbers start at zero, and
+            the base's own values are neither used nor trained.
 
     Raises:
         ConfigError: If a selector matches nothing, a form does not fit, or ``init`` is unknown.
@@ -59,26 +63,36 @@ class Generated(HoldsBase):
         check_init(init)
         self.forms = choose_forms(base, generate, form)
         self.init = init
-        self.frozen = {name for s in selectors_of(freeze or []) for name in select(base, s, "freeze")}
+        self.frozen = {
+            name for s in selectors_of(freeze or []) for name in select(base, s, "freeze")
+        }
         """Names of what ``freeze`` selects."""
         from_zero = init.startswith("hyperfan")
         in_full = [name for name, its in self.forms.items() if its.is_free]
         self.hold(base, self.frozen, in_full if from_zero else ())
         self._at_own = frozenset([] if from_zero else in_full)
-        """Whose free numbers start at the own value itself: a second start beside it would learn the same."""
+        """Whose free numbers start at the own value itself: a second start beside it would learn
+        the same."""
         self._all_full = len(in_full) == len(self.forms)
         shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
         self.spec = ParamSpec(
-            {name: shapes[name] for name in self.forms}, tuple(name for name in shapes if name not in self.forms)
+            {name: shapes[name] for name in self.forms},
+            tuple(name for name in shapes if name not in self.forms),
         )
         self._owners = {name: _owner(self.base, name) for name in self.forms}
         pair = {name: (2,) if self.own(name).is_complex() else () for name in self.forms}
         self.shapes: dict[str, dict[str, Shape]] = {
-            name: {factor: (*shape, *pair[name]) for factor, shape in its.factor_shapes(shapes[name]).items()}
+            name: {
+                factor: (*shape, *pair[name])
+                for factor, shape in its.factor_shapes(shapes[name]).items()
+            }
             for name, its in self.forms.items()
         }
-        """Shapes of what is generated for each parameter; of complex numbers with a last axis of two."""
-        self.factors = ParamSpec({f"{n}/{f}": s for n, its in self.shapes.items() for f, s in its.items()})
+        """Shapes of what is generated for each parameter; of complex numbers with a last axis of
+        two."""
+        self.factors = ParamSpec(
+            {f"{n}/{f}": s for n, its in self.shapes.items() for f, s in its.items()}
+        )
         self.size = self.factors.size
         self._starts, self._shared = nn.ParameterDict(), nn.ParameterDict()
         self._parts: dict[str, list[str]] = {}
@@ -110,7 +124,10 @@ class Generated(HoldsBase):
 
     def owned(self) -> dict[str, list[nn.Parameter]]:
         """Name by name, of the whole base: its own parameter, and the starts and shared tensors of its form."""
-        beside = {name: [_key(name, part) for part in [*its, *self._parts[name]]] for name, its in self.shapes.items()}
+        beside = {
+            name: [_key(name, part) for part in [*its, *self._parts[name]]]
+            for name, its in self.shapes.items()
+        }
         kept = {**self._starts, **self._shared}
         return {
             name: [own, *(kept[key] for key in beside.get(name, ()) if key in kept)]
@@ -137,8 +154,8 @@ class Generated(HoldsBase):
     def forward(self, flat: Float[Tensor, "tasks size"]) -> Params:
         """Cut a flat vector per task, the starts already added, into Params, each of the dtype of the base's own.
 
-        Under autocast a linear head writes in half precision. Parameters stay whole there, as those of any module do:
-        norms take nothing else.
+        Under autocast a linear head writes in half precision. Parameters stay whole there, as those
+        of any module do: norms take nothing else.
 
         Raises:
             ShapeError: If ``flat`` is not ``(tasks, size)``.
@@ -150,7 +167,9 @@ class Generated(HoldsBase):
                 return Params(zip(self.forms, factors.values(), strict=True))
         else:
             factors = self.factors.cut(flat)
-        return Params({n: self._value(n, factors, dtype) for n, dtype in zip(self.forms, dtypes, strict=True)})
+        return Params(
+            {n: self._value(n, factors, dtype) for n, dtype in zip(self.forms, dtypes, strict=True)}
+        )
 
     def _value(self, name: str, factors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         if dtype.is_complex:
@@ -163,14 +182,16 @@ class Generated(HoldsBase):
             its = {factor: value.to(dtype) for factor, value in its.items()}
         shared = {part: self._shared[_key(name, part)] for part in self._parts[name]}
         value = self.forms[name].value(self.own(name), its, shared)
-        return value if isinstance(value, Factored) else value.to(dtype)  # it may have been built under autocast
+        return (
+            value if isinstance(value, Factored) else value.to(dtype)
+        )  # it may have been built under autocast
 
     @torch.no_grad()
     def scales(self) -> Float[Tensor, " size"]:
         """Standard deviation that what is written of each number should have at step 0; zero for bias-HyperInit.
 
-        For free numbers it follows from the base's own values: what is generated by the hyperfan schemes has their
-        variance, fan by fan. Factors of other forms keep to their starts.
+        For free numbers it follows from the base's own values: what is generated by the hyperfan
+        schemes has their variance, fan by fan. Factors of other forms keep to their starts.
         """
         pieces = []
         for name, shapes in self.shapes.items():
@@ -180,7 +201,9 @@ class Generated(HoldsBase):
                 real = torch.view_as_real(own) if own.is_complex() else own
                 spread = real.square().mean().sqrt() if free else real.new_zeros(())
                 if free and self.init == "hyperfan-out" and own.ndim >= 2:
-                    spread = spread * (prod(own.shape[1:]) / (own.shape[0] * prod(own.shape[2:]))) ** 0.5
+                    spread = (
+                        spread * (prod(own.shape[1:]) / (own.shape[0] * prod(own.shape[2:]))) ** 0.5
+                    )
                 if free and self.init == "magnitude-invariant":
                     spread = 0.1 * spread
                 pieces.append(spread.expand(prod(shape)))
@@ -206,7 +229,9 @@ class WritesGenerated:
 def check_init(init: str) -> None:
     """Raise a `ConfigError` if ``init`` is unknown: before anything of the base is changed."""
     if init not in INITS:
-        raise ConfigError(f"`init={init!r}` is unknown. It says how what is generated starts. {nearest(init, INITS)}")
+        raise ConfigError(
+            f"`init={init!r}` is unknown. It says how what is generated starts. {nearest(init, INITS)}"
+        )
 
 
 def _owner(base: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -21,27 +21,30 @@ ROLES = ("weight", "bias", "change", "up", "down", "gain", "mixture", "code")
 """Names of parameters and of factors that the decoder tells apart; to it all others are alike."""
 
 FREQUENCIES = 4
-"""How finely the place of a tile is told: by sines of up to ``2 ** (FREQUENCIES - 1)`` half turns."""
+"""How finely the place of a tile is told: by sines of up to ``2 ** (FREQUENCIES - 1)`` half
+turns."""
 
 
 class GraphHyperNetwork(Saves, HyperNetwork):
     """Generate parameters of several bases, and of bases never seen, from the graph of their layers.
 
-    Each layer of a base is a node, and data that flows from layer to layer an edge (`LayerGraph`: as traced by
-    `torch.fx`, or else in the order of registration; ``hyper.architectures[0].graph.order`` says which). With one state
-    per task and node,
+    Each layer of a base is a node, and data that flows from layer to layer an edge (`LayerGraph`:
+    as traced by `torch.fx`, or else in the order of registration;
+    ``hyper.architectures[0].graph.order`` says which). With one state per task and node,
 
-        h = E features + trunk(condition),    then ``rounds`` times    h = GRU([before(h), after(h), all(h)], h),
+        h = E features + trunk(condition),    then ``rounds`` times    h = GRU([before(h), after(h),
+        all(h)], h),
 
-    where the brackets hold the means over the layers that feed a node, over those that it feeds, and over all. A
-    decoder writes generated numbers in square tiles: matrices and kernels are covered by them along their first two
-    axes, vectors are cut into pieces of ``tile²``, and each tile is cropped to fit:
+    where the brackets hold the means over the layers that feed a node, over those that it feeds,
+    and over all. A decoder writes generated numbers in square tiles: matrices and kernels are
+    covered by them along their first two axes, vectors are cut into pieces of ``tile²``, and each
+    tile is cropped to fit:
 
         θ[tile] = own[tile] + scale · (W relu(D [h, role, place]) + b).
 
-    Scale is the standard size of a layer's weights, one over the root of its inputs. All of these weights are shared by
-    all architectures, which is what makes a base of another depth or width readable. W and b start at zero, so at step
-    0 every base is generated as it stands.
+    Scale is the standard size of a layer's weights, one over the root of its inputs. All of these
+    weights are shared by all architectures, which is what makes a base of another depth or width
+    readable. W and b start at zero, so at step 0 every base is generated as it stands.
 
     Args:
         bases: One base, or several architectures. Their own parameters are part of this module.
@@ -52,11 +55,12 @@ class GraphHyperNetwork(Saves, HyperNetwork):
         generate: Which parameters are generated, as in `MLPHyperNetwork`, of every base.
         form: How each generated parameter is held, where ``generate`` does not say.
         freeze: Which of the bases' own values are not trained, as in `MLPHyperNetwork`.
-        largest_head: As many numbers as the layer that writes tiles may hold: a larger one is an error, not gigabytes.
+        largest_head: As many numbers as the layer that writes tiles may hold: a larger one is an
+            error, not gigabytes.
 
     Raises:
-        ConfigError: If there is no base, a selector matches no parameter, a form does not fit one, a size is too
-            small, or the layer that writes tiles would be too large.
+        ConfigError: If there is no base, a selector matches no parameter, a form does not fit one,
+            a size is too small, or the layer that writes tiles would be too large.
 
     Example:
         >>> from weightloom.networks import mlp
@@ -67,12 +71,13 @@ class GraphHyperNetwork(Saves, HyperNetwork):
         torch.Size([5, 2, 6])
 
     Source:
-        Zhang, Ren and Urtasun, "Graph hypernetworks for neural architecture search" (2019); Knyazev et al.,
-        "Parameter prediction for unseen deep architectures" (2021). Both generate values for a graph of
-        operations, without a condition; here they are changes, added to each base's own values, and operations without
-        parameters are left out. All nodes send at once, where the papers go through the graph in order. Knyazev et al.
-        fill a large parameter with copies of one tile; here each tile is written for its place. Their virtual edges by
-        path length are one mean over all nodes.
+        Zhang, Ren and Urtasun, "Graph hypernetworks for neural architecture search" (2019); Knyazev
+        et al., "Parameter prediction for unseen deep architectures" (2021). Both generate values
+        for a graph of operations, without a condition; here they are changes, added to each base's
+        own values, and operations without parameters are left out. All nodes send at once, where
+        the papers go through the graph in order. Knyazev et al. fill a large parameter with copies
+        of one tile; here each tile is written for its place. Their virtual edges by path length are
+        one mean over all nodes.
     """
 
     def __init__(
@@ -102,14 +107,25 @@ class GraphHyperNetwork(Saves, HyperNetwork):
                 "cannot be negative. Pass `bases=[base]`, and `rounds=0` for no messages."
             )
         self.condition_dim, self.rounds, self.tile = condition_dim, rounds, tile
-        self._chosen = (generate if isinstance(generate, Mapping) else selectors_of(generate), form, freeze)
-        self.options = {"condition_dim": condition_dim, "hidden": hidden, "rounds": rounds, "tile": tile}
+        self._chosen = (
+            generate if isinstance(generate, Mapping) else selectors_of(generate),
+            form,
+            freeze,
+        )
+        self.options = {
+            "condition_dim": condition_dim,
+            "hidden": hidden,
+            "rounds": rounds,
+            "tile": tile,
+        }
         self.options |= {"largest_head": largest_head, **described(self._chosen[0], freeze, form)}
         self.architectures = nn.ModuleList()
         """An `Architecture` for each base; more can be added."""
         for base in every:
             self.add(base)
-        self.trunk = nn.Sequential(nn.Linear(condition_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.trunk = nn.Sequential(
+            nn.Linear(condition_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden)
+        )
         self.embed = nn.Linear(FEATURES, hidden, bias=False)
         self.update = nn.GRUCell(3 * hidden, hidden) if rounds else None
         self.decode = nn.Linear(hidden, hidden)
@@ -143,20 +159,24 @@ class GraphHyperNetwork(Saves, HyperNetwork):
         return len(self.architectures) - 1
 
     def forward(
-        self, condition: Float[Tensor, "tasks condition_dim"], architecture: int = 0, base: nn.Module | None = None
+        self,
+        condition: Float[Tensor, "tasks condition_dim"],
+        architecture: int = 0,
+        base: nn.Module | None = None,
     ) -> Params:
         """Generate parameters of one base for each task.
 
         Args:
             condition: What is known of each task.
             architecture: Which of the bases, by number.
-            base: A base that this hypernetwork does not hold, in the place of ``architecture``. It is read anew at each
-                call, and what is generated is added to its own values, which it keeps.
+            base: A base that this hypernetwork does not hold, in the place of ``architecture``. It
+                is read anew at each call, and what is generated is added to its own values, which
+                it keeps.
 
         Raises:
             ShapeError: If the condition is not ``(tasks, condition_dim)``.
-            ConfigError: If there is no such architecture, or ``base`` needs parameters that are learned: those that
-                its form shares among tasks, or a random start.
+            ConfigError: If there is no such architecture, or ``base`` needs parameters that are
+                learned: those that its form shares among tasks, or a random start.
         """
         check_condition(condition, self.condition_dim, self.write.weight)
         if base is None:
@@ -177,7 +197,9 @@ class GraphHyperNetwork(Saves, HyperNetwork):
         before, after = means[0] @ states, means[1] @ states
         everywhere = states.mean(1, keepdim=True).expand_as(states)
         messages = torch.cat([before, after, everywhere], dim=2)
-        return self.update(messages.flatten(0, 1), states.flatten(0, 1)).unflatten(0, states.shape[:2])
+        return self.update(messages.flatten(0, 1), states.flatten(0, 1)).unflatten(
+            0, states.shape[:2]
+        )
 
     def _tiles(self, states: Tensor, its: "Architecture") -> Float[Tensor, "tasks size"]:
         """Decode all tiles of all parameters, and pick each number from the tile that it lies in."""
@@ -218,20 +240,39 @@ class Architecture(nn.Module):
         super().__init__()
         self.generated = generated
         self.graph = LayerGraph.of(generated.base)
-        layers, places, picks, scales = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+        layers, places, picks, scales = (
+            list[Tensor](),
+            list[Tensor](),
+            list[Tensor](),
+            list[Tensor](),
+        )
         first = 0
         for name, shapes in generated.shapes.items():
             owner, _, leaf = name.rpartition(".")
             for factor, shape in shapes.items():
                 counts = _counts(shape, tile)
                 roles = [float(role in (leaf, factor)) for role in ROLES]
-                places.append(torch.cat([torch.tensor(roles).expand(prod(counts), -1), _places(counts)], dim=1))
+                places.append(
+                    torch.cat(
+                        [torch.tensor(roles).expand(prod(counts), -1), _places(counts)], dim=1
+                    )
+                )
                 layers.append(torch.full((prod(counts),), self.graph.names.index(owner)))
                 picks.append(first * tile**2 + _picks(shape, counts, tile))
-                scales.append(_scale(generated.base.get_submodule(owner), factor, shape).expand(prod(shape)))
+                scales.append(
+                    _scale(generated.base.get_submodule(owner), factor, shape).expand(prod(shape))
+                )
                 first += prod(counts)
-        tables = {"features": self.graph.features, "means": self.graph.means(), "layer_of_tile": torch.cat(layers)}
-        tables |= {"places": torch.cat(places), "picks": torch.cat(picks), "scales": torch.cat(scales)}
+        tables = {
+            "features": self.graph.features,
+            "means": self.graph.means(),
+            "layer_of_tile": torch.cat(layers),
+        }
+        tables |= {
+            "places": torch.cat(places),
+            "picks": torch.cat(picks),
+            "scales": torch.cat(scales),
+        }
         for table, value in tables.items():
             self.register_buffer(table, value, persistent=False)
 
@@ -255,7 +296,9 @@ def _picks(shape: Shape, counts: tuple[int, int, int], tile: int) -> Tensor:
     if len(shape) < 2:
         return torch.arange(prod(shape))
     _, across, points = counts
-    row, column, point = torch.meshgrid(*map(torch.arange, (shape[0], shape[1], points)), indexing="ij")
+    row, column, point = torch.meshgrid(
+        *map(torch.arange, (shape[0], shape[1], points)), indexing="ij"
+    )
     number = ((row // tile) * across + column // tile) * points + point
     return (number * tile**2 + (row % tile) * tile + column % tile).flatten()
 

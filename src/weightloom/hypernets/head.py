@@ -52,10 +52,12 @@ def ridge_head(
         labels: Their labels.
         mask: True where a point is there.
         ways: Classes per task.
-        ridge: The penalty, in units of the mean squared length of a centred feature vector; positive.
+        ridge: The penalty, in units of the mean squared length of a centred feature vector;
+            positive.
 
     Source:
-        Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019), equation 6.
+        Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019), equation
+        6.
     """
     features = features.masked_fill(~mask[..., None], 0.0)
     there = mask[..., None].to(features.dtype)
@@ -72,15 +74,17 @@ def ridge_head(
 class HeadHyperNetwork(nn.Module):
     """Generate a linear head from support features: any number of classes, shots and features, in any order.
 
-    Two heads are known in closed form: that of the class means, best when a class has one shot, and that of ridge
-    regression, best when it has several. A small network reads what is known of the task (its shots, its ways, how
-    much classes spread against how far they lie apart) and writes how the two are mixed, how strong the penalty is,
-    and how sharp each is. Its last layer starts at zero, so at step 0 the mixture depends on the shots alone.
+    Two heads are known in closed form: that of the class means, best when a class has one shot, and
+    that of ridge regression, best when it has several. A small network reads what is known of the
+    task (its shots, its ways, how much classes spread against how far they lie apart) and writes
+    how the two are mixed, how strong the penalty is, and how sharp each is. Its last layer starts
+    at zero, so at step 0 the mixture depends on the shots alone.
 
     Args:
         name: Name of the head in the base network, a linear layer.
         hidden: Width of the small network.
-        start_scale: How sharp the head of the class means is at step 0, on squared distances per feature.
+        start_scale: How sharp the head of the class means is at step 0, on squared distances per
+            feature.
 
     Example:
         >>> hyper = HeadHyperNetwork()
@@ -89,8 +93,8 @@ class HeadHyperNetwork(nn.Module):
         {'head.weight': (5, 3, 8), 'head.bias': (5, 3)}
 
     Source:
-        The two heads: Snell et al. (2017); Bertinetto et al. (2019). That a network writes the coefficients of the
-        mixture for each task is ours.
+        The two heads: Snell et al. (2017); Bertinetto et al. (2019). That a network writes the
+        coefficients of the mixture for each task is ours.
     """
 
     def __init__(self, name: str = "head", hidden: int = 16, start_scale: float = 1.0) -> None:
@@ -133,7 +137,9 @@ class HeadHyperNetwork(nn.Module):
         within = spread.mean(1) / (spread.mean(1) + apart + 1e-6)
         known = torch.stack([rarity, torch.full_like(rarity, 1 / ways), within], dim=1)
         mix, log_ridge, sharp_mean, sharp_ridge = self.generator(known).unbind(1)
-        share = torch.sigmoid(2.5 - 8 * rarity + mix)[:, None]  # of the ridge head: 0.004 for one shot, 0.71 for five
+        share = torch.sigmoid(2.5 - 8 * rarity + mix)[
+            :, None
+        ]  # of the ridge head: 0.004 for one shot, 0.71 for five
         scale = (self.log_scale + sharp_mean).exp()[:, None] / features.shape[2] * (1 - share)
         ridge_scale = sharp_ridge.exp()[:, None] * share
         mean_weight, mean_bias = prototype_head(mean)

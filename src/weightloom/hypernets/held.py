@@ -1,7 +1,8 @@
 """A base that stays its caller's: held by a hypernetwork, frozen there where asked for, and watched for changes.
 
 In:   a base, and the names of what is not trained in it.
-Out:  `HoldsBase`, a module that holds the base, or where something is frozen a twin of its module tree.
+Out:  `HoldsBase`, a module that holds the base, or where something is frozen a twin of its module
+      tree.
 Knows nothing of what is generated.
 """
 
@@ -17,7 +18,8 @@ from weightloom.params import Shape, parameters_by_name
 from weightloom.replica import Replica, places_of, scan_of
 
 TWINS = WeakTensorKeyDictionary()
-"""The frozen twin of a parameter: one, however many hypernetworks hold it, so that it is counted once."""
+"""The frozen twin of a parameter: one, however many hypernetworks hold it, so that it is counted
+once."""
 
 Holder = TypeVar("Holder", bound="HoldsBase")
 
@@ -25,13 +27,15 @@ Holder = TypeVar("Holder", bound="HoldsBase")
 class HoldsBase(nn.Module):
     """What holds a base: it never switches the ``requires_grad`` of its caller's parameters, nor changes their values.
 
-    Where nothing is frozen, ``base`` is the caller's module itself. Else it is a twin of its module tree: modules of
-    the same kinds with the same attributes, buffers and hooks, in which a frozen parameter is a `nn.Parameter` that
-    wants no gradient and shares its memory with the caller's. What is trained is the same parameter in both.
+    Where nothing is frozen, ``base`` is the caller's module itself. Else it is a twin of its module
+    tree: modules of the same kinds with the same attributes, buffers and hooks, in which a frozen
+    parameter is a `nn.Parameter` that wants no gradient and shares its memory with the caller's.
+    What is trained is the same parameter in both.
 
-    Calls that change a module go through to the caller's as to any part of a model: ``to``, ``double``, ``train`` and
-    ``eval``. One exception: a base of which nothing is trained, and that was in eval mode when the hypernetwork was
-    built, stays in eval mode when ``train()`` is called on the hypernetwork.
+    Calls that change a module go through to the caller's as to any part of a model: ``to``,
+    ``double``, ``train`` and ``eval``. One exception: a base of which nothing is trained, and that
+    was in eval mode when the hypernetwork was built, stays in eval mode when ``train()`` is called
+    on the hypernetwork.
     """
 
     base: nn.Module
@@ -40,16 +44,23 @@ class HoldsBase(nn.Module):
     _watch: "Watch | None" = None
     _is_still = False
 
-    def hold(self, base: nn.Module, frozen: Collection[str] = (), unused: Collection[str] = ()) -> None:
+    def hold(
+        self, base: nn.Module, frozen: Collection[str] = (), unused: Collection[str] = ()
+    ) -> None:
         """Take a base in.
 
         Args:
             base: The caller's.
             frozen: Names of parameters that are used and not trained.
-            unused: Names of parameters that are neither used nor trained, since others stand in their place.
+            unused: Names of parameters that are neither used nor trained, since others stand in
+                their place.
         """
         named = parameters_by_name(base)
-        of = {id(named[n]): twin_parameter(named[n]) for n in {*frozen, *unused} if named[n].requires_grad}
+        of = {
+            id(named[n]): twin_parameter(named[n])
+            for n in {*frozen, *unused}
+            if named[n].requires_grad
+        }
         self.base = twin_tree(base, of) if of else base
         still = {id(named[name]) for name in frozen}
         is_trained = any(its.requires_grad and id(its) not in still for its in named.values())
@@ -107,8 +118,14 @@ class Watch:
         self.base = base
         trees = [base] if twin is base else [base, twin]
         every = (module for tree in trees for module in tree.modules())
-        modules = [module for module in every if not isinstance(module, torch.jit.ScriptModule)]  # they cannot change
-        self._edges = [(module._modules, name, child) for module in modules for name, child in module._modules.items()]
+        modules = [
+            module for module in every if not isinstance(module, torch.jit.ScriptModule)
+        ]  # they cannot change
+        self._edges = [
+            (module._modules, name, child)
+            for module in modules
+            for name, child in module._modules.items()
+        ]
         self._parameters = [
             (module._parameters, name, its, its.shape)
             for module in modules
@@ -129,7 +146,11 @@ class Watch:
     def follow(self) -> None:
         """Let the caller's parameters share the memory of their twins, which were moved or cast."""
         for own, its in self._pairs:
-            if own.data_ptr() != its.data_ptr() or own.dtype != its.dtype or own.device != its.device:
+            if (
+                own.data_ptr() != its.data_ptr()
+                or own.dtype != its.dtype
+                or own.device != its.device
+            ):
                 own.data = its.data
                 own.grad = None
 
@@ -143,10 +164,16 @@ class Watch:
             if now is its:
                 if now.shape != shape:
                     raise self._error()
-            elif now is None or now.shape != shape or (self._is_twin and isinstance(now, nn.Parameter)):
+            elif (
+                now is None
+                or now.shape != shape
+                or (self._is_twin and isinstance(now, nn.Parameter))
+            ):
                 raise self._error()  # while a call of `functional_call` runs, tensors stand there
         for own, its in self._pairs:
-            if own.data_ptr() != its.data_ptr() or own.dtype != its.dtype:  # the caller moved or cast the base
+            if (
+                own.data_ptr() != its.data_ptr() or own.dtype != its.dtype
+            ):  # the caller moved or cast the base
                 its.data = own.data
 
     def _error(self) -> ConfigError:
@@ -188,7 +215,8 @@ def twin_tree(base: nn.Module, parameters: dict[int, nn.Parameter]) -> nn.Module
         parameters: By the ``id`` of a parameter, what stands in its place in the copy.
 
     Returns:
-        A replica of ``base``: its modules refer to each other, and to the parameters in it, as those of ``base`` do.
+        A replica of ``base``: its modules refer to each other, and to the parameters in it, as
+        those of ``base`` do.
     """
     for module in base.modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -198,11 +226,15 @@ def twin_tree(base: nn.Module, parameters: dict[int, nn.Parameter]) -> nn.Module
                 "`freeze` out."
             )
     scanned = scan_of(base)
-    stands = {name: parameters[id(its)] for name, its in base.named_parameters() if id(its) in parameters}
+    stands = {
+        name: parameters[id(its)] for name, its in base.named_parameters() if id(its) in parameters
+    }
     replica = Replica(scanned, places_of(scanned, stands), stands)
     twin: Any
     for twin, module in zip(replica.modules, scanned.modules, strict=True):
         twin.__dict__["_buffers"] = module._buffers  # what is assigned in one is seen in the other
-        if (compiled := vars(module).get("dynamo_ctx")) is not None:  # of `torch.compile`, bound to the original
+        if (
+            compiled := vars(module).get("dynamo_ctx")
+        ) is not None:  # of `torch.compile`, bound to the original
             twin.__dict__["forward"] = compiled(twin._orig_mod.__call__)
     return replica.base

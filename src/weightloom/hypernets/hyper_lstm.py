@@ -2,7 +2,8 @@
 
 In:   sequences, or one step of them, and the states to start from.
 Out:  hidden states and final states, as of `torch.nn.LSTM`.
-Knows nothing of tasks or conditions: what it generates depends on the sequence, and never leaves the cell.
+Knows nothing of tasks or conditions: what it generates depends on the sequence, and never leaves
+the cell.
 """
 
 from typing import NamedTuple
@@ -31,26 +32,28 @@ class HyperLSTMState(NamedTuple):
 class HyperLSTMCell(nn.Module):
     """One step of an LSTM whose rows a smaller LSTM scales: called as `torch.nn.LSTMCell` is.
 
-    This is no hypernetwork in the sense of this room: it reads no condition and returns no Params. It is a cell, that
-    holds its hypernetwork inside and serves wherever a recurrent cell does, as (part of) a base network too.
+    This is no hypernetwork in the sense of this room: it reads no condition and returns no Params.
+    It is a cell, that holds its hypernetwork inside and serves wherever a recurrent cell does, as
+    (part of) a base network too.
 
-    The small LSTM reads [h, x] and gives ĥ. For each gate y of i, f, g, o, three embeddings are read from it and scale
-    the rows of the gate's weights, and shift it:
+    The small LSTM reads [h, x] and gives ĥ. For each gate y of i, f, g, o, three embeddings are
+    read from it and scale the rows of the gate's weights, and shift it:
 
         z_h = W_ĥh ĥ + b_ĥh,    z_x = W_ĥx ĥ + b_ĥx,    z_b = W_ĥb ĥ,
         y = LN( (D_h z_h) ⊙ W_h h + (D_x z_x) ⊙ W_x x + D_b z_b + b₀ ),
         c' = σ(f) ⊙ c + σ(i) ⊙ tanh(g),    h' = σ(o) ⊙ tanh(LN(c')).
 
-    W_ĥh and W_ĥx start at 0 and their biases at 1, D_h and D_x at 0.1 / embedding_dim everywhere, D_b at 0 and W_ĥb at
-    random, of standard deviation 0.01. So at the start each gate is that of an LSTM whose weights are a tenth.
+    W_ĥh and W_ĥx start at 0 and their biases at 1, D_h and D_x at 0.1 / embedding_dim everywhere,
+    D_b at 0 and W_ĥb at random, of standard deviation 0.01. So at the start each gate is that of an
+    LSTM whose weights are a tenth.
 
     Args:
         input_size: Width of an input.
         hidden_size: Width of the hidden state.
         hyper_size: Width of the small LSTM.
         embedding_dim: Width of each embedding z.
-        layer_norm: Normalise each gate, and the cell where the output reads it, in both LSTMs. Without it LN is left
-            out.
+        layer_norm: Normalise each gate, and the cell where the output reads it, in both LSTMs.
+            Without it LN is left out.
 
     Raises:
         ConfigError: If a size is below 1.
@@ -63,12 +66,18 @@ class HyperLSTMCell(nn.Module):
 
     Source:
         Ha, Dai and Le, "HyperNetworks" (2017), section 3.2 and appendix A.2.2. There the embeddings
-        read ĥ of the step before; as in the authors' published code they read the ĥ of this step here. Weights start as
-        those of `torch.nn.LSTMCell`, theirs orthogonal; they add 1 to the forget gate, and drop out.
+        read ĥ of the step before; as in the authors' published code they read the ĥ of this step
+        here. Weights start as those of `torch.nn.LSTMCell`, theirs orthogonal; they add 1 to the
+        forget gate, and drop out.
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, hyper_size: int, embedding_dim: int = 4, layer_norm: bool = False
+        self,
+        input_size: int,
+        hidden_size: int,
+        hyper_size: int,
+        embedding_dim: int = 4,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"input_size": input_size, "hidden_size": hidden_size}
@@ -77,8 +86,12 @@ class HyperLSTMCell(nn.Module):
         self.embedding_dim = embedding_dim
         self.hyper = nn.LSTMCell(hidden_size + input_size, hyper_size)
         bound = hidden_size**-0.5
-        self.weight_hh = nn.Parameter(torch.empty(GATES * hidden_size, hidden_size).uniform_(-bound, bound))
-        self.weight_ih = nn.Parameter(torch.empty(GATES * hidden_size, input_size).uniform_(-bound, bound))
+        self.weight_hh = nn.Parameter(
+            torch.empty(GATES * hidden_size, hidden_size).uniform_(-bound, bound)
+        )
+        self.weight_ih = nn.Parameter(
+            torch.empty(GATES * hidden_size, input_size).uniform_(-bound, bound)
+        )
         self.bias = nn.Parameter(torch.empty(GATES * hidden_size).uniform_(-bound, bound))
         self.embed_h = nn.Linear(hyper_size, GATES * embedding_dim)
         self.embed_x = nn.Linear(hyper_size, GATES * embedding_dim)
@@ -94,7 +107,9 @@ class HyperLSTMCell(nn.Module):
         self.norm = _Norms(hidden_size) if layer_norm else None
         self.hyper_norm = _Norms(hyper_size) if layer_norm else None
 
-    def forward(self, input: Float[Tensor, "*batch inputs"], state: HyperLSTMState | None = None) -> HyperLSTMState:
+    def forward(
+        self, input: Float[Tensor, "*batch inputs"], state: HyperLSTMState | None = None
+    ) -> HyperLSTMState:
         """Take one step.
 
         Args:
@@ -112,16 +127,26 @@ class HyperLSTMCell(nn.Module):
         state = state or self.start(input)
         seen = torch.cat([state.hidden, input], dim=-1)
         its = self.hyper
-        hyper_gates = linear(seen, its.weight_ih, its.bias_ih) + linear(state.hyper_hidden, its.weight_hh, its.bias_hh)
+        hyper_gates = linear(seen, its.weight_ih, its.bias_ih) + linear(
+            state.hyper_hidden, its.weight_hh, its.bias_hh
+        )
         hyper_hidden, hyper_cell = _advance(hyper_gates, state.hyper_cell, self.hyper_norm)
-        of_hidden = self._rows(self.embed_h, self.scale_h, hyper_hidden) * linear(state.hidden, self.weight_hh)
-        of_input = self._rows(self.embed_x, self.scale_x, hyper_hidden) * linear(input, self.weight_ih)
-        gates = of_hidden + of_input + self._rows(self.embed_b, self.shift, hyper_hidden) + self.bias
+        of_hidden = self._rows(self.embed_h, self.scale_h, hyper_hidden) * linear(
+            state.hidden, self.weight_hh
+        )
+        of_input = self._rows(self.embed_x, self.scale_x, hyper_hidden) * linear(
+            input, self.weight_ih
+        )
+        gates = (
+            of_hidden + of_input + self._rows(self.embed_b, self.shift, hyper_hidden) + self.bias
+        )
         return HyperLSTMState(*_advance(gates, state.cell, self.norm), hyper_hidden, hyper_cell)
 
     def start(self, input: Float[Tensor, "*batch inputs"]) -> HyperLSTMState:
         """Return the state before the first step, all zeros."""
-        hidden, hyper = (input.new_zeros(*input.shape[:-1], size) for size in (self.hidden_size, self.hyper_size))
+        hidden, hyper = (
+            input.new_zeros(*input.shape[:-1], size) for size in (self.hidden_size, self.hyper_size)
+        )
         return HyperLSTMState(hidden, hidden, hyper, hyper)
 
     def _rows(self, embed: nn.Linear, weight: Tensor, hyper_hidden: Tensor) -> Tensor:
@@ -141,7 +166,8 @@ class HyperLSTM(nn.Module):
         hyper_size: Width of the small LSTM.
         embedding_dim: Width of each embedding z.
         layer_norm: Normalise gates and cells.
-        batch_first: Whether sequences are (batch, steps, input_size) instead of (steps, batch, input_size).
+        batch_first: Whether sequences are (batch, steps, input_size) instead of (steps, batch,
+            input_size).
 
     Raises:
         ConfigError: If a size is below 1.
@@ -174,18 +200,24 @@ class HyperLSTM(nn.Module):
         """Read a sequence, or a batch of them.
 
         Args:
-            input: (steps, batch, input_size), or (batch, steps, input_size) if ``batch_first``, or (steps, input_size).
-            state: To start from, each part (batch, size), without the axis of layers that `torch.nn.LSTM` has. Zeros
-                if left out.
+            input: (steps, batch, input_size), or (batch, steps, input_size) if ``batch_first``, or
+                (steps, input_size).
+            state: To start from, each part (batch, size), without the axis of layers that
+                `torch.nn.LSTM` has. Zeros if left out.
 
         Returns:
             The hidden state at every step, and the final state.
 
         Raises:
-            ShapeError: If there is no step, or the input is not of the width this layer was built for.
+            ShapeError: If there is no step, or the input is not of the width this layer was built
+                for.
         """
         time = 1 if self.batch_first and input.ndim == 3 else 0
-        if input.ndim not in (2, 3) or input.shape[time] == 0 or input.shape[-1] != self.cell.input_size:
+        if (
+            input.ndim not in (2, 3)
+            or input.shape[time] == 0
+            or input.shape[-1] != self.cell.input_size
+        ):
             axes = "batch, steps" if self.batch_first else "steps, batch"
             raise ShapeError(
                 f"`input` has shape {tuple(input.shape)}. This layer reads ({axes}, {self.cell.input_size}), or "
@@ -204,7 +236,10 @@ class _Norms(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.gain, self.shift = nn.Parameter(torch.ones(GATES, size)), nn.Parameter(torch.zeros(GATES, size))
+        self.gain, self.shift = (
+            nn.Parameter(torch.ones(GATES, size)),
+            nn.Parameter(torch.zeros(GATES, size)),
+        )
         self.cell = nn.LayerNorm(size)
 
     def gates(self, gates: Tensor) -> Tensor:

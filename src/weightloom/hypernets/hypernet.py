@@ -9,7 +9,8 @@ from weightloom.errors import ConfigError, ShapeError
 from weightloom.params import Params
 
 Rows = tuple[Tensor, slice]
-"""An own parameter, and some of its rows, the numbers along its first axis; ``slice(None)`` is all of it."""
+"""An own parameter, and some of its rows, the numbers along its first axis; ``slice(None)`` is all
+of it."""
 
 
 class HyperNetwork(nn.Module, ABC):
@@ -31,9 +32,9 @@ class HyperNetwork(nn.Module, ABC):
     def written_by(self) -> dict[str, list[Rows]]:
         """Name by name, the own parameters and rows that write this parameter of the base and no other.
 
-        Every name of the base is there: of what is not generated, the base's own parameter writes it. An own parameter
-        that stands under no name, such as one of a trunk, has a part in all that is generated. Training in turns
-        (`weightloom.training.Turn`) asks for it.
+        Every name of the base is there: of what is not generated, the base's own parameter writes
+        it. An own parameter that stands under no name, such as one of a trunk, has a part in all
+        that is generated. Training in turns (`weightloom.training.Turn`) asks for it.
 
         Raises:
             ConfigError: If own parameters cannot be told apart by what they write.
@@ -46,7 +47,9 @@ class HyperNetwork(nn.Module, ABC):
         )
 
 
-def check_condition(condition: Tensor, condition_dim: int, like: Tensor, axes: str = "tasks") -> None:
+def check_condition(
+    condition: Tensor, condition_dim: int, like: Tensor, axes: str = "tasks"
+) -> None:
     """Raise unless a hypernetwork can read ``condition``.
 
     Args:

@@ -29,7 +29,8 @@ KINDS: tuple[tuple[type[nn.Module], ...], ...] = (
 """Kinds of layers that are told apart; all others are one more kind."""
 
 FEATURES = len(KINDS) + 1 + 5
-"""Features of a layer: its kind, the logarithms of its shape, its place, and the depth of the network."""
+"""Features of a layer: its kind, the logarithms of its shape, its place, and the depth of the
+network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,8 @@ class LayerGraph:
     edges: tuple[tuple[int, int], ...]
     """From layer to layer, by index."""
     order: str
-    """``"data flow"`` where `torch.fx` could trace the base, else ``"registration"``: each layer feeds the next."""
+    """``"data flow"`` where `torch.fx` could trace the base, else ``"registration"``: each layer
+    feeds the next."""
     features: Float[Tensor, "layers features"]
     """`FEATURES` numbers for each layer."""
 
@@ -63,8 +65,13 @@ class LayerGraph:
         met = dict.fromkeys([*(name for edge in edges for name in edge), *holders])
         names = tuple(name for name in met if name in holders)
         index = {name: number for number, name in enumerate(names)}
-        pairs = dict.fromkeys((index[a], index[b]) for a, b in edges if a != b and a in index and b in index)
-        rows = [_features(base.get_submodule(name), place, len(names)) for place, name in enumerate(names)]
+        pairs = dict.fromkeys(
+            (index[a], index[b]) for a, b in edges if a != b and a in index and b in index
+        )
+        rows = [
+            _features(base.get_submodule(name), place, len(names))
+            for place, name in enumerate(names)
+        ]
         return cls(names, tuple(pairs), order, torch.tensor(rows))
 
     def means(self) -> Float[Tensor, "2 layers layers"]:
@@ -104,7 +111,11 @@ def _edges(base: nn.Module, graph: fx.Graph) -> Iterator[tuple[str | None, str]]
     """
     last: dict[fx.Node, list[str]] = {}
     """For each value: the layers that it comes from, with no other layer between."""
-    owner = {n: n.target.rpartition(".")[0] for n in graph.nodes if n.op == "get_attr" and _is_parameter(base, n)}
+    owner = {
+        n: n.target.rpartition(".")[0]
+        for n in graph.nodes
+        if n.op == "get_attr" and _is_parameter(base, n)
+    }
     for node in graph.nodes:
         sources = list(dict.fromkeys(s for n in node.all_input_nodes for s in last.get(n, [])))
         if node.op == "call_module":
@@ -126,8 +137,15 @@ def _is_parameter(base: nn.Module, node: fx.Node) -> bool:
 
 def _features(module: nn.Module, place: int, layers: int) -> list[float]:
     kind = next((i for i, kinds in enumerate(KINDS) if isinstance(module, kinds)), len(KINDS))
-    shape: Any = max((tuple(p.shape) for p in module.parameters(recurse=False)), key=lambda s: (len(s), prod(s)))
+    shape: Any = max(
+        (tuple(p.shape) for p in module.parameters(recurse=False)), key=lambda s: (len(s), prod(s))
+    )
     rows, columns = (*shape, 1, 1)[:2]
     sizes = rows, columns, prod(shape[2:])
     one_hot = [float(kind == i) for i in range(len(KINDS) + 1)]
-    return [*one_hot, *(log(size) / 4 for size in sizes), place / max(1, layers - 1), log(layers) / 4]
+    return [
+        *one_hot,
+        *(log(size) / 4 for size in sizes),
+        place / max(1, layers - 1),
+        log(layers) / 4,
+    ]

@@ -17,23 +17,27 @@ def own_params(
 ) -> Params:
     """Fresh parameters of ``tasks`` independent networks: an ensemble, a random search, or baselines from scratch.
 
-    Run them with `weightloom.apply_per_task` in one pass, and train them with one optimiser over ``params.values()``:
-    with one that works number by number, as SGD and Adam do, each network is trained as if it were alone.
+    Run them with `weightloom.apply_per_task` in one pass, and train them with one optimiser over
+    ``params.values()``: with one that works number by number, as SGD and Adam do, each network is
+    trained as if it were alone.
 
     Args:
-        base: A network, which is left alone: on a copy of it the ``reset_parameters`` of every module draws new values,
-            in the order in which modules are built. What a network does to its values after that is not repeated. Or a
-            function that builds a network, called once for each task; a class will do.
+        base: A network, which is left alone: on a copy of it the ``reset_parameters`` of every
+            module draws new values, in the order in which modules are built. What a network does to
+            its values after that is not repeated. Or a function that builds a network, called once
+            for each task; a class will do.
         tasks: How many networks.
-        generator: Where the seed of each network is drawn from. None goes on with torch's own random numbers, so that
-            after ``torch.manual_seed(0)`` the first network is the one that is built anew after it.
+        generator: Where the seed of each network is drawn from. None goes on with torch's own
+            random numbers, so that after ``torch.manual_seed(0)`` the first network is the one that
+            is built anew after it.
 
     Returns:
-        By the names in ``named_parameters()``, leaf tensors ``(tasks, *shape)`` that want a gradient. Parameters that
-        want none in the base are left out: tasks share the base's own.
+        By the names in ``named_parameters()``, leaf tensors ``(tasks, *shape)`` that want a
+        gradient. Parameters that want none in the base are left out: tasks share the base's own.
 
     Raises:
-        ConfigError: If a module holds parameters and has no ``reset_parameters``, or nothing is to be trained.
+        ConfigError: If a module holds parameters and has no ``reset_parameters``, or nothing is to
+            be trained.
         ShapeError: If the function builds networks that differ in names or shapes.
 
     Example:
@@ -44,7 +48,11 @@ def own_params(
     """
     check_sizes(tasks=tasks)
     fresh = _reset(base) if isinstance(base, nn.Module) else _built(base)
-    seeds = None if generator is None else torch.randint(2**62, (tasks,), generator=generator, device=generator.device)
+    seeds = (
+        None
+        if generator is None
+        else torch.randint(2**62, (tasks,), generator=generator, device=generator.device)
+    )
     rows: list[dict[str, Tensor]] = []
     for task in range(tasks):
         if seeds is None:
@@ -53,7 +61,9 @@ def own_params(
         with torch.random.fork_rng():
             torch.manual_seed(int(seeds[task]))
             rows.append(next(fresh))
-    return Params({name: torch.stack([row[name] for row in rows]).requires_grad_() for name in rows[0]})
+    return Params(
+        {name: torch.stack([row[name] for row in rows]).requires_grad_() for name in rows[0]}
+    )
 
 
 def _reset(base: nn.Module) -> Iterator[dict[str, Tensor]]:
@@ -62,7 +72,11 @@ def _reset(base: nn.Module) -> Iterator[dict[str, Tensor]]:
     for name, module in copied.named_modules():
         own = [leaf for leaf, its in module.named_parameters(recurse=False) if its.requires_grad]
         if own and _resetting(module) is None:
-            where = f"`{name}`, a {type(module).__name__}," if name else f"The base, a {type(module).__name__},"
+            where = (
+                f"`{name}`, a {type(module).__name__},"
+                if name
+                else f"The base, a {type(module).__name__},"
+            )
             raise ConfigError(
                 f"{where} holds {own[0]!r} and has no `reset_parameters`. Only the code that builds it knows how its "
                 f"values start. Pass a function that builds the network, as in `own_params(lambda: Net(), tasks)`."
@@ -99,7 +113,9 @@ def _built(build: Callable[[], nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 
 def _values(net: nn.Module) -> dict[str, Tensor]:
-    values = {name: its.detach().clone() for name, its in net.named_parameters() if its.requires_grad}
+    values = {
+        name: its.detach().clone() for name, its in net.named_parameters() if its.requires_grad
+    }
     if not values:
         raise ConfigError(
             f"{type(net).__name__} holds no parameter that wants a gradient. There is nothing to be trained for each "

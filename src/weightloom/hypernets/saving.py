@@ -2,7 +2,8 @@
 
 In:   a hypernetwork over a base, and a path.
 Out:  one file as of `weightloom.files`; and from it and an equal base the hypernetwork as it was.
-Nothing that is loaded can execute code: what is generated is written by name, and forms by their names and options.
+Nothing that is loaded can execute code: what is generated is written by name, and forms by their
+names and options.
 """
 
 import hashlib
@@ -34,8 +35,8 @@ class Saves:
     def save(self, path: str | Path) -> None:
         """Write this hypernetwork to one file, whole or not at all.
 
-        It holds the hypernetwork's own numbers and what is trained in the base. Of what is frozen it holds a digest,
-        so a hypernetwork over a large pretrained network makes a small file.
+        It holds the hypernetwork's own numbers and what is trained in the base. Of what is frozen
+        it holds a digest, so a hypernetwork over a large pretrained network makes a small file.
 
         Args:
             path: Where, as in ``"hyper.safetensors"``; its folder must exist.
@@ -48,28 +49,35 @@ class Saves:
             "kind": KIND,
             "class": type(self).__name__,
             "options": self.options,
-            "bases": [{name: list(shape) for name, shape in shapes_of(base).items()} for base in _bases(self)],
+            "bases": [
+                {name: list(shape) for name, shape in shapes_of(base).items()}
+                for base in _bases(self)
+            ],
             "frozen": {name: [str(value.dtype), digest(value)] for name, value in frozen.items()},
         }
         save_tensors(Path(path), kept, facts)
 
     @classmethod
-    def load(cls: type[Saved], path: str | Path, base: nn.Module | Sequence[nn.Module], **options: Any) -> Saved:
+    def load(
+        cls: type[Saved], path: str | Path, base: nn.Module | Sequence[nn.Module], **options: Any
+    ) -> Saved:
         """Read what `save` wrote: the hypernetwork as it was, over ``base``.
 
-        What was trained in the base is written into it; what was frozen must be equal. Dtypes are those of the file,
-        the base's apart; devices are those of a hypernetwork that is built over ``base``.
+        What was trained in the base is written into it; what was frozen must be equal. Dtypes are
+        those of the file, the base's apart; devices are those of a hypernetwork that is built over
+        ``base``.
 
         Args:
             path: The file.
-            base: The base that the hypernetwork was built over, as it was then; several where it holds several.
+            base: The base that the hypernetwork was built over, as it was then; several where it
+                holds several.
             **options: Arguments of the constructor that take the place of those in the file.
 
         Raises:
-            CheckpointError: If the file is missing, truncated, changed since it was written or holds something else,
-                or if ``base`` is another.
-            ConfigError: If the file does not hold what is generated, as with a form of your own, and ``generate`` is
-                not passed.
+            CheckpointError: If the file is missing, truncated, changed since it was written or
+                holds something else, or if ``base`` is another.
+            ConfigError: If the file does not hold what is generated, as with a form of your own,
+                and ``generate`` is not passed.
         """
         path = Path(path)
         tensors, facts = load_tensors(path)
@@ -81,13 +89,18 @@ class Saves:
         assert isinstance(hyper, nn.Module)
         state = hyper.state_dict(keep_vars=True)
         for name, (dtype, its) in facts["frozen"].items():
-            if name not in state or digest(state[name], getattr(torch, dtype.removeprefix("torch."))) != its:
+            if (
+                name not in state
+                or digest(state[name], getattr(torch, dtype.removeprefix("torch."))) != its
+            ):
                 raise CheckpointError(
                     f"`base` holds another `{_in_base(name)}` than the one that `{path}` was trained over. It is "
                     "frozen, so the file does not hold it, and another start gives another network. Load the base "
                     "as it was, then the hypernetwork."
                 )
-        if odd := [n for n, its in tensors.items() if n not in state or state[n].shape != its.shape]:
+        if odd := [
+            n for n, its in tensors.items() if n not in state or state[n].shape != its.shape
+        ]:
             raise CheckpointError(
                 f"`{path}` holds {odd[0]!r}, which a {cls.__name__} of these options does not have in that shape. It "
                 "was written with other options, or by another version of the library. Pass the options that it was "
@@ -98,13 +111,19 @@ class Saves:
                 f"`{path}` lacks {lacking[0]!r}, which a {cls.__name__} of these options has. It was written with "
                 "other options, or by another version of the library. Pass the options that it was built with."
             )
-        of_bases = {id(value) for held in _bases(hyper) for value in held.state_dict(keep_vars=True).values()}
+        of_bases = {
+            id(value)
+            for held in _bases(hyper)
+            for value in held.state_dict(keep_vars=True).values()
+        }
         with torch.no_grad():
             for name, value in tensors.items():
                 if id(state[name]) in of_bases:
                     state[name].copy_(value)
                 else:
-                    state[name].data = value.to(state[name].device, copy=True)  # aligned, as memory of its own is
+                    state[name].data = value.to(
+                        state[name].device, copy=True
+                    )  # aligned, as memory of its own is
         return hyper
 
 
@@ -121,7 +140,9 @@ def described(generate: Any, freeze: Any = None, form: Form | None = None) -> di
     sayable = selectors is not None and all(map(has_name, forms))
     said: dict[str, Any] = {"generate": None}
     if sayable and forms:
-        said["generate"] = {"in forms": [[s, _named(f)] for s, f in zip(selectors or [], forms, strict=True)]}
+        said["generate"] = {
+            "in forms": [[s, _named(f)] for s, f in zip(selectors or [], forms, strict=True)]
+        }
     elif sayable:
         said["generate"] = {"selectors": selectors}
     if freeze:
@@ -147,7 +168,11 @@ def digest(tensor: Tensor, dtype: torch.dtype | None = None) -> str:
 
 def _parts(hyper: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What is kept in a file, and what is frozen in the bases; a tied tensor once."""
-    holders = [(f"{at}.base." if at else "base.", m) for at, m in hyper.named_modules() if isinstance(m, HoldsBase)]
+    holders = [
+        (f"{at}.base." if at else "base.", m)
+        for at, m in hyper.named_modules()
+        if isinstance(m, HoldsBase)
+    ]
     kept, frozen, seen = dict[str, Tensor](), dict[str, Tensor](), set[int]()
     for name, value in hyper.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor) or id(value) in seen:
@@ -171,7 +196,11 @@ def _in_base(name: str) -> str:
 
 def _listed(selectors: Any) -> list[str] | None:
     """Selectors that are words, listed; None if one of them is not."""
-    every = [selectors] if isinstance(selectors, str) or not isinstance(selectors, Iterable) else list(selectors)
+    every = (
+        [selectors]
+        if isinstance(selectors, str) or not isinstance(selectors, Iterable)
+        else list(selectors)
+    )
     return every if all(isinstance(selector, str) for selector in every) else None
 
 

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 STEPS = 32
-"""Steps of Newton and Schulz; enough where the largest row sum is 10⁸ times the smallest eigenvalue."""
+"""Steps of Newton and Schulz; enough where the largest row sum is 10⁸ times the smallest
+eigenvalue."""
 
 
 def solve_symmetric(
@@ -26,7 +27,8 @@ def solve_symmetric(
         tensor([0.5000, 0.2500])
 
     Source:
-        Schulz, "Iterative Berechnung der reziproken Matrix" (1933): X ← X (2 - A X), from X = 1 / ‖A‖.
+        Schulz, "Iterative Berechnung der reziproken Matrix" (1933): X ← X (2 - A X), from X = 1 /
+        ‖A‖.
     """
     if not torch.compiler.is_exporting():
         return torch.linalg.solve(matrix, right)

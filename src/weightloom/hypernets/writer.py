@@ -12,9 +12,9 @@ from weightloom.hypernets.generated import Generated
 class Writer(nn.Module):
     """Write a flat vector per task from the features of its pieces, all by one linear layer: start + W h.
 
-    The layer starts at zero, so at step 0 every task gets the base. For the other initialisations a second layer of
-    unit variance reads the normalised features; each number of it is multiplied by `Generated.scales`, which is what
-    makes one layer serve parameters of unequal size.
+    The layer starts at zero, so at step 0 every task gets the base. For the other initialisations a
+    second layer of unit variance reads the normalised features; each number of it is multiplied by
+    `Generated.scales`, which is what makes one layer serve parameters of unequal size.
 
     Args:
         width: Width of the features.
@@ -36,13 +36,17 @@ class Writer(nn.Module):
             self.register_buffer("scales", scales)
 
     def forward(
-        self, features: Float[Tensor, "tasks pieces width"], lengths: list[int], start: Float[Tensor, " size"]
+        self,
+        features: Float[Tensor, "tasks pieces width"],
+        lengths: list[int],
+        start: Float[Tensor, " size"],
     ) -> Float[Tensor, "tasks size"]:
         """Write all pieces and crop them.
 
         Args:
             features: Features of each piece.
-            lengths: How many numbers are kept of pieces that follow each other: each length begins at a new piece.
+            lengths: How many numbers are kept of pieces that follow each other: each length begins
+                at a new piece.
             start: What is added.
         """
         flat = start + self._cropped(self.change(features), lengths)
@@ -54,7 +58,9 @@ class Writer(nn.Module):
     def _cropped(self, pieces: Tensor, lengths: list[int]) -> Tensor:
         numbers = pieces.shape[2]
         runs = pieces.split([pieces_of(length, numbers) for length in lengths], dim=1)
-        return torch.cat([run.flatten(1)[:, :n] for run, n in zip(runs, lengths, strict=True)], dim=1)
+        return torch.cat(
+            [run.flatten(1)[:, :n] for run, n in zip(runs, lengths, strict=True)], dim=1
+        )
 
 
 LARGEST_HEAD = 50_000_000
@@ -82,7 +88,12 @@ def check_slices(width: int, slice_size: int, largest_head: int) -> None:
     """Raise a `ConfigError` if the layer that writes slices would be too large."""
     fits = max(1, largest_head // (width + 1))
     what = f"{width:,} inputs and a bias for each of {slice_size:,} numbers"
-    check_head((width + 1) * slice_size, largest_head, what, f"Cut smaller slices, as in `slice_size={fits}`")
+    check_head(
+        (width + 1) * slice_size,
+        largest_head,
+        what,
+        f"Cut smaller slices, as in `slice_size={fits}`",
+    )
 
 
 def pieces_of(length: int, numbers: int) -> int:
@@ -94,4 +105,6 @@ def check_sizes(**sizes: int) -> None:
     """Raise a `ConfigError` unless every size is 1 or more."""
     for name, size in sizes.items():
         if size < 1:
-            raise ConfigError(f"`{name}={size}` is below 1. It counts something that is needed. Pass 1 or more.")
+            raise ConfigError(
+                f"`{name}={size}` is below 1. It counts something that is needed. Pass 1 or more."
+            )

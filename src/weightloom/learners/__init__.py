@@ -2,10 +2,12 @@
 
 In:   `Tasks` to be trained on, then the support set of new tasks.
 Out:  parameters per task, and answers to queries.
-Knows nothing of data sets, tables or runs. Every few-shot method, ours or a comparator, is a `Learner`.
+Knows nothing of data sets, tables or runs. Every few-shot method, ours or a comparator, is a
+`Learner`.
 
-The classes of every file here can be imported from the package: a new file needs no line in this one. A type checker
-knows their types where they are imported from their own files, `from weightloom.learners.maml import MAML`.
+The classes of every file here can be imported from the package: a new file needs no line in this
+one. A type checker knows their types where they are imported from their own files, `from
+weightloom.learners.maml import MAML`.
 """
 
 import importlib

@@ -15,13 +15,15 @@ from weightloom.params import Params, ParamSpec, Selector, selectors_of
 class CAVIA(Learner):
     """A context per task, zero at first, adapted by plain gradient steps and read by the first layer.
 
-    A layer that reads input and context side by side is one that reads the input alone and whose bias is shifted by a
-    linear function of the context. So it is done here: each task has its own biases, and the base stays as it is.
+    A layer that reads input and context side by side is one that reads the input alone and whose
+    bias is shifted by a linear function of the context. So it is done here: each task has its own
+    biases, and the base stays as it is.
 
     Args:
         base: The base network.
         context_dim: How many numbers are adapted.
-        loss_per_task: Outputs and targets to one loss per task, a mean over its points: of the inner and outer loop.
+        loss_per_task: Outputs and targets to one loss per task, a mean over its points: of the
+            inner and outer loop.
         inner_steps: Gradient steps per task.
         inner_lr: Length of a step.
         first_order: Take the gradients of the inner steps as constants.
@@ -57,7 +59,9 @@ class CAVIA(Learner):
         super().__init__()
         self.base, self.loss_per_task = base, loss_per_task
         self.inner_steps, self.inner_lr, self.first_order = inner_steps, inner_lr, first_order
-        self.spec = ParamSpec.of(base, selectors_of(_first_bias(base) if shifted is None else shifted))
+        self.spec = ParamSpec.of(
+            base, selectors_of(_first_bias(base) if shifted is None else shifted)
+        )
         self.read = nn.Linear(context_dim, self.spec.size, bias=False)
 
     def condition(self, support: Support) -> Tensor:
@@ -73,7 +77,9 @@ class CAVIA(Learner):
     def shift(self, context: Tensor) -> Params:
         """Return what a context, (tasks, context_dim), makes of the shifted parameters."""
         own = dict(self.base.named_parameters())
-        return Params({name: own[name] + change for name, change in self.spec.cut(self.read(context)).items()})
+        return Params(
+            {name: own[name] + change for name, change in self.spec.cut(self.read(context)).items()}
+        )
 
     def adapt(self, support: Support) -> Params:
         """Adapt the context, and shift by it."""

@@ -27,7 +27,9 @@ class NearestCentroid(Learner):
 
     def adapt(self, support: Support) -> Params:
         """Set a linear layer from the mean inputs."""
-        weight, bias = prototype_head(class_statistics(support.x.flatten(2), support.y, support.mask).mean)
+        weight, bias = prototype_head(
+            class_statistics(support.x.flatten(2), support.y, support.mask).mean
+        )
         return Params({"1.weight": weight, "1.bias": bias})
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:

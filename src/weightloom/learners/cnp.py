@@ -18,7 +18,8 @@ class Conditioned(nn.Module):
     Args:
         x_dim: Width of an input.
         y_dim: Width of an output.
-        condition_dim: Width of the condition; as a parameter of this module it is zero and not trained.
+        condition_dim: Width of the condition; as a parameter of this module it is zero and not
+            trained.
         hidden: Widths of the layers between.
 
     Example:
@@ -26,7 +27,9 @@ class Conditioned(nn.Module):
         torch.Size([7, 1])
     """
 
-    def __init__(self, x_dim: int, y_dim: int, condition_dim: int, hidden: tuple[int, ...] = (40, 40)) -> None:
+    def __init__(
+        self, x_dim: int, y_dim: int, condition_dim: int, hidden: tuple[int, ...] = (40, 40)
+    ) -> None:
         super().__init__()
         self.condition = nn.Parameter(torch.zeros(condition_dim), requires_grad=False)
         self.net = mlp([x_dim + condition_dim, *hidden, y_dim])
@@ -41,22 +44,27 @@ class ConditionalNeuralProcess(Learner):
     """Encode the support set, and let one network that all tasks share read the code beside every input.
 
     Args:
-        encoder: ``(support_x, support_y, support_mask)`` to a condition (tasks, condition_dim), such as `DeepSets`,
-            which is the encoder of the paper.
+        encoder: ``(support_x, support_y, support_mask)`` to a condition (tasks, condition_dim),
+            such as `DeepSets`, which is the encoder of the paper.
         base: The shared network, which has a parameter ``condition``, (condition_dim,).
 
     Raises:
         ConfigError: If it has none.
 
     Source:
-        Garnelo et al., "Conditional neural processes" (2018); the mean is predicted, the variance left out.
+        Garnelo et al., "Conditional neural processes" (2018); the mean is predicted, the variance
+        left out.
     """
 
     def __init__(self, encoder: nn.Module, base: nn.Module) -> None:
         super().__init__()
         if "condition" not in dict(base.named_parameters()):
             fits = "The code of a task goes into the network as its parameter `condition`."
-            raise misfit(base, fits, "`Conditioned(x_dim, y_dim, condition_dim)`, or a module with such a parameter")
+            raise misfit(
+                base,
+                fits,
+                "`Conditioned(x_dim, y_dim, condition_dim)`, or a module with such a parameter",
+            )
         self.encoder, self.base = encoder, base
 
     def condition(self, support: Support) -> Tensor:

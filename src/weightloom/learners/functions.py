@@ -25,21 +25,28 @@ class FourierTrunk(nn.Module):
         spread: Standard deviation of the frequencies, in radians per unit.
 
     Source:
-        Tancik et al., "Fourier features let networks learn high frequency functions in low dimensional domains" (2020).
+        Tancik et al., "Fourier features let networks learn high frequency functions in low
+        dimensional domains" (2020).
     """
 
     frequencies: Tensor
 
-    def __init__(self, x_dim: int, features: int = 256, frequencies: int = 128, spread: float = 4.0) -> None:
+    def __init__(
+        self, x_dim: int, features: int = 256, frequencies: int = 128, spread: float = 4.0
+    ) -> None:
         super().__init__()
         self.features = features
         self.register_buffer("frequencies", spread * torch.randn(x_dim, frequencies))
-        self.mix = nn.Sequential(nn.Linear(2 * frequencies, features), nn.ReLU(), nn.Linear(features, features))
+        self.mix = nn.Sequential(
+            nn.Linear(2 * frequencies, features), nn.ReLU(), nn.Linear(features, features)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of mean square about one in sum, (batch, x_dim) to (batch, features)."""
         angle = x @ self.frequencies
-        features: Tensor = self.mix(torch.cat([angle.sin(), angle.cos()], dim=-1)) / self.features**0.5
+        features: Tensor = (
+            self.mix(torch.cat([angle.sin(), angle.cos()], dim=-1)) / self.features**0.5
+        )
         return features
 
 
@@ -51,8 +58,8 @@ class FunctionNet(nn.Module):
         y_dim: Width of a value.
         features: Features of a position.
         spread: How fast features vary; a function can vary about as fast.
-        bounds: What values are known to lie between. Outside of training they are clamped to it; in training a value
-            beyond would have no gradient that brings it back.
+        bounds: What values are known to lie between. Outside of training they are clamped to it; in
+            training a value beyond would have no gradient that brings it back.
 
     Example:
         >>> FunctionNet(2, 1)(torch.rand(7, 2)).shape
@@ -84,30 +91,37 @@ class FunctionNet(nn.Module):
 class HyperFunction(Learner):
     """Generate the head of a function, and let the observed values correct what is generated, exactly.
 
-    A head is a Gaussian process with the trunk's features for a kernel: given a prior mean, its best value is known
-    in closed form. First the head of all tasks is the mean; a hypernetwork reads the head found so and what an encoder
-    says of the support set, and writes a better mean; around that the head is found once more. The change that the
-    hypernetwork writes starts at zero: at step 0 this is ridge regression on the features, and then on what it missed.
+    A head is a Gaussian process with the trunk's features for a kernel: given a prior mean, its
+    best value is known in closed form. First the head of all tasks is the mean; a hypernetwork
+    reads the head found so and what an encoder says of the support set, and writes a better mean;
+    around that the head is found once more. The change that the hypernetwork writes starts at zero:
+    at step 0 this is ridge regression on the features, and then on what it missed.
 
     Args:
-        base: The function, as `split` takes it: its trunk is shared, its linear head, which has a bias, generated.
-            Features are best of mean square about one in sum. A method ``bounded``, as `FunctionNet` has it, is the
-            last thing done to an answer.
-        encoder: ``(support_x, support_y, support_mask)`` to a condition, such as `GridEncoder`; its ``condition_dim``
-            says how wide that is.
+        base: The function, as `split` takes it: its trunk is shared, its linear head, which has a
+            bias, generated. Features are best of mean square about one in sum. A method
+            ``bounded``, as `FunctionNet` has it, is the last thing done to an answer.
+        encoder: ``(support_x, support_y, support_mask)`` to a condition, such as `GridEncoder`; its
+            ``condition_dim`` says how wide that is.
         hidden: Widths of the hypernetwork's layers.
         noise: Variance of the noise on a value at step 0; learned.
 
     Raises:
-        ConfigError: If ``base`` has no such parts, or ``encoder`` does not say how wide a condition is.
+        ConfigError: If ``base`` has no such parts, or ``encoder`` does not say how wide a condition
+            is.
 
     Source:
-        A learned kernel and one prior for all tasks: Harrison et al., "Meta-learning priors for efficient online
-        Bayesian regression" (2018). That a network generates the prior mean of each task is ours.
+        A learned kernel and one prior for all tasks: Harrison et al., "Meta-learning priors for
+        efficient online Bayesian regression" (2018). That a network generates the prior mean of
+        each task is ours.
     """
 
     def __init__(
-        self, base: nn.Module, encoder: nn.Module, hidden: tuple[int, ...] = (512, 512), noise: float = 0.002
+        self,
+        base: nn.Module,
+        encoder: nn.Module,
+        hidden: tuple[int, ...] = (512, 512),
+        noise: float = 0.002,
     ) -> None:
         super().__init__()
         self.base, self.encoder = split(base, type(self).__name__), encoder
@@ -143,7 +157,9 @@ class HyperFunction(Learner):
 
     def _points(self, support: Support) -> "_Points | _PointsWrittenOut":
         if torch.compiler.is_exporting():  # how many positions differ is not known there
-            return _PointsWrittenOut(apply_shared(trunk_of(self.base), support.x), support.mask, self._noise())
+            return _PointsWrittenOut(
+                apply_shared(trunk_of(self.base), support.x), support.mask, self._noise()
+            )
         positions, number = _distinct(support.x)
         features = trunk_of(self.base)(positions).to(support.y.dtype)
         with full_precision(support.x):
@@ -157,8 +173,12 @@ class HyperFunction(Learner):
         if not torch.compiler.is_exporting() and x.stride(0) == 0:
             features = trunk_of(self.base)(x[0]).to(x.dtype)
             with full_precision(x):
-                return self._bounded((params["head.weight"] @ features.mT).mT + params["head.bias"][:, None])
-        outputs: Tensor = apply_per_task(head_of(self.base), sub(params, "head"), apply_shared(trunk_of(self.base), x))
+                return self._bounded(
+                    (params["head.weight"] @ features.mT).mT + params["head.bias"][:, None]
+                )
+        outputs: Tensor = apply_per_task(
+            head_of(self.base), sub(params, "head"), apply_shared(trunk_of(self.base), x)
+        )
         return self._bounded(outputs)
 
     def _bounded(self, values: Tensor) -> Tensor:
@@ -169,9 +189,10 @@ class HyperFunction(Learner):
 class _Points:
     """Regression of a head on the features of each task's support points, in closed form.
 
-    With the features of a task's points as rows of F, the change of the head that best explains what it misses is
-    Fᵀ(F Fᵀ + noise)⁻¹ miss. The matrix is decomposed without gradient; one step of refinement, which changes nothing,
-    brings the gradient (implicit function theorem). Positions that tasks share are handled once.
+    With the features of a task's points as rows of F, the change of the head that best explains
+    what it misses is Fᵀ(F Fᵀ + noise)⁻¹ miss. The matrix is decomposed without gradient; one step
+    of refinement, which changes nothing, brings the gradient (implicit function theorem). Positions
+    that tasks share are handled once.
 
     Args:
         features: Of the different positions, (positions, features).
@@ -238,13 +259,20 @@ def _gram(features: Tensor, number: Tensor) -> Tensor:
         rows = features[number]
         return rows @ rows.mT
     pairs = number[:, :, None] * positions + number[:, None]
-    return (features @ features.mT).flatten().index_select(0, pairs.flatten()).view(tasks, shots, shots)
+    return (
+        (features @ features.mT)
+        .flatten()
+        .index_select(0, pairs.flatten())
+        .view(tasks, shots, shots)
+    )
 
 
 def _distinct(x: Tensor) -> tuple[Tensor, Tensor]:
     """The different positions among (tasks, shots, x_dim), and the number of each point's."""
     flat = x.flatten(0, 1).contiguous()
-    if flat.dtype == torch.float32 and flat.shape[1] == 2:  # one number of 64 bits sorts much quicker than two of 32
+    if (
+        flat.dtype == torch.float32 and flat.shape[1] == 2
+    ):  # one number of 64 bits sorts much quicker than two of 32
         keys, number = flat.view(torch.int64)[:, 0].unique(return_inverse=True)
         positions = keys[:, None].view(torch.float32)
     else:

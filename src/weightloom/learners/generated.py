@@ -13,12 +13,15 @@ from weightloom.params import Params, parameters_by_name
 class GeneratedLearner(Learner):
     """A support set becomes a condition, the condition parameters, and the base runs with those of each task.
 
-    ``params = hyper(encoder(support_x, support_y, support_mask))``, then ``apply_per_task(base, params, query_x)``.
+    ``params = hyper(encoder(support_x, support_y, support_mask))``, then
+    ``apply_per_task(base, params, query_x)``.
 
     Args:
-        base: The base network; any module. Where ``hyper`` holds a twin of it, as with ``freeze``, the twin is run.
-        encoder: ``(support_x, support_y, support_mask)`` to a condition, (tasks, condition_dim), such as `DeepSets`.
-            None where the condition is known: ``adapt`` then takes it itself, or a support set whose ``x`` it is.
+        base: The base network; any module. Where ``hyper`` holds a twin of it, as with ``freeze``,
+            the twin is run.
+        encoder: ``(support_x, support_y, support_mask)`` to a condition, (tasks, condition_dim),
+            such as `DeepSets`. None where the condition is known: ``adapt`` then takes it itself,
+            or a support set whose ``x`` it is.
         hyper: A condition to parameters of ``base``, such as `MLPHyperNetwork`.
 
     Raises:

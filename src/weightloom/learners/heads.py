@@ -31,19 +31,22 @@ from weightloom.tasks import Examples, Tasks
 class HeadLearner(Learner):
     """What methods with a shared trunk and a head per task have in common.
 
-    In training the trunk reads every image once, and every image takes its turn in the support set: from the features
-    of a task several tasks are made, in which the images of a class change places. That is several times more to learn
-    from for the same work, and the same for every method of this kind.
+    In training the trunk reads every image once, and every image takes its turn in the support set:
+    from the features of a task several tasks are made, in which the images of a class change
+    places. That is several times more to learn from for the same work, and the same for every
+    method of this kind.
 
     Args:
-        base: A network with a trunk that is shared and a head that every task brings, of any ways: what `split` takes,
-            of which the trunk is used, or one that maps inputs to features. If features are what a linear layer gives,
-            end the network in ``nn.Identity()``.
-        classes: How many classes meta-training draws from, `Tasks.classes` saying which; the trunk is then also trained
-            to tell all of them apart, which helps where classes are few. 0: it is not.
+        base: A network with a trunk that is shared and a head that every task brings, of any ways:
+            what `split` takes, of which the trunk is used, or one that maps inputs to features. If
+            features are what a linear layer gives, end the network in ``nn.Identity()``.
+        classes: How many classes meta-training draws from, `Tasks.classes` saying which; the trunk
+            is then also trained to tell all of them apart, which helps where classes are few. 0: it
+            is not.
 
     Raises:
-        ConfigError: If ``base`` is no network, or it has to be known how many features it has and it does not say.
+        ConfigError: If ``base`` is no network, or it has to be known how many features it has and
+            it does not say.
     """
 
     def __init__(self, base: nn.Module, classes: int = 0) -> None:
@@ -51,7 +54,9 @@ class HeadLearner(Learner):
         base = split_or_features(base, type(self).__name__)
         self.base, self.all_classes = with_generated_head(base), None
         if classes:
-            width = getattr(trunk_of(base), "channels", None) or known_features(base, type(self).__name__)
+            width = getattr(trunk_of(base), "channels", None) or known_features(
+                base, type(self).__name__
+            )
             self.all_classes = CosineClassifier(width, classes)
 
     @abstractmethod
@@ -81,9 +86,17 @@ class HeadLearner(Learner):
     def forward(self, tasks: Tasks) -> Tensor:
         """Return the loss of each task, the mean over the turns that its images take in the support set."""
         support, query = self.features(tasks.support_x), self.features(tasks.query_x)
-        taken = in_turns(tasks._replace(support=tasks.support._replace(x=support), query=tasks.query._replace(x=query)))
+        taken = in_turns(
+            tasks._replace(
+                support=tasks.support._replace(x=support), query=tasks.query._replace(x=query)
+            )
+        )
         params = self.head(*taken.support)
-        losses = self.loss_of(self._answer(params, taken.query_x), taken.query).view(-1, len(support)).mean(0)
+        losses = (
+            self.loss_of(self._answer(params, taken.query_x), taken.query)
+            .view(-1, len(support))
+            .mean(0)
+        )
         if self.all_classes is None:
             return losses
         logits = self.all_classes(torch.cat([support, query], dim=1))
@@ -127,7 +140,9 @@ class CosineClassifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Classify features, (tasks, batch, features) to (tasks, batch, classes)."""
         averaged = features.unflatten(2, (self.directions.shape[1], -1)).mean(3)
-        return self.log_scale.exp() * normalize(averaged, dim=2) @ normalize(self.directions, dim=1).mT
+        return (
+            self.log_scale.exp() * normalize(averaged, dim=2) @ normalize(self.directions, dim=1).mT
+        )
 
 
 def training_classes(tasks: Tasks, learner: Learner, count: int) -> tuple[Tensor, Tensor]:
@@ -147,16 +162,18 @@ def training_classes(tasks: Tasks, learner: Learner, count: int) -> tuple[Tensor
             f"`Tasks.classes` holds a class {most}, but {type(learner).__name__} was built with `classes={count}`. It "
             "tells apart all classes that meta-training draws from. Pass as `classes` how many the pool has."
         )
-    labels, there = (torch.cat(both, dim=1) for both in zip(tasks.support[1:], tasks.query[1:], strict=True))
+    labels, there = (
+        torch.cat(both, dim=1) for both in zip(tasks.support[1:], tasks.query[1:], strict=True)
+    )
     return tasks.classes.gather(1, labels.masked_fill(~there, 0)), there
 
 
 def in_turns(tasks: Tasks) -> Tasks:
     """Make several tasks of each, in which the examples of a class change places; the turns come before the tasks.
 
-    The examples of a class stand in a ring, support first; in turn r the ring is turned by r times the shots of the
-    class. There are as many turns as support sets fit into the smallest ring, and two at least. Examples that are
-    masked stay where they are.
+    The examples of a class stand in a ring, support first; in turn r the ring is turned by r times
+    the shots of the class. There are as many turns as support sets fit into the smallest ring, and
+    two at least. Examples that are masked stay where they are.
 
     Args:
         tasks: Inputs are features, (tasks, rows, features).
@@ -167,7 +184,9 @@ def in_turns(tasks: Tasks) -> Tasks:
     (support, query), shots = tasks[:2], tasks.support_y.shape[1]
     there = torch.cat([support.mask, query.mask], dim=1)
     labels = torch.cat([support.y, query.y], dim=1)
-    labels = labels.masked_fill(~there, 1 + int(labels.masked_fill(~there, 0).max()))  # a class of their own
+    labels = labels.masked_fill(
+        ~there, 1 + int(labels.masked_fill(~there, 0).max())
+    )  # a class of their own
     member = one_hot(labels)
     of_support = (member * there[..., None])[:, :shots].sum(1)  # (tasks, classes)
     sizes = member.sum(1)
@@ -175,7 +194,9 @@ def in_turns(tasks: Tasks) -> Tasks:
     order = labels.argsort(dim=1, stable=True)  # ring after ring
     rank = torch.arange(labels.shape[1], device=labels.device)
     ring = labels.gather(1, order)
-    first, size, step = ((part.gather(1, ring)) for part in (sizes.cumsum(1) - sizes, sizes, of_support))
+    first, size, step = (
+        (part.gather(1, ring)) for part in (sizes.cumsum(1) - sizes, sizes, of_support)
+    )
     every = torch.cat([support.x, query.x], dim=1)
     offset = len(rank) * torch.arange(len(labels), device=labels.device)[:, None]
     turned = []
@@ -186,7 +207,9 @@ def in_turns(tasks: Tasks) -> Tasks:
     support_x, query_x = torch.cat(turned).split([shots, len(rank) - shots], dim=1)
 
     def repeated(side: Examples, x: Tensor) -> Examples:
-        return Examples(x.contiguous(), side.y.repeat(len(turned), 1), side.mask.repeat(len(turned), 1))
+        return Examples(
+            x.contiguous(), side.y.repeat(len(turned), 1), side.mask.repeat(len(turned), 1)
+        )
 
     return Tasks(repeated(support, support_x), repeated(query, query_x))
 
@@ -202,8 +225,8 @@ def scaled_prototypes(mean: Tensor, log_scale: Tensor) -> Params:
 def with_generated_head(base: nn.Module) -> nn.Module:
     """The base with a frozen head of one row of zeros: every task brings its head, of any ways.
 
-    Training has no use for the own values, and a checkpoint then fits whatever ways it is judged by. The trunk is that
-    of ``base``, which keeps its own head.
+    Training has no use for the own values, and a checkpoint then fits whatever ways it is judged
+    by. The trunk is that of ``base``, which keeps its own head.
     """
     head = nn.utils.skip_init(nn.Linear, features_of(base) or 1, 1).requires_grad_(False)
     for parameter in head.parameters():

@@ -16,7 +16,8 @@ from weightloom.params import Params
 class ContextReader(nn.Module):
     """Classify pictures in the context of labelled ones, which are parameters of this module.
 
-    A query reads the support points and itself passes nothing on, so it does not matter which queries come together.
+    A query reads the support points and itself passes nothing on, so it does not matter which
+    queries come together.
 
     Args:
         inputs: Width of a picture.
@@ -60,7 +61,8 @@ class InContext(Learner):
         ConfigError: If ``base`` is not one.
 
     Source:
-        Müller et al., "Transformers can do Bayesian inference" (2022), in whose place the labels are classes.
+        Müller et al., "Transformers can do Bayesian inference" (2022), in whose place the labels
+        are classes.
     """
 
     base: ContextReader
@@ -76,7 +78,10 @@ class InContext(Learner):
         """The support set, standardised, and what standardises queries."""
         known = input_statistics(support.x, support.y, support.mask, classes=self.base.classes)
         values = known.standardise(support.x)
-        labels = one_hot(support.y.clamp(min=0), self.base.classes).to(values.dtype) * (support.y >= 0)[..., None]
+        labels = (
+            one_hot(support.y.clamp(min=0), self.base.classes).to(values.dtype)
+            * (support.y >= 0)[..., None]
+        )
         support_set = {"support_x": values, "support_y": labels, "mask": support.mask}
         return Params({**support_set, "mean": known.mean, "scale": known.scale})
 

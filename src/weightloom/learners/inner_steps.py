@@ -15,8 +15,9 @@ from weightloom.params import Params
 class InnerSteps(Learner):
     """Let a method write the parameters, then take gradient steps on them; all of it is trained end to end.
 
-    Of a parameter that is held as factors, the factors are adapted. With a hypernetwork this is a generated
-    initialisation, in the manner of HyperMAML; with parameters that are the same for all tasks it is MAML.
+    Of a parameter that is held as factors, the factors are adapted. With a hypernetwork this is a
+    generated initialisation, in the manner of HyperMAML; with parameters that are the same for all
+    tasks it is MAML.
 
     Args:
         learner: The method that writes where the steps start.
@@ -25,13 +26,16 @@ class InnerSteps(Learner):
         first_order: Take the gradients of the inner steps as constants.
 
     Source:
-        Przewięźlikowski et al., "HyperMAML: few-shot adaptation of deep models with hypernetworks" (2022), from afar:
-        there a hypernetwork writes one update from the support set and its predictions; here it writes the start.
+        Przewięźlikowski et al., "HyperMAML: few-shot adaptation of deep models with hypernetworks"
+        (2022), from afar: there a hypernetwork writes one update from the support set and its
+        predictions; here it writes the start.
     """
 
     inner_loop = True
 
-    def __init__(self, learner: Learner, steps: int = 1, inner_lr: float = 0.01, first_order: bool = False) -> None:
+    def __init__(
+        self, learner: Learner, steps: int = 1, inner_lr: float = 0.01, first_order: bool = False
+    ) -> None:
         super().__init__()
         self.learner, self.steps, self.first_order = learner, steps, first_order
         self.base, self.loss_per_task = learner.base, learner.loss_per_task
@@ -49,7 +53,9 @@ class InnerSteps(Learner):
             return masked_loss(self.loss_per_task, outputs, support.y, support.mask)
 
         start = self.learner.adapt(support)
-        return descend(start, loss, self.steps, self.log_inner_lr.exp(), first_order=self.first_order)
+        return descend(
+            start, loss, self.steps, self.log_inner_lr.exp(), first_order=self.first_order
+        )
 
     def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
         """Predict as the method does."""

@@ -23,15 +23,17 @@ CLASSES = 10
 class RestoringLearner(Learner):
     """Methods whose base first restores a picture, then reads it.
 
-    In meta-training, where cameras are made, the pictures before the camera are known (`Tasks.hidden`): the loss is the
-    cross-entropy of what is read plus a multiple of the squared error of what is restored.
+    In meta-training, where cameras are made, the pictures before the camera are known
+    (`Tasks.hidden`): the loss is the cross-entropy of what is read plus a multiple of the squared
+    error of what is restored.
 
     Args:
         base: A sequence; what its first part gives is the restored picture, and the others read it.
         restore: That multiple. With 0 nothing hidden is read.
 
     Raises:
-        ConfigError: If ``base`` is no such sequence; in training, if `Tasks.hidden` does not hold the pictures.
+        ConfigError: If ``base`` is no such sequence; in training, if `Tasks.hidden` does not hold
+            the pictures.
     """
 
     base: nn.Sequential
@@ -78,7 +80,11 @@ def _mean_square(pictures: Tensor, truth: Tensor) -> Tensor:
 
 
 def _described(value: object) -> str:
-    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return (
+        f"of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )
 
 
 class HyperInputs(RestoringLearner):
@@ -91,7 +97,9 @@ class HyperInputs(RestoringLearner):
         rounds: As for `EquivariantHyperNetwork`.
     """
 
-    def __init__(self, base: nn.Sequential, restore: float = 30.0, width: int = 64, rounds: int = 5) -> None:
+    def __init__(
+        self, base: nn.Sequential, restore: float = 30.0, width: int = 64, rounds: int = 5
+    ) -> None:
         super().__init__(base, restore)
         if not isinstance(base[0], nn.Linear):
             fits = "Its first part is generated, input by input."
@@ -127,7 +135,10 @@ class SharedInputs(RestoringLearner):
         """Fold what standardises the inputs into the shared layer."""
         known, layer = self.known(support), self.base[0]
         tasks = len(support.x)
-        own = {f"0.{name}": value.expand(tasks, *value.shape) for name, value in layer.named_parameters()}
+        own = {
+            f"0.{name}": value.expand(tasks, *value.shape)
+            for name, value in layer.named_parameters()
+        }
         return standardised(own, "0", known.mean, known.scale)
 
 
@@ -174,8 +185,12 @@ class CodeInputs(RestoringLearner):
         super().__init__(base, restore)
         if not isinstance(base[0], CodeReader):
             fits = "Its first part reads a code beside each input."
-            raise misfit(base, fits, "`nn.Sequential(CodeReader(inputs, pixels, code_dim), *reader)`")
-        self.encoder = EquivariantHyperNetwork("0", 1, statistics_of(CLASSES), RELATIONS, width=width)
+            raise misfit(
+                base, fits, "`nn.Sequential(CodeReader(inputs, pixels, code_dim), *reader)`"
+            )
+        self.encoder = EquivariantHyperNetwork(
+            "0", 1, statistics_of(CLASSES), RELATIONS, width=width
+        )
         self.encoder.writer.requires_grad_(False)  # nothing is written
         self.encoder.bias.requires_grad_(False)
 

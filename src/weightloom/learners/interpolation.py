@@ -31,7 +31,9 @@ class NearPoints(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate it, (batch, x_dim) to (batch, y_dim)."""
         squares = (x[:, None] - self.points).square().sum(2).clamp(min=1e-12)
-        return torch.softmax(self.log_weights - 0.5 * self.power * squares.log(), dim=1) @ self.values
+        return (
+            torch.softmax(self.log_weights - 0.5 * self.power * squares.log(), dim=1) @ self.values
+        )
 
 
 class Interpolation(Learner):
@@ -88,7 +90,8 @@ class GaussianPixels(Learner):
     """The most likely image given the observed pixels, where all images are one Gaussian of known covariance.
 
     Args:
-        images: Images to measure the Gaussian on, (images, height, width): uint8 in 0 to 255, or float.
+        images: Images to measure the Gaussian on, (images, height, width): uint8 in 0 to 255, or
+            float.
         ridge: Added to the variance of every pixel.
         bounds: What grey values are known to lie between; the completed image is clamped to it.
 
@@ -101,7 +104,9 @@ class GaussianPixels(Learner):
     mean: Tensor
     covariance: Tensor
 
-    def __init__(self, images: Tensor, ridge: float = 1e-3, bounds: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self, images: Tensor, ridge: float = 1e-3, bounds: tuple[float, float] | None = None
+    ) -> None:
         super().__init__()
         self.bounds = bounds
         self.base = Picture(*images.shape[1:])
@@ -123,7 +128,9 @@ class GaussianPixels(Learner):
                 "numbers for its position and one for its grey. Pass tasks such as `FunctionTasks` draws."
             )
         size = support.x.new_tensor(self.base.pixels.shape).flip(0)
-        column, row = ((support.x + 1) / 2 * size).floor().clamp(min=0).minimum(size - 1).long().unbind(2)
+        column, row = (
+            ((support.x + 1) / 2 * size).floor().clamp(min=0).minimum(size - 1).long().unbind(2)
+        )
         pixel = row * self.base.pixels.shape[1] + column
         covariance = self.covariance[pixel[:, :, None], pixel[:, None]]
         miss = support.y[..., 0].double() - self.mean[pixel]
@@ -172,8 +179,9 @@ class PrincipalCurves(nn.Module):
 class GaussianCurves(Learner):
     """The most likely curve given the observed points, where all curves are one Gaussian of few dimensions.
 
-    The Gaussian is the mean of some whole curves and their principal components; what is found for a task is a score
-    for each, by ridge regression, which is Bayesian linear regression on components of their own variance.
+    The Gaussian is the mean of some whole curves and their principal components; what is found for
+    a task is a score for each, by ridge regression, which is Bayesian linear regression on
+    components of their own variance.
 
     Args:
         curves: Curves to measure the Gaussian on, (curves, points), their points at equal steps.
@@ -182,20 +190,27 @@ class GaussianCurves(Learner):
         ridge: Variance of what observed values deviate from the curve.
 
     Source:
-        Ramsay and Silverman, "Functional data analysis" (2005), chapter 8, for the components; Rasmussen and Williams,
-        "Gaussian processes for machine learning" (2006), equation 2.25, for what the points say of them.
+        Ramsay and Silverman, "Functional data analysis" (2005), chapter 8, for the components;
+        Rasmussen and Williams, "Gaussian processes for machine learning" (2006), equation 2.25, for
+        what the points say of them.
     """
 
     base: PrincipalCurves
     trained = False
 
-    def __init__(self, curves: Tensor, span: tuple[float, float], components: int = 8, ridge: float = 1e-3) -> None:
+    def __init__(
+        self, curves: Tensor, span: tuple[float, float], components: int = 8, ridge: float = 1e-3
+    ) -> None:
         super().__init__()
         self.ridge = ridge
         curves = curves.double()
         mean = curves.mean(0)
-        variances, directions = torch.linalg.eigh((curves - mean).mT @ (curves - mean) / len(curves))
-        scaled = (directions * variances.clamp(min=0).sqrt()).flip(1)[:, :components]  # the largest came last
+        variances, directions = torch.linalg.eigh(
+            (curves - mean).mT @ (curves - mean) / len(curves)
+        )
+        scaled = (directions * variances.clamp(min=0).sqrt()).flip(1)[
+            :, :components
+        ]  # the largest came last
         self.base = PrincipalCurves(torch.cat([mean[:, None], scaled], dim=1), span)
 
     def adapt(self, support: Support) -> Params:

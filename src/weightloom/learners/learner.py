@@ -18,18 +18,21 @@ Support = Examples
 class Learner(nn.Module, ABC):
     """A few-shot method: ``fit`` on many tasks, ``adapt`` to the support set of new ones, ``predict`` their queries.
 
-    Every method, ours or a comparator, answers with parameters, so that all are trained, run, timed, exported and
-    compared by the same code. To bring your own, inherit and write ``adapt`` and ``predict``.
+    Every method, ours or a comparator, answers with parameters, so that all are trained, run,
+    timed, exported and compared by the same code. To bring your own, inherit and write ``adapt``
+    and ``predict``.
 
-    Rows of a task come in any order, classes with any number of examples each, what is masked has no effect. Labels say
-    how many ways a task has; of `Tasks.hidden` and `Tasks.classes` a method reads nothing unless it says so.
+    Rows of a task come in any order, classes with any number of examples each, what is masked has
+    no effect. Labels say how many ways a task has; of `Tasks.hidden` and `Tasks.classes` a method
+    reads nothing unless it says so.
     """
 
     base: nn.Module
     """The network whose parameters ``adapt`` returns."""
 
     loss_per_task: TaskLoss = staticmethod(loss_per_task)
-    """Outputs and targets to one loss per task. By default cross-entropy for labels, squared error elsewhere."""
+    """Outputs and targets to one loss per task. By default cross-entropy for labels, squared error
+    elsewhere."""
 
     trained: ClassVar[bool] = True
     """Whether ``fit`` changes it; False for what works on each task alone."""
@@ -38,7 +41,8 @@ class Learner(nn.Module, ABC):
     """Whether ``adapt`` takes gradient steps through which the method is trained."""
 
     ways: int | None = None
-    """How many classes a task must have, for methods whose head has a fixed number of rows; None for any."""
+    """How many classes a task must have, for methods whose head has a fixed number of rows; None
+    for any."""
 
     @abstractmethod
     def adapt(self, support: Support) -> Params:
@@ -75,7 +79,8 @@ class Learner(nn.Module, ABC):
         Args:
             source: Where tasks are drawn from.
             options: Steps, tasks per step, learning rate and so on.
-            **how: What `weightloom.training.train` takes: ``run``, ``resume``, ``fabric``, ``evaluate``, ``quiet``.
+            **how: What `weightloom.training.train` takes: ``run``, ``resume``, ``fabric``,
+                ``evaluate``, ``quiet``.
         """
         return train(self, source, None, options, **how)
 

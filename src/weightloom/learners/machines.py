@@ -43,16 +43,22 @@ class KernelMachine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Count the votes, (..., inputs) to (..., classes)."""
-        squares = x.square().sum(-1, keepdim=True) + self.points.square().sum(-1) - 2 * x @ self.points.mT
+        squares = (
+            x.square().sum(-1, keepdim=True) + self.points.square().sum(-1) - 2 * x @ self.points.mT
+        )
         decisions = torch.exp(-self.gamma * squares.clamp(min=0)) @ self.duals.mT + self.intercepts
-        first, second = (torch.nn.functional.one_hot(of, self.classes).to(x.dtype) for of in self.pairs)
+        first, second = (
+            torch.nn.functional.one_hot(of, self.classes).to(x.dtype) for of in self.pairs
+        )
         won = (decisions > 0).to(x.dtype)
         votes = won @ first + (1 - won) @ second
         sure = decisions @ (first - second)
         return votes + sure / (3 * (sure.abs() + 1))
 
 
-def fitted_machine(x: Tensor, y: Tensor, classes: int, penalty: float, gamma: float) -> dict[str, Tensor]:
+def fitted_machine(
+    x: Tensor, y: Tensor, classes: int, penalty: float, gamma: float
+) -> dict[str, Tensor]:
     """Fit a `KernelMachine`; classes that are not there lose every vote.
 
     Args:
@@ -73,11 +79,15 @@ def fitted_machine(x: Tensor, y: Tensor, classes: int, penalty: float, gamma: fl
         intercepts[label] += float(label in seen)
         intercepts[:, label] -= float(label in seen)
     if len(seen) > 1:
-        machine = SVC(C=penalty, gamma=gamma, decision_function_shape="ovo").fit(x.double().numpy(), y.numpy())
+        machine = SVC(C=penalty, gamma=gamma, decision_function_shape="ovo").fit(
+            x.double().numpy(), y.numpy()
+        )
         starts = np.concatenate([[0], machine.n_support_.cumsum()])
         of_class = [slice(starts[i], starts[i + 1]) for i in range(len(seen))]
         place = torch.from_numpy(machine.support_).long()
-        values, offsets = (torch.from_numpy(v).to(x) for v in (machine.dual_coef_, machine.intercept_))
+        values, offsets = (
+            torch.from_numpy(v).to(x) for v in (machine.dual_coef_, machine.intercept_)
+        )
         if len(seen) == 2:  # there scikit-learn counts from the second class
             values, offsets = -values, -offsets
         pairs = torch.triu_indices(len(seen), len(seen), 1).T.tolist()
@@ -155,7 +165,9 @@ class SupportLearner(Learner):
         values = known.standardise(support.x)
         fitted: list[dict[str, Tensor]] = []
         for x, y, there in zip(values, support.y, support.mask, strict=True):
-            with config_context(assume_finite=True, skip_parameter_validation=True):  # half of its time otherwise
+            with config_context(
+                assume_finite=True, skip_parameter_validation=True
+            ):  # half of its time otherwise
                 one = self.fitted(x[there], y[there])
             short = len(x) - int(there.sum())
             fitted.append({name: _longer(name, value, short) for name, value in one.items()})
@@ -203,10 +215,14 @@ class SupportSVM(SupportLearner):
         gamma: Of the kernel, times the width of an input.
     """
 
-    def __init__(self, inputs: int, classes: int, penalty: float = 10.0, gamma: float = 0.1) -> None:
+    def __init__(
+        self, inputs: int, classes: int, penalty: float = 10.0, gamma: float = 0.1
+    ) -> None:
         super().__init__(classes)
         self.penalty, self.gamma = penalty, gamma / inputs
-        self.base = nn.Sequential(Standardise(inputs), KernelMachine(1, inputs, classes, self.gamma))
+        self.base = nn.Sequential(
+            Standardise(inputs), KernelMachine(1, inputs, classes, self.gamma)
+        )
 
     def fitted(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Fit one task."""
@@ -236,7 +252,9 @@ class SupportLogistic(SupportLearner):
         if len(seen) == 1:
             bias[seen] = 0.0
             return {"weight": weight, "bias": bias}
-        model: Any = LogisticRegression(C=self.penalty, max_iter=1000).fit(x.double().numpy(), y.numpy())
+        model: Any = LogisticRegression(C=self.penalty, max_iter=1000).fit(
+            x.double().numpy(), y.numpy()
+        )
         rows, shifts = torch.from_numpy(model.coef_).to(x), torch.from_numpy(model.intercept_).to(x)
         if len(seen) == 2:  # there scikit-learn keeps one row, that of the second class
             rows, shifts = torch.cat([0 * rows, rows]), torch.cat([0 * shifts, shifts])
@@ -260,7 +278,9 @@ class NearestPoint(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Score classes by minus the squared distance per input, (batch, inputs) to (batch, classes)."""
-        squares = x.square().sum(-1, keepdim=True) + self.points.square().sum(-1) - 2 * x @ self.points.mT
+        squares = (
+            x.square().sum(-1, keepdim=True) + self.points.square().sum(-1) - 2 * x @ self.points.mT
+        )
         near = -(squares / x.shape[-1])[..., None] + torch.where(self.labels > 0, 0.0, 10 * ABSENT)
         return near.amax(-2)
 
@@ -284,9 +304,14 @@ class SupportNearest(Learner):
         """The support set is the classifier."""
         known = input_statistics(support.x, support.y, support.mask, classes=self.classes)
         values = known.standardise(support.x)
-        labels = torch.nn.functional.one_hot(support.y.clamp(min=0), self.classes) * support.mask[..., None]
+        labels = (
+            torch.nn.functional.one_hot(support.y.clamp(min=0), self.classes)
+            * support.mask[..., None]
+        )
         labels = labels.to(values.dtype)
-        return Params({"0.mean": known.mean, "0.scale": known.scale, "1.points": values, "1.labels": labels})
+        return Params(
+            {"0.mean": known.mean, "0.scale": known.scale, "1.points": values, "1.labels": labels}
+        )
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Run each task's classifier."""

@@ -18,13 +18,15 @@ class MAML(Learner):
 
     Args:
         base: The base network; its own parameters are where every task starts.
-        loss_per_task: Outputs and targets to one loss per task, a mean over its points: of the inner and outer loop.
+        loss_per_task: Outputs and targets to one loss per task, a mean over its points: of the
+            inner and outer loop.
         inner_steps: Gradient steps per task.
         inner_lr: Length of a step.
         first_order: Take the gradients of the inner steps as constants.
         adapted: Which parameters are adapted; the others are shared by all tasks.
         learn_inner_lr: Learn the length of a step, one for each parameter tensor.
-        momentum: Decay rates of Adam's moments, for inner steps by Adam. None is plain gradient descent.
+        momentum: Decay rates of Adam's moments, for inner steps by Adam. None is plain gradient
+            descent.
 
     Raises:
         ConfigError: If ``adapted`` matches no parameter.
@@ -36,8 +38,8 @@ class MAML(Learner):
         torch.Size([7, 2, 3])
 
     Source:
-        Finn, Abbeel and Levine, "Model-agnostic meta-learning" (2017). Learned lengths: Li et al., "Meta-SGD" (2017),
-        with one per tensor in the place of one per number.
+        Finn, Abbeel and Levine, "Model-agnostic meta-learning" (2017). Learned lengths: Li et al.,
+        "Meta-SGD" (2017), with one per tensor in the place of one per number.
     """
 
     inner_loop = True
@@ -55,7 +57,12 @@ class MAML(Learner):
     ) -> None:
         super().__init__()
         self.base, self.loss_per_task = base, loss_per_task
-        self.inner_steps, self.inner_lr, self.first_order, self.momentum = inner_steps, inner_lr, first_order, momentum
+        self.inner_steps, self.inner_lr, self.first_order, self.momentum = (
+            inner_steps,
+            inner_lr,
+            first_order,
+            momentum,
+        )
         self.spec = ParamSpec.of(base, adapted)
         self.log_inner_lr: nn.Parameter | None = None
         if learn_inner_lr:
@@ -64,24 +71,45 @@ class MAML(Learner):
     def adapt(self, support: Support) -> Params:
         """Take the gradient steps of every task from the same start."""
         own = dict(self.base.named_parameters())
-        start = Params({name: own[name].expand(len(support.mask), *shape) for name, shape in self.spec.shapes.items()})
+        start = Params(
+            {
+                name: own[name].expand(len(support.mask), *shape)
+                for name, shape in self.spec.shapes.items()
+            }
+        )
 
         def loss(params: Mapping[str, Tensor]) -> Tensor:
-            return masked_loss(self.loss_per_task, self.predict(params, support.x), support.y, support.mask)
+            return masked_loss(
+                self.loss_per_task, self.predict(params, support.x), support.y, support.mask
+            )
 
         if self.log_inner_lr is None:
             return self._descend(start, loss, self.inner_lr)
-        # A step of length 1 in units of u is one of length u² in the parameter: u once more in the gradient, but
-        # Adam's direction has no length.
+        # A step of length 1 in units of u is one of length u² in the parameter: u once more in the
+        # gradient, but Adam's direction has no length.
         units = (self.log_inner_lr if self.momentum else self.log_inner_lr / 2).exp()
 
         def moved(moves: Mapping[str, Tensor]) -> Params:
-            return Params({n: start[n] + unit * move for (n, move), unit in zip(moves.items(), units, strict=True)})
+            return Params(
+                {
+                    n: start[n] + unit * move
+                    for (n, move), unit in zip(moves.items(), units, strict=True)
+                }
+            )
 
-        return moved(self._descend(start.map(torch.zeros_like), lambda moves: loss(moved(moves)), 1.0))
+        return moved(
+            self._descend(start.map(torch.zeros_like), lambda moves: loss(moved(moves)), 1.0)
+        )
 
     def _descend(self, start: Params, loss: Callable[[Params], Tensor], inner_lr: float) -> Params:
-        return descend(start, loss, self.inner_steps, inner_lr, first_order=self.first_order, momentum=self.momentum)
+        return descend(
+            start,
+            loss,
+            self.inner_steps,
+            inner_lr,
+            first_order=self.first_order,
+            momentum=self.momentum,
+        )
 
     def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
         """Run the base with each task's parameters, and its own for the rest."""

@@ -21,11 +21,12 @@ TAUGHT_TASKS, TAUGHT_SEED = 400, 1 << 39
 class Matching(RestoringLearner):
     """Match every wire to a pixel and a sign by its mean in each class, then read with a support vector machine.
 
-    Of every training pixel the mean and the variance in each class are known. Wires and pixels are standardised over
-    the classes that the support set shows; the log-likelihood of a wire's class means, Gaussian with the pixel's
-    variance over the shots, scores each pixel and sign, and Sinkhorn's normalisation makes an assignment of the scores.
-    A picture is restored by it, and read by a machine fitted to training pictures or, if ``taught``, to pictures of
-    training cameras restored in this way.
+    Of every training pixel the mean and the variance in each class are known. Wires and pixels are
+    standardised over the classes that the support set shows; the log-likelihood of a wire's class
+    means, Gaussian with the pixel's variance over the shots, scores each pixel and sign, and
+    Sinkhorn's normalisation makes an assignment of the scores. A picture is restored by it, and
+    read by a machine fitted to training pictures or, if ``taught``, to pictures of training cameras
+    restored in this way.
 
     Args:
         images: Training pictures, (images, pixels), in 0 to 1.
@@ -53,7 +54,9 @@ class Matching(RestoringLearner):
         taught: list[TaskSource] | None = None,
     ) -> None:
         pixels = images.shape[1]
-        super().__init__(nn.Sequential(nn.Linear(pixels, pixels).requires_grad_(False), nn.Identity()))
+        super().__init__(
+            nn.Sequential(nn.Linear(pixels, pixels).requires_grad_(False), nn.Identity())
+        )
         self.sharpness, self.noise = sharpness, noise
         classes = int(labels.max()) + 1
         of_class = [images[labels == label] for label in range(classes)]
@@ -62,8 +65,14 @@ class Matching(RestoringLearner):
         if taught:
             generator = torch.Generator().manual_seed(TAUGHT_SEED)
             drawn = [source.sample(TAUGHT_TASKS // len(taught), generator) for source in taught]
-            restored = [self.restored(self.adapt(tasks.support), tasks.query_x).flatten(0, 1) for tasks in drawn]
-            images, labels = torch.cat(restored), torch.cat([tasks.query_y.flatten() for tasks in drawn])
+            restored = [
+                self.restored(self.adapt(tasks.support), tasks.query_x).flatten(0, 1)
+                for tasks in drawn
+            ]
+            images, labels = (
+                torch.cat(restored),
+                torch.cat([tasks.query_y.flatten() for tasks in drawn]),
+            )
         self.base[1] = machine_of(images, labels, classes, penalty, gamma)
 
     def adapt(self, support: Support) -> Params:
@@ -71,14 +80,23 @@ class Matching(RestoringLearner):
         classes = len(self.class_mean)
         known = input_statistics(support.x, support.y, support.mask, classes=classes)
         wire, shown = known.tokens[..., :classes], known.tokens[:, 0, classes : 2 * classes]
-        member = torch.nn.functional.one_hot(support.y.clamp(min=0), classes) * support.mask[..., None]
+        member = (
+            torch.nn.functional.one_hot(support.y.clamp(min=0), classes) * support.mask[..., None]
+        )
         shots = member.sum(1).to(wire.dtype)
-        weight = (shots / shots.sum(1, keepdim=True).clamp(min=1))[..., None]  # of each class, (tasks, classes, 1)
+        weight = (shots / shots.sum(1, keepdim=True).clamp(min=1))[
+            ..., None
+        ]  # of each class, (tasks, classes, 1)
         mean = (weight * self.class_mean).sum(1)
-        variance = (weight * (self.class_variance + (self.class_mean - mean[:, None]).square())).sum(1)
+        variance = (
+            weight * (self.class_variance + (self.class_mean - mean[:, None]).square())
+        ).sum(1)
         spread = (variance + 1e-4).sqrt()
         pixel = (self.class_mean - mean[:, None]) / spread[:, None]  # (tasks, classes, pixels)
-        noise = self.class_variance / spread[:, None].square() / shots[..., None].clamp(min=1) + self.noise
+        noise = (
+            self.class_variance / spread[:, None].square() / shots[..., None].clamp(min=1)
+            + self.noise
+        )
         scores = []
         for sign in (1.0, -1.0):
             miss = (sign * wire[..., None] - pixel[:, None]).square() / noise[

@@ -20,9 +20,10 @@ from weightloom.params import Params, ParamSpec
 class LayerwiseHyperNetwork(HoldsBase, HyperNetwork):
     """A code for every layer of the base, and for every layer a generator of its own.
 
-    Without ``hidden`` a generator is linear: a layer's parameters are its own values plus a mixture of templates, and
-    the code, brought to unit mean square, is the mixture. With ``hidden`` an MLP stands between code and mixture.
-    What is generated starts with the variance of the layer's own values (hyperfan-in).
+    Without ``hidden`` a generator is linear: a layer's parameters are its own values plus a mixture
+    of templates, and the code, brought to unit mean square, is the mixture. With ``hidden`` an MLP
+    stands between code and mixture. What is generated starts with the variance of the layer's own
+    values (hyperfan-in).
 
     Args:
         base: The base network. All parameters of all its layers are generated.
@@ -36,14 +37,18 @@ class LayerwiseHyperNetwork(HoldsBase, HyperNetwork):
         (8, torch.Size([5, 8, 32]))
 
     Source:
-        Schug et al., "Discovering modular solutions that generalize compositionally" (2024), appendix D, where hidden
-        layers of one shape share a generator.
+        Schug et al., "Discovering modular solutions that generalize compositionally" (2024),
+        appendix D, where hidden layers of one shape share a generator.
     """
 
     def __init__(self, base: nn.Module, code_dim: int, hidden: Sequence[int] = ()) -> None:
         super().__init__()
         self.hold(base, unused=[name for name, _ in base.named_parameters()])
-        owners = {name: layer for name, layer in base.named_modules() if list(layer.parameters(recurse=False))}
+        owners = {
+            name: layer
+            for name, layer in base.named_modules()
+            if list(layer.parameters(recurse=False))
+        }
         self.names = list(owners)
         """Which layers are generated; their codes stand side by side in this order."""
         self.condition_dim, self.spec = code_dim * len(owners), ParamSpec.of(base)
@@ -71,8 +76,8 @@ class LayerwiseHyperNetwork(HoldsBase, HyperNetwork):
 class LayerwiseMLP(nn.Module):
     """Several MLPs of the same widths, one per layer of a base, run as one by batched products.
 
-    Each begins with a layer norm, and has a layer norm and ELU behind every linear layer; of no hidden layers it is
-    nothing at all.
+    Each begins with a layer norm, and has a layer norm and ELU behind every linear layer; of no
+    hidden layers it is nothing at all.
 
     Args:
         layers: How many MLPs.
@@ -89,10 +94,14 @@ class LayerwiseMLP(nn.Module):
             self.shifts.append(nn.Parameter(torch.zeros(layers, width)))
         for width, units in pairwise((code_dim, *hidden)):
             bound = width**-0.5  # as nn.Linear
-            self.weights.append(nn.Parameter(torch.empty(layers, width, units).uniform_(-bound, bound)))
+            self.weights.append(
+                nn.Parameter(torch.empty(layers, width, units).uniform_(-bound, bound))
+            )
             self.biases.append(nn.Parameter(torch.empty(layers, 1, units).uniform_(-bound, bound)))
 
-    def forward(self, codes: Float[Tensor, "tasks layers code_dim"]) -> Float[Tensor, "tasks layers units"]:
+    def forward(
+        self, codes: Float[Tensor, "tasks layers code_dim"]
+    ) -> Float[Tensor, "tasks layers units"]:
         """Run each MLP on its own code."""
         for depth, (scale, shift) in enumerate(zip(self.scales, self.shifts, strict=True)):
             if depth:
@@ -110,7 +119,8 @@ class ModularHyperNetwork(Learner):
     Args:
         base: The base network that ``hyper`` generates for.
         hyper: Any hypernetwork that reads a vector per task.
-        loss_per_task: Outputs and targets to one loss per task, a mean over its points: of the inner and outer loop.
+        loss_per_task: Outputs and targets to one loss per task, a mean over its points: of the
+            inner and outer loop.
         inner_steps: Steps from the start code, which is learned and the same for all tasks.
         inner_lr: Length of a step.
         first_order: Take the gradients of the inner steps as constants.
@@ -126,7 +136,8 @@ class ModularHyperNetwork(Learner):
         torch.Size([5, 8])
 
     Source:
-        Schug et al., "Discovering modular solutions that generalize compositionally" (2024), algorithm 1.
+        Schug et al., "Discovering modular solutions that generalize compositionally" (2024),
+        algorithm 1.
     """
 
     inner_loop = True
@@ -143,7 +154,11 @@ class ModularHyperNetwork(Learner):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__()
-        self.base, self.hyper, self.loss_per_task = getattr(hyper, "base", base), hyper, loss_per_task
+        self.base, self.hyper, self.loss_per_task = (
+            getattr(hyper, "base", base),
+            hyper,
+            loss_per_task,
+        )
         self.inner_steps, self.inner_lr, self.first_order = inner_steps, inner_lr, first_order
         self.momentum, self.weight_decay = momentum, weight_decay
         self.start = nn.Parameter(torch.randn(hyper.condition_dim))

@@ -26,7 +26,9 @@ class Powers(nn.Module):
 
     def powers(self, x: Tensor) -> Tensor:
         """Return 1, x, x², … side by side, (..., 1 + x_dim * degree)."""
-        return torch.cat([torch.ones_like(x[..., :1]), *(x**k for k in range(1, self.degree + 1))], dim=-1)
+        return torch.cat(
+            [torch.ones_like(x[..., :1]), *(x**k for k in range(1, self.degree + 1))], dim=-1
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate it, (batch, x_dim) to (batch, y_dim)."""
@@ -57,7 +59,9 @@ class RidgePolynomial(Learner):
         """Solve the normal equations of every task, in double precision."""
         there = support.mask[..., None].double()
         powers = self.base.powers(support.x.double()) * there
-        penalty = torch.full((powers.shape[2],), self.ridge, dtype=torch.float64, device=powers.device)
+        penalty = torch.full(
+            (powers.shape[2],), self.ridge, dtype=torch.float64, device=powers.device
+        )
         penalty[0] = 1e-9
         normal = powers.mT @ powers + torch.diag(penalty)
         weight = torch.linalg.solve(normal, powers.mT @ (support.y.double() * there)).mT

@@ -27,11 +27,14 @@ class LinearProbe(HeadLearner):
         ConfigError: If ``base`` has no such parts; in training, if `Tasks.classes` is None.
 
     Source:
-        Tian et al., "Rethinking few-shot image classification: a good embedding is all you need?" (2020): features of
-        unit length, a linear head. Theirs fits it by L-BFGS, with distillation before.
+        Tian et al., "Rethinking few-shot image classification: a good embedding is all you need?"
+        (2020): features of unit length, a linear head. Theirs fits it by L-BFGS, with distillation
+        before.
     """
 
-    def __init__(self, base: nn.Module, classes: int, steps: int = 100, inner_lr: float = 0.1) -> None:
+    def __init__(
+        self, base: nn.Module, classes: int, steps: int = 100, inner_lr: float = 0.1
+    ) -> None:
         super().__init__(base := split(base, type(self).__name__))
         self.steps, self.inner_lr = steps, inner_lr
         self.classify = nn.Linear(known_features(base, type(self).__name__), classes)
@@ -42,8 +45,12 @@ class LinearProbe(HeadLearner):
 
     def forward(self, tasks: Tasks) -> Tensor:
         """Loss of telling all training classes apart, for each task; support and query serve alike."""
-        logits = 10 * self.classify(torch.cat([self.features(tasks.support_x), self.features(tasks.query_x)], dim=1))
-        return loss_of_those_there(cross_entropy_per_task, logits, *training_classes(tasks, self, logits.shape[2]))
+        logits = 10 * self.classify(
+            torch.cat([self.features(tasks.support_x), self.features(tasks.query_x)], dim=1)
+        )
+        return loss_of_those_there(
+            cross_entropy_per_task, logits, *training_classes(tasks, self, logits.shape[2])
+        )
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
         """Fit a linear head to the frozen features of each support set."""
@@ -56,5 +63,7 @@ class LinearProbe(HeadLearner):
         def loss(outputs: Tensor) -> Tensor:
             return masked_loss(self.loss_per_task, outputs, labels, mask)
 
-        head = fit_params(nn.Linear(features.shape[2], ways), start, features, loss, self.steps, self.inner_lr)
+        head = fit_params(
+            nn.Linear(features.shape[2], ways), start, features, loss, self.steps, self.inner_lr
+        )
         return Params({f"head.{name}": value for name, value in head.items()})

@@ -17,8 +17,8 @@ class ProtoNet(HeadLearner):
         classes: As for `HeadLearner`.
 
     Source:
-        Snell, Swersky and Zemel, "Prototypical networks for few-shot learning" (2017), squared Euclidean distance;
-        a learned temperature is added.
+        Snell, Swersky and Zemel, "Prototypical networks for few-shot learning" (2017), squared
+        Euclidean distance; a learned temperature is added.
     """
 
     def __init__(self, base: nn.Module, start_scale: float = 1.0, classes: int = 0) -> None:
@@ -27,4 +27,6 @@ class ProtoNet(HeadLearner):
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
         """Set the head from the class means."""
-        return scaled_prototypes(class_statistics(features, labels, mask, self.ways).mean, self.log_scale)
+        return scaled_prototypes(
+            class_statistics(features, labels, mask, self.ways).mean, self.log_scale
+        )

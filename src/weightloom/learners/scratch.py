@@ -17,14 +17,17 @@ class FromScratch(Learner):
     """The base network, newly initialised and trained by Adam on the support set of each task alone.
 
     Args:
-        build: Makes the base, newly initialised, for a number of outputs (ways, or the width of a target).
+        build: Makes the base, newly initialised, for a number of outputs (ways, or the width of a
+            target).
         steps: Gradient steps per task.
         inner_lr: Adam's learning rate.
     """
 
     trained = False
 
-    def __init__(self, build: Callable[[int], nn.Module], steps: int = 100, inner_lr: float = 1e-2) -> None:
+    def __init__(
+        self, build: Callable[[int], nn.Module], steps: int = 100, inner_lr: float = 1e-2
+    ) -> None:
         super().__init__()
         self.build, self.steps, self.inner_lr = build, steps, inner_lr
         self.base = build(2)
@@ -34,7 +37,10 @@ class FromScratch(Learner):
         labels = not support.y.is_floating_point()
         self.base = self.build(self.ways_of(support) if labels else support.y.shape[2])
         tasks = len(support.mask)
-        start = {n: p.detach().expand(tasks, *p.shape) for n, p in copy.deepcopy(self.base).named_parameters()}
+        start = {
+            n: p.detach().expand(tasks, *p.shape)
+            for n, p in copy.deepcopy(self.base).named_parameters()
+        }
 
         def loss(outputs: Tensor) -> Tensor:
             return masked_loss(self.loss_per_task, outputs, support.y, support.mask)

@@ -32,9 +32,12 @@ def run_shared(trunk: nn.Module, x: Any) -> Tensor:
 def run_per_task(base: nn.Module, params: Mapping[str, Tensor], x: Any) -> Tensor:
     """Run a network with each task's parameters, (tasks, batch, *event) to (tasks, batch, *out).
 
-    Norms with running statistics go by the images of all tasks in training; those without by the images of one task.
+    Norms with running statistics go by the images of all tasks in training; those without by the
+    images of one task.
     """
-    outputs: Tensor = apply_per_task(base, params, x, statistics="task" if sees_a_task_together(base) else "shared")
+    outputs: Tensor = apply_per_task(
+        base, params, x, statistics="task" if sees_a_task_together(base) else "shared"
+    )
     return outputs
 
 
@@ -45,7 +48,9 @@ def single(x: Tensor) -> Tensor:
 
 def sees_a_task_together(base: nn.Module) -> bool:
     """Whether norms go by the images that they see together, in eval mode too: those of one task, then."""
-    return any(isinstance(part, nn.BatchNorm2d) and not part.track_running_stats for part in base.modules())
+    return any(
+        isinstance(part, nn.BatchNorm2d) and not part.track_running_stats for part in base.modules()
+    )
 
 
 class Split(nn.Module):
@@ -69,9 +74,10 @@ class Split(nn.Module):
 def split(base: nn.Module, method: str) -> nn.Module:
     """Return a network as ``trunk`` and ``head``, with the parameters that it has.
 
-    One with these two attributes, run one after the other, is returned as it is. Of any other the head is the linear
-    layer that it ends in, and the trunk all that comes before. A sequence says itself what it ends in; other modules
-    are traced (`torch.fx`), so that nothing is cut off that is not the end.
+    One with these two attributes, run one after the other, is returned as it is. Of any other the
+    head is the linear layer that it ends in, and the trunk all that comes before. A sequence says
+    itself what it ends in; other modules are traced (`torch.fx`), so that nothing is cut off that
+    is not the end.
 
     Args:
         base: The network.
@@ -102,7 +108,9 @@ def split_or_features(base: nn.Module, method: str) -> nn.Module:
     """
     if not isinstance(base, nn.Module):
         fits = f"{method} trains a network that maps inputs to features."
-        raise misfit(base, fits, "an `nn.Module`, such as `nn.Sequential(trunk, nn.Linear(features, ways))`")
+        raise misfit(
+            base, fits, "an `nn.Module`, such as `nn.Sequential(trunk, nn.Linear(features, ways))`"
+        )
     return _parts(base) or Split(base, nn.Identity())
 
 

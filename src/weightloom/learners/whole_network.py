@@ -17,7 +17,8 @@ class HyperRegressor(GeneratedLearner):
         y_dim: Width of a target.
         condition_dim: Width of the condition.
         layers: Rounds of attention.
-        form: How a generated parameter is held; None is free numbers. With `FiLM` it is the FiLM-only comparator.
+        form: How a generated parameter is held; None is free numbers. With `FiLM` it is the
+            FiLM-only comparator.
         transformer: Write by a transformer over slices of the parameters in the place of an MLP.
         hidden: Width of the encoder.
     """

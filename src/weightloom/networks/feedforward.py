@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from weightloom.errors import ConfigError
 
 Norm = Literal["batch", "group", "task"]
-"""How images are normalised: by running statistics; each by itself; by those of the images that are seen together."""
+"""How images are normalised: by running statistics; each by itself; by those of the images that are
+seen together."""
 
 
 def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -43,12 +44,15 @@ class ConvTrunk(nn.Module):
         size: Height and width of the image, in pixels.
         channels: Channels of every block.
         blocks: How many times the image is halved.
-        levels: How many of the last blocks are read. Early features say less, but say it of any image.
-        strided: Halve by a stride of the convolution, which is several times quicker than a maximum over 2x2.
+        levels: How many of the last blocks are read. Early features say less, but say it of any
+            image.
+        strided: Halve by a stride of the convolution, which is several times quicker than a maximum
+            over 2x2.
         norm: How images are normalised.
 
     Raises:
-        ConfigError: If the image is too small to be halved so often, or ``levels`` is not from 1 to ``blocks``.
+        ConfigError: If the image is too small to be halved so often, or ``levels`` is not from 1 to
+            ``blocks``.
     """
 
     def __init__(
@@ -72,9 +76,13 @@ class ConvTrunk(nn.Module):
         self.features = 0
         self.blocks = nn.ModuleList()
         for block in range(blocks):
-            convolution = nn.Conv2d(channels if block else channels_in, channels, 3, 2 if strided else 1, padding=1)
+            convolution = nn.Conv2d(
+                channels if block else channels_in, channels, 3, 2 if strided else 1, padding=1
+            )
             halve = nn.Identity() if strided else nn.MaxPool2d(2)
-            self.blocks.append(nn.Sequential(convolution, norm_of(channels, norm), nn.ReLU(), halve))
+            self.blocks.append(
+                nn.Sequential(convolution, norm_of(channels, norm), nn.ReLU(), halve)
+            )
             size = (size + 1) // 2 if strided else size // 2
             self.features += channels * size * size if block >= blocks - levels else 0
 
@@ -121,7 +129,8 @@ class ConvNet(nn.Module):
 class ResidualTrunk(nn.Module):
     """Blocks that halve the image, each but the last with a residual pair of convolutions; the last map is read, flat.
 
-    Narrow where the image is large and wide where it is small, so most of the work is done on few positions.
+    Narrow where the image is large and wide where it is small, so most of the work is done on few
+    positions.
 
     Args:
         channels_in: Channels of the image.
@@ -132,7 +141,8 @@ class ResidualTrunk(nn.Module):
         unit: Whether features are centred and brought to one length, as `UnitLength` does.
 
     Source:
-        He et al., "Deep residual learning for image recognition" (2016): the pair, its second norm before the sum.
+        He et al., "Deep residual learning for image recognition" (2016): the pair, its second norm
+        before the sum.
     """
 
     def __init__(
@@ -147,7 +157,9 @@ class ResidualTrunk(nn.Module):
         super().__init__()
         self.blocks = nn.Sequential()
         for number, width in enumerate(channels):
-            block = nn.Sequential(nn.Conv2d(channels_in, width, 3, 2, 1, bias=False), norm_of(width, norm), nn.ReLU())
+            block = nn.Sequential(
+                nn.Conv2d(channels_in, width, 3, 2, 1, bias=False), norm_of(width, norm), nn.ReLU()
+            )
             if last_pair or number + 1 < len(channels):
                 block.append(ResidualPair(width, norm))
             self.blocks.append(block)
@@ -169,7 +181,8 @@ class UnitLength(nn.Module):
         speed: Share of a batch in the running mean.
 
     Source:
-        Wang et al., "SimpleShot" (2019), its CL2N, with a running mean in the place of that of all training classes.
+        Wang et al., "SimpleShot" (2019), its CL2N, with a running mean in the place of that of all
+        training classes.
     """
 
     centre: Tensor
@@ -240,7 +253,9 @@ class FeatureTrunk(nn.Module):
         last = nn.Linear(hidden, features)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.change = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Dropout(dropout), last)
+        self.change = nn.Sequential(
+            nn.Linear(features, hidden), nn.GELU(), nn.Dropout(dropout), last
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Change features, (batch, features)."""

@@ -2,10 +2,12 @@
 
 In:   a Keras 3 model on the torch backend, built.
 Out:  `KerasBase`, a module whose parameters are the model's trainable variables.
-Knows nothing of tasks, nor of where its parameters came from. Loads Keras only when a `KerasBase` is made or run.
+Knows nothing of tasks, nor of where its parameters came from. Loads Keras only when a `KerasBase`
+is made or run.
 
-Keras reads its variables from the model itself, so `torch.func.functional_call` on a raw Keras model runs without an
-error and without the parameters it was given. Base networks are refused by `is_keras` for that reason.
+Keras reads its variables from the model itself, so `torch.func.functional_call` on a raw Keras
+model runs without an error and without the parameters it was given. Base networks are refused by
+`is_keras` for that reason.
 """
 
 import copy
@@ -35,18 +37,20 @@ def is_keras(module: object) -> bool:
 class KerasBase(nn.Module):
     """A Keras model as a base network: it runs with what stands in the slots of this module, and with nothing else.
 
-    Trainable variables become parameters, the others (moving statistics, seeds, frozen weights) become buffers. All of
-    them are copies: training this module leaves the Keras model as it is, until `write_back`. A copy of this module
-    keeps the same Keras model, which it uses as code only.
+    Trainable variables become parameters, the others (moving statistics, seeds, frozen weights)
+    become buffers. All of them are copies: training this module leaves the Keras model as it is,
+    until `write_back`. A copy of this module keeps the same Keras model, which it uses as code
+    only.
 
-    A name is the variable's path in Keras without the model's own name, as in ``"dense/kernel"``; a second variable of
-    one path ends in ``_1``. Keras counts the layers that have no name through a whole process: name the layers whose
-    ``state_dict`` is to be loaded elsewhere.
+    A name is the variable's path in Keras without the model's own name, as in ``"dense/kernel"``; a
+    second variable of one path ends in ``_1``. Keras counts the layers that have no name through a
+    whole process: name the layers whose ``state_dict`` is to be loaded elsewhere.
 
-    In eval mode nothing is written. In train mode moving statistics and seeds are written after each run, as
-    `nn.BatchNorm1d` does it; ``torch.func.vmap`` and ``torch.func.grad`` do not allow that where it depends on the
-    parameters. Penalties and other losses that Keras layers add on their way are left out. Keras on torch multiplies
-    matrices in float32, also where the model is float64, so two ways to one result agree to six digits or so.
+    In eval mode nothing is written. In train mode moving statistics and seeds are written after
+    each run, as `nn.BatchNorm1d` does it; ``torch.func.vmap`` and ``torch.func.grad`` do not allow
+    that where it depends on the parameters. Penalties and other losses that Keras layers add on
+    their way are left out. Keras on torch multiplies matrices in float32, also where the model is
+    float64, so two ways to one result agree to six digits or so.
 
     Args:
         model: A Keras 3 model or layer on the torch backend, built.
@@ -70,14 +74,17 @@ class KerasBase(nn.Module):
     own_statistics = True
     """Its buffers are running statistics, as those of torch's norms."""
     random_buffers = "seed_generator"
-    """Part of the names of buffers that are the state of random numbers, which every run moves on."""
+    """Part of the names of buffers that are the state of random numbers, which every run moves
+    on."""
     not_walked = ("keras_model",)
     """It holds no reference to a module or a parameter of ours, and is large."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         _check(model)
-        object.__setattr__(self, "keras_model", model)  # not a sub-module: its own variables are no parameters
+        object.__setattr__(
+            self, "keras_model", model
+        )  # not a sub-module: its own variables are no parameters
         variables = _variables(model)
         self._names = _names(model.name, [variable.path for variable in variables])
         for name, variable in zip(self._names, variables, strict=True):
@@ -91,7 +98,8 @@ class KerasBase(nn.Module):
         """Run the Keras model.
 
         Args:
-            *inputs: What the model takes. A functional model of several inputs may be given them behind each other.
+            *inputs: What the model takes. A functional model of several inputs may be given them
+                behind each other.
             **options: Passed on to the model. ``training`` is ``self.training`` unless it is given.
 
         Returns:
@@ -100,15 +108,21 @@ class KerasBase(nn.Module):
         Raises:
             ShapeError: If a slot holds a value of another shape than the Keras variable.
             ConfigError: If a slot holds a value that Keras would round, or the model was rebuilt.
-            BatchingError: If state changes in a way that cannot be written under ``vmap`` or ``torch.func.grad``.
+            BatchingError: If state changes in a way that cannot be written under ``vmap`` or
+                ``torch.func.grad``.
         """
         keras, slots = _load_keras(), self._slots()
         fed = getattr(self.keras_model, "inputs", None)
         if isinstance(fed, list) and len(fed) == len(inputs) > 1:
             inputs = (list(inputs),)
-        device = next(tensor.device for tensor in chain((slot for _, _, slot in slots), tree_leaves(inputs)))
+        device = next(
+            tensor.device for tensor in chain((slot for _, _, slot in slots), tree_leaves(inputs))
+        )
         mapping = [(variable, slot) for _, variable, slot in slots]
-        with keras.device(str(device)), keras.StatelessScope(mapping) as scope:  # Keras moves tensors to its own device
+        with (
+            keras.device(str(device)),
+            keras.StatelessScope(mapping) as scope,
+        ):  # Keras moves tensors to its own device
             before = [scope.get_current_value(variable) for _, variable, _ in slots]
             outputs = self.keras_model(*inputs, **{"training": self.training, **options})
         for (name, variable, _), old in zip(slots, before, strict=True):
@@ -134,7 +148,10 @@ class KerasBase(nn.Module):
                 f"The Keras model `{self.keras_model.name}` holds {len(variables)} variables now and held "
                 f"{len(self._names)} when `KerasBase` was made. Each variable needs its slot. Make a new `KerasBase`."
             )
-        slots = [(name, variable, getattr(self, name)) for name, variable in zip(self._names, variables, strict=True)]
+        slots = [
+            (name, variable, getattr(self, name))
+            for name, variable in zip(self._names, variables, strict=True)
+        ]
         for name, variable, slot in slots:
             _check_slot(name, variable, slot)
         return slots
@@ -142,7 +159,9 @@ class KerasBase(nn.Module):
     def _write(self, name: str, value: Tensor) -> None:
         try:
             getattr(self, name).copy_(value.detach())
-        except RuntimeError as error:  # of a value that differs from task to task, or belongs to `torch.func.grad`
+        except (
+            RuntimeError
+        ) as error:  # of a value that differs from task to task, or belongs to `torch.func.grad`
             raise BatchingError(
                 f"`{name}` of the Keras model is state that changes in train mode, and cannot be written here "
                 f"({str(error).splitlines()[0]}). One value cannot serve all tasks at once. Use a layer without such "
@@ -216,7 +235,8 @@ def _variables(model: Any) -> list[Any]:
 def _names(model: str, paths: Sequence[str]) -> list[str]:
     """Paths without what changes from one build to the next, each once."""
     short = [
-        re.sub(r"(^|/)seed_generator_\d+/", r"\1seed_generator/", path.removeprefix(f"{model}/")) for path in paths
+        re.sub(r"(^|/)seed_generator_\d+/", r"\1seed_generator/", path.removeprefix(f"{model}/"))
+        for path in paths
     ]
     names: list[str] = []
     for name in short:

@@ -4,10 +4,10 @@ In:   sequences, or one step of them, and the states to start from.
 Out:  outputs and final states, equal to those of the layer of the same name in `torch.nn`.
 Knows nothing of tasks, nor of where its parameters came from.
 
-torch's recurrent layers are one fused operation that `vmap` cannot enter. Each class here is torch's, with another
-``forward``: constructor, initialisation, parameter names and ``state_dict`` are inherited. The fused operation is
-quicker wherever it will do, so replace a layer only where its parameters differ from task to task.
-Start at `replace_recurrent`.
+torch's recurrent layers are one fused operation that `vmap` cannot enter. Each class here is
+torch's, with another ``forward``: constructor, initialisation, parameter names and ``state_dict``
+are inherited. The fused operation is quicker wherever it will do, so replace a layer only where its
+parameters differ from task to task. Start at `replace_recurrent`.
 """
 
 import copy
@@ -26,7 +26,8 @@ State = tuple[Tensor, ...]
 """What a layer carries from step to step: (hidden,), or (hidden, cell) of an LSTM."""
 
 Advance = Callable[[Tensor, Tensor, State], State]
-"""One step: what the input says to the gates, what the hidden state says to them, and the state, to the next state."""
+"""One step: what the input says to the gates, what the hidden state says to them, and the state, to
+the next state."""
 
 Inputs = Float[Tensor, "*axes inputs"]
 Outputs = Float[Tensor, "*axes outputs"]
@@ -37,7 +38,8 @@ CellState = Float[Tensor, "states *batch cell"]
 class LSTM(nn.LSTM):
     """`torch.nn.LSTM` that `vmap` can run.
 
-    Arguments, defaults, initialisation and parameter names are those of `torch.nn.LSTM`, ``proj_size`` among them.
+    Arguments, defaults, initialisation and parameter names are those of `torch.nn.LSTM`,
+    ``proj_size`` among them.
 
     Example:
         >>> output, (hidden, cell) = LSTM(3, 4, num_layers=2)(torch.randn(5, 7, 3))
@@ -51,18 +53,22 @@ class LSTM(nn.LSTM):
         """Read a sequence, or a batch of them.
 
         Args:
-            input: (steps, batch, inputs), or (batch, steps, inputs) if ``batch_first``, or (steps, inputs).
-            hx: Hidden and cell state to start from, (layers * directions, batch, hidden), or without batch as
-                ``input``. Zeros if left out.
+            input: (steps, batch, inputs), or (batch, steps, inputs) if ``batch_first``, or (steps,
+                inputs).
+            hx: Hidden and cell state to start from, (layers * directions, batch, hidden), or
+                without batch as ``input``. Zeros if left out.
 
         Returns:
-            The last layer's hidden state at every step, both directions side by side, and the final states.
+            The last layer's hidden state at every step, both directions side by side, and the final
+            states.
 
         Raises:
             ShapeError: If ``input`` or a state does not fit.
             ConfigError: If ``input`` is a PackedSequence.
         """
-        output, (hidden, cell) = _run(self, _lstm, input, hx, (self.proj_size or self.hidden_size, self.hidden_size))
+        output, (hidden, cell) = _run(
+            self, _lstm, input, hx, (self.proj_size or self.hidden_size, self.hidden_size)
+        )
         return output, (hidden, cell)
 
 
@@ -78,8 +84,12 @@ class GRU(nn.GRU):
     """
 
     def forward(self, input: Inputs, hx: Hidden | None = None) -> tuple[Outputs, Hidden]:  # type: ignore[override]
-        """Read a sequence, or a batch of them; arguments, results and errors as in `LSTM.forward`, without a cell."""
-        output, (hidden,) = _run(self, _gru, input, None if hx is None else (hx,), (self.hidden_size,))
+        """Read a sequence, or a batch of them; arguments, results and errors as in `LSTM.forward`,
+        without a cell.
+        """
+        output, (hidden,) = _run(
+            self, _gru, input, None if hx is None else (hx,), (self.hidden_size,)
+        )
         return output, hidden
 
 
@@ -95,9 +105,13 @@ class RNN(nn.RNN):
     """
 
     def forward(self, input: Inputs, hx: Hidden | None = None) -> tuple[Outputs, Hidden]:  # type: ignore[override]
-        """Read a sequence, or a batch of them; arguments, results and errors as in `LSTM.forward`, without a cell."""
+        """Read a sequence, or a batch of them; arguments, results and errors as in `LSTM.forward`,
+        without a cell.
+        """
         advance = _ELMAN[self.nonlinearity]
-        output, (hidden,) = _run(self, advance, input, None if hx is None else (hx,), (self.hidden_size,))
+        output, (hidden,) = _run(
+            self, advance, input, None if hx is None else (hx,), (self.hidden_size,)
+        )
         return output, hidden
 
 
@@ -112,7 +126,9 @@ class LSTMCell(nn.LSTMCell):
         (torch.Size([7, 4]), torch.Size([7, 4]))
     """
 
-    def forward(self, input: Inputs, hx: tuple[Outputs, Outputs] | None = None) -> tuple[Outputs, Outputs]:
+    def forward(
+        self, input: Inputs, hx: tuple[Outputs, Outputs] | None = None
+    ) -> tuple[Outputs, Outputs]:
         """Take one step.
 
         Args:
@@ -162,8 +178,9 @@ class RNNCell(nn.RNNCell):
 def replace_recurrent(module: nn.Module) -> nn.Module:
     """Return a copy of ``module`` in which every recurrent layer of torch is the one of the same name here.
 
-    Parameters, their names, which of them are tied, hooks and train mode are those of ``module``, which is left alone.
-    A class derived from torch's may have a ``forward`` of its own and stays what it is.
+    Parameters, their names, which of them are tied, hooks and train mode are those of ``module``,
+    which is left alone. A class derived from torch's may have a ``forward`` of its own and stays
+    what it is.
 
     Args:
         module: Any module; itself may be a recurrent layer.
@@ -178,7 +195,9 @@ def replace_recurrent(module: nn.Module) -> nn.Module:
     replaced = copy.deepcopy(module)
     for part in replaced.modules():
         if type(part) in _REPLACED_BY:
-            part.__class__ = _REPLACED_BY[type(part)]  # only `forward` differs, and nothing that refers to it is lost
+            part.__class__ = _REPLACED_BY[
+                type(part)
+            ]  # only `forward` differs, and nothing that refers to it is lost
     return replaced
 
 
@@ -230,11 +249,16 @@ def _run(
     """Run all layers and directions over a sequence; ``sizes`` are the last axes of the states."""
     _check_sequence(layer, x)
     if alone := x.ndim == 2:
-        x, states = x.unsqueeze(1), None if states is None else tuple(state.unsqueeze(1) for state in states)
+        x, states = (
+            x.unsqueeze(1),
+            None if states is None else tuple(state.unsqueeze(1) for state in states),
+        )
     elif layer.batch_first:
         x = x.transpose(0, 1)
     directions = ("", "_reverse") if layer.bidirectional else ("",)
-    starts = _starts(layer, x, states, [(layer.num_layers * len(directions), x.shape[1], size) for size in sizes])
+    starts = _starts(
+        layer, x, states, [(layer.num_layers * len(directions), x.shape[1], size) for size in sizes]
+    )
     start_of_each = zip(*starts, strict=True)
     finals: list[State] = []
     for depth in range(layer.num_layers):
@@ -251,13 +275,19 @@ def _run(
     return x.transpose(0, 1) if layer.batch_first else x, ends
 
 
-def _unroll(layer: nn.RNNBase, place: str, advance: Advance, x: Tensor, state: State) -> tuple[Tensor, State]:
+def _unroll(
+    layer: nn.RNNBase, place: str, advance: Advance, x: Tensor, state: State
+) -> tuple[Tensor, State]:
     """Run one layer in one direction, (steps, batch, inputs) to (steps, batch, outputs)."""
 
     def parameter(name: str) -> Any:
         return getattr(layer, f"{name}_{place}", None)
 
-    weight_hh, bias_hh, weight_hr = parameter("weight_hh"), parameter("bias_hh"), parameter("weight_hr")
+    weight_hh, bias_hh, weight_hr = (
+        parameter("weight_hh"),
+        parameter("bias_hh"),
+        parameter("weight_hr"),
+    )
     order = -1 if place.endswith("_reverse") else 1
     outputs: list[Tensor] = []
     for from_input in F.linear(x, parameter("weight_ih"), parameter("bias_ih")).unbind(0)[::order]:
@@ -268,7 +298,9 @@ def _unroll(layer: nn.RNNBase, place: str, advance: Advance, x: Tensor, state: S
     return torch.stack(outputs[::order]), state
 
 
-def _step(cell: nn.RNNCellBase, advance: Advance, x: Tensor, states: State | None, count: int = 1) -> State:
+def _step(
+    cell: nn.RNNCellBase, advance: Advance, x: Tensor, states: State | None, count: int = 1
+) -> State:
     """Run one step of a cell whose state is ``count`` tensors."""
     if x.ndim not in (1, 2) or x.shape[-1] != cell.input_size:
         raise _misfit(cell, x, f"({cell.input_size},) or (batch, {cell.input_size})")
@@ -277,7 +309,9 @@ def _step(cell: nn.RNNCellBase, advance: Advance, x: Tensor, states: State | Non
     return advance(from_input, F.linear(starts[0], cell.weight_hh, cell.bias_hh), starts)
 
 
-def _starts(module: nn.Module, x: Tensor, states: State | None, shapes: list[tuple[int, ...]]) -> State:
+def _starts(
+    module: nn.Module, x: Tensor, states: State | None, shapes: list[tuple[int, ...]]
+) -> State:
     """Return the states to start from: zeros unless given, and then of these shapes."""
     if states is None:
         return tuple(x.new_zeros(shape) for shape in shapes)
@@ -298,9 +332,17 @@ def _check_sequence(layer: nn.RNNBase, x: Tensor) -> None:
             "`pad_packed_sequence(input)[0]` and, reading forwards only, use each output up to its own length; or keep "
             "the layer of `torch.nn`."
         )
-    if x.ndim not in (2, 3) or x.shape[-1] != layer.input_size or not x.shape[int(layer.batch_first and x.ndim == 3)]:
+    if (
+        x.ndim not in (2, 3)
+        or x.shape[-1] != layer.input_size
+        or not x.shape[int(layer.batch_first and x.ndim == 3)]
+    ):
         batch = "batch, steps" if layer.batch_first else "steps, batch"
-        raise _misfit(layer, x, f"(steps, {layer.input_size}) or ({batch}, {layer.input_size}), of one step or more")
+        raise _misfit(
+            layer,
+            x,
+            f"(steps, {layer.input_size}) or ({batch}, {layer.input_size}), of one step or more",
+        )
 
 
 def _misfit(module: nn.Module, x: Tensor, fits: str) -> ShapeError:

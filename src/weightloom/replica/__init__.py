@@ -1,8 +1,9 @@
 """A base network as it stands, and replicas of it that run in its place.
 
 In:   a module, and tensors for some of its parameters and buffers.
-Out:  a scan of all that its `forward` may follow; a module that computes what it would with the tensors, while the
-      module itself is never touched; and whatever holds tensors, taken apart and put together again.
+Out:  a scan of all that its `forward` may follow; a module that computes what it would with the
+      tensors, while the module itself is never touched; and whatever holds tensors, taken apart and
+      put together again.
 Knows nothing of tasks, nor of where the tensors came from.
 Start at `Replica`, then read what a `Scan` finds.
 """

@@ -113,7 +113,13 @@ def _has_tensor(value: Any, depth: int) -> bool:
     if depth == 0 or type(value) in PLAIN or isinstance(value, (*CONSTANT, nn.Module)):
         return False
     inside = (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set | deque) else ()
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, list | tuple | set | deque)
+        else ()
     )
-    held = (attributes_of(value) or {}).values() if not isinstance(value, types.FunctionType) else ()
+    held = (
+        (attributes_of(value) or {}).values() if not isinstance(value, types.FunctionType) else ()
+    )
     return any(_has_tensor(item, depth - 1) for item in (*inside, *held))

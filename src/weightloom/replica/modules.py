@@ -34,7 +34,11 @@ def _of_class(kind: Any) -> tuple[str, ...]:
 @no_type_check
 def children_of(module: nn.Module) -> list[nn.Module]:
     """Modules that are registered in a module; of one that `torch.jit` compiled, none."""
-    return [] if is_script(module) else [inner(child) for child in module._modules.values() if child is not None]
+    return (
+        []
+        if is_script(module)
+        else [inner(child) for child in module._modules.values() if child is not None]
+    )
 
 
 @no_type_check

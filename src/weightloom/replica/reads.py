@@ -11,12 +11,45 @@ from torch import nn
 from weightloom.replica.hot import no_type_check
 
 _STEADY = {
-    *("torch", "math", "cmath", "numpy", "functools", "itertools", "operator", "typing", "copy", "collections"),
-    *("warnings", "einops", "jaxtyping", "builtins", "dataclasses", "enum", "abc", "weightloom", "logging", "inspect"),
+    *(
+        "torch",
+        "math",
+        "cmath",
+        "numpy",
+        "functools",
+        "itertools",
+        "operator",
+        "typing",
+        "copy",
+        "collections",
+    ),
+    *(
+        "warnings",
+        "einops",
+        "jaxtyping",
+        "builtins",
+        "dataclasses",
+        "enum",
+        "abc",
+        "weightloom",
+        "logging",
+        "inspect",
+    ),
     "transformers",
 }
 """Packages whose functions give the same every time."""
-_MOVING = {"random", "time", "os", "datetime", "secrets", "uuid", "sys", "threading", "contextvars", "gc"}
+_MOVING = {
+    "random",
+    "time",
+    "os",
+    "datetime",
+    "secrets",
+    "uuid",
+    "sys",
+    "threading",
+    "contextvars",
+    "gc",
+}
 
 
 @no_type_check
@@ -37,7 +70,11 @@ class Reads:
         found: list[Any] = []
         for holder, name in self.steady:
             value = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
-            found.append(id(value) if isinstance(value, types.FunctionType | type | types.ModuleType) else value)
+            found.append(
+                id(value)
+                if isinstance(value, types.FunctionType | type | types.ModuleType)
+                else value
+            )
         return found
 
 
@@ -97,7 +134,9 @@ class _Reader:
 
     def _global(self, scope: dict[str, Any], name: str, value: Any, names: set[str]) -> None:
         package = _package(value)
-        if package == "numpy" and ("random" in names or "random" in str(getattr(value, "__name__", type(value)))):
+        if package == "numpy" and (
+            "random" in names or "random" in str(getattr(value, "__name__", type(value)))
+        ):
             self.volatile = True
         elif isinstance(value, types.ModuleType):
             if package in _MOVING:
@@ -120,13 +159,19 @@ class _Reader:
                         self.read(function)
         elif isinstance(value, types.BuiltinFunctionType | types.MethodType):
             self.volatile = self.volatile or package in _MOVING
-        elif package not in _STEADY or isinstance(value, list | dict | set | tuple | int | float | str | bool):
+        elif package not in _STEADY or isinstance(
+            value, list | dict | set | tuple | int | float | str | bool
+        ):
             self.steady[id(scope), name] = (scope, name)
 
 
 @no_type_check
 def _package(value: Any) -> str:
-    name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+    name = (
+        value.__name__
+        if isinstance(value, types.ModuleType)
+        else getattr(value, "__module__", None)
+    )
     return str(name or type(value).__module__).partition(".")[0].lstrip("_")
 
 

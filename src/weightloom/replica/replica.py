@@ -1,12 +1,13 @@
 """A replica of a base that runs in its place, so that the base itself is never touched.
 
 In:   a base as it was scanned, and tensors for some of its parameters and buffers.
-Out:  a module that computes what the base would with these; and what `forward` assigned while it ran.
+Out:  a module that computes what the base would with these; and what `forward` assigned while it
+      ran.
 Knows nothing of tasks, nor of where the tensors came from.
 
-A replica is shallow: modules are made anew, with dicts of their own, and everything else is shared with the base by
-identity. Wherever the base keeps a reference to one of its own modules or replaced tensors, in a list, a closure, a
-bound method or an object, the replica keeps one to its own.
+A replica is shallow: modules are made anew, with dicts of their own, and everything else is shared
+with the base by identity. Wherever the base keeps a reference to one of its own modules or replaced
+tensors, in a list, a closure, a bound method or an object, the replica keeps one to its own.
 """
 
 import functools
@@ -28,7 +29,8 @@ from weightloom.replica.scan import Scan
 from weightloom.replica.tree import PLAIN, attributes_of, behind, blank
 
 Places = Sequence[tuple[str, list[tuple[int, bool, str]]]]
-"""Every place of each name: number of the module, whether it is a buffer there, and the name it has there."""
+"""Every place of each name: number of the module, whether it is a buffer there, and the name it has
+there."""
 
 Written = list[tuple[int, str, Any]]
 """What `forward` assigned: number of the module, name of the attribute, value."""
@@ -91,7 +93,9 @@ class Replica:
         unhooked: bool = False,
     ) -> None:
         self.scan = scan
-        self.modules = modules = [m if is_script(m) else _twin(m, kind, slots) for m, kind, slots in scan.kinds]
+        self.modules = modules = [
+            m if is_script(m) else _twin(m, kind, slots) for m, kind, slots in scan.kinds
+        ]
         for number, name, child in scan.children:
             modules[number].__dict__["_modules"][name] = modules[child]
         replaced: dict[int, Any] = {}
@@ -106,7 +110,9 @@ class Replica:
             for number, name in scan.kept:
                 held = modules[number].__dict__
                 if name in HOOKS:
-                    held[name] = type(held[name])((key, rebinder.rebind(hook)) for key, hook in held[name].items())
+                    held[name] = type(held[name])(
+                        (key, rebinder.rebind(hook)) for key, hook in held[name].items()
+                    )
                 else:
                     held[name] = rebinder.rebind(held[name])
         if unhooked and scan.hooked:
@@ -115,11 +121,19 @@ class Replica:
         self._is_recurrent = any(isinstance(module, nn.RNNBase) for module in scan.modules)
         for module in modules if self._is_recurrent else ():
             if isinstance(module, nn.RNNBase):  # these keep a list beside
-                module.__dict__["_flat_weights"] = [getattr(module, n, None) for n in module._flat_weights_names]
+                module.__dict__["_flat_weights"] = [
+                    getattr(module, n, None) for n in module._flat_weights_names
+                ]
         for (number, name), value in (state or {}).items():
-            held = modules[number]._buffers if name in modules[number]._buffers else modules[number].__dict__
+            held = (
+                modules[number]._buffers
+                if name in modules[number]._buffers
+                else modules[number].__dict__
+            )
             held[name] = value
-        self._before = [_NO_RECORD if is_script(module) else _record(module.__dict__) for module in modules]
+        self._before = [
+            _NO_RECORD if is_script(module) else _record(module.__dict__) for module in modules
+        ]
         self._references: list[int] = []
 
     @property
@@ -136,7 +150,9 @@ class Replica:
         for name, its in places:
             for number, is_buffer, leaf in its:
                 _, _, parameters, its_parameters, buffers, its_buffers, *_ = self._before[number]
-                table, before = (buffers, its_buffers) if is_buffer else (parameters, its_parameters)
+                table, before = (
+                    (buffers, its_buffers) if is_buffer else (parameters, its_parameters)
+                )
                 table[leaf] = before[leaf] = tensors[name]
         return True
 
@@ -149,9 +165,15 @@ class Replica:
         with torch._C.DisableTorchFunction():
             try:
                 for a, b, c, d, e, f, g, h in self._before:
-                    if a != b or c != d or e != f or g != h:  # identity first, so that nothing is compared in vain
+                    if (
+                        a != b or c != d or e != f or g != h
+                    ):  # identity first, so that nothing is compared in vain
                         return True
-            except (RuntimeError, ValueError, TypeError):  # of tensors, which are compared only where one was replaced
+            except (
+                RuntimeError,
+                ValueError,
+                TypeError,
+            ):  # of tensors, which are compared only where one was replaced
                 return True
         return False
 
@@ -165,10 +187,22 @@ class Replica:
             return []
         found: Written = []
         for number, (module, record) in enumerate(zip(self.modules, self._before, strict=True)):
-            held, before, parameters, its_parameters, buffers, its_buffers, children, its_children = record
+            (
+                held,
+                before,
+                parameters,
+                its_parameters,
+                buffers,
+                its_buffers,
+                children,
+                its_children,
+            ) = record
             if _same(record):
                 continue
-            for what, now, old in (("parameter", parameters, its_parameters), ("layer", children, its_children)):
+            for what, now, old in (
+                ("parameter", parameters, its_parameters),
+                ("layer", children, its_children),
+            ):
                 for name in now.keys() | old.keys():
                     if now.get(name) is not old.get(name):
                         raise BatchingError(
@@ -176,7 +210,9 @@ class Replica:
                             "parameters belong to layers that are there before the call. Run the base once by itself, "
                             "then build the hypernetwork; or make the layer in `__init__`."
                         )
-            found += [(number, n, v) for n, v in buffers.items() if its_buffers.get(n, module) is not v]
+            found += [
+                (number, n, v) for n, v in buffers.items() if its_buffers.get(n, module) is not v
+            ]
             for name, value in held.items():
                 if before.get(name, module) is not value and name not in _DERIVED:
                     found.append((number, name, value))
@@ -198,7 +234,9 @@ def _twin(module: nn.Module, kind: Any, slots: tuple[str, ...]) -> nn.Module:
     held["_parameters"] = held["_parameters"].copy()
     held["_buffers"] = held["_buffers"].copy()
     held["_modules"] = held["_modules"].copy()
-    if held.get("_compiled_call_impl") is not None:  # it would run the module that it was compiled for
+    if (
+        held.get("_compiled_call_impl") is not None
+    ):  # it would run the module that it was compiled for
         held["_compiled_call_impl"] = None
     object.__setattr__(twin, "__dict__", held)
     for name in slots:
@@ -225,14 +263,25 @@ def _same(record: tuple[dict[str, Any], ...]) -> bool:
 def _record(held: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """What a module holds, each beside a copy."""
     parameters, buffers, children = held["_parameters"], held["_buffers"], held["_modules"]
-    return held, held.copy(), parameters, parameters.copy(), buffers, buffers.copy(), children, children.copy()
+    return (
+        held,
+        held.copy(),
+        parameters,
+        parameters.copy(),
+        buffers,
+        buffers.copy(),
+        children,
+        children.copy(),
+    )
 
 
 @no_type_check
 class _Rebinder:
     """Copies whatever lies between an attribute and a reference, with the replica's own in the reference's place."""
 
-    def __init__(self, scan: Scan, modules: Sequence[nn.Module], replaced: Mapping[int, Any]) -> None:
+    def __init__(
+        self, scan: Scan, modules: Sequence[nn.Module], replaced: Mapping[int, Any]
+    ) -> None:
         self.scan, self.modules, self.replaced = scan, modules, replaced
         self.made: dict[int, Any] = {}
 
@@ -287,9 +336,13 @@ class _Rebinder:
                 ours.cell_contents = self.rebind(its.cell_contents)
             except ValueError:
                 continue
-        made.__defaults__ = tuple(map(self.rebind, value.__defaults__)) if value.__defaults__ else None
+        made.__defaults__ = (
+            tuple(map(self.rebind, value.__defaults__)) if value.__defaults__ else None
+        )
         if value.__kwdefaults__:
-            made.__kwdefaults__ = {name: self.rebind(item) for name, item in value.__kwdefaults__.items()}
+            made.__kwdefaults__ = {
+                name: self.rebind(item) for name, item in value.__kwdefaults__.items()
+            }
         made.__dict__.update(value.__dict__)
         made.__qualname__, made.__module__ = value.__qualname__, value.__module__
         return made

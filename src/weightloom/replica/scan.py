@@ -1,12 +1,12 @@
 """Everything that `forward` may follow besides its arguments: found by walking through a base's attributes.
 
 In:   a base network as it stands.
-Out:  its modules, a key that is equal as long as the base does the same, and the places where a reference to one of
-      its modules or parameters is kept outside of torch's own dicts.
+Out:  its modules, a key that is equal as long as the base does the same, and the places where a
+      reference to one of its modules or parameters is kept outside of torch's own dicts.
 Knows nothing of tasks.
 
-A walk takes a few microseconds per module, and is made anew for every call, so that it is right whatever was changed
-since the last one.
+A walk takes a few microseconds per module, and is made anew for every call, so that it is right
+whatever was changed since the last one.
 """
 
 import enum
@@ -21,7 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.replica.hot import no_type_check
-from weightloom.replica.modules import HOOKS, STANDARD, children_of, inner, is_script, is_torchs_hook, slots_of
+from weightloom.replica.modules import (
+    HOOKS,
+    STANDARD,
+    children_of,
+    inner,
+    is_script,
+    is_torchs_hook,
+    slots_of,
+)
 from weightloom.replica.reads import Reads, reads_of
 from weightloom.replica.tree import PLAIN, attributes_of, behind
 
@@ -30,7 +38,15 @@ MOST_NODES = 5_000
 
 _NAMES_TOO = {"_non_persistent_buffers_set", "_is_full_backward_hook"}
 _TABLES = {"_parameters", "_buffers", "_modules"}
-CONSTANT = (enum.Enum, type, types.ModuleType, types.BuiltinFunctionType, logging.Logger, torch.Generator, property)
+CONSTANT = (
+    enum.Enum,
+    type,
+    types.ModuleType,
+    types.BuiltinFunctionType,
+    logging.Logger,
+    torch.Generator,
+    property,
+)
 
 
 @no_type_check
@@ -44,7 +60,9 @@ class Key:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Key) and self._hash == other._hash and self.value == other.value)
+        return self is other or (
+            isinstance(other, Key) and self._hash == other._hash and self.value == other.value
+        )
 
 
 @no_type_check
@@ -57,9 +75,11 @@ class Scan:
 
     def __init__(self, base: nn.Module) -> None:
         self.modules: list[nn.Module] = [base]
-        """Every module once: those that are registered, in order, then those that are only kept somewhere."""
+        """Every module once: those that are registered, in order, then those that are only kept
+        somewhere."""
         self.kept: list[tuple[int, str]] = []
-        """Attributes, by number of the module and name, behind which a reference to the base's own is kept."""
+        """Attributes, by number of the module and name, behind which a reference to the base's own
+        is kept."""
         self.holders: set[int] = set()
         """Objects, by id, through which such a reference is reached."""
         self.unseen = False
@@ -102,17 +122,25 @@ class Scan:
             for child in children_of(module):
                 self._number(child)
         self.registered = len(self.modules)
-        tables = [table for m in self.modules if not is_script(m) for table in (m._parameters, m._buffers)]
+        tables = [
+            table for m in self.modules if not is_script(m) for table in (m._parameters, m._buffers)
+        ]
         self._own = {id(value) for table in tables for value in table.values()}
         self.key = Key(self._walk())
         self._climb()
         self._before = [
             ({}, {}, [])
             if is_script(m)
-            else (m.__dict__, m.__dict__.copy(), [(t, t.copy()) for t in (m._parameters, m._buffers, m._modules)])
+            else (
+                m.__dict__,
+                m.__dict__.copy(),
+                [(t, t.copy()) for t in (m._parameters, m._buffers, m._modules)],
+            )
             for m in self.modules
         ]
-        self.kinds: list[tuple[nn.Module, Any, tuple[str, ...]]] = [(m, type(m), slots_of(m)) for m in self.modules]
+        self.kinds: list[tuple[nn.Module, Any, tuple[str, ...]]] = [
+            (m, type(m), slots_of(m)) for m in self.modules
+        ]
         self._empty = [m.__dict__[name] for m in self.modules if not is_script(m) for name in HOOKS]
 
     @property
@@ -131,9 +159,15 @@ class Scan:
                 for table, its in tables:
                     if table != its:
                         return False
-        except (RuntimeError, ValueError, TypeError):  # of tensors, which are compared only where they were replaced
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+        ):  # of tensors, which are compared only where they were replaced
             return False
-        return all(tuple(its) == before for its, before in self._lists) and (not self._walked or self._same_beneath())
+        return all(tuple(its) == before for its, before in self._lists) and (
+            not self._walked or self._same_beneath()
+        )
 
     def _same_beneath(self) -> bool:
         """Whether objects that modules hold, and what their code reads, are the same and as they were."""
@@ -142,7 +176,9 @@ class Scan:
         again._seen, again._alive, again._above, again._found, again.tensors = {}, [], {}, set(), []
         again.kept, again.generators, again.globals, again.mutable = [], [], [], []
         again.modules, again.number_of = [*self.modules], {**self.number_of}
-        keys = [again._look(*its) for its in self._looks] + [again._read(its) for its in self._reads]
+        keys = [again._look(*its) for its in self._looks] + [
+            again._read(its) for its in self._reads
+        ]
         return (
             keys == self._beneath
             and [*map(id, again._alive)] == [*map(id, self._alive)]
@@ -211,7 +247,11 @@ class Scan:
                         row.append(self._hooks(number, name, value))
                 elif type(value) is tuple and all(type(item) in PLAIN for item in value):
                     row.append(value)
-                elif type(value) is list and len(value) < 10 and all(type(item) in PLAIN for item in value):
+                elif (
+                    type(value) is list
+                    and len(value) < 10
+                    and all(type(item) in PLAIN for item in value)
+                ):
                     row.append(tuple(value))
                     self._lists.append((value, tuple(value)))
                     self.mutable.append(value)
@@ -230,7 +270,11 @@ class Scan:
         if name in HOOKS and any(not is_torchs_hook(hook) for hook in hooks.values()):
             self.hooked = True
         mutable = len(self.mutable)
-        key = tuple([self._look(hook, -1 - number, name) for hook in hooks.values()]) if name in HOOKS else len(hooks)
+        key = (
+            tuple([self._look(hook, -1 - number, name) for hook in hooks.values()])
+            if name in HOOKS
+            else len(hooks)
+        )
         self.of_hooks += self.mutable[mutable:]
         del self.mutable[mutable:]
         return key
@@ -238,7 +282,9 @@ class Scan:
     def _read(self, reads: Reads) -> Any:
         self.unseen = self.unseen or reads.volatile
         self.versions = self.versions or reads.versions
-        self.globals += [(holder, name) for holder, name in reads.steady if isinstance(holder, dict)]
+        self.globals += [
+            (holder, name) for holder, name in reads.steady if isinstance(holder, dict)
+        ]
         self._walked = True
         return self._each(reads.values(), 0)
 
@@ -284,7 +330,9 @@ class Scan:
         if isinstance(value, types.MethodType):
             return self._look(value.__func__, me), self._look(value.__self__, me)
         if isinstance(value, functools.partial):
-            return self._each([value.func, *value.args, *value.keywords.values()], me), tuple(value.keywords)
+            return self._each([value.func, *value.args, *value.keywords.values()], me), tuple(
+                value.keywords
+            )
         if isinstance(value, types.FunctionType):
             return self._function(value, me)
         if type(value).__module__ == "numpy":
@@ -327,10 +375,17 @@ class Scan:
                 key.append(self._look(cell.cell_contents, me))
             except ValueError:
                 key.append(None)
-        key.append(self._each([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()], me))
+        key.append(
+            self._each(
+                [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()], me
+            )
+        )
         if not str(function.__module__).startswith("torch"):
             reads = reads_of(function)
-            self.unseen, self.versions = self.unseen or reads.volatile, self.versions or reads.versions
+            self.unseen, self.versions = (
+                self.unseen or reads.volatile,
+                self.versions or reads.versions,
+            )
             key.append(self._each(reads.values(), me))
         return tuple(key)
 

@@ -62,8 +62,9 @@ class Opened(NamedTuple):
 def open_tree(value: Any, path: str = "", shared: bool = False) -> Opened:
     """Take apart what a base is called with or returns.
 
-    Tuples, lists, dicts, named tuples, dataclasses, what is registered with torch's pytree, distributions, and any
-    object that keeps tensors among its attributes are opened. What holds no tensor is a constant.
+    Tuples, lists, dicts, named tuples, dataclasses, what is registered with torch's pytree,
+    distributions, and any object that keeps tensors among its attributes are opened. What holds no
+    tensor is a constant.
 
     Args:
         value: Anything.
@@ -98,13 +99,20 @@ def open_call(args: Sequence[tuple[str, Any]], kwargs: Mapping[str, Any]) -> Ope
     opener = _Opener(leaves)
     by_position = [opener.open(value, path, False) for path, value in args]
     positional = len(leaves)
-    by_name = {name: opener.open(value, f"kwargs[{name!r}]", False) for name, value in kwargs.items()}
+    by_name = {
+        name: opener.open(value, f"kwargs[{name!r}]", False) for name, value in kwargs.items()
+    }
 
     @no_type_check
     def build(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return tuple([make(tensors) for make, _ in by_position]), {n: make(tensors) for n, (make, _) in by_name.items()}
+        return tuple([make(tensors) for make, _ in by_position]), {
+            n: make(tensors) for n, (make, _) in by_name.items()
+        }
 
-    key = tuple([key for _, key in by_position]), tuple([(name, key) for name, (_, key) in by_name.items()])
+    key = (
+        tuple([key for _, key in by_position]),
+        tuple([(name, key) for name, (_, key) in by_name.items()]),
+    )
     return OpenedCall(leaves, build, key, len(leaves) - positional)
 
 
@@ -155,7 +163,9 @@ class _Opener:
 
     def _tensor(self, value: Tensor, path: str, shared: bool) -> tuple[Build, Any]:
         if value.layout is not torch.strided or value.is_nested or value.is_quantized:
-            raise _refusal(path, value, "it is no plain tensor, and has no tasks axis that could be cut")
+            raise _refusal(
+                path, value, "it is no plain tensor, and has no tasks axis that could be cut"
+            )
         number = len(self.leaves)
         self.leaves.append(Leaf(value, path, shared))
         return lambda tensors: tensors[number], Tensor
@@ -163,14 +173,22 @@ class _Opener:
     def _several(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
         kind = type(value)
         if kind is tuple or kind is list or kind is deque:
-            builds, keys = self._all([(f"{path}[{i}]", item) for i, item in enumerate(value)], shared)
+            builds, keys = self._all(
+                [(f"{path}[{i}]", item) for i, item in enumerate(value)], shared
+            )
             if kind is deque:
-                return lambda tensors: deque([b(tensors) for b in builds], value.maxlen), (kind, value.maxlen, keys)
+                return lambda tensors: deque([b(tensors) for b in builds], value.maxlen), (
+                    kind,
+                    value.maxlen,
+                    keys,
+                )
             return lambda tensors: kind(b(tensors) for b in builds), (kind, keys)
         if isinstance(value, tuple) and hasattr(kind, "_fields"):
             if kind is nn.utils.rnn.PackedSequence:
                 raise _refusal(path, value, "its rows are sorted by length, and have no tasks axis")
-            builds, keys = self._all([(f"{path}.{name}", getattr(value, name)) for name in kind._fields], shared)
+            builds, keys = self._all(
+                [(f"{path}.{name}", getattr(value, name)) for name in kind._fields], shared
+            )
             return lambda tensors: kind._make(b(tensors) for b in builds), (kind, keys)
         if kind in (set, frozenset):
             return self._set(value, path)
@@ -179,15 +197,25 @@ class _Opener:
         if isinstance(value, Independent):
             build, key = self.open(value.base_dist, f"{path}.base_dist", shared)
             axes = value.reinterpreted_batch_ndims
-            return lambda tensors: kind(build(tensors), axes, validate_args=False), (kind, axes, key)
+            return lambda tensors: kind(build(tensors), axes, validate_args=False), (
+                kind,
+                axes,
+                key,
+            )
         if isinstance(value, Distribution):
             return self._distribution(value, path, shared)
         if kind in SUPPORTED_NODES:
             node = SUPPORTED_NODES[kind]
             children, context = node.flatten_fn(value)
-            builds, keys = self._all([(f"{path}.<{i}>", child) for i, child in enumerate(children)], shared)
+            builds, keys = self._all(
+                [(f"{path}.<{i}>", child) for i, child in enumerate(children)], shared
+            )
             unflatten = node.unflatten_fn
-            return lambda tensors: unflatten([b(tensors) for b in builds], context), (kind, repr(context), keys)
+            return lambda tensors: unflatten([b(tensors) for b in builds], context), (
+                kind,
+                repr(context),
+                keys,
+            )
         return self._object(value, path, shared)
 
     def _all(self, items: list[tuple[str, Any]], shared: bool) -> tuple[list[Build], Any]:
@@ -202,7 +230,9 @@ class _Opener:
     def _dict(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
         if any(isinstance(name, Tensor) for name in value):
             raise _refusal(path, value, "tensors are keys in it")
-        builds, keys = self._all([(f"{path}[{name!r}]", item) for name, item in value.items()], shared)
+        builds, keys = self._all(
+            [(f"{path}[{name!r}]", item) for name, item in value.items()], shared
+        )
         kind, names = type(value), list(value)
 
         @no_type_check
@@ -214,11 +244,17 @@ class _Opener:
 
     def _distribution(self, value: Distribution, path: str, shared: bool) -> tuple[Build, Any]:
         kind: Any = type(value)
-        names = [name for name in getattr(kind, "arg_constraints", {}) if isinstance(value.__dict__.get(name), Tensor)]
+        names = [
+            name
+            for name in getattr(kind, "arg_constraints", {})
+            if isinstance(value.__dict__.get(name), Tensor)
+        ]
         names = ["logits"] if {"probs", "logits"} == set(names) else names
         if not kind.__module__.startswith("torch.distributions") or not names:
             raise _refusal(path, value, "its parameters are not known")
-        builds, keys = self._all([(f"{path}.{name}", value.__dict__[name]) for name in names], shared)
+        builds, keys = self._all(
+            [(f"{path}.{name}", value.__dict__[name]) for name in names], shared
+        )
         count = getattr(value, "total_count", None)
         more = {"total_count": count} if isinstance(count, int) else {}
 
@@ -232,14 +268,18 @@ class _Opener:
     def _object(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
         """Open any object by its attributes; what has none that hold tensors is a constant."""
         kind = type(value)
-        if isinstance(value, _ONCE) or (hasattr(value, "__next__") and not isinstance(value, nn.Module)):
+        if isinstance(value, _ONCE) or (
+            hasattr(value, "__next__") and not isinstance(value, nn.Module)
+        ):
             raise _refusal(path, value, "it can be read only once")
         if isinstance(value, _FUNCTIONS):
             if any(isinstance(held, Tensor) for held in _held_by(value)):
                 raise _refusal(path, value, "it is a function that holds tensors")
             return lambda _: value, _constant(value)
         if type(value).__module__ == "numpy":
-            raise _refusal(path, value, "only tensors have a tasks axis, so convert it: `torch.as_tensor(x)`")
+            raise _refusal(
+                path, value, "only tensors have a tasks axis, so convert it: `torch.as_tensor(x)`"
+            )
         held = attributes_of(value)
         if held is None:
             if isinstance(value, Mapping | Sequence):

@@ -22,16 +22,33 @@ def change_bars(run: Run) -> list[Figure]:
         return []
     import plotly.graph_objects as go
 
-    rows = sorted(changes["rows"], key=lambda row: -max(row["relative"] or [row["apart"]]))[:ROWS_DRAWN]
+    rows = sorted(changes["rows"], key=lambda row: -max(row["relative"] or [row["apart"]]))[
+        :ROWS_DRAWN
+    ]
     rows = [row for row in changes["rows"] if row in rows]
     names = [escape(row["name"]) for row in rows]
     kinds = [
-        ("own value to task 1", [row["relative"][0] if row["relative"] else None for row in rows], BLUE),
-        ("own value to task 2", [row["relative"][1] if row["relative"] else None for row in rows], ORANGE),
+        (
+            "own value to task 1",
+            [row["relative"][0] if row["relative"] else None for row in rows],
+            BLUE,
+        ),
+        (
+            "own value to task 2",
+            [row["relative"][1] if row["relative"] else None for row in rows],
+            ORANGE,
+        ),
         ("task 1 to task 2", [row["apart"] for row in rows], GREY),
     ]
     bars = [
-        go.Bar(y=names, x=values, name=kind, orientation="h", marker_color=colour, hovertemplate="%{y}: %{x:.3g}")
+        go.Bar(
+            y=names,
+            x=values,
+            name=kind,
+            orientation="h",
+            marker_color=colour,
+            hovertemplate="%{y}: %{x:.3g}",
+        )
         for kind, values, colour in kinds
     ]
     layout = plain_layout("relative change", None) | {"barmode": "group"}
@@ -46,20 +63,31 @@ def change_bars(run: Run) -> list[Figure]:
     caption += f" The {left} parameters that changed least are left out." if left else ""
     alt = "Relative change: " + "; ".join(_words(row) for row in rows)
     height = 70 + 44 * len(rows)
-    return [Figure(as_json(go.Figure(bars, layout)), alt, caption, height, tuple(Key(k, "■", c) for k, _, c in kinds))]
+    return [
+        Figure(
+            as_json(go.Figure(bars, layout)),
+            alt,
+            caption,
+            height,
+            tuple(Key(k, "■", c) for k, _, c in kinds),
+        )
+    ]
 
 
 def task_titles(run: Run) -> str:
     """Say which two tasks are held against each other."""
     titles = (run.facts.get("changes") or {}).get("tasks", [])
-    return "; ".join(f"task {index + 1} is {_cut(title, TITLE_LENGTH)}" for index, title in enumerate(titles))
+    return "; ".join(
+        f"task {index + 1} is {_cut(title, TITLE_LENGTH)}" for index, title in enumerate(titles)
+    )
 
 
 def change_maps(run: Run) -> list[list[Figure]]:
     """Draw the largest matrices: what was written, or changed, for each of two tasks, and the difference."""
     changes = run.facts.get("changes") or {}
     return [
-        _map_row(run.tensors[f"changed_{index}"], about, changes) for index, about in enumerate(changes.get("maps", []))
+        _map_row(run.tensors[f"changed_{index}"], about, changes)
+        for index, about in enumerate(changes.get("maps", []))
     ]
 
 
@@ -70,7 +98,9 @@ def _map_row(matrices: Tensor, about: Facts, changes: Facts) -> list[Figure]:
     cut = matrices.shape[1] < rows or matrices.shape[2] < columns
     caption = f"{rows}x{columns}{f', the first {matrices.shape[1]}x{matrices.shape[2]} shown' if cut else ''}"
     names = changes.get("class_names") if about["by_class"] else None
-    titles = [f"{about['name']}, {what} task {task + 1}" for task in range(2)] + [f"{about['name']}, difference"]
+    titles = [f"{about['name']}, {what} task {task + 1}" for task in range(2)] + [
+        f"{about['name']}, difference"
+    ]
     values = [*matrices, matrices[0] - matrices[1]]
     labels = [names[0], names[1], None] if names else [None, None, None]
     return [
@@ -79,11 +109,18 @@ def _map_row(matrices: Tensor, about: Facts, changes: Facts) -> list[Figure]:
     ]
 
 
-def _heat_map(value: Tensor, title: str, caption: str, largest: float, labels: list[str] | None) -> Figure:
+def _heat_map(
+    value: Tensor, title: str, caption: str, largest: float, labels: list[str] | None
+) -> Figure:
     import plotly.graph_objects as go
 
     cells = [[float(f"{cell:.3g}") for cell in row] for row in value.tolist()]
-    scale: dict[str, Any] = {"colorscale": "RdBu", "zmin": -largest, "zmax": largest, "reversescale": True}
+    scale: dict[str, Any] = {
+        "colorscale": "RdBu",
+        "zmin": -largest,
+        "zmax": largest,
+        "reversescale": True,
+    }
     bar = {"thickness": 8, "outlinewidth": 0, "nticks": 5}
     layout = plain_layout(None, None)
     layout["margin"] = {"l": 30, "r": 4, "t": 4, "b": 24}
@@ -102,5 +139,9 @@ def _cut(text: str, length: int) -> str:
 
 
 def _words(row: Facts) -> str:
-    own = ", ".join(f"{value:.3g}" for value in row["relative"]) if row["relative"] else "no own value"
+    own = (
+        ", ".join(f"{value:.3g}" for value in row["relative"])
+        if row["relative"]
+        else "no own value"
+    )
     return f"{row['name']} {own}, between tasks {row['apart']:.3g}"

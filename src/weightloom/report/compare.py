@@ -15,14 +15,20 @@ def time_figures(scores: list[Facts]) -> list[Figure]:
     """Plot the score of every method against its time to adapt to one new task, a plot per setting."""
     competing = [row for row in scores if competes(row)]
     timed = [row for row in competing if (row.get("adapt_time_s") or 0) > 0]
-    return [_time_figure(setting, rows, _methods(competing)) for setting, rows in by_setting(timed).items()]
+    return [
+        _time_figure(setting, rows, _methods(competing))
+        for setting, rows in by_setting(timed).items()
+    ]
 
 
 def reliability_figures(scores: list[Facts]) -> list[Figure]:
     """Plot how often a method is right against how sure it is, a plot per setting; none of regressions."""
     competing = [row for row in scores if competes(row)]
     sure = [row for row in competing if row.get("calibration")]
-    return [_reliability_figure(setting, rows, _methods(competing)) for setting, rows in by_setting(sure).items()]
+    return [
+        _reliability_figure(setting, rows, _methods(competing))
+        for setting, rows in by_setting(sure).items()
+    ]
 
 
 def time_ticks(times_s: list[float]) -> list[float]:
@@ -53,7 +59,12 @@ def _time_figure(setting: str, rows: list[Facts], methods: list[str]) -> Figure:
     for row in rows:
         colour, symbol, sign = mark(methods.index(row["method"]))
         half = row.get("ci95") or 0.0
-        bars = {"type": "data", "array": [half if math.isfinite(half) else 0.0], "thickness": 1.5, "width": 5}
+        bars = {
+            "type": "data",
+            "array": [half if math.isfinite(half) else 0.0],
+            "thickness": 1.5,
+            "width": 5,
+        }
         place = {"x": [row["adapt_time_s"]], "y": [row["mean"]], "error_y": bars, "mode": "markers"}
         text = f"{escape(row['method'])}: {score_text(row)} in {time_text(row['adapt_time_s'])}"
         style: dict[str, Any] = {"color": colour, "symbol": symbol, "size": 11}
@@ -77,7 +88,9 @@ def _time_figure(setting: str, rows: list[Facts], methods: list[str]) -> Figure:
 def _reliability_figure(setting: str, rows: list[Facts], methods: list[str]) -> Figure:
     import plotly.graph_objects as go
 
-    diagonal = go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "width": 2}, hoverinfo="skip")
+    diagonal = go.Scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "width": 2}, hoverinfo="skip"
+    )
     drawn, keys, words = [diagonal], [], []
     for row in rows:
         colour, symbol, sign = mark(methods.index(row["method"]))

@@ -1,7 +1,7 @@
 """Plots: a run in, figures as JSON for plotly out, each with a caption and words for those who cannot see it.
 
-Colours of text and grid are left to the page, which knows whether it is shown light or dark. Those of the data read
-well on both, and nothing hangs on telling red from green.
+Colours of text and grid are left to the page, which knows whether it is shown light or dark. Those
+of the data read well on both, and nothing hangs on telling red from green.
 """
 
 import math
@@ -13,7 +13,18 @@ from weightloom.report.scores import score_words
 BLUE, ORANGE, GREY = "#3b82f6", "#e07b1a", "#94a3b8"
 POINTS_DRAWN = 1500
 """A line or a map is thinned to about this many points; a page must open quickly."""
-COLOURS = (BLUE, ORANGE, "#10a37f", "#d1479c", "#8b5cf6", "#b7950b", "#06a5c4", "#e25563", "#7a8b2a", "#a0724a")
+COLOURS = (
+    BLUE,
+    ORANGE,
+    "#10a37f",
+    "#d1479c",
+    "#8b5cf6",
+    "#b7950b",
+    "#06a5c4",
+    "#e25563",
+    "#7a8b2a",
+    "#a0724a",
+)
 SIGNS = (("circle", "●"), ("square", "■"), ("diamond", "◆"), ("triangle-up", "▲"), ("cross", "✚"))
 """What plotly calls a mark, and how text draws it."""
 
@@ -102,7 +113,9 @@ def trailing_means(values: list[float], span: int) -> list[float]:
         counts.append(counts[-1] + math.isfinite(value))
     starts = [max(0, end - span) for end in range(1, len(sums))]
     return [
-        (sums[end] - sums[start]) / (counts[end] - counts[start]) if counts[end] > counts[start] else math.nan
+        (sums[end] - sums[start]) / (counts[end] - counts[start])
+        if counts[end] > counts[start]
+        else math.nan
         for end, start in enumerate(starts, start=1)
     ]
 
@@ -117,7 +130,14 @@ def _loss_curve(run: Run) -> Figure:
     smooth = trailing_means(losses, span)
     faint, strong = {"color": BLUE, "width": 1}, {"color": BLUE, "width": 2.5}
     lines = [
-        go.Scatter(x=steps[::every], y=losses[::every], name="logged", mode="lines", line=faint, opacity=0.35),
+        go.Scatter(
+            x=steps[::every],
+            y=losses[::every],
+            name="logged",
+            mode="lines",
+            line=faint,
+            opacity=0.35,
+        ),
         go.Scatter(x=steps[::every], y=smooth[::every], name="mean", mode="lines", line=strong),
     ]
     log_y = lower_is_better(run) and all(loss > 0 for loss in losses if math.isfinite(loss))

@@ -9,7 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightloom.report.figures import COLOURS, GREY, POINTS_DRAWN, Figure, Key, as_json, mark, plain_layout
+from weightloom.report.figures import (
+    COLOURS,
+    GREY,
+    POINTS_DRAWN,
+    Figure,
+    Key,
+    as_json,
+    mark,
+    plain_layout,
+)
 from weightloom.report.run import Facts, Run
 
 
@@ -21,12 +30,20 @@ def condition_maps(run: Run) -> list[Figure]:
     every = max(1, math.ceil(len(conditions) / POINTS_DRAWN))
     places, shares = principal_plane(conditions)
     if "condition_class" in run.tensors:
-        names = [run.facts["condition_names"][index] for index in run.tensors["condition_class"][::every].tolist()]
+        names = [
+            run.facts["condition_names"][index]
+            for index in run.tensors["condition_class"][::every].tolist()
+        ]
         return [_class_map(places[::every], shares, names, run.facts.get("condition_of") == "task")]
     if "condition_value" not in run.tensors:
         return []
-    values, value_names = run.tensors["condition_value"][::every].T, run.facts["condition_value_names"]
-    return [_value_map(places[::every], shares, *each) for each in zip(values, value_names, strict=True)]
+    values, value_names = (
+        run.tensors["condition_value"][::every].T,
+        run.facts["condition_value_names"],
+    )
+    return [
+        _value_map(places[::every], shares, *each) for each in zip(values, value_names, strict=True)
+    ]
 
 
 def principal_plane(
@@ -34,8 +51,8 @@ def principal_plane(
 ) -> tuple[Float[Tensor, "count 2"], Float[Tensor, " 2"]]:
     """Project conditions on the two directions in which they vary most.
 
-    The largest entry of each direction is made positive, so that the same conditions always give the same map.
-    What is not finite counts as zero.
+    The largest entry of each direction is made positive, so that the same conditions always give
+    the same map. What is not finite counts as zero.
 
     Returns:
         Places in the plane, and the share of the variance along each of its axes.
@@ -68,7 +85,11 @@ def _class_map(places: Tensor, shares: Tensor, names: list[str], of_tasks: bool)
         points.append(_points(places[chosen], escape(name), colour, symbol))
         keys.append(Key(name, sign, colour))
     keys += [Key("other classes", "○", GREY)] if rest else []
-    each, what, which = ("task", "family", "task") if of_tasks else ("class of a task", "class", "class in one task")
+    each, what, which = (
+        ("task", "family", "task")
+        if of_tasks
+        else ("class of a task", "class", "class in one task")
+    )
     return Figure(
         as_json(go.Figure(points, _map_layout(shares))),
         f"Map of {len(names)} conditions, one per {each}, coloured by {what}",
@@ -83,7 +104,13 @@ def _value_map(places: Tensor, shares: Tensor, values: Tensor, name: str) -> Fig
     import plotly.graph_objects as go
 
     bar = {"title": {"text": escape(name)}, "thickness": 12, "outlinewidth": 0}
-    marker = {"color": values.tolist(), "colorscale": "Viridis", "size": 6, "showscale": True, "colorbar": bar}
+    marker = {
+        "color": values.tolist(),
+        "colorscale": "Viridis",
+        "size": 6,
+        "showscale": True,
+        "colorbar": bar,
+    }
     x, y = places.T.tolist()
     texts = [f"{escape(name)} {value:.3g}" for value in values.tolist()]
     points = go.Scatter(x=x, y=y, mode="markers", marker=marker, text=texts, hoverinfo="text")

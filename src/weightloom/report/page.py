@@ -19,14 +19,15 @@ TEMPLATE = "templates/report.html.j2"
 def build_report(run: Path, sections: Callable[[Run], list[Section]] | None = None) -> Path:
     """Write ``report.html`` into a run folder, from whatever the folder holds so far.
 
-    The page is complete in itself: scripts, styles and images are inside, and it forbids the browser to
-    fetch anything. It may be built while the run goes on, and again later; a page that is there is replaced
-    at once or not at all.
+    The page is complete in itself: scripts, styles and images are inside, and it forbids the
+    browser to fetch anything. It may be built while the run goes on, and again later; a page that
+    is there is replaced at once or not at all.
 
     Args:
         run: A run folder. ``config.json`` must be there; without ``metrics.jsonl``,
             ``evaluation.safetensors`` or ``record.json`` the sections made from them are left out.
-        sections: What an application draws of its runs. Default: the sections that all applications share.
+        sections: What an application draws of its runs. Default: the sections that all applications
+            share.
 
     Returns:
         Where the page is.
@@ -55,7 +56,9 @@ def _render(run: Run, sections: list[Section]) -> str:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string((files("weightloom") / TEMPLATE).read_text(encoding="utf-8"))
     return template.render(_contents(run, sections), plotly_js=Markup(get_plotlyjs()))
 
@@ -74,7 +77,10 @@ def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
         "learning": learning,
         "sections": sections,
         "has_plots": bool(learning) or any(section.has_plots for section in sections),
-        "options": {name: value if isinstance(value, str) else json.dumps(value) for name, value in run.config.items()},
+        "options": {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in run.config.items()
+        },
         "cost": cost_rows(record.get("cost") or {}),
         "command": record.get("command"),
         "notes": record.get("notes"),
@@ -105,4 +111,8 @@ def _title(config: Facts) -> str:
 def _origin(record: Facts) -> str:
     """Say which version wrote the record."""
     version, commit = record.get("version"), record.get("commit")
-    return f"weightloom {version}{f', commit {commit[:12]}' if commit else ''}" if version else "weightloom"
+    return (
+        f"weightloom {version}{f', commit {commit[:12]}' if commit else ''}"
+        if version
+        else "weightloom"
+    )

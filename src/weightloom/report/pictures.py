@@ -40,7 +40,12 @@ def encode_png(pixels: UInt8[Tensor, "channels height width"]) -> bytes:
     filtered = torch.cat([rows.new_zeros(height, 1), rows], dim=1)
     header = struct.pack(">IIBBBBB", width, height, 8, COLOUR_TYPES[channels], 0, 0, 0)
     data = zlib.compress(filtered.cpu().contiguous().numpy().tobytes(), 9)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", header)
+        + _chunk(b"IDAT", data)
+        + _chunk(b"IEND", b"")
+    )
 
 
 def data_uri(image: Float[Tensor, "channels height width"]) -> str:

@@ -33,16 +33,18 @@ class Run:
     tensors: dict[str, Tensor]
     """A few evaluated tasks, what was predicted for them, and conditions."""
     facts: Facts
-    """Names that go with the tensors, and words of the page: ``better``, ``higher`` or ``lower``; ``unseen``, as in
-    "with classes never seen in training"; ``left_out``, why a section is empty, by its name."""
+    """Names that go with the tensors, and words of the page: ``better``, ``higher`` or ``lower``;
+    ``unseen``, as in "with classes never seen in training"; ``left_out``, why a section is empty,
+    by its name."""
 
 
 def read_run(folder: Path) -> Run:
     """Read a run folder, finished or not.
 
     Args:
-        folder: Must hold ``config.json``; every other file may be absent. Where a resumed run logged a step
-            twice, the later row counts; a line of ``metrics.jsonl`` that is torn is passed over.
+        folder: Must hold ``config.json``; every other file may be absent. Where a resumed run
+            logged a step twice, the later row counts; a line of ``metrics.jsonl`` that is torn is
+            passed over.
 
     Raises:
         DataError: If ``folder`` is not a run, or one of its JSON files is damaged.

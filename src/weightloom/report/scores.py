@@ -29,7 +29,10 @@ class TableRow(NamedTuple):
 
 def rows_by_setting(scores: list[Facts]) -> dict[str, list[TableRow]]:
     """Return the rows of the results table, settings and methods in the order of the record."""
-    return {setting: [_row(score, best_of(group)) for score in group] for setting, group in by_setting(scores).items()}
+    return {
+        setting: [_row(score, best_of(group)) for score in group]
+        for setting, group in by_setting(scores).items()
+    }
 
 
 def headline(run: Run) -> str:
@@ -42,9 +45,7 @@ def headline(run: Run) -> str:
     if len(groups) > 1:
         level = sum(overlap(_ours(group, method), best_of(group)) for group in groups)
         called = _called(_ours(groups[0], method))
-        sentence += (
-            f" {called[0].upper()}{called[1:]} is best, or level with the best, in {level} of {len(groups)} settings."
-        )
+        sentence += f" {called[0].upper()}{called[1:]} is best, or level with the best, in {level} of {len(groups)} settings."
     return sentence
 
 
@@ -103,7 +104,10 @@ def _compare(scores: list[Facts], method: str, unseen: str) -> str:
 
 
 def _ours(scores: list[Facts], method: str) -> Facts:
-    return next((score for score in scores if competes(score) and score["method"].startswith(method)), scores[0])
+    return next(
+        (score for score in scores if competes(score) and score["method"].startswith(method)),
+        scores[0],
+    )
 
 
 def _called(score: Facts) -> str:

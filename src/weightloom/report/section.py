@@ -1,7 +1,7 @@
 """Sections: what the page draws below and above its table, each under a sentence that explains it.
 
-An application makes sections of its own from a `Run`, of figures, strips, curves and pictures; `with_shared` puts those
-behind them that the runs of every application may have.
+An application makes sections of its own from a `Run`, of figures, strips, curves and pictures;
+`with_shared` puts those behind them that the runs of every application may have.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,13 +88,15 @@ def with_shared(
 ) -> list[Section]:
     """Return an application's own sections, then those that it shares with all others.
 
-    A section with nothing to draw gives the reason for it in a sentence; without a reason it is left out.
+    A section with nothing to draw gives the reason for it in a sentence; without a reason it is
+    left out.
 
     Args:
         run: The run.
         own: The application's own sections by name, in the order of the page.
-        reasons: Sentences by the name of a section, beside those that the run holds as ``left_out``. The names of the
-            shared ones are ``time``, ``calibration``, ``changes`` and ``map``.
+        reasons: Sentences by the name of a section, beside those that the run holds as
+            ``left_out``. The names of the shared ones are ``time``, ``calibration``, ``changes``
+            and ``map``.
     """
     shared = {
         "time": time_section(run),
@@ -119,7 +121,9 @@ def time_section(run: Run) -> Section:
         f"Further to the left is quicker, and further {better} is better: what it takes a method to "
         "adapt to one new task on the logarithmic axis, and what it then scores, with 95 % intervals."
     )
-    return Section("Time to adapt against score", explanation, time_figures(run.record.get("scores") or []))
+    return Section(
+        "Time to adapt against score", explanation, time_figures(run.record.get("scores") or [])
+    )
 
 
 def calibration_section(run: Run) -> Section:
@@ -129,7 +133,11 @@ def calibration_section(run: Run) -> Section:
         "stand for more query points, and the number beside each method is its expected calibration error, the mean "
         "distance from the line."
     )
-    return Section("How sure, and how often right", explanation, reliability_figures(run.record.get("scores") or []))
+    return Section(
+        "How sure, and how often right",
+        explanation,
+        reliability_figures(run.record.get("scores") or []),
+    )
 
 
 def changes_section(run: Run) -> Section:

@@ -16,7 +16,9 @@ from weightloom.errors import CheckpointError
 from weightloom.files import load_tensors, save_tensors
 
 
-def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], identity: str) -> None:
+def write_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], identity: str
+) -> None:
     """Write a checkpoint that knows what it holds, and whose it is.
 
     Args:
@@ -44,14 +46,22 @@ def read_checkpoint(path: Path, identity: str = "") -> tuple[dict[str, Tensor], 
     tensors, facts = load_tensors(path)
     wrote = facts.get("identity", "")
     if identity and wrote != identity:
-        whose = f"another run or method (digest {wrote}, not {identity})" if wrote else "no run (it has no digest)"
+        whose = (
+            f"another run or method (digest {wrote}, not {identity})"
+            if wrote
+            else "no run (it has no digest)"
+        )
         raise CheckpointError(
             f"`{path}` was written by {whose}. A checkpoint belongs to the options and the method that it was trained "
             "with. Put back the run's own, or start another run."
         )
     odd = sorted({*facts.get("holds", [])} ^ tensors.keys())
     if odd or not isinstance(facts.get("step", 0), int):
-        what = f"{', '.join(odd[:3])} is missing or was added" if odd else f"its step is {facts['step']!r}"
+        what = (
+            f"{', '.join(odd[:3])} is missing or was added"
+            if odd
+            else f"its step is {facts['step']!r}"
+        )
         raise CheckpointError(
             f"`{path}` does not hold what a checkpoint of its kind was written with ({what}). A training that went on "
             "from it would give other numbers. Use an earlier checkpoint, or start the run again."
@@ -73,7 +83,9 @@ def state_of(optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tenso
     }
 
 
-def restore_state(path: Path, tensors: Mapping[str, Tensor], optimisers: Mapping[str, torch.optim.Optimizer]) -> None:
+def restore_state(
+    path: Path, tensors: Mapping[str, Tensor], optimisers: Mapping[str, torch.optim.Optimizer]
+) -> None:
     """Let optimisers go on from the state in a checkpoint.
 
     Args:
@@ -82,7 +94,8 @@ def restore_state(path: Path, tensors: Mapping[str, Tensor], optimisers: Mapping
         optimisers: By their place in the checkpoint.
 
     Raises:
-        CheckpointError: If the state is not that of what an optimiser moves, or is of another shape or dtype.
+        CheckpointError: If the state is not that of what an optimiser moves, or is of another shape
+            or dtype.
     """
     for place, optimiser in optimisers.items():
         state: dict[int, dict[str, Tensor]] = {}
@@ -94,7 +107,8 @@ def restore_state(path: Path, tensors: Mapping[str, Tensor], optimisers: Mapping
         moved = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         keys = {frozenset(own) for own in state.values()}
         if len(keys) > 1 or not all(
-            number < len(moved) and all(_fits(key, value, moved[number]) for key, value in own.items())
+            number < len(moved)
+            and all(_fits(key, value, moved[number]) for key, value in own.items())
             for number, own in state.items()
         ):
             raise CheckpointError(
@@ -107,7 +121,9 @@ def restore_state(path: Path, tensors: Mapping[str, Tensor], optimisers: Mapping
 
 def _fits(key: str, value: Tensor, parameter: Tensor) -> bool:
     if key == "step":
-        return value.ndim == 0 and value.dtype in (torch.float32, torch.float64) and bool(value >= 0)
+        return (
+            value.ndim == 0 and value.dtype in (torch.float32, torch.float64) and bool(value >= 0)
+        )
     return value.shape == parameter.shape and value.dtype == parameter.dtype
 
 

@@ -125,8 +125,9 @@ def held_folder(
 ) -> Iterator[str]:
     """Make the run's folder and write its options, or check that a run can go on there; hold it against all others.
 
-    The lock is on ``run.json`` and ends with the process, however that ends. A folder whose run was killed before its
-    options were written is as good as empty. Temporary files of killed processes are removed.
+    The lock is on ``run.json`` and ends with the process, however that ends. A folder whose run was
+    killed before its options were written is as good as empty. Temporary files of killed processes
+    are removed.
 
     Args:
         run: The folder.
@@ -141,8 +142,8 @@ def held_folder(
         The run's identity.
 
     Raises:
-        ConfigError: If the folder holds something already, a run of another config that shall go on, or one that
-            another process is writing.
+        ConfigError: If the folder holds something already, a run of another config that shall go
+            on, or one that another process is writing.
         DataError: If a run shall go on and the folder holds none.
         CheckpointError: If the folder cannot be written to.
     """

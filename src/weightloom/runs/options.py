@@ -48,7 +48,8 @@ class RunOptions:
     steps: int | None = None
     """Steps of training, the same for every trained method. Default: by data set or environment."""
     minutes: float | None = None
-    """Processor time of each trained method instead of a number of steps; `--steps` is then the maximum."""
+    """Processor time of each trained method instead of a number of steps; `--steps` is then the
+    maximum."""
     rates: tuple[str, ...] = ()
     """Learning rate per method, overriding the common one; e.g. `cnp=0.003`."""
     evaluate_every: int | None = None
@@ -56,11 +57,13 @@ class RunOptions:
     checkpoint_every: int | None = None
     """Steps between checkpoints. Default: 200, or a tenth of all in reinforcement learning."""
     start_from: str = ""
-    """A run whose trained methods this one starts from, on other tasks; a fresh one is trained beside."""
+    """A run whose trained methods this one starts from, on other tasks; a fresh one is trained
+    beside."""
     seed: int = 0
     """Everything random follows from it."""
     autotune: bool = False
-    """Time the engines that run many tasks at once, and keep the quickest of each in the run's folder: engines.json."""
+    """Time the engines that run many tasks at once, and keep the quickest of each in the run's
+    folder: engines.json."""
     threads: int = 1
     """CPU threads of each process; for networks as small as these one is quickest."""
 
@@ -97,7 +100,8 @@ class RunOptions:
         """Raise a `ConfigError` where an option of several values has one twice; of ``name=value`` the names count."""
         for name in names:
             values = [
-                value.partition("=")[0] if isinstance(value, str) else value for value in getattr(self, name) or ()
+                value.partition("=")[0] if isinstance(value, str) else value
+                for value in getattr(self, name) or ()
             ]
             if twice := [value for value in values if values.count(value) > 1]:
                 raise ConfigError(
@@ -109,14 +113,18 @@ class RunOptions:
         for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"`{flag(name)} {value}` is too small. It is a count. Pass 1 or more.")
+                raise ConfigError(
+                    f"`{flag(name)} {value}` is too small. It is a count. Pass 1 or more."
+                )
 
     def check_positive(self, *names: str) -> None:
         """Raise a `ConfigError` unless each of some options is a finite number above 0, or not given."""
         for name in names:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"`{flag(name)} {value}` is not a positive number. Pass one, as in 0.001.")
+                raise ConfigError(
+                    f"`{flag(name)} {value}` is not a positive number. Pass one, as in 0.001."
+                )
 
     def check_not_negative(self, *names: str) -> None:
         """Raise a `ConfigError` unless each of some options is a finite number, 0 or more, or not given."""
@@ -140,7 +148,9 @@ class RunOptions:
                         f"`--{option} {name}` does not go with `{where}`. All methods of a run solve the same tasks. "
                         f"{nearest(name, known)}"
                     )
-        check_rates(self.rates, (self.method, *(usual if self.comparators is None else self.comparators)))
+        check_rates(
+            self.rates, (self.method, *(usual if self.comparators is None else self.comparators))
+        )
         if self.method in (self.comparators or ()):
             raise ConfigError(
                 f"`--comparators {self.method}` is `--method` too. Each method has one row. Leave one of them out."
@@ -215,14 +225,19 @@ def config_from(kind: type[Config], options: dict[str, Any]) -> Config:
                 f"Option {name!r} is unknown. {nearest(str(name), known)} See `weightloom {kind.command} --help`."
             )
         value = options[name]
-        truths = [its for its in (value if isinstance(value, list) else [value]) if isinstance(its, bool)]
+        truths = [
+            its for its in (value if isinstance(value, list) else [value]) if isinstance(its, bool)
+        ]
         if truths and "bool" not in str(hints[name]):
             raise ConfigError(
                 f"Option {name!r} is {value!r}, which is no number and no text. In YAML `yes` and `no` are truth "
                 f"values. See `weightloom {kind.command} --help` for what fits."
             )
     several = {name for name in options if "tuple[" in str(hints[name])}
-    options = {k: [v] if k in several and isinstance(v, int | float | str) else v for k, v in options.items()}
+    options = {
+        k: [v] if k in several and isinstance(v, int | float | str) else v
+        for k, v in options.items()
+    }
     try:
         return TypeAdapter(kind).validate_python(options)
     except ValidationError as error:
@@ -279,7 +294,9 @@ def check_rates(rates: tuple[str, ...], running: tuple[str, ...]) -> None:
     for text in rates:
         name, _, rate = text.partition("=")
         if name not in running:
-            raise ConfigError(f"`--rates {text}` is of a method that is not in this run. {nearest(name, running)}")
+            raise ConfigError(
+                f"`--rates {text}` is of a method that is not in this run. {nearest(name, running)}"
+            )
         if not is_positive(rate):
             raise ConfigError(
                 f"`--rates {text}` has no learning rate. It is a method and a number above 0. "

@@ -21,7 +21,9 @@ class TrainingProgress:
         every_s: Seconds between plain lines.
     """
 
-    def __init__(self, steps: int, done: int = 0, quiet: bool = False, every_s: float = 10.0) -> None:
+    def __init__(
+        self, steps: int, done: int = 0, quiet: bool = False, every_s: float = 10.0
+    ) -> None:
         self.steps, self.done, self.quiet, self.every_s = steps, done, quiet, every_s
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
@@ -40,11 +42,16 @@ class TrainingProgress:
                 console=self.console,
             )
             self.bar.start()
-            self.task = self.bar.add_task("training", total=self.steps, completed=self.done, facts="")
+            self.task = self.bar.add_task(
+                "training", total=self.steps, completed=self.done, facts=""
+            )
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self.bar:
             self.bar.stop()
@@ -63,7 +70,9 @@ class TrainingProgress:
             self.bar.update(self.task, completed=step, facts=facts)
         else:
             left = (self.steps - step) / max(speed, 1e-9)
-            print(f"step {step}/{self.steps}  {facts}  {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"step {step}/{self.steps}  {facts}  {left:.0f} s left", file=sys.stderr, flush=True
+            )
 
     def evaluated(self, name: str, value: float) -> None:
         """Keep the last validation score beside the loss."""

@@ -90,7 +90,17 @@ class RunRecord(TypedDict):
 Record = dict[str, Any]
 """A record as JSON has it: of a run (`RunRecord`), or of a benchmark."""
 
-STUDENT_T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+STUDENT_T_975 = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    9: 2.306,
+    10: 2.262,
+}
 """97.5 % points of Student's t for a few values (degrees of freedom are one less)."""
 
 
@@ -115,8 +125,14 @@ def summary_over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """
     count = len(values)
     mean = sum(values) / count
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1)) if count > 1 else math.nan
-    return {"per_seed": list(values), "mean": mean, "ci95": _student_t_975(count) * spread / math.sqrt(count)}
+    spread = (
+        math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1)) if count > 1 else math.nan
+    )
+    return {
+        "per_seed": list(values),
+        "mean": mean,
+        "ci95": _student_t_975(count) * spread / math.sqrt(count),
+    }
 
 
 def role_of(row: Row | dict[str, Any]) -> Role:
@@ -146,7 +162,12 @@ def label(row: Row | dict[str, Any]) -> str:
 
 
 def row_of(
-    method: str, setting: str, name: str, per_task: Tensor, better: Better = "higher", role: Role = "method"
+    method: str,
+    setting: str,
+    name: str,
+    per_task: Tensor,
+    better: Better = "higher",
+    role: Role = "method",
 ) -> Row:
     """Return the row of a method: mean over tasks and its 95 % interval.
 
@@ -210,7 +231,8 @@ def write_record(path: Path, record: Record) -> None:
 def check_target(path: Path) -> None:
     """Raise a `ConfigError` unless a record may be written to ``path``.
 
-    That is where nothing is, where a record outside a run's folder is, or a pipe, or a device that takes text.
+    That is where nothing is, where a record outside a run's folder is, or a pipe, or a device that
+    takes text.
     """
     what = kind_of(path)
     try:
@@ -224,7 +246,9 @@ def check_target(path: Path) -> None:
             "of a name that a file can have. Pass another one as `--record`."
         ) from error
     if what == "nothing":
-        raise ConfigError(f"`{path}` is a link that leads nowhere. A record is a file. Pass a name that is free.")
+        raise ConfigError(
+            f"`{path}` is a link that leads nowhere. A record is a file. Pass a name that is free."
+        )
     if what == "other" and not path.is_block_device():
         return
     found = {"folder": "is a folder", "other": "is a disk"}.get(what, "is no record")
@@ -252,7 +276,9 @@ def read_record(path: Path) -> Record:
     Raises:
         DataError: If there is none, or it is not JSON.
     """
-    return read_object(path, "A run writes it when it comes to its end; `--resume FOLDER` finishes one.")
+    return read_object(
+        path, "A run writes it when it comes to its end; `--resume FOLDER` finishes one."
+    )
 
 
 def read_run_record(run: Path, identity: str = "") -> RunRecord:
@@ -295,8 +321,15 @@ def _commit() -> str | None:
     here = Path(__file__).parent
     try:
         found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5
+            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None if found.returncode == 0 and "site-packages" not in str(here) else None
+    return (
+        found.stdout.strip() or None
+        if found.returncode == 0 and "site-packages" not in str(here)
+        else None
+    )

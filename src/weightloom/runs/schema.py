@@ -42,7 +42,9 @@ def read_json(path: Path, schema: type[Schema], version: int, about: str) -> Sch
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise damaged(path, f"`{place}`: {first['msg']}") from error
-    whole: Any = facts if isinstance(checked, dict) else checked  # further fields of a dictionary stay
+    whole: Any = (
+        facts if isinstance(checked, dict) else checked
+    )  # further fields of a dictionary stay
     return whole
 
 

@@ -8,7 +8,9 @@ from torch import Tensor
 RESAMPLES = 2_000
 
 
-def interquartile(returns: Sequence[Sequence[float]], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, float]:
+def interquartile(
+    returns: Sequence[Sequence[float]], resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, float]:
     """Mean of the middle half of all returns, and its 95 % bootstrap interval.
 
     Args:
@@ -20,9 +22,9 @@ def interquartile(returns: Sequence[Sequence[float]], resamples: int = RESAMPLES
         ``mean``, ``low`` and ``high``.
 
     Source:
-        Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice" (2021), section 4. There
-        runs are drawn within each task; here whole seeds and whole contexts are, which allows for what a seed has in
-        common in all contexts.
+        Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice"
+        (2021), section 4. There runs are drawn within each task; here whole seeds and whole
+        contexts are, which allows for what a seed has in common in all contexts.
 
     Example:
         >>> interquartile([[0.0, 1.0, 2.0, 99.0], [0.0, 1.0, 2.0, -99.0]])["mean"]
@@ -44,6 +46,7 @@ def _middle(values: Tensor) -> Tensor:
     ordered, count = values.sort(1).values, values.shape[1]
     place = torch.arange(count, dtype=values.dtype)
     inside = (
-        torch.minimum(place + 1, torch.tensor(0.75 * count)) - torch.maximum(place, torch.tensor(0.25 * count))
+        torch.minimum(place + 1, torch.tensor(0.75 * count))
+        - torch.maximum(place, torch.tensor(0.25 * count))
     ).clamp(min=0)
     return (ordered * inside).sum(1) / inside.sum()

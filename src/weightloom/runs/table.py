@@ -39,11 +39,17 @@ def print_table(scores: list[dict[str, Any]], unseen: str, columns: Sequence[str
     calibrated = any("calibration" in row for row in scores)
     timed = any(row.get("adapt_time_s") for row in scores)
     table = Table(title=f"{scores[0]['tasks']:,} {unseen}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("setting", min_width=8)  # words wrap where a terminal is narrow, numbers never do
+    table.add_column(
+        "setting", min_width=8
+    )  # words wrap where a terminal is narrow, numbers never do
     table.add_column("method", min_width=14)
     heads = [f"{name} ± 95 %", *(other.replace("_", " ") for other in others)]
     for column in (*heads, *(["ece"] if calibrated else []), *(["adapts in"] if timed else [])):
-        table.add_column(column if column == heads[0] else fill(column, HEADING - 2), justify="right", no_wrap=True)
+        table.add_column(
+            column if column == heads[0] else fill(column, HEADING - 2),
+            justify="right",
+            no_wrap=True,
+        )
     for number, row in enumerate(scores):
         new = number == 0 or row["setting"] != scores[number - 1]["setting"]
         also = row.get("also") or {}
@@ -52,9 +58,14 @@ def print_table(scores: list[dict[str, Any]], unseen: str, columns: Sequence[str
             label(row),
             _score(row, digits),
             *(_number(also[other]["mean"]) if other in also else "" for other in others),
-            *([f"{row['calibration']['ece']:.3f}" if "calibration" in row else ""] if calibrated else []),
+            *(
+                [f"{row['calibration']['ece']:.3f}" if "calibration" in row else ""]
+                if calibrated
+                else []
+            ),
             *([time_text(row.get("adapt_time_s"))] if timed else []),
-            end_section=number + 1 == len(scores) or scores[number + 1]["setting"] != row["setting"],
+            end_section=number + 1 == len(scores)
+            or scores[number + 1]["setting"] != row["setting"],
         )
     Console().print(table)
 
@@ -66,21 +77,31 @@ def _print_wide(scores: list[dict[str, Any]], unseen: str) -> None:
     names = dict.fromkeys(label(row) for row in scores)
     at = {(label(row), row["setting"]): row for row in scores}
     rivals = {label(row) for row in scores if competes(row)}
-    best = {setting: best_of([at[name, setting] for name in names if (name, setting) in at]) for setting in settings}
+    best = {
+        setting: best_of([at[name, setting] for name in names if (name, setting) in at])
+        for setting in settings
+    }
     timed = any(row.get("adapt_time_s") for row in scores)
     title = f"{scores[0]['name']} over {scores[0]['tasks']:,} {unseen}, ± 95 %"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("method")
     for column in (*settings, *(["adapts in"] if timed else [])):
         table.add_column(fill(column, HEADING), justify="right", no_wrap=True)
-    ordered = [*(name for name in names if name in rivals), *(name for name in names if name not in rivals)]
+    ordered = [
+        *(name for name in names if name in rivals),
+        *(name for name in names if name not in rivals),
+    ]
     for number, name in enumerate(ordered):
         cells = []
         for setting in settings:
             row = at.get((name, setting))
             text = "" if row is None else _score(row, digits).replace("± 0.", "±.")
             cells.append(f"[bold]{text}[/bold]" if row is best[setting] else text)
-        times = [time_text(at[name, setting].get("adapt_time_s")) for setting in settings if (name, setting) in at]
+        times = [
+            time_text(at[name, setting].get("adapt_time_s"))
+            for setting in settings
+            if (name, setting) in at
+        ]
         last = number + 1 < len(ordered) and name in rivals and ordered[number + 1] not in rivals
         table.add_row(name, *cells, *(times[:1] if timed else []), end_section=last)
     Console().print(table)
@@ -99,7 +120,13 @@ def _score(row: dict[str, Any], digits: int) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if abs(value) >= 10 or abs(value) < 0.001 else f"{value:.3f}"
+    return (
+        ""
+        if value is None
+        else f"{value:.3g}"
+        if abs(value) >= 10 or abs(value) < 0.001
+        else f"{value:.3f}"
+    )
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
@@ -108,5 +135,7 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
         return
     table = Table(*rows[0], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(
+            *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
+        )
     Console().print(table)

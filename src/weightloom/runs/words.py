@@ -42,8 +42,8 @@ def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def score_text(score: dict[str, Any]) -> str:
     """Write a mean and its 95 % interval with as many digits as the interval calls for, at least three.
 
-    A mean of which these digits would leave nothing is written by powers of ten. One that is not a number is that of a
-    method that failed.
+    A mean of which these digits would leave nothing is written by powers of ten. One that is not a
+    number is that of a method that failed.
 
     Example:
         >>> score_text({"mean": 0.91234, "ci95": 0.0061}), score_text({"mean": 0.002, "ci95": 0.00004})
@@ -73,10 +73,16 @@ def time_text(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return ""
     if seconds < 60:
-        scale, unit = (1e6, "µs") if seconds < 0.9995e-3 else (1e3, "ms") if seconds < 0.9995 else (1.0, "s")
+        scale, unit = (
+            (1e6, "µs") if seconds < 0.9995e-3 else (1e3, "ms") if seconds < 0.9995 else (1.0, "s")
+        )
         return f"{seconds * scale:.3g} {unit}"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def _interval(score: dict[str, Any]) -> float:

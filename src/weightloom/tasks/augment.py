@@ -31,7 +31,9 @@ class Change(ABC):
     """A change of images that is drawn for each of them; of some among many it changes only these."""
 
     @abstractmethod
-    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, among: Among | None = None
+    ) -> Tensor:
         """Change images (images, channels, height, width); ``among`` says which they are, None that they are all."""
 
     @property
@@ -64,16 +66,21 @@ class Jitter(Change):
     """
 
     strength: float
-    """0 leaves images as they are; 1 is up to 15 degrees, 15 %, 0.15 and a quarter of half the image."""
+    """0 leaves images as they are; 1 is up to 15 degrees, 15 %, 0.15 and a quarter of half the
+    image."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, among: Among | None = None
+    ) -> Tensor:
         """Change images (images, channels, height, width), float."""
         draws = _own(2 * torch.rand(5, _count(images, among), generator=generator) - 1, among, 1)
         angle, scale, shear, right, down = (draws * self.strength).unbind()
         angle, scale, shear = 0.25 * angle, 1 + 0.15 * scale, 0.15 * shear
         top = torch.stack([scale * angle.cos(), shear - angle.sin(), 0.25 * right], dim=1)
         bottom = torch.stack([angle.sin(), scale * angle.cos(), 0.25 * down], dim=1)
-        grid = affine_grid(torch.stack([top, bottom], dim=1), list(images.shape), align_corners=False)
+        grid = affine_grid(
+            torch.stack([top, bottom], dim=1), list(images.shape), align_corners=False
+        )
         return grid_sample(images, grid.to(images.dtype), align_corners=False)
 
 
@@ -84,7 +91,9 @@ class InTurn(Change):
     changes: tuple[Callable[..., Tensor], ...]
     """Each as `Jitter`."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, among: Among | None = None
+    ) -> Tensor:
         """Apply all of them."""
         for change in self.changes:
             images = change(images, generator, *([among] if among else []))
@@ -100,9 +109,13 @@ class InTurn(Change):
 class Flip(Change):
     """Mirror half of the images left to right. For photographs; a mirrored character is another character."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, among: Among | None = None
+    ) -> Tensor:
         """Change images (images, channels, height, width)."""
-        mirrored = _own(torch.rand(_count(images, among), 1, 1, 1, generator=generator), among) < 0.5
+        mirrored = (
+            _own(torch.rand(_count(images, among), 1, 1, 1, generator=generator), among) < 0.5
+        )
         return torch.where(mirrored, images.flip(-1), images)
 
 
@@ -111,7 +124,8 @@ class Crop(Change):
     """Shift each image by whole pixels, each differently; what was outside is mirrored or 0.
 
     Source:
-        He et al., "Deep residual learning for image recognition" (2016), section 4.2, which pads with 0.
+        He et al., "Deep residual learning for image recognition" (2016), section 4.2, which pads
+        with 0.
     """
 
     pad: int = 4
@@ -119,7 +133,9 @@ class Crop(Change):
     mirrored: bool = True
     """Whether what was outside mirrors what is inside; otherwise it is 0."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, among: Among | None = None
+    ) -> Tensor:
         """Change images (images, channels, height, width).
 
         Raises:
@@ -135,7 +151,10 @@ class Crop(Change):
         shift = torch.randint(2 * self.pad + 1, (2, _count(images, among), 1), generator=generator)
         down, right = _own(shift, among, 1)
         rows, columns = down + torch.arange(height), right + torch.arange(width)
-        which, channel = torch.arange(len(images))[:, None, None, None], torch.arange(images.shape[1])[:, None, None]
+        which, channel = (
+            torch.arange(len(images))[:, None, None, None],
+            torch.arange(images.shape[1])[:, None, None],
+        )
         return padded[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
@@ -146,10 +165,14 @@ class Colour(Change):
     strength: float = 0.4
     """Each of the three is multiplied by a factor from U(1 - strength, 1 + strength)."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, among: Among | None = None
+    ) -> Tensor:
         """Change images (images, channels, height, width), float in 0 to 1; grey ones have no saturation to change."""
         count = _count(images, among)
-        draws = _own(2 * torch.rand(3, count, 1, 1, 1, generator=generator, dtype=images.dtype) - 1, among, 1)
+        draws = _own(
+            2 * torch.rand(3, count, 1, 1, 1, generator=generator, dtype=images.dtype) - 1, among, 1
+        )
         brightness, contrast, saturation = (1 + self.strength * draws).unbind()
         images = (images * brightness).clamp(0, 1)
         images = images.mean((1, 2, 3), keepdim=True).lerp(images, contrast).clamp(0, 1)
@@ -161,17 +184,24 @@ class Zoom(Change):
     """Cut a smaller square out of each image, anywhere in it, and enlarge it to the whole; each differently.
 
     Source:
-        Szegedy et al., "Going deeper with convolutions" (2015), section 6: crops of random size, here all square.
+        Szegedy et al., "Going deeper with convolutions" (2015), section 6: crops of random size,
+        here all square.
     """
 
     smallest: float = 0.7
     """The side of the square is drawn from U(smallest, 1) of the image's."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, among: Among | None = None
+    ) -> Tensor:
         """Change images (images, channels, height, width), float."""
         count = _count(images, among)
-        side = self.smallest + (1 - self.smallest) * _own(torch.rand(count, generator=generator), among)
-        right, down = (1 - side) * (2 * _own(torch.rand(2, count, generator=generator), among, 1) - 1)
+        side = self.smallest + (1 - self.smallest) * _own(
+            torch.rand(count, generator=generator), among
+        )
+        right, down = (1 - side) * (
+            2 * _own(torch.rand(2, count, generator=generator), among, 1) - 1
+        )
         nought = torch.zeros_like(side)
         rows = torch.stack([side, nought, right, nought, side, down], dim=1).view(-1, 2, 3)
         grid = affine_grid(rows, list(images.shape), align_corners=False).to(images.dtype)
@@ -183,13 +213,16 @@ class CutOut(Change):
     """Paint a square of each image grey, each elsewhere; at an edge only a part of it lies within.
 
     Source:
-        DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout" (2017).
+        DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout"
+        (2017).
     """
 
     size: int = 10
     """Side of the square, in pixels."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator, among: Among | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, among: Among | None = None
+    ) -> Tensor:
         """Change images (images, channels, height, width), float in 0 to 1."""
         height, width = images.shape[-2:]
         size = (_count(images, among), 1, 1, 1)

@@ -1,7 +1,7 @@
 """Cameras with crossed wires: labelled pictures, each task seen through a faulty camera that nobody has met.
 
-A made fault on real pictures. It stands for arrays of sensors, electrodes or antennas that were wired, mounted or
-calibrated each in its own way.
+A made fault on real pictures. It stands for arrays of sensors, electrodes or antennas that were
+wired, mounted or calibrated each in its own way.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,9 @@ class Cameras(NamedTuple):
     weight: Float[Tensor, "tasks wires pixels"]
     offset: Float[Tensor, "tasks wires"]
 
-    def send(self, pictures: Float[Tensor, "tasks pictures pixels"]) -> Float[Tensor, "tasks pictures wires"]:
+    def send(
+        self, pictures: Float[Tensor, "tasks pictures pixels"]
+    ) -> Float[Tensor, "tasks pictures wires"]:
         """Return what the wires of each camera send of its pictures."""
         return torch.baddbmm(self.offset[:, None], pictures, self.weight.mT)
 
@@ -42,7 +44,8 @@ def sample_cameras(
         tasks: How many cameras.
         pixels: Pixels of a picture, and wires of a camera.
         generator: Where chance comes from.
-        crosstalk: Share of a wire's signal that comes from two other pixels, drawn at random; 0: none.
+        crosstalk: Share of a wire's signal that comes from two other pixels, drawn at random; 0:
+            none.
         share: Which of the cameras to make, all of them being drawn.
 
     Example:
@@ -55,9 +58,13 @@ def sample_cameras(
     weight = torch.zeros_like(own).scatter(2, order[..., None], 1 - crosstalk)
     if crosstalk:
         part = torch.rand(tasks, pixels, 1, generator=generator)[share]
-        weight.scatter_add_(2, others.topk(2).indices, crosstalk * torch.cat([part, 1 - part], dim=2))
+        weight.scatter_add_(
+            2, others.topk(2).indices, crosstalk * torch.cat([part, 1 - part], dim=2)
+        )
     negative = sign[:, 0].argsort(1) < pixels // 2
-    log_gain, offset = (2 * torch.rand(2, tasks, pixels, generator=generator)[:, share] - 1).unbind()
+    log_gain, offset = (
+        2 * torch.rand(2, tasks, pixels, generator=generator)[:, share] - 1
+    ).unbind()
     gain = torch.where(negative, -1.0, 1.0) * (LOG_GAIN * log_gain).exp()
     return Cameras(weight * gain[..., None], OFFSET * offset)
 
@@ -66,10 +73,10 @@ def sample_cameras(
 class CameraTasks(TaskSource):
     """Tasks of one camera each: a few labelled pictures that it sent, and others of all classes to be read.
 
-    The support holds ``shots`` pictures of each of ``ways`` classes, drawn anew for every camera; queries are drawn
-    from all other pictures. Labels are those of the pool: a 7 is a 7 for every camera. ``Tasks.hidden`` holds the query
-    pictures before the camera, (tasks, queries, pixels), and ``support_x`` and ``query_x`` are flat: wires have no
-    place.
+    The support holds ``shots`` pictures of each of ``ways`` classes, drawn anew for every camera;
+    queries are drawn from all other pictures. Labels are those of the pool: a 7 is a 7 for every
+    camera. ``Tasks.hidden`` holds the query pictures before the camera, (tasks, queries, pixels),
+    and ``support_x`` and ``query_x`` are flat: wires have no place.
 
     Example:
         >>> pool = torch.rand(200, 8, 8), torch.arange(200) % 10
@@ -95,7 +102,8 @@ class CameraTasks(TaskSource):
     augment: Augment | None = None
     """Changes each picture at random before the camera. For meta-training only."""
     fewest_shots: int | None = None
-    """Draw the shots of each class of each camera from this number to ``shots``; the others are masked."""
+    """Draw the shots of each class of each camera from this number to ``shots``; the others are
+    masked."""
 
     def __post_init__(self) -> None:
         counts = torch.bincount(self.labels)
@@ -133,23 +141,40 @@ class CameraTasks(TaskSource):
             return self.sample(tasks, generator).take(share)
         classes = int(self.labels.max()) + 1
         of_class = self.labels == torch.arange(classes)[:, None]
-        shown = torch.rand(tasks, classes, generator=generator)[share].topk(self.ways).indices.sort(1).values
+        shown = (
+            torch.rand(tasks, classes, generator=generator)[share]
+            .topk(self.ways)
+            .indices.sort(1)
+            .values
+        )
         chance = torch.rand(tasks, len(self.images), generator=generator)[share]
-        support = chance[:, None].masked_fill(~of_class[shown], -1.0).topk(self.shots).indices.flatten(1)
-        query = torch.rand(tasks, len(self.images), generator=generator)[share].scatter(1, support, -1.0)
+        support = (
+            chance[:, None].masked_fill(~of_class[shown], -1.0).topk(self.shots).indices.flatten(1)
+        )
+        query = torch.rand(tasks, len(self.images), generator=generator)[share].scatter(
+            1, support, -1.0
+        )
         drawn = torch.cat([support, query.topk(self.queries).indices], dim=1)
         pictures = self.images[drawn]
         pictures = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
         if self.augment is not None:
-            how = (generator,) if share == ALL else (generator, Among.tasks(tasks, share, drawn.shape[1]))
-            pictures = self.augment(pictures.flatten(0, 1)[:, None], *how)[:, 0].unflatten(0, drawn.shape)
+            how = (
+                (generator,)
+                if share == ALL
+                else (generator, Among.tasks(tasks, share, drawn.shape[1]))
+            )
+            pictures = self.augment(pictures.flatten(0, 1)[:, None], *how)[:, 0].unflatten(
+                0, drawn.shape
+            )
         pictures = pictures.flatten(2)
         cameras = sample_cameras(tasks, pictures.shape[2], generator, self.crosstalk, share)
         support_x, query_x = cameras.send(pictures).split([support.shape[1], self.queries], dim=1)
         support_y, query_y = self.labels[drawn].split([support.shape[1], self.queries], dim=1)
         mask = torch.ones_like(support, dtype=torch.bool)
         if self.fewest_shots is not None:
-            kept = torch.randint(self.fewest_shots, self.shots + 1, (tasks, self.ways, 1), generator=generator)
+            kept = torch.randint(
+                self.fewest_shots, self.shots + 1, (tasks, self.ways, 1), generator=generator
+            )
             mask = (torch.arange(self.shots) < kept[share]).flatten(1)
         if not self.labelled:
             support_y = torch.full_like(support_y, UNLABELLED)

@@ -1,6 +1,7 @@
 """CIFAR-FS: photographs of 100 kinds of things, 32x32 in colour, and its split into classes.
 
-In:   the file ``cifar_fs_100.npz``, one WebP picture a class that holds all of its images side by side.
+In:   the file ``cifar_fs_100.npz``, one WebP picture a class that holds all of its images side by
+      side.
 Out:  `ClassPool`, and which classes are for meta-training, meta-validation and meta-test.
 Knows nothing of tasks.
 """
@@ -25,19 +26,21 @@ SPLIT = {"train": "train", "validation": "val", "test": "test"}
 def load_cifar_fs() -> tuple[ClassPool, dict[str, list[int]]]:
     """Load CIFAR-FS with 100 of the 600 images a class: 100 classes, 3x32x32, uint8.
 
-    Read from ``cifar_fs_100.npz`` in the first of ``searched_folders("cifar_fs")`` that has it. Its authors state no
-    licence, so it is not fetched for you.
+    Read from ``cifar_fs_100.npz`` in the first of ``searched_folders("cifar_fs")`` that has it. Its
+    authors state no licence, so it is not fetched for you.
 
     Returns:
-        The pool, and its class numbers under ``"train"`` (64), ``"validation"`` (16) and ``"test"`` (20).
+        The pool, and its class numbers under ``"train"`` (64), ``"validation"`` (16) and ``"test"``
+        (20).
 
     Raises:
         DataError: If the file is in none of the searched folders, or is damaged.
         MissingExtraError: If Pillow, which decodes WebP, is not installed.
 
     Source:
-        Krizhevsky, "Learning multiple layers of features from tiny images" (2009); the split is by Bertinetto et al.,
-        "Meta-learning with differentiable closed-form solvers" (2019), who use 600 images a class.
+        Krizhevsky, "Learning multiple layers of features from tiny images" (2009); the split is by
+        Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019), who use
+        600 images a class.
     """
     path = needed_file(
         FOLDER,
@@ -56,15 +59,21 @@ def load_cifar_fs() -> tuple[ClassPool, dict[str, list[int]]]:
         ) from error
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("webp", "offsets", "count", "size", "names", "split")}
+            arrays = {
+                name: file[name] for name in ("webp", "offsets", "count", "size", "names", "split")
+            }
         sheets = [
             np.asarray(Image.open(io.BytesIO(arrays["webp"][start:stop].tobytes())).convert("RGB"))
             for start, stop in pairwise(arrays["offsets"].tolist())
         ]
         images = np.stack([_cut(sheet, arrays) for sheet in sheets])
-        split = {key: np.flatnonzero(arrays["split"] == short).tolist() for key, short in SPLIT.items()}
+        split = {
+            key: np.flatnonzero(arrays["split"] == short).tolist() for key, short in SPLIT.items()
+        }
         if len(images) != CLASSES or list(map(len, split.values())) != [64, 16, 20]:
-            raise ValueError(f"it has {len(images)} classes, split {list(map(len, split.values()))}")
+            raise ValueError(
+                f"it has {len(images)} classes, split {list(map(len, split.values()))}"
+            )
     except Exception as error:  # numpy, zipfile, zlib and Pillow raise a dozen types for the one thing that is wrong
         raise DataError(
             f"`{path}` cannot be read as CIFAR-FS ({str(error) or type(error).__name__}). It is damaged, or another "
@@ -79,7 +88,9 @@ def _cut(sheet: NDArray[np.uint8], arrays: dict[str, NDArray[Any]]) -> NDArray[n
     """Cut a sheet of images, row by row, into (images, 3, size, size)."""
     size, count = int(arrays["size"]), int(arrays["count"].min())
     if size != SIZE or int(arrays["count"].max()) != count:
-        raise ValueError(f"its images are of {size} pixels, {count} to {arrays['count'].max()} a class")
+        raise ValueError(
+            f"its images are of {size} pixels, {count} to {arrays['count'].max()} a class"
+        )
     height, width = sheet.shape[0] // size, sheet.shape[1] // size
     tiles = sheet.reshape(height, size, width, size, 3).transpose(0, 2, 4, 1, 3)
     images: NDArray[np.uint8] = tiles.reshape(-1, 3, size, size)[:count]

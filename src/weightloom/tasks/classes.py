@@ -11,15 +11,16 @@ from weightloom.tasks.augment import Among, takes_share
 from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
 Augment = Callable[..., Tensor]
-"""Images (images, channels, height, width) and a generator to images of the same shape, each changed at random."""
+"""Images (images, channels, height, width) and a generator to images of the same shape, each
+changed at random."""
 
 
 @dataclass(frozen=True)
 class ClassTasks(TaskSource):
     """Tasks of ``ways`` classes, ``shots`` support examples and ``queries`` query examples of each.
 
-    Which class gets which label is drawn anew for every task, so that labels carry no meaning from task to task.
-    Support examples come in the order of their labels; query examples too.
+    Which class gets which label is drawn anew for every task, so that labels carry no meaning from
+    task to task. Support examples come in the order of their labels; query examples too.
 
     Example:
         >>> pool = torch.rand(6, 20, 1, 8, 8)
@@ -42,11 +43,14 @@ class ClassTasks(TaskSource):
     augment: Augment | None = None
     """Changes each drawn image at random. For meta-training only."""
     fewest_shots: int | None = None
-    """Draw the shots of each class of each task from this number to ``shots``; the others are masked."""
+    """Draw the shots of each class of each task from this number to ``shots``; the others are
+    masked."""
     groups: Tensor | None = None
-    """A number for each class, (classes,): the classes of a task are all of one group. None: of any."""
+    """A number for each class, (classes,): the classes of a task are all of one group. None: of
+    any."""
     same_drawer: bool = False
-    """Draw the same places in the pool for all classes of a task: in Omniglot, place j is what drawer j drew."""
+    """Draw the same places in the pool for all classes of a task: in Omniglot, place j is what
+    drawer j drew."""
 
     def __post_init__(self) -> None:
         classes, fewest = len(self.examples), int(self.counts.min())
@@ -56,7 +60,9 @@ class ClassTasks(TaskSource):
                 f"A task takes different classes. Pass `ways` from 2 to {classes}."
             )
         if self.ways < 2:
-            raise ConfigError(f"`ways={self.ways}`. There is nothing to tell apart. Pass `ways` from 2 to {classes}.")
+            raise ConfigError(
+                f"`ways={self.ways}`. There is nothing to tell apart. Pass `ways` from 2 to {classes}."
+            )
         if self.shots < 1 or self.queries < 1:
             raise ConfigError(
                 f"`shots={self.shots}` and `queries={self.queries}`. A class needs at least one example to adapt on "
@@ -73,7 +79,9 @@ class ClassTasks(TaskSource):
                 f"`fewest_shots={self.fewest_shots}` with `shots={self.shots}`. The shots of a class are drawn from "
                 f"the first to the second. Pass `fewest_shots` from 1 to {self.shots}."
             )
-        if self.groups is not None and self.ways > (largest := int(torch.bincount(self.groups).max())):
+        if self.groups is not None and self.ways > (
+            largest := int(torch.bincount(self.groups).max())
+        ):
             raise ConfigError(
                 f"`ways={self.ways}` but the largest group has {largest} classes. The classes of a task are all of one "
                 f"group. Pass `ways` from 2 to {largest}."
@@ -85,20 +93,33 @@ class ClassTasks(TaskSource):
             return self.sample(tasks, generator).take(share)
         most = self.examples.shape[1]
         drawn = self._classes(tasks, generator)
-        counts = self.counts.min().expand(tasks, 1, 1) if self.same_drawer else self.counts[drawn][..., None]
+        counts = (
+            self.counts.min().expand(tasks, 1, 1)
+            if self.same_drawer
+            else self.counts[drawn][..., None]
+        )
         order = torch.rand(tasks, 1 if self.same_drawer else self.ways, most, generator=generator)
-        drawn, order = drawn[share], order[share].masked_fill(torch.arange(most) >= counts[share], -1.0)
+        drawn, order = (
+            drawn[share],
+            order[share].masked_fill(torch.arange(most) >= counts[share], -1.0),
+        )
         picked = order.topk(self.shots + self.queries).indices.expand(-1, self.ways, -1)
         values = self.examples[drawn[..., None], picked]
         values = values.float() / 255 if values.dtype == torch.uint8 else values
         if self.augment is not None:
-            how = (generator,) if share == ALL else (generator, Among.tasks(tasks, share, self.ways * values.shape[2]))
+            how = (
+                (generator,)
+                if share == ALL
+                else (generator, Among.tasks(tasks, share, self.ways * values.shape[2]))
+            )
             values = self.augment(values.flatten(0, 2), *how).unflatten(0, values.shape[:3])
         labels = torch.arange(self.ways)[:, None].expand(len(values), self.ways, -1)
         support, query = values[:, :, : self.shots], values[:, :, self.shots :]
         mask = torch.ones(len(values), self.ways, self.shots, dtype=torch.bool)
         if self.fewest_shots is not None:
-            kept = torch.randint(self.fewest_shots, self.shots + 1, (tasks, self.ways, 1), generator=generator)
+            kept = torch.randint(
+                self.fewest_shots, self.shots + 1, (tasks, self.ways, 1), generator=generator
+            )
             mask = torch.arange(self.shots) < kept[share]
         return Tasks.of(
             support.flatten(1, 2),

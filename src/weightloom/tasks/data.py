@@ -1,7 +1,8 @@
 """Pools of real images: found on this machine or fetched once, and checked.
 
 In:   the name of a set.
-Out:  `ClassPool`, the examples of every class; and which classes are for meta-training and which are held out.
+Out:  `ClassPool`, the examples of every class; and which classes are for meta-training and which
+      are held out.
 Knows nothing of tasks, support or query.
 """
 
@@ -26,7 +27,8 @@ class ClassPool(NamedTuple):
     names: tuple[str, ...]
     """One per class, as in ``"7"`` or ``"Greek/character03"``."""
     sentences: tuple[tuple[str, ...], ...] = ()
-    """What a person reads in the place of an example, class by class; empty where examples can be looked at."""
+    """What a person reads in the place of an example, class by class; empty where examples can be
+    looked at."""
 
 
 def load_digits() -> ClassPool:
@@ -70,10 +72,10 @@ def load_digit_images() -> tuple[Tensor, Tensor]:
 def load_omniglot(download: bool = True) -> ClassPool:
     """Load Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings of each, 1x28x28, ink bright.
 
-    Read from ``omniglot28.npz`` in the first of ``searched_folders("omniglot")`` that has it. Where none
-    does, the authors' drawings (16 MB) are fetched, averaged from 105x105 to 28x28 in 16 levels of grey,
-    and kept in the cache. Class i is the authors' character number i + 1: the first 964 are their
-    background set, the others their evaluation set.
+    Read from ``omniglot28.npz`` in the first of ``searched_folders("omniglot")`` that has it. Where
+    none does, the authors' drawings (16 MB) are fetched, averaged from 105x105 to 28x28 in 16
+    levels of grey, and kept in the cache. Class i is the authors' character number i + 1: the first
+    964 are their background set, the others their evaluation set.
 
     Args:
         download: Whether to fetch what is not on this machine.
@@ -82,8 +84,8 @@ def load_omniglot(download: bool = True) -> ClassPool:
         DataError: If the set is nowhere and cannot be fetched, or the file found is damaged.
 
     Source:
-        Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program
-        induction", Science (2015); https://github.com/brendenlake/omniglot, MIT licence.
+        Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic
+        program induction", Science (2015); https://github.com/brendenlake/omniglot, MIT licence.
     """
     path = find_file("omniglot", omniglot.FILE)
     if path is None and not download:
@@ -98,7 +100,9 @@ def load_omniglot(download: bool = True) -> ClassPool:
     alphabets = arrays["alphabets"][arrays["alphabet"]].tolist()
     names = zip(alphabets, arrays["character"].tolist(), strict=True)
     counts = torch.full((len(images),), images.shape[1])
-    return ClassPool(images, counts, tuple(f"{alphabet}/{character}" for alphabet, character in names))
+    return ClassPool(
+        images, counts, tuple(f"{alphabet}/{character}" for alphabet, character in names)
+    )
 
 
 def digits_split(split: int) -> tuple[list[int], list[int]]:
@@ -129,8 +133,8 @@ def omniglot_split(seed: int = 0) -> tuple[Tensor, Tensor]:
         (torch.Size([1200]), torch.Size([423]))
 
     Source:
-        Vinyals et al., "Matching networks for one shot learning" (2016). The sizes are theirs, the shuffle
-        is ours.
+        Vinyals et al., "Matching networks for one shot learning" (2016). The sizes are theirs, the
+        shuffle is ours.
     """
     order = torch.randperm(1623, generator=torch.Generator().manual_seed(seed))
     return order[:1200], order[1200:]
@@ -139,19 +143,21 @@ def omniglot_split(seed: int = 0) -> tuple[Tensor, Tensor]:
 def lake_split(pool: ClassPool, alphabets: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
     """Return the classes of Omniglot's background set to meta-train on and the 659 of its evaluation set.
 
-    The two share no alphabet. With `class_groups` and ``ClassTasks(ways=20, shots=1, queries=1, same_drawer=True)``
-    a task is as the authors': 20 characters of one alphabet, drawn once by one person and once by another.
+    The two share no alphabet. With `class_groups` and
+    ``ClassTasks(ways=20, shots=1, queries=1, same_drawer=True)`` a task is as the authors': 20
+    characters of one alphabet, drawn once by one person and once by another.
 
     Args:
         pool: What `load_omniglot` returned.
-        alphabets: Which alphabets of the background set; None: all 30, 964 classes. ``omniglot.SMALL1`` is the
-            authors' first "minimal" set of five.
+        alphabets: Which alphabets of the background set; None: all 30, 964 classes.
+            ``omniglot.SMALL1`` is the authors' first "minimal" set of five.
 
     Raises:
         ConfigError: If an alphabet is not in the background set.
 
     Source:
-        Lake, Salakhutdinov and Tenenbaum, "The Omniglot challenge: a 3-year progress report" (2019).
+        Lake, Salakhutdinov and Tenenbaum, "The Omniglot challenge: a 3-year progress report"
+        (2019).
     """
     groups, known = class_groups(pool.names[: omniglot.BACKGROUND])
     for alphabet in alphabets or ():
@@ -167,13 +173,15 @@ def lake_split(pool: ClassPool, alphabets: Sequence[str] | None = None) -> tuple
 def class_groups(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     """Number the groups that classes are of by their names: the alphabets of Omniglot, the speakers of spoken digits.
 
-    A group is what stands before the slash, and the rotation: an alphabet turned is another alphabet.
+    A group is what stands before the slash, and the rotation: an alphabet turned is another
+    alphabet.
 
     Args:
         names: Of a pool, as in ``"Greek/character03"`` or ``"Greek/character03@90"``.
 
     Returns:
-        The group of each class, (classes,), int64, for ``ClassTasks.groups``; and the names of the groups.
+        The group of each class, (classes,), int64, for ``ClassTasks.groups``; and the names of the
+        groups.
 
     Example:
         >>> class_groups(["Greek/character01", "Latin/character01", "Greek/character02"])
@@ -189,10 +197,12 @@ def rotated(pool: ClassPool, quarter_turns: Sequence[int]) -> ClassPool:
 
     Args:
         pool: Square images.
-        quarter_turns: Different numbers from 1 to 3, counter-clockwise. Class ``a`` turned once is ``a@90``.
+        quarter_turns: Different numbers from 1 to 3, counter-clockwise. Class ``a`` turned once is
+            ``a@90``.
 
     Raises:
-        ConfigError: If a number is none of these or stands there twice: one class would get two labels.
+        ConfigError: If a number is none of these or stands there twice: one class would get two
+            labels.
         ShapeError: If the images are not square.
 
     Source:

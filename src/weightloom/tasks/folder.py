@@ -1,8 +1,10 @@
 """Your own pictures: a folder with one sub-folder per class becomes a pool, whatever the pictures are like.
 
 In:   a folder; optionally ``train``, ``val`` and ``test`` in it, each with classes of its own.
-Out:  `FolderPool`: square images of one size as uint8, the split of the classes, and what was skipped and why.
-Knows nothing of tasks. Which classes are held out, where the folder does not say, is `split_classes`' affair.
+Out:  `FolderPool`: square images of one size as uint8, the split of the classes, and what was
+      skipped and why.
+Knows nothing of tasks. Which classes are held out, where the folder does not say, is
+`split_classes`' affair.
 """
 
 import hashlib
@@ -25,7 +27,13 @@ from weightloom.tasks.tasks import Skipped
 from weightloom.texts import home
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 
 
 class FolderPool(NamedTuple):
@@ -44,20 +52,23 @@ def load_folder(
 ) -> FolderPool:
     """Load one class per sub-folder, from PNG, JPEG, WebP, GIF (its first frame), BMP, TIFF and PPM of any size.
 
-    A picture is turned as its EXIF says, put on white where it is transparent, cut to the largest square in its
-    middle, and scaled. 16-bit pictures become 8-bit. Hidden files, other files, folders within a class's folder and
-    pictures of more than 50 megapixels are skipped; ``WEIGHTLOOM_MAX_MEGAPIXELS`` allows larger ones. A file that is a
-    link to or a copy of one of another class is skipped too.
+    A picture is turned as its EXIF says, put on white where it is transparent, cut to the largest
+    square in its middle, and scaled. 16-bit pictures become 8-bit. Hidden files, other files,
+    folders within a class's folder and pictures of more than 50 megapixels are skipped;
+    ``WEIGHTLOOM_MAX_MEGAPIXELS`` allows larger ones. A file that is a link to or a copy of one of
+    another class is skipped too.
 
     Args:
-        path: The folder. If all folders in it are called ``train``, ``val`` or ``test``, the classes lie in those.
+        path: The folder. If all folders in it are called ``train``, ``val`` or ``test``, the
+            classes lie in those.
         size: Height and width of the images.
         channels: 1 for grey, 3 for colour. None: 1 if every picture is grey.
         fewest: A class with fewer pictures is skipped: shots and queries together.
         ways: How many classes a task takes.
 
     Raises:
-        DataError: If there is no such folder, too few classes in it, a class in two splits, or more than 2 GB.
+        DataError: If there is no such folder, too few classes in it, a class in two splits, or more
+            than 2 GB.
         ConfigError: If ``size`` or ``channels`` cannot be.
         MissingExtraError: If Pillow is not installed.
     """
@@ -83,7 +94,9 @@ def load_folder(
             f"Put a folder per class into `{root}`, or ask for fewer ways, shots or queries."
         )
     counts = torch.tensor([len(found) for found in pictures.values()])
-    examples = torch.zeros(len(counts), int(counts.max()), channels or 3, size, size, dtype=torch.uint8)
+    examples = torch.zeros(
+        len(counts), int(counts.max()), channels or 3, size, size, dtype=torch.uint8
+    )
     for row, found in enumerate(pictures.values()):
         examples[row, : len(found)] = torch.stack(found)
     if channels is None and bool((examples == examples[:, :, :1]).all()):
@@ -93,7 +106,11 @@ def load_folder(
         split = {name: [] for name in ("train", "validation", "test")}
         for row, folder in enumerate(pictures):
             split[split_of[folder]].append(row)
-    return FolderPool(ClassPool(examples, counts, tuple(folder.name for folder in pictures)), split, tuple(skipped))
+    return FolderPool(
+        ClassPool(examples, counts, tuple(folder.name for folder in pictures)),
+        split,
+        tuple(skipped),
+    )
 
 
 def picture(source: Any, size: int, channels: int) -> Tensor:
@@ -133,7 +150,8 @@ def split_classes(
         classes: How many there are.
         seed: Of the shuffle.
         fractions: Shares of the three; they sum to 1.
-        fewest: The least a part needs: ``ways``. Where there are too few for three parts, there is no validation.
+        fewest: The least a part needs: ``ways``. Where there are too few for three parts, there is
+            no validation.
 
     Raises:
         ConfigError: If there are too few even for two parts, or the fractions are none.
@@ -173,7 +191,9 @@ def _class_folders(root: Path, skipped: list[Skipped]) -> dict[Path, str]:
     if not folders or any(folder.name.lower() not in SPLITS for folder in folders):
         return dict.fromkeys(folders, "")
     inner = {part: _folders(part, skipped) for part in folders}
-    found = [(folder, SPLITS[part.name.lower()]) for part, of_part in inner.items() for folder in of_part]
+    found = [
+        (folder, SPLITS[part.name.lower()]) for part, of_part in inner.items() for folder in of_part
+    ]
     found.sort(key=lambda pair: pair[0].name)
     for (first, first_split), (second, second_split) in pairwise(found):
         if first.name == second.name:
@@ -257,13 +277,17 @@ def _decoded(
         except image.UnidentifiedImageError:
             skipped.append(Skipped(str(file), "no picture in a known format"))
         except Exception as error:  # a broken picture raises whatever its decoder trips over
-            skipped.append(Skipped(str(file), f"cannot be decoded ({str(error) or type(error).__name__})"))
+            skipped.append(
+                Skipped(str(file), f"cannot be decoded ({str(error) or type(error).__name__})")
+            )
 
 
 def _decode(image: ModuleType, file: Path, size: int, channels: int | None, most: int) -> Tensor:
     """Decode the picture in a file."""
     with warnings.catch_warnings(), _any_size(image):
-        warnings.simplefilter("ignore")  # of size, of odd palettes, of broken EXIF: the picture counts
+        warnings.simplefilter(
+            "ignore"
+        )  # of size, of odd palettes, of broken EXIF: the picture counts
         with image.open(file, formats=FORMATS) as opened:
             return _square(opened, size, channels, most)
 
@@ -301,7 +325,9 @@ def _square(opened: Any, size: int, channels: int | None, most: int) -> Tensor:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    pixels = torch.from_numpy(np.array(picture.convert(mode).resize((size, size), Image.Resampling.BICUBIC)))
+    pixels = torch.from_numpy(
+        np.array(picture.convert(mode).resize((size, size), Image.Resampling.BICUBIC))
+    )
     return pixels[None] if mode == "L" else pixels.permute(2, 0, 1).contiguous()
 
 

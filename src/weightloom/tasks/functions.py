@@ -16,8 +16,8 @@ from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 class FunctionTasks(TaskSource):
     """Tasks of one image each: some of its pixels are observed, and others, or all, are asked for.
 
-    Images are drawn without repetition while there are enough of them. Observed pixels are drawn at random and may
-    be asked for too.
+    Images are drawn without repetition while there are enough of them. Observed pixels are drawn at
+    random and may be asked for too.
 
     Example:
         >>> tasks = FunctionTasks(torch.rand(9, 8, 6), shots=5).sample(4, torch.Generator().manual_seed(0))
@@ -35,15 +35,19 @@ class FunctionTasks(TaskSource):
     queries: int | None = None
     """Pixels to be judged on, drawn at random; None is all of them, row by row from the top."""
     fewest_shots: int | None = None
-    """Draw the number of observed pixels of each task from this number to ``shots``; the others are masked."""
+    """Draw the number of observed pixels of each task from this number to ``shots``; the others are
+    masked."""
     together: bool = False
-    """Draw that number, and the pixels to be judged on, once for all tasks of a batch: nothing is masked, and what is
-    the same for all tasks needs to be computed once."""
+    """Draw that number, and the pixels to be judged on, once for all tasks of a batch: nothing is
+    masked, and what is the same for all tasks needs to be computed once."""
 
     def __post_init__(self) -> None:
         height, width = self.images.shape[1:]
         pixels = height * width
-        for name, count in (("shots", self.shots), ("queries", pixels if self.queries is None else self.queries)):
+        for name, count in (
+            ("shots", self.shots),
+            ("queries", pixels if self.queries is None else self.queries),
+        ):
             if not 1 <= count <= pixels:
                 raise ConfigError(
                     f"`{name}={count}` but an image has {height}x{width} pixels. No pixel is drawn twice. "
@@ -69,7 +73,10 @@ class FunctionTasks(TaskSource):
         if self.fewest_shots is not None and self.together:
             shots = int(torch.randint(self.fewest_shots, shots + 1, (), generator=generator))
         support = torch.rand(tasks, height * width, generator=generator)[share].topk(shots).indices
-        query_x, query_y = position.expand(len(chosen), -1, -1), values[..., None]  # one set of positions, held once
+        query_x, query_y = (
+            position.expand(len(chosen), -1, -1),
+            values[..., None],
+        )  # one set of positions, held once
         if self.queries is not None:
             sets = 1 if self.together else tasks
             chance = torch.rand(sets, height * width, generator=generator)
@@ -81,7 +88,14 @@ class FunctionTasks(TaskSource):
             kept = torch.randint(self.fewest_shots, self.shots + 1, (tasks, 1), generator=generator)
             mask = torch.arange(self.shots) < kept[share]
         support_y = values.gather(1, support)[..., None]
-        return Tasks.of(position[support], support_y, query_x, query_y, support_mask=mask, hidden=chosen[:, None])
+        return Tasks.of(
+            position[support],
+            support_y,
+            query_x,
+            query_y,
+            support_mask=mask,
+            hidden=chosen[:, None],
+        )
 
 
 def pixel_positions(height: int, width: int) -> Float[Tensor, "pixels 2"]:
@@ -107,13 +121,17 @@ def load_mnist() -> tuple[Tensor, Tensor]:
     Source:
         LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998).
     """
-    path = needed_file(*FILES["mnist-functions"], "MNIST's file", "The images do not come with this library.")
+    path = needed_file(
+        *FILES["mnist-functions"], "MNIST's file", "The images do not come with this library."
+    )
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             train, test = file["train_images"], file["test_images"]
         if (train.shape, test.shape, train.dtype) != ((20_000, 28, 28), (10_000, 28, 28), np.uint8):
             raise ValueError(f"`train_images` is {train.dtype} of shape {train.shape}")
-    except Exception as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
+    except (
+        Exception
+    ) as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
         raise DataError(
             f"`{path}` cannot be read as MNIST ({error}). It holds `train_images`, 20,000 of 28x28, and "
             "`test_images`, 10,000. Put a whole copy in its place."

@@ -20,11 +20,13 @@ class Teacher(NamedTuple):
     first: Tensor
     """Weights from the inputs, (width, inputs); the same for all tasks."""
     modules: Tensor
-    """Weights of the modules of each hidden layer but the first, (layers - 1, modules, width, width)."""
+    """Weights of the modules of each hidden layer but the first, (layers - 1, modules, width,
+    width)."""
     last: Tensor
     """Weights to the classes, (classes, width); the same for all tasks."""
     codes: Tensor
-    """Every combination of modules, (combinations, layers - 1, modules), each row of sum one; those held out last."""
+    """Every combination of modules, (combinations, layers - 1, modules), each row of sum one; those
+    held out last."""
     mean: Tensor
     """Mean of each class's output over the inputs, (combinations, classes)."""
     spread: Tensor
@@ -37,10 +39,11 @@ class Teacher(NamedTuple):
 class HyperteacherTasks(TaskSource):
     """Classify as a network does whose hidden layers are mixtures of modules: each layer's weights are z Θ.
 
-    Inputs are from U(-1, 1). The teacher has no biases; its outputs are normalised class by class, then softened to
-    a distribution: ``query_y`` is (tasks, queries, classes). Of each layer 1 to ``active`` of its modules are in use,
-    and some combinations over all layers are never met in training, though each of their modules is. With
-    ``active=1`` no two modules of a layer are ever seen together: nothing says how they are to be combined.
+    Inputs are from U(-1, 1). The teacher has no biases; its outputs are normalised class by class,
+    then softened to a distribution: ``query_y`` is (tasks, queries, classes). Of each layer 1 to
+    ``active`` of its modules are in use, and some combinations over all layers are never met in
+    training, though each of their modules is. With ``active=1`` no two modules of a layer are ever
+    seen together: nothing says how they are to be combined.
 
     Example:
         >>> source = HyperteacherTasks(modules=4, active=2)
@@ -49,9 +52,9 @@ class HyperteacherTasks(TaskSource):
         (torch.Size([3, 128, 16]), torch.Size([3, 128, 8]), torch.Size([3, 8]))
 
     Source:
-        Schug et al., "Discovering modular solutions that generalize compositionally" (2024), section 4.1. Theirs sums
-        the modules, here they are averaged: outputs are normalised, so it is the same. Theirs does not check that what
-        is left for training is connected.
+        Schug et al., "Discovering modular solutions that generalize compositionally" (2024),
+        section 4.1. Theirs sums the modules, here they are averaged: outputs are normalised, so it
+        is the same. Theirs does not check that what is left for training is connected.
     """
 
     modules: int = 4
@@ -116,8 +119,14 @@ class HyperteacherTasks(TaskSource):
 
     def _split(self, generator: torch.Generator) -> tuple[Tensor, int]:
         """All combinations in random order, those held out last, such that training is connected."""
-        hot = [set(some) for count in range(1, self.active + 1) for some in combinations(range(self.modules), count)]
-        rows = torch.tensor([[float(m in some) / len(some) for m in range(self.modules)] for some in hot])
+        hot = [
+            set(some)
+            for count in range(1, self.active + 1)
+            for some in combinations(range(self.modules), count)
+        ]
+        rows = torch.tensor(
+            [[float(m in some) / len(some) for m in range(self.modules)] for some in hot]
+        )
         codes = rows[torch.tensor(list(product(range(len(hot)), repeat=self.layers - 1)))]
         held_out = int(len(codes) * self.held_out)
         for _ in range(1000):

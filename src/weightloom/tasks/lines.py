@@ -42,10 +42,14 @@ def check_file(path: Path, what: str, most: int = MOST_FILE_BYTES) -> None:
         found = path.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"`{path}` cannot be read ({reason}). {what} is expected. Check the path.") from error
+        raise DataError(
+            f"`{path}` cannot be read ({reason}). {what} is expected. Check the path."
+        ) from error
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no plain file"
-        raise DataError(f"`{path}` cannot be read (it is {kind}). {what} is expected. Check the path.")
+        raise DataError(
+            f"`{path}` cannot be read (it is {kind}). {what} is expected. Check the path."
+        )
     if found.st_size > most:
         raise DataError(
             f"`{path}` has {found.st_size / 1e6:,.0f} MB. {what} of up to {most / 1e6:,.0f} MB is read. Leave some "
@@ -57,8 +61,8 @@ def text_lines(path: Path) -> Iterator[str]:
     """Go through the lines of a text file in UTF-8, gzipped if its name ends in ``.gz``.
 
     Raises:
-        ValueError: If it is damaged or no text, a line is too long, or what was compressed is too large.
-        OSError, EOFError: If it cannot be read.
+        ValueError: If it is damaged or no text, a line is too long, or what was compressed is too
+        large. OSError, EOFError: If it cannot be read.
     """
     with path.open("rb") as packed:
         plain: Any = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
@@ -67,7 +71,10 @@ def text_lines(path: Path) -> Iterator[str]:
         try:
             for line in _bounded(text):
                 unpacked += len(line)
-                if unpacked > MOST_FILE_BYTES or unpacked > FREE_BYTES + MOST_UNPACKED * packed.tell():
+                if (
+                    unpacked > MOST_FILE_BYTES
+                    or unpacked > FREE_BYTES + MOST_UNPACKED * packed.tell()
+                ):
                     raise ValueError(
                         f"it unpacks to more than {MOST_UNPACKED} times its size, or to more than "
                         f"{MOST_FILE_BYTES / 1e9:.0f} GB; if it should, unpack it with `gunzip`"
@@ -80,10 +87,12 @@ def text_lines(path: Path) -> Iterator[str]:
 def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Go through the rows of a CSV file, the header first, each with the number of its line.
 
-    Columns are separated by commas, semicolons or tabs, as the header shows. Lines that hold nothing are left out.
+    Columns are separated by commas, semicolons or tabs, as the header shows. Lines that hold
+    nothing are left out.
 
     Raises:
-        DataError: If the file cannot be read, a row has another number of cells than the header, or a limit is passed.
+        DataError: If the file cannot be read, a row has another number of cells than the header, or
+            a limit is passed.
     """
     check_file(path, "A CSV file in UTF-8 with a header")
     letters = 0

@@ -28,16 +28,17 @@ from weightloom.datasets import FILES
 from weightloom.errors import DataError
 
 Arrays = dict[str, NDArray[Any]]
-"""``images4`` (classes, drawers, 28, 14), two pixels a byte, ink bright; ``alphabet`` (classes,), an index
-into the names ``alphabets``; ``character`` (classes,), the authors' folder; ``background`` (classes,), True
-in their background set."""
+"""``images4`` (classes, drawers, 28, 14), two pixels a byte, ink bright; ``alphabet`` (classes,),
+an index into the names ``alphabets``; ``character`` (classes,), the authors' folder; ``background``
+(classes,), True in their background set."""
 
 FILE = FILES["omniglot"][1]
 CLASSES, DRAWERS = 1623, 20
 BACKGROUND = 964
 """Rows before this one are the authors' background set."""
 SMALL1 = ("Balinese", "Early_Aramaic", "Greek", "Korean", "Latin")
-"""The authors' zip ``images_background_small1``, 136 characters: the first of two "minimal" background sets."""
+"""The authors' zip ``images_background_small1``, 136 characters: the first of two "minimal"
+background sets."""
 FULL, SMALL = 105, 28
 
 HOME = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -45,8 +46,8 @@ ZIPS_MD5 = {
     "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
     "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
 }
-"""As published in torchvision 0.22, ``torchvision.datasets.Omniglot``. MD5 guards against a damaged download;
-against a forged one there is https."""
+"""As published in torchvision 0.22, ``torchvision.datasets.Omniglot``. MD5 guards against a damaged
+download; against a forged one there is https."""
 
 TIMEOUT_S = 30.0
 MOST_BYTES = 64_000_000
@@ -87,10 +88,17 @@ def read_omniglot(path: Path) -> Arrays:
     try:
         # opened here: numpy leaves a file open that it cannot read
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("images4", "alphabet", "alphabets", "character", "background")}
+            arrays = {
+                name: file[name]
+                for name in ("images4", "alphabet", "alphabets", "character", "background")
+            }
         _check_arrays(arrays)
-    except Exception as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
-        reason = "it holds pickles" if "pickle" in str(error) else str(error) or type(error).__name__
+    except (
+        Exception
+    ) as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
+        reason = (
+            "it holds pickles" if "pickle" in str(error) else str(error) or type(error).__name__
+        )
         raise DataError(
             f"`{path}` cannot be read as Omniglot ({reason}). It is damaged, or "
             f"another file of that name: {CLASSES:,} characters of {DRAWERS} drawings belong in it. "
@@ -114,13 +122,17 @@ def arrays_from_zips(zips: list[bytes]) -> Arrays:
                 if match := _DRAWING.fullmatch(name):
                     row, drawer = int(match[4]) - 1, int(match[5]) - 1
                     if not (0 <= row < CLASSES and 0 <= drawer < DRAWERS):
-                        raise _unexpected(f"hold `{name}`, which is beyond character {CLASSES} or drawer {DRAWERS}")
+                        raise _unexpected(
+                            f"hold `{name}`, which is beyond character {CLASSES} or drawer {DRAWERS}"
+                        )
                     pixels[row, drawer] = _small_from_png(file.read(name), name)
                     there[row, drawer] = True
                     origin[row] = (match[2], match[3], match[1] == "background")
     if not there.all():
         row, drawer = np.argwhere(~there)[0]
-        raise _unexpected(f"lack {int((~there).sum()):,} drawings, the first of them {row + 1:04}_{drawer + 1:02}.png")
+        raise _unexpected(
+            f"lack {int((~there).sum()):,} drawings, the first of them {row + 1:04}_{drawer + 1:02}.png"
+        )
     alphabets = list(dict.fromkeys(origin[row][0] for row in range(CLASSES)))
     return {
         "images4": pixels[..., 0::2] << 4 | pixels[..., 1::2],
@@ -141,10 +153,13 @@ def unpack4(images4: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def shrink(ink: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Average drawings (..., 105, 105) over boxes to (..., 28, 28), in levels 0 to 15.
 
-    105 / 28 is 3.75: a box is the 3 or 4 whole pixels whose centres lie in it. Each row of a box is averaged
-    first and rounded to 8 bits, then the rows are. This is Pillow's box filter, and gives the same pixels.
+    105 / 28 is 3.75: a box is the 3 or 4 whole pixels whose centres lie in it. Each row of a box is
+    averaged first and rounded to 8 bits, then the rows are. This is Pillow's box filter, and gives
+    the same pixels.
     """
-    edges = (2 * FULL * np.arange(SMALL + 1) + SMALL) // (2 * SMALL)  # each edge rounded to a whole pixel
+    edges = (2 * FULL * np.arange(SMALL + 1) + SMALL) // (
+        2 * SMALL
+    )  # each edge rounded to a whole pixel
     starts, widths = edges[:-1], np.diff(edges)
     across = _rounded(255 * np.add.reduceat(ink.astype(np.int64), starts, axis=-1), widths)
     down = _rounded(np.add.reduceat(across, starts, axis=-2), widths[:, None])
@@ -209,7 +224,8 @@ _GUESSES: tuple[Callable[[int, int, int], int], ...] = (
     lambda left, up, corner: (left + up) // 2,
     _paeth,
 )
-"""What each row filter expects of a pixel, from its three neighbours; the file holds the difference."""
+"""What each row filter expects of a pixel, from its three neighbours; the file holds the
+difference."""
 
 
 def _small_from_png(content: bytes, name: str) -> NDArray[np.uint8]:
@@ -240,7 +256,9 @@ def _fetched(url: str, md5: str) -> bytes:
         raise OSError(f"{url}: {getattr(error, 'reason', None) or error}") from error
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
-        raise OSError(f"{url} has the MD5 {found} where {md5} is published; nothing of it was unpacked")
+        raise OSError(
+            f"{url} has the MD5 {found} where {md5} is published; nothing of it was unpacked"
+        )
     return content
 
 
@@ -255,9 +273,13 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
     }
     for name, (kind, shape) in expected.items():
         if arrays[name].dtype.kind != kind or arrays[name].shape != shape:
-            raise ValueError(f"`{name}` is {arrays[name].dtype} of shape {arrays[name].shape}, not {shape}")
+            raise ValueError(
+                f"`{name}` is {arrays[name].dtype} of shape {arrays[name].shape}, not {shape}"
+            )
     if arrays["images4"].dtype != np.uint8 or arrays["alphabet"].max() >= alphabets:
-        raise ValueError(f"`images4` is {arrays['images4'].dtype}, or `alphabet` points beyond {alphabets} alphabets")
+        raise ValueError(
+            f"`images4` is {arrays['images4'].dtype}, or `alphabet` points beyond {alphabets} alphabets"
+        )
 
 
 def _unexpected(what: str) -> DataError:

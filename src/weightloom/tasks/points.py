@@ -34,7 +34,8 @@ class PointPool(NamedTuple):
     groups: Tensor
     """Which family a task is of, (tasks,), int64; all zero where there are none."""
     taken_of: int = 0
-    """Points of the longest task of the pool that these were taken of; 0: they are all there were."""
+    """Points of the longest task of the pool that these were taken of; 0: they are all there
+    were."""
 
     def take(self, tasks: Tensor) -> "PointPool":
         """Take some of the tasks, by number, (kept,)."""
@@ -42,7 +43,9 @@ class PointPool(NamedTuple):
         counts = self.counts[tasks]
         before = self.starts[tasks] - (counts.cumsum(0) - counts)
         points = torch.arange(int(counts.sum())) + before.repeat_interleave(counts)
-        return PointPool(self.x[points], self.y[points], counts, names, self.groups[tasks], self.longest)
+        return PointPool(
+            self.x[points], self.y[points], counts, names, self.groups[tasks], self.longest
+        )
 
     @property
     def longest(self) -> int:
@@ -59,7 +62,8 @@ class PointPool(NamedTuple):
 class Stretch:
     """Mirror, stretch and shift the axes of each task at random: more kinds of curves to train on than there are.
 
-    x becomes ± a x + b and y becomes ± c y, the same for all points of a task, with log a and log c normal.
+    x becomes ± a x + b and y becomes ± c y, the same for all points of a task, with log a and log c
+    normal.
     """
 
     x: float = 0.25
@@ -78,7 +82,9 @@ class Stretch:
         there = tasks.support_mask[..., None]
         support_x = (tasks.support_x * x_unit + self.shift * b) * there
         support = tasks.support._replace(x=support_x, y=tasks.support_y * y_unit)
-        query = tasks.query._replace(x=tasks.query_x * x_unit + self.shift * b, y=tasks.query_y * y_unit)
+        query = tasks.query._replace(
+            x=tasks.query_x * x_unit + self.shift * b, y=tasks.query_y * y_unit
+        )
         return tasks._replace(support=support, query=query)
 
 
@@ -86,9 +92,9 @@ class Stretch:
 class PointTasks(TaskSource):
     """Tasks drawn from a pool: some points of each as support, queries from the points that are left.
 
-    A group is drawn first, each as often, then a task in it: a large family counts no more than a small one.
-    Where fewer points are left than ``queries``, they come again in turn, each as often up to one.
-    Tasks that have no point left after the fewest shots are never drawn.
+    A group is drawn first, each as often, then a task in it: a large family counts no more than a
+    small one. Where fewer points are left than ``queries``, they come again in turn, each as often
+    up to one. Tasks that have no point left after the fewest shots are never drawn.
 
     Example:
         >>> pool = PointPool(torch.rand(21, 2), torch.rand(21, 1), torch.tensor([9, 5, 7]), tuple("abc"),
@@ -105,9 +111,11 @@ class PointTasks(TaskSource):
     queries: int = 12
     """Query points per task."""
     fewest_shots: int | None = None
-    """Draw the shots of each task from this number to ``shots``, or to all of its points but one; mask the others."""
+    """Draw the shots of each task from this number to ``shots``, or to all of its points but one;
+    mask the others."""
     centred: bool = False
-    """Count targets from the mean of the task's own support targets: its level is not known before it is measured."""
+    """Count targets from the mean of the task's own support targets: its level is not known before
+    it is measured."""
     augment: Stretch | None = None
     """Changes each drawn task at random. For meta-training only."""
 
@@ -170,7 +178,9 @@ class PointTasks(TaskSource):
         most = self.pool.longest
         firsts = []
         for part in counts.split(max(1, MOST_SHUFFLED // most)):
-            drawn = torch.rand(len(part), most, generator=generator).masked_fill(torch.arange(most) >= part, -1.0)
+            drawn = torch.rand(len(part), most, generator=generator).masked_fill(
+                torch.arange(most) >= part, -1.0
+            )
             firsts.append(drawn.argsort(1, descending=True)[:, : self.shots + self.queries].clone())
         return torch.cat(firsts)
 

@@ -28,7 +28,8 @@ class SinusoidTasks(TaskSource):
     queries: int = 50
     """Query points per task."""
     ragged: float = 0.0
-    """Share of the tasks that get fewer shots: a number drawn from 1 to ``shots``, the others masked."""
+    """Share of the tasks that get fewer shots: a number drawn from 1 to ``shots``, the others
+    masked."""
 
     def __post_init__(self) -> None:
         if self.shots < 1 or self.queries < 1:

@@ -1,7 +1,8 @@
 """Spoken digits: recordings of ten words by six people, as pictures of what sounds when.
 
 In:   the file ``fsdd_mulaw8.npz``, 3,000 recordings at 8 kHz.
-Out:  `ClassPool` of spectrograms, 1x32x32, low tones at the bottom, loud bright; groups of classes by speaker.
+Out:  `ClassPool` of spectrograms, 1x32x32, low tones at the bottom, loud bright; groups of classes
+      by speaker.
 Knows nothing of tasks.
 """
 
@@ -33,7 +34,8 @@ class SpokenDigits(NamedTuple):
     speakers: tuple[str, ...]
     """The six people."""
     groups: Tensor
-    """The speaker of each class, (classes,), or all 0 where a class is of all of them. For `ClassTasks.groups`."""
+    """The speaker of each class, (classes,), or all 0 where a class is of all of them. For
+    `ClassTasks.groups`."""
 
     def of(self, speakers: list[int]) -> Tensor:
         """Return the numbers of the classes that these speakers say.
@@ -54,8 +56,9 @@ def load_spoken_digits(label: str = "speaker-word") -> SpokenDigits:
     """Load the Free Spoken Digit Dataset: 6 speakers, 10 words, 50 recordings of each word by each.
 
     Args:
-        label: What a class is: ``"speaker-word"``, one word by one speaker (60 classes of 50), for tasks that tell
-            apart the words of one speaker, unseen speakers held out; or ``"word"`` (10 classes of 300).
+        label: What a class is: ``"speaker-word"``, one word by one speaker (60 classes of 50), for
+            tasks that tell apart the words of one speaker, unseen speakers held out; or ``"word"``
+            (10 classes of 300).
 
     Raises:
         ConfigError: If the label is another.
@@ -70,7 +73,9 @@ def load_spoken_digits(label: str = "speaker-word") -> SpokenDigits:
             f"{nearest(label, ['speaker-word', 'word'])}"
         )
     arrays = _arrays()
-    speaker, digit = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("speaker", "digit"))
+    speaker, digit = (
+        torch.from_numpy(arrays[name].astype(np.int64)) for name in ("speaker", "digit")
+    )
     classes = speaker * 10 + digit if label == "speaker-word" else digit
     order = classes.argsort(stable=True)
     count = len(classes) // int(classes.max() + 1)
@@ -78,7 +83,11 @@ def load_spoken_digits(label: str = "speaker-word") -> SpokenDigits:
     speakers = tuple(arrays["speakers"].tolist())
     counts = torch.full((len(images),), count)
     if label == "word":
-        return SpokenDigits(ClassPool(images, counts, tuple("0123456789")), speakers, torch.zeros(10, dtype=torch.long))
+        return SpokenDigits(
+            ClassPool(images, counts, tuple("0123456789")),
+            speakers,
+            torch.zeros(10, dtype=torch.long),
+        )
     names = tuple(f"{name}/{word}" for name in speakers for word in range(10))
     return SpokenDigits(ClassPool(images, counts, names), speakers, torch.arange(len(images)) // 10)
 
@@ -91,7 +100,9 @@ def spoken_split(held_out: int = 0) -> dict[str, list[int]]:
         {'train': [1, 2, 3, 4], 'validation': [0], 'test': [5]}
     """
     if not 0 <= held_out < 6:
-        raise ConfigError(f"`held_out={held_out}`. There are six speakers. Pass a number from 0 to 5.")
+        raise ConfigError(
+            f"`held_out={held_out}`. There are six speakers. Pass a number from 0 to 5."
+        )
     validation = (held_out + 1) % 6
     train = [speaker for speaker in range(6) if speaker not in (held_out, validation)]
     return {"train": train, "validation": [validation], "test": [held_out]}
@@ -100,11 +111,12 @@ def spoken_split(held_out: int = 0) -> dict[str, list[int]]:
 def spectrograms(waves: Tensor) -> Tensor:
     """Turn sounds at 8 kHz into pictures of 32 bands by 32 frames of 20 ms.
 
-    The power of a short Fourier transform, in triangular bands that are evenly spaced in mel, in decibels below the
-    picture's loudest point, 60 of them from black to white.
+    The power of a short Fourier transform, in triangular bands that are evenly spaced in mel, in
+    decibels below the picture's loudest point, 60 of them from black to white.
 
     Args:
-        waves: Sounds, (sounds, samples), in -1 to 1. What is beyond 32 frames is cut off, half at either end.
+        waves: Sounds, (sounds, samples), in -1 to 1. What is beyond 32 frames is cut off, half at
+            either end.
 
     Returns:
         Pictures, (sounds, 1, 32, 32), uint8, the lowest band in the last row.
@@ -162,11 +174,19 @@ def _arrays() -> dict[str, NDArray[Any]]:
     )
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("mulaw", "offsets", "digit", "speaker", "speakers")}
+            arrays = {
+                name: file[name] for name in ("mulaw", "offsets", "digit", "speaker", "speakers")
+            }
         pairs = np.bincount(arrays["speaker"].astype(np.int64) * 10 + arrays["digit"], minlength=60)
-        if len(pairs) != 60 or len(set(pairs.tolist())) != 1 or len(arrays["offsets"]) != len(arrays["digit"]) + 1:
+        if (
+            len(pairs) != 60
+            or len(set(pairs.tolist())) != 1
+            or len(arrays["offsets"]) != len(arrays["digit"]) + 1
+        ):
             raise ValueError(f"the counts of words by speakers are {pairs.tolist()}")
-    except Exception as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
+    except (
+        Exception
+    ) as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
         raise DataError(
             f"`{path}` cannot be read as the spoken digits ({str(error) or type(error).__name__}). It is damaged, or "
             "another file of that name: as many recordings of each of 10 words by each of 6 speakers belong in it. "

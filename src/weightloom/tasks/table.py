@@ -1,7 +1,8 @@
 """Your own regression tasks: a CSV file with a column that says which task a row is of.
 
 In:   a path, the name of the target column.
-Out:  `TableTasks`: the points of every task as they stand in the file, what was skipped and why; and the same scaled.
+Out:  `TableTasks`: the points of every task as they stand in the file, what was skipped and why;
+      and the same scaled.
 """
 
 import math
@@ -96,18 +97,20 @@ class TableTasks(NamedTuple):
 def load_table(path: str | Path, target: str | None = None, fewest_points: int = 4) -> TableTasks:
     """Read regression tasks from a CSV file, gzipped or not, with a header; a row is a point of the task it names.
 
-    Every column but ``task`` and the target is a feature and holds numbers. Columns are separated by commas,
-    semicolons or tabs, as the header shows; numbers have a decimal point.
+    Every column but ``task`` and the target is a feature and holds numbers. Columns are separated
+    by commas, semicolons or tabs, as the header shows; numbers have a decimal point.
 
     Args:
         path: The file.
-        target: Name of the column to predict. None takes ``y``, or the last where there is none of that name.
+        target: Name of the column to predict. None takes ``y``, or the last where there is none of
+            that name.
         fewest_points: Tasks with fewer rows are skipped, and listed.
 
     Raises:
         ConfigError: If a column is missing or stands there twice, or ``target`` is the task column.
-        DataError: If the file is not there, is no text, a row has too many or too few cells, a cell is no finite
-            number, no task is long enough, or a limit of `weightloom.limits` is passed.
+        DataError: If the file is not there, is no text, a row has too many or too few cells, a cell
+            is no finite number, no task is long enough, or a limit of `weightloom.limits` is
+            passed.
     """
     path = home(path)
     rows = csv_rows(path)
@@ -139,14 +142,18 @@ def load_table(path: str | Path, target: str | None = None, fewest_points: int =
         for task, count in zip(pool.names, pool.counts.tolist(), strict=True)
         if count < fewest_points
     )
-    return TableTasks(pool.take(long_enough.nonzero()[:, 0]) if skipped else pool, features, target, skipped)
+    return TableTasks(
+        pool.take(long_enough.nonzero()[:, 0]) if skipped else pool, features, target, skipped
+    )
 
 
 def _pool(names: tuple[str, ...], task_of: Tensor, points: Tensor) -> PointPool:
     """Gather rows by task, in the order of the file."""
     points = points[task_of.argsort(stable=True)]
     counts = torch.bincount(task_of, minlength=len(names))
-    return PointPool(points[:, :-1], points[:, -1:], counts, names, torch.zeros(len(names), dtype=torch.long))
+    return PointPool(
+        points[:, :-1], points[:, -1:], counts, names, torch.zeros(len(names), dtype=torch.long)
+    )
 
 
 def _check_header(header: list[str], target: str, path: str | Path) -> None:
@@ -169,7 +176,9 @@ def _check_header(header: list[str], target: str, path: str | Path) -> None:
             )
 
 
-def _numbers(cells: list[str], where: list[int], line: int, header: list[str], path: Path) -> list[float]:
+def _numbers(
+    cells: list[str], where: list[int], line: int, header: list[str], path: Path
+) -> list[float]:
     try:
         numbers = [float(cells[column]) for column in where]
     except ValueError:

@@ -15,13 +15,16 @@ from weightloom.errors import ShapeError
 class Examples(NamedTuple):
     """Examples of several tasks, (tasks, rows): inputs, what belongs to them, and which of them are there.
 
-    Rows stand in any order, and a task may have as many of a class as it likes. `Examples.of` checks shapes.
+    Rows stand in any order, and a task may have as many of a class as it likes. `Examples.of`
+    checks shapes.
     """
 
     x: Any
-    """Inputs, (tasks, rows, *event): a tensor, or a tree of them, such as a dict of tokens and attention mask."""
+    """Inputs, (tasks, rows, *event): a tensor, or a tree of them, such as a dict of tokens and
+    attention mask."""
     y: Any
-    """Targets, (tasks, rows, *out), or labels, (tasks, rows), that count from 0 in every task; or a tree of them."""
+    """Targets, (tasks, rows, *out), or labels, (tasks, rows), that count from 0 in every task; or a
+    tree of them."""
     mask: Tensor
     """True where an example is there, (tasks, rows); what stands in the others has no effect."""
 
@@ -83,7 +86,8 @@ class Examples(NamedTuple):
 class Tasks(NamedTuple):
     """Several tasks, each with examples to adapt on (support) and examples to be judged on (query).
 
-    For classification ``shots`` below means all support images of a task, ``ways * shots``, and targets are labels.
+    For classification ``shots`` below means all support images of a task, ``ways * shots``, and
+    targets are labels.
 
     Example:
         >>> x, y = torch.randn(2, 7, 5, 3), torch.randn(2, 7, 5, 1)
@@ -97,11 +101,13 @@ class Tasks(NamedTuple):
     query: Examples
     """Examples to be judged on, (tasks, queries)."""
     hidden: Any = None
-    """Facts that made the task, (tasks, ...): amplitude and phase, pictures before a camera. Never known of a new task,
-    and None where nobody knows: for reports, and for losses of meta-training that say so."""
+    """Facts that made the task, (tasks, ...): amplitude and phase, pictures before a camera. Never
+    known of a new task, and None where nobody knows: for reports, and for losses of meta-training
+    that say so."""
     classes: Tensor | None = None
-    """The class of the pool that each label of a task stands for, (tasks, ways): for reports, and for methods that
-    learn to tell all training classes apart. None where tasks are not drawn from a pool of classes."""
+    """The class of the pool that each label of a task stands for, (tasks, ways): for reports, and
+    for methods that learn to tell all training classes apart. None where tasks are not drawn from a
+    pool of classes."""
 
     @classmethod
     def of(
@@ -119,12 +125,17 @@ class Tasks(NamedTuple):
         """Put tasks together, and check their shapes; without a mask all examples are there.
 
         Raises:
-            ShapeError: If parts disagree on the number of tasks, or on that of rows within support or query.
+            ShapeError: If parts disagree on the number of tasks, or on that of rows within support
+                or query.
         """
         support = Examples.of(support_x, support_y, support_mask)
         query = Examples.of(query_x, query_y, query_mask)
         count = len(support.mask)
-        others = {"query_x": query.mask, **dict(_tensors("hidden", hidden)), **dict(_tensors("classes", classes))}
+        others = {
+            "query_x": query.mask,
+            **dict(_tensors("hidden", hidden)),
+            **dict(_tensors("classes", classes)),
+        }
         for name, value in others.items():
             if value.shape[:1] != (count,):
                 raise ShapeError(
@@ -214,8 +225,9 @@ class TaskSource(ABC):
     def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
         """Draw ``tasks`` tasks; the same generator state gives the same tasks.
 
-        A source may take ``share``, a slice, by keyword: it then returns ``sample(tasks, generator).take(share)`` and
-        leaves undone what only the others need. Processes that share the tasks of a step ask for it.
+        A source may take ``share``, a slice, by keyword: it then returns
+        ``sample(tasks, generator).take(share)`` and leaves undone what only the others need.
+        Processes that share the tasks of a step ask for it.
         """
 
 

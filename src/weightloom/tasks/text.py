@@ -46,25 +46,27 @@ class TextSet(NamedTuple):
     train: Tensor
     """True for the authors' own training texts, (texts,)."""
     groups: Tensor
-    """The domain of each class, (classes,), int64; all 0 where the set has none. For `ClassTasks.groups`."""
+    """The domain of each class, (classes,), int64; all 0 where the set has none. For
+    `ClassTasks.groups`."""
 
 
 def load_intents(name: str) -> TextSet:
     """Load short requests with what the user wants: ``clinc150`` or ``banking77``.
 
-    CLINC150 has 150 intents in 10 domains, 150 sentences each; its out-of-scope sentences are no class and are left
-    out. Banking77 has 77 intents in one domain. Nothing is downloaded.
+    CLINC150 has 150 intents in 10 domains, 150 sentences each; its out-of-scope sentences are no
+    class and are left out. Banking77 has 77 intents in one domain. Nothing is downloaded.
 
     Args:
-        name: The set; ``<name>.csv.gz`` is read from the first of ``searched_folders(name)`` that has it.
+        name: The set; ``<name>.csv.gz`` is read from the first of ``searched_folders(name)`` that
+            has it.
 
     Raises:
         ConfigError: If the name is another.
         DataError: If the file is on none of the searched folders, or is damaged.
 
     Source:
-        Larson et al., "An evaluation dataset for intent classification and out-of-scope prediction" (2019);
-        Casanueva et al., "Efficient intent detection with dual sentence encoders" (2020).
+        Larson et al., "An evaluation dataset for intent classification and out-of-scope prediction"
+        (2019); Casanueva et al., "Efficient intent detection with dual sentence encoders" (2020).
     """
     if name not in _LABELS:
         raise ConfigError(
@@ -95,7 +97,8 @@ def load_intents(name: str) -> TextSet:
 def load_intent_pool(name: str) -> ClassPool:
     """Load a set of intents as features, (classes, most texts of a class, 384), float32; arguments as `load_intents`.
 
-    The features are worked out once, which takes about a minute on one core, and are kept in the cache.
+    The features are worked out once, which takes about a minute on one core, and are kept in the
+    cache.
 
     Raises:
         MissingExtraError: If they are not kept yet and the encoder is not installed.
@@ -109,27 +112,32 @@ def load_intent_pool(name: str) -> ClassPool:
     examples[texts.labels[order], place] = features[order]
     words = tuple(texts.texts[i] for i in order.tolist())
     ends = counts.cumsum(0).tolist()
-    by_class = tuple(words[end - count : end] for end, count in zip(ends, counts.tolist(), strict=True))
+    by_class = tuple(
+        words[end - count : end] for end, count in zip(ends, counts.tolist(), strict=True)
+    )
     return ClassPool(examples, counts, texts.names, by_class)
 
 
 def sentence_features(texts: Sequence[str], *, keep: bool = True) -> Tensor:
     """Encode texts with the frozen MiniLM: the mean over tokens, scaled to unit length.
 
-    The features of the same texts are read back from ``<key>.safetensors`` in the folder ``features`` of the cache.
+    The features of the same texts are read back from ``<key>.safetensors`` in the folder
+    ``features`` of the cache.
 
     Args:
         texts: Any; English is what the encoder knows.
         keep: Whether to read and write the cache.
 
     Returns:
-        Features, (texts, 384), float32, good to about three digits: they are worked out in bfloat16.
+        Features, (texts, 384), float32, good to about three digits: they are worked out in
+        bfloat16.
 
     Raises:
         MissingExtraError: If the encoder is needed and not installed.
 
     Source:
-        Reimers and Gurevych, "Sentence-BERT" (2019); the model is sentence-transformers/all-MiniLM-L6-v2.
+        Reimers and Gurevych, "Sentence-BERT" (2019); the model is
+        sentence-transformers/all-MiniLM-L6-v2.
     """
     key = hashlib.sha256("\0".join((ENCODER, *texts)).encode()).hexdigest()[:32]
     path = find_file("features", f"{key}.safetensors") if keep else None
@@ -143,11 +151,15 @@ def sentence_features(texts: Sequence[str], *, keep: bool = True) -> Tensor:
 
 def _encoded(texts: Sequence[str]) -> Tensor:
     tokenise, model = _encoder()
-    numbers = tokenise(list(texts), truncation=True, max_length=MOST_TOKENS)["input_ids"] if texts else []
+    numbers = (
+        tokenise(list(texts), truncation=True, max_length=MOST_TOKENS)["input_ids"] if texts else []
+    )
     order = sorted(range(len(texts)), key=lambda index: len(numbers[index]))
     features = torch.zeros(len(texts), WIDTH)
     if len(texts) > 4 * SENTENCES:
-        print(f"Sentences: encoding {len(texts):,}, once, about a minute", file=sys.stderr, flush=True)
+        print(
+            f"Sentences: encoding {len(texts):,}, once, about a minute", file=sys.stderr, flush=True
+        )
     for start in range(0, len(order), SENTENCES):
         index = order[start : start + SENTENCES]
         lengths = torch.tensor([len(numbers[i]) for i in index])
@@ -179,7 +191,9 @@ def _encoder() -> tuple[Any, Any]:
     model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.bfloat16)
     if bars:
         logging.enable_progress_bar()
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True), model.eval().requires_grad_(False)
+    return AutoTokenizer.from_pretrained(
+        folder, local_files_only=True
+    ), model.eval().requires_grad_(False)
 
 
 def _kept(path: Path, texts: int) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 In:   the names that a program defines, as from running its text.
 Out:  outputs of every task, stacked, and gradients.
-Knows nothing of this library's engines: a copy is a module like any other, with a task's values written into it.
+Knows nothing of this library's engines: a copy is a module like any other, with a task's values
+written into it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -68,11 +69,17 @@ class ProgramRun:
         self.calls += 1
         if self.nudge:
             self.args, self.kwargs = mapped(self.moved, (self.args, self.kwargs))
-            self.values = {name: _parts_mapped(self.moved, value) for name, value in self.values.items()}
+            self.values = {
+                name: _parts_mapped(self.moved, value) for name, value in self.values.items()
+            }
 
     def moved(self, x: Tensor) -> Tensor:
         """A number nearby."""
-        return x * (1 + self.nudge * torch.randn_like(x)) + self.nudge * 0.1 if x.is_floating_point() else x
+        return (
+            x * (1 + self.nudge * torch.randn_like(x)) + self.nudge * 0.1
+            if x.is_floating_point()
+            else x
+        )
 
     def fresh(self) -> tuple[Any, Any, dict[str, Tensor], list[Tensor], list[str]]:
         """The call's arguments and values, and everything in them that gets a gradient."""
@@ -94,7 +101,10 @@ class ProgramRun:
         """Run the copies once more."""
         self.draw()
         args, kwargs, values, leaves, named = self.fresh()
-        dense = {name: value.dense() if isinstance(value, Factored) else value for name, value in values.items()}
+        dense = {
+            name: value.dense() if isinstance(value, Factored) else value
+            for name, value in values.items()
+        }
         outputs, own, held = [], [], []
         try:
             for task, copy in enumerate(self.copies):
@@ -103,10 +113,14 @@ class ProgramRun:
                 if copy is self.copies[0]:
                     self.state.look()  # what is written is not what the forward pass changes
                 held.append([parameters[name] for name in values])
-                own.append([p for name, p in parameters.items() if name not in values and p.requires_grad])
+                own.append(
+                    [p for name, p in parameters.items() if name not in values and p.requires_grad]
+                )
                 outputs.append(self.one(copy, args, kwargs, task))
         except Exception as error:
-            raise InvalidProgramError(f"it does not run: {type(error).__name__}: {error}") from error
+            raise InvalidProgramError(
+                f"it does not run: {type(error).__name__}: {error}"
+            ) from error
         stacked = _stacked(outputs)
         torch.manual_seed(self.calls)
         weights = [torch.randn(x.shape) if _counts(x) else None for x in stacked]
@@ -121,7 +135,9 @@ class ProgramRun:
         numbers = [x.detach() if isinstance(x, Tensor) else x for x in stacked]
         every = self.copies[0].named_parameters(remove_duplicate=False)
         generated = {name for name, parameter in every if any(parameter is its for its in held[0])}
-        return Expected(structure(outputs[0]), numbers, weights, gradients, named, self.state.look() - generated)
+        return Expected(
+            structure(outputs[0]), numbers, weights, gradients, named, self.state.look() - generated
+        )
 
     def gradients(
         self,
@@ -133,13 +149,19 @@ class ProgramRun:
         """Gradients of inputs and parts of values, through the values that were written; then of own parameters."""
         dense, held, own = parameters
         written, rest = [p for its in held for p in its], [p for its in own for p in its]
-        found = iter(weighted_gradients(outputs, weights, [*leaves, *written, *rest], self.names["BY_BACKWARD"]))
+        found = iter(
+            weighted_gradients(
+                outputs, weights, [*leaves, *written, *rest], self.names["BY_BACKWARD"]
+            )
+        )
         gradients = [next(found) for _ in leaves]
         of_written = [[next(found) for _ in its] for its in held]
         of_own = [[next(found) for _ in its] for its in own]
         for value, each in zip(dense.values(), zip(*of_written, strict=True), strict=True):
             if value.requires_grad:
-                back = torch.autograd.grad(value, leaves, torch.stack(each), materialize_grads=True, retain_graph=True)
+                back = torch.autograd.grad(
+                    value, leaves, torch.stack(each), materialize_grads=True, retain_graph=True
+                )
                 gradients = [a + b for a, b in zip(gradients, back, strict=True)]
         return [*gradients, *(torch.stack(each).sum(0) for each in zip(*of_own, strict=True))]
 
@@ -184,10 +206,17 @@ def _counts(x: Any) -> bool:
 
 
 def weighted_gradients(
-    outputs: Sequence[Any], weights: Sequence[Tensor | None], leaves: Sequence[Tensor], by_backward: bool
+    outputs: Sequence[Any],
+    weights: Sequence[Tensor | None],
+    leaves: Sequence[Tensor],
+    by_backward: bool,
 ) -> list[Tensor]:
     """Gradients of a weighted sum; re-entrant checkpoints know ``backward`` alone."""
-    terms = [(x * w).sum() for x, w in zip(outputs, weights, strict=True) if w is not None and x.requires_grad]
+    terms = [
+        (x * w).sum()
+        for x, w in zip(outputs, weights, strict=True)
+        if w is not None and x.requires_grad
+    ]
     if not terms or not leaves:
         return [torch.zeros_like(leaf) for leaf in leaves]
     total = torch.stack([term.double() for term in terms]).sum()
@@ -197,7 +226,11 @@ def weighted_gradients(
         for leaf in leaves:
             leaf.grad = None
         return found
-    return list(torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True, retain_graph=True))
+    return list(
+        torch.autograd.grad(
+            total, leaves, allow_unused=True, materialize_grads=True, retain_graph=True
+        )
+    )
 
 
 def _values(base: nn.Module, names: Names, tasks: int) -> dict[str, Tensor]:
@@ -217,7 +250,10 @@ def _values(base: nn.Module, names: Names, tasks: int) -> dict[str, Tensor]:
             form = form.fit(tuple(parameter.shape), owner)
             if form is not None:
                 shapes = form.factor_shapes(tuple(parameter.shape))
-                factors = {part: (0.5 * torch.randn(tasks, *its)).to(value.dtype) for part, its in shapes.items()}
+                factors = {
+                    part: (0.5 * torch.randn(tasks, *its)).to(value.dtype)
+                    for part, its in shapes.items()
+                }
                 values[name] = form.value(value[0], factors, form.shared(tuple(parameter.shape)))
     return values or {"one.bias": torch.randn(tasks, *own["one.bias"].shape)}
 

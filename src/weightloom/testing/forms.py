@@ -19,18 +19,19 @@ TASKS, BATCH = 3, 2
 def check_form(form: Form, layers: Sequence[nn.Module] | None = None) -> None:
     """Raise an AssertionError unless ``form`` keeps what every form promises.
 
-    It fits or it does not, and says so. Factors, starts and what is shared have the names and shapes it says. With
-    the factors at their starts the parameter is the base's own. Tasks do not leak into each other. And whatever it
-    answers (linear layers, convolutions and their transposes, embeddings), with a tasks axis or without, equals what
-    the layer computes with the parameter that `Form.dense` builds: outputs, and gradients of the own value, the
-    factors, what is shared, the inputs and the bias.
+    It fits or it does not, and says so. Factors, starts and what is shared have the names and
+    shapes it says. With the factors at their starts the parameter is the base's own. Tasks do not
+    leak into each other. And whatever it answers (linear layers, convolutions and their transposes,
+    embeddings), with a tasks axis or without, equals what the layer computes with the parameter
+    that `Form.dense` builds: outputs, and gradients of the own value, the factors, what is shared,
+    the inputs and the bias.
 
     All of this is tried in float64 on generic numbers; torch's random state is left alone.
 
     Args:
         form: The form, as a user passes it.
-        layers: The layers to try it in, each with a parameter ``weight``. None tries it in every kind that a form may
-            answer, with strides, padding, dilation and groups.
+        layers: The layers to try it in, each with a parameter ``weight``. None tries it in every
+            kind that a form may answer, with strides, padding, dilation and groups.
 
     Example:
         >>> from weightloom.forms import LowRank
@@ -66,8 +67,15 @@ def _layers() -> list[nn.Module]:
         *(nn.Linear(6, 5), nn.Linear(4, 6, bias=False)),
         *(nn.Conv1d(4, 6, 3, **some), nn.Conv2d(3, 4, 3, **some), nn.Conv3d(2, 3, 2, padding=1)),
         *(nn.Conv1d(4, 6, 1, bias=False), nn.Conv2d(4, 6, 3, groups=2, padding="same")),
-        *(nn.ConvTranspose1d(4, 3, 3, **back), nn.ConvTranspose2d(3, 4, 3, **back), nn.ConvTranspose3d(2, 3, 2)),
-        *(nn.ConvTranspose1d(4, 6, 3, groups=2, dilation=2), nn.ConvTranspose2d(4, 5, 1, bias=False)),
+        *(
+            nn.ConvTranspose1d(4, 3, 3, **back),
+            nn.ConvTranspose2d(3, 4, 3, **back),
+            nn.ConvTranspose3d(2, 3, 2),
+        ),
+        *(
+            nn.ConvTranspose1d(4, 6, 3, groups=2, dilation=2),
+            nn.ConvTranspose2d(4, 5, 1, bias=False),
+        ),
         *(nn.Embedding(7, 4), nn.Embedding(6, 5, padding_idx=2)),
     ]
     return layers
@@ -80,7 +88,9 @@ def _inputs(layer: nn.Module) -> list[Tensor]:
         return [torch.randint(layer.num_embeddings, shape) for shape in shapes]
     if isinstance(layer, nn.Linear):
         width = layer.in_features
-        return [torch.randn(TASKS, *rows, width).double() for rows in ((), (1,), (BATCH,), (BATCH, 3))]
+        return [
+            torch.randn(TASKS, *rows, width).double() for rows in ((), (1,), (BATCH,), (BATCH, 3))
+        ]
     weight, channels = layer.get_parameter("weight"), getattr(layer, "in_channels", None)
     if not isinstance(channels, int):
         return [torch.randn(TASKS, BATCH, weight.shape[-1]).double()]
@@ -121,7 +131,9 @@ def _check_start(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> None:
     shape = tuple(own.shape)
     starts = form.starts(shape)
     factors = {
-        name: starts[name].double().expand(TASKS, *its) if name in starts else own.new_zeros(TASKS, *its)
+        name: starts[name].double().expand(TASKS, *its)
+        if name in starts
+        else own.new_zeros(TASKS, *its)
         for name, its in form.factor_shapes(shape).items()
     }
     dense = form.dense(own, {**factors, **shared})
@@ -143,13 +155,17 @@ def _check_dense(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> None:
     own, factors, shared = _generic(form, own, shared)
     dense = form.dense(own, {**factors, **shared})
     for name, value in [("own", own), *factors.items(), *shared.items()]:
-        (gradient,) = torch.autograd.grad(_weighted(dense[1]), [value], retain_graph=True, materialize_grads=True)
+        (gradient,) = torch.autograd.grad(
+            _weighted(dense[1]), [value], retain_graph=True, materialize_grads=True
+        )
         if not gradient.any():
             raise AssertionError(
                 f"`{form}.dense` does not depend on {name!r}. What is generated or learned must count. Use it, or do "
                 "not name it."
             )
-        others = [task for task in range(TASKS) if name in factors and task != 1 and gradient[task].any()]
+        others = [
+            task for task in range(TASKS) if name in factors and task != 1 and gradient[task].any()
+        ]
         if others:
             raise AssertionError(
                 f"`{form}.dense` gives task 1 a parameter that depends on {name!r} of tasks {others}. Tasks are "
@@ -161,7 +177,9 @@ def _check_dense(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> None:
         _compare(form, squares, truth, "a squared norm", "of the parameter")
         weights = torch.randn_like(truth)
         leaves = [own, *factors.values(), *shared.values()]
-        pairs = zip(_gradients(squares, weights, leaves), _gradients(truth, weights, leaves), strict=True)
+        pairs = zip(
+            _gradients(squares, weights, leaves), _gradients(truth, weights, leaves), strict=True
+        )
         for ours, its in pairs:
             _compare(form, ours, its, "a gradient of the squared norm", "of the parameter")
     alone = form.dense(own, {**{name: value[1] for name, value in factors.items()}, **shared})
@@ -178,29 +196,53 @@ def _check_answers(form: Form, layer: nn.Module, name: str, shared: Mapping[str,
         parameter = layer.get_parameter(name).detach()
         own, factors, parts = _generic(form, parameter, shared)
         leaves = [own, *factors.values(), *parts.values()]
-        names = ["the own value", *(f"the factor {n!r}" for n in factors), *(f"the shared {n!r}" for n in parts)]
+        names = [
+            "the own value",
+            *(f"the factor {n!r}" for n in factors),
+            *(f"the shared {n!r}" for n in parts),
+        ]
         params: Parts = {}
         if name != "bias" and getattr(layer, "bias", None) is not None:
-            params["bias"] = torch.randn(TASKS, *layer.get_parameter("bias").shape).double().requires_grad_()
+            params["bias"] = (
+                torch.randn(TASKS, *layer.get_parameter("bias").shape).double().requires_grad_()
+            )
             leaves, names = [*leaves, params["bias"]], [*names, "the bias"]
         if x.is_floating_point():
             leaves, names = [*leaves, x.requires_grad_()], [*names, "the inputs"]
-        for generated in [params, Parts()] if params else [Parts()]:  # the bias of each task, and the layer's own
+        for generated in (
+            [params, Parts()] if params else [Parts()]
+        ):  # the bias of each task, and the layer's own
             dense = form.dense(own, {**factors, **parts})
             expected = apply_per_task(layer, {name: dense, **generated}, x, engine="loop")
             weights = torch.randn_like(expected)
             truth = _gradients(expected, weights, leaves)
             engines: list[Engine] = ["loop", "vmap", "aligned"] if x.ndim > 2 else ["loop", "vmap"]
             for engine in engines:
-                where = f"in {layer} with inputs of shape {tuple(x.shape[1:])} and `engine={engine!r}`"
-                outputs = _run(form, layer, {name: form.value(own, factors, parts), **generated}, x, engine, where)
+                where = (
+                    f"in {layer} with inputs of shape {tuple(x.shape[1:])} and `engine={engine!r}`"
+                )
+                outputs = _run(
+                    form,
+                    layer,
+                    {name: form.value(own, factors, parts), **generated},
+                    x,
+                    engine,
+                    where,
+                )
                 _compare(form, outputs, expected, "outputs", where)
                 found = _gradients(outputs, weights, leaves)
                 for what, ours, its in zip(names, found, truth, strict=True):
                     _compare(form, ours, its, f"a gradient of {what}", where)
 
 
-def _run(form: Form, layer: nn.Module, params: Mapping[str, Tensor], x: Tensor, engine: Engine, where: str) -> Tensor:
+def _run(
+    form: Form,
+    layer: nn.Module,
+    params: Mapping[str, Tensor],
+    x: Tensor,
+    engine: Engine,
+    where: str,
+) -> Tensor:
     try:
         outputs: Tensor = apply_per_task(layer, params, x, engine=engine)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -231,7 +273,10 @@ def _generic(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> tuple[Ten
         name: torch.randn(TASKS, *its).double().requires_grad_()
         for name, its in form.factor_shapes(tuple(own.shape)).items()
     }
-    moved = {name: (value + 0.1 * torch.randn_like(value)).requires_grad_() for name, value in shared.items()}
+    moved = {
+        name: (value + 0.1 * torch.randn_like(value)).requires_grad_()
+        for name, value in shared.items()
+    }
     return own.clone().requires_grad_(), factors, moved
 
 
@@ -239,7 +284,9 @@ def _gradients(outputs: Tensor, weights: Tensor, leaves: Sequence[Tensor]) -> tu
     if not outputs.requires_grad:
         return tuple(torch.zeros_like(leaf) for leaf in leaves)
     loss = (outputs * weights).sum()
-    return torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(
+        loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
 
 
 def _weighted(values: Tensor) -> Tensor:

@@ -1,16 +1,17 @@
 """Random bases, run by every engine against persistent copies: how often is the library silently wrong?
 
 In:   seeds.
-Out:  how many programs each engine ran equally, refused, got wrong without a word or failed in words not its own;
-      the smallest failing programs as files.
+Out:  how many programs each engine ran equally, refused, got wrong without a word or failed in
+      words not its own; the smallest failing programs as files.
 Knows nothing of how an engine runs.
 
 Run:  ``python -m weightloom.testing.fuzz --programs 1000``
 
 Source:
-    Yang, Chen, Eide and Regehr, "Finding and Understanding Bugs in C Compilers" (2011): random programs that mean one
-    thing, run by several implementations. Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input"
-    (2002): programs are cut down while they still fail.
+    Yang, Chen, Eide and Regehr, "Finding and Understanding Bugs in C Compilers" (2011): random
+    programs that mean one thing, run by several implementations. Zeller and Hildebrandt,
+    "Simplifying and Isolating Failure-Inducing Input" (2002): programs are cut down while they
+    still fail.
 """
 
 import argparse
@@ -54,7 +55,8 @@ class FuzzReport:
     programs: int
     """How many ran."""
     invalid: int
-    """How many more were drawn that do not run without the library either, or that rounding decides."""
+    """How many more were drawn that do not run without the library either, or that rounding
+    decides."""
     counts: dict[str, dict[str, int]]
     """How many programs of each verdict, by engine."""
     findings: tuple[Finding, ...]
@@ -63,7 +65,10 @@ class FuzzReport:
 
     def __str__(self) -> str:
         head = f"{'engine':10}" + "".join(f"{verdict:>10}" for verdict in VERDICTS)
-        rows = [f"{engine:10}" + "".join(f"{its[v]:10}" for v in VERDICTS) for engine, its in self.counts.items()]
+        rows = [
+            f"{engine:10}" + "".join(f"{its[v]:10}" for v in VERDICTS)
+            for engine, its in self.counts.items()
+        ]
         total = f"{self.programs} programs in {self.wall_time_s:.0f} s, {self.invalid} invalid ones left out"
         return "\n".join([head, *rows, total])
 
@@ -80,7 +85,9 @@ def fuzz(seeds: Iterable[int], engines: Sequence[str] = ENGINES, quiet: bool = T
         >>> fuzz(range(3), engines=["loop"]).programs
         3
     """
-    return tally(((seed, "", partial(_verdicts_of, seed, engines)) for seed in seeds), engines, quiet)
+    return tally(
+        ((seed, "", partial(_verdicts_of, seed, engines)) for seed in seeds), engines, quiet
+    )
 
 
 def _verdicts_of(seed: int, engines: Sequence[str]) -> dict[str, Verdict]:
@@ -88,12 +95,15 @@ def _verdicts_of(seed: int, engines: Sequence[str]) -> dict[str, Verdict]:
 
 
 def tally(
-    cases: Iterable[tuple[int, str, Callable[[], dict[str, Verdict]]]], engines: Sequence[str], quiet: bool = True
+    cases: Iterable[tuple[int, str, Callable[[], dict[str, Verdict]]]],
+    engines: Sequence[str],
+    quiet: bool = True,
 ) -> FuzzReport:
     """Count verdicts, and list what was silent or unclear.
 
     Args:
-        cases: Number of each, what stands before its message, and a function that gives its verdicts.
+        cases: Number of each, what stands before its message, and a function that gives its
+            verdicts.
         engines: The engines that are tried.
         quiet: Print no line of progress.
     """
@@ -114,9 +124,14 @@ def tally(
                 findings.append(Finding(number, engine, verdict, name + message))
         if not quiet and programs % 100 == 0:
             spent_s = time.perf_counter() - started_s
-            print(f"{programs} programs, {len(findings)} findings, {1e3 * spent_s / programs:.0f} ms each", flush=True)
+            print(
+                f"{programs} programs, {len(findings)} findings, {1e3 * spent_s / programs:.0f} ms each",
+                flush=True,
+            )
     spent_s = time.perf_counter() - started_s
-    return FuzzReport(programs, invalid, {e: dict(its) for e, its in counts.items()}, tuple(findings), spent_s)
+    return FuzzReport(
+        programs, invalid, {e: dict(its) for e, its in counts.items()}, tuple(findings), spent_s
+    )
 
 
 def program(seed: int) -> str:
@@ -200,20 +215,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report)
     for finding, many, less in smallest(report.findings):
         print(f"\n# {finding.verdict}, {finding.engine}, seed {finding.seed}: {finding.message}")
-        print(f"# {many} findings begin with these words. Smallest program, of {', '.join(less.names) or 'nothing'}:")
+        print(
+            f"# {many} findings begin with these words. Smallest program, of {', '.join(less.names) or 'nothing'}:"
+        )
         print(less.text)
     if options.record:
         config = {name: str(value) for name, value in vars(options).items()}
-        write_record(options.record, record_of(report, config, shlex.join([PROGRAM, *(arguments or sys.argv[1:])])))
+        write_record(
+            options.record,
+            record_of(report, config, shlex.join([PROGRAM, *(arguments or sys.argv[1:])])),
+        )
     return int(bool(report.findings))
 
 
 def record_of(report: FuzzReport, config: dict[str, Any], command: str) -> Record:
     """A report as a record: what share of programs each engine ran equally, refused, or got wrong."""
-    names = {"silent": "silent", "unclear": "in words of torch", "refused": "refused", "equal": "equal"}
+    names = {
+        "silent": "silent",
+        "unclear": "in words of torch",
+        "refused": "refused",
+        "equal": "equal",
+    }
     scores = [
-        {"setting": f"{report.programs:,} random programs", "method": engine, "name": name, "mean": its[verdict]}
-        | {"better": "higher" if verdict == "equal" else "lower", "ci95": None, "tasks": report.programs}
+        {
+            "setting": f"{report.programs:,} random programs",
+            "method": engine,
+            "name": name,
+            "mean": its[verdict],
+        }
+        | {
+            "better": "higher" if verdict == "equal" else "lower",
+            "ci95": None,
+            "tasks": report.programs,
+        }
         for verdict, name in names.items()
         for engine, its in report.counts.items()
     ]
@@ -224,7 +258,14 @@ def record_of(report: FuzzReport, config: dict[str, Any], command: str) -> Recor
         f"gradients, to 1e-10 in double precision. {report.invalid} programs that do not run alone were left out. "
         "An engine chosen by name refuses what it cannot run; auto is the default."
     )
-    return {"command": command, "config": config, "scores": scores, "findings": findings, "cost": cost, "notes": notes}
+    return {
+        "command": command,
+        "config": config,
+        "scores": scores,
+        "findings": findings,
+        "cost": cost,
+        "notes": notes,
+    }
 
 
 def smallest(findings: Iterable[Finding], kinds: int = 20) -> list[tuple[Finding, int, Program]]:
@@ -232,11 +273,12 @@ def smallest(findings: Iterable[Finding], kinds: int = 20) -> list[tuple[Finding
 
     Args:
         findings: Silent and unclear ones.
-        kinds: How many kinds to look at, most frequent first. Of a kind are those of one engine and verdict whose
-            messages begin with the same words.
+        kinds: How many kinds to look at, most frequent first. Of a kind are those of one engine and
+            verdict whose messages begin with the same words.
 
     Returns:
-        A finding, how many there are of its kind, and its program cut down; no two programs of the same statements.
+        A finding, how many there are of its kind, and its program cut down; no two programs of the
+        same statements.
     """
     first: dict[tuple[str, ...], Finding] = {}
     many: Counter[tuple[str, ...]] = Counter()

@@ -13,23 +13,27 @@ from weightloom.params import ParamSpec
 Inputs = tuple[Tensor, ...]
 
 
-def check_hypernetwork(hyper: nn.Module, condition: Tensor | tuple[Tensor, ...], spec: ParamSpec | None = None) -> None:
+def check_hypernetwork(
+    hyper: nn.Module, condition: Tensor | tuple[Tensor, ...], spec: ParamSpec | None = None
+) -> None:
     """Raise an AssertionError unless ``hyper`` keeps what every hypernetwork promises.
 
-    What is generated is a dict of tensors, named and shaped as the spec says behind a leading tasks axis. It is of the
-    dtype of parameters and condition, or complex of that precision. A task alone gets what it gets in a batch, and
-    tasks do not leak into each other.
+    What is generated is a dict of tensors, named and shaped as the spec says behind a leading tasks
+    axis. It is of the dtype of parameters and condition, or complex of that precision. A task alone
+    gets what it gets in a batch, and tasks do not leak into each other.
     The condition is used, and every own trainable parameter gets a gradient.
 
-    All of this is tried on a copy in float64 whose parameters are moved a little at random, since a layer that starts
-    at zero would hide faults behind it. ``hyper`` itself is left alone, and so is torch's random state.
+    All of this is tried on a copy in float64 whose parameters are moved a little at random, since a
+    layer that starts at zero would hide faults behind it. ``hyper`` itself is left alone, and so is
+    torch's random state.
 
     Args:
-        hyper: The hypernetwork, in train or eval mode as it stands. Its parameters that ``hyper.spec.shared`` names in
-            ``hyper.base`` need no gradient: the base uses them, not the hypernetwork. Neither do those of
-            ``hyper.architectures`` but the first, where there are several: they are of other bases.
-        condition: What ``hyper`` reads for two tasks or more: a tensor with a tasks axis, or a tuple of them where
-            ``hyper`` takes several.
+        hyper: The hypernetwork, in train or eval mode as it stands. Its parameters that
+            ``hyper.spec.shared`` names in ``hyper.base`` need no gradient: the base uses them, not
+            the hypernetwork. Neither do those of ``hyper.architectures`` but the first, where there
+            are several: they are of other bases.
+        condition: What ``hyper`` reads for two tasks or more: a tensor with a tasks axis, or a
+            tuple of them where ``hyper`` takes several.
         spec: Names and shapes of what is generated. None takes ``hyper.spec`` where there is one.
 
     Example:
@@ -43,7 +47,9 @@ def check_hypernetwork(hyper: nn.Module, condition: Tensor | tuple[Tensor, ...],
         torch.manual_seed(0)
         _check_output(_moved(hyper)(*inputs), tasks, spec)
         hyper = _in_float64(_moved(hyper))
-        inputs = tuple(x.detach().double().requires_grad_() if x.is_floating_point() else x for x in inputs)
+        inputs = tuple(
+            x.detach().double().requires_grad_() if x.is_floating_point() else x for x in inputs
+        )
         params = _generate_in_float64(hyper, inputs)
         _check_alone(hyper, inputs, params)
         _check_gradients(hyper, params, spec)
@@ -79,7 +85,11 @@ def _in_float64(hyper: nn.Module) -> nn.Module:
 
 
 def _check_output(params: Any, tasks: int, spec: ParamSpec | None) -> None:
-    if not isinstance(params, dict) or not params or not all(isinstance(value, Tensor) for value in params.values()):
+    if (
+        not isinstance(params, dict)
+        or not params
+        or not all(isinstance(value, Tensor) for value in params.values())
+    ):
         raise AssertionError(
             f"`hyper(condition)` is {_kind(params)}. Params are a dict of tensors with keys as in "
             "`base.named_parameters()`. Return one, for instance `self.spec.cut(flat)`."
@@ -111,7 +121,9 @@ def _generate_in_float64(hyper: nn.Module, inputs: Inputs) -> Mapping[str, Tenso
     try:
         params: Mapping[str, Tensor] = hyper(*inputs)
     except RuntimeError as error:
-        raise AssertionError(f"`hyper.double()` cannot read a float64 condition ({error}). {advice}") from error
+        raise AssertionError(
+            f"`hyper.double()` cannot read a float64 condition ({error}). {advice}"
+        ) from error
     for name, value in params.items():
         if value.dtype not in (torch.float64, torch.complex128):
             raise AssertionError(f"`hyper.double()` generates {name!r} in {value.dtype}. {advice}")
@@ -135,7 +147,9 @@ def _check_alone(hyper: nn.Module, inputs: Inputs, params: Mapping[str, Tensor])
         try:
             alone = hyper(*(x[task : task + 1] for x in inputs))
         except (RuntimeError, ValueError) as error:
-            raise AssertionError(f"`hyper` cannot read one task alone ({error}). {advice}") from error
+            raise AssertionError(
+                f"`hyper` cannot read one task alone ({error}). {advice}"
+            ) from error
         for name, value in params.items():
             difference = (alone[name][0] - value[task]).abs().max().item()
             if not difference <= 1e-9 * (1 + value[task].abs().max().item()):
@@ -152,7 +166,11 @@ def _check_leaks(params: Mapping[str, Tensor], leaves: Sequence[Tensor], tasks: 
     used = False
     for task in range(tasks):
         row = _generic_loss({name: value[task] for name, value in params.items()})
-        gradients = torch.autograd.grad(row, leaves, retain_graph=True, materialize_grads=True) if row.grad_fn else ()
+        gradients = (
+            torch.autograd.grad(row, leaves, retain_graph=True, materialize_grads=True)
+            if row.grad_fn
+            else ()
+        )
         touched = [(g.flatten(1) != 0).any(1) for g in gradients]
         reached = set(torch.stack(touched).any(0).nonzero().flatten().tolist() if touched else [])
         used = used or task in reached
@@ -168,7 +186,9 @@ def _check_leaks(params: Mapping[str, Tensor], leaves: Sequence[Tensor], tasks: 
         )
 
 
-def _check_gradients(hyper: nn.Module, params: Mapping[str, Tensor], spec: ParamSpec | None) -> None:
+def _check_gradients(
+    hyper: nn.Module, params: Mapping[str, Tensor], spec: ParamSpec | None
+) -> None:
     base = getattr(hyper, "base", None)
     own_spec = getattr(hyper, "spec", spec)
     used_by_base = own_spec.shared if isinstance(base, nn.Module) and own_spec is not None else ()
@@ -207,4 +227,8 @@ def _generic_loss(params: Mapping[str, Tensor]) -> Tensor:
 def _kind(params: Any) -> str:
     if not isinstance(params, dict):
         return f"a {type(params).__name__}"
-    return "an empty dict" if not params else f"a dict of {sorted({type(value).__name__ for value in params.values()})}"
+    return (
+        "an empty dict"
+        if not params
+        else f"a dict of {sorted({type(value).__name__ for value in params.values()})}"
+    )

@@ -33,8 +33,9 @@ def operators(
 ) -> FuzzReport:
     """Run every operator that has a row rule or an aligned answer on torch's own sample inputs.
 
-    The base scales its input by a parameter of each task and applies the operator. The sample's other tensors are
-    the same for all tasks, in half of the runs, and parameters of each task in the others.
+    The base scales its input by a parameter of each task and applies the operator. The sample's
+    other tensors are the same for all tasks, in half of the runs, and parameters of each task in
+    the others.
 
     Args:
         engines: The engines to try.
@@ -45,7 +46,10 @@ def operators(
         ImportError: If torch's database cannot be imported.
     """
     cases = enumerate(_cases(samples, names))
-    return tally(((number, f"{name}: ", partial(judge, case, engines)) for number, (name, case) in cases), engines)
+    return tally(
+        ((number, f"{name}: ", partial(judge, case, engines)) for number, (name, case) in cases),
+        engines,
+    )
 
 
 class Applied(nn.Module):
@@ -129,7 +133,10 @@ def _case(parts: tuple[Any, ...], x: Tensor, with_gradients: bool) -> dict[str, 
     def inputs() -> tuple[tuple[Tensor], dict[str, Any]]:
         each = [
             x,
-            *(x * (1 + 0.1 * torch.rand_like(x)) if x.is_floating_point() else x for _ in range(Settings.TASKS - 1)),
+            *(
+                x * (1 + 0.1 * torch.rand_like(x)) if x.is_floating_point() else x
+                for _ in range(Settings.TASKS - 1)
+            ),
         ]
         return (torch.stack(each),), {}
 

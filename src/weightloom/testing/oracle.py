@@ -1,7 +1,8 @@
 """What a program should give, by copies that persist, and what each engine makes of it.
 
 In:   the names that a program defines, as from running its text.
-Out:  a verdict for every engine: ``equal``, ``refused``, ``silent`` or ``unclear``, and in a few words why.
+Out:  a verdict for every engine: ``equal``, ``refused``, ``silent`` or ``unclear``, and in a few
+      words why.
 Knows nothing of how an engine runs.
 """
 
@@ -19,15 +20,22 @@ from weightloom.base import apply_per_task
 from weightloom.errors import WeightloomError
 from weightloom.forms.factored import built
 from weightloom.platforms import alarm
-from weightloom.testing.copies import Expected, InvalidProgramError, Names, ProgramRun, weighted_gradients
+from weightloom.testing.copies import (
+    Expected,
+    InvalidProgramError,
+    Names,
+    ProgramRun,
+    weighted_gradients,
+)
 from weightloom.testing.state import State, is_dead, trouble
 from weightloom.testing.trees import structure, walk
 
 PRECISE, ROUGH = 1e-10, 2e-4
-"""Difference that is allowed, beside one plus the largest number: in float64, and where a base computes in float32."""
+"""Difference that is allowed, beside one plus the largest number: in float64, and where a base
+computes in float32."""
 NUDGE, SPREAD = 1e-9, 1e-5
-"""How much inputs and values are moved to see whether a program is too sensitive to be compared, and what that moves
-its outputs at most."""
+"""How much inputs and values are moved to see whether a program is too sensitive to be compared,
+and what that moves its outputs at most."""
 LONGEST_S = 5
 """Time an engine may take for one call."""
 
@@ -85,7 +93,9 @@ def _is_sensitive(names: Names) -> bool:
         one, other = run.expected(), moved.expected()
         if one.kind != other.kind:
             return True
-        for a, b in zip([*one.outputs, *one.gradients], [*other.outputs, *other.gradients], strict=True):
+        for a, b in zip(
+            [*one.outputs, *one.gradients], [*other.outputs, *other.gradients], strict=True
+        ):
             if isinstance(a, Tensor) and (a.shape != b.shape or not _distance(a, b) <= SPREAD):
                 return True
         names["turn"]()
@@ -102,7 +112,10 @@ def _verdict(run: ProgramRun, engine: Any, state: State, want: Expected) -> Verd
     if "shared" in inspect.signature(apply_per_task).parameters:
         options["shared"] = names["SHARED"]
     else:
-        kwargs = {k: v.expand(names["TASKS"], *v.shape) if k in names["SHARED"] else v for k, v in kwargs.items()}
+        kwargs = {
+            k: v.expand(names["TASKS"], *v.shape) if k in names["SHARED"] else v
+            for k, v in kwargs.items()
+        }
     for option in ("chunk_size", "statistics", "randomness"):
         options[option] = names[option.upper()]
     random = torch.get_rng_state()
@@ -119,7 +132,9 @@ def _verdict(run: ProgramRun, engine: Any, state: State, want: Expected) -> Verd
             for what, a, b in zip(want.leaves, found, want.gradients, strict=True):
                 _compare(a, b, f"the gradient of {what}", names)
     except WeightloomError as error:
-        return _after(run, state, want, random, Verdict("refused", f"{type(error).__name__}: {error}"))
+        return _after(
+            run, state, want, random, Verdict("refused", f"{type(error).__name__}: {error}")
+        )
     except _Different as error:
         return Verdict("silent", str(error))
     except Exception as error:
@@ -128,7 +143,9 @@ def _verdict(run: ProgramRun, engine: Any, state: State, want: Expected) -> Verd
     return _after(run, state, want, random, Verdict("equal"))
 
 
-def _after(run: ProgramRun, state: State, want: Expected, random: Tensor, verdict: Verdict) -> Verdict:
+def _after(
+    run: ProgramRun, state: State, want: Expected, random: Tensor, verdict: Verdict
+) -> Verdict:
     """Look at what the call left behind."""
     if not torch.equal(random, torch.get_rng_state()):
         return Verdict("silent", "torch's random state moved")

@@ -1,7 +1,8 @@
 """Random bases as programs: drawn from the grammar by a seed, written as text, and cut down.
 
 In:   a seed.
-Out:  a `Program`; its `text` is a module that defines ``build``, ``inputs``, ``change`` and ``turn``, and constants.
+Out:  a `Program`; its `text` is a module that defines ``build``, ``inputs``, ``change`` and
+      ``turn``, and constants.
 Knows nothing of engines.
 """
 
@@ -83,7 +84,9 @@ class Piece:
         for section, line in self.lines:
             if line.strip() in ("BODY", "ROW"):
                 indent = line[: len(line) - len(line.lstrip())]
-                for inner in [line for piece in next(bodies) for line in piece.forward()] or ["pass"]:
+                for inner in [line for piece in next(bodies) for line in piece.forward()] or [
+                    "pass"
+                ]:
                     yield indent + inner
             elif section == "forward":
                 yield line
@@ -94,7 +97,9 @@ class Piece:
         yield from (body for body in self.bodies if body)
         for number, body in enumerate(self.bodies):
             for less in _smaller(body):
-                yield (replace(self, bodies=(*self.bodies[:number], less, *self.bodies[number + 1 :])),)
+                yield (
+                    replace(self, bodies=(*self.bodies[:number], less, *self.bodies[number + 1 :])),
+                )
 
 
 @dataclass(frozen=True)
@@ -141,9 +146,14 @@ class Program:
             return [" " * indent + line for piece in every for line in piece.section(section)]
 
         share = [line for piece in every for line in piece.section("share")]
-        signs = sorted((line for piece in every for line in piece.section("sign")), key=lambda sign: sign[0] == "*")
+        signs = sorted(
+            (line for piece in every for line in piece.section("sign")),
+            key=lambda sign: sign[0] == "*",
+        )
         args = "".join(f", {line}" for piece in every for line in piece.section("args"))
-        forward = [" " * 8 + line for piece in (*self.inputs, *self.pieces) for line in piece.forward()]
+        forward = [
+            " " * 8 + line for piece in (*self.inputs, *self.pieces) for line in piece.forward()
+        ]
         turn = lines("turn", 4)
         return "\n".join(
             [
@@ -173,8 +183,14 @@ class Program:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of everything in it that is not the simplest: statements, inputs, output and settings."""
-        settings = [its.name for its in fields(Settings) if getattr(self.settings, its.name) != its.default]
-        every = [*self.inputs, *self.pieces, *([self.output] if self.output != Program.output else [])]
+        settings = [
+            its.name for its in fields(Settings) if getattr(self.settings, its.name) != its.default
+        ]
+        every = [
+            *self.inputs,
+            *self.pieces,
+            *([self.output] if self.output != Program.output else []),
+        ]
         return (*(name for piece in every for name in piece.names()), *settings)
 
     def smaller(self) -> Iterator["Program"]:
@@ -187,7 +203,9 @@ class Program:
             yield replace(self, output=Program.output)
         for its in fields(Settings):
             if getattr(self.settings, its.name) != its.default:
-                yield replace(self, settings=replace(self.settings, **dict[str, Any]({its.name: its.default})))
+                yield replace(
+                    self, settings=replace(self.settings, **dict[str, Any]({its.name: its.default}))
+                )
         if self.sizes != DISTINCT:
             yield replace(self, sizes=DISTINCT)
 
@@ -197,7 +215,8 @@ def draw(seed: int, kind: str | None = None) -> Program:
 
     Args:
         seed: Any number.
-        kind: A statement, input or output that is in it, by the name it has in the grammar; None leaves it to chance.
+        kind: A statement, input or output that is in it, by the name it has in the grammar; None
+            leaves it to chance.
     """
     return _Draw(seed, kind).program()
 
@@ -215,19 +234,28 @@ class _Draw:
     def program(self) -> Program:
         random = self.random
         wanted = [
-            kind for grammar in (STATEMENTS, INPUTS, OUTPUTS) for kind in kinds_of(grammar) if kind.name == self.wanted
+            kind
+            for grammar in (STATEMENTS, INPUTS, OUTPUTS)
+            for kind in kinds_of(grammar)
+            if kind.name == self.wanted
         ]
         tags = wanted[0].tags if wanted else frozenset[str]()
         is_sequence = (random.random() < 0.3 or "three" in tags) and "two" not in tags
         self.axes = "three" if is_sequence else "two"
         same = random.randint(2, 4)
-        tasks, batch, width, other = (same if random.random() < 0.4 else random.randint(2, 4) for _ in range(4))
+        tasks, batch, width, other = (
+            same if random.random() < 0.4 else random.randint(2, 4) for _ in range(4)
+        )
         batch = 1 if random.random() < 0.15 else batch
         count = random.choice([1, 2, 2, 3, 3, 4, 5])
         pieces = tuple([self.piece(STATEMENTS, depth=0) for _ in range(count)])
-        takes_more = random.random() < 0.3 or self.wanted in [kind.name for kind in kinds_of(INPUTS)]
+        takes_more = random.random() < 0.3 or self.wanted in [
+            kind.name for kind in kinds_of(INPUTS)
+        ]
         inputs = (self.piece(INPUTS, depth=0),) if takes_more else ()
-        changes = any(list(piece.section(section)) for piece in pieces for section in ("change", "turn"))
+        changes = any(
+            list(piece.section(section)) for piece in pieces for section in ("change", "turn")
+        )
         calls = random.choice([2, 3]) if changes or random.random() < 0.2 else 1
         settings = Settings(
             TASKS=tasks,
@@ -238,11 +266,15 @@ class _Draw:
             FORMS=random.random() < 0.25,
             ALL=random.random() < 0.5,
             CHUNK_SIZE=random.choice([1, 2]) if random.random() < 0.05 else None,
-            STATISTICS=random.choice([None, "task"]) if calls == 1 else None,  # of a call: the next starts anew
+            STATISTICS=random.choice([None, "task"])
+            if calls == 1
+            else None,  # of a call: the next starts anew
             RANDOMNESS="same" if random.random() < 0.05 else "different",
         )
         sizes = batch, width, other
-        return Program(self.seed, sizes, is_sequence, pieces, inputs, self.piece(OUTPUTS, depth=0), settings)
+        return Program(
+            self.seed, sizes, is_sequence, pieces, inputs, self.piece(OUTPUTS, depth=0), settings
+        )
 
     def piece(self, grammar: str, depth: int, tags: frozenset[str] = frozenset()) -> Piece:
         """A statement; deep inside there are no statements that hold others."""
@@ -260,13 +292,19 @@ class _Draw:
             if raw.strip() in ("BODY", "ROW"):
                 needed = frozenset(["row"]) if raw.strip() == "ROW" else frozenset[str]()
                 many = self.random.choice([1, 1, 2])
-                bodies.append(tuple([self.piece(STATEMENTS, depth + 1, needed) for _ in range(many)]))
+                bodies.append(
+                    tuple([self.piece(STATEMENTS, depth + 1, needed) for _ in range(many)])
+                )
         return Piece(kind.name, tuple(lines), tuple(bodies))
 
     def chosen(self, text: str) -> str:
         """Text with every choice made, and arithmetic put in."""
         while found := CHOICE.search(text):
-            text = text[: found.start()] + self.random.choice(found[1].split("|")) + text[found.end() :]
+            text = (
+                text[: found.start()]
+                + self.random.choice(found[1].split("|"))
+                + text[found.end() :]
+            )
         for _ in range(self.random.randint(1, 4)):
             if found := re.search(r"\bEXPR\b", text):
                 text = text[: found.start()] + self.random.choice(EXPRESSIONS) + text[found.end() :]
@@ -287,13 +325,20 @@ def kinds_of(grammar: str) -> tuple[Kind, ...]:
 
 
 @cache
-def _fitting(grammar: str, depth: int, tags: frozenset[str], axes: str) -> tuple[list[Kind], list[float]]:
+def _fitting(
+    grammar: str, depth: int, tags: frozenset[str], axes: str
+) -> tuple[list[Kind], list[float]]:
     """Kinds that may stand so deep inside of others, and their weights summed up."""
     kinds = []
     for kind in kinds_of(grammar):
         wrong_axes = kind.tags & {"two", "three"} and axes not in kind.tags
         holds = any(line.strip() in ("BODY", "ROW") for line in kind.lines)
-        if not wrong_axes and tags <= kind.tags and not (depth and "state" in kind.tags) and not (depth > 1 and holds):
+        if (
+            not wrong_axes
+            and tags <= kind.tags
+            and not (depth and "state" in kind.tags)
+            and not (depth > 1 and holds)
+        ):
             kinds.append(kind)
     return kinds, list(accumulate(kind.weight for kind in kinds))
 

@@ -28,7 +28,11 @@ class State:
     def look(self) -> set[str]:
         """Look again, and name what has changed."""
         before, self.now = self.now, _seen(self.base)
-        names = {name for name in before.keys() | self.now.keys() if not _same(before.get(name), self.now.get(name))}
+        names = {
+            name
+            for name in before.keys() | self.now.keys()
+            if not _same(before.get(name), self.now.get(name))
+        }
         return {*names}
 
 
@@ -65,7 +69,11 @@ class _Value:
         self.kind, self.object = kind, thing
         self.inside: Any = None
         if isinstance(thing, Tensor):
-            self.inside = thing if is_dead(thing) else (thing.detach().clone(), thing.requires_grad, thing.grad is None)
+            self.inside = (
+                thing
+                if is_dead(thing)
+                else (thing.detach().clone(), thing.requires_grad, thing.grad is None)
+            )
         elif isinstance(thing, list | dict | set | tuple):
             self.inside = len(thing)
 
@@ -80,7 +88,9 @@ def _seen(base: nn.Module) -> dict[str, _Value]:
             elif name == "_buffers":
                 found.update({start + leaf: _Value("buffer", p) for leaf, p in thing.items()})
             elif name == "_modules":
-                found.update({f"{start}{leaf} (module)": _Value("module", m) for leaf, m in thing.items()})
+                found.update(
+                    {f"{start}{leaf} (module)": _Value("module", m) for leaf, m in thing.items()}
+                )
             elif name in HOOKS:
                 found[start + name] = _Value("hooks", thing)
             else:
@@ -107,7 +117,9 @@ def _is_stacked(value: Tensor, theirs: Sequence[Any]) -> bool:
     if not all(isinstance(x, Tensor) and x.shape == theirs[0].shape for x in theirs):
         return False
     want = torch.stack(list(theirs))
-    return value.shape == want.shape and bool(torch.allclose(value.detach().to(want), want, rtol=1e-4, atol=1e-4))
+    return value.shape == want.shape and bool(
+        torch.allclose(value.detach().to(want), want, rtol=1e-4, atol=1e-4)
+    )
 
 
 def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:

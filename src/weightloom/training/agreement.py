@@ -13,8 +13,8 @@ from weightloom.training.processes import Processes
 class Agreement(nn.Module):
     """Facts that travel with the gradients: a step has one exchange, and processes wait for each other once.
 
-    They are the gradient of a parameter that is never changed. It is a part of the module that processes share, so
-    that their gradients of it are averaged with those of the model.
+    They are the gradient of a parameter that is never changed. It is a part of the module that
+    processes share, so that their gradients of it are averaged with those of the model.
 
     Args:
         processes: Those that take part.
@@ -50,4 +50,6 @@ class Agreement(nn.Module):
 
 def _read(facts: Tensor) -> tuple[bool, signal.Signals | None]:
     bad, *caught = facts.tolist()
-    return not bad, next((number for number, share in zip(SIGNALS, caught, strict=True) if share), None)
+    return not bad, next(
+        (number for number, share in zip(SIGNALS, caught, strict=True) if share), None
+    )

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 class Average:
     """A running average of the parameters of a model, or nothing where the decay is 0.
 
-    Early on it follows more closely, so that it forgets where the model began. Buffers are the model's own: after
-    training those of batch normalisation are statistics of the last parameters, which averaged ones may not have. With
-    ``buffers`` real ones are averaged with the parameters.
+    Early on it follows more closely, so that it forgets where the model began. Buffers are the
+    model's own: after training those of batch normalisation are statistics of the last parameters,
+    which averaged ones may not have. With ``buffers`` real ones are averaged with the parameters.
 
     Args:
         model: The model, on its device.
@@ -24,14 +24,18 @@ class Average:
         self.decay = decay
         self.own: dict[str, Tensor] = dict(model.named_parameters()) if decay else {}
         if decay and buffers:
-            self.own |= {name: its for name, its in model.named_buffers() if its.is_floating_point()}
+            self.own |= {
+                name: its for name, its in model.named_buffers() if its.is_floating_point()
+            }
         self.values = [value.detach().clone() for value in self.own.values()]
 
     def update(self, step: int) -> None:
         """Take in the parameters after a step, counted from 0."""
         if self.values:
             weight = 1 - min(self.decay, (step + 1) / (step + 20))
-            torch._foreach_lerp_(self.values, [value.detach() for value in self.own.values()], weight)
+            torch._foreach_lerp_(
+                self.values, [value.detach() for value in self.own.values()], weight
+            )
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

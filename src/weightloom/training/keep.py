@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from weightloom.errors import CheckpointError
 from weightloom.files import make_folder
-from weightloom.runs.checkpoint import check_fits, read_checkpoint, restore_state, state_of, write_checkpoint
+from weightloom.runs.checkpoint import (
+    check_fits,
+    read_checkpoint,
+    restore_state,
+    state_of,
+    write_checkpoint,
+)
 from weightloom.runs.metrics import Row, append_row, rows_up_to, write_rows
 from weightloom.training.average import Average
 
@@ -36,7 +42,8 @@ def load_model(path: Path, model: nn.Module, identity: str = "") -> int:
     """Put the parameters kept in a checkpoint into ``model``; return the number of steps they were trained for.
 
     Raises:
-        CheckpointError: If the file is not whole, or was written for another model or by another run.
+        CheckpointError: If the file is not whole, or was written for another model or by another
+            run.
     """
     tensors, facts = read_checkpoint(path, identity)
     restore_model(path, model, tensors)
@@ -58,7 +65,13 @@ class Keeper:
         average: Average,
         identity: str = "",
     ) -> None:
-        self.run, self.model, self.optimisers, self.history, self.average = run, model, optimisers, history, average
+        self.run, self.model, self.optimisers, self.history, self.average = (
+            run,
+            model,
+            optimisers,
+            history,
+            average,
+        )
         self.identity = identity
         self.kept: Path | None = None
         if run:
@@ -79,7 +92,11 @@ class Keeper:
         tensors = {f"model/{name}": tensor for name, tensor in _named_tensors(self.model).items()}
         tensors |= state_of(_places(self.optimisers)) | self.average.kept()
         path = self.run / "checkpoints" / "last.safetensors"
-        facts = {"step": step, "wall_time_s": self.history.wall_time_s, "turns": _names(self.optimisers)}
+        facts = {
+            "step": step,
+            "wall_time_s": self.history.wall_time_s,
+            "turns": _names(self.optimisers),
+        }
         write_checkpoint(path, tensors, facts, self.identity)
         self.kept = path
 
@@ -91,7 +108,10 @@ def _names(optimisers: Mapping[str, torch.optim.Optimizer]) -> list[str]:
 
 def _places(optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[str, torch.optim.Optimizer]:
     """Optimisers by the name under which a checkpoint has their state."""
-    return {f"optimiser/{turn}" if len(optimisers) > 1 else "optimiser": its for turn, its in optimisers.items()}
+    return {
+        f"optimiser/{turn}" if len(optimisers) > 1 else "optimiser": its
+        for turn, its in optimisers.items()
+    }
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -102,7 +122,11 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def restore_model(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put the tensors of a checkpoint into the model that wrote it, or raise a `CheckpointError`."""
     own = _named_tensors(model)
-    kept = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+    kept = {
+        name.removeprefix("model/"): value
+        for name, value in tensors.items()
+        if name.startswith("model/")
+    }
     check_fits(path, own, kept)
     with torch.no_grad():
         for name, value in kept.items():

@@ -49,33 +49,44 @@ def train(
     """Train ``model``: one loss through hypernetwork and base, or a loss for each of several players in turn.
 
     Args:
-        model: Without ``turns`` its ``forward`` takes a batch, such as `Tasks`, and gives outputs, (tasks, queries,
+        model: Without ``turns`` its ``forward`` takes a batch, such as `Tasks`, and gives outputs,
+            (tasks, queries,
             ...), or losses, (tasks,).
-        source: Where the batch of each step comes from: a `TaskSource`, a function of the step, counted from 0, and a
-            ``torch.Generator``, or a list or ``DataLoader`` of batches, which is gone through again and again. A batch
-            is any tree of tensors that the loss takes. None where every turn has a source of its own.
-        loss_per_task: Outputs and ``query_y`` to one loss per task. None: ``forward`` gives the losses itself.
+        source: Where the batch of each step comes from: a `TaskSource`, a function of the step,
+            counted from 0, and a ``torch.Generator``, or a list or ``DataLoader`` of batches, which
+            is gone through again and again. A batch is any tree of tensors that the loss takes.
+            None where every turn has a source of its own.
+        loss_per_task: Outputs and ``query_y`` to one loss per task. None: ``forward`` gives the
+            losses itself.
         options: Steps, learning rate and so on.
-        turns: Players, from the first step on one after the other. None trains everything by one loss.
-        run: A folder for ``metrics.jsonl`` and ``checkpoints/last.safetensors``. None keeps nothing.
+        turns: Players, from the first step on one after the other. None trains everything by one
+            loss.
+        run: A folder for ``metrics.jsonl`` and ``checkpoints/last.safetensors``. None keeps
+            nothing.
         resume: Go on from the checkpoint in ``run``. A list or loader is gone through up to there.
-        evaluate: Called with the number of steps done, on the first process only; the row it returns is logged.
-        probe: Returns generated parameters, by the names that ``generates`` of a turn selects from. Called in eval
-            mode before and after each logged step of such a turn; the row then says by which share of their norm those
-            of the turn moved, ``moved``, and those that rest, through a trunk that all share, ``resting_moved``.
-        fabric: Devices and processes: a launched ``Fabric``, or `OneProcess`. None means one process on the CPU.
+        evaluate: Called with the number of steps done, on the first process only; the row it
+            returns is logged.
+        probe: Returns generated parameters, by the names that ``generates`` of a turn selects from.
+            Called in eval mode before and after each logged step of such a turn; the row then says
+            by which share of their norm those of the turn moved, ``moved``, and those that rest,
+            through a trunk that all share, ``resting_moved``.
+        fabric: Devices and processes: a launched ``Fabric``, or `OneProcess`. None means one
+            process on the CPU.
         quiet: Show no progress.
         log_every: Steps between rows of the history, counted for each turn by itself.
         identity: Digest of the run, kept in checkpoints; a checkpoint of another run is refused.
 
     Returns:
-        The history; `History.stopped_by` is set when Ctrl-C or SIGTERM ended the run, after a checkpoint was written.
+        The history; `History.stopped_by` is set when Ctrl-C or SIGTERM ended the run, after a
+        checkpoint was written.
 
     Raises:
-        NonFiniteError: If a loss or the gradient is NaN or infinite. No parameter was changed by that step.
+        NonFiniteError: If a loss or the gradient is NaN or infinite. No parameter was changed by
+            that step.
         CheckpointError: If a checkpoint cannot be written, or ``resume`` finds none that fits.
-        ConfigError: If the tasks of a step cannot be dealt out evenly over the processes, a model without blocks is
-            to be trained in turns, a source cannot be wound back though ``run`` is given, or nothing would be trained.
+        ConfigError: If the tasks of a step cannot be dealt out evenly over the processes, a model
+            without blocks is to be trained in turns, a source cannot be wound back though ``run``
+            is given, or nothing would be trained.
     """
     fabric = fabric or OneProcess()
     world, rank = fabric.world_size, fabric.global_rank
@@ -91,18 +102,25 @@ def train(
     history, first = History(), 0
     if resume:
         if run is None:
-            raise ConfigError("`resume=True` without `run`. There is no folder to go on from. Pass `run=Path(...)`.")
+            raise ConfigError(
+                "`resume=True` without `run`. There is no folder to go on from. Pass `run=Path(...)`."
+            )
         history, first = resume_run(run, model, optimisers, average, identity)
     parameters = list(model.parameters())
     agreement = Agreement(fabric) if world > 1 else None
     engine, *fabric_optimisers = fabric.setup(_Unconverted(model, agreement), *optimisers.values())
-    batches = Batches(sources, (lambda step: order.at(step)[0]) if turns else lambda step: 0, options, fabric)
+    batches = Batches(
+        sources, (lambda step: order.at(step)[0]) if turns else lambda step: 0, options, fabric
+    )
     batches.wind(first)
     engine.train()
     keeper = Keeper(run if rank == 0 else None, model, optimisers, history, average, identity)
     before_s, start_s = history.wall_time_s, time.monotonic()
 
-    with collected_signals() as caught, TrainingProgress(options.steps, first, quiet or rank > 0) as progress:
+    with (
+        collected_signals() as caught,
+        TrainingProgress(options.steps, first, quiet or rank > 0) as progress,
+    ):
         for step in range(first, options.steps):
             (number, taken), done = order.at(step), step + 1
             player = players[number]
@@ -121,7 +139,9 @@ def train(
                 fabric.backward(whole + agreement.tell(well, caught))
                 well, stop = agreement.heard()
             if not well:
-                raise NonFiniteError(_not_finite(_bad_loss(losses, value, batch, owner), step, keeper.kept, owner))
+                raise NonFiniteError(
+                    _not_finite(_bad_loss(losses, value, batch, owner), step, keeper.kept, owner)
+                )
             if not loss.requires_grad:
                 raise ConfigError(_idle(owner))
             if not agreement:
@@ -146,14 +166,26 @@ def train(
             progress.step(done, value)
             if is_logged:
                 whose = {"turn": player.turn.name} if len(players) > 1 or turns else {}
-                row = {"step": done, **whose, "loss": value, "outer_lr": rate, "gradient_norm": norm}
+                row = {
+                    "step": done,
+                    **whose,
+                    "loss": value,
+                    "outer_lr": rate,
+                    "gradient_norm": norm,
+                }
                 keeper.log(row | _moved(player, seen, _look(watch, engine)) if watch else row)
-            if evaluate and rank == 0 and (done % options.evaluate_every == 0 or done == options.steps):
+            if (
+                evaluate
+                and rank == 0
+                and (done % options.evaluate_every == 0 or done == options.steps)
+            ):
                 with average.in_place():
                     scores = evaluate(done)
                 if scores:
                     if "validation_score" in scores:
-                        progress.evaluated(scores.get("score_name", "score"), scores["validation_score"])
+                        progress.evaluated(
+                            scores.get("score_name", "score"), scores["validation_score"]
+                        )
                     keeper.log({"step": done, **scores})
                 engine.train()
             if not agreement:
@@ -172,7 +204,9 @@ def train(
 
 def _optimiser_of(player: Player) -> torch.optim.Optimizer:
     """Build the optimiser of a turn."""
-    optimiser = build_optimiser(player.leaves, player.settings.outer_lr, player.settings.weight_decay)
+    optimiser = build_optimiser(
+        player.leaves, player.settings.outer_lr, player.settings.weight_decay
+    )
     for group in optimiser.param_groups:
         group["betas"] = player.turn.betas
     return optimiser
@@ -180,7 +214,11 @@ def _optimiser_of(player: Player) -> torch.optim.Optimizer:
 
 def _touched(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return zero, of which every parameter is a part: processes wait for the gradient of each."""
-    every = [torch.view_as_real(its) if its.is_complex() else its for its in parameters if its.requires_grad]
+    every = [
+        torch.view_as_real(its) if its.is_complex() else its
+        for its in parameters
+        if its.requires_grad
+    ]
     return 0 * torch.stack([its.sum() for its in every]).sum()
 
 
@@ -215,7 +253,11 @@ class _Unconverted(nn.Module):
 
     def forward(self, held: _Held) -> Tensor:
         turn = held.turn
-        losses: Tensor = self.model(held.batch) if turn.loss is None else turn.loss(self.model, held.batch, turn.name)
+        losses: Tensor = (
+            self.model(held.batch)
+            if turn.loss is None
+            else turn.loss(self.model, held.batch, turn.name)
+        )
         return losses
 
 
@@ -225,7 +267,11 @@ def _bad_loss(losses: Tensor, value: float, batch: Any, owner: str) -> str:
         return "loss of another process is not finite"
     bad = (~losses.isfinite()).nonzero().flatten().tolist() if losses.ndim == 1 else []
     which = f" for tasks {bad}" if isinstance(batch, Tasks) else f" at {bad}"
-    data = f", and the data hold NaN or infinity in {', '.join(places)}" if (places := spoilt(batch)) else ""
+    data = (
+        f", and the data hold NaN or infinity in {', '.join(places)}"
+        if (places := spoilt(batch))
+        else ""
+    )
     return f"loss{owner} is {value}{which if bad else ''}{data}"
 
 

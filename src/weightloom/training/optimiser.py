@@ -14,7 +14,8 @@ FUSED_DEVICES = ("cpu", "cuda", "mps")
 class _AdamW(torch.optim.AdamW):
     """AdamW, without the wrappers by which torch keeps its compiler out of an optimiser.
 
-    They do nothing unless a whole step is compiled, but import the compiler, which takes longer than torch itself.
+    They do nothing unless a whole step is compiled, but import the compiler, which takes longer
+    than torch itself.
     """
 
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
@@ -28,7 +29,9 @@ class _AdamW(torch.optim.AdamW):
         return self._plain_step(self, closure)
 
 
-def build_optimiser(parameters: Sequence[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+def build_optimiser(
+    parameters: Sequence[nn.Parameter], rate: float, decay: float
+) -> torch.optim.Optimizer:
     """Build AdamW over what is trained; vectors and numbers do not decay.
 
     Args:
@@ -36,9 +39,13 @@ def build_optimiser(parameters: Sequence[nn.Parameter], rate: float, decay: floa
         rate: Learning rate.
         decay: Decoupled weight decay of matrices and kernels.
     """
-    vectors, matrices = ([p for p in parameters if (p.ndim < 2) == plain] for plain in (True, False))
+    vectors, matrices = (
+        [p for p in parameters if (p.ndim < 2) == plain] for plain in (True, False)
+    )
     groups = [{"params": vectors, "weight_decay": 0.0}, {"params": matrices, "weight_decay": decay}]
-    if not decay:  # one group takes one pass; its order, which numbers the state in checkpoints, is the same
+    if (
+        not decay
+    ):  # one group takes one pass; its order, which numbers the state in checkpoints, is the same
         groups = [{"params": vectors + matrices, "weight_decay": 0.0}]
     fused = all(p.is_floating_point() and p.device.type in FUSED_DEVICES for p in parameters)
     return _AdamW([group for group in groups if group["params"]], lr=rate, fused=fused or None)

@@ -27,7 +27,8 @@ class TrainOptions:
     """How a model is trained.
 
     Raises:
-        ConfigError: If an option is out of its range, or the rate would not be reached within the run.
+        ConfigError: If an option is out of its range, or the rate would not be reached within the
+            run.
     """
 
     steps: int
@@ -41,7 +42,8 @@ class TrainOptions:
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW) of matrices and kernels; vectors and numbers have none."""
     average: float = 0.0
-    """Judge and keep a running average of the parameters, with this decay per step, as in 0.998; 0 keeps none."""
+    """Judge and keep a running average of the parameters, with this decay per step, as in 0.998; 0
+    keeps none."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; it is scaled down to this."""
     evaluate_every: int = 500
@@ -51,13 +53,15 @@ class TrainOptions:
     seed: int = 0
     """Everything random follows from it."""
     mode: Mode = "joint"
-    """``"joint"``: every step trains everything. ``"alternating"``: the blocks of the model (`HasBlocks`) in turn."""
+    """``"joint"``: every step trains everything. ``"alternating"``: the blocks of the model
+    (`HasBlocks`) in turn."""
     block_steps: int = 20
     """Steps before it is the next block's turn."""
     schedule: Schedule = "cosine"
     """``"cosine"``: the rate falls to zero along a cosine. ``"constant"``: it stays at its peak."""
     average_buffers: bool = False
-    """Average real buffers too, as the statistics of batch normalisation; else they are those of the last step."""
+    """Average real buffers too, as the statistics of batch normalisation; else they are those of
+    the last step."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -70,9 +74,13 @@ class TrainOptions:
             checkpoint_every=self.checkpoint_every,
             block_steps=self.block_steps,
         )
-        check_settings("", self.outer_lr, self.warmup_steps, self.weight_decay, self.clip_norm, self.schedule)
+        check_settings(
+            "", self.outer_lr, self.warmup_steps, self.weight_decay, self.clip_norm, self.schedule
+        )
         if self.mode not in get_args(Mode):
-            raise ConfigError(f"`mode={self.mode!r}` is unknown. {nearest(str(self.mode), get_args(Mode))}")
+            raise ConfigError(
+                f"`mode={self.mode!r}` is unknown. {nearest(str(self.mode), get_args(Mode))}"
+            )
         if not 0 <= self.average < 1:
             raise ConfigError(
                 f"`average={self.average}` is no decay. It is the share of the running average that a step leaves, "
@@ -83,7 +91,11 @@ class TrainOptions:
                 f"`seed={self.seed}` is out of range. It is joined with the number of a step to 64 bits. "
                 "Pass a seed from 0 to 4,294,967,295."
             )
-        if self.warmup_steps is not None and self.warmup_steps > 1 and self.warmup_steps >= self.steps:
+        if (
+            self.warmup_steps is not None
+            and self.warmup_steps > 1
+            and self.warmup_steps >= self.steps
+        ):
             raise ConfigError(
                 f"`warmup_steps={self.warmup_steps}` of {self.steps} steps. The rate would reach its peak when the run "
                 f"is over. Pass at most `warmup_steps={max(self.steps - 1, 0)}`, or leave it out for "
@@ -123,7 +135,9 @@ def check_kind(name: str, value: object, kind: object) -> None:
         return
     wanted, words = KINDS[kind]
     if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
-        raise ConfigError(f"`{name}={value!r}` is of type {type(value).__name__}. It is a {words}. Pass one.")
+        raise ConfigError(
+            f"`{name}={value!r}` is of type {type(value).__name__}. It is a {words}. Pass one."
+        )
 
 
 def check_counts(owner: str, **counts: int) -> None:
@@ -135,7 +149,9 @@ def check_counts(owner: str, **counts: int) -> None:
     """
     for name, count in counts.items():
         if count < 1:
-            raise ConfigError(f"`{name}={count}`{owner} is below 1. It counts what a run needs. Pass 1 or more.")
+            raise ConfigError(
+                f"`{name}={count}`{owner} is below 1. It counts what a run needs. Pass 1 or more."
+            )
         if count > MOST_OF_ALL:
             raise ConfigError(
                 f"`{name}={count:,}`{owner} is more than any machine could do. It is at most {MOST_OF_ALL:,}. "

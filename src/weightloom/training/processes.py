@@ -1,7 +1,7 @@
 """Where steps run: in this process alone, or in several that Lightning Fabric has launched.
 
-Fabric is imported by those who launch several processes or compute in mixed precision, never here: its import alone
-takes longer than many a training.
+Fabric is imported by those who launch several processes or compute in mixed precision, never here:
+its import alone takes longer than many a training.
 """
 
 from collections.abc import Sequence
@@ -86,7 +86,9 @@ class OneProcess:
         """Move a batch, any tree of tensors, to the device."""
         if isinstance(obj, Tasks | Tensor):
             return obj.to(self.device)
-        return tree_map(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, obj)
+        return tree_map(
+            lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, obj
+        )
 
     def backward(self, tensor: Tensor, **how: Any) -> None:
         """Differentiate, as ``Tensor.backward`` does."""

@@ -13,14 +13,17 @@ from weightloom.training.options import TrainOptions
 from weightloom.training.processes import Processes, seed_chance
 
 Draw = Callable[[int, torch.Generator], Any]
-"""The number of a step, from 0, and a generator that was seeded for it, to the batch of that step."""
+"""The number of a step, from 0, and a generator that was seeded for it, to the batch of that
+step."""
 
 Source = TaskSource | Draw | Iterable[Any]
-"""Where batches come from: a `TaskSource`, a function of step and generator, or a list, a ``DataLoader`` and the like.
+"""Where batches come from: a `TaskSource`, a function of step and generator, or a list, a
+``DataLoader`` and the like.
 
-A function and a `TaskSource` are asked anew for each step, so a run that goes on just goes on. What can only be gone
-through is gone through again from its start for the steps that were done, in the same seeds; where it ends it begins
-anew. A `Draw` costs nothing to resume, and is the one to take where reading the data again takes long.
+A function and a `TaskSource` are asked anew for each step, so a run that goes on just goes on. What
+can only be gone through is gone through again from its start for the steps that were done, in the
+same seeds; where it ends it begins anew. A `Draw` costs nothing to resume, and is the one to take
+where reading the data again takes long.
 """
 
 END = object()
@@ -31,7 +34,8 @@ class Around:
     """Draw what can be gone through, batch by batch, around and around.
 
     Args:
-        source: A list, a ``DataLoader``, or anything else with ``__iter__``. An iterator has one round.
+        source: A list, a ``DataLoader``, or anything else with ``__iter__``. An iterator has one
+            round.
         share: The part of a batch that is for this process, as in `dealt`.
     """
 
@@ -92,8 +96,9 @@ def drawing(source: Any, tasks: int, share: slice) -> Draw:
     Args:
         source: A `Source`.
         tasks: How many tasks a `TaskSource` draws.
-        share: The part of a batch that is for this process, as in ``slice(rank, None, processes)``. Of a batch that is
-            not of a `TaskSource` it is taken along the first axis of every tensor; single numbers are for all.
+        share: The part of a batch that is for this process, as in ``slice(rank, None, processes)``.
+            Of a batch that is not of a `TaskSource` it is taken along the first axis of every
+            tensor; single numbers are for all.
     """
     if hasattr(source, "sample"):
         draw = draw_share(source, share)
@@ -120,7 +125,11 @@ class Batches:
     """
 
     def __init__(
-        self, sources: Sequence[Any], whose: Callable[[int], int], options: TrainOptions, processes: Processes
+        self,
+        sources: Sequence[Any],
+        whose: Callable[[int], int],
+        options: TrainOptions,
+        processes: Processes,
     ) -> None:
         rank, world = processes.global_rank, processes.world_size
         share = slice(rank, None, world) if world > 1 else ALL
@@ -160,18 +169,26 @@ def dealt(batch: Any, share: slice) -> Any:
         >>> dealt({"x": torch.arange(6), "scale": torch.tensor(2.0)}, slice(1, None, 2))
         {'x': tensor([1, 3, 5]), 'scale': tensor(2.)}
     """
-    lengths = sorted({len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim})
+    lengths = sorted(
+        {len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim}
+    )
     if len(lengths) > 1 or any(length % share.step for length in lengths):
         raise ConfigError(
             f"A batch holds tensors of {' and '.join(map(str, lengths))} rows, for {share.step} processes. Each takes "
             "the same number of rows along axis 0, so that the gradient is that of one process. Pass batches whose "
             f"tensors have one number of rows, a multiple of {share.step}; a `DataLoader` takes `drop_last=True`."
         )
-    return tree_map(lambda leaf: leaf[share] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch)
+    return tree_map(
+        lambda leaf: leaf[share] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch
+    )
 
 
 def spoilt(batch: Any) -> list[str]:
     """List where a batch holds NaN or infinity: fields and keys, written as in code."""
     leaves, _ = tree_flatten_with_path(batch)
-    found = [path for path, leaf in leaves if isinstance(leaf, Tensor) and not bool(leaf.isfinite().all())]
+    found = [
+        path
+        for path, leaf in leaves
+        if isinstance(leaf, Tensor) and not bool(leaf.isfinite().all())
+    ]
     return [keystr(path).lstrip(".") or "the batch" for path in found]

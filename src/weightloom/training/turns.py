@@ -13,27 +13,37 @@ from weightloom.errors import ConfigError, nearest
 from weightloom.hypernets import HyperNetwork
 from weightloom.losses import TaskLoss
 from weightloom.params import Selector, parameters_by_name, select
-from weightloom.training.options import HasBlocks, Schedule, TrainOptions, check_counts, check_settings
+from weightloom.training.options import (
+    HasBlocks,
+    Schedule,
+    TrainOptions,
+    check_counts,
+    check_settings,
+)
 from weightloom.training.sources import Source
 
 TurnLoss = Callable[[nn.Module, Any, str], Tensor]
-"""The model, a batch and the name of the turn, to one loss or several, of which the mean is differentiated."""
+"""The model, a batch and the name of the turn, to one loss or several, of which the mean is
+differentiated."""
 
 Part = nn.Module | nn.Parameter | Selector
-"""A part of a model: a module, a parameter, or a glob, kind of module or predicate over ``named_parameters()``."""
+"""A part of a model: a module, a parameter, or a glob, kind of module or predicate over
+``named_parameters()``."""
 
 
 @dataclass(frozen=True)
 class Turn:
     """A turn of training: a player's loss, the parameters that it moves, and an optimiser of its own.
 
-    While a turn lasts, nothing but its parameters moves: those of others have no gradient, momentum, weight decay or
-    clipping in it. Its optimiser's state rests while others have their turns.
+    While a turn lasts, nothing but its parameters moves: those of others have no gradient,
+    momentum, weight decay or clipping in it. Its optimiser's state rests while others have their
+    turns.
 
-    With ``generates`` a turn moves a player that a hypernetwork writes. Of the own parameters that write the base, it
-    moves those rows that write these names and no others (`weightloom.hypernets.HyperNetwork.written_by`); all that has
-    a part in every name, such as a trunk, moves if ``parameters`` has it. Through a trunk that moves, what is generated
-    for the resting player changes too, though its rows are still; ``probe`` of `train` logs by how much.
+    With ``generates`` a turn moves a player that a hypernetwork writes. Of the own parameters that
+    write the base, it moves those rows that write these names and no others
+    (`weightloom.hypernets.HyperNetwork.written_by`); all that has a part in every name, such as a
+    trunk, moves if ``parameters`` has it. Through a trunk that moves, what is generated for the
+    resting player changes too, though its rows are still; ``probe`` of `train` logs by how much.
 
     Raises:
         ConfigError: If a setting is out of its range.
@@ -46,17 +56,21 @@ class Turn:
     name: str
     """Name in the log, in checkpoints and in messages; the loss is told."""
     loss: TurnLoss | None = None
-    """Called with model, batch and name. None: the model's ``forward``, called with the batch, gives the losses."""
+    """Called with model, batch and name. None: the model's ``forward``, called with the batch,
+    gives the losses."""
     parameters: Part | Iterable[Part] = "*"
-    """Parameters that move, by one part of the model or several; those that want no gradient never do."""
+    """Parameters that move, by one part of the model or several; those that want no gradient never
+    do."""
     generates: str | Sequence[str] = ()
-    """Globs over names of the base of a hypernetwork: the player that moves, as in ``"generator.*"``. Default: all."""
+    """Globs over names of the base of a hypernetwork: the player that moves, as in
+    ``"generator.*"``. Default: all."""
     steps: int = 1
     """Steps in a row before it is the next one's turn."""
     source: Source | None = None
     """Batches of this turn. Default: those of the run."""
     outer_lr: float | None = None
-    """Peak learning rate. Default: that of `TrainOptions`, as for all that follows but ``betas``."""
+    """Peak learning rate. Default: that of `TrainOptions`, as for all that follows but
+    ``betas``."""
     warmup_steps: int | None = None
     """Steps of the run, those of other turns included, until the peak."""
     schedule: Schedule | None = None
@@ -71,14 +85,25 @@ class Turn:
     def __post_init__(self) -> None:
         owner = f" of turn `{self.name}`"
         check_counts(owner, steps=self.steps)
-        check_settings(owner, self.outer_lr, self.warmup_steps, self.weight_decay, self.clip_norm, self.schedule)
+        check_settings(
+            owner,
+            self.outer_lr,
+            self.warmup_steps,
+            self.weight_decay,
+            self.clip_norm,
+            self.schedule,
+        )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(
                 f"`betas={self.betas}`{owner} are no decays. Each is the share of a running mean that a step leaves, "
                 "from 0 to below 1. Pass two such numbers, as in `(0.9, 0.999)`."
             )
-        if not isinstance(self.parameters, nn.Module | Tensor | str | type) and not callable(self.parameters):
-            object.__setattr__(self, "parameters", tuple(self.parameters))  # an iterator would be spent at first sight
+        if not isinstance(self.parameters, nn.Module | Tensor | str | type) and not callable(
+            self.parameters
+        ):
+            object.__setattr__(
+                self, "parameters", tuple(self.parameters)
+            )  # an iterator would be spent at first sight
         if isinstance(self.generates, str):
             object.__setattr__(self, "generates", (self.generates,))
 
@@ -139,7 +164,9 @@ class Player:
 
     def split(self, params: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Split generated parameters into those that this turn moves and those that rest."""
-        moved = {name for name in params if any(fnmatchcase(name, glob) for glob in self.turn.generates)}
+        moved = {
+            name for name in params if any(fnmatchcase(name, glob) for glob in self.turn.generates)
+        }
         return (
             {name: params[name] for name in params if name in moved},
             {name: params[name] for name in params if name not in moved},
@@ -164,7 +191,9 @@ class Order:
         return number, (rounds + 1) * self.steps[number] + place - self.ends[number] + 1
 
 
-def check_turns(turns: Sequence[Turn], options: TrainOptions, loss_per_task: TaskLoss | None) -> None:
+def check_turns(
+    turns: Sequence[Turn], options: TrainOptions, loss_per_task: TaskLoss | None
+) -> None:
     """Raise a `ConfigError` if turns cannot be told apart, do not fit the run, or one of them would never come."""
     if not turns:
         return
@@ -213,7 +242,9 @@ def turns_of_blocks(model: nn.Module, options: TrainOptions) -> list[Turn]:
     return [
         Turn(
             f"block {number}",
-            parameters=[its for its in model.parameters() if id(its) in block or id(its) not in every],
+            parameters=[
+                its for its in model.parameters() if id(its) in block or id(its) not in every
+            ],
             steps=options.block_steps,
         )
         for number, block in enumerate(blocks, 1)
@@ -231,7 +262,9 @@ def _chosen(turn: Turn, model: nn.Module) -> set[int]:
         elif isinstance(part, nn.Module):
             found = {id(its) for its in part.parameters()}
         else:
-            found = {id(named[name]) for name in select(model, part, "parameters")} if named else set()
+            found = (
+                {id(named[name]) for name in select(model, part, "parameters")} if named else set()
+            )
         if found - own:
             raise ConfigError(
                 f"Turn `{turn.name}` names {len(found - own)} parameters that are not in {type(model).__name__}. Only "

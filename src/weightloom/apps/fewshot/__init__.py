@@ -1,7 +1,7 @@
 """Few-shot meta-learning: from a support set to a working network in one forward pass.
 
-From Python, start at `train`, or at `compare` for learners of your own. Write a method of your own from
-`weightloom.learners.learner.Learner`. The names below are loaded when they are first used.
+From Python, start at `train`, or at `compare` for learners of your own. Write a method of your own
+from `weightloom.learners.learner.Learner`. The names below are loaded when they are first used.
 """
 
 from importlib import import_module
@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from weightloom.apps.fewshot.trained import load as load
     from weightloom.apps.fewshot.trained import train as train
 
-_FILE_OF = {"load_adapted": "adapted", "compare": "comparison", "load": "trained", "train": "trained"}
+_FILE_OF = {
+    "load_adapted": "adapted",
+    "compare": "comparison",
+    "load": "trained",
+    "train": "trained",
+}
 
 __all__ = list(_FILE_OF)
 

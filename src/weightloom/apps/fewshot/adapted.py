@@ -36,7 +36,8 @@ class AdaptedTask:
     """A network for one task."""
 
     network: Callable[[Tensor], Tensor]
-    """A plain network: inputs (batch, *event) to logits (batch, classes), or numbers (batch, outputs)."""
+    """A plain network: inputs (batch, *event) to logits (batch, classes), or numbers (batch,
+    outputs)."""
     inputs: Inputs
     """Preprocessing."""
     classes: tuple[Any, ...]
@@ -52,10 +53,12 @@ class AdaptedTask:
         """Name the class of each input; or predict its numbers.
 
         Args:
-            inputs: Given as in training: paths, arrays, texts or rows; or the path of a folder or file of them.
+            inputs: Given as in training: paths, arrays, texts or rows; or the path of a folder or
+                file of them.
 
         Returns:
-            Class names, a list; of a regression an array (inputs,), or (inputs, outputs) where there are several.
+            Class names, a list; of a regression an array (inputs,), or (inputs, outputs) where
+            there are several.
 
         Raises:
             DataError: If an input cannot be read, or does not fit.
@@ -63,7 +66,9 @@ class AdaptedTask:
         items, names = read_inputs(inputs, self.inputs)
         if self.targets is not None:
             return self._values(items, names)
-        return [self.classes[column] for column in self._probabilities(items, names).argmax(1).tolist()]
+        return [
+            self.classes[column] for column in self._probabilities(items, names).argmax(1).tolist()
+        ]
 
     def predict_proba(self, inputs: Any) -> NDArray[np.float64]:
         """Return the probability of each class, (inputs, classes); the columns are those of ``classes``.
@@ -96,7 +101,8 @@ class AdaptedTask:
         """Write a plain network, its preprocessing and its classes; `load_adapted` reads it, and so can others.
 
         Args:
-            folder: Where to write ``network.pt2``, ``network.safetensors`` and ``network.json``; made if need be.
+            folder: Where to write ``network.pt2``, ``network.safetensors`` and ``network.json``;
+                made if need be.
 
         Returns:
             Contents of ``network.json``.
@@ -108,7 +114,9 @@ class AdaptedTask:
 
     def _outputs(self, items: list[Any], names: list[str]) -> Tensor:
         with torch.no_grad():
-            return torch.cat([self.network(part) for part in self.inputs.encode(items, names).split(AT_ONCE)])
+            return torch.cat(
+                [self.network(part) for part in self.inputs.encode(items, names).split(AT_ONCE)]
+            )
 
     def _values(self, items: list[Any], names: list[str]) -> NDArray[np.float64]:
         assert self.targets is not None
@@ -166,8 +174,8 @@ def load_adapted(folder: str | Path) -> AdaptedTask:
     """Load an adapted network from the folder that it was saved to; nothing else is needed.
 
     Args:
-        folder: What `AdaptedTask.save` wrote, for you or for somebody whom you trust: its ``network.pt2`` is a program,
-            and ``torch.export.load`` can run code that stands in one.
+        folder: What `AdaptedTask.save` wrote, for you or for somebody whom you trust: its
+            ``network.pt2`` is a program, and ``torch.export.load`` can run code that stands in one.
 
     Raises:
         DataError: If there is none, or a file of it is damaged.
@@ -184,11 +192,18 @@ def load_adapted(folder: str | Path) -> AdaptedTask:
         ) from error
     classes = tuple(facts["classes"])
     return AdaptedTask(
-        program, inputs, classes, targets and targets_of(targets), facts["task"], partial(_copy, place, facts)
+        program,
+        inputs,
+        classes,
+        targets and targets_of(targets),
+        facts["task"],
+        partial(_copy, place, facts),
     )
 
 
-def facts_of(about: str, inputs: Inputs, classes: Sequence[Any], targets: Targets | None) -> dict[str, Any]:
+def facts_of(
+    about: str, inputs: Inputs, classes: Sequence[Any], targets: Targets | None
+) -> dict[str, Any]:
     """Return what ``network.json`` says of a task, its preprocessing and its answers."""
     words = "Logits, one for each of `classes`; their softmax is the probability."
     return {
@@ -218,7 +233,11 @@ def _answer(learner: Learner, params: Mapping[str, Tensor], x: Tensor) -> Tensor
 
 
 def _centred(targets: Targets, examples: Given) -> Tensor:
-    return targets.of_task(examples.y).encode(examples.y) if targets.centred else targets.encode(examples.y)
+    return (
+        targets.of_task(examples.y).encode(examples.y)
+        if targets.centred
+        else targets.encode(examples.y)
+    )
 
 
 def _shown(item: Any) -> list[float]:
@@ -230,7 +249,9 @@ def _shown(item: Any) -> list[float]:
 def _copy(source: Path, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write a loaded network once more."""
     if kind_of(folder / "network.json") != "nothing":
-        raise ConfigError(f"`{folder}` holds a network already. It is never written over. Pass another folder.")
+        raise ConfigError(
+            f"`{folder}` holds a network already. It is never written over. Pass another folder."
+        )
     check_empty(folder, "folder")
     make_folder(folder, "folder")
     for name in facts["files"]:

@@ -30,12 +30,16 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
     """Meta-train on some tasks, adapt to tasks never seen in one pass."""
 
     name = "fewshot"
-    about = "Learn to learn from a few examples; table, checkpoints and report.html in a run folder."
+    about = (
+        "Learn to learn from a few examples; table, checkpoints and report.html in a run folder."
+    )
     config: ClassVar[type[FewShotConfig]] = FewShotConfig
     judged_by = ("ways", "shots", "uneven_shots", "queries", "test_tasks")
     folds = "split"
     columns = ("f1",)
-    adapts_to = "a folder with a folder of pictures or sounds for each class; a .csv, .jsonl or .npz file"
+    adapts_to = (
+        "a folder with a folder of pictures or sounds for each class; a .csv, .jsonl or .npz file"
+    )
 
     def label(self, config: FewShotConfig) -> str:
         """Return the name of the data."""
@@ -73,7 +77,11 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         return model.trained
 
     def train(
-        self, model: "Learner", problem: "Problem", config: FewShotOptions, training: "Training[Learner]"
+        self,
+        model: "Learner",
+        problem: "Problem",
+        config: FewShotOptions,
+        training: "Training[Learner]",
     ) -> "History":
         """Meta-train."""
         from weightloom.apps.fewshot.training import fit
@@ -87,18 +95,28 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         load_model(checkpoint, model, identity)
 
     def judge(
-        self, contenders: "Sequence[Contender[Learner]]", problem: "Problem", config: FewShotOptions, folder: Path
+        self,
+        contenders: "Sequence[Contender[Learner]]",
+        problem: "Problem",
+        config: FewShotOptions,
+        folder: Path,
     ) -> "list[Row]":
         """Adapt to tasks never seen, in every setting."""
         from weightloom.apps.fewshot.judge import score_all
 
         return score_all(contenders, problem, config)
 
-    def measure(self, models: "Mapping[str, Learner]", problem: "Problem", config: FewShotOptions) -> dict[str, Any]:
+    def measure(
+        self, models: "Mapping[str, Learner]", problem: "Problem", config: FewShotOptions
+    ) -> dict[str, Any]:
         """Time a thousand tasks at once, where the problem asks for it."""
         from weightloom.apps.fewshot.many import time_many
 
-        return {"many": time_many(models[config.method], problem, problem.many)} if problem.many else {}
+        return (
+            {"many": time_many(models[config.method], problem, problem.many)}
+            if problem.many
+            else {}
+        )
 
     def lines(self, record: Mapping[str, Any]) -> list[str]:
         """Say how long a thousand tasks took."""
@@ -106,7 +124,13 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
 
         return [in_words(record["many"])] if "many" in record else []
 
-    def show(self, models: "Mapping[str, Learner]", problem: "Problem", config: FewShotOptions, early: bool) -> Shown:
+    def show(
+        self,
+        models: "Mapping[str, Learner]",
+        problem: "Problem",
+        config: FewShotOptions,
+        early: bool,
+    ) -> Shown:
         """Gather tasks to look at."""
         from weightloom.apps.fewshot.show import showcase
 
@@ -127,7 +151,9 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
 
         return f"{said} {protocol_of(config.data)}"
 
-    def adapt(self, model: "Learner", problem: "Problem", config: FewShotOptions, support: str) -> "AdaptedTask":
+    def adapt(
+        self, model: "Learner", problem: "Problem", config: FewShotOptions, support: str
+    ) -> "AdaptedTask":
         """Adapt to a folder of pictures, or a file of examples or points."""
         from weightloom.apps.fewshot.adapted import adapt_to
 
@@ -162,7 +188,11 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
             shots = " ".join(map(str, preset["shots"]))
             data.append((name, f"{ways}shots {shots}, {preset['steps']} steps", where(name)))
         methods = [
-            (method.name, method.about, " ".join(data for data, fits in FITS.items() if method.name in fits))
+            (
+                method.name,
+                method.about,
+                " ".join(data for data, fits in FITS.items() if method.name in fits),
+            )
             for method in METHODS
         ]
         return [

@@ -39,7 +39,8 @@ class Comparison:
     record: Record
     """Scores, options, cost and versions, so that a stranger can run it again."""
     learners: dict[str, Learner]
-    """The trained learners by name; those that were given are as they were. One that failed is left out."""
+    """The trained learners by name; those that were given are as they were. One that failed is left
+    out."""
     page: str
     """The report, HTML."""
 
@@ -89,18 +90,23 @@ class GivenProblem(Problem):
     """Two sources of tasks, as they were given.
 
     Args:
-        train_source: Tasks of meta-training, and with seeds of their own those to watch a training by.
+        train_source: Tasks of meta-training, and with seeds of their own those to watch a training
+            by.
         test_source: Tasks to be judged on.
         config: Options.
     """
 
     at_once = 50
 
-    def __init__(self, train_source: TaskSource, test_source: TaskSource, config: FewShotOptions) -> None:
+    def __init__(
+        self, train_source: TaskSource, test_source: TaskSource, config: FewShotOptions
+    ) -> None:
         self.config, self._train, self._test = config, train_source, test_source
         drawn = test_source.sample(2, torch.Generator().manual_seed(0))
         regression = drawn.support_y.is_floating_point()
-        self.kind: Literal["classification", "regression"] = "regression" if regression else "classification"
+        self.kind: Literal["classification", "regression"] = (
+            "regression" if regression else "classification"
+        )
         ways = 1 if regression else int(drawn.support_y.max()) + 1
         self._setting = ways, drawn.support_x.shape[1] // ways
 
@@ -126,7 +132,9 @@ class GivenProblem(Problem):
 
     def build(self, outputs: int) -> nn.Module:
         """Learners bring their bases."""
-        raise ConfigError("A comparison builds no base network: each learner brings its own. Build it yourself.")
+        raise ConfigError(
+            "A comparison builds no base network: each learner brings its own. Build it yourself."
+        )
 
     def methods(self) -> dict[str, Callable[[], Learner]]:
         """Learners are given, none is built."""
@@ -146,7 +154,9 @@ class Compared(FewShot):
     config = CompareOptions
 
     def __init__(
-        self, learners: Mapping[str, Learner] | None = None, sources: tuple[TaskSource, TaskSource] | None = None
+        self,
+        learners: Mapping[str, Learner] | None = None,
+        sources: tuple[TaskSource, TaskSource] | None = None,
     ) -> None:
         self._learners, self._sources = dict(learners or {}), sources
 
@@ -163,9 +173,14 @@ class Compared(FewShot):
         """Copy a learner as it was given."""
         return copy.deepcopy(self._learners[method])
 
-    def show(self, models: Mapping[str, Learner], problem: Problem, config: FewShotOptions, early: bool) -> Shown:
+    def show(
+        self, models: Mapping[str, Learner], problem: Problem, config: FewShotOptions, early: bool
+    ) -> Shown:
         """Nothing but the kind: of tasks of one's own it is not known how they are drawn."""
-        return {}, {"kind": problem.kind, "better": "lower" if problem.kind == "regression" else "higher"}
+        return {}, {
+            "kind": problem.kind,
+            "better": "lower" if problem.kind == "regression" else "higher",
+        }
 
     def notes(self, config: FewShotOptions) -> str:
         """Say which tasks are which."""
@@ -186,22 +201,24 @@ def compare(
 ) -> Comparison:
     """Train learners on the same tasks with the same budget, and judge all of them on the same new tasks.
 
-    Beside each trained learner stands itself before training, and below the first one a control: the same with the
-    support set of another task, which must fall to chance.
+    Beside each trained learner stands itself before training, and below the first one a control:
+    the same with the support set of another task, which must fall to chance.
 
     Args:
-        learners: By name; copies of them are trained. The first is the one that the report is about.
+        learners: By name; copies of them are trained. The first is the one that the report is
+            about.
         train_source: Tasks to train on.
         test_source: Tasks to be judged on: the same for every learner.
         run: Folder to keep checkpoints, metrics, record and report in; None keeps nothing on disk.
         quiet: Show no progress.
-        **options: Fields of `FewShotConfig`: ``steps`` (1,000) or ``minutes``, ``tasks`` per step (8), ``outer_lr``
-            (0.001), ``rates`` for single learners, ``test_tasks`` (600), ``seed`` and others of training.
+        **options: Fields of `FewShotConfig`: ``steps`` (1,000) or ``minutes``, ``tasks`` per step
+            (8), ``outer_lr`` (0.001), ``rates`` for single learners, ``test_tasks`` (600), ``seed``
+            and others of training.
 
     Raises:
         ConfigError: If there is no learner, or an option is unknown or does not fit.
-        NonFiniteError: If training of the first learner met a number that is not finite. The others may fail: their
-            rows say so.
+        NonFiniteError: If training of the first learner met a number that is not finite. The others
+            may fail: their rows say so.
 
     Example:
         >>> from weightloom import SinusoidTasks, mlp
@@ -213,7 +230,9 @@ def compare(
         [('maml', None), ('line', None), ('maml', 'untrained'), ('shuffled', 'control')]
     """
     if not learners:
-        raise ConfigError("There are no learners to compare. They are given by name. Pass one or more.")
+        raise ConfigError(
+            "There are no learners to compare. They are given by name. Pass one or more."
+        )
     for name, learner in learners.items():
         if not isinstance(learner, Learner):
             raise ConfigError(
@@ -224,11 +243,15 @@ def compare(
     sizes = {**COMMON, **PRESETS["own"], "data": type(train_source).__name__}
     if "minutes" in options:
         sizes.pop("steps")
-    config = CompareOptions.from_dict({**sizes, **options, "method": first, "comparators": list(others)})
+    config = CompareOptions.from_dict(
+        {**sizes, **options, "method": first, "comparators": list(others)}
+    )
     app = Compared(learners, (train_source, test_source))
     with TemporaryDirectory() if run is None else nullcontext(str(Path(run).expanduser())) as place:
         folder = Path(place)
-        record = experiment.run(app, config, folder, command="weightloom.apps.fewshot.compare", quiet=quiet)
+        record = experiment.run(
+            app, config, folder, command="weightloom.apps.fewshot.compare", quiet=quiet
+        )
         if not isinstance(record, dict):
             raise KeyboardInterrupt
         trained = experiment.load(app, folder).models

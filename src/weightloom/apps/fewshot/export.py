@@ -21,7 +21,9 @@ from weightloom.params import Params
 from weightloom.texts import kind_of
 
 
-def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task: str, folder: Path) -> dict[str, Any]:
+def export_task(
+    learner: Learner, problem: Problem, config: FewShotOptions, task: str, folder: Path
+) -> dict[str, Any]:
     """Adapt a learner to one meta-test task and write the resulting network.
 
     Args:
@@ -35,7 +37,8 @@ def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task
         Contents of ``network.json``.
 
     Raises:
-        ConfigError: If ``task`` is no number of a task that was judged on, or ``folder`` holds a network already.
+        ConfigError: If ``task`` is no number of a task that was judged on, or ``folder`` holds a
+            network already.
     """
     if not task.isdecimal():
         raise ConfigError(
@@ -51,7 +54,9 @@ def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task
         )
     shots = config.shots[0]
     drawn = draw_judged_task(problem, shots, number, config.test_tasks)
-    about: dict[str, Any] = {"task": f"meta-test task {task}, {problem.setting(shots, config.ways[0])}"}
+    about: dict[str, Any] = {
+        "task": f"meta-test task {task}, {problem.setting(shots, config.ways[0])}"
+    }
     if isinstance(problem, ClassProblem):
         assert drawn.classes is not None
         about["classes"] = [problem.held_out.names[i] for i in drawn.classes[0].tolist()]
@@ -59,12 +64,17 @@ def export_task(learner: Learner, problem: Problem, config: FewShotOptions, task
 
 
 def write_network(
-    learner: Learner, support: Support, folder: Path, about: dict[str, Any], params: Params | None = None
+    learner: Learner,
+    support: Support,
+    folder: Path,
+    about: dict[str, Any],
+    params: Params | None = None,
 ) -> dict[str, Any]:
     """Adapt a learner to one support set and write the resulting network.
 
-    Writes ``network.safetensors`` (parameters), ``network.json`` (a description) and ``network.pt2`` (a program for
-    ``torch.export.load``, for any batch size). Loading a program of a stranger can run code; the other two cannot.
+    Writes ``network.safetensors`` (parameters), ``network.json`` (a description) and
+    ``network.pt2`` (a program for ``torch.export.load``, for any batch size). Loading a program of
+    a stranger can run code; the other two cannot.
 
     Args:
         learner: The method, trained.
@@ -77,10 +87,13 @@ def write_network(
         Contents of ``network.json``.
 
     Raises:
-        ConfigError: If ``folder`` holds a network already, or the method's answer is not that of a plain network.
+        ConfigError: If ``folder`` holds a network already, or the method's answer is not that of a
+            plain network.
     """
     if kind_of(folder / "network.json") != "nothing":
-        raise ConfigError(f"`{folder}` holds a network already. It is never written over. Pass another `--out`.")
+        raise ConfigError(
+            f"`{folder}` holds a network already. It is never written over. Pass another `--out`."
+        )
     check_empty(folder, "--out")
     learner.eval()
     if params is None:
@@ -99,7 +112,9 @@ def write_network(
     _save_program(net, sample, folder / "network.pt2")
     with torch.no_grad():
         again = torch.export.load(folder / "network.pt2").module()(sample)
-        facts["largest_difference"] = float((again - learner.predict(params, sample[None])[0]).abs().max())
+        facts["largest_difference"] = float(
+            (again - learner.predict(params, sample[None])[0]).abs().max()
+        )
     save_tensors(folder / "network.safetensors", net.state_dict(), facts)
     write_atomically(folder / "network.json", json.dumps(facts, indent=1) + "\n")
     return facts
@@ -114,7 +129,9 @@ def plain_network(learner: Learner, params: Mapping[str, Tensor], support: Suppo
     sample = support.x[0]
     try:
         net = specialise(learner.base, params).eval().requires_grad_(False)
-        torch.testing.assert_close(net(sample), learner.predict(params, sample[None])[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            net(sample), learner.predict(params, sample[None])[0], rtol=1e-4, atol=1e-4
+        )
     except (ConfigError, AssertionError) as error:
         why = str(error).splitlines()[0].partition(". ")[0]
         raise ConfigError(
@@ -125,8 +142,12 @@ def plain_network(learner: Learner, params: Mapping[str, Tensor], support: Suppo
 
 
 def _save_program(net: nn.Module, sample: Tensor, path: Path) -> None:
-    batch = sample.new_zeros(max(len(sample), 2), *sample.shape[1:])  # plain strides: the program is traced with them
+    batch = sample.new_zeros(
+        max(len(sample), 2), *sample.shape[1:]
+    )  # plain strides: the program is traced with them
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(net, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        program = torch.export.export(
+            net, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+        )
         torch.export.save(program, path)

@@ -1,7 +1,8 @@
 """Preprocessing of a user's own examples, the same as in training, and written beside every network that is saved.
 
 In:   pictures, sounds, rows of numbers or sentences, as files or in memory.
-Out:  a tensor (examples, *event) that a base network reads; facts that make the same preprocessing again.
+Out:  a tensor (examples, *event) that a base network reads; facts that make the same preprocessing
+      again.
 Knows nothing of tasks, labels or methods.
 """
 
@@ -126,7 +127,9 @@ class Pictures(Inputs):
     size: int
 
     kind = "pictures"
-    takes = "a picture: a path, or an array of whole numbers from 0 to 255, or of fractions from 0 to 1"
+    takes = (
+        "a picture: a path, or an array of whole numbers from 0 to 255, or of fractions from 0 to 1"
+    )
     column = "path"
     files = True
 
@@ -145,7 +148,11 @@ class Pictures(Inputs):
             return picture(item, self.size, self.channels).float() / 255
         values = numbers_of(item, name, self.takes)
         values = values[None] if values.ndim == 2 else values
-        if values.ndim == 3 and values.shape[0] != self.channels and values.shape[2] == self.channels:
+        if (
+            values.ndim == 3
+            and values.shape[0] != self.channels
+            and values.shape[2] == self.channels
+        ):
             values = values.permute(2, 0, 1)
         whole = not values.is_floating_point()
         fits = values.ndim == 3 and values.shape[0] == self.channels
@@ -268,7 +275,9 @@ class Sentences(Inputs):
         for number, item in enumerate(items):
             if not isinstance(item, str) or not item.strip():
                 name = names[number] if names else f"example {number}"
-                raise DataError(f"`{name}` is {item!r}. This model takes texts. Give strings that are not empty.")
+                raise DataError(
+                    f"`{name}` is {item!r}. This model takes texts. Give strings that are not empty."
+                )
         if not len(items):
             raise DataError("There are no examples. Give one text or more.")
         return sentence_features(list(items), keep=False)
@@ -325,7 +334,9 @@ class Targets:
         return torch.tensor(self.std or (1.0,) * len(self.names), dtype=torch.float64)
 
 
-KINDS: dict[str, type[Inputs]] = {kind.kind: kind for kind in (Arrays, Pictures, Sounds, Numbers, Sentences)}
+KINDS: dict[str, type[Inputs]] = {
+    kind.kind: kind for kind in (Arrays, Pictures, Sounds, Numbers, Sentences)
+}
 """Every kind by the name that ``network.json`` has."""
 
 
@@ -359,7 +370,9 @@ def numbers_of(item: Any, name: str, takes: str) -> Tensor:
         DataError: If it holds anything but numbers.
     """
     try:
-        values = item.detach().cpu() if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
+        values = (
+            item.detach().cpu() if isinstance(item, Tensor) else torch.from_numpy(np.array(item))
+        )
         if values.is_complex():
             raise TypeError("it holds complex numbers")
         return values
@@ -370,7 +383,11 @@ def numbers_of(item: Any, name: str, takes: str) -> Tensor:
 
 
 def _fields(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items() if k not in ("kind", "in_words")}
+    return {
+        k: tuple(v) if isinstance(v, list) else v
+        for k, v in facts.items()
+        if k not in ("kind", "in_words")
+    }
 
 
 def _number(cell: Any, name: str) -> float:
@@ -403,7 +420,9 @@ def _samples(path: Path) -> Tensor:
                 raise ValueError(f"{rate} Hz, {8 * width} bits")
             frames = file.getnframes()
             there = path.stat().st_size // (width * channels)
-            samples = np.frombuffer(file.readframes(min(frames, there)), "<i2").reshape(-1, channels)
+            samples = np.frombuffer(file.readframes(min(frames, there)), "<i2").reshape(
+                -1, channels
+            )
             if len(samples) < frames:
                 raise ValueError(f"it ends after {len(samples):,} of {frames:,} samples")
     except Exception as error:  # `wave` raises a dozen types for the one thing that is wrong

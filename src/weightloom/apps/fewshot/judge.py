@@ -20,8 +20,8 @@ from weightloom.tasks import Examples, Tasks
 TEST_SEED = 1 << 40
 """Where meta-test tasks come from: the same tasks for every method and every seed of training."""
 TUNING_SEED = 1 << 31
-"""Where tasks come from that options are chosen by, with ``--held-out validation``. Of a seed a torch generator reads
-the lower 32 bits only: what differs above them is one and the same."""
+"""Where tasks come from that options are chosen by, with ``--held-out validation``. Of a seed a
+torch generator reads the lower 32 bits only: what differs above them is one and the same."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,26 @@ class Scores:
     calibration: dict[str, Any] | None = None
     """Of a classification: what `reliability` says of all query points together."""
     diverged: int = 0
-    """Tasks for which the method gave something that is not a number: guesses of a classification."""
+    """Tasks for which the method gave something that is not a number: guesses of a
+    classification."""
 
-    def row(self, method: str, setting: str, ours: "Scores | None" = None, role: Role = "method") -> Row:
+    def row(
+        self, method: str, setting: str, ours: "Scores | None" = None, role: Role = "method"
+    ) -> Row:
         """Return a row of the table, as it stands in a record.
 
         Args:
             method: Its name.
             setting: Ways and shots.
             role: The part it plays.
-            ours: Scores of the method that the run is about, on the same tasks: the row then holds, as ``ours_ahead``,
-                by how much that one's score is larger, which sees finer than two intervals side by side.
+            ours: Scores of the method that the run is about, on the same tasks: the row then holds,
+                as ``ours_ahead``, by how much that one's score is larger, which sees finer than two
+                intervals side by side.
         """
         name, *others = self.per_task
-        row = row_of(method, setting, name, self.per_task[name], "lower" if name == "mse" else "higher", role)
+        row = row_of(
+            method, setting, name, self.per_task[name], "lower" if name == "mse" else "higher", role
+        )
         row["also"] = {other: summary(self.per_task[other]) for other in others}
         row["adapt_time_s"] = self.adapt_time_s
         if ours:
@@ -60,7 +66,9 @@ class Scores:
         return row
 
 
-def score_all(contenders: Sequence[Contender[Learner]], problem: Problem, config: FewShotOptions) -> list[Row]:
+def score_all(
+    contenders: Sequence[Contender[Learner]], problem: Problem, config: FewShotOptions
+) -> list[Row]:
     """Judge every contender in every setting, and the run's method once more with shuffled support sets."""
     rows: list[Row] = []
     ours = contenders[0].model
@@ -71,8 +79,12 @@ def score_all(contenders: Sequence[Contender[Learner]], problem: Problem, config
         for contender in contenders:
             learner = contender.model
             if learner is None:
-                name, regression = ("mse", True) if problem.kind == "regression" else ("accuracy", False)
-                rows.append(failed_row(contender.name, setting, name, "lower" if regression else "higher"))
+                name, regression = (
+                    ("mse", True) if problem.kind == "regression" else ("accuracy", False)
+                )
+                rows.append(
+                    failed_row(contender.name, setting, name, "lower" if regression else "higher")
+                )
             elif learner.ways in (None, ways):
                 scores = judge(learner, problem, shots, config.test_tasks, ways)
                 rows.append(scores.row(contender.name, setting, best, contender.role))
@@ -86,7 +98,9 @@ def score_all(contenders: Sequence[Contender[Learner]], problem: Problem, config
     return rows
 
 
-def draw_test_tasks(problem: Problem, shots: int, tasks: int, first: int = 0, ways: int | None = None) -> Tasks:
+def draw_test_tasks(
+    problem: Problem, shots: int, tasks: int, first: int = 0, ways: int | None = None
+) -> Tasks:
     """Draw the tasks to judge on; the same number gives the same tasks, whatever was drawn before.
 
     Where all is made on the fly the seed alone keeps tasks to tune on from those of the table.
@@ -131,7 +145,8 @@ def judge(
         ways: Classes per task; None is the config's first.
         shuffled: Give every task the support set of another: a control that must fall to chance.
         at_once: Tasks per pass; None is what suits the problem.
-        seen: What the method is given in the place of the tasks drawn, as for a ceiling; None: the tasks.
+        seen: What the method is given in the place of the tasks drawn, as for a ceiling; None: the
+            tasks.
     """
     learner.eval()
     labels = problem.kind == "classification"
@@ -171,8 +186,8 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> dict[str, 
         bins: Into how many equal parts confidence is cut.
 
     Returns:
-        ``ece``, the mean distance between the two over bins, weighed by their points; and for each bin that has any
-        ``confidence``, ``accuracy`` and ``share`` of the points.
+        ``ece``, the mean distance between the two over bins, weighed by their points; and for each
+        bin that has any ``confidence``, ``accuracy`` and ``share`` of the points.
 
     Source:
         Guo et al., "On calibration of modern neural networks" (2017), equation 3.
@@ -184,7 +199,10 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> dict[str, 
     place = (confidence * bins).long().clamp(max=bins - 1)
     count = torch.bincount(place, minlength=bins).double()
     there = count > 0
-    sums = [torch.zeros(bins, dtype=torch.float64).index_add_(0, place, v.double()) for v in (confidence, right)]
+    sums = [
+        torch.zeros(bins, dtype=torch.float64).index_add_(0, place, v.double())
+        for v in (confidence, right)
+    ]
     sure, accuracy = (total[there] / count[there] for total in sums)
     share = count[there] / count.sum()
     return {
@@ -197,7 +215,9 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> dict[str, 
 
 
 @torch.no_grad()
-def time_to_adapt(learner: Learner, problem: Problem, shots: int, ways: int | None = None, repeats: int = 11) -> float:
+def time_to_adapt(
+    learner: Learner, problem: Problem, shots: int, ways: int | None = None, repeats: int = 11
+) -> float:
     """Median seconds to adapt to one new task, after a first go that is not counted."""
     support = draw_test_tasks(problem, shots, 1, ways=ways).support
     times: list[float] = []
@@ -216,7 +236,11 @@ def _score(outputs: Tensor, query: Examples) -> dict[str, Tensor]:
         return {"mse": loss_of_those_there(mse_per_task, outputs, query.y, query.mask)}
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
-    options: dict[str, Any] = {"num_classes": outputs.shape[2], "multidim_average": "samplewise", "ignore_index": -1}
+    options: dict[str, Any] = {
+        "num_classes": outputs.shape[2],
+        "multidim_average": "samplewise",
+        "ignore_index": -1,
+    }
     targets = query.y.masked_fill(~query.mask, -1)
     predicted = outputs.argmax(2)
     return {

@@ -26,8 +26,8 @@ def time_many(learner: Learner, problem: Problem, tasks: int) -> dict[str, Any]:
         tasks: How many.
 
     Returns:
-        ``tasks`` and ``queries`` of each; ``write_s``, ``run_s`` and ``shared_s``, the last for the base network with
-        its own parameters on as many inputs, in turn with the other.
+        ``tasks`` and ``queries`` of each; ``write_s``, ``run_s`` and ``shared_s``, the last for the
+        base network with its own parameters on as many inputs, in turn with the other.
     """
     learner.eval()
     ways, shots = problem.settings()[0]
@@ -60,7 +60,8 @@ def in_words(many: dict[str, Any]) -> str:
 
     Example:
         >>> in_words({"tasks": 1000, "queries": 50, "write_s": 0.9, "run_s": 0.3, "shared_s": 0.2})
-        '1,000 networks written in 0.90 s, run on 50 inputs each in 0.30 s: 1.50 times one shared network (0.20 s)'
+        '1,000 networks written in 0.90 s, run on 50 inputs each in 0.30 s: 1.50 times one shared
+        network (0.20 s)'
     """
     ratio = many["run_s"] / many["shared_s"]
     return (

@@ -2,7 +2,8 @@
 
 In:   nothing; a problem, once a method is built.
 Out:  `METHODS` and `FITS`. What is listed, offered, documented and tested follows from them.
-Knows nothing of data sets beyond their names. Nothing is imported from torch before a method is built.
+Knows nothing of data sets beyond their names. Nothing is imported from torch before a method is
+built.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +36,8 @@ class Method:
     about: str
     """Its idea, in one line."""
     solves: Mapping[tuple[str, ...], Build]
-    """Families of data, or data sets, and its settings there. A data set's own entry goes before its family's."""
+    """Families of data, or data sets, and its settings there. A data set's own entry goes before
+    its family's."""
     source: str = ""
     """The paper, where it is not the library's own."""
 
@@ -65,11 +67,15 @@ def _inner(p: Any, learner: Any, base: Any, steps: int, rate: float, **options: 
 
 
 def _class_maml(p: Any, **options: Any) -> Any:
-    return _inner(p, learners.MAML, p.build_alone(p.ways), 5, 0.01 if p.pools.residual else 0.1, **options)
+    return _inner(
+        p, learners.MAML, p.build_alone(p.ways), 5, 0.01 if p.pools.residual else 0.1, **options
+    )
 
 
 def _curve_maml(p: Any, **options: Any) -> Any:
-    steps = 5 if p.pools else 3  # of sinusoids, five steps of all layers run to infinity now and then
+    steps = (
+        5 if p.pools else 3
+    )  # of sinusoids, five steps of all layers run to infinity now and then
     return _inner(p, learners.MAML, p.build(p.y_dim), steps, 0.01, **options)
 
 
@@ -98,7 +104,9 @@ def _prior(p: Any) -> Any:
 
 def _curve_cnp(p: Any) -> Any:
     encoder = weightloom.SupportAttention(p.x_dim, p.y_dim, 64, layers=3)
-    return learners.ConditionalNeuralProcess(encoder, learners.Conditioned(p.x_dim, p.y_dim, 64, hidden=(128, 128)))
+    return learners.ConditionalNeuralProcess(
+        encoder, learners.Conditioned(p.x_dim, p.y_dim, 64, hidden=(128, 128))
+    )
 
 
 def _grid(p: Any) -> Any:
@@ -106,7 +114,9 @@ def _grid(p: Any) -> Any:
 
 
 def _picture_cnp(encoder: Any) -> Any:
-    return learners.ConditionalNeuralProcess(encoder, learners.Conditioned(2, 1, 256, hidden=(256, 256, 256)))
+    return learners.ConditionalNeuralProcess(
+        encoder, learners.Conditioned(2, 1, 256, hidden=(256, 256, 256))
+    )
 
 
 METHODS: tuple[Method, ...] = (
@@ -114,7 +124,9 @@ METHODS: tuple[Method, ...] = (
         "hypernetwork",
         "what suits the data: a generated head (classes), network (sinusoid) or prior (other regression)",
         {
-            ("images", "sentences"): lambda p: learners.HyperHead(p.build(p.ways, p.unit), p.sharp, p.known),
+            ("images", "sentences"): lambda p: learners.HyperHead(
+                p.build(p.ways, p.unit), p.sharp, p.known
+            ),
             ("sinusoid",): _regressor,
             ("curves",): _prior,
             ("functions",): lambda p: learners.HyperFunction(p.build(1), _grid(p), hidden=(512,)),
@@ -130,7 +142,11 @@ METHODS: tuple[Method, ...] = (
     Method(
         "hyper-lowrank",
         "a generated head, and generated changes of rank 4 of the convolutions before it",
-        {("images",): lambda p: learners.HyperConvs(p.build(p.ways), {_kernels: weightloom.LowRank(4)}, p.scale)},
+        {
+            ("images",): lambda p: learners.HyperConvs(
+                p.build(p.ways), {_kernels: weightloom.LowRank(4)}, p.scale
+            )
+        },
     ),
     Method(
         "hyper-mlp",
@@ -147,7 +163,9 @@ METHODS: tuple[Method, ...] = (
         "hyper-maml",
         "the hypernetwork, then gradient steps on what it wrote, trained end to end",
         {
-            ("images", "sentences"): lambda p: _then_steps(p, learners.HyperHead(p.build(p.ways), p.scale), 0.01),
+            ("images", "sentences"): lambda p: _then_steps(
+                p, learners.HyperHead(p.build(p.ways), p.scale), 0.01
+            ),
             ("curves",): lambda p: _then_steps(p, _regressor(p), 0.001),
         },
         "after Przewięźlikowski et al. (2022)",
@@ -156,7 +174,9 @@ METHODS: tuple[Method, ...] = (
         "film",
         "scales and shifts only, generated from the support set",
         {
-            ("images",): lambda p: learners.HyperConvs(p.build(p.ways), _norms, p.scale, generate_head=False),
+            ("images",): lambda p: learners.HyperConvs(
+                p.build(p.ways), _norms, p.scale, generate_head=False
+            ),
             ("curves",): lambda p: _regressor(p, form=weightloom.FiLM()),
         },
         "Perez et al. (2018)",
@@ -164,7 +184,10 @@ METHODS: tuple[Method, ...] = (
     Method(
         "cnp",
         "a conditional neural process: the condition is one more input of a network that all tasks share",
-        {("curves",): _curve_cnp, ("functions",): lambda p: _picture_cnp(weightloom.DeepSets(2, 1, 256, hidden=256))},
+        {
+            ("curves",): _curve_cnp,
+            ("functions",): lambda p: _picture_cnp(weightloom.DeepSets(2, 1, 256, hidden=256)),
+        },
         "Garnelo et al. (2018)",
     ),
     Method(
@@ -202,7 +225,9 @@ METHODS: tuple[Method, ...] = (
         "the same, but only a few further inputs are adapted",
         {
             ("curves",): lambda p: learners.CAVIA(
-                p.build(p.y_dim), inner_steps=p.config.inner_steps or 5, inner_lr=p.config.inner_lr or 1.0
+                p.build(p.y_dim),
+                inner_steps=p.config.inner_steps or 5,
+                inner_lr=p.config.inner_lr or 1.0,
             )
         },
         "Zintgraf et al. (2019)",
@@ -221,7 +246,11 @@ METHODS: tuple[Method, ...] = (
     Method(
         "probe",
         "a trunk trained to tell all training classes apart, and a linear head fitted to each support set",
-        {("images", "sentences"): lambda p: learners.LinearProbe(p.build(p.ways), len(p.train.names))},
+        {
+            ("images", "sentences"): lambda p: learners.LinearProbe(
+                p.build(p.ways), len(p.train.names)
+            )
+        },
         "Tian et al. (2020)",
     ),
     Method(
@@ -249,7 +278,9 @@ METHODS: tuple[Method, ...] = (
         "scratch",
         "the base network, trained on each support set alone",
         {
-            ("images", "sentences"): lambda p: learners.FromScratch(p.build_alone, steps=50, inner_lr=3e-3),
+            ("images", "sentences"): lambda p: learners.FromScratch(
+                p.build_alone, steps=50, inner_lr=3e-3
+            ),
             ("curves",): lambda p: learners.FromScratch(p.build, steps=100, inner_lr=3e-2),
         },
     ),
@@ -281,7 +312,11 @@ METHODS: tuple[Method, ...] = (
     Method(
         "centroid",
         "the class whose mean input is nearest",
-        {("images", "sentences"): lambda p: learners.NearestCentroid(p.train.examples[0, 0].numel())},
+        {
+            ("images", "sentences"): lambda p: learners.NearestCentroid(
+                p.train.examples[0, 0].numel()
+            )
+        },
     ),
     Method(
         "polynomial",
@@ -324,8 +359,9 @@ FITS: dict[str, tuple[str, ...]] = {
         if method.name != "probe" and (method.build_for("folder") or method.build_for("table"))
     )
 }
-"""Names of the methods that solve the tasks of each data set; for `own`, a source of tasks as ``module:Class``, those
-of images and those of curves: which of them do is known once tasks are drawn."""
+"""Names of the methods that solve the tasks of each data set; for `own`, a source of tasks as
+``module:Class``, those of images and those of curves: which of them do is known once tasks are
+drawn."""
 
 
 def builds_of(data: str) -> dict[str, Build]:

@@ -195,7 +195,8 @@ def data_kind(data: str) -> str:
     """Return the key of a data set in `FITS`: its name, or what a path on this machine holds.
 
     Raises:
-        ConfigError: If it is neither a name, nor a path to a folder or a table, nor ``module:Class``.
+        ConfigError: If it is neither a name, nor a path to a folder or a table, nor
+            ``module:Class``.
     """
     if data in DATA:
         return data
@@ -218,10 +219,18 @@ def where(data: str) -> str:
     if data == "sinusoid":
         return "made on the fly"
     if data == "digits" or data.startswith("cameras"):
-        return "in scikit-learn" if find_spec("sklearn") else "missing: pip install 'weightloom[digits]'"
+        return (
+            "in scikit-learn"
+            if find_spec("sklearn")
+            else "missing: pip install 'weightloom[digits]'"
+        )
     folder, file = FILES[data]
     if found := find_file(folder, file):
         return str(found)
     looked = ", ".join(str(searched) for searched in searched_folders(folder))
-    fetched = ", will be fetched at the first run" if folder == "omniglot" else f": {file} is not fetched for you"
+    fetched = (
+        ", will be fetched at the first run"
+        if folder == "omniglot"
+        else f": {file} is not fetched for you"
+    )
     return f"not here yet{fetched} (looked in {looked})"

@@ -1,6 +1,7 @@
 """Given of a user's own task, in any of the forms that people have them in.
 
-In:   a mapping from class names to examples, inputs and targets, or a path of a folder, .csv, .jsonl or .npz.
+In:   a mapping from class names to examples, inputs and targets, or a path of a folder, .csv,
+      .jsonl or .npz.
 Out:  `Given`: inputs as `Inputs.encode` takes them, and a class name or numbers for each.
 Knows nothing of models.
 """
@@ -18,7 +19,14 @@ from torch import Tensor
 
 from weightloom.apps.fewshot.inputs import Inputs, Targets
 from weightloom.errors import DataError, listed
-from weightloom.limits import FREE_BYTES, MOST_ARRAYS, MOST_ASKED, MOST_FILE_BYTES, MOST_SHOWN, MOST_UNPACKED
+from weightloom.limits import (
+    FREE_BYTES,
+    MOST_ARRAYS,
+    MOST_ASKED,
+    MOST_FILE_BYTES,
+    MOST_SHOWN,
+    MOST_UNPACKED,
+)
 from weightloom.tasks.lines import check_file, csv_rows, text_lines
 from weightloom.texts import home, kind_of, parse_json
 
@@ -43,7 +51,10 @@ class Given(NamedTuple):
 
 
 def read_support(
-    support: Any, inputs: Inputs, kind: Literal["classification", "regression"], targets: Targets | None = None
+    support: Any,
+    inputs: Inputs,
+    kind: Literal["classification", "regression"],
+    targets: Targets | None = None,
 ) -> Given:
     """Read the support set of one task.
 
@@ -54,14 +65,17 @@ def read_support(
         targets: Of a regression.
 
     Raises:
-        DataError: If it is none of these, a file cannot be read, a class has no example, a label is no name, or there
-            are more than 10,000 examples.
+        DataError: If it is none of these, a file cannot be read, a class has no example, a label is
+            no name, or there are more than 10,000 examples.
     """
     return _checked(_read_support(support, inputs, kind, targets), kind)
 
 
 def _read_support(
-    support: Any, inputs: Inputs, kind: Literal["classification", "regression"], targets: Targets | None
+    support: Any,
+    inputs: Inputs,
+    kind: Literal["classification", "regression"],
+    targets: Targets | None,
 ) -> Given:
     if isinstance(support, str | Path):
         path = home(support)
@@ -74,10 +88,14 @@ def _read_support(
         x, names = read_inputs(support[0], inputs)
         y = [None] * len(x) if support[1] is None else _plain(support[1])
         if len(x) != len(y):
-            raise DataError(f"There are {len(x)} inputs and {len(y)} targets. Each input has one. Pass as many.")
+            raise DataError(
+                f"There are {len(x)} inputs and {len(y)} targets. Each input has one. Pass as many."
+            )
         return Given(x, y, names)
     forms = FORMS if kind == "classification" else POINTS
-    raise DataError(f"A support set cannot be a {type(support).__name__} here. It is {forms}. Pass one of these.")
+    raise DataError(
+        f"A support set cannot be a {type(support).__name__} here. It is {forms}. Pass one of these."
+    )
 
 
 def _checked(given: Given, kind: str) -> Given:
@@ -89,7 +107,10 @@ def _checked(given: Given, kind: str) -> Given:
         )
     if kind == "regression":
         return given
-    y = [int(label) if isinstance(label, float) and label.is_integer() else label for label in given.y]
+    y = [
+        int(label) if isinstance(label, float) and label.is_integer() else label
+        for label in given.y
+    ]
     for label, name in zip(y, given.names, strict=True):
         if not isinstance(label, str | int) or label == "":
             raise DataError(
@@ -103,7 +124,8 @@ def read_inputs(given: Any, inputs: Inputs) -> tuple[list[Any], list[str]]:
     """Read inputs without labels, and name each.
 
     Args:
-        given: Given, or paths; a folder, or a .csv, .jsonl or .npz file, stands for all that it holds.
+        given: Given, or paths; a folder, or a .csv, .jsonl or .npz file, stands for all that it
+            holds.
         inputs: Kind of the inputs.
 
     Raises:
@@ -112,7 +134,9 @@ def read_inputs(given: Any, inputs: Inputs) -> tuple[list[Any], list[str]]:
     items, names = list[Any](), list[str]()
     alone = isinstance(given, str | Path) or hasattr(given, "convert")
     if not alone and not isinstance(given, Iterable):
-        raise DataError(f"Inputs were given as a {type(given).__name__}. They are {inputs.takes}. Give a list of such.")
+        raise DataError(
+            f"Inputs were given as a {type(given).__name__}. They are {inputs.takes}. Give a list of such."
+        )
     for number, item in enumerate([given] if alone else given):
         path = home(item) if isinstance(item, str | Path) else None
         if path is not None and path.suffix.lower() in TABLES:
@@ -127,7 +151,9 @@ def read_inputs(given: Any, inputs: Inputs) -> tuple[list[Any], list[str]]:
             items.append(item)
             names.append(str(item) if isinstance(item, str | Path) else f"example {number}")
         if len(items) > MOST_ASKED:
-            raise DataError(f"There are more than {MOST_ASKED:,} inputs. They are answered together. Give fewer.")
+            raise DataError(
+                f"There are more than {MOST_ASKED:,} inputs. They are answered together. Give fewer."
+            )
     return items, names
 
 
@@ -142,7 +168,10 @@ def _of_classes(classes: Mapping[Any, Any], inputs: Inputs) -> Given:
             )
         x, y = x + items, y + [name] * len(items)
         named = zip(items, its, strict=True)
-        names += [its_name if isinstance(item, str | Path) else f"{name}, {its_name}" for item, its_name in named]
+        names += [
+            its_name if isinstance(item, str | Path) else f"{name}, {its_name}"
+            for item, its_name in named
+        ]
     return Given(x, y, names)
 
 
@@ -185,7 +214,9 @@ def _of_file(
     for where, row in _rows(path):
         names.append(where)
         if len(names) > MOST_ASKED:
-            raise DataError(f"`{path}` holds more than {MOST_ASKED:,} rows. They are read together. Give fewer.")
+            raise DataError(
+                f"`{path}` holds more than {MOST_ASKED:,} rows. They are read together. Give fewer."
+            )
         left = {name: cell for name, cell in row.items() if name != TASK}
         wanted = _label_columns(left, kind or "regression", targets)
         label = [left.pop(name) for name in wanted if name in left]
@@ -225,7 +256,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         _, header = next(rows)
         _once([(name, "") for name in header])
         for number, cells in rows:
-            yield f"line {number} of {path}", dict(zip(header, (cell.strip() for cell in cells), strict=True))
+            yield (
+                f"line {number} of {path}",
+                dict(zip(header, (cell.strip() for cell in cells), strict=True)),
+            )
     except (OSError, EOFError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
@@ -254,7 +288,9 @@ def _of_arrays(path: Path, labelled: bool) -> Given:
             wanted = [named, "support_y"] if labelled else [named]
             if set(wanted) <= set(names):
                 x, *y = (_array(file, members[names.index(name)], path) for name in wanted)
-    except Exception as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
+    except (
+        Exception
+    ) as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
         raise DataError(
             f"`{path}` cannot be read ({str(error)[:200] or type(error).__name__}). A .npz file of plain arrays, "
             "without pickles, is expected. Write it with `numpy.savez`."
@@ -278,15 +314,23 @@ def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> NDArra
     """Read one array, of a size that the file bears out."""
     with file.open(member) as opened:
         version = npy.read_magic(opened)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[
+            version
+        ]
         shape, _, dtype = read_header(opened)
     size = math.prod(shape) * dtype.itemsize
     if dtype.kind not in "biufU":
         raise ValueError(f"`{member.filename}` is of {dtype}, not of numbers or text")
     if not shape or shape[0] > MOST_ASKED:
-        raise ValueError(f"`{member.filename}` has the shape {shape}; it has a row for each of up to {MOST_ASKED:,}")
-    if size > member.file_size or size > min(MOST_FILE_BYTES, FREE_BYTES + MOST_UNPACKED * path.stat().st_size):
-        raise ValueError(f"`{member.filename}` says it has {size:,} bytes, more than it holds or than are read")
+        raise ValueError(
+            f"`{member.filename}` has the shape {shape}; it has a row for each of up to {MOST_ASKED:,}"
+        )
+    if size > member.file_size or size > min(
+        MOST_FILE_BYTES, FREE_BYTES + MOST_UNPACKED * path.stat().st_size
+    ):
+        raise ValueError(
+            f"`{member.filename}` says it has {size:,} bytes, more than it holds or than are read"
+        )
     with file.open(member) as opened:
         return npy.read_array(opened, allow_pickle=False)
 

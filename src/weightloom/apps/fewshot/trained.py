@@ -29,9 +29,10 @@ class Trained:
         """Adapt to a new task.
 
         Args:
-            support: A mapping from class names to examples (paths, arrays, tensors, texts); inputs and targets
-                ``(x, y)``; or a path: a folder with a folder for each class, a .csv, .jsonl or .npz file. There may be
-                other numbers of classes and examples than in training, where the method allows it.
+            support: A mapping from class names to examples (paths, arrays, tensors, texts); inputs
+                and targets ``(x, y)``; or a path: a folder with a folder for each class, a .csv,
+                .jsonl or .npz file. There may be other numbers of classes and examples than in
+                training, where the method allows it.
 
         Raises:
             DataError: If an example cannot be read or does not fit.
@@ -40,11 +41,14 @@ class Trained:
         return adapt_to(self.learner, self.problem, support)
 
 
-def train(data: str | Path, *, run: str | Path | None = None, quiet: bool = False, **options: Any) -> Trained:
+def train(
+    data: str | Path, *, run: str | Path | None = None, quiet: bool = False, **options: Any
+) -> Trained:
     """Train one few-shot method.
 
     Args:
-        data: As ``--data`` on the command line: a name, a folder of pictures, a table, or ``module:Class``.
+        data: As ``--data`` on the command line: a name, a folder of pictures, a table, or
+            ``module:Class``.
         run: Folder to keep the run in; None keeps nothing.
         quiet: Show no progress.
         **options: Fields of `FewShotConfig`, such as ``method``, ``minutes`` or ``steps``.

@@ -18,7 +18,9 @@ MOST_ALONE = 16
 """Processes that are started on a machine of fewer processors."""
 
 
-def fit(learner: Learner, problem: Problem, config: FewShotOptions, training: Training[Learner]) -> History:
+def fit(
+    learner: Learner, problem: Problem, config: FewShotOptions, training: Training[Learner]
+) -> History:
     """Meta-train one method, from its last checkpoint where there is one.
 
     Raises:
@@ -35,14 +37,24 @@ def fit(learner: Learner, problem: Problem, config: FewShotOptions, training: Tr
         )
         learner.eval()
         with torch.no_grad():
-            parts = [tasks.take(slice(first, first + 50)) for first in range(0, VALIDATION_TASKS, 50)]
-            outputs = torch.cat([learner.answer(processes.to_device(part)).float().cpu() for part in parts])
+            parts = [
+                tasks.take(slice(first, first + 50)) for first in range(0, VALIDATION_TASKS, 50)
+            ]
+            outputs = torch.cat(
+                [learner.answer(processes.to_device(part)).float().cpu() for part in parts]
+            )
         if processes.device.type == "cpu" and done == config.evaluate_every != steps:
             training.look(learner)
         there, y = tasks.query_mask, tasks.query_y
         if problem.kind == "regression":
-            return {"validation_score": (outputs - y)[there].square().mean().item(), "score_name": "mse"}
-        return {"validation_score": (outputs.argmax(2) == y)[there].float().mean().item(), "score_name": "accuracy"}
+            return {
+                "validation_score": (outputs - y)[there].square().mean().item(),
+                "score_name": "mse",
+            }
+        return {
+            "validation_score": (outputs.argmax(2) == y)[there].float().mean().item(),
+            "score_name": "accuracy",
+        }
 
     options = TrainOptions(
         steps=steps,
@@ -113,7 +125,11 @@ def _processes(config: FewShotOptions, devices: int, nodes: int) -> Processes:
 
 def _device(accelerator: str) -> torch.device:
     """The first device of a kind, or of any kind, the CPU being the last."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     kinds = list(there) if accelerator == "auto" else [accelerator]
     kind = next((kind for kind in kinds if there[kind]), None)
     if kind is None:

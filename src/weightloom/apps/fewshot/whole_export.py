@@ -1,7 +1,8 @@
 """A whole method as one program: support set in, predictions out, with nothing of this library left inside.
 
 In:   a trained `Learner`, a few tasks to see shapes by, and a folder.
-Out:  ``whole.pt2`` for ``torch.export.load``, ``whole.onnx``, and ``whole.json``, which says how they are called.
+Out:  ``whole.pt2`` for ``torch.export.load``, ``whole.onnx``, and ``whole.json``, which says how
+      they are called.
 A ``.pt2`` file of a stranger can run code when it is loaded.
 """
 
@@ -33,15 +34,20 @@ LIMIT = 1e-4
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def export_whole(learner: Learner, example: Tasks, folder: Path, onnx: bool = True) -> dict[str, Any]:
+def export_whole(
+    learner: Learner, example: Tasks, folder: Path, onnx: bool = True
+) -> dict[str, Any]:
     """Write encoder, hypernetwork and base as one program, for any number of tasks, shots and queries.
 
-    It is run again as it was written, with other numbers of tasks, shots and queries than it was made with, and held
-    against the learner, before anything stands in the folder. Of classes it takes as many as the example shows.
+    It is run again as it was written, with other numbers of tasks, shots and queries than it was
+    made with, and held against the learner, before anything stands in the folder. Of classes it
+    takes as many as the example shows.
 
     Args:
-        learner: The method. It is left alone; what is written is a copy of it in eval mode, on the CPU.
-        example: Tasks to see shapes by and to try the programs with. Their query targets are not read.
+        learner: The method. It is left alone; what is written is a copy of it in eval mode, on the
+            CPU.
+        example: Tasks to see shapes by and to try the programs with. Their query targets are not
+            read.
         folder: Where to write; made if need be.
         onnx: Write ``whole.onnx`` too, which needs the extra ``weightloom[export]``.
 
@@ -49,8 +55,8 @@ def export_whole(learner: Learner, example: Tasks, folder: Path, onnx: bool = Tr
         What was written into ``whole.json``.
 
     Raises:
-        ConfigError: If the method cannot be written as a program, a program differs from the method, or ``folder``
-            holds one already.
+        ConfigError: If the method cannot be written as a program, a program differs from the
+            method, or ``folder`` holds one already.
         MissingExtraError: If ``onnx`` is asked for and not installed.
     """
     _check_folder(folder)
@@ -60,7 +66,9 @@ def export_whole(learner: Learner, example: Tasks, folder: Path, onnx: bool = Tr
     with torch.no_grad(), _quiet(), _in_folder(folder) as made:
         program = _written(whole, _sized(example, 3, max(whole.shots, 2), max(whole.queries, 2)))
         torch.export.save(program, made / "whole.pt2")
-        runs: dict[str, Callable[..., Tensor]] = {"whole.pt2": torch.export.load(made / "whole.pt2").module()}
+        runs: dict[str, Callable[..., Tensor]] = {
+            "whole.pt2": torch.export.load(made / "whole.pt2").module()
+        }
         if onnx:
             runs["whole.onnx"] = _as_onnx(whole, program, made / "whole.onnx")
         tried = whole.tried()
@@ -74,7 +82,9 @@ def export_whole(learner: Learner, example: Tasks, folder: Path, onnx: bool = Tr
                 for name, value in zip(INPUTS, _inputs(example), strict=True)
             },
             "output": {"prediction": ["tasks", "queries", *whole(*_inputs(example)).shape[2:]]},
-            "tried": [dict(zip(("tasks", "shots", "queries"), sizes, strict=True)) for sizes in tried],
+            "tried": [
+                dict(zip(("tasks", "shots", "queries"), sizes, strict=True)) for sizes in tried
+            ],
             "largest_difference": {
                 name: max(_difference(name, run, whole, _sized(example, *sizes)) for sizes in tried)
                 for name, run in runs.items()
@@ -102,19 +112,30 @@ class _Whole(nn.Module):
             self.learner.ways = learner.ways or int(example.support_y.max()) + 1
         self.shots, self.queries = example.support_x.shape[1], example.query_x.shape[1]
         of_support = {0: "tasks", 1: "shots"}
-        known = getattr(learner, "encoder", learner) is None  # then `support_x` is a condition, (tasks, condition_dim)
+        known = (
+            getattr(learner, "encoder", learner) is None
+        )  # then `support_x` is a condition, (tasks, condition_dim)
         self.axes = dict.fromkeys(INPUTS, of_support) | {"query_x": {0: "tasks", 1: "queries"}}
         if known:
             self.axes["support_x"] = {0: "tasks"}
 
-    def forward(self, support_x: Tensor, support_y: Tensor, support_mask: Tensor, query_x: Tensor) -> Tensor:
+    def forward(
+        self, support_x: Tensor, support_y: Tensor, support_mask: Tensor, query_x: Tensor
+    ) -> Tensor:
         """Adapt, and predict the queries."""
-        return self.learner.predict(self.learner.adapt(Support(support_x, support_y, support_mask)), query_x)
+        return self.learner.predict(
+            self.learner.adapt(Support(support_x, support_y, support_mask)), query_x
+        )
 
     def tried(self) -> list[tuple[int, int, int]]:
         """Numbers of tasks, shots and queries to try: the example's own, fewest, and others."""
         fewer = max(self.shots // 2, 1)
-        return [(3, self.shots, self.queries), (1, self.shots, 1), (2, fewer, self.queries + 1), (5, self.shots + 1, 2)]
+        return [
+            (3, self.shots, self.queries),
+            (1, self.shots, 1),
+            (2, fewer, self.queries + 1),
+            (5, self.shots + 1, 2),
+        ]
 
 
 def _inputs(tasks: Tasks) -> Inputs:
@@ -132,7 +153,9 @@ def _sized(example: Tasks, tasks: int, shots: int, queries: int) -> Tasks:
 
     def some(examples: Examples, count: int) -> Examples:
         rows = examples.mask.shape[1]  # a condition in the place of inputs has none
-        return examples.map(lambda its: its[:, torch.arange(count) % rows] if its.shape[1:2] == (rows,) else its)
+        return examples.map(
+            lambda its: its[:, torch.arange(count) % rows] if its.shape[1:2] == (rows,) else its
+        )
 
     few = example.take(torch.arange(tasks) % len(example.support_mask))
     return Tasks(some(few.support, shots), some(few.query, queries), few.hidden, few.classes)
@@ -153,7 +176,9 @@ def _written(whole: _Whole, example: Tasks) -> torch.export.ExportedProgram:
         ) from error
 
 
-def _as_onnx(whole: _Whole, program: torch.export.ExportedProgram, path: Path) -> Callable[..., Tensor]:
+def _as_onnx(
+    whole: _Whole, program: torch.export.ExportedProgram, path: Path
+) -> Callable[..., Tensor]:
     """Translate the program, and return how it runs."""
     import onnxruntime
 
@@ -178,7 +203,9 @@ def _as_onnx(whole: _Whole, program: torch.export.ExportedProgram, path: Path) -
     known = {given.name for given in session.get_inputs()}
 
     def run(*inputs: Tensor) -> Tensor:
-        feed = {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=True) if name in known}
+        feed = {
+            name: value.numpy() for name, value in zip(INPUTS, inputs, strict=True) if name in known
+        }
         return torch.from_numpy(session.run(None, feed)[0])
 
     return run
@@ -189,7 +216,9 @@ def _difference(name: str, run: Callable[..., Tensor], whole: _Whole, tasks: Tas
     inputs = _inputs(tasks)
     expected = whole(*inputs)
     found = run(*inputs)
-    difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
+    difference = (
+        float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
+    )
     largest = max(1.0, float(expected.abs().max()))
     if not difference <= LIMIT * largest:
         sizes = f"{len(tasks.support_x)} tasks, {tasks.support_mask.shape[1]} shots, {tasks.query_x.shape[1]} queries"
@@ -203,12 +232,16 @@ def _difference(name: str, run: Callable[..., Tensor], whole: _Whole, tasks: Tas
 
 def _check_folder(folder: Path) -> None:
     if kind_of(folder / "whole.json") != "nothing":
-        raise ConfigError(f"`{folder}` holds a program already. It is never written over. Pass another folder.")
+        raise ConfigError(
+            f"`{folder}` holds a program already. It is never written over. Pass another folder."
+        )
     check_empty(folder, "--out")
 
 
 def _check_onnx(onnx: bool) -> None:
-    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if onnx and find_spec(name) is None]
+    lacking = [
+        name for name in ("onnx", "onnxscript", "onnxruntime") if onnx and find_spec(name) is None
+    ]
     if lacking:
         raise MissingExtraError(
             f"{', '.join(f'`{name}`' for name in lacking)} not installed. `whole.onnx` is written and tried with them. "
@@ -218,9 +251,15 @@ def _check_onnx(onnx: bool) -> None:
 
 def _check_kind(learner: Learner) -> None:
     if learner.inner_loop:
-        raise _refused(learner, "`adapt` takes gradient steps, which a program cannot hold: it has no backward pass")
+        raise _refused(
+            learner,
+            "`adapt` takes gradient steps, which a program cannot hold: it has no backward pass",
+        )
     if not learner.trained:
-        raise _refused(learner, "it is fitted to each task alone, and has nothing trained that a program could hold")
+        raise _refused(
+            learner,
+            "it is fitted to each task alone, and has nothing trained that a program could hold",
+        )
 
 
 def _refused(learner: Learner, why: str) -> ConfigError:
@@ -238,7 +277,9 @@ def _in_folder(folder: Path) -> Iterator[Path]:
     try:
         yield made
         folder.mkdir(exist_ok=True)
-        for path in sorted(made.iterdir(), key=lambda path: path.suffix == ".json"):  # what marks it as whole is last
+        for path in sorted(
+            made.iterdir(), key=lambda path: path.suffix == ".json"
+        ):  # what marks it as whole is last
             path.replace(folder / path.name)
     finally:
         shutil.rmtree(made)

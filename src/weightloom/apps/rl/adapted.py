@@ -27,13 +27,16 @@ class AdaptedAgent:
         context: A number for each that varies, in the environment's own units.
 
     Raises:
-        ConfigError: If a number of the context is missing, unknown or not finite, or the agent has a memory.
+        ConfigError: If a number of the context is missing, unknown or not finite, or the agent has
+            a memory.
     """
 
     def __init__(self, agent: Agent, context: Mapping[str, float]) -> None:
         self.agent, self.context = agent, dict(context)
         self.policy = agent.specialise(**self.context)
-        self.about = f"{agent.world.name} with " + ", ".join(f"{name} {value:g}" for name, value in context.items())
+        self.about = f"{agent.world.name} with " + ", ".join(
+            f"{name} {value:g}" for name, value in context.items()
+        )
         """The context in a sentence."""
 
     def specialise(self) -> nn.Module:
@@ -63,8 +66,9 @@ class AdaptedAgent:
     def save(self, folder: Path) -> dict[str, Any]:
         """Write ``policy.safetensors`` (numbers), ``policy.json`` (what they are) and ``policy.pt2`` (a program).
 
-        The program is for ``torch.export.load``, for any number of rows. It is held against the agent before the
-        description is written. A program of a stranger can run code when it is loaded.
+        The program is for ``torch.export.load``, for any number of rows. It is held against the
+        agent before the description is written. A program of a stranger can run code when it is
+        loaded.
 
         Args:
             folder: Where to write; made if need be.
@@ -77,14 +81,18 @@ class AdaptedAgent:
             CheckpointError: If it cannot be written.
         """
         if kind_of(folder / "policy.json") != "nothing":
-            raise ConfigError(f"`{folder}` holds a policy already. It is never written over. Pass another `--out`.")
+            raise ConfigError(
+                f"`{folder}` holds a policy already. It is never written over. Pass another `--out`."
+            )
         check_empty(folder, "--out")
         world = self.agent.world
         seen = torch.randn(8, world.state_dim, generator=torch.Generator().manual_seed(0))
         make_folder(folder, "--out")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(self.policy, (seen,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            program = torch.export.export(
+                self.policy, (seen,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+            )
             torch.export.save(program, folder / "policy.pt2")
         given = torch.export.load(folder / "policy.pt2").module()(seen)
         expected = torch.as_tensor(self.agent.act(seen, **self.context))
@@ -97,7 +105,9 @@ class AdaptedAgent:
             "input": ["rows", world.state_dim],
             "output": ["rows", *given.shape[1:]],
             "actions": plain_space(world.own_actions),
-            "parameters": {name: list(value.shape) for name, value in self.policy.state_dict().items()},
+            "parameters": {
+                name: list(value.shape) for name, value in self.policy.state_dict().items()
+            },
             "largest_difference": float((given - expected).abs().max()),
         }
         save_tensors(folder / "policy.safetensors", self.policy.state_dict(), facts)
@@ -115,7 +125,8 @@ def adapt_run(model: Any, world: World, config: RLOptions, context: str) -> Adap
         context: A number for each that varies, as typed: ``"gravity=12.0 length=0.5"``.
 
     Raises:
-        ConfigError: If the text cannot be read, a number is missing or unknown, or the agent has a memory.
+        ConfigError: If the text cannot be read, a number is missing or unknown, or the agent has a
+            memory.
     """
     return AdaptedAgent(Agent(model, world, config), context_of(context, world.family.names))
 
@@ -145,6 +156,8 @@ def context_of(text: str, names: tuple[str, ...]) -> dict[str, float]:
                 f"Type `{' '.join(f'{one}=1.0' for one in names)}`, with your numbers."
             ) from error
         if name in context:
-            raise ConfigError(f"`{name}` stands twice in `{text}`. A context has one number of each. Leave one out.")
+            raise ConfigError(
+                f"`{name}` stands twice in `{text}`. A context has one number of each. Leave one out."
+            )
         context[name] = value
     return context

@@ -21,7 +21,9 @@ class RL(App[RLOptions, "World", Any]):
     """Let agents learn in a family of environments, judge them in contexts never met."""
 
     name = "rl"
-    about = "Reinforcement learning in families of environments: policy and value function, generated."
+    about = (
+        "Reinforcement learning in families of environments: policy and value function, generated."
+    )
     config = RLConfig
     needs = ("gymnasium", "mujoco", "stable_baselines3", "sb3_contrib")
     judged_by = ("test_contexts",)
@@ -45,7 +47,9 @@ class RL(App[RLOptions, "World", Any]):
 
         return build_agent(method, problem, config)
 
-    def train(self, model: Any, problem: "World", config: RLOptions, training: Training[Any]) -> "History":
+    def train(
+        self, model: Any, problem: "World", config: RLOptions, training: Training[Any]
+    ) -> "History":
         """Let it learn."""
         from weightloom.apps.rl.learning import train
 
@@ -64,21 +68,31 @@ class RL(App[RLOptions, "World", Any]):
         load_policy(checkpoint, model, identity=identity)
 
     def judge(
-        self, contenders: Sequence[Contender[Any]], problem: "World", config: RLOptions, folder: Path
+        self,
+        contenders: Sequence[Contender[Any]],
+        problem: "World",
+        config: RLOptions,
+        folder: Path,
     ) -> "list[Row]":
         """Play episodes in contexts of the training ranges and beyond."""
         from weightloom.apps.rl.judge import score_all
 
         return score_all(contenders, problem, config, folder)
 
-    def show(self, models: Mapping[str, Any], problem: "World", config: RLOptions, early: bool) -> Shown:
+    def show(
+        self, models: Mapping[str, Any], problem: "World", config: RLOptions, early: bool
+    ) -> Shown:
         """Gather episodes, returns over the grid, values."""
         from weightloom.apps.rl.judge import player_of
         from weightloom.apps.rl.show import showcase
 
-        return showcase({name: player_of(model, config) for name, model in models.items()}, problem, config)
+        return showcase(
+            {name: player_of(model, config) for name, model in models.items()}, problem, config
+        )
 
-    def adapt(self, model: Any, problem: "World", config: RLOptions, support: str) -> "AdaptedAgent":
+    def adapt(
+        self, model: Any, problem: "World", config: RLOptions, support: str
+    ) -> "AdaptedAgent":
         """Take the policy of one context."""
         from weightloom.apps.rl.adapted import adapt_run
 

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from weightloom.apps.rl.envs.wrappers import kept_of, restore
-from weightloom.runs.checkpoint import check_fits, read_checkpoint, restore_state, state_of, write_checkpoint
+from weightloom.runs.checkpoint import (
+    check_fits,
+    read_checkpoint,
+    restore_state,
+    state_of,
+    write_checkpoint,
+)
 
 _REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 _COUNTS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
@@ -26,7 +32,9 @@ def keep(path: Path, model: Any, identity: str = "") -> None:
     Raises:
         CheckpointError: If it cannot be written.
     """
-    tensors: dict[str, Tensor] = {f"policy/{name}": value for name, value in model.policy.state_dict().items()}
+    tensors: dict[str, Tensor] = {
+        f"policy/{name}": value for name, value in model.policy.state_dict().items()
+    }
     tensors |= state_of(_optimisers(model))
     if getattr(model, "log_ent_coef", None) is not None:
         tensors["log_ent_coef"] = model.log_ent_coef
@@ -36,7 +44,9 @@ def keep(path: Path, model: Any, identity: str = "") -> None:
         buffer = model.replay_buffer
         facts |= {"position": buffer.pos, "full": buffer.full}
         there = buffer.buffer_size if buffer.full else buffer.pos
-        tensors |= {f"replay/{name}": torch.from_numpy(getattr(buffer, name)[:there]) for name in _REPLAY}
+        tensors |= {
+            f"replay/{name}": torch.from_numpy(getattr(buffer, name)[:there]) for name in _REPLAY
+        }
     inner = kept_of(model.env)
     if inner is not None:
         tensors |= {f"env/{name}": value for name, value in inner.items()}
@@ -56,10 +66,12 @@ def keep(path: Path, model: Any, identity: str = "") -> None:
 def take_up(path: Path, model: Any, identity: str = "") -> None:
     """Go on from a checkpoint: the model then continues as if it had never stopped.
 
-    Environments of gymnasium begin new episodes, for their state cannot be had; batched ones go on where they were.
+    Environments of gymnasium begin new episodes, for their state cannot be had; batched ones go on
+    where they were.
 
     Raises:
-        CheckpointError: If the file is not whole, or was written for another model or by another run.
+        CheckpointError: If the file is not whole, or was written for another model or by another
+            run.
     """
     tensors, facts = read_checkpoint(path, identity)
     load_policy(path, model, tensors)
@@ -87,7 +99,9 @@ def take_up(path: Path, model: Any, identity: str = "") -> None:
     model.action_space.np_random.bit_generator.state = facts["actions"]
 
 
-def load_policy(path: Path, model: Any, tensors: dict[str, Tensor] | None = None, identity: str = "") -> None:
+def load_policy(
+    path: Path, model: Any, tensors: dict[str, Tensor] | None = None, identity: str = ""
+) -> None:
     """Put the networks of a checkpoint into a model, and nothing else.
 
     Raises:
@@ -95,13 +109,21 @@ def load_policy(path: Path, model: Any, tensors: dict[str, Tensor] | None = None
     """
     if tensors is None:
         tensors, _ = read_checkpoint(path, identity)
-    kept = {name.removeprefix("policy/"): value for name, value in tensors.items() if name.startswith("policy/")}
+    kept = {
+        name.removeprefix("policy/"): value
+        for name, value in tensors.items()
+        if name.startswith("policy/")
+    }
     check_fits(path, model.policy.state_dict(), kept)
     model.policy.load_state_dict(kept)
 
 
 def _restore_env(model: Any, tensors: dict[str, Tensor]) -> None:
-    inner = {name.removeprefix("env/"): value for name, value in tensors.items() if name.startswith("env/")}
+    inner = {
+        name.removeprefix("env/"): value
+        for name, value in tensors.items()
+        if name.startswith("env/")
+    }
     if inner:
         restore(model.env, inner)
         model._last_obs = tensors["last/observations"].numpy().copy()
@@ -114,7 +136,10 @@ def _restore_env(model: Any, tensors: dict[str, Tensor]) -> None:
 def _optimisers(model: Any) -> dict[str, torch.optim.Optimizer]:
     found = {}
     if hasattr(model, "critic") and model.critic is not None:
-        found = {"optimiser/actor": model.actor.optimizer, "optimiser/critic": model.critic.optimizer}
+        found = {
+            "optimiser/actor": model.actor.optimizer,
+            "optimiser/critic": model.critic.optimizer,
+        }
     else:
         found = {"optimiser/policy": model.policy.optimizer}
     if getattr(model, "ent_coef_optimizer", None) is not None:

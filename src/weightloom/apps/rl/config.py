@@ -27,14 +27,17 @@ class RLConfig(RunOptions):
     )
 
     env: str = "lqr"
-    """Which family: `lqr`, `gyre`, `grid`, or the name of an environment that is registered with gymnasium, as
-    `module:Name-v0` where a module registers it."""
+    """Which family: `lqr`, `gyre`, `grid`, or the name of an environment that is registered with
+    gymnasium, as `module:Name-v0` where a module registers it."""
     vary: tuple[str, ...] = ()
-    """What varies and its training range, as in `gravity=8:12`. Nothing: what suits the environment."""
+    """What varies and its training range, as in `gravity=8:12`. Nothing: what suits the
+    environment."""
     held_out: tuple[str, ...] = ()
-    """Ranges that training never sees, as in `gravity=12:14`. Nothing: what suits the environment."""
+    """Ranges that training never sees, as in `gravity=12:14`. Nothing: what suits the
+    environment."""
     algorithm: Algorithm | None = None
-    """Stable-Baselines3's algorithm; `recurrent-ppo` where the context is not given. None: what suits."""
+    """Stable-Baselines3's algorithm; `recurrent-ppo` where the context is not given. None: what
+    suits."""
     rows: int | None = None
     """Episodes that run side by side. None: what suits the environment."""
     warm_up: int | None = None
@@ -42,25 +45,32 @@ class RLConfig(RunOptions):
     updates: float | None = None
     """Optimiser steps for each environment step; TD3 and SAC. None: what suits the environment."""
     critics: int | None = None
-    """Critics of TD3 and SAC; the lowest value counts, which is biased low from two on. None: what suits."""
+    """Critics of TD3 and SAC; the lowest value counts, which is biased low from two on. None: what
+    suits."""
     learning_rate: float | None = None
     """Of Adam, for everything that is trained. None: what suits the environment."""
     final_rate: float | None = None
-    """Share of the learning rate that is left at the end; it falls linearly. None: what suits the environment."""
+    """Share of the learning rate that is left at the end; it falls linearly. None: what suits the
+    environment."""
     discount: float | None = None
     """What a reward counts one step later. None: what suits the environment."""
     batch: int | None = None
     """Transitions of one update. None: what suits the environment."""
     rollout: int | None = None
-    """Environment steps between updates, all rows together; PPO. None: what suits the environment."""
+    """Environment steps between updates, all rows together; PPO. None: what suits the
+    environment."""
     entropy: float | None = None
-    """What the entropy of a policy counts beside its return; PPO. None: what suits the environment."""
+    """What the entropy of a policy counts beside its return; PPO. None: what suits the
+    environment."""
     clip: float | None = None
-    """How far the chance of an action may move in one update, as a share of it; PPO. None: what suits."""
+    """How far the chance of an action may move in one update, as a share of it; PPO. None: what
+    suits."""
     noise: float | None = None
-    """Standard deviation of what TD3 adds to actions, which are within [-1, 1]. None: what suits the environment."""
+    """Standard deviation of what TD3 adds to actions, which are within [-1, 1]. None: what suits
+    the environment."""
     smoothing: float | None = None
-    """Standard deviation of what TD3 adds to target actions; values hold the cost of it. None: what suits."""
+    """Standard deviation of what TD3 adds to target actions; values hold the cost of it. None: what
+    suits."""
     reward_scale: float | None = None
     """What rewards are multiplied by in training. None: what suits the environment."""
     width: int | None = None
@@ -72,11 +82,13 @@ class RLConfig(RunOptions):
     rank: int | None = None
     """Rank of what is generated of large matrices. None: what suits the environment."""
     unit: bool | None = None
-    """Whether the trunk's features are brought to length one, for states with large numbers. None: what suits."""
+    """Whether the trunk's features are brought to length one, for states with large numbers. None:
+    what suits."""
     test_contexts: int | None = None
     """Contexts of each range that methods are judged on. None: what suits the environment."""
     target_return: float | None = None
-    """A return; the record then says after how many steps each method first reached it on validation contexts."""
+    """A return; the record then says after how many steps each method first reached it on
+    validation contexts."""
     validation: bool = False
     """Judge on contexts of the training ranges that no table is computed from, to tune on."""
 
@@ -84,7 +96,9 @@ class RLConfig(RunOptions):
         """Check what can be checked without the environment."""
         super().__post_init__()
         self.check_distinct("vary", "held_out")
-        self.check_counts("rows", "batch", "rollout", "width", "hidden", "rank", "critics", "test_contexts")
+        self.check_counts(
+            "rows", "batch", "rollout", "width", "hidden", "rank", "critics", "test_contexts"
+        )
         self.check_not_negative("warm_up", "blocks", "entropy", "noise", "smoothing")
         self.check_positive("learning_rate", "reward_scale", "updates", "final_rate", "clip")
         if self.final_rate is not None and self.final_rate > 1:
@@ -98,7 +112,9 @@ class RLConfig(RunOptions):
                 "Type `--discount 0.99`."
             )
         fit = preset(self.env, self.algorithm)
-        self.check_methods(RUNS[fit["algorithm"]], f"--algorithm {fit['algorithm']}", fit["comparators"])
+        self.check_methods(
+            RUNS[fit["algorithm"]], f"--algorithm {fit['algorithm']}", fit["comparators"]
+        )
 
     def validating(self) -> "RLConfig":
         """Return the options of a run that is judged on contexts of its own."""
@@ -108,15 +124,20 @@ class RLConfig(RunOptions):
         """Fill in what was left to the environment.
 
         Raises:
-            ConfigError: If so few steps leave nothing to learn from: below the warm-up, or below one rollout of PPO.
+            ConfigError: If so few steps leave nothing to learn from: below the warm-up, or below
+                one rollout of PPO.
         """
         known = preset(self.env, self.algorithm)
         steps = self.steps or known["steps"]
         known |= {"evaluate_every": max(1, steps // 20), "checkpoint_every": max(1, steps // 10)}
         missing = {name: value for name, value in known.items() if getattr(self, name) is None}
         if "comparators" in missing:
-            missing["comparators"] = tuple(name for name in missing["comparators"] if name != self.method)
-        whole = RLOptions(**{**{field.name: getattr(self, field.name) for field in fields(self)}, **missing})
+            missing["comparators"] = tuple(
+                name for name in missing["comparators"] if name != self.method
+            )
+        whole = RLOptions(
+            **{**{field.name: getattr(self, field.name) for field in fields(self)}, **missing}
+        )
         whole.check_learns()
         return whole
 
@@ -170,7 +191,9 @@ class RLOptions(RLConfig):
         if "ppo" in self.algorithm:
             if self.steps < self.steps_a_round:
                 shorter = max(2 * self.rows, self.steps // 10)
-                advice = f", or `--rollout {shorter}` for shorter ones" if self.steps >= shorter else ""
+                advice = (
+                    f", or `--rollout {shorter}` for shorter ones" if self.steps >= shorter else ""
+                )
                 raise ConfigError(
                     f"`--steps {self.steps}` is below one rollout of {self.steps_a_round:,} steps, so nothing would be "
                     "learned within them. PPO updates after whole rollouts. "

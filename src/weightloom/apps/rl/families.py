@@ -22,20 +22,23 @@ def family(
 ) -> World:
     """Say what varies in an environment: a family to train in and to roll out.
 
-    A context is one number for each name. It is given to the constructor of your class or function where that takes
-    an argument of the name: the environment is then made anew for every episode. Otherwise it is the attribute of
-    that name, which is set before every episode.
+    A context is one number for each name. It is given to the constructor of your class or function
+    where that takes an argument of the name: the environment is then made anew for every episode.
+    Otherwise it is the attribute of that name, which is set before every episode.
 
     Args:
-        env: A class of gymnasium environments, a function that returns one, a name that is registered with gymnasium,
-            `lqr`, `gyre` or `grid`, or a class derived from `BatchedEnv`.
-        held_out: Ranges that training never meets, by name; each beyond the training range of that name.
+        env: A class of gymnasium environments, a function that returns one, a name that is
+            registered with gymnasium, `lqr`, `gyre` or `grid`, or a class derived from
+            `BatchedEnv`.
+        held_out: Ranges that training never meets, by name; each beyond the training range of that
+            name.
         max_steps: Steps of an episode. None: the limit that comes with the environment, or 1000.
-        **ranges: Training range of each number, as in ``gravity=(5.0, 15.0)``. None at all: those usual for a name.
+        **ranges: Training range of each number, as in ``gravity=(5.0, 15.0)``. None at all: those
+            usual for a name.
 
     Raises:
-        ConfigError: If a range holds no numbers or overlaps what is held out, nothing varies, or the environment has
-            no parameter of a name.
+        ConfigError: If a range holds no numbers or overlaps what is held out, nothing varies, or
+            the environment has no parameter of a name.
 
     Example:
         >>> springs = family("lqr", stiffness=(0.0, 1.0), held_out={"stiffness": (1.0, 2.0)})
@@ -61,7 +64,9 @@ def family(
         )
     contexts = ContextFamily(tuple(_varied(name, varied, beyond, known) for name in names))
     if max_steps is not None and max_steps < 1:
-        raise ConfigError(f"`max_steps={max_steps}` is too small. It is a count of steps. Pass 1 or more.")
+        raise ConfigError(
+            f"`max_steps={max_steps}` is too small. It is a count of steps. Pass 1 or more."
+        )
     if not batched:
         return GymWorld(Maker(env, max_steps), contexts)  # type: ignore[arg-type]  # no class of a BatchedEnv
     made = batched()
@@ -70,7 +75,9 @@ def family(
     return BatchedWorld(made, contexts)
 
 
-def _varied(name: str, varied: Mapping[str, Range], beyond: Mapping[str, Range], known: Mapping[str, Varied]) -> Varied:
+def _varied(
+    name: str, varied: Mapping[str, Range], beyond: Mapping[str, Range], known: Mapping[str, Varied]
+) -> Varied:
     if name in varied:
         return Varied(name, varied[name], beyond.get(name))
     return Varied(name, known[name].train, beyond.get(name, known[name].held_out))

@@ -47,7 +47,10 @@ def return_curves(run: Run) -> list[Figure]:
     if not rows:
         return []
     steps, drawn, words, keys = [row["step"] for row in rows], [], [], []
-    groups = (("validation_returns", TRAINED, BLUE, "solid"), ("held_out_returns", UNSEEN, ORANGE, "dot"))
+    groups = (
+        ("validation_returns", TRAINED, BLUE, "solid"),
+        ("held_out_returns", UNSEEN, ORANGE, "dot"),
+    )
     for key, name, colour, dash in groups:
         if key not in rows[0]:
             continue
@@ -55,14 +58,22 @@ def return_curves(run: Run) -> list[Figure]:
         for number in range(len(rows[0][key])):
             style: dict[str, Any] = {"color": colour, "width": 1.2, "dash": dash}
             curve = [row[key][number] for row in rows]
-            drawn.append(go.Scatter(x=steps, y=curve, mode="lines", line=style, opacity=0.7, hoverinfo="y"))
+            drawn.append(
+                go.Scatter(x=steps, y=curve, mode="lines", line=style, opacity=0.7, hoverinfo="y")
+            )
         ends = [row[key] for row in (rows[0], rows[-1])]
         words.append(f"{name} {' to '.join(f'{sum(end) / len(end):.3g}' for end in ends)}")
     alt = f"Return against steps in {len(drawn)} contexts: {'; '.join(words)}"
-    caption = (
-        "Each line is one context, always the same and none of those of the table: an episode without exploration."
-    )
-    return [Figure(as_json(go.Figure(drawn, plain_layout("step", "return"))), alt, caption, 320, tuple(keys))]
+    caption = "Each line is one context, always the same and none of those of the table: an episode without exploration."
+    return [
+        Figure(
+            as_json(go.Figure(drawn, plain_layout("step", "return"))),
+            alt,
+            caption,
+            320,
+            tuple(keys),
+        )
+    ]
 
 
 def return_maps(run: Run) -> list[Figure]:
@@ -75,7 +86,9 @@ def return_maps(run: Run) -> list[Figure]:
         return [_return_lines(run, first, methods)]
     limits = [float(returns.min()), float(returns.max())]
     grids = [values.unflatten(0, (len(second), len(first))).tolist() for values in returns]
-    return [_return_map(run, method, grid, limits) for method, grid in zip(methods, grids, strict=True)]
+    return [
+        _return_map(run, method, grid, limits) for method, grid in zip(methods, grids, strict=True)
+    ]
 
 
 def episode_rows(run: Run) -> list[list[Figure]]:
@@ -99,7 +112,9 @@ def value_scatter(run: Run) -> list[Figure]:
         return []
     truth, given = run.tensors["value_truth"], run.tensors["value_given"]
     ends = [float(truth.min()), float(truth.max())]
-    right = go.Scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "width": 2}, hoverinfo="skip")
+    right = go.Scatter(
+        x=ends, y=ends, mode="lines", line={"color": GREY, "width": 2}, hoverinfo="skip"
+    )
     style = {"color": BLUE, "size": 5, "opacity": 0.6}
     points = go.Scatter(x=truth.tolist(), y=given.tolist(), mode="markers", marker=style)
     off = float((given - truth).square().mean().sqrt())
@@ -119,13 +134,21 @@ def _return_map(run: Run, method: str, grid: list[list[float]], limits: list[flo
     (name, across, _), (other, up, _) = run.facts["ranges"][:2]
     bar = {"thickness": 10, "outlinewidth": 0, "title": {"text": "return", "side": "right"}}
     shade = {"colorscale": "Viridis", "zmin": limits[0], "zmax": limits[1], "colorbar": bar}
-    heat = go.Heatmap(x=first, y=second, z=grid, hovertemplate="%{x:.3g}, %{y:.3g}: %{z:.4g}<extra></extra>", **shade)
+    heat = go.Heatmap(
+        x=first,
+        y=second,
+        z=grid,
+        hovertemplate="%{x:.3g}, %{y:.3g}: %{z:.4g}<extra></extra>",
+        **shade,
+    )
     layout = plain_layout(name, other)
     frame = {"type": "rect", "x0": across[0], "x1": across[1], "y0": up[0], "y1": up[1]}
     layout["shapes"] = [frame | {"line": {"color": ORANGE, "width": 3}}]
     flat = [value for row in grid for value in row]
     alt = f"Return of {method} over {name} and {other}: {min(flat):.3g} to {max(flat):.3g}"
-    caption = "Inside the orange frame are the training ranges; no context beyond it was met in training."
+    caption = (
+        "Inside the orange frame are the training ranges; no context beyond it was met in training."
+    )
     return Figure(as_json(go.Figure([heat], layout)), alt, caption, 320, (), method)
 
 
@@ -136,15 +159,22 @@ def _return_lines(run: Run, first: list[float], methods: list[str]) -> Figure:
     drawn, keys = [], []
     for number, method in enumerate(methods):
         colour, symbol, sign = mark(number)
-        style: dict[str, Any] = {"line": {"color": colour, "width": 2}, "marker": {"symbol": symbol, "size": 8}}
+        style: dict[str, Any] = {
+            "line": {"color": colour, "width": 2},
+            "marker": {"symbol": symbol, "size": 8},
+        }
         returns = run.tensors["grid_returns"][number].tolist()
-        drawn.append(go.Scatter(x=first, y=returns, mode="lines+markers", name=escape(method), **style))
+        drawn.append(
+            go.Scatter(x=first, y=returns, mode="lines+markers", name=escape(method), **style)
+        )
         keys.append(Key(method, sign, colour))
     layout = plain_layout(name, "return")
     band = {"type": "rect", "x0": across[0], "x1": across[1], "yref": "paper", "y0": 0, "y1": 1}
     layout["shapes"] = [band | {"fillcolor": ORANGE, "opacity": 0.12, "line": {"width": 0}}]
     caption = "The orange band is the training range; no context beyond it was met in training."
-    return Figure(as_json(go.Figure(drawn, layout)), f"Return against {name}", caption, 320, tuple(keys))
+    return Figure(
+        as_json(go.Figure(drawn, layout)), f"Return against {name}", caption, 320, tuple(keys)
+    )
 
 
 def _path(run: Run, row: int, number: int, title: str) -> Figure:
@@ -156,8 +186,12 @@ def _path(run: Run, row: int, number: int, title: str) -> Figure:
     place = {"x": x, "y": y, "mode": "lines+markers", "line": {"color": BLUE, "width": 1.5}}
     shade = {"size": 5, "color": list(range(len(x))), "colorscale": "Blues"}
     drawn = [
-        go.Scatter(**place, marker=shade, hoverinfo="text", text=[f"step {step}" for step in range(len(x))]),
-        go.Scatter(x=x[:1], y=y[:1], mode="markers", marker={"color": GREY, "size": 11, "symbol": "square"}),
+        go.Scatter(
+            **place, marker=shade, hoverinfo="text", text=[f"step {step}" for step in range(len(x))]
+        ),
+        go.Scatter(
+            x=x[:1], y=y[:1], mode="markers", marker={"color": GREY, "size": 11, "symbol": "square"}
+        ),
     ]
     if target := run.facts.get("episode_target"):
         star = {"color": ORANGE, "size": 13, "symbol": "star"}
@@ -177,9 +211,18 @@ def _rewards(run: Run, number: int, title: str, methods: list[str]) -> Figure:
 
     sums = run.tensors["episode_rewards"][:, :, number].cumsum(1)
     drawn = [
-        go.Scatter(y=line.tolist(), mode="lines", name=escape(method), line={"color": mark(row)[0], "width": 2})
+        go.Scatter(
+            y=line.tolist(),
+            mode="lines",
+            name=escape(method),
+            line={"color": mark(row)[0], "width": 2},
+        )
         for row, (line, method) in enumerate(zip(sums, methods, strict=True))
     ]
-    words = ", ".join(f"{method} {float(line[-1]):.4g}" for line, method in zip(sums, methods, strict=True))
+    words = ", ".join(
+        f"{method} {float(line[-1]):.4g}" for line, method in zip(sums, methods, strict=True)
+    )
     layout = plain_layout("step of the episode", "rewards added up")
-    return Figure(as_json(go.Figure(drawn, layout)), f"{title}: {words}", f"{words}.", 220, (), title)
+    return Figure(
+        as_json(go.Figure(drawn, layout)), f"{title}: {words}", f"{words}.", 220, (), title
+    )

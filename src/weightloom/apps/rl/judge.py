@@ -13,7 +13,13 @@ from torch import Tensor
 from weightloom.apps.app import Contender
 from weightloom.apps.experiment import method_folder
 from weightloom.apps.rl.agents.build import remembers
-from weightloom.apps.rl.agents.players import FittedOracle, ModelPlayer, Oracle, Still, least_squares
+from weightloom.apps.rl.agents.players import (
+    FittedOracle,
+    ModelPlayer,
+    Oracle,
+    Still,
+    least_squares,
+)
 from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.grid import GridWorld
 from weightloom.apps.rl.envs.lqr import LQR
@@ -22,9 +28,11 @@ from weightloom.runs.metrics import read_rows
 from weightloom.runs.record import Role, Row, failed_row, row_of, summary
 
 TEST_SEED = 1 << 40
-"""Where contexts and starts of the table come from: the same for every method and every seed of training."""
+"""Where contexts and starts of the table come from: the same for every method and every seed of
+training."""
 TUNING_SEED = 1 << 31
-"""Where contexts come from that options are chosen by. Of a seed a torch generator reads the lower 32 bits only."""
+"""Where contexts come from that options are chosen by. Of a seed a torch generator reads the lower
+32 bits only."""
 NOISE = 0.1
 """Standard deviation of noise on what is seen, for the measure of robustness."""
 TAIL = 0.01
@@ -68,17 +76,22 @@ def judge(player: Player, world: World, setting: Setting, discount: float) -> di
         discount: What a reward counts one step later, for values.
 
     Returns:
-        Each measure by name, one number per context, or one in all: ``return``, which counts; what is left of it with
-        noise on what is seen (``noisy``) and with other physics from mid-episode on (``changed``); of a model that
-        gives values ``explained_variance``; of linear-quadratic control ``gain_error`` and ``value_error``; of several
-        trials in one episode ``first_trial`` and ``last_trial``.
+        Each measure by name, one number per context, or one in all: ``return``, which counts; what
+        is left of it with noise on what is seen (``noisy``) and with other physics from mid-episode
+        on (``changed``); of a model that gives values ``explained_variance``; of linear-quadratic
+        control ``gain_error`` and ``value_error``; of several trials in one episode ``first_trial``
+        and ``last_trial``.
     """
     steps = world.max_steps
     played = world.rollout(player, setting.contexts, steps, TEST_SEED)
     found = {"return": played.returns()}
-    found["noisy"] = world.rollout(player, setting.contexts, steps, TEST_SEED, noise=NOISE).returns()
+    found["noisy"] = world.rollout(
+        player, setting.contexts, steps, TEST_SEED, noise=NOISE
+    ).returns()
     if world.can_change:
-        found["changed"] = world.rollout(player, setting.contexts, steps, TEST_SEED, change=setting.others).returns()
+        found["changed"] = world.rollout(
+            player, setting.contexts, steps, TEST_SEED, change=setting.others
+        ).returns()
     if isinstance(world, BatchedWorld) and isinstance(world.env, GridWorld):
         trials = played.rewards.unflatten(0, (world.env.trials, -1)).sum(1)
         found |= {"first_trial": trials[0], "last_trial": trials[-1]}
@@ -89,11 +102,13 @@ def judge(player: Player, world: World, setting: Setting, discount: float) -> di
     return found
 
 
-def value_accuracy(player: ModelPlayer, world: World, setting: Setting, discount: float) -> Float[Tensor, " 1"]:
+def value_accuracy(
+    player: ModelPlayer, world: World, setting: Setting, discount: float
+) -> Float[Tensor, " 1"]:
     """Return the share of the variance of discounted returns that values explain, over all contexts and steps.
 
-    Episodes are played on beyond their time limit, as values are those of a world without one, until what is left
-    counts less than `TAIL`; 1 is perfect, and 0 is what a constant explains.
+    Episodes are played on beyond their time limit, as values are those of a world without one,
+    until what is left counts less than `TAIL`; 1 is perfect, and 0 is what a constant explains.
     """
     more = math.ceil(math.log(TAIL) / math.log(discount))
     steps = min(world.max_steps + more, MOST_STEPS)
@@ -125,13 +140,16 @@ def discounted(played: Rollouts, discount: float) -> Float[Tensor, "steps rows"]
     return torch.stack(sums[::-1])
 
 
-def linear_errors(player: Player, world: BatchedWorld, setting: Setting, discount: float) -> dict[str, Tensor]:
+def linear_errors(
+    player: Player, world: BatchedWorld, setting: Setting, discount: float
+) -> dict[str, Tensor]:
     """Hold a policy and its values against the optimum of linear-quadratic control.
 
     Returns:
-        ``gain_error``: distance of the gain that fits a context's actions best from the optimal gain, as a share of
-        it. ``value_error``: root mean square of the difference from the optimal value, as a share of that of the
-        values. Both per context, over 128 states drawn as episodes start.
+        ``gain_error``: distance of the gain that fits a context's actions best from the optimal
+        gain, as a share of it. ``value_error``: root mean square of the difference from the optimal
+        value, as a share of that of the values. Both per context, over 128 states drawn as episodes
+        start.
     """
     env = world.env
     assert isinstance(env, LQR) and env.action_limit
@@ -142,14 +160,18 @@ def linear_errors(player: Player, world: BatchedWorld, setting: Setting, discoun
     seen = torch.cat([world.family.normalise(told), env.observe(state, told)], 1)
     gain, curvature = env.optimum(contexts, discount)
     player.begin(len(seen))
-    action = env.action_limit * torch.as_tensor(player.act(seen.numpy(), torch.zeros(len(seen)).numpy()))
+    action = env.action_limit * torch.as_tensor(
+        player.act(seen.numpy(), torch.zeros(len(seen)).numpy())
+    )
     states, actions = (part.unflatten(0, (-1, count)) for part in (state, action))
     fitted = -least_squares(states, actions).mT
     found = {"gain_error": (fitted - gain).flatten(1).norm(dim=1) / gain.flatten(1).norm(dim=1)}
     if isinstance(player, ModelPlayer) and not player.memory:
         truth = -((states @ curvature) * states).sum(2)
         values = player.value(seen).unflatten(0, (-1, count))
-        found["value_error"] = (values - truth).square().mean(1).sqrt() / truth.square().mean(1).sqrt()
+        found["value_error"] = (values - truth).square().mean(1).sqrt() / truth.square().mean(
+            1
+        ).sqrt()
     elif type(player) is Oracle:
         found["value_error"] = torch.zeros(len(contexts))
     return found
@@ -163,14 +185,19 @@ def row(method: str, setting: Setting, found: dict[str, Tensor], role: Role = "m
     return made
 
 
-def score_all(contenders: Sequence[Contender[Any]], world: World, config: RLOptions, folder: Path) -> list[Row]:
+def score_all(
+    contenders: Sequence[Contender[Any]], world: World, config: RLOptions, folder: Path
+) -> list[Row]:
     """Judge every contender in every setting, beside whoever does nothing and, where it is known, the optimum."""
     everyone: list[tuple[str, Role, Player | None]] = [
-        (one.name, one.role, None if one.model is None else player_of(one.model, config)) for one in contenders
+        (one.name, one.role, None if one.model is None else player_of(one.model, config))
+        for one in contenders
     ]
     if isinstance(world, BatchedWorld) and isinstance(world.env, LQR):
         everyone.append(("optimum", "control", Oracle(world, config.discount)))
-        everyone.append(("cubic through optimal gains", "control", FittedOracle(world, config.discount)))
+        everyone.append(
+            ("cubic through optimal gains", "control", FittedOracle(world, config.discount))
+        )
     everyone.append(("no action", "control", Still(world)))
     rows = []
     for setting in settings(world, config.test_contexts, config.validation):

@@ -29,7 +29,9 @@ RECENT = 50
 """Episodes that the return shown is a mean of."""
 
 
-def train(model: Any, world: World, config: RLOptions, training: Training[Any], keeps: bool = True) -> History:
+def train(
+    model: Any, world: World, config: RLOptions, training: Training[Any], keeps: bool = True
+) -> History:
     """Let a model learn, from its last checkpoint where there is one.
 
     Args:

@@ -17,14 +17,21 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.nn.functional import linear, normalize, relu
 
-from weightloom.apps.rl.agents.nets import GeneratedNetwork, MatchedNetwork, PlainNetwork, ResidualMLP
+from weightloom.apps.rl.agents.nets import (
+    GeneratedNetwork,
+    MatchedNetwork,
+    PlainNetwork,
+    ResidualMLP,
+)
 from weightloom.base import specialise
 
 POLICY = "networks.policy."
 """What parameters of a policy begin with, where one hypernetwork writes a value function too."""
 
 
-def plain_policy(model: Any, told: Float[Tensor, " parameters"], own_actions: spaces.Space[Any]) -> nn.Module:
+def plain_policy(
+    model: Any, told: Float[Tensor, " parameters"], own_actions: spaces.Space[Any]
+) -> nn.Module:
     """Return the policy of one context, without exploration.
 
     Args:
@@ -33,15 +40,19 @@ def plain_policy(model: Any, told: Float[Tensor, " parameters"], own_actions: sp
         own_actions: The environment's own actions.
 
     Returns:
-        A `torch.fx.GraphModule`, from observations (..., state) to actions (..., actions) in the units of
-        ``own_actions``, or to indices (...). It shares nothing with the model, and needs only torch,
-        exported too. Its parameters take no gradients until ``requires_grad_()``.
+        A `torch.fx.GraphModule`, from observations (..., state) to actions (..., actions) in the
+        units of ``own_actions``, or to indices (...). It shares nothing with the model, and needs
+        only torch, exported too. Its parameters take no gradients until ``requires_grad_()``.
     """
     if isinstance(model, TD3):
         network = model.actor.mu[0]
     else:
-        network = model.actor.latent_pi if isinstance(model, SAC) else model.policy.mlp_extractor.network
-    policy = nn.Sequential(_body(network, told), _Ending(own_actions, squash=isinstance(model, TD3 | SAC)))
+        network = (
+            model.actor.latent_pi if isinstance(model, SAC) else model.policy.mlp_extractor.network
+        )
+    policy = nn.Sequential(
+        _body(network, told), _Ending(own_actions, squash=isinstance(model, TD3 | SAC))
+    )
     return symbolic_trace(copy.deepcopy(policy).eval().requires_grad_(False))
 
 
@@ -93,14 +104,19 @@ class _Matched(nn.Module):
 class _Generated(nn.Module):
     """A policy whose parameters follow from the state too: trunk, head, and a `ModulatedLayer` of them for each row.
 
-    `ModulatedLayer` once more, its parameters own, generated, or changed by low rank, for any axes in front.
+    `ModulatedLayer` once more, its parameters own, generated, or changed by low rank, for any axes
+    in front.
     """
 
     def __init__(self, network: GeneratedNetwork, told: Tensor) -> None:
         super().__init__()
         self.unit, generated = network.unit, network.hyper.generated
         self.trunk = _folded_trunk(network.trunk, told)
-        ours = {name: shape for name, shape in generated.factors.shapes.items() if name.startswith(POLICY)}
+        ours = {
+            name: shape
+            for name, shape in generated.factors.shapes.items()
+            if name.startswith(POLICY)
+        }
         self.shapes = {name.removeprefix(POLICY): shape for name, shape in ours.items()}
         start, at = 0, []
         for name, size in zip(generated.factors.shapes, generated.factors.sizes, strict=True):
@@ -113,14 +129,17 @@ class _Generated(nn.Module):
             self.head.bias.copy_((network.hyper.head.bias + generated.start())[rows])
         for name, value in network.hyper.base.networks["policy"].named_parameters():  # type: ignore[index,union-attr]
             if f"{name}/change" not in self.shapes:  # own, or what a change of low rank is added to
-                self.register_parameter(name.replace(".", "_"), nn.Parameter(value.detach().clone()))
+                self.register_parameter(
+                    name.replace(".", "_"), nn.Parameter(value.detach().clone())
+                )
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.trunk(x)
         flat = self.head(normalize(features, dim=-1) if self.unit else features)
         pieces = flat.split([torch.Size(shape).numel() for shape in self.shapes.values()], -1)
         written = {
-            name: pieces[number].unflatten(-1, shape) for number, (name, shape) in enumerate(self.shapes.items())
+            name: pieces[number].unflatten(-1, shape)
+            for number, (name, shape) in enumerate(self.shapes.items())
         }
         hidden = (1 + self._value("gain", written)) * self._product("first.weight", x, written)
         hidden = relu(hidden + self._value("bias", written))
@@ -148,7 +167,10 @@ class _Ending(nn.Module):
         self.middle: Tensor
         self.reach: Tensor
         if isinstance(own_actions, spaces.Box):
-            low, high = (torch.as_tensor(limit, dtype=torch.float32) for limit in (own_actions.low, own_actions.high))
+            low, high = (
+                torch.as_tensor(limit, dtype=torch.float32)
+                for limit in (own_actions.low, own_actions.high)
+            )
             self.actions = len(low)
             self.register_buffer("middle", (high + low) / 2)
             self.register_buffer("reach", (high - low) / 2)

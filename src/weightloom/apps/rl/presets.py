@@ -26,13 +26,33 @@ METHODS = (
         "policy and value function generated from state and context",
         (*_OFF_POLICY, "ppo", "recurrent-ppo"),
     ),
-    Method("context-only", "generated from the context alone, once an episode", (*_OFF_POLICY, "ppo")),
+    Method(
+        "context-only", "generated from the context alone, once an episode", (*_OFF_POLICY, "ppo")
+    ),
     Method("film", "only gains and biases are generated", (*_OFF_POLICY, "ppo", "recurrent-ppo")),
-    Method("concat", "nothing is generated: a plain network reads the context beside the state", (*_OFF_POLICY, "ppo")),
-    Method("concat-mse", "the same, its critic with squared errors instead of Huber's", _OFF_POLICY),
-    Method("input-matched", "the trunk of ours and the state once more, with nothing generated", (*_OFF_POLICY, "ppo")),
-    Method("recurrent", "a memory of states, actions and rewards, with nothing generated", ("recurrent-ppo",)),
-    Method("none", "a plain network that is not told the context", (*_OFF_POLICY, "ppo", "recurrent-ppo")),
+    Method(
+        "concat",
+        "nothing is generated: a plain network reads the context beside the state",
+        (*_OFF_POLICY, "ppo"),
+    ),
+    Method(
+        "concat-mse", "the same, its critic with squared errors instead of Huber's", _OFF_POLICY
+    ),
+    Method(
+        "input-matched",
+        "the trunk of ours and the state once more, with nothing generated",
+        (*_OFF_POLICY, "ppo"),
+    ),
+    Method(
+        "recurrent",
+        "a memory of states, actions and rewards, with nothing generated",
+        ("recurrent-ppo",),
+    ),
+    Method(
+        "none",
+        "a plain network that is not told the context",
+        (*_OFF_POLICY, "ppo", "recurrent-ppo"),
+    ),
 )
 """Every method, in the order of lists."""
 
@@ -114,9 +134,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden": 32,
         "test_contexts": 200,
     },
-    "CartPole-v1": {"algorithm": "ppo", "steps": 200_000, "rows": 8, "blocks": 0, "width": 64, "hidden": 64},
-    "Acrobot-v1": {"algorithm": "ppo", "steps": 200_000, "rows": 8, "blocks": 0, "width": 64, "hidden": 64},
-    "Pendulum-v1": {"steps": 30_000, "rows": 4, "learning_rate": 1e-3, "reward_scale": 0.1, "discount": 0.98},
+    "CartPole-v1": {
+        "algorithm": "ppo",
+        "steps": 200_000,
+        "rows": 8,
+        "blocks": 0,
+        "width": 64,
+        "hidden": 64,
+    },
+    "Acrobot-v1": {
+        "algorithm": "ppo",
+        "steps": 200_000,
+        "rows": 8,
+        "blocks": 0,
+        "width": 64,
+        "hidden": 64,
+    },
+    "Pendulum-v1": {
+        "steps": 30_000,
+        "rows": 4,
+        "learning_rate": 1e-3,
+        "reward_scale": 0.1,
+        "discount": 0.98,
+    },
     "MountainCarContinuous-v0": {"algorithm": "sac", "steps": 50_000, "rows": 4},
     "HalfCheetah-v5": _MUJOCO,
     "Hopper-v5": _MUJOCO,

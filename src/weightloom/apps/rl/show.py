@@ -32,11 +32,16 @@ def showcase(players: dict[str, Player], world: World, config: RLOptions) -> Sho
     """
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {"kind": "rl", "left_out": {}, "parameters": list(world.family.names)}
-    facts["ranges"] = [[one.name, list(one.train), list(one.held_out or ())] for one in world.family.varied]
+    facts["ranges"] = [
+        [one.name, list(one.train), list(one.held_out or ())] for one in world.family.varied
+    ]
     points = GRID_POINTS if isinstance(world, BatchedWorld) else 5
     first, second, contexts = world.family.grid(points)
     facts |= {"grid_first": first, "grid_second": second, "grid_methods": list(players)}
-    grids = [world.rollout(player, contexts, world.max_steps, SHOW_SEED).returns() for player in players.values()]
+    grids = [
+        world.rollout(player, contexts, world.max_steps, SHOW_SEED).returns()
+        for player in players.values()
+    ]
     tensors["grid_returns"] = torch.stack(grids)
     tensors |= _episodes(players, world, config, facts)
     ours = next(iter(players.values()))
@@ -45,7 +50,9 @@ def showcase(players: dict[str, Player], world: World, config: RLOptions) -> Sho
     return tensors, facts
 
 
-def _episodes(players: dict[str, Player], world: World, config: RLOptions, facts: dict[str, Any]) -> dict[str, Tensor]:
+def _episodes(
+    players: dict[str, Player], world: World, config: RLOptions, facts: dict[str, Any]
+) -> dict[str, Tensor]:
     """Whole episodes in unseen contexts: paths where the environment has a plane to draw them in, else rewards."""
     assert config.discount
     generator = torch.Generator().manual_seed(SHOW_SEED)
@@ -57,11 +64,17 @@ def _episodes(players: dict[str, Player], world: World, config: RLOptions, facts
         shown["optimum"] = Oracle(world, config.discount)
     facts["episode_methods"] = list(shown)
     facts["episode_titles"] = [
-        ", ".join(f"{name} {value:.3g}" for name, value in zip(world.family.names, context, strict=True))
+        ", ".join(
+            f"{name} {value:.3g}" for name, value in zip(world.family.names, context, strict=True)
+        )
         for context in contexts.tolist()
     ]
-    played = [world.rollout(player, contexts, world.max_steps, SHOW_SEED) for player in shown.values()]
-    tensors = {"episode_rewards": torch.stack([_padded(one.rewards, world.max_steps) for one in played])}
+    played = [
+        world.rollout(player, contexts, world.max_steps, SHOW_SEED) for player in shown.values()
+    ]
+    tensors = {
+        "episode_rewards": torch.stack([_padded(one.rewards, world.max_steps) for one in played])
+    }
     if isinstance(world, BatchedWorld) and played[0].states is not None:
         drawn = [
             [world.env.draw(one.states[:, row]) for row in range(SHOWN_EPISODES)]
@@ -70,7 +83,9 @@ def _episodes(players: dict[str, Player], world: World, config: RLOptions, facts
         ]
         if drawn[0][0] is not None:
             facts["episode_axes"] = drawn[0][0][1]
-            tensors["episode_paths"] = torch.stack([torch.stack([path[0] for path in rows if path]) for rows in drawn])
+            tensors["episode_paths"] = torch.stack(
+                [torch.stack([path[0] for path in rows if path]) for rows in drawn]
+            )
         if isinstance(world.env, DoubleGyre):
             facts["episode_target"] = list(world.env.target)
     return tensors

@@ -31,9 +31,19 @@ OPTIONS = [
     one.name
     for one in fields(RLConfig)
     if one.name
-    not in ("env", "vary", "held_out", "comparators", "rates", "test_contexts", "target_return", "validation")
+    not in (
+        "env",
+        "vary",
+        "held_out",
+        "comparators",
+        "rates",
+        "test_contexts",
+        "target_return",
+        "validation",
+    )
 ]
-"""Options of a run that are options of `train`: all but those that the family has, and those of a table of methods."""
+"""Options of a run that are options of `train`: all but those that the family has, and those of a
+table of methods."""
 FILE = "agent.safetensors"
 """What an agent is kept in."""
 
@@ -51,7 +61,8 @@ def train(
 ) -> "Agent":
     """Let one agent learn in a family of environments.
 
-    Global sources of randomness are seeded, as Stable-Baselines3 does. The number of CPU threads is put back.
+    Global sources of randomness are seeded, as Stable-Baselines3 does. The number of CPU threads is
+    put back.
 
     Args:
         family: As `family` returns it.
@@ -59,7 +70,8 @@ def train(
         steps: Environment steps. None: what suits the environment.
         seed: Everything random follows from it.
         quiet: Show no progress.
-        run: A folder to keep options, metrics, checkpoints and the agent in; it must be empty. None: nothing is kept.
+        run: A folder to keep options, metrics, checkpoints and the agent in; it must be empty.
+            None: nothing is kept.
         resume: Go on in a folder whose training was stopped.
         **options: Any other of `weightloom.apps.rl.config.RLConfig`, as in ``learning_rate=1e-3``.
 
@@ -67,8 +79,8 @@ def train(
         The trained agent.
 
     Raises:
-        ConfigError: If an option is unknown or cannot work, so few steps would teach nothing, or the folder is not
-            empty.
+        ConfigError: If an option is unknown or cannot work, so few steps would teach nothing, or
+            the folder is not empty.
         NonFiniteError: If the environment or the policy gave a number that is not finite.
         KeyboardInterrupt: If Ctrl-C stopped it; what was learned is in the folder, if there is one.
     """
@@ -77,7 +89,9 @@ def train(
             raise ConfigError(
                 f"`{name}` is no option of `rl.train`. It trains one method in one family. {nearest(name, OPTIONS)}"
             )
-    if isinstance(family.action_space, spaces.Discrete) and preset(family.name, None)["algorithm"] in ("td3", "sac"):
+    if isinstance(family.action_space, spaces.Discrete) and preset(family.name, None)[
+        "algorithm"
+    ] in ("td3", "sac"):
         options.setdefault("algorithm", "ppo")  # the others need actions that are numbers
     config = RLConfig.from_dict(
         {"env": family.name, "method": method, "comparators": [], "steps": steps, "seed": seed}
@@ -87,7 +101,9 @@ def train(
     folder = None if run is None else Path(run)
     threads = torch.get_num_threads()
     try:
-        made = experiment.train_model(_Given(family, folder is not None), config, folder, quiet, resume)
+        made = experiment.train_model(
+            _Given(family, folder is not None), config, folder, quiet, resume
+        )
     finally:
         torch.set_num_threads(threads)
     agent = Agent(made.model, family, made.config)
@@ -103,10 +119,14 @@ class _Given(RL):
         self.family, self.keeps = family, keeps
 
     def open(self, config: RLOptions) -> World:
-        build_agent(config.method, self.family, config)  # what cannot work is said before anything is written
+        build_agent(
+            config.method, self.family, config
+        )  # what cannot work is said before anything is written
         return self.family
 
-    def train(self, model: Any, problem: World, config: RLOptions, training: Training[Any]) -> History:
+    def train(
+        self, model: Any, problem: World, config: RLOptions, training: Training[Any]
+    ) -> History:
         config.check_learns()  # steps may have come from `minutes`
         return learn(model, problem, config, training, self.keeps)
 
@@ -114,9 +134,10 @@ class _Given(RL):
 class Agent:
     """A trained agent: an observation and a context in, an action of the environment out.
 
-    Contexts are given by name, in the environment's own units: ``agent.act(observation, gravity=12.0)``. A number may
-    lie beyond the range that was trained in; nothing is known there but what a network makes of it. Where observations
-    are rows, a number of a context may be one for each row.
+    Contexts are given by name, in the environment's own units:
+    ``agent.act(observation, gravity=12.0)``. A number may lie beyond the range that was trained in;
+    nothing is known there but what a network makes of it. Where observations are rows, a number of
+    a context may be one for each row.
 
     Args:
         model: A model of Stable-Baselines3, with networks of ours.
@@ -135,16 +156,18 @@ class Agent:
     def act(self, observation: Any, rewards: Any = None, /, **context: Any) -> Any:
         """Choose the best action, without exploration.
 
-        An agent with a memory finds out about the context by itself: it takes none, but the reward of its last action,
-        ``agent.act(observation, reward)``, and `begin` before each episode.
+        An agent with a memory finds out about the context by itself: it takes none, but the reward
+        of its last action, ``agent.act(observation, reward)``, and `begin` before each episode.
 
         Args:
             observation: (state,), or (rows, state), without the context.
-            rewards: Of the last action, a number or (rows,); only for agents with a memory. None: zero.
+            rewards: Of the last action, a number or (rows,); only for agents with a memory. None:
+                zero.
             **context: A number for each that varies, or (rows,) of them.
 
         Returns:
-            An action as the environment takes it, float32 or an index; (rows, ...) of them where observations are rows.
+            An action as the environment takes it, float32 or an index; (rows, ...) of them where
+            observations are rows.
 
         Raises:
             ShapeError: If the observation is not of the environment's.
@@ -158,7 +181,9 @@ class Agent:
                 f"{len(seen)} observations came, {len(self.player.first)} before. An agent with a memory goes on with "
                 "the same episodes. Call `agent.begin()` when others begin."
             )
-        last = np.broadcast_to(np.asarray(0.0 if rewards is None else rewards, np.float32), (len(seen),))
+        last = np.broadcast_to(
+            np.asarray(0.0 if rewards is None else rewards, np.float32), (len(seen),)
+        )
         actions = self.player.act(seen, last)
         own = self.world.own_actions
         if isinstance(own, spaces.Box):
@@ -181,7 +206,8 @@ class Agent:
 
         Raises:
             ShapeError: If the observation is not of the environment's.
-            ConfigError: If a number of the context is missing or unknown, or the agent has a memory.
+            ConfigError: If a number of the context is missing or unknown, or the agent has a
+                memory.
         """
         self._check_no_memory("value of a state")
         seen, alone = self._rows(observation, context)
@@ -191,18 +217,21 @@ class Agent:
     def specialise(self, **context: float) -> nn.Module:
         """Return the policy of one context as a plain module: observation in, action of the environment out.
 
-        Where parameters are generated from state and context, it holds the generator, with the context folded into its
-        first layer; from the context alone (``method="context-only"``), it is one small network.
+        Where parameters are generated from state and context, it holds the generator, with the
+        context folded into its first layer; from the context alone (``method="context-only"``), it
+        is one small network.
 
         Args:
             **context: A number for each that varies.
 
         Returns:
-            A module from (..., state), float32, to (..., actions), or to indices (...). It shares nothing with the
-            agent and needs nothing but torch: keep its ``state_dict``, or pass it to ``torch.export.export``.
+            A module from (..., state), float32, to (..., actions), or to indices (...). It shares
+            nothing with the agent and needs nothing but torch: keep its ``state_dict``, or pass it
+            to ``torch.export.export``.
 
         Raises:
-            ConfigError: If a number of the context is missing, unknown or not finite, or the agent has a memory.
+            ConfigError: If a number of the context is missing, unknown or not finite, or the agent
+                has a memory.
         """
         self._check_no_memory("policy of one context")
         told = self.world.family.normalise(torch.from_numpy(self._context(context, 1))[0])
@@ -230,7 +259,10 @@ class Agent:
 
     def _rows(self, observation: Any, context: Mapping[str, Any]) -> tuple[Any, bool]:
         """Lay out [context | state] as float32 (rows, numbers), and say whether it was one observation alone."""
-        state = np.asarray(observation.detach().cpu() if isinstance(observation, Tensor) else observation, np.float32)
+        state = np.asarray(
+            observation.detach().cpu() if isinstance(observation, Tensor) else observation,
+            np.float32,
+        )
         if state.ndim not in (1, 2) or state.shape[-1] != self.world.state_dim or state.size == 0:
             raise ShapeError(
                 f"The observation has shape {state.shape}. One of `{self.world.name}` holds {self.world.state_dim} "
@@ -245,7 +277,9 @@ class Agent:
                 )
             told = np.zeros((len(rows), len(self.world.family.names)), np.float32)
         else:
-            told = self.world.family.normalise(torch.from_numpy(self._context(context, len(rows)))).numpy()
+            told = self.world.family.normalise(
+                torch.from_numpy(self._context(context, len(rows)))
+            ).numpy()
         return np.concatenate([told, rows], 1), state.ndim == 1
 
     def _context(self, context: Mapping[str, Any], rows: int) -> Any:
@@ -289,7 +323,8 @@ def load(folder: Path | str, *, trust: bool = False) -> Agent:
 
     Args:
         folder: Where it is.
-        trust: Import the module that registers the environment of a run of ``weightloom rl --env module:Name-v0``.
+        trust: Import the module that registers the environment of a run of
+            ``weightloom rl --env module:Name-v0``.
 
     Raises:
         ConfigError: If the run's options name code, and it is not trusted.

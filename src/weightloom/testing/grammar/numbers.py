@@ -204,7 +204,14 @@ h = torch.zeros_like(h).<<index_add(0, torch.arange(len(h)).flip(0), h)|scatter_
 """Statements of ``forward`` that compute."""
 
 EXPRESSIONS = [
-    *("torch.tanh(EXPR)", "torch.sin(EXPR)", "F.gelu(EXPR)", "F.silu(EXPR)", "F.softplus(EXPR)", "F.elu(EXPR)"),
+    *(
+        "torch.tanh(EXPR)",
+        "torch.sin(EXPR)",
+        "F.gelu(EXPR)",
+        "F.silu(EXPR)",
+        "F.softplus(EXPR)",
+        "F.elu(EXPR)",
+    ),
     *(
         "torch.sigmoid(EXPR)",
         "(-EXPR)",
@@ -221,9 +228,23 @@ EXPRESSIONS = [
         "EXPR.clamp(-1, 1)",
         "EXPR.exp().log1p()",
     ),
-    *("torch.lerp(EXPR, EXPR, 0.3)", "torch.addcmul(EXPR, EXPR, EXPR)", "EXPR.square()", "EXPR.cos().mul(0.5)"),
+    *(
+        "torch.lerp(EXPR, EXPR, 0.3)",
+        "torch.addcmul(EXPR, EXPR, EXPR)",
+        "EXPR.square()",
+        "EXPR.cos().mul(0.5)",
+    ),
     *("F.layer_norm(EXPR, (W,))", "F.softmax(EXPR, -1)", "torch.where(EXPR > 0.1234, EXPR, EXPR)"),
-    *("(EXPR * self.one.bias)", "(EXPR + self.one.bias.tanh())", "F.dropout(EXPR, 0.5, training=False)"),
-    *("torch.atan2(EXPR, 2 + EXPR ** 2)", "F.leaky_relu(EXPR, 0.1)", "F.mish(EXPR)", "torch.erf(EXPR)"),
+    *(
+        "(EXPR * self.one.bias)",
+        "(EXPR + self.one.bias.tanh())",
+        "F.dropout(EXPR, 0.5, training=False)",
+    ),
+    *(
+        "torch.atan2(EXPR, 2 + EXPR ** 2)",
+        "F.leaky_relu(EXPR, 0.1)",
+        "F.mish(EXPR)",
+        "torch.erf(EXPR)",
+    ),
 ]
 """Arithmetic on ``h``, number by number."""

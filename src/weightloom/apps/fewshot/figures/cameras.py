@@ -15,12 +15,21 @@ def camera_rows(run: Run) -> list[Pictures]:
         read = facts["camera_read"].get(name)
         words = facts["camera_digits"] if read is None else read
         marks = [
-            "" if read is None else " ✓" if a == b else " ✗" for a, b in zip(words, facts["camera_digits"], strict=True)
+            "" if read is None else " ✓" if a == b else " ✗"
+            for a, b in zip(words, facts["camera_digits"], strict=True)
         ]
         titles = {"before the camera": "Before the camera", "sent": "What the camera sends"}
         title = titles.get(name, f"What {name} makes of it, and reads")
-        captions = ["" if name == "sent" else f"{word}{mark}" for word, mark in zip(words, marks, strict=True)]
-        rows.append(Pictures(title, [(said, data_uri(p[None])) for said, p in zip(captions, pictures, strict=True)]))
+        captions = [
+            "" if name == "sent" else f"{word}{mark}"
+            for word, mark in zip(words, marks, strict=True)
+        ]
+        rows.append(
+            Pictures(
+                title,
+                [(said, data_uri(p[None])) for said, p in zip(captions, pictures, strict=True)],
+            )
+        )
     return rows
 
 
@@ -30,9 +39,19 @@ def worst_cameras(run: Run) -> list[Pictures]:
         return []
     tensors, rows = run.tensors, []
     for camera, score in enumerate(tensors["worst_scores"].tolist()):
-        truth, read = tensors["worst_truth"][camera].tolist(), tensors["worst_read"][camera].tolist()
+        truth, read = (
+            tensors["worst_truth"][camera].tolist(),
+            tensors["worst_read"][camera].tolist(),
+        )
         said = [f"{r} {'✓' if r == t else f'✗ is {t}'}" for r, t in zip(read, truth, strict=True)]
-        for title, name, words in (("before", "worst_before", map(str, truth)), ("restored", "worst_restored", said)):
+        for title, name, words in (
+            ("before", "worst_before", map(str, truth)),
+            ("restored", "worst_restored", said),
+        ):
             uris = [data_uri(picture[None]) for picture in tensors[name][camera]]
-            rows.append(Pictures(f"{100 * score:.0f} % read right: {title}", [*zip(words, uris, strict=True)]))
+            rows.append(
+                Pictures(
+                    f"{100 * score:.0f} % read right: {title}", [*zip(words, uris, strict=True)]
+                )
+            )
     return rows

@@ -20,7 +20,11 @@ def curve_rows(run: Run, prefix: str = "") -> list[CurveRow]:
     """
     if f"{prefix}curve_predicted" not in run.tensors:
         return []
-    tensors = {name.removeprefix(prefix): value for name, value in run.tensors.items() if name.startswith(prefix)}
+    tensors = {
+        name.removeprefix(prefix): value
+        for name, value in run.tensors.items()
+        if name.startswith(prefix)
+    }
     tasks, shots = len(tensors["curve_predicted"]), run.facts[f"{prefix}shots"]
     tensors["curve_x"] = tensors["curve_x"].expand(tasks, -1)
     names = run.facts.get(f"{prefix}titles") or []
@@ -38,12 +42,19 @@ def scatter(run: Run) -> list[Figure]:
     """Plot predictions against the truth, where tasks have several inputs: of many tasks, and of the worst."""
     if "scatter_true" not in run.tensors:
         return []
-    count, pairs = run.facts["scatter_shots"], (run.tensors["scatter_true"], run.tensors["scatter_predicted"])
+    count, pairs = (
+        run.facts["scatter_shots"],
+        (run.tensors["scatter_true"], run.tensors["scatter_predicted"]),
+    )
     caption = (
         "Each mark is a query point of a task; on the grey line it would be predicted right, and the further from it "
         "the larger the error."
     )
-    return [_scatter([("query points", *pairs)], f"Predicted from {count} points against the truth", caption)]
+    return [
+        _scatter(
+            [("query points", *pairs)], f"Predicted from {count} points against the truth", caption
+        )
+    ]
 
 
 def worst_scatter(run: Run) -> list[Figure]:
@@ -52,8 +63,16 @@ def worst_scatter(run: Run) -> list[Figure]:
         return []
     scores, names = run.tensors["worst_scores"].tolist(), run.facts["worst_titles"]
     labels = [f"{name}, error {score:.3g}" for name, score in zip(names, scores, strict=True)]
-    groups = list(zip(labels, run.tensors["worst_true"], run.tensors["worst_predicted"], strict=True))
-    return [_scatter(groups, "Predicted against true values of the worst tasks", "Each mark is a query point.")]
+    groups = list(
+        zip(labels, run.tensors["worst_true"], run.tensors["worst_predicted"], strict=True)
+    )
+    return [
+        _scatter(
+            groups,
+            "Predicted against true values of the worst tasks",
+            "Each mark is a query point.",
+        )
+    ]
 
 
 def _curve_row(title: str, its: dict[str, Tensor], shots: list[int]) -> CurveRow:
@@ -67,7 +86,9 @@ def _curve_row(title: str, its: dict[str, Tensor], shots: list[int]) -> CurveRow
     for index, count in enumerate(shots):
         heading = f"{count} point{'s' if count > 1 else ''}"
         if "curve_y" in its and "scores" not in its:
-            heading += f" · error {float((its['curve_predicted'][index] - truth).square().mean()):.2g}"
+            heading += (
+                f" · error {float((its['curve_predicted'][index] - truth).square().mean()):.2g}"
+            )
         panels.append((heading, _curve_panel(title, its, there, index, count, heights)))
     return CurveRow(title, panels)
 
@@ -78,18 +99,30 @@ def _curve_panel(
     import plotly.graph_objects as go
 
     x, predicted = its["curve_x"].tolist(), its["curve_predicted"][index].tolist()
-    support_x, support_y = (its[name][:count][there[:count]].tolist() for name in ("support_x", "support_y"))
+    support_x, support_y = (
+        its[name][:count][there[:count]].tolist() for name in ("support_x", "support_y")
+    )
     if "curve_y" in its:
         style = {"color": GREY, "width": 6}
-        truth = go.Scatter(x=x, y=its["curve_y"].tolist(), mode="lines", name="truth", line=style, opacity=0.55)
+        truth = go.Scatter(
+            x=x, y=its["curve_y"].tolist(), mode="lines", name="truth", line=style, opacity=0.55
+        )
     else:
         points = {"color": GREY, "size": 8}
         query = [its[name].tolist() for name in ("query_x", "query_y")]
         truth = go.Scatter(x=query[0], y=query[1], mode="markers", name="truth", marker=points)
     lines = [
         truth,
-        go.Scatter(x=x, y=predicted, mode="lines", name="predicted", line={"color": BLUE, "width": 2}),
-        go.Scatter(x=support_x, y=support_y, mode="markers", name="support", marker={"color": ORANGE, "size": 8}),
+        go.Scatter(
+            x=x, y=predicted, mode="lines", name="predicted", line={"color": BLUE, "width": 2}
+        ),
+        go.Scatter(
+            x=support_x,
+            y=support_y,
+            mode="markers",
+            name="support",
+            marker={"color": ORANGE, "size": 8},
+        ),
     ]
     layout = plain_layout(None, None)
     layout["margin"] = {"l": 26, "r": 4, "t": 4, "b": 20}
@@ -106,12 +139,16 @@ def _scatter(groups: list[tuple[str, Tensor, Tensor]], title: str, caption: str)
 
     truths = torch.cat([truth for _, truth, _ in groups])
     ends = [float(truths.min()), float(truths.max())]
-    marks = [go.Scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "width": 2}, hoverinfo="skip")]
+    marks = [
+        go.Scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "width": 2}, hoverinfo="skip")
+    ]
     keys = []
     for index, (name, truth, predicted) in enumerate(groups):
         colour, symbol, sign = mark(index)
         style = {"color": colour, "symbol": symbol, "size": 6, "opacity": 0.6}
-        marks.append(go.Scatter(x=truth.tolist(), y=predicted.tolist(), mode="markers", marker=style))
+        marks.append(
+            go.Scatter(x=truth.tolist(), y=predicted.tolist(), mode="markers", marker=style)
+        )
         keys.append(Key(name, sign, colour))
     drawn = as_json(go.Figure(marks, plain_layout("true value", "predicted value")))
     return Figure(drawn, title, caption, 360, tuple(keys) if len(keys) > 1 else (), title)

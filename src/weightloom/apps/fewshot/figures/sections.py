@@ -8,14 +8,17 @@ from weightloom.apps.fewshot.figures.sweep import sweep_figures
 from weightloom.report.run import Run
 from weightloom.report.section import Section, with_shared
 
-NO_PROBABILITIES = (
-    "This does not apply: only a classification gives probabilities that can be held against how often they are right."
-)
+NO_PROBABILITIES = "This does not apply: only a classification gives probabilities that can be held against how often they are right."
 
 
 def sections(run: Run) -> list[Section]:
     """Return all sections that a few-shot run has something for, or a reason to have nothing."""
-    made = {"cameras": _cameras(run), "predicted": _predicted(run), "worst": _worst(run), "sweep": _sweep(run)}
+    made = {
+        "cameras": _cameras(run),
+        "predicted": _predicted(run),
+        "worst": _worst(run),
+        "sweep": _sweep(run),
+    }
     return with_shared(run, made, {"calibration": NO_PROBABILITIES} if _is_regression(run) else {})
 
 
@@ -30,7 +33,9 @@ def _cameras(run: Run) -> Section:
         "none is chosen. The pictures are real, the fault is made: every wire is put in another place, half of them "
         "are negated, and each has its own gain and offset."
     )
-    return Section("Through a camera with crossed wires", explanation, pictures=camera_rows(run), leads=True)
+    return Section(
+        "Through a camera with crossed wires", explanation, pictures=camera_rows(run), leads=True
+    )
 
 
 def _predicted(run: Run) -> Section:
@@ -56,9 +61,16 @@ def _predicted(run: Run) -> Section:
 
 def _worst(run: Run) -> Section:
     count = run.facts.get("worst_of", 0)
-    explanation = f"Of {count} tasks drawn for this section alone, these are the ones it did worst on."
-    curves, pictures = curve_rows(run, "worst_"), completed_images(run, "worst_") or worst_cameras(run)
-    return Section("The worst tasks", explanation, worst_scatter(run), [], worst_strips(run), curves, pictures)
+    explanation = (
+        f"Of {count} tasks drawn for this section alone, these are the ones it did worst on."
+    )
+    curves, pictures = (
+        curve_rows(run, "worst_"),
+        completed_images(run, "worst_") or worst_cameras(run),
+    )
+    return Section(
+        "The worst tasks", explanation, worst_scatter(run), [], worst_strips(run), curves, pictures
+    )
 
 
 def _sweep(run: Run) -> Section:

@@ -27,7 +27,11 @@ def task_strips(run: Run) -> list[Strip]:
 def worst_strips(run: Run) -> list[Strip]:
     """Return one strip per task of lowest accuracy, with those queries that went wrong."""
     names = run.facts.get("worst_class_names") or []
-    tensors = {name.removeprefix("worst_"): value for name, value in run.tensors.items() if name.startswith("worst_")}
+    tensors = {
+        name.removeprefix("worst_"): value
+        for name, value in run.tensors.items()
+        if name.startswith("worst_")
+    }
     strips = []
     for task in range(len(names)):
         wrong = (tensors["query_y"][task] != tensors["predicted"][task]).nonzero()[:, 0].tolist()
@@ -35,7 +39,10 @@ def worst_strips(run: Run) -> list[Strip]:
         strip = _strip(tensors, task, names[task], texts)
         some = "" if len(wrong) <= WRONG_SHOWN else "some of "
         score = strip.score.partition(";")[0] + (f"; {some}the others shown" if wrong else "")
-        queries = [_query(tensors, task, place, names[task], texts["query"]) for place in wrong[:WRONG_SHOWN]]
+        queries = [
+            _query(tensors, task, place, names[task], texts["query"])
+            for place in wrong[:WRONG_SHOWN]
+        ]
         strips.append(strip._replace(queries=queries, score=score))
     return strips
 
@@ -60,10 +67,16 @@ def _texts(run: Run, task: int, prefix: str = "") -> dict[str, list[str]]:
     return {side: texts[task] if texts else [] for side, texts in facts.items()}
 
 
-def _strip(tensors: dict[str, Tensor], task: int, names: list[str], texts: dict[str, list[str]]) -> Strip:
+def _strip(
+    tensors: dict[str, Tensor], task: int, names: list[str], texts: dict[str, list[str]]
+) -> Strip:
     labels = tensors["support_y"][task]
     truth, predicted = tensors["query_y"][task], tensors["predicted"][task]
-    there = tensors["support_mask"][task] if "support_mask" in tensors else torch.ones_like(labels, dtype=torch.bool)
+    there = (
+        tensors["support_mask"][task]
+        if "support_mask" in tensors
+        else torch.ones_like(labels, dtype=torch.bool)
+    )
     images = tensors["support_x"][task][there] if "support_x" in tensors else None
     support = first_of_each_class(labels[there], SUPPORT_SHOWN)
     each = max(1, QUERIES_SHOWN // len(names))
@@ -82,13 +95,23 @@ def _strip(tensors: dict[str, Tensor], task: int, names: list[str], texts: dict[
             (names[label], [] if images is None else [data_uri(images[place]) for place in places])
             for label, places in support.items()
         ],
-        [(names[label], [said[place] for place in places]) for label, places in support.items()] if said else [],
-        [_query(tensors, task, place, names, texts["query"]) for places in queries.values() for place in places],
-        score if all_shown else f"{score}; the first {f'{each} ' if each > 1 else ''}of each class shown",
+        [(names[label], [said[place] for place in places]) for label, places in support.items()]
+        if said
+        else [],
+        [
+            _query(tensors, task, place, names, texts["query"])
+            for places in queries.values()
+            for place in places
+        ],
+        score
+        if all_shown
+        else f"{score}; the first {f'{each} ' if each > 1 else ''}of each class shown",
     )
 
 
-def _query(tensors: dict[str, Tensor], task: int, place: int, names: list[str], texts: list[str]) -> Query:
+def _query(
+    tensors: dict[str, Tensor], task: int, place: int, names: list[str], texts: list[str]
+) -> Query:
     truth, predicted = int(tensors["query_y"][task, place]), int(tensors["predicted"][task, place])
     return Query(
         data_uri(tensors["query_x"][task, place]) if "query_x" in tensors else "",

@@ -21,7 +21,8 @@ def own_base(config: FewShotOptions, outputs: int, event: tuple[int, ...]) -> nn
         event: Shape of an input.
 
     Raises:
-        ConfigError: If it cannot be imported or built, or does not answer inputs of that shape with so many numbers.
+        ConfigError: If it cannot be imported or built, or does not answer inputs of that shape with
+            so many numbers.
     """
     name = config.base or ""
     made = imported(name, "A base network", "--base my_networks:Net")

@@ -21,10 +21,12 @@ from weightloom.tasks import CameraTasks, Jitter, Tasks, TaskSource, load_digit_
 from weightloom.tasks.cameras import UNLABELLED
 
 TRAIN, VALIDATION = 1097, 200
-"""Pictures of meta-training and of validation; the 500 that follow, of other writers, are judged on."""
+"""Pictures of meta-training and of validation; the 500 that follow, of other writers, are judged
+on."""
 PIXELS, CODE_DIM = 64, 64
 WARP, WARPED_COPIES = Jitter(0.25), 4
-"""Changes of the pictures of meta-training, and changed copies of each that the ceiling is fitted to."""
+"""Changes of the pictures of meta-training, and changed copies of each that the ceiling is fitted
+to."""
 SETTINGS = ((10, 1), (10, 2), (5, 2), (5, 4))
 """Digits shown and pictures of each: what is judged where nothing else is asked for."""
 
@@ -50,7 +52,9 @@ class CameraProblem(Problem):
             )
         images, labels = load_digit_images()
         parts = images.split([TRAIN, VALIDATION, len(images) - TRAIN - VALIDATION])
-        self.train, self.validation, test = zip(parts, labels.split([len(part) for part in parts]), strict=True)
+        self.train, self.validation, test = zip(
+            parts, labels.split([len(part) for part in parts]), strict=True
+        )
         self.held_out = self.validation if config.held_out == "validation" else test
         for ways, shots in self.settings():
             self.test_source(shots, ways)  # refuse what cannot be drawn before anything is written
@@ -63,10 +67,15 @@ class CameraProblem(Problem):
             return list(SETTINGS)
         return list(product(config.ways or (), config.shots or ()))
 
-    def _source(self, part: tuple[Tensor, Tensor], ways: int, shots: int, **options: Any) -> CameraTasks:
+    def _source(
+        self, part: tuple[Tensor, Tensor], ways: int, shots: int, **options: Any
+    ) -> CameraTasks:
         config = self.config
         assert config.queries
-        crosstalk, labelled = (0.5 if config.kind == "cameras-crosstalk" else 0.0), config.kind != "cameras-unlabelled"
+        crosstalk, labelled = (
+            (0.5 if config.kind == "cameras-crosstalk" else 0.0),
+            config.kind != "cameras-unlabelled",
+        )
         return CameraTasks(*part, ways, shots, config.queries, crosstalk, labelled, **options)
 
     def train_source(self, learner: Learner | None = None) -> TaskSource:
@@ -92,7 +101,9 @@ class CameraProblem(Problem):
 
     def camera_source(self, early: bool, ways: int, shots: int, queries: int) -> CameraTasks:
         """Cameras to look at, with so many queries; ``early``: with pictures of validation."""
-        return replace(self._source(self.validation if early else self.held_out, ways, shots), queries=queries)
+        return replace(
+            self._source(self.validation if early else self.held_out, ways, shots), queries=queries
+        )
 
     def build(self, outputs: int) -> nn.Sequential:
         """The base network: a layer that restores 64 pixels from 64 wires, and a network that reads them."""
@@ -100,7 +111,9 @@ class CameraProblem(Problem):
 
     def build_coded(self) -> nn.Sequential:
         """The same with a code of each wire as one more input, in the place of weights."""
-        return nn.Sequential(CodeReader(PIXELS, PIXELS, CODE_DIM), *mlp([PIXELS, 256, 128, CLASSES]))
+        return nn.Sequential(
+            CodeReader(PIXELS, PIXELS, CODE_DIM), *mlp([PIXELS, 256, 128, CLASSES])
+        )
 
     def images(self) -> tuple[Tensor, Tensor]:
         """Pictures of meta-training as vectors, in [0, 1], and their labels."""
@@ -114,7 +127,10 @@ class CameraProblem(Problem):
     def inputs(self) -> Inputs:
         """Rows of 64 numbers, one for each wire."""
         wires = tuple(f"wire {wire}" for wire in range(PIXELS))
-        return Numbers(wires, about="What the wires of a camera send, in the same order for all pictures of it.")
+        return Numbers(
+            wires,
+            about="What the wires of a camera send, in the same order for all pictures of it.",
+        )
 
     def labels(self, names: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
         """A digit is a digit for every camera; without labels all names are left aside."""
@@ -135,8 +151,12 @@ class CameraProblem(Problem):
         if isinstance(learner, RestoringLearner):
             rows.append(Yardstick("reader", "ceiling", Unadapted(learner.base[1:]), uncrossed))
         images, generator = pictures[:, None].float() / 255, torch.Generator().manual_seed(0)
-        copies = torch.cat([images, *(WARP(images, generator) for _ in range(WARPED_COPIES))]).flatten(1)
-        machine = machine_of(copies, labels.repeat(1 + WARPED_COPIES), CLASSES, penalty=10.0, gamma=0.05)
+        copies = torch.cat(
+            [images, *(WARP(images, generator) for _ in range(WARPED_COPIES))]
+        ).flatten(1)
+        machine = machine_of(
+            copies, labels.repeat(1 + WARPED_COPIES), CLASSES, penalty=10.0, gamma=0.05
+        )
         return [*rows, Yardstick("SVM", "ceiling", Unadapted(machine), uncrossed)]
 
     def setting(self, shots: int, ways: int) -> str:

@@ -42,11 +42,20 @@ class ClassProblem(Problem):
         config, pools = self.config, self.pools
         assert config.train_ways and config.queries and config.shots
         fixed = learner.ways if learner else None
-        ways = fixed or min(config.train_ways, pools.most_ways(pools.train_groups, len(self.train.names)))
+        ways = fixed or min(
+            config.train_ways, pools.most_ways(pools.train_groups, len(self.train.names))
+        )
         options: dict[str, Any] = {"augment": pools.augment, "groups": pools.train_groups}
         drawn = min(config.shots) + config.queries
         sources = [
-            ClassTasks(self.train.examples, self.train.counts, ways, shots, max(1, drawn - shots), **options)
+            ClassTasks(
+                self.train.examples,
+                self.train.counts,
+                ways,
+                shots,
+                max(1, drawn - shots),
+                **options,
+            )
             for shots in config.shots
         ]
         return sources[0] if len(sources) == 1 else MixedTasks([*sources])
@@ -59,14 +68,18 @@ class ClassProblem(Problem):
         pool, groups = self.held_out, self.pools.test_groups
         ways = ways or config.ways[0]
         same = self.pools.same_drawer
-        return ClassTasks(pool.examples, pool.counts, ways, shots, config.queries, None, fewest, groups, same)
+        return ClassTasks(
+            pool.examples, pool.counts, ways, shots, config.queries, None, fewest, groups, same
+        )
 
     def validation_source(self, shots: int) -> TaskSource:
         """Classes that are neither judged on nor, where the data have enough, trained on."""
         assert self.config.ways and self.config.queries
         pool, groups = self.validation, self.pools.validation_groups
         ways = min(self.config.ways[0], self.pools.most_ways(groups, len(pool.names)))
-        return ClassTasks(pool.examples, pool.counts, ways, shots, self.config.queries, groups=groups)
+        return ClassTasks(
+            pool.examples, pool.counts, ways, shots, self.config.queries, groups=groups
+        )
 
     def build(self, outputs: int, unit: bool = False, norm: Norm | None = None) -> nn.Module:
         """The base network of every method.
@@ -81,14 +94,21 @@ class ClassProblem(Problem):
         if len(self.event) == 1:
             return TrunkNet(FeatureTrunk(self.event[0]), outputs)
         channels_in, size = self.event[:2]
-        options = {"norm": norm or NORMS[self.config.normalisation or "group"], **self.pools.network}
+        options = {
+            "norm": norm or NORMS[self.config.normalisation or "group"],
+            **self.pools.network,
+        }
         if self.pools.residual:
             return TrunkNet(ResidualTrunk(channels_in, size, unit=unit, **options), outputs)
         return ConvNet(channels_in, size, outputs, **options)
 
     def build_alone(self, outputs: int) -> nn.Module:
         """The base network where all of it is fitted to a task: statistics of meta-training are no longer its own."""
-        return own_base(self.config, outputs, self.event) if self.config.base else self.build(outputs, norm="group")
+        return (
+            own_base(self.config, outputs, self.event)
+            if self.config.base
+            else self.build(outputs, norm="group")
+        )
 
     @property
     def ways(self) -> int:

@@ -65,7 +65,9 @@ class CurveProblem(Problem):
         if not self.pools:
             return SinusoidTasks(shots, self.config.queries, ragged=1.0 if uneven else 0.0)
         fewest = 1 if uneven else None
-        return PointTasks(self.pools[part], shots, self.config.queries, fewest, centred=self.centred)
+        return PointTasks(
+            self.pools[part], shots, self.config.queries, fewest, centred=self.centred
+        )
 
     def build(self, outputs: int) -> nn.Module:
         """The base network of every method."""
@@ -76,8 +78,9 @@ class CurveProblem(Problem):
     def gaussian(self) -> Learner:
         """A Gaussian of whole sinusoids, of which the trained methods see points only.
 
-        All of them lie in two dimensions around their mean, sin and cos, and are observed without noise. On validation
-        tasks one component is too few, a third changes nothing, and no ridge below 1e-6 is better.
+        All of them lie in two dimensions around their mean, sin and cos, and are observed without
+        noise. On validation tasks one component is too few, a third changes nothing, and no ridge
+        below 1e-6 is better.
         """
         drawn = self.train_source().sample(GAUSSIAN_CURVES, torch.Generator().manual_seed(0))
         amplitude, phase = drawn.hidden.double().split(1, dim=1)
@@ -89,9 +92,14 @@ class CurveProblem(Problem):
         """The inputs of a point, brought to the scale of training."""
         if self.table is not None:
             scale = self._scale(self.table)
-            return Numbers(self.table.features, tuple(scale.x_mean.tolist()), tuple(scale.x_std.tolist()))
+            return Numbers(
+                self.table.features, tuple(scale.x_mean.tolist()), tuple(scale.x_std.tolist())
+            )
         if self.centred:
-            return Numbers(("x",), about="From -1 at the first to 1 at the last point of the curves of a family.")
+            return Numbers(
+                ("x",),
+                about="From -1 at the first to 1 at the last point of the curves of a family.",
+            )
         return Numbers(("x",), about="From -5 to 5.")
 
     def targets(self) -> Targets:
@@ -99,19 +107,25 @@ class CurveProblem(Problem):
         if self.table is None:
             return Targets(("y",), centred=self.centred)
         scale = self._scale(self.table)
-        return Targets((self.table.target,), tuple(scale.y_mean.tolist()), tuple(scale.y_std.tolist()))
+        return Targets(
+            (self.table.target,), tuple(scale.y_mean.tolist()), tuple(scale.y_std.tolist())
+        )
 
     def _scale(self, table: TableTasks) -> Scale:
         """Return the scale of the tasks of meta-training."""
         number = {name: place for place, name in enumerate(table.pool.names)}
-        return Scale.of(table.pool.take(torch.tensor([number[name] for name in self.pools["train"].names])))
+        return Scale.of(
+            table.pool.take(torch.tensor([number[name] for name in self.pools["train"].names]))
+        )
 
     def setting(self, shots: int, ways: int) -> str:
         """Shots."""
         return f"{self.up_to(shots)}-shot"
 
 
-def _pools(config: FewShotOptions, table: TableTasks | None) -> tuple[dict[str, PointPool], tuple[str, ...]]:
+def _pools(
+    config: FewShotOptions, table: TableTasks | None
+) -> tuple[dict[str, PointPool], tuple[str, ...]]:
     """Tasks to train on, to watch and to judge on, none where they are made on the fly; and what was left out."""
     notices: tuple[str, ...] = ()
     if config.kind == "sinusoid":
@@ -121,7 +135,9 @@ def _pools(config: FewShotOptions, table: TableTasks | None) -> tuple[dict[str, 
         notices = tuple(told(table.skipped))
     else:
         pool = load_growth_curves()
-        train, validation, test = (of_families(pool, families) for families in growth_split(config.split))
+        train, validation, test = (
+            of_families(pool, families) for families in growth_split(config.split)
+        )
     return {
         "train": train,
         "validation": validation,

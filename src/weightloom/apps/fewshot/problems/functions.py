@@ -11,8 +11,9 @@ from weightloom.tasks.functions import FunctionTasks, load_mnist
 
 GREY = (0.0, 1.0)
 CNP_QUERIES = 128
-"""Pixels that a conditional neural process is trained on at a time: unlike a generated head it runs its whole network
-for each pixel of each image, and with all pixels it would take a sixth of the steps in the same time."""
+"""Pixels that a conditional neural process is trained on at a time: unlike a generated head it runs
+its whole network for each pixel of each image, and with all pixels it would take a sixth of the
+steps in the same time."""
 
 
 class FunctionProblem(Problem):
@@ -32,7 +33,9 @@ class FunctionProblem(Problem):
         self.train, self.validation = train[:-1000], train[-1000:]
         self.size = int(self.train.shape[-1])
         assert config.test_tasks
-        self.held_out = self.validation if config.held_out == "validation" else test[: config.test_tasks]
+        self.held_out = (
+            self.validation if config.held_out == "validation" else test[: config.test_tasks]
+        )
         for shots in config.shots or ():
             self.test_source(shots)
 
@@ -45,7 +48,9 @@ class FunctionProblem(Problem):
 
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
         """Images never seen, every one once; all pixels are asked for."""
-        return FunctionTasks(self.held_out, shots, fewest_shots=1 if self.config.uneven_shots else None)
+        return FunctionTasks(
+            self.held_out, shots, fewest_shots=1 if self.config.uneven_shots else None
+        )
 
     def validation_source(self, shots: int) -> TaskSource:
         """Images that are not trained on."""
@@ -57,7 +62,10 @@ class FunctionProblem(Problem):
 
     def inputs(self) -> Inputs:
         """Positions of pixels."""
-        return Numbers(("across", "down"), about="Position in a picture that runs from -1 to 1, from the upper left.")
+        return Numbers(
+            ("across", "down"),
+            about="Position in a picture that runs from -1 to 1, from the upper left.",
+        )
 
     def targets(self) -> Targets:
         """The grey value."""

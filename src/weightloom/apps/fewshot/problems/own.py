@@ -1,7 +1,7 @@
 """Tasks of the user's own: a `TaskSource` named on the command line, and what suits the tasks that it draws.
 
-In:   ``module:Class``, called without arguments, or with those of ``shots``, ``queries``, ``ways`` and ``part`` that
-      its signature has.
+In:   ``module:Class``, called without arguments, or with those of ``shots``, ``queries``, ``ways``
+      and ``part`` that its signature has.
 Out:  a classification where labels are whole numbers, a regression where targets are fractions.
 Knows nothing of how tasks are made.
 """
@@ -70,15 +70,22 @@ def _checked(drawn: Tasks, name: str) -> Tasks:
     sides = {"support_x": drawn.support_x, "support_y": drawn.support_y}
     sides |= {"query_x": drawn.query_x, "query_y": drawn.query_y}
     tensors = [value for value in sides.values() if isinstance(value, Tensor)]
-    shapes = {side: tuple(value.shape) for side, value in sides.items() if isinstance(value, Tensor)}
+    shapes = {
+        side: tuple(value.shape) for side, value in sides.items() if isinstance(value, Tensor)
+    }
     labels = len(tensors) == 4 and not drawn.support_y.is_floating_point()
     try:
         if len(tensors) < 4:
             raise ShapeError("inputs and targets are not all tensors")
         Tasks.of(*sides.values(), support_mask=drawn.support_mask, query_mask=drawn.query_mask)
         if drawn.support_x.ndim < 3 or drawn.support_x.shape[2:] != drawn.query_x.shape[2:]:
-            raise ShapeError("inputs are (tasks, rows, *event), the same event in support and query")
-        if drawn.support_y.dtype != drawn.query_y.dtype or drawn.support_y.shape[2:] != drawn.query_y.shape[2:]:
+            raise ShapeError(
+                "inputs are (tasks, rows, *event), the same event in support and query"
+            )
+        if (
+            drawn.support_y.dtype != drawn.query_y.dtype
+            or drawn.support_y.shape[2:] != drawn.query_y.shape[2:]
+        ):
             raise ShapeError("targets of support and query are alike")
         if drawn.support_y.ndim != (2 if labels else 3):
             raise ShapeError("targets are (tasks, rows, out), labels (tasks, rows)")
@@ -120,7 +127,9 @@ def own_problem(config: FewShotOptions) -> Problem:
                 f"`{option}` with `--data {config.data}`. A source of your own says itself which tasks it draws. "
                 f"Leave `{option}` out."
             )
-    drawn = make_source(config, "train", config.shots[0]).sample(2, torch.Generator().manual_seed(0))
+    drawn = make_source(config, "train", config.shots[0]).sample(
+        2, torch.Generator().manual_seed(0)
+    )
     return OwnCurves(config) if drawn.support_y.is_floating_point() else OwnClasses(config)
 
 
@@ -136,7 +145,12 @@ def arguments_of(data: str) -> tuple[Callable[..., Any], set[str]]:
 def make_source(config: FewShotOptions, part: str, shots: int, ways: int | None = None) -> OwnTasks:
     """Call the class of the user's own for one part of the tasks."""
     made, takes = arguments_of(config.data)
-    asked = {"shots": shots, "queries": config.queries, "ways": ways or config.ways[0], "part": part}
+    asked = {
+        "shots": shots,
+        "queries": config.queries,
+        "ways": ways or config.ways[0],
+        "part": part,
+    }
     arguments = {name: value for name, value in asked.items() if name in takes}
     try:
         source = made(**arguments)
@@ -158,9 +172,7 @@ def protocol_of(data: str) -> str:
     """Say how tasks to train on and to be judged on are kept apart, for the record."""
     if "part" in arguments_of(data)[1]:
         return f"`{data}` says itself which tasks are for train, validation and test."
-    return (
-        f"`{data}` has no argument `part`: train, validation and test are tasks of one source with seeds of their own."
-    )
+    return f"`{data}` has no argument `part`: train, validation and test are tasks of one source with seeds of their own."
 
 
 class _Own:
@@ -171,7 +183,9 @@ class _Own:
     def _look(self, config: FewShotOptions) -> Tasks:
         """Draw once, and take from the tasks what the class is not asked for."""
         takes = arguments_of(config.data)[1]
-        drawn = make_source(config, "test", config.shots[0]).sample(2, torch.Generator().manual_seed(0))
+        drawn = make_source(config, "test", config.shots[0]).sample(
+            2, torch.Generator().manual_seed(0)
+        )
         labels = not drawn.support_y.is_floating_point()
         ways = int(drawn.support_y.max()) + 1 if labels else 1
         if labels and "ways" in takes and ways != config.ways[0]:
@@ -193,7 +207,12 @@ class _Own:
 
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
         """The part to be judged on."""
-        return make_source(self.config, "validation" if self.config.held_out == "validation" else "test", shots, ways)
+        return make_source(
+            self.config,
+            "validation" if self.config.held_out == "validation" else "test",
+            shots,
+            ways,
+        )
 
     def validation_source(self, shots: int) -> TaskSource:
         """The part to watch a training by."""
@@ -214,12 +233,18 @@ class OwnClasses(_Own, ClassProblem):
         drawn = self._look(config)
         self.event = tuple(drawn.support_x.shape[2:])
         names = tuple(f"class {number}" for number in range(max(self.config.ways)))
-        pool = ClassPool(torch.zeros(len(names), 1, *self.event), torch.ones(len(names), dtype=torch.int64), names)
+        pool = ClassPool(
+            torch.zeros(len(names), 1, *self.event),
+            torch.ones(len(names), dtype=torch.int64),
+            names,
+        )
         small: dict[str, Any] = {"channels": 32, "blocks": 2, "levels": 2}
         residual = len(self.event) == 1 or max(self.event[1:]) >= SMALL
         self.pools = Pools(pool, pool, pool, {} if residual else small, residual, start_scale=6.0)
         self.train = self.validation = self.held_out = pool
-        if not config.base and not (len(self.event) == 1 or (len(self.event) == 3 and self.event[1] == self.event[2])):
+        if not config.base and not (
+            len(self.event) == 1 or (len(self.event) == 3 and self.event[1] == self.event[2])
+        ):
             raise ConfigError(
                 f"`{config.data}` draws inputs of shape {self.event}. Without more ado features (n,) and square images "
                 "(channels, size, size) are read. Pass a network for them, as in `--base my_networks:Net`."
@@ -260,7 +285,9 @@ class OwnCurves(_Own, CurveProblem):
 
     def targets(self) -> Targets:
         """As the source gives them."""
-        return Targets(("y",) if self.y_dim == 1 else tuple(f"y{number}" for number in range(self.y_dim)))
+        return Targets(
+            ("y",) if self.y_dim == 1 else tuple(f"y{number}" for number in range(self.y_dim))
+        )
 
 
 def _inputs(event: tuple[int, ...]) -> Inputs:

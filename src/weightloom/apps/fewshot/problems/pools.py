@@ -48,7 +48,8 @@ class Pools:
     start_scale: float = 1.0
     """How sharp heads are at step 0."""
     unit_scale: float | None = None
-    """Bring the features of the generated head to one length, and start it as sharp as this; None leaves them."""
+    """Bring the features of the generated head to one length, and start it as sharp as this; None
+    leaves them."""
     tell_all_apart: bool = False
     """Train trunks also to tell all training classes apart, whatever the head."""
     augment: Augment | None = None
@@ -74,7 +75,9 @@ def load_pools(config: FewShotOptions) -> Pools:
 def pick(pool: ClassPool, classes: list[int]) -> ClassPool:
     """Take some classes of a pool."""
     texts = tuple(pool.sentences[i] for i in classes) if pool.sentences else ()
-    return ClassPool(pool.examples[classes], pool.counts[classes], tuple(pool.names[i] for i in classes), texts)
+    return ClassPool(
+        pool.examples[classes], pool.counts[classes], tuple(pool.names[i] for i in classes), texts
+    )
 
 
 def _digits(config: FewShotOptions) -> Pools:
@@ -101,7 +104,9 @@ def _omniglot(config: FewShotOptions) -> Pools:
     if config.held_out == "validation":
         train, test = train[:1100], train[1100:]
     known = pick(pool, train)
-    return Pools(rotated(known, (1, 2, 3)), known, pick(pool, test), augment=Jitter(0.5), start_scale=6.0)
+    return Pools(
+        rotated(known, (1, 2, 3)), known, pick(pool, test), augment=Jitter(0.5), start_scale=6.0
+    )
 
 
 def _omniglot_alphabets(config: FewShotOptions) -> Pools:
@@ -166,7 +171,8 @@ def _spoken_digits(config: FewShotOptions) -> Pools:
 def _intents(config: FewShotOptions) -> Pools:
     """Requests to a voice assistant to train on, a bank's customers to judge on.
 
-    To tune, the requests that are about banks and cards are held out and judged on: they are nearest to the bank's.
+    To tune, the requests that are about banks and cards are held out and judged on: they are
+    nearest to the bank's.
     """
     pool, domains = load_intent_pool("clinc150"), load_intents("clinc150").groups
     near = torch.isin(domains, torch.tensor(NEAR_DOMAINS))
@@ -193,7 +199,9 @@ def _folder(config: FewShotOptions) -> Pools:
                 f"the classes themselves, as in `--data {Path(config.data) / 'train'}`: they are split by a seed."
             )
     channels, size = loaded.pool.examples.shape[2:4]
-    notices = [f"{loaded.pool.examples.shape[0]} classes of pictures, made {size}x{size} with {channels} channels: "]
+    notices = [
+        f"{loaded.pool.examples.shape[0]} classes of pictures, made {size}x{size} with {channels} channels: "
+    ]
     notices[0] += ", ".join(f"{len(part.names)} for {name}" for name, part in parts.items())
     notices += told(loaded.skipped)
     return Pools(

@@ -20,7 +20,8 @@ from weightloom.runs.record import Role
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
 
 NORMS = ("hyper-film", "film", "protonet-unit")
-"""Methods that generate norms of the library's own base networks, or add one, and do not know those of others."""
+"""Methods that generate norms of the library's own base networks, or add one, and do not know those
+of others."""
 
 
 class Yardstick(NamedTuple):
@@ -45,11 +46,13 @@ class Problem(ABC):
     at_once: int
     """How many tasks are judged in one pass."""
     alike: str = ""
-    """Data set of the library whose methods, with their settings, suit these tasks; empty: the data set itself."""
+    """Data set of the library whose methods, with their settings, suit these tasks; empty: the data
+    set itself."""
     without: tuple[str, ...] = ()
     """Methods among them that know more of that data set than is known of these."""
     many: int = 0
-    """Tasks that are adapted to at the end of a run to see how long that takes; 0: it is not looked at."""
+    """Tasks that are adapted to at the end of a run to see how long that takes; 0: it is not looked
+    at."""
 
     @property
     def ways(self) -> int | None:
@@ -79,7 +82,10 @@ class Problem(ABC):
     def methods(self) -> dict[str, Callable[[], Learner]]:
         """Builders of the methods that solve these tasks, by name, as `weightloom.apps.fewshot.methods` has them."""
         builds = builds_of(self.alike or self.config.kind)
-        odd = [*self.without, *(NORMS if self.config.base and self.kind == "classification" else ())]
+        odd = [
+            *self.without,
+            *(NORMS if self.config.base and self.kind == "classification" else ()),
+        ]
         return {name: partial(build, self) for name, build in builds.items() if name not in odd}
 
     def yardsticks(self, learner: Learner) -> list["Yardstick"]:
@@ -141,13 +147,18 @@ class Problem(ABC):
         """Build a method by name, or one of the user's own.
 
         Args:
-            method: A name, or ``module:Class`` for something that is called with this problem and gives a `Learner`.
+            method: A name, or ``module:Class`` for something that is called with this problem and
+                gives a `Learner`.
 
         Raises:
             ConfigError: If there is no such module or class, or what it gives is not a `Learner`.
         """
         own = ":" in method
-        learner = called(method, "A method", "--method my_methods:MyLearner", self) if own else self.methods()[method]()
+        learner = (
+            called(method, "A method", "--method my_methods:MyLearner", self)
+            if own
+            else self.methods()[method]()
+        )
         if not isinstance(learner, Learner):
             raise ConfigError(
                 f"`{method}` gave a {type(learner).__name__}. A method is a `Learner`, with `adapt` and `predict`. "

@@ -75,12 +75,16 @@ def _fewest(problem: CameraProblem) -> tuple[int, int]:
 def _first_camera(problem: CameraProblem, early: bool) -> Tasks:
     shots, ways = _fewest(problem)
     left = len(problem.validation[0] if early else problem.held_out[0]) - shots * ways
-    return problem.camera_source(early, ways, shots, min(SHOWN_QUERIES, left)).sample(1, generator())
+    return problem.camera_source(early, ways, shots, min(SHOWN_QUERIES, left)).sample(
+        1, generator()
+    )
 
 
 def _restoring(learners: dict[str, Learner]) -> dict[str, RestoringLearner]:
     """The methods that restore pictures: matching by hand first, then the one that the run is about."""
-    found = {name: learner for name, learner in learners.items() if isinstance(learner, RestoringLearner)}
+    found = {
+        name: learner for name, learner in learners.items() if isinstance(learner, RestoringLearner)
+    }
     return {name: found[name] for name in ("matching", next(iter(learners))) if name in found}
 
 

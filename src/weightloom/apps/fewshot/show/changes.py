@@ -21,7 +21,9 @@ ROWS, COLUMNS = 40, 64
 """As much of a matrix is drawn at most."""
 
 
-def changes(learner: Learner, problem: Problem, early: bool, titles: Callable[[Tasks], list[str]]) -> Shown | str:
+def changes(
+    learner: Learner, problem: Problem, early: bool, titles: Callable[[Tasks], list[str]]
+) -> Shown | str:
     """Hold the parameters of two tasks against the base's own values, and against each other."""
     shots = max(problem.config.shots or (1,))
     tasks = source_of(problem, shots, early).sample(2, generator())
@@ -64,7 +66,12 @@ def _row(name: str, value: Tensor, own: Tensor | None) -> dict[str, Any]:
     apart = float((value[0] - value[1]).norm())
     if own is None:
         size = float(norms.square().mean().sqrt())
-        return {"name": name, "relative": None, "apart": apart / size if size else 0.0, "size": size}
+        return {
+            "name": name,
+            "relative": None,
+            "apart": apart / size if size else 0.0,
+            "size": size,
+        }
     size = float(own.norm())
     relative = [float((each - own).norm()) / size for each in value]
     return {"name": name, "relative": relative, "apart": apart / size, "size": size}
@@ -72,4 +79,8 @@ def _row(name: str, value: Tensor, own: Tensor | None) -> dict[str, Any]:
 
 def _by_class(value: Tensor, problem: Problem, tasks: Tasks) -> bool:
     """Whether the last matrix has a row for every class of a task."""
-    return isinstance(problem, ClassProblem) and value.ndim == 3 and value.shape[1] == Learner.ways_of(tasks.support)
+    return (
+        isinstance(problem, ClassProblem)
+        and value.ndim == 3
+        and value.shape[1] == Learner.ways_of(tasks.support)
+    )

@@ -34,7 +34,9 @@ def worst(learner: Learner, problem: ClassProblem, early: bool) -> Shown:
     """The tasks of lowest accuracy among many."""
     tasks, outputs, scores, looked = lowest(learner, problem, _source(problem, early), better=1)
     tensors, facts = _looked_at(tasks, outputs, problem, early)
-    tensors, facts = ({f"worst_{name}": value for name, value in part.items()} for part in (tensors, facts))
+    tensors, facts = (
+        {f"worst_{name}": value for name, value in part.items()} for part in (tensors, facts)
+    )
     return tensors | {"worst_scores": scores}, facts | {"worst_of": looked}
 
 
@@ -51,7 +53,10 @@ def conditions(learner: Learner, problem: ClassProblem, early: bool) -> Shown | 
         shown = classes.unique()[:MAP_CLASSES]
         kept = torch.isin(classes, shown)
         return (
-            {"conditions": known[kept], "condition_class": torch.searchsorted(shown, classes[kept])},
+            {
+                "conditions": known[kept],
+                "condition_class": torch.searchsorted(shown, classes[kept]),
+            },
             {"condition_names": [pool.names[i] for i in shown.tolist()], "condition_of": "class"},
         )
     return by_score(learner, source)
@@ -89,11 +94,18 @@ def _source(problem: ClassProblem, early: bool) -> TaskSource:
 
 def _looked_at(tasks: Tasks, outputs: Tensor, problem: ClassProblem, early: bool) -> Shown:
     confidence, chosen = outputs.float().softmax(2).max(2)
-    tensors = {"support_y": tasks.support_y, "support_mask": tasks.support_mask, "query_y": tasks.query_y}
+    tensors = {
+        "support_y": tasks.support_y,
+        "support_mask": tasks.support_mask,
+        "query_y": tasks.query_y,
+    }
     if tasks.support_x.ndim == 2 + PICTURE:
         tensors |= {"support_x": tasks.support_x, "query_x": tasks.query_x}
     tensors |= {"predicted": chosen, "confidence": confidence}
-    return tensors, {"class_names": class_names(problem, early, tasks), **_texts(tasks, problem, early)}
+    return tensors, {
+        "class_names": class_names(problem, early, tasks),
+        **_texts(tasks, problem, early),
+    }
 
 
 def _texts(tasks: Tasks, problem: ClassProblem, early: bool) -> dict[str, list[list[str]]]:
@@ -110,7 +122,10 @@ def _texts(tasks: Tasks, problem: ClassProblem, early: bool) -> dict[str, list[l
     sides = {"support": (tasks.support_x, tasks.support_y), "query": (tasks.query_x, tasks.query_y)}
     return {
         f"{side}_texts": [
-            [text(x, int(classes[task, label])) for x, label in zip(points, labels.tolist(), strict=True)]
+            [
+                text(x, int(classes[task, label]))
+                for x, label in zip(points, labels.tolist(), strict=True)
+            ]
             for task, (points, labels) in enumerate(zip(*both, strict=True))
         ]
         for side, both in sides.items()

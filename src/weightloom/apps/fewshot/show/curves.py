@@ -31,7 +31,9 @@ def predicted(learner: Learner, problem: CurveProblem, early: bool) -> Shown:
         tasks = source.sample(SCATTER_TASKS, generator())
         kept = torch.randperm(tasks.query_y.numel(), generator=generator())[:SCATTER_POINTS]
         pairs = {"scatter_true": tasks.query_y, "scatter_predicted": learner.answer(tasks)}
-        return {name: values.flatten()[kept] for name, values in pairs.items()}, {"scatter_shots": most}
+        return {name: values.flatten()[kept] for name, values in pairs.items()}, {
+            "scatter_shots": most
+        }
     shots = [count for count in CURVE_SHOTS if count < most] + [most]
     tasks = source.sample(SHOWN_TASKS, generator())
     return _drawn(learner, tasks, shots, problem, early)
@@ -40,11 +42,16 @@ def predicted(learner: Learner, problem: CurveProblem, early: bool) -> Shown:
 def worst(learner: Learner, problem: CurveProblem, early: bool) -> Shown | str:
     """The tasks of largest error among many."""
     most = max(problem.config.shots or (1,))
-    tasks, outputs, scores, looked = lowest(learner, problem, source_of(problem, most, early), better=-1)
+    tasks, outputs, scores, looked = lowest(
+        learner, problem, source_of(problem, most, early), better=-1
+    )
     found = {"worst_scores": scores}
     names = {"worst_of": looked, "worst_titles": titles(problem, early, tasks)}
     if problem.x_dim > 1:
-        return found | {"worst_true": tasks.query_y.flatten(1), "worst_predicted": outputs.flatten(1)}, names
+        return found | {
+            "worst_true": tasks.query_y.flatten(1),
+            "worst_predicted": outputs.flatten(1),
+        }, names
     tensors, facts = _drawn(learner, tasks, [most], problem, early)
     found |= {f"worst_{name}": value for name, value in tensors.items()}
     return found, names | {f"worst_{name}": value for name, value in facts.items()}
@@ -52,7 +59,9 @@ def worst(learner: Learner, problem: CurveProblem, early: bool) -> Shown | str:
 
 def conditions(learner: Learner, problem: CurveProblem, early: bool) -> Shown | str:
     """What the method knows of each task, by its family, or by the numbers behind it."""
-    tasks = source_of(problem, max(problem.config.shots or (1,)), early).sample(MAP_TASKS, generator())
+    tasks = source_of(problem, max(problem.config.shots or (1,)), early).sample(
+        MAP_TASKS, generator()
+    )
     known = mapped_condition(learner, tasks)
     if known is None:
         return "The method has no condition to draw."
@@ -63,19 +72,30 @@ def conditions(learner: Learner, problem: CurveProblem, early: bool) -> Shown | 
         return tensors | {"condition_value": tasks.hidden}, names
     groups = tasks.hidden[:, 1].unique() if pool else tasks.hidden[:0]
     if pool and len(groups) > 1:
-        families = {int(group): pool.names[int(task)].partition("/")[0] for task, group in tasks.hidden}
+        families = {
+            int(group): pool.names[int(task)].partition("/")[0] for task, group in tasks.hidden
+        }
         shown = torch.searchsorted(groups, tasks.hidden[:, 1].contiguous())
-        names = {"condition_names": [families[group] for group in groups.tolist()], "condition_of": "task"}
+        names = {
+            "condition_names": [families[group] for group in groups.tolist()],
+            "condition_of": "task",
+        }
         return tensors | {"condition_class": shown}, names
     mean = tasks.query_y.flatten(1).mean(1, keepdim=True)
-    return tensors | {"condition_value": mean}, {"condition_value_names": ["mean target"], "condition_of": "task"}
+    return tensors | {"condition_value": mean}, {
+        "condition_value_names": ["mean target"],
+        "condition_of": "task",
+    }
 
 
 def titles(problem: CurveProblem, early: bool, tasks: Tasks) -> list[str]:
     """Name tasks as the data do, or by amplitude and phase."""
     pool = pool_of(problem, early)
     if problem.config.kind == "sinusoid":
-        return [f"amplitude {amplitude:.2f}, phase {phase:.2f}" for amplitude, phase in tasks.hidden.tolist()]
+        return [
+            f"amplitude {amplitude:.2f}, phase {phase:.2f}"
+            for amplitude, phase in tasks.hidden.tolist()
+        ]
     if pool is None:
         return [f"task {task}" for task in range(len(tasks.hidden))]
     return [pool.names[int(task)] for task in tasks.hidden[:, 0]]
@@ -87,7 +107,9 @@ def pool_of(problem: CurveProblem, early: bool) -> PointPool | None:
     return source.pool if isinstance(source, PointTasks) else None
 
 
-def _drawn(learner: Learner, tasks: Tasks, shots: list[int], problem: CurveProblem, early: bool) -> Shown:
+def _drawn(
+    learner: Learner, tasks: Tasks, shots: list[int], problem: CurveProblem, early: bool
+) -> Shown:
     """Predict whole curves from the first so many support points of each task."""
     x = _grid(tasks)
     drawn = []

@@ -21,7 +21,8 @@ Shown = tuple[dict[str, Tensor], dict[str, Any]]
 SHOWN_TASKS = 6
 MAP_TASKS = 200
 WORST_OF = 200
-"""Tasks among which the worst are looked for, fewer where that takes longer than `WORST_S` seconds."""
+"""Tasks among which the worst are looked for, fewer where that takes longer than `WORST_S`
+seconds."""
 WORST_KEPT = 3
 WORST_S = 8.0
 FIRST_PART = 5
@@ -91,7 +92,9 @@ def fewer_queries(tasks: Tasks, queries: int) -> Tasks:
     return tasks._replace(query=query._replace(mask=kept.gather(1, first)))
 
 
-def lowest(learner: Learner, problem: Problem, source: TaskSource, better: int) -> tuple[Tasks, Tensor, Tensor, int]:
+def lowest(
+    learner: Learner, problem: Problem, source: TaskSource, better: int
+) -> tuple[Tasks, Tensor, Tensor, int]:
     """Look for the tasks with the worst scores.
 
     Args:
@@ -101,7 +104,8 @@ def lowest(learner: Learner, problem: Problem, source: TaskSource, better: int) 
         better: 1 where a higher score is better, -1 where a lower one is.
 
     Returns:
-        The worst tasks, worst first, what was answered to them, their scores, and among how many they were found.
+        The worst tasks, worst first, what was answered to them, their scores, and among how many
+        they were found.
     """
     looked, kept = 0, None
     for drawn, outputs in answered(learner, source, at_most(WORST_OF, problem), WORST_S):

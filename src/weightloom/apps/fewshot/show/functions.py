@@ -27,13 +27,17 @@ def predicted(learner: Learner, problem: FunctionProblem, early: bool) -> Shown:
     tensors: dict[str, Tensor] = {}
     for count in shots:
         source = source_of(problem, count, early)
-        tasks = source.sample(SHOWN_IMAGES, generator())  # the same images from every number of pixels
+        tasks = source.sample(
+            SHOWN_IMAGES, generator()
+        )  # the same images from every number of pixels
         height, width = image_size(source)
         tensors |= _looked_at(tasks, learner.answer(tasks), height, width, f"_{count}")
         if count == shots[-1]:
             fine = pixel_positions(FINER * height, FINER * width).expand(len(tasks.query_x), -1, -1)
             values = learner.predict(learner.adapt(tasks.support), fine)
-            tensors["image_fine"] = values[..., 0].float().unflatten(1, (FINER * height, FINER * width))
+            tensors["image_fine"] = (
+                values[..., 0].float().unflatten(1, (FINER * height, FINER * width))
+            )
     return tensors, {"image_shots": shots, "titles": titles(problem, early, tasks)}
 
 
@@ -44,13 +48,19 @@ def worst(learner: Learner, problem: FunctionProblem, early: bool) -> Shown:
     tasks, outputs, scores, looked = lowest(learner, problem, source, better=-1)
     tensors = _looked_at(tasks, outputs, *image_size(source), f"_{shots}")
     found = {f"worst_{name}": value for name, value in tensors.items()}
-    names = {"worst_image_shots": [shots], "worst_of": looked, "worst_titles": titles(problem, early, tasks)}
+    names = {
+        "worst_image_shots": [shots],
+        "worst_of": looked,
+        "worst_titles": titles(problem, early, tasks),
+    }
     return found | {"worst_scores": scores}, names
 
 
 def conditions(learner: Learner, problem: FunctionProblem, early: bool) -> Shown | str:
     """What the method knows of each image, by how much ink it has."""
-    tasks = source_of(problem, max(problem.config.shots or (1,)), early).sample(MAP_TASKS, generator())
+    tasks = source_of(problem, max(problem.config.shots or (1,)), early).sample(
+        MAP_TASKS, generator()
+    )
     known = mapped_condition(learner, tasks)
     if known is None:
         return "The method has no condition to draw."
@@ -74,13 +84,21 @@ def image_size(source: object) -> tuple[int, int]:
 def observed_pixels(tasks: Tasks, height: int, width: int) -> Tensor:
     """Return True where a pixel is in the support set, (tasks, height, width)."""
     size = torch.tensor([width, height])
-    column, row = ((tasks.support_x + 1) / 2 * size).floor().long().clamp(min=0).minimum(size - 1).unbind(2)
+    column, row = (
+        ((tasks.support_x + 1) / 2 * size).floor().long().clamp(min=0).minimum(size - 1).unbind(2)
+    )
     seen = torch.zeros(len(tasks.support_x), height * width)
-    return (seen.scatter_add(1, row * width + column, tasks.support_mask.float()) > 0).unflatten(1, (height, width))
+    return (seen.scatter_add(1, row * width + column, tasks.support_mask.float()) > 0).unflatten(
+        1, (height, width)
+    )
 
 
-def _looked_at(tasks: Tasks, outputs: Tensor, height: int, width: int, end: str) -> dict[str, Tensor]:
-    truth, completed = (values[..., 0].float().unflatten(1, (height, width)) for values in (tasks.query_y, outputs))
+def _looked_at(
+    tasks: Tasks, outputs: Tensor, height: int, width: int, end: str
+) -> dict[str, Tensor]:
+    truth, completed = (
+        values[..., 0].float().unflatten(1, (height, width)) for values in (tasks.query_y, outputs)
+    )
     return {
         "image_truth": truth,
         f"image_observed{end}": observed_pixels(tasks, height, width),

@@ -45,16 +45,28 @@ def sweep(learners: dict[str, Learner], problem: Problem, early: bool) -> Shown 
     if not rows:
         return "The methods of this run are too slow, or the data too few, to be scored at other shots in passing."
     name = "mse" if problem.kind == "regression" else "accuracy"
-    facts = {"name": name, "rows": rows, "ours": next(iter(learners)), "ways": _own_ways(problem), "early": early}
+    facts = {
+        "name": name,
+        "rows": rows,
+        "ours": next(iter(learners)),
+        "ways": _own_ways(problem),
+        "early": early,
+    }
     return {}, {"sweep": facts}
 
 
-def _points(learners: dict[str, Learner], problem: Problem, early: bool) -> list[tuple[str, int, int]]:
+def _points(
+    learners: dict[str, Learner], problem: Problem, early: bool
+) -> list[tuple[str, int, int]]:
     """Method, ways and shots of every point, those first that say most."""
     config, ours, own_ways = problem.config, next(iter(learners)), _own_ways(problem)
     usual = PIXELS if isinstance(problem, FunctionProblem) else SHOTS
     shots = sorted({*usual, *(config.shots or ())})
-    ways = sorted({*WAYS, *(config.ways or ())} - {own_ways}) if problem.kind == "classification" else []
+    ways = (
+        sorted({*WAYS, *(config.ways or ())} - {own_ways})
+        if problem.kind == "classification"
+        else []
+    )
     if early:
         return [(ours, own_ways, count) for count in config.shots or ()]
     own = [(method, own_ways, count) for count in shots for method in learners]
@@ -76,7 +88,12 @@ def _scored(
     most = at_most(SWEPT_TASKS, problem)
     queries = QUERIES if isinstance(problem, ClassProblem) else None
     scores = [
-        score_per_task(outputs, tasks.query) for tasks, outputs in answered(learner, source, most, limit_s, queries)
+        score_per_task(outputs, tasks.query)
+        for tasks, outputs in answered(learner, source, most, limit_s, queries)
     ]
     per_task = torch.cat(scores)
-    return {**summary(per_task), "tasks": len(per_task)} if len(per_task) >= min(most, FEWEST_TASKS) else None
+    return (
+        {**summary(per_task), "tasks": len(per_task)}
+        if len(per_task) >= min(most, FEWEST_TASKS)
+        else None
+    )

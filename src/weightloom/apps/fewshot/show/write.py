@@ -26,11 +26,12 @@ Part = Callable[[], Shown | str]
 def showcase(learners: dict[str, Learner], problem: Problem, early: bool = False) -> Shown:
     """Gather what the report draws.
 
-    A part that a method cannot give, or fails at, is left out with a sentence in the facts: a picture must not cost a
-    run its record.
+    A part that a method cannot give, or fails at, is left out with a sentence in the facts: a
+    picture must not cost a run its record.
 
     Args:
-        learners: The methods; put into eval mode. What the first does is shown, its scores beside those of the others.
+        learners: The methods; put into eval mode. What the first does is shown, its scores beside
+            those of the others.
         problem: Where tasks come from.
         early: During training: show validation tasks, so that meta-test stays untouched.
     """

@@ -51,14 +51,22 @@ def build_agent(method: str, world: World, config: RLOptions) -> Any:
             f"`--env {world.name}` has actions {world.action_space}. Agents here give numbers (Box) or one of several "
             "(Discrete). Wrap the environment so that its actions are one of the two."
         )
-    if len(world.action_space.shape or ()) != (0 if discrete else 1) or getattr(world.action_space, "start", 0) != 0:
+    if (
+        len(world.action_space.shape or ()) != (0 if discrete else 1)
+        or getattr(world.action_space, "start", 0) != 0
+    ):
         raise ConfigError(
             f"`--env {world.name}` has actions {world.action_space}. Agents here give a flat vector of numbers, or an "
             "index from 0 on. Wrap the environment in `gymnasium.wrappers.TransformAction`."
         )
     env = Between(world.training(config.rows, config.seed), config.reward_scale, remembers(config))
     plan = plan_of(method, world, config)
-    known: dict[str, Any] = {"gamma": config.discount, "seed": config.seed, "device": "cpu", "verbose": 0}
+    known: dict[str, Any] = {
+        "gamma": config.discount,
+        "seed": config.seed,
+        "device": "cpu",
+        "verbose": 0,
+    }
     known |= {"learning_rate": Falling(config.rate_of(method), config.final_rate or 1.0)}
     kwargs: dict[str, Any] = {"plan": plan, "optimizer_kwargs": {"fused": True}}
     if config.algorithm in ("td3", "sac"):
@@ -103,12 +111,22 @@ class Falling:
 
     def __call__(self, left: float | int) -> float:
         """Return the rate where a share of the run is left."""
-        left = max(left, 0.0)  # below zero where the last rollout goes beyond the steps that were asked for
+        left = max(
+            left, 0.0
+        )  # below zero where the last rollout goes beyond the steps that were asked for
         return self.first * (self.share + (1 - self.share) * left)
 
 
-def _off_policy(env: Between, config: RLOptions, known: dict[str, Any], kwargs: dict[str, Any]) -> Any:
-    assert config.rows and config.steps and config.updates and config.noise is not None and config.batch
+def _off_policy(
+    env: Between, config: RLOptions, known: dict[str, Any], kwargs: dict[str, Any]
+) -> Any:
+    assert (
+        config.rows
+        and config.steps
+        and config.updates
+        and config.noise is not None
+        and config.batch
+    )
     known |= {
         "learning_starts": config.warm_up,
         "batch_size": config.batch,

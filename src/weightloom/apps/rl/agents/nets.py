@@ -24,7 +24,14 @@ Outputs = Mapping[str, int]
 """Numbers that each network gives, by its name."""
 Rows = Float[Tensor, "rows numbers"]
 Kind = Literal["hypernetwork", "context-only", "film", "input-matched", "concat", "none"]
-KINDS: tuple[Kind, ...] = ("hypernetwork", "context-only", "film", "input-matched", "concat", "none")
+KINDS: tuple[Kind, ...] = (
+    "hypernetwork",
+    "context-only",
+    "film",
+    "input-matched",
+    "concat",
+    "none",
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ class Sizes:
     rank: int = 8
     """Of what is generated of each matrix that is larger."""
     unit: bool = False
-    """Whether what the trunk gives is brought to length one before parameters are generated from it."""
+    """Whether what the trunk gives is brought to length one before parameters are generated from
+    it."""
 
 
 class ModulatedLayer(nn.Module):
@@ -76,8 +84,8 @@ class ModulatedLayer(nn.Module):
         outputs: Numbers it gives.
 
     Source:
-        Sarafian, Keynan and Kraus, "Recomposing the reinforcement learning building blocks with hypernetworks" (2021),
-        section 4: the dynamic network, its gain as here 1 + g.
+        Sarafian, Keynan and Kraus, "Recomposing the reinforcement learning building blocks with
+        hypernetworks" (2021), section 4: the dynamic network, its gain as here 1 + g.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
@@ -136,27 +144,30 @@ class SideBySide(nn.Module):
 class GeneratedNetwork(nn.Module):
     """y = f(x; h(z)): z is [context | state], or the context alone, and x is [state | action].
 
-    A residual trunk reads z, a linear head writes the parameters of a `ModulatedLayer` for each output: matrices as a
-    change of low rank to a shared one, everything else in full. At step 0 every row gets the same networks. Where z is
-    the context alone, parameters are generated once for each different context among the rows, and without gradients
-    they are kept as long as contexts and own parameters stay as they are: a policy that acts generates once an episode.
+    A residual trunk reads z, a linear head writes the parameters of a `ModulatedLayer` for each
+    output: matrices as a change of low rank to a shared one, everything else in full. At step 0
+    every row gets the same networks. Where z is the context alone, parameters are generated once
+    for each different context among the rows, and without gradients they are kept as long as
+    contexts and own parameters stay as they are: a policy that acts generates once an episode.
 
-    One step of Adam moves a generated parameter by the learning rate times the sum of the trunk's features, where it
-    moves a parameter of a plain network by the learning rate. Where states are large, so is that sum: a policy with a
-    tanh at its end is soon at one of its limits, and stays there. With ``sizes.unit`` features have length one.
+    One step of Adam moves a generated parameter by the learning rate times the sum of the trunk's
+    features, where it moves a parameter of a plain network by the learning rate. Where states are
+    large, so is that sum: a policy with a tanh at its end is soon at one of its limits, and stays
+    there. With ``sizes.unit`` features have length one.
 
     Args:
         columns: What rows hold.
         outputs: Numbers that each network gives, by its name: one hypernetwork writes all of them.
         sizes: How large it is.
         generate: Which parameters of the `ModulatedLayer` are generated.
-        condition: What z is: all that is seen, the context alone, or a context that differs from row to row.
+        condition: What z is: all that is seen, the context alone, or a context that differs from
+            row to row.
 
     Source:
-        Botteghi et al., "HypeRL" (2026), and Sarafian et al. (2021), section 4 and appendix A. Low rank, and x with
-        the state beside the action, are ours: theirs generates the matrix in full, and its critic reads the action.
-        Policy and value from one hypernetwork: Beck et al., "Recurrent hypernetworks are surprisingly strong in
-        meta-RL" (2023).
+        Botteghi et al., "HypeRL" (2026), and Sarafian et al. (2021), section 4 and appendix A. Low
+        rank, and x with the state beside the action, are ours: theirs generates the matrix in full,
+        and its critic reads the action. Policy and value from one hypernetwork: Beck et al.,
+        "Recurrent hypernetworks are surprisingly strong in meta-RL" (2023).
     """
 
     def __init__(
@@ -168,12 +179,19 @@ class GeneratedNetwork(nn.Module):
         condition: Literal["seen", "context", "memory"] = "seen",
     ) -> None:
         super().__init__()
-        self.read, self.condition = columns.acted, columns.seen if condition == "seen" else columns.told
+        self.read, self.condition = (
+            columns.acted,
+            columns.seen if condition == "seen" else columns.told,
+        )
         self.repeats, self.unit = condition == "context", sizes.unit
         self.trunk = ResidualMLP(self.condition.stop, sizes.width, sizes.blocks)
         inputs = columns.state + columns.action
-        base = SideBySide({name: ModulatedLayer(inputs, sizes.hidden, count) for name, count in outputs.items()})
-        self.hyper = MLPHyperNetwork(base, sizes.width, generate, hidden=(), form=LowRank(sizes.rank))
+        base = SideBySide(
+            {name: ModulatedLayer(inputs, sizes.hidden, count) for name, count in outputs.items()}
+        )
+        self.hyper = MLPHyperNetwork(
+            base, sizes.width, generate, hidden=(), form=LowRank(sizes.rank)
+        )
         self._kept: tuple[Tensor, list[int], Params] | None = None
 
     def generate(self, rows: Rows) -> Params:
@@ -183,7 +201,9 @@ class GeneratedNetwork(nn.Module):
             return self._written(z)
         if torch.is_grad_enabled():
             contexts, place = torch.unique(z.detach(), dim=0, return_inverse=True)
-            return Params({name: _taken(value, place) for name, value in self._written(contexts).items()})
+            return Params(
+                {name: _taken(value, place) for name, value in self._written(contexts).items()}
+            )
         versions = [parameter._version for parameter in self.parameters()]
         if self._kept is None or self._kept[1] != versions or not torch.equal(self._kept[0], z):
             self._kept = (z.clone(), versions, self._written(z))
@@ -196,7 +216,9 @@ class GeneratedNetwork(nn.Module):
 
     def forward(self, rows: Rows) -> Float[Tensor, "rows outputs"]:
         """Generate networks for each row and run them on that row."""
-        outputs: Tensor = apply_per_task(self.hyper.base, self.generate(rows), rows[:, None, self.read])
+        outputs: Tensor = apply_per_task(
+            self.hyper.base, self.generate(rows), rows[:, None, self.read]
+        )
         return outputs[:, 0]
 
 
@@ -213,7 +235,9 @@ class PlainNetwork(nn.Module):
         super().__init__()
         self.read = read
         inputs = read.stop - read.start
-        self.layers = SideBySide({name: mlp([inputs, *hidden, count]) for name, count in outputs.items()})
+        self.layers = SideBySide(
+            {name: mlp([inputs, *hidden, count]) for name, count in outputs.items()}
+        )
 
     def forward(self, rows: Rows) -> Float[Tensor, "rows outputs"]:
         """Run them."""
@@ -236,15 +260,21 @@ class MatchedNetwork(nn.Module):
         self.condition, self.read = columns.seen, columns.acted
         self.trunk = ResidualMLP(self.condition.stop, sizes.width, sizes.blocks)
         inputs = sizes.width + columns.state + columns.action
-        self.layers = SideBySide({name: mlp([inputs, hidden, count]) for name, count in outputs.items()})
+        self.layers = SideBySide(
+            {name: mlp([inputs, hidden, count]) for name, count in outputs.items()}
+        )
 
     def forward(self, rows: Rows) -> Float[Tensor, "rows outputs"]:
         """Run it."""
-        outputs: Tensor = self.layers(torch.cat([self.trunk(rows[:, self.condition]), rows[:, self.read]], 1))
+        outputs: Tensor = self.layers(
+            torch.cat([self.trunk(rows[:, self.condition]), rows[:, self.read]], 1)
+        )
         return outputs
 
 
-def network_of(kind: Kind, columns: Columns, outputs: Outputs, sizes: Sizes, memory: bool = False) -> nn.Module:
+def network_of(
+    kind: Kind, columns: Columns, outputs: Outputs, sizes: Sizes, memory: bool = False
+) -> nn.Module:
     """Build the network of a method; all are made as wide as gives them the parameters of the one that is generated.
 
     Args:
@@ -252,7 +282,8 @@ def network_of(kind: Kind, columns: Columns, outputs: Outputs, sizes: Sizes, mem
         columns: What rows hold.
         outputs: Numbers that each network gives, by its name.
         sizes: Those of the generated network.
-        memory: Whether the context is what a recurrent layer remembers, from which alone parameters are generated.
+        memory: Whether the context is what a recurrent layer remembers, from which alone parameters
+            are generated.
 
     Example:
         >>> columns, count = Columns(context=2, state=4), lambda net: sum(p.numel() for p in net.parameters())
@@ -269,7 +300,10 @@ def network_of(kind: Kind, columns: Columns, outputs: Outputs, sizes: Sizes, mem
     if kind == "film":
         few = ["*.gain", "*.bias"]
         return _widest(
-            lambda width: GeneratedNetwork(columns, outputs, replace(sizes, width=width), few, condition), whole
+            lambda width: GeneratedNetwork(
+                columns, outputs, replace(sizes, width=width), few, condition
+            ),
+            whole,
         )
     if kind == "input-matched":
         return _widest(lambda hidden: MatchedNetwork(columns, outputs, sizes, hidden), whole)

@@ -25,9 +25,11 @@ class NetPlan:
     """Numbers of a state, behind it."""
     sizes: Sizes
     huber: bool = True
-    """Whether errors of the critic count as in the Huber loss: squared when small, linear from 1 on."""
+    """Whether errors of the critic count as in the Huber loss: squared when small, linear from 1
+    on."""
     extra: int = 0
-    """Numbers behind the state that only a memory reads: last action, last reward, whether an episode began."""
+    """Numbers behind the state that only a memory reads: last action, last reward, whether an
+    episode began."""
 
     def columns(self, action: int = 0) -> Columns:
         """Say what rows hold."""
@@ -37,10 +39,11 @@ class NetPlan:
 class Critic(ContinuousCritic):
     """Two critics with networks of ours.
 
-    Stable-Baselines3 computes the mean squared error, ``scale`` times. Its gradient with respect to a value is
-    2 · scale · d / rows for an error d; the gradient of the Huber loss is the same with d cut to [-1, 1] and without
-    the factor 2 · scale. So with ``huber`` that gradient is what is sent back into the networks, and the algorithm is
-    left as it is. Where actions have a gradient, it is the actor that learns, and nothing is cut.
+    Stable-Baselines3 computes the mean squared error, ``scale`` times. Its gradient with respect to
+    a value is 2 · scale · d / rows for an error d; the gradient of the Huber loss is the same with
+    d cut to [-1, 1] and without the factor 2 · scale. So with ``huber`` that gradient is what is
+    sent back into the networks, and the algorithm is left as it is. Where actions have a gradient,
+    it is the actor that learns, and nothing is cut.
 
     Args:
         plan: Which networks.
@@ -97,13 +100,19 @@ class GeneratedTD3Policy(TD3Policy):
         """Build an actor."""
         actor = super().make_actor(features_extractor)
         actions = int(self.action_space.shape[0])  # type: ignore[index]  # a Box has one
-        network = network_of(self.plan.kind, self.plan.columns(), {"policy": actions}, self.plan.sizes)
+        network = network_of(
+            self.plan.kind, self.plan.columns(), {"policy": actions}, self.plan.sizes
+        )
         actor.mu = nn.Sequential(network, nn.Tanh())
         return actor
 
     def make_critic(self, features_extractor: Any = None) -> ContinuousCritic:
         """Build two critics."""
-        return Critic(self.plan, 1.0, **self._update_features_extractor(self.critic_kwargs, features_extractor))
+        return Critic(
+            self.plan,
+            1.0,
+            **self._update_features_extractor(self.critic_kwargs, features_extractor),
+        )
 
 
 class Part(nn.Module):
@@ -147,4 +156,8 @@ class GeneratedSACPolicy(SACPolicy):
 
     def make_critic(self, features_extractor: Any = None) -> ContinuousCritic:
         """Build two critics."""
-        return Critic(self.plan, 0.5, **self._update_features_extractor(self.critic_kwargs, features_extractor))
+        return Critic(
+            self.plan,
+            0.5,
+            **self._update_features_extractor(self.critic_kwargs, features_extractor),
+        )

@@ -11,7 +11,8 @@ from weightloom.apps.rl.agents.nets import Columns, GeneratedNetwork, network_of
 from weightloom.apps.rl.agents.off_policy import NetPlan
 
 SMALL = 0.01
-"""What the last layer of a policy is multiplied by at the start, so that it begins without preferences."""
+"""What the last layer of a policy is multiplied by at the start, so that it begins without
+preferences."""
 
 
 class PolicyAndValue(nn.Module):
@@ -29,8 +30,14 @@ class PolicyAndValue(nn.Module):
         self.latent_dim_pi, self.latent_dim_vf = actions, 1
         outputs = {"policy": actions, "value": 1}
         self.network = network_of(plan.kind, columns, outputs, plan.sizes, memory)
-        side = self.network.hyper.base if isinstance(self.network, GeneratedNetwork) else self.network.layers
-        last = [layer for layer in side.networks["policy"].modules() if isinstance(layer, nn.Linear)][-1]  # type: ignore
+        side = (
+            self.network.hyper.base
+            if isinstance(self.network, GeneratedNetwork)
+            else self.network.layers
+        )
+        last = [
+            layer for layer in side.networks["policy"].modules() if isinstance(layer, nn.Linear)
+        ][-1]  # type: ignore
         with torch.no_grad():
             last.weight.mul_(SMALL)
             last.bias.zero_()
@@ -69,7 +76,9 @@ class GeneratedPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
         self.action_net, self.value_net = nn.Identity(), nn.Identity()  # type: ignore[assignment]
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer = self.optimizer_class(
+            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+        )  # type: ignore[call-arg]
 
 
 class Memory(nn.Module):
@@ -90,12 +99,14 @@ class Memory(nn.Module):
         self.input_size, self.hidden_size = skip + inputs, hidden
         self.gru = nn.GRU(inputs, hidden)
 
-    def forward(self, x: Tensor, states: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, x: Tensor, states: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Read a sequence, (steps, rows, numbers).
 
         Returns:
-            What is remembered beside the state, for each step, and what to go on from. An LSTM has two states there, a
-            GRU has one.
+            What is remembered beside the state, for each step, and what to go on from. An LSTM has
+            two states there, a GRU has one.
         """
         seen = x[..., self.skip :]
         remembered, last = self.gru(seen, states[0].contiguous())
@@ -105,7 +116,8 @@ class Memory(nn.Module):
 class RecurrentGeneratedPolicy(RecurrentActorCriticPolicy):
     """Recurrent PPO's policy: what a GRU remembers takes the place of the context, for contexts that are not given.
 
-    The value learns through its own parameters alone: Stable-Baselines3 lets a shared memory learn from the policy.
+    The value learns through its own parameters alone: Stable-Baselines3 lets a shared memory learn
+    from the policy.
 
     Args:
         *args: As for sb3-contrib's policy.
@@ -114,8 +126,9 @@ class RecurrentGeneratedPolicy(RecurrentActorCriticPolicy):
         **kwargs: As for sb3-contrib's policy.
 
     Source:
-        Beck et al., "Recurrent hypernetworks are surprisingly strong in meta-RL" (2023), section 4: what a recurrent
-        network remembers of states, actions and rewards is the condition, and the policy reads the state once more.
+        Beck et al., "Recurrent hypernetworks are surprisingly strong in meta-RL" (2023), section 4:
+        what a recurrent network remembers of states, actions and rewards is the condition, and the
+        policy reads the state once more.
     """
 
     def __init__(self, *args: Any, plan: NetPlan, hidden: int = 64, **kwargs: Any) -> None:
@@ -130,7 +143,9 @@ class RecurrentGeneratedPolicy(RecurrentActorCriticPolicy):
         memory = Memory(plan.context, plan.state + plan.extra, plan.state, hidden)
         self.lstm_actor = memory  # type: ignore[assignment]
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.optimizer = self.optimizer_class(self.parameters(), lr=learning_rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer = self.optimizer_class(
+            self.parameters(), lr=learning_rate, **self.optimizer_kwargs
+        )  # type: ignore[call-arg]
 
     def _build_mlp_extractor(self) -> None:
         columns = Columns(self.hidden, self.plan.state)
@@ -142,10 +157,13 @@ class RecurrentGeneratedPolicy(RecurrentActorCriticPolicy):
         self.action_net, self.value_net = nn.Identity(), nn.Identity()  # type: ignore[assignment]
 
     @staticmethod
-    def _process_sequence(features: Tensor, lstm_states: Any, episode_starts: Tensor, lstm: Any) -> Any:
+    def _process_sequence(
+        features: Tensor, lstm_states: Any, episode_starts: Tensor, lstm: Any
+    ) -> Any:
         """Forget at the start of a sequence and read the rest in one pass; step by step where an episode begins within.
 
-        sb3-contrib reads step by step wherever any episode begins, which is always so while it learns.
+        sb3-contrib reads step by step wherever any episode begins, which is always so while it
+        learns.
         """
         rows = lstm_states[0].shape[1]
         starts = episode_starts.reshape(rows, -1)
@@ -153,7 +171,9 @@ class RecurrentGeneratedPolicy(RecurrentActorCriticPolicy):
             keep = (1.0 - starts[:, 0]).view(1, rows, 1)
             lstm_states = tuple(keep * state for state in lstm_states)
             episode_starts = torch.zeros_like(episode_starts)
-        return RecurrentActorCriticPolicy._process_sequence(features, lstm_states, episode_starts, lstm)
+        return RecurrentActorCriticPolicy._process_sequence(
+            features, lstm_states, episode_starts, lstm
+        )
 
 
 def _numbers(space: Any) -> int:

@@ -33,17 +33,23 @@ class ModelPlayer(Player):
         self.states: Any = None
         self.first = np.ones(rows, np.float32)
         discrete = isinstance(space, spaces.Discrete)
-        self.last = np.zeros(rows, np.int64) if discrete else np.zeros((rows, *space.shape), np.float32)
+        self.last = (
+            np.zeros(rows, np.int64) if discrete else np.zeros((rows, *space.shape), np.float32)
+        )
         self.values: list[Tensor] = []
 
     def act(self, observations: Any, rewards: Any) -> Any:
         """Choose the most likely action of each row."""
         if self.memory:
-            more = memory_columns(self.model.action_space, self.last, self.reward_scale * rewards, self.first)
+            more = memory_columns(
+                self.model.action_space, self.last, self.reward_scale * rewards, self.first
+            )
             observations = np.concatenate([observations, more], 1)
             self.values.append(self._recurrent_value(observations))
         starts = self.first if self.memory else None
-        self.last, self.states = self.model.predict(observations, self.states, starts, deterministic=True)
+        self.last, self.states = self.model.predict(
+            observations, self.states, starts, deterministic=True
+        )
         self.first = np.zeros(len(observations), np.float32)
         return self.last
 
@@ -56,7 +62,11 @@ class ModelPlayer(Player):
         policy = self.model.policy
         policy.set_training_mode(False)
         if isinstance(self.model, TD3):
-            values = torch.cat(self.model.critic(observations, self.model.actor(observations)), 1).min(1).values
+            values = (
+                torch.cat(self.model.critic(observations, self.model.actor(observations)), 1)
+                .min(1)
+                .values
+            )
         elif isinstance(self.model, SAC):
             action = self.model.actor(observations, deterministic=True)
             values = torch.cat(self.model.critic(observations, action), 1).min(1).values
@@ -129,7 +139,8 @@ class Oracle(Player):
 class FittedOracle(Oracle):
     """Gains that a cubic carries beyond the training ranges, fitted to the exact ones of many training contexts.
 
-    Held-out contexts show it what can be had there by whoever was told the optimum in training, and knows no more.
+    Held-out contexts show it what can be had there by whoever was told the optimum in training, and
+    knows no more.
 
     Args:
         world: That of `LQR`.
@@ -154,8 +165,8 @@ def least_squares(
 ) -> Float[Tensor, "*rows k m"]:
     """Solve a regression whose inputs are of full rank, to the same bits whenever it is called.
 
-    The usual driver of torch, ``gelsy``, reads where to pivot from memory that nobody wrote (torch 2.13): its answers
-    differ in the seventh digit from call to call.
+    The usual driver of torch, ``gelsy``, reads where to pivot from memory that nobody wrote (torch
+    2.13): its answers differ in the seventh digit from call to call.
     """
     solution: Tensor = torch.linalg.lstsq(inputs, targets, driver="gels").solution
     return solution

@@ -70,8 +70,9 @@ class ContextFamily:
         Args:
             contexts: How many.
             generator: Where randomness comes from.
-            held_out: Take in each context one parameter from the range held out, the others from those of training.
-                Parameters take turns, so that each is beyond its training range equally often.
+            held_out: Take in each context one parameter from the range held out, the others from
+                those of training. Parameters take turns, so that each is beyond its training range
+                equally often.
 
         Raises:
             ConfigError: If no range is held out.
@@ -94,22 +95,28 @@ class ContextFamily:
             drawn[row, number] = limits[0] + (limits[1] - limits[0]) * unit[row, number]
         return drawn
 
-    def normalise(self, context: Float[Tensor, "*rows parameters"]) -> Float[Tensor, "*rows parameters"]:
+    def normalise(
+        self, context: Float[Tensor, "*rows parameters"]
+    ) -> Float[Tensor, "*rows parameters"]:
         """Map training ranges to [-1, 1]; what is held out lands beyond, as nothing of it is known in training."""
         low, high = (context.new_tensor([one.train[end] for one in self.varied]) for end in (0, 1))
         return 2 * (context - low) / (high - low) - 1
 
-    def restore(self, normal: Float[Tensor, "*rows parameters"]) -> Float[Tensor, "*rows parameters"]:
+    def restore(
+        self, normal: Float[Tensor, "*rows parameters"]
+    ) -> Float[Tensor, "*rows parameters"]:
         """Undo `normalise`."""
         low, high = (normal.new_tensor([one.train[end] for one in self.varied]) for end in (0, 1))
         return low + (high - low) * (normal + 1) / 2
 
-    def grid(self, points: int) -> tuple[list[float], list[float], Float[Tensor, "contexts parameters"]]:
+    def grid(
+        self, points: int
+    ) -> tuple[list[float], list[float], Float[Tensor, "contexts parameters"]]:
         """Lay a grid over the first two parameters, training and held-out ranges together, the others at their middle.
 
         Returns:
-            Values of the first parameter, of the second (empty where there is one parameter only), and the contexts,
-            the first parameter running fastest.
+            Values of the first parameter, of the second (empty where there is one parameter only),
+            and the contexts, the first parameter running fastest.
         """
         axes = []
         for one in self.varied[:2]:
@@ -136,7 +143,8 @@ def family_of(
 
     Args:
         known: What varies where nothing was typed.
-        train: Typed training ranges, as in ``"gravity=8:12"``; these parameters alone vary then, unless ``complete``.
+        train: Typed training ranges, as in ``"gravity=8:12"``; these parameters alone vary then,
+            unless ``complete``.
         held_out: Typed held-out ranges, likewise, of parameters that vary.
         allowed: Names that the environment has.
         complete: Whether a context always holds all that is usual, in its order.

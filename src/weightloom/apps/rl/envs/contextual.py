@@ -24,11 +24,13 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
     Args:
         env: The environment, whose observations are flat vectors.
         family: Where contexts come from.
-        constructed: Names of the family that its constructor takes: it is made anew for every context.
+        constructed: Names of the family that its constructor takes: it is made anew for every
+            context.
         remake: Makes it, from numbers by these names.
 
     Raises:
-        ConfigError: If a name of the family is no parameter of the environment, or observations are not flat.
+        ConfigError: If a name of the family is no parameter of the environment, or observations are
+            not flat.
     """
 
     def __init__(
@@ -38,25 +40,32 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
         constructed: tuple[str, ...] = (),
         remake: Callable[[Mapping[str, float]], gymnasium.Env[Any, Any]] | None = None,
     ) -> None:
-        gymnasium.utils.RecordConstructorArgs.__init__(self, family=family, constructed=constructed, remake=remake)
+        gymnasium.utils.RecordConstructorArgs.__init__(
+            self, family=family, constructed=constructed, remake=remake
+        )
         gymnasium.Wrapper.__init__(self, env)
         self.family, self.constructed, self.remake = family, constructed, remake
         self.attributes = [name for name in family.names if name not in constructed]
         self.physics = Physics(env, self.attributes)
         self.draws = np.random.default_rng()
-        """Where randomness comes from if the environment, which has a source of its own, is made anew."""
+        """Where randomness comes from if the environment, which has a source of its own, is made
+        anew."""
         seen = env.observation_space
         if not isinstance(seen, spaces.Box) or len(seen.shape) != 1:
             raise ConfigError(
                 f"Observations of `{type(env.unwrapped).__name__}` are {seen}. The context is put in front of a flat "
                 "vector. Wrap the environment in `gymnasium.wrappers.FlattenObservation` where it is made."
             )
-        self.observation_space = spaces.Box(-np.inf, np.inf, (len(family.names) + seen.shape[0],), np.float32)
+        self.observation_space = spaces.Box(
+            -np.inf, np.inf, (len(family.names) + seen.shape[0],), np.float32
+        )
         self.episodes = 0
         self.given: list[float] | None = None
         """A context to use at every reset, in its own units; None to draw one."""
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Start an episode in another context."""
         if seed is not None:
             self.draws = np.random.default_rng(seed)
@@ -90,7 +99,14 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
         if not (np.isfinite(reward) and np.isfinite(state).all()):
             name = self.env.spec.id if self.env.spec else type(self.env.unwrapped).__name__
             numbers = torch.as_tensor(np.asarray(state, dtype=np.float64))[None]
-            check_finite(name, torch.tensor([reward]), numbers, self.context, self.family.names, self.episodes)
+            check_finite(
+                name,
+                torch.tensor([reward]),
+                numbers,
+                self.context,
+                self.family.names,
+                self.episodes,
+            )
         return self._observe(state), reward, terminated, truncated, info
 
     def change(self, context: list[float]) -> None:
@@ -111,11 +127,22 @@ def make(name: str, max_steps: int | None = None, **arguments: float) -> gymnasi
     Raises:
         ConfigError: If no environment of that name is registered, or it cannot be made.
     """
-    known = [identity for identity in gymnasium.registry if not identity.startswith(("GymV", "phys2d", "tabular"))]
+    known = [
+        identity
+        for identity in gymnasium.registry
+        if not identity.startswith(("GymV", "phys2d", "tabular"))
+    ]
     try:
         with _quiet_compiler(name):
-            return gymnasium.make(name, max_episode_steps=max_steps, disable_env_checker=True, **arguments)
-    except (gymnasium.error.Error, ImportError, SystemExit, ValueError) as error:  # it imports what is before a colon
+            return gymnasium.make(
+                name, max_episode_steps=max_steps, disable_env_checker=True, **arguments
+            )
+    except (
+        gymnasium.error.Error,
+        ImportError,
+        SystemExit,
+        ValueError,
+    ) as error:  # it imports what is before a colon
         said = str(error).partition("\n")[0]
         raise ConfigError(
             f"`--env {shortened(name)}` cannot be made ({shortened(said)}). It is `lqr`, `gyre`, `grid`, or the name "
@@ -128,7 +155,10 @@ def make(name: str, max_steps: int | None = None, **arguments: float) -> gymnasi
 def _quiet_compiler(name: str) -> Iterator[None]:
     """Keep what MuJoCo says of gymnasium's own models out of the terminal, and its log out of the user's folder."""
     known = gymnasium.registry.get(name)
-    if "mujoco" not in str(known.entry_point if known else "") or importlib.util.find_spec("mujoco") is None:
+    if (
+        "mujoco" not in str(known.entry_point if known else "")
+        or importlib.util.find_spec("mujoco") is None
+    ):
         yield
         return
     mujoco = importlib.import_module("mujoco")

@@ -24,8 +24,14 @@ _USUAL: dict[str, tuple[Varied, ...]] = {
         Varied("LINK_MASS_1", (0.7, 1.3), (1.3, 1.6)),
     ),
     "MountainCarContinuous-v0": (Varied("power", (0.0010, 0.0020), (0.0008, 0.0010)),),
-    "HalfCheetah-v5": (Varied("gravity", (0.6, 1.4), (1.4, 1.8)), Varied("mass", (0.6, 1.4), (1.4, 1.8))),
-    "Hopper-v5": (Varied("gravity", (0.6, 1.2), (1.2, 1.4)), Varied("mass", (0.7, 1.3), (1.3, 1.5))),
+    "HalfCheetah-v5": (
+        Varied("gravity", (0.6, 1.4), (1.4, 1.8)),
+        Varied("mass", (0.6, 1.4), (1.4, 1.8)),
+    ),
+    "Hopper-v5": (
+        Varied("gravity", (0.6, 1.2), (1.2, 1.4)),
+        Varied("mass", (0.7, 1.3), (1.3, 1.5)),
+    ),
 }
 
 

@@ -9,7 +9,12 @@ from weightloom.errors import NonFiniteError
 
 
 def check_finite(
-    name: str, reward: Tensor, state: Tensor, context: Tensor, parameters: Sequence[str], episodes: int
+    name: str,
+    reward: Tensor,
+    state: Tensor,
+    context: Tensor,
+    parameters: Sequence[str],
+    episodes: int,
 ) -> None:
     """Raise a `NonFiniteError` unless every reward and every number of every state is finite.
 
@@ -26,7 +31,9 @@ def check_finite(
         return
     row = int((~finite).nonzero()[0])
     what = "reward" if not torch.isfinite(reward[row]) else "state"
-    named = ", ".join(f"{key} {value:.4g}" for key, value in zip(parameters, context[row].tolist(), strict=True))
+    named = ", ".join(
+        f"{key} {value:.4g}" for key, value in zip(parameters, context[row].tolist(), strict=True)
+    )
     raise NonFiniteError(
         f"`{name}` gave a {what} that is not finite in row {row} of {len(reward)}, after {episodes} episodes were "
         f"begun; its context is {named}. Nothing can be learned from it, so the run was stopped. Mend the environment "

@@ -10,8 +10,9 @@ from weightloom.apps.rl.envs.batched import BatchedEnv, Contexts, States, Step
 class GridWorld(BatchedEnv):
     """Walk a 5 x 5 grid to a goal that is not seen: 15 steps a trial, 4 trials in one episode, the goal the same.
 
-    The context is the goal's column and row, as numbers in [0, 5) that are rounded down. A step on the goal is worth
-    1, any other -0.1. After each trial the walker is back at its corner. The goal is never next to the corner.
+    The context is the goal's column and row, as numbers in [0, 5) that are rounded down. A step on
+    the goal is worth 1, any other -0.1. After each trial the walker is back at its corner. The goal
+    is never next to the corner.
 
     Source:
         Zintgraf et al., "VariBAD" (2020), section 5.1: grid, rewards, steps and trials.
@@ -47,7 +48,9 @@ class GridWorld(BatchedEnv):
         time = state[:, 2] + 1
         anew = time % self.trial_steps == 0
         place = torch.where(anew[:, None], torch.zeros_like(place), place)
-        return Step(torch.cat([place, time[:, None]], 1), reward, torch.zeros(len(state), dtype=torch.bool))
+        return Step(
+            torch.cat([place, time[:, None]], 1), reward, torch.zeros(len(state), dtype=torch.bool)
+        )
 
     def observe(self, state: States, context: Contexts) -> Float[Tensor, "rows observation"]:
         """Place, step of the trial and number of the trial, each within [-1, 1]."""

@@ -20,8 +20,8 @@ KINDS: dict[str, type[BatchedEnv]] = {"lqr": LQR, "gyre": DoubleGyre, "grid": Gr
 class SingleEnv(gymnasium.Env[Any, Any]):
     """One episode of a batched environment at a time, its context drawn anew at every reset.
 
-    Observations begin with the context, training ranges mapped to [-1, 1]. Pass ``options={"context": [...]}`` to
-    ``reset`` to choose it, in its own units.
+    Observations begin with the context, training ranges mapped to [-1, 1]. Pass
+    ``options={"context": [...]}`` to ``reset`` to choose it, in its own units.
 
     Args:
         name: `lqr`, `gyre` or `grid`.
@@ -35,18 +35,26 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         self.observation_space, self.action_space = spaces_of(self.env, self.family)
         self.generator = torch.Generator()
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
         super().reset(seed=seed)
         self.generator.manual_seed(int(self.np_random.integers(2**63)))
         chosen = (options or {}).get("context")
-        self.context = self.family.sample(1, self.generator) if chosen is None else torch.tensor([chosen]).float()
+        self.context = (
+            self.family.sample(1, self.generator)
+            if chosen is None
+            else torch.tensor([chosen]).float()
+        )
         self.state = self.env.start(self.context, self.generator)
         return self._observe(), self._info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take a step; gymnasium's own wrapper ends an episode at its time limit."""
-        step = self.env.advance(self.state, physical(self.env, torch.as_tensor(np.asarray(action))[None]), self.context)
+        step = self.env.advance(
+            self.state, physical(self.env, torch.as_tensor(np.asarray(action))[None]), self.context
+        )
         self.state = step.state
         return self._observe(), float(step.reward), bool(step.terminated), False, self._info()
 

@@ -12,19 +12,21 @@ from weightloom.apps.rl.envs.batched import BatchedEnv, Contexts, States, Step
 class DoubleGyre(BatchedEnv):
     """Reach the target in [0, 2] x [0, 1] while a current of stream function A sin(πf) sin(πy) carries the vehicle.
 
-    f(x, t) = ε sin(ωt) x² + (1 - 2ε sin(ωt)) x, with ε = 0.25. The context is the current's amplitude A and its angular
-    frequency ω in rad/s. The vehicle's own speed is at most 0.2 in each direction, while the current reaches πA. An
-    action is held for four steps of 0.1 s, and 200 actions, 80 s, make an episode. The reward of an action is
-    -|p - target|² - 0.1 |u|². Walls stop the vehicle.
+    f(x, t) = ε sin(ωt) x² + (1 - 2ε sin(ωt)) x, with ε = 0.25. The context is the current's
+    amplitude A and its angular frequency ω in rad/s. The vehicle's own speed is at most 0.2 in each
+    direction, while the current reaches πA. An action is held for four steps of 0.1 s, and 200
+    actions, 80 s, make an episode. The reward of an action is -|p - target|² - 0.1 |u|². Walls stop
+    the vehicle.
 
     An agent sees its place and where the current is in its swing: sin and cos of ωt.
 
     Source:
-        Equations, ranges and reward: Botteghi et al., "HypeRL: Parameter-informed reinforcement learning for
-        parametric PDEs" (2026), the double-gyre flow. Where to start (anywhere) and where to go (the middle of the
-        right whirl, which swings), and that the phase of the current is seen, are ours, for none of it is published. A
-        planner that knows the current can stay there in all contexts, those held out included; between the whirls it
-        cannot, so that nothing could be told apart.
+        Equations, ranges and reward: Botteghi et al., "HypeRL: Parameter-informed reinforcement
+        learning for parametric PDEs" (2026), the double-gyre flow. Where to start (anywhere) and
+        where to go (the middle of the right whirl, which swings), and that the phase of the current
+        is seen, are ours, for none of it is published. A planner that knows the current can stay
+        there in all contexts, those held out included; between the whirls it cannot, so that
+        nothing could be told apart.
     """
 
     name = "gyre"
@@ -49,14 +51,24 @@ class DoubleGyre(BatchedEnv):
         place, time_s = state[:, :2], state[:, 2]
         for _ in range(self.held):
             first = self.current(place, time_s, context) + action
-            second = self.current(place + self.dt_s / 2 * first, time_s + self.dt_s / 2, context) + action
-            third = self.current(place + self.dt_s / 2 * second, time_s + self.dt_s / 2, context) + action
+            second = (
+                self.current(place + self.dt_s / 2 * first, time_s + self.dt_s / 2, context)
+                + action
+            )
+            third = (
+                self.current(place + self.dt_s / 2 * second, time_s + self.dt_s / 2, context)
+                + action
+            )
             last = self.current(place + self.dt_s * third, time_s + self.dt_s, context) + action
             place = self.inside(place + self.dt_s / 6 * (first + 2 * second + 2 * third + last))
             time_s = time_s + self.dt_s
         away = (place - place.new_tensor(self.target)).square().sum(1)
         reward = -away - 0.1 * action.square().sum(1)
-        return Step(torch.cat([place, time_s[:, None]], 1), reward, torch.zeros(len(state), dtype=torch.bool))
+        return Step(
+            torch.cat([place, time_s[:, None]], 1),
+            reward,
+            torch.zeros(len(state), dtype=torch.bool),
+        )
 
     def current(
         self, place: Float[Tensor, "rows 2"], time_s: Float[Tensor, " rows"], context: Contexts

@@ -13,7 +13,8 @@ DISCOUNT = 0.95
 class LQR(BatchedEnv):
     """Bring a mass on a damped spring to rest: s' = A s + B u, reward -(sᵀQs + R u²).
 
-    The context is the spring's stiffness, which may push away as well as pull, and how strong the motor is.
+    The context is the spring's stiffness, which may push away as well as pull, and how strong the
+    motor is.
 
     Example:
         >>> env, context = LQR(), torch.tensor([[1.0, 1.0]])
@@ -33,12 +34,16 @@ class LQR(BatchedEnv):
     state_cost = (1.0, 0.1)
     action_cost = 0.2
 
-    def matrices(self, context: Contexts) -> tuple[Float[Tensor, "rows 2 2"], Float[Tensor, "rows 2 1"]]:
+    def matrices(
+        self, context: Contexts
+    ) -> tuple[Float[Tensor, "rows 2 2"], Float[Tensor, "rows 2 1"]]:
         """Return A and B of each context."""
         stiffness, motor = context.unbind(1)
         one = torch.ones_like(stiffness)
         dt = self.dt_s
-        a = torch.stack([one, dt * one, -dt * stiffness, (1 - dt * self.damping) * one], 1).unflatten(1, (2, 2))
+        a = torch.stack(
+            [one, dt * one, -dt * stiffness, (1 - dt * self.damping) * one], 1
+        ).unflatten(1, (2, 2))
         return a, torch.stack([0 * one, dt * motor], 1)[..., None]
 
     def start(self, context: Contexts, generator: torch.Generator) -> States:
@@ -48,7 +53,9 @@ class LQR(BatchedEnv):
     def advance(self, state: States, action: Tensor, context: Contexts) -> Step:
         """Take a step; the reward is that of the state before it."""
         a, b = self.matrices(context)
-        cost = (state.square() * state.new_tensor(self.state_cost)).sum(1) + self.action_cost * action.square().sum(1)
+        cost = (state.square() * state.new_tensor(self.state_cost)).sum(
+            1
+        ) + self.action_cost * action.square().sum(1)
         after = (a @ state[..., None] + b @ action[..., None])[..., 0]
         return Step(after, -cost, torch.zeros(len(state), dtype=torch.bool))
 
@@ -62,14 +69,17 @@ class LQR(BatchedEnv):
         """Return gain K and matrix P of each context: the best action is -K s, and its value -sᵀPs.
 
         Source:
-            The discounted Riccati equation, iterated to its fixed point: Bertsekas, "Dynamic programming and optimal
-            control" (2012), volume 2, section 4.1 with √γA and √γB in the place of A and B.
+            The discounted Riccati equation, iterated to its fixed point: Bertsekas, "Dynamic
+            programming and optimal control" (2012), volume 2, section 4.1 with √γA and √γB in the
+            place of A and B.
         """
         a, b = (part.double() for part in self.matrices(context))
         q = torch.diag(torch.tensor(self.state_cost, dtype=torch.float64))
         p = q.expand(len(context), 2, 2)
         for _ in range(sweeps):
-            gain = discount * torch.linalg.solve(self.action_cost + discount * b.mT @ p @ b, b.mT @ p @ a)
+            gain = discount * torch.linalg.solve(
+                self.action_cost + discount * b.mT @ p @ b, b.mT @ p @ a
+            )
             before, p = p, q + discount * a.mT @ p @ (a - b @ gain)
             if torch.allclose(before, p, rtol=1e-12, atol=0):
                 break

@@ -18,15 +18,16 @@ MOST_STEPS = 1000
 """Steps of an episode where neither the environment nor its user sets a limit."""
 
 Env = str | Callable[..., gymnasium.Env[Any, Any]]
-"""A name that is registered with gymnasium, or whatever returns an environment when it is called."""
+"""A name that is registered with gymnasium, or whatever returns an environment when it is
+called."""
 
 
 class Maker:
     """Makes an environment as often as it is asked to, with a context given to its constructor or to its attributes.
 
-    Of a class or function of yours the constructor comes first: what it derives from a parameter is then derived anew
-    in every episode. A registered environment is made once, and its attributes are set; what it has no attribute for
-    goes to its constructor.
+    Of a class or function of yours the constructor comes first: what it derives from a parameter is
+    then derived anew in every episode. A registered environment is made once, and its attributes
+    are set; what it has no attribute for goes to its constructor.
 
     Args:
         env: Its registered name, its class, or a function that returns one.
@@ -45,7 +46,9 @@ class Maker:
         self.env, self.max_steps = env, max_steps
         self.name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
 
-    def __call__(self, arguments: Mapping[str, float], endless: bool = False) -> gymnasium.Env[Any, Any]:
+    def __call__(
+        self, arguments: Mapping[str, float], endless: bool = False
+    ) -> gymnasium.Env[Any, Any]:
         """Make one.
 
         Args:
@@ -99,9 +102,15 @@ class Maker:
         try:
             has = parameters_of(self({} if registered else middle_of(takes)))
         except ConfigError as error:
-            if registered or not unknown or not nearest(unknown[0], self.arguments).startswith("Did you mean"):
+            if (
+                registered
+                or not unknown
+                or not nearest(unknown[0], self.arguments).startswith("Did you mean")
+            ):
                 raise
-            raise self._lacks(unknown[0], self.arguments) from error  # a slip in what the constructor asks for
+            raise self._lacks(
+                unknown[0], self.arguments
+            ) from error  # a slip in what the constructor asks for
         for name in unknown:
             if name not in has:
                 raise self._lacks(name, [*self.arguments, *has])
@@ -162,7 +171,9 @@ def _arguments_of(maker: Any) -> list[str]:
     for one in maker.__mro__ if inspect.isclass(maker) else (maker,):
         if inspect.isclass(one) and "__init__" not in vars(one):
             continue
-        parameters = inspect.signature(one.__init__ if inspect.isclass(one) else one).parameters.values()
+        parameters = inspect.signature(
+            one.__init__ if inspect.isclass(one) else one
+        ).parameters.values()
         found += [parameter.name for parameter in parameters if _is_number(parameter)]
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             break
@@ -171,7 +182,10 @@ def _arguments_of(maker: Any) -> list[str]:
 
 def _is_number(parameter: inspect.Parameter) -> bool:
     """Say whether an argument can be given by name and may be a number, as its default goes."""
-    named = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = parameter.kind in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
     default = parameter.default
     none = default is None or default is inspect.Parameter.empty
     fits = none or (isinstance(default, int | float) and not isinstance(default, bool))

@@ -21,8 +21,15 @@ def parameters_of(env: gymnasium.Env[Any, Any]) -> list[str]:
     """
     inner: Any = env.unwrapped
     kinds = [kind for kind in type(inner).__mro__ if kind not in gymnasium.Env.__mro__]
-    names = {*vars(inner), *(name for kind in kinds for name in vars(kind) if not _is_fixed(kind, name))}
-    found = [name for name in sorted(names) if not name.startswith("_") and _is_number(getattr(inner, name, None))]
+    names = {
+        *vars(inner),
+        *(name for kind in kinds for name in vars(kind) if not _is_fixed(kind, name)),
+    }
+    found = [
+        name
+        for name in sorted(names)
+        if not name.startswith("_") and _is_number(getattr(inner, name, None))
+    ]
     return [*MUJOCO, *found] if _is_mujoco(inner) else found
 
 
@@ -30,7 +37,8 @@ class Physics:
     """The physics of one environment, which contexts are put into.
 
     Args:
-        env: The environment; remembered as it is, so that factors always refer to the physics it came with.
+        env: The environment; remembered as it is, so that factors always refer to the physics it
+            came with.
         names: What a context holds.
 
     Raises:
@@ -66,7 +74,11 @@ class Physics:
                 self._scale(name, value)
             else:
                 kind = type(getattr(self.inner, name))
-                setattr(self.inner, name, float(value) if issubclass(kind, int | np.integer) else kind(value))
+                setattr(
+                    self.inner,
+                    name,
+                    float(value) if issubclass(kind, int | np.integer) else kind(value),
+                )
         inner = self.inner
         if hasattr(inner, "polemass_length"):  # CartPole keeps products of what varies
             inner.total_mass = inner.masspole + inner.masscart

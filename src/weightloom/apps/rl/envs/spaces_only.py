@@ -25,10 +25,22 @@ class SpacesOnly(World):
     """
 
     def __init__(
-        self, name: str, family: ContextFamily, state_dim: int, own_actions: spaces.Space[Any], max_steps: int
+        self,
+        name: str,
+        family: ContextFamily,
+        state_dim: int,
+        own_actions: spaces.Space[Any],
+        max_steps: int,
     ) -> None:
-        self.name, self.family, self.own_actions, self.max_steps = name, family, own_actions, max_steps
-        self.observation_space = spaces.Box(-np.inf, np.inf, (len(family.names) + state_dim,), np.float32)
+        self.name, self.family, self.own_actions, self.max_steps = (
+            name,
+            family,
+            own_actions,
+            max_steps,
+        )
+        self.observation_space = spaces.Box(
+            -np.inf, np.inf, (len(family.names) + state_dim,), np.float32
+        )
         self.action_space = own_actions
         if isinstance(own_actions, spaces.Box):
             self.action_space = spaces.Box(-1.0, 1.0, own_actions.shape, np.float32)
@@ -65,9 +77,15 @@ class _Absent(gymnasium.Env[Any, Any]):
     """Spaces alone."""
 
     def __init__(self, world: SpacesOnly) -> None:
-        self.observation_space, self.action_space, self.world = world.observation_space, world.action_space, world
+        self.observation_space, self.action_space, self.world = (
+            world.observation_space,
+            world.action_space,
+            world,
+        )
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         raise self.world.absent()
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:

@@ -69,8 +69,12 @@ class BatchedVecEnv(VecEnv):
         Raises:
             NonFiniteError: If a reward or a state is not a finite number.
         """
-        step = self.env.advance(self.state, physical(self.env, torch.as_tensor(self._actions)), self.context)
-        check_finite(self.env.name, step.reward, step.state, self.context, self.family.names, self.episodes)
+        step = self.env.advance(
+            self.state, physical(self.env, torch.as_tensor(self._actions)), self.context
+        )
+        check_finite(
+            self.env.name, step.reward, step.state, self.context, self.family.names, self.episodes
+        )
         self.state, self.steps = step.state, self.steps + 1
         self.returns += step.reward
         limit = self.steps >= self.env.max_steps
@@ -127,7 +131,9 @@ class BatchedVecEnv(VecEnv):
         """Set an attribute for all rows."""
         setattr(self, attr_name, value)
 
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
+    ) -> list[Any]:
         """Call a method once; return its result for each row."""
         return [getattr(self, method_name)(*args, **kwargs)] * len(self._rows(indices))
 

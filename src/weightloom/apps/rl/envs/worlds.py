@@ -97,11 +97,12 @@ class World(ABC):
         Args:
             player: Who acts.
             contexts: One for each row.
-            steps: How many; the time limit that an environment was registered with is not heeded, but one that it
-                keeps itself is.
+            steps: How many; the time limit that an environment was registered with is not heeded,
+                but one that it keeps itself is.
             seed: Of where episodes start, and of noise.
             noise: Standard deviation of what is added to each number of the state that is seen.
-            change: Contexts that the physics change to in the middle of the episode, while those seen stay.
+            change: Contexts that the physics change to in the middle of the episode, while those
+                seen stay.
         """
 
 
@@ -150,7 +151,9 @@ class BatchedWorld(World):
             observed = torch.cat([told, seen], 1).float()
             action = torch.as_tensor(player.act(observed.numpy(), reward.numpy()))
             after = self.env.advance(state, physical(self.env, action), truth)
-            check_finite(self.name, after.reward, after.state, truth, self.family.names, len(contexts))
+            check_finite(
+                self.name, after.reward, after.state, truth, self.family.names, len(contexts)
+            )
             reward = torch.where(alive, after.reward, 0.0)
             kept.append((observed, action, reward, alive, state))
             state, alive = after.state, alive & ~after.terminated
@@ -182,7 +185,9 @@ class GymWorld(World):
 
     def training(self, rows: int, seed: int) -> VecEnv:
         """Return rows that are stepped one after the other."""
-        env = DummyVecEnv([lambda: Monitor(make_contextual(self.maker, self.family, self.constructed))] * rows)
+        env = DummyVecEnv(
+            [lambda: Monitor(make_contextual(self.maker, self.family, self.constructed))] * rows
+        )
         env.seed(seed)
         return env
 
@@ -199,7 +204,9 @@ class GymWorld(World):
         """Run a copy of the environment for each context."""
         generator = np.random.default_rng(seed)
         while len(self.rollout_rows) < len(contexts):
-            self.rollout_rows.append(make_contextual(self.maker, self.family, self.constructed, endless=True))
+            self.rollout_rows.append(
+                make_contextual(self.maker, self.family, self.constructed, endless=True)
+            )
         rows = self.rollout_rows[: len(contexts)]
         seen = []
         for number, (env, context) in enumerate(zip(rows, contexts.tolist(), strict=True)):
@@ -244,7 +251,9 @@ def world_of(name: str, vary: Sequence[str] = (), held_out: Sequence[str] = ()) 
     """
     if name in KINDS:
         env = KINDS[name]()
-        return BatchedWorld(env, family_of(usual(name), vary, held_out, env.parameters, complete=True))
+        return BatchedWorld(
+            env, family_of(usual(name), vary, held_out, env.parameters, complete=True)
+        )
     maker = Maker(name)
     allowed = dict.fromkeys([*parameters_of(make(name)), *maker.arguments])
     return GymWorld(maker, family_of(usual(name), vary, held_out, list(allowed)))

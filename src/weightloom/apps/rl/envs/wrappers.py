@@ -12,7 +12,9 @@ from weightloom.errors import NonFiniteError
 
 def memory_width(space: spaces.Space[Any]) -> int:
     """Numbers that a memory reads behind the state: the last action, the last reward, and whether an episode began."""
-    return (int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (1,)))) + 2
+    return (
+        int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (1,)))
+    ) + 2
 
 
 def memory_columns(space: spaces.Space[Any], actions: Any, rewards: Any, starts: Any) -> Any:
@@ -39,7 +41,11 @@ class Between(VecEnvWrapper):
         if memory:
             more = np.full(memory_width(inner.action_space), np.inf, np.float32)
             assert isinstance(space, spaces.Box)
-            space = spaces.Box(np.concatenate([space.low, -more]), np.concatenate([space.high, more]), dtype=np.float32)
+            space = spaces.Box(
+                np.concatenate([space.low, -more]),
+                np.concatenate([space.high, more]),
+                dtype=np.float32,
+            )
         super().__init__(inner, observation_space=space)
         self.actions: Any = None
 
@@ -48,7 +54,9 @@ class Between(VecEnvWrapper):
         seen = self.venv.reset()
         space, rows = self.action_space, self.num_envs
         none = (
-            np.zeros(rows, np.int64) if isinstance(space, spaces.Discrete) else np.zeros((rows, *(space.shape or ())))
+            np.zeros(rows, np.int64)
+            if isinstance(space, spaces.Discrete)
+            else np.zeros((rows, *(space.shape or ())))
         )
         return self._with(seen, none, np.zeros(rows), np.ones(rows))
 
@@ -70,9 +78,13 @@ class Between(VecEnvWrapper):
         """Step all rows."""
         seen, rewards, ended, infos = self.venv.step_wait()
         if self.memory:
-            last = memory_columns(self.action_space, self.actions, self.reward_scale * rewards, np.zeros(len(ended)))
+            last = memory_columns(
+                self.action_space, self.actions, self.reward_scale * rewards, np.zeros(len(ended))
+            )
             for row in np.flatnonzero(ended):
-                infos[row]["terminal_observation"] = np.concatenate([infos[row]["terminal_observation"], last[row]])
+                infos[row]["terminal_observation"] = np.concatenate(
+                    [infos[row]["terminal_observation"], last[row]]
+                )
         return (
             self._with(seen, self.actions, self.reward_scale * rewards, ended),
             self.reward_scale * rewards,
@@ -83,7 +95,9 @@ class Between(VecEnvWrapper):
     def _with(self, seen: Any, actions: Any, rewards: Any, starts: Any) -> Any:
         if not self.memory:
             return seen
-        return np.concatenate([seen, memory_columns(self.action_space, actions, rewards, starts)], 1)
+        return np.concatenate(
+            [seen, memory_columns(self.action_space, actions, rewards, starts)], 1
+        )
 
 
 def kept_of(env: Any) -> dict[str, Tensor] | None:
