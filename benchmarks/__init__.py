@@ -1,1 +1,4 @@
-"""Measurements of the library, run from the root of a clone: scripts, the race, and the records they write."""
+"""Measurements of the library, run from the root of a clone.
+
+Scripts, the race, and the records they write.
+"""

@@ -1,4 +1,6 @@
-"""New combinations of known modules: train every arm on the hyperteacher, judge it on what training never met.
+"""New combinations of known modules.
+
+Train every arm on the hyperteacher, judge it on what training never met.
 
     python benchmarks/hyperteacher.py --record benchmarks/records/hyperteacher.json --active 2 1
     --seeds 0 1 2

@@ -61,7 +61,10 @@ def logged_step(run: Path) -> int:
 
 
 def kill_once(run: Path, chance: random.Random) -> int:
-    """Start the run, kill it some time after a step drawn at random; return the step it had logged."""
+    """Start the run, kill it some time after a step drawn at random.
+
+    Return the step it had logged.
+    """
     target, later_s = chance.randrange(0, STEPS, 10), chance.uniform(0, 0.3)
     child = subprocess.Popen(
         command("--run", str(run), *OPTIONS), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

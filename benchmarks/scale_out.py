@@ -1,4 +1,6 @@
-"""Meta-train with one process, two, and two machines played by torchrun: how quick, and whether it is the same.
+"""Meta-train with one process, two, and two machines played by torchrun.
+
+How quick, and whether it is the same.
 
     python benchmarks/scale_out.py --record benchmarks/records/scale-out.json
 
@@ -140,7 +142,10 @@ def serve_profile(way: str, out: Path) -> None:
 
 
 def profile(repeats: int) -> dict[str, Any]:
-    """Milliseconds of a step and of its parts, medians over steps, of the quickest repeat; the ways take turns."""
+    """Milliseconds of a step and of its parts, medians over steps, of the quickest repeat.
+
+    The ways take turns.
+    """
     found: dict[str, list[dict[str, float]]] = {ONE: [], TWO: [], APART: [], HALF: []}
     with tempfile.TemporaryDirectory() as scratch:
         for repeat in range(repeats):
@@ -278,16 +283,18 @@ def main() -> None:
             "profile": profiled,
             "cost": {**environment(), "cores": os.cpu_count()},
             "notes": f"`apart` is the largest difference between parameters and those of one process after {FEW} "
-            "steps, relative to the largest number of each tensor. Both machines are this one, and share its cores. "
-            "Speeds are those of the quickest repeat, as other work on the machine only slows it. "
-            "The profile is in CPU milliseconds of one process. `exchange` is what backward takes longer than where "
-            "nothing is exchanged. Not split are drawing, clipping and optimiser, exchange, and in forward and "
-            "backward what does not grow with the tasks.",
+            "steps, relative to the largest number of each tensor. Both machines are this one, and "
+            "share its cores. Speeds are those of the quickest repeat, as other work on the "
+            "machine only slows it. The profile is in CPU milliseconds of one process. `exchange` "
+            "is what backward takes longer than where nothing is exchanged. Not split are drawing, "
+            "clipping and optimiser, exchange, and in forward and backward what does not grow with "
+            "the tasks.",
         },
     )
     for way, row in rows.items():
         print(
-            f"{way}: {row['tasks_per_s']:.0f} tasks/s, {row['ratio']:.2f} of one, {row['apart']:.1e} apart"
+            f"{way}: {row['tasks_per_s']:.0f} tasks/s, {row['ratio']:.2f} of one, "
+            f"{row['apart']:.1e} apart"
         )
 
 

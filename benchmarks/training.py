@@ -161,13 +161,15 @@ def main() -> None:
         for name, one in of_setting.items():
             speed = one["speed"]
             print(
-                f"{setting}, {name}: {one['ms_per_step']['median']:.2f} ms, {speed['median']:.3f} of the loop by hand "
-                f"(quartiles {speed['lower_quartile']:.3f} to {speed['upper_quartile']:.3f})"
+                f"{setting}, {name}: {one['ms_per_step']['median']:.2f} ms, {speed['median']:.3f} "
+                f"of the loop by hand (quartiles {speed['lower_quartile']:.3f} to "
+                f"{speed['upper_quartile']:.3f})"
             )
     for name, one in starts.items():
         bound = f", at most {BOUNDS[name]}" if name in BOUNDS else ""
         print(
-            f"{name}: {one['cpu_s']['median']:.2f} s, {one['ratio']['median']:.2f} of torch's import{bound}"
+            f"{name}: {one['cpu_s']['median']:.2f} s, {one['ratio']['median']:.2f} of torch's "
+            f"import{bound}"
         )
     if known.record:
         scores = [

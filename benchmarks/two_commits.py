@@ -1,4 +1,6 @@
-"""Time the steps of the race at an earlier commit and now: two processes in turn on one core, CPU time.
+"""Time the steps of the race at an earlier commit and now.
+
+Two processes in turn on one core, CPU time.
 
 python benchmarks/two_commits.py --before d5873ca --record benchmarks/records/two-commits.json
 """
@@ -57,7 +59,10 @@ def steps() -> Iterator[tuple[str, str, Callable[[], object]]]:
 
 
 def serve() -> None:
-    """Run steps as they are asked for: a line "next" goes to the next row, any other runs the step."""
+    """Run steps as they are asked for.
+
+    A line "next" goes to the next row, any other runs the step.
+    """
     rows = steps()
     step: Callable[[], object] = lambda: None  # noqa: E731
     for line in sys.stdin:

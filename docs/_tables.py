@@ -393,7 +393,8 @@ def readme_block(records: dict[str, Record]) -> str:
             if scores[0]["name"] not in ("accuracy", "mse", "return"):
                 continue  # of the house, not of a method: on the results page
             lines.append(
-                f"| {link} | {setting} | {_score_name(scores[0])} | {' | '.join(_contest(scores))} |"
+                f"| {link} | {setting} | {_score_name(scores[0])} | {' | '.join(_contest(scores))} "
+                "|"
             )
     return "\n".join([*lines, "", _key(records)])
 
@@ -409,9 +410,10 @@ def camera_sentence(records: dict[str, Record]) -> str:
         shares.append((read[OURS], read["matching"], max(others)))
     (ours, matching, other), few = shares
     return (
-        f"Over {record['scores'][0]['tasks']} such cameras the written networks read {ours:.0f} % of the digits, "
-        f"matching by hand {matching:.0f} % and the best of all other methods {other:.0f} %. Where the camera showed "
-        f"two pictures of each of five digits only, they read {few[0]:.0f} %, {few[1]:.0f} % and {few[2]:.0f} % of all "
+        f"Over {record['scores'][0]['tasks']} such cameras the written networks read {ours:.0f} % "
+        f"of the digits, matching by hand {matching:.0f} % and the best of all other methods "
+        f"{other:.0f} %. Where the camera showed two pictures of each of five digits only, they "
+        f"read {few[0]:.0f} %, {few[1]:.0f} % and {few[2]:.0f} % of all "
         "ten ([record](benchmarks/records/cameras.json))."
     )
 
@@ -496,7 +498,8 @@ def _contests(rows: list[Record]) -> str:
         ratio, unit = row["ratio"], f", {row['unit']}" if row.get("unit") == "memory" else ""
         spread = f"{ratio['low']:.2f} to {ratio['high']:.2f}"
         lines.append(
-            f"| {where} | {of}{unit} | {against} | {ratio['median']:.3g} | {spread if not unit else 'exact'} |"
+            f"| {where} | {of}{unit} | {against} | {ratio['median']:.3g} | "
+            f"{spread if not unit else 'exact'} |"
         )
     return "\n".join(lines)
 
@@ -507,7 +510,8 @@ def _shares(rows: list[Record]) -> str:
     for row in rows:
         for name, reached in row.get("share", {}).items():
             lines.append(
-                f"| {row['setting']} | {name} | {time_text(row['ms'][name] / 1e3)} | {100 * reached:.0f} % |"
+                f"| {row['setting']} | {name} | {time_text(row['ms'][name] / 1e3)} | "
+                f"{100 * reached:.0f} % |"
             )
     return "\n".join(lines) if len(lines) > 2 else ""
 
@@ -588,9 +592,10 @@ def _key(records: dict[str, Record]) -> str:
     seeds = any(score.get("per_seed") for score in scores)
     spread = " (where a record has several seeds: over seeds, by Student's t)" if seeds else ""
     return (
-        f"± is half of a 95 % interval over tasks that training never saw{spread}. The control is the hypernetwork "
-        "given the support set of another task; of returns it is the optimum where that is known, elsewhere no action. "
-        "Bold is the best, and what its interval overlaps. Each record names the command that made it."
+        f"± is half of a 95 % interval over tasks that training never saw{spread}. The control is "
+        "the hypernetwork given the support set of another task; of returns it is the optimum "
+        "where that is known, elsewhere no action. Bold is the best, and what its interval "
+        "overlaps. Each record names the command that made it."
     )
 
 
@@ -650,7 +655,8 @@ def targets_table(records: dict[str, Record]) -> str:
         for bar in record.get("bars") or []:
             met = "met" if bar["holds"] else "missed"
             lines.append(
-                f"| {bar['workload']}: {bar['bar']} | | {bar['value']:.2f} ({bar['closest']}) | {met} |"
+                f"| {bar['workload']}: {bar['bar']} | | {bar['value']:.2f} ({bar['closest']}) | "
+                f"{met} |"
             )
     return (
         "\n".join(["| what | target | came out | |", "|---|---|--:|---|", *lines])

@@ -59,7 +59,8 @@ def main(steps: int) -> tuple[float, float]:
         gain = -hyper(FAMILY.normalise(unseen))["weight"]
     error, control = (distance(found, best) for found in (gain, gain.roll(1, 0)))
     print(
-        f"error of gains in contexts never met {error:.3f}; given those of another context {control:.3f}"
+        f"error of gains in contexts never met {error:.3f}; given those of another context "
+        f"{control:.3f}"
     )
     return error, control
 

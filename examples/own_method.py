@@ -71,7 +71,8 @@ def main(steps: int) -> tuple[float, float]:
     ]
     error, error_alone = (values.mean().item() for values in errors)
     print(
-        f"error on new sinusoids {error:.3f}; of a network trained on the 10 points alone {error_alone:.3f}"
+        f"error on new sinusoids {error:.3f}; of a network trained on the 10 points alone "
+        f"{error_alone:.3f}"
     )
     return error, error_alone
 

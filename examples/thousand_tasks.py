@@ -87,7 +87,8 @@ def main(steps: int) -> tuple[float, float, float]:
         )
         late = mse_per_task(predict(joined, new_query_x), new_query_y).mean().item()
     print(
-        f"error on new points {error:.3f}; with another task's embedding {control:.3f}; of tasks that joined {late:.3f}"
+        f"error on new points {error:.3f}; with another task's embedding {control:.3f}; of tasks "
+        f"that joined {late:.3f}"
     )
     return error, control, late
 

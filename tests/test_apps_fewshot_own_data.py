@@ -68,8 +68,8 @@ def test_a_folder_of_mixed_pictures_is_learned_from_and_what_is_skipped_is_said(
     )
     told = capsys.readouterr().err
     assert (
-        "7 classes of pictures, made 32x32 with 3 channels: 3 for train, 2 for validation, 2 for test"
-        in told
+        "7 classes of pictures, made 32x32 with 3 channels: 3 for train, 2 for validation, 2 for "
+        "test" in told
     )
     for skipped in ("notes.txt", "torn.jpg", "too few"):
         assert f"{skipped}: " in told

@@ -134,7 +134,8 @@ CHANGES = {
         "hypernets/__init__.py": [
             (
                 "",
-                "from weightloom.hypernets.linear import LinearHyperNetwork as LinearHyperNetwork\n",
+                "from weightloom.hypernets.linear import LinearHyperNetwork as "
+                "LinearHyperNetwork\n",
             )
         ],
     },

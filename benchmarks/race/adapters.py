@@ -129,7 +129,10 @@ def make_rows(name: str, base: nn.Module, rows: int, tokens: int) -> AdapterBatc
 
 
 def run_ours(batch: AdapterBatch, engine: Any = "auto", factors: Factors | None = None) -> Tensor:
-    """Run the batch as the how-to on adapters does, adapters held as factors: (rows, tokens, width)."""
+    """Run the batch as the how-to on adapters does, adapters held as factors.
+
+    (rows, tokens, width).
+    """
     its = (factors or batch.factors).items()
     params = Params(
         {key: LowRank(RANK).value(batch.base.get_parameter(key), parts) for key, parts in its}
@@ -142,7 +145,10 @@ def run_ours(batch: AdapterBatch, engine: Any = "auto", factors: Factors | None 
 
 
 def rivals(batch: AdapterBatch) -> list[Rival]:
-    """Without any library: one net for all rows, forward, and forward and backward; row after row."""
+    """Without any library: one net for all rows, forward, and forward and backward.
+
+    Row after row.
+    """
     rows, forward = len(batch.ids), torch.no_grad()(lambda: run_ours(batch))
     plain = torch.no_grad()(lambda: batch.hidden(batch.base))
     loop = torch.no_grad()(lambda: run_ours(batch, "loop"))
@@ -182,7 +188,10 @@ def _learning(batch: AdapterBatch) -> Rival:
 
 
 def peft(batch: AdapterBatch) -> list[Rival]:
-    """Give peft the same adapters by name, and the name of each row's: its mixed batch, for inference only."""
+    """Give peft the same adapters by name, and the name of each row's.
+
+    Its mixed batch, for inference only.
+    """
     cut = batch.first(PEFT_ROWS) if len(batch.ids) > PEFT_ROWS else batch
     rows = len(cut.ids)
     begun_s = time.process_time()

@@ -30,7 +30,9 @@ ADAPTER_BARS = (
 
 
 def bars(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Hold the rows against what we ask of ourselves: the closest contender of each kind decides, per workload.
+    """Hold the rows against what we ask of ourselves.
+
+    The closest contender of each kind decides, per workload.
 
     Example:
         >>> row = {"workload": "mlp", "contender": "a", "way": "documented", "ratio": {"median": 3.5}}

@@ -21,7 +21,10 @@ CONTESTS = ("forms", "built", "mlp", "kernels", "adapters", "actor", "choice", "
 
 @dataclass(frozen=True)
 class CoreConfig:
-    """One run of the library's own benchmarks. Every field is also a command-line flag of the same name."""
+    """One run of the library's own benchmarks.
+
+    Every field is also a command-line flag of the same name.
+    """
 
     only: tuple[str, ...] = CONTESTS
     """What to time: forms, built, mlp, kernels, adapters, actor, choice, scale."""
@@ -47,13 +50,14 @@ class CoreConfig:
         for field, least in (("rounds", 1), ("warmup", 0), ("threads", 1)):
             if getattr(self, field) < least:
                 raise ConfigError(
-                    f"`--{field} {getattr(self, field)}` is too small. It is a count, of {least} or more here. "
-                    f"Pass `--{field} {max(least, 1)}`, or leave it out."
+                    f"`--{field} {getattr(self, field)}` is too small. It is a count, of {least} "
+                    f"or more here. Pass `--{field} {max(least, 1)}`, or leave it out."
                 )
         if not self.only or not self.tasks or min(self.tasks) < 1:
             raise ConfigError(
-                f"`--only {' '.join(self.only)} --tasks {' '.join(map(str, self.tasks))}` leaves nothing to time. "
-                "Both take one value or several, and there is no fewer than one task. Leave them out for the defaults."
+                f"`--only {' '.join(self.only)} --tasks {' '.join(map(str, self.tasks))}` leaves "
+                "nothing to time. Both take one value or several, and there is no fewer than one "
+                "task. Leave them out for the defaults."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,7 +68,10 @@ class CoreConfig:
 
 @dataclass(frozen=True)
 class PeersConfig:
-    """One race against other hypernetwork libraries. Every field is also a command-line flag of the same name."""
+    """One race against other hypernetwork libraries.
+
+    Every field is also a command-line flag of the same name.
+    """
 
     workloads: tuple[str, ...] = WORKLOADS
     """What to run: mlp (1-64-64-1 on 16 points), cnn (3,818 parameters on 8 images of 1x16x16),
@@ -100,8 +107,8 @@ class PeersConfig:
             for name in getattr(self, field):
                 if name not in known:
                     raise ConfigError(
-                        f"`--{field} {name}` is unknown. It takes one name or several of a fixed list. "
-                        f"{nearest(name, known)}"
+                        f"`--{field} {name}` is unknown. It takes one name or several of a fixed "
+                        f"list. {nearest(name, known)}"
                     )
         if not self.workloads:
             raise ConfigError(
@@ -117,8 +124,8 @@ class PeersConfig:
         ):
             if getattr(self, field) < least:
                 raise ConfigError(
-                    f"`--{field} {getattr(self, field)}` is too small. It is a count, of {least} or more here. "
-                    f"Pass `--{field} {max(least, 1)}`, or leave it out."
+                    f"`--{field} {getattr(self, field)}` is too small. It is a count, of {least} "
+                    f"or more here. Pass `--{field} {max(least, 1)}`, or leave it out."
                 )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Contests of ``python -m benchmarks.race core``: each builds its contenders, and says which ratios have a bar.
+"""Contests of ``python -m benchmarks.race core``.
+
+Each builds its contenders, and says which ratios have a bar.
 
 In:   the name of a contest.
 Out:  its contenders, functions that do one forward and backward pass each; and its bars.
@@ -170,7 +172,10 @@ def small_mlp(tasks: int = 32) -> Contest:
 
 
 def kernels(name: str, tasks: int) -> Contest:
-    """A convolutional base generated in full: auto against every engine and against grouped convolutions by hand."""
+    """A convolutional base generated in full.
+
+    Auto against every engine and against grouped convolutions by hand.
+    """
     torch.manual_seed(0)
     base = cnn() if name == "cnn" else conv4()
     x = torch.randn(tasks, 8, 1, 16, 16) if name == "cnn" else torch.randn(tasks, 25, 1, 28, 28)
@@ -231,7 +236,9 @@ def adapters(steps_long: int, examples: int = 32) -> Contest:
 
 
 def actor(acts: bool, rows: int = 256) -> Contest:
-    """An actor that is generated anew for every row, from its state and its context: against the plain MLP.
+    """An actor that is generated anew for every row, from its state and its context.
+
+    Against the plain MLP.
 
     Args:
         acts: Only forward, as when it acts; otherwise forward and backward, as when it learns.
@@ -257,7 +264,10 @@ def actor(acts: bool, rows: int = 256) -> Contest:
 
 
 def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:
-    """Build the contests one after the other; one that lacks a package is a sentence that says so."""
+    """Build the contests one after the other.
+
+    One that lacks a package is a sentence that says so.
+    """
     for name in names:
         if name == "forms":
             yield low_rank(64, 16, 512)

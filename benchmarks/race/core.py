@@ -1,4 +1,6 @@
-"""``python -m benchmarks.race core``: what a step costs with this library, against the plain ways to do the same.
+"""``python -m benchmarks.race core``.
+
+What a step costs with this library, against the plain ways to do the same.
 
 In:   a `CoreConfig`.
 Out:  a table on the terminal, a record of all numbers.
@@ -56,12 +58,13 @@ def run_core(config: CoreConfig, command: str) -> dict[str, Any]:
         "cost": {**facts, "wall_time_s": time.perf_counter() - begun},
         "notes": " ".join(
             [
-                "A step is forward, one loss, backward; no optimiser. Contenders take turns in one process. A ratio is "
-                "of medians; beside it stand the quartiles of the ratios round by round.",
+                "A step is forward, one loss, backward; no optimiser. Contenders take turns in one "
+                "process. A ratio is of medians; beside it stand the quartiles of the ratios round "
+                "by round.",
                 clock_words(config.threads),
-                f"A share is of the rate at which float32 matrices of {SIDE} by {SIDE} are multiplied, measured beside "
-                "each workload; operations are those of the contender that `flops_of` names, which are what the "
-                "workload needs.",
+                f"A share is of the rate at which float32 matrices of {SIDE} by {SIDE} are "
+                "multiplied, measured beside each workload; operations are those of the contender "
+                "that `flops_of` names, which are what the workload needs.",
                 *skipped,
             ]
         ),
@@ -203,7 +206,10 @@ def _score(row: Row) -> dict[str, Any]:
 
 
 def _scale(config: CoreConfig, chunk_size: int = 100) -> list[Row]:
-    """Generate and run from one task to many, in chunks: the time of each, and the most memory held at once."""
+    """Generate and run from one task to many, in chunks.
+
+    The time of each, and the most memory held at once.
+    """
     torch.manual_seed(0)
     base = nn.Sequential(
         nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)

@@ -1,4 +1,6 @@
-"""``python -m benchmarks.race peers``: how long a step takes with other libraries, against the same step with ours.
+"""``python -m benchmarks.race peers``.
+
+How long a step takes with other libraries, against the same step with ours.
 
 In:   a `PeersConfig`.
 Out:  a table on the terminal, a record of all numbers.
@@ -125,9 +127,9 @@ def prepare(config: PeersConfig, pip: Pip | None = None) -> tuple[Path, dict[str
         )
         if made.returncode:
             raise DataError(
-                f"`python -m venv {folder}` failed: {_last_line(made.stdout + made.stderr)} The peers are installed in "
-                "an environment of their own. Pass `--env` with a folder that can be written, or the folder of a "
-                "virtual environment that is there already."
+                f"`python -m venv {folder}` failed: {_last_line(made.stdout + made.stderr)} The "
+                "peers are installed in an environment of their own. Pass `--env` with a folder "
+                "that can be written, or the folder of a virtual environment that is there already."
             )
     _borrow(python)
     return python, _install(python, config, pip or _pip)
@@ -166,9 +168,9 @@ def _race(python: Path, config: PeersConfig, peers: Sequence[str]) -> dict[str, 
         done = subprocess.run(worker, stdout=sys.stderr, env=environment | QUIET)
         if done.returncode or not out.exists():
             raise DataError(
-                f"The race ended with exit code {done.returncode}; its last words are above. It runs in an environment "
-                f"of its own, {python.parent.parent}. Remove that folder to have it made anew, and type the command "
-                "again."
+                f"The race ended with exit code {done.returncode}; its last words are above. It "
+                f"runs in an environment of its own, {python.parent.parent}. Remove that folder to "
+                "have it made anew, and type the command again."
             )
         raced: dict[str, Any] = json.loads(out.read_text())
     return raced
@@ -180,8 +182,9 @@ def _borrow(python: Path) -> None:
     found = subprocess.run(asked, capture_output=True, text=True)
     if found.returncode:
         raise DataError(
-            f"`{python}` does not run: {_last_line(found.stderr)} It belongs to the peers' environment, which may stem "
-            f"from a Python that is gone. Remove {python.parent.parent} and type the command again."
+            f"`{python}` does not run: {_last_line(found.stderr)} It belongs to the peers' "
+            f"environment, which may stem from a Python that is gone. Remove "
+            f"{python.parent.parent} and type the command again."
         )
     ours = find_spec("weightloom")
     assert ours is not None and ours.origin is not None
@@ -226,7 +229,10 @@ def _installed(python: Path) -> set[str]:
 
 
 def _pip(python: Path, arguments: Sequence[str]) -> str | None:
-    """Install, with the machine's own settings of pip; return None, or the first line of what went wrong."""
+    """Install, with the machine's own settings of pip.
+
+    Return None, or the first line of what went wrong.
+    """
     options = [
         "-q",
         "--disable-pip-version-check",
@@ -263,11 +269,12 @@ def _scores(rows: Sequence[Row], config: PeersConfig) -> list[dict[str, Any]]:
 
 def _notes(rows: Sequence[Row], config: PeersConfig) -> str:
     said = (
-        "A step generates parameters for all tasks, runs forward, takes one loss, runs backward; no optimiser. On a "
-        "transformer adapters of rank 4 on query and value are given, one for every row, and a step is forward only, "
-        "except where `learning` is said: forward, one loss, backward. Each "
-        "contender takes turns with ours in one process. A ratio above 1 means that ours is faster: it is of medians, "
-        "the median of the repeats; beside it stand the quartiles of the ratios round by round. Milliseconds drift "
+        "A step generates parameters for all tasks, runs forward, takes one loss, runs backward; "
+        "no optimiser. On a transformer adapters of rank 4 on query and value are given, one for "
+        "every row, and a step is forward only, except where `learning` is said: forward, one "
+        "loss, backward. Each contender takes turns with ours in one process. A ratio above 1 "
+        "means that ours is faster: it is of medians, the median of the repeats; beside it stand "
+        "the quartiles of the ratios round by round. Milliseconds drift "
         "with the machine, ratios do not. " + clock_words(config.threads)
     )
     errors = {f"{row['contender']} ({row['error']})": None for row in rows if "error" in row}

@@ -1,4 +1,6 @@
-"""The race itself, run by the Python that has the peers: ``python -m benchmarks.race.peers_worker OPTIONS OUT``.
+"""The race itself, run by the Python that has the peers.
+
+``python -m benchmarks.race.peers_worker OPTIONS OUT``.
 
 In:   a JSON file of options; whichever peers can be imported here.
 Out:  a JSON file with a row per workload and contender: milliseconds, ratio to ours, or why it
@@ -109,7 +111,10 @@ def _hypnettorch_cnn(base: nn.Module) -> Any:
 
 
 def hyperlight(workload: Workload) -> list[Contender]:
-    """Generate all tasks in one pass; set the weights in a context, task after task, or once under vmap."""
+    """Generate all tasks in one pass.
+
+    Set the weights in a context, task after task, or once under vmap.
+    """
     hl = importlib.import_module("hyperlight")
     base = copy.deepcopy(workload.base)
     main = hl.hypernetize(base, parameters=list(base.parameters()))
@@ -152,7 +157,10 @@ def hyperlight(workload: Workload) -> list[Contender]:
 
 
 def hyper_nn(workload: Workload) -> list[Contender]:
-    """Override `generate_params`, as its README says; its loop, and its README's recipe for vmap."""
+    """Override `generate_params`, as its README says.
+
+    Its loop, and its README's recipe for vmap.
+    """
     library = importlib.import_module("hypernn.torch")
     base = copy.deepcopy(workload.base)
     generator = make_generator(sum(p.numel() for p in base.parameters()))
@@ -191,7 +199,10 @@ def hyper_nn(workload: Workload) -> list[Contender]:
 
 
 def torchhyper(workload: Workload) -> list[Contender]:
-    """Load the file of its class alone: the package imports diffusers, which it does not declare."""
+    """Load the file of its class alone.
+
+    The package imports diffusers, which it does not declare.
+    """
     found = importlib.util.find_spec("torchhyper")
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError("No module named 'torchhyper'")
@@ -214,7 +225,10 @@ def torchhyper(workload: Workload) -> list[Contender]:
 
 
 def polyweave(workload: Workload) -> list[Contender]:
-    """Give its ConvFilterTeacher a TargetSpec for the whole base; one prototype at a time, by design."""
+    """Give its ConvFilterTeacher a TargetSpec for the whole base.
+
+    One prototype at a time, by design.
+    """
     library = importlib.import_module("polyweave.targets")
     base = copy.deepcopy(workload.base).requires_grad_(False)
     shapes = {name: value.shape for name, value in base.named_parameters()}
@@ -254,7 +268,9 @@ BUILD: dict[str, Callable[[Workload], list[Contender]]] = {
 
 
 def check(contender: Contender, workload: Workload) -> None:
-    """Refuse a contender that does not do the whole step: right outputs, and gradients that reach what generates.
+    """Refuse a contender that does not do the whole step.
+
+    Right outputs, and gradients that reach what generates.
 
     Raises:
         RuntimeError: If it does not.

@@ -42,7 +42,10 @@ def race(theirs: Step, ours: Step, options: dict[str, Any]) -> Row:
 
 
 def attempt(row: Row, measure: Callable[[], Row]) -> Row:
-    """Return the row with what ``measure`` returns, or with the reason why it failed; say so on the terminal."""
+    """Return the row with what ``measure`` returns, or with the reason why it failed.
+
+    Say so on the terminal.
+    """
     try:
         row = row | measure()
         said = f"{row['ratio']['median']:.2f} times our step"

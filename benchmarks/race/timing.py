@@ -1,4 +1,6 @@
-"""Timing that survives a busy machine: contenders take turns in one process, and ratios are the result.
+"""Timing that survives a busy machine.
+
+Contenders take turns in one process, and ratios are the result.
 
 In:   functions without arguments, one per contender.
 Out:  seconds per round of each; the ratio of two of them with its spread; the bytes one of them

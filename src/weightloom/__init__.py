@@ -29,7 +29,10 @@ def __dir__() -> list[str]:
 
 @functools.cache
 def _public_names() -> dict[str, str]:
-    """Rooms by public name, as the stub lists them: one by one, or all names of a package by ``import *``."""
+    """Rooms by public name, as the stub lists them.
+
+    One by one, or all names of a package by ``import *``.
+    """
     package = pathlib.Path(__file__).parent
     rooms: dict[str, str] = {}
     for room, name in _imports(package / "__init__.pyi"):

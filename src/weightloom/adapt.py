@@ -33,7 +33,9 @@ def descend(
     momentum: tuple[float, float] | None = None,
     weight_decay: float = 0.0,
 ) -> Start:
-    """Take a few gradient steps per task that can themselves be differentiated: the inner loop of a bilevel problem.
+    """Take a few gradient steps per task that can themselves be differentiated.
+
+    The inner loop of a bilevel problem.
 
     The gradient flows back into ``start``, ``inner_lr`` and whatever ``loss_per_task`` holds. A
     loss of one task says nothing of the numbers of another, so one descent over all tasks is
@@ -97,7 +99,10 @@ def _adam(
     decay: tuple[float, float],
     step: int,
 ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
-    """Turn gradients into Adam's direction; the tiny number stands under the root, where it can be differentiated."""
+    """Turn gradients into Adam's direction.
+
+    The tiny number stands under the root, where it can be differentiated.
+    """
     first, second = decay
     moments = [
         (m.lerp(g, 1 - first), v.lerp(g.square(), 1 - second))
@@ -115,7 +120,9 @@ def fit_params(
     steps: int,
     inner_lr: float,
 ) -> Params:
-    """Fit the parameters of each task to its support set with Adam; ``params`` and ``base`` are left alone.
+    """Fit the parameters of each task to its support set with Adam.
+
+    ``params`` and ``base`` are left alone.
 
     Adam works number by number, so one optimiser over (tasks, *shape) is exactly one optimiser per
     task. The result carries no gradient history. What is held as factors stays so: the factors are
@@ -142,8 +149,8 @@ def fit_params(
     leaves, structure = tree_flatten(params)  # of a parameter that is held as factors: the factors
     if not leaves:
         raise ConfigError(
-            "`params` is empty. There is nothing to fit: the base's own parameters are shared by all tasks. "
-            "Pass those of each task, as a hypernetwork generates them."
+            "`params` is empty. There is nothing to fit: the base's own parameters are shared by "
+            "all tasks. Pass those of each task, as a hypernetwork generates them."
         )
     start = [leaf.detach().clone().requires_grad_() for leaf in leaves]
     fitted = _fitted(
@@ -158,7 +165,10 @@ def fit_params(
 def _fitted(
     leaves: list[Tensor], losses: Callable[[list[Tensor]], Tensor], steps: int, inner_lr: float
 ) -> list[Tensor]:
-    """Fit leaves with Adam, and nothing else that the loss holds; return them without gradient history."""
+    """Fit leaves with Adam, and nothing else that the loss holds.
+
+    Return them without gradient history.
+    """
     optimiser = torch.optim.Adam(leaves, lr=inner_lr)
     with torch.enable_grad():
         for _ in range(steps):
@@ -179,7 +189,9 @@ def fit_condition(
     inner_lr: float,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Fit the condition of each new task with Adam; ``hyper`` and ``base`` are left alone, buffers included.
+    """Fit the condition of each new task with Adam.
+
+    ``hyper`` and ``base`` are left alone, buffers included.
 
     For tasks that join when training is over, such as new clients of a federation: only
     ``condition_dim`` numbers per task are fitted, so a few points go a long way. Adam works number
@@ -235,7 +247,8 @@ def _start(hyper: nn.Module, tasks: int, start: Tensor | None) -> Tensor:
         start = own.new_zeros(tasks, width)
     if start.shape not in ((width,), (tasks, width)):
         raise ShapeError(
-            f"`start` has shape {tuple(start.shape)}. There are {tasks} new tasks and a condition is {width} wide. "
-            f"Pass one start for all, ({width},), or one for each, ({tasks}, {width})."
+            f"`start` has shape {tuple(start.shape)}. There are {tasks} new tasks and a condition "
+            f"is {width} wide. Pass one start for all, ({width},), or one for each, ({tasks}, "
+            f"{width})."
         )
     return start.detach().to(own).expand(tasks, width).clone().requires_grad_()

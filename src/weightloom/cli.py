@@ -34,7 +34,10 @@ OUTSIDE = (OSError, ValueError, MemoryError, RecursionError)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and leave with its exit code: 0, 2 for bad input, 1 for a fault of ours, 128 + a signal."""
+    """Run one command and leave with its exit code.
+
+    0, 2 for bad input, 1 for a fault of ours, 128 + a signal.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     _fit_terminal()
     for stream in (sys.stdout, sys.stderr):
@@ -84,7 +87,10 @@ def _say(text: str, code: int) -> int:
 
 
 def _let_go() -> None:
-    """Drop output that nobody reads, or that a full disk does not take: it would end the command once more."""
+    """Drop output that nobody reads, or that a full disk does not take.
+
+    It would end the command once more.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -115,8 +121,8 @@ def _unexpected(error: Exception, words: list[str]) -> str:
             break
     more = "Free some memory, or ask for less" if memory else "Check the files and options"
     return (
-        f"error: {type(error).__name__}{f': {said}' if said else ''}. Nothing foresaw this. {more}; with a report "
-        f"of it goes its traceback: {where}."
+        f"error: {type(error).__name__}{f': {said}' if said else ''}. Nothing foresaw this. "
+        f"{more}; with a report of it goes its traceback: {where}."
     )
 
 

@@ -1,4 +1,6 @@
-"""Commands: flags become a config, a config becomes a run of an application; what is done with a run.
+"""Commands: flags become a config, a config becomes a run of an application.
+
+What is done with a run.
 
 Knows nothing of the insides of applications. Torch is imported only by the commands that need it.
 """
@@ -103,8 +105,9 @@ def _check_going_on(command: RunCommand[Any], several: dict[str, Any], typed: st
     beside += [name for name, value in several.items() if getattr(command, name) != value]
     if beside:
         raise ConfigError(
-            f"`--resume {command.resume}` with `--{beside[0]}`. A run goes on in its own folder, with its own options. "
-            f"Type `weightloom {typed} --resume {command.resume}` alone, or start another run."
+            f"`--resume {command.resume}` with `--{beside[0]}`. A run goes on in its own folder, "
+            f"with its own options. Type `weightloom {typed} --resume {command.resume}` alone, or "
+            "start another run."
         )
 
 
@@ -192,16 +195,17 @@ def export(words: list[str]) -> int:
     """Write a plain network for one task of a run, or everything from support set to answer as one program."""
     app = _app_of(words, "export")
     about = (
-        "Write a plain network for one task: parameters, a description, and a program for torch.export.load. With "
-        "--whole: encoder, hypernetwork and base as one program for torch.export and ONNX."
+        "Write a plain network for one task: parameters, a description, and a program for "
+        "torch.export.load. With --whole: encoder, hypernetwork and base as one program for "
+        "torch.export and ONNX."
     )
     left = [name for name in app.judged_by if not name.startswith("test_")]
     more = {"task": str, "whole": bool, "out": Path, "app": str, "trust": bool}
     command = _parse(_with_changes(app, about, left, **more), words, "export")
     if command.whole == (command.task is not None):
         raise ConfigError(
-            "`weightloom export` was given neither `--task` nor `--whole`, or both. It writes the network of one task, "
-            "or the program that makes them. Type `--task 0` or `--whole`."
+            "`weightloom export` was given neither `--task` nor `--whole`, or both. It writes the "
+            "network of one task, or the program that makes them. Type `--task 0` or `--whole`."
         )
     need_extra(app)
     from weightloom.apps.experiment import load
@@ -210,8 +214,8 @@ def export(words: list[str]) -> int:
     for name, values in changes.items():
         if isinstance(values, list) and len(values) > 1:
             raise ConfigError(
-                f"`--{name} {' '.join(map(str, values))}` with `weightloom export`, which writes one network for one "
-                f"kind of task. Pass one, as in `--{name} {values[0]}`."
+                f"`--{name} {' '.join(map(str, values))}` with `weightloom export`, which writes "
+                f"one network for one kind of task. Pass one, as in `--{name} {values[0]}`."
             )
     loaded = load(app, command.run, changes, only=True, trust=command.trust)
     folder = command.out or command.run / "export" / (
@@ -273,7 +277,10 @@ def _print_scores(app: AnyApp, scores: list[Any]) -> None:
 
 
 def _app_of(words: list[str], command: str) -> AnyApp:
-    """Return the application of the run that is the first word; the usual one where help was asked for."""
+    """Return the application of the run that is the first word.
+
+    The usual one where help was asked for.
+    """
     from weightloom.runs.folder import RUN, read_run_file
 
     named = _value_of("--app", words)
@@ -294,20 +301,24 @@ def _app_of(words: list[str], command: str) -> AnyApp:
         )
     if named is None and about.app not in app_names():
         raise ConfigError(
-            f"`{folder}` is a run of `{about.app}`, an application that is not installed here. What a folder names is "
-            f"not imported by itself. Type where it is, as in `weightloom {command} {folder} --app my_package:MyApp`."
+            f"`{folder}` is a run of `{about.app}`, an application that is not installed here. "
+            f"What a folder names is not imported by itself. Type where it is, as in `weightloom "
+            f"{command} {folder} --app my_package:MyApp`."
         )
     app = find_app(named or about.app)
     if app.name != about.app:
         raise ConfigError(
-            f"`{folder}` is a run of `{about.app}`, and `--app {named}` is `{app.name}`. Each reads its own runs. "
-            f"Pass `--app` of the application that made it."
+            f"`{folder}` is a run of `{about.app}`, and `--app {named}` is `{app.name}`. Each "
+            f"reads its own runs. Pass `--app` of the application that made it."
         )
     return app
 
 
 def _with_changes(made_by: AnyApp, about: str, judged_by: Sequence[str], **more: type) -> type[Any]:
-    """Build the dataclass of a command on a run: its folder, options of its own, options of the run that may change."""
+    """Build the dataclass of a command on a run.
+
+    Its folder, options of its own, options of the run that may change.
+    """
     hints = get_type_hints(made_by.config)
     own = {
         "record": "Write the scores to this file, as JSON.",
@@ -356,7 +367,10 @@ def _documented(kind: type) -> dict[str, str]:
 
 
 def _options_of(app: AnyApp, words: list[str]) -> tuple[RunOptions, dict[str, Any]]:
-    """Return what typed flags change: the options of a file, of the run that is to go on, or the usual ones."""
+    """Return what typed flags change.
+
+    The options of a file, of the run that is to go on, or the usual ones.
+    """
     if folder := _value_of("--resume", words):
         from weightloom.runs.folder import SEVERAL, read_config, read_run_file
 
@@ -397,8 +411,8 @@ def _read_options(path: Path) -> dict[str, Any]:
         options = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except TextError as error:
         raise ConfigError(
-            f"`--config {path}` cannot be read ({error}). It is a YAML or JSON file with one option a line, as in "
-            "`ways: 5`. A run's `config.json` is one."
+            f"`--config {path}` cannot be read ({error}). It is a YAML or JSON file with one "
+            "option a line, as in `ways: 5`. A run's `config.json` is one."
         ) from error
     if not isinstance(options, dict):
         raise ConfigError(

@@ -30,7 +30,10 @@ class CheckpointError(WeightloomError, RuntimeError):
 
 
 class NonFiniteError(WeightloomError, ArithmeticError):
-    """A loss or a gradient that is NaN or infinite; the run is stopped before it spoils the parameters."""
+    """A loss or a gradient that is NaN or infinite.
+
+    The run is stopped before it spoils the parameters.
+    """
 
 
 class BatchingError(WeightloomError, RuntimeError):

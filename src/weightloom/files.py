@@ -74,8 +74,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"`{path}` cannot be read as a checkpoint ({error}). It is truncated, or it is another kind of file; "
-            "nothing in it was executed. Use an earlier checkpoint, or start the run again."
+            f"`{path}` cannot be read as a checkpoint ({error}). It is truncated, or it is another "
+            "kind of file; nothing in it was executed. Use an earlier checkpoint, or start the run "
+            "again."
         ) from error
     if header.get("format") != FORMAT:
         raise CheckpointError(
@@ -84,8 +85,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     if header.get("digest") != _digest(tensors, header.get("facts", "")):
         raise CheckpointError(
-            f"`{path}` was changed after it was written: its contents do not match the digest kept inside. "
-            "What it holds cannot be trusted. Use an earlier checkpoint, or start the run again."
+            f"`{path}` was changed after it was written: its contents do not match the digest kept "
+            "inside. What it holds cannot be trusted. Use an earlier checkpoint, or start the run "
+            "again."
         )
     try:
         facts = json.loads(header["facts"])
@@ -93,8 +95,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError(f"they are a {type(facts).__name__}")
     except (ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(
-            f"`{path}` holds facts that cannot be read ({type(error).__name__}: {error}). They are one JSON object. "
-            "Use an earlier checkpoint, or start the run again."
+            f"`{path}` holds facts that cannot be read ({type(error).__name__}: {error}). They are "
+            "one JSON object. Use an earlier checkpoint, or start the run again."
         ) from error
     return tensors, facts
 
@@ -153,7 +155,8 @@ def make_folder(path: Path, option: str = "--run") -> None:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"`{shortened(path)}` cannot be made a folder ({getattr(error, 'strerror', None) or error}). A folder "
+            f"`{shortened(path)}` cannot be made a folder "
+            f"({getattr(error, 'strerror', None) or error}). A folder "
             "needs a name that is free, in a place that can be written to, of at most 255 letters. "
             f"Pass another one as `{option}`."
         ) from error

@@ -61,7 +61,8 @@ def most_pixels() -> int:
         allowed = math.nan
     if not 0 < allowed < 1_000_000:
         raise ConfigError(
-            f"`{MEGAPIXELS_VARIABLE}={typed}`. It is the size in megapixels up to which pictures are read, a number "
-            f"above 0 and below a million. Type `{MEGAPIXELS_VARIABLE}=200`, or leave it out for {MEGAPIXELS}."
+            f"`{MEGAPIXELS_VARIABLE}={typed}`. It is the size in megapixels up to which pictures "
+            f"are read, a number above 0 and below a million. Type `{MEGAPIXELS_VARIABLE}=200`, or "
+            f"leave it out for {MEGAPIXELS}."
         )
     return int(allowed * 1e6)

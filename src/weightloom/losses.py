@@ -58,7 +58,9 @@ def soft_cross_entropy_per_task(
 
 
 def loss_per_task(outputs: Tensor, targets: Tensor) -> Float[Tensor, " tasks"]:
-    """Return the usual loss of each task: cross-entropy where targets are labels, mean squared error elsewhere.
+    """Return the usual loss of each task.
+
+    Cross-entropy where targets are labels, mean squared error elsewhere.
 
     Args:
         outputs: (tasks, batch, *out).

@@ -107,7 +107,9 @@ class Params(dict[str, Tensor]):
 
     @classmethod
     def stack(cls, sets: Iterable[Mapping[str, Tensor]]) -> "Params":
-        """Put sets of one task each, values without a tasks axis, together along a new tasks axis; factors stay so.
+        """Put sets of one task each, values without a tasks axis, together along a new tasks axis.
+
+        Factors stay so.
 
         Raises:
             ShapeError: If the sets differ in names, there is none, or a value that is held as
@@ -117,8 +119,8 @@ class Params(dict[str, Tensor]):
         for name, value in [item for its in sets for item in its.items()]:
             if getattr(value, "lead", 0):
                 raise ShapeError(
-                    f"The value of {name!r} is held as factors of {value.shape[0]} tasks. A stack makes the tasks "
-                    "axis, of values that have none. Type `Params.cat(sets)`."
+                    f"The value of {name!r} is held as factors of {value.shape[0]} tasks. A stack "
+                    "makes the tasks axis, of values that have none. Type `Params.cat(sets)`."
                 )
         return cls({name: torch.stack([its[name] for its in sets]) for name in _names_of(sets)})
 
@@ -139,7 +141,10 @@ class Params(dict[str, Tensor]):
         return Params({name: value.detach() for name, value in self.items()})
 
     def clone(self) -> "Params":
-        """Copy, with all that the values are made of: a later step of the optimiser does not reach the copy."""
+        """Copy, with all that the values are made of.
+
+        A later step of the optimiser does not reach the copy.
+        """
         return Params({name: value.clone() for name, value in self.items()})
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Params":
@@ -160,12 +165,14 @@ class Params(dict[str, Tensor]):
         """Return the squared L2 norm of the parameters, as `weightloom.forms.arithmetic.squared_norm` does."""
         if by not in ("task", "name"):
             raise ConfigError(
-                f"`by={by!r}` is unknown. Squares are summed over all parameters of a task, or over each alone. Pass "
+                f"`by={by!r}` is unknown. Squares are summed over all parameters of a task, or "
+                "over each alone. Pass "
                 '`by="task"` or `by="name"`.'
             )
         if count_tasks(self) is None:
             raise ShapeError(
-                "`params` holds no parameter. A norm needs numbers to square. Pass generated Params."
+                "`params` holds no parameter. A norm needs numbers to square. Pass generated "
+                "Params."
             )
         squares = {name: _squared(value) for name, value in self.items()}
         return squares if by == "name" else torch.stack(list(squares.values())).sum(0)
@@ -195,7 +202,10 @@ def _squared(value: Tensor) -> Tensor:
 
 
 def _values() -> Any:
-    """The room of arithmetic on whole sets: it stands behind this one, and is loaded when it is asked for."""
+    """The room of arithmetic on whole sets.
+
+    It stands behind this one, and is loaded when it is asked for.
+    """
     return import_module("weightloom.forms.arithmetic")
 
 
@@ -211,14 +221,14 @@ def _place(index: Any, tasks: int) -> slice | Tensor:
             else repr(index)
         )
         raise ConfigError(
-            f"`index` is {what}. It says which of {tasks} tasks to take. Pass task numbers as a list or a tensor of "
-            "one axis, one bool per task, a slice, or one number."
+            f"`index` is {what}. It says which of {tasks} tasks to take. Pass task numbers as a "
+            "list or a tensor of one axis, one bool per task, a slice, or one number."
         )
     if place.dtype == torch.bool:
         if place.shape != (tasks,):
             raise ShapeError(
-                f"`index` holds bools of shape {tuple(place.shape)} for {tasks} tasks. Each says of one task whether "
-                f"it is taken. Pass {tasks} of them, or task numbers."
+                f"`index` holds bools of shape {tuple(place.shape)} for {tasks} tasks. Each says "
+                f"of one task whether it is taken. Pass {tasks} of them, or task numbers."
             )
         return place.nonzero()[:, 0]
     place = place.reshape(-1).long()
@@ -226,8 +236,8 @@ def _place(index: Any, tasks: int) -> slice | Tensor:
         least, most = place.min().item(), place.max().item()
         if least < -tasks or most >= tasks:
             raise ShapeError(
-                f"`index` asks for task {most if most >= tasks else least} of {tasks}. Tasks are counted from 0, or "
-                f"from -1 backwards. Pass numbers from {-tasks} to {tasks - 1}."
+                f"`index` asks for task {most if most >= tasks else least} of {tasks}. Tasks are "
+                f"counted from 0, or from -1 backwards. Pass numbers from {-tasks} to {tasks - 1}."
             )
     return torch.where(place < 0, place + tasks, place)
 
@@ -251,13 +261,15 @@ def _names_of(sets: Sequence[Mapping[str, Tensor]]) -> list[str]:
     """The names that all sets hold."""
     if not sets:
         raise ShapeError(
-            "There is no set of parameters. At least one says which parameters there are. Pass a list."
+            "There is no set of parameters. At least one says which parameters there are. Pass a "
+            "list."
         )
     for number, its in enumerate(sets):
         if its.keys() != sets[0].keys():
             raise ShapeError(
-                f"Sets 0 and {number} differ in {sorted(its.keys() ^ sets[0].keys())}. All must name the same "
-                "parameters. Generate all by one hypernetwork, or leave out what only one has."
+                f"Sets 0 and {number} differ in {sorted(its.keys() ^ sets[0].keys())}. All must "
+                "name the same parameters. Generate all by one hypernetwork, or leave out what "
+                "only one has."
             )
     return list(sets[0])
 
@@ -290,14 +302,15 @@ def count_tasks(params: Mapping[str, Tensor]) -> int | None:
     for name, value in params.items():
         if not value.ndim:
             raise ShapeError(
-                f"`params[{name!r}]` is a single number. Every generated parameter has one value per task, on axis 0. "
-                "Keep the axis for one task too: pass a tensor of shape (1,)."
+                f"`params[{name!r}]` is a single number. Every generated parameter has one value "
+                "per task, on axis 0. Keep the axis for one task too: pass a tensor of shape (1,)."
             )
         if tasks is None:
             tasks, first = value.shape[0], name
         elif value.shape[0] != tasks:
             raise ShapeError(
-                f"`params[{first!r}]` holds {tasks} tasks but `params[{name!r}]` holds {value.shape[0]}. "
+                f"`params[{first!r}]` holds {tasks} tasks but `params[{name!r}]` holds "
+                f"{value.shape[0]}. "
                 "Every generated parameter has one value per task, on axis 0. "
                 "Generate all of them from the same conditions."
             )
@@ -326,8 +339,9 @@ def sub(params: Mapping[str, Tensor], prefix: str) -> Params:
     )
     if not inside:
         raise ConfigError(
-            f"`prefix={prefix!r}` is that of no generated parameter. A prefix names a sub-module of the base, without "
-            f"the dot behind it. {nearest(prefix, dict.fromkeys(name.rpartition('.')[0] for name in params))}"
+            f"`prefix={prefix!r}` is that of no generated parameter. A prefix names a sub-module "
+            f"of the base, without the dot behind it. "
+            f"{nearest(prefix, dict.fromkeys(name.rpartition('.')[0] for name in params))}"
         )
     return inside
 
@@ -389,8 +403,8 @@ class ParamSpec:
         """
         if flat.ndim != 2 or flat.shape[1] != self.size:
             raise ShapeError(
-                f"`flat` has shape {tuple(flat.shape)}. This spec holds {self.size} numbers per task. "
-                f"Pass a tensor of shape (tasks, {self.size})."
+                f"`flat` has shape {tuple(flat.shape)}. This spec holds {self.size} numbers per "
+                f"task. Pass a tensor of shape (tasks, {self.size})."
             )
         pieces = flat.split(self.sizes, dim=1)
         tasks = flat.shape[0]  # `len` would write a number into an exported program
@@ -427,7 +441,10 @@ def selectors_of(generate: Selector | Iterable[Selector]) -> list[Selector]:
 
 
 def modules_by_name(base: nn.Module) -> dict[str, nn.Module]:
-    """Every module by every name it has: a shared one has several, and one that holds its own parent is met once."""
+    """Every module by every name it has.
+
+    A shared one has several, and one that holds its own parent is met once.
+    """
     found: dict[str, nn.Module] = {}
     todo: list[tuple[str, nn.Module, frozenset[int]]] = [("", base, frozenset())]
     while todo:
@@ -459,7 +476,9 @@ def first_names(base: nn.Module) -> dict[str, str]:
 
 
 def select(base: nn.Module, selector: Selector, argument: str = "generate") -> set[str]:
-    """Names of the parameters that a selector matches; of a tied parameter each name that it matches.
+    """Names of the parameters that a selector matches.
+
+    Of a tied parameter each name that it matches.
 
     To be generated, a parameter holds real or complex numbers: others, such as an integer index,
     are left out.
@@ -487,8 +506,9 @@ def select(base: nn.Module, selector: Selector, argument: str = "generate") -> s
     if matched:
         name = min(matched)
         raise ConfigError(
-            f"`{name}` holds {str(parameters[name].dtype).removeprefix('torch.')} numbers. Generated numbers change by "
-            f"small steps, which these cannot. Leave it out of `{argument}`: all tasks then share the base's own."
+            f"`{name}` holds {str(parameters[name].dtype).removeprefix('torch.')} numbers. "
+            f"Generated numbers change by small steps, which these cannot. Leave it out of "
+            f"`{argument}`: all tasks then share the base's own."
         )
     if isinstance(selector, type):
         kinds = {

@@ -34,7 +34,9 @@ def _part(name: str) -> Any:
 
 
 def lock(descriptor: int) -> bool:
-    """Lock an open file until it is closed, at the latest when the process ends; return False if another has the lock.
+    """Lock an open file until it is closed, at the latest when the process ends.
+
+    Return False if another has the lock.
 
     ``flock`` on POSIX, ``msvcrt.locking`` on Windows. A system or a file system without locks is
     warned of.
@@ -58,8 +60,8 @@ def lock(descriptor: int) -> bool:
         if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise
         warnings.warn(
-            f"This system cannot lock files here ({error.strerror}). Nothing keeps a second process from writing to "
-            "the same folder. Start each run once.",
+            f"This system cannot lock files here ({error.strerror}). Nothing keeps a second "
+            "process from writing to the same folder. Start each run once.",
             stacklevel=2,
         )
     finally:
@@ -69,7 +71,9 @@ def lock(descriptor: int) -> bool:
 
 
 def move(source: Path, target: Path) -> None:
-    """Move a file to where another may be, at once or not at all; on Windows whoever reads that one is waited for.
+    """Move a file to where another may be, at once or not at all.
+
+    On Windows whoever reads that one is waited for.
 
     Raises:
         OSError: If it cannot be moved.
@@ -101,7 +105,10 @@ def ending_signals() -> tuple[signal.Signals, ...]:
 
 @contextmanager
 def alarm(seconds: float | int, ring: Callable[..., None]) -> Iterator[None]:
-    """Call ``ring`` in the main thread if a block takes longer; never on a system without alarms."""
+    """Call ``ring`` in the main thread if a block takes longer.
+
+    Never on a system without alarms.
+    """
     if not hasattr(signal, "setitimer"):
         yield
         return

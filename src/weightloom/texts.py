@@ -34,7 +34,10 @@ def kind_of(path: str | Path) -> Literal["file", "folder", "other", "nothing"]:
 
 
 def home(path: str | Path) -> Path:
-    """Put the user's folder in the place of ``~``; the name of a user that is not here stays as it is."""
+    """Put the user's folder in the place of ``~``.
+
+    The name of a user that is not here stays as it is.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -105,7 +108,9 @@ def read_json(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    r"""Read YAML of plain values, as JSON has them: no tags, no anchors or aliases, no dates, every name once.
+    r"""Read YAML of plain values, as JSON has them.
+
+    No tags, no anchors or aliases, no dates, every name once.
 
     Raises:
         TextError: If it is not, is over `MOST_LEVELS` deep, or holds more than `MOST_YAML_VALUES`.

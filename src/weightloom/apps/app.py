@@ -1,4 +1,6 @@
-"""The interface of an application: four methods, and its runs have a table, a report, resume, seeds, sweeps and export.
+"""The interface of an application.
+
+Four methods, and its runs have a table, a report, resume, seeds, sweeps and export.
 
 In:   a config.
 Out:  a problem, models of it, rows that judge them, sections that show them.
@@ -203,7 +205,8 @@ class App(ABC, Generic[C, P, M]):
 
         if not hasattr(model, "named_parameters"):
             raise TypeError(
-                f"{type(model).__name__} is no `nn.Module`. `{type(self).__name__}.load` has to be written."
+                f"{type(model).__name__} is no `nn.Module`. `{type(self).__name__}.load` has to be "
+                "written."
             )
         module: Any = model
         load_model(checkpoint, module, identity)
@@ -212,7 +215,9 @@ class App(ABC, Generic[C, P, M]):
     def judge(
         self, contenders: Sequence[Contender[M]], problem: P, config: C, folder: Path
     ) -> list["Row"]:
-        """Judge models on tasks that training never saw, in every setting; the run's method comes first.
+        """Judge models on tasks that training never saw, in every setting.
+
+        The run's method comes first.
 
         Rows of controls and ceilings say so by their role. A contender without a model has a failed
         row.
@@ -261,7 +266,8 @@ class App(ABC, Generic[C, P, M]):
             DataError: If the data do not fit.
         """
         raise ConfigError(
-            f"`weightloom adapt` does not go with a run of `weightloom {self.name}`. It adapts no model."
+            f"`weightloom adapt` does not go with a run of `weightloom {self.name}`. It adapts no "
+            "model."
         )
 
     def export(self, model: M, problem: P, config: C, task: str, folder: Path) -> dict[str, Any]:

@@ -185,8 +185,8 @@ def load(
     for name in changes or {}:
         if name not in known:
             raise ConfigError(
-                f"Option {name!r} cannot be changed after training: the checkpoints are of what the run began with. "
-                f"Pass others of {', '.join(f'`{its}`' for its in known)}."
+                f"Option {name!r} cannot be changed after training: the checkpoints are of what "
+                f"the run began with. Pass others of {', '.join(f'`{its}`' for its in known)}."
             )
     options = {**saved.to_dict(), **(changes or {})}
     if only:
@@ -229,7 +229,10 @@ def report(app: App[C, P, M], folder: Path) -> Path:
 
 
 def method_folder(folder: Path, method: str, config: RunOptions) -> Path:
-    """Return where a method's checkpoints are: of ``--method`` in the run itself, of a comparator in a folder below."""
+    """Return where a method's checkpoints are.
+
+    Of ``--method`` in the run itself, of a comparator in a folder below.
+    """
     return folder if method == config.method else folder / method.replace(":", ".")
 
 
@@ -341,14 +344,18 @@ class _Arms(Generic[C, P, M]):
             self.app.load(model, place, _tie(identity_of(self.app.name, config), method))
         elif method == self.config.method:
             raise ConfigError(
-                f"`--start-from {other}` has no method `{method}`. A training starts from parameters of the same "
-                f"method. It has {', '.join(config.methods)}: pass one of them as `--method`."
+                f"`--start-from {other}` has no method `{method}`. A training starts from "
+                f"parameters of the same method. It has {', '.join(config.methods)}: pass one of "
+                "them as `--method`."
             )
 
     def _train(
         self, method: str, place: Path, name: str, built: M | None = None
     ) -> M | signal.Signals | None:
-        """Train one arm, as it was just built where its options are the run's; None where a comparator failed."""
+        """Train one arm, as it was just built where its options are the run's.
+
+        None where a comparator failed.
+        """
         first = self.processes.global_rank == 0
         if (place / FAILURE).is_file():
             self.failures[name] = failure_of(place)
@@ -529,7 +536,9 @@ def write_shown(
     identity: str,
     early: bool,
 ) -> None:
-    """Write ``evaluation.safetensors``, which the report draws; pictures that fail must not cost a run its record.
+    """Write ``evaluation.safetensors``, which the report draws.
+
+    Pictures that fail must not cost a run its record.
 
     Args:
         app: The application.
@@ -564,8 +573,8 @@ def _built(app: App[C, P, M], method: str, problem: P, config: C) -> M:
 def _resolved(app: App[C, P, M], config: RunOptions) -> C:
     if not isinstance(config, app.config):
         raise ConfigError(
-            f"`weightloom {app.name}` was given a {type(config).__name__}. Its options are a {app.config.__name__}. "
-            f"Pass one."
+            f"`weightloom {app.name}` was given a {type(config).__name__}. Its options are a "
+            f"{app.config.__name__}. Pass one."
         )
     resolved: Any = config.resolved()
     return resolved

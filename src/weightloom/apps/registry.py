@@ -63,11 +63,13 @@ def find_app(name: str) -> App[Any, Any, Any]:
         app = found() if isinstance(found, type) else found
     except OWN_ERRORS as error:
         raise ConfigError(
-            f"`{name}` cannot be made ({type(error).__name__}: {error}). An application takes no arguments. Change it."
+            f"`{name}` cannot be made ({type(error).__name__}: {error}). An application takes no "
+            "arguments. Change it."
         ) from error
     if not isinstance(app, App):
         raise ConfigError(
-            f"`{name}` gave a {type(app).__name__}. An application is a `weightloom.apps.app.App`. Inherit from it."
+            f"`{name}` gave a {type(app).__name__}. An application is a `weightloom.apps.app.App`. "
+            "Inherit from it."
         )
     return app
 
@@ -91,8 +93,8 @@ def imported(path: str, kind: str, example: str) -> Any:
     module, _, name = path.partition(":")
     if not (module and name):
         raise ConfigError(
-            f"`{path}` is no `module:name`. {kind} of your own is a module and a name in it, found from where you run. "
-            f"Type it as in `{example}`."
+            f"`{path}` is no `module:name`. {kind} of your own is a module and a name in it, found "
+            f"from where you run. Type it as in `{example}`."
         )
     if (
         "" not in sys.path and str(Path.cwd()) not in sys.path
@@ -102,13 +104,13 @@ def imported(path: str, kind: str, example: str) -> Any:
         found = getattr(import_module(module), name)
     except OWN_ERRORS as error:
         raise ConfigError(
-            f"`{path}` cannot be imported ({_in_words(error)}). {kind} of your own is a module and a name in it, "
-            f"found from where you run. Type it as in `{example}`."
+            f"`{path}` cannot be imported ({_in_words(error)}). {kind} of your own is a module and "
+            f"a name in it, found from where you run. Type it as in `{example}`."
         ) from error
     if not callable(found) and not isinstance(found, App):
         raise ConfigError(
-            f"`{path}` is a {type(found).__name__}. {kind} of your own is a class or a function, which is called. "
-            f"Type the name of one, as in `{example}`."
+            f"`{path}` is a {type(found).__name__}. {kind} of your own is a class or a function, "
+            f"which is called. Type the name of one, as in `{example}`."
         )
     return found
 
@@ -133,8 +135,8 @@ def called(path: str, kind: str, example: str, *arguments: Any) -> Any:
     except OWN_ERRORS as error:
         typed = ", ".join(f"a {type(one).__name__}" for one in arguments)
         raise ConfigError(
-            f"`{path}` could not be called ({_in_words(error)}). {kind} of your own is a class or a function that is "
-            f"called with {typed or 'nothing'}. Type it as in `{example}`."
+            f"`{path}` could not be called ({_in_words(error)}). {kind} of your own is a class or "
+            f"a function that is called with {typed or 'nothing'}. Type it as in `{example}`."
         ) from error
 
 
@@ -144,7 +146,9 @@ def _in_words(error: BaseException) -> str:
 
 
 def check_trusted(config: RunOptions, where: Path, typed: Sequence[str] = ()) -> None:
-    """Raise unless every ``module:name`` that options from a file name was typed: importing it runs it.
+    """Raise unless every ``module:name`` that options from a file name was typed.
+
+    Importing it runs it.
 
     Args:
         config: The options.
@@ -159,9 +163,10 @@ def check_trusted(config: RunOptions, where: Path, typed: Sequence[str] = ()) ->
     if unasked:
         named = ", ".join(f"`{option} {name}`" for name, option in unasked.items())
         raise ConfigError(
-            f"`{where}` names code: {named}. To go on would import that module, from the folder that you are in or "
-            "from what is installed, and a module that is imported can do whatever you can. Type `--trust` (in Python: "
-            "`trust=True`) if you know who wrote these options and that module."
+            f"`{where}` names code: {named}. To go on would import that module, from the folder "
+            "that you are in or from what is installed, and a module that is imported can do "
+            "whatever you can. Type `--trust` (in Python: `trust=True`) if you know who wrote "
+            "these options and that module."
         )
 
 
@@ -174,6 +179,7 @@ def need_extra(app: App[Any, Any, Any]) -> None:
     missing = [module for module in app.needs if find_spec(module) is None]
     if missing:
         raise MissingExtraError(
-            f"`{missing[0]}` is not installed. `weightloom {app.name}` needs it, and an installation without extras "
+            f"`{missing[0]}` is not installed. `weightloom {app.name}` needs it, and an "
+            "installation without extras "
             f'leaves it out. Type `pip install "weightloom[{app.extra or app.name}]"`.'
         )

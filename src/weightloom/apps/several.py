@@ -102,11 +102,13 @@ def run_several(
     tried = [parsed(resolved, text) for text in several.sweep]
     if len(tried) > 1:
         raise ConfigError(
-            f"`--sweep {' '.join(several.sweep)}` tries several options. It takes one. Sweep one by one."
+            f"`--sweep {' '.join(several.sweep)}` tries several options. It takes one. Sweep one "
+            "by one."
         )
     if several.folds and not app.folds:
         raise ConfigError(
-            f"`--folds` does not go with `weightloom {app.name}`. Its data are dealt out in one way."
+            f"`--folds` does not go with `weightloom {app.name}`. Its data are dealt out in one "
+            "way."
         )
     processes = app.processes(resolved)
     folder = Path(processes.broadcast(str(folder)))
@@ -209,7 +211,8 @@ def parsed(config: RunOptions, text: str) -> tuple[str, list[str]]:
     chosen = [value for value in values.split(",") if value]
     if len(chosen) < 2:
         raise ConfigError(
-            f"`--sweep {text}` has no values to choose from. Type `--sweep {typed}=0.001,0.003,0.01`."
+            f"`--sweep {text}` has no values to choose from. Type `--sweep "
+            f"{typed}=0.001,0.003,0.01`."
         )
     if len(set(chosen)) < len(chosen):
         raise ConfigError(
@@ -374,7 +377,10 @@ def _row(runs: dict[tuple[int, int], Record], number: int) -> dict[str, Any]:
 
 
 def _paired(rows: list[dict[str, Any]], first: Record) -> dict[str, Any]:
-    """Ours less each other method on the same tasks: mean and interval over runs, or of one run over its tasks."""
+    """Ours less each other method on the same tasks.
+
+    Mean and interval over runs, or of one run over its tasks.
+    """
     ahead = {(row["setting"], label(row)): row.get("ours_ahead") for row in first["scores"]}
     found: dict[str, Any] = {}
     for setting in dict.fromkeys(row["setting"] for row in rows):

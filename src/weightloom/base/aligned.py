@@ -20,7 +20,9 @@ from weightloom.forms.factored import NO_SUBCLASS, OF_THE_CARRIER, Factored, car
 
 
 class Aligned(Tensor):
-    """A parameter of every task at once, that looks like one: its tasks axis is matched to the rows of the input.
+    """A parameter of every task at once, that looks like one.
+
+    Its tasks axis is matched to the rows of the input.
 
     Args:
         value: The parameter per task, (tasks, *shape), built or as factors.
@@ -82,14 +84,18 @@ class Aligned(Tensor):
             ):
                 return _of_parameters_alone(func, args, kwargs, own)
             raise BatchingError(
-                f"`{name}` meets a generated parameter in a way that cannot be matched to the rows of its task. The "
-                "aligned engine knows linear layers, convolutions, embeddings, norms and arithmetic on a batch whose "
+                f"`{name}` meets a generated parameter in a way that cannot be matched to the rows "
+                "of its task. The aligned engine knows linear layers, convolutions, embeddings, "
+                "norms and arithmetic on a batch whose "
                 'first axis is rows. Pass `engine="vmap"` or `engine="loop"`.'
             )
 
 
 def _refuse_inside_vmap(args: Any, kwargs: Any) -> None:
-    """Raise where the base runs a transform of its own: rows are hidden from a parameter in there."""
+    """Raise where the base runs a transform of its own.
+
+    Rows are hidden from a parameter in there.
+    """
     level = torch._C._functorch.maybe_current_level()
     for leaf in tree_leaves((args, kwargs), is_leaf=_whole):
         if isinstance(leaf, Aligned) and leaf.level != level:
@@ -98,8 +104,9 @@ def _refuse_inside_vmap(args: Any, kwargs: Any) -> None:
 
 def _inside_vmap() -> BatchingError:
     return BatchingError(
-        "The base maps over a generated parameter, or over rows that meet one, by a transform of `torch.func` of its "
-        "own. The aligned engine keeps all tasks in the rows of one batch, which such a transform takes apart. Pass "
+        "The base maps over a generated parameter, or over rows that meet one, by a transform of "
+        "`torch.func` of its own. The aligned engine keeps all tasks in the rows of one batch, "
+        "which such a transform takes apart. Pass "
         '`engine="vmap"` or `engine="loop"`.'
     )
 
@@ -143,13 +150,17 @@ def unfold(x: Tensor, tasks: int, batch_major: bool) -> Tensor:
 
 
 def _split(x: Tensor, parameter: Aligned) -> Tensor:
-    """Unfold rows into tasks: (rows, ...) -> (tasks, batch, ...); a single row that all tasks share is repeated."""
+    """Unfold rows into tasks: (rows, ...) -> (tasks, batch, ...).
+
+    A single row that all tasks share is repeated.
+    """
     if x.ndim and x.shape[0] == 1 and parameter.rows != 1:
         x = x.expand(parameter.rows, *x.shape[1:])
     if not x.ndim or x.shape[0] != parameter.rows:
         raise BatchingError(
-            f"A generated parameter meets an input of shape {tuple(x.shape)}, but the batch of all tasks has "
-            f"{parameter.rows} rows, which the aligned engine looks for on the first axis. Where the base moves "
+            f"A generated parameter meets an input of shape {tuple(x.shape)}, but the batch of all "
+            f"tasks has {parameter.rows} rows, which the aligned engine looks for on the first "
+            "axis. Where the base moves "
             'its batch to another axis, pass `engine="vmap"` or `engine="loop"`.'
         )
     return unfold(x, parameter.tasks, parameter.batch_major)
@@ -161,7 +172,9 @@ def _merge(y: Tensor, parameter: Aligned) -> Tensor:
 
 
 def _rows_of_features(x: Tensor, parameter: Aligned) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Prepare a product over the last axis: (rows, *mid, in) -> (tasks, batch * mid, in), and the way back.
+    """Prepare a product over the last axis.
+
+    (rows, *mid, in) -> (tasks, batch * mid, in), and the way back.
 
     Two axes may also be (rows * mid, in), as where a base folds its positions into the batch.
     """
@@ -260,7 +273,10 @@ def _convolve(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _convolve_groups(conv: Conv, input: Tensor, weight: Aligned, bias: Any) -> Tensor:
-    """The same with tasks as groups of channels: in this order of rows nothing is copied, and little is viewed."""
+    """The same with tasks as groups of channels.
+
+    In this order of rows nothing is copied, and little is viewed.
+    """
     kernel = weight.dense()
     tasks = len(kernel)
     wide = input.view(-1, tasks * input.shape[1], *input.shape[2:])
@@ -417,7 +433,10 @@ def _arithmetic(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _beside_rows(value: Any, axes: int, parameter: Any) -> Any:
-    """Bring one operand to where tasks and rows are axes of their own; None where it has a row for each row."""
+    """Bring one operand to where tasks and rows are axes of their own.
+
+    None where it has a row for each row.
+    """
     if isinstance(value, Aligned):
         if value.ndim < axes:
             return _broadcast(value, axes - value.ndim, 0)

@@ -1,4 +1,7 @@
-"""The base as something that takes parameters per task: `per_task`, and what is the same in one line."""
+"""The base as something that takes parameters per task.
+
+`per_task`, and what is the same in one line.
+"""
 
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -25,7 +28,9 @@ from weightloom.replica.tree import open_tree
 
 
 class PerTask:
-    """A base network that takes parameters per task, and runs once for each task. Made by `per_task`.
+    """A base network that takes parameters per task, and runs once for each task.
+
+    Made by `per_task`.
 
     It takes parameters first and then whatever the base takes, by position and by name, with a
     tasks axis in front of every tensor, at any depth. It returns what the base returns, every
@@ -82,7 +87,10 @@ class PerTask:
         return self._run(self._opened(params, args, kwargs))
 
     def explain(self, params: Tensors, *args: Any, **kwargs: Any) -> Choice:
-        """Say which engine such a call runs with, and why, as something to print. Arguments as for the call itself."""
+        """Say which engine such a call runs with, and why, as something to print.
+
+        Arguments as for the call itself.
+        """
         call = self._opened(params, args, kwargs)
         return choice_of(call, self._plan(call), self.engine, self.statistics, self._tuning)
 
@@ -232,7 +240,9 @@ def apply_per_task(
     buffers: Tensors | None = None,
     explain: bool = False,
 ) -> Any:
-    """Run ``base`` once per task, each time with that task's own parameters: `per_task` in one line.
+    """Run ``base`` once per task, each time with that task's own parameters.
+
+    `per_task` in one line.
 
     Args:
         base: As for `per_task`.
@@ -306,7 +316,9 @@ def choose_engine(
 
 
 def apply_shared(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a module that is the same for all tasks, by folding the tasks into the batch: the quickest way there is.
+    """Run a module that is the same for all tasks, by folding the tasks into the batch.
+
+    The quickest way there is.
 
     Args:
         module: Any module that maps (batch, *event) to (batch, *out).

@@ -103,8 +103,9 @@ def _unsaid(base: str, by_name: list[Leaf]) -> ConfigError:
     listed = "{" + ", ".join(f'"{name}"' for name in names) + "}"
     one = len(names) == 1
     return ConfigError(
-        f"{', '.join(f'`{name}`' for name in names)} of {base} {'holds' if one else 'hold'} tensors and "
-        f"{'was' if one else 'were'} passed by name. A mask, say, may belong to each task or to all, and sizes do not "
-        f"tell. Type `per_task(net, shared=())` where each task has its own, on axis 0, or `per_task(net, "
-        f"shared={listed})` where all tasks share {'it' if one else 'them'}; `apply_per_task` takes `shared` too."
+        f"{', '.join(f'`{name}`' for name in names)} of {base} {'holds' if one else 'hold'} "
+        f"tensors and {'was' if one else 'were'} passed by name. A mask, say, may belong to each "
+        f"task or to all, and sizes do not tell. Type `per_task(net, shared=())` where each task "
+        f"has its own, on axis 0, or `per_task(net, shared={listed})` where all tasks share "
+        f"{'it' if one else 'them'}; `apply_per_task` takes `shared` too."
     )

@@ -37,7 +37,10 @@ class Ways:
     """Whether something was found that forbids folding."""
 
     def prove(self, call: Call) -> TasksDifferError | None:
-        """Prove the way of a call, or close all ways; return what keeps its tasks from going one way together."""
+        """Prove the way of a call, or close all ways.
+
+        Return what keeps its tasks from going one way together.
+        """
         with random_states(call):
             other = call._replace(
                 params={name: moved(value) for name, value in call.params.items()}
@@ -72,7 +75,10 @@ class Ways:
             self.harmless[read] = kind
 
     def _is_harmless(self, call: Call, read: int) -> tuple[bool, bool] | None:
-        """Compare the programs behind both answers: one, but for masks that only the second way has?"""
+        """Compare the programs behind both answers.
+
+        One, but for masks that only the second way has?
+        """
         programs = {}
         for answer in (True, False):
             watch = WatchRows(Answers(call.tasks, self.harmless, (read, answer)), Program())

@@ -1,4 +1,6 @@
-"""Numbers that a base reads from its rows while tasks are folded into the batch: each task has an answer of its own.
+"""Numbers that a base reads from its rows while tasks are folded into the batch.
+
+Each task has an answer of its own.
 
 A base that asks whether a mask is full, say, goes one way or the other, task by task. Folded, all
 tasks go one way. That is right where all answer alike; or where the two ways are one program, but
@@ -128,7 +130,10 @@ class Answers:
 
 
 class Answering(TorchFunctionMode):
-    """While active, the little of `WatchRows` that a base needs of which the rest is proved: what it reads."""
+    """While active, the little of `WatchRows` that a base needs of which the rest is proved.
+
+    What it reads.
+    """
 
     def __init__(self, answers: Answers) -> None:
         super().__init__()

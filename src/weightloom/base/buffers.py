@@ -33,8 +33,8 @@ def task_buffers(
         for name in names:
             if name not in own:
                 raise ConfigError(
-                    f"`names` holds {name!r}, which is no buffer of {type(base).__name__}. Keys are those of "
-                    f"`base.named_buffers()`. {nearest(name, own)}"
+                    f"`names` holds {name!r}, which is no buffer of {type(base).__name__}. Keys "
+                    f"are those of `base.named_buffers()`. {nearest(name, own)}"
                 )
         return {name: own[name].detach().expand(tasks, *own[name].shape).clone() for name in names}
     return {
@@ -67,7 +67,8 @@ def check_buffers(base: nn.Module, buffers: Mapping[str, Tensor], tasks: int) ->
         if value.shape != (tasks, *own[name].shape):
             raise ShapeError(
                 f"`buffers[{name!r}]` has shape {tuple(value.shape)}; for {tasks} tasks it is "
-                f"{(tasks, *own[name].shape)}. Every task keeps its own. Make them with `task_buffers(base, {tasks})`."
+                f"{(tasks, *own[name].shape)}. Every task keeps its own. Make them with "
+                f"`task_buffers(base, {tasks})`."
             )
 
 
@@ -76,10 +77,12 @@ def refuse_shared_statistics(base: nn.Module, buffers: Mapping[str, Tensor]) -> 
     for name, module in norms_that_write(base):
         if (f"{name}.running_mean" if name else "running_mean") not in buffers:
             raise BatchingError(
-                f"`{name or 'base'}` is a `{type(module).__name__}` in train mode. It would write one set of running "
+                f"`{name or 'base'}` is a `{type(module).__name__}` in train mode. It would write "
+                "one set of running "
                 'statistics for all tasks at once: say which is meant. Pass `statistics="task"` to normalise every '
                 'task by its own batch, `statistics="shared"` to normalise all tasks together, or `buffers='
-                "task_buffers(base, tasks)` to keep statistics per task; or use nn.GroupNorm instead, build it with "
+                "task_buffers(base, tasks)` to keep statistics per task; or use nn.GroupNorm "
+                "instead, build it with "
                 '`track_running_stats=False`, call `base.eval()`, or pass `engine="loop"`.'
             )
 
@@ -105,7 +108,8 @@ def refuse_written(base: str, names: Collection[str]) -> BatchingError:
     """The error for buffers that `forward` writes, and that are not torch's norms'."""
     listed = ", ".join(f'"{name}"' for name in names)
     return BatchingError(
-        f"`forward` of {base} writes its buffers {listed}. One set of them cannot serve all tasks at once: say what is "
+        f"`forward` of {base} writes its buffers {listed}. One set of them cannot serve all tasks "
+        "at once: say what is "
         'meant. Pass `statistics="task"` to give every task its own for this call, leaving the base\'s alone, '
         f'`buffers=task_buffers(base, tasks, [{listed}])` to keep them per task, or `statistics="shared"` to run all '
         "tasks as one batch; or call `base.eval()`."

@@ -19,19 +19,20 @@ def check_rows(task_of_row: Tensor, tasks: int, rows: Sequence[Tensor]) -> None:
     count = len(task_of_row)
     if count and not (int(task_of_row.min()) >= 0 and int(task_of_row.max()) < tasks):
         raise ConfigError(
-            f"`task_of_row` holds tasks from {int(task_of_row.min())} to {int(task_of_row.max())}. `params` holds "
-            f"{tasks} tasks, numbered from 0. Pass numbers from 0 to {tasks - 1}."
+            f"`task_of_row` holds tasks from {int(task_of_row.min())} to {int(task_of_row.max())}. "
+            f"`params` holds {tasks} tasks, numbered from 0. Pass numbers from 0 to {tasks - 1}."
         )
     if count == 0:
         raise ShapeError(
-            "`task_of_row` is empty. There is nothing to run, and no way to tell what would come out. Leave out the "
-            "call where there are no rows."
+            "`task_of_row` is empty. There is nothing to run, and no way to tell what would come "
+            "out. Leave out the call where there are no rows."
         )
     for x in rows:
         if not x.ndim or len(x) != count:
             raise ShapeError(
-                f"A tensor of shape {tuple(x.shape)} was passed for {count} rows. Every tensor has a row for each of "
-                "`task_of_row`, on axis 0, unless all share it. Pass as many rows, or wrap it: `Shared(x)`."
+                f"A tensor of shape {tuple(x.shape)} was passed for {count} rows. Every tensor has "
+                "a row for each of `task_of_row`, on axis 0, unless all share it. Pass as many "
+                "rows, or wrap it: `Shared(x)`."
             )
 
 
@@ -82,7 +83,8 @@ def without_batch(y: Tensor, name: str) -> Tensor:
     """Take the batch axis of one row away."""
     if y.ndim < 2 or y.shape[1] != 1:
         raise BatchingError(
-            f"{name} returns a tensor of shape {tuple(y.shape[1:])} for one row. By rows, each is a batch of one, so "
-            "what is returned has one row too. Return a row for each row of the batch."
+            f"{name} returns a tensor of shape {tuple(y.shape[1:])} for one row. By rows, each is "
+            "a batch of one, so what is returned has one row too. Return a row for each row of the "
+            "batch."
         )
     return y[:, 0]

@@ -35,7 +35,10 @@ class Result(NamedTuple):
 
 @dataclass
 class Call:
-    """One call of a base: what every engine runs. Whoever is given one makes another with `_replace`."""
+    """One call of a base: what every engine runs.
+
+    Whoever is given one makes another with `_replace`.
+    """
 
     target: Target
     params: Tensors
@@ -83,7 +86,10 @@ class Call:
         state: Mapping[tuple[int, str], Any],
         replica: Replica | None = None,
     ) -> tuple[Any, list[tuple[int, str, Any]]]:
-        """Run the base with ``tensors`` in the place of its own; return outputs, and what `forward` assigned."""
+        """Run the base with ``tensors`` in the place of its own.
+
+        Return outputs, and what `forward` assigned.
+        """
         args, kwargs = self.build(rows)
         if self.target.module is None:
             return self._watched(

@@ -48,7 +48,8 @@ def check_options(
             raise ConfigError(f"`{name}={value!r}` is unknown. {what} {nearest(str(value), known)}")
     if chunk_size is not None and chunk_size < 1:
         raise ConfigError(
-            f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or more."
+            f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or "
+            "more."
         )
 
 
@@ -60,20 +61,24 @@ def check_shared(
         return None
     if isinstance(shared, str):
         raise ConfigError(
-            f"`shared={shared!r}` is one text. It lists arguments that all tasks share. Pass `shared={{{shared!r}}}`."
+            f"`shared={shared!r}` is one text. It lists arguments that all tasks share. Pass "
+            f"`shared={{{shared!r}}}`."
         )
     known = target.arguments
     for name in shared:
         if known is not None and not known[1] and isinstance(name, str) and name not in known[0]:
             raise ConfigError(
-                f"`shared` names {name!r}, which {target.name} does not take. It lists the arguments of the base that "
-                f"all tasks share. {nearest(name, known[0])}"
+                f"`shared` names {name!r}, which {target.name} does not take. It lists the "
+                f"arguments of the base that all tasks share. {nearest(name, known[0])}"
             )
     return frozenset(shared)
 
 
 def check_all(call: Call, engine: str, statistics: str | None) -> Call:
-    """Check everything there is to check; return the call with its tasks counted and its buffers there."""
+    """Check everything there is to check.
+
+    Return the call with its tasks counted and its buffers there.
+    """
     tasks = check_call(call.target, call.params, call.rows, call.paths or positions(len(call.rows)))
     buffers, base = call.buffers, call.target.module
     if base is None:
@@ -98,7 +103,8 @@ def _refuse_apart(call: Call, engine: str) -> None:
     if call.chunk_size is not None and call.chunk_size < call.tasks:
         raise ConfigError(
             f'`statistics="shared"` cannot be had with `chunk_size={call.chunk_size}` for {call.tasks} tasks. All '
-            "tasks are normalised together, so all of them run at once. Leave `chunk_size` out, or pass "
+            "tasks are normalised together, so all of them run at once. Leave `chunk_size` out, or "
+            "pass "
             '`statistics="task"`.'
         )
 
@@ -117,22 +123,24 @@ def check_call(
         ):
             networks = ", ".join(f"`{name}`" for name, _ in base.named_children()) or "none"
             raise ConfigError(
-                f"{type(base).__name__} has no `forward`: it holds networks ({networks}) and does not say how they are "
-                "run. Run them one by one: `apply_per_task(base[name], weightloom.sub(params, name), x)`."
+                f"{type(base).__name__} has no `forward`: it holds networks ({networks}) and does "
+                "not say how they are run. Run them one by one: `apply_per_task(base[name], "
+                "weightloom.sub(params, name), x)`."
             )
     tasks = count_tasks(params)
     named = dict(zip(paths, rows, strict=True))
     if not named and tasks is None:
         raise ShapeError(
-            "There are no parameters and no inputs with a tasks axis, so nothing says how many tasks there are. The "
-            "base runs once for each task. Pass params, or `x` of shape (tasks, ...)."
+            "There are no parameters and no inputs with a tasks axis, so nothing says how many "
+            "tasks there are. The base runs once for each task. Pass params, or `x` of shape "
+            "(tasks, ...)."
         )
     first = f"params[{next(iter(params))!r}]" if params else next(iter(named))
     for name, x in named.items():
         if x.ndim == 0:
             raise ShapeError(
-                f"`{name}` is a scalar. Each task needs its own inputs, on axis 0. Pass `{name}[None]` for one task, "
-                f"or `Shared({name})` where all tasks share it."
+                f"`{name}` is a scalar. Each task needs its own inputs, on axis 0. Pass "
+                f"`{name}[None]` for one task, or `Shared({name})` where all tasks share it."
             )
         if tasks is None:
             tasks = x.shape[0]
@@ -145,8 +153,8 @@ def check_call(
     assert tasks is not None
     if tasks == 0:
         raise ShapeError(
-            f"`{first}` holds 0 tasks. There is nothing to run, and no way to tell what would come out. "
-            "Leave out the call where no task is left."
+            f"`{first}` holds 0 tasks. There is nothing to run, and no way to tell what would come "
+            "out. Leave out the call where no task is left."
         )
     if base is not None:
         _check_kind(base, params, named)
@@ -160,9 +168,11 @@ def check_compiled(base: nn.Module | None) -> None:
     for module in base.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and not module.training:
             raise BatchingError(
-                "The base holds an `nn.TransformerEncoderLayer` in eval mode, which takes a fused path without a "
-                "derivative where it is compiled. Gradients reach generated parameters only on the other one. Type "
-                "`torch.backends.mha.set_fastpath_enabled(False)` before, or run under `torch.no_grad()`."
+                "The base holds an `nn.TransformerEncoderLayer` in eval mode, which takes a fused "
+                "path without a derivative where it is compiled. Gradients reach generated "
+                "parameters only on the other one. Type "
+                "`torch.backends.mha.set_fastpath_enabled(False)` before, or run under "
+                "`torch.no_grad()`."
             )
 
 
@@ -174,8 +184,9 @@ def check_names(base: nn.Module, params: Mapping[str, Tensor]) -> None:
     if inside is not None:
         name, module = inside
         raise ConfigError(
-            f"`{f'base.{name}' if name else 'base'}` is a Keras model, {type(module).__name__}. Keras would silently "
-            "run with its own weights instead of the generated ones. Wrap it: `weightloom.KerasBase(model)`."
+            f"`{f'base.{name}' if name else 'base'}` is a Keras model, {type(module).__name__}. "
+            "Keras would silently run with its own weights instead of the generated ones. Wrap it: "
+            "`weightloom.KerasBase(model)`."
         )
     own = parameters_by_name(base)
     for name, value in params.items():
@@ -186,7 +197,8 @@ def check_names(base: nn.Module, params: Mapping[str, Tensor]) -> None:
             )
         if value.ndim != own[name].ndim + 1:
             raise ShapeError(
-                f"`params[{name!r}]` has shape {tuple(value.shape)}; the base's own is {tuple(own[name].shape)}. "
+                f"`params[{name!r}]` has shape {tuple(value.shape)}; the base's own is "
+                f"{tuple(own[name].shape)}. "
                 "A generated parameter has one axis more, tasks, in front. "
                 f"For one task, pass `value[None]`."
             )
@@ -200,8 +212,9 @@ def _check_ties(own: Mapping[str, nn.Parameter], params: Mapping[str, Tensor]) -
         other = first.setdefault(id(own[name]), name)
         if value is not params[other]:
             raise ConfigError(
-                f"`{other}` and `{name}` are one parameter of the base, tied, but `params` holds a value for each. "
-                f"Tied parameters stay tied, so they can have one value only. Pass `{other}` alone, or untie them in "
+                f"`{other}` and `{name}` are one parameter of the base, tied, but `params` holds a "
+                f"value for each. Tied parameters stay tied, so they can have one value only. Pass "
+                f"`{other}` alone, or untie them in "
                 "the base."
             )
 
@@ -229,15 +242,17 @@ def _check_kind(
             first = name, value
         if value.device != first[1].device:
             raise ConfigError(
-                f"`{name}` is on {value.device} but `{first[0]}` is on {first[1].device}. Parameters and inputs meet "
-                f"in one computation, on one device. Move {_what(name, shared)}: `.to({str(first[1].device)!r})`."
+                f"`{name}` is on {value.device} but `{first[0]}` is on {first[1].device}. "
+                f"Parameters and inputs meet in one computation, on one device. Move "
+                f"{_what(name, shared)}: `.to({str(first[1].device)!r})`."
             )
         kind = value.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         if value.dtype != first[1].dtype and not autocast and not is_mixed:
             raise ConfigError(
-                f"`{name}` is {value.dtype} but `{first[0]}` is {first[1].dtype}. Parameters and inputs meet in one "
-                f"computation, in one dtype. Convert {_what(name, shared)}: `.to({first[1].dtype})`, or run under "
+                f"`{name}` is {value.dtype} but `{first[0]}` is {first[1].dtype}. Parameters and "
+                f"inputs meet in one computation, in one dtype. Convert {_what(name, shared)}: "
+                f"`.to({first[1].dtype})`, or run under "
                 "`torch.autocast`."
             )
 
@@ -264,7 +279,8 @@ def refused_by_vmap(name: str, base: nn.Module | None, error: RuntimeError) -> B
     )
     return BatchingError(
         f"{name} does something that cannot run for all tasks at once ({text.splitlines()[0]}). "
-        "`vmap` runs the base once, with the tasks axis hidden from it, which torch's recurrent layers and branches on "
+        "`vmap` runs the base once, with the tasks axis hidden from it, which torch's recurrent "
+        "layers and branches on "
         f'values do not allow. Pass `engine="loop"`{drop_in}; or `engine="aligned"` where the base treats the rows of '
         "a batch one by one."
     )

@@ -34,9 +34,10 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
         return Plan(Choice(engine, "as asked for"), call.places, proven=engine != "aligned")
     if call.scan is not None and call.scan.versions and call.params:
         raise BatchingError(
-            f"{call.target.name} asks in `forward` how often a tensor was changed (`_version`), as caches of derived "
-            "values do. Generated values are new ones in every call, which this does not show, so a cache would go "
-            "stale. Compute without the cache, or run the base by itself."
+            f"{call.target.name} asks in `forward` how often a tensor was changed (`_version`), as "
+            "caches of derived values do. Generated values are new ones in every call, which this "
+            "does not show, so a cache would go stale. Compute without the cache, or run the base "
+            "by itself."
         )
     dense: frozenset[str] = frozenset()
     buffers: tuple[str, ...] = ()
@@ -116,14 +117,16 @@ def _choose(
     tried = try_call(call, engine, tasks, watch=engine != "loop", unhooked=False)
     if engine == "vmap" and tried.kept_by_hooks:
         raise BatchingError(
-            f"A hook on {call.target.name} keeps tensors, which under `vmap` cannot be read afterwards. Hooks see what "
+            f"A hook on {call.target.name} keeps tensors, which under `vmap` cannot be read "
+            "afterwards. Hooks see what "
             'the engine runs. Pass `engine="loop"`, where they see one task after the other, or `engine="aligned"`, '
             "where they see all rows."
         )
     if tried.draws_apart and engine != "loop":
         raise BatchingError(
-            f"{call.target.name} draws random numbers in `forward` that are not torch's: of Python, of numpy, or of a "
-            "generator of its own. All tasks would get the same ones. Draw them by torch, or pass "
+            f"{call.target.name} draws random numbers in `forward` that are not torch's: of "
+            "Python, of numpy, or of a generator of its own. All tasks would get the same ones. "
+            "Draw them by torch, or pass "
             '`engine="loop"`.'
         )
     if engine == "loop" or (engine == "vmap" and tried.error is None):
@@ -147,23 +150,27 @@ def _choose(
             call, alone.result, tried.result
         ):
             raise BatchingError(
-                f"{call.target.name} gives other numbers when tasks are folded into the batch than task by task. The "
-                "aligned engine is right only where every row of a batch is treated by itself. Pass "
+                f"{call.target.name} gives other numbers when tasks are folded into the batch than "
+                "task by task. The aligned engine is right only where every row of a batch is "
+                "treated by itself. Pass "
                 '`engine="vmap"` or `engine="loop"`.'
             )
         assert tried.watch is not None
         if tried.watch.reduces:
             raise BatchingError(
-                f"{call.target.name} calls {tried.watch.reduces}, which are those of all tasks where tasks are folded "
-                "into the batch. The aligned engine is right only where every row of a batch is treated by itself. "
+                f"{call.target.name} calls {tried.watch.reduces}, which are those of all tasks "
+                "where tasks are folded into the batch. The aligned engine is right only where "
+                "every row of a batch is treated by itself. "
                 'Pass `engine="vmap"` or `engine="loop"`.'
             )
         if _hides_differences(tried.result):
             watched = tried.watch
             if watched.mixes or watched.sizes:  # whole numbers hide small differences
                 raise BatchingError(
-                    f"{call.target.name} returns whole numbers alone, and calls {watched.mixes or 'for sizes'}, so it "
-                    "cannot be seen whether every row of a batch is treated by itself. The aligned engine is right "
+                    f"{call.target.name} returns whole numbers alone, and calls "
+                    f"{watched.mixes or 'for sizes'}, so it "
+                    "cannot be seen whether every row of a batch is treated by itself. The aligned "
+                    "engine is right "
                     'only there. Pass `engine="vmap"` or `engine="loop"`.'
                 )
     return asked, [tried, alone]
@@ -176,7 +183,10 @@ def _hides_differences(result: Result) -> bool:
 
 
 def _same_in_any_order(call: Call, alone: Result, folded: Result) -> bool:
-    """Whether folding changes nothing: not for the tasks as they are, and not for the last ones first."""
+    """Whether folding changes nothing.
+
+    Not for the tasks as they are, and not for the last ones first.
+    """
     if not _same_results(alone, folded):
         return False
     backwards = call.of_tasks(torch.arange(call.tasks - 1, -1, -1))
@@ -215,17 +225,18 @@ def refuse_failed(call: Call, engine: Engine, tries: list[Try]) -> None:
         raise _refusal(call, engine) from first
     if runs_alone(call):
         raise BatchingError(
-            f"{call.target.name} does something with a generated parameter that can be done only with one that is a "
-            "leaf of its own, such as to copy it deeply, or to differentiate by it where gradients are off. A "
-            "generated parameter is a result of the hypernetwork. Compute with it in `forward` as with any tensor, or "
-            "do not generate it."
+            f"{call.target.name} does something with a generated parameter that can be done only "
+            "with one that is a leaf of its own, such as to copy it deeply, or to differentiate by "
+            "it where gradients are off. A generated parameter is a result of the hypernetwork. "
+            "Compute with it in `forward` as with any tensor, or do not generate it."
         ) from error
 
 
 def _refusal(call: Call, engine: Engine) -> BatchingError:
     return BatchingError(
-        f"{call.target.name} runs for one task, but not with `engine={engine!r}`: it does something that cannot be "
-        "done for all tasks at once, such as to branch on values, to read a number from a tensor, or to write to what "
+        f"{call.target.name} runs for one task, but not with `engine={engine!r}`: it does "
+        "something that cannot be done for all tasks at once, such as to branch on values, to read "
+        "a number from a tensor, or to write to what "
         'all tasks share. Pass `engine="loop"`, or leave the engine to "auto".'
     )
 
@@ -321,7 +332,9 @@ def _with_two_rows(call: Call) -> Call:
 
 
 def _equal_when_folded(call: Call) -> bool:
-    """Compare a few tasks with all of them folded: a last check on what watching cannot see, as the size of the batch.
+    """Compare a few tasks with all of them folded.
+
+    A last check on what watching cannot see, as the size of the batch.
 
     It is done with parameters moved a little, for a layer that starts at zero would hide what
     stands before it.

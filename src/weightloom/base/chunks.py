@@ -41,13 +41,15 @@ def in_chunks(function: Callable[..., Any], *inputs: Any, chunk_size: int) -> An
     """
     if chunk_size < 1:
         raise ConfigError(
-            f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or more."
+            f"`chunk_size={chunk_size}` is below 1. At least one task runs at a time. Pass 1 or "
+            "more."
         )
     counts = {len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
     if len(counts) != 1:
         raise ShapeError(
-            f"The inputs hold {sorted(counts)} tasks. Every one is cut along its first axis, tasks. "
-            "Pass inputs of the same number of tasks, and what all tasks share inside the function."
+            f"The inputs hold {sorted(counts)} tasks. Every one is cut along its first axis, "
+            "tasks. Pass inputs of the same number of tasks, and what all tasks share inside the "
+            "function."
         )
     tasks = counts.pop()
     parts = []

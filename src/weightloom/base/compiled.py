@@ -14,7 +14,10 @@ from weightloom.base.target import Target
 
 
 def run_compiled(target: Target, tensors: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
-    """Run while `torch.compile` or `torch.export` reads along: nothing is swapped when the program runs."""
+    """Run while `torch.compile` or `torch.export` reads along.
+
+    Nothing is swapped when the program runs.
+    """
     assert target.module is not None
     places: dict[str, Tensor] = {}
     by_value: dict[Tensor, list[str]] = {}

@@ -184,7 +184,8 @@ def run_aligned(call: Call) -> Result:
     batches = [x.shape[1] if x.ndim > 1 else 0 for x in call.rows]
     if not batches or 0 in batches or any(batch != batches[0] for batch in batches):
         raise BatchingError(
-            f"The inputs have batches of {sorted({*batches})} rows. The aligned engine folds tasks and batch "
+            f"The inputs have batches of {sorted({*batches})} rows. The aligned engine folds tasks "
+            "and batch "
             'into one axis, the same for every input, each (tasks, batch, ...). Pass `engine="vmap"`.'
         )
     rows, batch_major = call.tasks * batches[0], call.batch_major
@@ -199,8 +200,9 @@ def run_aligned(call: Call) -> Result:
             return leaf.dense()
         if not leaf.ndim or leaf.shape[0] != rows:
             raise BatchingError(
-                f"{call.target.name} returns a tensor of shape {tuple(leaf.shape)} for {rows} rows. The "
-                "aligned engine runs all tasks as one batch, so what is returned needs a row for each. "
+                f"{call.target.name} returns a tensor of shape {tuple(leaf.shape)} for {rows} "
+                "rows. The aligned engine runs all tasks as one batch, so what is returned needs a "
+                "row for each. "
                 'Pass `engine="vmap"` or `engine="loop"`.'
             )
         return unfold(leaf, call.tasks, batch_major)
@@ -227,7 +229,10 @@ RECOMPUTES = "weightloom: saved tensors are packed by hooks here"
 
 @contextmanager
 def no_recomputing(call: Call) -> Iterator[None]:
-    """Refuse what packs tensors for the backward pass, as checkpoints do: it unpacks them where `vmap` has ended."""
+    """Refuse what packs tensors for the backward pass, as checkpoints do.
+
+    It unpacks them where `vmap` has ended.
+    """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         yield
         return
@@ -241,8 +246,9 @@ def no_recomputing(call: Call) -> Iterator[None]:
         if RECOMPUTES not in str(error):
             raise
         raise RecomputeError(
-            f"{call.target.name} recomputes, or packs, what the backward pass needs, as `torch.utils.checkpoint` and "
-            "`save_on_cpu` do. The backward pass runs when the tasks axis is no longer hidden, so `vmap` would give "
+            f"{call.target.name} recomputes, or packs, what the backward pass needs, as "
+            "`torch.utils.checkpoint` and `save_on_cpu` do. The backward pass runs when the tasks "
+            "axis is no longer hidden, so `vmap` would give "
             'wrong gradients. Pass `engine="loop"`, or `engine="aligned"` where rows are treated one by one; or put '
             "the checkpoint around the call."
         ) from error

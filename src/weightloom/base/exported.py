@@ -15,7 +15,9 @@ from weightloom.errors import BatchingError
 
 
 def run_exported(call: Call) -> Result:
-    """Fold the tasks into the batch where every row is seen to be treated by itself; else run under ``vmap``.
+    """Fold the tasks into the batch where every row is seen to be treated by itself.
+
+    Else run under ``vmap``.
 
     What ``vmap`` makes of convolutions, norms, pooling and embeddings holds for one number of tasks
     only, as torch writes that number into the shapes of its views (torch 2.13). Folded, they are
@@ -34,7 +36,10 @@ def run_exported(call: Call) -> Result:
 
 @contextmanager
 def _modules_left() -> Iterator[None]:
-    """Leave every module that was entered when an error passed: torch's tracer forgets to (torch 2.13)."""
+    """Leave every module that was entered when an error passed.
+
+    Torch's tracer forgets to (torch 2.13).
+    """
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     tracer = getattr(get_proxy_mode(), "tracer", None)

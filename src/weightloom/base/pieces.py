@@ -61,8 +61,9 @@ def join(trees: Sequence[Any], how: Callable[[list[Tensor]], Tensor], name: str)
     first = opened[0]
     if any(its.key != first.key for its in opened):
         raise BatchingError(
-            f"What {name} returns differs from task to task in something that is no tensor: a number, a text, or the "
-            "structure. Only tensors get a tasks axis. Return a tensor in its place, as in `torch.tensor(number)`."
+            f"What {name} returns differs from task to task in something that is no tensor: a "
+            "number, a text, or the structure. Only tensors get a tasks axis. Return a tensor in "
+            "its place, as in `torch.tensor(number)`."
         )
     columns = zip(*([leaf.tensor for leaf in its.leaves] for its in opened), strict=True)
     return first.build([_joined(list(column), how, name) for column in columns])
@@ -73,7 +74,8 @@ def _joined(tensors: list[Tensor], how: Callable[[list[Tensor]], Tensor], name: 
     if len({(tensor.shape[how is torch.cat :], tensor.dtype) for tensor in tensors}) > 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:3])
         raise BatchingError(
-            f"{name} returns tensors of different shapes or dtypes for different tasks ({shapes}). All tasks are "
-            "returned as one tensor, which has one shape. Pad them, or run these tasks apart."
+            f"{name} returns tensors of different shapes or dtypes for different tasks ({shapes}). "
+            "All tasks are returned as one tensor, which has one shape. Pad them, or run these "
+            "tasks apart."
         )
     return how(tensors)

@@ -31,7 +31,10 @@ class Choice:
     mean and most."""
 
     def of_size(self, call: Call) -> "Choice":
-        """The choice for inputs of these sizes: so many tasks at once that what is convolved stays in the cache."""
+        """The choice for inputs of these sizes.
+
+        So many tasks at once that what is convolved stays in the cache.
+        """
         x = call.rows[0] if call.rows else None
         if self.convolved is None or x is None or x.device.type != "cpu" or not x.numel():
             return self

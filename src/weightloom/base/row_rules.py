@@ -158,7 +158,10 @@ def _swapped(
 def _indexed(
     watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
 ) -> bool:
-    """All rows are kept, and no more than one list of positions is given: of two, torch may put theirs first."""
+    """All rows are kept, and no more than one list of positions is given.
+
+    Of two, torch may put theirs first.
+    """
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     if index and isinstance(index[0], Tensor):
         return _picked(watch, tensors[0], index, result)
@@ -177,7 +180,10 @@ def _indexed(
 
 
 def _picked(watch: Watched, source: Tensor, index: tuple[Any, ...], result: Tensor) -> bool:
-    """From every row something is picked: the first index holds the numbers of the rows, along its first axis."""
+    """From every row something is picked.
+
+    The first index holds the numbers of the rows, along its first axis.
+    """
     numbers = index[0]
     several = [its for its in index if isinstance(its, Tensor)]
     if (

@@ -59,7 +59,10 @@ def run_planned(
 def choice_of(
     call: Call, plan: Plan, engine: Engine, statistics: Statistics | None, tuning: Tuning | None
 ) -> Choice:
-    """By which engine a call runs: as was counted, or as was timed. Arguments as for `run_planned`."""
+    """By which engine a call runs: as was counted, or as was timed.
+
+    Arguments as for `run_planned`.
+    """
     call.tasks, call.places, call.dense = _count(call), plan.places, plan.dense
     choice, tuning = plan.choice.of_size(call), tuning or active()
     if tuning is None or engine != "auto" or statistics is not None:
@@ -143,7 +146,10 @@ def _by(call: Call, plan: Plan, engine: Engine, asked: Engine) -> Result:
 
 
 def _along(ways: Ways, call: Call) -> Result:
-    """Run folded along ways that are proved; one task after the other where there are none any more."""
+    """Run folded along ways that are proved.
+
+    One task after the other where there are none any more.
+    """
     result = ways.run(call)
     if result is not None:
         return result
@@ -152,7 +158,10 @@ def _along(ways: Ways, call: Call) -> Result:
 
 
 def _proven(call: Call, asked: Engine) -> Result:
-    """Run folded, and watch that every row is treated by itself; else what was computed is thrown away."""
+    """Run folded, and watch that every row is treated by itself.
+
+    Else what was computed is thrown away.
+    """
     random = torch.get_rng_state()
     watch = WatchRows()
     try:
@@ -166,8 +175,9 @@ def _proven(call: Call, asked: Engine) -> Result:
         return Result(tree_map(plain, result.outputs), written)
     if asked == "aligned":
         raise BatchingError(
-            f"{call.target.name} calls {watch.mixes or 'for the size of a batch'}, which may mix the rows of "
-            "different tasks. The aligned engine is right only where every row of a batch is treated by itself. "
+            f"{call.target.name} calls {watch.mixes or 'for the size of a batch'}, which may mix "
+            "the rows of different tasks. The aligned engine is right only where every row of a "
+            "batch is treated by itself. "
             'Pass `engine="vmap"` or `engine="loop"`.'
         )
     torch.set_rng_state(random)
@@ -197,7 +207,8 @@ def _carry(call: Call, result: Result, statistics: Statistics | None) -> None:
             continue  # the base's own are left alone
         elif its.of_tasks and its.name in call.scan.modules[its.number]._buffers:
             raise BatchingError(
-                f"`forward` of {call.target.name} assigns its buffer {its.name!r} for each task. One base has one "
+                f"`forward` of {call.target.name} assigns its buffer {its.name!r} for each task. "
+                "One base has one "
                 'buffer: say what is meant. Pass `statistics="task"`, or `buffers=task_buffers(base, tasks, '
                 f'["{its.name}"])` to keep one per task.'
             )

@@ -13,7 +13,9 @@ from weightloom.params import count_tasks, parameters_by_name
 
 
 def specialise(base: nn.Module, params: Mapping[str, Tensor], task: int = 0) -> nn.Module:
-    """Return a plain module for one task: a copy of ``base`` with that task's parameters in their places.
+    """Return a plain module for one task.
+
+    A copy of ``base`` with that task's parameters in their places.
 
     Nothing of this library is left inside (recurrent drop-ins are torch's own layers again), so it
     can be exported, copied, shipped and trained on like any module. Send strangers its
@@ -41,7 +43,8 @@ def specialise(base: nn.Module, params: Mapping[str, Tensor], task: int = 0) -> 
     tasks = count_tasks(params) or 1
     if not -tasks <= task < tasks:
         raise ConfigError(
-            f"`task={task}` is out of range. `params` holds {tasks} tasks. Pass a task from 0 to {tasks - 1}."
+            f"`task={task}` is out of range. `params` holds {tasks} tasks. Pass a task from 0 to "
+            f"{tasks - 1}."
         )
     net = original_recurrent(copy.deepcopy(base))
     aliases = list(parameters_by_name(net).items())

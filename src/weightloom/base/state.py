@@ -1,4 +1,6 @@
-"""What `forward` assigns to the base while it runs: carried back, of every task, and given to that task the next time.
+"""What `forward` assigns to the base while it runs.
+
+Carried back, of every task, and given to that task the next time.
 
 A base may keep something of its last run: features, a hidden state, a count of its calls. What is
 the same for all tasks is assigned to the base as it is. A tensor that differs by task is assigned
@@ -37,7 +39,10 @@ _held: "weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Any, int]]]" = (
 
 
 def state_of(scan: Scan, tasks: int) -> dict[Where, Any]:
-    """Attributes of a base that an earlier call assigned, with a tasks axis; of other tasks, they cannot be used."""
+    """Attributes of a base that an earlier call assigned, with a tasks axis.
+
+    Of other tasks, they cannot be used.
+    """
     if not _held:
         return {}
     found: dict[Where, Any] = {}
@@ -93,8 +98,9 @@ def refuse_different(scan: Scan | None, number: int, name: str, how: str) -> Bat
     """The error for an attribute that cannot be carried back."""
     kind = type(scan.modules[number]).__name__ if scan is not None else "the base"
     return BatchingError(
-        f"`{name}`, which `forward` of {kind} assigns, {how}. One base stands for all tasks, so what it keeps must be "
-        "a tensor of every task, or the same for all. Return it from `forward`, or keep it as a tensor."
+        f"`{name}`, which `forward` of {kind} assigns, {how}. One base stands for all tasks, so "
+        "what it keeps must be a tensor of every task, or the same for all. Return it from "
+        "`forward`, or keep it as a tensor."
     )
 
 
@@ -108,13 +114,15 @@ class _Gone(Tensor):
         gone = Tensor._make_subclass(_Gone, Tensor())
         if engine:
             gone.why = (
-                f"`{what}` is what an earlier call left for each of {its_tasks} tasks. The {engine} engine folds tasks "
+                f"`{what}` is what an earlier call left for each of {its_tasks} tasks. The "
+                f"{engine} engine folds tasks "
                 f'into one batch and cannot give each its own. Pass `engine="vmap"`, or set `{what}` anew.'
             )
         else:
             gone.why = (
-                f"`{what}` is what an earlier call of {its_tasks} tasks left; this call is of {tasks}. Each task gets "
-                f"back what its own last run left. Set `{what}` anew, as to None, before a call of other tasks."
+                f"`{what}` is what an earlier call of {its_tasks} tasks left; this call is of "
+                f"{tasks}. Each task gets back what its own last run left. Set `{what}` anew, as "
+                "to None, before a call of other tasks."
             )
         return gone
 

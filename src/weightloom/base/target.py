@@ -34,13 +34,15 @@ class Target:
             self.module, self.method = base.__self__, base.__func__.__name__
         elif not callable(base) or isinstance(base, type):
             raise ConfigError(
-                f"`base` is a {type(base).__name__}. What runs once per task is a `torch.nn.Module`, a method of one, "
-                "or a function of parameters. Pass `net`, `net.encode`, or `lambda params, x: …`."
+                f"`base` is a {type(base).__name__}. What runs once per task is a "
+                "`torch.nn.Module`, a method of one, or a function of parameters. Pass `net`, "
+                "`net.encode`, or `lambda params, x: …`."
             )
         if isinstance(self.module, torch.jit.ScriptModule):
             raise ConfigError(
-                f"`base` was compiled by `torch.jit` ({self.module.original_name}). Its parameters are fixed in the "
-                "compiled code. Pass the module as it was before `torch.jit.script`."
+                f"`base` was compiled by `torch.jit` ({self.module.original_name}). Its parameters "
+                "are fixed in the compiled code. Pass the module as it was before "
+                "`torch.jit.script`."
             )
         inner = getattr(self.module, "_orig_mod", None)
         if type(self.module).__name__ == "OptimizedModule" and isinstance(inner, nn.Module):
@@ -70,7 +72,10 @@ class Target:
 
     @property
     def arguments(self) -> tuple[list[str], bool] | None:
-        """Names of what it takes, in order, and whether it takes any others; None if that is not known."""
+        """Names of what it takes, in order, and whether it takes any others.
+
+        None if that is not known.
+        """
         if self._arguments == "unread":
             self._arguments = self._read()
         return self._arguments  # type: ignore[return-value]

@@ -123,7 +123,10 @@ def _layer_norm(
 
 @contextmanager
 def second_derivatives(level: int) -> Iterator[None]:
-    """Under transforms of `torch.func`: layer norm written out, and attention that can be differentiated twice."""
+    """Under transforms of `torch.func`.
+
+    Layer norm written out, and attention that can be differentiated twice.
+    """
     if not level or torch.compiler.is_compiling():
         yield
         return
@@ -160,7 +163,10 @@ _unfused = _Unfused()
 
 
 def unfused_attention() -> AbstractContextManager[Any]:
-    """Keep attention off its fused paths: under ``vmap`` one has no derivative, and the others are loops over tasks."""
+    """Keep attention off its fused paths.
+
+    Under ``vmap`` one has no derivative, and the others are loops over tasks.
+    """
     return (
         nullcontext() if torch.compiler.is_compiling() else _unfused
     )  # the switch cannot be compiled

@@ -261,6 +261,7 @@ def guarded(call: Call) -> Guard:
 def refuse_kept(name: str, thing: Any) -> BatchingError:
     """The error for tensors that `forward` puts where those of several tasks would mix."""
     return BatchingError(
-        f"`forward` of {name} puts tensors into a {type(thing).__name__} that it keeps. What one task leaves there "
-        "would be read by the next. Return them, or assign them to an attribute of the module: `self.features = h`."
+        f"`forward` of {name} puts tensors into a {type(thing).__name__} that it keeps. What one "
+        "task leaves there would be read by the next. Return them, or assign them to an attribute "
+        "of the module: `self.features = h`."
     )

@@ -63,8 +63,8 @@ class Tuning:
                 )
             except ValueError as error:  # `TextError` and pydantic's are
                 raise ConfigError(
-                    f"`{self.path}` holds no engines. It is written where engines are timed, as JSON. Remove it, and "
-                    "they are timed anew."
+                    f"`{self.path}` holds no engines. It is written where engines are timed, as "
+                    "JSON. Remove it, and they are timed anew."
                 ) from error
 
     def way(self, kind: str, ways: Mapping[str, Callable[[], object]]) -> str:
@@ -139,8 +139,8 @@ def autotuned(path: Path | str | None = None) -> Iterator[Tuning]:
         >>> import torch
         >>> from weightloom import per_task
         >>> with autotuned() as tuning:
-        ...     y = per_task(torch.nn.Linear(3, 2))({"bias": torch.zeros(4, 2)}, torch.ones(4, 5,
-        3))
+        ...     run = per_task(torch.nn.Linear(3, 2))
+        ...     y = run({"bias": torch.zeros(4, 2)}, torch.ones(4, 5, 3))
         >>> [sorted(its["ms"]) for its in tuning.chosen.values()]
         [['aligned', 'loop', 'vmap']]
     """

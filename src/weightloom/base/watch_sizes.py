@@ -1,4 +1,6 @@
-"""Sizes that a base reads while it is watched: what becomes of them says for which other sizes a plan holds.
+"""Sizes that a base reads while it is watched.
+
+What becomes of them says for which other sizes a plan holds.
 
 A size that goes into the shape of a tensor is no question of its value. One that is compared is:
 for another size the base may do something else. The size of the batch is another one where tasks

@@ -1,4 +1,7 @@
-"""Watch a first run for what must not happen in any run: the base's own values where generated ones belong."""
+"""Watch a first run for what must not happen in any run.
+
+The base's own values where generated ones belong.
+"""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -67,14 +70,15 @@ class Guard(TorchFunctionMode):
         check_arguments(self.name, self.replaced, args, kwargs)
         if self.with_gradients and not torch.is_grad_enabled() and _in_checkpoint():
             raise BatchingError(
-                f"{self.name} uses `torch.utils.checkpoint` with `use_reentrant=True`. Its backward pass runs through "
-                "whatever made the generated parameters, once for every block, and loses gradients. Pass "
-                "`use_reentrant=False`; for a language model: "
+                f"{self.name} uses `torch.utils.checkpoint` with `use_reentrant=True`. Its "
+                "backward pass runs through whatever made the generated parameters, once for every "
+                "block, and loses gradients. Pass `use_reentrant=False`; for a language model: "
                 '`model.gradient_checkpointing_enable({"use_reentrant": False})`.'
             )
         if func in _HOOKS and self.engine != "loop":
             raise BatchingError(
-                f"{self.name} registers a hook for gradients in `forward` (`{func.__name__}`). It would see those of "
+                f"{self.name} registers a hook for gradients in `forward` (`{func.__name__}`). It "
+                "would see those of "
                 'all tasks at once. Pass `engine="loop"`, where it sees one task after the other.'
             )
         if (
@@ -85,7 +89,8 @@ class Guard(TorchFunctionMode):
             and _of_the_base()
         ):
             raise BatchingError(
-                f"{self.name} asks in `forward` whether a tensor needs a gradient. `vmap` hides that, and always says "
+                f"{self.name} asks in `forward` whether a tensor needs a gradient. `vmap` hides "
+                "that, and always says "
                 'no. Pass `engine="loop"`, or leave the engine to "auto".'
             )
         self.reads = self.reads or func in READ
@@ -110,7 +115,8 @@ class Guard(TorchFunctionMode):
             self._check_in_place(args[0])
         if func in READ and self.engine == "vmap" and any(map(_is_hidden, args)):
             raise BatchingError(
-                f"{self.name} reads a number from a tensor in `forward` (`{func.__name__}`); each task has its own. "
+                f"{self.name} reads a number from a tensor in `forward` (`{func.__name__}`); each "
+                "task has its own. "
                 '`vmap` runs all tasks at once. Pass `engine="loop"`, or leave the engine to "auto".'
             )
 
@@ -120,8 +126,9 @@ class Guard(TorchFunctionMode):
         name = self.memory.get(_memory(target))
         if name is not None:
             raise BatchingError(
-                f"`forward` of {self.name} changes {name} in place, which all tasks share. Each task would change it "
-                "for the next. Compute a new tensor instead; a parameter may be generated, a tensor assigned anew."
+                f"`forward` of {self.name} changes {name} in place, which all tasks share. Each "
+                "task would change it for the next. Compute a new tensor instead; a parameter may "
+                "be generated, a tensor assigned anew."
             )
 
 
@@ -179,9 +186,10 @@ def check_arguments(name: str, replaced: Mapping[int, str], args: Any, kwargs: A
         for one in several:
             if isinstance(one, Tensor) and id(one) in replaced:
                 raise BatchingError(
-                    f"{name} uses its own {replaced[id(one)]!r}, which is generated for each task, from a place that "
-                    "cannot be found: a global, or an object that hides it. Every task would get the base's own "
-                    f"value. Reach it through the module, as `self.{replaced[id(one)]}`, or do not generate it."
+                    f"{name} uses its own {replaced[id(one)]!r}, which is generated for each task, "
+                    "from a place that cannot be found: a global, or an object that hides it. "
+                    f"Every task would get the base's own value. Reach it through the module, as "
+                    f"`self.{replaced[id(one)]}`, or do not generate it."
                 )
 
 

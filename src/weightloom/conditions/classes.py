@@ -27,7 +27,9 @@ def class_statistics(
     mask: Bool[Tensor, "tasks support"] | None = None,
     ways: int | None = None,
 ) -> ClassStatistics:
-    """Mean, spread and number of shots of each class; the order of the support points does not matter.
+    """Mean, spread and number of shots of each class.
+
+    The order of the support points does not matter.
 
     Args:
         features: Features of the support points.
@@ -66,6 +68,7 @@ def _checked_ways(labels: Tensor, ways: int | None) -> int:
     if lowest < 0 or highest >= ways:
         raise ShapeError(
             f"Labels run from {lowest} to {highest} but there are {ways} classes. "
-            f"Labels are numbers from 0 to ways - 1 within a task. Pass `ways={highest + 1}`, or relabel."
+            f"Labels are numbers from 0 to ways - 1 within a task. Pass `ways={highest + 1}`, or "
+            "relabel."
         )
     return ways

@@ -109,8 +109,9 @@ class _Part(nn.Module):
         rows = next(len(value) for value in given if value is not None)
         if code.shape != (rows, self.width):
             raise ShapeError(
-                f"The part `{self.name}` is {tuple(code.shape)} after its encoder. It was built as a part of width "
-                f"{self.width}, for {rows} tasks. Pass or encode it as ({rows}, {self.width}), or build it with "
+                f"The part `{self.name}` is {tuple(code.shape)} after its encoder. It was built as "
+                f"a part of width {self.width}, for {rows} tasks. Pass or encode it as ({rows}, "
+                f"{self.width}), or build it with "
                 "the width that it has."
             )
         said: Tensor = self.norm(
@@ -129,9 +130,10 @@ class _Part(nn.Module):
                 differs and not torch.is_autocast_enabled(like.device.type)
             ):
                 raise ConfigError(
-                    f"The part `{self.name}` is {value.dtype} on {value.device} but its encoder is {like.dtype} on "
-                    f"{like.device}. Numbers meet only in one dtype, on one device. "
-                    f"Pass it as `.to({str(like.device)!r}, {like.dtype})`, or move the module."
+                    f"The part `{self.name}` is {value.dtype} on {value.device} but its encoder is "
+                    f"{like.dtype} on {like.device}. Numbers meet only in one dtype, on one "
+                    f"device. Pass it as `.to({str(like.device)!r}, {like.dtype})`, or move the "
+                    "module."
                 )
 
 
@@ -140,8 +142,8 @@ def _width(name: str, encoder: nn.Module | int) -> int:
     if not isinstance(width, int) or width < 1:
         raise ConfigError(
             f"The part `{name}`, {encoder if isinstance(encoder, int) else type(encoder).__name__}, does not say how "
-            "wide it is. It is projected, so its width must be known. Pass a positive number for a plain vector, or "
-            "set `self.condition_dim` in the encoder."
+            "wide it is. It is projected, so its width must be known. Pass a positive number for a "
+            "plain vector, or set `self.condition_dim` in the encoder."
         )
     return width
 
@@ -155,8 +157,9 @@ def _check_names(parts: Mapping[str, nn.Module | int]) -> None:
     for name in parts:
         if not name.isidentifier() or name in ("self", "present") or hasattr(taken, name):
             raise ConfigError(
-                f"A part cannot be named {name!r}. Parts are passed as keywords and kept in an `nn.ModuleDict`, which "
-                f"has names of its own. Take another Python name, such as `the_{name.replace('.', '_')}`."
+                f"A part cannot be named {name!r}. Parts are passed as keywords and kept in an "
+                f"`nn.ModuleDict`, which has names of its own. Take another Python name, such as "
+                f"`the_{name.replace('.', '_')}`."
             )
 
 
@@ -167,7 +170,8 @@ def _check_known(
         if name not in known:
             raise ConfigError(
                 f"`{where}` was given the name {name!r}. It knows the parts that "
-                f"{'are given in this call' if where == 'present' else 'it was built with'}. {nearest(name, known)}"
+                f"{'are given in this call' if where == 'present' else 'it was built with'}. "
+                f"{nearest(name, known)}"
             )
 
 
@@ -180,8 +184,9 @@ def _as_tuple(name: str, value: Given) -> tuple[Tensor | None, ...]:
             for one in values
         ]
         raise ShapeError(
-            f"The part `{name}` holds {', '.join(kinds) or 'nothing'}. An encoder takes tensors with a leading tasks "
-            "axis, and None for what it can do without. Pass a tensor, or several as a tuple."
+            f"The part `{name}` holds {', '.join(kinds) or 'nothing'}. An encoder takes tensors "
+            "with a leading tasks axis, and None for what it can do without. Pass a tensor, or "
+            "several as a tuple."
         )
     return values
 
@@ -191,7 +196,8 @@ def _count_tasks(given: Mapping[str, tuple[Tensor | None, ...]], parts: Iterable
     if not given:
         raise ConfigError(
             "No part is given. Without one the number of tasks is not known. "
-            f"Pass one of {', '.join(f'`{name}`' for name in parts)}; `present` may say that tasks lack it."
+            f"Pass one of {', '.join(f'`{name}`' for name in parts)}; `present` may say that tasks "
+            "lack it."
         )
     labelled = {
         name if len(values) == 1 else f"{name}[{position}]": value
@@ -205,7 +211,8 @@ def _count_tasks(given: Mapping[str, tuple[Tensor | None, ...]], parts: Iterable
             raise ShapeError(
                 f"`{label}` holds {len(value)} tasks but `{first}` holds {tasks}. "
                 "All parts speak of the same tasks, in the same order, on axis 0. "
-                f"To give every task the same, pass `{label}[:1].expand({tasks}, *{label}.shape[1:])`."
+                f"To give every task the same, pass `{label}[:1].expand({tasks}, "
+                f"*{label}.shape[1:])`."
             )
     return tasks
 
@@ -213,7 +220,7 @@ def _count_tasks(given: Mapping[str, tuple[Tensor | None, ...]], parts: Iterable
 def _check_mask(name: str, mask: Tensor, tasks: int) -> Tensor:
     if mask.shape != (tasks,) or mask.dtype != torch.bool:
         raise ShapeError(
-            f"`present[{name!r}]` is {mask.dtype} of shape {tuple(mask.shape)}. It says for each task whether it has "
-            f"this part. Pass a bool tensor of shape ({tasks},)."
+            f"`present[{name!r}]` is {mask.dtype} of shape {tuple(mask.shape)}. It says for each "
+            f"task whether it has this part. Pass a bool tensor of shape ({tasks},)."
         )
     return mask

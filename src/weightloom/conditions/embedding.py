@@ -36,8 +36,8 @@ class TaskEmbedding(nn.Module):
         known = self.table.num_embeddings
         if task.numel() and not (int(task.min()) >= 0 and int(task.max()) < known):
             raise ConfigError(
-                f"Task numbers run from {int(task.min())} to {int(task.max())} but the table holds {known} tasks. "
-                f"A task is known by a number from 0 to {known - 1}. "
+                f"Task numbers run from {int(task.min())} to {int(task.max())} but the table holds "
+                f"{known} tasks. A task is known by a number from 0 to {known - 1}. "
                 "For a task that was not trained, encode its support set instead."
             )
         embedding: Tensor = self.table(task)

@@ -74,8 +74,8 @@ class MagnitudeInvariantEncoding(nn.Module):
         count = len(self.low)
         if values.ndim != 2 or values.shape[1] != count:
             raise ShapeError(
-                f"`values` has shape {tuple(values.shape)}. This encoding has ranges for {count} scalars per task. "
-                f"Pass a tensor of shape (tasks, {count})."
+                f"`values` has shape {tuple(values.shape)}. This encoding has ranges for {count} "
+                f"scalars per task. Pass a tensor of shape (tasks, {count})."
             )
         if self.clamp:
             values = values.clamp(self.low, self.high)
@@ -86,7 +86,10 @@ class MagnitudeInvariantEncoding(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
     def _scaled(self, values: Tensor) -> Tensor:
-        """The logarithm where that is asked for; elsewhere it is not taken, since its derivative may not exist."""
+        """The logarithm where that is asked for.
+
+        Elsewhere it is not taken, since its derivative may not exist.
+        """
         return torch.where(self.log, torch.where(self.log, values, 1.0).log(), values)
 
     def _refuse_values_outside(self, values: Tensor) -> None:
@@ -99,26 +102,30 @@ class MagnitudeInvariantEncoding(nn.Module):
         if not inside.all():
             task, scalar = (~inside).nonzero()[0].tolist()
             raise ConfigError(
-                f"`values[{task}, {scalar}]` is {values[task, scalar].item():g}; the range of scalar {scalar} is "
-                f"{self.low[scalar].item():g} to {self.high[scalar].item():g}. Outside it the encoding would turn back "
-                "and give two values one code. Widen `low` and `high`, or build it with `clamp=True`."
+                f"`values[{task}, {scalar}]` is {values[task, scalar].item():g}; the range of "
+                f"scalar {scalar} is {self.low[scalar].item():g} to {self.high[scalar].item():g}. "
+                "Outside it the encoding would turn back and give two values one code. Widen `low` "
+                "and `high`, or build it with `clamp=True`."
             )
 
 
 def _check_ranges(low: Sequence[float], high: Sequence[float], log: Sequence[bool]) -> None:
     if not len(low) == len(high) == len(log) or not low:
         raise ConfigError(
-            f"`low` holds {len(low)} numbers, `high` {len(high)} and `log` {len(log)}. Each scalar has one of each, "
-            "and there is at least one. Pass sequences of one length, or a single bool as `log`."
+            f"`low` holds {len(low)} numbers, `high` {len(high)} and `log` {len(log)}. Each scalar "
+            "has one of each, and there is at least one. Pass sequences of one length, or a single "
+            "bool as `log`."
         )
     for scalar, (bottom, top, logarithmic) in enumerate(zip(low, high, log, strict=True)):
         if not (math.isfinite(bottom) and math.isfinite(top) and bottom < top):
             raise ConfigError(
-                f"The range of scalar {scalar} is {bottom:g} to {top:g}. A range has two finite ends, the lower first. "
-                f"Pass `low[{scalar}] < high[{scalar}]`, or leave out a scalar that never changes."
+                f"The range of scalar {scalar} is {bottom:g} to {top:g}. A range has two finite "
+                f"ends, the lower first. Pass `low[{scalar}] < high[{scalar}]`, or leave out a "
+                "scalar that never changes."
             )
         if logarithmic and bottom <= 0:
             raise ConfigError(
-                f"The range of scalar {scalar} is {bottom:g} to {top:g} with `log=True`. Only a positive number has a "
-                f"logarithm. Pass a positive `low[{scalar}]`, or `log=False` for this scalar."
+                f"The range of scalar {scalar} is {bottom:g} to {top:g} with `log=True`. Only a "
+                f"positive number has a logarithm. Pass a positive `low[{scalar}]`, or `log=False` "
+                "for this scalar."
             )

@@ -52,8 +52,9 @@ class GridEncoder(nn.Module):
         super().__init__()
         if size < 2 or not low < high:
             raise ConfigError(
-                f"`size={size}`, `low={low:g}`, `high={high:g}` make no grid. A grid has two cells or more along each "
-                "axis, between two ends. Pass a `size` from 2, and `low` below `high`."
+                f"`size={size}`, `low={low:g}`, `high={high:g}` make no grid. A grid has two cells "
+                "or more along each axis, between two ends. Pass a `size` from 2, and `low` below "
+                "`high`."
             )
         self.x_dim, self.y_dim, self.condition_dim = x_dim, y_dim, condition_dim
         self.size, self.low, self.high = size, low, high
@@ -89,7 +90,10 @@ class GridEncoder(nn.Module):
     def spread(
         self, x: Float[Tensor, "tasks shots x_dim"], values: Float[Tensor, "tasks shots count"]
     ) -> Float[Tensor, "tasks cells count"]:
-        """Share ``values`` at ``x`` among the cells around them; the last axis of ``x`` is the grid's first to vary."""
+        """Share ``values`` at ``x`` among the cells around them.
+
+        The last axis of ``x`` is the grid's first to vary.
+        """
         place = ((x - self.low) / (self.high - self.low) * self.size - 0.5).clamp(0, self.size - 1)
         first = place.detach().floor().clamp(max=self.size - 2)
         share, strides = (

@@ -136,19 +136,22 @@ def _check(
 ) -> None:
     if classes < 1 or quantiles < 1 or not least_spread > 0:
         raise ConfigError(
-            f"`classes={classes}`, `quantiles={quantiles}`, `least_spread={least_spread}`. The first two count what is "
-            "there, the third keeps a division from zero. Pass 1 or more of each, and a positive share as in 0.1."
+            f"`classes={classes}`, `quantiles={quantiles}`, `least_spread={least_spread}`. The "
+            "first two count what is there, the third keeps a division from zero. Pass 1 or more "
+            "of each, and a positive share as in 0.1."
         )
     if x.ndim != 3 or x.shape[:2] != y.shape or (mask is not None and mask.shape != y.shape):
         of_mask = "" if mask is None else f", `support_mask` {tuple(mask.shape)}"
         raise ShapeError(
-            f"`support_x` has shape {tuple(x.shape)}, `support_y` {tuple(y.shape)}{of_mask}. They are "
-            "(tasks, support, inputs) and (tasks, support). Flatten what has more axes with `x.flatten(2)`."
+            f"`support_x` has shape {tuple(x.shape)}, `support_y` {tuple(y.shape)}{of_mask}. They "
+            "are (tasks, support, inputs) and (tasks, support). Flatten what has more axes with "
+            "`x.flatten(2)`."
         )
     if torch.compiler.is_exporting():  # a program holds no check of its labels
         return
     if y.numel() and int(y.max()) >= classes:
         raise ShapeError(
-            f"A label is {int(y.max())} but `classes={classes}`. Labels are numbers from 0 to classes - 1, or negative "
-            f"where they are not known. Pass `classes={int(y.max()) + 1}`, or relabel."
+            f"A label is {int(y.max())} but `classes={classes}`. Labels are numbers from 0 to "
+            f"classes - 1, or negative where they are not known. Pass "
+            f"`classes={int(y.max()) + 1}`, or relabel."
         )

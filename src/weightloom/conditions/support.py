@@ -1,4 +1,6 @@
-"""A support set of any size becomes one condition: by a mean (`DeepSets`) or by attention (`SupportAttention`).
+"""A support set of any size becomes one condition.
+
+By a mean (`DeepSets`) or by attention (`SupportAttention`).
 
 Both are exactly indifferent to the order of the points. Both take a mask where tasks differ in
 shots, and both give a learned prior where a support set is empty.
@@ -160,7 +162,10 @@ class AttentionBlock(nn.Module):
         tokens: Float[Tensor, "tasks tokens hidden"],
         mask: Bool[Tensor, "tasks tokens"] | None = None,
     ) -> Float[Tensor, "tasks tokens hidden"]:
-        """Let tokens read each other. Where ``mask`` is False a token is not read; at least one per task must be."""
+        """Let tokens read each other. Where ``mask`` is False a token is not read.
+
+        At least one per task must be.
+        """
         qkv = self.to_qkv(self.before_attention(tokens)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         attended = attention(q, k, v, None if mask is None else mask[:, None, None, :])
@@ -176,19 +181,20 @@ def checked_points(
     if x.ndim != 3 or y.ndim != 3 or x.shape[:2] != y.shape[:2]:
         raise ShapeError(
             f"`support_x` has shape {tuple(x.shape)} and `support_y` {tuple(y.shape)}. "
-            "Both are (tasks, shots, width), with the same tasks and shots. Flatten images with `x.flatten(2)`."
+            "Both are (tasks, shots, width), with the same tasks and shots. Flatten images with "
+            "`x.flatten(2)`."
         )
     if (x.shape[2], y.shape[2]) != (x_dim, y_dim):
         raise ShapeError(
-            f"`support_x` is {x.shape[2]} wide and `support_y` {y.shape[2]}, but this encoder was built for {x_dim} "
-            f"and {y_dim}. The widths are fixed when it is built. "
+            f"`support_x` is {x.shape[2]} wide and `support_y` {y.shape[2]}, but this encoder was "
+            f"built for {x_dim} and {y_dim}. The widths are fixed when it is built. "
             f"Build it with `x_dim={x.shape[2]}, y_dim={y.shape[2]}`."
         )
     if mask is None:
         mask = x.new_ones(x.shape[:2], dtype=torch.bool)
     if mask.shape != x.shape[:2]:
         raise ShapeError(
-            f"`support_mask` has shape {tuple(mask.shape)}. It says of each support point whether it is there. "
-            f"Pass a bool tensor of shape {tuple(x.shape[:2])}."
+            f"`support_mask` has shape {tuple(mask.shape)}. It says of each support point whether "
+            f"it is there. Pass a bool tensor of shape {tuple(x.shape[:2])}."
         )
     return torch.cat([x, y], dim=2).masked_fill(~mask[..., None], 0.0), mask

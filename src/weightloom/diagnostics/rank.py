@@ -95,8 +95,8 @@ def effective_rank(params: Mapping[str, Tensor]) -> EffectiveRank:
     tasks = count_tasks(params) or 0
     if tasks < 2:
         raise ShapeError(
-            f"`params` hold {tasks} task. What differs between tasks is counted, so two or more are needed. Generate "
-            "parameters from several conditions."
+            f"`params` hold {tasks} task. What differs between tasks is counted, so two or more "
+            "are needed. Generate parameters from several conditions."
         )
     grams = {name: _gram(value) for name, value in params.items()}
     sizes = {name: value[0].numel() for name, value in params.items()}
@@ -106,7 +106,10 @@ def effective_rank(params: Mapping[str, Tensor]) -> EffectiveRank:
 
 
 def _gram(value: Tensor) -> Tensor:
-    """Products of all pairs of tasks, of how they differ from the mean; zero where that is rounding."""
+    """Products of all pairs of tasks, of how they differ from the mean.
+
+    Zero where that is rounding.
+    """
     flat = built(value).flatten(1) if value.ndim > 1 else built(value)[:, None]
     rounding = (10 * torch.finfo(flat.dtype).eps) ** 2 * flat.double().square().sum()
     centred = flat.double() - flat.double().mean(0)

@@ -1,4 +1,7 @@
-"""How much each generated parameter responds to the condition: over the tasks there are, and to a small step."""
+"""How much each generated parameter responds to the condition.
+
+Over the tasks there are, and to a small step.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +32,10 @@ class ResponseRow:
 
     @property
     def response(self) -> float:
-        """Spread relative to size: 0 where all tasks get the same; infinite where the mean is zero."""
+        """Spread relative to size: 0 where all tasks get the same.
+
+        Infinite where the mean is zero.
+        """
         return _ratio(self.spread, self.size)
 
     @property

@@ -104,8 +104,9 @@ def check_scale(
     inputs = x if isinstance(x, tuple) else (x,)
     if any(len(one) != len(condition) for one in inputs):
         raise ShapeError(
-            f"`x` holds {len(inputs[0])} tasks and `condition` {len(condition)}. Each condition is tried on inputs of "
-            f"its own. To try all on the same, pass `x[:1].expand({len(condition)}, *x.shape[1:])`."
+            f"`x` holds {len(inputs[0])} tasks and `condition` {len(condition)}. Each condition is "
+            f"tried on inputs of its own. To try all on the same, pass "
+            f"`x[:1].expand({len(condition)}, *x.shape[1:])`."
         )
     params = hyper(condition)
     found = [
@@ -122,13 +123,14 @@ def check_scale(
 def _compare(layer: str, found: list[dict[str, float]], own: list[dict[str, float]]) -> ScaleRow:
     if any(layer not in its for its in own):
         raise ConfigError(
-            f"`reference` does not run {layer!r}, which the base does. It must be the same network with other values. "
-            "Pass `copy.deepcopy(base)` from before the hypernetwork was built."
+            f"`reference` does not run {layer!r}, which the base does. It must be the same network "
+            "with other values. Pass `copy.deepcopy(base)` from before the hypernetwork was built."
         )
     if any(not mine[layer] and its[layer] for mine, its in zip(own, found, strict=True)):
         raise ConfigError(
-            f"The reference gives nothing but zeros in {layer!r}, so there is no scale to compare with. It needs "
-            "values as of a network that works. Pass `reference=` such a copy of the base."
+            f"The reference gives nothing but zeros in {layer!r}, so there is no scale to compare "
+            "with. It needs values as of a network that works. Pass `reference=` such a copy of "
+            "the base."
         )
     ratios = [
         its[layer] / mine[layer] if mine[layer] else 1.0

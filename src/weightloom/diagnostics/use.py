@@ -27,7 +27,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class ConditionUse:
-    """What the loss is with the right conditions and with wrong ones; its string is a table and a sentence."""
+    """What the loss is with the right conditions and with wrong ones.
+
+    Its string is a table and a sentence.
+    """
 
     right: Arm
     """Each task with its own condition."""
@@ -43,7 +46,10 @@ class ConditionUse:
 
     @property
     def used(self) -> bool:
-        """Whether another task's condition is worse by more than chance: the interval of the cost is above zero."""
+        """Whether another task's condition is worse by more than chance.
+
+        The interval of the cost is above zero.
+        """
         return self.cost_of_shuffling.mean > self.cost_of_shuffling.ci95
 
     @property
@@ -54,7 +60,8 @@ class ConditionUse:
             return f"The condition is used: with another task's the loss rises by {cost}."
         if cost.mean < -cost.ci95:
             return (
-                f"The condition misleads: with another task's the loss falls by {Arm(-cost.mean, cost.ci95)}. "
+                f"The condition misleads: with another task's the loss falls by "
+                f"{Arm(-cost.mean, cost.ci95)}. "
                 "Are conditions and targets in the same order?"
             )
         return f"No use of the condition is seen: with another task's the loss changes by {cost}."
@@ -108,11 +115,13 @@ def condition_use(
     tasks = len(condition)
     if tasks < 2:
         raise ShapeError(
-            f"`condition` holds {tasks} task. A shuffle gives each task the condition of another. Pass two or more."
+            f"`condition` holds {tasks} task. A shuffle gives each task the condition of another. "
+            "Pass two or more."
         )
     if shuffles < 1:
         raise ConfigError(
-            f"`shuffles={shuffles}` is below 1. There is nothing to compare with then. Pass 1 or more."
+            f"`shuffles={shuffles}` is below 1. There is nothing to compare with then. Pass 1 or "
+            "more."
         )
     generator = generator or torch.Generator().manual_seed(0)
     inputs = x if isinstance(x, tuple) else (x,)
@@ -121,8 +130,8 @@ def condition_use(
         found = loss_per_task(apply_per_task(base, hyper(its), *inputs))
         if found.shape != (tasks,):
             raise ShapeError(
-                f"`loss_per_task` gave {tuple(found.shape)} for {tasks} tasks. Tasks are compared one by one. Return "
-                f"one number per task, ({tasks},), as `mse_per_task` does."
+                f"`loss_per_task` gave {tuple(found.shape)} for {tasks} tasks. Tasks are compared "
+                f"one by one. Return one number per task, ({tasks},), as `mse_per_task` does."
             )
         return found.double().cpu()
 

@@ -1,4 +1,6 @@
-"""What is done with a parameter held as factors, by the factors: layers, and what takes or joins tasks.
+"""What is done with a parameter held as factors, by the factors.
+
+Layers, and what takes or joins tasks.
 
 In:   a function of torch, and what it was called with.
 Out:  its answer; or NotImplemented, where the parameter is built.
@@ -80,7 +82,10 @@ def _index(func: Any, tensor: Any, index: Any) -> Any:
 
 
 def _tasks_of(index: Any) -> Any:
-    """An index that takes tasks and leaves the parameter's own axes alone; None if it is another."""
+    """An index that takes tasks and leaves the parameter's own axes alone.
+
+    None if it is another.
+    """
     if isinstance(index, list | range):
         kind = None if len(index) else torch.int64
         index = (
@@ -167,7 +172,10 @@ def same_held(a: Factored, b: Factored) -> bool:
 
 
 def same_tensor(a: Tensor, b: Tensor) -> bool:
-    """Whether one may stand for the other: it is the other, or has equal numbers and neither gets a gradient."""
+    """Whether one may stand for the other.
+
+    It is the other, or has equal numbers and neither gets a gradient.
+    """
     if a is b:
         return True
     if (

@@ -128,8 +128,8 @@ def interpolate(
     tasks = _check_alike(a, b)
     if isinstance(share, Tensor) and share.ndim and share.shape[0] not in (1, tasks):
         raise ShapeError(
-            f"`share` has shape {tuple(share.shape)} for {tasks} tasks. It says how much of `b` each task takes. "
-            f"Pass one number, or a tensor of shape ({tasks},)."
+            f"`share` has shape {tuple(share.shape)} for {tasks} tasks. It says how much of `b` "
+            f"each task takes. Pass one number, or a tensor of shape ({tasks},)."
         )
     return Params({name: _mixed(name, value, b[name], share) for name, value in a.items()})
 
@@ -137,7 +137,9 @@ def interpolate(
 def distance(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], relative: bool = False
 ) -> Float[Tensor, " tasks"]:
-    """Return how far two sets are apart, per task: the L2 norm of the difference over all parameters.
+    """Return how far two sets are apart, per task.
+
+    The L2 norm of the difference over all parameters.
 
     Args:
         a: Generated parameters per task.
@@ -154,7 +156,8 @@ def distance(
     _check_alike(a, b)
     if not a:
         raise ShapeError(
-            "`a` and `b` hold no parameter. A distance needs numbers to compare. Pass generated Params."
+            "`a` and `b` hold no parameter. A distance needs numbers to compare. Pass generated "
+            "Params."
         )
     apart = _joint([_norm(built(value) - built(b[name])) for name, value in a.items()])
     return apart / _joint([_norm(built(value)) for value in b.values()]) if relative else apart
@@ -171,7 +174,9 @@ def squared_norm(params: Mapping[str, Tensor], by: Literal["name"]) -> dict[str,
 def squared_norm(
     params: Mapping[str, Tensor], by: Literal["task", "name"] = "task"
 ) -> Tensor | dict[str, Tensor]:
-    """Return the squared L2 norm of the parameters, own value and change together: what weight decay takes.
+    """Return the squared L2 norm of the parameters, own value and change together.
+
+    What weight decay takes.
 
     Changes of low rank, gains and mixtures are squared without being built, exactly; in other forms
     of yours, which do not answer ``squared_norm``, one task is built after the other.
@@ -220,8 +225,9 @@ def _added(name: str, a: Tensor, b: Tensor, owns: Mapping[str, Tensor], scale: f
     own = owns.get(name) if held is None else held.own
     if own is None:
         raise ConfigError(
-            f"The own value of {name!r} is not known: it is held as a plain tensor, own value and change in one. A "
-            "sum of changes must count the own value once. Pass `own=hyper.base`, or a dict that holds it."
+            f"The own value of {name!r} is not known: it is held as a plain tensor, own value and "
+            "change in one. A sum of changes must count the own value once. Pass `own=hyper.base`, "
+            "or a dict that holds it."
         )
     return built(a) + scale * (built(b) - own)
 
@@ -273,14 +279,18 @@ def _from(like: Factored, form: Form, factors: Parts) -> Factored:
 
 
 def _common(name: str, a: Tensor, b: Tensor) -> Form | None:
-    """The form in which both are held, with the same own value and the same shared tensors; None to build them."""
+    """The form in which both are held, with the same own value and the same shared tensors.
+
+    None to build them.
+    """
     if not isinstance(a, Factored) or not isinstance(b, Factored):
         return None
     if not _same(a.own, b.own):
         raise ConfigError(
-            f"{name!r} starts from another own value in `a` than in `b`. Changes and means belong to one start: units "
-            "of networks that were trained apart stand in another order. Generate both by one hypernetwork, or pass "
-            "`value.dense()` for both to mix the numbers all the same."
+            f"{name!r} starts from another own value in `a` than in `b`. Changes and means belong "
+            "to one start: units of networks that were trained apart stand in another order. "
+            "Generate both by one hypernetwork, or pass `value.dense()` for both to mix the "
+            "numbers all the same."
         )
     if not a.form.joins(b.form) or not all(_same(a.shared[n], b.shared[n]) for n in a.shared):
         return None
@@ -297,36 +307,42 @@ def _shares(weights: Tensor | None, tasks: int, like: Tensor) -> Tensor:
         return torch.full((1, tasks), 1 / tasks, dtype=like.dtype, device=like.device)
     if weights.ndim not in (1, 2) or weights.shape[-1] != tasks:
         raise ShapeError(
-            f"`weights` has shape {tuple(weights.shape)}. It says how much each of {tasks} tasks counts. Pass a tensor "
-            f"of shape ({tasks},), or of shape (groups, {tasks}) for several means."
+            f"`weights` has shape {tuple(weights.shape)}. It says how much each of {tasks} tasks "
+            f"counts. Pass a tensor of shape ({tasks},), or of shape (groups, {tasks}) for several "
+            "means."
         )
     groups = weights.reshape(-1, tasks)
     totals = groups.sum(1, keepdim=True)
     if not bool((totals > 0).all()):
         raise ConfigError(
-            f"`weights` have the sum {totals.min().item():g}. They are divided by it, so that they sum to one. "
-            "Pass weights with a sum above zero."
+            f"`weights` have the sum {totals.min().item():g}. They are divided by it, so that they "
+            "sum to one. Pass weights with a sum above zero."
         )
     return groups / totals
 
 
 def _check_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> int:
-    """Raise unless both name the same parameters, of the same shapes; return the number of tasks."""
+    """Raise unless both name the same parameters, of the same shapes.
+
+    Return the number of tasks.
+    """
     if a.keys() != b.keys():
         raise ShapeError(
-            f"`a` and `b` differ in {sorted(a.keys() ^ b.keys())}. Both must name the same parameters. "
-            "Generate both by one hypernetwork, or leave out what only one has."
+            f"`a` and `b` differ in {sorted(a.keys() ^ b.keys())}. Both must name the same "
+            "parameters. Generate both by one hypernetwork, or leave out what only one has."
         )
     tasks = [count_tasks(a) or 1, count_tasks(b) or 1]
     for name, value in a.items():
         if value.shape[1:] != b[name].shape[1:]:
             raise ShapeError(
-                f"`a[{name!r}]` has shape {tuple(value.shape)} and `b[{name!r}]` {tuple(b[name].shape)}. Behind the "
+                f"`a[{name!r}]` has shape {tuple(value.shape)} and `b[{name!r}]` "
+                f"{tuple(b[name].shape)}. Behind the "
                 "tasks axis they must be the same. Generate both for the same base."
             )
     if tasks[0] != tasks[1] and 1 not in tasks:
         raise ShapeError(
-            f"`a` holds {tasks[0]} tasks and `b` {tasks[1]}. Tasks are taken in pairs, or one is paired with all. "
-            "Pass as many in both, or one: `{name: value[:1] for name, value in b.items()}`."
+            f"`a` holds {tasks[0]} tasks and `b` {tasks[1]}. Tasks are taken in pairs, or one is "
+            "paired with all. Pass as many in both, or one: `{name: value[:1] for name, value in "
+            "b.items()}`."
         )
     return max(tasks)

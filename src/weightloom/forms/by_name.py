@@ -38,13 +38,14 @@ def form_of(path: Path, name: str, options: Mapping[str, Any]) -> Form:
     kind = KINDS.get(str(name))
     if kind is None:
         raise CheckpointError(
-            f"`{path}` holds parameters in the form {name!r}, which this version of the library does not have. "
-            "A form is made from its name. Use the version that wrote the file."
+            f"`{path}` holds parameters in the form {name!r}, which this version of the library "
+            "does not have. A form is made from its name. Use the version that wrote the file."
         )
     try:
         return kind(**options)
     except (TypeError, WeightloomError) as error:
         raise CheckpointError(
-            f"`{path}` holds options of {name} that this version of the library does not take ({error}). A form is "
+            f"`{path}` holds options of {name} that this version of the library does not take "
+            f"({error}). A form is "
             "made from its options. Use the version that wrote the file."
         ) from error

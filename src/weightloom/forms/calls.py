@@ -24,7 +24,9 @@ together."""
 
 @dataclass(frozen=True)
 class Conv:
-    """One convolution, or transposed convolution, that the base asks for: all of it but input, kernel and bias.
+    """One convolution, or transposed convolution, that the base asks for.
+
+    All of it but input, kernel and bias.
 
     Called with inputs (*lead, batch, in, *space) and kernels (*lead, *kernel), or kernels (*kernel)
     that all tasks share, it returns (*lead, batch, out, *space).
@@ -81,7 +83,10 @@ class Conv:
         return self.function(x, kernel, bias, groups=groups, **dict(self.options))
 
     def plain(self, x: Tensor, kernel: Tensor) -> Tensor:
-        """Convolve with a window of one point, as a product over channels: kernel (*lead, out, in)."""
+        """Convolve with a window of one point, as a product over channels.
+
+        Kernel (*lead, out, in).
+        """
         y = kernel[..., None, :, :] @ x.flatten(-WINDOW[self.function])
         return y.unflatten(-1, x.shape[-WINDOW[self.function] :])
 
@@ -162,14 +167,20 @@ def foldable(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 
 
 def shared_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer whose weight all tasks share: x (*lead, rows, in), bias (out,) or (*lead, 1, out)."""
+    """A linear layer whose weight all tasks share.
+
+    X (*lead, rows, in), bias (out,) or (*lead, 1, out).
+    """
     if bias is None or bias.ndim == 1:
         return F.linear(x, weight, bias)
     return F.linear(x, weight) + bias
 
 
 def look_up(ids: Tensor, table: Tensor) -> Tensor:
-    """Look up rows: ids (*lead, *some), table (*lead, rows, width) or (rows, width); gives (*lead, *some, width)."""
+    """Look up rows: ids (*lead, *some), table (*lead, rows, width) or (rows, width).
+
+    Gives (*lead, *some, width).
+    """
     if table.ndim == 2:
         return F.embedding(ids, table)
     tasks, rows = table.shape[:2]

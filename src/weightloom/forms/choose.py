@@ -50,8 +50,8 @@ def choose_forms(
         }
     if form is not None:
         raise ConfigError(
-            f"`form={form}` was given beside a mapping from selectors to forms. The mapping says the form of each "
-            "parameter already. Leave `form` out."
+            f"`form={form}` was given beside a mapping from selectors to forms. The mapping says "
+            "the form of each parameter already. Leave `form` out."
         )
     by_alias: dict[str, Form] = {}
     named: set[str] = set()
@@ -65,8 +65,9 @@ def choose_forms(
         other, taken = chosen.setdefault(names[alias], (alias, its))
         if taken != its:
             raise ConfigError(
-                f"`{other}` and `{alias}` are one parameter, tied, but were given {taken} and {its}. Tied parameters "
-                f"stay tied, so they can have one form only. Name `{names[alias]}` alone, or untie them in the base."
+                f"`{other}` and `{alias}` are one parameter, tied, but were given {taken} and "
+                f"{its}. Tied parameters stay tied, so they can have one form only. Name "
+                f"`{names[alias]}` alone, or untie them in the base."
             )
     return {
         name: _fitted(name, chosen[name][1], parameter, owners[name], name in named)
@@ -154,8 +155,9 @@ def budget(
     spent = sum(ladder[0][1] for ladder in ladders.values())
     if spent > parameters:
         raise ConfigError(
-            f"`parameters={parameters:,}` is too small a budget. The cheapest forms there are cost {spent:,}. "
-            f"Pass {spent:,} or more, generate fewer parameters, or make `width={width}` smaller."
+            f"`parameters={parameters:,}` is too small a budget. The cheapest forms there are cost "
+            f"{spent:,}. Pass {spent:,} or more, generate fewer parameters, or make "
+            f"`width={width}` smaller."
         )
     open_names = set(shapes)
     while open_names:
@@ -188,7 +190,10 @@ def _cost(form: Form, shape: Shape, width: int) -> tuple[int, int]:
 def _ladders(
     base: nn.Module, names: Iterable[str], width: int
 ) -> dict[str, list[tuple[int, int, Form]]]:
-    """For each parameter the forms that are worth their price, cheapest first: numbers, cost and form."""
+    """For each parameter the forms that are worth their price, cheapest first.
+
+    Numbers, cost and form.
+    """
     owners, parameters = _owners(base), dict(base.named_parameters())
     candidates = [form for kind in KINDS.values() for form in kind.candidates()]
     ladders = {}
@@ -223,8 +228,8 @@ def _check_given(generate: Generate, form: Form | None) -> None:
         if not isinstance(its, Form):
             said = its.__name__ if isinstance(its, type) else repr(its)
             raise ConfigError(
-                f"`{said}` was given as a form. A form is an object that holds its options. Pass one, as in "
-                "`LowRank(4)` or `RowScale()`."
+                f"`{said}` was given as a form. A form is an object that holds its options. Pass "
+                "one, as in `LowRank(4)` or `RowScale()`."
             )
 
 

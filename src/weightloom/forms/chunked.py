@@ -26,9 +26,10 @@ class Chunked(Form):
 
     Example:
         >>> form = Chunked(size=4)
-        >>> form.factor_shapes((6, 5)), {name: tuple(value.shape) for name, value in form.shared((6, 5)).items()}
-        ({'code': (8,)}, {'embeddings': (8, 8), 'inner': (32, 16), 'inner_bias': (32,), 'outer': (4,
-        32)})
+        >>> form.factor_shapes((6, 5))
+        {'code': (8,)}
+        >>> {name: tuple(value.shape) for name, value in form.shared((6, 5)).items()}
+        {'embeddings': (8, 8), 'inner': (32, 16), 'inner_bias': (32,), 'outer': (4, 32)}
 
     Source:
         von Oswald et al., "Continual learning with hypernetworks" (2020), section 2, chunked

@@ -19,7 +19,9 @@ Kind = TypeVar("Kind", bound="Factored")
 
 
 class Factored(Tensor):
-    """A generated parameter held as a form's factors: a tensor of the parameter's shape that was never built.
+    """A generated parameter held as a form's factors.
+
+    A tensor of the parameter's shape that was never built.
 
     What its form answers (linear layers, convolutions, embeddings) is computed from the factors,
     and tasks are taken, put together and copied as factors. Everything else is given the parameter
@@ -53,8 +55,8 @@ class Factored(Tensor):
         shapes = form.factor_shapes(tuple(own.shape))
         if factors.keys() != shapes.keys():
             raise ConfigError(
-                f"{form} was given the factors {sorted(factors)}. For a parameter of shape {tuple(own.shape)} it is "
-                f"made of {sorted(shapes)}. Pass exactly these."
+                f"{form} was given the factors {sorted(factors)}. For a parameter of shape "
+                f"{tuple(own.shape)} it is made of {sorted(shapes)}. Pass exactly these."
             )
         name, shape = next(iter(shapes.items()))
         with NO_SUBCLASS():
@@ -84,7 +86,10 @@ class Factored(Tensor):
         return self.form.dense(self.own, self.parts)
 
     def squared_norm(self) -> Tensor:
-        """Squared L2 norm of the parameter, ``(*lead,)``: from the factors where the form can, else task by task."""
+        """Squared L2 norm of the parameter, ``(*lead,)``.
+
+        From the factors where the form can, else task by task.
+        """
         squares = self.form.squared_norm(self.own, self.parts)
         if squares is not NotImplemented:
             return squares
@@ -109,7 +114,10 @@ class Factored(Tensor):
         )
 
     def in_use(self) -> "InUse":
-        """Return the same as a base holds it while it runs: a tree has it as one leaf, the parameter itself."""
+        """Return the same as a base holds it while it runs.
+
+        A tree has it as one leaf, the parameter itself.
+        """
         return InUse(self.form, self.own, self.factors, self.shared)
 
     def as_subclass(self, cls: Any) -> Any:
@@ -130,8 +138,9 @@ class Factored(Tensor):
     @_is_param.setter
     def _is_param(self, value: bool) -> None:
         raise ConfigError(
-            f"`nn.Parameter` was given {self!r}. It is held as factors, and what can be trained are these. Pass "
-            "`nn.Parameter(value.dense())`, or register the tensors in `value.factors` one by one."
+            f"`nn.Parameter` was given {self!r}. It is held as factors, and what can be trained "
+            "are these. Pass `nn.Parameter(value.dense())`, or register the tensors in "
+            "`value.factors` one by one."
         )
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -205,7 +214,9 @@ class InUse(Factored):
 
 
 def carrier(kind: type[Tensor], shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Any:
-    """Make a tensor of a subclass that has a shape, dtype and device but no memory: one NaN, expanded.
+    """Make a tensor of a subclass that has a shape, dtype and device but no memory.
+
+    One NaN, expanded.
 
     What bypasses the subclass and reads its numbers gets NaN, which shows.
     """
@@ -283,7 +294,10 @@ def made(like: Kind, form: Form, own: Tensor, factors: Parts, shared: Parts) -> 
 
 
 class _Same:
-    """What of a parameter is no leaf of a tree. Two are equal if their factors mean the same: form, own and shared."""
+    """What of a parameter is no leaf of a tree. Two are equal if their factors mean the same.
+
+    Form, own and shared.
+    """
 
     def __init__(self, value: Factored) -> None:
         self.form, self.own, self.names, self.shared = (

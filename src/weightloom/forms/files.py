@@ -27,7 +27,9 @@ KIND = "params-1"
 
 
 def save_params(path: Path, params: Mapping[str, Tensor], with_own: bool = True) -> None:
-    """Write generated parameters to ``path``, at once or not at all; those held as factors stay factors.
+    """Write generated parameters to ``path``, at once or not at all.
+
+    Those held as factors stay factors.
 
     What several values hold together, such as the own value of tied parameters or a bank of
     templates, is written once.
@@ -90,8 +92,8 @@ def load_params(path: Path, own: nn.Module | Mapping[str, Tensor] | None = None)
     tensors, facts = load_tensors(Path(path))
     if facts.get("kind") != KIND:
         raise CheckpointError(
-            f"`{path}` holds no Params (kind {facts.get('kind')!r}). It was written by something else than "
-            "`save_params`. Read it with `load_tensors`."
+            f"`{path}` holds no Params (kind {facts.get('kind')!r}). It was written by something "
+            "else than `save_params`. Read it with `load_tensors`."
         )
     if isinstance(own, nn.Module):
         own = dict(parameters_by_name(own))
@@ -138,13 +140,14 @@ def _own(
         return tensors[held["own"]]
     if given is None:
         raise ConfigError(
-            f"`{path}` was written without own values, and none is given for {name!r}. Its factors say how the "
-            "parameter differs from the base's own. Pass `own=base`."
+            f"`{path}` was written without own values, and none is given for {name!r}. Its factors "
+            "say how the parameter differs from the base's own. Pass `own=base`."
         )
     if _digest(given) != held["own_digest"]:
         raise CheckpointError(
-            f"`own` holds another {name!r} than the one that `{path}` was generated for. A change that is put on "
-            "another start gives another network. Load the base as it was, or save with `with_own=True`."
+            f"`own` holds another {name!r} than the one that `{path}` was generated for. A change "
+            "that is put on another start gives another network. Load the base as it was, or save "
+            "with `with_own=True`."
         )
     return given
 

@@ -51,7 +51,10 @@ class Form(ABC):
 
     @classmethod
     def candidates(cls) -> "Sequence[Form]":
-        """Forms of this class that `budget` chooses from; by default the one without options, if it needs none."""
+        """Forms of this class that `budget` chooses from.
+
+        By default the one without options, if it needs none.
+        """
         needed = [
             option
             for option in signature(cls).parameters.values()
@@ -86,18 +89,25 @@ class Form(ABC):
         """
 
     def starts(self, shape: Shape) -> Parts:
-        """Where the factors start that must not start at zero; learned, and added to what is generated.
+        """Where the factors start that must not start at zero.
+
+        Learned, and added to what is generated.
 
         With every factor at its start, and what is shared fresh, the parameter is the base's own.
         """
         return {}
 
     def shared(self, shape: Shape) -> Parts:
-        """Fresh tensors that all tasks share besides the own value; learned with the hypernetwork."""
+        """Fresh tensors that all tasks share besides the own value.
+
+        Learned with the hypernetwork.
+        """
         return {}
 
     def value(self, own: Tensor, factors: Parts, shared: Parts | None = None) -> Tensor:
-        """Return the parameter as it is passed on: held as factors, or built where that is all the form can do.
+        """Return the parameter as it is passed on.
+
+        Held as factors, or built where that is all the form can do.
 
         Args:
             own: The base's own value, ``shape``.
@@ -116,7 +126,9 @@ class Form(ABC):
         return NotImplemented
 
     def conv(self, x: Tensor, own: Tensor, parts: Parts, conv: Conv) -> Answer:
-        """Answer a convolution: (*lead, batch, in, *space) -> (*lead, batch, out, *space); bias is added later.
+        """Answer a convolution: (*lead, batch, in, *space) -> (*lead, batch, out, *space).
+
+        Bias is added later.
 
         Args:
             x: Inputs.
@@ -142,11 +154,17 @@ class Form(ABC):
 
     @property
     def is_linear(self) -> bool:
-        """Whether the change is linear in the factors: it is affine in them, and all of them start at zero."""
+        """Whether the change is linear in the factors.
+
+        It is affine in them, and all of them start at zero.
+        """
         return self.is_affine and type(self).starts is Form.starts
 
     def joins(self, other: "Form") -> bool:
-        """Whether a change held in ``other`` can be added to one held in this form; by default in equal forms only."""
+        """Whether a change held in ``other`` can be added to one held in this form.
+
+        By default in equal forms only.
+        """
         return self == other
 
     def stacked(

@@ -52,7 +52,10 @@ class LowRank(Form):
         return [LowRank(rank) for rank in (32, 16, 8, 4, 2, 1)]
 
     def fit(self, shape: Shape, owner: nn.Module) -> "LowRank | None":
-        """Fits matrices and kernels whose both sides are above the rank: others are smaller in full."""
+        """Fits matrices and kernels whose both sides are above the rank.
+
+        Others are smaller in full.
+        """
         fits = len(shape) >= 2 and min(shape[0], prod(shape[1:])) > self.rank
         return self if fits else None
 
@@ -80,7 +83,10 @@ class LowRank(Form):
         return y + thin @ parts["up"].mT
 
     def conv(self, x: Tensor, own: Tensor, parts: Parts, conv: Conv) -> Answer:
-        """Answer by a thin convolution and a product over channels; grouped convolutions are built."""
+        """Answer by a thin convolution and a product over channels.
+
+        Grouped convolutions are built.
+        """
         if conv.groups > 1:
             return NotImplemented
         up, down = parts["up"], parts["down"]

@@ -11,7 +11,9 @@ from weightloom.params import Shape
 
 
 class RowScale(Form):
-    """θ = diag(1 + g) W: every output of the layer gets a generated gain; the weight is never built.
+    """θ = diag(1 + g) W: every output of the layer gets a generated gain.
+
+    The weight is never built.
 
     An output is a row of a linear layer, an output channel of a convolution or of its transpose,
     and a feature of an embedding. With the layer's input as the condition it is the gate y = (W x)
@@ -86,7 +88,9 @@ class RowScale(Form):
 
 
 class FiLM(Form):
-    """Feature-wise linear modulation: a generated gain for every output of a layer, and a generated shift.
+    """Feature-wise linear modulation.
+
+    A generated gain for every output of a layer, and a generated shift.
 
     It is `RowScale` for a parameter that has rows and `Full` for the others: biases, and the scales
     and shifts of norms. A layer without a bias gets no shift.

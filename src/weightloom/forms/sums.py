@@ -1,4 +1,7 @@
-"""A value that all tasks share, plus a change for each: quick backwards too, however the gradient lies in memory."""
+"""A value that all tasks share, plus a change for each.
+
+Quick backwards too, however the gradient lies in memory.
+"""
 
 from typing import Any
 
@@ -24,7 +27,10 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_of_tasks(x: Tensor) -> Tensor:
-    """Sum over the first axis, the others taken as they lie: torch crosses memory where they are transposed."""
+    """Sum over the first axis, the others taken as they lie.
+
+    Torch crosses memory where they are transposed.
+    """
     order = sorted(range(1, x.ndim), key=x.stride, reverse=True)
     back = [order.index(axis) for axis in range(1, x.ndim)]
     return x.permute(0, *order).sum(0).permute(back)

@@ -48,7 +48,10 @@ class Template(Form):
         return [Template(count) for count in (8, 4, 2)]
 
     def fit(self, shape: Shape, owner: nn.Module) -> "Template | None":
-        """Fits every parameter that has more numbers than there are templates: others are smaller in full."""
+        """Fits every parameter that has more numbers than there are templates.
+
+        Others are smaller in full.
+        """
         return self if torch.Size(shape).numel() > self.count else None
 
     def factor_shapes(self, shape: Shape) -> dict[str, Shape]:

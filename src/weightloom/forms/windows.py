@@ -1,4 +1,6 @@
-"""Convolutions with a kernel for each task, written out as products: exporters know these for any number of tasks.
+"""Convolutions with a kernel for each task, written out as products.
+
+Exporters know these for any number of tasks.
 
 In:   inputs of all tasks, a kernel for each, and the options of one of torch's convolutions.
 Out:  what the convolution gives.
@@ -22,7 +24,9 @@ def convolve_each(
     padding: Any = 0,
     dilation: Any = 1,
 ) -> Tensor:
-    """Convolve (tasks, batch, in, *space) with kernels (tasks, out, in / groups, *window); bias is (tasks, out).
+    """Convolve (tasks, batch, in, *space) with kernels (tasks, out, in / groups, *window).
+
+    Bias is (tasks, out).
 
     Every place of the window is a shifted view of the input; beside each other they meet the
     kernels in one product per task and group.

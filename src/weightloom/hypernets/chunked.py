@@ -20,7 +20,9 @@ from weightloom.params import Params, Selector
 
 
 class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
-    """Generate parameters of ``base`` chunk by chunk: θ[k] = own[k] + g(condition, eₖ), with one g for all chunks.
+    """Generate parameters of ``base`` chunk by chunk.
+
+    Θ[k] = own[k] + g(condition, eₖ), with one g for all chunks.
 
     Generated numbers stand side by side in one flat vector, which is cut into chunks without regard
     to where a parameter ends. Each chunk k has a learned embedding eₖ. All chunks of all tasks are
@@ -78,8 +80,8 @@ class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         super().__init__()
         if chunk_size is not None:
             warnings.warn(
-                f"`chunk_size={chunk_size}` is called `slice_size` now. Elsewhere `chunk_size` counts tasks that run "
-                f"at a time. Pass `slice_size={chunk_size}`.",
+                f"`chunk_size={chunk_size}` is called `slice_size` now. Elsewhere `chunk_size` "
+                f"counts tasks that run at a time. Pass `slice_size={chunk_size}`.",
                 DeprecationWarning,
                 stacklevel=2,
             )
@@ -88,8 +90,8 @@ class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         check_sizes(condition_dim=condition_dim, slice_size=slice_size, embedding_dim=embedding_dim)
         if not hidden:
             raise ConfigError(
-                "`hidden=()` leaves no hidden layer. A linear generator adds the same to all chunks, whatever their "
-                "embeddings. Pass one width or more, as in `hidden=(64,)`."
+                "`hidden=()` leaves no hidden layer. A linear generator adds the same to all "
+                "chunks, whatever their embeddings. Pass one width or more, as in `hidden=(64,)`."
             )
         self.condition_dim = condition_dim
         check_slices(hidden[-1], slice_size, largest_head)

@@ -1,4 +1,7 @@
-"""The equivariant hypernetwork: a token for each input of a layer writes that input's column; order means nothing."""
+"""The equivariant hypernetwork: a token for each input of a layer writes that input's column.
+
+Order means nothing.
+"""
 
 from collections.abc import Mapping
 
@@ -14,7 +17,9 @@ from weightloom.params import Params
 
 
 class EquivariantHyperNetwork(HyperNetwork):
-    """Generate a linear layer input by input: permute the inputs, and the columns of its weight are permuted alike.
+    """Generate a linear layer input by input.
+
+    Permute the inputs, and the columns of its weight are permuted alike.
 
     What is known of each input is a token. Tokens are mixed by relations between inputs (such as
     their correlations) and by attention, and one network, shared by all inputs, writes each column
@@ -73,9 +78,10 @@ class EquivariantHyperNetwork(HyperNetwork):
         )
         if relations < 0 or rounds < 0 or width % heads:
             raise ConfigError(
-                f"`relations={relations}`, `rounds={rounds}`, `width={width}`, `heads={heads}`. The first two are "
-                "counts, and each head reads its own part of a token. Pass 0 or more of each, and a `width` that is a "
-                f"multiple of `heads`, as in `width={heads * -(-width // heads)}`."
+                f"`relations={relations}`, `rounds={rounds}`, `width={width}`, `heads={heads}`. "
+                "The first two are counts, and each head reads its own part of a token. Pass 0 or "
+                f"more of each, and a `width` that is a multiple of `heads`, as in "
+                f"`width={heads * -(-width // heads)}`."
             )
         self.layer, self.condition_dim, self.relations, self.rounds = (
             layer,
@@ -129,7 +135,10 @@ class EquivariantHyperNetwork(HyperNetwork):
         condition: Float[Tensor, "tasks inputs condition_dim"],
         relations: Float[Tensor, "tasks relations inputs inputs"] | None = None,
     ) -> Float[Tensor, "tasks inputs width"]:
-        """Mix the tokens: what the columns are written from. Arguments and errors as for ``forward``."""
+        """Mix the tokens: what the columns are written from.
+
+        Arguments and errors as for ``forward``.
+        """
         check_condition(condition, self.condition_dim, self.read.weight, "tasks, inputs")
         tasks, inputs = condition.shape[:2]
         wanted = (tasks, self.relations, inputs, inputs)
@@ -138,8 +147,9 @@ class EquivariantHyperNetwork(HyperNetwork):
         ):
             got = "none" if relations is None else f"of shape {tuple(relations.shape)}"
             raise ShapeError(
-                f"`relations` are {got}. This hypernetwork reads {self.relations} of them, a matrix over the "
-                f"{inputs} inputs each. Pass a tensor of shape {wanted}, or build it with another `relations`."
+                f"`relations` are {got}. This hypernetwork reads {self.relations} of them, a "
+                f"matrix over the {inputs} inputs each. Pass a tensor of shape {wanted}, or build "
+                "it with another `relations`."
             )
         tokens: Tensor = self.read(condition)
         for block in self.blocks:

@@ -98,13 +98,15 @@ class GraphHyperNetwork(Saves, HyperNetwork):
             (hidden + 1) * tile**2,
             largest_head,
             f"{hidden:,} inputs and a bias for each of {tile**2:,} numbers of a tile",
-            f"Write smaller tiles, as in `tile={max(1, int((largest_head // (hidden + 1)) ** 0.5))}`",
+            f"Write smaller tiles, as in "
+            f"`tile={max(1, int((largest_head // (hidden + 1)) ** 0.5))}`",
         )
         every = [bases] if isinstance(bases, nn.Module) else list(bases)
         if not every or rounds < 0:
             raise ConfigError(
-                f"`bases` holds {len(every)} networks and `rounds={rounds}`. One network or more is needed, and rounds "
-                "cannot be negative. Pass `bases=[base]`, and `rounds=0` for no messages."
+                f"`bases` holds {len(every)} networks and `rounds={rounds}`. One network or more "
+                "is needed, and rounds cannot be negative. Pass `bases=[base]`, and `rounds=0` for "
+                "no messages."
             )
         self.condition_dim, self.rounds, self.tile = condition_dim, rounds, tile
         self._chosen = (
@@ -210,7 +212,8 @@ class GraphHyperNetwork(Saves, HyperNetwork):
     def _architecture(self, number: int) -> "Architecture":
         if not 0 <= number < len(self.architectures):
             raise ConfigError(
-                f"`architecture={number}` is unknown. This hypernetwork holds {len(self.architectures)}, counted from "
+                f"`architecture={number}` is unknown. This hypernetwork holds "
+                f"{len(self.architectures)}, counted from "
                 "0. Pass one of them, or `base=` a network that it does not hold."
             )
         architecture = self.architectures[number]
@@ -292,7 +295,10 @@ def _places(counts: tuple[int, int, int]) -> Float[Tensor, "tiles places"]:
 
 
 def _picks(shape: Shape, counts: tuple[int, int, int], tile: int) -> Tensor:
-    """For each number of a factor, in order: where it stands among the numbers of the factor's tiles."""
+    """For each number of a factor, in order.
+
+    Where it stands among the numbers of the factor's tiles.
+    """
     if len(shape) < 2:
         return torch.arange(prod(shape))
     _, across, points = counts
@@ -315,6 +321,7 @@ def _check_nothing_learned(generated: Generated) -> None:
         shape = generated.spec.shapes[name]
         if form.starts(shape) or form.shared(shape):
             raise ConfigError(
-                f"`base` would hold `{name}` as {form}, which learns tensors of its own for each parameter. A base "
-                "that is not held has none. Take it in first: `hyper(condition, hyper.add(base))`."
+                f"`base` would hold `{name}` as {form}, which learns tensors of its own for each "
+                "parameter. A base that is not held has none. Take it in first: `hyper(condition, "
+                "hyper.add(base))`."
             )

@@ -72,7 +72,9 @@ def ridge_head(
 
 
 class HeadHyperNetwork(nn.Module):
-    """Generate a linear head from support features: any number of classes, shots and features, in any order.
+    """Generate a linear head from support features.
+
+    Any number of classes, shots and features, in any order.
 
     Two heads are known in closed form: that of the class means, best when a class has one shot, and
     that of ridge regression, best when it has several. A small network reads what is known of the

@@ -1,4 +1,6 @@
-"""A base that stays its caller's: held by a hypernetwork, frozen there where asked for, and watched for changes.
+"""A base that stays its caller's.
+
+Held by a hypernetwork, frozen there where asked for, and watched for changes.
 
 In:   a base, and the names of what is not trained in it.
 Out:  `HoldsBase`, a module that holds the base, or where something is frozen a twin of its module
@@ -69,7 +71,10 @@ class HoldsBase(nn.Module):
         self._watch = Watch(base, self.base)
 
     def check_base(self) -> None:
-        """Raise a `ConfigError` if the base was changed after it was taken in: what is generated would not fit."""
+        """Raise a `ConfigError` if the base was changed after it was taken in.
+
+        What is generated would not fit.
+        """
         if torch.compiler.is_compiling():
             return
         if self._watch is None:  # this is a copy, whose base is its own
@@ -77,7 +82,9 @@ class HoldsBase(nn.Module):
         self._watch.check()
 
     def is_kept(self, value: Tensor) -> bool | None:
-        """Whether a parameter or buffer of the base may change in training; None if it is not even used.
+        """Whether a parameter or buffer of the base may change in training.
+
+        None if it is not even used.
 
         A buffer may, unless nothing is trained in the base and it stays in eval mode.
         """
@@ -105,7 +112,9 @@ class HoldsBase(nn.Module):
 
 
 class Watch:
-    """Tells whether a base is as it was: which module stands where, and which parameters of which shape they hold.
+    """Tells whether a base is as it was.
+
+    Which module stands where, and which parameters of which shape they hold.
 
     It is not copied with the hypernetwork, and not pickled: a copy holds a base of its own.
 
@@ -185,7 +194,8 @@ class Watch:
         ]
         what = "; ".join(said[:3]) or "a layer or a parameter of it was put in the place of another"
         return ConfigError(
-            f"The base, {type(self.base).__name__}, was changed after this hypernetwork was built: {what}. What is "
+            f"The base, {type(self.base).__name__}, was changed after this hypernetwork was built: "
+            f"{what}. What is "
             "generated fits the base as it was. Change the base first, then build it anew."
         )
 
@@ -221,9 +231,9 @@ def twin_tree(base: nn.Module, parameters: dict[int, nn.Parameter]) -> nn.Module
     for module in base.modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ConfigError(
-                f"The base holds a {type(module).__name__}, made by `torch.jit`. Its parameters cannot be frozen for "
-                "a hypernetwork alone. Call `base.requires_grad_(False)` yourself before you pass it, and leave "
-                "`freeze` out."
+                f"The base holds a {type(module).__name__}, made by `torch.jit`. Its parameters "
+                "cannot be frozen for a hypernetwork alone. Call `base.requires_grad_(False)` "
+                "yourself before you pass it, and leave `freeze` out."
             )
     scanned = scan_of(base)
     stands = {

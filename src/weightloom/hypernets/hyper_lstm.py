@@ -121,7 +121,8 @@ class HyperLSTMCell(nn.Module):
         """
         if input.ndim not in (1, 2) or input.shape[-1] != self.input_size:
             raise ShapeError(
-                f"`input` has shape {tuple(input.shape)}. This cell reads (batch, {self.input_size}), one step at a "
+                f"`input` has shape {tuple(input.shape)}. This cell reads (batch, "
+                f"{self.input_size}), one step at a "
                 "time. Run a sequence through `HyperLSTM`."
             )
         state = state or self.start(input)
@@ -220,8 +221,9 @@ class HyperLSTM(nn.Module):
         ):
             axes = "batch, steps" if self.batch_first else "steps, batch"
             raise ShapeError(
-                f"`input` has shape {tuple(input.shape)}. This layer reads ({axes}, {self.cell.input_size}), or "
-                f"(steps, {self.cell.input_size}), with one step or more. Pass a sequence of that shape."
+                f"`input` has shape {tuple(input.shape)}. This layer reads ({axes}, "
+                f"{self.cell.input_size}), or (steps, {self.cell.input_size}), with one step or "
+                "more. Pass a sequence of that shape."
             )
         hidden: list[Tensor] = []
         for step in input.unbind(time):

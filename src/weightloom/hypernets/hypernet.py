@@ -40,9 +40,10 @@ class HyperNetwork(nn.Module, ABC):
             ConfigError: If own parameters cannot be told apart by what they write.
         """
         raise ConfigError(
-            f"{type(self).__name__} cannot say which rows of its own parameters write which parameter of the base. "
-            "`MLPHyperNetwork` and `StaticHyperNetwork` can: they have rows for each. Take one of these, or give each "
-            "player a hypernetwork of its own and name that in `parameters`, as in "
+            f"{type(self).__name__} cannot say which rows of its own parameters write which "
+            "parameter of the base. `MLPHyperNetwork` and `StaticHyperNetwork` can: they have rows "
+            "for each. Take one of these, or give each player a hypernetwork of its own and name "
+            "that in `parameters`, as in "
             '`Turn("critic", loss, parameters=model.critic_hyper)`.'
         )
 
@@ -66,21 +67,21 @@ def check_condition(
     if condition.ndim != expected or condition.shape[-1] != condition_dim:
         if condition.ndim == expected:
             advice = (
-                f"Build the hypernetwork with `condition_dim={condition.shape[-1]}`, or the encoder with "
-                f"`condition_dim={condition_dim}`."
+                f"Build the hypernetwork with `condition_dim={condition.shape[-1]}`, or the "
+                f"encoder with `condition_dim={condition_dim}`."
             )
         elif condition.ndim == expected - 1 and condition.shape[-1] == condition_dim:
             advice = "Pass `condition[None]` for one task."
         else:
             advice = f"Pass {condition_dim} numbers for each of ({axes})."
         raise ShapeError(
-            f"`condition` has shape {tuple(condition.shape)}. This hypernetwork reads ({axes}, {condition_dim}). "
-            f"{advice}"
+            f"`condition` has shape {tuple(condition.shape)}. This hypernetwork reads ({axes}, "
+            f"{condition_dim}). {advice}"
         )
     autocast = torch.is_autocast_enabled(like.device.type) and condition.is_floating_point()
     if condition.device != like.device or (condition.dtype != like.dtype and not autocast):
         raise ConfigError(
-            f"`condition` is {condition.dtype} on {condition.device} but this hypernetwork is {like.dtype} on "
-            f"{like.device}. Numbers meet only in one dtype, on one device. Pass "
+            f"`condition` is {condition.dtype} on {condition.device} but this hypernetwork is "
+            f"{like.dtype} on {like.device}. Numbers meet only in one dtype, on one device. Pass "
             f"`condition.to({str(like.device)!r}, {like.dtype})`, or move the hypernetwork."
         )

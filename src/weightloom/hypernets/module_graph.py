@@ -75,7 +75,9 @@ class LayerGraph:
         return cls(names, tuple(pairs), order, torch.tensor(rows))
 
     def means(self) -> Float[Tensor, "2 layers layers"]:
-        """Matrices that average over the layers before each layer, and over those after it; zero where there are none.
+        """Matrices that average over the layers before each layer, and over those after it.
+
+        Zero where there are none.
 
         Example:
             >>> LayerGraph.of(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))).means()
@@ -105,7 +107,9 @@ class _Tracer(fx.Tracer):
 
 
 def _edges(base: nn.Module, graph: fx.Graph) -> Iterator[tuple[str | None, str]]:
-    """Yield pairs of layers between which data flows, in the order in which it does; from None where it comes in.
+    """Yield pairs of layers between which data flows, in the order in which it does.
+
+    From None where it comes in.
 
     A layer is met where it is called, and where an operation reads a parameter of it.
     """

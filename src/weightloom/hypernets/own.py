@@ -1,4 +1,7 @@
-"""Parameters per task without a hypernetwork: independent networks, each with a fresh start of its own."""
+"""Parameters per task without a hypernetwork.
+
+Independent networks, each with a fresh start of its own.
+"""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -15,7 +18,9 @@ from weightloom.params import Params
 def own_params(
     base: nn.Module | Callable[[], nn.Module], tasks: int, generator: torch.Generator | None = None
 ) -> Params:
-    """Fresh parameters of ``tasks`` independent networks: an ensemble, a random search, or baselines from scratch.
+    """Fresh parameters of ``tasks`` independent networks.
+
+    An ensemble, a random search, or baselines from scratch.
 
     Run them with `weightloom.apply_per_task` in one pass, and train them with one optimiser over
     ``params.values()``: with one that works number by number, as SGD and Adam do, each network is
@@ -78,8 +83,9 @@ def _reset(base: nn.Module) -> Iterator[dict[str, Tensor]]:
                 else f"The base, a {type(module).__name__},"
             )
             raise ConfigError(
-                f"{where} holds {own[0]!r} and has no `reset_parameters`. Only the code that builds it knows how its "
-                f"values start. Pass a function that builds the network, as in `own_params(lambda: Net(), tasks)`."
+                f"{where} holds {own[0]!r} and has no `reset_parameters`. Only the code that "
+                f"builds it knows how its values start. Pass a function that builds the network, "
+                "as in `own_params(lambda: Net(), tasks)`."
             )
     while True:
         _reset_all(copied)
@@ -106,8 +112,8 @@ def _built(build: Callable[[], nn.Module]) -> Iterator[dict[str, Tensor]]:
         if shapes_of(net) != shapes_of(first):
             odd = sorted({name for name, _ in shapes_of(net).items() ^ shapes_of(first).items()})
             raise ShapeError(
-                f"The networks that `base()` builds differ in {odd}. Tasks stand side by side on axis 0, so each name "
-                "has one shape. Build networks of one architecture."
+                f"The networks that `base()` builds differ in {odd}. Tasks stand side by side on "
+                "axis 0, so each name has one shape. Build networks of one architecture."
             )
         yield _values(net)
 
@@ -118,7 +124,7 @@ def _values(net: nn.Module) -> dict[str, Tensor]:
     }
     if not values:
         raise ConfigError(
-            f"{type(net).__name__} holds no parameter that wants a gradient. There is nothing to be trained for each "
-            "task. Call `requires_grad_()` on what is, or pass another network."
+            f"{type(net).__name__} holds no parameter that wants a gradient. There is nothing to "
+            "be trained for each task. Call `requires_grad_()` on what is, or pass another network."
         )
     return values

@@ -94,22 +94,23 @@ class Saves:
                 or digest(state[name], getattr(torch, dtype.removeprefix("torch."))) != its
             ):
                 raise CheckpointError(
-                    f"`base` holds another `{_in_base(name)}` than the one that `{path}` was trained over. It is "
-                    "frozen, so the file does not hold it, and another start gives another network. Load the base "
-                    "as it was, then the hypernetwork."
+                    f"`base` holds another `{_in_base(name)}` than the one that `{path}` was "
+                    "trained over. It is frozen, so the file does not hold it, and another start "
+                    "gives another network. Load the base as it was, then the hypernetwork."
                 )
         if odd := [
             n for n, its in tensors.items() if n not in state or state[n].shape != its.shape
         ]:
             raise CheckpointError(
-                f"`{path}` holds {odd[0]!r}, which a {cls.__name__} of these options does not have in that shape. It "
-                "was written with other options, or by another version of the library. Pass the options that it was "
-                "built with."
+                f"`{path}` holds {odd[0]!r}, which a {cls.__name__} of these options does not have "
+                "in that shape. It was written with other options, or by another version of the "
+                "library. Pass the options that it was built with."
             )
         if lacking := sorted(_parts(hyper)[0].keys() - tensors.keys() - facts["frozen"].keys()):
             raise CheckpointError(
-                f"`{path}` lacks {lacking[0]!r}, which a {cls.__name__} of these options has. It was written with "
-                "other options, or by another version of the library. Pass the options that it was built with."
+                f"`{path}` lacks {lacking[0]!r}, which a {cls.__name__} of these options has. It "
+                "was written with other options, or by another version of the library. Pass the "
+                "options that it was built with."
             )
         of_bases = {
             id(value)
@@ -128,7 +129,9 @@ class Saves:
 
 
 def described(generate: Any, freeze: Any = None, form: Form | None = None) -> dict[str, Any]:
-    """Say as JSON what is generated, in which forms, and what is frozen; None stands for what JSON cannot say.
+    """Say as JSON what is generated, in which forms, and what is frozen.
+
+    None stands for what JSON cannot say.
 
     Args:
         generate: Selectors, or a mapping from them to forms.
@@ -216,8 +219,9 @@ def _arguments(path: Path, held: Mapping[str, Any], given: Mapping[str, Any]) ->
             continue
         if value is None and name in ("generate", "freeze", "form"):
             raise ConfigError(
-                f"`{path}` does not hold `{name}`. A predicate, a kind of module or a form of your own is code, which "
-                f"is not written to a file. Pass it as when the hypernetwork was built: `load(path, base, {name}=...)`."
+                f"`{path}` does not hold `{name}`. A predicate, a kind of module or a form of your "
+                f"own is code, which is not written to a file. Pass it as when the hypernetwork "
+                f"was built: `load(path, base, {name}=...)`."
             )
         if isinstance(value, dict) and "in forms" in value:
             value = {s: form_of(path, its["form"], its["options"]) for s, its in value["in forms"]}
@@ -234,21 +238,22 @@ def _arguments(path: Path, held: Mapping[str, Any], given: Mapping[str, Any]) ->
 def _check_kind(path: Path, facts: Mapping[str, Any], wanted: str) -> None:
     if facts.get("kind") != KIND:
         raise CheckpointError(
-            f"`{path}` holds no hypernetwork (kind {facts.get('kind')!r}). It was written by something else than "
-            "`hyper.save`. Read it with `load_tensors` or `load_params`."
+            f"`{path}` holds no hypernetwork (kind {facts.get('kind')!r}). It was written by "
+            "something else than `hyper.save`. Read it with `load_tensors` or `load_params`."
         )
     if facts["class"] != wanted:
         raise CheckpointError(
-            f"`{path}` holds a {facts['class']}, not a {wanted}. A hypernetwork is read by its own class. "
-            f"Type `{facts['class']}.load(path, base)`."
+            f"`{path}` holds a {facts['class']}, not a {wanted}. A hypernetwork is read by its own "
+            f"class. Type `{facts['class']}.load(path, base)`."
         )
 
 
 def _check_shapes(path: Path, held: list[dict[str, Any]], bases: list[nn.Module]) -> None:
     if len(held) != len(bases):
         raise CheckpointError(
-            f"`{path}` holds a hypernetwork over {len(held)} bases, and {len(bases)} were passed. Each is needed, in "
-            "the order in which they were taken in. Pass them as a list, `load(path, bases)`."
+            f"`{path}` holds a hypernetwork over {len(held)} bases, and {len(bases)} were passed. "
+            "Each is needed, in the order in which they were taken in. Pass them as a list, "
+            "`load(path, bases)`."
         )
     for its, base in zip(held, bases, strict=True):
         shapes = shapes_of(base)
@@ -257,6 +262,7 @@ def _check_shapes(path: Path, held: list[dict[str, Any]], bases: list[nn.Module]
         if odd is not None:
             now, then = (f"of shape {s[odd]}" if odd in s else "absent" for s in (shapes, was))
             raise CheckpointError(
-                f"`base` is another than the one that `{path}` was trained over: `{odd}` is {now} and was {then}. "
+                f"`base` is another than the one that `{path}` was trained over: `{odd}` is {now} "
+                f"and was {then}. "
                 "What is generated fits that one only. Pass a base of the same layers."
             )

@@ -1,4 +1,6 @@
-"""Small symmetric systems, solved by products alone where a program is written down: ONNX has no solver.
+"""Small symmetric systems, solved by products alone where a program is written down.
+
+ONNX has no solver.
 
 In:   symmetric positive definite matrices, and right sides.
 Out:  solutions.

@@ -15,7 +15,9 @@ from weightloom.params import Params, ParamSpec, Selector, Shape
 
 
 class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
-    """Generate kernels of ``base`` from few parameters: each block of a kernel is g(z), z being all that it owns.
+    """Generate kernels of ``base`` from few parameters.
+
+    Each block of a kernel is g(z), z being all that it owns.
 
     A kernel (out, in, *window) is made of blocks (block, block, *window). Block j has a learned
     embedding zʲ, and a generator of two linear layers, shared by all blocks of all kernels, writes
@@ -92,7 +94,8 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
             condition_dim * total,
             largest_head,
             f"{condition_dim:,} inputs for each of {total:,} numbers in embeddings of blocks",
-            f"Make larger blocks or smaller embeddings, as in `block={2 * block}` or `embedding_dim=1`",
+            f"Make larger blocks or smaller embeddings, as in `block={2 * block}` or "
+            "`embedding_dim=1`",
         )
         self.hold(base, unused=self.spec.shapes)
         self.options = {
@@ -139,16 +142,17 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
         self.check_base()
         if condition is None and self.read is not None:
             raise ShapeError(
-                f"`condition=None` was given. This hypernetwork reads (tasks, {self.condition_dim}). "
+                f"`condition=None` was given. This hypernetwork reads (tasks, "
+                f"{self.condition_dim}). "
                 "Pass a condition, or build it with `condition_dim=0`."
             )
         embeddings = self.embeddings[None]
         if condition is not None:
             if self.read is None:
                 raise ShapeError(
-                    f"`condition` has shape {tuple(condition.shape)}. This hypernetwork was built with "
-                    "`condition_dim=0`, so it reads none. Pass `tasks=` instead, or build it with "
-                    f"`condition_dim={condition.shape[-1] if condition.ndim else 1}`."
+                    f"`condition` has shape {tuple(condition.shape)}. This hypernetwork was built "
+                    "with `condition_dim=0`, so it reads none. Pass `tasks=` instead, or build it "
+                    f"with `condition_dim={condition.shape[-1] if condition.ndim else 1}`."
                 )
             check_condition(condition, self.condition_dim, self.first)
             embeddings = embeddings + self.read(condition).unflatten(1, self.embeddings.shape)
@@ -242,14 +246,16 @@ def _writable(
     if generate is None and not fitting:
         raise ConfigError(
             f"{type(base).__name__} has no parameter {what}. Only such can be written in blocks. "
-            f"Its parameters are {shapes}: pass another `block` or `window`, as in `window=()` for linear layers."
+            f"Its parameters are {shapes}: pass another `block` or `window`, as in `window=()` for "
+            "linear layers."
         )
     spec = ParamSpec.of(base, fitting if generate is None else generate)
     for name, shape in spec.shapes.items():
         if name not in fitting:
             raise ConfigError(
-                f"`{name}` has shape {shape} and is {named[name].dtype}. Blocks can write only a parameter "
-                f"{what}, of real numbers. "
-                f"Leave it out of `generate`: {fitting or 'none'} would do, or pass another `block` or `window`."
+                f"`{name}` has shape {shape} and is {named[name].dtype}. Blocks can write only a "
+                f"parameter {what}, of real numbers. "
+                f"Leave it out of `generate`: {fitting or 'none'} would do, or pass another "
+                "`block` or `window`."
             )
     return spec

@@ -19,7 +19,9 @@ from weightloom.params import Params, Selector
 
 
 class TransformerHyperNetwork(WritesGenerated, Saves, HyperNetwork):
-    """Generate parameters of ``base`` by attention: slices of parameters read the condition and each other.
+    """Generate parameters of ``base`` by attention.
+
+    Slices of parameters read the condition and each other.
 
     Every generated parameter is cut into slices, and every slice has a token, a learned embedding
     of which parameter it is of and where in it. The tokens of the condition join them, a
@@ -90,8 +92,8 @@ class TransformerHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         )
         if width % heads:
             raise ConfigError(
-                f"`width={width}` is no multiple of `heads={heads}`. Each head reads its own part of a token. "
-                f"Pass `width={heads * pieces_of(width, heads)}`."
+                f"`width={width}` is no multiple of `heads={heads}`. Each head reads its own part "
+                f"of a token. Pass `width={heads * pieces_of(width, heads)}`."
             )
         self.condition_dim = condition_dim
         check_slices(width, slice_size, largest_head)

@@ -10,7 +10,9 @@ from weightloom.hypernets.generated import Generated
 
 
 class Writer(nn.Module):
-    """Write a flat vector per task from the features of its pieces, all by one linear layer: start + W h.
+    """Write a flat vector per task from the features of its pieces, all by one linear layer.
+
+    Start + W h.
 
     The layer starts at zero, so at step 0 every task gets the base. For the other initialisations a
     second layer of unit variance reads the normalised features; each number of it is multiplied by
@@ -78,9 +80,10 @@ def check_head(numbers: int, largest_head: int, what: str, advice: str) -> None:
     """
     if numbers > largest_head:
         raise ConfigError(
-            f"The last layer would hold {numbers:,} numbers ({what}), {numbers * 4 / 1e9:.2g} GB in float32, and three "
-            f"times as much again while Adam trains it. `largest_head={largest_head:,}` is the most it may hold, so "
-            f"that no memory is spent unasked. {advice}, or allow it by `largest_head={numbers}`."
+            f"The last layer would hold {numbers:,} numbers ({what}), {numbers * 4 / 1e9:.2g} GB "
+            f"in float32, and three times as much again while Adam trains it. "
+            f"`largest_head={largest_head:,}` is the most it may hold, so that no memory is spent "
+            f"unasked. {advice}, or allow it by `largest_head={numbers}`."
         )
 
 

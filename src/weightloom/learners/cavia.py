@@ -97,6 +97,7 @@ def _first_bias(base: nn.Module) -> str:
         if name.rpartition(".")[2] == "bias":
             return name
     raise ConfigError(
-        f"{type(base).__name__} has no bias. The context is read by shifting parameters, by default the first bias. "
-        "Pass `shifted` with a glob over the names in `base.named_parameters()`."
+        f"{type(base).__name__} has no bias. The context is read by shifting parameters, by "
+        "default the first bias. Pass `shifted` with a glob over the names in "
+        "`base.named_parameters()`."
     )

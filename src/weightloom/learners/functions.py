@@ -1,4 +1,7 @@
-"""A function from a few of its values: closed-form regression around a prior that a hypernetwork generates."""
+"""A function from a few of its values.
+
+Closed-form regression around a prior that a hypernetwork generates.
+"""
 
 from collections.abc import Mapping
 
@@ -16,7 +19,9 @@ from weightloom.params import Params, sub
 
 
 class FourierTrunk(nn.Module):
-    """Sines and cosines of a position, then two linear layers: smooth features that all functions share.
+    """Sines and cosines of a position, then two linear layers.
+
+    Smooth features that all functions share.
 
     Args:
         x_dim: Width of a position, whose range is about [-1, 1].
@@ -131,8 +136,9 @@ class HyperFunction(Learner):
         width = getattr(encoder, "condition_dim", None)
         if not isinstance(width, int):
             raise ConfigError(
-                f"`encoder` is a {type(encoder).__name__} without `condition_dim`. A hypernetwork is built for the "
-                "width of what it says. Set `condition_dim` of the encoder, as `DeepSets` and `GridEncoder` have it."
+                f"`encoder` is a {type(encoder).__name__} without `condition_dim`. A hypernetwork "
+                "is built for the width of what it says. Set `condition_dim` of the encoder, as "
+                "`DeepSets` and `GridEncoder` have it."
             )
         width += head_of(self.base).get_parameter("weight").numel()
         self.hyper = MLPHyperNetwork(self.base, width, generate="head.*", hidden=hidden)

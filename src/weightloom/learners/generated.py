@@ -59,16 +59,17 @@ class GeneratedLearner(Learner):
             return support if isinstance(support, Tensor) else support.x
         if isinstance(support, Tensor):
             raise ConfigError(
-                f"`support` is a tensor of shape {tuple(support.shape)}. The encoder, {type(self.encoder).__name__}, "
-                "reads inputs, targets and a mask. Pass `Support(x, y, mask)`, or build the learner with "
-                "`encoder=None` if that is the condition."
+                f"`support` is a tensor of shape {tuple(support.shape)}. The encoder, "
+                f"{type(self.encoder).__name__}, "
+                "reads inputs, targets and a mask. Pass `Support(x, y, mask)`, or build the "
+                "learner with `encoder=None` if that is the condition."
             )
         condition: Tensor = self.encoder(support.x, support.y, support.mask)
         if not condition.ndim or condition.shape[0] != support.x.shape[0]:
             raise ShapeError(
-                f"The encoder, {type(self.encoder).__name__}, returned a condition of shape {tuple(condition.shape)} "
-                f"for {support.x.shape[0]} tasks. Each task has a condition of its own, on axis 0. Return "
-                "(tasks, condition_dim)."
+                f"The encoder, {type(self.encoder).__name__}, returned a condition of shape "
+                f"{tuple(condition.shape)} for {support.x.shape[0]} tasks. Each task has a "
+                "condition of its own, on axis 0. Return (tasks, condition_dim)."
             )
         return condition
 
@@ -91,9 +92,9 @@ def _check_same_base(base: nn.Module, held: nn.Module) -> None:
     odd = next((name for name in {**own, **its} if not _share(own.get(name), its.get(name))), None)
     if odd is not None:
         raise ConfigError(
-            f"`hyper` was built over another base: its `{odd}` is not that of `base`. What is generated for one "
-            "network does not fit another, and the values that tasks share would be trained apart. Pass the same "
-            "module to both."
+            f"`hyper` was built over another base: its `{odd}` is not that of `base`. What is "
+            "generated for one network does not fit another, and the values that tasks share would "
+            "be trained apart. Pass the same module to both."
         )
 
 
@@ -106,7 +107,7 @@ def _check_widths(encoder: nn.Module | None, hyper: nn.Module) -> None:
     written, read = getattr(encoder, "condition_dim", None), getattr(hyper, "condition_dim", None)
     if isinstance(written, int) and isinstance(read, int) and written != read:
         raise ShapeError(
-            f"The encoder writes conditions of width {written}, and the hypernetwork reads {read}. One goes into the "
-            f"other as it is. Build the hypernetwork with `condition_dim={written}`, or the encoder with "
-            f"`condition_dim={read}`."
+            f"The encoder writes conditions of width {written}, and the hypernetwork reads {read}. "
+            f"One goes into the other as it is. Build the hypernetwork with "
+            f"`condition_dim={written}`, or the encoder with `condition_dim={read}`."
         )

@@ -153,14 +153,17 @@ def training_classes(tasks: Tasks, learner: Learner, count: int) -> tuple[Tensor
     """
     if tasks.classes is None:
         raise ConfigError(
-            f"`Tasks.classes` is None. {type(learner).__name__} learns to tell all training classes apart, and labels "
-            "only say which of its own a task means. Pass `classes`, (tasks, ways), the number in the pool of the "
-            "class of each label, as `ClassTasks` does."
+            f"`Tasks.classes` is None. {type(learner).__name__} learns to tell all training "
+            "classes apart, and labels only say which of its own a task means. Pass `classes`, "
+            "(tasks, ways), the number in the pool of the class of each label, as `ClassTasks` "
+            "does."
         )
     if (most := int(tasks.classes.max())) >= count:
         raise ConfigError(
-            f"`Tasks.classes` holds a class {most}, but {type(learner).__name__} was built with `classes={count}`. It "
-            "tells apart all classes that meta-training draws from. Pass as `classes` how many the pool has."
+            f"`Tasks.classes` holds a class {most}, but {type(learner).__name__} was built with "
+            f"`classes={count}`. It "
+            "tells apart all classes that meta-training draws from. Pass as `classes` how many the "
+            "pool has."
         )
     labels, there = (
         torch.cat(both, dim=1) for both in zip(tasks.support[1:], tasks.query[1:], strict=True)
@@ -169,7 +172,9 @@ def training_classes(tasks: Tasks, learner: Learner, count: int) -> tuple[Tensor
 
 
 def in_turns(tasks: Tasks) -> Tasks:
-    """Make several tasks of each, in which the examples of a class change places; the turns come before the tasks.
+    """Make several tasks of each, in which the examples of a class change places.
+
+    The turns come before the tasks.
 
     The examples of a class stand in a ring, support first; in turn r the ring is turned by r times
     the shots of the class. There are as many turns as support sets fit into the smallest ring, and

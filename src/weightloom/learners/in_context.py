@@ -1,4 +1,7 @@
-"""A transformer that reads labelled pictures and those in question together; nothing of it is of a task."""
+"""A transformer that reads labelled pictures and those in question together.
+
+Nothing of it is of a task.
+"""
 
 from collections.abc import Mapping
 

@@ -13,7 +13,9 @@ from weightloom.params import Params
 
 
 class InnerSteps(Learner):
-    """Let a method write the parameters, then take gradient steps on them; all of it is trained end to end.
+    """Let a method write the parameters, then take gradient steps on them.
+
+    All of it is trained end to end.
 
     Of a parameter that is held as factors, the factors are adapted. With a hypernetwork this is a
     generated initialisation, in the manner of HyperMAML; with parameters that are the same for all

@@ -67,9 +67,10 @@ class RestoringLearner(Learner):
             return reading
         if getattr(tasks.hidden, "shape", None) != pictures.shape:
             raise ConfigError(
-                f"`Tasks.hidden` is {_described(tasks.hidden)}. {type(self).__name__} learns to restore the pictures "
-                "that were before the camera, which are known where cameras are made. Pass "
-                f"`hidden` as {tuple(pictures.shape)}, as `CameraTasks` does, or build the method with `restore=0`."
+                f"`Tasks.hidden` is {_described(tasks.hidden)}. {type(self).__name__} learns to "
+                "restore the pictures that were before the camera, which are known where cameras "
+                f"are made. Pass `hidden` as {tuple(pictures.shape)}, as `CameraTasks` does, or "
+                "build the method with `restore=0`."
             )
         error = loss_of_those_there(_mean_square, pictures, tasks.hidden, tasks.query_mask)
         return reading + self.restore * error
@@ -88,7 +89,9 @@ def _described(value: object) -> str:
 
 
 class HyperInputs(RestoringLearner):
-    """The first layer is generated from the support set, input by input; what reads its outputs is shared.
+    """The first layer is generated from the support set, input by input.
+
+    What reads its outputs is shared.
 
     Args:
         base: A sequence whose first part is a linear layer.
@@ -124,7 +127,9 @@ class HyperInputs(RestoringLearner):
 
 
 class SharedInputs(RestoringLearner):
-    """The same places trained on the same tasks, but shared by all: inputs are only standardised by the support set.
+    """The same places trained on the same tasks, but shared by all.
+
+    Inputs are only standardised by the support set.
 
     Args:
         base: A sequence whose first part is a linear layer.
@@ -143,7 +148,9 @@ class SharedInputs(RestoringLearner):
 
 
 class CodeReader(nn.Module):
-    """Restore a picture from inputs each of which comes with a code: one network that all inputs of all tasks share.
+    """Restore a picture from inputs each of which comes with a code.
+
+    One network that all inputs of all tasks share.
 
     r = V mean_j relu(a z_j + B code_j + c) + b, with z_j the standardised input.
 

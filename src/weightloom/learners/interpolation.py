@@ -1,4 +1,7 @@
-"""Functions completed without learning to learn: by near values, or by a Gaussian fitted to other functions."""
+"""Functions completed without learning to learn.
+
+By near values, or by a Gaussian fitted to other functions.
+"""
 
 from collections.abc import Mapping
 
@@ -37,7 +40,9 @@ class NearPoints(nn.Module):
 
 
 class Interpolation(Learner):
-    """The mean of the support values weighted by inverse distance; with a large ``power`` the nearest value.
+    """The mean of the support values weighted by inverse distance.
+
+    With a large ``power`` the nearest value.
 
     Args:
         x_dim: Width of a position.
@@ -124,8 +129,9 @@ class GaussianPixels(Learner):
         """
         if (support.x.shape[2], support.y.shape[2]) != (2, 1):
             raise ShapeError(
-                f"`support.x` is {support.x.shape[2]} wide and `support.y` {support.y.shape[2]}. A pixel has two "
-                "numbers for its position and one for its grey. Pass tasks such as `FunctionTasks` draws."
+                f"`support.x` is {support.x.shape[2]} wide and `support.y` {support.y.shape[2]}. A "
+                "pixel has two numbers for its position and one for its grey. Pass tasks such as "
+                "`FunctionTasks` draws."
             )
         size = support.x.new_tensor(self.base.pixels.shape).flip(0)
         column, row = (
@@ -163,7 +169,10 @@ class PrincipalCurves(nn.Module):
         self.scores = nn.Parameter(torch.zeros(curves.shape[1] - 1), requires_grad=False)
 
     def at(self, x: Tensor) -> Tensor:
-        """Return the mean and the others side by side: positions (..., 1) to (..., 1 + components)."""
+        """Return the mean and the others side by side.
+
+        Positions (..., 1) to (..., 1 + components).
+        """
         (first, last), steps = self.span, len(self.curves) - 1
         place = ((x[..., 0].to(self.curves.dtype) - first) / (last - first) * steps).clamp(0, steps)
         left = place.floor().clamp(max=steps - 1).long()
@@ -221,8 +230,9 @@ class GaussianCurves(Learner):
         """
         if (support.x.shape[2], support.y.shape[2]) != (1, 1):
             raise ShapeError(
-                f"`support.x` is {support.x.shape[2]} wide and `support.y` {support.y.shape[2]}. A curve has one "
-                "number for a position and one for its value. Pass tasks such as `SinusoidTasks` draws."
+                f"`support.x` is {support.x.shape[2]} wide and `support.y` {support.y.shape[2]}. A "
+                "curve has one number for a position and one for its value. Pass tasks such as "
+                "`SinusoidTasks` draws."
             )
         known = self.base.at(support.x).double()
         mean, components = known[..., 0], known[..., 1:]

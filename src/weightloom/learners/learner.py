@@ -53,7 +53,10 @@ class Learner(nn.Module, ABC):
         """Run ``base`` with each task's parameters on inputs (tasks, batch, *event)."""
 
     def condition(self, support: Support) -> Tensor | None:
-        """Return what the method knows of each task as vectors, to be drawn on a map; None if it has none."""
+        """Return what the method knows of each task as vectors, to be drawn on a map.
+
+        None if it has none.
+        """
         return None
 
     def answer(self, tasks: Tasks) -> Tensor:
@@ -70,7 +73,10 @@ class Learner(nn.Module, ABC):
 
     @staticmethod
     def ways_of(examples: Examples) -> int:
-        """Return how many ways the tasks have: one more than the largest label of an example that is there."""
+        """Return how many ways the tasks have.
+
+        One more than the largest label of an example that is there.
+        """
         return 1 + int(examples.y.masked_fill(~examples.mask, -1).max())
 
     def fit(self, source: TaskSource, options: TrainOptions, **how: Any) -> History:
@@ -85,7 +91,10 @@ class Learner(nn.Module, ABC):
         return train(self, source, None, options, **how)
 
     def blocks(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """What alternating training trains in turn: the base network's own values, and all that is around it."""
+        """What alternating training trains in turn.
+
+        The base network's own values, and all that is around it.
+        """
         own = {id(parameter) for parameter in self.base.parameters()}
         sides: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for parameter in self.parameters():

@@ -18,7 +18,9 @@ ABSENT = -30.0
 
 
 class KernelMachine(nn.Module):
-    """A support vector machine with a Gaussian kernel: every pair of classes votes, and near votes count a little less.
+    """A support vector machine with a Gaussian kernel.
+
+    Every pair of classes votes, and near votes count a little less.
 
     Args:
         points: How many support vectors.

@@ -1,4 +1,7 @@
-"""Wires matched to pixels by hand, from knowing how cameras are made; a classifier of pictures reads what comes out."""
+"""Wires matched to pixels by hand, from knowing how cameras are made.
+
+A classifier of pictures reads what comes out.
+"""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,7 @@
-"""Polynomials fitted to each task alone by ridge regression: what a few points give without any learning to learn."""
+"""Polynomials fitted to each task alone by ridge regression.
+
+What a few points give without any learning to learn.
+"""
 
 from collections.abc import Mapping
 

@@ -15,7 +15,9 @@ from weightloom.tasks import Examples, Tasks
 
 
 class LinearProbe(HeadLearner):
-    """Train the trunk to tell all training classes apart; then freeze it and fit a linear head to each support set.
+    """Train the trunk to tell all training classes apart.
+
+    Then freeze it and fit a linear head to each support set.
 
     Args:
         base: A network with a trunk and a linear head, as `split` takes it.
@@ -44,7 +46,10 @@ class LinearProbe(HeadLearner):
         return normalize(super().features(x), dim=-1)
 
     def forward(self, tasks: Tasks) -> Tensor:
-        """Loss of telling all training classes apart, for each task; support and query serve alike."""
+        """Loss of telling all training classes apart, for each task.
+
+        Support and query serve alike.
+        """
         logits = 10 * self.classify(
             torch.cat([self.features(tasks.support_x), self.features(tasks.query_x)], dim=1)
         )

@@ -1,4 +1,7 @@
-"""How methods run a network on the images of several tasks: what its norms may see together, its trunk and its head."""
+"""How methods run a network on the images of several tasks.
+
+What its norms may see together, its trunk and its head.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -15,7 +18,9 @@ from weightloom.errors import ConfigError, ShapeError
 
 
 def run_shared(trunk: nn.Module, x: Any) -> Tensor:
-    """Run a network that all tasks share, (tasks, batch, *event) to (tasks, batch, features); not in half precision.
+    """Run a network that all tasks share, (tasks, batch, *event) to (tasks, batch, features).
+
+    Not in half precision.
 
     Inputs may be a tree of tensors, which the network then takes as its one argument.
 
@@ -47,7 +52,10 @@ def single(x: Tensor) -> Tensor:
 
 
 def sees_a_task_together(base: nn.Module) -> bool:
-    """Whether norms go by the images that they see together, in eval mode too: those of one task, then."""
+    """Whether norms go by the images that they see together, in eval mode too.
+
+    Those of one task, then.
+    """
     return any(
         isinstance(part, nn.BatchNorm2d) and not part.track_running_stats for part in base.modules()
     )
@@ -93,15 +101,19 @@ def split(base: nn.Module, method: str) -> nn.Module:
     found = _parts(base)
     if found is None:
         raise ConfigError(
-            f"`base` is a {type(base).__name__} that does not end in a linear layer, as far as can be seen. {method} "
-            "runs a trunk that all tasks share, then a linear head per task. Pass a network with attributes `trunk` "
-            "and `head`, run one after the other, or `nn.Sequential(trunk, nn.Linear(features, ways))`."
+            f"`base` is a {type(base).__name__} that does not end in a linear layer, as far as can "
+            f"be seen. {method} "
+            "runs a trunk that all tasks share, then a linear head per task. Pass a network with "
+            "attributes `trunk` and `head`, run one after the other, or `nn.Sequential(trunk, "
+            "nn.Linear(features, ways))`."
         )
     return found
 
 
 def split_or_features(base: nn.Module, method: str) -> nn.Module:
-    """Split a network as `split` does; one that does not end in a linear layer is a trunk as a whole.
+    """Split a network as `split` does.
+
+    One that does not end in a linear layer is a trunk as a whole.
 
     Raises:
         ConfigError: If it is no network.
@@ -136,7 +148,10 @@ def head_of(base: nn.Module) -> nn.Module:
 
 
 def features_of(base: nn.Module) -> int | None:
-    """How many numbers stand between trunk and head: the trunk's ``features``, or what its head reads."""
+    """How many numbers stand between trunk and head.
+
+    The trunk's ``features``, or what its head reads.
+    """
     known = getattr(trunk_of(base), "features", None)
     return known if isinstance(known, int) else getattr(head_of(base), "in_features", None)
 
@@ -150,8 +165,9 @@ def known_features(base: nn.Module, method: str) -> int:
     features = features_of(base)
     if features is None:
         raise ConfigError(
-            f"`base` gives features, but it is not said how many. {method} builds a layer for them. Pass "
-            "`nn.Sequential(trunk, nn.Linear(features, ways))`, or set `features` of the trunk to their number."
+            f"`base` gives features, but it is not said how many. {method} builds a layer for "
+            "them. Pass `nn.Sequential(trunk, nn.Linear(features, ways))`, or set `features` of "
+            "the trunk to their number."
         )
     return features
 
@@ -165,8 +181,8 @@ def flat_features(trunk: nn.Module, x: Any) -> Tensor:
     features = run_shared(trunk, x)
     if features.ndim != 3:
         raise ShapeError(
-            f"The trunk gives features of shape {tuple(features.shape[2:])} for an example. A linear head reads a "
-            "vector. End the trunk in `nn.Flatten()`."
+            f"The trunk gives features of shape {tuple(features.shape[2:])} for an example. A "
+            "linear head reads a vector. End the trunk in `nn.Flatten()`."
         )
     return features
 
@@ -181,7 +197,10 @@ def _parts(base: nn.Module) -> nn.Module | None:
 
 
 def _last_linear(base: nn.Module) -> str | None:
-    """Name of the linear layer whose output is that of the network; None if there is none, or it is not seen."""
+    """Name of the linear layer whose output is that of the network.
+
+    None if there is none, or it is not seen.
+    """
     if isinstance(base, nn.Linear):
         return ""
     if isinstance(base, nn.Sequential):

@@ -1,4 +1,7 @@
-"""Whole networks generated from the support set: attention over its points, then an MLP or a transformer."""
+"""Whole networks generated from the support set.
+
+Attention over its points, then an MLP or a transformer.
+"""
 
 from torch import nn
 

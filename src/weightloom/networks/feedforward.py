@@ -35,7 +35,9 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Seque
 
 
 class ConvTrunk(nn.Module):
-    """Convolution blocks that halve the image; the features of the last few are read, flat and side by side.
+    """Convolution blocks that halve the image.
+
+    The features of the last few are read, flat and side by side.
 
     With ``norm="group"`` what it says of an image depends on that image alone.
 
@@ -69,8 +71,9 @@ class ConvTrunk(nn.Module):
         smallest = 1 if strided else 2**blocks
         if size < smallest or not 1 <= levels <= blocks:
             raise ConfigError(
-                f"`size={size}`, `blocks={blocks}`, `levels={levels}` do not fit together. {blocks} halvings need an "
-                f"image of {smallest} pixels or more, and 1 to {blocks} levels can be read. Pass fewer `blocks`."
+                f"`size={size}`, `blocks={blocks}`, `levels={levels}` do not fit together. "
+                f"{blocks} halvings need an image of {smallest} pixels or more, and 1 to {blocks} "
+                "levels can be read. Pass fewer `blocks`."
             )
         self.levels = levels
         self.features = 0
@@ -127,7 +130,9 @@ class ConvNet(nn.Module):
 
 
 class ResidualTrunk(nn.Module):
-    """Blocks that halve the image, each but the last with a residual pair of convolutions; the last map is read, flat.
+    """Blocks that halve the image, each but the last with a residual pair of convolutions.
+
+    The last map is read, flat.
 
     Narrow where the image is large and wide where it is small, so most of the work is done on few
     positions.
@@ -239,7 +244,9 @@ def norm_of(channels: int, norm: Norm) -> nn.Module:
 
 
 class FeatureTrunk(nn.Module):
-    """Given features, and what two layers make of them, added, at unit length: at the start the features themselves.
+    """Given features, and what two layers make of them, added, at unit length.
+
+    At the start the features themselves.
 
     Args:
         features: Width of the features.

@@ -35,7 +35,9 @@ def is_keras(module: object) -> bool:
 
 
 class KerasBase(nn.Module):
-    """A Keras model as a base network: it runs with what stands in the slots of this module, and with nothing else.
+    """A Keras model as a base network.
+
+    It runs with what stands in the slots of this module, and with nothing else.
 
     Trainable variables become parameters, the others (moving statistics, seeds, frozen weights)
     become buffers. All of them are copies: training this module leaves the Keras model as it is,
@@ -145,8 +147,9 @@ class KerasBase(nn.Module):
         variables = _variables(self.keras_model)
         if len(variables) != len(self._names):
             raise ConfigError(
-                f"The Keras model `{self.keras_model.name}` holds {len(variables)} variables now and held "
-                f"{len(self._names)} when `KerasBase` was made. Each variable needs its slot. Make a new `KerasBase`."
+                f"The Keras model `{self.keras_model.name}` holds {len(variables)} variables now "
+                f"and held {len(self._names)} when `KerasBase` was made. Each variable needs its "
+                "slot. Make a new `KerasBase`."
             )
         slots = [
             (name, variable, getattr(self, name))
@@ -163,8 +166,9 @@ class KerasBase(nn.Module):
             RuntimeError
         ) as error:  # of a value that differs from task to task, or belongs to `torch.func.grad`
             raise BatchingError(
-                f"`{name}` of the Keras model is state that changes in train mode, and cannot be written here "
-                f"({str(error).splitlines()[0]}). One value cannot serve all tasks at once. Use a layer without such "
+                f"`{name}` of the Keras model is state that changes in train mode, and cannot be "
+                f"written here ({str(error).splitlines()[0]}). One value cannot serve all tasks at "
+                "once. Use a layer without such "
                 'state, as LayerNormalization or GroupNormalization, call `base.eval()`, or pass `engine="loop"`.'
             ) from error
 
@@ -184,7 +188,8 @@ def _load_keras() -> Any:
         return import_module("keras")
     except ImportError as error:
         raise MissingExtraError(
-            f"Keras cannot be imported ({error}). It is an optional part of this library, and it looks for the backend "
+            f"Keras cannot be imported ({error}). It is an optional part of this library, and it "
+            "looks for the backend "
             'that `KERAS_BACKEND` names. Type `pip install "weightloom[keras]"` and `export KERAS_BACKEND=torch`.'
         ) from error
 
@@ -194,8 +199,9 @@ def _check(model: Any) -> None:
     backend = keras.backend.backend()
     if backend != "torch":
         raise ConfigError(
-            f"Keras runs on the {backend!r} backend. Only on torch are its variables tensors that torch can follow. "
-            "Set the environment variable `KERAS_BACKEND=torch` before Keras is imported."
+            f"Keras runs on the {backend!r} backend. Only on torch are its variables tensors that "
+            "torch can follow. Set the environment variable `KERAS_BACKEND=torch` before Keras is "
+            "imported."
         )
     if not isinstance(model, keras.layers.Layer):
         raise ConfigError(
@@ -204,8 +210,8 @@ def _check(model: Any) -> None:
         )
     if not model.built:
         raise ConfigError(
-            f"The Keras model `{model.name}` is not built. It has no variables before it knows the shape of its "
-            "inputs. Call it once on some data, or begin it with `keras.Input(shape)`."
+            f"The Keras model `{model.name}` is not built. It has no variables before it knows the "
+            "shape of its inputs. Call it once on some data, or begin it with `keras.Input(shape)`."
         )
 
 
@@ -213,16 +219,18 @@ def _check_slot(name: str, variable: Any, slot: Tensor) -> None:
     """Say before Keras does what does not fit, and what Keras would round without a word."""
     if tuple(variable.shape) != tuple(slot.shape):
         raise ShapeError(
-            f"`{name}` has shape {tuple(slot.shape)}; the Keras variable has shape {tuple(variable.shape)}. "
+            f"`{name}` has shape {tuple(slot.shape)}; the Keras variable has shape "
+            f"{tuple(variable.shape)}. "
             "Keras runs a variable only in the shape that it was built with. "
             f"Build the Keras model so that `{name}` has shape {tuple(slot.shape)}."
         )
     own = variable.value.dtype
     if torch.promote_types(own, slot.dtype) != own:
         raise ConfigError(
-            f"`{name}` is {slot.dtype} and the Keras variable is {own}. Keras would round it to its own type, and on "
-            f"torch it multiplies matrices in float32 whatever that is. Bring the parameters to {own}, of the base by "
-            f"`base.to({own})`, and of the hypernetwork alike."
+            f"`{name}` is {slot.dtype} and the Keras variable is {own}. Keras would round it to "
+            f"its own type, and on torch it multiplies matrices in float32 whatever that is. Bring "
+            f"the parameters to {own}, of the base by `base.to({own})`, and of the hypernetwork "
+            "alike."
         )
 
 

@@ -1,4 +1,6 @@
-"""Recurrent layers that run once per task: torch's own, in plain operations that `torch.func.vmap` can batch.
+"""Recurrent layers that run once per task.
+
+Torch's own, in plain operations that `torch.func.vmap` can batch.
 
 In:   sequences, or one step of them, and the states to start from.
 Out:  outputs and final states, equal to those of the layer of the same name in `torch.nn`.
@@ -84,8 +86,9 @@ class GRU(nn.GRU):
     """
 
     def forward(self, input: Inputs, hx: Hidden | None = None) -> tuple[Outputs, Hidden]:  # type: ignore[override]
-        """Read a sequence, or a batch of them; arguments, results and errors as in `LSTM.forward`,
-        without a cell.
+        """Read a sequence, or a batch of them.
+
+        Arguments, results and errors are those of `LSTM.forward`, without a cell.
         """
         output, (hidden,) = _run(
             self, _gru, input, None if hx is None else (hx,), (self.hidden_size,)
@@ -105,8 +108,9 @@ class RNN(nn.RNN):
     """
 
     def forward(self, input: Inputs, hx: Hidden | None = None) -> tuple[Outputs, Hidden]:  # type: ignore[override]
-        """Read a sequence, or a batch of them; arguments, results and errors as in `LSTM.forward`,
-        without a cell.
+        """Read a sequence, or a batch of them.
+
+        Arguments, results and errors are those of `LSTM.forward`, without a cell.
         """
         advance = _ELMAN[self.nonlinearity]
         output, (hidden,) = _run(
@@ -317,8 +321,9 @@ def _starts(
         return tuple(x.new_zeros(shape) for shape in shapes)
     if [tuple(state.shape) for state in states] != shapes:
         raise ShapeError(
-            f"`hx` has shape {' and '.join(str(tuple(state.shape)) for state in states)}. With this `input`, "
-            f"{type(module).__name__}({module.extra_repr()}) starts from {' and '.join(map(str, shapes))}. "
+            f"`hx` has shape {' and '.join(str(tuple(state.shape)) for state in states)}. With "
+            f"this `input`, {type(module).__name__}({module.extra_repr()}) starts from "
+            f"{' and '.join(map(str, shapes))}. "
             "Pass that, or leave `hx` out to start from zeros."
         )
     return states
@@ -327,10 +332,10 @@ def _starts(
 def _check_sequence(layer: nn.RNNBase, x: Tensor) -> None:
     if isinstance(x, PackedSequence):
         raise ConfigError(
-            f"`input` is a PackedSequence, which {__name__}.{type(layer).__name__} does not read. Its batch shrinks "
-            "from step to step, where one pass over all tasks needs the same shape throughout. Pass "
-            "`pad_packed_sequence(input)[0]` and, reading forwards only, use each output up to its own length; or keep "
-            "the layer of `torch.nn`."
+            f"`input` is a PackedSequence, which {__name__}.{type(layer).__name__} does not read. "
+            "Its batch shrinks from step to step, where one pass over all tasks needs the same "
+            "shape throughout. Pass `pad_packed_sequence(input)[0]` and, reading forwards only, "
+            "use each output up to its own length; or keep the layer of `torch.nn`."
         )
     if (
         x.ndim not in (2, 3)
@@ -347,6 +352,7 @@ def _check_sequence(layer: nn.RNNBase, x: Tensor) -> None:
 
 def _misfit(module: nn.Module, x: Tensor, fits: str) -> ShapeError:
     return ShapeError(
-        f"`input` has shape {tuple(x.shape)}. {type(module).__name__}({module.extra_repr()}) reads {fits}. "
+        f"`input` has shape {tuple(x.shape)}. {type(module).__name__}({module.extra_repr()}) reads "
+        f"{fits}. "
         "Reshape it, or build the layer with the `input_size` of what it is to read."
     )

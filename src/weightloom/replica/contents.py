@@ -1,4 +1,7 @@
-"""Contents of what a base keeps outside of torch's own dicts: to find out what changed, and to take it back."""
+"""Contents of what a base keeps outside of torch's own dicts.
+
+To find out what changed, and to take it back.
+"""
 
 import types
 from collections import deque

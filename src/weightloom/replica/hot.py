@@ -6,5 +6,8 @@ Thing = TypeVar("Thing")
 
 
 def no_type_check(thing: Thing) -> Thing:
-    """Return the class or function as it is; its name is what the checker of annotations looks for."""
+    """Return the class or function as it is.
+
+    Its name is what the checker of annotations looks for.
+    """
     return thing

@@ -1,4 +1,7 @@
-"""What code reads besides its arguments: globals, class attributes, and things that change by themselves."""
+"""What code reads besides its arguments.
+
+Globals, class attributes, and things that change by themselves.
+"""
 
 import dis
 import functools

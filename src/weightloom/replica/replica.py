@@ -37,7 +37,10 @@ Written = list[tuple[int, str, Any]]
 
 
 def all_names(base: nn.Module) -> dict[str, tuple[nn.Module, bool, str, Tensor]]:
-    """Every name of every parameter and buffer, tied and shared ones by each: module, whether a buffer, leaf, value."""
+    """Every name of every parameter and buffer, tied and shared ones by each.
+
+    Module, whether a buffer, leaf, value.
+    """
     return {
         f"{name}.{leaf}" if name else leaf: (module, is_buffer, leaf, value)
         for name, module in modules_by_name(base).items()
@@ -66,8 +69,9 @@ def places_of(scan: Scan, names: Iterable[str]) -> Places:
     for name in names:
         if id(known[name][3]) not in holders:
             raise BatchingError(
-                f"{name!r} is in a module that `torch.jit` compiled. Its parameters are fixed in the compiled code. "
-                "Give the hypernetwork the module as it was before `torch.jit.script`, or do not generate it."
+                f"{name!r} is in a module that `torch.jit` compiled. Its parameters are fixed in "
+                "the compiled code. Give the hypernetwork the module as it was before "
+                "`torch.jit.script`, or do not generate it."
             )
     return [(name, holders[id(known[name][3])]) for name in names]
 
@@ -142,7 +146,10 @@ class Replica:
         return self.modules[0]
 
     def refill(self, places: Places, tensors: Mapping[str, Tensor]) -> bool:
-        """Put other tensors in their places, where nobody can notice; otherwise say False and change nothing."""
+        """Put other tensors in their places, where nobody can notice.
+
+        Otherwise say False and change nothing.
+        """
         if self.scan.kept or self._is_recurrent or self.was_written():
             return False
         if [getrefcount(module) for module in self.modules] != self._references:
@@ -206,9 +213,11 @@ class Replica:
                 for name in now.keys() | old.keys():
                     if now.get(name) is not old.get(name):
                         raise BatchingError(
-                            f"`forward` of {type(module).__name__} makes or replaces its {what} {name!r}. Generated "
-                            "parameters belong to layers that are there before the call. Run the base once by itself, "
-                            "then build the hypernetwork; or make the layer in `__init__`."
+                            f"`forward` of {type(module).__name__} makes or replaces its {what} "
+                            f"{name!r}. Generated "
+                            "parameters belong to layers that are there before the call. Run the "
+                            "base once by itself, then build the hypernetwork; or make the layer "
+                            "in `__init__`."
                         )
             found += [
                 (number, n, v) for n, v in buffers.items() if its_buffers.get(n, module) is not v
@@ -218,8 +227,8 @@ class Replica:
                     found.append((number, name, value))
             for name in before.keys() - held.keys():
                 raise BatchingError(
-                    f"`forward` of {type(module).__name__} deletes its attribute {name!r}. What one run takes away "
-                    "the next would lack. Set it to None instead."
+                    f"`forward` of {type(module).__name__} deletes its attribute {name!r}. What "
+                    "one run takes away the next would lack. Set it to None instead."
                 )
         return found
 

@@ -1,4 +1,6 @@
-"""Everything that `forward` may follow besides its arguments: found by walking through a base's attributes.
+"""Everything that `forward` may follow besides its arguments.
+
+Found by walking through a base's attributes.
 
 In:   a base network as it stands.
 Out:  its modules, a key that is equal as long as the base does the same, and the places where a
@@ -149,7 +151,10 @@ class Scan:
         return self.modules[0]
 
     def still_holds(self) -> bool:
-        """Whether nothing was changed since: by comparing what everything holds, as a walk would find it."""
+        """Whether nothing was changed since.
+
+        By comparing what everything holds, as a walk would find it.
+        """
         if self.kept or any(self._empty):  # objects that hold modules; somebody hooked in
             return False
         try:
@@ -289,7 +294,10 @@ class Scan:
         return self._each(reads.values(), 0)
 
     def _look(self, value: Any, above: int, name: str = "") -> Any:
-        """Read one object; return its key. ``above`` is what holds it: a module's number below zero, or an id."""
+        """Read one object; return its key. ``above`` is what holds it.
+
+        A module's number below zero, or an id.
+        """
         kind = type(value)
         if kind in PLAIN:
             return value

@@ -90,7 +90,9 @@ class OpenedCall(NamedTuple):
 
 
 def open_call(args: Sequence[tuple[str, Any]], kwargs: Mapping[str, Any]) -> OpenedCall:
-    """Take apart what a base is called with: positional arguments with what they are called, and named ones.
+    """Take apart what a base is called with.
+
+    Positional arguments with what they are called, and named ones.
 
     Raises:
         ConfigError: If something cannot be opened, and may hold tensors.
@@ -328,8 +330,9 @@ def blank(kind: Any) -> Any:
         except TypeError:  # of classes that are made otherwise
             continue
     raise BatchingError(
-        f"A {kind.__name__} holds one of the base's own tensors or modules, and cannot be copied. A run needs one that "
-        "holds the generated values. Keep them in an attribute, a list, a dict or an object of a class of Python."
+        f"A {kind.__name__} holds one of the base's own tensors or modules, and cannot be copied. "
+        "A run needs one that holds the generated values. Keep them in an attribute, a list, a "
+        "dict or an object of a class of Python."
     )
 
 
@@ -390,6 +393,6 @@ def _refusal(path: str, value: Any, why: str) -> ConfigError:
     what = f"`{path}`" if path else "What the base returns"
     return ConfigError(
         f"{what} is a {type(value).__name__}, which cannot be opened: {why}. "
-        "Every tensor that goes into a base or comes out of it has a tasks axis, also inside tuples, lists, dicts, "
-        "dataclasses and objects. Pass or return tensors in one of these."
+        "Every tensor that goes into a base or comes out of it has a tasks axis, also inside "
+        "tuples, lists, dicts, dataclasses and objects. Pass or return tensors in one of these."
     )

@@ -1,4 +1,7 @@
-"""What changed in the base network for two tasks side by side: bars per parameter, and the largest matrices as maps."""
+"""What changed in the base network for two tasks side by side.
+
+Bars per parameter, and the largest matrices as maps.
+"""
 
 from html import escape
 from typing import Any
@@ -57,8 +60,8 @@ def change_bars(run: Run) -> list[Figure]:
     caption = "A change of 1 is as large as the parameter's own value, in root mean square."
     if any(row["relative"] is None for row in rows):
         caption += (
-            " What has a grey bar only is written anew for every task, without an own value to be held against; "
-            "there 1 is as large as what was written."
+            " What has a grey bar only is written anew for every task, without an own value to be "
+            "held against; there 1 is as large as what was written."
         )
     caption += f" The {left} parameters that changed least are left out." if left else ""
     alt = "Relative change: " + "; ".join(_words(row) for row in rows)

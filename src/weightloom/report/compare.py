@@ -22,7 +22,10 @@ def time_figures(scores: list[Facts]) -> list[Figure]:
 
 
 def reliability_figures(scores: list[Facts]) -> list[Figure]:
-    """Plot how often a method is right against how sure it is, a plot per setting; none of regressions."""
+    """Plot how often a method is right against how sure it is, a plot per setting.
+
+    None of regressions.
+    """
     competing = [row for row in scores if competes(row)]
     sure = [row for row in competing if row.get("calibration")]
     return [
@@ -32,7 +35,9 @@ def reliability_figures(scores: list[Facts]) -> list[Figure]:
 
 
 def time_ticks(times_s: list[float]) -> list[float]:
-    """Return round times around some given ones: powers of ten, with twice and five times them over a narrow range.
+    """Return round times around some given ones.
+
+    Powers of ten, with twice and five times them over a narrow range.
 
     Example:
         >>> time_ticks([0.00003, 0.004]), time_ticks([0.03, 0.04])

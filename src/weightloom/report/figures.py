@@ -30,7 +30,10 @@ SIGNS = (("circle", "●"), ("square", "■"), ("diamond", "◆"), ("triangle-up
 
 
 class Key(NamedTuple):
-    """One entry of a legend. The page writes it: plotly's own does not wrap on a phone, and covers the plot."""
+    """One entry of a legend. The page writes it.
+
+    Plotly's own does not wrap on a phone, and covers the plot.
+    """
 
     name: str
     sign: str
@@ -52,7 +55,10 @@ class Figure(NamedTuple):
 
 
 def learning_curves(run: Run) -> list[Figure]:
-    """Plot the training loss and the validation score against steps; what was not logged is left out."""
+    """Plot the training loss and the validation score against steps.
+
+    What was not logged is left out.
+    """
     figures = []
     if run.training:
         figures.append(_loss_curve(run))
@@ -62,7 +68,10 @@ def learning_curves(run: Run) -> list[Figure]:
 
 
 def lower_is_better(run: Run) -> bool:
-    """Say whether a lower score is the better one, by what the run holds so far: its record, its facts, or its log."""
+    """Say whether a lower score is the better one, by what the run holds so far.
+
+    Its record, its facts, or its log.
+    """
     rows = [*(run.record.get("scores") or []), run.facts, *run.validation]
     return any(row.get("better") == "lower" or row.get("score_name") == "mse" for row in rows)
 
@@ -144,9 +153,9 @@ def _loss_curve(run: Run) -> Figure:
     return Figure(
         as_json(go.Figure(lines, plain_layout("step", "training loss", log_y))),
         f"Training loss: {smooth[0]:.3g} at step {steps[0]}, {smooth[-1]:.3g} at step {steps[-1]}",
-        f"Lower is better{' and the axis is logarithmic' if log_y else ''}: the faint line is the loss as "
-        f"logged, the strong one its mean over the last {span} logged rows, and where that one runs level "
-        "learning has stalled.",
+        f"Lower is better{' and the axis is logarithmic' if log_y else ''}: the faint line is the "
+        f"loss as logged, the strong one its mean over the last {span} logged rows, and where that "
+        "one runs level learning has stalled.",
         300,
     )
 
@@ -163,9 +172,10 @@ def _validation_curve(run: Run) -> Figure:
     line = go.Scatter(x=steps, y=scores, name=name, mode="lines+markers", line=style, marker_size=6)
     return Figure(
         as_json(go.Figure([line], plain_layout("step", f"validation {name}", log_y))),
-        f"Validation {name}: {scores[0]:.3g} at step {steps[0]}, {scores[-1]:.3g} at step {steps[-1]}",
-        f"{'Lower' if lower else 'Higher'} is better: this is measured on tasks that the training does not "
-        "see, so a line that turns back while the loss still falls means that the model learns its training "
-        "tasks by heart.",
+        f"Validation {name}: {scores[0]:.3g} at step {steps[0]}, {scores[-1]:.3g} at step "
+        f"{steps[-1]}",
+        f"{'Lower' if lower else 'Higher'} is better: this is measured on tasks that the training "
+        "does not see, so a line that turns back while the loss still falls means that the model "
+        "learns its training tasks by heart.",
         300,
     )

@@ -23,7 +23,10 @@ from weightloom.report.run import Facts, Run
 
 
 def condition_maps(run: Run) -> list[Figure]:
-    """Plot conditions in the plane where they vary most: one map by class, or one per value behind a task."""
+    """Plot conditions in the plane where they vary most.
+
+    One map by class, or one per value behind a task.
+    """
     conditions = run.tensors.get("conditions")
     if conditions is None or len(conditions) < 3:
         return []
@@ -93,8 +96,9 @@ def _class_map(places: Tensor, shares: Tensor, names: list[str], of_tasks: bool)
     return Figure(
         as_json(go.Figure(points, _map_layout(shares))),
         f"Map of {len(names)} conditions, one per {each}, coloured by {what}",
-        f"Each mark is what the method was told of one {which}, so marks of one {what} that lie together, apart from "
-        f"others, mean that it was told which {what} it is{'' if of_tasks else ' whatever the task'}.",
+        f"Each mark is what the method was told of one {which}, so marks of one {what} that lie "
+        f"together, apart from others, mean that it was told which {what} it "
+        f"is{'' if of_tasks else ' whatever the task'}.",
         400,
         tuple(keys),
     )

@@ -44,8 +44,9 @@ def build_report(run: Path, sections: Callable[[Run], list[Section]] | None = No
         raise
     except Exception as error:  # of whatever a file holds that no run writes
         raise DataError(
-            f"The report of `{run}` could not be drawn ({type(error).__name__}: {error}). A file in it is not as a run "
-            "writes it. Put back an earlier copy, or go on with the run by `--resume`."
+            f"The report of `{run}` could not be drawn ({type(error).__name__}: {error}). A file "
+            "in it is not as a run writes it. Put back an earlier copy, or go on with the run by "
+            "`--resume`."
         ) from error
     write_atomically(page, content)
     return page
@@ -89,7 +90,9 @@ def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
 
 
 def _title(config: Facts) -> str:
-    """Say what was run, as far as the options tell: the first of them is what it ran on, if that is a name.
+    """Say what was run, as far as the options tell.
+
+    The first of them is what it ran on, if that is a name.
 
     Example:
         >>> _title({"data": "digits", "steps": 600, "seed": 0})

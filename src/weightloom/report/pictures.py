@@ -33,8 +33,9 @@ def encode_png(pixels: UInt8[Tensor, "channels height width"]) -> bytes:
     channels, height, width = pixels.shape
     if channels not in COLOUR_TYPES:
         raise ShapeError(
-            f"`pixels` has {channels} channels. A PNG image here is grey, of 1 channel, or coloured, of 3. "
-            "To look at other channels, pass their mean, `pixels.float().mean(0, keepdim=True).byte()`."
+            f"`pixels` has {channels} channels. A PNG image here is grey, of 1 channel, or "
+            "coloured, of 3. To look at other channels, pass their mean, `pixels.float().mean(0, "
+            "keepdim=True).byte()`."
         )
     rows = pixels.permute(1, 2, 0).reshape(height, width * channels)
     filtered = torch.cat([rows.new_zeros(height, 1), rows], dim=1)

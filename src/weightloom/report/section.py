@@ -118,8 +118,9 @@ def time_section(run: Run) -> Section:
     """Return the score of every method against its time to adapt."""
     better = "down" if lower_is_better(run) else "up"
     explanation = (
-        f"Further to the left is quicker, and further {better} is better: what it takes a method to "
-        "adapt to one new task on the logarithmic axis, and what it then scores, with 95 % intervals."
+        f"Further to the left is quicker, and further {better} is better: what it takes a method "
+        "to adapt to one new task on the logarithmic axis, and what it then scores, with 95 % "
+        "intervals."
     )
     return Section(
         "Time to adapt against score", explanation, time_figures(run.record.get("scores") or [])
@@ -129,9 +130,9 @@ def time_section(run: Run) -> Section:
 def calibration_section(run: Run) -> Section:
     """Return how often methods are right against how sure they are."""
     explanation = (
-        "On the grey line a method is right as often as it says; below it, it is too sure of itself. Larger marks "
-        "stand for more query points, and the number beside each method is its expected calibration error, the mean "
-        "distance from the line."
+        "On the grey line a method is right as often as it says; below it, it is too sure of "
+        "itself. Larger marks stand for more query points, and the number beside each method is "
+        "its expected calibration error, the mean distance from the line."
     )
     return Section(
         "How sure, and how often right",
@@ -143,8 +144,8 @@ def calibration_section(run: Run) -> Section:
 def changes_section(run: Run) -> Section:
     """Return what changed in the base network for two tasks, layer by layer."""
     explanation = (
-        "How far the parameters made for two tasks are from the base network's own, and from each other, layer by "
-        f"layer: {task_titles(run)}."
+        "How far the parameters made for two tasks are from the base network's own, and from each "
+        f"other, layer by layer: {task_titles(run)}."
     )
     return Section("What changed in each layer", explanation, change_bars(run), change_maps(run))
 

@@ -52,8 +52,8 @@ def read_checkpoint(path: Path, identity: str = "") -> tuple[dict[str, Tensor], 
             else "no run (it has no digest)"
         )
         raise CheckpointError(
-            f"`{path}` was written by {whose}. A checkpoint belongs to the options and the method that it was trained "
-            "with. Put back the run's own, or start another run."
+            f"`{path}` was written by {whose}. A checkpoint belongs to the options and the method "
+            "that it was trained with. Put back the run's own, or start another run."
         )
     odd = sorted({*facts.get("holds", [])} ^ tensors.keys())
     if odd or not isinstance(facts.get("step", 0), int):
@@ -63,8 +63,9 @@ def read_checkpoint(path: Path, identity: str = "") -> tuple[dict[str, Tensor], 
             else f"its step is {facts['step']!r}"
         )
         raise CheckpointError(
-            f"`{path}` does not hold what a checkpoint of its kind was written with ({what}). A training that went on "
-            "from it would give other numbers. Use an earlier checkpoint, or start the run again."
+            f"`{path}` does not hold what a checkpoint of its kind was written with ({what}). A "
+            "training that went on from it would give other numbers. Use an earlier checkpoint, or "
+            "start the run again."
         )
     return tensors, facts
 
@@ -112,9 +113,9 @@ def restore_state(
             for number, own in state.items()
         ):
             raise CheckpointError(
-                f"`{path}` was written by a run whose optimiser `{place}` moved other parameters, or in another "
-                "precision. The state of an optimiser is that of each number that moves. Use the options that the run "
-                "began with, or another folder."
+                f"`{path}` was written by a run whose optimiser `{place}` moved other parameters, "
+                "or in another precision. The state of an optimiser is that of each number that "
+                "moves. Use the options that the run began with, or another folder."
             )
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
@@ -136,12 +137,14 @@ def check_fits(path: Path, own: Mapping[str, Tensor], kept: Mapping[str, Tensor]
         kept: Those of the checkpoint.
     """
     odd = sorted(own.keys() ^ kept.keys()) or [
-        f"{name} ({tuple(kept[name].shape)}, {kept[name].dtype}, not {tuple(value.shape)}, {value.dtype})"
+        f"{name} ({tuple(kept[name].shape)}, {kept[name].dtype}, not {tuple(value.shape)}, "
+        f"{value.dtype})"
         for name, value in own.items()
         if (kept[name].shape, kept[name].dtype) != (value.shape, value.dtype)
     ]
     if odd:
         raise CheckpointError(
-            f"`{path}` was written for another model: they differ in {', '.join(odd[:3])}. A checkpoint fits the model "
-            "that wrote it. Build the model with the options in the run's `config.json`."
+            f"`{path}` was written for another model: they differ in {', '.join(odd[:3])}. A "
+            "checkpoint fits the model that wrote it. Build the model with the options in the "
+            "run's `config.json`."
         )

@@ -1,4 +1,6 @@
-"""The folder of a run: options are written once, before anything else; one process at a time writes there.
+"""The folder of a run: options are written once, before anything else.
+
+One process at a time writes there.
 
 In:   a folder, the application's name and the config of a run.
 Out:  ``run.json`` and ``config.json`` in it, or the config that it holds.
@@ -70,7 +72,9 @@ def read_run_file(run: Path) -> RunFile:
 
 
 def read_options(run: Path) -> dict[str, Any]:
-    """Read ``config.json``, whose options `read_config` checks; its version is that of ``run.json``.
+    """Read ``config.json``, whose options `read_config` checks.
+
+    Its version is that of ``run.json``.
 
     Raises:
         DataError: If the folder holds no run, or the file is damaged.
@@ -93,20 +97,25 @@ def read_config(run: Path, kind: type[Config], app: str) -> Config:
     about = read_run_file(run)
     if about.app != app:
         raise ConfigError(
-            f"`{run}` is a run of `weightloom {about.app}`, and `weightloom {app}` was asked to read it. Each reads "
-            f"its own. Type `weightloom {about.app}`, or pass a run of `weightloom {app}`."
+            f"`{run}` is a run of `weightloom {about.app}`, and `weightloom {app}` was asked to "
+            f"read it. Each reads its own. Type `weightloom {about.app}`, or pass a run of "
+            f"`weightloom {app}`."
         )
     config = kind.from_dict(read_options(run))
     if identity_of(app, config) != about.identity:
         raise DataError(
-            f"`{run / 'config.json'}` was changed after the run began: it does not match the digest in `run.json`. "
-            "Checkpoints and scores are of other options. Put back the config as it was, or start another run."
+            f"`{run / 'config.json'}` was changed after the run began: it does not match the "
+            "digest in `run.json`. Checkpoints and scores are of other options. Put back the "
+            "config as it was, or start another run."
         )
     return config
 
 
 def is_begun(run: Path) -> bool:
-    """Say whether a folder holds a run: one killed while its first files were written has left none."""
+    """Say whether a folder holds a run.
+
+    One killed while its first files were written has left none.
+    """
     try:
         return isinstance(texts.read_json(run / RUN), dict)
     except texts.TextError:
@@ -123,7 +132,9 @@ def held_folder(
     folds: tuple[int, ...] = (),
     sweep: tuple[str, ...] = (),
 ) -> Iterator[str]:
-    """Make the run's folder and write its options, or check that a run can go on there; hold it against all others.
+    """Make the run's folder and write its options, or check that a run can go on there.
+
+    Hold it against all others.
 
     The lock is on ``run.json`` and ends with the process, however that ends. A folder whose run was
     killed before its options were written is as good as empty. Temporary files of killed processes
@@ -166,14 +177,15 @@ def held_folder(
 def _check_resumed(run: Path, app: str, config: RunOptions) -> None:
     if (run / RUN).is_file() and not is_begun(run) and _holds_start_alone(run):
         raise DataError(
-            f"`{run}` holds no run: it was killed while its options were written. Nothing was trained yet. "
-            f"Type `weightloom {app} --run {run}` with the options again."
+            f"`{run}` holds no run: it was killed while its options were written. Nothing was "
+            f"trained yet. Type `weightloom {app} --run {run}` with the options again."
         )
     saved, asked = read_config(run, type(config), app).to_dict(), config.to_dict()
     odd = [name for name, value in asked.items() if saved[name] != value]
     if odd:
         raise ConfigError(
-            f"`--resume {run}` with another config: {odd[0]} is {saved[odd[0]]} there, {asked[odd[0]]} was asked "
+            f"`--resume {run}` with another config: {odd[0]} is {saved[odd[0]]} there, "
+            f"{asked[odd[0]]} was asked "
             "for. A run goes on as it began, or its numbers mean nothing. "
             f"Type `weightloom {app} --resume {run}` alone, or start another run."
         )
@@ -208,8 +220,9 @@ def _locked(run: Path, app: str) -> Iterator[int]:
             raise _not_held(path, error) from error
         if not taken:
             raise ConfigError(
-                f"`{run}` is in use: another process trains there at this moment. Two would write over each other's "
-                f"rows and checkpoints. Wait for it, then type `weightloom {app} --resume {run}`, or pass another "
+                f"`{run}` is in use: another process trains there at this moment. Two would write "
+                f"over each other's rows and checkpoints. Wait for it, then type `weightloom {app} "
+                f"--resume {run}`, or pass another "
                 "`--run`."
             )
         yield file
@@ -219,13 +232,16 @@ def _locked(run: Path, app: str) -> Iterator[int]:
 
 def _not_held(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
-        f"`{path}` cannot be opened and locked ({error.strerror or error}). A run holds its folder as long as it "
-        "writes there. Pass a folder that can be written to, as in `--run FOLDER`."
+        f"`{path}` cannot be opened and locked ({error.strerror or error}). A run holds its folder "
+        "as long as it writes there. Pass a folder that can be written to, as in `--run FOLDER`."
     )
 
 
 def _write_start(run: Path, file: int, config: RunOptions, about: RunFile) -> None:
-    """Write the options, then ``run.json`` in its place, for the lock is on it: a folder is begun once it is whole."""
+    """Write the options, then ``run.json`` in its place, for the lock is on it.
+
+    A folder is begun once it is whole.
+    """
     from weightloom.files import not_written, write_atomically
 
     write_atomically(run / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n")
@@ -243,7 +259,10 @@ def _write_start(run: Path, file: int, config: RunOptions, about: RunFile) -> No
 
 
 def _remove_temporary(run: Path) -> None:
-    """Remove what killed processes left half written; runs of their own further down are left to themselves."""
+    """Remove what killed processes left half written.
+
+    Runs of their own further down are left to themselves.
+    """
     for folder, below, names in os.walk(run):
         below[:] = [name for name in below if not (Path(folder) / name / RUN).exists()]
         for name in names:

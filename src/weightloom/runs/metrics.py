@@ -24,7 +24,9 @@ def read_rows(run: Path) -> list[Row]:
 
 
 def rows_up_to(run: Path, step: int) -> list[Row]:
-    """Read the rows that a resumed run keeps, and warn of damaged lines; the last one of a killed run may be torn.
+    """Read the rows that a resumed run keeps, and warn of damaged lines.
+
+    The last one of a killed run may be torn.
 
     Args:
         run: The folder.
@@ -33,9 +35,9 @@ def rows_up_to(run: Path, step: int) -> list[Row]:
     rows, damaged = _read(run)
     if damaged:
         warnings.warn(
-            f"`{run / NAME}` holds {damaged} damaged line{'s' * (damaged > 1)}. The {len(rows)} rows around are kept, "
-            "and the run goes on; its curves lack what stood there. Put back a copy of the file before you resume, or "
-            "leave it.",
+            f"`{run / NAME}` holds {damaged} damaged line{'s' * (damaged > 1)}. The {len(rows)} "
+            "rows around are kept, and the run goes on; its curves lack what stood there. Put back "
+            "a copy of the file before you resume, or leave it.",
             stacklevel=2,
         )
     return [row for row in rows if row["step"] <= step]
@@ -73,6 +75,6 @@ def append_row(run: Path, row: Row) -> None:
             file.write(json.dumps(row) + "\n")
     except OSError as error:
         raise CheckpointError(
-            f"`{run / NAME}` could not be added to ({error.strerror or error}). A run logs its steps there; its last "
-            "checkpoint is still whole. Make room, and go on with `--resume`."
+            f"`{run / NAME}` could not be added to ({error.strerror or error}). A run logs its "
+            "steps there; its last checkpoint is still whole. Make room, and go on with `--resume`."
         ) from error

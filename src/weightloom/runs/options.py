@@ -82,8 +82,8 @@ class RunOptions:
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, float) and not math.isfinite(number):
                     raise ConfigError(
-                        f"`{flag(field.name)} {number}` is not a positive number, nor any that can be counted with. "
-                        "Pass a finite one."
+                        f"`{flag(field.name)} {number}` is not a positive number, nor any that can "
+                        "be counted with. Pass a finite one."
                     )
                 check_most(field.name, number)
 
@@ -92,12 +92,15 @@ class RunOptions:
         for name in names:
             if not 0 <= getattr(self, name) < 2**32:
                 raise ConfigError(
-                    f"`{flag(name)} {getattr(self, name)}` is out of range. Random numbers follow from it. Pass one "
-                    "from 0 to 4,294,967,295."
+                    f"`{flag(name)} {getattr(self, name)}` is out of range. Random numbers follow "
+                    "from it. Pass one from 0 to 4,294,967,295."
                 )
 
     def check_distinct(self, *names: str) -> None:
-        """Raise a `ConfigError` where an option of several values has one twice; of ``name=value`` the names count."""
+        """Raise a `ConfigError` where an option of several values has one twice.
+
+        Of ``name=value`` the names count.
+        """
         for name in names:
             values = [
                 value.partition("=")[0] if isinstance(value, str) else value
@@ -105,7 +108,8 @@ class RunOptions:
             ]
             if twice := [value for value in values if values.count(value) > 1]:
                 raise ConfigError(
-                    f"`{flag(name)}` has `{twice[0]}` twice. Each has one place in the table. Leave one of them out."
+                    f"`{flag(name)}` has `{twice[0]}` twice. Each has one place in the table. "
+                    "Leave one of them out."
                 )
 
     def check_counts(self, *names: str) -> None:
@@ -145,15 +149,16 @@ class RunOptions:
             for name in names:
                 if ":" not in name and name not in known:
                     raise ConfigError(
-                        f"`--{option} {name}` does not go with `{where}`. All methods of a run solve the same tasks. "
-                        f"{nearest(name, known)}"
+                        f"`--{option} {name}` does not go with `{where}`. All methods of a run "
+                        f"solve the same tasks. {nearest(name, known)}"
                     )
         check_rates(
             self.rates, (self.method, *(usual if self.comparators is None else self.comparators))
         )
         if self.method in (self.comparators or ()):
             raise ConfigError(
-                f"`--comparators {self.method}` is `--method` too. Each method has one row. Leave one of them out."
+                f"`--comparators {self.method}` is `--method` too. Each method has one row. Leave "
+                "one of them out."
             )
 
     @property
@@ -192,8 +197,8 @@ class RunOptions:
             ConfigError: If the application has no validation tasks.
         """
         raise ConfigError(
-            f"`{type(self).__name__}` knows no validation tasks. A sweep chooses by them, never by the tasks of the "
-            "table. Leave `--sweep` out, or give the config a method `validating`."
+            f"`{type(self).__name__}` knows no validation tasks. A sweep chooses by them, never by "
+            "the tasks of the table. Leave `--sweep` out, or give the config a method `validating`."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,7 +216,9 @@ class RunOptions:
 
 
 def config_from(kind: type[Config], options: dict[str, Any]) -> Config:
-    """Build a config from JSON or YAML values; one value alone will do where an option takes several.
+    """Build a config from JSON or YAML values.
+
+    One value alone will do where an option takes several.
 
     Raises:
         ConfigError: If an option is unknown or of another type.
@@ -222,7 +229,8 @@ def config_from(kind: type[Config], options: dict[str, Any]) -> Config:
     for name in options:
         if name not in known:
             raise ConfigError(
-                f"Option {name!r} is unknown. {nearest(str(name), known)} See `weightloom {kind.command} --help`."
+                f"Option {name!r} is unknown. {nearest(str(name), known)} See `weightloom "
+                f"{kind.command} --help`."
             )
         value = options[name]
         truths = [
@@ -230,8 +238,8 @@ def config_from(kind: type[Config], options: dict[str, Any]) -> Config:
         ]
         if truths and "bool" not in str(hints[name]):
             raise ConfigError(
-                f"Option {name!r} is {value!r}, which is no number and no text. In YAML `yes` and `no` are truth "
-                f"values. See `weightloom {kind.command} --help` for what fits."
+                f"Option {name!r} is {value!r}, which is no number and no text. In YAML `yes` and "
+                f"`no` are truth values. See `weightloom {kind.command} --help` for what fits."
             )
     several = {name for name in options if "tuple[" in str(hints[name])}
     options = {
@@ -275,7 +283,8 @@ def check_most(name: str, value: Any) -> None:
     most = MOST.get(name, MOST_OF_ALL)
     if isinstance(value, int | float) and abs(value) > most:
         raise ConfigError(
-            f"`{flag(name)} {value:,}` is more than any machine could do with. It is at most {most:,}. Pass fewer."
+            f"`{flag(name)} {value:,}` is more than any machine could do with. It is at most "
+            f"{most:,}. Pass fewer."
         )
 
 

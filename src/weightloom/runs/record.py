@@ -224,7 +224,10 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record as indented JSON, at once or not at all; what is not a number, such as NaN, becomes null."""
+    """Write a record as indented JSON, at once or not at all.
+
+    What is not a number, such as NaN, becomes null.
+    """
     write_atomically(path, json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
 
 
@@ -242,8 +245,8 @@ def check_target(path: Path) -> None:
         return
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"`{shortened(path)}` cannot be written ({getattr(error, 'strerror', None) or error}). A record is a file "
-            "of a name that a file can have. Pass another one as `--record`."
+            f"`{shortened(path)}` cannot be written ({getattr(error, 'strerror', None) or error}). "
+            "A record is a file of a name that a file can have. Pass another one as `--record`."
         ) from error
     if what == "nothing":
         raise ConfigError(
@@ -261,7 +264,8 @@ def check_target(path: Path) -> None:
                 return
             found = "is the record of a run, which belongs to it"
     raise ConfigError(
-        f"`{path}` {found}. Only a record that `--record` wrote is written over. Pass a name that is free."
+        f"`{path}` {found}. Only a record that `--record` wrote is written over. Pass a name that "
+        "is free."
     )
 
 
@@ -296,8 +300,9 @@ def read_run_record(run: Path, identity: str = "") -> RunRecord:
     record = read_checked(path, RunRecord, FORMAT, about)
     if identity and record["identity"] != identity:
         raise DataError(
-            f"`{path}` is of another run (digest {record['identity']}, not {identity}). A record belongs to the "
-            "options that it was made with. Put back the run's own, or finish the run anew."
+            f"`{path}` is of another run (digest {record['identity']}, not {identity}). A record "
+            "belongs to the options that it was made with. Put back the run's own, or finish the "
+            "run anew."
         )
     return record
 
@@ -311,7 +316,10 @@ def _plain(value: Any) -> Any:
 
 
 def _student_t_975(count: int) -> float:
-    """From the table, or beyond it by the series of Abramowitz and Stegun (1964), 26.7.5: right to 0.003."""
+    """From the table, or beyond it by the series of Abramowitz and Stegun (1964), 26.7.5.
+
+    Right to 0.003.
+    """
     freedom = max(count - 1, 1)
     return STUDENT_T_975.get(count, 1.95996 + 2.3723 / freedom + 2.8225 / freedom**2)
 

@@ -71,7 +71,10 @@ def print_table(scores: list[dict[str, Any]], unseen: str, columns: Sequence[str
 
 
 def _print_wide(scores: list[dict[str, Any]], unseen: str) -> None:
-    """Print one row per method and one column per setting; the best is bold, controls and ceilings come last."""
+    """Print one row per method and one column per setting.
+
+    The best is bold, controls and ceilings come last.
+    """
     digits = 4 if scores[0]["better"] == "lower" else 3
     settings = list(dict.fromkeys(row["setting"] for row in scores))
     names = dict.fromkeys(label(row) for row in scores)

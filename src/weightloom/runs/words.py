@@ -15,7 +15,10 @@ ROUNDING = 1e-9
 
 
 def best_of(scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the score with the best mean of those that compete; one that is not a number never wins."""
+    """Return the score with the best mean of those that compete.
+
+    One that is not a number never wins.
+    """
     sign = 1 if scores[0].get("better") == "lower" else -1
     competing = [score for score in scores if competes(score)] or scores
     return min(competing, key=lambda score: (math.isnan(score["mean"]), sign * score["mean"]))

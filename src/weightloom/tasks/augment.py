@@ -1,4 +1,7 @@
-"""Images changed at random, for meta-training: more of what a class can look like than the pool holds."""
+"""Images changed at random, for meta-training.
+
+More of what a class can look like than the pool holds.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -28,13 +31,19 @@ class Among:
 
 
 class Change(ABC):
-    """A change of images that is drawn for each of them; of some among many it changes only these."""
+    """A change of images that is drawn for each of them.
+
+    Of some among many it changes only these.
+    """
 
     @abstractmethod
     def __call__(
         self, images: Tensor, generator: torch.Generator, among: Among | None = None
     ) -> Tensor:
-        """Change images (images, channels, height, width); ``among`` says which they are, None that they are all."""
+        """Change images (images, channels, height, width).
+
+        ``among`` says which they are, None that they are all.
+        """
 
     @property
     def shares(self) -> bool:
@@ -107,7 +116,10 @@ class InTurn(Change):
 
 @dataclass(frozen=True)
 class Flip(Change):
-    """Mirror half of the images left to right. For photographs; a mirrored character is another character."""
+    """Mirror half of the images left to right. For photographs.
+
+    A mirrored character is another character.
+    """
 
     def __call__(
         self, images: Tensor, generator: torch.Generator, among: Among | None = None
@@ -144,8 +156,8 @@ class Crop(Change):
         height, width = images.shape[-2:]
         if self.pad < 0 or (self.mirrored and self.pad >= min(height, width)):
             raise ConfigError(
-                f"`pad={self.pad}` with images of {height}x{width} pixels. An image is mirrored at its edge, once. "
-                f"Pass `pad` from 0 to {min(height, width) - 1}."
+                f"`pad={self.pad}` with images of {height}x{width} pixels. An image is mirrored at "
+                f"its edge, once. Pass `pad` from 0 to {min(height, width) - 1}."
             )
         padded = pad(images, (self.pad,) * 4, mode="reflect" if self.mirrored else "constant")
         shift = torch.randint(2 * self.pad + 1, (2, _count(images, among), 1), generator=generator)
@@ -160,7 +172,10 @@ class Crop(Change):
 
 @dataclass(frozen=True)
 class Colour(Change):
-    """Change brightness, contrast and saturation of each image a little, each differently; values stay in 0 to 1."""
+    """Change brightness, contrast and saturation of each image a little, each differently.
+
+    Values stay in 0 to 1.
+    """
 
     strength: float = 0.4
     """Each of the three is multiplied by a factor from U(1 - strength, 1 + strength)."""
@@ -168,7 +183,10 @@ class Colour(Change):
     def __call__(
         self, images: Tensor, generator: torch.Generator, among: Among | None = None
     ) -> Tensor:
-        """Change images (images, channels, height, width), float in 0 to 1; grey ones have no saturation to change."""
+        """Change images (images, channels, height, width), float in 0 to 1.
+
+        Grey ones have no saturation to change.
+        """
         count = _count(images, among)
         draws = _own(
             2 * torch.rand(3, count, 1, 1, 1, generator=generator, dtype=images.dtype) - 1, among, 1
@@ -181,7 +199,9 @@ class Colour(Change):
 
 @dataclass(frozen=True)
 class Zoom(Change):
-    """Cut a smaller square out of each image, anywhere in it, and enlarge it to the whole; each differently.
+    """Cut a smaller square out of each image, anywhere in it, and enlarge it to the whole.
+
+    Each differently.
 
     Source:
         Szegedy et al., "Going deeper with convolutions" (2015), section 6: crops of random size,

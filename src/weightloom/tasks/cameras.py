@@ -110,33 +110,37 @@ class CameraTasks(TaskSource):
         classes, fewest = len(counts), int(counts.min())
         if not 1 <= self.ways <= classes:
             raise ConfigError(
-                f"`ways={self.ways}` but there are {classes} classes. A camera is shown some of them. "
-                f"Pass `ways` from 1 to {classes}."
+                f"`ways={self.ways}` but there are {classes} classes. A camera is shown some of "
+                f"them. Pass `ways` from 1 to {classes}."
             )
         if not 1 <= self.shots <= fewest:
             raise ConfigError(
-                f"`shots={self.shots}` but the rarest class has {fewest} pictures. None is drawn twice for a camera. "
-                f"Pass `shots` from 1 to {fewest}."
+                f"`shots={self.shots}` but the rarest class has {fewest} pictures. None is drawn "
+                f"twice for a camera. Pass `shots` from 1 to {fewest}."
             )
         left = len(self.images) - self.ways * self.shots
         if not 1 <= self.queries <= left:
             raise ConfigError(
-                f"`queries={self.queries}` but {left} of {len(self.images)} pictures are not in the support set. "
-                f"Pass `queries` from 1 to {left}."
+                f"`queries={self.queries}` but {left} of {len(self.images)} pictures are not in "
+                f"the support set. Pass `queries` from 1 to {left}."
             )
         if self.fewest_shots is not None and not 1 <= self.fewest_shots <= self.shots:
             raise ConfigError(
-                f"`fewest_shots={self.fewest_shots}` with `shots={self.shots}`. The shots of a class are drawn from "
-                f"the first to the second. Pass `fewest_shots` from 1 to {self.shots}."
+                f"`fewest_shots={self.fewest_shots}` with `shots={self.shots}`. The shots of a "
+                f"class are drawn from the first to the second. Pass `fewest_shots` from 1 to "
+                f"{self.shots}."
             )
         if not 0 <= self.crosstalk < 1:
             raise ConfigError(
-                f"`crosstalk={self.crosstalk}`. It is the share of a wire's signal that comes from other pixels. "
-                "Pass a number from 0 to below 1."
+                f"`crosstalk={self.crosstalk}`. It is the share of a wire's signal that comes from "
+                "other pixels. Pass a number from 0 to below 1."
             )
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
-        """Draw classes, pictures, then cameras, for all tasks at once; gather and change those of a share."""
+        """Draw classes, pictures, then cameras, for all tasks at once.
+
+        Gather and change those of a share.
+        """
         if not takes_share(self.augment) and share != ALL:
             return self.sample(tasks, generator).take(share)
         classes = int(self.labels.max()) + 1

@@ -46,14 +46,15 @@ def load_cifar_fs() -> tuple[ClassPool, dict[str, list[int]]]:
         FOLDER,
         FILE,
         "CIFAR-FS's file",
-        "It holds one WebP picture a class (`webp`, `offsets`, `count`, `size`, `names`, `split`), and is not fetched "
-        "for you: its authors state no licence.",
+        "It holds one WebP picture a class (`webp`, `offsets`, `count`, `size`, `names`, `split`), "
+        "and is not fetched for you: its authors state no licence.",
     )
     try:
         from PIL import Image
     except ImportError as error:
         raise MissingExtraError(
-            f"The images of CIFAR-FS are kept as WebP, which Pillow decodes, and it cannot be imported ({error}). "
+            f"The images of CIFAR-FS are kept as WebP, which Pillow decodes, and it cannot be "
+            f"imported ({error}). "
             "It is an optional part of this library, because only pictures need it. "
             "Type `pip install 'weightloom[images]'`."
         ) from error
@@ -76,9 +77,9 @@ def load_cifar_fs() -> tuple[ClassPool, dict[str, list[int]]]:
             )
     except Exception as error:  # numpy, zipfile, zlib and Pillow raise a dozen types for the one thing that is wrong
         raise DataError(
-            f"`{path}` cannot be read as CIFAR-FS ({str(error) or type(error).__name__}). It is damaged, or another "
-            f"file of that name: {CLASSES} classes, 64 to train on, 16 for validation and 20 for test, belong in it. "
-            "Put a whole copy in its place."
+            f"`{path}` cannot be read as CIFAR-FS ({str(error) or type(error).__name__}). It is "
+            f"damaged, or another file of that name: {CLASSES} classes, 64 to train on, 16 for "
+            "validation and 20 for test, belong in it. Put a whole copy in its place."
         ) from error
     counts = torch.full((CLASSES,), images.shape[1])
     return ClassPool(torch.from_numpy(images), counts, tuple(arrays["names"].tolist())), split

@@ -1,4 +1,7 @@
-"""Classification tasks from a pool of labelled examples: some classes, some examples of each, drawn in bulk."""
+"""Classification tasks from a pool of labelled examples.
+
+Some classes, some examples of each, drawn in bulk.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,34 +64,40 @@ class ClassTasks(TaskSource):
             )
         if self.ways < 2:
             raise ConfigError(
-                f"`ways={self.ways}`. There is nothing to tell apart. Pass `ways` from 2 to {classes}."
+                f"`ways={self.ways}`. There is nothing to tell apart. Pass `ways` from 2 to "
+                f"{classes}."
             )
         if self.shots < 1 or self.queries < 1:
             raise ConfigError(
-                f"`shots={self.shots}` and `queries={self.queries}`. A class needs at least one example to adapt on "
-                "and one to be judged on. Pass numbers from 1."
+                f"`shots={self.shots}` and `queries={self.queries}`. A class needs at least one "
+                "example to adapt on and one to be judged on. Pass numbers from 1."
             )
         if self.shots + self.queries > fewest:
             raise ConfigError(
-                f"`shots={self.shots}` and `queries={self.queries}` take {self.shots + self.queries} examples of a "
-                f"class, but the smallest has {fewest}. Support and query never share an example. "
-                f"Pass numbers whose sum is at most {fewest}."
+                f"`shots={self.shots}` and `queries={self.queries}` take "
+                f"{self.shots + self.queries} examples of a class, but the smallest has {fewest}. "
+                f"Support and query never share an example. Pass numbers whose sum is at most "
+                f"{fewest}."
             )
         if self.fewest_shots is not None and not 1 <= self.fewest_shots <= self.shots:
             raise ConfigError(
-                f"`fewest_shots={self.fewest_shots}` with `shots={self.shots}`. The shots of a class are drawn from "
-                f"the first to the second. Pass `fewest_shots` from 1 to {self.shots}."
+                f"`fewest_shots={self.fewest_shots}` with `shots={self.shots}`. The shots of a "
+                f"class are drawn from the first to the second. Pass `fewest_shots` from 1 to "
+                f"{self.shots}."
             )
         if self.groups is not None and self.ways > (
             largest := int(torch.bincount(self.groups).max())
         ):
             raise ConfigError(
-                f"`ways={self.ways}` but the largest group has {largest} classes. The classes of a task are all of one "
-                f"group. Pass `ways` from 2 to {largest}."
+                f"`ways={self.ways}` but the largest group has {largest} classes. The classes of a "
+                f"task are all of one group. Pass `ways` from 2 to {largest}."
             )
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
-        """Draw classes, then examples of each, for all tasks at once; gather and change those of a share."""
+        """Draw classes, then examples of each, for all tasks at once.
+
+        Gather and change those of a share.
+        """
         if not takes_share(self.augment) and share != ALL:
             return self.sample(tasks, generator).take(share)
         most = self.examples.shape[1]
@@ -131,7 +140,10 @@ class ClassTasks(TaskSource):
         )
 
     def _classes(self, tasks: int, generator: torch.Generator) -> Tensor:
-        """Draw the classes of each task, (tasks, ways); with groups, a group that is large enough first."""
+        """Draw the classes of each task, (tasks, ways).
+
+        With groups, a group that is large enough first.
+        """
         classes = len(self.examples)
         order = torch.rand(tasks, classes, generator=generator)
         if self.groups is not None:

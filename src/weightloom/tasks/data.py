@@ -18,7 +18,10 @@ from weightloom.tasks import omniglot
 
 
 class ClassPool(NamedTuple):
-    """Labelled examples, class by class: images, features of sentences. Classes may hold unequal numbers."""
+    """Labelled examples, class by class: images, features of sentences.
+
+    Classes may hold unequal numbers.
+    """
 
     examples: Tensor
     """(classes, most examples of a class, *event), images as uint8; zeros behind a class's last."""
@@ -32,7 +35,9 @@ class ClassPool(NamedTuple):
 
 
 def load_digits() -> ClassPool:
-    """Load scikit-learn's 1,797 handwritten digits: 10 classes of 174 to 183 images, 1x8x8, ink bright.
+    """Load scikit-learn's 1,797 handwritten digits.
+
+    10 classes of 174 to 183 images, 1x8x8, ink bright.
 
     Nothing is downloaded. The set's pixels 0 to 16 become 0 to 255, rounded.
 
@@ -51,7 +56,9 @@ def load_digits() -> ClassPool:
 
 
 def load_digit_images() -> tuple[Tensor, Tensor]:
-    """Load the same digits one by one in the set's own order, writer after writer: (1797, 8, 8), uint8, and labels.
+    """Load the same digits one by one in the set's own order, writer after writer.
+
+    (1797, 8, 8), uint8, and labels.
 
     Raises:
         MissingExtraError: If scikit-learn is not installed.
@@ -117,8 +124,8 @@ def digits_split(split: int) -> tuple[list[int], list[int]]:
     partitions = {0: [0, 1, 2], 1: [3, 4, 5], 2: [6, 7, 8, 9]}
     if split not in partitions:
         raise ConfigError(
-            f"`split={split!r}`. There are three splits: they hold out the digits 0 to 2, 3 to 5, 6 to 9. "
-            "Pass 0, 1 or 2."
+            f"`split={split!r}`. There are three splits: they hold out the digits 0 to 2, 3 to 5, "
+            "6 to 9. Pass 0, 1 or 2."
         )
     held_out = partitions[split]
     return [digit for digit in range(10) if digit not in held_out], held_out
@@ -163,15 +170,17 @@ def lake_split(pool: ClassPool, alphabets: Sequence[str] | None = None) -> tuple
     for alphabet in alphabets or ():
         if alphabet not in known:
             raise ConfigError(
-                f"`alphabets` names `{alphabet}`, which is none of the {len(known)} of the background set. "
-                f"They are named as in `pool.names`. {nearest(alphabet, known)}"
+                f"`alphabets` names `{alphabet}`, which is none of the {len(known)} of the "
+                f"background set. They are named as in `pool.names`. {nearest(alphabet, known)}"
             )
     wanted = torch.tensor([alphabets is None or name in alphabets for name in known])
     return wanted[groups].nonzero()[:, 0], torch.arange(len(groups), len(pool.names))
 
 
 def class_groups(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """Number the groups that classes are of by their names: the alphabets of Omniglot, the speakers of spoken digits.
+    """Number the groups that classes are of by their names.
+
+    The alphabets of Omniglot, the speakers of spoken digits.
 
     A group is what stands before the slash, and the rotation: an alphabet turned is another
     alphabet.
@@ -211,14 +220,15 @@ def rotated(pool: ClassPool, quarter_turns: Sequence[int]) -> ClassPool:
     turns = list(quarter_turns)
     if len(set(turns)) < len(turns) or not set(turns) <= {1, 2, 3}:
         raise ConfigError(
-            f"`quarter_turns={quarter_turns}`. Whole turns, or the same turn twice, would make two classes "
-            "that look the same. Pass different numbers from 1 to 3, as in `quarter_turns=(1, 2, 3)`."
+            f"`quarter_turns={quarter_turns}`. Whole turns, or the same turn twice, would make two "
+            "classes that look the same. Pass different numbers from 1 to 3, as in "
+            "`quarter_turns=(1, 2, 3)`."
         )
     height, width = pool.examples.shape[-2:]
     if height != width:
         raise ShapeError(
-            f"`pool.examples` are {height} pixels high and {width} wide. Turned, they would not fit beside the "
-            "others. Pad them to squares with `torch.nn.functional.pad` first."
+            f"`pool.examples` are {height} pixels high and {width} wide. Turned, they would not "
+            "fit beside the others. Pad them to squares with `torch.nn.functional.pad` first."
         )
     images = [pool.examples] + [torch.rot90(pool.examples, turn, (-2, -1)) for turn in turns]
     names = list(pool.names) + [f"{name}@{90 * turn}" for turn in turns for name in pool.names]
@@ -229,7 +239,7 @@ def _not_found(why: str) -> DataError:
     folders = " nor in ".join(f"`{folder}`" for folder in searched_folders("omniglot"))
     return DataError(
         f"Omniglot's file `{omniglot.FILE}` is not in {folders}, {why}. "
-        "The drawings do not come with this library: they are fetched once, 16 MB, from the authors' home. "
-        f"Set `WEIGHTLOOM_DATA` to a folder that holds `omniglot/{omniglot.FILE}`, or connect to the network "
-        "and run again."
+        "The drawings do not come with this library: they are fetched once, 16 MB, from the "
+        f"authors' home. Set `WEIGHTLOOM_DATA` to a folder that holds `omniglot/{omniglot.FILE}`, "
+        "or connect to the network and run again."
     )

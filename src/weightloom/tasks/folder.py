@@ -89,8 +89,8 @@ def load_folder(
             skipped.append(Skipped(str(folder), f"{len(found)} of the {fewest} pictures needed"))
     if len(pictures) < max(ways, 1):
         raise DataError(
-            f"`{root}` has {len(pictures)} classes of at least {fewest} pictures, and {ways} are needed. A class is a "
-            f"sub-folder with pictures in it; {_reasons(skipped)}. "
+            f"`{root}` has {len(pictures)} classes of at least {fewest} pictures, and {ways} are "
+            f"needed. A class is a sub-folder with pictures in it; {_reasons(skipped)}. "
             f"Put a folder per class into `{root}`, or ask for fewer ways, shots or queries."
         )
     counts = torch.tensor([len(found) for found in pictures.values()])
@@ -136,7 +136,8 @@ def picture(source: Any, size: int, channels: int) -> Tensor:
     except Exception as error:  # a broken picture raises whatever its decoder trips over
         name = "A picture" if path is None else f"`{path}`"
         raise DataError(
-            f"{name} cannot be read as a picture ({str(error) or type(error).__name__}). {', '.join(FORMATS)} are "
+            f"{name} cannot be read as a picture ({str(error) or type(error).__name__}). "
+            f"{', '.join(FORMATS)} are "
             "known. Check the path, or leave it out."
         ) from error
 
@@ -164,13 +165,14 @@ def split_classes(
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ConfigError(
-            f"`fractions={tuple(fractions)}`. They are the shares of train, validation and test, from 0, and sum to 1. "
-            "Pass three numbers, as in `fractions=(0.64, 0.16, 0.2)`."
+            f"`fractions={tuple(fractions)}`. They are the shares of train, validation and test, "
+            "from 0, and sum to 1. Pass three numbers, as in `fractions=(0.64, 0.16, 0.2)`."
         )
     if classes < 2 * fewest:
         raise ConfigError(
-            f"There are {classes} classes to split, and a part needs {fewest}. Classes to train on and classes to be "
-            f"judged on must differ. Collect at least {2 * fewest} classes, or ask for at most {classes // 2} ways."
+            f"There are {classes} classes to split, and a part needs {fewest}. Classes to train on "
+            f"and classes to be judged on must differ. Collect at least {2 * fewest} classes, or "
+            f"ask for at most {classes // 2} ways."
         )
     validation, test = (round(fraction * classes) for fraction in fractions[1:])
     test = min(max(test, fewest), classes - fewest)
@@ -198,9 +200,11 @@ def _class_folders(root: Path, skipped: list[Skipped]) -> dict[Path, str]:
     for (first, first_split), (second, second_split) in pairwise(found):
         if first.name == second.name:
             raise DataError(
-                f"`{root}` has a class `{first.name}` for {first_split} and one for {second_split}. Few-shot tasks are "
-                "judged on classes that were not trained on. Put the folders of all classes side by side into one "
-                "folder, and they are split by a seed; or give each class to one split only."
+                f"`{root}` has a class `{first.name}` for {first_split} and one for "
+                f"{second_split}. Few-shot tasks are "
+                "judged on classes that were not trained on. Put the folders of all classes side "
+                "by side into one folder, and they are split by a seed; or give each class to one "
+                "split only."
             )
     return dict(found)
 
@@ -224,8 +228,8 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError as error:
         raise DataError(
-            f"`{folder}` cannot be read ({error.strerror}). It is a folder of pictures, or lies in one. Allow yourself "
-            f"to read it, as by `chmod u+rx {folder}`, or move it away."
+            f"`{folder}` cannot be read ({error.strerror}). It is a folder of pictures, or lies in "
+            f"one. Allow yourself to read it, as by `chmod u+rx {folder}`, or move it away."
         ) from error
 
 
@@ -294,7 +298,10 @@ def _decode(image: ModuleType, file: Path, size: int, channels: int | None, most
 
 @contextmanager
 def _any_size(image: Any) -> Iterator[None]:
-    """Let Pillow open pictures of any size: `_square` looks at it before a pixel is decoded, and says what to do."""
+    """Let Pillow open pictures of any size.
+
+    `_square` looks at it before a pixel is decoded, and says what to do.
+    """
     usual, image.MAX_IMAGE_PIXELS = image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -332,7 +339,10 @@ def _square(opened: Any, size: int, channels: int | None, most: int) -> Tensor:
 
 
 def _eight_bits(picture: Any) -> Any:
-    """Bring grey of 16 or 32 bits to 0 to 255. Whole numbers beyond 255 are of 16 bits; fractions are of 0 to 1."""
+    """Bring grey of 16 or 32 bits to 0 to 255. Whole numbers beyond 255 are of 16 bits.
+
+    Fractions are of 0 to 1.
+    """
     from PIL import Image
 
     values = np.nan_to_num(np.array(picture, dtype=np.float32), copy=False)
@@ -346,14 +356,14 @@ def _eight_bits(picture: Any) -> Any:
 def _check(root: Path, size: int, channels: int | None) -> None:
     if size < 1 or channels not in (None, 1, 3):
         raise ConfigError(
-            f"`size={size}` and `channels={channels}`. An image has a size from 1 pixel, and is grey (1) or in colour "
-            "(3). Pass `size=28`, 32 or 84, and `channels=1`, 3 or None."
+            f"`size={size}` and `channels={channels}`. An image has a size from 1 pixel, and is "
+            "grey (1) or in colour (3). Pass `size=28`, 32 or 84, and `channels=1`, 3 or None."
         )
     if not root.is_dir():
         what = "is a file" if root.exists() else "is not there"
         raise DataError(
-            f"The folder of pictures `{root}` {what}. It holds one sub-folder per class, with the pictures in them. "
-            "Pass the path of such a folder."
+            f"The folder of pictures `{root}` {what}. It holds one sub-folder per class, with the "
+            "pictures in them. Pass the path of such a folder."
         )
 
 
@@ -361,11 +371,12 @@ def _check_bytes(root: Path, counts: list[int], size: int, channels: int) -> Non
     of_pixels = len(counts) * max(counts, default=0) * channels
     if of_pixels * size**2 > MOST_MEMORY_BYTES:
         raise DataError(
-            f"`{root}` has {len(counts)} classes of up to {max(counts):,} pictures: at `size={size}` they fill "
-            f"{of_pixels * size**2 / 1e9:.1f} GB, and all are held in memory, as many for each class as the largest "
-            f"has. At most {MOST_MEMORY_BYTES / 1e9:.0f} GB fit. "
-            f"Pass `size={int((MOST_MEMORY_BYTES / of_pixels) ** 0.5)}` or smaller, or fewer pictures of the largest "
-            "classes."
+            f"`{root}` has {len(counts)} classes of up to {max(counts):,} pictures: at "
+            f"`size={size}` they fill {of_pixels * size**2 / 1e9:.1f} GB, and all are held in "
+            f"memory, as many for each class as the largest has. At most "
+            f"{MOST_MEMORY_BYTES / 1e9:.0f} GB fit. Pass "
+            f"`size={int((MOST_MEMORY_BYTES / of_pixels) ** 0.5)}` or smaller, or fewer pictures "
+            "of the largest classes."
         )
 
 

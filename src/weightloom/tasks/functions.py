@@ -50,13 +50,14 @@ class FunctionTasks(TaskSource):
         ):
             if not 1 <= count <= pixels:
                 raise ConfigError(
-                    f"`{name}={count}` but an image has {height}x{width} pixels. No pixel is drawn twice. "
-                    f"Pass `{name}` from 1 to {pixels}."
+                    f"`{name}={count}` but an image has {height}x{width} pixels. No pixel is drawn "
+                    f"twice. Pass `{name}` from 1 to {pixels}."
                 )
         if self.fewest_shots is not None and not 1 <= self.fewest_shots <= self.shots:
             raise ConfigError(
-                f"`fewest_shots={self.fewest_shots}` with `shots={self.shots}`. The observed pixels are drawn from "
-                f"the first to the second. Pass `fewest_shots` from 1 to {self.shots}."
+                f"`fewest_shots={self.fewest_shots}` with `shots={self.shots}`. The observed "
+                f"pixels are drawn from the first to the second. Pass `fewest_shots` from 1 to "
+                f"{self.shots}."
             )
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
@@ -99,7 +100,9 @@ class FunctionTasks(TaskSource):
 
 
 def pixel_positions(height: int, width: int) -> Float[Tensor, "pixels 2"]:
-    """Return the centre of each pixel, row by row from the top: x to the right, y down, the image being [-1, 1]².
+    """Return the centre of each pixel, row by row from the top.
+
+    X to the right, y down, the image being [-1, 1]².
 
     Example:
         >>> pixel_positions(1, 2)
@@ -133,7 +136,7 @@ def load_mnist() -> tuple[Tensor, Tensor]:
         Exception
     ) as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
         raise DataError(
-            f"`{path}` cannot be read as MNIST ({error}). It holds `train_images`, 20,000 of 28x28, and "
-            "`test_images`, 10,000. Put a whole copy in its place."
+            f"`{path}` cannot be read as MNIST ({error}). It holds `train_images`, 20,000 of "
+            "28x28, and `test_images`, 10,000. Put a whole copy in its place."
         ) from error
     return torch.from_numpy(train), torch.from_numpy(test)

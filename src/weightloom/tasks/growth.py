@@ -41,7 +41,9 @@ FOLDS = 5
 
 
 def load_growth_curves() -> PointPool:
-    """Load the curves, each family brought to its own scale: x to about [-1, 1], y to a spread of about one.
+    """Load the curves, each family brought to its own scale.
+
+    X to about [-1, 1], y to a spread of about one.
 
     The first four tasks of a family set its scale and are then left out, so that nothing is known
     of a task but what its support set says: x is counted from the middle of the references' range,
@@ -74,7 +76,8 @@ def growth_split(fold: int) -> tuple[list[int], list[int], list[int]]:
     """
     if not 0 <= fold < FOLDS:
         raise ConfigError(
-            f"`fold={fold}`. There are {FOLDS} partitions of the families. Pass a number from 0 to {FOLDS - 1}."
+            f"`fold={fold}`. There are {FOLDS} partitions of the families. Pass a number from 0 to "
+            f"{FOLDS - 1}."
         )
     parts = [list(range(first, len(FAMILIES), FOLDS)) for first in range(FOLDS)]
     validation, test = parts[(fold + 1) % FOLDS], parts[fold]
@@ -127,7 +130,8 @@ def _read(path: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
             raise ValueError(f"{len(curves[short[0]])} tasks of {short[0]}")
     except (OSError, EOFError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(
-            f"`{path}` cannot be read as the growth curves ({error}). It is a gzipped CSV with the columns family, "
-            f"task, x and y, of {len(FAMILIES)} families. Put a whole copy in its place."
+            f"`{path}` cannot be read as the growth curves ({error}). It is a gzipped CSV with the "
+            f"columns family, task, x and y, of {len(FAMILIES)} families. Put a whole copy in its "
+            "place."
         ) from error
     return curves

@@ -1,4 +1,7 @@
-"""A teacher network put together from modules: tasks that share parts, to see whether new combinations are solved."""
+"""A teacher network put together from modules.
+
+Tasks that share parts, to see whether new combinations are solved.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,7 +40,9 @@ class Teacher(NamedTuple):
 
 @dataclass(frozen=True)
 class HyperteacherTasks(TaskSource):
-    """Classify as a network does whose hidden layers are mixtures of modules: each layer's weights are z Θ.
+    """Classify as a network does whose hidden layers are mixtures of modules.
+
+    Each layer's weights are z Θ.
 
     Inputs are from U(-1, 1). The teacher has no biases; its outputs are normalised class by class,
     then softened to a distribution: ``query_y`` is (tasks, queries, classes). Of each layer 1 to
@@ -86,18 +91,19 @@ class HyperteacherTasks(TaskSource):
         """Check that there is something to combine."""
         if not 1 <= self.active <= self.modules:
             raise ConfigError(
-                f"`active={self.active}` with `modules={self.modules}`. A layer mixes some of its modules, none twice. "
-                f"Pass a number from 1 to {self.modules}."
+                f"`active={self.active}` with `modules={self.modules}`. A layer mixes some of its "
+                f"modules, none twice. Pass a number from 1 to {self.modules}."
             )
         if self.layers < 2 or self.modules < 2:
             raise ConfigError(
-                f"`layers={self.layers}` and `modules={self.modules}` leave nothing to combine. The first layer is the "
-                "same for all tasks, every other chooses among its modules. Pass 2 or more of both."
+                f"`layers={self.layers}` and `modules={self.modules}` leave nothing to combine. "
+                "The first layer is the same for all tasks, every other chooses among its modules. "
+                "Pass 2 or more of both."
             )
         if not 0 < self.held_out < 1:
             raise ConfigError(
-                f"`held_out={self.held_out}` leaves no combination for one side. It is a share of the combinations. "
-                "Pass a number between 0 and 1, as in 0.25."
+                f"`held_out={self.held_out}` leaves no combination for one side. It is a share of "
+                "the combinations. Pass a number between 0 and 1, as in 0.25."
             )
 
     @cached_property
@@ -134,8 +140,9 @@ class HyperteacherTasks(TaskSource):
             if held_out and self._connected(codes[:-held_out]):
                 return codes, held_out
         raise ConfigError(
-            f"`held_out={self.held_out}` of {len(codes)} combinations cannot be held out. Training must meet every "
-            "module, and join those of a layer to one another. Pass another share, or more `modules`."
+            f"`held_out={self.held_out}` of {len(codes)} combinations cannot be held out. Training "
+            "must meet every module, and join those of a layer to one another. Pass another share, "
+            "or more `modules`."
         )
 
     def _connected(self, codes: Tensor) -> bool:
@@ -149,7 +156,10 @@ class HyperteacherTasks(TaskSource):
         return bool(reached.all())
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
-        """Draw ``tasks`` combinations and points for each; `Tasks.hidden` holds the code, layer after layer."""
+        """Draw ``tasks`` combinations and points for each.
+
+        `Tasks.hidden` holds the code, layer after layer.
+        """
         teacher = self.teacher
         known = len(teacher.codes) - teacher.held_out
         low, high = (known, len(teacher.codes)) if self.which == "ood" else (0, known)

@@ -52,8 +52,8 @@ def check_file(path: Path, what: str, most: int = MOST_FILE_BYTES) -> None:
         )
     if found.st_size > most:
         raise DataError(
-            f"`{path}` has {found.st_size / 1e6:,.0f} MB. {what} of up to {most / 1e6:,.0f} MB is read. Leave some "
-            "of it out, or give the data as tensors in Python."
+            f"`{path}` has {found.st_size / 1e6:,.0f} MB. {what} of up to {most / 1e6:,.0f} MB is "
+            "read. Leave some of it out, or give the data as tensors in Python."
         )
 
 
@@ -127,8 +127,8 @@ def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"`{path}` cannot be read ({error}). A CSV file in UTF-8 with a header is expected, gzipped if it ends in "
-            "`.gz`. Check the path, or save the table as CSV."
+            f"`{path}` cannot be read ({error}). A CSV file in UTF-8 with a header is expected, "
+            "gzipped if it ends in `.gz`. Check the path, or save the table as CSV."
         ) from error
 
 
@@ -142,19 +142,20 @@ def _bounded(text: io.TextIOWrapper) -> Iterator[str]:
 def _check_columns(header: list[str], path: Path) -> None:
     if len(header) > MOST_COLUMNS:
         raise DataError(
-            f"`{path}` has {len(header):,} columns. Tables of up to {MOST_COLUMNS:,} are read. Leave some out, or give "
-            "the data as tensors in Python."
+            f"`{path}` has {len(header):,} columns. Tables of up to {MOST_COLUMNS:,} are read. "
+            "Leave some out, or give the data as tensors in Python."
         )
     longest = max(map(len, header), default=0)
     if longest > MOST_NAME:
         raise DataError(
-            f"`{path}` has a column whose name has {longest:,} letters. Names have up to {MOST_NAME}. Begin the file "
+            f"`{path}` has a column whose name has {longest:,} letters. Names have up to "
+            f"{MOST_NAME}. Begin the file "
             "with a line of names, separated by commas, semicolons or tabs."
         )
 
 
 def _refuse_row(line: int, cells: int, columns: int, path: Path) -> None:
     raise DataError(
-        f"Line {line} of `{path}` has {cells} cells, but the header names {columns} columns. Every row has one cell "
-        "for each. Complete the line, or quote cells that hold a separator."
+        f"Line {line} of `{path}` has {cells} cells, but the header names {columns} columns. Every "
+        "row has one cell for each. Complete the line, or quote cells that hold a separator."
     )

@@ -101,8 +101,9 @@ def read_omniglot(path: Path) -> Arrays:
         )
         raise DataError(
             f"`{path}` cannot be read as Omniglot ({reason}). It is damaged, or "
-            f"another file of that name: {CLASSES:,} characters of {DRAWERS} drawings belong in it. "
-            "Delete it and run again with a network to have it made anew, or put a whole copy in its place."
+            f"another file of that name: {CLASSES:,} characters of {DRAWERS} drawings belong in "
+            "it. Delete it and run again with a network to have it made anew, or put a whole copy "
+            "in its place."
         ) from error
     return arrays
 
@@ -123,7 +124,8 @@ def arrays_from_zips(zips: list[bytes]) -> Arrays:
                     row, drawer = int(match[4]) - 1, int(match[5]) - 1
                     if not (0 <= row < CLASSES and 0 <= drawer < DRAWERS):
                         raise _unexpected(
-                            f"hold `{name}`, which is beyond character {CLASSES} or drawer {DRAWERS}"
+                            f"hold `{name}`, which is beyond character {CLASSES} or drawer "
+                            f"{DRAWERS}"
                         )
                     pixels[row, drawer] = _small_from_png(file.read(name), name)
                     there[row, drawer] = True
@@ -131,7 +133,8 @@ def arrays_from_zips(zips: list[bytes]) -> Arrays:
     if not there.all():
         row, drawer = np.argwhere(~there)[0]
         raise _unexpected(
-            f"lack {int((~there).sum()):,} drawings, the first of them {row + 1:04}_{drawer + 1:02}.png"
+            f"lack {int((~there).sum()):,} drawings, the first of them "
+            f"{row + 1:04}_{drawer + 1:02}.png"
         )
     alphabets = list(dict.fromkeys(origin[row][0] for row in range(CLASSES)))
     return {
@@ -180,7 +183,8 @@ def grey_from_png(content: bytes) -> NDArray[np.uint8]:
     width, height, bits, colour, *_, interlaced = struct.unpack(">IIBBBBB", content[16:29])
     if colour != 0 or bits not in (1, 8) or interlaced:
         raise ValueError(
-            f"colour type {colour}, {bits} bits, interlace {interlaced}; only plain 1 or 8 bit grey is read"
+            f"colour type {colour}, {bits} bits, interlace {interlaced}; only plain 1 or 8 bit "
+            "grey is read"
         )
     packed, at = b"", 8
     while at + 8 <= len(content):
@@ -278,13 +282,14 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
             )
     if arrays["images4"].dtype != np.uint8 or arrays["alphabet"].max() >= alphabets:
         raise ValueError(
-            f"`images4` is {arrays['images4'].dtype}, or `alphabet` points beyond {alphabets} alphabets"
+            f"`images4` is {arrays['images4'].dtype}, or `alphabet` points beyond {alphabets} "
+            "alphabets"
         )
 
 
 def _unexpected(what: str) -> DataError:
     return DataError(
-        f"The zips of Omniglot {what}. Each of its {CLASSES:,} characters has {DRAWERS} drawings of "
-        f"{FULL}x{FULL} pixels, and every one is needed. "
+        f"The zips of Omniglot {what}. Each of its {CLASSES:,} characters has {DRAWERS} drawings "
+        f"of {FULL}x{FULL} pixels, and every one is needed. "
         f"Set `WEIGHTLOOM_DATA` to a folder that holds `omniglot/{FILE}` from elsewhere."
     )

@@ -14,7 +14,9 @@ MOST_SHUFFLED = 4_000_000
 
 
 class PointPool(NamedTuple):
-    """Points (x, y), those of a task side by side. Tasks may hold unequal numbers, and a long one makes none longer.
+    """Points (x, y), those of a task side by side.
+
+    Tasks may hold unequal numbers, and a long one makes none longer.
 
     Example:
         >>> pool = PointPool(torch.rand(21, 2), torch.rand(21, 1), torch.tensor([9, 5, 7]), tuple("abc"),
@@ -49,7 +51,10 @@ class PointPool(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """Points of the longest task, those included that this pool was taken of: as many numbers shuffle a task."""
+        """Points of the longest task, those included that this pool was taken of.
+
+        As many numbers shuffle a task.
+        """
         return max(self.taken_of, int(self.counts.max()) if len(self.counts) else 0)
 
     @property
@@ -60,7 +65,9 @@ class PointPool(NamedTuple):
 
 @dataclass(frozen=True)
 class Stretch:
-    """Mirror, stretch and shift the axes of each task at random: more kinds of curves to train on than there are.
+    """Mirror, stretch and shift the axes of each task at random.
+
+    More kinds of curves to train on than there are.
 
     x becomes ± a x + b and y becomes ± c y, the same for all points of a task, with log a and log c
     normal.
@@ -122,19 +129,21 @@ class PointTasks(TaskSource):
     def __post_init__(self) -> None:
         if self.shots < 1 or self.queries < 1:
             raise ConfigError(
-                f"`shots={self.shots}` and `queries={self.queries}`. A task needs at least one point to adapt on and "
-                "one to be judged on. Pass numbers from 1."
+                f"`shots={self.shots}` and `queries={self.queries}`. A task needs at least one "
+                "point to adapt on and one to be judged on. Pass numbers from 1."
             )
         if self.fewest_shots is not None and not 1 <= self.fewest_shots <= self.shots:
             raise ConfigError(
-                f"`fewest_shots={self.fewest_shots}` with `shots={self.shots}`. The shots of a task are drawn from "
-                f"the first to the second. Pass `fewest_shots` from 1 to {self.shots}."
+                f"`fewest_shots={self.fewest_shots}` with `shots={self.shots}`. The shots of a "
+                f"task are drawn from the first to the second. Pass `fewest_shots` from 1 to "
+                f"{self.shots}."
             )
         if not len(self.drawable):
             most = int(self.pool.counts.max()) if len(self.pool.counts) else 0
             raise ConfigError(
-                f"`shots={self.shots}` but the longest task of the pool has {most} points. One point at least is left "
-                f"to be judged on. Pass `shots` up to {most - 1}, or a `fewest_shots` so small."
+                f"`shots={self.shots}` but the longest task of the pool has {most} points. One "
+                f"point at least is left to be judged on. Pass `shots` up to {most - 1}, or a "
+                "`fewest_shots` so small."
             )
 
     @property

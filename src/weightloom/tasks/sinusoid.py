@@ -34,8 +34,8 @@ class SinusoidTasks(TaskSource):
     def __post_init__(self) -> None:
         if self.shots < 1 or self.queries < 1:
             raise ConfigError(
-                f"`shots={self.shots}` and `queries={self.queries}`. A task needs at least one point to adapt on and "
-                "one to be judged on. Pass numbers from 1."
+                f"`shots={self.shots}` and `queries={self.queries}`. A task needs at least one "
+                "point to adapt on and one to be judged on. Pass numbers from 1."
             )
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:

@@ -46,7 +46,8 @@ class SpokenDigits(NamedTuple):
         known = self.groups.unique().tolist()
         if not set(speakers) <= set(known):
             raise ConfigError(
-                f"`speakers={speakers}`, but the classes here are of {known}. Speakers are told apart only with "
+                f"`speakers={speakers}`, but the classes here are of {known}. Speakers are told "
+                "apart only with "
                 '`label="speaker-word"`. Pass numbers from 0 to 5, with that label.'
             )
         return torch.isin(self.groups, torch.tensor(speakers)).nonzero()[:, 0]
@@ -93,7 +94,9 @@ def load_spoken_digits(label: str = "speaker-word") -> SpokenDigits:
 
 
 def spoken_split(held_out: int = 0) -> dict[str, list[int]]:
-    """Return speakers to meta-train on (4), to validate on (1) and to test on (1); six turns hold out each once.
+    """Return speakers to meta-train on (4), to validate on (1) and to test on (1).
+
+    Six turns hold out each once.
 
     Example:
         >>> spoken_split(5)
@@ -138,7 +141,9 @@ def spectrograms(waves: Tensor) -> Tensor:
 
 
 def mel_bands() -> Tensor:
-    """Return the triangular bands, (32, frequencies): each rises from its lower neighbour's peak, falls to the upper's.
+    """Return the triangular bands, (32, frequencies).
+
+    Each rises from its lower neighbour's peak, falls to the upper's.
 
     Source:
         O'Shaughnessy, "Speech communication" (1987): mel = 2595 log10(1 + Hz / 700).
@@ -169,8 +174,8 @@ def _arrays() -> dict[str, NDArray[Any]]:
         FOLDER,
         FILE,
         "The spoken digits' file",
-        "It holds 3,000 recordings in one array (`mulaw`, `offsets`, `digit`, `speaker`, `speakers`), and this library "
-        "does not fetch it.",
+        "It holds 3,000 recordings in one array (`mulaw`, `offsets`, `digit`, `speaker`, "
+        "`speakers`), and this library does not fetch it.",
     )
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -188,8 +193,8 @@ def _arrays() -> dict[str, NDArray[Any]]:
         Exception
     ) as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
         raise DataError(
-            f"`{path}` cannot be read as the spoken digits ({str(error) or type(error).__name__}). It is damaged, or "
-            "another file of that name: as many recordings of each of 10 words by each of 6 speakers belong in it. "
-            "Put a whole copy in its place."
+            f"`{path}` cannot be read as the spoken digits ({str(error) or type(error).__name__}). "
+            "It is damaged, or another file of that name: as many recordings of each of 10 words "
+            "by each of 6 speakers belong in it. Put a whole copy in its place."
         ) from error
     return arrays

@@ -39,7 +39,10 @@ class Scale(NamedTuple):
 
     @classmethod
     def of(cls, pool: PointPool) -> "Scale":
-        """Measure the points of all tasks of a pool; for the tasks of meta-training, that nothing else leaks in."""
+        """Measure the points of all tasks of a pool.
+
+        For the tasks of meta-training, that nothing else leaks in.
+        """
         x, y = pool.x.double(), pool.y.double()
         stds = [values.std(0, correction=0) for values in (x, y)]
         x_std, y_std = (torch.where(std > 0, std, 1.0) for std in stds)
@@ -84,8 +87,9 @@ class TableTasks(NamedTuple):
         sizes = [max(1, round(share * tasks)) for share in (validation, test)]
         if tasks <= sum(sizes):
             raise ConfigError(
-                f"`validation={validation}` and `test={test}` leave none of the {tasks} tasks to meta-train on. "
-                "Each part needs tasks of its own. Pass smaller shares, or a file with more tasks."
+                f"`validation={validation}` and `test={test}` leave none of the {tasks} tasks to "
+                "meta-train on. Each part needs tasks of its own. Pass smaller shares, or a file "
+                "with more tasks."
             )
         order = torch.randperm(tasks, generator=torch.Generator().manual_seed(seed))
         train = self.pool.take(order[sum(sizes) :])
@@ -95,7 +99,9 @@ class TableTasks(NamedTuple):
 
 
 def load_table(path: str | Path, target: str | None = None, fewest_points: int = 4) -> TableTasks:
-    """Read regression tasks from a CSV file, gzipped or not, with a header; a row is a point of the task it names.
+    """Read regression tasks from a CSV file, gzipped or not, with a header.
+
+    A row is a point of the task it names.
 
     Every column but ``task`` and the target is a feature and holds numbers. Columns are separated
     by commas, semicolons or tabs, as the header shows; numbers have a decimal point.
@@ -126,16 +132,18 @@ def load_table(path: str | Path, target: str | None = None, fewest_points: int =
         numbers.extend(_numbers(cells, where, line, header, path))
         if len(tasks) > MOST_TABLE_TASKS:
             raise DataError(
-                f"`{path}` has more than {MOST_TABLE_TASKS:,} tasks. A row belongs to the task that the column "
-                f"`{TASK}` names, and tasks have several rows. Name them in that column, or leave some out."
+                f"`{path}` has more than {MOST_TABLE_TASKS:,} tasks. A row belongs to the task "
+                f"that the column `{TASK}` names, and tasks have several rows. Name them in that "
+                "column, or leave some out."
             )
     points = torch.from_numpy(np.asarray(numbers)).reshape(-1, len(where))
     pool = _pool(tuple(tasks), torch.from_numpy(np.asarray(task_of)), points)
     long_enough = pool.counts >= fewest_points
     if not bool(long_enough.any()):
         raise DataError(
-            f"`{path}` holds {len(tasks)} tasks, none with {fewest_points} rows or more. A task needs points to adapt "
-            f"on and others to be judged on. Check the column `{TASK}`, or pass a smaller `fewest_points`."
+            f"`{path}` holds {len(tasks)} tasks, none with {fewest_points} rows or more. A task "
+            f"needs points to adapt on and others to be judged on. Check the column `{TASK}`, or "
+            "pass a smaller `fewest_points`."
         )
     skipped = tuple(
         Skipped(task, f"has {count} rows, fewer than `fewest_points={fewest_points}`")
@@ -160,13 +168,15 @@ def _check_header(header: list[str], target: str, path: str | Path) -> None:
     for name, what in ((TASK, "says which task a row is of"), (target, "is the target")):
         if header.count(name) != 1:
             raise ConfigError(
-                f"`{path}` has {header.count(name) or 'no'} columns named `{name}`. One such column {what}. "
-                f"{nearest(name, dict.fromkeys(header))} Rename it, or add it to the header."
+                f"`{path}` has {header.count(name) or 'no'} columns named `{name}`. One such "
+                f"column {what}. {nearest(name, dict.fromkeys(header))} Rename it, or add it to "
+                "the header."
             )
     if target == TASK or len(header) < 3:
         raise ConfigError(
             f"`{path}` has the columns {listed(header)}, with `{target}` as the target. A "
-            f"column `{TASK}`, at least one feature and a target are needed. Pass the name of the target column."
+            f"column `{TASK}`, at least one feature and a target are needed. Pass the name of the "
+            "target column."
         )
     for name, count in Counter(header).items():
         if count > 1 or not name:
@@ -195,7 +205,8 @@ def _number(cell: str, line: int, column: str, path: str | Path) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise DataError(
-            f"Line {line} of `{path}` has {cell[:60]!r} in the column `{column}`. Features and targets are finite "
-            "numbers with a decimal point. Fill the cell, turn words into numbers, or leave the row or the column out."
+            f"Line {line} of `{path}` has {cell[:60]!r} in the column `{column}`. Features and "
+            "targets are finite numbers with a decimal point. Fill the cell, turn words into "
+            "numbers, or leave the row or the column out."
         )
     return number

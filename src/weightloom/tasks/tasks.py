@@ -13,7 +13,9 @@ from weightloom.errors import ShapeError
 
 
 class Examples(NamedTuple):
-    """Examples of several tasks, (tasks, rows): inputs, what belongs to them, and which of them are there.
+    """Examples of several tasks, (tasks, rows).
+
+    Inputs, what belongs to them, and which of them are there.
 
     Rows stand in any order, and a task may have as many of a class as it likes. `Examples.of`
     checks shapes.
@@ -49,22 +51,24 @@ class Examples(NamedTuple):
         if mask is None:
             if not leaves:
                 raise ShapeError(
-                    f"`x` is a {type(x).__name__} and `y` a {type(y).__name__}, without a tensor. Inputs and targets "
-                    "are tensors (tasks, rows, ...), or trees of them. Pass `torch.as_tensor(x)`."
+                    f"`x` is a {type(x).__name__} and `y` a {type(y).__name__}, without a tensor. "
+                    "Inputs and targets are tensors (tasks, rows, ...), or trees of them. Pass "
+                    "`torch.as_tensor(x)`."
                 )
             _, first = leaves[0]
             mask = torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
         if mask.dtype != torch.bool or mask.ndim != 2:
             raise ShapeError(
-                f"`mask` is {mask.dtype} of shape {tuple(mask.shape)}. It is true where an example is there, "
-                "(tasks, rows). Pass `mask.bool()` with one entry for each example, or None where all are there."
+                f"`mask` is {mask.dtype} of shape {tuple(mask.shape)}. It is true where an example "
+                "is there, (tasks, rows). Pass `mask.bool()` with one entry for each example, or "
+                "None where all are there."
             )
         for name, value in leaves:
             if value.shape[:2] != mask.shape:
                 raise ShapeError(
-                    f"`{name}` has shape {tuple(value.shape)}, but there are {mask.shape[0]} tasks of "
-                    f"{mask.shape[1]} rows. Every tensor of a set of examples begins with (tasks, rows), where tasks "
-                    "with fewer examples are filled up and masked. Pass "
+                    f"`{name}` has shape {tuple(value.shape)}, but there are {mask.shape[0]} tasks "
+                    f"of {mask.shape[1]} rows. Every tensor of a set of examples begins with "
+                    "(tasks, rows), where tasks with fewer examples are filled up and masked. Pass "
                     f"`{name}` as ({mask.shape[0]}, {mask.shape[1]}, ...)."
                 )
         return cls(x, y, mask)
@@ -139,8 +143,9 @@ class Tasks(NamedTuple):
         for name, value in others.items():
             if value.shape[:1] != (count,):
                 raise ShapeError(
-                    f"`{name}` has shape {tuple(value.shape)}, but `support_x` holds {count} tasks. Every part of "
-                    f"some tasks has one entry for each of them, on axis 0. Pass `{name}` as ({count}, ...)."
+                    f"`{name}` has shape {tuple(value.shape)}, but `support_x` holds {count} "
+                    f"tasks. Every part of some tasks has one entry for each of them, on axis 0. "
+                    f"Pass `{name}` as ({count}, ...)."
                 )
         return cls(support, query, hidden, classes)
 
@@ -180,7 +185,10 @@ class Tasks(NamedTuple):
         return Tasks(self.support.map(function), self.query.map(function), *others)
 
     def take(self, index: slice | Tensor) -> "Tasks":
-        """Take some of the tasks, by a slice or a tensor of task numbers; every field keeps its tasks axis."""
+        """Take some of the tasks, by a slice or a tensor of task numbers.
+
+        Every field keeps its tasks axis.
+        """
         return self.map(lambda values: values[index])
 
     def to(self, device: torch.device | str) -> "Tasks":
@@ -236,7 +244,9 @@ ALL = slice(None)
 
 
 def draw_share(source: TaskSource, share: slice) -> Callable[[int, torch.Generator], Tasks]:
-    """Return what draws a share of the tasks that a source draws; one that takes no ``share`` draws all of them.
+    """Return what draws a share of the tasks that a source draws.
+
+    One that takes no ``share`` draws all of them.
 
     Args:
         source: Where tasks come from.

@@ -70,7 +70,8 @@ def load_intents(name: str) -> TextSet:
     """
     if name not in _LABELS:
         raise ConfigError(
-            f"There is no set of intents `{name}`. Two are known: `clinc150` and `banking77`. {nearest(name, _LABELS)}"
+            f"There is no set of intents `{name}`. Two are known: `clinc150` and `banking77`. "
+            f"{nearest(name, _LABELS)}"
         )
     label, domain = _LABELS[name]
     columns = f"{'split, domain' if domain else 'split'}, {label}"
@@ -95,7 +96,9 @@ def load_intents(name: str) -> TextSet:
 
 
 def load_intent_pool(name: str) -> ClassPool:
-    """Load a set of intents as features, (classes, most texts of a class, 384), float32; arguments as `load_intents`.
+    """Load a set of intents as features, (classes, most texts of a class, 384), float32.
+
+    Arguments as `load_intents`.
 
     The features are worked out once, which takes about a minute on one core, and are kept in the
     cache.
@@ -181,7 +184,8 @@ def _encoder() -> tuple[Any, Any]:
         from transformers.utils import logging
     except ImportError as error:
         raise MissingExtraError(
-            f"Sentences are encoded by a model that comes as a package, and it cannot be imported ({error}). "
+            f"Sentences are encoded by a model that comes as a package, and it cannot be imported "
+            f"({error}). "
             "It is an optional part of this library, 90 MB, because only texts need it. "
             "Type `pip install 'weightloom[text]'`."
         ) from error
@@ -206,7 +210,10 @@ def _kept(path: Path, texts: int) -> Tensor | None:
 
 
 def _keep(path: Path, features: Tensor) -> None:
-    """Write features, whole or not at all; a cache that cannot be written to costs time, not the run."""
+    """Write features, whole or not at all.
+
+    A cache that cannot be written to costs time, not the run.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +232,7 @@ def _rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
             raise ValueError(f"it lacks one of the columns {', '.join(columns)}")
     except (OSError, EOFError, ValueError, csv.Error) as error:
         raise DataError(
-            f"`{path}` cannot be read as a table of texts ({error}). It is damaged, or another file of that name. "
-            "Put a whole copy in its place."
+            f"`{path}` cannot be read as a table of texts ({error}). It is damaged, or another "
+            "file of that name. Put a whole copy in its place."
         ) from error
     return rows

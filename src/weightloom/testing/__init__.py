@@ -1,4 +1,6 @@
-"""For people who write their own: one call holds a hypernetwork or a form against what every one of them promises.
+"""For people who write their own.
+
+One call holds a hypernetwork or a form against what every one of them promises.
 
 In:   a hypernetwork and a condition such as it reads; or a form.
 Out:  nothing; or an AssertionError that says which promise is broken, with what to do about it.

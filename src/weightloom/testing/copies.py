@@ -146,7 +146,10 @@ class ProgramRun:
         leaves: list[Tensor],
         parameters: tuple[dict[str, Tensor], list[list[nn.Parameter]], list[list[nn.Parameter]]],
     ) -> list[Tensor]:
-        """Gradients of inputs and parts of values, through the values that were written; then of own parameters."""
+        """Gradients of inputs and parts of values, through the values that were written.
+
+        Then of own parameters.
+        """
         dense, held, own = parameters
         written, rest = [p for its in held for p in its], [p for its in own for p in its]
         found = iter(

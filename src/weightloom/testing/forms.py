@@ -54,8 +54,8 @@ def check_form(form: Form, layers: Sequence[nn.Module] | None = None) -> None:
                     _check_answers(fitted, layer, name, shared)
         if not tried:
             raise AssertionError(
-                f"{form} fits no parameter of any layer. A form that fits nothing cannot be used. Let `fit` return "
-                "the form for some shapes, or pass `layers` that it fits."
+                f"{form} fits no parameter of any layer. A form that fits nothing cannot be used. "
+                "Let `fit` return the form for some shapes, or pass `layers` that it fits."
             )
 
 
@@ -101,13 +101,13 @@ def _fit(form: Form, shape: Shape, layer: nn.Module) -> Form | None:
     fitted = form.fit(shape, layer)
     if fitted is not None and not isinstance(fitted, Form):
         raise AssertionError(
-            f"`{form}.fit({shape}, ...)` returns a {type(fitted).__name__}. It says whether and how the form fits a "
-            "parameter. Return a form, `self` where nothing changes, or None."
+            f"`{form}.fit({shape}, ...)` returns a {type(fitted).__name__}. It says whether and "
+            "how the form fits a parameter. Return a form, `self` where nothing changes, or None."
         )
     if fitted is not None and not fitted.factor_shapes(shape):
         raise AssertionError(
-            f"`{fitted}.factor_shapes({shape})` is empty. Factors are what is generated, so there is one at least. "
-            "Name it, or let `fit` return None."
+            f"`{fitted}.factor_shapes({shape})` is empty. Factors are what is generated, so there "
+            "is one at least. Name it, or let `fit` return None."
         )
     return fitted
 
@@ -117,13 +117,15 @@ def _check_names(form: Form, shape: Shape, shared: Mapping[str, Tensor]) -> None
     for name, value in form.starts(shape).items():
         if name not in factors or tuple(value.shape) != tuple(factors[name]):
             raise AssertionError(
-                f"`{form}.starts({shape})` holds {name!r} of shape {tuple(value.shape)}; the factors are {factors}. "
-                "A start is where a factor starts, so it has the factor's name and shape. Rename or reshape it."
+                f"`{form}.starts({shape})` holds {name!r} of shape {tuple(value.shape)}; the "
+                f"factors are {factors}. "
+                "A start is where a factor starts, so it has the factor's name and shape. Rename "
+                "or reshape it."
             )
     if both := sorted(factors.keys() & shared.keys()):
         raise AssertionError(
-            f"`{form}` names {both} as a factor and as shared. A tensor is generated per task or shared by all tasks. "
-            "Give them different names."
+            f"`{form}` names {both} as a factor and as shared. A tensor is generated per task or "
+            "shared by all tasks. Give them different names."
         )
 
 
@@ -139,15 +141,16 @@ def _check_start(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> None:
     dense = form.dense(own, {**factors, **shared})
     if tuple(dense.shape) != (TASKS, *shape):
         raise AssertionError(
-            f"`{form}.dense` gives the shape {tuple(dense.shape)} for {TASKS} tasks and an own value of shape {shape}. "
-            f"It builds the parameter of every task, its axis in front. Return {(TASKS, *shape)}."
+            f"`{form}.dense` gives the shape {tuple(dense.shape)} for {TASKS} tasks and an own "
+            f"value of shape {shape}. It builds the parameter of every task, its axis in front. "
+            f"Return {(TASKS, *shape)}."
         )
     difference = _difference(dense, own.expand_as(dense))
     if not difference <= 1e-9:
         raise AssertionError(
-            f"`{form}` starts away from the own value, by {difference:.2g}. With factors at `starts` (zero where it "
-            "says nothing) and `shared` fresh, the parameter is the base's own, so that training starts at the base. "
-            "Start one factor of a product at zero."
+            f"`{form}` starts away from the own value, by {difference:.2g}. With factors at "
+            "`starts` (zero where it says nothing) and `shared` fresh, the parameter is the base's "
+            "own, so that training starts at the base. Start one factor of a product at zero."
         )
 
 
@@ -160,16 +163,18 @@ def _check_dense(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> None:
         )
         if not gradient.any():
             raise AssertionError(
-                f"`{form}.dense` does not depend on {name!r}. What is generated or learned must count. Use it, or do "
-                "not name it."
+                f"`{form}.dense` does not depend on {name!r}. What is generated or learned must "
+                "count. Use it, or do not name it."
             )
         others = [
             task for task in range(TASKS) if name in factors and task != 1 and gradient[task].any()
         ]
         if others:
             raise AssertionError(
-                f"`{form}.dense` gives task 1 a parameter that depends on {name!r} of tasks {others}. Tasks are "
-                "independent. Count axes from the back, and do not mix rows along axis 0, which is tasks."
+                f"`{form}.dense` gives task 1 a parameter that depends on {name!r} of tasks "
+                f"{others}. Tasks are "
+                "independent. Count axes from the back, and do not mix rows along axis 0, which is "
+                "tasks."
             )
     squares = form.squared_norm(own, {**factors, **shared})
     if squares is not NotImplemented:
@@ -185,8 +190,9 @@ def _check_dense(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> None:
     alone = form.dense(own, {**{name: value[1] for name, value in factors.items()}, **shared})
     if alone.shape != own.shape or not _difference(alone, dense[1]) <= 1e-9:
         raise AssertionError(
-            f"`{form}.dense` builds something else from the factors of one task without a tasks axis. Under `vmap` and "
-            "in a loop there are no leading axes. Count axes from the back: `flatten(-2)`, `.mT`, `[..., None]`."
+            f"`{form}.dense` builds something else from the factors of one task without a tasks "
+            "axis. Under `vmap` and in a loop there are no leading axes. Count axes from the back: "
+            "`flatten(-2)`, `.mT`, `[..., None]`."
         )
 
 
@@ -247,9 +253,9 @@ def _run(
         outputs: Tensor = apply_per_task(layer, params, x, engine=engine)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         raise AssertionError(
-            f"{form} cannot be used {where} ({error}). What it does not answer it is built for, and what it answers "
-            "has the same leading axes as the factors: none for one task, or tasks. Return `NotImplemented` for what "
-            "it cannot do."
+            f"{form} cannot be used {where} ({error}). What it does not answer it is built for, "
+            "and what it answers has the same leading axes as the factors: none for one task, or "
+            "tasks. Return `NotImplemented` for what it cannot do."
         ) from error
     return outputs
 
@@ -257,14 +263,15 @@ def _run(
 def _compare(form: Form, ours: Tensor, built: Tensor, what: str, where: str) -> None:
     if ours.shape != built.shape:
         raise AssertionError(
-            f"{form} gives {what} of shape {tuple(ours.shape)} {where}. With the parameter built the shape is "
-            f"{tuple(built.shape)}. Correct its answer, or return `NotImplemented`."
+            f"{form} gives {what} of shape {tuple(ours.shape)} {where}. With the parameter built "
+            f"the shape is {tuple(built.shape)}. Correct its answer, or return `NotImplemented`."
         )
     difference = _difference(ours, built)
     if not difference <= 1e-9:
         raise AssertionError(
-            f"{form} gives other {what} {where} than with the parameter built by `dense`: they differ by "
-            f"{difference:.2g}. An answer is a shorter way to the same numbers. Correct it, or return `NotImplemented`."
+            f"{form} gives other {what} {where} than with the parameter built by `dense`: they "
+            f"differ by {difference:.2g}. An answer is a shorter way to the same numbers. Correct "
+            "it, or return `NotImplemented`."
         )
 
 

@@ -1,4 +1,6 @@
-"""Random bases, run by every engine against persistent copies: how often is the library silently wrong?
+"""Random bases, run by every engine against persistent copies.
+
+How often is the library silently wrong?
 
 In:   seeds.
 Out:  how many programs each engine ran equally, refused, got wrong without a word or failed in
@@ -125,7 +127,8 @@ def tally(
         if not quiet and programs % 100 == 0:
             spent_s = time.perf_counter() - started_s
             print(
-                f"{programs} programs, {len(findings)} findings, {1e3 * spent_s / programs:.0f} ms each",
+                f"{programs} programs, {len(findings)} findings, {1e3 * spent_s / programs:.0f} ms "
+                "each",
                 flush=True,
             )
     spent_s = time.perf_counter() - started_s
@@ -216,7 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for finding, many, less in smallest(report.findings):
         print(f"\n# {finding.verdict}, {finding.engine}, seed {finding.seed}: {finding.message}")
         print(
-            f"# {many} findings begin with these words. Smallest program, of {', '.join(less.names) or 'nothing'}:"
+            f"# {many} findings begin with these words. Smallest program, of "
+            f"{', '.join(less.names) or 'nothing'}:"
         )
         print(less.text)
     if options.record:
@@ -254,9 +258,10 @@ def record_of(report: FuzzReport, config: dict[str, Any], command: str) -> Recor
     findings = [asdict(finding) for finding in report.findings]
     cost = {**environment(), "wall_time_s": report.wall_time_s}
     notes = (
-        "Programs are drawn from a grammar of modules and held against one copy of the base per task: outputs and "
-        f"gradients, to 1e-10 in double precision. {report.invalid} programs that do not run alone were left out. "
-        "An engine chosen by name refuses what it cannot run; auto is the default."
+        "Programs are drawn from a grammar of modules and held against one copy of the base per "
+        f"task: outputs and gradients, to 1e-10 in double precision. {report.invalid} programs "
+        "that do not run alone were left out. An engine chosen by name refuses what it cannot run; "
+        "auto is the default."
     )
     return {
         "command": command,

@@ -60,8 +60,9 @@ def _count_tasks(inputs: Inputs) -> int:
     sizes = {x.shape[0] if x.ndim else 0 for x in inputs}
     if len(sizes) != 1 or min(sizes) < 2:
         raise AssertionError(
-            f"`condition` holds {sorted(sizes)} tasks. The check compares tasks with each other, so it needs two or "
-            "more, the same number in every tensor, on axis 0. Pass a condition as in `torch.randn(3, condition_dim)`."
+            f"`condition` holds {sorted(sizes)} tasks. The check compares tasks with each other, "
+            "so it needs two or more, the same number in every tensor, on axis 0. Pass a condition "
+            "as in `torch.randn(3, condition_dim)`."
         )
     return int(sizes.pop())
 
@@ -96,27 +97,30 @@ def _check_output(params: Any, tasks: int, spec: ParamSpec | None) -> None:
         )
     if spec is not None and params.keys() != spec.shapes.keys():
         raise AssertionError(
-            f"`hyper(condition)` and the spec differ in {sorted(params.keys() ^ spec.shapes.keys())}. Both must name "
-            f"the same parameters. Return exactly {list(spec.shapes)}."
+            f"`hyper(condition)` and the spec differ in "
+            f"{sorted(params.keys() ^ spec.shapes.keys())}. Both must name the same parameters. "
+            f"Return exactly {list(spec.shapes)}."
         )
     for name, value in params.items():
         expected = tuple(value.shape[1:]) if spec is None else spec.shapes[name]
         if tuple(value.shape) != (tasks, *expected):
             raise AssertionError(
-                f"`hyper(condition)[{name!r}]` has shape {tuple(value.shape)} for {tasks} tasks. A generated parameter "
-                f"has its own shape behind a leading tasks axis. Return {(tasks, *expected)}."
+                f"`hyper(condition)[{name!r}]` has shape {tuple(value.shape)} for {tasks} tasks. A "
+                f"generated parameter has its own shape behind a leading tasks axis. Return "
+                f"{(tasks, *expected)}."
             )
         if not built(value).isfinite().all():
             raise AssertionError(
-                f"`hyper(condition)[{name!r}]` holds NaN or infinity. A base network can do nothing with it. "
-                "Look for a division by zero, a logarithm or a large exponential."
+                f"`hyper(condition)[{name!r}]` holds NaN or infinity. A base network can do "
+                "nothing with it. Look for a division by zero, a logarithm or a large exponential."
             )
 
 
 def _generate_in_float64(hyper: nn.Module, inputs: Inputs) -> Mapping[str, Tensor]:
     advice = (
         "Correctness is tested in float64, and users choose their dtype. "
-        "Make constants with `torch.zeros(..., dtype=x.dtype)` or `x.new_zeros(...)`, or register them as buffers."
+        "Make constants with `torch.zeros(..., dtype=x.dtype)` or `x.new_zeros(...)`, or register "
+        "them as buffers."
     )
     try:
         params: Mapping[str, Tensor] = hyper(*inputs)
@@ -135,12 +139,13 @@ def _check_alone(hyper: nn.Module, inputs: Inputs, params: Mapping[str, Tensor])
     for name, value in params.items():
         if not torch.equal(built(value), built(again[name])):
             raise AssertionError(
-                f"`hyper(condition)[{name!r}]` differs between two calls with the same condition. Parameters follow "
-                "from the condition alone. Switch dropout and the like off with `hyper.eval()`, or take it out."
+                f"`hyper(condition)[{name!r}]` differs between two calls with the same condition. "
+                "Parameters follow from the condition alone. Switch dropout and the like off with "
+                "`hyper.eval()`, or take it out."
             )
     advice = (
-        "A task's parameters follow from its own condition. Do not normalise or pool over axis 0, which is tasks; "
-        "where a BatchNorm does it, use nn.LayerNorm."
+        "A task's parameters follow from its own condition. Do not normalise or pool over axis 0, "
+        "which is tasks; where a BatchNorm does it, use nn.LayerNorm."
     )
     tasks = len(inputs[0])
     for task in range(tasks):
@@ -154,8 +159,8 @@ def _check_alone(hyper: nn.Module, inputs: Inputs, params: Mapping[str, Tensor])
             difference = (alone[name][0] - value[task]).abs().max().item()
             if not difference <= 1e-9 * (1 + value[task].abs().max().item()):
                 raise AssertionError(
-                    f"Task {task} alone gets another {name!r} than in a batch of {tasks}: they differ by "
-                    f"{difference:.2g}. {advice}"
+                    f"Task {task} alone gets another {name!r} than in a batch of {tasks}: they "
+                    f"differ by {difference:.2g}. {advice}"
                 )
 
 
@@ -176,13 +181,15 @@ def _check_leaks(params: Mapping[str, Tensor], leaves: Sequence[Tensor], tasks: 
         used = used or task in reached
         if reached - {task}:
             raise AssertionError(
-                f"What task {task} gets depends on the conditions of tasks {sorted(reached - {task})}. Tasks "
+                f"What task {task} gets depends on the conditions of tasks "
+                f"{sorted(reached - {task})}. Tasks "
                 "are independent. Do not mix rows along axis 0, which is tasks."
             )
     if not used:
         raise AssertionError(
-            "What is generated does not depend on the condition. A hypernetwork that ignores the condition gives "
-            "every task the same network. Look for a `detach()`, or for a layer whose output is constant."
+            "What is generated does not depend on the condition. A hypernetwork that ignores the "
+            "condition gives every task the same network. Look for a `detach()`, or for a layer "
+            "whose output is constant."
         )
 
 
@@ -207,13 +214,15 @@ def _check_gradients(
         if gradient is None or not gradient.any():
             why = "is not used" if gradient is None else "has the gradient zero everywhere"
             raise AssertionError(
-                f"The parameter {name!r} {why}, so no loss on what is generated can train it. Every own parameter "
-                "must count. Remove it, use it, or call `requires_grad_(False)` on it."
+                f"The parameter {name!r} {why}, so no loss on what is generated can train it. "
+                "Every own parameter must count. Remove it, use it, or call "
+                "`requires_grad_(False)` on it."
             )
         if not gradient.isfinite().all():
             raise AssertionError(
-                f"The gradient of the parameter {name!r} holds NaN or infinity. One step with it would spoil every "
-                "parameter. Look for a square root at zero, a division by zero or a large exponential."
+                f"The gradient of the parameter {name!r} holds NaN or infinity. One step with it "
+                "would spoil every parameter. Look for a square root at zero, a division by zero "
+                "or a large exponential."
             )
 
 

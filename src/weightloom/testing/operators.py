@@ -97,8 +97,8 @@ def _cases(samples: int, names: Sequence[str] | None) -> Iterator[tuple[str, dic
         from torch.testing._internal.common_methods_invocations import op_db
     except ImportError as error:
         raise ImportError(
-            f"torch's operator database cannot be imported ({error}). It is part of torch's own tests, which need "
-            "`expecttest`. Install it: `pip install expecttest`."
+            f"torch's operator database cannot be imported ({error}). It is part of torch's own "
+            "tests, which need `expecttest`. Install it: `pip install expecttest`."
         ) from error
     for operator in op_db:
         functions = {operator.op, operator.method_variant, operator.inplace_variant} - {None}

@@ -58,7 +58,10 @@ class Kind:
 
 @dataclass(frozen=True)
 class Piece:
-    """One statement of a program, drawn: its lines by section, and the statements inside it, a list for each body."""
+    """One statement of a program, drawn.
+
+    Its lines by section, and the statements inside it, a list for each body.
+    """
 
     name: str
     lines: tuple[tuple[str, str], ...]
@@ -182,7 +185,10 @@ class Program:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of everything in it that is not the simplest: statements, inputs, output and settings."""
+        """Names of everything in it that is not the simplest.
+
+        Statements, inputs, output and settings.
+        """
         settings = [
             its.name for its in fields(Settings) if getattr(self.settings, its.name) != its.default
         ]

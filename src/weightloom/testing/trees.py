@@ -28,7 +28,10 @@ def walk(tree: Any) -> Iterator[Any]:
 
 
 def structure(tree: Any) -> Any:
-    """Types and keys of everything around the leaves; a tensor or not is all that is said of a leaf."""
+    """Types and keys of everything around the leaves.
+
+    A tensor or not is all that is said of a leaf.
+    """
     if isinstance(tree, list | tuple):
         kind = "tuple" if isinstance(tree, torch.Size) else type(tree).__name__
         return [kind, *(structure(part) for part in tree)]

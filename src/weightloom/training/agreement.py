@@ -11,7 +11,9 @@ from weightloom.training.processes import Processes
 
 
 class Agreement(nn.Module):
-    """Facts that travel with the gradients: a step has one exchange, and processes wait for each other once.
+    """Facts that travel with the gradients.
+
+    A step has one exchange, and processes wait for each other once.
 
     They are the gradient of a parameter that is never changed. It is a part of the module that
     processes share, so that their gradients of it are averaged with those of the model.

@@ -56,7 +56,10 @@ class Average:
         return {f"average/{name}": value for name, value in zip(self.own, self.values, strict=True)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take the averages from a checkpoint; where it has none they are the model's own values."""
+        """Take the averages from a checkpoint.
+
+        Where it has none they are the model's own values.
+        """
         for name, value in zip(self.own, self.values, strict=True):
             value.copy_(tensors.get(f"average/{name}", self.own[name].detach()))
 

@@ -39,7 +39,9 @@ class History:
 
 
 def load_model(path: Path, model: nn.Module, identity: str = "") -> int:
-    """Put the parameters kept in a checkpoint into ``model``; return the number of steps they were trained for.
+    """Put the parameters kept in a checkpoint into ``model``.
+
+    Return the number of steps they were trained for.
 
     Raises:
         CheckpointError: If the file is not whole, or was written for another model or by another
@@ -150,9 +152,9 @@ def resume_run(
     restore_model(path, model, tensors)
     if facts.get("turns", []) != _names(optimisers):
         raise CheckpointError(
-            f"`{path}` was written by a run of the turns {facts.get('turns', [])}, and this one has "
-            f"{_names(optimisers)}; one turn alone goes by no name. Each has an optimiser, whose state is kept. Pass "
-            "the turns that the run began with, or another folder."
+            f"`{path}` was written by a run of the turns {facts.get('turns', [])}, and this one "
+            f"has {_names(optimisers)}; one turn alone goes by no name. Each has an optimiser, "
+            "whose state is kept. Pass the turns that the run began with, or another folder."
         )
     average.restore(tensors)
     restore_state(path, tensors, _places(optimisers))

@@ -103,7 +103,8 @@ def train(
     if resume:
         if run is None:
             raise ConfigError(
-                "`resume=True` without `run`. There is no folder to go on from. Pass `run=Path(...)`."
+                "`resume=True` without `run`. There is no folder to go on from. Pass "
+                "`run=Path(...)`."
             )
         history, first = resume_run(run, model, optimisers, average, identity)
     parameters = list(model.parameters())
@@ -245,7 +246,10 @@ class _Held:
 
 
 class _Unconverted(nn.Module):
-    """Give a model its batch as it is: half precision is for what networks compute, not for what data say."""
+    """Give a model its batch as it is.
+
+    Half precision is for what networks compute, not for what data say.
+    """
 
     def __init__(self, model: nn.Module, agreement: nn.Module | None) -> None:
         super().__init__()
@@ -278,14 +282,15 @@ def _bad_loss(losses: Tensor, value: float, batch: Any, owner: str) -> str:
 def _not_finite(what: str, step: int, kept: Path | None, owner: str) -> str:
     back = f"The last good checkpoint is `{kept}`." if kept else "No checkpoint was written yet."
     return (
-        f"At step {step + 1} the {what}. A step like this would spoil every parameter, so the run stopped before it. "
-        f"{back} Look for NaN in the data, or lower `outer_lr` or `clip_norm`{owner}."
+        f"At step {step + 1} the {what}. A step like this would spoil every parameter, so the run "
+        f"stopped before it. {back} Look for NaN in the data, or lower `outer_lr` or "
+        f"`clip_norm`{owner}."
     )
 
 
 def _idle(owner: str) -> str:
     return (
-        f"The loss{owner} depends on nothing that is to move, so no step would train anything. What moves must be used "
-        "by the loss, and not detached. Look for `detach()`, `no_grad()` or `.item()` on the way, or name the "
-        "parameters that the loss does depend on."
+        f"The loss{owner} depends on nothing that is to move, so no step would train anything. "
+        "What moves must be used by the loss, and not detached. Look for `detach()`, `no_grad()` "
+        "or `.item()` on the way, or name the parameters that the loss does depend on."
     )

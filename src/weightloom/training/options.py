@@ -83,13 +83,14 @@ class TrainOptions:
             )
         if not 0 <= self.average < 1:
             raise ConfigError(
-                f"`average={self.average}` is no decay. It is the share of the running average that a step leaves, "
-                "from 0, which keeps no average, to below 1. Pass 0, or for instance 0.998."
+                f"`average={self.average}` is no decay. It is the share of the running average "
+                "that a step leaves, from 0, which keeps no average, to below 1. Pass 0, or for "
+                "instance 0.998."
             )
         if not 0 <= self.seed < 2**32:
             raise ConfigError(
-                f"`seed={self.seed}` is out of range. It is joined with the number of a step to 64 bits. "
-                "Pass a seed from 0 to 4,294,967,295."
+                f"`seed={self.seed}` is out of range. It is joined with the number of a step to 64 "
+                "bits. Pass a seed from 0 to 4,294,967,295."
             )
         if (
             self.warmup_steps is not None
@@ -97,8 +98,9 @@ class TrainOptions:
             and self.warmup_steps >= self.steps
         ):
             raise ConfigError(
-                f"`warmup_steps={self.warmup_steps}` of {self.steps} steps. The rate would reach its peak when the run "
-                f"is over. Pass at most `warmup_steps={max(self.steps - 1, 0)}`, or leave it out for "
+                f"`warmup_steps={self.warmup_steps}` of {self.steps} steps. The rate would reach "
+                f"its peak when the run is over. Pass at most "
+                f"`warmup_steps={max(self.steps - 1, 0)}`, or leave it out for "
                 f"{self._usual_warmup()}."
             )
 
@@ -154,7 +156,8 @@ def check_counts(owner: str, **counts: int) -> None:
             )
         if count > MOST_OF_ALL:
             raise ConfigError(
-                f"`{name}={count:,}`{owner} is more than any machine could do. It is at most {MOST_OF_ALL:,}. "
+                f"`{name}={count:,}`{owner} is more than any machine could do. It is at most "
+                f"{MOST_OF_ALL:,}. "
                 "Pass fewer."
             )
 
@@ -167,7 +170,9 @@ def check_settings(
     clip_norm: float | None,
     schedule: str | None,
 ) -> None:
-    """Raise a `ConfigError` unless settings of an optimiser are in their ranges; None stands for a default.
+    """Raise a `ConfigError` unless settings of an optimiser are in their ranges.
+
+    None stands for a default.
 
     Args:
         owner: Whose settings they are, as in `check_counts`.
@@ -179,26 +184,26 @@ def check_settings(
     """
     if outer_lr is not None and not 0 < outer_lr < math.inf:
         raise ConfigError(
-            f"`outer_lr={outer_lr}`{owner} is no learning rate. Steps are as long as it says, so 0 trains nothing. "
-            "Pass a positive number, as in 1e-3."
+            f"`outer_lr={outer_lr}`{owner} is no learning rate. Steps are as long as it says, so 0 "
+            "trains nothing. Pass a positive number, as in 1e-3."
         )
     if clip_norm is not None and not clip_norm > 0:
         raise ConfigError(
-            f"`clip_norm={clip_norm}`{owner} leaves no gradient. The gradient is scaled down to this norm. "
-            "Pass a positive number; `math.inf` clips nothing."
+            f"`clip_norm={clip_norm}`{owner} leaves no gradient. The gradient is scaled down to "
+            "this norm. Pass a positive number; `math.inf` clips nothing."
         )
     if weight_decay is not None and not 0 <= weight_decay < math.inf:
         raise ConfigError(
-            f"`weight_decay={weight_decay}`{owner} is no decay. A step takes this share, times the rate, off every "
-            "matrix. Pass 0 or a positive number."
+            f"`weight_decay={weight_decay}`{owner} is no decay. A step takes this share, times the "
+            "rate, off every matrix. Pass 0 or a positive number."
         )
     if warmup_steps is not None and warmup_steps < 0:
         raise ConfigError(
-            f"`warmup_steps={warmup_steps}`{owner} is below 0. It counts the steps until the rate is at its peak. "
-            "Pass 0 for none."
+            f"`warmup_steps={warmup_steps}`{owner} is below 0. It counts the steps until the rate "
+            "is at its peak. Pass 0 for none."
         )
     if schedule is not None and schedule not in get_args(Schedule):
         raise ConfigError(
-            f"`schedule={schedule!r}`{owner} is unknown. It is the course of the rate after its peak. "
-            f"{nearest(schedule, get_args(Schedule))}"
+            f"`schedule={schedule!r}`{owner} is unknown. It is the course of the rate after its "
+            f"peak. {nearest(schedule, get_args(Schedule))}"
         )

@@ -38,7 +38,10 @@ class Processes(Protocol):
         ...
 
     def setup(self, module: nn.Module, *optimizers: torch.optim.Optimizer) -> Any:
-        """Return module and optimiser as they take part in a step: gradients are those of all processes."""
+        """Return module and optimiser as they take part in a step.
+
+        Gradients are those of all processes.
+        """
         ...
 
     def to_device(self, obj: Any) -> Any:
@@ -63,7 +66,9 @@ class Processes(Protocol):
 
 
 class OneProcess:
-    """One process on one device, which shares nothing: there is nobody to wait for and nothing to convert.
+    """One process on one device, which shares nothing.
+
+    There is nobody to wait for and nothing to convert.
 
     Args:
         device: Where it computes.

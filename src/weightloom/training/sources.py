@@ -1,4 +1,7 @@
-"""Batches by the number of a step: of tasks that are drawn, of a function, or of anything that can be gone through."""
+"""Batches by the number of a step.
+
+Of tasks that are drawn, of a function, or of anything that can be gone through.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -56,8 +59,9 @@ class Around:
             batch = next(self.batches, END)
         if batch is END:
             raise ConfigError(
-                f"`source` ended after {self.drawn} batches, and step {step + 1} needs another. An iterator has one "
-                "round, and what is empty has none. Pass a list, a `DataLoader`, or a function of step and generator."
+                f"`source` ended after {self.drawn} batches, and step {step + 1} needs another. An "
+                "iterator has one round, and what is empty has none. Pass a list, a `DataLoader`, "
+                "or a function of step and generator."
             )
         self.drawn += 1
         return batch if self.share == ALL else dealt(batch, self.share)
@@ -74,19 +78,22 @@ def check_source(source: Any, tasks: int, world: int, is_kept: bool) -> None:
     """
     if hasattr(source, "sample") and tasks % world:
         raise ConfigError(
-            f"`tasks={tasks}` cannot be dealt out over {world} processes. Every process takes the same number, so that "
-            f"the gradient is that of one process. Pass `tasks={-(-tasks // world) * world}`."
+            f"`tasks={tasks}` cannot be dealt out over {world} processes. Every process takes the "
+            f"same number, so that the gradient is that of one process. Pass "
+            f"`tasks={-(-tasks // world) * world}`."
         )
     if not (hasattr(source, "sample") or callable(source) or isinstance(source, Iterable)):
         raise ConfigError(
-            f"`source` is a {type(source).__name__}. Batches are drawn from it, step by step. Pass a `TaskSource`, a "
-            "function of step and generator that returns a batch, or a list or `DataLoader` of batches."
+            f"`source` is a {type(source).__name__}. Batches are drawn from it, step by step. Pass "
+            "a `TaskSource`, a function of step and generator that returns a batch, or a list or "
+            "`DataLoader` of batches."
         )
     if is_kept and isinstance(source, Iterator):
         raise ConfigError(
-            f"`source` is a {type(source).__name__}, an iterator, and `run` was given. A run that is resumed must draw "
-            "the same batches again, and an iterator cannot be wound back. Pass what it goes through, such as a list "
-            "or a `DataLoader`; a function of step and generator that returns a batch; or no `run`."
+            f"`source` is a {type(source).__name__}, an iterator, and `run` was given. A run that "
+            "is resumed must draw the same batches again, and an iterator cannot be wound back. "
+            "Pass what it goes through, such as a list or a `DataLoader`; a function of step and "
+            "generator that returns a batch; or no `run`."
         )
 
 
@@ -174,9 +181,10 @@ def dealt(batch: Any, share: slice) -> Any:
     )
     if len(lengths) > 1 or any(length % share.step for length in lengths):
         raise ConfigError(
-            f"A batch holds tensors of {' and '.join(map(str, lengths))} rows, for {share.step} processes. Each takes "
-            "the same number of rows along axis 0, so that the gradient is that of one process. Pass batches whose "
-            f"tensors have one number of rows, a multiple of {share.step}; a `DataLoader` takes `drop_last=True`."
+            f"A batch holds tensors of {' and '.join(map(str, lengths))} rows, for {share.step} "
+            "processes. Each takes the same number of rows along axis 0, so that the gradient is "
+            f"that of one process. Pass batches whose tensors have one number of rows, a multiple "
+            f"of {share.step}; a `DataLoader` takes `drop_last=True`."
         )
     return tree_map(
         lambda leaf: leaf[share] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch

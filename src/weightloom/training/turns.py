@@ -95,8 +95,9 @@ class Turn:
         )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(
-                f"`betas={self.betas}`{owner} are no decays. Each is the share of a running mean that a step leaves, "
-                "from 0 to below 1. Pass two such numbers, as in `(0.9, 0.999)`."
+                f"`betas={self.betas}`{owner} are no decays. Each is the share of a running mean "
+                "that a step leaves, from 0 to below 1. Pass two such numbers, as in `(0.9, "
+                "0.999)`."
             )
         if not isinstance(self.parameters, nn.Module | Tensor | str | type) and not callable(
             self.parameters
@@ -152,9 +153,10 @@ class Player:
         """What a backward pass is told, so that it computes no gradient of what rests."""
         if not self.leaves:
             raise ConfigError(
-                f"Turn `{turn.name}` moves nothing: {type(model).__name__} has {len(trained)} parameters that want a "
-                "gradient, and none of them is this turn's. A turn trains what `parameters` and `generates` name. Call "
-                "`requires_grad_()` on it, or name something else."
+                f"Turn `{turn.name}` moves nothing: {type(model).__name__} has {len(trained)} "
+                "parameters that want a gradient, and none of them is this turn's. A turn trains "
+                "what `parameters` and `generates` name. Call `requires_grad_()` on it, or name "
+                "something else."
             )
 
     def take_gradients(self) -> None:
@@ -199,30 +201,33 @@ def check_turns(
         return
     if loss_per_task is not None:
         raise ConfigError(
-            "`loss_per_task` and `turns` were given. Each turn has a loss of its own. Pass None for the first, and "
-            "`Turn(name, loss)` with a loss that takes model, batch and name."
+            "`loss_per_task` and `turns` were given. Each turn has a loss of its own. Pass None "
+            "for the first, and `Turn(name, loss)` with a loss that takes model, batch and name."
         )
     names = [turn.name for turn in turns]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(
-            f"{names.count(twice[0])} turns are called `{twice[0]}`. Rows and checkpoints go by the name. Pass turns "
-            "of different names; one that comes often has `steps`."
+            f"{names.count(twice[0])} turns are called `{twice[0]}`. Rows and checkpoints go by "
+            "the name. Pass turns of different names; one that comes often has `steps`."
         )
     if options.mode != "joint":
         raise ConfigError(
-            f"`mode={options.mode!r}` and `turns` were given. The mode makes turns of the blocks of the model. "
+            f"`mode={options.mode!r}` and `turns` were given. The mode makes turns of the blocks "
+            "of the model. "
             'Leave out one of them, as in `mode="joint"`.'
         )
     before = sum(turn.steps for turn in turns[:-1])
     if before >= options.steps:
         raise ConfigError(
-            f"`steps={options.steps}` are over before turn `{turns[-1].name}` comes: those before it take {before}. "
-            f"Pass `TrainOptions(steps={before + turns[-1].steps})` or more."
+            f"`steps={options.steps}` are over before turn `{turns[-1].name}` comes: those before "
+            f"it take {before}. Pass `TrainOptions(steps={before + turns[-1].steps})` or more."
         )
 
 
 def turns_of_blocks(model: nn.Module, options: TrainOptions) -> list[Turn]:
-    """Return the turns that a mode stands for: one over everything, or one for each block of the model.
+    """Return the turns that a mode stands for.
+
+    One over everything, or one for each block of the model.
 
     Raises:
         ConfigError: If blocks are to be trained in turn, and the model has none.
@@ -267,15 +272,20 @@ def _chosen(turn: Turn, model: nn.Module) -> set[int]:
             )
         if found - own:
             raise ConfigError(
-                f"Turn `{turn.name}` names {len(found - own)} parameters that are not in {type(model).__name__}. Only "
-                "those of the model are trained and kept. Make them a part of it, as in `model.critic = critic`."
+                f"Turn `{turn.name}` names {len(found - own)} parameters that are not in "
+                f"{type(model).__name__}. Only "
+                "those of the model are trained and kept. Make them a part of it, as in "
+                "`model.critic = critic`."
             )
         chosen |= found
     return chosen
 
 
 def _rows(turn: Turn, model: nn.Module) -> dict[int, list[slice]]:
-    """Return the rows that move of each parameter that writes a base, by its ``id``; all is ``slice(None)``."""
+    """Return the rows that move of each parameter that writes a base, by its ``id``.
+
+    All is ``slice(None)``.
+    """
     if not turn.generates:
         return {}
     rows: dict[int, list[slice]] = {}
@@ -291,8 +301,9 @@ def _rows(turn: Turn, model: nn.Module) -> dict[int, list[slice]]:
     for glob in turn.generates:
         if not any(fnmatchcase(name, glob) for name in known):
             raise ConfigError(
-                f"`generates={glob!r}` of turn `{turn.name}` matches no parameter that a hypernetwork in "
-                f"{type(model).__name__} writes. A glob is held against the names in its base. {nearest(glob, known)}"
+                f"`generates={glob!r}` of turn `{turn.name}` matches no parameter that a "
+                f"hypernetwork in {type(model).__name__} writes. A glob is held against the names "
+                f"in its base. {nearest(glob, known)}"
             )
     return rows
 

@@ -1,4 +1,6 @@
-"""A few-shot model adapted to a user's own task: a plain network, and what goes before and after it.
+"""A few-shot model adapted to a user's own task.
+
+A plain network, and what goes before and after it.
 
 In:   a trained learner and a support set; or a folder that a network was saved to.
 Out:  `AdaptedTask`, which predicts and saves.
@@ -71,7 +73,9 @@ class AdaptedTask:
         ]
 
     def predict_proba(self, inputs: Any) -> NDArray[np.float64]:
-        """Return the probability of each class, (inputs, classes); the columns are those of ``classes``.
+        """Return the probability of each class, (inputs, classes).
+
+        The columns are those of ``classes``.
 
         Raises:
             ConfigError: If it is a regression.
@@ -80,7 +84,10 @@ class AdaptedTask:
         return self._probabilities(*read_inputs(inputs, self.inputs))
 
     def predict_rows(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
-        """Answer inputs that a person typed: a row each, with class and probability, or with its numbers."""
+        """Answer inputs that a person typed.
+
+        A row each, with class and probability, or with its numbers.
+        """
         items, names = read_inputs(inputs, self.inputs)
         if self.targets is None:
             sure = self._probabilities(items, names)
@@ -98,7 +105,9 @@ class AdaptedTask:
         ]
 
     def save(self, folder: str | Path) -> dict[str, Any]:
-        """Write a plain network, its preprocessing and its classes; `load_adapted` reads it, and so can others.
+        """Write a plain network, its preprocessing and its classes.
+
+        `load_adapted` reads it, and so can others.
 
         Args:
             folder: Where to write ``network.pt2``, ``network.safetensors`` and ``network.json``;
@@ -126,7 +135,8 @@ class AdaptedTask:
     def _probabilities(self, items: list[Any], names: list[str]) -> NDArray[np.float64]:
         if self.targets is not None:
             raise ConfigError(
-                "`predict_proba` was asked of a regression. It predicts numbers, not classes. Call `predict`."
+                "`predict_proba` was asked of a regression. It predicts numbers, not classes. Call "
+                "`predict`."
             )
         sure: NDArray[np.float64] = self._outputs(items, names).double().softmax(1).numpy()
         return sure
@@ -187,7 +197,8 @@ def load_adapted(folder: str | Path) -> AdaptedTask:
         program = torch.export.load(place / "network.pt2").module()
     except Exception as error:  # torch and zipfile raise a dozen types for a damaged program
         raise DataError(
-            f"`{shortened(place)}` holds no adapted network that can be read ({type(error).__name__}: {error}). It "
+            f"`{shortened(place)}` holds no adapted network that can be read "
+            f"({type(error).__name__}: {error}). It "
             "holds `network.json` and `network.pt2`, as `save` wrote them. Pass such a folder."
         ) from error
     classes = tuple(facts["classes"])
@@ -218,12 +229,14 @@ def facts_of(
 def _check_classes(learner: Learner, classes: Sequence[Any]) -> None:
     if len(classes) < 2:
         raise DataError(
-            f"The support set is of {len(classes)} classes. There is nothing to tell apart. Give two classes or more."
+            f"The support set is of {len(classes)} classes. There is nothing to tell apart. Give "
+            "two classes or more."
         )
     if learner.ways not in (None, len(classes)):
         raise ConfigError(
-            f"The support set has {len(classes)} classes, but the head of this method has {learner.ways} rows, and it "
-            f"knows no others. Give {learner.ways} classes, train with `ways={len(classes)}`, or with a method whose "
+            f"The support set has {len(classes)} classes, but the head of this method has "
+            f"{learner.ways} rows, and it knows no others. Give {learner.ways} classes, train with "
+            f"`ways={len(classes)}`, or with a method whose "
             "head is made for each task, as `hypernetwork` or `protonet`."
         )
 

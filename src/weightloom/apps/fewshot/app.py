@@ -59,8 +59,9 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         asked = config.inner_steps or config.inner_lr
         if asked and not any(problem.learner(method).inner_loop for method in config.methods):
             raise ConfigError(
-                "`--inner-steps` or `--inner-lr` was typed, and no method of the run takes steps on a support set. "
-                "Type `--mode bilevel`, choose such a method, as in `--method maml`, or leave them out."
+                "`--inner-steps` or `--inner-lr` was typed, and no method of the run takes steps "
+                "on a support set. Type `--mode bilevel`, choose such a method, as in `--method "
+                "maml`, or leave them out."
             )
         return problem
 

@@ -1,4 +1,6 @@
-"""Learners of one's own, side by side: trained on the same tasks with the same budget, judged on the same new ones.
+"""Learners of one's own, side by side.
+
+Trained on the same tasks with the same budget, judged on the same new ones.
 
 In:   learners by name, a source to train on, a source to be judged on.
 Out:  `Comparison`: rows with 95 % intervals, trained learners, a record and a report.
@@ -51,12 +53,15 @@ class Comparison:
         return rows
 
     def report(self, folder: str | Path) -> Path:
-        """Write ``record.json`` and ``report.html`` to a folder, made if need be; return the path of the report."""
+        """Write ``record.json`` and ``report.html`` to a folder, made if need be.
+
+        Return the path of the report.
+        """
         place = Path(folder).expanduser()
         if kind_of(place / "report.html") != "nothing" and kind_of(place / RECORD) == "nothing":
             raise ConfigError(
-                f"`{place / 'report.html'}` is no report of a comparison: no record lies beside it. It is not written "
-                "over. Pass another folder."
+                f"`{place / 'report.html'}` is no report of a comparison: no record lies beside "
+                "it. It is not written over. Pass another folder."
             )
         check_target(place / RECORD)
         make_folder(place, "folder")
@@ -164,8 +169,9 @@ class Compared(FewShot):
         """Take the sources."""
         if self._sources is None:
             raise ConfigError(
-                "The learners and sources of a comparison live in the program that made it. Its folder holds the "
-                "record and the report. Call `weightloom.apps.fewshot.compare` there again."
+                "The learners and sources of a comparison live in the program that made it. Its "
+                "folder holds the record and the report. Call `weightloom.apps.fewshot.compare` "
+                "there again."
             )
         return GivenProblem(*self._sources, config)
 
@@ -185,8 +191,8 @@ class Compared(FewShot):
     def notes(self, config: FewShotOptions) -> str:
         """Say which tasks are which."""
         return (
-            "Intervals are 95 % over tasks. Learners and sources were given in Python; tasks to watch a training by "
-            "are of the source of training."
+            "Intervals are 95 % over tasks. Learners and sources were given in Python; tasks to "
+            "watch a training by are of the source of training."
         )
 
 
@@ -236,8 +242,8 @@ def compare(
     for name, learner in learners.items():
         if not isinstance(learner, Learner):
             raise ConfigError(
-                f"`{name}` is a {type(learner).__name__}. What is compared is a `Learner`, with `adapt` and `predict`. "
-                "Inherit from `weightloom.Learner`."
+                f"`{name}` is a {type(learner).__name__}. What is compared is a `Learner`, with "
+                "`adapt` and `predict`. Inherit from `weightloom.Learner`."
             )
     first, *others = learners
     sizes = {**COMMON, **PRESETS["own"], "data": type(train_source).__name__}

@@ -116,40 +116,45 @@ class FewShotConfig(RunOptions):
             ):
                 if asked != (1,):
                     raise ConfigError(
-                        f"`--{option} {' '.join(map(str, asked))}` with `--data {self.data}`, a regression. It has no "
-                        f"classes to count. Leave `--{option}` out; `--shots` are the points of a task."
+                        f"`--{option} {' '.join(map(str, asked))}` with `--data {self.data}`, a "
+                        f"regression. It has no classes to count. Leave `--{option}` out; "
+                        "`--shots` are the points of a task."
                     )
         if self.mode != "alternating" and self.block_steps != BLOCK_STEPS:
             raise ConfigError(
-                f"`--block-steps {self.block_steps}` with `--mode {self.mode}`, which has no turns. "
-                "Type `--mode alternating`, or leave it out."
+                f"`--block-steps {self.block_steps}` with `--mode {self.mode}`, which has no "
+                "turns. Type `--mode alternating`, or leave it out."
             )
         if any(ways < 1 for ways in self.ways or (1,)) or self.ways == ():
             raise ConfigError(
-                f"`--ways {self.ways}` is too small. It counts classes. Type `--ways 5`, or `--ways 5 20`."
+                f"`--ways {self.ways}` is too small. It counts classes. Type `--ways 5`, or "
+                "`--ways 5 20`."
             )
         for shots in self.shots or ():
             if shots < 1:
                 raise ConfigError(
-                    f"`--shots {shots}` leaves nothing to adapt on. A method learns a task from its support set. "
-                    "Pass 1 or more, as in `--shots 1 5`."
+                    f"`--shots {shots}` leaves nothing to adapt on. A method learns a task from "
+                    "its support set. Pass 1 or more, as in `--shots 1 5`."
                 )
         if self.shots == ():
             raise ConfigError(
-                "`--shots` is empty. A method learns a task from its support set. Type `--shots 1 5`."
+                "`--shots` is empty. A method learns a task from its support set. Type `--shots 1 "
+                "5`."
             )
         largest_ways, largest_shots = max(self.ways or [1]), max(self.shots or [1])
         examples: int = (self.tasks or 1) * largest_ways * (largest_shots + (self.queries or 1))
         if examples > MOST_EXAMPLES:
             raise ConfigError(
-                f"`--tasks`, `--ways`, `--shots` and `--queries` ask for {examples:,} examples a step. They are held "
-                f"in memory together, at most {MOST_EXAMPLES:,}. Pass a smaller number of one of them."
+                f"`--tasks`, `--ways`, `--shots` and `--queries` ask for {examples:,} examples a "
+                f"step. They are held in memory together, at most {MOST_EXAMPLES:,}. Pass a "
+                "smaller number of one of them."
             )
         self.check_positive("outer_lr", "clip_norm", "inner_lr")
         self.check_not_negative("weight_decay", "average")
         if self.average is not None and self.average >= 1:
             raise ConfigError(
-                f"`--average {self.average}` never moves. It is a decay below 1. Type `--average 0.99`."
+                f"`--average {self.average}` never moves. It is a decay below 1. Type `--average "
+                "0.99`."
             )
         self.check_methods(FITS[kind], f"--data {self.data}", PRESETS[kind]["comparators"])
 

@@ -42,15 +42,15 @@ def export_task(
     """
     if not task.isdecimal():
         raise ConfigError(
-            f"`--task {task}` is not a number. It counts meta-test tasks from 0. Type `--task 0`; for a task of your "
-            f"own type `weightloom adapt RUN {task}`."
+            f"`--task {task}` is not a number. It counts meta-test tasks from 0. Type `--task 0`; "
+            f"for a task of your own type `weightloom adapt RUN {task}`."
         )
     number = int(task[:20])
     if number >= config.test_tasks:
         raise ConfigError(
-            f"`--task {task[:20]}` but the run was judged on {config.test_tasks:,} tasks, numbered from 0 to "
-            f"{config.test_tasks - 1}. The network of one of these is written. Type such a number, or more "
-            "`--test-tasks`."
+            f"`--task {task[:20]}` but the run was judged on {config.test_tasks:,} tasks, numbered "
+            f"from 0 to {config.test_tasks - 1}. The network of one of these is written. Type such "
+            "a number, or more `--test-tasks`."
         )
     shots = config.shots[0]
     drawn = draw_judged_task(problem, shots, number, config.test_tasks)
@@ -135,8 +135,9 @@ def plain_network(learner: Learner, params: Mapping[str, Tensor], support: Suppo
     except (ConfigError, AssertionError) as error:
         why = str(error).splitlines()[0].partition(". ")[0]
         raise ConfigError(
-            f"{type(learner).__name__} answers with more than a network of one task ({why}). A plain network holds the "
-            "base and the parameters of the task alone. Train another method, such as `hypernetwork`."
+            f"{type(learner).__name__} answers with more than a network of one task ({why}). A "
+            "plain network holds the base and the parameters of the task alone. Train another "
+            "method, such as `hypernetwork`."
         ) from error
     return net
 

@@ -65,8 +65,8 @@ class Inputs(ABC):
         for value, name in zip(values, names, strict=True):
             if not bool(value.isfinite().all()):
                 raise DataError(
-                    f"`{name}` holds NaN or an infinity. A network answers finite numbers only. Replace them, or leave "
-                    "the example out."
+                    f"`{name}` holds NaN or an infinity. A network answers finite numbers only. "
+                    "Replace them, or leave the example out."
                 )
         return torch.stack(values)
 
@@ -113,7 +113,8 @@ class Arrays(Inputs):
         values = numbers_of(item, name, self.takes).float()
         if tuple(values.shape) != tuple(self.shape):
             raise DataError(
-                f"`{name}` has the shape {tuple(values.shape)}. This model takes {tuple(self.shape)}. "
+                f"`{name}` has the shape {tuple(values.shape)}. This model takes "
+                f"{tuple(self.shape)}. "
                 "Bring it to that shape."
             )
         return values
@@ -137,9 +138,9 @@ class Pictures(Inputs):
         """Cut, scale, divide."""
         kind = "grey, one channel" if self.channels == 1 else "red, green and blue"
         return (
-            f"Turn as EXIF says, put on white where transparent, cut to the largest square in the middle, scale to "
-            f"{self.size}x{self.size} pixels (bicubic), {kind} first (channels, height, width), divide by 255. Light "
-            "and dark as in the pictures of training."
+            f"Turn as EXIF says, put on white where transparent, cut to the largest square in the "
+            f"middle, scale to {self.size}x{self.size} pixels (bicubic), {kind} first (channels, "
+            "height, width), divide by 255. Light and dark as in the pictures of training."
         )
 
     def one(self, item: Any, name: str) -> Tensor:
@@ -158,15 +159,16 @@ class Pictures(Inputs):
         fits = values.ndim == 3 and values.shape[0] == self.channels
         if not fits or (not whole and values.shape[1:] != (self.size, self.size)):
             raise DataError(
-                f"`{name}` has the shape {tuple(values.shape)}. This model takes pictures of {self.channels} channels, "
-                f"({self.channels}, {self.size}, {self.size}); whole numbers from 0 to 255 of any height and width are "
-                "scaled. Convert it, or give the path of the picture."
+                f"`{name}` has the shape {tuple(values.shape)}. This model takes pictures of "
+                f"{self.channels} channels, ({self.channels}, {self.size}, {self.size}); whole "
+                "numbers from 0 to 255 of any height and width are scaled. Convert it, or give the "
+                "path of the picture."
             )
         low, high = values.min().item(), values.max().item()
         if low < 0 or high > (255 if whole else 1):
             raise DataError(
-                f"`{name}` holds numbers from {low:g} to {high:g}. A picture of {values.dtype} holds numbers from 0 to "
-                f"{255 if whole else 1}. Scale it, or pass it as uint8."
+                f"`{name}` holds numbers from {low:g} to {high:g}. A picture of {values.dtype} "
+                f"holds numbers from 0 to {255 if whole else 1}. Scale it, or pass it as uint8."
             )
         if not whole:
             return values.float()
@@ -188,8 +190,10 @@ class Sounds(Inputs):
     def in_words(self) -> str:
         """The spectrogram."""
         return (
-            f"Mono at {RATE} Hz, the middle {FRAMES} frames of 20 ms (windows of 32 ms, Hann), power in {BANDS} mel "
-            "bands, decibels below the loudest point, 60 of them from 0 to 1, low bands last: (1, 32, 32)."
+            f"Mono at {RATE} Hz, the middle {FRAMES} frames of 20 ms (windows of 32 ms, Hann), "
+            f"power in {BANDS} mel "
+            "bands, decibels below the loudest point, 60 of them from 0 to 1, low bands last: (1, "
+            "32, 32)."
         )
 
     def one(self, item: Any, name: str) -> Tensor:
@@ -201,7 +205,8 @@ class Sounds(Inputs):
             return Pictures(1, FRAMES).one(values, name)
         if not len(values) or not values.abs().max() <= 1:
             raise DataError(
-                f"`{name}` holds {len(values)} samples, not all from -1 to 1. This model takes {self.takes}. "
+                f"`{name}` holds {len(values)} samples, not all from -1 to 1. This model takes "
+                f"{self.takes}. "
                 "Divide samples of 16 bits by 32768."
             )
         return spectrograms(values.float()[None])[0].float() / 255
@@ -235,7 +240,8 @@ class Numbers(Inputs):
         if len(values) != len(self.names):
             shown = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
             raise DataError(
-                f"`{name}` has {len(values)} numbers. This model takes {len(self.names)} a row: {shown}. "
+                f"`{name}` has {len(values)} numbers. This model takes {len(self.names)} a row: "
+                f"{shown}. "
                 "Give one for each."
             )
         if self.mean:
@@ -249,7 +255,8 @@ class Numbers(Inputs):
         if missing := [name for name in self.names if name not in row]:
             raise DataError(
                 f"{where} has no column `{missing[0]}` but {listed(row)}. The model was "
-                "trained with it. Add it, or give all columns other names to be taken in their order."
+                "trained with it. Add it, or give all columns other names to be taken in their "
+                "order."
             )
         return [_number(row[name], where) for name in self.names]
 
@@ -276,7 +283,8 @@ class Sentences(Inputs):
             if not isinstance(item, str) or not item.strip():
                 name = names[number] if names else f"example {number}"
                 raise DataError(
-                    f"`{name}` is {item!r}. This model takes texts. Give strings that are not empty."
+                    f"`{name}` is {item!r}. This model takes texts. Give strings that are not "
+                    "empty."
                 )
         if not len(items):
             raise DataError("There are no examples. Give one text or more.")
@@ -306,8 +314,9 @@ class Targets:
         numbers = numbers.reshape(len(numbers), -1)
         if numbers.shape[1] != len(self.names) or not bool(numbers.isfinite().all()):
             raise DataError(
-                f"The targets have the shape {tuple(numbers.shape)}, or are not all finite. This model predicts "
-                f"{len(self.names)} finite numbers for each point: {', '.join(self.names)}. Give as many."
+                f"The targets have the shape {tuple(numbers.shape)}, or are not all finite. This "
+                f"model predicts {len(self.names)} finite numbers for each point: "
+                f"{', '.join(self.names)}. Give as many."
             )
         return ((numbers - self._mean()) / self._std()).float()
 
@@ -352,8 +361,8 @@ def inputs_of(facts: Mapping[str, Any]) -> Inputs:
     """
     if facts.get("kind") not in KINDS:
         raise DataError(
-            f"`inputs` is of kind {facts.get('kind')!r}. This version knows {', '.join(KINDS)}. Install the version of "
-            "weightloom that wrote it."
+            f"`inputs` is of kind {facts.get('kind')!r}. This version knows {', '.join(KINDS)}. "
+            "Install the version of weightloom that wrote it."
         )
     return KINDS[facts["kind"]](**_fields(facts))
 
@@ -378,7 +387,8 @@ def numbers_of(item: Any, name: str, takes: str) -> Tensor:
         return values
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(
-            f"`{name}` is a {type(item).__name__} ({str(error)[:200]}). This model takes {takes}. Give one."
+            f"`{name}` is a {type(item).__name__} ({str(error)[:200]}). This model takes {takes}. "
+            "Give one."
         ) from error
 
 
@@ -397,8 +407,8 @@ def _number(cell: Any, name: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise DataError(
-            f"`{name}` holds {str(cell)[:60]!r}. Rows hold finite numbers with a decimal point. Fill the cell, or "
-            "leave the row out."
+            f"`{name}` holds {str(cell)[:60]!r}. Rows hold finite numbers with a decimal point. "
+            "Fill the cell, or leave the row out."
         )
     return number
 
@@ -427,7 +437,7 @@ def _samples(path: Path) -> Tensor:
                 raise ValueError(f"it ends after {len(samples):,} of {frames:,} samples")
     except Exception as error:  # `wave` raises a dozen types for the one thing that is wrong
         raise DataError(
-            f"`{path}` cannot be read as a sound ({str(error) or type(error).__name__}). A .wav file of 16 bits at "
-            f"{RATE} Hz is expected. Convert it."
+            f"`{path}` cannot be read as a sound ({str(error) or type(error).__name__}). A .wav "
+            f"file of 16 bits at {RATE} Hz is expected. Convert it."
         ) from error
     return torch.from_numpy(samples.mean(1) / 32768)

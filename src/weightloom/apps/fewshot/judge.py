@@ -1,4 +1,7 @@
-"""How a few-shot method is judged: on many tasks never seen in training, the same for every method."""
+"""How a few-shot method is judged.
+
+On many tasks never seen in training, the same for every method.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -231,7 +234,10 @@ def time_to_adapt(
 
 
 def _score(outputs: Tensor, query: Examples) -> dict[str, Tensor]:
-    """Score each task: error of a regression; accuracy, macro recall, F1 and log loss of a classification."""
+    """Score each task: error of a regression.
+
+    Accuracy, macro recall, F1 and log loss of a classification.
+    """
     if query.y.is_floating_point():
         return {"mse": loss_of_those_there(mse_per_task, outputs, query.y, query.mask)}
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score

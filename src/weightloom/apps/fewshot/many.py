@@ -18,7 +18,9 @@ REPEATS = 3
 
 @torch.no_grad()
 def time_many(learner: Learner, problem: Problem, tasks: int) -> dict[str, Any]:
-    """Adapt to many tasks and run their networks on their queries; CPU seconds of this thread, the least of three.
+    """Adapt to many tasks and run their networks on their queries.
+
+    CPU seconds of this thread, the least of three.
 
     Args:
         learner: The method; put into eval mode.
@@ -59,14 +61,15 @@ def in_words(many: dict[str, Any]) -> str:
     """Say it in a sentence.
 
     Example:
-        >>> in_words({"tasks": 1000, "queries": 50, "write_s": 0.9, "run_s": 0.3, "shared_s": 0.2})
-        '1,000 networks written in 0.90 s, run on 50 inputs each in 0.30 s: 1.50 times one shared
-        network (0.20 s)'
+        >>> seconds = {"write_s": 0.9, "run_s": 0.3, "shared_s": 0.2}
+        >>> in_words({"tasks": 1000, "queries": 50, **seconds})[:64]
+        '1,000 networks written in 0.90 s, run on 50 inputs each in 0.30 '
     """
     ratio = many["run_s"] / many["shared_s"]
     return (
-        f"{many['tasks']:,} networks written in {many['write_s']:.2f} s, run on {many['queries']} inputs each in "
-        f"{many['run_s']:.2f} s: {ratio:.2f} times one shared network ({many['shared_s']:.2f} s)"
+        f"{many['tasks']:,} networks written in {many['write_s']:.2f} s, run on {many['queries']} "
+        f"inputs each in {many['run_s']:.2f} s: {ratio:.2f} times one shared network "
+        f"({many['shared_s']:.2f} s)"
     )
 
 

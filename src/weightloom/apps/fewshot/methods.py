@@ -94,7 +94,10 @@ def _regressor(p: Any, **options: Any) -> Any:
 
 
 def _prior(p: Any) -> Any:
-    """Tasks are few: a head around which the support set is fitted; a network of the user's own is generated whole."""
+    """Tasks are few: a head around which the support set is fitted.
+
+    A network of the user's own is generated whole.
+    """
     if p.config.base:
         return _regressor(p)
     base = learners.FunctionNet(p.x_dim, p.y_dim, features=64, spread=1.0)
@@ -122,7 +125,8 @@ def _picture_cnp(encoder: Any) -> Any:
 METHODS: tuple[Method, ...] = (
     Method(
         "hypernetwork",
-        "what suits the data: a generated head (classes), network (sinusoid) or prior (other regression)",
+        "what suits the data: a generated head (classes), network (sinusoid) or prior (other "
+        "regression)",
         {
             ("images", "sentences"): lambda p: learners.HyperHead(
                 p.build(p.ways, p.unit), p.sharp, p.known
@@ -183,7 +187,8 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "cnp",
-        "a conditional neural process: the condition is one more input of a network that all tasks share",
+        "a conditional neural process: the condition is one more input of a network that all tasks "
+        "share",
         {
             ("curves",): _curve_cnp,
             ("functions",): lambda p: _picture_cnp(weightloom.DeepSets(2, 1, 256, hidden=256)),
@@ -245,7 +250,8 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "probe",
-        "a trunk trained to tell all training classes apart, and a linear head fitted to each support set",
+        "a trunk trained to tell all training classes apart, and a linear head fitted to each "
+        "support set",
         {
             ("images", "sentences"): lambda p: learners.LinearProbe(
                 p.build(p.ways), len(p.train.names)
@@ -255,12 +261,14 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "hyper-free",
-        "the same for cameras, each column written as free numbers, not as an assignment of wires to pixels",
+        "the same for cameras, each column written as free numbers, not as an assignment of wires "
+        "to pixels",
         {("cameras", "unlabelled"): lambda p: learners.HyperInputs(p.build(p.classes), rounds=0)},
     ),
     Method(
         "code-input",
-        "the encoder of the hypernetwork, its code read beside each input and not written into weights",
+        "the encoder of the hypernetwork, its code read beside each input and not written into "
+        "weights",
         {("cameras", "unlabelled"): lambda p: learners.CodeInputs(p.build_coded())},
     ),
     Method(
@@ -286,7 +294,8 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "matching",
-        "wires matched to pixels by hand, and a support vector machine that knows the training pictures",
+        "wires matched to pixels by hand, and a support vector machine that knows the training "
+        "pictures",
         {("cameras",): lambda p: learners.Matching(*p.images())},
     ),
     Method(

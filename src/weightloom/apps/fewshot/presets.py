@@ -208,9 +208,9 @@ def data_kind(data: str) -> str:
     if ":" in data:
         return "own"
     raise ConfigError(
-        f"`--data {shortened(data)}` is unknown. {nearest(data[:200], DATA)} It may also be a folder of pictures, with "
-        "a sub-folder for each class, a .csv file with a column `task`, or a source of your own as `module:Class`. "
-        "`weightloom list` shows what is there."
+        f"`--data {shortened(data)}` is unknown. {nearest(data[:200], DATA)} It may also be a "
+        "folder of pictures, with a sub-folder for each class, a .csv file with a column `task`, "
+        "or a source of your own as `module:Class`. `weightloom list` shows what is there."
     )
 
 

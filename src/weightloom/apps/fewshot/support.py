@@ -33,8 +33,9 @@ from weightloom.texts import home, kind_of, parse_json
 TABLES = (".csv", ".jsonl", ".npz")
 LABEL, TARGET, TASK = "label", "y", "task"
 FORMS = (
-    "a mapping from class names to examples; (x, y); or a path: a folder with a folder for each class, a .csv or "
-    ".jsonl file with a column `label`, or a .npz file with `support_x` and `support_y`"
+    "a mapping from class names to examples; (x, y); or a path: a folder with a folder for each "
+    "class, a .csv or .jsonl file with a column `label`, or a .npz file with `support_x` and "
+    "`support_y`"
 )
 POINTS = "(x, y), or the path of a .csv or .jsonl file with a column `y`, or of a .npz with `support_x` and `support_y`"
 
@@ -94,7 +95,8 @@ def _read_support(
         return Given(x, y, names)
     forms = FORMS if kind == "classification" else POINTS
     raise DataError(
-        f"A support set cannot be a {type(support).__name__} here. It is {forms}. Pass one of these."
+        f"A support set cannot be a {type(support).__name__} here. It is {forms}. Pass one of "
+        "these."
     )
 
 
@@ -102,8 +104,8 @@ def _checked(given: Given, kind: str) -> Given:
     """Return examples that are not too many; labels are names or whole numbers."""
     if len(given.x) > MOST_SHOWN:
         raise DataError(
-            f"The support set holds {len(given.x):,} examples. A method adapts to all of them together, and up to "
-            f"{MOST_SHOWN:,} fit. Give fewer."
+            f"The support set holds {len(given.x):,} examples. A method adapts to all of them "
+            f"together, and up to {MOST_SHOWN:,} fit. Give fewer."
         )
     if kind == "regression":
         return given
@@ -114,8 +116,9 @@ def _checked(given: Given, kind: str) -> Given:
     for label, name in zip(y, given.names, strict=True):
         if not isinstance(label, str | int) or label == "":
             raise DataError(
-                f"The label of `{name}` is {str(label)[:60]!r}, a {type(label).__name__}. A label is the name of a "
-                "class or its number, a whole one. Turn labels into text, or into whole numbers with `y.astype(int)`."
+                f"The label of `{name}` is {str(label)[:60]!r}, a {type(label).__name__}. A label "
+                "is the name of a class or its number, a whole one. Turn labels into text, or into "
+                "whole numbers with `y.astype(int)`."
             )
     return given._replace(y=y)
 
@@ -135,7 +138,8 @@ def read_inputs(given: Any, inputs: Inputs) -> tuple[list[Any], list[str]]:
     alone = isinstance(given, str | Path) or hasattr(given, "convert")
     if not alone and not isinstance(given, Iterable):
         raise DataError(
-            f"Inputs were given as a {type(given).__name__}. They are {inputs.takes}. Give a list of such."
+            f"Inputs were given as a {type(given).__name__}. They are {inputs.takes}. Give a list "
+            "of such."
         )
     for number, item in enumerate([given] if alone else given):
         path = home(item) if isinstance(item, str | Path) else None
@@ -152,7 +156,8 @@ def read_inputs(given: Any, inputs: Inputs) -> tuple[list[Any], list[str]]:
             names.append(str(item) if isinstance(item, str | Path) else f"example {number}")
         if len(items) > MOST_ASKED:
             raise DataError(
-                f"There are more than {MOST_ASKED:,} inputs. They are answered together. Give fewer."
+                f"There are more than {MOST_ASKED:,} inputs. They are answered together. Give "
+                "fewer."
             )
     return items, names
 
@@ -164,7 +169,8 @@ def _of_classes(classes: Mapping[Any, Any], inputs: Inputs) -> Given:
         if not items:
             where = f" (`{given}`)" if isinstance(given, Path) else ""
             raise DataError(
-                f"The class `{name}`{where} is empty. A class has an example or more. Add some, or drop it."
+                f"The class `{name}`{where} is empty. A class has an example or more. Add some, or "
+                "drop it."
             )
         x, y = x + items, y + [name] * len(items)
         named = zip(items, its, strict=True)
@@ -179,8 +185,8 @@ def _class_folders(root: Path) -> list[Path]:
     folders = [entry for entry in _visible(root) if entry.is_dir()]
     if len(folders) < 2:
         raise DataError(
-            f"`{root}` has {len(folders)} folders in it. A task in a folder has a folder for each of its classes, two "
-            "or more, named after them. Sort the examples into such folders."
+            f"`{root}` has {len(folders)} folders in it. A task in a folder has a folder for each "
+            "of its classes, two or more, named after them. Sort the examples into such folders."
         )
     return folders
 
@@ -190,7 +196,8 @@ def _visible(folder: Path) -> list[Path]:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise DataError(
-            f"`{folder}` cannot be read ({error.strerror}). It is a folder of examples. Allow yourself to read it."
+            f"`{folder}` cannot be read ({error.strerror}). It is a folder of examples. Allow "
+            "yourself to read it."
         ) from error
 
 
@@ -264,8 +271,9 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"`{path}` cannot be read ({error}). A .csv file has a header and a row for each example, a .jsonl file an "
-            "object a line, both in UTF-8. Check the path, or save it anew."
+            f"`{path}` cannot be read ({error}). A .csv file has a header and a row for each "
+            "example, a .jsonl file an object a line, both in UTF-8. Check the path, or save it "
+            "anew."
         ) from error
 
 
@@ -292,20 +300,20 @@ def _of_arrays(path: Path, labelled: bool) -> Given:
         Exception
     ) as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
         raise DataError(
-            f"`{path}` cannot be read ({str(error)[:200] or type(error).__name__}). A .npz file of plain arrays, "
-            "without pickles, is expected. Write it with `numpy.savez`."
+            f"`{path}` cannot be read ({str(error)[:200] or type(error).__name__}). A .npz file of "
+            "plain arrays, without pickles, is expected. Write it with `numpy.savez`."
         ) from error
     if not set(wanted) <= set(names):
         raise DataError(
             f"`{path}` holds {listed(names) or 'nothing'}. A support set is "
-            "`support_x` (examples, ...) and `support_y`, a label or numbers for each; inputs alone are `x`. Name the "
-            "arrays so."
+            "`support_x` (examples, ...) and `support_y`, a label or numbers for each; inputs "
+            "alone are `x`. Name the arrays so."
         )
     targets = _plain(y[0]) if labelled else [None] * len(x)
     if len(x) != len(targets) or not len(x):
         raise DataError(
-            f"`{path}` holds {len(x)} inputs and {len(targets)} targets. There are some, and each input has one. Write "
-            "as many."
+            f"`{path}` holds {len(x)} inputs and {len(targets)} targets. There are some, and each "
+            "input has one. Write as many."
         )
     return Given(list(x), targets, [f"example {number} of {path}" for number in range(len(x))])
 
@@ -323,7 +331,8 @@ def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> NDArra
         raise ValueError(f"`{member.filename}` is of {dtype}, not of numbers or text")
     if not shape or shape[0] > MOST_ASKED:
         raise ValueError(
-            f"`{member.filename}` has the shape {shape}; it has a row for each of up to {MOST_ASKED:,}"
+            f"`{member.filename}` has the shape {shape}; it has a row for each of up to "
+            f"{MOST_ASKED:,}"
         )
     if size > member.file_size or size > min(
         MOST_FILE_BYTES, FREE_BYTES + MOST_UNPACKED * path.stat().st_size
@@ -346,5 +355,6 @@ def _floats(cells: Sequence[Any], where: str) -> list[float]:
         return [float(cell) for cell in cells]
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(
-            f"{where} has a target that is no number ({str(error)[:100]}). Fill the cell, or drop the row."
+            f"{where} has a target that is no number ({str(error)[:100]}). Fill the cell, or drop "
+            "the row."
         ) from error

@@ -88,20 +88,21 @@ def launch(config: FewShotOptions) -> Processes:
     torch.set_num_threads(config.threads)
     if config.nodes > 1 and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
-            f"`--nodes {config.nodes}` was typed, and no other machine is known here: they would be waited for without "
-            "end. Start the same command on each by `torchrun`."
+            f"`--nodes {config.nodes}` was typed, and no other machine is known here: they would "
+            "be waited for without end. Start the same command on each by `torchrun`."
         )
     most = max(MOST_ALONE, os.cpu_count() or 1)
     if config.accelerator == "cpu" and config.devices > most:
         raise ConfigError(
-            f"`--devices {config.devices}` processes on a machine that has {os.cpu_count()} processors. At most {most} "
-            f"are started. Type `--devices {os.cpu_count()}`."
+            f"`--devices {config.devices}` processes on a machine that has {os.cpu_count()} "
+            f"processors. At most {most} are started. Type `--devices {os.cpu_count()}`."
         )
     try:
         fabric = _processes(config, config.devices, config.nodes)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"`--accelerator {config.accelerator} --devices {config.devices}` cannot be had here ({error}). "
+            f"`--accelerator {config.accelerator} --devices {config.devices}` cannot be had here "
+            f"({error}). "
             "`weightloom doctor` shows what this machine has. Pass `--accelerator cpu --devices 1`."
         ) from error
     fabric.launch()
@@ -109,7 +110,10 @@ def launch(config: FewShotOptions) -> Processes:
 
 
 def _processes(config: FewShotOptions, devices: int, nodes: int) -> Processes:
-    """One process that computes in full precision needs nobody; several, or half precision, are Fabric's."""
+    """One process that computes in full precision needs nobody.
+
+    Several, or half precision, are Fabric's.
+    """
     if devices * nodes == 1 and config.precision != "bf16-mixed":
         return OneProcess(_device(config.accelerator))
     from lightning_fabric import Fabric  # its import alone takes longer than many a training

@@ -171,8 +171,9 @@ def _written(whole: _Whole, example: Tasks) -> torch.export.ExportedProgram:
     except Exception as error:  # torch raises whatever its parts raise
         raise _refused(
             whole.learner,
-            f"`torch.export` stops at: {_first_line(error)}. A program has no steps that depend on numbers, and holds "
-            "for any number of tasks only where nothing fixes how many there are, as `len(x)` does",
+            f"`torch.export` stops at: {_first_line(error)}. A program has no steps that depend on "
+            "numbers, and holds for any number of tasks only where nothing fixes how many there "
+            "are, as `len(x)` does",
         ) from error
 
 
@@ -197,8 +198,8 @@ def _as_onnx(
     except Exception as error:  # of torch, onnxscript or onnxruntime
         raise _refused(
             whole.learner,
-            f"its program cannot be translated to ONNX: {_first_line(error)}. Pass `onnx=False` to write `whole.pt2` "
-            "alone",
+            f"its program cannot be translated to ONNX: {_first_line(error)}. Pass `onnx=False` to "
+            "write `whole.pt2` alone",
         ) from error
     known = {given.name for given in session.get_inputs()}
 
@@ -224,8 +225,9 @@ def _difference(name: str, run: Callable[..., Tensor], whole: _Whole, tasks: Tas
         sizes = f"{len(tasks.support_x)} tasks, {tasks.support_mask.shape[1]} shots, {tasks.query_x.shape[1]} queries"
         raise _refused(
             whole.learner,
-            f"`{name}` differs from the run by {difference:.2g} for {sizes}, where predictions go up to {largest:.2g} "
-            f"and {LIMIT * largest:.0e} is allowed. It draws random numbers, or loses digits that the run keeps",
+            f"`{name}` differs from the run by {difference:.2g} for {sizes}, where predictions go "
+            f"up to {largest:.2g} and {LIMIT * largest:.0e} is allowed. It draws random numbers, "
+            "or loses digits that the run keeps",
         )
     return difference
 
@@ -244,8 +246,9 @@ def _check_onnx(onnx: bool) -> None:
     ]
     if lacking:
         raise MissingExtraError(
-            f"{', '.join(f'`{name}`' for name in lacking)} not installed. `whole.onnx` is written and tried with them. "
-            "Type `pip install 'weightloom[export]'`, or pass `onnx=False` to write `whole.pt2` alone."
+            f"{', '.join(f'`{name}`' for name in lacking)} not installed. `whole.onnx` is written "
+            "and tried with them. Type `pip install 'weightloom[export]'`, or pass `onnx=False` to "
+            "write `whole.pt2` alone."
         )
 
 
@@ -264,8 +267,9 @@ def _check_kind(learner: Learner) -> None:
 
 def _refused(learner: Learner, why: str) -> ConfigError:
     return ConfigError(
-        f"{type(learner).__name__} cannot be exported whole: {why}. Nothing was written. The network of one task can "
-        "be: type `weightloom export RUN --task 0`, or call `weightloom.specialise`."
+        f"{type(learner).__name__} cannot be exported whole: {why}. Nothing was written. The "
+        "network of one task can be: type `weightloom export RUN --task 0`, or call "
+        "`weightloom.specialise`."
     )
 
 

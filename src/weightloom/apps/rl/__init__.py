@@ -1,4 +1,6 @@
-"""Reinforcement learning in families of environments: policy and value function, generated from the context.
+"""Reinforcement learning in families of environments.
+
+Policy and value function, generated from the context.
 
 In:   a config: a family of environments, what varies in it, and the methods to train with the same
       budget.
@@ -29,7 +31,8 @@ def __getattr__(name: str) -> Any:
     for module in ("gymnasium", "stable_baselines3", "sb3_contrib"):
         if find_spec(module) is None:
             raise MissingExtraError(
-                f"`{module}` is not installed. `rl.{name}` needs it, and an installation without extras leaves it out. "
+                f"`{module}` is not installed. `rl.{name}` needs it, and an installation without "
+                "extras leaves it out. "
                 'Type `pip install "weightloom[rl]"`.'
             )
     value = globals()[name] = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)

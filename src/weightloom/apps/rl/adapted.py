@@ -56,8 +56,9 @@ class AdaptedAgent:
                 observation = [float(number) for number in text.split(",")]
             except ValueError as error:
                 raise ConfigError(
-                    f"`{text}` cannot be read as an observation. It is {self.agent.world.state_dim} numbers, commas "
-                    f"between. Type `{','.join(['0.0'] * self.agent.world.state_dim)}`, with your numbers."
+                    f"`{text}` cannot be read as an observation. It is "
+                    f"{self.agent.world.state_dim} numbers, commas between. Type "
+                    f"`{','.join(['0.0'] * self.agent.world.state_dim)}`, with your numbers."
                 ) from error
             action = np.asarray(self.agent.act(observation, **self.context))
             rows.append({"observation": text, "action": action.tolist()})
@@ -82,7 +83,8 @@ class AdaptedAgent:
         """
         if kind_of(folder / "policy.json") != "nothing":
             raise ConfigError(
-                f"`{folder}` holds a policy already. It is never written over. Pass another `--out`."
+                f"`{folder}` holds a policy already. It is never written over. Pass another "
+                "`--out`."
             )
         check_empty(folder, "--out")
         world = self.agent.world
@@ -157,7 +159,8 @@ def context_of(text: str, names: tuple[str, ...]) -> dict[str, float]:
             ) from error
         if name in context:
             raise ConfigError(
-                f"`{name}` stands twice in `{text}`. A context has one number of each. Leave one out."
+                f"`{name}` stands twice in `{text}`. A context has one number of each. Leave one "
+                "out."
             )
         context[name] = value
     return context

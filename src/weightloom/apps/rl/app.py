@@ -1,4 +1,7 @@
-"""Reinforcement learning as an application: policy and value function, generated from the context."""
+"""Reinforcement learning as an application.
+
+Policy and value function, generated from the context.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,8 +110,9 @@ class RL(App[RLOptions, "World", Any]):
     def notes(self, config: RLOptions) -> str:
         """Say how agents are judged."""
         return (
-            "Returns are those of whole episodes, without exploration. Intervals are 95 % over contexts. Every method "
-            "took the same environment steps and updates; all have as many parameters as ours."
+            "Returns are those of whole episodes, without exploration. Intervals are 95 % over "
+            "contexts. Every method took the same environment steps and updates; all have as many "
+            "parameters as ours."
         )
 
     def listed(self) -> list[Listed]:

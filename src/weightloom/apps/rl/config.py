@@ -12,7 +12,10 @@ Algorithm = Literal["td3", "sac", "ppo", "recurrent-ppo"]
 
 @dataclass(frozen=True)
 class RLConfig(RunOptions):
-    """One run of reinforcement learning. Every field is also a command-line flag of the same name."""
+    """One run of reinforcement learning.
+
+    Every field is also a command-line flag of the same name.
+    """
 
     command: ClassVar[str] = "rl"
     imports: ClassVar[tuple[str, ...]] = (*RunOptions.imports, "env")
@@ -103,13 +106,14 @@ class RLConfig(RunOptions):
         self.check_positive("learning_rate", "reward_scale", "updates", "final_rate", "clip")
         if self.final_rate is not None and self.final_rate > 1:
             raise ConfigError(
-                f"`--final-rate {self.final_rate}` is above 1. It is the share of the learning rate that is left at "
-                "the end, and the rate falls. Type `--final-rate 1` to keep it."
+                f"`--final-rate {self.final_rate}` is above 1. It is the share of the learning "
+                "rate that is left at the end, and the rate falls. Type `--final-rate 1` to keep "
+                "it."
             )
         if self.discount is not None and not 0 < self.discount < 1:
             raise ConfigError(
-                f"`--discount {self.discount}` is not between 0 and 1. Rewards count less the later they come. "
-                "Type `--discount 0.99`."
+                f"`--discount {self.discount}` is not between 0 and 1. Rewards count less the "
+                "later they come. Type `--discount 0.99`."
             )
         fit = preset(self.env, self.algorithm)
         self.check_methods(
@@ -195,8 +199,8 @@ class RLOptions(RLConfig):
                     f", or `--rollout {shorter}` for shorter ones" if self.steps >= shorter else ""
                 )
                 raise ConfigError(
-                    f"`--steps {self.steps}` is below one rollout of {self.steps_a_round:,} steps, so nothing would be "
-                    "learned within them. PPO updates after whole rollouts. "
+                    f"`--steps {self.steps}` is below one rollout of {self.steps_a_round:,} steps, "
+                    "so nothing would be learned within them. PPO updates after whole rollouts. "
                     f"Type `--steps {10 * self.steps_a_round}`{advice}."
                 )
             return
@@ -205,7 +209,8 @@ class RLOptions(RLConfig):
         if rounds * self.updates_a_round < needed:
             advice = f", or `--warm-up {self.steps // 10}`" if self.steps >= 10 * self.rows else ""
             raise ConfigError(
-                f"`--steps {self.steps}` with `--warm-up {self.warm_up}` would not update the policy once: actions are "
-                "random during the warm-up, and nothing is learned before its end. Steps should be several times as "
-                f"many. Type `--steps {10 * max(self.warm_up, self.rows)}`{advice}."
+                f"`--steps {self.steps}` with `--warm-up {self.warm_up}` would not update the "
+                "policy once: actions are random during the warm-up, and nothing is learned before "
+                f"its end. Steps should be several times as many. Type `--steps "
+                f"{10 * max(self.warm_up, self.rows)}`{advice}."
             )

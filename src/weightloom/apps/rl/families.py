@@ -1,4 +1,7 @@
-"""A family of environments from Python: an environment of your own, and a range for each number that varies."""
+"""A family of environments from Python.
+
+An environment of your own, and a range for each number that varies.
+"""
 
 import inspect
 from collections.abc import Mapping
@@ -54,13 +57,15 @@ def family(
         if name not in names:
             raise ConfigError(
                 f"`{name}` does not vary in this family. A range is that of a number of a context. "
-                f"{nearest(name, names)} To let it vary, pass a training range too, as in `{name}=(0.5, 1.5)`."
+                f"{nearest(name, names)} To let it vary, pass a training range too, as in "
+                f"`{name}=(0.5, 1.5)`."
             )
     missing = [name for name in names if name not in varied and name not in known]
     if missing or not names:
         raise ConfigError(
-            f"{f'`{missing[0]}` has no range' if missing else 'Nothing varies'}. A family of environments needs a "
-            f"training range for each number of a context. Pass it, as in `{(missing or ['gravity'])[0]}=(0.5, 1.5)`."
+            f"{f'`{missing[0]}` has no range' if missing else 'Nothing varies'}. A family of "
+            f"environments needs a training range for each number of a context. Pass it, as in "
+            f"`{(missing or ['gravity'])[0]}=(0.5, 1.5)`."
         )
     contexts = ContextFamily(tuple(_varied(name, varied, beyond, known) for name in names))
     if max_steps is not None and max_steps < 1:
@@ -88,7 +93,8 @@ def _range(name: str, limits: Any) -> Range:
         low, high = (float(limit) for limit in limits)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"`{name}={limits!r}` is no range. It is two numbers, low and high. Pass them as in `{name}=(0.5, 1.5)`."
+            f"`{name}={limits!r}` is no range. It is two numbers, low and high. Pass them as in "
+            f"`{name}=(0.5, 1.5)`."
         ) from error
     return low, high
 

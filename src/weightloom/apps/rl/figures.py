@@ -16,18 +16,20 @@ def sections(run: Run) -> list[Section]:
     made = {
         "returns": Section(
             "What it earned, context by context",
-            "Higher is better. Where dotted lines stay behind, what was learned does not carry beyond the contexts of "
-            "training.",
+            "Higher is better. Where dotted lines stay behind, what was learned does not carry "
+            "beyond the contexts of training.",
             return_curves(run),
         ),
         "grid": Section(
             "Return over the grid of contexts",
-            "Lighter is better, on one scale for all methods: an episode in every place, from the same start.",
+            "Lighter is better, on one scale for all methods: an episode in every place, from the "
+            "same start.",
             return_maps(run),
         ),
         "episodes": Section(
             "Episodes in contexts never met",
-            "Each begins at the square, and darker points are later; a star marks the target where there is one.",
+            "Each begins at the square, and darker points are later; a star marks the target where "
+            "there is one.",
             rows=episode_rows(run),
         ),
         "values": Section(
@@ -92,7 +94,10 @@ def return_maps(run: Run) -> list[Figure]:
 
 
 def episode_rows(run: Run) -> list[list[Figure]]:
-    """Draw episodes in unseen contexts: paths, a row per method, or rewards added up, all methods in one plot."""
+    """Draw episodes in unseen contexts.
+
+    Paths, a row per method, or rewards added up, all methods in one plot.
+    """
     if "episode_rewards" not in run.tensors:
         return []
     titles, methods = run.facts["episode_titles"], run.facts["episode_methods"]
@@ -120,8 +125,9 @@ def value_scatter(run: Run) -> list[Figure]:
     off = float((given - truth).square().mean().sqrt())
     alt = f"Values against discounted returns of {len(truth)} states: root mean square difference {off:.3g}"
     caption = (
-        f"On the grey line a state is worth what then followed; the root mean square difference is {off:.3g}. "
-        f"The states are those of episodes in contexts {UNSEEN if run.facts['ranges'][0][2] else 'never met'}."
+        f"On the grey line a state is worth what then followed; the root mean square difference is "
+        f"{off:.3g}. The states are those of episodes in contexts "
+        f"{UNSEEN if run.facts['ranges'][0][2] else 'never met'}."
     )
     layout = plain_layout("discounted return that followed", "value")
     return [Figure(as_json(go.Figure([right, points], layout)), alt, caption, 360)]

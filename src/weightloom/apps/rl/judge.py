@@ -52,7 +52,10 @@ class Setting:
 
 
 def settings(world: World, contexts: int, validation: bool = False) -> list[Setting]:
-    """Draw contexts of the training ranges and of those held out; for validation others, none of them held out."""
+    """Draw contexts of the training ranges and of those held out.
+
+    For validation others, none of them held out.
+    """
     if validation:
         generator = torch.Generator().manual_seed(TUNING_SEED)
         drawn, others = (world.family.sample(contexts, generator) for _ in range(2))
@@ -219,7 +222,10 @@ def player_of(model: Any, config: RLOptions) -> ModelPlayer:
 
 
 def steps_to(target: float, folder: Path) -> float | None:
-    """Return after how many steps the return on validation contexts first reached a target; None if never."""
+    """Return after how many steps the return on validation contexts first reached a target.
+
+    None if never.
+    """
     rows = (row for row in read_rows(folder) if "validation_score" in row)
     return next((float(row["step"]) for row in rows if row["validation_score"] >= target), None)
 

@@ -76,7 +76,9 @@ def _go_on(model: Any, training: Training[Any]) -> list[dict[str, Any]]:
 
 
 class Follower(BaseCallback):
-    """Follows a training from rollout to rollout: between two of them everything that goes on is in one state.
+    """Follows a training from rollout to rollout.
+
+    Between two of them everything that goes on is in one state.
 
     Args:
         world: To evaluate in.
@@ -167,7 +169,10 @@ class Follower(BaseCallback):
             self._write({"step": step, "loss": float(loss), "return": mean})
 
     def _evaluate(self, step: int) -> None:
-        """Play in the contexts that are followed; training goes on as if nothing had been played."""
+        """Play in the contexts that are followed.
+
+        Training goes on as if nothing had been played.
+        """
         if not self.keeps:
             return
         player = ModelPlayer(self.model, remembers(self.config), self.config.reward_scale)

@@ -1,4 +1,6 @@
-"""The policy of one context as a plain network: what is generated from the context is fixed, the context folded in.
+"""The policy of one context as a plain network.
+
+What is generated from the context is fixed, the context folded in.
 
 In:   a trained model, and a context with training ranges mapped to [-1, 1].
 Out:  a module from observations to actions in the environment's own units, made of torch alone.
@@ -102,7 +104,9 @@ class _Matched(nn.Module):
 
 
 class _Generated(nn.Module):
-    """A policy whose parameters follow from the state too: trunk, head, and a `ModulatedLayer` of them for each row.
+    """A policy whose parameters follow from the state too.
+
+    Trunk, head, and a `ModulatedLayer` of them for each row.
 
     `ModulatedLayer` once more, its parameters own, generated, or changed by low rank, for any axes
     in front.

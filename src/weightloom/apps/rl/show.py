@@ -53,7 +53,10 @@ def showcase(players: dict[str, Player], world: World, config: RLOptions) -> Sho
 def _episodes(
     players: dict[str, Player], world: World, config: RLOptions, facts: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Whole episodes in unseen contexts: paths where the environment has a plane to draw them in, else rewards."""
+    """Whole episodes in unseen contexts.
+
+    Paths where the environment has a plane to draw them in, else rewards.
+    """
     assert config.discount
     generator = torch.Generator().manual_seed(SHOW_SEED)
     contexts = world.family.sample(SHOWN_EPISODES, generator, held_out=world.family.has_held_out)

@@ -87,7 +87,8 @@ def train(
     for name in options:
         if name not in OPTIONS:
             raise ConfigError(
-                f"`{name}` is no option of `rl.train`. It trains one method in one family. {nearest(name, OPTIONS)}"
+                f"`{name}` is no option of `rl.train`. It trains one method in one family. "
+                f"{nearest(name, OPTIONS)}"
             )
     if isinstance(family.action_space, spaces.Discrete) and preset(family.name, None)[
         "algorithm"
@@ -150,7 +151,10 @@ class Agent:
         self.player = player_of(model, config)
 
     def begin(self) -> None:
-        """Forget what was seen: an episode begins. Only agents with a memory need it, those of `recurrent-ppo`."""
+        """Forget what was seen: an episode begins.
+
+        Only agents with a memory need it, those of `recurrent-ppo`.
+        """
         self.player.begin(0)
 
     def act(self, observation: Any, rewards: Any = None, /, **context: Any) -> Any:
@@ -178,8 +182,8 @@ class Agent:
             self.player.begin(len(seen))
         if self.player.memory and len(self.player.first) != len(seen):
             raise ShapeError(
-                f"{len(seen)} observations came, {len(self.player.first)} before. An agent with a memory goes on with "
-                "the same episodes. Call `agent.begin()` when others begin."
+                f"{len(seen)} observations came, {len(self.player.first)} before. An agent with a "
+                "memory goes on with the same episodes. Call `agent.begin()` when others begin."
             )
         last = np.broadcast_to(
             np.asarray(0.0 if rewards is None else rewards, np.float32), (len(seen),)
@@ -215,7 +219,9 @@ class Agent:
         return float(values[0]) if alone else values
 
     def specialise(self, **context: float) -> nn.Module:
-        """Return the policy of one context as a plain module: observation in, action of the environment out.
+        """Return the policy of one context as a plain module.
+
+        Observation in, action of the environment out.
 
         Where parameters are generated from state and context, it holds the generator, with the
         context folded into its first layer; from the context alone (``method="context-only"``), it
@@ -238,7 +244,9 @@ class Agent:
         return plain_policy(self.model, told, self.world.own_actions)
 
     def save(self, folder: Path | str) -> None:
-        """Keep the agent in a folder, as ``agent.safetensors``: `load` needs nothing else, not even the environment.
+        """Keep the agent in a folder, as ``agent.safetensors``.
+
+        `load` needs nothing else, not even the environment.
 
         Raises:
             ConfigError: If the folder cannot be made.
@@ -265,15 +273,17 @@ class Agent:
         )
         if state.ndim not in (1, 2) or state.shape[-1] != self.world.state_dim or state.size == 0:
             raise ShapeError(
-                f"The observation has shape {state.shape}. One of `{self.world.name}` holds {self.world.state_dim} "
-                f"numbers, and the context is not among them. Pass ({self.world.state_dim},) or rows of it."
+                f"The observation has shape {state.shape}. One of `{self.world.name}` holds "
+                f"{self.world.state_dim} numbers, and the context is not among them. Pass "
+                f"({self.world.state_dim},) or rows of it."
             )
         rows = state.reshape(-1, state.shape[-1])
         if self.player.memory:
             if context:
                 raise ConfigError(
-                    f"`{next(iter(context))}` was passed, but an agent with a memory is not told the context. It finds "
-                    "out from states and rewards. Type `agent.act(observation, reward)`."
+                    f"`{next(iter(context))}` was passed, but an agent with a memory is not told "
+                    "the context. It finds out from states and rewards. Type "
+                    "`agent.act(observation, reward)`."
                 )
             told = np.zeros((len(rows), len(self.world.family.names)), np.float32)
         else:
@@ -288,23 +298,23 @@ class Agent:
         for name in context:
             if name not in names:
                 raise ConfigError(
-                    f"`{name}` is no number of a context of this agent. It was trained for those that vary in its "
-                    f"family. {nearest(name, names)}"
+                    f"`{name}` is no number of a context of this agent. It was trained for those "
+                    f"that vary in its family. {nearest(name, names)}"
                 )
         missing = [one for one in self.world.family.varied if one.name not in context]
         if missing:
             typed = ", ".join(f"{one.name}={math.fsum(one.train) / 2:g}" for one in missing)
             raise ConfigError(
-                f"The context lacks `{missing[0].name}`. A policy is one for each context, and that is all of its "
-                f"numbers. Add it, as in `{typed}`."
+                f"The context lacks `{missing[0].name}`. A policy is one for each context, and "
+                f"that is all of its numbers. Add it, as in `{typed}`."
             )
         columns = []
         for name in names:
             value = np.asarray(context[name], np.float32)
             if value.shape not in ((), (rows,)) or not np.isfinite(value).all():
                 raise ConfigError(
-                    f"`{name}={context[name]!r}` does not fit. It is a finite number in the environment's units"
-                    f"{f', or one for each of {rows} observations' if rows > 1 else ''}. Pass `{name}="
+                    f"`{name}={context[name]!r}` does not fit. It is a finite number in the "
+                    f"environment's units{f', or one for each of {rows} observations' if rows > 1 else ''}. Pass `{name}="
                     f"{self.world.family.varied[names.index(name)].train[0]:g}`."
                 )
             columns.append(np.broadcast_to(value, (rows,)))
@@ -313,7 +323,8 @@ class Agent:
     def _check_no_memory(self, what: str) -> None:
         if self.player.memory:
             raise ConfigError(
-                f"An agent of `recurrent-ppo` has no {what}: it acts by what it remembers of an episode. "
+                f"An agent of `recurrent-ppo` has no {what}: it acts by what it remembers of an "
+                "episode. "
                 'Call `act` step by step, or train with `algorithm="ppo"`, where the context is given.'
             )
 
@@ -335,8 +346,9 @@ def load(folder: Path | str, *, trust: bool = False) -> Agent:
     if not (folder / FILE).is_file():
         if not (folder / "config.json").is_file():
             raise DataError(
-                f"`{folder}` holds no agent. That is `{FILE}`, or the folder of a run of `weightloom rl`. "
-                "Pass a folder that `agent.save` or `rl.train(..., run=...)` wrote."
+                f"`{folder}` holds no agent. That is `{FILE}`, or the folder of a run of "
+                "`weightloom rl`. Pass a folder that `agent.save` or `rl.train(..., run=...)` "
+                "wrote."
             )
         made = experiment.load(RL(), folder, only=True, trust=trust)
         return Agent(made.model, made.problem, made.config)

@@ -1,4 +1,7 @@
-"""Statements that are layers: attention, convolutions, norms, embeddings. See `weightloom.testing.grammar`."""
+"""Statements that are layers: attention, convolutions, norms, embeddings.
+
+See `weightloom.testing.grammar`.
+"""
 
 LAYERS = """
 # made anew

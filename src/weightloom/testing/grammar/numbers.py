@@ -1,4 +1,7 @@
-"""Statements that compute: arithmetic, sums, axes, indices, changes in place. See `weightloom.testing.grammar`."""
+"""Statements that compute: arithmetic, sums, axes, indices, changes in place.
+
+See `weightloom.testing.grammar`.
+"""
 
 NUMBERS = """
 # linear row often

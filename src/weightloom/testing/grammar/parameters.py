@@ -1,4 +1,7 @@
-"""Statements about parameters: gradients, transforms, where they are held. See `weightloom.testing.grammar`."""
+"""Statements about parameters: gradients, transforms, where they are held.
+
+See `weightloom.testing.grammar`.
+"""
 
 PARAMETERS = """
 # without gradients row

@@ -1,4 +1,7 @@
-"""Statements about state: buffers, attributes, caches, hooks, branches. See `weightloom.testing.grammar`."""
+"""Statements about state: buffers, attributes, caches, hooks, branches.
+
+See `weightloom.testing.grammar`.
+"""
 
 STATE = """
 # buffer read

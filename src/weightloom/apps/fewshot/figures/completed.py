@@ -13,7 +13,9 @@ UNSEEN = (0.16, 0.3, 0.55)
 
 
 def completed_images(run: Run, prefix: str = "") -> list[Pictures]:
-    """Return a row per completed image: the truth, then what was observed and completed for each number of pixels.
+    """Return a row per completed image.
+
+    The truth, then what was observed and completed for each number of pixels.
 
     Args:
         run: The run.

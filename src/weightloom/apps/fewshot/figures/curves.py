@@ -39,7 +39,10 @@ def curve_rows(run: Run, prefix: str = "") -> list[CurveRow]:
 
 
 def scatter(run: Run) -> list[Figure]:
-    """Plot predictions against the truth, where tasks have several inputs: of many tasks, and of the worst."""
+    """Plot predictions against the truth, where tasks have several inputs.
+
+    Of many tasks, and of the worst.
+    """
     if "scatter_true" not in run.tensors:
         return []
     count, pairs = (
@@ -47,8 +50,8 @@ def scatter(run: Run) -> list[Figure]:
         (run.tensors["scatter_true"], run.tensors["scatter_predicted"]),
     )
     caption = (
-        "Each mark is a query point of a task; on the grey line it would be predicted right, and the further from it "
-        "the larger the error."
+        "Each mark is a query point of a task; on the grey line it would be predicted right, and "
+        "the further from it the larger the error."
     )
     return [
         _scatter(

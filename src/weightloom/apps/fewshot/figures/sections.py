@@ -1,4 +1,7 @@
-"""The sections of a few-shot report: each with a sentence that explains it, or one that says why it is empty."""
+"""The sections of a few-shot report.
+
+Each with a sentence that explains it, or one that says why it is empty.
+"""
 
 from weightloom.apps.fewshot.figures.cameras import camera_rows, worst_cameras
 from weightloom.apps.fewshot.figures.completed import completed_images
@@ -29,9 +32,10 @@ def _is_regression(run: Run) -> bool:
 def _cameras(run: Run) -> Section:
     setting = (run.facts.get("cameras") or {}).get("camera_setting", "")
     explanation = (
-        f"The first camera that was drawn, shown {setting} digits beforehand, and the first picture of every digit: "
-        "none is chosen. The pictures are real, the fault is made: every wire is put in another place, half of them "
-        "are negated, and each has its own gain and offset."
+        f"The first camera that was drawn, shown {setting} digits beforehand, and the first "
+        "picture of every digit: none is chosen. The pictures are real, the fault is made: every "
+        "wire is put in another place, half of them are negated, and each has its own gain and "
+        "offset."
     )
     return Section(
         "Through a camera with crossed wires", explanation, pictures=camera_rows(run), leads=True
@@ -43,18 +47,20 @@ def _predicted(run: Run) -> Section:
     explanation = ""
     if strips:
         explanation = (
-            "In each task the model sees the support set with its class names, once, and then names each query: "
-            "green with ✓ is right, red with ✗ is wrong, and the percentage is how sure it was."
+            "In each task the model sees the support set with its class names, once, and then "
+            "names each query: green with ✓ is right, red with ✗ is wrong, and the percentage is "
+            "how sure it was."
         )
     elif curves:
         explanation = (
-            "From panel to panel the model is given more points of the same new task: the blue line should settle on "
-            "the grey truth."
+            "From panel to panel the model is given more points of the same new task: the blue "
+            "line should settle on the grey truth."
         )
     elif pictures:
         explanation = (
-            "The model is given the pixels that are not blue, and answers at every position; at last between the "
-            "pixels too, so that the image can be drawn finer than any it was shown."
+            "The model is given the pixels that are not blue, and answers at every position; at "
+            "last between the pixels too, so that the image can be drawn finer than any it was "
+            "shown."
         )
     return Section("What it predicted", explanation, scatter(run), [], strips, curves, pictures)
 
@@ -79,12 +85,14 @@ def _sweep(run: Run) -> Section:
     many = f"{max(tasks)}" if min(tasks) == max(tasks) else f"{min(tasks)} to {max(tasks)}"
     kind = "validation tasks" if sweep.get("early") else "tasks drawn for this section alone"
     explanation = (
-        f"How the score grows with the number of examples, and with fewer or more classes to tell apart: each point is "
-        f"a mean over {many} {kind}, each band its 95 % interval, and what took too long to score is left out."
+        f"How the score grows with the number of examples, and with fewer or more classes to tell "
+        f"apart: each point is a mean over {many} {kind}, each band its 95 % interval, and what "
+        "took too long to score is left out."
     )
     if _is_regression(run):
         explanation = (
-            f"How the error falls with the number of examples, lower being better: each point is a mean over {many} "
-            f"{kind}, each band its 95 % interval, and what took too long to score is left out."
+            f"How the error falls with the number of examples, lower being better: each point is a "
+            f"mean over {many} {kind}, each band its 95 % interval, and what took too long to "
+            "score is left out."
         )
     return Section("Score against shots and ways", explanation, figures)

@@ -1,4 +1,7 @@
-"""The score against shots and ways: a run in, a line for each method and one of ours for each number of ways out."""
+"""The score against shots and ways.
+
+A run in, a line for each method and one of ours for each number of ways out.
+"""
 
 import math
 from html import escape

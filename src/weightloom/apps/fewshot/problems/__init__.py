@@ -1,4 +1,6 @@
-"""What a data set brings to a few-shot run: tasks for training and for judging, base networks, methods.
+"""What a data set brings to a few-shot run.
+
+Tasks for training and for judging, base networks, methods.
 
 In:   a resolved `FewShotConfig`.
 Out:  a `Problem`.
@@ -20,8 +22,8 @@ def problem_of(config: FewShotOptions) -> Problem:
     """
     if config.base and (config.kind.startswith("cameras") or config.kind == "mnist-functions"):
         raise ConfigError(
-            f"`--base {config.base}` with `--data {config.data}`. Its methods are made for base networks of their own. "
-            "Leave `--base` out."
+            f"`--base {config.base}` with `--data {config.data}`. Its methods are made for base "
+            "networks of their own. Leave `--base` out."
         )
     problem = _problem_of(config)
     if config.base or config.kind == "own":

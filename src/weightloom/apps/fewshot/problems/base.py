@@ -36,14 +36,16 @@ def own_base(config: FewShotOptions, outputs: int, event: tuple[int, ...]) -> nn
             answer = net(torch.zeros(shape))
     except OWN_ERRORS as error:  # networks of one's own raise what they like
         raise ConfigError(
-            f"`--base {name}` failed with `--data {config.data}` ({type(error).__name__}: {error}). It is called with "
-            f"the number of outputs, {outputs}, and gives a torch module that answers {seen}. Change the network."
+            f"`--base {name}` failed with `--data {config.data}` ({type(error).__name__}: "
+            f"{error}). It is called with the number of outputs, {outputs}, and gives a torch "
+            f"module that answers {seen}. Change the network."
         ) from error
     net.train()
     if not isinstance(answer, Tensor) or tuple(answer.shape) != (2, outputs):
         got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise ConfigError(
-            f"`--base {name}` answered {shape} of `--data {config.data}` with {got}. A network built for {outputs} "
-            f"outputs answers {seen} with (batch, {outputs}). Use the number that it is called with."
+            f"`--base {name}` answered {shape} of `--data {config.data}` with {got}. A network "
+            f"built for {outputs} outputs answers {seen} with (batch, {outputs}). Use the number "
+            "that it is called with."
         )
     return net

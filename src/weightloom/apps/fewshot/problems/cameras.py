@@ -47,8 +47,8 @@ class CameraProblem(Problem):
         self.config = config
         if config.split:
             raise ConfigError(
-                f"`--split {config.split}` with `--data {config.data}`. Its pictures are dealt out in one way, by "
-                "writers. Leave `--split` out."
+                f"`--split {config.split}` with `--data {config.data}`. Its pictures are dealt out "
+                "in one way, by writers. Leave `--split` out."
             )
         images, labels = load_digit_images()
         parts = images.split([TRAIN, VALIDATION, len(images) - TRAIN - VALIDATION])
@@ -79,7 +79,10 @@ class CameraProblem(Problem):
         return CameraTasks(*part, ways, shots, config.queries, crosstalk, labelled, **options)
 
     def train_source(self, learner: Learner | None = None) -> TaskSource:
-        """Cameras with pictures of other writers, a little warped; ways and shots as in the table, chosen by chance."""
+        """Cameras with pictures of other writers, a little warped.
+
+        Ways and shots as in the table, chosen by chance.
+        """
         ways = (self.config.train_ways,) if self.config.train_ways else self.config.ways or ()
         return MixedTasks(
             [
@@ -139,8 +142,8 @@ class CameraProblem(Problem):
             return torch.full((len(names),), UNLABELLED), digits
         if unknown := [name for name in names if str(name) not in digits]:
             raise DataError(
-                f"`{unknown[0]}` is no digit. Cameras send digits, and a 7 is a 7 for every camera. Name the classes 0 "
-                "to 9."
+                f"`{unknown[0]}` is no digit. Cameras send digits, and a 7 is a 7 for every "
+                "camera. Name the classes 0 to 9."
             )
         return torch.tensor([digits.index(str(name)) for name in names]), digits
 

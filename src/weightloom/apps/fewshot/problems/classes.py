@@ -1,4 +1,7 @@
-"""Classification of classes never seen in meta-training: images, spectrograms, sentences, pictures of your own."""
+"""Classification of classes never seen in meta-training.
+
+Images, spectrograms, sentences, pictures of your own.
+"""
 
 from itertools import product
 from typing import Any
@@ -38,7 +41,10 @@ class ClassProblem(Problem):
         self.train_source()
 
     def train_source(self, learner: Learner | None = None) -> TaskSource:
-        """Classes of meta-training, augmented; shots as in the table, chosen for each batch, the others are queries."""
+        """Classes of meta-training, augmented.
+
+        Shots as in the table, chosen for each batch, the others are queries.
+        """
         config, pools = self.config, self.pools
         assert config.train_ways and config.queries and config.shots
         fixed = learner.ways if learner else None
@@ -103,7 +109,10 @@ class ClassProblem(Problem):
         return ConvNet(channels_in, size, outputs, **options)
 
     def build_alone(self, outputs: int) -> nn.Module:
-        """The base network where all of it is fitted to a task: statistics of meta-training are no longer its own."""
+        """The base network where all of it is fitted to a task.
+
+        Statistics of meta-training are no longer its own.
+        """
         return (
             own_base(self.config, outputs, self.event)
             if self.config.base

@@ -1,4 +1,7 @@
-"""Regression of curves never seen in meta-training: sinusoids, growth curves, a table of your own."""
+"""Regression of curves never seen in meta-training.
+
+Sinusoids, growth curves, a table of your own.
+"""
 
 import torch
 from torch import nn
@@ -126,7 +129,10 @@ class CurveProblem(Problem):
 def _pools(
     config: FewShotOptions, table: TableTasks | None
 ) -> tuple[dict[str, PointPool], tuple[str, ...]]:
-    """Tasks to train on, to watch and to judge on, none where they are made on the fly; and what was left out."""
+    """Tasks to train on, to watch and to judge on, none where they are made on the fly.
+
+    And what was left out.
+    """
     notices: tuple[str, ...] = ()
     if config.kind == "sinusoid":
         return {}, notices

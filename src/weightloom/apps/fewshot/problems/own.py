@@ -55,18 +55,22 @@ class OwnTasks(TaskSource):
             drawn = draw_share(self.source, share)(tasks, generator)
         except OWN_ERRORS as error:  # sources of one's own raise what they like
             raise DataError(
-                f"`sample` of `{self.name}` failed ({type(error).__name__}: {error}). It is called with a number of "
-                "tasks and a torch.Generator, and returns `Tasks`. Change it."
+                f"`sample` of `{self.name}` failed ({type(error).__name__}: {error}). It is called "
+                "with a number of tasks and a torch.Generator, and returns `Tasks`. Change it."
             ) from error
         if not isinstance(drawn, Tasks):
             raise DataError(
-                f"`sample` of `{self.name}` gave a {type(drawn).__name__}. It returns `weightloom.Tasks`. Change it."
+                f"`sample` of `{self.name}` gave a {type(drawn).__name__}. It returns "
+                "`weightloom.Tasks`. Change it."
             )
         return _checked(drawn, self.name)
 
 
 def _checked(drawn: Tasks, name: str) -> Tasks:
-    """Return tasks whose shapes and numbers fit; labels count from 0 and stand for classes of the same numbers."""
+    """Return tasks whose shapes and numbers fit.
+
+    Labels count from 0 and stand for classes of the same numbers.
+    """
     sides = {"support_x": drawn.support_x, "support_y": drawn.support_y}
     sides |= {"query_x": drawn.query_x, "query_y": drawn.query_y}
     tensors = [value for value in sides.values() if isinstance(value, Tensor)]
@@ -91,7 +95,8 @@ def _checked(drawn: Tasks, name: str) -> Tasks:
             raise ShapeError("targets are (tasks, rows, out), labels (tasks, rows)")
     except ShapeError as error:
         raise DataError(
-            f"`{name}` drew tasks whose shapes do not fit: {shapes} ({str(error).partition('. ')[0]}). Build them with "
+            f"`{name}` drew tasks whose shapes do not fit: {shapes} "
+            f"({str(error).partition('. ')[0]}). Build them with "
             "`Tasks.of(support_x, support_y, query_x, query_y)`."
         ) from error
     for side, value in sides.items():
@@ -107,9 +112,10 @@ def _checked(drawn: Tasks, name: str) -> Tasks:
         or not 0 <= int(drawn.query_y.min()) <= int(drawn.query_y.max()) < ways
     ):
         raise DataError(
-            f"`{name}` drew labels that do not fit: from {int(there.min())} to {ways - 1} in support, up to "
-            f"{int(drawn.query_y.max())} in query. A task has the labels 0 to ways - 1, two or more, and an example "
-            f"or more of each in support, which has {rows} rows. Change `sample`."
+            f"`{name}` drew labels that do not fit: from {int(there.min())} to {ways - 1} in "
+            f"support, up to {int(drawn.query_y.max())} in query. A task has the labels 0 to ways "
+            f"- 1, two or more, and an example or more of each in support, which has {rows} rows. "
+            "Change `sample`."
         )
     return drawn._replace(classes=torch.arange(ways).expand(len(drawn.support_y), -1))
 
@@ -124,8 +130,8 @@ def own_problem(config: FewShotOptions) -> Problem:
     for option, typed in (("--split", config.split), ("--uneven-shots", config.uneven_shots)):
         if typed:
             raise ConfigError(
-                f"`{option}` with `--data {config.data}`. A source of your own says itself which tasks it draws. "
-                f"Leave `{option}` out."
+                f"`{option}` with `--data {config.data}`. A source of your own says itself which "
+                f"tasks it draws. Leave `{option}` out."
             )
     drawn = make_source(config, "train", config.shots[0]).sample(
         2, torch.Generator().manual_seed(0)
@@ -157,13 +163,13 @@ def make_source(config: FewShotOptions, part: str, shots: int, ways: int | None 
     except OWN_ERRORS as error:  # as above
         typed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise ConfigError(
-            f"`{config.data}` could not be called with ({typed}): {type(error).__name__}: {error}. It takes no "
-            f"arguments, or any of {', '.join(TAKEN)}. Give all others a default."
+            f"`{config.data}` could not be called with ({typed}): {type(error).__name__}: {error}. "
+            f"It takes no arguments, or any of {', '.join(TAKEN)}. Give all others a default."
         ) from error
     if not isinstance(source, TaskSource):
         raise ConfigError(
-            f"`{config.data}` gave a {type(source).__name__}. Data of your own are a `TaskSource`, with `sample`. "
-            "Inherit from `weightloom.TaskSource`."
+            f"`{config.data}` gave a {type(source).__name__}. Data of your own are a `TaskSource`, "
+            "with `sample`. Inherit from `weightloom.TaskSource`."
         )
     return OwnTasks(source, config.data, 0 if "part" in takes else PARTS.index(part))
 
@@ -190,7 +196,8 @@ class _Own:
         ways = int(drawn.support_y.max()) + 1 if labels else 1
         if labels and "ways" in takes and ways != config.ways[0]:
             raise ConfigError(
-                f"`{config.data}` was asked for {config.ways[0]} ways and drew {ways} classes. Draw as many as asked."
+                f"`{config.data}` was asked for {config.ways[0]} ways and drew {ways} classes. "
+                "Draw as many as asked."
             )
         config = replace(config, train_ways=config.train_ways or config.ways[0])
         if "ways" not in takes or not labels:
@@ -246,8 +253,9 @@ class OwnClasses(_Own, ClassProblem):
             len(self.event) == 1 or (len(self.event) == 3 and self.event[1] == self.event[2])
         ):
             raise ConfigError(
-                f"`{config.data}` draws inputs of shape {self.event}. Without more ado features (n,) and square images "
-                "(channels, size, size) are read. Pass a network for them, as in `--base my_networks:Net`."
+                f"`{config.data}` draws inputs of shape {self.event}. Without more ado features "
+                "(n,) and square images (channels, size, size) are read. Pass a network for them, "
+                "as in `--base my_networks:Net`."
             )
         self.build(2)
         for ways, shots in product(self.config.ways, self.config.shots):
@@ -272,8 +280,9 @@ class OwnCurves(_Own, CurveProblem):
         drawn = self._look(config)
         if drawn.support_x.ndim != 3:
             raise ConfigError(
-                f"`{config.data}` draws inputs of shape {tuple(drawn.support_x.shape[2:])} with targets that are "
-                "fractions. The inputs of a regression are rows of numbers, (tasks, points, features). Flatten them."
+                f"`{config.data}` draws inputs of shape {tuple(drawn.support_x.shape[2:])} with "
+                "targets that are fractions. The inputs of a regression are rows of numbers, "
+                "(tasks, points, features). Flatten them."
             )
         self.x_dim, self.y_dim = drawn.support_x.shape[2], drawn.support_y.shape[2]
         self.pools, self.table, self.centred = {}, None, False

@@ -193,14 +193,17 @@ def _folder(config: FewShotOptions) -> Pools:
     for name in ("train", judged):
         if len(parts[name].names) < ways:
             raise DataError(
-                f"`{config.data}` has {len(parts[name].names)} classes with enough pictures for {name}, and tasks of "
-                f"{ways} ways take {ways}. Its folders say which classes are to train on and which to be judged on. "
-                f"Put classes into `{Path(config.data) / name}`, ask for fewer `--ways`, or type a folder that holds "
-                f"the classes themselves, as in `--data {Path(config.data) / 'train'}`: they are split by a seed."
+                f"`{config.data}` has {len(parts[name].names)} classes with enough pictures for "
+                f"{name}, and tasks of {ways} ways take {ways}. Its folders say which classes are "
+                f"to train on and which to be judged on. Put classes into "
+                f"`{Path(config.data) / name}`, ask for fewer `--ways`, or type a folder that "
+                f"holds the classes themselves, as in `--data {Path(config.data) / 'train'}`: they "
+                "are split by a seed."
             )
     channels, size = loaded.pool.examples.shape[2:4]
     notices = [
-        f"{loaded.pool.examples.shape[0]} classes of pictures, made {size}x{size} with {channels} channels: "
+        f"{loaded.pool.examples.shape[0]} classes of pictures, made {size}x{size} with {channels} "
+        "channels: "
     ]
     notices[0] += ", ".join(f"{len(part.names)} for {name}" for name, part in parts.items())
     notices += told(loaded.skipped)

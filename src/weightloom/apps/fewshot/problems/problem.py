@@ -65,7 +65,9 @@ class Problem(ABC):
 
     @abstractmethod
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
-        """Tasks never seen in meta-training, with ``shots`` support points per class; ``ways`` None: the first.
+        """Tasks never seen in meta-training, with ``shots`` support points per class.
+
+        ``ways`` None: the first.
 
         Raises:
             ConfigError: If there is not enough to draw from.
@@ -107,8 +109,8 @@ class Problem(ABC):
             ConfigError: If the problem takes none.
         """
         raise ConfigError(
-            f"`--data {self.config.data}` takes no examples of your own: it does not say how they are read. "
-            f"Write `inputs` of {type(self).__name__}."
+            f"`--data {self.config.data}` takes no examples of your own: it does not say how they "
+            f"are read. Write `inputs` of {type(self).__name__}."
         )
 
     def targets(self) -> Targets | None:
@@ -131,8 +133,8 @@ class Problem(ABC):
             if ":" not in method and method not in known:
                 base = f" --base {self.config.base}" if self.config.base else ""
                 raise ConfigError(
-                    f"`{method}` does not go with `--data {self.config.data}{base}`, a {self.kind}. "
-                    f"{nearest(method, known)}"
+                    f"`{method}` does not go with `--data {self.config.data}{base}`, a "
+                    f"{self.kind}. {nearest(method, known)}"
                 )
 
     def settings(self) -> list[tuple[int, int]]:
@@ -161,8 +163,8 @@ class Problem(ABC):
         )
         if not isinstance(learner, Learner):
             raise ConfigError(
-                f"`{method}` gave a {type(learner).__name__}. A method is a `Learner`, with `adapt` and `predict`. "
-                "Inherit from `weightloom.learners.learner.Learner`."
+                f"`{method}` gave a {type(learner).__name__}. A method is a `Learner`, with "
+                "`adapt` and `predict`. Inherit from `weightloom.learners.learner.Learner`."
             )
         if self.config.mode == "bilevel" and learner.trained and not learner.inner_loop:
             return InnerSteps(learner, self.config.inner_steps or 1, self.config.inner_lr or 0.01)

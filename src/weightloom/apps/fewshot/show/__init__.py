@@ -1,4 +1,6 @@
-"""What the report draws beside the numbers: tasks to look at, the worst ones, what changed, a sweep over shots.
+"""What the report draws beside the numbers.
+
+Tasks to look at, the worst ones, what changed, a sweep over shots.
 
 In:   trained methods and the problem they solve.
 Out:  tensors and facts that `weightloom.apps.fewshot.figures` draws.

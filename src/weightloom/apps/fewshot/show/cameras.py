@@ -37,7 +37,10 @@ def predicted(learners: dict[str, Learner], problem: CameraProblem, early: bool)
 
 
 def worst(learner: Learner, problem: CameraProblem, early: bool) -> Shown | str:
-    """The cameras read worst among many, from the fewest pictures: what was made of their first ones."""
+    """The cameras read worst among many, from the fewest pictures.
+
+    What was made of their first ones.
+    """
     if not isinstance(learner, RestoringLearner):
         return "The method restores no pictures."
     shots, ways = _fewest(problem)
@@ -81,7 +84,10 @@ def _first_camera(problem: CameraProblem, early: bool) -> Tasks:
 
 
 def _restoring(learners: dict[str, Learner]) -> dict[str, RestoringLearner]:
-    """The methods that restore pictures: matching by hand first, then the one that the run is about."""
+    """The methods that restore pictures.
+
+    Matching by hand first, then the one that the run is about.
+    """
     found = {
         name: learner for name, learner in learners.items() if isinstance(learner, RestoringLearner)
     }

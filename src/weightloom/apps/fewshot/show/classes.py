@@ -1,4 +1,7 @@
-"""Classification tasks to look at: what was predicted, the worst of many, and a map of conditions."""
+"""Classification tasks to look at.
+
+What was predicted, the worst of many, and a map of conditions.
+"""
 
 import torch
 from torch import Tensor
@@ -41,7 +44,10 @@ def worst(learner: Learner, problem: ClassProblem, early: bool) -> Shown:
 
 
 def conditions(learner: Learner, problem: ClassProblem, early: bool) -> Shown | str:
-    """What the method knows of each class of many tasks, by class; or of each task, by how well it did."""
+    """What the method knows of each class of many tasks, by class.
+
+    Or of each task, by how well it did.
+    """
     source = source_of(problem, max(problem.config.shots or (1,)), early)
     tasks = source.sample(MAP_TASKS // 2, generator())
     known = mapped_condition(learner, tasks)
@@ -109,7 +115,10 @@ def _looked_at(tasks: Tasks, outputs: Tensor, problem: ClassProblem, early: bool
 
 
 def _texts(tasks: Tasks, problem: ClassProblem, early: bool) -> dict[str, list[list[str]]]:
-    """What a person reads in the place of each point, found by its features; nothing where points are pictures."""
+    """What a person reads in the place of each point, found by its features.
+
+    Nothing where points are pictures.
+    """
     pool = problem.validation if early else problem.held_out
     classes = tasks.classes
     if not pool.sentences or classes is None:

@@ -24,7 +24,10 @@ SCATTER_POINTS = 1200
 
 
 def predicted(learner: Learner, problem: CurveProblem, early: bool) -> Shown:
-    """Curves predicted from more and more points of a few tasks; with several inputs predictions against truth."""
+    """Curves predicted from more and more points of a few tasks.
+
+    With several inputs predictions against truth.
+    """
     most = max(problem.config.shots or (1,))
     source = source_of(problem, most, early)
     if problem.x_dim > 1:

@@ -83,7 +83,10 @@ def answered(
 
 
 def fewer_queries(tasks: Tasks, queries: int) -> Tasks:
-    """Keep the first query points of each class of each task; where a task has fewer than others, some are masked."""
+    """Keep the first query points of each class of each task.
+
+    Where a task has fewer than others, some are masked.
+    """
     there = tasks.query_mask
     member = one_hot(tasks.query_y.masked_fill(~there, 0)) * there[..., None]
     kept = there & ((member.cumsum(1) * member).sum(2) <= queries)

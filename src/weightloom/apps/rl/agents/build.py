@@ -42,22 +42,25 @@ def build_agent(method: str, world: World, config: RLOptions) -> Any:
     discrete = isinstance(world.action_space, spaces.Discrete)
     if discrete and config.algorithm in ("td3", "sac"):
         raise ConfigError(
-            f"`--algorithm {config.algorithm}` does not go with `--env {world.name}`, whose actions are one of "
+            f"`--algorithm {config.algorithm}` does not go with `--env {world.name}`, whose "
+            "actions are one of "
             f"{world.action_space.n}. TD3 and SAC climb the critic's slope along an action, so actions must be "  # type: ignore[attr-defined]
             "numbers. Pass `--algorithm ppo`."
         )
     if not discrete and not isinstance(world.action_space, spaces.Box):
         raise ConfigError(
-            f"`--env {world.name}` has actions {world.action_space}. Agents here give numbers (Box) or one of several "
-            "(Discrete). Wrap the environment so that its actions are one of the two."
+            f"`--env {world.name}` has actions {world.action_space}. Agents here give numbers "
+            "(Box) or one of several (Discrete). Wrap the environment so that its actions are one "
+            "of the two."
         )
     if (
         len(world.action_space.shape or ()) != (0 if discrete else 1)
         or getattr(world.action_space, "start", 0) != 0
     ):
         raise ConfigError(
-            f"`--env {world.name}` has actions {world.action_space}. Agents here give a flat vector of numbers, or an "
-            "index from 0 on. Wrap the environment in `gymnasium.wrappers.TransformAction`."
+            f"`--env {world.name}` has actions {world.action_space}. Agents here give a flat "
+            "vector of numbers, or an index from 0 on. Wrap the environment in "
+            "`gymnasium.wrappers.TransformAction`."
         )
     env = Between(world.training(config.rows, config.seed), config.reward_scale, remembers(config))
     plan = plan_of(method, world, config)

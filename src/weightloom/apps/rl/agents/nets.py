@@ -246,7 +246,9 @@ class PlainNetwork(nn.Module):
 
 
 class MatchedNetwork(nn.Module):
-    """All that a generated network sees, with nothing generated: trunk features and x side by side, x a second time.
+    """All that a generated network sees, with nothing generated.
+
+    Trunk features and x side by side, x a second time.
 
     Args:
         columns: What rows hold.

@@ -1,4 +1,7 @@
-"""TD3 and SAC with networks of ours for actor and critics; the algorithms are Stable-Baselines3's."""
+"""TD3 and SAC with networks of ours for actor and critics.
+
+The algorithms are Stable-Baselines3's.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +87,9 @@ def huber_gradient(gradient: Tensor, scale: float = 1.0) -> Tensor:
 
 
 class GeneratedTD3Policy(TD3Policy):
-    """TD3's policy with networks of ours. Averaging and targets act on all they are made of, hypernetworks included.
+    """TD3's policy with networks of ours.
+
+    Averaging and targets act on all they are made of, hypernetworks included.
 
     Args:
         *args: As for Stable-Baselines3's policy.

@@ -16,7 +16,9 @@ preferences."""
 
 
 class PolicyAndValue(nn.Module):
-    """One network of ours in the place of Stable-Baselines3's extractor: it gives policy and value at once.
+    """One network of ours in the place of Stable-Baselines3's extractor.
+
+    It gives policy and value at once.
 
     Args:
         plan: Which networks.
@@ -82,7 +84,9 @@ class GeneratedPolicy(ActorCriticPolicy):
 
 
 class Memory(nn.Module):
-    """A GRU over state, last action and last reward, in the place of an LSTM; it gives its state and the row's own.
+    """A GRU over state, last action and last reward, in the place of an LSTM.
+
+    It gives its state and the row's own.
 
     Args:
         skip: Numbers in front of a row, the context, that it must not see.
@@ -160,7 +164,9 @@ class RecurrentGeneratedPolicy(RecurrentActorCriticPolicy):
     def _process_sequence(
         features: Tensor, lstm_states: Any, episode_starts: Tensor, lstm: Any
     ) -> Any:
-        """Forget at the start of a sequence and read the rest in one pass; step by step where an episode begins within.
+        """Forget at the start of a sequence and read the rest in one pass.
+
+        Step by step where an episode begins within.
 
         sb3-contrib reads step by step wherever any episode begins, which is always so while it
         learns.
@@ -177,5 +183,8 @@ class RecurrentGeneratedPolicy(RecurrentActorCriticPolicy):
 
 
 def _numbers(space: Any) -> int:
-    """How many numbers a policy gives: one per action where actions are discrete, else a mean for each of them."""
+    """How many numbers a policy gives.
+
+    One per action where actions are discrete, else a mean for each of them.
+    """
     return int(space.n) if hasattr(space, "n") else int(space.shape[0])

@@ -20,7 +20,9 @@ class Step(NamedTuple):
 
 
 class BatchedEnv(ABC):
-    """A family of environments as pure functions: state, action and context in, next state and reward out.
+    """A family of environments as pure functions.
+
+    State, action and context in, next state and reward out.
 
     Time limits are not part of it: whoever steps it ends an episode after ``max_steps`` steps.
     """

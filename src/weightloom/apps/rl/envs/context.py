@@ -28,14 +28,15 @@ class Varied:
         for what, limits in (("train", self.train), ("held_out", self.held_out)):
             if limits is not None and not (-float("inf") < limits[0] < limits[1] < float("inf")):
                 raise ConfigError(
-                    f"The range {limits} of `{self.name}` ({what}) holds no numbers. It goes from low to high. "
-                    f"Pass it in that order, as in `{self.name}=0.5:1.5`."
+                    f"The range {limits} of `{self.name}` ({what}) holds no numbers. It goes from "
+                    f"low to high. Pass it in that order, as in `{self.name}=0.5:1.5`."
                 )
         beyond = self.held_out
         if beyond is not None and max(beyond[0], self.train[0]) < min(beyond[1], self.train[1]):
             raise ConfigError(
-                f"The range {beyond} of `{self.name}` is held out, but overlaps {self.train}, which training draws "
-                "from. What is held out is never met in training. Let one begin where the other ends."
+                f"The range {beyond} of `{self.name}` is held out, but overlaps {self.train}, "
+                "which training draws from. What is held out is never met in training. Let one "
+                "begin where the other ends."
             )
 
 
@@ -85,8 +86,9 @@ class ContextFamily:
         beyond = [number for number, one in enumerate(self.varied) if one.held_out]
         if not beyond:
             raise ConfigError(
-                f"No range of {', '.join(f'`{name}`' for name in self.names)} is held out. Contexts beyond those of "
-                f"training need one. Pass it, as in `--held-out {self.names[0]}=2:3`."
+                f"No range of {', '.join(f'`{name}`' for name in self.names)} is held out. "
+                f"Contexts beyond those of training need one. Pass it, as in `--held-out "
+                f"{self.names[0]}=2:3`."
             )
         for row in range(contexts):
             number = beyond[row % len(beyond)]
@@ -98,7 +100,10 @@ class ContextFamily:
     def normalise(
         self, context: Float[Tensor, "*rows parameters"]
     ) -> Float[Tensor, "*rows parameters"]:
-        """Map training ranges to [-1, 1]; what is held out lands beyond, as nothing of it is known in training."""
+        """Map training ranges to [-1, 1].
+
+        What is held out lands beyond, as nothing of it is known in training.
+        """
         low, high = (context.new_tensor([one.train[end] for one in self.varied]) for end in (0, 1))
         return 2 * (context - low) / (high - low) - 1
 
@@ -158,20 +163,21 @@ def family_of(
     for name in typed:
         if name not in allowed:
             raise ConfigError(
-                f"`--vary {name}` names no parameter of this environment. A context is made of numbers that the "
-                f"environment has. {nearest(name, allowed)}"
+                f"`--vary {name}` names no parameter of this environment. A context is made of "
+                f"numbers that the environment has. {nearest(name, allowed)}"
             )
     names = list(usual) if complete else list(typed) or list(usual)
     for name in beyond:
         if name not in names:
             raise ConfigError(
-                f"`--held-out {name}` does not vary. What is held out lies beyond a training range. "
-                f"{nearest(name, names)} Or add it, as in `--vary {name}=0.5:1.5`."
+                f"`--held-out {name}` does not vary. What is held out lies beyond a training "
+                f"range. {nearest(name, names)} Or add it, as in `--vary {name}=0.5:1.5`."
             )
     if not names:
         raise ConfigError(
-            "Nothing varies in this environment. A family of environments needs at least one parameter with a range. "
-            "Pass one, as in `--vary gravity=8:12 --held-out gravity=12:14`."
+            "Nothing varies in this environment. A family of environments needs at least one "
+            "parameter with a range. Pass one, as in `--vary gravity=8:12 --held-out "
+            "gravity=12:14`."
         )
     made = []
     for name in names:
@@ -188,5 +194,6 @@ def _read(text: str, flag: str) -> tuple[str, Range]:
         return name, (float(low), float(high))
     except ValueError as error:
         raise ConfigError(
-            f"`--{flag} {text}` cannot be read. It is a name and a range. Type it as in `--{flag} gravity=8:12`."
+            f"`--{flag} {text}` cannot be read. It is a name and a range. Type it as in `--{flag} "
+            "gravity=8:12`."
         ) from error

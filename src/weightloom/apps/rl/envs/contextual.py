@@ -1,4 +1,7 @@
-"""Any gymnasium environment with a context: drawn at every reset, put into its physics, seen in front of the state."""
+"""Any gymnasium environment with a context.
+
+Drawn at every reset, put into its physics, seen in front of the state.
+"""
 
 import importlib
 import importlib.util
@@ -53,8 +56,9 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
         seen = env.observation_space
         if not isinstance(seen, spaces.Box) or len(seen.shape) != 1:
             raise ConfigError(
-                f"Observations of `{type(env.unwrapped).__name__}` are {seen}. The context is put in front of a flat "
-                "vector. Wrap the environment in `gymnasium.wrappers.FlattenObservation` where it is made."
+                f"Observations of `{type(env.unwrapped).__name__}` are {seen}. The context is put "
+                "in front of a flat vector. Wrap the environment in "
+                "`gymnasium.wrappers.FlattenObservation` where it is made."
             )
         self.observation_space = spaces.Box(
             -np.inf, np.inf, (len(family.names) + seen.shape[0],), np.float32
@@ -110,7 +114,10 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
         return self._observe(state), reward, terminated, truncated, info
 
     def change(self, context: list[float]) -> None:
-        """Set attributes to those of another context in mid-episode; what is seen of it stays as it was."""
+        """Set attributes to those of another context in mid-episode.
+
+        What is seen of it stays as it was.
+        """
         named = self._by_name(context)
         self.physics.put([named[name] for name in self.attributes])
 
@@ -145,8 +152,9 @@ def make(name: str, max_steps: int | None = None, **arguments: float) -> gymnasi
     ) as error:  # it imports what is before a colon
         said = str(error).partition("\n")[0]
         raise ConfigError(
-            f"`--env {shortened(name)}` cannot be made ({shortened(said)}). It is `lqr`, `gyre`, `grid`, or the name "
-            f"of an environment that is registered with gymnasium, as `module:Name-v0` where a module registers it. "
+            f"`--env {shortened(name)}` cannot be made ({shortened(said)}). It is `lqr`, `gyre`, "
+            f"`grid`, or the name of an environment that is registered with gymnasium, as "
+            f"`module:Name-v0` where a module registers it. "
             f"{nearest(name, known) if name not in known else 'Install what it needs.'}"
         ) from error
 

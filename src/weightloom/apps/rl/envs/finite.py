@@ -35,7 +35,8 @@ def check_finite(
         f"{key} {value:.4g}" for key, value in zip(parameters, context[row].tolist(), strict=True)
     )
     raise NonFiniteError(
-        f"`{name}` gave a {what} that is not finite in row {row} of {len(reward)}, after {episodes} episodes were "
-        f"begun; its context is {named}. Nothing can be learned from it, so the run was stopped. Mend the environment "
-        "or narrow the range by `--vary`, then go on by `--resume`: the last checkpoint is whole."
+        f"`{name}` gave a {what} that is not finite in row {row} of {len(reward)}, after "
+        f"{episodes} episodes were begun; its context is {named}. Nothing can be learned from it, "
+        "so the run was stopped. Mend the environment or narrow the range by `--vary`, then go on "
+        "by `--resume`: the last checkpoint is whole."
     )

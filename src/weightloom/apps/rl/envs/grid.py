@@ -8,7 +8,9 @@ from weightloom.apps.rl.envs.batched import BatchedEnv, Contexts, States, Step
 
 
 class GridWorld(BatchedEnv):
-    """Walk a 5 x 5 grid to a goal that is not seen: 15 steps a trial, 4 trials in one episode, the goal the same.
+    """Walk a 5 x 5 grid to a goal that is not seen.
+
+    15 steps a trial, 4 trials in one episode, the goal the same.
 
     The context is the goal's column and row, as numbers in [0, 5) that are rounded down. A step on
     the goal is worth 1, any other -0.1. After each trial the walker is back at its corner. The goal

@@ -47,7 +47,10 @@ class DoubleGyre(BatchedEnv):
         return torch.cat([unit * unit.new_tensor([2.0, 1.0]), unit.new_zeros(len(context), 1)], 1)
 
     def advance(self, state: States, action: Tensor, context: Contexts) -> Step:
-        """Take four steps of the classic Runge-Kutta method; the reward is that of the place reached."""
+        """Take four steps of the classic Runge-Kutta method.
+
+        The reward is that of the place reached.
+        """
         place, time_s = state[:, :2], state[:, 2]
         for _ in range(self.held):
             first = self.current(place, time_s, context) + action

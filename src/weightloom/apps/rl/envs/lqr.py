@@ -1,4 +1,7 @@
-"""Linear-quadratic control of a mass on a spring: the family whose optimum is known in closed form."""
+"""Linear-quadratic control of a mass on a spring.
+
+The family whose optimum is known in closed form.
+"""
 
 import torch
 from jaxtyping import Float

@@ -40,8 +40,9 @@ class Maker:
     def __init__(self, env: Env, max_steps: int | None = None) -> None:
         if not isinstance(env, str) and not (callable(env) and not isinstance(env, gymnasium.Env)):
             raise ConfigError(
-                f"`env` is {env!r}. Training steps several copies side by side, so it must be possible to make them. "
-                "Pass a class, a function that returns an environment as in `lambda: MyEnv()`, or a registered name."
+                f"`env` is {env!r}. Training steps several copies side by side, so it must be "
+                "possible to make them. Pass a class, a function that returns an environment as in "
+                "`lambda: MyEnv()`, or a registered name."
             )
         self.env, self.max_steps = env, max_steps
         self.name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
@@ -66,13 +67,14 @@ class Maker:
             given = ", ".join(f"{name}={value:g}" for name, value in arguments.items())
             names = ", ".join(arguments) or "**context"
             raise ConfigError(
-                f"`{self.name}({given})` cannot be called ({error}). It is given the numbers of a context. "
-                f"Pass a function that knows the rest, as in `lambda {names}: {self.name}(...)`."
+                f"`{self.name}({given})` cannot be called ({error}). It is given the numbers of a "
+                f"context. Pass a function that knows the rest, as in `lambda {names}: "
+                f"{self.name}(...)`."
             ) from error
         if not isinstance(made, gymnasium.Env):
             raise ConfigError(
-                f"`{self.name}` returned {type(made).__name__}. It must return an environment of gymnasium. "
-                "Derive the class from `gymnasium.Env`, or return one from the function."
+                f"`{self.name}` returned {type(made).__name__}. It must return an environment of "
+                "gymnasium. Derive the class from `gymnasium.Env`, or return one from the function."
             )
         limit = self.max_steps or _own_limit(made) or MOST_STEPS
         return made if endless else TimeLimit(made, limit)
@@ -118,8 +120,9 @@ class Maker:
 
     def _lacks(self, name: str, known: Iterable[str]) -> ConfigError:
         return ConfigError(
-            f"`{name}` is neither an argument of `{self.name}` nor a number among its attributes. What varies is given "
-            f"to the constructor, or set before an episode. {nearest(name, dict.fromkeys(known))}"
+            f"`{name}` is neither an argument of `{self.name}` nor a number among its attributes. "
+            f"What varies is given to the constructor, or set before an episode. "
+            f"{nearest(name, dict.fromkeys(known))}"
         )
 
 
@@ -155,8 +158,8 @@ def _within_one(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
         return env
     if not env.action_space.is_bounded():
         raise ConfigError(
-            f"Actions of `{type(env.unwrapped).__name__}` are {env.action_space}. Agents act within limits. "
-            "Give the action space a finite `low` and `high`."
+            f"Actions of `{type(env.unwrapped).__name__}` are {env.action_space}. Agents act "
+            "within limits. Give the action space a finite `low` and `high`."
         )
     return RescaleAction(env, np.float32(-1.0), np.float32(1.0))
 

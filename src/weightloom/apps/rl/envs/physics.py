@@ -1,4 +1,7 @@
-"""Contexts put into gymnasium's environments: attributes of classic control, physics of MuJoCo, attributes of yours."""
+"""Contexts put into gymnasium's environments.
+
+Attributes of classic control, physics of MuJoCo, attributes of yours.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +16,9 @@ MUJOCO = ("gravity", "mass", "friction", "damping")
 
 
 def parameters_of(env: gymnasium.Env[Any, Any]) -> list[str]:
-    """List what can vary in an environment: plain numbers among its attributes, and the physics of MuJoCo.
+    """List what can vary in an environment.
+
+    Plain numbers among its attributes, and the physics of MuJoCo.
 
     Example:
         >>> [name for name in parameters_of(gymnasium.make("Pendulum-v1")) if len(name) == 1]
@@ -52,8 +57,8 @@ class Physics:
         for name in names:
             if name not in known:
                 raise ConfigError(
-                    f"`{name}` is no parameter of `{type(self.inner).__name__}`. What varies must be a number that the "
-                    f"environment reads in every step. {nearest(name, known)}"
+                    f"`{name}` is no parameter of `{type(self.inner).__name__}`. What varies must "
+                    f"be a number that the environment reads in every step. {nearest(name, known)}"
                 )
         self.names = tuple(names)
         self.original: dict[str, Any] = {}

@@ -1,4 +1,7 @@
-"""A family whose environment is not at hand: enough to build an agent that was trained in it, and to let it act."""
+"""A family whose environment is not at hand.
+
+Enough to build an agent that was trained in it, and to let it act.
+"""
 
 from typing import Any
 
@@ -68,8 +71,8 @@ class SpacesOnly(World):
     def absent(self) -> ConfigError:
         """Say that the environment is not at hand."""
         return ConfigError(
-            f"`{self.name}` cannot be stepped: the agent was loaded without its environment. It can act, value and "
-            "be specialised. To train, build the family anew by `rl.family`."
+            f"`{self.name}` cannot be stepped: the agent was loaded without its environment. It "
+            "can act, value and be specialised. To train, build the family anew by `rl.family`."
         )
 
 
@@ -93,7 +96,9 @@ class _Absent(gymnasium.Env[Any, Any]):
 
 
 def plain_space(space: spaces.Space[Any]) -> Any:
-    """Describe actions by plain JSON values: limits of numbers, or how many there are to choose from.
+    """Describe actions by plain JSON values.
+
+    Limits of numbers, or how many there are to choose from.
 
     Example:
         >>> plain_space(spaces.Discrete(3)), plain_space(spaces.Box(-2.0, 2.0, (1,)))

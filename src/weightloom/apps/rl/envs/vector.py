@@ -1,4 +1,7 @@
-"""Batched environments as Stable-Baselines3 wants them: many rows, each with a context of its own."""
+"""Batched environments as Stable-Baselines3 wants them.
+
+Many rows, each with a context of its own.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +21,10 @@ FAR = 1e6
 
 
 def spaces_of(env: BatchedEnv, family: ContextFamily) -> tuple[spaces.Box, spaces.Space[Any]]:
-    """Return the observation space, the context in front, and the action space: numbers within [-1, 1], or indices."""
+    """Return the observation space, the context in front, and the action space.
+
+    Numbers within [-1, 1], or indices.
+    """
     width = len(family.names) + env.observation_dim
     seen = spaces.Box(-FAR, FAR, (width,), np.float32)
     if env.action_limit is None:

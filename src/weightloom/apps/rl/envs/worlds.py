@@ -1,4 +1,7 @@
-"""One way to train in and to roll out any family of environments: batched ones in torch, and gymnasium's."""
+"""One way to train in and to roll out any family of environments.
+
+Batched ones in torch, and gymnasium's.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

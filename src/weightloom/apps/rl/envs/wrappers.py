@@ -1,4 +1,7 @@
-"""What stands between an environment and an algorithm: scaled rewards, checked actions, and what a memory reads."""
+"""What stands between an environment and an algorithm.
+
+Scaled rewards, checked actions, and what a memory reads.
+"""
 
 from typing import Any
 
@@ -11,7 +14,10 @@ from weightloom.errors import NonFiniteError
 
 
 def memory_width(space: spaces.Space[Any]) -> int:
-    """Numbers that a memory reads behind the state: the last action, the last reward, and whether an episode began."""
+    """Numbers that a memory reads behind the state.
+
+    The last action, the last reward, and whether an episode began.
+    """
     return (
         int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (1,)))
     ) + 2
@@ -68,8 +74,9 @@ class Between(VecEnvWrapper):
         """
         if not np.isfinite(actions).all():
             raise NonFiniteError(
-                "The policy gave an action that is not finite: its parameters are spoiled. Steps were too long, or "
-                "rewards too large. Lower `--learning-rate` or `--reward-scale`, and start another run."
+                "The policy gave an action that is not finite: its parameters are spoiled. Steps "
+                "were too long, or rewards too large. Lower `--learning-rate` or `--reward-scale`, "
+                "and start another run."
             )
         self.actions = actions
         self.venv.step_async(actions)
@@ -101,7 +108,10 @@ class Between(VecEnvWrapper):
 
 
 def kept_of(env: Any) -> dict[str, Tensor] | None:
-    """Return all that an environment goes on from; None where that cannot be had, and new episodes are begun."""
+    """Return all that an environment goes on from.
+
+    None where that cannot be had, and new episodes are begun.
+    """
     inner = env.venv if isinstance(env, Between) else env
     return inner.kept() if hasattr(inner, "kept") else None
 
