@@ -42,6 +42,7 @@ ROOMS = [
         "diagnostics",
         "testing",
         "apps",
+        "option_help",
         "commands",
     ),
     "cli",

@@ -21,7 +21,7 @@ COMMANDS = {
     "report": "Write report.html of a run anew.",
     "adapt": "Adapt a run's method to a task of your own; answer inputs, write the network.",
     "export": "Write a plain network for one task of a run, or everything from support set to answer as one program.",
-    "list": "Show the data sets, and whether they are at hand; the methods; the rooms to build from.",
+    "list": "List data sets, environments, methods and rooms; `weightloom list NAME` says more of each.",
     "doctor": "Show versions, threads, devices and data: where to look first when something is odd.",
 }
 """Commands beside the applications, and what each does."""

@@ -5,28 +5,29 @@ What is done with a run.
 Knows nothing of the insides of applications. Torch is imported only by the commands that need it.
 """
 
-import ast
-import inspect
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, make_dataclass
-from itertools import pairwise
 from pathlib import Path
-from textwrap import dedent
 from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from weightloom.apps.app import App
 from weightloom.apps.registry import app_names, check_trusted, find_app, need_extra
 from weightloom.errors import ConfigError
+from weightloom.option_help import field_texts, option_help, options_of, without_rule
 from weightloom.runs.options import RunOptions
 
 Options = TypeVar("Options", bound=RunOptions)
 AnyApp = App[Any, Any, Any]
+WIDEST = 100
+"""Columns of help."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,11 @@ def run_app(app: AnyApp, words: list[str], typed: str) -> int:
     """Run an application."""
     config, several = _options_of(app, words)
     default = RunCommand(config, **several)
-    kind: Any = RunCommand
-    command = _parse(kind[app.config], words, typed, default)
+    generic: Any = RunCommand
+    kind = generic[app.config]
+    if _asks_help(words):
+        return _print_run_help(app, kind, words, typed, default)
+    command = _parse(kind, words, typed, default)
 
     _check_going_on(command, several, typed)
     source = command.resume or command.config
@@ -233,11 +237,14 @@ def export(words: list[str]) -> int:
 
 
 def show_list(words: list[str]) -> int:
-    """Show the data sets, and whether they are at hand; the methods; the rooms to build from."""
+    """List data sets, environments, methods and rooms; `weightloom list NAME` says more of each."""
+    from weightloom.apps.doctor import print_list, print_table_of
+
+    if words and words[0][0] != "-":
+        _no_options(words[1:], f"list {words[0]}")
+        print_table_of(words[0])
+        return 0
     _no_options(words, "list")
-
-    from weightloom.apps.doctor import print_list
-
     print_list()
     return 0
 
@@ -264,10 +271,69 @@ BY_NAME: dict[str, Callable[[list[str]], int]] = {
 
 def _parse(kind: Any, words: list[str], name: str, default: Any = None) -> Any:
     """Parse flags into a dataclass; tyro prints help and mistakes, and leaves with 0 or 2."""
-    prog, config = f"weightloom {name}", (OmitArgPrefixes,)
-    if default is None:
-        return tyro.cli(kind, args=words, prog=prog, config=config)
-    return tyro.cli(kind, args=words, prog=prog, config=config, default=default)
+    if _asks_help(words):
+        options = list(options_of(kind, default))
+        places = "".join(f" {option.words}" for option in options if option.words[0] != "-")
+        usage = f"weightloom {name}{places} [OPTIONS]"
+        print(option_help(kind.__doc__, usage, options, {}, _columns()))
+        raise SystemExit(0)
+    return _parsed(kind, words, name, default)
+
+
+def _parsed(kind: Any, words: list[str], name: str, default: Any, loud: bool = True) -> Any:
+    """Let tyro parse flags; it prints mistakes if ``loud``, and leaves with 2."""
+    given = {} if default is None else {"default": default}
+    return tyro.cli(
+        kind,
+        args=words,
+        prog=f"weightloom {name}",
+        config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
+        console_outputs=loud,
+        **given,
+    )
+
+
+def _asks_help(words: list[str]) -> bool:
+    return "-h" in words or "--help" in words
+
+
+def _columns() -> int:
+    return min(shutil.get_terminal_size().columns, WIDEST)
+
+
+def _print_run_help(app: AnyApp, kind: Any, words: list[str], typed: str, default: Any) -> int:
+    """Print the options of an application, with the defaults that go with the other words."""
+    others = [word for word in words if word not in ("-h", "--help")]
+    with suppress(SystemExit):
+        default = _parsed(kind, others, typed, default, loud=False)
+    try:
+        resolved = default.options.resolved()
+    except ConfigError:
+        resolved = None
+    of_run = [option for option in options_of(RunCommand, default) if option.name != "options"]
+    of_app = options_of(type(default.options), default.options, resolved)
+    text = option_help(
+        f"{app.about} Defaults are those that go with the options typed before `--help`.",
+        f"weightloom {typed} [OPTIONS]",
+        [*of_run, *of_app],
+        {
+            "Run": ("run", "resume", "config", "quiet", "trust"),
+            **_groups(type(default.options)),
+            "Several runs": ("seeds", "folds", "sweep"),
+        },
+        _columns(),
+    )
+    print(text)
+    return 0
+
+
+def _groups(kind: type[RunOptions]) -> dict[str, list[str]]:
+    """Join the headings of a config with those of the classes that it inherits from."""
+    joined: dict[str, list[str]] = {}
+    for owner in kind.__mro__:
+        for title, names in vars(owner).get("groups", {}).items():
+            joined.setdefault(title, []).extend(names)
+    return joined
 
 
 def _print_scores(app: AnyApp, scores: list[Any]) -> None:
@@ -332,10 +398,10 @@ def _with_changes(made_by: AnyApp, about: str, judged_by: Sequence[str], **more:
     for name, kind in more.items():
         wanted, default = (bool, False) if kind is bool else (kind | None, None)
         columns.append((name, Annotated[wanted, arg(help=own[name])], field(default=default)))
-    documented = _documented(made_by.config)
+    documented = field_texts(made_by.config)
     for name in judged_by:
         kind = hints[name]
-        text = documented.get(name, "").partition(" None:")[0].partition(" Default:")[0]
+        text = without_rule(documented.get(name, ""))
         wanted, default, usual = (
             (bool, False, "") if kind is bool else (kind | None, None, " Default: as trained.")
         )
@@ -349,21 +415,6 @@ def _changes(app: AnyApp, command: Any) -> dict[str, Any]:
     values = {name: getattr(command, name) for name in app.judged_by if hasattr(command, name)}
     typed = {name: its for name, its in values.items() if its is not None and its is not False}
     return {name: list(its) if isinstance(its, tuple) else its for name, its in typed.items()}
-
-
-def _documented(kind: type) -> dict[str, str]:
-    """Read the text under each field of a dataclass."""
-    found: dict[str, str] = {}
-    for owner in reversed(kind.__mro__[:-1]):
-        body = ast.parse(dedent(inspect.getsource(owner))).body[0]
-        lines = body.body if isinstance(body, ast.ClassDef) else []
-        for line, below in pairwise(lines):
-            text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            if isinstance(line, ast.AnnAssign) and text:
-                found[ast.unparse(line.target)] = " ".join(
-                    ast.literal_eval(ast.unparse(below)).split()
-                )
-    return found
 
 
 def _options_of(app: AnyApp, words: list[str]) -> tuple[RunOptions, dict[str, Any]]:
@@ -384,7 +435,7 @@ def _options_of(app: AnyApp, words: list[str]) -> tuple[RunOptions, dict[str, An
 
 def _no_options(words: list[str], name: str) -> None:
     if words and words[0] in ("-h", "--help"):
-        print(f"usage: weightloom {name}\n\n{BY_NAME[name].__doc__}")
+        print(f"usage: weightloom {name}\n\n{BY_NAME[name.split()[0]].__doc__}")
         raise SystemExit(0)
     if words:
         raise ConfigError(

@@ -107,6 +107,9 @@ class Listed(NamedTuple):
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    """A name, and what is known of it."""
+    absent: frozenset[str] = frozenset()
+    """Names of data that are not on this machine."""
 
 
 @runtime_checkable

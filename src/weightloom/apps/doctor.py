@@ -3,13 +3,21 @@
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 import weightloom
+from weightloom.apps.app import Listed
 from weightloom.apps.registry import all_apps
+from weightloom.errors import ConfigError, nearest
+
+ROOMS = "rooms"
+"""Word for which `weightloom list` shows the rooms."""
 
 PACKAGES = (
     *("weightloom", "torch", "numpy", "lightning-fabric", "torchmetrics", "safetensors", "plotly"),
@@ -34,25 +42,60 @@ def print_doctor() -> None:
     table.add_row("accelerators", ", ".join(accelerators) or "none: runs use the CPU")
     for app in all_apps():
         for data, place in app.data():
-            table.add_row(f"data: {data}", place)
+            table.add_row(f"data: {data}", Text(place))  # Text: [ ] is no markup in it
     Console().print(table)
 
 
 def print_list() -> None:
-    """Print data sets and methods of every application, and the rooms to build from."""
+    """Print the names of data sets, environments, methods and rooms, on one screen."""
+    console, absent = Console(highlight=False, markup=False), False
     for app in all_apps():
         for listed in app.listed():
-            table = Table(*listed.columns, title=listed.title)
-            for row in listed.rows:
-                table.add_row(*row)
-            Console().print(table)
-    rooms = Table("room", "to build from", title="from weightloom import …")
+            names = [f"{row[0]}*" if row[0] in listed.absent else row[0] for row in listed.rows]
+            absent |= bool(listed.absent)
+            _print_names(console, listed.title, names)
+    _print_names(console, "from weightloom.ROOM import …, ROOM being one of", _rooms())
+    if absent:
+        console.print("* Not on this machine yet.", style="dim")
+    known = "|".join([*(app.name for app in all_apps()), ROOMS])
+    console.print(f"`weightloom list {known}` says more of each.", style="dim")
+
+
+def print_table_of(name: str) -> None:
+    """Print everything that is known of an application's names, or of the rooms.
+
+    Args:
+        name: An application, or ``"rooms"``.
+
+    Raises:
+        ConfigError: If there is no such table.
+    """
+    tables = {app.name: app.listed for app in all_apps()}
+    if name != ROOMS and name not in tables:
+        raise ConfigError(
+            f"`weightloom list {name}` has no table. {nearest(name, [*tables, ROOMS])} Type "
+            "`weightloom list` alone for all names on one screen."
+        )
+    rows = [(room, ", ".join(names)) for room, names in _rooms().items()]
+    rooms = Listed("from weightloom import …", ("room", "public names"), rows)
+    for listed in [rooms] if name == ROOMS else tables[name]():
+        table = Table(*listed.columns, title=listed.title)
+        for row in listed.rows:
+            table.add_row(*map(Text, row))  # as Text, in which [ ] is no markup
+        Console().print(table)
+
+
+def _print_names(console: Console, title: str, names: Iterable[str]) -> None:
+    console.print(title, style="bold")
+    console.print(Padding(" ".join(names), (0, 0, 0, 2)))
+
+
+def _rooms() -> dict[str, list[str]]:
+    """Return the names that ``from weightloom import`` gives, by room."""
     by_room: dict[str, list[str]] = {}
     for name, room in weightloom._public_names().items():
         by_room.setdefault(room, []).append(name)
-    for room, names in by_room.items():
-        rooms.add_row(room, ", ".join(names))
-    Console().print(rooms)
+    return by_room
 
 
 def _version(package: str) -> str:

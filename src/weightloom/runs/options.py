@@ -41,6 +41,13 @@ class RunOptions:
     imports: ClassVar[tuple[str, ...]] = ("method", "comparators")
     """Options whose values may be ``module:name``, which is imported when a run is opened."""
 
+    groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Methods": ("method", "comparators", "start_from"),
+        "Training": ("steps", "minutes", "rates", "seed", "evaluate_every", "checkpoint_every"),
+        "Machine": ("threads", "autotune"),
+    }
+    """Headings of `--help`, and the options below each. An application adds its own."""
+
     method: str = "hypernetwork"
     """The method that the report is about: a name from `weightloom list`."""
     comparators: tuple[str, ...] | None = None

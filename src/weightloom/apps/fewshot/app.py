@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weightloom.apps.app import App, Contender, Listed, Shown, Training
 from weightloom.apps.fewshot.config import FewShotConfig, FewShotOptions
 from weightloom.apps.fewshot.methods import FITS, METHODS
-from weightloom.apps.fewshot.presets import DATA, PRESETS, where
+from weightloom.apps.fewshot.presets import DATA, PRESETS, is_here, where
 from weightloom.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -197,7 +197,12 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
             for method in METHODS
         ]
         return [
-            Listed("weightloom fewshot --data …", ("data", "defaults", "where"), data),
+            Listed(
+                "weightloom fewshot --data …",
+                ("data", "defaults", "where"),
+                data,
+                frozenset(name for name in DATA if not is_here(name)),
+            ),
             Listed("weightloom fewshot --method …", ("method", "what it is", "data"), methods),
         ]
 

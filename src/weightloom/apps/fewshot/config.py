@@ -23,6 +23,16 @@ class FewShotConfig(RunOptions):
     imports: ClassVar[tuple[str, ...]] = (*RunOptions.imports, "data", "base")
     swept: ClassVar[tuple[str, ...]] = ("outer_lr", "clip_norm", "weight_decay", "average")
 
+    groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Data and tasks": (
+            *("data", "ways", "shots", "queries", "uneven_shots", "train_ways"),
+            *("split", "held_out", "tasks", "test_tasks"),
+        ),
+        "Methods": ("base", "normalisation", "inner_steps", "inner_lr"),
+        "Training": ("outer_lr", "clip_norm", "weight_decay", "average", "mode", "block_steps"),
+        "Machine": ("accelerator", "devices", "nodes", "precision"),
+    }
+
     data: str = "cameras"
     """Data: a name from `weightloom list`, a folder of pictures, a .csv file with a column `task`,
     or a `TaskSource` of your own as `module:Class`."""

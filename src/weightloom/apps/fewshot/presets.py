@@ -214,6 +214,13 @@ def data_kind(data: str) -> str:
     )
 
 
+def is_here(data: str) -> bool:
+    """Say whether a data set is on this machine, or made from nothing."""
+    if data in FILES:
+        return find_file(*FILES[data]) is not None
+    return data == "sinusoid" or find_spec("sklearn") is not None
+
+
 def where(data: str) -> str:
     """Say where a data set is, or how to get it."""
     if data == "sinusoid":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightloom.apps.app import App, Contender, Listed, Shown, Training
 from weightloom.apps.rl.config import RLConfig, RLOptions
-from weightloom.apps.rl.presets import METHODS
+from weightloom.apps.rl.presets import METHODS, PRESETS, preset
 
 if TYPE_CHECKING:
     from weightloom.apps.rl.adapted import AdaptedAgent
@@ -117,5 +117,12 @@ class RL(App[RLOptions, "World", Any]):
 
     def listed(self) -> list[Listed]:
         """Methods."""
+        envs = [
+            (name, preset(name, None)["algorithm"], f"{preset(name, None)['steps']:,} steps")
+            for name in PRESETS
+        ]
         rows = [(method.name, method.about, " ".join(method.algorithms)) for method in METHODS]
-        return [Listed("weightloom rl --method …", ("method", "what it is", "algorithms"), rows)]
+        return [
+            Listed("weightloom rl --env …", ("environment", "algorithm", "default"), envs),
+            Listed("weightloom rl --method …", ("method", "what it is", "algorithms"), rows),
+        ]

@@ -29,6 +29,16 @@ class RLConfig(RunOptions):
         "updates",
     )
 
+    groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Environments and contexts": (
+            *("env", "vary", "held_out", "test_contexts", "validation", "target_return"),
+        ),
+        "Methods": ("width", "blocks", "hidden", "rank", "unit"),
+        "Training": ("algorithm", "learning_rate", "final_rate", "discount", "batch", "rows"),
+        "TD3 and SAC": ("warm_up", "updates", "critics", "noise", "smoothing", "reward_scale"),
+        "PPO": ("rollout", "entropy", "clip"),
+    }
+
     env: str = "lqr"
     """Which family: `lqr`, `gyre`, `grid`, or the name of an environment that is registered with
     gymnasium, as `module:Name-v0` where a module registers it."""

@@ -1,0 +1,111 @@
+"""Help and lists: the defaults that a run would use, whole words, one screen."""
+
+import re
+from dataclasses import dataclass, fields
+
+import pytest
+
+from weightloom.apps import doctor
+from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.rl.config import RLConfig
+from weightloom.cli import main
+from weightloom.option_help import option_help, options_of
+from weightloom.runs.options import RunOptions, flag
+
+RUNS = {
+    "fewshot": (FewShotConfig(), FewShotConfig),
+    "fewshot --data digits": (FewShotConfig(data="digits"), FewShotConfig),
+    "rl": (RLConfig(), RLConfig),
+    "rl --env gyre": (RLConfig(env="gyre"), RLConfig),
+    "rl --env grid --steps 100000": (RLConfig(env="grid", steps=100_000), RLConfig),
+}
+
+
+def help_of(line, capsys, monkeypatch, columns=100):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) if line.split()[0] not in ("fewshot", "rl") else no_error():
+        main([*line.split(), "--help"])
+    return capsys.readouterr().out
+
+
+class no_error:  # noqa: N801 - reads as a word in a `with`
+    def __enter__(self): ...
+    def __exit__(self, *error): ...
+
+
+def entries(text):
+    """The text of each option by its flag, lines joined."""
+    parts = re.split(r"^  (--[a-z-]+)", text, flags=re.MULTILINE)
+    return {name: " ".join(its.split()) for name, its in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@pytest.mark.parametrize("line", RUNS)
+def test_help_shows_the_values_that_a_run_would_use(line, capsys, monkeypatch):
+    config, _ = RUNS[line]
+    shown, resolved = entries(help_of(line, capsys, monkeypatch)), config.resolved()
+    for field in fields(config):
+        value = getattr(resolved, field.name)
+        if isinstance(value, bool) or value in (None, (), ""):
+            continue
+        words = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        assert f"Default: {words}." in shown[flag(field.name)], field.name
+
+
+@pytest.mark.parametrize("line", [*RUNS, "eval", "adapt", "export", "report"])
+def test_help_names_no_none_and_stays_within_its_columns(line, capsys, monkeypatch):
+    text = help_of(line, capsys, monkeypatch)
+    assert "None" not in text and "default: )" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    narrow = help_of(line, capsys, monkeypatch, columns=40)
+    assert {*re.findall(r"--[a-z-]+", narrow)} == {*re.findall(r"--[a-z-]+", text)}
+
+
+@pytest.mark.parametrize("kind", [RunOptions, FewShotConfig, RLConfig])
+def test_every_heading_holds_known_options_and_each_once(kind):
+    grouped = [
+        name
+        for owner in kind.__mro__
+        for names in vars(owner).get("groups", {}).values()
+        for name in names
+    ]
+    assert sorted(grouped) == sorted(field.name for field in fields(kind))
+
+
+def test_options_without_a_heading_are_shown_all_the_same():
+    @dataclass
+    class Mine:
+        largest: float = 1.5
+
+    text = option_help("About.", "mine [OPTIONS]", options_of(Mine, Mine()), {"Empty": ()}, 80)
+    assert "Options:\n  --largest NUMBER" in text and "Empty" not in text and "1.5" in text
+
+
+def test_a_mistake_beside_help_leaves_the_usual_defaults(capsys, monkeypatch):
+    text = help_of("rl --env nowhere --steps -3", capsys, monkeypatch)
+    assert entries(text)["--env"].endswith("Default: lqr.")
+
+
+def test_the_list_fits_one_screen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["list"])
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 24 and "None" not in text
+    for name in ("cameras", "protonet", "HalfCheetah-v5", "context-only", "hypernets"):
+        assert name in text
+
+
+def test_a_name_that_has_no_table_is_refused(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["list", "few"])
+    assert left.value.code == 2
+    assert "`fewshot`" in capsys.readouterr().err
+
+
+def test_extras_are_printed_whole(capsys, monkeypatch):
+    """Square brackets are markup to rich, which drops them from a table."""
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("weightloom.apps.fewshot.presets.find_spec", lambda name: None)
+    main(["list", "fewshot"])
+    assert "pip install 'weightloom[digits]'" in capsys.readouterr().out
+    doctor.print_doctor()
+    assert "pip install 'weightloom[digits]'" in capsys.readouterr().out
