@@ -346,7 +346,7 @@ def test_check_scale_refuses_what_it_cannot_compare():
     for parameter in empty.parameters():
         nn.init.zeros_(parameter)
     with pytest.raises(
-        ConfigError, match=r"nothing but zeros in '0'.*Pass `reference=` such a copy of the base"
+        ConfigError, match=r"zeros only in '0'.*Pass `reference=` such a copy of the base"
     ):
         check_scale(hyper, condition, x, empty)
     assert check_scale(hyper, condition, x).rows == check_scale(hyper, condition, x, base).rows

@@ -1,13 +1,15 @@
-"""Looking inside: is the condition used, what responds to it, how varied is what comes out, and does it start in scale?
+"""Diagnostics of a hypernetwork: use of the condition, response, rank, scale, and drawings.
 
 In:   a hypernetwork, its base, conditions and inputs; or Params.
-Out:  frozen records: numbers, a plain text table when printed, and a plot.
-Knows nothing of how the hypernetwork works or was trained. Nothing is changed by being looked at:
-no weight, no gradient, no running statistics, no hook that stays behind.
+Out:  frozen records: numbers, a table when printed or shown in a notebook, and a plot; drawings.
+Knows nothing of how the hypernetwork works or was trained. Diagnostics change no weight, gradient
+or running statistic, and leave no hook behind.
 Start at `condition_use`: a hypernetwork that ignores its condition is the commonest fault, and no
 loss curve shows it.
 """
 
+from weightloom.diagnostics.drawing import Drawing as Drawing
+from weightloom.diagnostics.drawing import draw as draw
 from weightloom.diagnostics.figures import plot_condition_use as plot_condition_use
 from weightloom.diagnostics.figures import plot_rank as plot_rank
 from weightloom.diagnostics.figures import plot_response as plot_response

@@ -1,4 +1,4 @@
-"""Plots of what was found, in the style of the report. plotly is loaded when one is drawn."""
+"""Plots of diagnostics in the style of the report. Plotly is imported when one is drawn."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from weightloom.diagnostics.scale import HIGHEST, LOWEST, ScaleCheck
 from weightloom.diagnostics.use import ConditionUse
 
 RATIOS_SHOWN = (1e-6, 1e6)
-"""What is smaller or larger, zero and infinity among it, is drawn at the edge."""
+"""Bounds of plotted ratios; values beyond them, such as zero and infinity, lie on the edge."""
 
 
 def plot_condition_use(found: ConditionUse) -> Any:
-    """Plot the loss with right, shuffled and averaged conditions, with its 95 % intervals, as a plotly figure."""
+    """Plot the loss with right, shuffled and averaged conditions, with 95 % intervals."""
     from weightloom.report.figures import BLUE, GREY
 
     arms = {"right": found.right, "shuffled": found.shuffled, "averaged": found.averaged}
@@ -35,7 +35,7 @@ def plot_condition_use(found: ConditionUse) -> Any:
 
 
 def plot_response(found: LayerResponse) -> Any:
-    """Plot the relative spread over tasks, and the relative step, of each parameter, as a plotly figure."""
+    """Plot each parameter's relative spread over tasks and its relative step, in plotly."""
     from weightloom.report.figures import BLUE, ORANGE
 
     names = [row.name for row in found.rows]
@@ -68,7 +68,7 @@ def plot_response(found: LayerResponse) -> Any:
 
 
 def plot_rank(found: EffectiveRank) -> Any:
-    """Plot the share of the variance that the first components hold together, as a plotly figure."""
+    """Plot the cumulative share of the variance over principal components, in plotly."""
     from weightloom.report.figures import BLUE, GREY
 
     data = []
@@ -87,7 +87,7 @@ def plot_rank(found: EffectiveRank) -> Any:
 
 
 def plot_scale(found: ScaleCheck) -> Any:
-    """Plot the ratio of every layer's scale to the base's own, a point per task, as a plotly figure."""
+    """Plot the ratio of every layer's scale to the base's own, a point per task, in plotly."""
     from weightloom.report.figures import BLUE, GREY
 
     layers = [row.layer for row in found.rows for _ in row.ratios]

@@ -1,39 +1,39 @@
-"""How many ways there are in which what is generated differs from task to task."""
+"""Effective rank: the number of directions in which generated parameters vary over tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from weightloom.diagnostics.table import text_table
+from weightloom.diagnostics.table import Tabled
 from weightloom.errors import ShapeError
 from weightloom.forms.factored import built
 from weightloom.params import count_tasks
 
 ALL = "all"
-"""The name of the row over all parameters."""
+"""Name of the row over all parameters."""
 
 
 @dataclass(frozen=True)
 class RankRow:
-    """How varied one generated parameter is over tasks."""
+    """Variance of one generated parameter over tasks."""
 
     name: str
     numbers: int
     """Numbers generated for one task."""
     shares: tuple[float, ...]
-    """Share of the variance over tasks of each principal component, the largest first; all zero if
-    there is none."""
+    """Share of the variance over tasks of each principal component, the largest first; zeros where
+    tasks do not differ."""
 
     @property
     def rank(self) -> float:
-        """The effective rank: the exponential of the entropy of the shares. k equal components give k."""
+        """Effective rank: the exponential of the shares' entropy; k for k equal components."""
         shares = torch.tensor(self.shares, dtype=torch.float64)
         return torch.special.entr(shares).sum().exp().item() if shares.any() else 0.0
 
     def components(self, variance: float = 0.99) -> int:
-        """How many components hold this share of the variance together."""
+        """Count the components that together hold this share of the variance."""
         total = 0.0
         for count, share in enumerate(self.shares, start=1):
             total += share
@@ -43,8 +43,8 @@ class RankRow:
 
 
 @dataclass(frozen=True)
-class EffectiveRank:
-    """A row per generated parameter; its string is a table."""
+class EffectiveRank(Tabled):
+    """Effective rank of each generated parameter and of all together; printed as a table."""
 
     rows: tuple[RankRow, ...]
     all: RankRow
@@ -54,32 +54,35 @@ class EffectiveRank:
     def __getitem__(self, name: str) -> RankRow:
         return {row.name: row for row in (*self.rows, self.all)}[name]
 
-    def __str__(self) -> str:
+    def cells(self) -> list[Sequence[str]]:
+        """Return the rows of the table, its heading first."""
         head = ("parameter", "numbers", "effective rank", "components for 99 %")
         cells = [
             (row.name, f"{row.numbers:,}", f"{row.rank:.2f}", str(row.components()))
-            for row in self._shown()
+            for row in (*self.rows, self.all)
         ]
-        return f"{text_table([head, *cells])}\nOf {self.tasks} tasks, which can differ in {self.tasks - 1} ways."
+        return [head, *cells]
 
-    def _shown(self) -> tuple[RankRow, ...]:
-        return (*self.rows, self.all)
+    @property
+    def verdict(self) -> str:
+        """Number of tasks, and of directions in which they can differ at most."""
+        return f"Of {self.tasks} tasks, which can differ in {self.tasks - 1} ways."
 
 
 @torch.no_grad()
 def effective_rank(params: Mapping[str, Tensor]) -> EffectiveRank:
-    """Count the ways in which generated parameters differ from task to task.
+    """Count the directions in which generated parameters vary from task to task.
 
     The matrix (tasks, numbers) is centred over tasks; the shares of its squared singular values are
     the shares of the variance. Their entropy H gives the effective rank, exp(H): 1 if all tasks lie
-    on a line, k if they fill k directions equally. There are at most tasks - 1, so take many more
+    on a line, k if they fill k directions equally. The rank is at most tasks - 1, so take many more
     tasks than you expect directions.
 
     Args:
         params: Generated parameters per task.
 
     Raises:
-        ShapeError: If there are fewer than two tasks.
+        ShapeError: For fewer than two tasks.
 
     Example:
         >>> ends = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -95,8 +98,8 @@ def effective_rank(params: Mapping[str, Tensor]) -> EffectiveRank:
     tasks = count_tasks(params) or 0
     if tasks < 2:
         raise ShapeError(
-            f"`params` hold {tasks} task. What differs between tasks is counted, so two or more "
-            "are needed. Generate parameters from several conditions."
+            f"`params` hold {tasks} task. The rank counts differences between tasks, so two or "
+            "more are needed. Generate parameters from several conditions."
         )
     grams = {name: _gram(value) for name, value in params.items()}
     sizes = {name: value[0].numel() for name, value in params.items()}
@@ -106,10 +109,7 @@ def effective_rank(params: Mapping[str, Tensor]) -> EffectiveRank:
 
 
 def _gram(value: Tensor) -> Tensor:
-    """Products of all pairs of tasks, of how they differ from the mean.
-
-    Zero where that is rounding.
-    """
+    """Return the Gram matrix of tasks, centred over tasks; zeros where it is rounding alone."""
     flat = built(value).flatten(1) if value.ndim > 1 else built(value)[:, None]
     rounding = (10 * torch.finfo(flat.dtype).eps) ** 2 * flat.double().square().sum()
     centred = flat.double() - flat.double().mean(0)

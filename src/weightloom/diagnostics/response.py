@@ -1,9 +1,6 @@
-"""How much each generated parameter responds to the condition.
+"""Response of each generated parameter to the condition: over given tasks, and to a small step."""
 
-Over the tasks there are, and to a small step.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from weightloom.diagnostics.table import text_table
+from weightloom.diagnostics.table import Tabled
 from weightloom.errors import ShapeError
 from weightloom.forms.factored import built
 from weightloom.params import Params
@@ -19,23 +16,20 @@ from weightloom.params import Params
 
 @dataclass(frozen=True)
 class ResponseRow:
-    """The response of one generated parameter."""
+    """Response of one generated parameter."""
 
     name: str
     size: float
     """Root mean square of its mean over tasks."""
     spread: float
-    """Root mean square, over tasks and numbers, of how it differs from its mean over tasks."""
+    """Root mean square, over tasks and numbers, of its deviation from the mean over tasks."""
     step: float
     """Root mean square of its change, linearised, when the condition takes a random step of length
     one."""
 
     @property
     def response(self) -> float:
-        """Spread relative to size: 0 where all tasks get the same.
-
-        Infinite where the mean is zero.
-        """
+        """Spread relative to size: 0 where all tasks get the same, infinite where the mean is 0."""
         return _ratio(self.spread, self.size)
 
     @property
@@ -45,8 +39,8 @@ class ResponseRow:
 
 
 @dataclass(frozen=True)
-class LayerResponse:
-    """A row per generated parameter; its string is a table."""
+class LayerResponse(Tabled):
+    """Response of each generated parameter; printed as a table."""
 
     rows: tuple[ResponseRow, ...]
     tasks: int
@@ -54,7 +48,8 @@ class LayerResponse:
     def __getitem__(self, name: str) -> ResponseRow:
         return {row.name: row for row in self.rows}[name]
 
-    def __str__(self) -> str:
+    def cells(self) -> list[Sequence[str]]:
+        """Return the rows of the table, its heading first."""
         head = (
             "parameter",
             "size",
@@ -73,30 +68,31 @@ class LayerResponse:
             )
             for row in self.rows
         ]
-        return text_table([head, *cells])
+        return [head, *cells]
 
 
 def layer_response(
     hyper: nn.Module, condition: Float[Tensor, " tasks *features"], chunk_size: int | None = None
 ) -> LayerResponse:
-    """Measure how much each generated parameter responds to the condition.
+    """Measure the response of each generated parameter to the condition, in two ways.
 
-    In two ways. The *spread* is what the conditions at hand make of it. The *step* is the Jacobian
-    dθ/dc as one number: its Frobenius norm over the square root of both its sides, which is the
-    root mean square of what a step of length XX
+    The *spread* is its deviation over the given conditions. The *step* is the Jacobian dθ/dc as one
+    number: its Frobenius norm over the square root of both its sides, the root mean square
+    of its change for a random step of length one.
 
     Args:
-        hyper: The hypernetwork, in the mode it stands in. A task's parameters must follow from its
-            own condition.
+        hyper: The hypernetwork, run in its current mode. A task's parameters must depend on its own
+            condition alone.
         condition: A row per task.
-        chunk_size: How many directions are differentiated at once, to bound memory; None means all.
+        chunk_size: Directions differentiated at once, to bound memory. Default: all.
 
     Raises:
-        ShapeError: If there are fewer than two tasks.
+        ShapeError: For fewer than two tasks.
 
     Example:
         >>> from weightloom.hypernets import MLPHyperNetwork
-        >>> print(layer_response(MLPHyperNetwork(nn.Linear(3, 2, bias=False), 4), torch.randn(8, 4)))  # doctest: +SKIP
+        >>> hyper = MLPHyperNetwork(nn.Linear(3, 2, bias=False), condition_dim=4)
+        >>> print(layer_response(hyper, torch.randn(8, 4)))  # doctest: +SKIP
         parameter   size  spread over 8 tasks  relative  per unit of condition  relative
         weight     0.335                    0         0                      0         0
     """

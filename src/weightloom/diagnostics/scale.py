@@ -1,6 +1,6 @@
-"""Are the activations of the base, run with generated parameters, as large as with its own?"""
+"""Scale of the base's activations with generated parameters, against that with its own."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from weightloom.base import apply_per_task
-from weightloom.diagnostics.table import text_table
+from weightloom.diagnostics.table import Tabled
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.params import Params
 
@@ -21,7 +21,7 @@ LOWEST, HIGHEST = 0.5, 2.0
 
 @dataclass(frozen=True)
 class ScaleRow:
-    """The scale of one layer's outputs."""
+    """Scale of one layer's outputs."""
 
     layer: str
     base: float
@@ -32,33 +32,39 @@ class ScaleRow:
 
     @property
     def ok(self) -> bool:
-        """Whether all ratios are within bounds."""
+        """True if all ratios are within bounds."""
         return all(LOWEST <= ratio <= HIGHEST for ratio in self.ratios)
 
 
 @dataclass(frozen=True)
-class ScaleCheck:
-    """A row per layer, in the order in which they run; its string is a table."""
+class ScaleCheck(Tabled):
+    """Scale of every layer, in the order in which they run; printed as a table."""
 
     rows: tuple[ScaleRow, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether every layer is within half to twice the reference's scale, for every task."""
+        """True if every layer is within half to twice the reference's scale for every task."""
         return all(row.ok for row in self.rows)
 
     def __getitem__(self, layer: str) -> ScaleRow:
         return {row.layer: row for row in self.rows}[layer]
 
-    def __str__(self) -> str:
+    def cells(self) -> list[Sequence[str]]:
+        """Return the rows of the table, its heading first; ``!`` marks a layer out of bounds."""
         head = ("layer", "base's scale", "lowest ratio", "median", "highest", "")
         cells = [
             (row.layer, f"{row.base:.3g}", *map(_short, _spread(row)), "" if row.ok else "!")
             for row in self.rows
         ]
+        return [head, *cells]
+
+    @property
+    def verdict(self) -> str:
+        """The finding in a sentence."""
         tasks = len(self.rows[0].ratios) if self.rows else 0
         said = "All within" if self.ok else "Not all within"
-        return f"{text_table([head, *cells])}\n{said} {LOWEST:g} to {HIGHEST:g} of the base's own, over {tasks} tasks."
+        return f"{said} {LOWEST:g} to {HIGHEST:g} of the base's own, over {tasks} tasks."
 
 
 @torch.no_grad()
@@ -70,18 +76,19 @@ def check_scale(
 ) -> ScaleCheck:
     """Compare the scale of every layer's outputs, per task, with the base's own.
 
-    Meant for initialisation: signals that shrink or grow from layer to layer with what is generated
-    are hard to train. After training a ratio far from one is no fault by itself.
+    Meant for initialisation: signals that shrink or grow from layer to layer with generated
+    parameters are hard to train. After training a ratio far from one is no fault by itself.
 
     Args:
         hyper: The hypernetwork, with its ``base``.
         condition: A row per task. Take rows of the sizes that you expect, small and large.
         x: Inputs per task, (tasks, batch, *event), or a tuple of them.
         reference: The base with the values to compare with, such as a copy from before training.
-            None takes ``hyper.base`` as it stands.
+            Default: ``hyper.base`` with its current values.
 
     Raises:
-        ConfigError: If a layer of the reference gives nothing but zeros where the base does not.
+        ConfigError: If ``hyper`` has no base, or a layer of the reference outputs zeros only where
+            the base does not.
         ShapeError: If the tasks of ``x`` and ``condition`` differ.
 
     Example:
@@ -92,8 +99,7 @@ def check_scale(
 
     Source:
         Chang, Flokas and Lipson, "Principled weight initialization for hypernetworks" (2020),
-        section 3: what an ordinary initialisation of a hypernetwork does to the activations of its
-        base.
+        section 3, on activations of a base under an ordinary initialisation of its hypernetwork.
     """
     base = getattr(hyper, "base", None)
     if not isinstance(base, nn.Module):
@@ -102,12 +108,7 @@ def check_scale(
             "Pass a hypernetwork that holds its base as `self.base`."
         )
     inputs = x if isinstance(x, tuple) else (x,)
-    if any(len(one) != len(condition) for one in inputs):
-        raise ShapeError(
-            f"`x` holds {len(inputs[0])} tasks and `condition` {len(condition)}. Each condition is "
-            f"tried on inputs of its own. To try all on the same, pass "
-            f"`x[:1].expand({len(condition)}, *x.shape[1:])`."
-        )
+    _check_tasks(inputs, len(condition))
     params = hyper(condition)
     found = [
         _scales(base, _row(params, task), [_one(v, task) for v in inputs])
@@ -120,6 +121,16 @@ def check_scale(
     return ScaleCheck(tuple(_compare(layer, found, own) for layer in found[0]))
 
 
+def _check_tasks(inputs: tuple[Tensor, ...], tasks: int) -> None:
+    """Raise a `ShapeError` unless every input has a row for each condition."""
+    if any(len(one) != tasks for one in inputs):
+        raise ShapeError(
+            f"`x` holds {len(inputs[0])} tasks and `condition` {tasks}. Each condition is tried on "
+            f"inputs of its own. To try all on the same, pass `x[:1].expand({tasks}, "
+            "*x.shape[1:])`."
+        )
+
+
 def _compare(layer: str, found: list[dict[str, float]], own: list[dict[str, float]]) -> ScaleRow:
     if any(layer not in its for its in own):
         raise ConfigError(
@@ -128,9 +139,9 @@ def _compare(layer: str, found: list[dict[str, float]], own: list[dict[str, floa
         )
     if any(not mine[layer] and its[layer] for mine, its in zip(own, found, strict=True)):
         raise ConfigError(
-            f"The reference gives nothing but zeros in {layer!r}, so there is no scale to compare "
-            "with. It needs values as of a network that works. Pass `reference=` such a copy of "
-            "the base."
+            f"The reference outputs zeros only in {layer!r}, so it has no scale to compare with. "
+            "Its values must be those of a working network. Pass `reference=` such a copy of the "
+            "base."
         )
     ratios = [
         its[layer] / mine[layer] if mine[layer] else 1.0
@@ -159,7 +170,7 @@ def _scales(
 
 @contextmanager
 def _recorded(base: nn.Module) -> Iterator[dict[str, tuple[float, int]]]:
-    """Sum the squares of what each layer puts out, by hooks that are gone afterwards.
+    """Sum the squares of each layer's outputs, by hooks that are removed afterwards.
 
     A layer is a module that holds parameters, or no other module. One that runs several times is
     summed over them.
@@ -178,14 +189,17 @@ def _recorded(base: nn.Module) -> Iterator[dict[str, tuple[float, int]]]:
     handles = []
     try:
         for name, module in base.named_modules():
-            if not any(True for _ in module.children()) or any(
-                True for _ in module.parameters(recurse=False)
-            ):
+            if _is_layer(module):
                 handles.append(module.register_forward_hook(hook_of(name or type(module).__name__)))
         yield sums
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Return True for a module that holds parameters itself, or no other module."""
+    return bool(module._parameters) or not module._modules
 
 
 def _spread(row: ScaleRow) -> tuple[float, float, float]:

@@ -1,6 +1,44 @@
-"""Plain text tables, as the records of this room print them."""
+"""Tables of diagnostics, as text and for notebooks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from html import escape
+
+
+class Tabled(ABC):
+    """A record that is printed as a table, and shown as one in a notebook."""
+
+    @abstractmethod
+    def cells(self) -> list[Sequence[str]]:
+        """Return the rows of the table, its heading first."""
+
+    @property
+    def verdict(self) -> str:
+        """The finding in a sentence, printed below the table."""
+        return ""
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, [text_table(self.cells()), self.verdict]))
+
+    def _repr_html_(self) -> str:
+        return html_table(self.cells(), self.verdict)
+
+
+def html_table(rows: Sequence[Sequence[str]], below: str = "") -> str:
+    """Write cells as an HTML table, the first row as its heading.
+
+    Example:
+        >>> html_table([("layer", "scale"), ("0", "< 1")])[-58:]
+        '<tbody><tr><th>0</th><td>&lt; 1</td></tr></tbody></table>'
+    """
+    head, *body = rows
+    heading = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    lines = "".join(
+        f"<tr><th>{escape(first)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in others)}</tr>"
+        for first, *others in body
+    )
+    table = f"<table><thead><tr>{heading}</tr></thead><tbody>{lines}</tbody></table>"
+    return f"{table}<p>{escape(below)}</p>" if below else table
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:

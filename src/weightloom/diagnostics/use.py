@@ -1,6 +1,6 @@
-"""The shuffle control: does a task do better with its own condition than with another's?"""
+"""Use of the condition: the loss with a task's own condition, another task's, and the mean."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightloom.base import apply_per_task
-from weightloom.diagnostics.table import text_table
+from weightloom.diagnostics.table import Tabled
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.runs.record import summary_over_seeds
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A loss over tasks: its mean, and half the width of the 95 % interval of the mean, by Student's t."""
+    """Mean of a loss over tasks, and half the width of its 95 % interval by Student's t."""
 
     mean: float
     ci95: float
@@ -26,11 +26,8 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class ConditionUse:
-    """What the loss is with the right conditions and with wrong ones.
-
-    Its string is a table and a sentence.
-    """
+class ConditionUse(Tabled):
+    """Loss with right conditions and with wrong ones; printed as a table and a sentence."""
 
     right: Arm
     """Each task with its own condition."""
@@ -46,15 +43,12 @@ class ConditionUse:
 
     @property
     def used(self) -> bool:
-        """Whether another task's condition is worse by more than chance.
-
-        The interval of the cost is above zero.
-        """
+        """True if another task's condition is worse: the interval of the cost is above zero."""
         return self.cost_of_shuffling.mean > self.cost_of_shuffling.ci95
 
     @property
     def verdict(self) -> str:
-        """What the numbers say, in a sentence."""
+        """The finding in a sentence."""
         cost = self.cost_of_shuffling
         if self.used:
             return f"The condition is used: with another task's the loss rises by {cost}."
@@ -66,13 +60,14 @@ class ConditionUse:
             )
         return f"No use of the condition is seen: with another task's the loss changes by {cost}."
 
-    def __str__(self) -> str:
+    def cells(self) -> list[Sequence[str]]:
+        """Return the rows of the table, its heading first."""
         arms = [("right", self.right), ("shuffled", self.shuffled), ("averaged", self.averaged)]
-        rows = [
+        rows: list[Sequence[str]] = [
             ("condition", f"loss over {self.tasks} tasks"),
             *((name, str(arm)) for name, arm in arms),
         ]
-        return f"{text_table(rows)}\n{self.verdict}"
+        return rows
 
 
 @torch.no_grad()
@@ -85,29 +80,29 @@ def condition_use(
     shuffles: int = 4,
     generator: torch.Generator | None = None,
 ) -> ConditionUse:
-    """Compare the loss with right conditions, with conditions given to other tasks, and with their mean.
+    """Compare the loss with right conditions, shuffled conditions, and their mean.
 
     Each shuffle sends every condition to another task, none to its own. Arms are compared task by
     task, so tasks that are hard in all of them do not blur the difference.
 
     Args:
         hyper: The hypernetwork.
-        base: The base network. Both run in the mode they stand in: call ``eval()`` first where
-            there is dropout.
+        base: The base network. Both run in their current mode: call ``eval()`` first if they have
+            dropout.
         condition: A row per task, two tasks or more, the more the narrower the intervals.
         x: Inputs per task, (tasks, batch, *event), or a tuple of them.
         loss_per_task: The base's outputs to one loss per task, as in
             ``lambda y: mse_per_task(y, query_y)``.
-        shuffles: How many shuffles are averaged.
-        generator: Draws the shuffles. None: the same ones every time.
+        shuffles: Number of shuffles that are averaged.
+        generator: Draws the shuffles. Default: the same ones every time.
 
     Raises:
-        ShapeError: If there are fewer than two tasks, or the loss is not one number per task.
+        ShapeError: For fewer than two tasks, or the loss is not one number per task.
         ConfigError: If ``shuffles`` is below 1.
 
     Example:
         >>> from weightloom.hypernets import MLPHyperNetwork
-        >>> hyper = MLPHyperNetwork(nn.Linear(3, 2), condition_dim=4)  # starts without any use of the condition
+        >>> hyper = MLPHyperNetwork(nn.Linear(3, 2), condition_dim=4)  # ignores it at first
         >>> x, loss = torch.randn(8, 5, 3), lambda y: y.square().mean((1, 2))
         >>> condition_use(hyper, hyper.base, torch.randn(8, 4), x, loss).used
         False
@@ -120,8 +115,8 @@ def condition_use(
         )
     if shuffles < 1:
         raise ConfigError(
-            f"`shuffles={shuffles}` is below 1. There is nothing to compare with then. Pass 1 or "
-            "more."
+            f"`shuffles={shuffles}` is below 1. The loss is compared with that of shuffled "
+            "conditions. Pass 1 or more."
         )
     generator = generator or torch.Generator().manual_seed(0)
     inputs = x if isinstance(x, tuple) else (x,)
@@ -155,7 +150,7 @@ def _arm(values: Tensor) -> Arm:
 
 
 def _none_stays(tasks: int, generator: torch.Generator) -> Tensor:
-    """An order in which no task keeps its place: one random ring, everybody moved on by one."""
+    """Return an order in which no task keeps its place: a random ring, moved on by one."""
     ring = torch.randperm(tasks, generator=generator)
     order = torch.empty_like(ring)
     order[ring] = ring.roll(1)
