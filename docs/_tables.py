@@ -22,6 +22,8 @@ RECORD = re.compile(r"<!-- record (\S+) -->")
 METHODS_MARK = "<!-- methods -->"
 START, END = "<!-- results -->", "<!-- /results -->"
 OURS = "hypernetwork"
+DEFAULT_RUNS = ("cameras", "lqr")
+"""Record of the default run of each application: those of README."""
 NAMES = {"mse": "mean squared error"}
 
 CONTROL = "shuffled (control)"
@@ -379,43 +381,81 @@ def _wide_table(record: Record) -> str:
     return "\n".join([*lines, "", f"```sh\n{record.get('command') or 'command not recorded'}\n```"])
 
 
-def readme_block(records: dict[str, Record]) -> str:
+def results_table(records: dict[str, Record]) -> str:
     """Return one table of all records: ours, the best other method, and the control, a line per setting."""
-    if not records:
-        return "No records yet."
     lines = [
+        line
+        for name, record in records.items()
+        for setting in _by_setting(record)
+        if (line := _result(name, record, setting))
+    ]
+    return _results([*lines], records) if lines else "No records yet."
+
+
+def readme_block(records: dict[str, Record]) -> str:
+    """Return the results of the default run of each application, its first setting."""
+    there = [(name, records[name]) for name in DEFAULT_RUNS if name in records]
+    lines = [_result(name, record, next(iter(_by_setting(record)))) for name, record in there]
+    return _results(lines, dict(there)) if lines else "No records yet."
+
+
+def _results(lines: list[str], records: dict[str, Record]) -> str:
+    head = [
         "| record | setting | score | hypernetwork | best other method | control |",
         "|---|---|---|--:|--:|--:|",
     ]
-    for name, record in records.items():
-        link = f"[{name}](benchmarks/records/{name}.json)"
-        for setting, scores in _by_setting(record).items():
-            if scores[0]["name"] not in ("accuracy", "mse", "return"):
-                continue  # of the house, not of a method: on the results page
-            lines.append(
-                f"| {link} | {setting} | {_score_name(scores[0])} | {' | '.join(_contest(scores))} "
-                "|"
-            )
-    return "\n".join([*lines, "", _key(records)])
+    return "\n".join([*head, *lines, "", _key(records)])
 
 
-def camera_sentence(records: dict[str, Record]) -> str:
-    """Say in a sentence what the picture above it shows one camera of."""
-    record = records["cameras"]
-    shares = []
-    for setting in (CAMERAS[0], CAMERAS[2]):
-        rows = [row for row in record["scores"] if row["setting"] == setting and competes(row)]
-        read = {row["method"]: 100 * row["mean"] for row in rows}
-        others = [share for method, share in read.items() if method != OURS]
-        shares.append((read[OURS], read["matching"], max(others)))
-    (ours, matching, other), few = shares
-    return (
-        f"Over {record['scores'][0]['tasks']} such cameras the written networks read {ours:.0f} % "
-        f"of the digits, matching by hand {matching:.0f} % and the best of all other methods "
-        f"{other:.0f} %. Where the camera showed two pictures of each of five digits only, they "
-        f"read {few[0]:.0f} %, {few[1]:.0f} % and {few[2]:.0f} % of all "
-        "ten ([record](benchmarks/records/cameras.json))."
+def _result(name: str, record: Record, setting: str) -> str:
+    """Return the line of a setting; empty for a record of the house, which scores no method."""
+    scores = _by_setting(record)[setting]
+    if scores[0]["name"] not in ("accuracy", "mse", "return"):
+        return ""
+    link = f"[{name}](benchmarks/records/{name}.json)"
+    return f"| {link} | {setting} | {_score_name(scores[0])} | {' | '.join(_contest(scores))} |"
+
+
+def readme_numbers(records: dict[str, Record]) -> str:
+    """Return three numbers against the tools that people use today, each with its record."""
+    if not {"cameras", "peers"} <= records.keys():
+        return "No records yet."
+    cameras, peers = records["cameras"], records["peers"]
+    read = _shares_read(cameras, CAMERAS[0])
+    ratio = {(row["setting"], row["method"]): row["mean"] for row in peers["scores"]}
+    tasks = {(row["setting"], row["method"]): row["tasks"] for row in peers["scores"]}
+    documented = [
+        row["ratio"]["median"]
+        for row in peers["rows"]
+        if row["workload"] == "mlp" and row["way"] == "documented"
+    ]
+    link = "[record](benchmarks/records/{}.json)"
+    one, mixed = ("customers", "one shared net"), ("customers", "peft")
+    customers = f"{tasks[one]:,}"
+    by_hand = ratio["mlp", "torch, by hand"]
+    return "\n".join(
+        [
+            "| measured | weightloom | today's tools | |",
+            "|---|--:|--:|---|",
+            f"| accuracy over {cameras['scores'][0]['tasks']} such cameras, one picture of each digit "
+            f"| **{100 * read[OURS]:.0f} %** | {100 * max(read[m] for m in read if m != OURS):.0f} %, the best of "
+            f"{len(read) - 1} other methods; {100 * read['matching']:.0f} % matching by hand "
+            f"| {link.format('cameras')} |",
+            f"| {customers} customers, each with an adapter of rank 4, in one batch of MiniLM; time "
+            f"| **{1 / ratio[one]:.2f}** x one model for all | `peft`, mixed batch of "
+            f"{tasks[mixed]}: {ratio[mixed]:.2f} x ours | {link.format('peers')} |",
+            f"| training step of {tasks['mlp', 'weightloom']} generated MLPs; time | **1** "
+            f"| {min(documented):.1f} to {max(documented):.1f}, {len(documented)} libraries as "
+            f"documented; {by_hand:.2f} products written by hand | {link.format('peers')} |",
+            "",
+            "Every customer's network can be taken out as a plain `nn.Module` (`specialise`).",
+        ]
     )
+
+
+def _shares_read(record: Record, setting: str) -> dict[str, float]:
+    rows = [row for row in record["scores"] if row["setting"] == setting and competes(row)]
+    return {row["method"]: row["mean"] for row in rows}
 
 
 def with_block(page: str, block: str, start: str = START, end: str = END) -> str:
@@ -432,7 +472,7 @@ def with_block(page: str, block: str, start: str = START, end: str = END) -> str
 def with_all(page: str, records: dict[str, Record]) -> str:
     """Return README with everything that comes from records written anew."""
     page = with_block(page, readme_block(records))
-    return with_block(page, camera_sentence(records), "<!-- cameras -->", "<!-- /cameras -->")
+    return with_block(page, readme_numbers(records), "<!-- numbers -->", "<!-- /numbers -->")
 
 
 def _section(name: str, record: Record) -> str:

@@ -84,6 +84,13 @@ def fill_results(app: Any, page: str, source: list[str]) -> None:
         records = _tables.read_records()
         source[0] = source[0].replace(_tables.START, _tables.results_page(records))
         source[0] = source[0].replace("<!-- targets -->", _tables.targets_table(records))
+        source[0] = source[0].replace("<!-- all -->", _all_results(records))
+
+
+def _all_results(records: Any) -> str:
+    """Return the table of all results, its links leading to the sections below it."""
+    table = _tables.results_table(records)
+    return re.sub(r"\[([^]]+)\]\(benchmarks/records/[^)]+\)", r"[\1](#\1)", table)
 
 
 def always_stale(

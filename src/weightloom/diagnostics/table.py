@@ -28,7 +28,7 @@ def html_table(rows: Sequence[Sequence[str]], below: str = "") -> str:
     """Write cells as an HTML table, the first row as its heading.
 
     Example:
-        >>> html_table([("layer", "scale"), ("0", "< 1")])[-58:]
+        >>> html_table([("layer", "scale"), ("0", "< 1")])[-57:]
         '<tbody><tr><th>0</th><td>&lt; 1</td></tr></tbody></table>'
     """
     head, *body = rows
