@@ -20,7 +20,7 @@ check: $(V)/.ready
 	$(MAKE) --no-print-directory docs
 
 docs: $(V)/.ready
-	$(B)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	$(B)/sphinx-build -q -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 
 # uv and all else are held against the hashes in constraints.txt. Torch is not: pip finds a CPU build of it where the
 # machine offers one, and the file of each build, and so its hash, is another.

@@ -1,10 +1,10 @@
-"""Reference pages that follow from the source: a new file of a room is on its page without further ado.
+"""Reference pages that follow from the source: a new file of a room gets a page without further ado.
 
 In:   a page with a block ```` ```{room} weightloom.forms
       ````; packages inside that have a page of their own, such as ``apps-rl.md`` for
       ``weightloom.apps.rl``, are left out.
-Out:  the page with the room's public names in its place, then a section for each file with all else
-      that is in it.
+Out:  the page with the room's public names in its place and a list of its files; a page for each
+      file, in ``docs/reference/generated``.
 """
 
 import ast
@@ -17,15 +17,39 @@ from types import ModuleType
 
 ROOM = re.compile(r"^```\{room\} (\S+)\n```$", re.MULTILINE)
 PAGES = Path(__file__).parent / "reference"
+GENERATED = PAGES / "generated"
 
 
 def expanded(page: str) -> str:
-    """Return the page with directives of autodoc in the place of rooms."""
-    return ROOM.sub(lambda found: "\n\n".join(_package(import_module(found[1]), "##")), page)
+    """Return the page with directives of autodoc, and links to the files, in the place of rooms."""
+    return ROOM.sub(lambda found: _room(import_module(found[1])), page)
 
 
-def _package(package: ModuleType, marks: str) -> list[str]:
-    """Directives for a package, then a heading and directives for each file, and each package inside."""
+def file_pages() -> dict[str, str]:
+    """Return the pages of all files of all rooms, by the names of the modules."""
+    rooms = [
+        import_module(name)
+        for page in sorted(PAGES.glob("*.md"))
+        for name in ROOM.findall(page.read_text(encoding="utf-8"))
+    ]
+    return {name: text for room in rooms for name, text in _files(room).items()}
+
+
+def write_file_pages() -> None:
+    """Write the pages of files, each only if it changed, and remove those of files that are gone."""
+    pages = file_pages()
+    GENERATED.mkdir(exist_ok=True)
+    for old in GENERATED.glob("*.md"):
+        if old.stem not in pages:
+            old.unlink()
+    for name, text in pages.items():
+        place = GENERATED / f"{name}.md"
+        if not place.exists() or place.read_text(encoding="utf-8") != text:
+            place.write_text(text, encoding="utf-8")
+
+
+def _room(package: ModuleType) -> str:
+    """Directives for the names that a package gives on, and the list of its files."""
     origins = re_exports(package)
     foreign = [
         name
@@ -33,13 +57,24 @@ def _package(package: ModuleType, marks: str) -> list[str]:
         if not origin.startswith(f"{package.__name__}.")
     ]
     listed = [":members:", ":imported-members:", *_without(foreign)] if origins else [":members:"]
-    written = [_automodule(package.__name__, listed)]
+    links = [
+        f"- [`{name.removeprefix('weightloom.')}`](generated/{name}.md)" for name in _files(package)
+    ]
+    heading = "## Files" if origins or public_names(package) else ""
+    contents = [_automodule(package.__name__, listed), heading, "\n".join(links)]
+    return "\n\n".join(filter(None, contents))
+
+
+def _files(package: ModuleType) -> dict[str, str]:
+    """Return a page for each file of a package, those of packages inside among them."""
+    origins, pages = re_exports(package), {}
     for info in iter_modules(package.__path__):
         name = f"{package.__name__}.{info.name}"
-        heading = f"{marks} `{info.name}`"
-        own_page = PAGES / f"{name.removeprefix('weightloom.').replace('.', '-')}.md"
-        if info.ispkg and not own_page.exists():
-            written += [heading, *_package(import_module(name), marks + "#")]
+        if info.ispkg and not _has_own_page(name):
+            inside = import_module(name)
+            if public_names(inside):
+                pages[name] = _page(name, [":members:"])
+            pages |= _files(inside)
         elif not info.ispkg:
             shown = [
                 found
@@ -49,8 +84,28 @@ def _package(package: ModuleType, marks: str) -> list[str]:
             same = (
                 [":no-index:"] if info.name in origins else []
             )  # a link by this name leads to the package's own
-            written += [heading, _automodule(name, [":members:", *_without(shown), *same])]
-    return written
+            pages[name] = _page(name, [":members:", *_without(shown), *same])
+    return pages
+
+
+def _has_own_page(name: str) -> bool:
+    return (PAGES / f"{name.removeprefix('weightloom.').replace('.', '-')}.md").exists()
+
+
+def _page(name: str, options: list[str]) -> str:
+    head = "---\norphan: true\n---\n\n"  # 250 pages in the list beside every page are too many
+    return f"{head}# `{name.removeprefix('weightloom.')}`\n\n{_automodule(name, options)}\n"
+
+
+def public_names(package: ModuleType) -> list[str]:
+    """Names of classes and functions that a package's `__init__.py` defines itself."""
+    return [
+        name
+        for name in vars(package)
+        if not name.startswith("_")
+        and _is_code(package, name)
+        and getattr(package, name).__module__ == package.__name__
+    ]
 
 
 def re_exports(package: ModuleType) -> dict[str, str]:

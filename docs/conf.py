@@ -93,6 +93,11 @@ def _all_results(records: Any) -> str:
     return re.sub(r"\[([^]]+)\]\(benchmarks/records/[^)]+\)", r"[\1](#\1)", table)
 
 
+def write_pages(app: Any, config: Any) -> None:
+    """Write the reference page of every file before pages are looked for."""
+    _rooms.write_file_pages()
+
+
 def always_stale(
     app: Any, env: Any, added: set[str], changed: set[str], removed: set[str]
 ) -> list[str]:
@@ -113,6 +118,7 @@ def find_public_name(app: Any, env: Any, node: Any, contents: Any) -> Any:
 
 def setup(app: Any) -> None:
     """Connect the functions above."""
+    app.connect("config-inited", write_pages)
     app.connect("autodoc-process-docstring", mark_up, priority=400)
     app.connect("source-read", fill_results)
     app.connect("env-get-outdated", always_stale)

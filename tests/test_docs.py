@@ -63,7 +63,7 @@ LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 AUTODOC = re.compile(r"^\.\. automodule:: (\S+)\n((?:   :.*\n)*)", re.MULTILINE)
 
 tables = runpy.run_path(str(DOCS / "_tables.py"))
-expanded = runpy.run_path(str(DOCS / "_rooms.py"))["expanded"]
+rooms = runpy.run_path(str(DOCS / "_rooms.py"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -301,8 +301,12 @@ def toy_record():
 
 
 def directives():
-    pages = (expanded(page.read_text()) for page in (DOCS / "reference").glob("*.md"))
-    return [found for page in pages for found in AUTODOC.findall(page)]
+    pages = [rooms["expanded"](page.read_text()) for page in (DOCS / "reference").glob("*.md")]
+    return [
+        found
+        for page in [*pages, *rooms["file_pages"]().values()]
+        for found in AUTODOC.findall(page)
+    ]
 
 
 def documented():
