@@ -41,6 +41,7 @@ MARKDOWN = [
 
 NEEDS = {
     "adapters": "transformers",
+    "frameworks": "lightning",
     "reinforcement-learning": "sb3_contrib",
     "your-own-data": "PIL",
 }
