@@ -273,7 +273,7 @@ def test_a_method_that_is_more_than_a_network_predicts_but_is_not_saved(tmp_path
     with torch.no_grad():
         expected = probe.learner.eval().answer(tasks)[0].argmax(1).tolist()
     assert adapted.predict(tasks.query_x[0]) == expected
-    with pytest.raises(ConfigError, match="LinearProbe answers with more than a network"):
+    with pytest.raises(ConfigError, match="LinearProbe predicts with more than a network"):
         adapted.save(tmp_path / "net")
     assert not (tmp_path / "net").exists()
 
