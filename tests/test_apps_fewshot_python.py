@@ -343,6 +343,13 @@ def test_a_sound_may_be_a_file_or_its_samples(tmp_path):
     assert torch.equal(encoded[0], spectrograms(signal[None])[0].float() / 255)
     with pytest.raises(DataError, match="Divide samples of 16 bits"):
         Sounds().encode([samples])
+    with pytest.raises(DataError, match="holds 1 samples, not all from -1 to 1"):
+        Sounds().encode([3.0])
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(DataError, match=r"has the shape \(1, 0, 8\)"):
+        Pictures(1, 8).encode([np.zeros((1, 0, 8), np.uint8)])
 
 
 def test_texts_that_are_none_are_refused():

@@ -188,7 +188,7 @@ class Pictures(Inputs):
 
     def _check_shape(self, values: Tensor, name: str) -> None:
         """Raise a `DataError` unless an array is a picture; fractions are of the model's size."""
-        fits = values.ndim == 3 and values.shape[0] == self.channels
+        fits = values.ndim == 3 and values.shape[0] == self.channels and values.numel() > 0
         if values.is_floating_point():
             fits = fits and values.shape[1:] == (self.size, self.size)
         if not fits:
@@ -235,6 +235,7 @@ class Sounds(Inputs):
         values = numbers_of(item, name, self.takes)
         if values.ndim > 1:
             return Pictures(1, FRAMES).one(values, name)
+        values = values.reshape(-1)
         if not len(values) or not values.abs().max() <= 1:
             raise DataError(
                 f"`{name}` holds {len(values)} samples, not all from -1 to 1. This model takes "
