@@ -245,7 +245,9 @@ def compare(
         [('maml', None), ('line', None), ('maml', 'untrained'), ('shuffled', 'control')]
     """
     if not learners:
-        raise ConfigError("`learners` holds no learners. A comparison takes them by name. Pass one or more.")
+        raise ConfigError(
+            "`learners` holds no learners. A comparison takes them by name. Pass one or more."
+        )
     for name, learner in learners.items():
         if not isinstance(learner, Learner):
             raise ConfigError(
