@@ -279,7 +279,7 @@ def _copy(source: Path, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Copy a loaded network to another folder."""
     if kind_of(folder / "network.json") != "nothing":
         raise ConfigError(
-            f"`{folder}` holds a network already. It is never written over. Pass another folder."
+            f"`{folder}` holds a network already. It is never overwritten. Pass another folder."
         )
     check_empty(folder, "folder")
     make_folder(folder, "folder")

@@ -96,7 +96,7 @@ def write_network(
     """
     if kind_of(folder / "network.json") != "nothing":
         raise ConfigError(
-            f"`{folder}` holds a network already. It is never written over. Pass another `--out`."
+            f"`{folder}` holds a network already. It is never overwritten. Pass another `--out`."
         )
     check_empty(folder, "--out")
     learner.eval()
