@@ -478,6 +478,13 @@ class Odd(TaskSource):
         return Tasks.of(x, y, x, y + 1)
 
 
+class Queryless(TaskSource):
+    def sample(self, tasks, generator):
+        y = torch.tensor([0, 0, 1]).expand(tasks, -1)
+        x = torch.randn(tasks, 3, 2, generator=generator)
+        return Tasks.of(x, y, x[:, :0], y[:, :0])
+
+
 def test_sources_that_do_not_fit_are_refused_with_their_shapes(mine):
     with pytest.raises(
         DataError, match=r"`mine:Broken` drew tasks whose shapes do not fit: .*\(2, 4, 1\)"
@@ -485,6 +492,8 @@ def test_sources_that_do_not_fit_are_refused_with_their_shapes(mine):
         problem_of(FewShotConfig("mine:Broken").resolved())
     with pytest.raises(DataError, match="from 0 to 1 in support, up to 2 in query"):
         OwnTasks(Odd(), "odd").sample(2, torch.Generator())
+    with pytest.raises(DataError, match="tasks have examples in support and in query"):
+        OwnTasks(Queryless(), "queryless").sample(2, torch.Generator())
     with pytest.raises(ConfigError, match="`mine:small` could not be called"):
         problem_of(FewShotConfig("mine:small").resolved())
     with pytest.raises(ConfigError, match="`mine:Nothing` cannot be imported"):

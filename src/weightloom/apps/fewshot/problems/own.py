@@ -110,6 +110,8 @@ def _check_shapes(drawn: Tasks) -> None:
         raise ShapeError("inputs are (tasks, rows, *event), the same event in support and query")
     if (support.y.dtype, support.y.shape[2:]) != (query.y.dtype, query.y.shape[2:]):
         raise ShapeError("targets of support and query are alike")
+    if not bool(support.mask.any() and query.mask.any()):
+        raise ShapeError("tasks have examples in support and in query")
     if support.y.ndim != (3 if support.y.is_floating_point() else 2):
         raise ShapeError("targets are (tasks, rows, out), labels (tasks, rows)")
 
