@@ -304,9 +304,9 @@ def test_the_page_begins_with_the_camera_in_four_rows(run):
     page = (folder / "report.html").read_text()
     rows = [
         "Before the camera",
-        "What the camera sends",
-        "What matching makes of it",
-        "What hypernetwork makes of it",
+        "Sent by the camera",
+        "Restored and read by matching",
+        "Restored and read by hypernetwork",
     ]
     places = [
         page.index(row) for row in ["Through a camera with crossed wires", *rows, "The worst tasks"]
