@@ -116,8 +116,8 @@ def launch(config: FewShotOptions) -> Processes:
         fabric = _processes(config, config.devices, config.nodes)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"`--accelerator {config.accelerator} --devices {config.devices}` is not available here "
-            f"({error}). `weightloom doctor` lists the devices of this machine. Pass "
+            f"`--accelerator {config.accelerator} --devices {config.devices}` is not available "
+            f"here ({error}). `weightloom doctor` lists the devices of this machine. Pass "
             "`--accelerator cpu --devices 1`."
         ) from error
     fabric.launch()
