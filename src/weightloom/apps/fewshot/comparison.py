@@ -191,7 +191,7 @@ class Compared(FewShot):
     def show(
         self, models: Mapping[str, Learner], problem: Problem, config: FewShotOptions, early: bool
     ) -> Shown:
-        """Return the kind of the tasks alone: a user's own tasks have no known drawing."""
+        """Return only the kind of the tasks: no drawing is known for a user's own tasks."""
         return {}, {
             "kind": problem.kind,
             "better": "lower" if problem.kind == "regression" else "higher",

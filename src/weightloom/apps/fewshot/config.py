@@ -21,7 +21,7 @@ COUNTS = (
 
 @dataclass(frozen=True)
 class FewShotConfig(RunOptions):
-    """One few-shot run. Every field is also a command-line flag of the same name."""
+    """Options of one few-shot run; every field is also a command-line flag of the same name."""
 
     command: ClassVar[str] = "fewshot"
     rate: ClassVar[str] = "outer_lr"
@@ -65,7 +65,8 @@ class FewShotConfig(RunOptions):
     """Steps of each turn of `--mode alternating`."""
     inner_steps: int | None = None
     """Gradient steps on the support set, in methods that take them. Default: 5, but 3 for
-    hyper-maml, 3 for maml on sinusoids, and 1 for the steps that `--mode bilevel` adds."""
+    hyper-maml, 3 for maml and maml-first-order on sinusoids, and 1 for the steps that `--mode
+    bilevel` adds."""
     inner_lr: float | None = None
     """Size of these steps. Default: by method and data, from 0.001 (hyper-maml on curves) to 1
     (cavia); 0.01 for the steps that `--mode bilevel` adds."""
@@ -94,8 +95,8 @@ class FewShotConfig(RunOptions):
     """Machines; start the same command on each by `torchrun`."""
     precision: Literal["32-true", "bf16-mixed"] | None = None
     """Arithmetic of meta-training; judging is always in 32 bits. Default: `bf16-mixed` for
-    omniglot, cifar-fs, spoken-digits, mnist-functions and folders on an accelerator or a processor
-    with bf16 instructions, else `32-true`."""
+    omniglot, cifar-fs, spoken-digits, mnist-functions and folders, unless the CPU computes and has
+    no bf16 instructions; else `32-true`."""
     accelerator: Literal["cpu", "auto", "cuda", "mps"] = "cpu"
     """Device to train on. Runs repeat bit for bit on the CPU only."""
 

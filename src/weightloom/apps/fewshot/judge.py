@@ -128,6 +128,9 @@ def draw_test_tasks(
 ) -> Tasks:
     """Draw meta-test tasks; they depend on the arguments and ``held_out`` alone.
 
+    Validation tasks have another seed, which is all that separates them if data are made on the
+    fly.
+
     Args:
         problem: Source of the tasks.
         shots: Support points per class.

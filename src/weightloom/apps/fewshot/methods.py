@@ -165,7 +165,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "hyper-maml",
-        "the hypernetwork, then gradient steps on what it wrote, trained end to end",
+        "the hypernetwork, then gradient steps on the generated parameters, trained end to end",
         {
             ("images", "sentences"): lambda p: _then_steps(
                 p, learners.HyperHead(p.build(p.ways), p.scale), 0.01

@@ -38,6 +38,7 @@ class CameraProblem(Problem):
         config: Resolved options.
 
     Raises:
+        MissingExtraError: If scikit-learn is not installed.
         ConfigError: If ``split`` is not 0, or ways and shots ask for more pictures than exist.
     """
 
@@ -50,8 +51,8 @@ class CameraProblem(Problem):
         self.config = config
         if config.split:
             raise ConfigError(
-                f"`--split {config.split}` with `--data {config.data}`. Its pictures are dealt out "
-                "in one way, by writers. Leave `--split` out."
+                f"`--split {config.split}` with `--data {config.data}`. Its pictures are split "
+                "by writers in one way only. Leave `--split` out."
             )
         images, labels = load_digit_images()
         parts = images.split([TRAIN, VALIDATION, len(images) - TRAIN - VALIDATION])
@@ -64,7 +65,7 @@ class CameraProblem(Problem):
         self.train_source()
 
     def settings(self) -> list[tuple[int, int]]:
-        """Return ways and shots of every block of the table: `SETTINGS`, unless typed."""
+        """Return ways and shots of every block of the table: typed ones, or else `SETTINGS`."""
         config, preset = self.config, PRESETS[self.config.kind]
         if (config.ways, config.shots) == (preset["ways"], preset["shots"]):
             return list(SETTINGS)
