@@ -17,9 +17,9 @@ PICTURE = Path(__file__).parent / "images" / "cameras.svg"
 SIDE, GAP, LEFT, TOP, LINE = 56, 8, 190, 10, 82
 WORDS = {
     "Before the camera": ("a picture", "before the camera"),
-    "What the camera sends": ("what the camera", "with crossed wires sends"),
-    "What matching makes of it, and reads": ("what matching by hand", "makes of it, and reads"),
-    "What hypernetwork makes of it, and reads": ("what the generated", "network makes of it"),
+    "Sent by the camera": ("what the camera", "with crossed wires sends"),
+    "Restored and read by matching": ("what matching by hand", "makes of it, and reads"),
+    "Restored and read by hypernetwork": ("what the generated", "network makes of it"),
 }
 """Titles of the rows as a person reads them who has read nothing else."""
 

@@ -21,7 +21,7 @@ from weightloom.report.run import Run
 from weightloom.runs.record import competes
 
 HEADINGS = {
-    "predicted": "What it predicted",
+    "predicted": "Predictions",
     "worst": "The worst tasks",
     "sweep": "Score against shots and ways",
     "time": "Time to adapt against score",

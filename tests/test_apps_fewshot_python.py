@@ -273,7 +273,7 @@ def test_a_method_that_is_more_than_a_network_predicts_but_is_not_saved(tmp_path
     with torch.no_grad():
         expected = probe.learner.eval().answer(tasks)[0].argmax(1).tolist()
     assert adapted.predict(tasks.query_x[0]) == expected
-    with pytest.raises(ConfigError, match="LinearProbe answers with more than a network"):
+    with pytest.raises(ConfigError, match="LinearProbe predicts with more than a network"):
         adapted.save(tmp_path / "net")
     assert not (tmp_path / "net").exists()
 
@@ -343,6 +343,13 @@ def test_a_sound_may_be_a_file_or_its_samples(tmp_path):
     assert torch.equal(encoded[0], spectrograms(signal[None])[0].float() / 255)
     with pytest.raises(DataError, match="Divide samples of 16 bits"):
         Sounds().encode([samples])
+    with pytest.raises(DataError, match="holds 1 samples, not all from -1 to 1"):
+        Sounds().encode([3.0])
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(DataError, match=r"has the shape \(1, 0, 8\)"):
+        Pictures(1, 8).encode([np.zeros((1, 0, 8), np.uint8)])
 
 
 def test_texts_that_are_none_are_refused():
@@ -471,6 +478,13 @@ class Odd(TaskSource):
         return Tasks.of(x, y, x, y + 1)
 
 
+class Queryless(TaskSource):
+    def sample(self, tasks, generator):
+        y = torch.tensor([0, 0, 1]).expand(tasks, -1)
+        x = torch.randn(tasks, 3, 2, generator=generator)
+        return Tasks.of(x, y, x[:, :0], y[:, :0])
+
+
 def test_sources_that_do_not_fit_are_refused_with_their_shapes(mine):
     with pytest.raises(
         DataError, match=r"`mine:Broken` drew tasks whose shapes do not fit: .*\(2, 4, 1\)"
@@ -478,6 +492,8 @@ def test_sources_that_do_not_fit_are_refused_with_their_shapes(mine):
         problem_of(FewShotConfig("mine:Broken").resolved())
     with pytest.raises(DataError, match="from 0 to 1 in support, up to 2 in query"):
         OwnTasks(Odd(), "odd").sample(2, torch.Generator())
+    with pytest.raises(DataError, match="tasks have examples in support and in query"):
+        OwnTasks(Queryless(), "queryless").sample(2, torch.Generator())
     with pytest.raises(ConfigError, match="`mine:small` could not be called"):
         problem_of(FewShotConfig("mine:small").resolved())
     with pytest.raises(ConfigError, match="`mine:Nothing` cannot be imported"):

@@ -66,7 +66,7 @@ def test_every_command_has_help(name, capsys):
         ),
         (["fewshot", "--config", "nowhere.yaml"], "cannot be read"),
         (["fewshot", "--resume", "nowhere"], "holds no run"),
-        (["fewshot", "--accelerator", "cuda"], "cannot be had here"),
+        (["fewshot", "--accelerator", "cuda"], "is not available here"),
         (["eval", "nowhere"], "holds no run"),
         (["report", "nowhere"], "nowhere"),
         (["export", "nowhere", "--task", "0"], "holds no run"),

@@ -255,7 +255,7 @@ def test_four_settings_are_judged_unless_others_are_asked_for(problem):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"split": 1}, "dealt out in one way"), ({"ways": (11,)}, "from 1 to 10")],
+    [({"split": 1}, "split by writers in one way"), ({"ways": (11,)}, "from 1 to 10")],
 )
 def test_what_cameras_do_not_have_is_refused(options, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
@@ -304,9 +304,9 @@ def test_the_page_begins_with_the_camera_in_four_rows(run):
     page = (folder / "report.html").read_text()
     rows = [
         "Before the camera",
-        "What the camera sends",
-        "What matching makes of it",
-        "What hypernetwork makes of it",
+        "Sent by the camera",
+        "Restored and read by matching",
+        "Restored and read by hypernetwork",
     ]
     places = [
         page.index(row) for row in ["Through a camera with crossed wires", *rows, "The worst tasks"]

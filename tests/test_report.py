@@ -169,7 +169,7 @@ def test_a_finished_classification_run_shows_every_section(tmp_path):
     for heading in (
         "Results",
         "How it learned",
-        "What it predicted",
+        "Predictions",
         "What the method is told",
         "What it cost",
     ):
@@ -224,7 +224,7 @@ def test_a_run_that_has_just_begun_says_how_far_it_is(tmp_path):
         "this run has reached step 30 of 40. The last validation accuracy is 0.700, at step 20."
         in page
     )
-    assert "<h2>Results</h2>" not in page and "<h2>What it predicted</h2>" not in page
+    assert "<h2>Results</h2>" not in page and "<h2>Predictions</h2>" not in page
 
 
 def test_a_config_alone_is_enough(tmp_path):

@@ -1,7 +1,7 @@
 """Few-shot meta-learning: from a support set to a working network in one forward pass.
 
-From Python, start at `train`, or at `compare` for learners of your own. Write a method of your own
-from `weightloom.learners.learner.Learner`. The names below are loaded when they are first used.
+From Python, start at `train`, or at `compare` for learners of your own. To add a method, inherit
+from `weightloom.learners.learner.Learner`. The names below are loaded on first use.
 """
 
 from importlib import import_module
@@ -24,7 +24,7 @@ __all__ = list(_FILE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its file, the first time it is asked for."""
+    """Load a public name from its file on first use."""
     if name in _FILE_OF:
         return getattr(import_module(f"weightloom.apps.fewshot.{_FILE_OF[name]}"), name)
     raise AttributeError(f"module 'weightloom.apps.fewshot' has no attribute {name!r}")

@@ -1,6 +1,4 @@
-"""A few-shot model adapted to a user's own task.
-
-A plain network, and what goes before and after it.
+"""A few-shot model adapted to a user's own task: network, preprocessing and classes.
 
 In:   a trained learner and a support set; or a folder that a network was saved to.
 Out:  `AdaptedTask`, which predicts and saves.
@@ -30,40 +28,41 @@ from weightloom.learners.learner import Learner, Support
 from weightloom.texts import kind_of, read_json, shortened
 
 AT_ONCE = 1000
-"""Inputs that go through the network together."""
+"""Batch size of predictions, in inputs."""
 
 
 @dataclass
 class AdaptedTask:
-    """A network for one task."""
+    """Network for one task, with its preprocessing and the meaning of its outputs."""
 
     network: Callable[[Tensor], Tensor]
-    """A plain network: inputs (batch, *event) to logits (batch, classes), or numbers (batch,
-    outputs)."""
+    """Plain network: preprocessed inputs (batch, *event) to logits (batch, classes), or to scaled
+    targets (batch, outputs)."""
     inputs: Inputs
-    """Preprocessing."""
+    """Preprocessing of one example."""
     classes: tuple[Any, ...]
     """Class of each column of `predict_proba`; empty for a regression."""
     targets: Targets | None
-    """Unit of a regression; None for a classification."""
+    """Names and scale of the targets of a regression; None for a classification."""
     about: str
     """The task in a sentence."""
     write: Callable[[Path], dict[str, Any]]
-    """Writes the network and all that belongs to it to a folder; `save` calls it."""
+    """Writes the network and its description to a folder and returns the description; called by
+    `save`."""
 
     def predict(self, inputs: Any) -> Any:
-        """Name the class of each input; or predict its numbers.
+        """Predict the class of each input, or its targets in a regression.
 
         Args:
-            inputs: Given as in training: paths, arrays, texts or rows; or the path of a folder or
-                file of them.
+            inputs: Paths, arrays, texts or rows, in the form used for training; or the path of a
+                folder or file that holds them.
 
         Returns:
-            Class names, a list; of a regression an array (inputs,), or (inputs, outputs) where
-            there are several.
+            Class names, a list; in a regression an array (inputs,), or (inputs, outputs) if the
+            targets are several numbers.
 
         Raises:
-            DataError: If an input cannot be read, or does not fit.
+            DataError: If an input cannot be read or has the wrong form.
         """
         items, names = read_inputs(inputs, self.inputs)
         if self.targets is not None:
@@ -73,20 +72,23 @@ class AdaptedTask:
         ]
 
     def predict_proba(self, inputs: Any) -> NDArray[np.float64]:
-        """Return the probability of each class, (inputs, classes).
-
-        The columns are those of ``classes``.
+        """Return class probabilities, (inputs, classes), columns in the order of ``classes``.
 
         Raises:
-            ConfigError: If it is a regression.
-            DataError: If an input cannot be read, or does not fit.
+            ConfigError: If the task is a regression.
+            DataError: If an input cannot be read or has the wrong form.
         """
         return self._probabilities(*read_inputs(inputs, self.inputs))
 
     def predict_rows(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
-        """Answer inputs that a person typed.
+        """Predict typed inputs, one table row per input.
 
-        A row each, with class and probability, or with its numbers.
+        Returns:
+            Rows with the columns ``input``, ``class`` and ``probability``; in a regression the
+            input and a column per target.
+
+        Raises:
+            DataError: If an input cannot be read or has the wrong form.
         """
         items, names = read_inputs(inputs, self.inputs)
         if self.targets is None:
@@ -105,19 +107,20 @@ class AdaptedTask:
         ]
 
     def save(self, folder: str | Path) -> dict[str, Any]:
-        """Write a plain network, its preprocessing and its classes.
+        """Write a plain network, its preprocessing and its classes to a folder.
 
-        `load_adapted` reads it, and so can others.
+        `load_adapted` reads the folder. The files are also usable without this library.
 
         Args:
-            folder: Where to write ``network.pt2``, ``network.safetensors`` and ``network.json``;
-                made if need be.
+            folder: Folder for ``network.pt2``, ``network.safetensors`` and ``network.json``;
+                created if missing.
 
         Returns:
             Contents of ``network.json``.
 
         Raises:
-            ConfigError: If ``folder`` holds a network already.
+            ConfigError: If ``folder`` already holds a network, or the method's prediction is not
+                that of a plain network.
         """
         return self.write(Path(folder).expanduser())
 
@@ -146,13 +149,17 @@ def adapt_to(learner: Learner, problem: Problem, support: Any) -> AdaptedTask:
     """Adapt a trained learner to a task of the user's own.
 
     Args:
-        learner: The method, trained.
-        problem: What it was trained on.
-        support: As `read_support` takes it.
+        learner: The trained method; put into eval mode.
+        problem: The problem it was trained on, which defines the preprocessing.
+        support: Support set, in a form that `read_support` accepts.
+
+    Returns:
+        The adapted network. If the method is more than a plain network, it still predicts, but
+        `AdaptedTask.save` raises.
 
     Raises:
-        DataError: If the examples cannot be read or do not fit.
-        ConfigError: If the method cannot be adapted to so many classes.
+        DataError: If an example cannot be read or has the wrong form.
+        ConfigError: If the method cannot be adapted to this number of classes.
     """
     inputs, targets = problem.inputs(), problem.targets()
     examples = read_support(support, inputs, problem.kind, targets)
@@ -174,21 +181,23 @@ def adapt_to(learner: Learner, problem: Problem, support: Any) -> AdaptedTask:
     facts = facts_of(about, inputs, classes, targets)
     try:
         network: Callable[[Tensor], Tensor] = plain_network(learner, params, one)
-    except ConfigError:  # it answers all the same; `save` says that it cannot be written
+    except ConfigError:  # no plain network: it still predicts, and `save` raises this error
         network = partial(_answer, copy.deepcopy(learner), params)
     write = partial(write_network, learner, one, about=facts, params=params)
     return AdaptedTask(network, inputs, classes, targets, about, write)
 
 
 def load_adapted(folder: str | Path) -> AdaptedTask:
-    """Load an adapted network from the folder that it was saved to; nothing else is needed.
+    """Load an adapted network from the folder that `AdaptedTask.save` wrote.
+
+    The run and its data are not needed.
 
     Args:
-        folder: What `AdaptedTask.save` wrote, for you or for somebody whom you trust: its
-            ``network.pt2`` is a program, and ``torch.export.load`` can run code that stands in one.
+        folder: Folder of the network, written by you or by somebody you trust: ``network.pt2`` is
+            a program, and ``torch.export.load`` can run code contained in it.
 
     Raises:
-        DataError: If there is none, or a file of it is damaged.
+        DataError: If the folder holds no network, or a file of it is damaged.
     """
     place = Path(folder).expanduser()
     try:
@@ -215,7 +224,14 @@ def load_adapted(folder: str | Path) -> AdaptedTask:
 def facts_of(
     about: str, inputs: Inputs, classes: Sequence[Any], targets: Targets | None
 ) -> dict[str, Any]:
-    """Return what ``network.json`` says of a task, its preprocessing and its answers."""
+    """Return the task, preprocessing and outputs of a network as entries of ``network.json``.
+
+    Args:
+        about: The task in a sentence.
+        inputs: Preprocessing.
+        classes: Classes in the order of the logits; empty for a regression.
+        targets: Names and scale of a regression's targets; None for a classification.
+    """
     words = "Logits, one for each of `classes`; their softmax is the probability."
     return {
         "task": about,
@@ -229,15 +245,15 @@ def facts_of(
 def _check_classes(learner: Learner, classes: Sequence[Any]) -> None:
     if len(classes) < 2:
         raise DataError(
-            f"The support set is of {len(classes)} classes. There is nothing to tell apart. Give "
-            "two classes or more."
+            f"The support set has examples of {len(classes)} classes. A classification needs two "
+            "or more to choose from. Give two classes or more."
         )
     if learner.ways not in (None, len(classes)):
         raise ConfigError(
             f"The support set has {len(classes)} classes, but the head of this method has "
-            f"{learner.ways} rows, and it knows no others. Give {learner.ways} classes, train with "
-            f"`ways={len(classes)}`, or with a method whose "
-            "head is made for each task, as `hypernetwork` or `protonet`."
+            f"{learner.ways} rows, a number fixed in training. Give {learner.ways} classes, train "
+            f"with `ways={len(classes)}`, or choose a method that makes a head for each task, such "
+            "as `hypernetwork` or `protonet`."
         )
 
 
@@ -260,10 +276,10 @@ def _shown(item: Any) -> list[float]:
 
 
 def _copy(source: Path, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write a loaded network once more."""
+    """Copy a loaded network to another folder."""
     if kind_of(folder / "network.json") != "nothing":
         raise ConfigError(
-            f"`{folder}` holds a network already. It is never written over. Pass another folder."
+            f"`{folder}` holds a network already. It is never overwritten. Pass another folder."
         )
     check_empty(folder, "folder")
     make_folder(folder, "folder")

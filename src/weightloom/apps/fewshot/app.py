@@ -1,4 +1,4 @@
-"""Few-shot learning as an application: learn to learn from a few examples."""
+"""The few-shot application: meta-train on some tasks, adapt to new ones from a few examples."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 PROTOCOL = {
     "group": "Inductive: no method sees query points together.",
     "batch": "Inductive: images are normalised by running statistics of meta-training.",
-    "transductive": "Transductive: images are normalised by statistics of all query images of a task together.",
+    "transductive": "Transductive: images are normalised by statistics of all query images of a "
+    "task together.",
 }
+"""Evaluation protocol by normalisation, one sentence each."""
 
 
 class FewShot(App[FewShotOptions, "Problem", "Learner"]):
-    """Meta-train on some tasks, adapt to tasks never seen in one pass."""
+    """Few-shot application: meta-train on some tasks, adapt to unseen ones in one pass."""
 
     name = "fewshot"
     about = (
@@ -42,17 +44,24 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
     )
 
     def label(self, config: FewShotConfig) -> str:
-        """Return the name of the data."""
+        """Return the name of the data set, or the stem of its path."""
         return Path(config.data).stem.replace(":", ".")
 
     def processes(self, config: FewShotOptions) -> "Processes":
-        """Start those that share the tasks of a step."""
+        """Start the processes that share the tasks of a step."""
         from weightloom.apps.fewshot.training import launch
 
         return launch(config)
 
     def open(self, config: FewShotOptions) -> "Problem":
-        """Load the data."""
+        """Load the data, and check that a method uses the options of the inner loop.
+
+        Raises:
+            DataError: If the data are missing or damaged.
+            MissingExtraError: If an optional package for the data is not installed.
+            ConfigError: If options do not fit the data, or ``inner_steps`` or ``inner_lr`` is given
+                and no method takes inner steps.
+        """
         from weightloom.apps.fewshot.problems import problem_of
 
         problem = problem_of(config)
@@ -66,15 +75,15 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         return problem
 
     def notices(self, problem: "Problem") -> Sequence[str]:
-        """Return what was skipped."""
+        """Return sentences about the data, such as the files that were skipped."""
         return problem.notices
 
     def build(self, method: str, problem: "Problem", config: FewShotOptions) -> "Learner":
-        """Build a learner."""
+        """Build the learner of a method, newly initialised."""
         return problem.learner(method)
 
     def is_trained(self, model: "Learner") -> bool:
-        """Some methods work on each task alone."""
+        """Return False for methods that work on each task alone, without meta-training."""
         return model.trained
 
     def train(
@@ -84,13 +93,13 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         config: FewShotOptions,
         training: "Training[Learner]",
     ) -> "History":
-        """Meta-train."""
+        """Meta-train a learner, from its last checkpoint if it has one."""
         from weightloom.apps.fewshot.training import fit
 
         return fit(model, problem, config, training)
 
     def load(self, model: "Learner", checkpoint: Path, identity: str) -> None:
-        """Read the parameters."""
+        """Load the parameters of a checkpoint into a learner."""
         from weightloom.training import load_model
 
         load_model(checkpoint, model, identity)
@@ -102,7 +111,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         config: FewShotOptions,
         folder: Path,
     ) -> "list[Row]":
-        """Adapt to tasks never seen, in every setting."""
+        """Score every contender on unseen tasks, in every setting of ways and shots."""
         from weightloom.apps.fewshot.judge import score_all
 
         return score_all(contenders, problem, config)
@@ -110,7 +119,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
     def measure(
         self, models: "Mapping[str, Learner]", problem: "Problem", config: FewShotOptions
     ) -> dict[str, Any]:
-        """Time a thousand tasks at once, where the problem asks for it."""
+        """Time adaptation to ``problem.many`` tasks at once; empty if that is 0."""
         from weightloom.apps.fewshot.many import time_many
 
         return (
@@ -120,7 +129,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         )
 
     def lines(self, record: Mapping[str, Any]) -> list[str]:
-        """Say how long a thousand tasks took."""
+        """Return the timings of `measure` as printed lines."""
         from weightloom.apps.fewshot.many import in_words
 
         return [in_words(record["many"])] if "many" in record else []
@@ -132,19 +141,19 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         config: FewShotOptions,
         early: bool,
     ) -> Shown:
-        """Gather tasks to look at."""
+        """Return the tensors and facts that the report draws."""
         from weightloom.apps.fewshot.show import showcase
 
         return showcase(dict(models), problem, early)
 
     def sections(self, run: "Run") -> "list[Section]":
-        """Draw them."""
+        """Return the sections of the report."""
         from weightloom.apps.fewshot.figures import sections
 
         return sections(run)
 
     def notes(self, config: FewShotOptions) -> str:
-        """Say how tasks are judged."""
+        """Return the evaluation protocol in words."""
         said = f"Intervals are 95 % over tasks. {PROTOCOL[config.normalisation]}"
         if config.kind != "own":
             return said
@@ -155,7 +164,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
     def adapt(
         self, model: "Learner", problem: "Problem", config: FewShotOptions, support: str
     ) -> "AdaptedTask":
-        """Adapt to a folder of pictures, or a file of examples or points."""
+        """Adapt to a support set given as a path: a folder of pictures, a .csv, .jsonl or .npz."""
         from weightloom.apps.fewshot.adapted import adapt_to
 
         return adapt_to(model, problem, support)
@@ -163,7 +172,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
     def export(
         self, model: "Learner", problem: "Problem", config: FewShotOptions, task: str, folder: Path
     ) -> dict[str, Any]:
-        """Write the network of a meta-test task."""
+        """Write the network adapted to one meta-test task."""
         from weightloom.apps.fewshot.export import export_task
 
         return export_task(model, problem, config, task, folder)
@@ -181,7 +190,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         return {**facts, "task": f"any number of tasks, shots and queries, shown {setting}"}
 
     def listed(self) -> list[Listed]:
-        """Data sets and methods."""
+        """Return the tables of `weightloom list`: data sets and methods."""
         data = []
         for name in DATA:
             preset = PRESETS[name]
@@ -203,9 +212,9 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
                 data,
                 frozenset(name for name in DATA if not is_here(name)),
             ),
-            Listed("weightloom fewshot --method …", ("method", "what it is", "data"), methods),
+            Listed("weightloom fewshot --method …", ("method", "description", "data"), methods),
         ]
 
     def data(self) -> Sequence[tuple[str, str]]:
-        """Data sets, and where they are."""
+        """Return every data set with its location."""
         return [(name, where(name)) for name in DATA]

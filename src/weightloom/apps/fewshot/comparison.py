@@ -1,8 +1,6 @@
-"""Learners of one's own, side by side.
+"""Comparison of a user's own learners: same training tasks, same budget, same test tasks.
 
-Trained on the same tasks with the same budget, judged on the same new ones.
-
-In:   learners by name, a source to train on, a source to be judged on.
+In:   learners by name, a source of training tasks, a source of test tasks.
 Out:  `Comparison`: rows with 95 % intervals, trained learners, a record and a report.
 """
 
@@ -36,32 +34,39 @@ from weightloom.texts import kind_of
 
 @dataclass(frozen=True)
 class Comparison:
-    """Learners that were trained and judged alike. Printed, it is the table."""
+    """Result of `compare`: learners trained and judged alike; prints as the table of scores."""
 
     record: Record
-    """Scores, options, cost and versions, so that a stranger can run it again."""
+    """Scores, options, cost and versions: all that is needed to repeat the comparison."""
     learners: dict[str, Learner]
-    """The trained learners by name; those that were given are as they were. One that failed is left
-    out."""
+    """Trained copies of the learners, by name, without those whose training failed."""
     page: str
-    """The report, HTML."""
+    """The report as HTML."""
 
     @property
     def rows(self) -> list[Row]:
-        """Rows of the table: every learner, then untrained ones and the control, which say so by their role."""
+        """Rows of the table: every learner, then the untrained ones and the control.
+
+        The ``role`` of a row distinguishes them.
+        """
         rows: list[Row] = self.record["scores"]
         return rows
 
     def report(self, folder: str | Path) -> Path:
-        """Write ``record.json`` and ``report.html`` to a folder, made if need be.
+        """Write ``record.json`` and ``report.html`` to a folder, and return the report's path.
 
-        Return the path of the report.
+        Args:
+            folder: Folder to write to; created if missing. An earlier comparison is overwritten.
+
+        Raises:
+            ConfigError: If the folder holds a ``report.html`` that is not of a comparison, or
+                cannot be written.
         """
         place = Path(folder).expanduser()
         if kind_of(place / "report.html") != "nothing" and kind_of(place / RECORD) == "nothing":
             raise ConfigError(
-                f"`{place / 'report.html'}` is no report of a comparison: no record lies beside "
-                "it. It is not written over. Pass another folder."
+                f"`{place / 'report.html'}` is not the report of a comparison: its folder holds no "
+                f"`{RECORD}`. It is not overwritten. Pass another folder."
             )
         check_target(place / RECORD)
         make_folder(place, "folder")
@@ -77,27 +82,27 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(FewShotOptions):
-    """Options of a comparison: the names of methods are the caller's own, and none is imported."""
+    """Options of a comparison: method names are the caller's own, and no code is imported."""
 
     imports: ClassVar[tuple[str, ...]] = ()
 
     @property
     def kind(self) -> str:
-        """That of a user's own source."""
+        """``own``: the key in `FITS` of a user's own source."""
         return "own"
 
     def check_methods(self, known: Collection[str], where: str, usual: tuple[str, ...]) -> None:
-        """Check the rates alone."""
+        """Check the learning rates alone; any method name is valid."""
         check_rates(self.rates, self.methods)
 
 
 class GivenProblem(Problem):
-    """Two sources of tasks, as they were given.
+    """Problem around two given sources of tasks.
 
     Args:
-        train_source: Tasks of meta-training, and with seeds of their own those to watch a training
-            by.
-        test_source: Tasks to be judged on.
+        train_source: Source of meta-training tasks; validation tasks are drawn from it with other
+            seeds.
+        test_source: Source of test tasks.
         config: Options.
     """
 
@@ -116,42 +121,42 @@ class GivenProblem(Problem):
         self._setting = ways, drawn.support_x.shape[1] // ways
 
     def train_source(self, learner: Learner | None = None) -> TaskSource:
-        """As given."""
+        """Return the given source of training tasks."""
         return self._train
 
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
-        """As given."""
+        """Return the given source of test tasks, for any shots and ways."""
         return self._test
 
     def validation_source(self, shots: int) -> TaskSource:
-        """That of training."""
+        """Return the source of training tasks."""
         return self._train
 
     def settings(self) -> list[tuple[int, int]]:
-        """Ways and shots of the tasks."""
+        """Return the one pair of ways and shots, read off two drawn test tasks."""
         return [self._setting]
 
     def setting(self, shots: int, ways: int) -> str:
-        """Ways and shots in words."""
+        """Return ways and shots in words, as in "5-way 1-shot"."""
         return f"{shots}-shot" if self.kind == "regression" else f"{ways}-way {shots}-shot"
 
     def build(self, outputs: int) -> nn.Module:
-        """Learners bring their bases."""
+        """Raise a `ConfigError`: each learner brings its base network."""
         raise ConfigError(
             "A comparison builds no base network: each learner brings its own. Build it yourself."
         )
 
     def methods(self) -> dict[str, Callable[[], Learner]]:
-        """Learners are given, none is built."""
+        """Return no builders: the learners are given."""
         return {}
 
 
 class Compared(FewShot):
-    """Few-shot learning with learners and sources that live in Python.
+    """Few-shot application for learners and task sources that are Python objects.
 
     Args:
-        learners: By name, as they are before training.
-        sources: To train on, and to be judged on.
+        learners: Untrained learners by name.
+        sources: Sources of training and of test tasks.
     """
 
     name = "compare"
@@ -166,7 +171,11 @@ class Compared(FewShot):
         self._learners, self._sources = dict(learners or {}), sources
 
     def open(self, config: FewShotOptions) -> Problem:
-        """Take the sources."""
+        """Build the problem from the given sources.
+
+        Raises:
+            ConfigError: If the comparison is opened from its folder, without sources.
+        """
         if self._sources is None:
             raise ConfigError(
                 "The learners and sources of a comparison live in the program that made it. Its "
@@ -176,23 +185,23 @@ class Compared(FewShot):
         return GivenProblem(*self._sources, config)
 
     def build(self, method: str, problem: Problem, config: FewShotOptions) -> Learner:
-        """Copy a learner as it was given."""
+        """Return an untrained copy of a given learner."""
         return copy.deepcopy(self._learners[method])
 
     def show(
         self, models: Mapping[str, Learner], problem: Problem, config: FewShotOptions, early: bool
     ) -> Shown:
-        """Nothing but the kind: of tasks of one's own it is not known how they are drawn."""
+        """Return only the kind of the tasks: no drawing is known for a user's own tasks."""
         return {}, {
             "kind": problem.kind,
             "better": "lower" if problem.kind == "regression" else "higher",
         }
 
     def notes(self, config: FewShotOptions) -> str:
-        """Say which tasks are which."""
+        """Return the evaluation protocol in words."""
         return (
-            "Intervals are 95 % over tasks. Learners and sources were given in Python; tasks to "
-            "watch a training by are of the source of training."
+            "Intervals are 95 % over tasks. Learners and sources were given in Python; validation "
+            "tasks are drawn from the source of training."
         )
 
 
@@ -205,26 +214,26 @@ def compare(
     quiet: bool = True,
     **options: Any,
 ) -> Comparison:
-    """Train learners on the same tasks with the same budget, and judge all of them on the same new tasks.
+    """Train learners on the same tasks and budget, and judge all of them on the same new tasks.
 
-    Beside each trained learner stands itself before training, and below the first one a control:
-    the same with the support set of another task, which must fall to chance.
+    The table has a row for each learner, a row for each trained one before its training, and a
+    control: the first learner with the support set of another task, whose score must fall to
+    chance.
 
     Args:
-        learners: By name; copies of them are trained. The first is the one that the report is
-            about.
-        train_source: Tasks to train on.
-        test_source: Tasks to be judged on: the same for every learner.
-        run: Folder to keep checkpoints, metrics, record and report in; None keeps nothing on disk.
+        learners: Learners by name; copies of them are trained. The report is about the first.
+        train_source: Source of training tasks.
+        test_source: Source of test tasks; every learner gets the same ones.
+        run: Folder to keep checkpoints, metrics, record and report in; None keeps no files.
         quiet: Show no progress.
         **options: Fields of `FewShotConfig`: ``steps`` (1,000) or ``minutes``, ``tasks`` per step
             (8), ``outer_lr`` (0.001), ``rates`` for single learners, ``test_tasks`` (600), ``seed``
             and others of training.
 
     Raises:
-        ConfigError: If there is no learner, or an option is unknown or does not fit.
-        NonFiniteError: If training of the first learner met a number that is not finite. The others
-            may fail: their rows say so.
+        ConfigError: If no learner is given, or an option is unknown or does not fit.
+        NonFiniteError: If a number is NaN or infinite while the first learner is trained. If
+            another learner fails, its row says so and the comparison goes on.
 
     Example:
         >>> from weightloom import SinusoidTasks, mlp
@@ -237,13 +246,13 @@ def compare(
     """
     if not learners:
         raise ConfigError(
-            "There are no learners to compare. They are given by name. Pass one or more."
+            "`learners` holds no learners. A comparison takes them by name. Pass one or more."
         )
     for name, learner in learners.items():
         if not isinstance(learner, Learner):
             raise ConfigError(
-                f"`{name}` is a {type(learner).__name__}. What is compared is a `Learner`, with "
-                "`adapt` and `predict`. Inherit from `weightloom.Learner`."
+                f"`{name}` is a {type(learner).__name__}. Only a `Learner`, with `adapt` and "
+                "`predict`, can be compared. Inherit from `weightloom.Learner`."
             )
     first, *others = learners
     sizes = {**COMMON, **PRESETS["own"], "data": type(train_source).__name__}

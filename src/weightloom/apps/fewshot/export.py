@@ -1,4 +1,8 @@
-"""From a learner and one support set to a plain network, with nothing of this library left inside."""
+"""Export of the network of one task: a plain torch network that needs no part of this library.
+
+In:   a trained learner and the support set of one task.
+Out:  ``network.pt2``, ``network.safetensors`` and ``network.json``.
+"""
 
 import json
 import warnings
@@ -27,18 +31,18 @@ def export_task(
     """Adapt a learner to one meta-test task and write the resulting network.
 
     Args:
-        learner: The method, trained.
-        problem: Where tasks come from.
-        config: Options; the first of its shots and ways are drawn.
-        task: The task's number.
-        folder: Where to write; made if need be.
+        learner: The trained method; put into eval mode.
+        problem: Source of the meta-test tasks.
+        config: Options; the task has the first of its shots and ways.
+        task: Number of the task, from 0 to ``config.test_tasks`` - 1, as text.
+        folder: Folder to write to; created if missing.
 
     Returns:
         Contents of ``network.json``.
 
     Raises:
-        ConfigError: If ``task`` is no number of a task that was judged on, or ``folder`` holds a
-            network already.
+        ConfigError: If ``task`` is not the number of a judged task, or ``folder`` already holds a
+            network.
     """
     if not task.isdecimal():
         raise ConfigError(
@@ -49,8 +53,8 @@ def export_task(
     if number >= config.test_tasks:
         raise ConfigError(
             f"`--task {task[:20]}` but the run was judged on {config.test_tasks:,} tasks, numbered "
-            f"from 0 to {config.test_tasks - 1}. The network of one of these is written. Type such "
-            "a number, or more `--test-tasks`."
+            f"from 0 to {config.test_tasks - 1}. The network of one of these is written. Type one "
+            "of these numbers, or more `--test-tasks`."
         )
     shots = config.shots[0]
     drawn = draw_judged_task(problem, shots, number, config.test_tasks)
@@ -77,22 +81,22 @@ def write_network(
     a stranger can run code; the other two cannot.
 
     Args:
-        learner: The method, trained.
-        support: One task.
-        folder: Where to write; made if need be.
-        about: Facts for the description.
-        params: What the learner made of the support set; None: it is asked.
+        learner: The trained method; put into eval mode.
+        support: Support set of one task.
+        folder: Folder to write to; created if missing.
+        about: Further entries of the description.
+        params: Adapted parameters; None adapts ``learner`` to ``support``.
 
     Returns:
         Contents of ``network.json``.
 
     Raises:
-        ConfigError: If ``folder`` holds a network already, or the method's answer is not that of a
-            plain network.
+        ConfigError: If ``folder`` already holds a network, or the method's prediction is not that
+            of a plain network.
     """
     if kind_of(folder / "network.json") != "nothing":
         raise ConfigError(
-            f"`{folder}` holds a network already. It is never written over. Pass another `--out`."
+            f"`{folder}` holds a network already. It is never overwritten. Pass another `--out`."
         )
     check_empty(folder, "--out")
     learner.eval()
@@ -121,10 +125,19 @@ def write_network(
 
 
 def plain_network(learner: Learner, params: Mapping[str, Tensor], support: Support) -> nn.Module:
-    """Return the network of one task, held against the learner's own answers to the support set.
+    """Build the network of one task, and check it against the learner on the support set.
+
+    Args:
+        learner: The trained method, in eval mode.
+        params: Adapted parameters of the task.
+        support: Support set of the task.
+
+    Returns:
+        The base network with ``params`` filled in, frozen and in eval mode.
 
     Raises:
-        ConfigError: If they differ: some methods do more than run their base with what they made.
+        ConfigError: If the two predictions differ by more than 1e-4: some methods do more than run
+            their base network with adapted parameters.
     """
     sample = support.x[0]
     try:
@@ -135,7 +148,7 @@ def plain_network(learner: Learner, params: Mapping[str, Tensor], support: Suppo
     except (ConfigError, AssertionError) as error:
         why = str(error).splitlines()[0].partition(". ")[0]
         raise ConfigError(
-            f"{type(learner).__name__} answers with more than a network of one task ({why}). A "
+            f"{type(learner).__name__} predicts with more than a network of one task ({why}). A "
             "plain network holds the base and the parameters of the task alone. Train another "
             "method, such as `hypernetwork`."
         ) from error
@@ -143,9 +156,8 @@ def plain_network(learner: Learner, params: Mapping[str, Tensor], support: Suppo
 
 
 def _save_program(net: nn.Module, sample: Tensor, path: Path) -> None:
-    batch = sample.new_zeros(
-        max(len(sample), 2), *sample.shape[1:]
-    )  # plain strides: the program is traced with them
+    # Contiguous, since the program is traced with the strides of this input.
+    batch = sample.new_zeros(max(len(sample), 2), *sample.shape[1:])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(

@@ -1,8 +1,8 @@
-"""Preprocessing of a user's own examples, the same as in training, and written beside every network that is saved.
+"""Preprocessing of a user's own examples, the same as in training; saved with every network.
 
 In:   pictures, sounds, rows of numbers or sentences, as files or in memory.
-Out:  a tensor (examples, *event) that a base network reads; facts that make the same preprocessing
-      again.
+Out:  a tensor (examples, *event) for the base network; a JSON description that restores the same
+      preprocessing.
 Knows nothing of tasks, labels or methods.
 """
 
@@ -29,37 +29,46 @@ from weightloom.texts import home
 
 @dataclass(frozen=True)
 class Inputs(ABC):
-    """Examples of one kind, and the way from one to what a base network reads."""
+    """Preprocessing of one kind of examples: raw example to input tensor of the base network."""
 
     kind: ClassVar[str]
-    """Name in ``network.json``."""
+    """Name of the kind in ``network.json``."""
     takes: ClassVar[str]
-    """Kinds of examples, in words."""
+    """Description of an example, for messages."""
     column: ClassVar[str] = ""
-    """Column of a table that holds the example; empty: every column is a part of it."""
+    """Table column that holds the example; empty if the example is the whole row."""
     files: ClassVar[bool] = False
-    """An example may be a file of its own."""
+    """True if an example may be a file of its own."""
 
     @abstractmethod
     def in_words(self) -> str:
-        """Say how to preprocess, for people who do not have this library."""
+        """Describe the preprocessing for people who do not have this library."""
 
     @abstractmethod
     def one(self, item: Any, name: str) -> Tensor:
-        """Encode one example, (*event), float32; ``name`` is its own in a message."""
+        """Encode one example, (*event), float32.
+
+        Args:
+            item: The example.
+            name: Name of the example in messages.
+
+        Raises:
+            DataError: If the example cannot be read or has the wrong form.
+        """
 
     def encode(self, items: Any, names: Sequence[str] | None = None) -> Tensor:
         """Encode examples, (examples, *event).
 
         Args:
             items: The examples.
-            names: For messages; None counts them.
+            names: Names of the examples in messages; None numbers them.
 
         Raises:
-            DataError: If there is none, or one does not fit or is not finite.
+            DataError: If ``items`` is empty, or an example cannot be read, has the wrong form or
+                is not finite.
         """
         if len(items) == 0:
-            raise DataError(f"There are no examples. Give one or more, each of them {self.takes}.")
+            raise DataError(f"There are no examples. Give one or more, each {self.takes}.")
         names = names or [f"example {number}" for number in range(len(items))]
         values = [self.one(item, name) for item, name in zip(items, names, strict=True)]
         for value, name in zip(values, names, strict=True):
@@ -71,15 +80,15 @@ class Inputs(ABC):
         return torch.stack(values)
 
     def of_row(self, row: Mapping[str, Any], where: str, folder: Path) -> Any:
-        """Take an example out of a row of a table.
+        """Return the example in a row of a table.
 
         Args:
             row: Cells by column.
-            where: The row's name in a message.
-            folder: Where paths begin.
+            where: Name of the row in messages.
+            folder: Folder that paths in the table are relative to.
 
         Raises:
-            DataError: If the row lacks it.
+            DataError: If the row lacks the example's column.
         """
         if self.column not in row:
             raise DataError(
@@ -90,13 +99,13 @@ class Inputs(ABC):
         return str(folder / str(cell)) if self.files else cell
 
     def facts(self) -> dict[str, Any]:
-        """Return what `inputs_of` makes the same of, as plain JSON values."""
+        """Return a description in plain JSON values, from which `inputs_of` restores it."""
         return {"kind": self.kind, **asdict(self), "in_words": self.in_words()}
 
 
 @dataclass(frozen=True)
 class Arrays(Inputs):
-    """Arrays of one shape, as they are."""
+    """Preprocessing of arrays: none, but their shape is checked."""
 
     shape: tuple[int, ...]
 
@@ -105,24 +114,27 @@ class Arrays(Inputs):
     column = "x"
 
     def in_words(self) -> str:
-        """The shape."""
+        """Describe the shape."""
         return f"An array of shape {tuple(self.shape)}, as it is."
 
     def one(self, item: Any, name: str) -> Tensor:
-        """Check the shape."""
+        """Return the array as float32.
+
+        Raises:
+            DataError: If it is not an array of numbers of the right shape.
+        """
         values = numbers_of(item, name, self.takes).float()
         if tuple(values.shape) != tuple(self.shape):
             raise DataError(
                 f"`{name}` has the shape {tuple(values.shape)}. This model takes "
-                f"{tuple(self.shape)}. "
-                "Bring it to that shape."
+                f"{tuple(self.shape)}. Bring it to that shape."
             )
         return values
 
 
 @dataclass(frozen=True)
 class Pictures(Inputs):
-    """Square pictures: files, opened pictures, or arrays."""
+    """Preprocessing of square pictures: files, opened pictures, or arrays."""
 
     channels: int
     size: int
@@ -135,7 +147,7 @@ class Pictures(Inputs):
     files = True
 
     def in_words(self) -> str:
-        """Cut, scale, divide."""
+        """Describe how a picture is cropped, scaled and divided."""
         kind = "grey, one channel" if self.channels == 1 else "red, green and blue"
         return (
             f"Turn as EXIF says, put on white where transparent, cut to the largest square in the "
@@ -144,32 +156,23 @@ class Pictures(Inputs):
         )
 
     def one(self, item: Any, name: str) -> Tensor:
-        """Decode and scale a file; check an array, and scale it if it is of whole numbers."""
+        """Return a picture, (channels, size, size), from 0 to 1.
+
+        Args:
+            item: A path or an opened picture, which is cropped and scaled; or an array (channels,
+                height, width), (height, width, channels) or (height, width): fractions of the
+                model's size, or whole numbers of any size, which are scaled.
+            name: Name of the picture in messages.
+
+        Raises:
+            DataError: If a file cannot be read, or an array has another shape or range.
+        """
         if isinstance(item, str | Path) or hasattr(item, "convert"):
             return picture(item, self.size, self.channels).float() / 255
-        values = numbers_of(item, name, self.takes)
-        values = values[None] if values.ndim == 2 else values
-        if (
-            values.ndim == 3
-            and values.shape[0] != self.channels
-            and values.shape[2] == self.channels
-        ):
-            values = values.permute(2, 0, 1)
+        values = self._channels_first(numbers_of(item, name, self.takes))
         whole = not values.is_floating_point()
-        fits = values.ndim == 3 and values.shape[0] == self.channels
-        if not fits or (not whole and values.shape[1:] != (self.size, self.size)):
-            raise DataError(
-                f"`{name}` has the shape {tuple(values.shape)}. This model takes pictures of "
-                f"{self.channels} channels, ({self.channels}, {self.size}, {self.size}); whole "
-                "numbers from 0 to 255 of any height and width are scaled. Convert it, or give the "
-                "path of the picture."
-            )
-        low, high = values.min().item(), values.max().item()
-        if low < 0 or high > (255 if whole else 1):
-            raise DataError(
-                f"`{name}` holds numbers from {low:g} to {high:g}. A picture of {values.dtype} "
-                f"holds numbers from 0 to {255 if whole else 1}. Scale it, or pass it as uint8."
-            )
+        self._check_shape(values, name)
+        _check_range(values, 255 if whole else 1, name)
         if not whole:
             return values.float()
         values = values.to(torch.uint8)
@@ -177,51 +180,80 @@ class Pictures(Inputs):
             values = picture(_opened(values), self.size, self.channels)
         return values.float() / 255
 
+    def _channels_first(self, values: Tensor) -> Tensor:
+        if values.ndim == 2:
+            return values[None]
+        last = values.ndim == 3 and values.shape[2] == self.channels
+        return values.permute(2, 0, 1) if last and values.shape[0] != self.channels else values
+
+    def _check_shape(self, values: Tensor, name: str) -> None:
+        """Raise a `DataError` unless an array is a picture; fractions are of the model's size."""
+        fits = values.ndim == 3 and values.shape[0] == self.channels and values.numel() > 0
+        if values.is_floating_point():
+            fits = fits and values.shape[1:] == (self.size, self.size)
+        if not fits:
+            raise DataError(
+                f"`{name}` has the shape {tuple(values.shape)}. This model takes pictures of "
+                f"{self.channels} channels, ({self.channels}, {self.size}, {self.size}); whole "
+                "numbers from 0 to 255 of any height and width are scaled. Convert it, or give the "
+                "path of the picture."
+            )
+
 
 @dataclass(frozen=True)
 class Sounds(Inputs):
-    """Sounds at 8 kHz, read as pictures of what sounds when."""
+    """Preprocessing of sounds at 8 kHz to mel spectrograms, (1, 32, 32)."""
 
     kind = "sounds"
-    takes = "a sound: a path of a .wav file at 8 kHz, its samples from -1 to 1, or its picture (1, 32, 32)"
+    takes = (
+        "a sound: a path of a .wav file at 8 kHz, its samples from -1 to 1, or its spectrogram "
+        "(1, 32, 32)"
+    )
     column = "path"
     files = True
 
     def in_words(self) -> str:
-        """The spectrogram."""
+        """Describe the spectrogram."""
         return (
             f"Mono at {RATE} Hz, the middle {FRAMES} frames of 20 ms (windows of 32 ms, Hann), "
-            f"power in {BANDS} mel "
-            "bands, decibels below the loudest point, 60 of them from 0 to 1, low bands last: (1, "
-            "32, 32)."
+            f"power in {BANDS} mel bands, decibels below the loudest point, 60 of them from 0 to "
+            "1, low bands last: (1, 32, 32)."
         )
 
     def one(self, item: Any, name: str) -> Tensor:
-        """Make the picture of a sound."""
+        """Return the spectrogram of a sound, (1, 32, 32), from 0 to 1.
+
+        Args:
+            item: Path of a .wav file of 16 bits at 8 kHz, samples from -1 to 1, or a spectrogram.
+            name: Name of the sound in messages.
+
+        Raises:
+            DataError: If a file cannot be read, or the numbers have another shape or range.
+        """
         if isinstance(item, str | Path):
             return self.one(_samples(home(item)), name)
         values = numbers_of(item, name, self.takes)
         if values.ndim > 1:
             return Pictures(1, FRAMES).one(values, name)
+        values = values.reshape(-1)
         if not len(values) or not values.abs().max() <= 1:
             raise DataError(
                 f"`{name}` holds {len(values)} samples, not all from -1 to 1. This model takes "
-                f"{self.takes}. "
-                "Divide samples of 16 bits by 32768."
+                f"{self.takes}. Divide samples of 16 bits by 32768."
             )
         return spectrograms(values.float()[None])[0].float() / 255
 
 
 @dataclass(frozen=True)
 class Numbers(Inputs):
-    """Rows of numbers, each column brought to the scale of training."""
+    """Preprocessing of rows of numbers: each column is standardised as in training."""
 
     names: tuple[str, ...]
     """Columns."""
     mean: tuple[float, ...] = ()
-    """Subtracted; empty: nothing is."""
+    """Mean per column, subtracted; empty for 0."""
     std: tuple[float, ...] = ()
-    """Divided by; empty: nothing is."""
+    """Standard deviation per column, divided by; empty for 1."""
     about: str = ""
     """Meaning of the numbers, in words."""
 
@@ -229,27 +261,39 @@ class Numbers(Inputs):
     takes = "a row of numbers"
 
     def in_words(self) -> str:
-        """Columns, and their scale."""
+        """Describe the columns and their scale."""
         scaled = " Subtract `mean`, then divide by `std`." if self.mean else ""
         return f"A row of {len(self.names)} numbers.{scaled} {self.about}".strip()
 
     def one(self, item: Any, name: str) -> Tensor:
-        """Check the width and scale."""
+        """Return the standardised row, (columns,).
+
+        Args:
+            item: Numbers, or a text of numbers separated by commas.
+            name: Name of the row in messages.
+
+        Raises:
+            DataError: If a cell is not a finite number, or the row has another number of columns.
+        """
         row = [_number(cell, name) for cell in item.split(",")] if isinstance(item, str) else item
         values = numbers_of(row, name, self.takes).double().reshape(-1)
         if len(values) != len(self.names):
             shown = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
             raise DataError(
                 f"`{name}` has {len(values)} numbers. This model takes {len(self.names)} a row: "
-                f"{shown}. "
-                "Give one for each."
+                f"{shown}. Give one for each."
             )
         if self.mean:
             values = (values - torch.tensor(self.mean).double()) / torch.tensor(self.std).double()
         return values.float()
 
     def of_row(self, row: Mapping[str, Any], where: str, folder: Path) -> list[float]:
-        """Take the columns by name, or all there are where none has one."""
+        """Return the columns by name; all columns in their order if none has a known name.
+
+        Raises:
+            DataError: If some columns are known and others missing, or a cell is not a finite
+                number.
+        """
         if not any(name in row for name in self.names):
             return [_number(cell, where) for cell in row.values()]
         if missing := [name for name in self.names if name not in row]:
@@ -263,22 +307,30 @@ class Numbers(Inputs):
 
 @dataclass(frozen=True)
 class Sentences(Inputs):
-    """Short texts, through a frozen sentence encoder."""
+    """Preprocessing of short English texts by a frozen sentence encoder."""
 
     kind = "sentences"
     takes = "a text"
     column = "text"
 
     def in_words(self) -> str:
-        """The encoder."""
+        """Describe the encoder."""
         return f"Mean over tokens of all-MiniLM-L6-v2, divided by its length: ({WIDTH},). English."
 
     def one(self, item: Any, name: str) -> Tensor:
-        """Encode a text."""
+        """Return the features of one text.
+
+        Raises:
+            DataError: If it is not a text, or is empty.
+        """
         return self.encode([item], [name])[0]
 
     def encode(self, items: Any, names: Sequence[str] | None = None) -> Tensor:
-        """Encode texts, all in one go."""
+        """Return the features of texts, (texts, features), in one pass.
+
+        Raises:
+            DataError: If ``items`` is empty, or one of them is not a text or is empty.
+        """
         for number, item in enumerate(items):
             if not isinstance(item, str) or not item.strip():
                 name = names[number] if names else f"example {number}"
@@ -293,22 +345,25 @@ class Sentences(Inputs):
 
 @dataclass(frozen=True)
 class Targets:
-    """Numbers that a regression answers with, in the user's own unit."""
+    """Targets of a regression: their names, and the scale from the user's unit to training."""
 
     names: tuple[str, ...]
-    """One per output."""
+    """Name of each output."""
     mean: tuple[float, ...] = ()
-    """Added to what the network says; empty: nothing is."""
+    """Mean per output, added after ``std``; empty for 0."""
     std: tuple[float, ...] = ()
-    """Multiplied with what the network says before; empty: nothing is."""
+    """Standard deviation per output, which the network's output is multiplied by; empty for 1."""
     centred: bool = False
-    """The mean of a task's own support targets is one more number to subtract."""
+    """Subtract the mean of each task's support targets as well."""
 
     def encode(self, values: Any) -> Tensor:
-        """Bring targets to the scale of training, (points, outputs).
+        """Scale targets as in training, (points, outputs), float32.
+
+        Args:
+            values: Targets in the user's unit, (points,) or (points, outputs).
 
         Raises:
-            DataError: If the widths differ, or a number is not finite.
+            DataError: If the number of outputs differs, or a number is not finite.
         """
         numbers = numbers_of(values, "the targets", "numbers").double()
         numbers = numbers.reshape(len(numbers), -1)
@@ -321,18 +376,22 @@ class Targets:
         return ((numbers - self._mean()) / self._std()).float()
 
     def decode(self, outputs: Tensor) -> Tensor:
-        """Return what a network says in the user's unit, (points, outputs), float64."""
+        """Return network outputs in the user's unit, (points, outputs), float64."""
         return outputs.double() * self._std() + self._mean()
 
     def of_task(self, values: Any) -> "Targets":
-        """Return the targets of one task, whose level is known from its support set."""
+        """Return the targets of one task; if ``centred``, with its support mean as ``mean``.
+
+        Args:
+            values: Support targets of the task, in the user's unit.
+        """
         if not self.centred:
             return self
         level = self.decode(self.encode(values)).mean(0)
         return Targets(self.names, tuple(level.tolist()), tuple(self._std().tolist()))
 
     def facts(self) -> dict[str, Any]:
-        """Return what `targets_of` makes the same of."""
+        """Return a description in plain JSON values, from which `targets_of` restores it."""
         words = "Multiply by `std`, then add `mean`." if self.mean else "As the network gives them."
         return {**asdict(self), "in_words": words}
 
@@ -346,14 +405,17 @@ class Targets:
 KINDS: dict[str, type[Inputs]] = {
     kind.kind: kind for kind in (Arrays, Pictures, Sounds, Numbers, Sentences)
 }
-"""Every kind by the name that ``network.json`` has."""
+"""Kinds of inputs by their name in ``network.json``."""
 
 
 def inputs_of(facts: Mapping[str, Any]) -> Inputs:
-    """Make the preprocessing that wrote some facts.
+    """Restore a preprocessing from its description.
+
+    Args:
+        facts: The result of `Inputs.facts`.
 
     Raises:
-        DataError: If there is no such kind.
+        DataError: If its kind is unknown.
 
     Example:
         >>> inputs_of(Pictures(3, 32).facts())
@@ -368,15 +430,20 @@ def inputs_of(facts: Mapping[str, Any]) -> Inputs:
 
 
 def targets_of(facts: Mapping[str, Any]) -> Targets:
-    """Make the targets that wrote some facts."""
+    """Restore targets from their description, the result of `Targets.facts`."""
     return Targets(**_fields(facts))
 
 
 def numbers_of(item: Any, name: str, takes: str) -> Tensor:
-    """Turn arrays and lists into a tensor.
+    """Convert an array, a tensor or nested lists to a tensor on the CPU.
+
+    Args:
+        item: Real numbers.
+        name: Name of the item in messages.
+        takes: Description of a valid item, for messages.
 
     Raises:
-        DataError: If it holds anything but numbers.
+        DataError: If ``item`` holds anything but real numbers.
     """
     try:
         values = (
@@ -413,15 +480,25 @@ def _number(cell: Any, name: str) -> float:
     return number
 
 
+def _check_range(values: Tensor, most: int, name: str) -> None:
+    """Raise a `DataError` unless all numbers of a picture are from 0 to ``most``."""
+    low, high = values.min().item(), values.max().item()
+    if low < 0 or high > most:
+        raise DataError(
+            f"`{name}` holds numbers from {low:g} to {high:g}. A picture of {values.dtype} "
+            f"holds numbers from 0 to {most}. Scale it, or pass it as uint8."
+        )
+
+
 def _opened(pixels: Tensor) -> Any:
-    """Give whole numbers (channels, height, width) to Pillow."""
+    """Return whole numbers (channels, height, width) as a Pillow image."""
     from PIL import Image
 
     return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).contiguous().numpy())
 
 
 def _samples(path: Path) -> Tensor:
-    """Read a .wav file of 16 bits at 8 kHz, its channels averaged."""
+    """Read a .wav file of 16 bits at 8 kHz and average its channels, (samples,) from -1 to 1."""
     check_file(path, f"A .wav file of 16 bits at {RATE} Hz", MOST_SOUND_BYTES)
     try:
         with wave.open(str(path)) as file:
@@ -435,7 +512,7 @@ def _samples(path: Path) -> Tensor:
             )
             if len(samples) < frames:
                 raise ValueError(f"it ends after {len(samples):,} of {frames:,} samples")
-    except Exception as error:  # `wave` raises a dozen types for the one thing that is wrong
+    except Exception as error:  # `wave` raises many types for a damaged file
         raise DataError(
             f"`{path}` cannot be read as a sound ({str(error) or type(error).__name__}). A .wav "
             f"file of 16 bits at {RATE} Hz is expected. Convert it."

@@ -1,6 +1,7 @@
-"""How a few-shot method is judged.
+"""Evaluation of few-shot methods on unseen tasks, the same tasks for every method.
 
-On many tasks never seen in training, the same for every method.
+In:   methods, a problem, the settings of a run.
+Out:  `Scores` per method and setting, and rows of the table.
 """
 
 import time
@@ -17,42 +18,49 @@ from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.learners.learner import Learner
 from weightloom.losses import cross_entropy_per_task, loss_of_those_there, mse_per_task
-from weightloom.runs.record import Role, Row, failed_row, row_of, summary
+from weightloom.runs.record import Better, Role, Row, failed_row, row_of, summary
 from weightloom.tasks import Examples, Tasks
 
 TEST_SEED = 1 << 40
-"""Where meta-test tasks come from: the same tasks for every method and every seed of training."""
+"""Seed of meta-test tasks, which are the same for every method and every seed of training."""
 TUNING_SEED = 1 << 31
-"""Where tasks come from that options are chosen by, with ``--held-out validation``. Of a seed a
-torch generator reads the lower 32 bits only: what differs above them is one and the same."""
+"""Seed of the tasks that options are chosen by (``held_out="validation"``). It differs from
+`TEST_SEED` in the lower 32 bits, since a torch generator ignores the others."""
+
+
+SCORES: dict[str, tuple[str, Better]] = {
+    "classification": ("accuracy", "higher"),
+    "regression": ("mse", "lower"),
+}
+"""Main score by kind of problem, and its better direction."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one method in one setting, and what it takes to adapt to one new task."""
+    """Scores of one method in one setting, and its time to adapt to one new task."""
 
     per_task: dict[str, Tensor]
-    """Each score by name, (tasks,); the first is the one that counts."""
+    """Each score by name, (tasks,); the first is the main one."""
     adapt_time_s: float
     """Median seconds to adapt to one new task."""
     calibration: dict[str, Any] | None = None
-    """Of a classification: what `reliability` says of all query points together."""
+    """Result of `reliability` over all query points; None in a regression."""
     diverged: int = 0
-    """Tasks for which the method gave something that is not a number: guesses of a
-    classification."""
+    """Number of tasks with a prediction that is NaN or infinite; in a classification these are
+    scored as uniform guesses."""
 
     def row(
         self, method: str, setting: str, ours: "Scores | None" = None, role: Role = "method"
     ) -> Row:
-        """Return a row of the table, as it stands in a record.
+        """Return the row of the table, in the format of a record.
 
         Args:
-            method: Its name.
-            setting: Ways and shots.
-            role: The part it plays.
-            ours: Scores of the method that the run is about, on the same tasks: the row then holds,
-                as ``ours_ahead``, by how much that one's score is larger, which sees finer than two
-                intervals side by side.
+            method: Name of the method.
+            setting: Ways and shots in words.
+            ours: Scores of the run's main method on the same tasks; the row then holds the paired
+                difference ours - these as ``ours_ahead``, which is more precise than a comparison
+                of two intervals.
+            role: Role of the row, such as control or ceiling.
         """
         name, *others = self.per_task
         row = row_of(
@@ -72,26 +80,18 @@ class Scores:
 def score_all(
     contenders: Sequence[Contender[Learner]], problem: Problem, config: FewShotOptions
 ) -> list[Row]:
-    """Judge every contender in every setting, and the run's method once more with shuffled support sets."""
-    rows: list[Row] = []
+    """Judge every contender in every setting, then a control and the problem's yardsticks.
+
+    The control is the first contender with the support set of another task. A method with a fixed
+    number of classes has no row in settings of other ways; a contender without a model has a row
+    that says it failed.
+    """
     ours = contenders[0].model
     yardsticks = problem.yardsticks(ours) if ours else []
+    rows: list[Row] = []
     for ways, shots in problem.settings():
         setting = problem.setting(shots, ways)
-        best: Scores | None = None
-        for contender in contenders:
-            learner = contender.model
-            if learner is None:
-                name, regression = (
-                    ("mse", True) if problem.kind == "regression" else ("accuracy", False)
-                )
-                rows.append(
-                    failed_row(contender.name, setting, name, "lower" if regression else "higher")
-                )
-            elif learner.ways in (None, ways):
-                scores = judge(learner, problem, shots, config.test_tasks, ways)
-                rows.append(scores.row(contender.name, setting, best, contender.role))
-                best = best or scores
+        rows += _contender_rows(contenders, problem, config, ways, shots)
         if ours and ours.ways in (None, ways):
             control = judge(ours, problem, shots, config.test_tasks, ways, shuffled=True)
             rows.append(control.row("shuffled", setting, role="control"))
@@ -101,12 +101,42 @@ def score_all(
     return rows
 
 
+def _contender_rows(
+    contenders: Sequence[Contender[Learner]],
+    problem: Problem,
+    config: FewShotOptions,
+    ways: int,
+    shots: int,
+) -> list[Row]:
+    """Judge the contenders in one setting; each is compared with the first that was judged."""
+    setting, rows = problem.setting(shots, ways), list[Row]()
+    ours: Scores | None = None
+    for contender in contenders:
+        learner = contender.model
+        if learner is None:
+            name, better = SCORES[problem.kind]
+            rows.append(failed_row(contender.name, setting, name, better))
+        elif learner.ways in (None, ways):
+            scores = judge(learner, problem, shots, config.test_tasks, ways)
+            rows.append(scores.row(contender.name, setting, ours, contender.role))
+            ours = ours or scores
+    return rows
+
+
 def draw_test_tasks(
     problem: Problem, shots: int, tasks: int, first: int = 0, ways: int | None = None
 ) -> Tasks:
-    """Draw the tasks to judge on; the same number gives the same tasks, whatever was drawn before.
+    """Draw meta-test tasks; they depend on the arguments and ``held_out`` alone.
 
-    Where all is made on the fly the seed alone keeps tasks to tune on from those of the table.
+    Validation tasks have another seed, which is all that separates them if data are made on the
+    fly.
+
+    Args:
+        problem: Source of the tasks.
+        shots: Support points per class.
+        tasks: Number of tasks.
+        first: Offset of the seed: the number of the first task.
+        ways: Classes per task; None for the config's first.
     """
     seed = TEST_SEED if problem.config.held_out == "test" else TUNING_SEED
     generator = torch.Generator().manual_seed(seed + (shots << 20) + first)
@@ -114,13 +144,15 @@ def draw_test_tasks(
 
 
 def draw_judged_task(problem: Problem, shots: int, number: int, tasks: int) -> Tasks:
-    """Draw one of the tasks that `judge` draws, and with it no more than those of its pass.
+    """Draw one of the tasks that `judge` draws.
+
+    Only the tasks of its pass are drawn, at most ``problem.at_once``.
 
     Args:
-        problem: Where tasks come from.
+        problem: Source of the tasks.
         shots: Support points per class.
-        number: From 0 to ``tasks`` - 1.
-        tasks: How many are judged on.
+        number: Number of the task, from 0 to ``tasks`` - 1.
+        tasks: Number of tasks that `judge` draws.
     """
     first = number - number % problem.at_once
     drawn = draw_test_tasks(problem, shots, min(problem.at_once, tasks - first), first)
@@ -138,18 +170,18 @@ def judge(
     at_once: int | None = None,
     seen: Callable[[Tasks], Tasks] | None = None,
 ) -> Scores:
-    """Adapt to ``tasks`` new tasks, predict their query sets, score each task.
+    """Adapt to new tasks, predict their query sets, and score each task.
 
     Args:
         learner: The method; put into eval mode.
-        problem: Where tasks come from.
+        problem: Source of the tasks.
         shots: Support points per class.
-        tasks: How many tasks.
-        ways: Classes per task; None is the config's first.
+        tasks: Number of tasks.
+        ways: Classes per task; None for the config's first.
         shuffled: Give every task the support set of another: a control that must fall to chance.
-        at_once: Tasks per pass; None is what suits the problem.
-        seen: What the method is given in the place of the tasks drawn, as for a ceiling; None: the
-            tasks.
+        at_once: Tasks per pass; None for ``problem.at_once``.
+        seen: Changes the drawn tasks before the method sees them, as for a ceiling; None for no
+            change.
     """
     learner.eval()
     labels = problem.kind == "classification"
@@ -162,11 +194,8 @@ def judge(
         drawn = draw_test_tasks(problem, shots, max(2, count) if shuffled else count, first, ways)
         drawn = drawn if seen is None else seen(drawn)
         torch.manual_seed(TEST_SEED + first)  # for methods that start from a random network
-        support = drawn.support
-        if shuffled:
-            support = support.map(lambda values: values.roll(1, 0))
-        outputs = learner.predict(learner.adapt(support), drawn.query_x)
-        outputs, query = outputs[:count].float(), drawn.query.take(slice(count))
+        outputs = _answers(learner, drawn, shuffled)[:count]
+        query = drawn.query.take(slice(count))
         lost = ~outputs.flatten(1).isfinite().all(1)
         diverged += int(lost.sum())
         if labels:
@@ -181,22 +210,24 @@ def judge(
 
 
 def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> dict[str, Any]:
-    """Hold how sure a method was against how often it was right.
+    """Return the calibration of a classifier: expected calibration error and reliability bins.
 
     Args:
-        confidence: The probability given to the chosen class, (points,).
-        right: 1 where it was the right one, (points,).
-        bins: Into how many equal parts confidence is cut.
+        confidence: Probability of the predicted class, (points,).
+        right: 1 where the prediction is correct, else 0, (points,).
+        bins: Number of equal bins of confidence.
 
     Returns:
-        ``ece``, the mean distance between the two over bins, weighed by their points; and for each
-        bin that has any ``confidence``, ``accuracy`` and ``share`` of the points.
+        ``ece``, the mean distance of confidence and accuracy over bins, weighted by their points;
+        and ``bins``: ``confidence``, ``accuracy`` and ``share`` of the points of each bin that is
+        not empty.
 
     Source:
         Guo et al., "On calibration of modern neural networks" (2017), equation 3.
 
     Example:
-        >>> reliability(torch.tensor([0.75, 0.75, 0.75, 0.75]), torch.tensor([1.0, 1.0, 0.0, 0.0]))["ece"]
+        >>> right = torch.tensor([1.0, 1.0, 0.0, 0.0])
+        >>> reliability(torch.full((4,), 0.75), right)["ece"]
         0.25
     """
     place = (confidence * bins).long().clamp(max=bins - 1)
@@ -221,7 +252,16 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> dict[str, 
 def time_to_adapt(
     learner: Learner, problem: Problem, shots: int, ways: int | None = None, repeats: int = 11
 ) -> float:
-    """Median seconds to adapt to one new task, after a first go that is not counted."""
+    """Return the median seconds to adapt to one new task.
+
+    Args:
+        learner: The method, in eval mode.
+        problem: Source of the task.
+        shots: Support points per class.
+        ways: Classes per task; None for the config's first.
+        repeats: Maximum number of timed runs, after one to warm up. After 3 s no further run
+            starts.
+    """
     support = draw_test_tasks(problem, shots, 1, ways=ways).support
     times: list[float] = []
     for _ in range(repeats + 1):
@@ -233,10 +273,18 @@ def time_to_adapt(
     return median(times[1:] or times)
 
 
-def _score(outputs: Tensor, query: Examples) -> dict[str, Tensor]:
-    """Score each task: error of a regression.
+def _answers(learner: Learner, tasks: Tasks, shuffled: bool) -> Tensor:
+    """Adapt and predict, float32; if ``shuffled``, from the support set of the task before."""
+    support = tasks.support
+    if shuffled:
+        support = support.map(lambda values: values.roll(1, 0))
+    return learner.predict(learner.adapt(support), tasks.query_x).float()
 
-    Accuracy, macro recall, F1 and log loss of a classification.
+
+def _score(outputs: Tensor, query: Examples) -> dict[str, Tensor]:
+    """Return the scores of each task by name, each (tasks,).
+
+    Mean squared error in a regression; accuracy, macro recall, F1 and log loss in a classification.
     """
     if query.y.is_floating_point():
         return {"mse": loss_of_those_there(mse_per_task, outputs, query.y, query.mask)}

@@ -1,4 +1,4 @@
-"""A thousand tasks at once: what it takes to adapt to them, and to run their networks beside one that all share."""
+"""Timing of many tasks at once: adaptation, the adapted networks, and one shared network."""
 
 import time
 from collections.abc import Callable
@@ -12,24 +12,26 @@ from weightloom.learners.learner import Learner
 from weightloom.params import Params
 
 AT_ONCE = 100
-"""Tasks that are adapted to in one pass."""
+"""Tasks per pass."""
 REPEATS = 3
+"""Timed runs of each measurement; the fastest counts."""
 
 
 @torch.no_grad()
 def time_many(learner: Learner, problem: Problem, tasks: int) -> dict[str, Any]:
-    """Adapt to many tasks and run their networks on their queries.
+    """Time the adaptation to many tasks, and their networks on their queries.
 
-    CPU seconds of this thread, the least of three.
+    Times are CPU seconds of this thread, the minimum of three runs in turn.
 
     Args:
         learner: The method; put into eval mode.
-        problem: Where tasks come from.
-        tasks: How many.
+        problem: Source of the tasks.
+        tasks: Number of tasks.
 
     Returns:
-        ``tasks`` and ``queries`` of each; ``write_s``, ``run_s`` and ``shared_s``, the last for the
-        base network with its own parameters on as many inputs, in turn with the other.
+        ``tasks``; ``queries``, the query points of each task; ``write_s``, seconds to adapt;
+        ``run_s``, to run the adapted networks; ``shared_s``, to run the base network with its own
+        parameters on the same inputs.
     """
     learner.eval()
     ways, shots = problem.settings()[0]
@@ -58,7 +60,7 @@ def time_many(learner: Learner, problem: Problem, tasks: int) -> dict[str, Any]:
 
 
 def in_words(many: dict[str, Any]) -> str:
-    """Say it in a sentence.
+    """Return the timings of `time_many` in a sentence.
 
     Example:
         >>> seconds = {"write_s": 0.9, "run_s": 0.3, "shared_s": 0.2}

@@ -1,9 +1,8 @@
-"""The few-shot methods by name: their description, the data they solve, their settings there, and the paper.
+"""Few-shot methods by name: description, data, settings per data set, and paper.
 
-In:   nothing; a problem, once a method is built.
-Out:  `METHODS` and `FITS`. What is listed, offered, documented and tested follows from them.
-Knows nothing of data sets beyond their names. Nothing is imported from torch before a method is
-built.
+In:   a problem, when a method is built.
+Out:  `METHODS` and `FITS`, from which lists, help, documentation and tests are made.
+Knows nothing of data sets beyond their names. Torch is not imported before a method is built.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,28 +20,32 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "curves": ("sinusoid", "growth-curves", "table"),
     "functions": ("mnist-functions",),
 }
-"""Data sets whose tasks are alike; `folder` and `table` stand for data of your own."""
+"""Data sets by family, whose tasks have one form; `folder` and `table` are data of your own."""
 
 Build = Callable[[Any], Any]
-"""A problem of the family to a `Learner`, newly initialised."""
+"""Builder of a method: a problem of the family to a newly initialised `Learner`."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A few-shot method that can be chosen by name."""
+    """Few-shot method that can be chosen by name."""
 
     name: str
-    """Its name on the command line."""
+    """Name on the command line."""
     about: str
-    """Its idea, in one line."""
+    """The idea in one line."""
     solves: Mapping[tuple[str, ...], Build]
-    """Families of data, or data sets, and its settings there. A data set's own entry goes before
-    its family's."""
+    """Builder, with its settings, per families of data or data sets. An entry for the data set
+    takes precedence over one for its family."""
     source: str = ""
-    """The paper, where it is not the library's own."""
+    """Paper; empty for the library's own methods."""
 
     def build_for(self, data: str) -> Build | None:
-        """Return the function that builds it for a data set, None where it does not solve these tasks."""
+        """Return the builder for a data set, or None if the method does not solve its tasks.
+
+        Args:
+            data: A data set in `FAMILIES`.
+        """
         family = next(family for family, members in FAMILIES.items() if data in members)
         found = {key: build for keys, build in self.solves.items() for key in keys}
         return found.get(data, found.get(family))
@@ -59,7 +62,7 @@ def _kernels(name: str, parameter: Any) -> bool:
 
 
 def _inner(p: Any, learner: Any, base: Any, steps: int, rate: float, **options: Any) -> Any:
-    """Gradient steps of learned lengths, as many as are asked for."""
+    """Build a method of gradient steps whose sizes are learned, from typed or given settings."""
     steps, rate = p.config.inner_steps or steps, p.config.inner_lr or rate
     built = learner(base, inner_steps=steps, inner_lr=rate, learn_inner_lr=True, **options)
     built.ways = p.ways
@@ -73,9 +76,7 @@ def _class_maml(p: Any, **options: Any) -> Any:
 
 
 def _curve_maml(p: Any, **options: Any) -> Any:
-    steps = (
-        5 if p.pools else 3
-    )  # of sinusoids, five steps of all layers run to infinity now and then
+    steps = 5 if p.pools else 3  # on sinusoids, 5 steps of all layers sometimes diverge
     return _inner(p, learners.MAML, p.build(p.y_dim), steps, 0.01, **options)
 
 
@@ -94,9 +95,9 @@ def _regressor(p: Any, **options: Any) -> Any:
 
 
 def _prior(p: Any) -> Any:
-    """Tasks are few: a head around which the support set is fitted.
+    """Build a generated prior over a head that is fitted to the support set, for few tasks.
 
-    A network of the user's own is generated whole.
+    A base network of the user's own is generated whole.
     """
     if p.config.base:
         return _regressor(p)
@@ -125,8 +126,7 @@ def _picture_cnp(encoder: Any) -> Any:
 METHODS: tuple[Method, ...] = (
     Method(
         "hypernetwork",
-        "what suits the data: a generated head (classes), network (sinusoid) or prior (other "
-        "regression)",
+        "generates, by data: a head (classes), a network (sinusoid) or a prior (other regression)",
         {
             ("images", "sentences"): lambda p: learners.HyperHead(
                 p.build(p.ways, p.unit), p.sharp, p.known
@@ -154,7 +154,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "hyper-mlp",
-        "a whole network written by an MLP from what attention says of the support set",
+        "a whole network written by an MLP from attention over the support set",
         {("curves",): _regressor},
     ),
     Method(
@@ -165,7 +165,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "hyper-maml",
-        "the hypernetwork, then gradient steps on what it wrote, trained end to end",
+        "the hypernetwork, then gradient steps on the generated parameters, trained end to end",
         {
             ("images", "sentences"): lambda p: _then_steps(
                 p, learners.HyperHead(p.build(p.ways), p.scale), 0.01
@@ -187,8 +187,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "cnp",
-        "a conditional neural process: the condition is one more input of a network that all tasks "
-        "share",
+        "a conditional neural process: the condition is an input of a network shared by all tasks",
         {
             ("curves",): _curve_cnp,
             ("functions",): lambda p: _picture_cnp(weightloom.DeepSets(2, 1, 256, hidden=256)),
@@ -197,19 +196,19 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "cnp-grid",
-        "the same, the support set being spread over a grid, as for the hypernetwork",
+        "the same, with the support set on a grid, as for the hypernetwork",
         {("functions",): lambda p: _picture_cnp(_grid(p))},
         "after Gordon et al. (2020)",
     ),
     Method(
         "maml",
-        "a start that all tasks share, then gradient steps through which it is trained",
+        "gradient steps from an initialisation shared by all tasks and trained through the steps",
         {("images", "sentences"): _class_maml, ("curves",): _curve_maml},
         "Finn, Abbeel and Levine (2017)",
     ),
     Method(
         "maml-first-order",
-        "the same, the inner gradients taken as constants",
+        "maml with inner gradients taken as constants",
         {
             ("images", "sentences"): lambda p: _class_maml(p, first_order=True),
             ("curves",): lambda p: _curve_maml(p, first_order=True),
@@ -218,7 +217,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "anil",
-        "the same, but only the last layer is adapted",
+        "maml that adapts only the last layer",
         {
             ("images", "sentences"): lambda p: _inner(p, learners.ANIL, p.build(p.ways), 5, 0.1),
             ("curves",): _curve_anil,
@@ -227,7 +226,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "cavia",
-        "the same, but only a few further inputs are adapted",
+        "maml that adapts only a few additional inputs",
         {
             ("curves",): lambda p: learners.CAVIA(
                 p.build(p.y_dim),
@@ -239,13 +238,13 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "protonet",
-        "a trunk that all tasks share, and the class whose mean feature is nearest",
+        "a trunk shared by all tasks, and the class with the nearest mean feature",
         {("images", "sentences"): lambda p: learners.ProtoNet(p.build(p.ways), p.scale, p.known)},
         "Snell, Swersky and Zemel (2017)",
     ),
     Method(
         "protonet-unit",
-        "the same, on features that are centred and brought to one length",
+        "protonet on features that are centred and scaled to one length",
         {("images",): lambda p: learners.ProtoNet(p.build(p.ways, True), p.sharp, p.known)},
     ),
     Method(
@@ -261,25 +260,24 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "hyper-free",
-        "the same for cameras, each column written as free numbers, not as an assignment of wires "
+        "the hypernetwork for cameras, each column as free numbers, not as an assignment of wires "
         "to pixels",
         {("cameras", "unlabelled"): lambda p: learners.HyperInputs(p.build(p.classes), rounds=0)},
     ),
     Method(
         "code-input",
-        "the encoder of the hypernetwork, its code read beside each input and not written into "
-        "weights",
+        "the encoder of the hypernetwork, with its code as an input instead of as weights",
         {("cameras", "unlabelled"): lambda p: learners.CodeInputs(p.build_coded())},
     ),
     Method(
         "in-context",
-        "a transformer that reads the support set beside each query",
+        "a transformer that reads the support set together with each query",
         {("cameras",): lambda p: learners.InContext(learners.ContextReader(p.pixels, p.classes))},
         "Müller et al. (2022)",
     ),
     Method(
         "shared",
-        "the network whose first layer is generated, with one first layer for all tasks",
+        "the base network of the hypernetwork, with one first layer for all tasks",
         {("cameras", "unlabelled"): lambda p: learners.SharedInputs(p.build(p.classes))},
     ),
     Method(
@@ -300,7 +298,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "matching-taught",
-        "the same, the machine taught on pictures that were restored in this way",
+        "matching, with a machine trained on pictures restored in this way",
         {("cameras",): lambda p: learners.Matching(*p.images(), taught=p.taught())},
     ),
     Method(
@@ -341,7 +339,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "interpolation",
-        "what lies between the points of the support set",
+        "interpolation between the points of the support set",
         {("functions",): lambda p: learners.Interpolation(2, 1, power=4.0)},
         "Shepard (1968)",
     ),
@@ -368,11 +366,10 @@ FITS: dict[str, tuple[str, ...]] = {
         if method.name != "probe" and (method.build_for("folder") or method.build_for("table"))
     )
 }
-"""Names of the methods that solve the tasks of each data set; for `own`, a source of tasks as
-``module:Class``, those of images and those of curves: which of them do is known once tasks are
-drawn."""
+"""Names of the methods for each data set. ``own``, a source as ``module:Class``, has those of
+images and those of curves, until a drawn task decides between them."""
 
 
 def builds_of(data: str) -> dict[str, Build]:
-    """Return the functions that build the methods for a data set, by name."""
+    """Return the builders of the methods for a data set, by name."""
     return {method.name: build for method in METHODS if (build := method.build_for(data))}

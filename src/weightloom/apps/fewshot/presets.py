@@ -1,4 +1,4 @@
-"""The data of the few-shot app by name, and the options that suit each data set."""
+"""Data sets of the few-shot app by name, and the default options of each."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -19,7 +19,7 @@ COMMON: dict[str, Any] = {
     "weight_decay": 0.0,
     "average": 0.0,
 }
-"""Where a preset does not say otherwise."""
+"""Defaults of options that a preset leaves out."""
 
 IMAGES: dict[str, Any] = {
     "precision": "bf16-mixed",
@@ -29,7 +29,7 @@ IMAGES: dict[str, Any] = {
     "weight_decay": 1e-4,
     "average": 0.998,
 }
-"""How residual networks are trained on images."""
+"""Defaults for training residual networks on images."""
 
 CAMERAS: dict[str, Any] = {
     "ways": (10, 5),
@@ -41,7 +41,7 @@ CAMERAS: dict[str, Any] = {
     "test_tasks": 200,
     "comparators": ("matching-taught", "matching", "logistic", "nearest", "svm"),
 }
-"""Options that suit all cameras."""
+"""Defaults of every data set of cameras."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cameras": CAMERAS,
@@ -188,15 +188,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "comparators": ("cnp", "cnp-grid", "interpolation", "gaussian"),
     },
 }
-"""What suits each data set; tuned on validation tasks, the comparators with the same care."""
+"""Default options per data set, tuned on validation tasks, comparators as carefully as the
+hypernetwork."""
 
 
 def data_kind(data: str) -> str:
-    """Return the key of a data set in `FITS`: its name, or what a path on this machine holds.
+    """Return the key of a data set in `FITS`: its name, ``folder``, ``table`` or ``own``.
+
+    Args:
+        data: A name in `DATA`, the path of a folder or a .csv file, or ``module:Class``.
 
     Raises:
-        ConfigError: If it is neither a name, nor a path to a folder or a table, nor
-            ``module:Class``.
+        ConfigError: If ``data`` is none of these.
     """
     if data in DATA:
         return data
@@ -210,7 +213,7 @@ def data_kind(data: str) -> str:
     raise ConfigError(
         f"`--data {shortened(data)}` is unknown. {nearest(data[:200], DATA)} It may also be a "
         "folder of pictures, with a sub-folder for each class, a .csv file with a column `task`, "
-        "or a source of your own as `module:Class`. `weightloom list` shows what is there."
+        "or a source of your own as `module:Class`. `weightloom list` shows all names."
     )
 
 
@@ -222,7 +225,12 @@ def is_here(data: str) -> bool:
 
 
 def where(data: str) -> str:
-    """Say where a data set is, or how to get it."""
+    """Return the location of a data set in words, or the way to get it.
+
+    Example:
+        >>> where("sinusoid")
+        'made on the fly'
+    """
     if data == "sinusoid":
         return "made on the fly"
     if data == "digits" or data.startswith("cameras"):

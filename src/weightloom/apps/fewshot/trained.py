@@ -1,6 +1,6 @@
-"""Few-shot learning from Python: train on data of one's own, adapt to a new task, predict, save.
+"""Few-shot learning from Python: train on your own data, adapt to a new task, predict, save.
 
-In:   the name or path of data, and options; or the folder of a run.
+In:   the name or path of a data set, and options; or the folder of a run.
 Out:  `Trained`, which adapts to any number of new tasks.
 """
 
@@ -19,11 +19,14 @@ from weightloom.learners.learner import Learner
 
 @dataclass(frozen=True)
 class Trained:
-    """A few-shot learner that was trained, and the problem that it was trained on."""
+    """A trained few-shot learner, with its problem and options."""
 
     learner: Learner
+    """The trained method."""
     problem: Problem
+    """The data it was trained on, which define the preprocessing."""
     config: FewShotOptions
+    """Options of the training, all filled in."""
 
     def adapt(self, support: Any) -> AdaptedTask:
         """Adapt to a new task.
@@ -31,12 +34,15 @@ class Trained:
         Args:
             support: A mapping from class names to examples (paths, arrays, tensors, texts); inputs
                 and targets ``(x, y)``; or a path: a folder with a folder for each class, a .csv,
-                .jsonl or .npz file. There may be other numbers of classes and examples than in
-                training, where the method allows it.
+                .jsonl or .npz file. The numbers of classes and examples may differ from training
+                if the method allows it.
+
+        Returns:
+            The network of the task, which predicts and saves.
 
         Raises:
-            DataError: If an example cannot be read or does not fit.
-            ConfigError: If the method cannot be adapted to so many classes.
+            DataError: If an example cannot be read or has the wrong form.
+            ConfigError: If the method cannot be adapted to this number of classes.
         """
         return adapt_to(self.learner, self.problem, support)
 
@@ -47,16 +53,18 @@ def train(
     """Train one few-shot method.
 
     Args:
-        data: As ``--data`` on the command line: a name, a folder of pictures, a table, or
-            ``module:Class``.
-        run: Folder to keep the run in; None keeps nothing.
+        data: A name from `weightloom list`, a folder of pictures, a table, or ``module:Class``.
+        run: Folder to keep the run in; None keeps no files.
         quiet: Show no progress.
         **options: Fields of `FewShotConfig`, such as ``method``, ``minutes`` or ``steps``.
+
+    Returns:
+        The trained method, which adapts to new tasks.
 
     Raises:
         ConfigError: If an option is unknown or does not fit.
         DataError: If the data are missing or damaged.
-        NonFiniteError: If training met a number that is not finite.
+        NonFiniteError: If a loss or gradient is NaN or infinite.
     """
     app, config = FewShot(), FewShotConfig.from_dict({"data": str(data), **options})
     loaded = train_model(app, config, None if run is None else Path(run).expanduser(), quiet)
@@ -67,16 +75,16 @@ def train(
 
 
 def load(run: str | Path, *, trust: bool = False) -> Trained:
-    """Load the method of a run of `weightloom fewshot`.
+    """Load the trained method of a run of `weightloom fewshot`.
 
     Args:
-        run: The run's folder.
-        trust: Import what the run's options name as ``module:Class``.
+        run: Folder of the run.
+        trust: Import the code that the run's options name as ``module:Class``.
 
     Raises:
-        ConfigError: If its options name code, and it is not trusted.
+        ConfigError: If the options name code and ``trust`` is False.
         DataError: If the folder holds no run, or its data are missing.
-        CheckpointError: If its checkpoint is missing or damaged.
+        CheckpointError: If the checkpoint is missing or damaged.
     """
     loaded = load_run(FewShot(), Path(run).expanduser(), only=True, trust=trust)
     return Trained(loaded.model, loaded.problem, loaded.config)

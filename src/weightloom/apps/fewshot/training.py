@@ -1,4 +1,4 @@
-"""Training of few-shot methods: devices and processes, evaluation on the way, the loop."""
+"""Training of few-shot methods: devices, processes, and evaluation during training."""
 
 import os
 from typing import Any
@@ -13,15 +13,24 @@ from weightloom.learners.learner import Learner
 from weightloom.training import History, OneProcess, Processes, TrainOptions
 
 VALIDATION_TASKS, VALIDATION_SEED = 200, 3 << 30
-"""Tasks to watch a training by."""
+"""Number and seed of the validation tasks that are scored during training."""
 MOST_ALONE = 16
-"""Processes that are started on a machine of fewer processors."""
+"""Maximum number of CPU processes on a machine with fewer processors than that."""
 
 
 def fit(
     learner: Learner, problem: Problem, config: FewShotOptions, training: Training[Learner]
 ) -> History:
-    """Meta-train one method, from its last checkpoint where there is one.
+    """Meta-train one method, from its last checkpoint if it has one.
+
+    Args:
+        learner: The method, trained in place; it ends on the CPU.
+        problem: Source of training and validation tasks.
+        config: Options.
+        training: Folder, identity and processes of the training, and the call for an early report.
+
+    Returns:
+        Losses and evaluations by step.
 
     Raises:
         NonFiniteError: If a loss or gradient is not finite.
@@ -29,7 +38,8 @@ def fit(
     assert config.steps
     processes, steps, shots = training.processes, config.steps, max(config.shots)
     if config.precision == "bf16-mixed":
-        learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layout: dict[str, Any] = {"memory_format": torch.channels_last}
+        learner.to(**layout)
 
     def evaluate(done: int) -> dict[str, Any]:
         tasks = problem.validation_source(shots).sample(
@@ -80,16 +90,21 @@ def fit(
 
 
 def launch(config: FewShotOptions) -> Processes:
-    """Set threads and start the processes that a config asks for.
+    """Set the number of threads and start the processes that the options ask for.
+
+    Args:
+        config: Options; ``threads``, ``accelerator``, ``devices``, ``nodes`` and ``precision`` are
+            read.
 
     Raises:
-        ConfigError: If this machine does not have the accelerator.
+        ConfigError: If the machine lacks the accelerator, the CPU processes are too many, or
+            several machines are asked for without ``torchrun``.
     """
     torch.set_num_threads(config.threads)
     if config.nodes > 1 and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
-            f"`--nodes {config.nodes}` was typed, and no other machine is known here: they would "
-            "be waited for without end. Start the same command on each by `torchrun`."
+            f"`--nodes {config.nodes}` was typed, and no other machine is known here: the run "
+            "would wait for them forever. Start the same command on each by `torchrun`."
         )
     most = max(MOST_ALONE, os.cpu_count() or 1)
     if config.accelerator == "cpu" and config.devices > most:
@@ -101,22 +116,19 @@ def launch(config: FewShotOptions) -> Processes:
         fabric = _processes(config, config.devices, config.nodes)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"`--accelerator {config.accelerator} --devices {config.devices}` cannot be had here "
-            f"({error}). "
-            "`weightloom doctor` shows what this machine has. Pass `--accelerator cpu --devices 1`."
+            f"`--accelerator {config.accelerator} --devices {config.devices}` is not available "
+            f"here ({error}). `weightloom doctor` lists the devices of this machine. Pass "
+            "`--accelerator cpu --devices 1`."
         ) from error
     fabric.launch()
     return fabric
 
 
 def _processes(config: FewShotOptions, devices: int, nodes: int) -> Processes:
-    """One process that computes in full precision needs nobody.
-
-    Several, or half precision, are Fabric's.
-    """
+    """Return one process without Fabric for full precision, else processes of Fabric."""
     if devices * nodes == 1 and config.precision != "bf16-mixed":
         return OneProcess(_device(config.accelerator))
-    from lightning_fabric import Fabric  # its import alone takes longer than many a training
+    from lightning_fabric import Fabric  # slow to import
 
     return Fabric(
         accelerator=config.accelerator,
@@ -128,7 +140,11 @@ def _processes(config: FewShotOptions, devices: int, nodes: int) -> Processes:
 
 
 def _device(accelerator: str) -> torch.device:
-    """The first device of a kind, or of any kind, the CPU being the last."""
+    """Return the first device of a kind; for ``auto`` the first of CUDA, MPS and CPU.
+
+    Raises:
+        ValueError: If torch finds no such device.
+    """
     there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

@@ -1,8 +1,8 @@
-"""A whole method as one program: support set in, predictions out, with nothing of this library left inside.
+"""Export of a whole method as one program that needs no part of this library.
 
-In:   a trained `Learner`, a few tasks to see shapes by, and a folder.
-Out:  ``whole.pt2`` for ``torch.export.load``, ``whole.onnx``, and ``whole.json``, which says how
-      they are called.
+In:   a trained `Learner`, example tasks that define the shapes, and a folder.
+Out:  ``whole.pt2`` for ``torch.export.load``, ``whole.onnx``, and ``whole.json``, which describes
+      their inputs and outputs. The programs map support set and queries to predictions.
 A ``.pt2`` file of a stranger can run code when it is loaded.
 """
 
@@ -29,7 +29,7 @@ from weightloom.texts import kind_of
 
 INPUTS = ("support_x", "support_y", "support_mask", "query_x")
 LIMIT = 1e-4
-"""As much as a program may differ from the run, as a share of the largest prediction or of 1."""
+"""Maximum difference of a program from the method, relative to the largest prediction or 1."""
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -37,27 +37,27 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 def export_whole(
     learner: Learner, example: Tasks, folder: Path, onnx: bool = True
 ) -> dict[str, Any]:
-    """Write encoder, hypernetwork and base as one program, for any number of tasks, shots and queries.
+    """Write encoder, hypernetwork and base network as one program.
 
-    It is run again as it was written, with other numbers of tasks, shots and queries than it was
-    made with, and held against the learner, before anything stands in the folder. Of classes it
-    takes as many as the example shows.
+    The program takes any number of tasks, shots and queries, and as many classes as the example.
+    Before the folder is filled, the program is loaded, run with several such numbers, and compared
+    with the learner.
 
     Args:
-        learner: The method. It is left alone; what is written is a copy of it in eval mode, on the
+        learner: The method, left unchanged; the program is made from a copy in eval mode on the
             CPU.
-        example: Tasks to see shapes by and to try the programs with. Their query targets are not
-            read.
-        folder: Where to write; made if need be.
+        example: Tasks that define the shapes and on which the programs are tried. Their query
+            targets are not read.
+        folder: Folder to write to; created if missing.
         onnx: Write ``whole.onnx`` too, which needs the extra ``weightloom[export]``.
 
     Returns:
-        What was written into ``whole.json``.
+        Contents of ``whole.json``.
 
     Raises:
         ConfigError: If the method cannot be written as a program, a program differs from the
-            method, or ``folder`` holds one already.
-        MissingExtraError: If ``onnx`` is asked for and not installed.
+            method by more than `LIMIT`, or ``folder`` already holds a program.
+        MissingExtraError: If ``onnx`` is True and the extra is not installed.
     """
     _check_folder(folder)
     _check_onnx(onnx)
@@ -98,11 +98,11 @@ def export_whole(
 
 
 class _Whole(nn.Module):
-    """A method from support set and queries to predictions.
+    """A method as one module: support set and queries to predictions.
 
     Args:
-        learner: The method.
-        example: Tasks whose labels say how many classes there are.
+        learner: The method; a frozen copy of it is used, in eval mode on the CPU.
+        example: Tasks whose labels define the number of classes.
     """
 
     def __init__(self, learner: Learner, example: Tasks) -> None:
@@ -112,23 +112,20 @@ class _Whole(nn.Module):
             self.learner.ways = learner.ways or int(example.support_y.max()) + 1
         self.shots, self.queries = example.support_x.shape[1], example.query_x.shape[1]
         of_support = {0: "tasks", 1: "shots"}
-        known = (
-            getattr(learner, "encoder", learner) is None
-        )  # then `support_x` is a condition, (tasks, condition_dim)
         self.axes = dict.fromkeys(INPUTS, of_support) | {"query_x": {0: "tasks", 1: "queries"}}
-        if known:
-            self.axes["support_x"] = {0: "tasks"}
+        if getattr(learner, "encoder", learner) is None:
+            self.axes["support_x"] = {0: "tasks"}  # a condition, (tasks, condition_dim)
 
     def forward(
         self, support_x: Tensor, support_y: Tensor, support_mask: Tensor, query_x: Tensor
     ) -> Tensor:
-        """Adapt, and predict the queries."""
+        """Adapt to the support sets and predict the queries."""
         return self.learner.predict(
             self.learner.adapt(Support(support_x, support_y, support_mask)), query_x
         )
 
     def tried(self) -> list[tuple[int, int, int]]:
-        """Numbers of tasks, shots and queries to try: the example's own, fewest, and others."""
+        """Return numbers of tasks, shots and queries to try: the example's, fewer and more."""
         fewer = max(self.shots // 2, 1)
         return [
             (3, self.shots, self.queries),
@@ -139,7 +136,7 @@ class _Whole(nn.Module):
 
 
 def _inputs(tasks: Tasks) -> Inputs:
-    """What a program takes of tasks, in order."""
+    """Return the inputs of a program, in order."""
     return (
         tasks.support_x.cpu().contiguous(),
         tasks.support_y.cpu().contiguous(),
@@ -149,10 +146,10 @@ def _inputs(tasks: Tasks) -> Inputs:
 
 
 def _sized(example: Tasks, tasks: int, shots: int, queries: int) -> Tasks:
-    """As many tasks, shots and queries as asked for, those of the example over and over."""
+    """Return a given number of tasks, shots and queries, repeating those of the example."""
 
     def some(examples: Examples, count: int) -> Examples:
-        rows = examples.mask.shape[1]  # a condition in the place of inputs has none
+        rows = examples.mask.shape[1]  # a condition in place of the inputs has no axis of rows
         return examples.map(
             lambda its: its[:, torch.arange(count) % rows] if its.shape[1:2] == (rows,) else its
         )
@@ -162,25 +159,25 @@ def _sized(example: Tasks, tasks: int, shots: int, queries: int) -> Tasks:
 
 
 def _written(whole: _Whole, example: Tasks) -> torch.export.ExportedProgram:
-    """Write the method down as a program."""
+    """Export the method by `torch.export`, with dynamic tasks, shots and queries."""
     dynamic = tuple(dict.fromkeys(whole.axes[name], torch.export.Dim.DYNAMIC) for name in INPUTS)
     try:
         return torch.export.export(whole, _inputs(example), dynamic_shapes=dynamic)
     except WeightloomError:
         raise
-    except Exception as error:  # torch raises whatever its parts raise
+    except Exception as error:  # torch raises errors of many types
         raise _refused(
             whole.learner,
             f"`torch.export` stops at: {_first_line(error)}. A program has no steps that depend on "
-            "numbers, and holds for any number of tasks only where nothing fixes how many there "
-            "are, as `len(x)` does",
+            "numbers, and holds for any number of tasks only if the code does not fix that number, "
+            "as `len(x)` does",
         ) from error
 
 
 def _as_onnx(
     whole: _Whole, program: torch.export.ExportedProgram, path: Path
 ) -> Callable[..., Tensor]:
-    """Translate the program, and return how it runs."""
+    """Write the program as ONNX, and return a function that runs the file."""
     import onnxruntime
 
     try:
@@ -213,7 +210,11 @@ def _as_onnx(
 
 
 def _difference(name: str, run: Callable[..., Tensor], whole: _Whole, tasks: Tasks) -> float:
-    """How far a program is from the method, at most; raise where that is far."""
+    """Return the maximum difference of a program from the method on some tasks.
+
+    Raises:
+        ConfigError: If the difference is above `LIMIT`, or the shapes differ.
+    """
     inputs = _inputs(tasks)
     expected = whole(*inputs)
     found = run(*inputs)
@@ -222,7 +223,10 @@ def _difference(name: str, run: Callable[..., Tensor], whole: _Whole, tasks: Tas
     )
     largest = max(1.0, float(expected.abs().max()))
     if not difference <= LIMIT * largest:
-        sizes = f"{len(tasks.support_x)} tasks, {tasks.support_mask.shape[1]} shots, {tasks.query_x.shape[1]} queries"
+        sizes = (
+            f"{len(tasks.support_x)} tasks, {tasks.support_mask.shape[1]} shots, "
+            f"{tasks.query_x.shape[1]} queries"
+        )
         raise _refused(
             whole.learner,
             f"`{name}` differs from the run by {difference:.2g} for {sizes}, where predictions go "
@@ -235,7 +239,7 @@ def _difference(name: str, run: Callable[..., Tensor], whole: _Whole, tasks: Tas
 def _check_folder(folder: Path) -> None:
     if kind_of(folder / "whole.json") != "nothing":
         raise ConfigError(
-            f"`{folder}` holds a program already. It is never written over. Pass another folder."
+            f"`{folder}` holds a program already. It is never overwritten. Pass another folder."
         )
     check_empty(folder, "--out")
 
@@ -261,29 +265,28 @@ def _check_kind(learner: Learner) -> None:
     if not learner.trained:
         raise _refused(
             learner,
-            "it is fitted to each task alone, and has nothing trained that a program could hold",
+            "it is fitted to each task alone, and has no trained part that a program could hold",
         )
 
 
 def _refused(learner: Learner, why: str) -> ConfigError:
     return ConfigError(
-        f"{type(learner).__name__} cannot be exported whole: {why}. Nothing was written. The "
-        "network of one task can be: type `weightloom export RUN --task 0`, or call "
+        f"{type(learner).__name__} cannot be exported whole: {why}. No file was written. The "
+        "network of one task can be exported: type `weightloom export RUN --task 0`, or call "
         "`weightloom.specialise`."
     )
 
 
 @contextmanager
 def _in_folder(folder: Path) -> Iterator[Path]:
-    """A place beside the folder whose files are moved there when all of them are whole."""
+    """Yield a temporary folder whose files are moved to ``folder`` if the block succeeds."""
     make_folder(folder.parent, "--out")
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield made
         folder.mkdir(exist_ok=True)
-        for path in sorted(
-            made.iterdir(), key=lambda path: path.suffix == ".json"
-        ):  # what marks it as whole is last
+        # `whole.json` comes last: its presence marks the folder as complete.
+        for path in sorted(made.iterdir(), key=lambda path: path.suffix == ".json"):
             path.replace(folder / path.name)
     finally:
         shutil.rmtree(made)
@@ -291,7 +294,7 @@ def _in_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporters say of themselves."""
+    """Silence the log and the warnings of torch's exporters."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Cameras: a run in, pictures before a camera, what it sends, and what each method makes of that out."""
+"""Rows of pictures for runs on cameras: before the camera, sent by it, restored by each method."""
 
 from weightloom.report.pictures import data_uri
 from weightloom.report.run import Run
@@ -6,7 +6,11 @@ from weightloom.report.section import Pictures
 
 
 def camera_rows(run: Run) -> list[Pictures]:
-    """Return pictures before a camera, what it sends, and what each method makes of that, a row each."""
+    """Return pictures before a camera, as sent, and as restored by each method, a row each.
+
+    The rows of methods say which digit was read, and mark it as right or wrong. Empty if the run
+    has no camera.
+    """
     if "camera_pictures" not in run.tensors:
         return []
     facts = run.facts["cameras"]
@@ -18,8 +22,8 @@ def camera_rows(run: Run) -> list[Pictures]:
             "" if read is None else " ✓" if a == b else " ✗"
             for a, b in zip(words, facts["camera_digits"], strict=True)
         ]
-        titles = {"before the camera": "Before the camera", "sent": "What the camera sends"}
-        title = titles.get(name, f"What {name} makes of it, and reads")
+        titles = {"before the camera": "Before the camera", "sent": "Sent by the camera"}
+        title = titles.get(name, f"Restored and read by {name}")
         captions = [
             "" if name == "sent" else f"{word}{mark}"
             for word, mark in zip(words, marks, strict=True)
@@ -34,7 +38,10 @@ def camera_rows(run: Run) -> list[Pictures]:
 
 
 def worst_cameras(run: Run) -> list[Pictures]:
-    """Return what was made of the first pictures of the cameras read worst, and what they were, a row each."""
+    """Return the first pictures of the cameras with the lowest accuracy.
+
+    Two rows per camera: before the camera, and restored. Empty if the run has no cameras.
+    """
     if "worst_restored" not in run.tensors:
         return []
     tensors, rows = run.tensors, []

@@ -1,4 +1,4 @@
-"""Completed images: a run in, the truth beside what was observed and what was made of it out."""
+"""Rows of pictures for completed images: truth, observed pixels, completion."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,17 +9,15 @@ from weightloom.report.run import Run
 from weightloom.report.section import Pictures
 
 UNSEEN = (0.16, 0.3, 0.55)
-"""Red, green and blue of a pixel that was not observed."""
+"""Red, green and blue of an unobserved pixel, from 0 to 1."""
 
 
 def completed_images(run: Run, prefix: str = "") -> list[Pictures]:
-    """Return a row per completed image.
-
-    The truth, then what was observed and completed for each number of pixels.
+    """Return a row per completed image: the truth, then observation and completion by pixel count.
 
     Args:
         run: The run.
-        prefix: Of the tensors' names: ``"worst_"`` for the worst tasks.
+        prefix: Prefix of the tensors' names: ``"worst_"`` for the worst tasks.
     """
     tensors, names = run.tensors, run.facts.get(f"{prefix}titles") or []
     if f"{prefix}image_truth" not in tensors:
@@ -43,5 +41,5 @@ def completed_images(run: Run, prefix: str = "") -> list[Pictures]:
 def observed(
     image: Float[Tensor, "height width"], seen: Bool[Tensor, "height width"]
 ) -> Float[Tensor, "3 height width"]:
-    """Return the observed pixels in grey, and the others in one colour."""
+    """Return an image with the observed pixels in grey and the others in the colour `UNSEEN`."""
     return torch.stack([torch.where(seen, image, torch.tensor(level)) for level in UNSEEN])

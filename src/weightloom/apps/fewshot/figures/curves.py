@@ -1,4 +1,4 @@
-"""Regression tasks: a run in, predicted curves beside what is true, or predictions against the truth, out."""
+"""Plots of regression tasks: predicted curves and true ones, or predictions against the truth."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from weightloom.report.run import Run
 from weightloom.report.section import CurveRow
 
 TASKS_DRAWN = 4
-"""Regression tasks shown, one row each."""
+"""Maximum number of regression tasks shown, one row each."""
 
 
 def curve_rows(run: Run, prefix: str = "") -> list[CurveRow]:
@@ -16,7 +16,7 @@ def curve_rows(run: Run, prefix: str = "") -> list[CurveRow]:
 
     Args:
         run: The run.
-        prefix: Of the tensors' names: ``"worst_"`` for the worst tasks.
+        prefix: Prefix of the tensors' names: ``"worst_"`` for the worst tasks.
     """
     if f"{prefix}curve_predicted" not in run.tensors:
         return []
@@ -39,29 +39,20 @@ def curve_rows(run: Run, prefix: str = "") -> list[CurveRow]:
 
 
 def scatter(run: Run) -> list[Figure]:
-    """Plot predictions against the truth, where tasks have several inputs.
-
-    Of many tasks, and of the worst.
-    """
+    """Plot predictions against the truth for tasks with several inputs; else empty."""
     if "scatter_true" not in run.tensors:
         return []
-    count, pairs = (
-        run.facts["scatter_shots"],
-        (run.tensors["scatter_true"], run.tensors["scatter_predicted"]),
-    )
+    points = ("query points", run.tensors["scatter_true"], run.tensors["scatter_predicted"])
+    title = f"Predicted from {run.facts['scatter_shots']} points against the truth"
     caption = (
-        "Each mark is a query point of a task; on the grey line it would be predicted right, and "
-        "the further from it the larger the error."
+        "Each mark is a query point of a task. On the grey line the prediction is exact; the "
+        "distance from it is the error."
     )
-    return [
-        _scatter(
-            [("query points", *pairs)], f"Predicted from {count} points against the truth", caption
-        )
-    ]
+    return [_scatter([points], title, caption)]
 
 
 def worst_scatter(run: Run) -> list[Figure]:
-    """Plot predictions against the truth of the tasks of largest error, where tasks have several inputs."""
+    """Plot predictions against the truth for the tasks of largest error, if inputs are several."""
     if "worst_true" not in run.tensors:
         return []
     scores, names = run.tensors["worst_scores"].tolist(), run.facts["worst_titles"]

@@ -1,7 +1,4 @@
-"""The sections of a few-shot report.
-
-Each with a sentence that explains it, or one that says why it is empty.
-"""
+"""Sections of a few-shot report, each with an explanation, or the reason why it is empty."""
 
 from weightloom.apps.fewshot.figures.cameras import camera_rows, worst_cameras
 from weightloom.apps.fewshot.figures.completed import completed_images
@@ -11,11 +8,15 @@ from weightloom.apps.fewshot.figures.sweep import sweep_figures
 from weightloom.report.run import Run
 from weightloom.report.section import Section, with_shared
 
-NO_PROBABILITIES = "This does not apply: only a classification gives probabilities that can be held against how often they are right."
+NO_PROBABILITIES = (
+    "This does not apply: only a classification gives probabilities that can be compared with "
+    "accuracy."
+)
+"""Message of the section on calibration in a regression."""
 
 
 def sections(run: Run) -> list[Section]:
-    """Return all sections that a few-shot run has something for, or a reason to have nothing."""
+    """Return the sections of a few-shot run, including those with only a reason for being empty."""
     made = {
         "cameras": _cameras(run),
         "predicted": _predicted(run),
@@ -33,9 +34,8 @@ def _cameras(run: Run) -> Section:
     setting = (run.facts.get("cameras") or {}).get("camera_setting", "")
     explanation = (
         f"The first camera that was drawn, shown {setting} digits beforehand, and the first "
-        "picture of every digit: none is chosen. The pictures are real, the fault is made: every "
-        "wire is put in another place, half of them are negated, and each has its own gain and "
-        "offset."
+        "picture of every digit, without selection. The pictures are real, the fault is simulated: "
+        "wires are permuted, half of them negated, and each has its own gain and offset."
     )
     return Section(
         "Through a camera with crossed wires", explanation, pictures=camera_rows(run), leads=True
@@ -47,35 +47,34 @@ def _predicted(run: Run) -> Section:
     explanation = ""
     if strips:
         explanation = (
-            "In each task the model sees the support set with its class names, once, and then "
+            "In each task the model sees the support set with its class names once, and then "
             "names each query: green with ✓ is right, red with ✗ is wrong, and the percentage is "
-            "how sure it was."
+            "the predicted probability."
         )
     elif curves:
         explanation = (
             "From panel to panel the model is given more points of the same new task: the blue "
-            "line should settle on the grey truth."
+            "line should approach the grey truth."
         )
     elif pictures:
         explanation = (
-            "The model is given the pixels that are not blue, and answers at every position; at "
-            "last between the pixels too, so that the image can be drawn finer than any it was "
-            "shown."
+            "The model is given the pixels that are not blue, and predicts every position; in the "
+            "last image also between the pixels, so that it is finer than any training image."
         )
-    return Section("What it predicted", explanation, scatter(run), [], strips, curves, pictures)
+    return Section("Predictions", explanation, scatter(run), [], strips, curves, pictures)
 
 
 def _worst(run: Run) -> Section:
     count = run.facts.get("worst_of", 0)
-    explanation = (
-        f"Of {count} tasks drawn for this section alone, these are the ones it did worst on."
-    )
-    curves, pictures = (
-        curve_rows(run, "worst_"),
-        completed_images(run, "worst_") or worst_cameras(run),
-    )
+    explanation = f"Of {count} tasks drawn for this section alone, these have the worst scores."
+    pictures = completed_images(run, "worst_") or worst_cameras(run)
     return Section(
-        "The worst tasks", explanation, worst_scatter(run), [], worst_strips(run), curves, pictures
+        "The worst tasks",
+        explanation,
+        worst_scatter(run),
+        strips=worst_strips(run),
+        curves=curve_rows(run, "worst_"),
+        pictures=pictures,
     )
 
 
@@ -84,15 +83,13 @@ def _sweep(run: Run) -> Section:
     tasks = [row["tasks"] for row in sweep["rows"]] or [0]
     many = f"{max(tasks)}" if min(tasks) == max(tasks) else f"{min(tasks)} to {max(tasks)}"
     kind = "validation tasks" if sweep.get("early") else "tasks drawn for this section alone"
-    explanation = (
-        f"How the score grows with the number of examples, and with fewer or more classes to tell "
-        f"apart: each point is a mean over {many} {kind}, each band its 95 % interval, and what "
-        "took too long to score is left out."
+    axes = (
+        "The error by the number of examples; lower is better."
+        if _is_regression(run)
+        else "The score by the number of examples, and by the number of classes."
     )
-    if _is_regression(run):
-        explanation = (
-            f"How the error falls with the number of examples, lower being better: each point is a "
-            f"mean over {many} {kind}, each band its 95 % interval, and what took too long to "
-            "score is left out."
-        )
+    explanation = (
+        f"{axes} Each point is a mean over {many} {kind}, each band its 95 % interval. Points that "
+        "took too long to score are left out."
+    )
     return Section("Score against shots and ways", explanation, figures)

@@ -1,4 +1,8 @@
-"""Classification tasks: a run in, strips with the support set, what was predicted, and the words beside it out."""
+"""Strips of classification tasks: the support set by class, and the queries with predictions."""
+
+from collections.abc import Callable, Sequence
+from itertools import chain, compress
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -9,15 +13,15 @@ from weightloom.report.run import Run
 from weightloom.report.section import Query, Strip
 
 WRONG_SHOWN = 30
-"""Wrongly named queries of one of the worst tasks that are shown at most."""
+"""Maximum number of misclassified queries shown of one of the worst tasks."""
 SUPPORT_SHOWN = 5
-"""Support images of a class that a strip shows at most."""
+"""Maximum number of support images per class in a strip."""
 QUERIES_SHOWN = 15
-"""Query images of a task that a strip shows about at most, the same number of each class."""
+"""Approximate maximum number of queries in a strip, equally many of each class and at least one."""
 
 
 def task_strips(run: Run) -> list[Strip]:
-    """Return one strip per evaluated task; none if the run holds no classification tasks."""
+    """Return one strip per shown task; empty if the run has no classification tasks."""
     names = run.facts.get("class_names") or []
     if "predicted" not in run.tensors:
         return []
@@ -25,7 +29,7 @@ def task_strips(run: Run) -> list[Strip]:
 
 
 def worst_strips(run: Run) -> list[Strip]:
-    """Return one strip per task of lowest accuracy, with those queries that went wrong."""
+    """Return one strip per task of lowest accuracy, with its misclassified queries alone."""
     names = run.facts.get("worst_class_names") or []
     tensors = {
         name.removeprefix("worst_"): value
@@ -48,7 +52,7 @@ def worst_strips(run: Run) -> list[Strip]:
 
 
 def first_of_each_class(labels: Int[Tensor, " batch"], count: int) -> dict[int, list[int]]:
-    """Return the places of the first ``count`` examples of each class, classes in order.
+    """Return the indices of the first ``count`` examples of each class, classes in order.
 
     Example:
         >>> first_of_each_class(torch.tensor([1, 0, 1, 1]), count=2)
@@ -62,7 +66,7 @@ def first_of_each_class(labels: Int[Tensor, " batch"], count: int) -> dict[int, 
 
 
 def _texts(run: Run, task: int, prefix: str = "") -> dict[str, list[str]]:
-    """Texts of the points of a task, support and query; empty where they are pictures."""
+    """Return the texts of a task's points by side, support and query; empty for pictures."""
     facts = {side: run.facts.get(f"{prefix}{side}_texts") for side in ("support", "query")}
     return {side: texts[task] if texts else [] for side, texts in facts.items()}
 
@@ -70,43 +74,49 @@ def _texts(run: Run, task: int, prefix: str = "") -> dict[str, list[str]]:
 def _strip(
     tensors: dict[str, Tensor], task: int, names: list[str], texts: dict[str, list[str]]
 ) -> Strip:
-    labels = tensors["support_y"][task]
-    truth, predicted = tensors["query_y"][task], tensors["predicted"][task]
-    there = (
-        tensors["support_mask"][task]
-        if "support_mask" in tensors
-        else torch.ones_like(labels, dtype=torch.bool)
-    )
-    images = tensors["support_x"][task][there] if "support_x" in tensors else None
-    support = first_of_each_class(labels[there], SUPPORT_SHOWN)
+    there = _present(tensors, task)
+    images = [*tensors["support_x"][task][there]] if "support_x" in tensors else []
+    said = [*compress(texts["support"], there.tolist())]
+    support = first_of_each_class(tensors["support_y"][task][there], SUPPORT_SHOWN)
     each = max(1, QUERIES_SHOWN // len(names))
-    queries = first_of_each_class(truth, each)
-    said = (
-        [text for text, here in zip(texts["support"], there.tolist(), strict=True) if here]
-        if any(texts.values())
-        else []
-    )
-    what = "images" if images is not None else "sentences" if said else "points"
-    score = f"{int((truth == predicted).sum())} of {len(truth)} query {what} right"
-    all_shown = sum(len(places) for places in queries.values()) == len(truth)
+    queries = [*chain(*first_of_each_class(tensors["query_y"][task], each).values())]
+    points = "images" if images else "sentences" if said else "points"
     return Strip(
         f"Task {task + 1}",
-        [
-            (names[label], [] if images is None else [data_uri(images[place]) for place in places])
-            for label, places in support.items()
-        ],
-        [(names[label], [said[place] for place in places]) for label, places in support.items()]
-        if said
-        else [],
-        [
-            _query(tensors, task, place, names, texts["query"])
-            for places in queries.values()
-            for place in places
-        ],
-        score
-        if all_shown
-        else f"{score}; the first {f'{each} ' if each > 1 else ''}of each class shown",
+        _by_class(names, support, images, data_uri),
+        _by_class(names, support, said, str) if said else [],
+        [_query(tensors, task, place, names, texts["query"]) for place in queries],
+        _score_words(tensors, task, points, len(queries), each),
     )
+
+
+def _present(tensors: dict[str, Tensor], task: int) -> Tensor:
+    """Return True for each support point that is not masked, (batch,)."""
+    if "support_mask" in tensors:
+        return tensors["support_mask"][task]
+    return torch.ones_like(tensors["support_y"][task], dtype=torch.bool)
+
+
+def _by_class(
+    names: list[str],
+    support: dict[int, list[int]],
+    points: Sequence[Any],
+    show: Callable[[Any], str],
+) -> list[tuple[str, list[str]]]:
+    """Return the name of each class with its shown support points, or none if there are none."""
+    return [
+        (names[label], [show(points[place]) for place in places] if points else [])
+        for label, places in support.items()
+    ]
+
+
+def _score_words(tensors: dict[str, Tensor], task: int, points: str, shown: int, each: int) -> str:
+    """Return the number of correct queries in words, and which of them are shown if not all."""
+    right = tensors["query_y"][task] == tensors["predicted"][task]
+    score = f"{int(right.sum())} of {len(right)} query {points} right"
+    if shown == len(right):
+        return score
+    return f"{score}; the first {f'{each} ' if each > 1 else ''}of each class shown"
 
 
 def _query(

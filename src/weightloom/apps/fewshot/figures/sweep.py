@@ -1,40 +1,50 @@
-"""The score against shots and ways.
-
-A run in, a line for each method and one of ours for each number of ways out.
-"""
+"""Plots of the score against shots: a line per method, and a line per number of ways."""
 
 import math
 from html import escape
+from typing import Any
 
 from weightloom.report.figures import Figure, Key, as_json, mark, plain_layout
 from weightloom.report.run import Facts, Run
 from weightloom.report.scores import score_words
 
 BAND = 0.16
-"""Opacity of a 95 % band."""
+"""Opacity of the band of a 95 % interval."""
 
 
 def sweep_figures(run: Run) -> list[Figure]:
-    """Plot the score against shots: a line for each method at the run's own ways, and one of ours for each ways."""
+    """Plot the score against shots, empty if the run has no sweep.
+
+    The first figure compares the methods at the run's own ways; the second, if there are several
+    ways, shows the main method at each of them.
+    """
     sweep = run.facts.get("sweep")
     if not sweep:
         return []
-    rows, ours = sweep["rows"], sweep["ours"]
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    lines = {
-        name: [r for r in rows if (r["method"], r["ways"]) == (name, sweep["ways"])]
-        for name in methods
-    }
-    lines = {name: its for name, its in lines.items() if its}
-    ways = sorted({row["ways"] for row in rows if row["method"] == ours})
-    title = "Methods" if ways in ([1], []) else f"Methods, {sweep['ways']}-way"
-    figures = [_lines(lines, sweep["name"], title)] if lines else []
-    if len(ways) > 1:
-        by_ways = {
-            f"{n}-way": [r for r in rows if (r["method"], r["ways"]) == (ours, n)] for n in ways
-        }
-        figures.append(_lines(by_ways, sweep["name"], f"Ways, {ours}"))
+    rows, ours, name = sweep["rows"], sweep["ours"], sweep["name"]
+    by_method = _grouped([row for row in rows if row["ways"] == sweep["ways"]], "method")
+    by_ways = _grouped([row for row in rows if row["method"] == ours], "ways")
+    title = "Methods" if [*by_ways] in ([1], []) else f"Methods, {sweep['ways']}-way"
+    figures = [_lines(by_method, name, title)] if by_method else []
+    if len(by_ways) > 1:
+        lines = {f"{ways}-way": by_ways[ways] for ways in sorted(by_ways)}
+        figures.append(_lines(lines, name, f"Ways, {ours}"))
     return figures
+
+
+def _grouped(rows: list[Facts], key: str) -> dict[Any, list[Facts]]:
+    """Return the rows by one of their values, in the order of first appearance."""
+    groups: dict[Any, list[Facts]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return groups
+
+
+def _interval(row: Facts, lower_is_better: bool) -> tuple[float, float]:
+    """Return the ends of the 95 % interval; the lower one is positive for a logarithmic axis."""
+    mean, half = row["mean"], row["ci95"] if math.isfinite(row["ci95"]) else 0.0
+    low = max(mean - half, 0.05 * mean) if lower_is_better else mean - half
+    return low, mean + half
 
 
 def _lines(lines: dict[str, list[Facts]], name: str, title: str) -> Figure:
@@ -45,12 +55,8 @@ def _lines(lines: dict[str, list[Facts]], name: str, title: str) -> Figure:
     for index, (label, rows) in enumerate(lines.items()):
         colour, symbol, sign = mark(index)
         shots, means = [row["shots"] for row in rows], [row["mean"] for row in rows]
-        half = [row["ci95"] if math.isfinite(row["ci95"]) else 0.0 for row in rows]
-        low = [
-            max(m - h, 0.05 * m) if lower_is_better else m - h
-            for m, h in zip(means, half, strict=True)
-        ]
-        high = [mean + width for mean, width in zip(means, half, strict=True)]
+        ends = [_interval(row, lower_is_better) for row in rows]
+        low, high = zip(*ends, strict=True)
         band = {
             "fill": "toself",
             "fillcolor": colour,
@@ -69,13 +75,13 @@ def _lines(lines: dict[str, list[Facts]], name: str, title: str) -> Figure:
         words.append(
             f"{label} {', '.join(f'{m:.3g} from {k}' for m, k in zip(means, shots, strict=True))}"
         )
-    what = score_words(name)
-    layout = plain_layout("shots", what, log_y=lower_is_better)
+    score = score_words(name)
+    layout = plain_layout("shots", score, log_y=lower_is_better)
     shown = sorted({row["shots"] for rows in lines.values() for row in rows})
     layout["xaxis"] |= {
         "type": "log",
         "tickvals": shown,
         "ticktext": [str(count) for count in shown],
     }
-    alt = f"{what.capitalize()} against shots: {'; '.join(words)}"
+    alt = f"{score.capitalize()} against shots: {'; '.join(words)}"
     return Figure(as_json(go.Figure(drawn, layout)), alt, "", 320, tuple(keys), title)

@@ -1,6 +1,4 @@
-"""What a data set brings to a few-shot run.
-
-Tasks for training and for judging, base networks, methods.
+"""Data sets as few-shot problems: sources of tasks, base networks and methods.
 
 In:   a resolved `FewShotConfig`.
 Out:  a `Problem`.
@@ -13,17 +11,21 @@ from weightloom.errors import ConfigError
 
 
 def problem_of(config: FewShotOptions) -> Problem:
-    """Load what a config asks for.
+    """Load the data of a run as a problem.
+
+    Args:
+        config: Resolved options.
 
     Raises:
         DataError: If the data are missing or damaged.
-        MissingExtraError: If an optional part that they need is not installed.
-        ConfigError: If ways, shots and queries ask for more than there is.
+        MissingExtraError: If an optional package for the data is not installed.
+        ConfigError: If the data have too few classes or examples for ways, shots and queries, or
+            ``base`` or a method does not go with them.
     """
     if config.base and (config.kind.startswith("cameras") or config.kind == "mnist-functions"):
         raise ConfigError(
-            f"`--base {config.base}` with `--data {config.data}`. Its methods are made for base "
-            "networks of their own. Leave `--base` out."
+            f"`--base {config.base}` with `--data {config.data}`. Methods for these data need "
+            "their built-in base networks. Leave `--base` out."
         )
     problem = _problem_of(config)
     if config.base or config.kind == "own":

@@ -1,4 +1,4 @@
-"""A base network of the user's own, in the place of the one that suits the data.
+"""Base networks of a user's own, as ``module:Class``, instead of the data set's.
 
 In:   ``module:Class``, a number of outputs, the shape of an input.
 Out:  the network, checked by a run on zeros.
@@ -13,16 +13,19 @@ from weightloom.errors import ConfigError
 
 
 def own_base(config: FewShotOptions, outputs: int, event: tuple[int, ...]) -> nn.Module:
-    """Build the network that ``--base`` names.
+    """Build the network named by ``config.base``.
 
     Args:
         config: Options.
-        outputs: How many numbers it answers with.
+        outputs: Number of outputs, the argument that the class is called with.
         event: Shape of an input.
 
+    Returns:
+        The network in train mode.
+
     Raises:
-        ConfigError: If it cannot be imported or built, or does not answer inputs of that shape with
-            so many numbers.
+        ConfigError: If it cannot be imported or built, or does not map inputs of that shape to
+            (batch, outputs).
     """
     name = config.base or ""
     made = imported(name, "A base network", "--base my_networks:Net")
@@ -34,7 +37,7 @@ def own_base(config: FewShotOptions, outputs: int, event: tuple[int, ...]) -> nn
         net.eval()
         with torch.no_grad():
             answer = net(torch.zeros(shape))
-    except OWN_ERRORS as error:  # networks of one's own raise what they like
+    except OWN_ERRORS as error:  # the user's code may raise any of these
         raise ConfigError(
             f"`--base {name}` failed with `--data {config.data}` ({type(error).__name__}: "
             f"{error}). It is called with the number of outputs, {outputs}, and gives a torch "

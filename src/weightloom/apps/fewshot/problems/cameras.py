@@ -1,4 +1,4 @@
-"""Cameras with crossed wires: from a few labelled pictures that a camera sent to a network that reads all others."""
+"""Cameras with crossed wires: classify all pictures of a faulty camera from a few labelled ones."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,21 +21,25 @@ from weightloom.tasks import CameraTasks, Jitter, Tasks, TaskSource, load_digit_
 from weightloom.tasks.cameras import UNLABELLED
 
 TRAIN, VALIDATION = 1097, 200
-"""Pictures of meta-training and of validation; the 500 that follow, of other writers, are judged
-on."""
+"""Number of pictures for meta-training and for validation; the other 500, by other writers, are the
+test pictures."""
 PIXELS, CODE_DIM = 64, 64
 WARP, WARPED_COPIES = Jitter(0.25), 4
-"""Changes of the pictures of meta-training, and changed copies of each that the ceiling is fitted
-to."""
+"""Augmentation of the pictures of meta-training, and the augmented copies of each picture that the
+ceiling is fitted to."""
 SETTINGS = ((10, 1), (10, 2), (5, 2), (5, 4))
-"""Digits shown and pictures of each: what is judged where nothing else is asked for."""
+"""Default settings of the table: digits shown, and pictures of each digit."""
 
 
 class CameraProblem(Problem):
-    """Read digits through cameras whose wires are crossed, each in its own way.
+    """Problem of reading digits through cameras with crossed wires, other wires in each task.
 
     Args:
-        config: A resolved config.
+        config: Resolved options.
+
+    Raises:
+        MissingExtraError: If scikit-learn is not installed.
+        ConfigError: If ``split`` is not 0, or ways and shots ask for more pictures than exist.
     """
 
     kind = "classification"
@@ -47,8 +51,8 @@ class CameraProblem(Problem):
         self.config = config
         if config.split:
             raise ConfigError(
-                f"`--split {config.split}` with `--data {config.data}`. Its pictures are dealt out "
-                "in one way, by writers. Leave `--split` out."
+                f"`--split {config.split}` with `--data {config.data}`. Its pictures are split "
+                "by writers in one way only. Leave `--split` out."
             )
         images, labels = load_digit_images()
         parts = images.split([TRAIN, VALIDATION, len(images) - TRAIN - VALIDATION])
@@ -57,11 +61,11 @@ class CameraProblem(Problem):
         )
         self.held_out = self.validation if config.held_out == "validation" else test
         for ways, shots in self.settings():
-            self.test_source(shots, ways)  # refuse what cannot be drawn before anything is written
+            self.test_source(shots, ways)  # raises before any file is written
         self.train_source()
 
     def settings(self) -> list[tuple[int, int]]:
-        """Ten or twenty pictures of a camera, unless other ways or shots are asked for."""
+        """Return ways and shots of every block of the table: typed ones, or else `SETTINGS`."""
         config, preset = self.config, PRESETS[self.config.kind]
         if (config.ways, config.shots) == (preset["ways"], preset["shots"]):
             return list(SETTINGS)
@@ -72,16 +76,14 @@ class CameraProblem(Problem):
     ) -> CameraTasks:
         config = self.config
         assert config.queries
-        crosstalk, labelled = (
-            (0.5 if config.kind == "cameras-crosstalk" else 0.0),
-            config.kind != "cameras-unlabelled",
-        )
+        crosstalk = 0.5 if config.kind == "cameras-crosstalk" else 0.0
+        labelled = config.kind != "cameras-unlabelled"
         return CameraTasks(*part, ways, shots, config.queries, crosstalk, labelled, **options)
 
     def train_source(self, learner: Learner | None = None) -> TaskSource:
-        """Cameras with pictures of other writers, a little warped.
+        """Return cameras with augmented pictures of the training writers.
 
-        Ways and shots as in the table, chosen by chance.
+        Each batch has the ways and shots of one block of the table, chosen at random.
         """
         ways = (self.config.train_ways,) if self.config.train_ways else self.config.ways or ()
         return MixedTasks(
@@ -92,51 +94,64 @@ class CameraProblem(Problem):
         )
 
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
-        """Cameras with pictures of writers never seen."""
+        """Return cameras with pictures of unseen writers."""
         assert self.config.ways
         fewest = 1 if self.config.uneven_shots and shots > 1 else None
         return self._source(self.held_out, ways or self.config.ways[0], shots, fewest_shots=fewest)
 
     def validation_source(self, shots: int) -> TaskSource:
-        """Cameras with pictures that are neither trained on nor judged on."""
+        """Return cameras with pictures used neither for training nor for the table."""
         assert self.config.ways
         return self._source(self.validation, self.config.ways[0], shots)
 
     def camera_source(self, early: bool, ways: int, shots: int, queries: int) -> CameraTasks:
-        """Cameras to look at, with so many queries; ``early``: with pictures of validation."""
+        """Return cameras to draw in the report.
+
+        Args:
+            early: Use pictures of validation instead of test.
+            ways: Digits shown to a camera.
+            shots: Pictures of each digit.
+            queries: Query pictures of a camera.
+        """
         return replace(
             self._source(self.validation if early else self.held_out, ways, shots), queries=queries
         )
 
     def build(self, outputs: int) -> nn.Sequential:
-        """The base network: a layer that restores 64 pixels from 64 wires, and a network that reads them."""
+        """Build the base network: a linear layer from 64 wires to 64 pixels, then a classifier."""
         return nn.Sequential(nn.Linear(PIXELS, PIXELS), *mlp([PIXELS, 256, 128, outputs]))
 
     def build_coded(self) -> nn.Sequential:
-        """The same with a code of each wire as one more input, in the place of weights."""
+        """Build the base network whose first layer reads a code of each wire as an input."""
         return nn.Sequential(
             CodeReader(PIXELS, PIXELS, CODE_DIM), *mlp([PIXELS, 256, 128, CLASSES])
         )
 
     def images(self) -> tuple[Tensor, Tensor]:
-        """Pictures of meta-training as vectors, in [0, 1], and their labels."""
+        """Return the pictures of meta-training as vectors in [0, 1], and their labels."""
         pictures, labels = self.train
         return pictures.flatten(1).float() / 255, labels
 
     def taught(self) -> list[TaskSource]:
-        """Cameras that a machine may be taught on, for each setting of the table."""
+        """Return sources of training cameras without augmentation, one per setting of the table."""
         return [self._source(self.train, ways, shots) for ways, shots in self.settings()]
 
     def inputs(self) -> Inputs:
-        """Rows of 64 numbers, one for each wire."""
+        """Return the preprocessing of rows of 64 numbers, one for each wire."""
         wires = tuple(f"wire {wire}" for wire in range(PIXELS))
         return Numbers(
             wires,
-            about="What the wires of a camera send, in the same order for all pictures of it.",
+            about="Signals on the wires of a camera, in the same order for all its pictures.",
         )
 
     def labels(self, names: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
-        """A digit is a digit for every camera; without labels all names are left aside."""
+        """Return the digits of examples and all digits as classes.
+
+        With unlabelled cameras the names are ignored.
+
+        Raises:
+            DataError: If a name is not a digit.
+        """
         digits = tuple(str(digit) for digit in range(CLASSES))
         if self.config.kind == "cameras-unlabelled":
             return torch.full((len(names),), UNLABELLED), digits
@@ -148,7 +163,10 @@ class CameraProblem(Problem):
         return torch.tensor([digits.index(str(name)) for name in names]), digits
 
     def yardsticks(self, learner: Learner) -> list[Yardstick]:
-        """Return readings of uncrossed pictures: by the method's own reader, and by a machine."""
+        """Return ceilings: classifiers of uncrossed pictures.
+
+        The method's own classifier, if it restores pictures, and a support vector machine.
+        """
         pictures, labels = self.train
         rows: list[Yardstick] = []
         if isinstance(learner, RestoringLearner):
@@ -163,10 +181,10 @@ class CameraProblem(Problem):
         return [*rows, Yardstick("SVM", "ceiling", Unadapted(machine), uncrossed)]
 
     def setting(self, shots: int, ways: int) -> str:
-        """Pictures of each digit shown, and digits."""
+        """Return the setting in words, as in "2 of each of 10"."""
         return f"{self.up_to(shots)} of each of {ways}"
 
 
 def uncrossed(tasks: Tasks) -> Tasks:
-    """The same tasks, as a camera without a fault would have sent their queries."""
+    """Return the tasks with the queries that a camera without a fault would send."""
     return tasks._replace(query=tasks.query._replace(x=tasks.hidden))

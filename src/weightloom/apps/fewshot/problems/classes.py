@@ -1,7 +1,4 @@
-"""Classification of classes never seen in meta-training.
-
-Images, spectrograms, sentences, pictures of your own.
-"""
+"""Classification of unseen classes: images, spectrograms, sentences, pictures of your own."""
 
 from itertools import product
 from typing import Any
@@ -21,10 +18,14 @@ NORMS: dict[str, Norm] = {"group": "group", "batch": "batch", "transductive": "t
 
 
 class ClassProblem(Problem):
-    """Classify examples of classes never seen in meta-training.
+    """Problem of classifying examples of classes never seen in meta-training.
 
     Args:
-        config: A resolved config.
+        config: Resolved options.
+
+    Raises:
+        DataError: If the data are missing or damaged.
+        ConfigError: If ways, shots and queries ask for more classes or examples than exist.
     """
 
     kind = "classification"
@@ -37,13 +38,17 @@ class ClassProblem(Problem):
         self.pools, self.notices = pools, pools.notices
         self.event = tuple(self.train.examples.shape[2:])
         for ways, shots in product(config.ways or (), config.shots or ()):
-            self.test_source(shots, ways)  # refuse what cannot be drawn before anything is written
+            self.test_source(shots, ways)  # raises before any file is written
         self.train_source()
 
     def train_source(self, learner: Learner | None = None) -> TaskSource:
-        """Classes of meta-training, augmented.
+        """Return tasks of the augmented classes of meta-training.
 
-        Shots as in the table, chosen for each batch, the others are queries.
+        Each batch has one of the shots of the table, chosen at random; all batches have equally
+        many examples per class, those beyond the shots being queries.
+
+        Args:
+            learner: A learner with a fixed number of classes gets tasks of as many.
         """
         config, pools = self.config, self.pools
         assert config.train_ways and config.queries and config.shots
@@ -67,7 +72,7 @@ class ClassProblem(Problem):
         return sources[0] if len(sources) == 1 else MixedTasks([*sources])
 
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
-        """Classes that were held out, as they are."""
+        """Return tasks of the held-out classes, without augmentation."""
         config = self.config
         assert config.ways and config.queries
         fewest = 1 if config.uneven_shots and shots > 1 else None
@@ -79,7 +84,7 @@ class ClassProblem(Problem):
         )
 
     def validation_source(self, shots: int) -> TaskSource:
-        """Classes that are neither judged on nor, where the data have enough, trained on."""
+        """Return tasks of classes not used for the table nor, if there are enough, for training."""
         assert self.config.ways and self.config.queries
         pool, groups = self.validation, self.pools.validation_groups
         ways = min(self.config.ways[0], self.pools.most_ways(groups, len(pool.names)))
@@ -88,12 +93,12 @@ class ClassProblem(Problem):
         )
 
     def build(self, outputs: int, unit: bool = False, norm: Norm | None = None) -> nn.Module:
-        """The base network of every method.
+        """Build the base network.
 
         Args:
             outputs: Rows of the head.
-            unit: Bring its features to one length.
-            norm: How it normalises images; None is the config's.
+            unit: Normalise features to one length.
+            norm: Normalisation of images; None for the config's.
         """
         if self.config.base:
             return own_base(self.config, outputs, self.event)
@@ -109,9 +114,9 @@ class ClassProblem(Problem):
         return ConvNet(channels_in, size, outputs, **options)
 
     def build_alone(self, outputs: int) -> nn.Module:
-        """The base network where all of it is fitted to a task.
+        """Build the base network for methods that fit all of it to a task.
 
-        Statistics of meta-training are no longer its own.
+        It normalises within each image, since running statistics of meta-training no longer fit.
         """
         return (
             own_base(self.config, outputs, self.event)
@@ -121,31 +126,31 @@ class ClassProblem(Problem):
 
     @property
     def ways(self) -> int:
-        """Rows of a head whose number is fixed."""
+        """Number of rows of a head that is shared by all tasks."""
         return self.config.ways[0] if self.config.ways else 2
 
     @property
     def scale(self) -> float:
-        """Sharpness of heads at step 0."""
+        """Scale of the logits of heads at step 0."""
         return self.pools.start_scale
 
     @property
     def unit(self) -> bool:
-        """Whether the features of the generated head are brought to one length."""
+        """True if the features of the generated head are normalised to one length."""
         return self.pools.unit_scale is not None
 
     @property
     def sharp(self) -> float:
-        """Sharpness, at step 0, of heads on features of one length."""
+        """Scale of the logits at step 0 of heads on features of one length."""
         return self.pools.unit_scale or self.pools.start_scale
 
     @property
     def known(self) -> int:
-        """Classes that trunks are also trained to tell apart; 0: they are not."""
+        """Number of classes in an auxiliary classification loss of the trunk; 0 for none."""
         return len(self.train.names) if self.pools.tell_all_apart else 0
 
     def inputs(self) -> Inputs:
-        """Sentences, sounds, or pictures of the size of training."""
+        """Return the preprocessing of sentences, sounds, or pictures of the size of training."""
         if len(self.event) == 1:
             return Sentences()
         if self.config.kind == "spoken-digits":
@@ -153,6 +158,6 @@ class ClassProblem(Problem):
         return Pictures(self.event[0], self.event[1])
 
     def setting(self, shots: int, ways: int) -> str:
-        """Ways and shots, and what is unusual."""
+        """Return the setting in words, as in "5-way 1-shot"."""
         also = ", transductive" if self.config.normalisation == "transductive" else ""
         return f"{ways}-way {self.up_to(shots)}-shot{also}"

@@ -1,7 +1,4 @@
-"""Regression of curves never seen in meta-training.
-
-Sinusoids, growth curves, a table of your own.
-"""
+"""Regression of unseen curves: sinusoids, growth curves, a table of your own."""
 
 import torch
 from torch import nn
@@ -20,14 +17,18 @@ from weightloom.tasks.table import Scale, TableTasks, load_table
 from weightloom.tasks.tasks import told
 
 GAUSSIAN_CURVES = 3000
-"""Sinusoids of meta-training that the Gaussian is measured on."""
+"""Number of training sinusoids that the Gaussian is fitted to."""
 
 
 class CurveProblem(Problem):
-    """Predict numbers of tasks never seen in meta-training from a few points of each.
+    """Problem of predicting numbers in unseen tasks from a few points of each.
 
     Args:
-        config: A resolved config.
+        config: Resolved options.
+
+    Raises:
+        DataError: If the data are missing or damaged.
+        ConfigError: If shots and queries ask for more points than the tasks have.
     """
 
     kind = "regression"
@@ -46,7 +47,10 @@ class CurveProblem(Problem):
         self.train_source()
 
     def train_source(self, learner: Learner | None = None) -> TaskSource:
-        """Any number of shots from 1; of sinusoids, half of the tasks with the most."""
+        """Return tasks of meta-training, with 1 to the maximum number of shots.
+
+        Half of the tasks of sinusoids have the maximum.
+        """
         assert self.config.queries and self.config.shots
         most, queries = max(self.config.shots), self.config.queries
         if not self.pools:
@@ -55,11 +59,11 @@ class CurveProblem(Problem):
         return PointTasks(self.pools["train"], most, queries, 1, self.centred, augment)
 
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
-        """New amplitudes and phases, or tasks that were held out."""
+        """Return new sinusoids, or held-out tasks of other data."""
         return self._source("test", shots)
 
     def validation_source(self, shots: int) -> TaskSource:
-        """As the test tasks; of real data, other tasks."""
+        """Return new sinusoids, or the validation tasks of other data."""
         return self._source("validation", shots)
 
     def _source(self, part: str, shots: int) -> TaskSource:
@@ -73,16 +77,16 @@ class CurveProblem(Problem):
         )
 
     def build(self, outputs: int) -> nn.Module:
-        """The base network of every method."""
+        """Build the base network, by default an MLP with two hidden layers of width 40."""
         if self.config.base:
             return own_base(self.config, outputs, (self.x_dim,))
         return mlp([self.x_dim, 40, 40, outputs])
 
     def gaussian(self) -> Learner:
-        """A Gaussian of whole sinusoids, of which the trained methods see points only.
+        """Fit a Gaussian to whole training sinusoids; trained methods see only points of them.
 
-        All of them lie in two dimensions around their mean, sin and cos, and are observed without
-        noise. On validation tasks one component is too few, a third changes nothing, and no ridge
+        Sinusoids lie in two dimensions around their mean, sin and cos, and are observed without
+        noise. On validation tasks one component is too few, a third has no effect, and no ridge
         below 1e-6 is better.
         """
         drawn = self.train_source().sample(GAUSSIAN_CURVES, torch.Generator().manual_seed(0))
@@ -92,7 +96,7 @@ class CurveProblem(Problem):
         return GaussianCurves(curves, span=(-5.0, 5.0), components=2, ridge=1e-6)
 
     def inputs(self) -> Inputs:
-        """The inputs of a point, brought to the scale of training."""
+        """Return the preprocessing of a point's inputs, with the scale of training."""
         if self.table is not None:
             scale = self._scale(self.table)
             return Numbers(
@@ -106,7 +110,7 @@ class CurveProblem(Problem):
         return Numbers(("x",), about="From -5 to 5.")
 
     def targets(self) -> Targets:
-        """The number to predict, in the unit of the data."""
+        """Return the predicted number and its scale in the unit of the data."""
         if self.table is None:
             return Targets(("y",), centred=self.centred)
         scale = self._scale(self.table)
@@ -115,23 +119,23 @@ class CurveProblem(Problem):
         )
 
     def _scale(self, table: TableTasks) -> Scale:
-        """Return the scale of the tasks of meta-training."""
+        """Return means and standard deviations of the tasks of meta-training."""
         number = {name: place for place, name in enumerate(table.pool.names)}
         return Scale.of(
             table.pool.take(torch.tensor([number[name] for name in self.pools["train"].names]))
         )
 
     def setting(self, shots: int, ways: int) -> str:
-        """Shots."""
+        """Return the setting in words, as in "5-shot"."""
         return f"{self.up_to(shots)}-shot"
 
 
 def _pools(
     config: FewShotOptions, table: TableTasks | None
 ) -> tuple[dict[str, PointPool], tuple[str, ...]]:
-    """Tasks to train on, to watch and to judge on, none where they are made on the fly.
+    """Return the pools for train, validation and test, and notices about skipped rows.
 
-    And what was left out.
+    No pools for sinusoids, which are made on the fly.
     """
     notices: tuple[str, ...] = ()
     if config.kind == "sinusoid":

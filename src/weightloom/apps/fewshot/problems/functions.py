@@ -1,4 +1,4 @@
-"""Images as functions: from a few pixels to a network that answers at any position."""
+"""Images as functions: from a few pixels to a network from position to grey value."""
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Numbers, Targets
@@ -10,17 +10,22 @@ from weightloom.tasks import TaskSource
 from weightloom.tasks.functions import FunctionTasks, load_mnist
 
 GREY = (0.0, 1.0)
+"""Range of grey values."""
 CNP_QUERIES = 128
-"""Pixels that a conditional neural process is trained on at a time: unlike a generated head it runs
-its whole network for each pixel of each image, and with all pixels it would take a sixth of the
+"""Query pixels per image in the training of a conditional neural process. Unlike a generated head
+it runs its whole network for each pixel of each image; with all pixels it would take a sixth of the
 steps in the same time."""
 
 
 class FunctionProblem(Problem):
-    """Complete handwritten digits from a few of their pixels.
+    """Problem of completing handwritten digits from a few of their pixels.
 
     Args:
-        config: A resolved config.
+        config: Resolved options.
+
+    Raises:
+        DataError: If the data are missing or damaged.
+        ConfigError: If shots ask for more pixels than an image has.
     """
 
     kind = "regression"
@@ -40,37 +45,43 @@ class FunctionProblem(Problem):
             self.test_source(shots)
 
     def train_source(self, learner: Learner | None = None) -> TaskSource:
-        """Any number of pixels from half of the fewest that are judged to a quarter more than the most."""
+        """Return training images with a random number of observed pixels.
+
+        From half the smallest to 1.25 times the largest number of shots.
+
+        Args:
+            learner: A conditional neural process gets `CNP_QUERIES` query pixels, others all.
+        """
         assert self.config.shots
         fewest, most = max(min(self.config.shots) // 2, 1), max(self.config.shots) * 5 // 4
         queries = CNP_QUERIES if isinstance(learner, ConditionalNeuralProcess) else None
         return FunctionTasks(self.train, most, queries, fewest, together=True)
 
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
-        """Images never seen, every one once; all pixels are asked for."""
+        """Return unseen images, each drawn once; all pixels are queries."""
         return FunctionTasks(
             self.held_out, shots, fewest_shots=1 if self.config.uneven_shots else None
         )
 
     def validation_source(self, shots: int) -> TaskSource:
-        """Images that are not trained on."""
+        """Return images that are not used for training."""
         return FunctionTasks(self.validation, shots)
 
     def build(self, outputs: int) -> FunctionNet:
-        """The base network of the hypernetwork."""
+        """Build the base network of the hypernetwork, from position to grey value."""
         return FunctionNet(2, outputs, bounds=GREY)
 
     def inputs(self) -> Inputs:
-        """Positions of pixels."""
+        """Return the preprocessing of positions."""
         return Numbers(
             ("across", "down"),
             about="Position in a picture that runs from -1 to 1, from the upper left.",
         )
 
     def targets(self) -> Targets:
-        """The grey value."""
+        """Return the grey value, without scaling."""
         return Targets(("grey",))
 
     def setting(self, shots: int, ways: int) -> str:
-        """How many pixels are observed."""
+        """Return the setting in words, as in "40 pixels"."""
         return f"{self.up_to(shots)} pixels"

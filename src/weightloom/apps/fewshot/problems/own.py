@@ -1,8 +1,8 @@
-"""Tasks of the user's own: a `TaskSource` named on the command line, and what suits the tasks that it draws.
+"""Problems around a `TaskSource` of the user's own, named as ``module:Class``.
 
-In:   ``module:Class``, called without arguments, or with those of ``shots``, ``queries``, ``ways``
-      and ``part`` that its signature has.
-Out:  a classification where labels are whole numbers, a regression where targets are fractions.
+In:   ``module:Class``, called with those of ``shots``, ``queries``, ``ways`` and ``part`` that its
+      signature has.
+Out:  a classification if labels are integers, a regression if targets are floating point.
 Knows nothing of how tasks are made.
 """
 
@@ -28,32 +28,37 @@ from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
 from weightloom.tasks.data import ClassPool
 
 TAKEN = ("shots", "queries", "ways", "part")
-"""Arguments that are passed where the class takes them."""
+"""Arguments passed to the user's class if its signature has them."""
 PARTS = ("train", "validation", "test")
 SMALL = 16
-"""Images of fewer pixels a side are read by a small network."""
+"""Minimum side, in pixels, of images for a residual network; smaller ones get a small network."""
 
 
 class OwnTasks(TaskSource):
-    """Tasks of a user's source, checked.
+    """Source that checks the tasks of a user's source.
 
     Args:
-        source: Draws them.
-        name: For messages.
-        salt: Another number draws other tasks from the same generator.
+        source: The user's source.
+        name: Name of the source in messages.
+        salt: Added to the seed, to draw other tasks from the same generator; 0 for no change.
     """
 
     def __init__(self, source: TaskSource, name: str, salt: int = 0) -> None:
         self.source, self.name, self.salt = source, name, salt
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
-        """Draw and check."""
+        """Draw tasks and check them.
+
+        Raises:
+            DataError: If the source raises an error, or returns anything but `Tasks` with fitting
+                shapes, finite numbers and valid labels.
+        """
         if self.salt:
             seed = int(torch.randint(1 << 62, (), generator=generator)) + self.salt
             generator = torch.Generator().manual_seed(seed)
         try:
             drawn = draw_share(self.source, share)(tasks, generator)
-        except OWN_ERRORS as error:  # sources of one's own raise what they like
+        except OWN_ERRORS as error:  # the user's code may raise any of these
             raise DataError(
                 f"`sample` of `{self.name}` failed ({type(error).__name__}: {error}). It is called "
                 "with a number of tasks and a torch.Generator, and returns `Tasks`. Change it."
@@ -67,71 +72,86 @@ class OwnTasks(TaskSource):
 
 
 def _checked(drawn: Tasks, name: str) -> Tasks:
-    """Return tasks whose shapes and numbers fit.
+    """Return checked tasks; those of a classification have classes numbered as their labels.
 
-    Labels count from 0 and stand for classes of the same numbers.
+    Raises:
+        DataError: If shapes do not fit, a number is not finite, or labels do not count from 0.
     """
     sides = {"support_x": drawn.support_x, "support_y": drawn.support_y}
     sides |= {"query_x": drawn.query_x, "query_y": drawn.query_y}
-    tensors = [value for value in sides.values() if isinstance(value, Tensor)]
-    shapes = {
-        side: tuple(value.shape) for side, value in sides.items() if isinstance(value, Tensor)
-    }
-    labels = len(tensors) == 4 and not drawn.support_y.is_floating_point()
+    tensors = {side: value for side, value in sides.items() if isinstance(value, Tensor)}
     try:
         if len(tensors) < 4:
             raise ShapeError("inputs and targets are not all tensors")
-        Tasks.of(*sides.values(), support_mask=drawn.support_mask, query_mask=drawn.query_mask)
-        if drawn.support_x.ndim < 3 or drawn.support_x.shape[2:] != drawn.query_x.shape[2:]:
-            raise ShapeError(
-                "inputs are (tasks, rows, *event), the same event in support and query"
-            )
-        if (
-            drawn.support_y.dtype != drawn.query_y.dtype
-            or drawn.support_y.shape[2:] != drawn.query_y.shape[2:]
-        ):
-            raise ShapeError("targets of support and query are alike")
-        if drawn.support_y.ndim != (2 if labels else 3):
-            raise ShapeError("targets are (tasks, rows, out), labels (tasks, rows)")
+        _check_shapes(drawn)
     except ShapeError as error:
+        shapes = {side: tuple(value.shape) for side, value in tensors.items()}
         raise DataError(
             f"`{name}` drew tasks whose shapes do not fit: {shapes} "
             f"({str(error).partition('. ')[0]}). Build them with "
             "`Tasks.of(support_x, support_y, query_x, query_y)`."
         ) from error
-    for side, value in sides.items():
+    for side, value in tensors.items():
         if not bool(value.isfinite().all()):
             raise DataError(f"`{name}` drew NaN or an infinity in `{side}`. Draw finite numbers.")
-    if not labels:
+    if drawn.support_y.is_floating_point():
         return drawn
-    there = drawn.support_y[drawn.support_mask]
-    ways, rows = int(there.max()) + 1, drawn.support_y.shape[1]
-    if (
-        not 2 <= ways <= rows
-        or int(there.min()) < 0
-        or not 0 <= int(drawn.query_y.min()) <= int(drawn.query_y.max()) < ways
-    ):
-        raise DataError(
-            f"`{name}` drew labels that do not fit: from {int(there.min())} to {ways - 1} in "
-            f"support, up to {int(drawn.query_y.max())} in query. A task has the labels 0 to ways "
-            f"- 1, two or more, and an example or more of each in support, which has {rows} rows. "
-            "Change `sample`."
-        )
+    ways = _checked_ways(drawn, name)
     return drawn._replace(classes=torch.arange(ways).expand(len(drawn.support_y), -1))
 
 
+def _check_shapes(drawn: Tasks) -> None:
+    """Raise a `ShapeError` unless the shapes and dtypes of support and query fit together."""
+    support, query = drawn.support, drawn.query
+    Tasks.of(
+        support.x, support.y, query.x, query.y, support_mask=support.mask, query_mask=query.mask
+    )
+    if support.x.ndim < 3 or support.x.shape[2:] != query.x.shape[2:]:
+        raise ShapeError("inputs are (tasks, rows, *event), the same event in support and query")
+    if (support.y.dtype, support.y.shape[2:]) != (query.y.dtype, query.y.shape[2:]):
+        raise ShapeError("targets of support and query are alike")
+    if not bool(support.mask.any() and query.mask.any()):
+        raise ShapeError("tasks have examples in support and in query")
+    if support.y.ndim != (3 if support.y.is_floating_point() else 2):
+        raise ShapeError("targets are (tasks, rows, out), labels (tasks, rows)")
+
+
+def _checked_ways(drawn: Tasks, name: str) -> int:
+    """Return the number of classes: one more than the largest label in support.
+
+    Raises:
+        DataError: If it is below 2 or above the rows of support, or a label is out of range.
+    """
+    there = drawn.support_y[drawn.support_mask]
+    ways, rows = int(there.max()) + 1, drawn.support_y.shape[1]
+    least, largest = int(drawn.query_y.min()), int(drawn.query_y.max())
+    if not 2 <= ways <= rows or int(there.min()) < 0 or not 0 <= least <= largest < ways:
+        raise DataError(
+            f"`{name}` drew labels that do not fit: from {int(there.min())} to {ways - 1} in "
+            f"support, up to {largest} in query. A task has the labels 0 to ways "
+            f"- 1, two or more, and an example or more of each in support, which has {rows} rows. "
+            "Change `sample`."
+        )
+    return ways
+
+
 def own_problem(config: FewShotOptions) -> Problem:
-    """Draw tasks from a source of the user's own, and set a problem around it that suits them.
+    """Build the problem of a user's own source: a classification or a regression.
+
+    Two tasks are drawn, whose targets decide.
+
+    Args:
+        config: Resolved options; ``data`` is ``module:Class``.
 
     Raises:
         ConfigError: If the class cannot be imported or called, or options do not fit.
-        DataError: If what it draws does not fit.
+        DataError: If the drawn tasks are not valid.
     """
     for option, typed in (("--split", config.split), ("--uneven-shots", config.uneven_shots)):
         if typed:
             raise ConfigError(
-                f"`{option}` with `--data {config.data}`. A source of your own says itself which "
-                f"tasks it draws. Leave `{option}` out."
+                f"`{option}` with `--data {config.data}`. A source of your own decides which tasks "
+                f"it draws. Leave `{option}` out."
             )
     drawn = make_source(config, "train", config.shots[0]).sample(
         2, torch.Generator().manual_seed(0)
@@ -140,7 +160,14 @@ def own_problem(config: FewShotOptions) -> Problem:
 
 
 def arguments_of(data: str) -> tuple[Callable[..., Any], set[str]]:
-    """Import a source of the user's own, and see which of `TAKEN` it takes."""
+    """Import a user's own source, and return it with those of `TAKEN` in its signature.
+
+    Args:
+        data: The source as ``module:Class``.
+
+    Raises:
+        ConfigError: If the source cannot be imported.
+    """
     made: Callable[..., Any] = imported(data, "A source of tasks", "--data my_tasks:Source")
     try:
         return made, {*TAKEN} & {*inspect.signature(made).parameters}
@@ -149,7 +176,17 @@ def arguments_of(data: str) -> tuple[Callable[..., Any], set[str]]:
 
 
 def make_source(config: FewShotOptions, part: str, shots: int, ways: int | None = None) -> OwnTasks:
-    """Call the class of the user's own for one part of the tasks."""
+    """Build the user's own source for one part of the tasks.
+
+    Args:
+        config: Resolved options.
+        part: One of `PARTS`.
+        shots: Support points per class.
+        ways: Classes per task; None for the config's first.
+
+    Raises:
+        ConfigError: If the class cannot be imported or called, or is no `TaskSource`.
+    """
     made, takes = arguments_of(config.data)
     asked = {
         "shots": shots,
@@ -160,7 +197,7 @@ def make_source(config: FewShotOptions, part: str, shots: int, ways: int | None 
     arguments = {name: value for name, value in asked.items() if name in takes}
     try:
         source = made(**arguments)
-    except OWN_ERRORS as error:  # as above
+    except OWN_ERRORS as error:
         typed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise ConfigError(
             f"`{config.data}` could not be called with ({typed}): {type(error).__name__}: {error}. "
@@ -175,19 +212,26 @@ def make_source(config: FewShotOptions, part: str, shots: int, ways: int | None 
 
 
 def protocol_of(data: str) -> str:
-    """Say how tasks to train on and to be judged on are kept apart, for the record."""
+    """Return the separation of train, validation and test tasks in words, for the record."""
     if "part" in arguments_of(data)[1]:
-        return f"`{data}` says itself which tasks are for train, validation and test."
-    return f"`{data}` has no argument `part`: train, validation and test are tasks of one source with seeds of their own."
+        return f"`{data}` decides which tasks are for train, validation and test."
+    return (
+        f"`{data}` has no argument `part`: train, validation and test are tasks of one source with "
+        "different seeds."
+    )
 
 
 class _Own:
-    """What both kinds have in common: sources, and the settings that the class can be asked for."""
+    """Sources and settings of a user's own tasks, for classification and regression."""
 
     config: FewShotOptions
 
     def _look(self, config: FewShotOptions) -> Tasks:
-        """Draw once, and take from the tasks what the class is not asked for."""
+        """Draw two tasks, and set ``self.config`` with the ways and shots that the class fixes.
+
+        Raises:
+            ConfigError: If the class takes ``ways`` but draws another number of classes.
+        """
         takes = arguments_of(config.data)[1]
         drawn = make_source(config, "test", config.shots[0]).sample(
             2, torch.Generator().manual_seed(0)
@@ -208,29 +252,29 @@ class _Own:
         return drawn
 
     def train_source(self, learner: Learner | None = None) -> TaskSource:
-        """The part to train on, with the most shots."""
+        """Return the source of the part ``train``, with the largest number of shots."""
         ways = (learner.ways if learner else None) or self.config.train_ways
         return make_source(self.config, "train", max(self.config.shots), ways)
 
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
-        """The part to be judged on."""
-        return make_source(
-            self.config,
-            "validation" if self.config.held_out == "validation" else "test",
-            shots,
-            ways,
-        )
+        """Return the source of the part that is judged: ``test``, or ``validation``."""
+        return make_source(self.config, self.config.held_out, shots, ways)
 
     def validation_source(self, shots: int) -> TaskSource:
-        """The part to watch a training by."""
+        """Return the source of the part ``validation``."""
         return make_source(self.config, "validation", shots)
 
 
 class OwnClasses(_Own, ClassProblem):
-    """Classification of tasks that a source of the user's own draws.
+    """Classification problem around a user's own source.
 
     Args:
-        config: A resolved config.
+        config: Resolved options.
+
+    Raises:
+        ConfigError: If the inputs have a shape that needs a base network of the user's own, or
+            options do not fit.
+        DataError: If the drawn tasks are not valid.
     """
 
     alike = "folder"
@@ -253,24 +297,28 @@ class OwnClasses(_Own, ClassProblem):
             len(self.event) == 1 or (len(self.event) == 3 and self.event[1] == self.event[2])
         ):
             raise ConfigError(
-                f"`{config.data}` draws inputs of shape {self.event}. Without more ado features "
-                "(n,) and square images (channels, size, size) are read. Pass a network for them, "
-                "as in `--base my_networks:Net`."
+                f"`{config.data}` draws inputs of shape {self.event}. The built-in networks read "
+                "features (n,) and square images (channels, size, size). Pass a network for "
+                "your shape, as in `--base my_networks:Net`."
             )
         self.build(2)
         for ways, shots in product(self.config.ways, self.config.shots):
             self.test_source(shots, ways).sample(2, torch.Generator().manual_seed(0))
 
     def inputs(self) -> Inputs:
-        """Rows of numbers, or arrays."""
+        """Return the preprocessing of rows of numbers, or of arrays."""
         return _inputs(self.event)
 
 
 class OwnCurves(_Own, CurveProblem):
-    """Regression of tasks that a source of the user's own draws.
+    """Regression problem around a user's own source.
 
     Args:
-        config: A resolved config.
+        config: Resolved options.
+
+    Raises:
+        ConfigError: If the inputs are not rows of numbers, or options do not fit.
+        DataError: If the drawn tasks are not valid.
     """
 
     alike = "sinusoid"
@@ -281,7 +329,7 @@ class OwnCurves(_Own, CurveProblem):
         if drawn.support_x.ndim != 3:
             raise ConfigError(
                 f"`{config.data}` draws inputs of shape {tuple(drawn.support_x.shape[2:])} with "
-                "targets that are fractions. The inputs of a regression are rows of numbers, "
+                "floating-point targets. The inputs of a regression are rows of numbers, "
                 "(tasks, points, features). Flatten them."
             )
         self.x_dim, self.y_dim = drawn.support_x.shape[2], drawn.support_y.shape[2]
@@ -289,11 +337,11 @@ class OwnCurves(_Own, CurveProblem):
         self.build(self.y_dim)
 
     def inputs(self) -> Inputs:
-        """Rows of numbers."""
+        """Return the preprocessing of rows of numbers."""
         return _inputs((self.x_dim,))
 
     def targets(self) -> Targets:
-        """As the source gives them."""
+        """Return the targets, without scaling."""
         return Targets(
             ("y",) if self.y_dim == 1 else tuple(f"y{number}" for number in range(self.y_dim))
         )

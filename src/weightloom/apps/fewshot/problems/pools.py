@@ -1,4 +1,4 @@
-"""The classes of each data set, dealt out to training, validation and test."""
+"""Classes of each data set, split into training, validation and test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,47 +33,61 @@ from weightloom.tasks.text import load_intent_pool, load_intents
 
 @dataclass(frozen=True)
 class Pools:
-    """Disjoint classes, how they are augmented, and what suits them."""
+    """Classes for training, validation and test, with their augmentation and network settings."""
 
     train: ClassPool
-    """Classes of meta-training, those that are turned images of others included."""
+    """Classes of meta-training, including rotated copies as classes of their own."""
     validation: ClassPool
-    """Classes to watch during meta-training."""
+    """Classes that are scored during meta-training."""
     test: ClassPool
-    """Classes to be judged on."""
+    """Classes of the table."""
     network: dict[str, Any] = field(default_factory=dict)
-    """Options of the base network, as of `ResidualTrunk` or `ConvNet`."""
+    """Options of the base network, `ResidualTrunk` or `ConvNet`."""
     residual: bool = True
-    """Whether images are read by a residual network."""
+    """True if the base network for images is a residual network."""
     start_scale: float = 1.0
-    """How sharp heads are at step 0."""
+    """Scale of the logits of heads at step 0."""
     unit_scale: float | None = None
-    """Bring the features of the generated head to one length, and start it as sharp as this; None
-    leaves them."""
+    """Scale of the logits at step 0 of a head on features normalised to one length; None leaves the
+    features of the generated head as they are."""
     tell_all_apart: bool = False
-    """Train trunks also to tell all training classes apart, whatever the head."""
+    """Train trunks with an auxiliary loss as well: classification of all training classes."""
     augment: Augment | None = None
+    """Augmentation of the examples of meta-training."""
     train_groups: Tensor | None = None
+    """Group of each training class; a task has classes of one group. None for any classes."""
     validation_groups: Tensor | None = None
+    """Group of each validation class."""
     test_groups: Tensor | None = None
+    """Group of each test class."""
     same_drawer: bool = False
     """Judge on tasks whose support is all by one person, and whose query is all by another."""
     notices: tuple[str, ...] = ()
-    """What a person should know, such as files that were skipped."""
+    """Sentences about the data for the user, such as the files that were skipped."""
 
     @staticmethod
     def most_ways(groups: Tensor | None, classes: int) -> int:
-        """How many classes a task can have."""
+        """Return the maximum number of classes in a task: the size of the largest group.
+
+        Args:
+            groups: Group of each class; None for no groups.
+            classes: Number of classes.
+        """
         return classes if groups is None else int(torch.bincount(groups).max())
 
 
 def load_pools(config: FewShotOptions) -> Pools:
-    """Load the data of a classification problem and deal out its classes."""
+    """Load the data of a classification problem and split its classes.
+
+    Raises:
+        DataError: If the data are missing, damaged, or have too few classes.
+        MissingExtraError: If an optional package for the data is not installed.
+    """
     return LOADERS[config.kind](config)
 
 
 def pick(pool: ClassPool, classes: list[int]) -> ClassPool:
-    """Take some classes of a pool."""
+    """Return some classes of a pool, by their numbers."""
     texts = tuple(pool.sentences[i] for i in classes) if pool.sentences else ()
     return ClassPool(
         pool.examples[classes], pool.counts[classes], tuple(pool.names[i] for i in classes), texts
@@ -110,13 +124,12 @@ def _omniglot(config: FewShotOptions) -> Pools:
 
 
 def _omniglot_alphabets(config: FewShotOptions) -> Pools:
-    """Characters of one alphabet: trained on a minimal set of five, judged on the evaluation alphabets."""
+    """Tasks within one alphabet: five training alphabets, tested on the evaluation alphabets."""
     pool = load_omniglot()
-    minimal = SMALL1
-    train, test = lake_split(pool, minimal)
+    train, test = lake_split(pool, SMALL1)
     if config.held_out == "validation":
         background = dict.fromkeys(name.split("/")[0] for name in pool.names[:BACKGROUND])
-        others = [name for name in background if name not in minimal]
+        others = [name for name in background if name not in SMALL1]
         test, _ = lake_split(pool, others)
     known, judged = pick(pool, train.tolist()), pick(pool, test.tolist())
     turned = rotated(known, (1, 2, 3))
@@ -150,7 +163,7 @@ def _cifar_fs(config: FewShotOptions) -> Pools:
 
 
 def _spoken_digits(config: FewShotOptions) -> Pools:
-    """Words of one speaker; whole speakers are held out."""
+    """Tasks of the words of one speaker; whole speakers are held out."""
     spoken = load_spoken_digits()
     split = spoken_split(config.split)
     of = {name: spoken.of(speakers).tolist() for name, speakers in split.items()}
@@ -169,10 +182,10 @@ def _spoken_digits(config: FewShotOptions) -> Pools:
 
 
 def _intents(config: FewShotOptions) -> Pools:
-    """Requests to a voice assistant to train on, a bank's customers to judge on.
+    """Training on requests to a voice assistant, test on questions of a bank's customers.
 
-    To tune, the requests that are about banks and cards are held out and judged on: they are
-    nearest to the bank's.
+    For validation the assistant's requests about banks and cards are held out, which are the
+    nearest to the test data.
     """
     pool, domains = load_intent_pool("clinc150"), load_intents("clinc150").groups
     near = torch.isin(domains, torch.tensor(NEAR_DOMAINS))
@@ -183,37 +196,34 @@ def _intents(config: FewShotOptions) -> Pools:
 
 
 def _folder(config: FewShotOptions) -> Pools:
-    """A folder of the user's, a sub-folder per class."""
-    assert config.ways and config.shots and config.queries
+    """A user's own folder, with a sub-folder per class."""
     ways = max(config.ways)
     loaded = load_folder(config.data, fewest=max(config.shots) + config.queries, ways=2 * ways)
     split = loaded.split or split_classes(len(loaded.pool.names), config.split, fewest=ways)
     parts = {name: pick(loaded.pool, classes) for name, classes in split.items()}
-    judged = "validation" if config.held_out == "validation" else "test"
-    for name in ("train", judged):
+    for name in ("train", config.held_out):
         if len(parts[name].names) < ways:
             raise DataError(
                 f"`{config.data}` has {len(parts[name].names)} classes with enough pictures for "
-                f"{name}, and tasks of {ways} ways take {ways}. Its folders say which classes are "
-                f"to train on and which to be judged on. Put classes into "
+                f"{name}, and tasks of {ways} ways take {ways}. Its folders decide which classes "
+                "are for training and which for judging. Put classes into "
                 f"`{Path(config.data) / name}`, ask for fewer `--ways`, or type a folder that "
                 f"holds the classes themselves, as in `--data {Path(config.data) / 'train'}`: they "
                 "are split by a seed."
             )
     channels, size = loaded.pool.examples.shape[2:4]
-    notices = [
+    counts = ", ".join(f"{len(part.names)} for {name}" for name, part in parts.items())
+    notice = (
         f"{loaded.pool.examples.shape[0]} classes of pictures, made {size}x{size} with {channels} "
-        "channels: "
-    ]
-    notices[0] += ", ".join(f"{len(part.names)} for {name}" for name, part in parts.items())
-    notices += told(loaded.skipped)
+        f"channels: {counts}"
+    )
     return Pools(
         parts["train"],
         parts["validation"] if len(parts["validation"].names) >= ways else parts["train"],
-        parts[judged],
+        parts[config.held_out],
         start_scale=6.0,
         augment=Jitter(0.5),
-        notices=tuple(notices),
+        notices=(notice, *told(loaded.skipped)),
     )
 
 
@@ -221,7 +231,8 @@ NEAR_DOMAINS = (1, 2)
 """CLINC150's domains of banking and of credit cards."""
 
 INTENT_SCALE = 20.0 * 384
-"""Features have unit length: squared distances are of order one, not of order 384."""
+"""Scale of the logits for sentences. Their 384 features have unit length, so that squared distances
+are of order 1 instead of 384."""
 
 LOADERS: dict[str, Callable[[FewShotOptions], Pools]] = {
     "digits": _digits,
@@ -232,3 +243,4 @@ LOADERS: dict[str, Callable[[FewShotOptions], Pools]] = {
     "intents": _intents,
     "folder": _folder,
 }
+"""Loader of each data set of classes."""

@@ -1,4 +1,4 @@
-"""What every few-shot problem is, and how its methods are found by name."""
+"""Interface of few-shot problems: sources of tasks, base network, methods by name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -20,69 +20,80 @@ from weightloom.runs.record import Role
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
 
 NORMS = ("hyper-film", "film", "protonet-unit")
-"""Methods that generate norms of the library's own base networks, or add one, and do not know those
-of others."""
+"""Methods that generate or add norms in the library's own base networks, and are not available with
+a user's network."""
 
 
 class Yardstick(NamedTuple):
-    """A row of the table that does not compete, such as a ceiling."""
+    """Row of the table that does not compete, such as a ceiling."""
 
     method: str
-    """Its name."""
+    """Name in the table."""
     role: Role
+    """Role of the row."""
     learner: Learner
     """The judged model."""
     seen: Callable[[Tasks], Tasks] | None = None
-    """Makes the tasks that it is given from those drawn; None gives them as they are."""
+    """Changes the drawn tasks before the model sees them; None for no change."""
 
 
 class Problem(ABC):
-    """A data set, seen as a few-shot problem."""
+    """A data set as a few-shot problem: sources of tasks, base network, methods, preprocessing."""
 
     kind: Literal["classification", "regression"]
+    """Kind of the tasks."""
     config: FewShotOptions
+    """Resolved options."""
     notices: tuple[str, ...] = ()
-    """What a person should know of the data before it goes on, such as files that were skipped."""
+    """Sentences about the data for the user, such as the files that were skipped."""
     at_once: int
-    """How many tasks are judged in one pass."""
+    """Tasks per pass of judging."""
     alike: str = ""
-    """Data set of the library whose methods, with their settings, suit these tasks; empty: the data
-    set itself."""
+    """Data set of the library whose methods and settings are used; empty for the problem's own."""
     without: tuple[str, ...] = ()
-    """Methods among them that know more of that data set than is known of these."""
+    """Methods of that data set that need knowledge which these tasks lack."""
     many: int = 0
-    """Tasks that are adapted to at the end of a run to see how long that takes; 0: it is not looked
-    at."""
+    """Tasks that adaptation is timed on at the end of a run; 0 for no timing."""
 
     @property
     def ways(self) -> int | None:
-        """Rows of a head whose number is fixed; None where outputs are no classes."""
+        """Number of rows of a head shared by all tasks; None if the problem fixes none."""
         return None
 
     @abstractmethod
     def train_source(self, learner: Learner | None = None) -> TaskSource:
-        """Tasks of meta-training, as they suit a method; None for any."""
+        """Return the source of meta-training tasks.
+
+        Args:
+            learner: The method to train, which may need tasks of certain sizes; None for any.
+        """
 
     @abstractmethod
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
-        """Tasks never seen in meta-training, with ``shots`` support points per class.
+        """Return the source of tasks never seen in meta-training.
 
-        ``ways`` None: the first.
+        Args:
+            shots: Support points per class.
+            ways: Classes per task; None for the config's first.
 
         Raises:
-            ConfigError: If there is not enough to draw from.
+            ConfigError: If the data have too few classes or examples.
         """
 
     @abstractmethod
     def validation_source(self, shots: int) -> TaskSource:
-        """Tasks to watch during meta-training; never those of the final table."""
+        """Return the source of tasks that are scored during meta-training, none of the table's."""
 
     @abstractmethod
     def build(self, outputs: int) -> nn.Module:
-        """The base network of every method, newly initialised, for a number of outputs."""
+        """Build the base network of every method, newly initialised, for a number of outputs."""
 
     def methods(self) -> dict[str, Callable[[], Learner]]:
-        """Builders of the methods that solve these tasks, by name, as `weightloom.apps.fewshot.methods` has them."""
+        """Return builders of the methods for these tasks, by name.
+
+        They are those of `weightloom.apps.fewshot.methods` for ``alike`` or the data set, less
+        ``without``, and less `NORMS` with a base network of the user's own.
+        """
         builds = builds_of(self.alike or self.config.kind)
         odd = [
             *self.without,
@@ -91,43 +102,52 @@ class Problem(ABC):
         return {name: partial(build, self) for name, build in builds.items() if name not in odd}
 
     def yardsticks(self, learner: Learner) -> list["Yardstick"]:
-        """Return rows that no method competes for, such as a ceiling.
+        """Return rows that do not compete, such as a ceiling.
 
         Args:
-            learner: The method that the run is about, trained.
+            learner: The main method of the run, trained.
         """
         return []
 
     @abstractmethod
     def setting(self, shots: int, ways: int) -> str:
-        """Say which tasks these are, as in "3-way 1-shot"."""
+        """Return a setting in words, as in "3-way 1-shot"."""
 
     def inputs(self) -> Inputs:
-        """Return how an example of a user's own is read: the same as in training.
+        """Return the preprocessing of a user's own examples, the same as in training.
 
         Raises:
-            ConfigError: If the problem takes none.
+            ConfigError: If the problem defines no preprocessing.
         """
         raise ConfigError(
-            f"`--data {self.config.data}` takes no examples of your own: it does not say how they "
-            f"are read. Write `inputs` of {type(self).__name__}."
+            f"`--data {self.config.data}` takes no examples of your own: it defines no "
+            f"preprocessing. Write `inputs` of {type(self).__name__}."
         )
 
     def targets(self) -> Targets | None:
-        """Return what a regression predicts, in its own unit; None for a classification."""
+        """Return names and scale of the targets of a regression; None for a classification."""
         return None
 
     def labels(self, names: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
-        """Return the labels of examples of a user's own, and the class of each label, in the order given.
+        """Return the labels of a user's own examples, and the class of each label.
+
+        Labels count from 0 in the order of first appearance.
+
+        Args:
+            names: Class of each example.
 
         Raises:
-            DataError: If there is no such class.
+            DataError: If the problem has fixed classes and a name is not one of them.
         """
         number = {name: place for place, name in enumerate(dict.fromkeys(names))}
         return torch.tensor([number[name] for name in names]), tuple(number)
 
     def check_methods(self) -> None:
-        """Raise a `ConfigError` unless all methods of the config go with these tasks and this base."""
+        """Check that all methods of the config fit these tasks and the base network.
+
+        Raises:
+            ConfigError: If a method does not.
+        """
         known = self.methods()
         for method in self.config.methods:
             if ":" not in method and method not in known:
@@ -138,22 +158,24 @@ class Problem(ABC):
                 )
 
     def settings(self) -> list[tuple[int, int]]:
-        """Ways and shots of every block of the table."""
+        """Return ways and shots of every block of the table."""
         return list(product(self.config.ways or (), self.config.shots or ()))
 
     def up_to(self, shots: int) -> str:
-        """Say how many shots there are: one number, or from 1 to it where they are unequal."""
+        """Return the number of shots in words, as in "5", or "1-to-5" if shots are uneven."""
         return f"1-to-{shots}" if self.config.uneven_shots and shots > 1 else str(shots)
 
     def learner(self, method: str) -> Learner:
         """Build a method by name, or one of the user's own.
 
+        With ``mode="bilevel"`` a trained method without inner loop is wrapped in gradient steps.
+
         Args:
-            method: A name, or ``module:Class`` for something that is called with this problem and
-                gives a `Learner`.
+            method: A name, or ``module:Class`` for a callable that takes this problem and returns a
+                `Learner`.
 
         Raises:
-            ConfigError: If there is no such module or class, or what it gives is not a `Learner`.
+            ConfigError: If the module or class does not exist, or returns no `Learner`.
         """
         own = ":" in method
         learner = (
@@ -172,16 +194,16 @@ class Problem(ABC):
 
 
 class MixedTasks(TaskSource):
-    """Draw from one of several sources, chosen by chance for each batch.
+    """Source that draws each batch from one of several sources, chosen at random.
 
     Args:
-        sources: Where to draw from.
+        sources: Sources with equal chances.
     """
 
     def __init__(self, sources: list[TaskSource]) -> None:
         self.sources = sources
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
-        """Choose a source, then draw."""
+        """Choose a source at random, and draw tasks from it."""
         choice = int(torch.randint(len(self.sources), (), generator=generator))
         return draw_share(self.sources[choice], share)(tasks, generator)

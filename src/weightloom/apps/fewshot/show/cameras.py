@@ -1,4 +1,4 @@
-"""Cameras to look at: pictures before the first one, what it sends, what is made of that, and what is read."""
+"""Example cameras for the report: pictures before a camera, as sent, as restored, and as read."""
 
 import torch
 from torch import Tensor
@@ -11,13 +11,17 @@ from weightloom.learners.learner import Learner
 from weightloom.tasks import Tasks
 
 SHOWN_QUERIES = 150
-"""Pictures of the first camera among which the first of each digit are found."""
+"""Pictures drawn of the first camera, to find the first of each digit among."""
 WORST_SHOWN = 10
-"""Pictures of each of the worst cameras."""
+"""Pictures shown of each of the worst cameras."""
 
 
 def predicted(learners: dict[str, Learner], problem: CameraProblem, early: bool) -> Shown | str:
-    """The first picture of every digit that the first camera sends: none is chosen."""
+    """Return the first picture of every digit of the first camera: original, sent and restored.
+
+    Restored pictures and readings are those of `matching` and of the first learner, if they restore
+    pictures.
+    """
     tasks = _first_camera(problem, early)
     labels = tasks.query_y[0]
     first = [int((labels == digit).nonzero()[0]) for digit in labels.unique().tolist()]
@@ -37,9 +41,10 @@ def predicted(learners: dict[str, Learner], problem: CameraProblem, early: bool)
 
 
 def worst(learner: Learner, problem: CameraProblem, early: bool) -> Shown | str:
-    """The cameras read worst among many, from the fewest pictures.
+    """Return the cameras of lowest accuracy among many, with their first pictures as restored.
 
-    What was made of their first ones.
+    They are adapted to in the first setting of the table. A sentence for a method that restores no
+    pictures.
     """
     if not isinstance(learner, RestoringLearner):
         return "The method restores no pictures."
@@ -59,18 +64,18 @@ def worst(learner: Learner, problem: CameraProblem, early: bool) -> Shown | str:
 
 
 def conditions(learner: Learner, problem: CameraProblem, early: bool) -> Shown | str:
-    """The mean token of each camera, by how well it was read."""
+    """Return the condition of each camera with its accuracy, or a sentence if it has none."""
     shots, ways = _fewest(problem)
     return by_score(learner, source_of(problem, shots, early, ways))
 
 
 def titles(problem: CameraProblem, early: bool, tasks: Tasks) -> list[str]:
-    """Number the cameras."""
+    """Return the titles of cameras: their numbers."""
     return [f"camera {number + 1}" for number in range(len(tasks.query_x))]
 
 
 def _fewest(problem: CameraProblem) -> tuple[int, int]:
-    """Shots and ways of the first setting."""
+    """Return shots and ways of the first setting, which has the fewest pictures."""
     ways, shots = problem.settings()[0]
     return shots, ways
 
@@ -84,10 +89,7 @@ def _first_camera(problem: CameraProblem, early: bool) -> Tasks:
 
 
 def _restoring(learners: dict[str, Learner]) -> dict[str, RestoringLearner]:
-    """The methods that restore pictures.
-
-    Matching by hand first, then the one that the run is about.
-    """
+    """Return those of `matching` and the first learner that restore pictures, in this order."""
     found = {
         name: learner for name, learner in learners.items() if isinstance(learner, RestoringLearner)
     }
@@ -95,12 +97,12 @@ def _restoring(learners: dict[str, Learner]) -> dict[str, RestoringLearner]:
 
 
 def _square(pictures: Tensor) -> Tensor:
-    """Give pixels their places."""
+    """Return vectors of pixels as square pictures."""
     side = int(pictures.shape[-1] ** 0.5)
     return pictures.float().unflatten(-1, (side, side))
 
 
 def _to_grey(x: Tensor) -> Tensor:
-    """Spread what a camera sends over the greys, as a screen would that knows nothing of its wires."""
+    """Scale the signals of a camera to [0, 1], without undoing its fault."""
     low, high = x.min(), x.max()
     return (x - low) / (high - low)

@@ -1,4 +1,4 @@
-"""What a method changed in the base network, parameter by parameter, for two tasks side by side."""
+"""Changes of the base network by a method, parameter by parameter, for two tasks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,16 +16,28 @@ from weightloom.params import parameters_by_name
 from weightloom.tasks import Tasks
 
 MATRICES = 3
-"""How many of the largest generated matrices are drawn."""
+"""Maximum number of generated matrices drawn, the largest ones."""
 ROWS, COLUMNS = 40, 64
-"""As much of a matrix is drawn at most."""
+"""Maximum size of a drawn matrix; the rest is cut off."""
 
 
 def changes(
     learner: Learner, problem: Problem, early: bool, titles: Callable[[Tasks], list[str]]
 ) -> Shown | str:
-    """Hold the parameters of two tasks against the base's own values, and against each other."""
-    shots = max(problem.config.shots or (1,))
+    """Compare the parameters of two tasks with the base's own values and with each other.
+
+    Args:
+        learner: The method.
+        problem: Source of the tasks, which have the most shots of the table.
+        early: Take validation tasks.
+        titles: Names tasks.
+
+    Returns:
+        The generated matrices, largest first but the head before all, less the base's own values;
+        and facts with a row of norms for each parameter. A sentence if the method adapts no
+        parameter.
+    """
+    shots = max(problem.config.shots)
     tasks = source_of(problem, shots, early).sample(2, generator())
     params = {name: built(value).float() for name, value in learner.adapt(tasks.support).items()}
     own = own_values(learner, params)
@@ -34,9 +46,8 @@ def changes(
     rows = [_row(name, value, own.get(name)) for name, value in params.items()]
     tensors: dict[str, Tensor] = {}
     maps: list[dict[str, Any]] = []
-    matrices = [name for name, value in params.items() if value.ndim > 2]
-    head = matrices[-1] if matrices and _by_class(params[matrices[-1]], problem, tasks) else None
-    for name in sorted(matrices, key=lambda name: (name != head, -params[name].numel()))[:MATRICES]:
+    head, matrices = _matrices(params, problem, tasks)
+    for name in matrices:
         value = params[name] - own[name] if name in own else params[name]
         tensors[f"changed_{len(maps)}"] = value.flatten(2)[:, :ROWS, :COLUMNS]
         shape = [value.shape[1], value[0, 0].numel()]
@@ -48,7 +59,10 @@ def changes(
 
 
 def own_values(learner: Learner, params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the base's own values of generated parameters, those that exist in the same shape and are not all zero."""
+    """Return the base's own values of generated parameters, by name.
+
+    Parameters that the base lacks, has in another shape, or has as zeros are left out.
+    """
     base = getattr(learner, "base", None)
     if not isinstance(base, torch.nn.Module):
         return {}
@@ -60,8 +74,22 @@ def own_values(learner: Learner, params: dict[str, Tensor]) -> dict[str, Tensor]
     }
 
 
+def _matrices(
+    params: dict[str, Tensor], problem: Problem, tasks: Tasks
+) -> tuple[str | None, list[str]]:
+    """Return the name of the head by class, or None, and the names of the matrices to draw."""
+    matrices = [name for name, value in params.items() if value.ndim > 2]
+    head = matrices[-1] if matrices and _by_class(params[matrices[-1]], problem, tasks) else None
+    matrices.sort(key=lambda name: (name != head, -params[name].numel()))
+    return head, matrices[:MATRICES]
+
+
 def _row(name: str, value: Tensor, own: Tensor | None) -> dict[str, Any]:
-    """Norms of the changes relative to the norm of the own value, or of the difference to what both are."""
+    """Return the norms of a parameter's changes, relative to the norm of the own value.
+
+    Without an own value ``relative`` is None, and the distance of the two tasks is relative to the
+    root mean square norm of their values.
+    """
     norms = value.flatten(1).norm(dim=1)
     apart = float((value[0] - value[1]).norm())
     if own is None:
@@ -78,7 +106,7 @@ def _row(name: str, value: Tensor, own: Tensor | None) -> dict[str, Any]:
 
 
 def _by_class(value: Tensor, problem: Problem, tasks: Tasks) -> bool:
-    """Whether the last matrix has a row for every class of a task."""
+    """Return True if the last matrix has a row for every class of a task."""
     return (
         isinstance(problem, ClassProblem)
         and value.ndim == 3

@@ -1,7 +1,4 @@
-"""Classification tasks to look at.
-
-What was predicted, the worst of many, and a map of conditions.
-"""
+"""Example classification tasks for the report: predictions, worst tasks, a map of conditions."""
 
 import torch
 from torch import Tensor
@@ -22,19 +19,21 @@ from weightloom.learners.learner import Learner
 from weightloom.tasks import Tasks, TaskSource
 
 MAP_CLASSES = 10
+"""Maximum number of classes on the map of conditions."""
 MAP_S = 4.0
+"""Time limit of the map, in seconds."""
 PICTURE = 3
-"""Axes of what can be drawn: channels, height, width."""
+"""Number of axes of a picture: channels, height, width."""
 
 
 def predicted(learner: Learner, problem: ClassProblem, early: bool) -> Shown:
-    """A few tasks with what was predicted and how sure the method was."""
+    """Return a few tasks with predictions and confidences."""
     tasks = _source(problem, early).sample(SHOWN_TASKS, generator())
     return _looked_at(tasks, learner.answer(tasks), problem, early)
 
 
 def worst(learner: Learner, problem: ClassProblem, early: bool) -> Shown:
-    """The tasks of lowest accuracy among many."""
+    """Return the tasks of lowest accuracy among many."""
     tasks, outputs, scores, looked = lowest(learner, problem, _source(problem, early), better=1)
     tensors, facts = _looked_at(tasks, outputs, problem, early)
     tensors, facts = (
@@ -44,9 +43,9 @@ def worst(learner: Learner, problem: ClassProblem, early: bool) -> Shown:
 
 
 def conditions(learner: Learner, problem: ClassProblem, early: bool) -> Shown | str:
-    """What the method knows of each class of many tasks, by class.
+    """Return the conditions of many tasks: per class, labelled by class, if the method has these.
 
-    Or of each task, by how well it did.
+    Otherwise per task, with its accuracy; or a sentence if the method has no condition.
     """
     source = source_of(problem, max(problem.config.shots or (1,)), early)
     tasks = source.sample(MAP_TASKS // 2, generator())
@@ -69,7 +68,12 @@ def conditions(learner: Learner, problem: ClassProblem, early: bool) -> Shown | 
 
 
 def by_score(learner: Learner, source: TaskSource) -> Shown | str:
-    """Conditions of many tasks, by how well the method did."""
+    """Return the conditions of many tasks with the method's accuracy on each.
+
+    Returns:
+        ``conditions``, (tasks, width), and ``condition_value``, (tasks, 1); or a sentence if the
+        method has no condition.
+    """
     parts = [
         (mapped_condition(learner, drawn), score_per_task(outputs, drawn.query))
         for drawn, outputs in answered(learner, source, MAP_TASKS // 2, MAP_S)
@@ -83,12 +87,12 @@ def by_score(learner: Learner, source: TaskSource) -> Shown | str:
 
 
 def titles(problem: ClassProblem, early: bool, tasks: Tasks) -> list[str]:
-    """Name tasks by their classes."""
+    """Return the titles of tasks: the names of their classes."""
     return [", ".join(names) for names in class_names(problem, early, tasks)]
 
 
 def class_names(problem: ClassProblem, early: bool, tasks: Tasks) -> list[list[str]]:
-    """Names of the classes of each task, in the order of its labels."""
+    """Return the names of the classes of each task, in the order of its labels."""
     pool = problem.validation if early else problem.held_out
     assert tasks.classes is not None
     return [[pool.names[i] for i in row] for row in tasks.classes.tolist()]
@@ -115,10 +119,7 @@ def _looked_at(tasks: Tasks, outputs: Tensor, problem: ClassProblem, early: bool
 
 
 def _texts(tasks: Tasks, problem: ClassProblem, early: bool) -> dict[str, list[list[str]]]:
-    """What a person reads in the place of each point, found by its features.
-
-    Nothing where points are pictures.
-    """
+    """Return the sentence of each point, found by its features; empty if the points have none."""
     pool = problem.validation if early else problem.held_out
     classes = tasks.classes
     if not pool.sentences or classes is None:

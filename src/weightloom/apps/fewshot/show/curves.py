@@ -1,4 +1,4 @@
-"""Regression tasks to look at: predicted curves, the worst of many, and a map of conditions."""
+"""Example regression tasks for the report: predictions, the worst tasks, a map of conditions."""
 
 import torch
 from torch import Tensor
@@ -18,15 +18,19 @@ from weightloom.tasks import SinusoidTasks, Tasks
 from weightloom.tasks.points import PointPool, PointTasks
 
 CURVE_SHOTS = (1, 3, 5, 10)
+"""Numbers of support points that curves are predicted from, besides the most of the table."""
 CURVE_POINTS = 201
+"""Points of a predicted curve."""
 SCATTER_TASKS = 60
+"""Tasks behind a plot of predictions against the truth."""
 SCATTER_POINTS = 1200
+"""Maximum number of marks in such a plot."""
 
 
 def predicted(learner: Learner, problem: CurveProblem, early: bool) -> Shown:
-    """Curves predicted from more and more points of a few tasks.
+    """Return the curves of a few tasks, predicted from more and more of their points.
 
-    With several inputs predictions against truth.
+    For tasks with several inputs, predictions and truth of query points.
     """
     most = max(problem.config.shots or (1,))
     source = source_of(problem, most, early)
@@ -43,7 +47,7 @@ def predicted(learner: Learner, problem: CurveProblem, early: bool) -> Shown:
 
 
 def worst(learner: Learner, problem: CurveProblem, early: bool) -> Shown | str:
-    """The tasks of largest error among many."""
+    """Return the tasks of largest error among many."""
     most = max(problem.config.shots or (1,))
     tasks, outputs, scores, looked = lowest(
         learner, problem, source_of(problem, most, early), better=-1
@@ -61,7 +65,11 @@ def worst(learner: Learner, problem: CurveProblem, early: bool) -> Shown | str:
 
 
 def conditions(learner: Learner, problem: CurveProblem, early: bool) -> Shown | str:
-    """What the method knows of each task, by its family, or by the numbers behind it."""
+    """Return the condition of each task, labelled by its family or by numbers.
+
+    The numbers are amplitude and phase of sinusoids, else the mean target. A sentence if the method
+    has no condition.
+    """
     tasks = source_of(problem, max(problem.config.shots or (1,)), early).sample(
         MAP_TASKS, generator()
     )
@@ -92,7 +100,7 @@ def conditions(learner: Learner, problem: CurveProblem, early: bool) -> Shown | 
 
 
 def titles(problem: CurveProblem, early: bool, tasks: Tasks) -> list[str]:
-    """Name tasks as the data do, or by amplitude and phase."""
+    """Return the titles of tasks: names in the data, amplitude and phase, or numbers."""
     pool = pool_of(problem, early)
     if problem.config.kind == "sinusoid":
         return [
@@ -105,7 +113,7 @@ def titles(problem: CurveProblem, early: bool, tasks: Tasks) -> list[str]:
 
 
 def pool_of(problem: CurveProblem, early: bool) -> PointPool | None:
-    """Return the pool that shown tasks are drawn from; None where they are made on the fly."""
+    """Return the pool that shown tasks are drawn from; None if they are made on the fly."""
     source = source_of(problem, 1, early)
     return source.pool if isinstance(source, PointTasks) else None
 
@@ -113,7 +121,7 @@ def pool_of(problem: CurveProblem, early: bool) -> PointPool | None:
 def _drawn(
     learner: Learner, tasks: Tasks, shots: list[int], problem: CurveProblem, early: bool
 ) -> Shown:
-    """Predict whole curves from the first so many support points of each task."""
+    """Predict whole curves from the first support points of each task, for several numbers."""
     x = _grid(tasks)
     drawn = []
     for count in shots:
@@ -136,7 +144,7 @@ def _drawn(
 
 
 def _grid(tasks: Tasks) -> Tensor:
-    """Points from the first to the last of each task's, (tasks, points, 1)."""
+    """Return evenly spaced inputs over the range of each task, (tasks, points, 1)."""
     seen = torch.where(tasks.support_mask[..., None], tasks.support_x, tasks.query_x[:, :1])
     points = torch.cat([seen, tasks.query_x], dim=1)
     first, last = points.amin(1, keepdim=True), points.amax(1, keepdim=True)

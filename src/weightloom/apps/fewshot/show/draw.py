@@ -1,4 +1,4 @@
-"""What all parts of a showcase share: where their tasks come from, and answering within a time."""
+"""Tasks, answers and scores for all parts of a showcase, within a time limit."""
 
 import time
 from collections.abc import Iterator
@@ -19,37 +19,51 @@ Shown = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors and facts that a part adds to a showcase."""
 
 SHOWN_TASKS = 6
+"""Number of example tasks."""
 MAP_TASKS = 200
+"""Number of tasks on a map of conditions."""
 WORST_OF = 200
-"""Tasks among which the worst are looked for, fewer where that takes longer than `WORST_S`
-seconds."""
+"""Number of tasks searched for the worst, or fewer within `WORST_S` seconds."""
 WORST_KEPT = 3
+"""Number of worst tasks shown."""
 WORST_S = 8.0
+"""Time limit of the search for the worst tasks, in seconds."""
 FIRST_PART = 5
-"""Tasks that are answered first, to learn how long one takes."""
+"""Number of tasks answered first, to measure the time per task."""
 
 
 def at_most(tasks: int, problem: Problem) -> int:
-    """Return how many tasks to draw: no more than the run's own table is computed from."""
+    """Return ``tasks``, limited to the number of tasks of the run's table."""
     return min(tasks, problem.config.test_tasks or tasks)
 
 
 def generator() -> torch.Generator:
-    """Return the generator of shown tasks, which are none of the table's."""
+    """Return the generator of shown tasks, whose seed differs from that of the table."""
     return torch.Generator().manual_seed(TEST_SEED - 1)
 
 
 def source_of(problem: Problem, shots: int, early: bool, ways: int | None = None) -> TaskSource:
-    """Return where shown tasks come from: validation tasks as long as a run is being trained.
+    """Return the source of shown tasks.
+
+    Args:
+        problem: The data.
+        shots: Support points per class.
+        early: Take validation tasks, since the run is still being trained.
+        ways: Classes per task; None for the config's first. Ignored if ``early``.
 
     Raises:
-        ConfigError: If there is not enough to draw from.
+        ConfigError: If the data have too few classes or examples.
     """
     return problem.validation_source(shots) if early else problem.test_source(shots, ways)
 
 
 def score_per_task(outputs: Tensor, query: Examples) -> Tensor:
-    """Return the accuracy of each task of a classification, the mean squared error of each of a regression."""
+    """Return the accuracy of each task, or its mean squared error in a regression, (tasks,).
+
+    Args:
+        outputs: Logits (tasks, batch, ways), or predictions (tasks, batch, out).
+        query: Query points with their labels or targets.
+    """
     if query.y.is_floating_point():
         return loss_of_those_there(mse_per_task, outputs.float(), query.y, query.mask)
     right = (outputs.argmax(2) == query.y) & query.mask
@@ -59,14 +73,17 @@ def score_per_task(outputs: Tensor, query: Examples) -> Tensor:
 def answered(
     learner: Learner, source: TaskSource, tasks: int, limit_s: float, queries: int | None = None
 ) -> Iterator[tuple[Tasks, Tensor]]:
-    """Draw tasks and answer them in parts, each twice the last, until all are done or the next would take too long.
+    """Draw and answer tasks in parts, each twice as large as the last, within a time limit.
 
     Args:
         learner: The method.
-        source: Where tasks come from.
-        tasks: How many at most.
-        limit_s: How long it may take, about.
-        queries: Query points of each class to answer at most; None for all.
+        source: Source of the tasks.
+        tasks: Maximum number of tasks.
+        limit_s: Time limit in seconds; a part that would exceed it is not begun.
+        queries: Maximum number of query points per class; None for all.
+
+    Yields:
+        Tasks, and the outputs for their queries.
     """
     drawer, start_s, part, done = generator(), time.monotonic(), FIRST_PART, 0
     while done < tasks:
@@ -85,7 +102,11 @@ def answered(
 def fewer_queries(tasks: Tasks, queries: int) -> Tasks:
     """Keep the first query points of each class of each task.
 
-    Where a task has fewer than others, some are masked.
+    Tasks with fewer points than others are padded with masked ones.
+
+    Args:
+        tasks: Classification tasks.
+        queries: Maximum number of query points per class.
     """
     there = tasks.query_mask
     member = one_hot(tasks.query_y.masked_fill(~there, 0)) * there[..., None]
@@ -98,17 +119,17 @@ def fewer_queries(tasks: Tasks, queries: int) -> Tasks:
 def lowest(
     learner: Learner, problem: Problem, source: TaskSource, better: int
 ) -> tuple[Tasks, Tensor, Tensor, int]:
-    """Look for the tasks with the worst scores.
+    """Search for the tasks with the worst scores.
 
     Args:
         learner: The method.
-        problem: Says how many tasks are looked at.
-        source: Where tasks come from.
-        better: 1 where a higher score is better, -1 where a lower one is.
+        problem: The problem, which limits the number of searched tasks.
+        source: Source of the tasks.
+        better: 1 if a higher score is better, -1 if a lower one is.
 
     Returns:
-        The worst tasks, worst first, what was answered to them, their scores, and among how many
-        they were found.
+        The `WORST_KEPT` worst tasks, worst first; the outputs for their queries; their scores; and
+        the number of searched tasks.
     """
     looked, kept = 0, None
     for drawn, outputs in answered(learner, source, at_most(WORST_OF, problem), WORST_S):
@@ -127,10 +148,10 @@ def _joined(first: Any, other: Any) -> Any:
 
 
 def mapped_condition(learner: Learner, tasks: Tasks) -> Tensor | None:
-    """Return what a method knows of some tasks, a vector for each of them or for each of their classes; None: nothing.
+    """Return the condition of each task or of each of its classes, as vectors for a map.
 
     Returns:
-        (tasks, width) or (tasks, ways, width).
+        (tasks, width) or (tasks, ways, width); None if the method has no condition.
     """
     condition = learner.condition(tasks.support)
     if condition is None or condition.ndim < 2:

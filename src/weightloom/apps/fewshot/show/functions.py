@@ -1,4 +1,4 @@
-"""Completed images to look at: a few from more and more pixels, drawn finer than they were, and the worst of many."""
+"""Example images for the report: completions, the worst images, a map of conditions."""
 
 import torch
 from torch import Tensor
@@ -17,12 +17,13 @@ from weightloom.tasks import Tasks
 from weightloom.tasks.functions import FunctionTasks, pixel_positions
 
 SHOWN_IMAGES = 5
+"""Number of example images."""
 FINER = 4
-"""How many times finer a completed image is drawn, by asking between the pixels."""
+"""Factor of the resolution at which a completed image is drawn between its pixels."""
 
 
 def predicted(learner: Learner, problem: FunctionProblem, early: bool) -> Shown:
-    """A few images: what was observed, what was completed, and that drawn finer."""
+    """Return a few images, completed from each number of pixels, the last at a finer resolution."""
     shots = sorted(problem.config.shots or (1,))
     tensors: dict[str, Tensor] = {}
     for count in shots:
@@ -42,7 +43,7 @@ def predicted(learner: Learner, problem: FunctionProblem, early: bool) -> Shown:
 
 
 def worst(learner: Learner, problem: FunctionProblem, early: bool) -> Shown:
-    """The images of largest error among many, from the fewest pixels."""
+    """Return the images of largest error among many, completed from the fewest pixels."""
     shots = min(problem.config.shots or (1,))
     source = source_of(problem, shots, early)
     tasks, outputs, scores, looked = lowest(learner, problem, source, better=-1)
@@ -57,7 +58,7 @@ def worst(learner: Learner, problem: FunctionProblem, early: bool) -> Shown:
 
 
 def conditions(learner: Learner, problem: FunctionProblem, early: bool) -> Shown | str:
-    """What the method knows of each image, by how much ink it has."""
+    """Return the condition of each image with its mean brightness, or a sentence if it has none."""
     tasks = source_of(problem, max(problem.config.shots or (1,)), early).sample(
         MAP_TASKS, generator()
     )
@@ -70,7 +71,7 @@ def conditions(learner: Learner, problem: FunctionProblem, early: bool) -> Shown
 
 
 def titles(problem: FunctionProblem, early: bool, tasks: Tasks) -> list[str]:
-    """Name tasks by the number of their image."""
+    """Return the titles of tasks: the numbers of their images."""
     return [f"image {int(number)}" for number in tasks.hidden[:, 0]]
 
 

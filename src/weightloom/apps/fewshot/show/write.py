@@ -1,4 +1,4 @@
-"""Everything that is shown of a run, in one file."""
+"""All tensors and facts that the report of a run draws."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,21 +19,21 @@ from weightloom.apps.fewshot.show.sweep import sweep
 from weightloom.learners.learner import Learner
 
 Part = Callable[[], Shown | str]
-"""Gives tensors and facts, or a sentence that says why there are none."""
+"""Part of a showcase: returns tensors and facts, or a sentence with the reason for having none."""
 
 
 @torch.no_grad()
 def showcase(learners: dict[str, Learner], problem: Problem, early: bool = False) -> Shown:
-    """Gather what the report draws.
+    """Return the tensors and facts that the report draws.
 
-    A part that a method cannot give, or fails at, is left out with a sentence in the facts: a
-    picture must not cost a run its record.
+    A part that a method does not support, or that raises an error, is left out with a sentence in
+    the facts: a picture must not cost a run its record.
 
     Args:
-        learners: The methods; put into eval mode. What the first does is shown, its scores beside
-            those of the others.
-        problem: Where tasks come from.
-        early: During training: show validation tasks, so that meta-test stays untouched.
+        learners: The methods by name; put into eval mode. Tasks are shown for the first, scores for
+            all.
+        problem: Source of the tasks.
+        early: Show validation tasks, so that a report during training leaves test tasks unseen.
     """
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {"kind": problem.kind, "early": early, "left_out": {}}
@@ -46,7 +46,7 @@ def showcase(learners: dict[str, Learner], problem: Problem, early: bool = False
         torch.manual_seed(0)  # for methods that start from a random network
         try:
             shown = part()
-        except Exception as error:  # methods of one's own raise what they like
+        except Exception as error:  # a user's method may raise any error
             shown = f"It could not be drawn ({type(error).__name__}: {error})."
         if isinstance(shown, str):
             facts["left_out"][name] = shown
@@ -57,7 +57,7 @@ def showcase(learners: dict[str, Learner], problem: Problem, early: bool = False
 
 
 def _parts(learners: dict[str, Learner], problem: Problem, early: bool) -> dict[str, Part]:
-    """Every part by name, those of one kind of problem from the file that is about it."""
+    """Return every part by name, from the module for the kind of problem."""
     rooms: dict[type[Problem], ModuleType] = {
         ClassProblem: classes,
         FunctionProblem: functions,
