@@ -9,6 +9,8 @@ reason as a phrase; the caller, who knows the file, says in a sentence what to d
 import json
 import math
 import stat
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,3 +195,20 @@ def _plain(value: Any) -> Any:
             return value
         level = below
     raise TextError(TOO_DEEP)
+
+
+def html_table(rows: Sequence[Sequence[str]], below: str = "") -> str:
+    """Write cells as an HTML table, the first row as its heading.
+
+    Example:
+        >>> html_table([("layer", "scale"), ("0", "< 1")])[-57:]
+        '<tbody><tr><th>0</th><td>&lt; 1</td></tr></tbody></table>'
+    """
+    head, *body = rows
+    heading = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    lines = "".join(
+        f"<tr><th>{escape(first)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in others)}</tr>"
+        for first, *others in body
+    )
+    table = f"<table><thead><tr>{heading}</tr></thead><tbody>{lines}</tbody></table>"
+    return f"{table}<p>{escape(below)}</p>" if below else table

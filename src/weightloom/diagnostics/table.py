@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from html import escape
+
+from weightloom.texts import html_table
 
 
 class Tabled(ABC):
@@ -22,23 +23,6 @@ class Tabled(ABC):
 
     def _repr_html_(self) -> str:
         return html_table(self.cells(), self.verdict)
-
-
-def html_table(rows: Sequence[Sequence[str]], below: str = "") -> str:
-    """Write cells as an HTML table, the first row as its heading.
-
-    Example:
-        >>> html_table([("layer", "scale"), ("0", "< 1")])[-57:]
-        '<tbody><tr><th>0</th><td>&lt; 1</td></tr></tbody></table>'
-    """
-    head, *body = rows
-    heading = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    lines = "".join(
-        f"<tr><th>{escape(first)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in others)}</tr>"
-        for first, *others in body
-    )
-    table = f"<table><thead><tr>{heading}</tr></thead><tbody>{lines}</tbody></table>"
-    return f"{table}<p>{escape(below)}</p>" if below else table
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:

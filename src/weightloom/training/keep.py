@@ -37,6 +37,25 @@ class History:
         """Return the newest value logged under ``key``, None if there is none."""
         return next((row[key] for row in reversed(self.rows) if key in row), None)
 
+    def plot(self) -> Any:
+        """Return a plotly figure of loss and validation scores against steps.
+
+        Raises:
+            ConfigError: If no row holds a loss or a score.
+        """
+        from weightloom.training.history_view import history_figure
+
+        return history_figure(self.rows)
+
+    def _repr_html_(self) -> str:
+        from weightloom.training.history_view import history_table
+
+        steps = self.rows[-1]["step"] if self.rows else 0
+        facts = {"steps": f"{steps:,}", "seconds": f"{self.wall_time_s:.1f}"}
+        if self.stopped_by:
+            facts["stopped by"] = self.stopped_by.name
+        return history_table(self.rows, facts)
+
 
 def load_model(path: Path, model: nn.Module, identity: str = "") -> int:
     """Put the parameters kept in a checkpoint into ``model``.
