@@ -228,7 +228,7 @@ REFUSED = {
     ),
     "hook": (lambda w: w.register_hook(print), r"`\.register_hook` was asked of"),
     "retain_grad": (lambda w: w.retain_grad(), r"`\.retain_grad` was asked of"),
-    "data_ptr": (lambda w: w.data_ptr(), "`data_ptr` was asked of.*keep what you built"),
+    "data_ptr": (lambda w: w.data_ptr(), "`data_ptr` was asked of.*keep `dense` alive"),
     "parameter": (
         lambda w: nn.Parameter(w),
         r"`nn\.Parameter` was given.*nn\.Parameter\(value\.dense\(\)\)",
