@@ -158,7 +158,7 @@ def test_a_transformer_refuses_what_it_cannot_read(unchecked):
         with pytest.raises(ShapeError, match=message):
             hyper(torch.zeros(shape))
     with pytest.raises(
-        ConfigError, match=r"`width=10` is no multiple of `heads=4`.*Pass `width=12`"
+        ConfigError, match=r"`width=10` is not a multiple of `heads=4`.*Pass `width=12`"
     ):
         TransformerHyperNetwork(nn.Linear(3, 2), 4, width=10)
     TransformerHyperNetwork(nn.Linear(3, 2), 4, width=12)

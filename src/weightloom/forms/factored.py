@@ -147,7 +147,7 @@ class Factored(Tensor):
             "`value.factors` one by one."
         )
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         with NO_SUBCLASS():
             return f"{type(self).__name__}({self.form}, shape={tuple(self.shape)})"
 
