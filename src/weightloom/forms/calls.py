@@ -11,15 +11,15 @@ from torch import Tensor
 from weightloom.forms.windows import convolve_each, transpose_convolve_each
 
 GROUPED_BYTES = 3_000_000
-"""Largest input or output, in bytes over all tasks, for which a grouped convolution is the fastest
-on a CPU.
+"""Bytes that a grouped convolution reads or writes for all tasks, up to which it is the fastest
+choice on a CPU.
 
 Larger buffers are returned to the system and requested again in every step, which takes longer than
 the arithmetic.
 """
 TURN_BYTES = 400_000
-"""Input or output size per task, in bytes, from which running tasks in turn is as fast as batching
-them."""
+"""Bytes that a convolution reads or writes per task, from which running tasks in turn is as fast as
+batching them."""
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ def warn_of_building(func: Callable[..., Any], value: Factored) -> None:
     warnings.warn(
         f"`{_name(func)}` built {value!r}: {megabytes[0]:,.3g} MB, where its factors are "
         f"{megabytes[1]:,.3g} MB. It is "
-        "none of the operations that are done with the factors of all tasks. Take the tasks that "
-        "you need first, `params.take(index)`, or type `value.dense()` where the whole is meant.",
+        "none of the operations that are computed from the factors of all tasks. Take the tasks "
+        "that you need first, `params.take(index)`, or type `value.dense()` to build all of them.",
         BuiltWarning,
-        stacklevel=4,
+        stacklevel=4,  # the caller of `Factored.__torch_function__`
     )
 
 
@@ -50,8 +50,8 @@ def refuse_writing(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     name = _name(func)
     if _held_in(kwargs.get("out")):
         raise ConfigError(
-            f"`{name}` was given a value that is held as factors as `out`. It has no memory of its "
-            f"own to write to. Use the return value of `{name}`, without `out`."
+            f"`{name}` was given a value that is held as factors as `out`. It has no memory to "
+            f"write to. Use the return value of `{name}`, without `out`."
         )
     first = next(iter((*args, *kwargs.values())), None)
     if not isinstance(first, Factored):
@@ -60,20 +60,20 @@ def refuse_writing(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         attribute = getattr(getattr(func, "__self__", None), "__name__", "an attribute")
         raise ConfigError(
             f"`.{attribute} = …` would change {first!r} in place. It is computed from its factors, "
-            f"and has no memory nor gradient of its own. Change those, "
+            f"and has neither memory nor gradient. Change the factors, "
             f"`value.factors[name].{attribute} = …`, or build it by "
             "`value.dense()`."
         )
     if name == "__setitem__":
         raise ConfigError(
             f"`value[…] = …` would change {first!r} in place. It is computed from its factors and "
-            "has no memory of its own. Build it first: `value = value.dense()`."
+            "has no memory. Build it first: `value = value.dense()`."
         )
     plain = _out_of_place(name, kwargs)
     if plain is not None:
         raise ConfigError(
             f"`{name}` would change a {first!r} in place. It is computed from its factors and has "
-            f"no memory of its own. Use the function that returns a new tensor, {plain}."
+            f"no memory. Use the function that returns a new tensor, {plain}."
         )
 
 
@@ -115,8 +115,8 @@ def refuse_gradient(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
     """Raise a `ConfigError`: a `Factored` value has no gradient, only its factors have."""
     name = getattr(getattr(func, "__self__", None), "__name__", _name(func))
     raise ConfigError(
-        f"`.{name}` was asked of {tensor!r}. It is held as factors, and gradients reach these: it "
-        f"has none of its own. Ask the factors, `value.factors[name].{name}`, or take all by "
+        f"`.{name}` was used on {tensor!r}. It is held as factors, and only these have gradients. "
+        f"Use the factors, `value.factors[name].{name}`, or get all of them by "
         "`torch.utils._pytree.tree_leaves(params)`."
     )
 
@@ -124,8 +124,8 @@ def refuse_gradient(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
 def refuse_memory(func: Any, tensor: Any, *args: Any) -> Any:
     """Raise a `ConfigError`: a `Factored` value has no memory."""
     raise ConfigError(
-        f"`{_name(func)}` was asked of {tensor!r}. It is computed from its factors and has no "
-        "memory of its own. Build it first, `dense = value.dense()`, and keep `dense` alive as "
+        f"`{_name(func)}` was called on {tensor!r}. It is computed from its factors and has no "
+        "memory. Build it first, `dense = value.dense()`, and keep `dense` alive as "
         "long as you use its memory."
     )
 

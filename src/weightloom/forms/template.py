@@ -72,7 +72,8 @@ class Template(Form):
         """Mix outputs for one row per task, which is cheaper; else mix weights in (in, out) order.
 
         With mixed weights, the own value counts as one more template with coefficient 1. Their
-        order makes the products and their gradients fast.
+        order makes the products and their gradients fast. Not implemented for several rows without
+        a tasks axis.
         """
         mixture, templates = parts["mixture"], parts["templates"]
         if own.ndim != 2 or (x.shape[-2] > 1 and mixture.ndim < 2):

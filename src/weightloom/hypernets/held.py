@@ -167,7 +167,7 @@ class Watch:
                 its.data = own.data
 
     def _is_foreign(self, now: Tensor) -> bool:
-        """True for a new parameter in a twin; tensors stand there while `functional_call` runs."""
+        """True for a new parameter in a twin; `functional_call` puts plain tensors there."""
         return self._is_twin and isinstance(now, nn.Parameter)
 
     def _error(self) -> ConfigError:

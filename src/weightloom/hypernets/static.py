@@ -233,7 +233,7 @@ def _writable(
     if generate is None and not fitting:
         shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
         raise ConfigError(
-            f"{type(base).__name__} has no parameter {kind}. Only such can be written in blocks. "
+            f"{type(base).__name__} has no parameter {kind}. Blocks can write no other. "
             f"Its parameters are {shapes}: pass another `block` or `window`, as in `window=()` for "
             "linear layers."
         )
@@ -243,8 +243,8 @@ def _writable(
             raise ConfigError(
                 f"`{name}` has shape {shape} and is {named[name].dtype}. Blocks can write only a "
                 f"parameter {kind}, of real numbers. "
-                f"Leave it out of `generate`: {fitting or 'none'} would do, or pass another "
-                "`block` or `window`."
+                f"Leave it out of `generate` (parameters that fit: {fitting or 'none'}), or pass "
+                "another `block` or `window`."
             )
     return spec
 
