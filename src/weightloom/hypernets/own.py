@@ -27,8 +27,8 @@ def own_params(
             parents; initialisation by other code of the network is not repeated. A function is
             called once per task.
         tasks: Number of networks.
-        generator: Source of one seed per network. None continues torch's global random numbers, so
-            that the first network after ``torch.manual_seed(0)`` equals one built after it.
+        generator: Source of one seed per network. None draws from torch's global generator: after
+            ``torch.manual_seed(0)``, the first network equals one built right after the same call.
 
     Returns:
         Leaf tensors ``(tasks, *shape)`` that require a gradient, by the names in
@@ -36,8 +36,8 @@ def own_params(
         share the base's own.
 
     Raises:
-        ConfigError: If ``tasks`` is below 1, a module holds parameters and has no
-            ``reset_parameters``, or no parameter requires a gradient.
+        ConfigError: If ``tasks`` is below 1, a module holds trainable parameters but has
+            no ``reset_parameters``, or no parameter requires a gradient.
         ShapeError: If the function builds networks that differ in names or shapes.
 
     Example:
