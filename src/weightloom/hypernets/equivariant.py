@@ -179,6 +179,7 @@ def assignment(
         rounds: Rounds of Sinkhorn normalisation.
 
     Example:
+        >>> # input 0 is output 1; input 1 is output 0, negated
         >>> sure = 50.0 * torch.tensor([[[0.0, 1, 0, 0], [0, 0, 1, 0]]])
         >>> assignment(sure, rounds=2).round()
         tensor([[[ 0., -1.],

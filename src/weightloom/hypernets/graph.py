@@ -30,7 +30,7 @@ class GraphHyperNetwork(Saves, HyperNetwork):
 
     Each layer of a base is a node of a graph, and each flow of data between layers an edge
     (`LayerGraph`: traced by `torch.fx` if possible, else the order of registration;
-    ``hyper.architectures[0].graph.order`` names the source). With one state per task and node,
+    ``hyper.architectures[0].graph.order`` says which). With one state per task and node,
 
         h = E features + trunk(condition),    then ``rounds`` times    h = GRU([before(h), after(h),
         all(h)], h),
