@@ -202,7 +202,7 @@ REFUSED = {
     "+=": (lambda w: w.__iadd__(1), "would change"),
     "item": (lambda w: w.__setitem__(0, 0.0), r"`value = value\.dense\(\)`"),
     "copy_": (lambda w: w.copy_(w.dense()), "`copy_` would change"),
-    "set_": (lambda w: w.set_(torch.ones(3).double()), r"`set_` was asked of.*value\.dense\(\)"),
+    "set_": (lambda w: w.set_(torch.ones(3).double()), r"`set_` was called on.*value\.dense\(\)"),
     "as_subclass of nothing": (lambda w: w.share_memory_(), "`share_memory_` would change"),
     "out": (
         lambda w: torch.add(torch.ones(TASKS, *SHAPE).double(), 1, out=w),
@@ -224,11 +224,11 @@ REFUSED = {
     "grad to": (lambda w: setattr(w, "grad", torch.ones(2)), r"`\.grad = …` would change"),
     "grad": (
         lambda w: w.grad,
-        r"`\.grad` was asked of.*value\.factors\[name\]\.grad.*tree_leaves\(params\)",
+        r"`\.grad` was used on.*value\.factors\[name\]\.grad.*tree_leaves\(params\)",
     ),
-    "hook": (lambda w: w.register_hook(print), r"`\.register_hook` was asked of"),
-    "retain_grad": (lambda w: w.retain_grad(), r"`\.retain_grad` was asked of"),
-    "data_ptr": (lambda w: w.data_ptr(), "`data_ptr` was asked of.*keep what you built"),
+    "hook": (lambda w: w.register_hook(print), r"`\.register_hook` was used on"),
+    "retain_grad": (lambda w: w.retain_grad(), r"`\.retain_grad` was used on"),
+    "data_ptr": (lambda w: w.data_ptr(), "`data_ptr` was called on.*keep `dense` alive"),
     "parameter": (
         lambda w: nn.Parameter(w),
         r"`nn\.Parameter` was given.*nn\.Parameter\(value\.dense\(\)\)",
@@ -237,7 +237,7 @@ REFUSED = {
         lambda w: nn.Parameter(w, requires_grad=False),
         r"`nn\.Parameter` was given",
     ),
-    "optimiser": (lambda w: torch.optim.SGD([w]).zero_grad(), r"`\.grad` was asked of"),
+    "optimiser": (lambda w: torch.optim.SGD([w]).zero_grad(), r"`\.grad` was used on"),
     "autograd.grad": (
         lambda w: torch.autograd.grad(w.own.sum(), [w]),
         "`grad` was asked for.*descend",

@@ -62,7 +62,7 @@ def test_a_form_that_does_not_fit_is_named_with_what_it_needs_and_the_advice_wor
 
 def test_a_form_beside_a_mapping_and_a_selector_without_a_match_are_refused():
     with pytest.raises(
-        ConfigError, match=r"`form=Full\(\)` was given beside a mapping.*Leave `form` out"
+        ConfigError, match=r"`form=Full\(\)` was given with a mapping.*Leave `form` out"
     ):
         choose_forms(layer_norm(), {"*": Full()}, form=Full())
     with pytest.raises(

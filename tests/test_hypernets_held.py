@@ -262,7 +262,7 @@ def renamed(base):
 
 CHANGES = {
     "replaced": (replaced, r"`2\.weight` has shape \(5, 8\) and had \(2, 8\)"),
-    "replaced alike": (replaced_alike, "was put in the place of another"),
+    "replaced alike": (replaced_alike, "was replaced"),
     "pruned": (lambda base: prune.l1_unstructured(base[0], "weight", 0.5), r"`0\.weight` is gone"),
     "parametrised": (lambda base: parametrizations.weight_norm(base[0]), r"`0\.weight` is gone"),
     "reshaped": (reshaped, r"`2\.bias` has shape \(7,\) and had \(2,\)"),
@@ -291,7 +291,7 @@ def test_a_base_that_was_changed_after_building_is_refused_and_the_advice_works(
     how(base)
     with pytest.raises(
         ConfigError,
-        match=rf"was changed after this hypernetwork was built: .*{said}.*build it anew",
+        match=rf"was changed after this hypernetwork was built: .*{said}.*build a new hypernetwork",
     ):
         hyper(torch.randn(TASKS, 5))
     if change == "replaced":
@@ -311,7 +311,7 @@ def test_a_parameter_that_was_loaded_by_assignment_is_read_and_where_it_has_a_tw
     trained, frozen = MLPHyperNetwork(base, 5), MLPHyperNetwork(base, 5, freeze="0.*")
     base.load_state_dict(state, assign=True)
     assert torch.equal(trained(torch.randn(TASKS, 5))["0.weight"][1], state["0.weight"])
-    with pytest.raises(ConfigError, match="was put in the place of another"):
+    with pytest.raises(ConfigError, match="was replaced"):
         frozen(torch.randn(TASKS, 5))
 
 

@@ -158,7 +158,7 @@ def test_a_transformer_refuses_what_it_cannot_read(unchecked):
         with pytest.raises(ShapeError, match=message):
             hyper(torch.zeros(shape))
     with pytest.raises(
-        ConfigError, match=r"`width=10` is no multiple of `heads=4`.*Pass `width=12`"
+        ConfigError, match=r"`width=10` is not a multiple of `heads=4`.*Pass `width=12`"
     ):
         TransformerHyperNetwork(nn.Linear(3, 2), 4, width=10)
     TransformerHyperNetwork(nn.Linear(3, 2), 4, width=12)
@@ -254,7 +254,7 @@ def test_a_static_hypernetwork_refuses_what_blocks_cannot_write():
         StaticHyperNetwork(nn.Conv2d(3, 16, 3))
     with pytest.raises(
         ConfigError,
-        match=r"`0\.weight` has shape \(16, 1, 3, 3\).*\['1\.weight', '2\.weight'\] would",
+        match=r"`0\.weight` has shape \(16, 1, 3, 3\).*fit: \['1\.weight', '2\.weight'\]",
     ):
         StaticHyperNetwork(kernels(2), generate="*.weight")
     assert len(StaticHyperNetwork(kernels(2), generate=["1.weight", "2.weight"]).spec.shapes) == 2

@@ -101,7 +101,7 @@ def test_what_wants_no_gradient_stays_shared():
     params = own_params(base, 3)
     assert list(params) == ["2.weight", "2.bias"]
     assert apply_per_task(base, params, torch.randn(3, 5, 3)).shape == (3, 5, 2)
-    with pytest.raises(ConfigError, match=r"holds no parameter that wants a gradient"):
+    with pytest.raises(ConfigError, match=r"holds no parameter that requires a gradient"):
         own_params(base.requires_grad_(False), 3)
 
 
@@ -160,7 +160,7 @@ def test_a_head_above_the_largest_is_refused_and_both_advices_work(options, larg
     base = wide()
     options = {"hidden": (64,), **options}
     with pytest.raises(
-        ConfigError, match=r"would hold [\d,]+ numbers \(.*GB in float32.*Hold what"
+        ConfigError, match=r"would hold [\d,]+ numbers \(.*GB in float32.*Use cheaper"
     ) as caught:
         MLPHyperNetwork(base, 8, largest_head=largest, **options)
     message = str(caught.value)

@@ -213,7 +213,7 @@ def test_another_base_is_refused_by_the_first_parameter_that_differs_and_left_as
     before = copy.deepcopy(other.state_dict())
     with pytest.raises(
         CheckpointError,
-        match=r"`base` holds another `0\.weight`.*is frozen.*Load the base as it was",
+        match=r"`base` holds another `0\.weight`.*is frozen.*Load the original base",
     ):
         MLPHyperNetwork.load(tmp_path / "a.safetensors", other)
     for wrong, said in (

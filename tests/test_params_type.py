@@ -215,7 +215,7 @@ def test_sets_that_cannot_be_joined_are_refused_and_the_advice_works():
     with pytest.raises(ShapeError, match=r"Sets 0 and 1 differ in \['2.bias'\]"):
         Params.cat([params, {name: value for name, value in params.items() if name != "2.bias"}])
     for join in (Params.cat, Params.stack):
-        with pytest.raises(ShapeError, match="There is no set"):
+        with pytest.raises(ShapeError, match="No set of parameters"):
             join([])
     with pytest.raises(ShapeError, match=r"'0.weight' is held as factors of 3 tasks.*Params\.cat"):
         Params.stack([params, params])

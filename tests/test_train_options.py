@@ -99,7 +99,7 @@ def test_a_loss_beside_turns_or_a_mode_beside_them_is_refused():
 def test_a_hypernetwork_that_cannot_tell_its_rows_apart_says_which_can():
     model = Pair(ChunkedHyperNetwork)
     with pytest.raises(
-        ConfigError, match=r"ChunkedHyperNetwork cannot say which rows.*`MLPHyperNetwork` and"
+        ConfigError, match=r"ChunkedHyperNetwork has no rows.*`MLPHyperNetwork` and"
     ):
         train(model, real, None, STEPS, turns=PLAYERS)
 

@@ -1,8 +1,8 @@
-"""Forms: how one generated parameter is held, and how it becomes the parameter that the base network uses.
+"""Forms: compact representations of a generated parameter, and rules to use or build it.
 
-In:   the base's own value of a parameter, and the factors a hypernetwork generated for it.
-Out:  the parameter per task, ``(tasks, *shape)``: built, or a `Factored` tensor that is used
-      without being built.
+In:   the base's own value of a parameter, and the factors that a hypernetwork generated for it.
+Out:  the parameter per task, ``(tasks, *shape)``: built, or a `Factored` tensor that most layers
+      use without building it.
 Knows nothing of conditions, hypernetworks or the base's forward pass.
 """
 

@@ -1,9 +1,9 @@
-"""What is done with a parameter held as factors, by the factors.
+"""Operations on `Factored` parameters, computed from the factors.
 
-Layers, and what takes or joins tasks.
+Layers, and functions that select, join or copy tasks.
 
-In:   a function of torch, and what it was called with.
-Out:  its answer; or NotImplemented, where the parameter is built.
+In:   a function of torch and its arguments.
+Out:  its result; or ``NotImplemented``, and the caller builds the parameter.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,37 +71,45 @@ def _index(func: Any, tensor: Any, index: Any) -> Any:
     if not isinstance(tensor, Factored) or tensor.lead != 1:
         return NotImplemented
     if isinstance(index, tuple):
-        index, *rest = index or (...,)
-        whole = (index is not ... or not rest) and all(
-            its is ... or (isinstance(its, slice) and its == slice(None)) for its in rest
-        )
-        if not whole or len(rest) > tensor.own.ndim + any(its is ... for its in rest):
-            return NotImplemented
+        index = _first_of(index, tensor.own.ndim)
     index = slice(None) if index is ... else _tasks_of(index)
     return tensor.map(lambda factor: factor[index]) if index is not None else NotImplemented
 
 
-def _tasks_of(index: Any) -> Any:
-    """An index that takes tasks and leaves the parameter's own axes alone.
+def _first_of(index: tuple[Any, ...], axes: int) -> Any:
+    """Index of the tasks axis; None if the tuple does not leave the ``axes`` behind it whole."""
+    first, *rest = index or (...,)
+    if rest and first is ...:
+        return None
+    dots = any(its is ... for its in rest)
+    if len(rest) > axes + dots or not all(map(_is_whole, rest)):
+        return None
+    return first
 
-    None if it is another.
-    """
+
+def _is_whole(index: Any) -> bool:
+    return index is ... or (isinstance(index, slice) and index == slice(None))
+
+
+def _tasks_of(index: Any) -> Any:
+    """Index that selects tasks and leaves the parameter's own axes alone; None for any other."""
     if isinstance(index, list | range):
-        kind = None if len(index) else torch.int64
-        index = (
-            torch.as_tensor(index, dtype=kind)
-            if all(isinstance(its, int) for its in index)
-            else None
-        )
+        if not all(isinstance(its, int) for its in index):
+            return None
+        index = torch.as_tensor(index, dtype=None if len(index) else torch.int64)
     if isinstance(index, Tensor) and not isinstance(index, Factored):
-        takes = (index.dtype == torch.bool and index.ndim == 1) or (
-            index.dtype in _INTEGERS and index.ndim <= 1
-        )
-        return index if takes else None
-    takes = isinstance(index, slice) or (
-        hasattr(index, "__index__") and not isinstance(index, bool | Tensor)
-    )
-    return index if takes else None
+        return index if _takes_tasks(index) else None
+    return index if isinstance(index, slice) or _is_number(index) else None
+
+
+def _takes_tasks(index: Tensor) -> bool:
+    if index.dtype == torch.bool:
+        return index.ndim == 1
+    return index.dtype in _INTEGERS and index.ndim <= 1
+
+
+def _is_number(index: Any) -> bool:
+    return hasattr(index, "__index__") and not isinstance(index, bool | Tensor)
 
 
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8}
@@ -115,7 +123,7 @@ def _iterate(func: Any, tensor: Any) -> Any:
 
 
 def _of_rows(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """A function along the tasks axis, one result or several: the same of every factor."""
+    """Apply a function along the tasks axis to every factor; it returns one tensor or several."""
     bound = ALONG[func].bind(*args, **kwargs)
     bound.apply_defaults()
     tensor, dim, rest = bound.args[0], bound.arguments["dim"], bound.args[1:]
@@ -139,7 +147,7 @@ def _of_rows(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _like(value: Kind, factors: Parts) -> Kind:
-    """The same form, own value and shared tensors, with other factors."""
+    """Copy with other factors, but the same form, own value and shared tensors."""
     return made(value, value.form, value.own, factors, value.shared)
 
 
@@ -164,7 +172,7 @@ def _joined(func: Callable[..., Tensor], tensors: Sequence[Any], dim: int, lead:
 
 
 def same_held(a: Factored, b: Factored) -> bool:
-    """Whether two values differ in their factors alone: one form, own value and shared tensors."""
+    """True if two values have the same form, own value and shared tensors; factors may differ."""
     if a.form != b.form or a.shared.keys() != b.shared.keys():
         return False
     pairs = [(a.own, b.own), *((a.shared[name], b.shared[name]) for name in a.shared)]
@@ -172,9 +180,9 @@ def same_held(a: Factored, b: Factored) -> bool:
 
 
 def same_tensor(a: Tensor, b: Tensor) -> bool:
-    """Whether one may stand for the other.
+    """True if two tensors are interchangeable.
 
-    It is the other, or has equal numbers and neither gets a gradient.
+    They are if they are one object, or equal numbers of which neither requires a gradient.
     """
     if a is b:
         return True
@@ -189,7 +197,7 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
         or a.is_meta
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
-        return False  # where numbers cannot be looked at
+        return False  # the numbers cannot be read here
     return torch.equal(a, b)
 
 
@@ -238,7 +246,7 @@ def _map_all(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         not isinstance(own, Tensor)
         or own.dtype.is_floating_point != input.own.dtype.is_floating_point
     ):
-        return NotImplemented  # factors that are rounded to integers make another parameter
+        return NotImplemented  # factors rounded to integers would be another parameter
     return input.map_all(
         lambda factor: func(factor, *args, **kwargs) if factor is not input.own else own
     )
@@ -261,7 +269,7 @@ def _grad_fn(func: Any, tensor: Any) -> Any:
 
 
 def _laid_out(func: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-    """Where the numbers would lie, if it were built."""
+    """Memory layout that the built parameter would have."""
     return func(torch.empty(tensor.shape, device="meta"), *args, **kwargs)
 
 
@@ -291,7 +299,18 @@ ALONG: dict[Any, Signature] = {
     torch.index_select: signature(lambda input, dim, index: ...),
     Tensor.index_select: signature(lambda input, dim, index: ...),
 }
-"""Arguments of the functions that take tasks from an axis."""
+"""Signatures of the functions that select or repeat along an axis."""
+
+
+def _reading(name: str) -> Any:
+    """Function that torch dispatches when the attribute ``name`` of a tensor is read."""
+    return getattr(Tensor, name).__get__
+
+
+def _setting(name: str) -> Any:
+    """Function that torch dispatches when the attribute ``name`` of a tensor is set."""
+    return getattr(Tensor, name).__set__
+
 
 ANSWERS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
@@ -308,13 +327,13 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.contiguous: _contiguous,
     **dict.fromkeys([Tensor.clone, torch.clone], _clone),
     Tensor.requires_grad_: _map,
-    Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
-    Tensor.is_leaf.__get__: _is_leaf,  # type: ignore[attr-defined]
-    Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[union-attr]
+    _reading("requires_grad"): _requires_grad,
+    _reading("is_leaf"): _is_leaf,
+    _reading("grad_fn"): _grad_fn,
     **dict.fromkeys([Tensor.stride, Tensor.storage_offset, Tensor.is_contiguous], _laid_out),
     Tensor.__format__: _format,
-    Tensor.requires_grad.__set__: _set_requires_grad,  # type: ignore[attr-defined]
-    **dict.fromkeys([Tensor.detach, torch.detach, Tensor.data.__get__], _detach),  # type: ignore[attr-defined]
+    _setting("requires_grad"): _set_requires_grad,
+    **dict.fromkeys([Tensor.detach, torch.detach, _reading("data")], _detach),
     **dict.fromkeys([Tensor.to, Tensor.type, Tensor.type_as, Tensor.cpu, Tensor.cuda], _map_all),
     **dict.fromkeys([Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16], _map_all),
     **dict.fromkeys(
@@ -322,11 +341,13 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     ),
     **dict.fromkeys(
         [
-            *(Tensor.grad.__get__, Tensor.retain_grad, Tensor.register_hook),  # type: ignore[union-attr]
+            _reading("grad"),
+            Tensor.retain_grad,
+            Tensor.register_hook,
             Tensor.register_post_accumulate_grad_hook,
         ],
         refuse_gradient,
     ),
     Tensor.data_ptr: refuse_memory,
 }
-"""What is done from the factors, by the function that was called."""
+"""Implementations on factors, by the function of torch that they replace."""

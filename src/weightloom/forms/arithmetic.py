@@ -1,19 +1,19 @@
-"""Params as values: changes added, tasks averaged, two sets of parameters mixed or held against each other.
+"""Arithmetic on Params: sums of changes, means over tasks, interpolation, distance, norm.
 
-In:   Params, of tensors or of parameters held as factors; one set or two that name the same
+In:   Params of tensors or of parameters held as factors; one set, or two that name the same
       parameters.
-Out:  Params again, held as factors wherever that is exact; or a distance per task.
-Knows nothing of how the parameters were generated or what they are used for.
+Out:  Params, held as factors wherever that is exact; or a distance or norm per task.
+Knows nothing of how the parameters were generated or used.
 
-**When a mean of networks means nothing.** Hidden units can change places without changing what a
-network computes, so two networks that were trained apart hold the same function in another order,
-and the mean of the two is neither. Parameters that one hypernetwork generates come from one start,
-the base's own values, and keep its order of units: these can be added, averaged and mixed. Values
-held as factors are refused where they do not start from the same own value. Plain tensors cannot
-tell, so keep to what one hypernetwork generated.
+**When a mean of networks is meaningless.** Permuting the hidden units of a network leaves its
+function unchanged, so two networks that were trained separately may hold similar functions in
+different orders of units, and their mean computes neither. Parameters from one hypernetwork share
+one start, the base's own values, and its order of units, so they can be added, averaged and
+interpolated. Two values held as factors must have equal own values, or a `ConfigError` is raised.
+For plain tensors this cannot be checked: use parameters from one hypernetwork only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, overload
 
 import torch
@@ -34,20 +34,20 @@ def add(
 ) -> Params:
     """Add the changes of two sets: own + Δa + scale · Δb.
 
-    Both hold the own value and a change, so their plain sum would count the own value twice.
-    Changes of low rank become one of the summed rank, gains and mixtures are summed; what has no
-    such exact sum, or where the summed rank would be no smaller than the parameter, is built.
+    Both values contain the own value, so their plain sum would count it twice. Low-rank changes
+    become one change of the summed rank; gains and mixtures are summed. A parameter is built if its
+    form has no exact sum, or if the summed rank would not be below its smaller matrix side.
 
     Args:
         a: Generated parameters per task.
-        b: The same parameters, for as many tasks or for one, which is then added to all.
-        own: The base, as in ``hyper.base``, or its own values by name. Needed for what both hold as
-            plain tensors.
-        scale: How much of the change of ``b``; -1 takes it away.
+        b: The same parameters, for the same number of tasks, or for one task that is added to all.
+        own: The base, such as ``hyper.base``, or its own values by name. Required for parameters
+            that are plain tensors in both sets.
+        scale: Factor of the change of ``b``; -1 subtracts it.
 
     Raises:
         ShapeError: If the two differ in names, shapes or number of tasks.
-        ConfigError: If the own values differ, or are not known.
+        ConfigError: If the own values differ, or a required own value is missing.
 
     Example:
         >>> base = nn.Linear(3, 2)
@@ -70,30 +70,32 @@ def add(
 def average(
     params: Mapping[str, Tensor], weights: Float[Tensor, "*groups tasks"] | None = None
 ) -> Params:
-    """Average parameters over tasks: a set for one task, or for each group of tasks.
+    """Average parameters over tasks, into one set or into one set per group of tasks.
 
-    Gains and mixtures are averaged; changes of low rank stand side by side in one of the summed
-    rank, as long as that is below the parameter's own sides. Everything else is built. The room's
-    docstring says when a mean means nothing.
+    Gains and mixtures are averaged; low-rank changes are concatenated into one of the summed rank
+    if that stays below the smaller matrix side. Everything else is built. The docstring of this
+    module explains when a mean is meaningless.
 
     Args:
         params: Generated parameters per task.
-        weights: How much each task counts, (tasks,), or per group, (groups, tasks): divided by
-            their sum. None counts all tasks alike.
+        weights: Weight of each task, (tasks,), or per group, (groups, tasks). Each group is
+            normalised by its sum. None gives all tasks the same weight.
 
     Returns:
-        Params for one task, or for ``groups`` of them.
+        Params with a tasks axis of 1, or of ``groups``. Empty if ``params`` is.
 
     Raises:
-        ShapeError: If ``weights`` has another number of tasks.
-        ConfigError: If the weights of a group do not have a sum above zero.
+        ShapeError: If ``weights`` is not (tasks,) or (groups, tasks), or two values disagree on the
+            number of tasks.
+        ConfigError: If the weights of a group do not sum to more than zero.
 
     Example:
         >>> average({"bias": torch.tensor([[1.0], [2.0], [6.0]])})["bias"]
         tensor([[3.]])
 
     Source:
-        Wortsman et al., "Model soups" (2022), equation 1 (the uniform soup), of generated networks.
+        Wortsman et al., "Model soups" (2022), equation 1 (the uniform soup), here of generated
+        networks.
     """
     tasks = count_tasks(params)
     if tasks is None:
@@ -108,17 +110,18 @@ def average(
 def interpolate(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], share: float | Float[Tensor, " tasks"]
 ) -> Params:
-    """Mix two sets, number by number: (1 - share) a + share b.
+    """Interpolate linearly between two sets: (1 - share) a + share b.
 
     Args:
-        a: Generated parameters per task: what comes out with a share of 0.
-        b: The same parameters, for as many tasks or for one: what comes out with a share of 1.
-        share: One number, or one per task. Beyond 0 and 1 it extrapolates.
+        a: Generated parameters per task, the result for a share of 0.
+        b: The same parameters, for the same number of tasks or for one; the result for a share
+            of 1.
+        share: One number, or one per task, (tasks,). Values outside [0, 1] extrapolate.
 
     Raises:
-        ShapeError: If the two differ in names, shapes or number of tasks, or ``share`` has another
-            number of tasks.
-        ConfigError: If the own values of two that are held as factors differ.
+        ShapeError: If the two differ in names, shapes or number of tasks, or ``share`` does not
+            hold one number or one per task.
+        ConfigError: If two values held as factors have different own values.
 
     Example:
         >>> a, b = {"bias": torch.zeros(1, 2)}, {"bias": torch.ones(1, 2)}
@@ -128,8 +131,8 @@ def interpolate(
     tasks = _check_alike(a, b)
     if isinstance(share, Tensor) and share.ndim and share.shape[0] not in (1, tasks):
         raise ShapeError(
-            f"`share` has shape {tuple(share.shape)} for {tasks} tasks. It says how much of `b` "
-            f"each task takes. Pass one number, or a tensor of shape ({tasks},)."
+            f"`share` has shape {tuple(share.shape)} for {tasks} tasks. It is the share of "
+            f"`b` in each task. Pass one number, or a tensor of shape ({tasks},)."
         )
     return Params({name: _mixed(name, value, b[name], share) for name, value in a.items()})
 
@@ -137,17 +140,15 @@ def interpolate(
 def distance(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], relative: bool = False
 ) -> Float[Tensor, " tasks"]:
-    """Return how far two sets are apart, per task.
-
-    The L2 norm of the difference over all parameters.
+    """Distance between two sets: L2 norm of the difference over all parameters, (tasks,).
 
     Args:
         a: Generated parameters per task.
-        b: The same parameters, for as many tasks or for one.
-        relative: As a share of the norm of ``b``.
+        b: The same parameters, for the same number of tasks or for one.
+        relative: Divide by the norm of ``b``.
 
     Raises:
-        ShapeError: If the two differ in names, shapes or number of tasks, or hold no parameter.
+        ShapeError: If the two differ in names, shapes or number of tasks, or are empty.
 
     Example:
         >>> distance({"bias": torch.tensor([[3.0, 4.0]])}, {"bias": torch.zeros(1, 2)})
@@ -174,23 +175,22 @@ def squared_norm(params: Mapping[str, Tensor], by: Literal["name"]) -> dict[str,
 def squared_norm(
     params: Mapping[str, Tensor], by: Literal["task", "name"] = "task"
 ) -> Tensor | dict[str, Tensor]:
-    """Return the squared L2 norm of the parameters, own value and change together.
+    """Squared L2 norm of the parameters (own value plus change), as used for weight decay.
 
-    What weight decay takes.
-
-    Changes of low rank, gains and mixtures are squared without being built, exactly; in other forms
-    of yours, which do not answer ``squared_norm``, one task is built after the other.
+    Low-rank changes, gains and mixtures are squared exactly without being built. A custom form that
+    does not implement ``squared_norm`` is built one task at a time.
 
     Args:
         params: Generated parameters per task.
-        by: ``"task"`` sums over all parameters of a task; ``"name"`` keeps parameters apart.
+        by: ``"task"`` sums over all parameters of a task; ``"name"`` returns one norm per
+            parameter.
 
     Returns:
-        Per task, (tasks,); by name, a dict of these, one for each parameter.
+        The squared norms, (tasks,); with ``by="name"`` a dict of such tensors, one per parameter.
 
     Raises:
-        ShapeError: If ``params`` holds no parameter, or two values disagree on the number of tasks.
-        ConfigError: If ``by`` is neither.
+        ShapeError: If ``params`` is empty, or two values disagree on the number of tasks.
+        ConfigError: If ``by`` is neither ``"task"`` nor ``"name"``.
 
     Example:
         >>> params = {"weight": torch.ones(2, 3, 4), "bias": torch.zeros(2, 3)}
@@ -201,7 +201,7 @@ def squared_norm(
 
 
 def _norm(value: Tensor) -> Tensor:
-    """Norm per task; its gradient at zero is zero."""
+    """L2 norm per task; its gradient at zero is zero."""
     return torch.linalg.vector_norm(value.reshape(len(value), -1), dim=1)
 
 
@@ -210,19 +210,13 @@ def _joint(norms: list[Tensor]) -> Tensor:
 
 
 def _added(name: str, a: Tensor, b: Tensor, owns: Mapping[str, Tensor], scale: float) -> Tensor:
-    form = _common(name, a, b)
-    if form is not None:
-        assert isinstance(a, Factored) and isinstance(b, Factored)
-        if form.is_linear:
-            return _from(
-                a,
-                form,
-                {factor: value + scale * b.factors[factor] for factor, value in a.factors.items()},
-            )
-        if (total := _stacked(a, [a.factors, b.factors], [1.0, scale])) is not None:
-            return total
-    held = next((value for value in (a, b) if isinstance(value, Factored)), None)
-    own = owns.get(name) if held is None else held.own
+    held = _combined(
+        name, a, b, [1.0, scale], lambda form: form.is_linear, lambda x, y: x + scale * y
+    )
+    if held is not None:
+        return held
+    first = next((value for value in (a, b) if isinstance(value, Factored)), None)
+    own = owns.get(name) if first is None else first.own
     if own is None:
         raise ConfigError(
             f"The own value of {name!r} is not known: it is held as a plain tensor, own value and "
@@ -233,16 +227,38 @@ def _added(name: str, a: Tensor, b: Tensor, owns: Mapping[str, Tensor], scale: f
 
 
 def _mixed(name: str, a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
+    held = _combined(
+        name, a, b, [1 - share, share], lambda form: form.is_affine, lambda x, y: _mix(x, y, share)
+    )
+    return _mix(built(a), built(b), share) if held is None else held
+
+
+def _combined(
+    name: str,
+    a: Tensor,
+    b: Tensor,
+    weights: Sequence[float | Tensor],
+    is_exact: Callable[[Form], bool],
+    combine: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor | None:
+    """Weighted sum of two changes, by their factors; None if both must be built first.
+
+    Args:
+        name: Name of the parameter, for errors.
+        a: One value.
+        b: The other.
+        weights: Weight of each, for forms that stack factors.
+        is_exact: True for forms whose factors can be combined one by one.
+        combine: Combines two factors.
+    """
+    if not isinstance(a, Factored) or not isinstance(b, Factored):
+        return None
     form = _common(name, a, b)
-    if form is not None:
-        assert isinstance(a, Factored) and isinstance(b, Factored)
-        if form.is_affine:
-            return _from(
-                a, form, {f: _mix(value, b.factors[f], share) for f, value in a.factors.items()}
-            )
-        if (total := _stacked(a, [a.factors, b.factors], [1 - share, share])) is not None:
-            return total
-    return _mix(built(a), built(b), share)
+    if form is None:
+        return None
+    if is_exact(form):
+        return _from(a, form, {f: combine(value, b.factors[f]) for f, value in a.factors.items()})
+    return _stacked(a, [a.factors, b.factors], weights)
 
 
 def _mix(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
@@ -266,7 +282,10 @@ def _averaged(value: Tensor, shares: Tensor) -> Tensor:
 def _stacked(
     like: Factored, changes: Sequence[Parts], weights: Sequence[float | Tensor]
 ) -> Tensor | None:
-    """Hold a weighed sum of changes as its form can; build it where that saves nothing."""
+    """Weighted sum of changes as stacked factors, or built if these save no memory.
+
+    None if the form has no stacked sum.
+    """
     held = like.form.stacked(changes, weights)
     if held is None:
         return None
@@ -278,19 +297,18 @@ def _from(like: Factored, form: Form, factors: Parts) -> Factored:
     return Factored(form, like.own, factors, like.shared)
 
 
-def _common(name: str, a: Tensor, b: Tensor) -> Form | None:
-    """The form in which both are held, with the same own value and the same shared tensors.
+def _common(name: str, a: Factored, b: Factored) -> Form | None:
+    """Common form of two values; None if they differ in form or shared tensors.
 
-    None to build them.
+    Raises:
+        ConfigError: If their own values differ.
     """
-    if not isinstance(a, Factored) or not isinstance(b, Factored):
-        return None
     if not _same(a.own, b.own):
         raise ConfigError(
-            f"{name!r} starts from another own value in `a` than in `b`. Changes and means belong "
-            "to one start: units of networks that were trained apart stand in another order. "
-            "Generate both by one hypernetwork, or pass `value.dense()` for both to mix the "
-            "numbers all the same."
+            f"{name!r} has another own value in `a` than in `b`. Sums and means of changes need "
+            "one common own value: networks that were trained separately order their units "
+            "differently. Generate both by one hypernetwork, or pass `value.dense()` for both to "
+            "combine the numbers regardless."
         )
     if not a.form.joins(b.form) or not all(_same(a.shared[n], b.shared[n]) for n in a.shared):
         return None
@@ -302,34 +320,35 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _shares(weights: Tensor | None, tasks: int, like: Tensor) -> Tensor:
-    """Weights as (groups, tasks), the sum of each row one."""
+    """Weights as (groups, tasks), each row normalised to the sum 1."""
     if weights is None:
         return torch.full((1, tasks), 1 / tasks, dtype=like.dtype, device=like.device)
     if weights.ndim not in (1, 2) or weights.shape[-1] != tasks:
         raise ShapeError(
-            f"`weights` has shape {tuple(weights.shape)}. It says how much each of {tasks} tasks "
-            f"counts. Pass a tensor of shape ({tasks},), or of shape (groups, {tasks}) for several "
+            f"`weights` has shape {tuple(weights.shape)}. It holds the weight of each of {tasks} "
+            f"tasks. Pass a tensor of shape ({tasks},), or of shape (groups, {tasks}) for several "
             "means."
         )
     groups = weights.reshape(-1, tasks)
     totals = groups.sum(1, keepdim=True)
     if not bool((totals > 0).all()):
         raise ConfigError(
-            f"`weights` have the sum {totals.min().item():g}. They are divided by it, so that they "
-            "sum to one. Pass weights with a sum above zero."
+            f"`weights` have the sum {totals.min().item():g}. They are divided by their sum. Pass "
+            "weights with a sum above zero."
         )
     return groups / totals
 
 
 def _check_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> int:
-    """Raise unless both name the same parameters, of the same shapes.
+    """Return the number of tasks of two sets that can be paired.
 
-    Return the number of tasks.
+    Raises:
+        ShapeError: If names, shapes or numbers of tasks differ.
     """
     if a.keys() != b.keys():
         raise ShapeError(
             f"`a` and `b` differ in {sorted(a.keys() ^ b.keys())}. Both must name the same "
-            "parameters. Generate both by one hypernetwork, or leave out what only one has."
+            "parameters. Generate both by one hypernetwork, or drop the names that only one has."
         )
     tasks = [count_tasks(a) or 1, count_tasks(b) or 1]
     for name, value in a.items():
@@ -341,8 +360,8 @@ def _check_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> int:
             )
     if tasks[0] != tasks[1] and 1 not in tasks:
         raise ShapeError(
-            f"`a` holds {tasks[0]} tasks and `b` {tasks[1]}. Tasks are taken in pairs, or one is "
-            "paired with all. Pass as many in both, or one: `{name: value[:1] for name, value in "
-            "b.items()}`."
+            f"`a` holds {tasks[0]} tasks and `b` {tasks[1]}. Tasks are combined in pairs, or "
+            "one task with all. Pass the same number in both, or one task: `{name: value[:1] for "
+            "name, value in b.items()}`."
         )
     return max(tasks)

@@ -1,7 +1,7 @@
-"""Forms by their names: how a file says which form a parameter is held in, so that reading it runs no code.
+"""Forms by name, as files store them, so that reading a file executes no code.
 
 In:   a form, or its name and options.
-Out:  whether it can be named, or the form. Only forms of `weightloom.forms` can.
+Out:  True if the form can be stored by name; or the form. Only forms of `weightloom.forms` can.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from weightloom.forms.form import KINDS, Form
 
 
 def has_name(form: Form) -> bool:
-    """Whether the form is one of ours, and its attributes are its options, which JSON can hold."""
+    """True for a form of this library whose attributes are options that JSON can hold."""
     if KINDS.get(type(form).__name__) is not type(form):
         return False
     plain = all(
@@ -24,28 +24,28 @@ def has_name(form: Form) -> bool:
 
 
 def form_of(path: Path, name: str, options: Mapping[str, Any]) -> Form:
-    """Make a form from its name and options, as a file holds them.
+    """Build a form from the name and options that a file holds.
 
     Args:
-        path: The file, to be named in errors.
+        path: The file, for error messages.
         name: Name of the form's class.
-        options: What it was made with.
+        options: Arguments of its constructor.
 
     Raises:
-        CheckpointError: If this version of the library has no such form, or it does not take the
-            options.
+        CheckpointError: If this version of the library has no such form, or the form does not take
+            these options.
     """
     kind = KINDS.get(str(name))
     if kind is None:
         raise CheckpointError(
             f"`{path}` holds parameters in the form {name!r}, which this version of the library "
-            "does not have. A form is made from its name. Use the version that wrote the file."
+            "does not have. Forms are stored by name. Use the version that wrote the file."
         )
     try:
         return kind(**options)
     except (TypeError, WeightloomError) as error:
         raise CheckpointError(
             f"`{path}` holds options of {name} that this version of the library does not take "
-            f"({error}). A form is "
-            "made from its options. Use the version that wrote the file."
+            f"({error}). Forms are "
+            "rebuilt from their options. Use the version that wrote the file."
         ) from error

@@ -1,6 +1,6 @@
-"""Which parameter is held in which form: chosen by selectors, or by what may be spent."""
+"""Choice of a form for each generated parameter, by selectors or by a budget of parameters."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import prod
 
 from torch import nn
@@ -11,7 +11,7 @@ from weightloom.forms.full import Full
 from weightloom.params import ParamSpec, Selector, Shape, first_names, parameters_by_name, select
 
 Generate = Selector | Iterable[Selector] | Mapping[Selector, Form]
-"""Which parameters are generated; as a mapping, also in which form."""
+"""Generated parameters: one selector or several; as a mapping, also the form of each."""
 
 
 def choose_forms(
@@ -21,18 +21,19 @@ def choose_forms(
 
     Args:
         base: The base network.
-        generate: One selector, several, or a mapping from selectors to forms, of which the first
-            that matches a parameter counts: ``{"head.*": Full(), nn.Linear: LowRank(4)}``. A full
-            name is taken at its word; of what a glob, a kind of module or a predicate selects, what
-            the form does not fit is generated in full.
-        form: Where ``generate`` is no mapping: the form of every parameter that it fits. Those that
-            it does not fit, such as biases where it needs a matrix, are generated in full. None
-            means `Full`.
+        generate: One selector, several, or a mapping from selectors to forms, such as
+            ``{"head.*": Full(), nn.Linear: LowRank(4)}``; the first selector that matches decides.
+            A parameter selected by a glob, a module class or a predicate is generated in full if
+            the form does not fit it; for one selected by its full name that is an error.
+        form: Form of every selected parameter that it fits, if ``generate`` is not a mapping. The
+            others, such as biases for a form that needs a matrix, are generated in full. None means
+            `Full`.
 
     Raises:
-        ConfigError: If a selector matches no parameter or there is none, if a form in the mapping
-            does not fit a parameter that is named in full for it, or if two names of one tied
-            parameter get different forms.
+        ConfigError: If a selector matches no parameter, ``generate`` is empty, a value of the
+            mapping is not a form, ``form`` is given next to a mapping, a form does not fit a
+            parameter that is selected by its full name, or two names of a tied parameter get
+            different forms.
 
     Example:
         >>> from weightloom.forms import LowRank
@@ -50,36 +51,55 @@ def choose_forms(
         }
     if form is not None:
         raise ConfigError(
-            f"`form={form}` was given beside a mapping from selectors to forms. The mapping says "
-            "the form of each parameter already. Leave `form` out."
+            f"`form={form}` was given with a mapping from selectors to forms. The mapping already "
+            "sets the form of each parameter. Leave `form` out."
         )
-    by_alias: dict[str, Form] = {}
-    named: set[str] = set()
-    for selector, its in generate.items():
-        for alias in sorted(select(base, selector)):
-            if alias not in by_alias and selector == alias:
-                named.add(names[alias])
-            by_alias.setdefault(alias, its)
-    chosen: dict[str, tuple[str, Form]] = {}
-    for alias, its in by_alias.items():
-        other, taken = chosen.setdefault(names[alias], (alias, its))
-        if taken != its:
-            raise ConfigError(
-                f"`{other}` and `{alias}` are one parameter, tied, but were given {taken} and "
-                f"{its}. Tied parameters stay tied, so they can have one form only. Name "
-                f"`{names[alias]}` alone, or untie them in the base."
-            )
+    by_alias, named = _by_alias(base, generate, names)
+    chosen = _untied(by_alias, names)
     return {
-        name: _fitted(name, chosen[name][1], parameter, owners[name], name in named)
+        name: _fitted(name, chosen[name], parameter, owners[name], name in named)
         for name, parameter in parameters.items()
         if name in chosen
     }
 
 
-class Plan(dict[str, Form]):
-    """A form for each generated parameter, with what each costs; its string is a table.
+def _by_alias(
+    base: nn.Module, generate: Mapping[Selector, Form], names: Mapping[str, str]
+) -> tuple[dict[str, Form], set[str]]:
+    """Form of each matched name, aliases included, and the parameters selected by a full name."""
+    forms: dict[str, Form] = {}
+    named: set[str] = set()
+    for selector, form in generate.items():
+        for alias in sorted(select(base, selector)):
+            if alias not in forms and selector == alias:
+                named.add(names[alias])
+            forms.setdefault(alias, form)
+    return forms, named
 
-    Pass it as ``generate=plan``.
+
+def _untied(by_alias: Mapping[str, Form], names: Mapping[str, str]) -> dict[str, Form]:
+    """Form of each parameter by its first name; refuse different forms of a tied parameter."""
+    chosen: dict[str, tuple[str, Form]] = {}
+    for alias, form in by_alias.items():
+        other, taken = chosen.setdefault(names[alias], (alias, form))
+        if taken != form:
+            raise ConfigError(
+                f"`{other}` and `{alias}` are one parameter, tied, but were given {taken} and "
+                f"{form}. Tied parameters stay tied, so they can have one form only. Name "
+                f"`{names[alias]}` alone, or untie them in the base."
+            )
+    return {name: form for name, (_, form) in chosen.items()}
+
+
+class Plan(dict[str, Form]):
+    """Form of each generated parameter, with its cost; ``print(plan)`` shows a table.
+
+    Pass it on as ``generate=plan``.
+
+    Args:
+        forms: Form of each parameter, by name.
+        costs: Shape, numbers generated per task, and parameters of the hypernetwork, by name.
+        limit: Budget of hypernetwork parameters.
     """
 
     def __init__(
@@ -87,60 +107,56 @@ class Plan(dict[str, Form]):
     ) -> None:
         super().__init__(forms)
         self.costs = dict(costs)
-        """Shape, numbers generated per task, and parameters of the hypernetwork, for each name."""
+        """Shape, numbers generated per task, and parameters of the hypernetwork, by name."""
         self.limit = limit
+        """Budget of hypernetwork parameters."""
 
     @property
     def cost(self) -> int:
-        """Parameters of the hypernetwork, all together."""
+        """Total of hypernetwork parameters."""
         return sum(parameters for _, _, parameters in self.costs.values())
 
     def __str__(self) -> str:
         rows = [("parameter", "shape", "form", "per task", "hypernetwork")]
         for name, (shape, generated, parameters) in self.costs.items():
-            rows.append(
-                (
-                    name,
-                    " x ".join(map(str, shape)) or "1",
-                    str(self[name]),
-                    f"{generated:,}",
-                    f"{parameters:,}",
-                )
-            )
+            sides = " x ".join(map(str, shape)) or "1"
+            rows.append((name, sides, str(self[name]), f"{generated:,}", f"{parameters:,}"))
         total = sum(generated for _, generated, _ in self.costs.values())
         rows.append(("all", "", f"of {self.limit:,}", f"{total:,}", f"{self.cost:,}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i < 3 else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(r, widths, strict=True))
-            )
-            for r in rows
-        ]
-        return "\n".join(line.rstrip() for line in lines)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(_line(row, widths) for row in rows)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Row of a table: three columns of text to the left, numbers to the right."""
+    cells = [cell.ljust(w) for cell, w in zip(row[:3], widths[:3], strict=True)]
+    cells += [cell.rjust(w) for cell, w in zip(row[3:], widths[3:], strict=True)]
+    return "  ".join(cells).rstrip()
 
 
 def budget(
     base: nn.Module, parameters: int, width: int = 64, generate: Selector | Iterable[Selector] = "*"
 ) -> Plan:
-    """Choose a form for each parameter so that the hypernetwork's head has at most ``parameters`` parameters.
+    """Choose forms so that the hypernetwork's head has at most ``parameters`` parameters.
 
-    Every parameter starts with the cheapest form there is for it. Then the one that has the fewest
-    generated numbers for its size is given the next richer form, as long as the budget allows,
-    until nothing more can be had.
+    Every parameter starts with its cheapest form. Then, repeatedly, the parameter with the fewest
+    generated numbers relative to its size gets the next richer form that the budget allows, until
+    no parameter can be improved.
 
     Args:
         base: The base network.
-        parameters: What the head and all that is shared may have, besides the base's own values.
+        parameters: Budget for the head, learned starts and shared tensors; the base's own values
+            do not count.
         width: Width of the layer that the head reads: each generated number costs ``width + 1``
-            parameters.
-        generate: Which parameters are generated.
+            parameters of the head.
+        generate: Selectors of the generated parameters.
 
     Returns:
         A mapping from names to forms, to pass on as ``generate``; print it to see the table.
 
     Raises:
-        ConfigError: If even the cheapest forms cost more; it says how much they do.
+        ConfigError: If even the cheapest forms exceed the budget; the message names their cost. Or
+            if a selector matches no parameter.
 
     Example:
         >>> print(budget(nn.Linear(32, 32), parameters=20_000))
@@ -155,7 +171,7 @@ def budget(
     spent = sum(ladder[0][1] for ladder in ladders.values())
     if spent > parameters:
         raise ConfigError(
-            f"`parameters={parameters:,}` is too small a budget. The cheapest forms there are cost "
+            f"`parameters={parameters:,}` is too small a budget. The cheapest forms cost "
             f"{spent:,}. Pass {spent:,} or more, generate fewer parameters, or make "
             f"`width={width}` smaller."
         )
@@ -175,10 +191,10 @@ def budget(
 
 
 def _cost(form: Form, shape: Shape, width: int) -> tuple[int, int]:
-    """Numbers generated per task, and parameters that a hypernetwork spends on them.
+    """Numbers generated per task, and hypernetwork parameters needed for them.
 
-    Every factor has a start that is learned; for free numbers it is the base's own value, which is
-    not counted.
+    Each factor also has a learned start, except for free numbers, which start at the base's own
+    value.
     """
     generated = sum(prod(s) for s in form.factor_shapes(shape).values())
     starts = 0 if form.is_free else generated
@@ -187,33 +203,40 @@ def _cost(form: Form, shape: Shape, width: int) -> tuple[int, int]:
     )
 
 
-def _ladders(
-    base: nn.Module, names: Iterable[str], width: int
-) -> dict[str, list[tuple[int, int, Form]]]:
-    """For each parameter the forms that are worth their price, cheapest first.
+Row = tuple[int, int, Form]
+"""A form with its cost: numbers generated per task, and parameters of the hypernetwork."""
 
-    Numbers, cost and form.
-    """
+
+def _ladders(base: nn.Module, names: Iterable[str], width: int) -> dict[str, list[Row]]:
+    """Forms that are worth their cost for each parameter, cheapest first."""
     owners, parameters = _owners(base), dict(base.named_parameters())
+    return {name: _ladder(parameters[name], owners[name], width) for name in names}
+
+
+def _ladder(parameter: nn.Parameter, owner: nn.Module, width: int) -> list[Row]:
+    """Forms for one parameter, by cost: each generates more numbers than every cheaper one."""
+    shape = tuple(parameter.shape)
+    whole = _cost(Full(), shape, width)[1]
+    rows = [(*_cost(form, shape, width), form) for form in _fitting(parameter, owner)]
+    ladder: list[Row] = []
+    for row in sorted(rows, key=_by_price):
+        is_worth = row[1] < whole or row[2] == Full()
+        if is_worth and (not ladder or row[0] > ladder[-1][0]):
+            ladder.append(row)
+    return ladder
+
+
+def _fitting(parameter: nn.Parameter, owner: nn.Module) -> list[Form]:
+    """Candidates of all forms that fit a parameter."""
     candidates = [form for kind in KINDS.values() for form in kind.candidates()]
-    ladders = {}
-    for name in names:
-        shape, is_complex = tuple(parameters[name].shape), parameters[name].is_complex()
-        possible = [form for form in candidates if form.is_free or not is_complex]
-        fitting = [fitted for form in possible if (fitted := form.fit(shape, owners[name]))]
-        whole = _cost(Full(), shape, width)[1]
-        rows = [(*_cost(form, shape, width), form) for form in fitting]
-        priced = sorted((r for r in rows if r[1] < whole or r[2] == Full()), key=_by_price)
-        ladders[name] = [
-            row
-            for number, row in enumerate(priced)
-            if all(row[0] > earlier[0] for earlier in priced[:number])
-        ]
-    return ladders
+    if parameter.is_complex():
+        candidates = [form for form in candidates if form.is_free]
+    fitted = (form.fit(tuple(parameter.shape), owner) for form in candidates)
+    return [form for form in fitted if form]
 
 
-def _by_price(row: tuple[int, int, Form]) -> tuple[int, int, bool]:
-    """The cheapest first; of equals, the one with more numbers, then one that a linear layer uses without building."""
+def _by_price(row: Row) -> tuple[int, int, bool]:
+    """Sort key: lower cost, then more numbers, then forms that a linear layer uses unbuilt."""
     numbers, cost, form = row
     return cost, -numbers, type(form).linear is Form.linear
 
@@ -221,8 +244,8 @@ def _by_price(row: tuple[int, int, Form]) -> tuple[int, int, bool]:
 def _check_given(generate: Generate, form: Form | None) -> None:
     if generate is None or (isinstance(generate, Collection) and not generate):
         raise ConfigError(
-            f'`generate={generate!r}` selects no parameter. A hypernetwork generates one at least. Pass `generate="*"` '
-            "for all, or globs, kinds of module and predicates."
+            f"`generate={generate!r}` selects no parameter. A hypernetwork generates at least one. "
+            'Pass `generate="*"` for all, or globs, module classes and predicates.'
         )
     for its in generate.values() if isinstance(generate, Mapping) else [form or Full()]:
         if not isinstance(its, Form):
@@ -234,7 +257,7 @@ def _check_given(generate: Generate, form: Form | None) -> None:
 
 
 def _owners(base: nn.Module) -> dict[str, nn.Module]:
-    """The module that each parameter is in, by every name it has."""
+    """Module of each parameter, by every name of the parameter."""
     names = parameters_by_name(base)
     return {name: base.get_submodule(name.rpartition(".")[0]) for name in names}
 
@@ -259,13 +282,14 @@ def _fitted(
 def advised_budget(
     base: nn.Module, generate: Generate, names: Iterable[str], parameters: int, width: int
 ) -> str:
-    """Say what to type so that a head has at most ``parameters`` parameters, or as few as there can be.
+    """Advice for an error: the call of `budget` that keeps a head within a limit.
 
     Args:
         base: The base network.
-        generate: What was asked for, to be said again.
-        names: Names of the parameters that it selects.
-        parameters: What the head may have.
+        generate: The selectors that were passed, repeated in the advice.
+        names: Names of the parameters that they select.
+        parameters: Limit of the head. If even the cheapest forms exceed it, the advice uses their
+            cost and raises ``largest_head``.
         width: Width of the layer that the head reads.
     """
     said = "" if generate == "*" else f", generate={_said(generate)}"
@@ -274,11 +298,11 @@ def advised_budget(
     )
     allow = f", largest_head={least}" if least > parameters else ""
     call = f"budget(base, {max(least, parameters)}, width={width}{said})"
-    return f"Hold what is generated in cheaper forms: `generate={call}{allow}`"
+    return f"Use cheaper forms: `generate={call}{allow}`"
 
 
 def _said(generate: Generate) -> str:
-    """Selectors as they are typed."""
+    """Selectors as source code."""
     if isinstance(generate, str):
         return repr(generate)
     if isinstance(generate, type):

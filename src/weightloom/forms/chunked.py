@@ -1,4 +1,4 @@
-"""Cut out of chunks that one small network writes."""
+"""The chunked form: one small network writes the change of a parameter chunk by chunk."""
 
 from collections.abc import Sequence
 from math import prod
@@ -14,15 +14,18 @@ from weightloom.params import Shape
 class Chunked(Form):
     """θ = W + chunks: a small network that all tasks share writes the change chunk by chunk.
 
-    It reads a generated code of the task and a learned embedding of the chunk. What is generated
-    per task is the code alone, however large the parameter is. The network's last layer starts at
-    zero, so the change does.
+    The network reads the task's generated code and a learned embedding of the chunk. Only the code,
+    ``code_dim`` numbers, is generated per task, regardless of the parameter's size. The network's
+    last layer starts at zero, so the change starts at zero.
 
     Args:
-        size: Numbers in a chunk.
+        size: Numbers per chunk.
         code_dim: Width of the generated code.
         embedding_dim: Width of a chunk's embedding.
         hidden: Width of the network's hidden layer.
+
+    Raises:
+        ConfigError: If an argument is below 1.
 
     Example:
         >>> form = Chunked(size=4)
@@ -36,7 +39,7 @@ class Chunked(Form):
         hypernetworks.
     """
 
-    needs = "a parameter of any shape but a single number"
+    needs = "a parameter with at least one axis"
 
     def __init__(
         self, size: int, code_dim: int = 8, embedding_dim: int = 8, hidden: int = 32
@@ -50,7 +53,8 @@ class Chunked(Form):
         for name, value in options.items():
             if value < 1:
                 raise ConfigError(
-                    f"`{name}={value}` is below 1. A chunk needs numbers to hold. Pass 1 or more."
+                    f"`{name}={value}` is below 1. It is a size in the network that writes chunks. "
+                    "Pass 1 or more."
                 )
         self.size, self.code_dim, self.embedding_dim, self.hidden = (
             size,
@@ -61,19 +65,19 @@ class Chunked(Form):
 
     @classmethod
     def candidates(cls) -> "Sequence[Chunked]":
-        """Small chunks, and large ones."""
+        """Small and large chunks."""
         return [Chunked(size) for size in (64, 512)]
 
     def fit(self, shape: Shape, owner: nn.Module) -> "Chunked | None":
-        """Fits every parameter that is more than one number."""
+        """Fit every parameter with at least one axis."""
         return self if shape else None
 
     def factor_shapes(self, shape: Shape) -> dict[str, Shape]:
-        """One factor, ``code``, whatever the parameter's shape."""
+        """One factor, ``code``, (code_dim,), for every shape."""
         return {"code": (self.code_dim,)}
 
     def shared(self, shape: Shape) -> Parts:
-        """A network of two layers, and an embedding for each chunk."""
+        """Weights of a two-layer network, and an embedding for each chunk."""
         width = self.code_dim + self.embedding_dim
         return {
             "embeddings": torch.randn(-(-prod(shape) // self.size), self.embedding_dim),
@@ -83,7 +87,7 @@ class Chunked(Form):
         }
 
     def dense(self, own: Tensor, parts: Parts) -> Tensor:
-        """Write all chunks and cut the parameter out of them."""
+        """Write all chunks and crop them to the parameter."""
         of_code, of_chunk = parts["inner"].split([self.code_dim, self.embedding_dim], dim=1)
         code = nn.functional.linear(parts["code"], of_code, parts["inner_bias"])
         hidden = torch.relu(code[..., None, :] + parts["embeddings"] @ of_chunk.mT)
@@ -91,5 +95,5 @@ class Chunked(Form):
         return own + chunks.flatten(-2)[..., : own.numel()].unflatten(-1, own.shape)
 
     def value(self, own: Tensor, factors: Parts, shared: Parts | None = None) -> Tensor:
-        """Build the parameter: there is no shorter way."""
+        """Build the parameter; this form has no cheaper route."""
         return self.dense(own, {**factors, **(shared or {})})

@@ -1,4 +1,4 @@
-"""A parameter that is held as factors, and stands wherever a tensor may."""
+"""`Factored`: a tensor subclass that holds a generated parameter as factors."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -19,21 +19,24 @@ Kind = TypeVar("Kind", bound="Factored")
 
 
 class Factored(Tensor):
-    """A generated parameter held as a form's factors.
+    """A generated parameter held as the factors of its form: a tensor that is built only on demand.
 
-    A tensor of the parameter's shape that was never built.
-
-    What its form answers (linear layers, convolutions, embeddings) is computed from the factors,
-    and tasks are taken, put together and copied as factors. Everything else is given the parameter
-    built, so any code that takes a tensor takes this one; a `BuiltWarning` says so where that is
-    more than ten times as large, unless you call `dense`. Gradients reach the factors. What would
-    need memory of its own, such as a change in place, is refused.
+    It has the shape, device and dtype of the built parameter, and any code that takes a tensor
+    accepts it. Operations that its form implements (linear layers, convolutions, embeddings) are
+    computed from the factors, and tasks are selected, joined and copied as factors. Every other
+    operation receives the built parameter; a `BuiltWarning` is issued if it holds the values of all
+    tasks and more than ten times the numbers of the factors, except after an explicit `dense`.
+    Gradients flow to the factors. Operations that need the tensor's memory, such as in-place
+    changes, raise a `ConfigError`.
 
     Args:
-        form: What the factors mean.
+        form: The form, which defines how to build the parameter from the factors.
         own: The base's own value, shared by all tasks.
-        factors: Each ``(*lead, *factor_shape)``: with a tasks axis in front, or none for one task.
-        shared: What the form keeps for all tasks besides.
+        factors: Each ``(*lead, *factor_shape)``, with a leading tasks axis, or none for one task.
+        shared: The form's tensors that all tasks share; None means an empty dict.
+
+    Raises:
+        ConfigError: If the names of ``factors`` are not those of ``form.factor_shapes``.
 
     Example:
         >>> from weightloom.forms import RowScale
@@ -43,15 +46,19 @@ class Factored(Tensor):
     """
 
     form: Form
+    """The form that builds the parameter."""
     own: Tensor
+    """The base's own value, of the parameter's shape."""
     factors: Parts
+    """Generated factors by name, each ``(*lead, *factor_shape)``."""
     shared: Parts
+    """Tensors of the form that all tasks share, by name."""
 
     @staticmethod
     def __new__(
         cls: type[Kind], form: Form, own: Tensor, factors: Parts, shared: Parts | None = None
     ) -> Kind:
-        """Wrap the factors in a carrier of the parameter's shape, device and dtype, without its memory."""
+        """Wrap factors in a tensor of the parameter's shape, device and dtype, without memory."""
         shapes = form.factor_shapes(tuple(own.shape))
         if factors.keys() != shapes.keys():
             raise ConfigError(
@@ -67,18 +74,18 @@ class Factored(Tensor):
 
     @property
     def parts(self) -> Parts:
-        """Factors and what is shared, together."""
+        """Factors and shared tensors in one dict."""
         return {**self.factors, **self.shared}
 
     @property
     def lead(self) -> int:
-        """How many leading axes there are: 1 with tasks, 0 for one task."""
+        """Number of leading axes: 1 with a tasks axis, 0 for one task."""
         with NO_SUBCLASS():
             return self.ndim - self.own.ndim
 
     @property
     def numbers(self) -> int:
-        """How many numbers the factors hold."""
+        """Number of elements in all factors."""
         return sum(factor.numel() for factor in self.factors.values())
 
     def dense(self) -> Tensor:
@@ -88,7 +95,7 @@ class Factored(Tensor):
     def squared_norm(self) -> Tensor:
         """Squared L2 norm of the parameter, ``(*lead,)``.
 
-        From the factors where the form can, else task by task.
+        Computed from the factors if the form can, else built task by task.
         """
         squares = self.form.squared_norm(self.own, self.parts)
         if squares is not NotImplemented:
@@ -98,12 +105,12 @@ class Factored(Tensor):
         return torch.stack([self[task].square().sum() for task in range(len(self))])
 
     def map(self: Kind, function: Callable[[Tensor], Tensor]) -> Kind:
-        """Return the same with ``function`` applied to every factor."""
+        """Return a copy with ``function`` applied to every factor."""
         factors = {n: function(f) for n, f in self.factors.items()}
         return made(self, self.form, self.own, factors, self.shared)
 
     def map_all(self: Kind, function: Callable[[Tensor], Tensor]) -> Kind:
-        """Return the same with ``function`` applied to every tensor: factors, own and shared."""
+        """Return a copy with ``function`` applied to every tensor: factors, own and shared."""
         factors = {n: function(f) for n, f in self.factors.items()}
         return made(
             self,
@@ -114,32 +121,29 @@ class Factored(Tensor):
         )
 
     def in_use(self) -> "InUse":
-        """Return the same as a base holds it while it runs.
-
-        A tree has it as one leaf, the parameter itself.
-        """
+        """Return the value as an `InUse`, which `torch.utils._pytree` treats as one built leaf."""
         return InUse(self.form, self.own, self.factors, self.shared)
 
     def as_subclass(self, cls: Any) -> Any:
-        """Build the parameter as a tensor of another class."""
+        """Build the parameter as a tensor of class ``cls``."""
         return self.dense().as_subclass(cls)
 
     def set_(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse other memory."""
+        """Raise a `ConfigError`: a parameter held as factors has no memory to replace."""
         from weightloom.forms.refusals import refuse_memory
 
         return refuse_memory(Tensor.set_, self)
 
     @property
     def _is_param(self) -> bool:
-        """What torch asks before it takes a tensor for an `nn.Parameter`."""
+        """True if torch may use this tensor as an `nn.Parameter`: for `InUse` only."""
         return isinstance(self, InUse)
 
     @_is_param.setter
     def _is_param(self, value: bool) -> None:
         raise ConfigError(
-            f"`nn.Parameter` was given {self!r}. It is held as factors, and what can be trained "
-            "are these. Pass `nn.Parameter(value.dense())`, or register the tensors in "
+            f"`nn.Parameter` was given {self!r}. It is held as factors, and only these can be "
+            "trained. Pass `nn.Parameter(value.dense())`, or register the tensors in "
             "`value.factors` one by one."
         )
 
@@ -161,7 +165,7 @@ class Factored(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Answer from the factors, or build the parameter for everything else."""
+        """Run a function of torch on the factors if possible, else on the built one."""
         kwargs = kwargs or {}
         with NO_SUBCLASS():
             if func in OF_THE_OWN and isinstance(args[0], Factored):
@@ -174,36 +178,42 @@ class Factored(Tensor):
                 result = answer(func, *args, **kwargs)
                 if result is not NotImplemented:
                     return result
-            if torch.compiler.is_compiling():  # which cannot read a name, nor warn
-                args, kwargs = tree_map(
-                    built, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Tensor)
-                )
+            if torch.compiler.is_compiling():  # names cannot be read nor warnings issued there
+                args, kwargs = tree_map(built, (args, kwargs), is_leaf=_is_tensor)
                 return func(*args, **kwargs)
-            from weightloom.forms.refusals import refuse_writing, warn_of_building
+        return _with_built(func, args, kwargs)
 
-            refuse_writing(func, args, kwargs)
-            heavy: list[Factored] = []
 
-            def build(leaf: Any) -> Any:
-                if isinstance(leaf, Factored) and leaf.lead and leaf.numel() > 10 * leaf.numbers:
-                    heavy.append(leaf)
-                return built(leaf)
+def _with_built(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a function on built parameters; warn if one is much larger than its factors."""
+    from weightloom.forms.refusals import refuse_writing, warn_of_building
 
-            args, kwargs = tree_map(
-                build, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Tensor)
-            )
-        if heavy:
-            warn_of_building(func, heavy[0])
-        with NO_SUBCLASS():
-            return func(*args, **kwargs)
+    with NO_SUBCLASS():
+        refuse_writing(func, args, kwargs)
+        heavy: list[Factored] = []
+
+        def build(leaf: Any) -> Any:
+            if isinstance(leaf, Factored) and leaf.lead and leaf.numel() > 10 * leaf.numbers:
+                heavy.append(leaf)
+            return built(leaf)
+
+        args, kwargs = tree_map(build, (args, kwargs), is_leaf=_is_tensor)
+    if heavy:
+        warn_of_building(func, heavy[0])
+    with NO_SUBCLASS():
+        return func(*args, **kwargs)
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
 
 
 class InUse(Factored):
-    """A parameter held as factors, of one task, as the base holds it while it runs.
+    """A `Factored` parameter of one task, in the form in which a running base holds it.
 
-    It is a `Factored` in all but trees, where it is one leaf: the parameter itself, built. So a
-    base that maps over an axis of its parameter, by ``torch.vmap`` or ``torch.func.grad``, maps
-    over that axis, and not over an axis of factors.
+    In a tree (`torch.utils._pytree`) it is one leaf, the built parameter, where a `Factored` is a
+    node of factors. So a base that applies ``torch.vmap`` or ``torch.func.grad`` to its own
+    parameter maps over an axis of the parameter, not of its factors.
 
     Example:
         >>> from weightloom.forms import RowScale
@@ -214,21 +224,18 @@ class InUse(Factored):
 
 
 def carrier(kind: type[Tensor], shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Any:
-    """Make a tensor of a subclass that has a shape, dtype and device but no memory.
+    """Make a tensor of a subclass with a shape, dtype and device but almost no memory.
 
-    One NaN, expanded.
-
-    What bypasses the subclass and reads its numbers gets NaN, which shows.
+    It is one NaN, expanded: code that bypasses the subclass and reads the numbers gets NaN.
     """
     if torch.compiler.is_dynamo_compiling():
         return torch.full((), torch.nan, dtype=dtype, device=device).expand(shape).as_subclass(kind)
-    if (
-        torch._C._len_torch_dispatch_stack()
-    ):  # tensors made here are fake, or written down: keep none of them
+    if torch._C._len_torch_dispatch_stack():
+        # a dispatch mode is active: its tensors are fake or recorded, so none may enter the cache
         with torch._C._DisableTorchDispatch():
             if any(
                 isinstance(side, torch.SymInt) for side in shape
-            ):  # a tensor without memory may have such sides
+            ):  # only meta tensors take these
                 nan = torch.empty(shape, dtype=dtype, device="meta")
             else:
                 nan = torch.full((), torch.nan, dtype=dtype, device=device).expand(shape)
@@ -244,7 +251,7 @@ def _nan(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def built(leaf: Any) -> Any:
-    """Return a tensor that is held as factors built, and anything else as it is."""
+    """Build a `Factored` value; return any other object unchanged."""
     return leaf.dense() if isinstance(leaf, Factored) else leaf
 
 
@@ -277,26 +284,26 @@ OF_THE_CARRIER: set[Any] = {
     *(getattr(Tensor, name).__get__ for name in _KINDS),
     *(getattr(Tensor, name) for name in _METHODS),
 }
-"""What is asked of the shape, device and dtype alone."""
+"""Functions that read only shape, device and dtype: run on the tensor without memory."""
 
 OF_THE_OWN: set[Any] = {
     *(getattr(Tensor, name).__get__ for name in _KINDS),
     *(getattr(Tensor, name) for name in (*_FRESH, "get_device", "is_pinned", "is_shared")),
 }
-"""What the base's own value has in common with every task's, or makes as well."""
+"""Functions that give the same result on the base's own value: run on that."""
 
 
 def made(like: Kind, form: Form, own: Tensor, factors: Parts, shared: Parts) -> Any:
-    """A value of the same class; ``type(like)`` cannot be compiled."""
+    """Make a value of the same class as ``like``; ``type(like)(…)`` cannot be compiled."""
     if isinstance(like, InUse):
         return InUse(form, own, factors, shared)
     return Factored(form, own, factors, shared)
 
 
 class _Same:
-    """What of a parameter is no leaf of a tree. Two are equal if their factors mean the same.
+    """Static part of a `Factored` in a tree: form, own value and shared tensors.
 
-    Form, own and shared.
+    Two are equal if the same factors build the same parameter.
     """
 
     def __init__(self, value: Factored) -> None:
@@ -336,7 +343,7 @@ def _unflatten(leaves: Any, same: Any) -> Any:
     factors = dict(zip(same.names, leaves, strict=True))
     if all(isinstance(leaf, Tensor) for leaf in leaves):
         return Factored(same.form, same.own, factors, same.shared)
-    return factors  # a tree of something else than tensors
+    return factors  # leaves of another kind, such as the axes that `vmap` takes
 
 
 def _flatten_in_use(value: InUse) -> tuple[list[Any], None]:
@@ -348,15 +355,15 @@ def _flatten_in_use(value: InUse) -> tuple[list[Any], None]:
         torch._C._functorch.maybe_get_level(tensor) for tensor in tensors
     ):
         return [value.dense()], None
-    with temporarily_pop_interpreter_stack():  # a transform begins here, and wraps what it is given
+    with temporarily_pop_interpreter_stack():  # a transform begins here, and wraps this leaf itself
         return [value.dense()], None
 
 
-def _unflatten_in_use(leaves: Any, nothing: None) -> Any:
+def _unflatten_in_use(leaves: Any, context: None) -> Any:
     (leaf,) = leaves
     return leaf
 
 
 register_pytree_node(Factored, _flatten, _unflatten)
 register_pytree_node(InUse, _flatten_in_use, _unflatten_in_use)
-add_safe_globals([Factored, InUse])  # for `torch.load`, which makes nothing else than it knows
+add_safe_globals([Factored, InUse])  # so that `torch.load` accepts these classes

@@ -1,11 +1,10 @@
-"""Params in a file: generated parameters as they are held, dense or as factors.
+"""Save and load Params, dense or as factors.
 
-In:   Params, and a path.
-Out:  one file as of `weightloom.files`, whole or not there at all; and the Params in it, with equal
-      numbers.
-Nothing that is loaded can execute code: a form is written as its name and options, and only forms
-of `weightloom.forms` are made from them. Parameters held in a form of your own are built when they
-are saved.
+In:   Params and a path.
+Out:  one file in the format of `weightloom.files`, written completely or not at all; and Params
+      with equal numbers from it.
+Loading executes no code: a form is stored as its name and options, and only forms of
+`weightloom.forms` are built from them. Parameters in a custom form are built when they are saved.
 """
 
 import hashlib
@@ -27,21 +26,19 @@ KIND = "params-1"
 
 
 def save_params(path: Path, params: Mapping[str, Tensor], with_own: bool = True) -> None:
-    """Write generated parameters to ``path``, at once or not at all.
+    """Write generated parameters to a file, completely or not at all.
 
-    Those held as factors stay factors.
-
-    What several values hold together, such as the own value of tied parameters or a bank of
-    templates, is written once.
+    Parameters held as factors are stored as factors, except those in a custom form, which are
+    built. Memory that several values share, such as a bank of templates, is stored once.
 
     Args:
-        path: Where, as in ``"task.safetensors"``; its folder must exist.
+        path: The file, such as ``"task.safetensors"``; its folder must exist.
         params: Generated parameters per task.
-        with_own: Write the base's own values too, which factors need to become parameters. Without
-            them the file is small, holds a digest of each, and is read with ``own=base``.
+        with_own: Also store the base's own values, which factors need to be built. False makes a
+            smaller file that holds a digest of each and must be loaded with ``own=base``.
 
     Raises:
-        CheckpointError: If it cannot be written. What was at ``path`` is still there.
+        CheckpointError: If the file cannot be written. An existing file at ``path`` is kept.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -51,7 +48,7 @@ def save_params(path: Path, params: Mapping[str, Tensor], with_own: bool = True)
         torch.Size([5, 2])
     """
     store = _Store()
-    values: list[dict[str, Any]] = []  # a list keeps the order, which an object in JSON does not
+    values: list[dict[str, Any]] = []  # a list, since objects in JSON have no order
     for name, value in params.items():
         if not isinstance(value, Factored) or not has_name(value.form):
             values.append({"name": name, "value": store.put(f"{name}/value", built(value))})
@@ -75,25 +72,28 @@ def save_params(path: Path, params: Mapping[str, Tensor], with_own: bool = True)
 
 
 def load_params(path: Path, own: nn.Module | Mapping[str, Tensor] | None = None) -> Params:
-    """Read what `save_params` wrote: equal numbers, on the CPU, in the forms that they had.
+    """Read a file of `save_params`: equal numbers in the same forms, on the CPU.
 
     Args:
         path: The file.
-        own: The base, or its own values by name. Needed if the file was written without own values;
-            if it was written with them, the ones given here take their place, so that no memory is
-            spent twice. They must be equal.
+        own: The base, or its own values by name. Required if the file was written with
+            ``with_own=False``. Otherwise these values, which must be equal, replace those in the
+            file, to save memory.
+
+    Returns:
+        The Params, in the order in which they were saved.
 
     Raises:
         CheckpointError: If the file is missing, truncated, changed since it was written, or holds
-            no Params; or if ``own`` is another base than the one that the parameters were generated
-            for.
-        ConfigError: If the file needs ``own`` and it is not given.
+            no Params; if this version of the library lacks a form in it; or if ``own`` differs from
+            the values that the parameters were generated for.
+        ConfigError: If ``own`` is required and missing.
     """
     tensors, facts = load_tensors(Path(path))
     if facts.get("kind") != KIND:
         raise CheckpointError(
-            f"`{path}` holds no Params (kind {facts.get('kind')!r}). It was written by something "
-            "else than `save_params`. Read it with `load_tensors`."
+            f"`{path}` holds no Params (kind {facts.get('kind')!r}). It was not written by "
+            "`save_params`. Read it with `load_tensors`."
         )
     if isinstance(own, nn.Module):
         own = dict(parameters_by_name(own))
@@ -113,14 +113,14 @@ def load_params(path: Path, own: nn.Module | Mapping[str, Tensor] | None = None)
 
 
 class _Store:
-    """Tensors by name; the same memory, seen the same way, is kept once."""
+    """Tensors by name; views of the same memory with equal layout are stored once."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._names: dict[Any, str] = {}
 
     def put(self, name: str, tensor: Tensor) -> str:
-        """Keep a tensor, and return the name that it is kept under."""
+        """Store a tensor under ``name``, or find it; return the name under which it is stored."""
         memory = (
             tensor.data_ptr(),
             tuple(tensor.shape),
@@ -141,12 +141,12 @@ def _own(
     if given is None:
         raise ConfigError(
             f"`{path}` was written without own values, and none is given for {name!r}. Its factors "
-            "say how the parameter differs from the base's own. Pass `own=base`."
+            "only describe the difference from the base's own value. Pass `own=base`."
         )
     if _digest(given) != held["own_digest"]:
         raise CheckpointError(
             f"`own` holds another {name!r} than the one that `{path}` was generated for. A change "
-            "that is put on another start gives another network. Load the base as it was, or save "
+            "added to another own value gives another network. Load the original base, or save "
             "with `with_own=True`."
         )
     return given

@@ -1,4 +1,4 @@
-"""A free value for every number of the parameter."""
+"""The full form: a generated change for every number of the parameter."""
 
 from torch import Tensor, nn
 
@@ -8,7 +8,7 @@ from weightloom.params import Shape
 
 
 class Full(Form):
-    """θ = W + ΔW: every number of the parameter is generated, added to the base's own.
+    """θ = W + ΔW: a generated change for every number, added to the base's own value.
 
     Example:
         >>> import torch
@@ -20,11 +20,11 @@ class Full(Form):
     is_free = True
 
     def fit(self, shape: Shape, owner: nn.Module) -> "Full":
-        """Fits every parameter."""
+        """Fit every parameter."""
         return self
 
     def factor_shapes(self, shape: Shape) -> dict[str, Shape]:
-        """One factor, ``change``, of the parameter's own shape."""
+        """One factor, ``change``, of the parameter's shape."""
         return {"change": shape}
 
     def dense(self, own: Tensor, parts: Parts) -> Tensor:
@@ -32,10 +32,10 @@ class Full(Form):
         return add_to_own(own, parts["change"])
 
     def value(self, own: Tensor, factors: Parts, shared: Parts | None = None) -> Tensor:
-        """Build the parameter: there is nothing to save."""
+        """Build the parameter; factors would save no memory."""
         return self.dense(own, factors)
 
     @property
     def is_affine(self) -> bool:
-        """A mean of changes gives the mean of parameters."""
+        """True: averaged changes give averaged parameters."""
         return True

@@ -1,4 +1,4 @@
-"""A change of low rank."""
+"""The low-rank form (LoRA): a generated change of low rank."""
 
 from collections.abc import Sequence
 from math import prod
@@ -13,13 +13,17 @@ from weightloom.params import Shape
 
 
 class LowRank(Form):
-    """θ = W + B A: the own matrix and a generated change of low rank, which is never built.
+    """θ = W + B A: the own matrix plus a generated low-rank change, kept as its two factors.
 
-    A kernel is taken as a matrix, its first axis against all others. A starts at random and B at
-    zero, so that at step 0 the change is zero but has a gradient.
+    A kernel counts as a matrix: its first axis against all others. A starts at random and B at
+    zero, so the change is zero at step 0 but has a gradient. Linear layers, ungrouped convolutions,
+    embeddings and norms are computed from the factors.
 
     Args:
         rank: Rank of the change.
+
+    Raises:
+        ConfigError: If ``rank`` is below 1.
 
     Example:
         >>> form, own = LowRank(2), torch.randn(6, 5)
@@ -34,6 +38,8 @@ class LowRank(Form):
         left out.
     """
 
+    needs = "at least two axes, and both matrix sides above its rank"
+
     def __init__(self, rank: int) -> None:
         if rank < 1:
             raise ConfigError(
@@ -41,21 +47,13 @@ class LowRank(Form):
             )
         self.rank = rank
 
-    @property
-    def needs(self) -> str:  # type: ignore[override]
-        """What fits."""
-        return f"at least two axes, and a smaller matrix side above the rank, {self.rank}"
-
     @classmethod
     def candidates(cls) -> "Sequence[LowRank]":
-        """Ranks that are powers of two."""
+        """Ranks 32, 16, 8, 4, 2 and 1."""
         return [LowRank(rank) for rank in (32, 16, 8, 4, 2, 1)]
 
     def fit(self, shape: Shape, owner: nn.Module) -> "LowRank | None":
-        """Fits matrices and kernels whose both sides are above the rank.
-
-        Others are smaller in full.
-        """
+        """Fit matrices and kernels with both sides above the rank; others are smaller in full."""
         fits = len(shape) >= 2 and min(shape[0], prod(shape[1:])) > self.rank
         return self if fits else None
 
@@ -64,7 +62,7 @@ class LowRank(Form):
         return {"up": (shape[0], self.rank), "down": (self.rank, prod(shape[1:]))}
 
     def starts(self, shape: Shape) -> Parts:
-        """A random ``down``, of the size that makes its outputs as large as the inputs."""
+        """A random ``down`` whose outputs are of the size of its inputs."""
         columns = prod(shape[1:])
         return {"down": torch.randn(self.rank, columns) / columns**0.5}
 
@@ -74,19 +72,15 @@ class LowRank(Form):
         return own + change.reshape(*change.shape[:-2], *own.shape)
 
     def linear(self, x: Tensor, own: Tensor, parts: Parts, bias: Tensor | None = None) -> Tensor:
-        """Answer x Wᵀ + (x Aᵀ) Bᵀ."""
+        """Compute x Wᵀ + (x Aᵀ) Bᵀ."""
         y, thin = shared_linear(x, own, bias), x @ parts["down"].mT
-        if (
-            y.ndim == 3 and thin.ndim == 3 and y.dtype == thin.dtype == parts["up"].dtype
-        ):  # fresh: added in place
+        if y.ndim == 3 and thin.ndim == 3 and y.dtype == thin.dtype == parts["up"].dtype:
+            # `y` is a fresh tensor, so it can be changed in place
             return y.baddbmm_(thin, parts["up"].mT)
         return y + thin @ parts["up"].mT
 
     def conv(self, x: Tensor, own: Tensor, parts: Parts, conv: Conv) -> Answer:
-        """Answer by a thin convolution and a product over channels.
-
-        Grouped convolutions are built.
-        """
+        """Convolve with A, then mix channels by B; grouped convolutions build the kernel."""
         if conv.groups > 1:
             return NotImplemented
         up, down = parts["up"], parts["down"]
@@ -96,7 +90,7 @@ class LowRank(Form):
         return conv(x, own) + conv.plain(conv(x, thin), up)
 
     def embedding(self, ids: Tensor, own: Tensor, parts: Parts) -> Tensor:
-        """Look up rows of W and of B."""
+        """Look up rows of W and B; multiply the latter by A."""
         down = parts["down"]
         thin = look_up(ids, parts["up"])
         if down.ndim == 3:
@@ -104,22 +98,21 @@ class LowRank(Form):
         return look_up(ids, own) + thin @ down
 
     def squared_norm(self, own: Tensor, parts: Parts) -> Tensor:
-        """Answer |W|² + 2 ⟨W Aᵀ, B⟩ + ⟨Bᵀ B, A Aᵀ⟩: three small products per task."""
+        """Compute |W|² + 2 ⟨W Aᵀ, B⟩ + ⟨Bᵀ B, A Aᵀ⟩: three small products per task."""
         up, down, matrix = parts["up"], parts["down"], own.flatten(1)
         across = (matrix @ down.mT * up).sum((-2, -1))
         change = ((up.mT @ up) * (down @ down.mT)).sum((-2, -1))
-        return (matrix.square().sum() + 2 * across + change).clamp_min(
-            0
-        )  # a rest below zero is rounding
+        total = matrix.square().sum() + 2 * across + change
+        return total.clamp_min(0)  # rounding may leave it below zero
 
     def joins(self, other: Form) -> bool:
-        """Changes of any two ranks can be added."""
+        """True for low-rank changes of any rank."""
         return isinstance(other, LowRank)
 
     def stacked(
         self, changes: Sequence[Parts], weights: Sequence[float | Tensor]
     ) -> tuple[Form, Parts]:
-        """Put the factors side by side: a change of the summed rank."""
+        """Concatenate the factors into a change of the summed rank."""
         ups = [
             along(weight, change["up"]) * change["up"]
             for change, weight in zip(changes, weights, strict=True)

@@ -1,4 +1,4 @@
-"""Scaled outputs: a gain for each row of a weight, alone or with a shift."""
+"""Row scaling and FiLM: a generated gain per output of a layer, alone or with a shift."""
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,14 @@ from weightloom.params import Shape
 
 
 class RowScale(Form):
-    """θ = diag(1 + g) W: every output of the layer gets a generated gain.
+    """θ = diag(1 + g) W: a generated gain for every output of a layer.
 
-    The weight is never built.
+    An output is a row of a linear layer, an output channel of a convolution or transposed
+    convolution, or a feature of an embedding; their results are scaled without building the weight.
+    With the layer's input as the condition, this is the gate y = (W x) · h(x), h(x) = 1 + g(x).
 
-    An output is a row of a linear layer, an output channel of a convolution or of its transpose,
-    and a feature of an embedding. With the layer's input as the condition it is the gate y = (W x)
-    · h(x), with h(x) = 1 + g(x).
+    Args:
+        axis: Axis of the outputs in the weight, 0 or 1. `fit` chooses it by the kind of layer.
 
     Example:
         >>> import torch
@@ -36,12 +37,12 @@ class RowScale(Form):
         self.axis = axis
 
     def fit(self, shape: Shape, owner: nn.Module) -> "RowScale | None":
-        """Fits what has rows; which axis they are on depends on the kind of layer."""
+        """Fit parameters of two or more axes; the kind of layer sets the axis of its outputs."""
         across = isinstance(owner, _ConvTransposeNd | nn.Embedding | nn.EmbeddingBag)
         return RowScale(axis=1 if across else 0) if len(shape) >= 2 else None
 
     def factor_shapes(self, shape: Shape) -> dict[str, Shape]:
-        """One factor, ``gain``, a number per output."""
+        """One factor, ``gain``, (outputs,)."""
         return {"gain": (shape[self.axis],)}
 
     def dense(self, own: Tensor, parts: Parts) -> Tensor:
@@ -52,7 +53,7 @@ class RowScale(Form):
         )
 
     def linear(self, x: Tensor, own: Tensor, parts: Parts, bias: Tensor | None = None) -> Answer:
-        """Answer (x Wᵀ) (1 + g)."""
+        """Compute (x Wᵀ) (1 + g)."""
         if self.axis != 0:
             return NotImplemented
         y, gain = nn.functional.linear(x, own), (1 + parts["gain"])[..., None, :]
@@ -63,12 +64,12 @@ class RowScale(Form):
         if self.axis != (1 if conv.transposed else 0):
             return NotImplemented
         gain = 1 + parts["gain"]
-        if conv.transposed:  # its rows are there once for all groups
+        if conv.transposed:  # its kernels hold the outputs of one group
             gain = gain.repeat(*[1] * (gain.ndim - 1), conv.groups)
         return conv(x, own) * gain[(..., None, slice(None), *[None] * (own.ndim - 2))]
 
     def embedding(self, ids: Tensor, own: Tensor, parts: Parts) -> Answer:
-        """Scale the features of what is looked up."""
+        """Scale the features of the looked-up rows."""
         if self.axis != 1:
             return NotImplemented
         gain = 1 + parts["gain"]
@@ -77,44 +78,42 @@ class RowScale(Form):
         )
 
     def squared_norm(self, own: Tensor, parts: Parts) -> Tensor:
-        """Answer Σ (1 + g)² |row|²."""
+        """Compute Σ (1 + g)² |row|²."""
         rows = own.transpose(0, self.axis).flatten(1).square().sum(1)
         return (1 + parts["gain"]).square() @ rows
 
     @property
     def is_affine(self) -> bool:
-        """A mean of gains gives the mean of parameters."""
+        """True: averaged gains give averaged parameters."""
         return True
 
 
 class FiLM(Form):
-    """Feature-wise linear modulation.
+    """Feature-wise linear modulation: a generated gain and a generated shift per output.
 
-    A generated gain for every output of a layer, and a generated shift.
-
-    It is `RowScale` for a parameter that has rows and `Full` for the others: biases, and the scales
-    and shifts of norms. A layer without a bias gets no shift.
+    Becomes `RowScale` for parameters of two or more axes, and `Full` for the others: biases, and
+    the scales and shifts of norms. A layer without a bias gets no shift.
 
     Source:
         Perez et al., "FiLM: Visual reasoning with a general conditioning layer" (2018), equation 2.
-        The gain is taken of W x, the bias added after it; the paper takes it of W x + b, which is
+        The gain scales W x, and the bias is added afterwards; the paper scales W x + b, which is
         the same family of functions.
     """
 
     needs = "a parameter of any shape"
 
     def fit(self, shape: Shape, owner: nn.Module) -> Form:
-        """A gain for what has rows, a free change for the others."""
+        """Return `RowScale` for parameters of two or more axes, `Full` for the others."""
         return RowScale().fit(shape, owner) or Full()
 
     def factor_shapes(self, shape: Shape) -> dict[str, Shape]:
-        """Those of the form it becomes for a plain layer."""
+        """Factors of the form that `fit` gives for a linear layer."""
         return self.fit(shape, nn.Identity()).factor_shapes(shape)
 
     def dense(self, own: Tensor, parts: Parts) -> Tensor:
-        """Build what the form it becomes for a plain layer builds."""
+        """Build the parameter by the form that `fit` gives for a linear layer."""
         return self.fit(tuple(own.shape), nn.Identity()).dense(own, parts)
 
     def squared_norm(self, own: Tensor, parts: Parts) -> Answer:
-        """Answer what the form it becomes for a plain layer answers."""
+        """Compute the squared norm by the form that `fit` gives for a linear layer."""
         return self.fit(tuple(own.shape), nn.Identity()).squared_norm(own, parts)

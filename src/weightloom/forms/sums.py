@@ -1,35 +1,33 @@
-"""A value that all tasks share, plus a change for each.
+"""Sum of a shared value and a change per task, with a fast backward pass for any memory layout."""
 
-Quick backwards too, however the gradient lies in memory.
-"""
-
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 LARGE = 1 << 18
-"""Numbers from which it pays."""
+"""Elements of a change from which the custom backward pass is faster."""
 
 
 class _Sum(torch.autograd.Function):
-    """own + change, whose gradient for ``own`` is summed in the order of memory."""
+    """own + change; its gradient for ``own`` is summed over tasks in the order of memory."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, change: Tensor) -> Tensor:
-        """Add."""
+        """Add the change to the own value."""
         return own + change
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Sum for what is shared, and pass on."""
+        """Sum the gradient over tasks for ``own``; pass it on for ``change``."""
         return sum_of_tasks(gradient), gradient
 
 
 def sum_of_tasks(x: Tensor) -> Tensor:
-    """Sum over the first axis, the others taken as they lie.
+    """Sum over the first axis, with the other axes in the order of their strides.
 
-    Torch crosses memory where they are transposed.
+    Torch's own sum reads transposed memory out of order, which is slower.
     """
     order = sorted(range(1, x.ndim), key=x.stride, reverse=True)
     back = [order.index(axis) for axis in range(1, x.ndim)]
@@ -37,7 +35,7 @@ def sum_of_tasks(x: Tensor) -> Tensor:
 
 
 def add_to_own(own: Tensor, change: Tensor) -> Tensor:
-    """Add changes, (*lead, *shape), to a value that all share, (*shape)."""
+    """Add changes per task, (*lead, *shape), to a shared value, (*shape)."""
     plain = (
         change.ndim != own.ndim + 1
         or change.numel() < LARGE
@@ -48,9 +46,10 @@ def add_to_own(own: Tensor, change: Tensor) -> Tensor:
         plain
         or torch.compiler.is_compiling()
         or torch._C._functorch.maybe_current_level() is not None
+        or torch.autograd.forward_ad._current_level >= 0
     ):
         return own + change
-    if torch.autograd.forward_ad._current_level >= 0:
-        return own + change
-    total: Tensor = _Sum.apply(own, change)  # type: ignore[no-untyped-call]
-    return total
+    return _sum(own, change)
+
+
+_sum: Callable[[Tensor, Tensor], Tensor] = _Sum.apply

@@ -1,4 +1,4 @@
-"""A mixture of templates that all tasks share."""
+"""The template form: a generated mixture of tensors that all tasks share."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,16 @@ from weightloom.params import Shape
 
 
 class Template(Form):
-    """θ = W + Σ aₖ Wₖ: the own value and a generated mixture of a few templates, which all tasks share and learn.
+    """θ = W + Σ aₖ Wₖ: the own value plus a generated mixture of templates.
+
+    The templates Wₖ have the parameter's shape, are shared by all tasks, and are trained with the
+    hypernetwork; the coefficients aₖ are generated per task.
 
     Args:
-        count: How many templates.
+        count: Number of templates.
+
+    Raises:
+        ConfigError: If ``count`` is below 1.
 
     Example:
         >>> form, own = Template(2), torch.zeros(3)
@@ -30,6 +36,8 @@ class Template(Form):
         generalize compositionally" (2024).
     """
 
+    needs = "a parameter with more numbers than it has templates"
+
     def __init__(self, count: int) -> None:
         if count < 1:
             raise ConfigError(
@@ -37,42 +45,35 @@ class Template(Form):
             )
         self.count = count
 
-    @property
-    def needs(self) -> str:  # type: ignore[override]
-        """What fits."""
-        return f"more numbers than there are templates, {self.count}"
-
     @classmethod
     def candidates(cls) -> "Sequence[Template]":
-        """A few templates, or very few."""
+        """Banks of 8, 4 and 2 templates."""
         return [Template(count) for count in (8, 4, 2)]
 
     def fit(self, shape: Shape, owner: nn.Module) -> "Template | None":
-        """Fits every parameter that has more numbers than there are templates.
-
-        Others are smaller in full.
-        """
+        """Fit parameters with more numbers than templates; others are smaller in full."""
         return self if torch.Size(shape).numel() > self.count else None
 
     def factor_shapes(self, shape: Shape) -> dict[str, Shape]:
-        """One factor, ``mixture``, a number per template."""
+        """One factor, ``mixture``, (count,)."""
         return {"mixture": (self.count,)}
 
     def shared(self, shape: Shape) -> Parts:
-        """The templates, of the size of a fresh layer's weights."""
+        """Random templates, ``templates``, scaled like the weights of a new layer."""
         columns = max(1, shape[1:].__len__() and torch.Size(shape[1:]).numel())
         return {"templates": torch.randn(self.count, *shape) / columns**0.5}
 
     def dense(self, own: Tensor, parts: Parts) -> Tensor:
-        """Build the mixture."""
+        """Build W + Σ aₖ Wₖ."""
         mixture, templates = parts["mixture"], parts["templates"]
         return add_to_own(own, (mixture @ templates.flatten(1)).unflatten(-1, own.shape))
 
     def linear(self, x: Tensor, own: Tensor, parts: Parts, bias: Tensor | None = None) -> Answer:
-        """Mix outputs instead of weights where that is cheaper: with one row per task.
+        """Mix outputs for one row per task, which is cheaper; else mix weights in (in, out) order.
 
-        The own value is one more template, taken once, and weights lie (in, out), as products and
-        their gradients like it.
+        With mixed weights, the own value counts as one more template with coefficient 1. Their
+        order makes the products and their gradients fast. Not implemented for several rows without
+        a tasks axis.
         """
         mixture, templates = parts["mixture"], parts["templates"]
         if own.ndim != 2 or (x.shape[-2] > 1 and mixture.ndim < 2):
@@ -89,14 +90,13 @@ class Template(Form):
         return shared_linear(x, own, bias) + mixed
 
     def squared_norm(self, own: Tensor, parts: Parts) -> Tensor:
-        """Answer |W|² + 2 Σ aₖ ⟨W, Wₖ⟩ + Σ aₖ aₗ ⟨Wₖ, Wₗ⟩."""
+        """Compute |W|² + 2 Σ aₖ ⟨W, Wₖ⟩ + Σ aₖ aₗ ⟨Wₖ, Wₗ⟩."""
         mixture, rows, start = parts["mixture"], parts["templates"].flatten(1), own.flatten()
         change = (mixture @ (rows @ rows.mT) * mixture).sum(-1)
-        return (start.square().sum() + 2 * mixture @ (rows @ start) + change).clamp_min(
-            0
-        )  # a rest is rounding
+        total = start.square().sum() + 2 * mixture @ (rows @ start) + change
+        return total.clamp_min(0)  # rounding may leave it below zero
 
     @property
     def is_affine(self) -> bool:
-        """A mean of mixtures gives the mean of parameters."""
+        """True: averaged mixtures give averaged parameters."""
         return True

@@ -1,9 +1,7 @@
-"""Convolutions with a kernel for each task, written out as products.
+"""Convolutions with one kernel per task as matrix products, which export for any number of tasks.
 
-Exporters know these for any number of tasks.
-
-In:   inputs of all tasks, a kernel for each, and the options of one of torch's convolutions.
-Out:  what the convolution gives.
+In:   inputs of all tasks, one kernel per task, and the options of one of torch's convolutions.
+Out:  the outputs of that convolution.
 """
 
 from collections.abc import Sequence
@@ -26,10 +24,8 @@ def convolve_each(
 ) -> Tensor:
     """Convolve (tasks, batch, in, *space) with kernels (tasks, out, in / groups, *window).
 
-    Bias is (tasks, out).
-
-    Every place of the window is a shifted view of the input; beside each other they meet the
-    kernels in one product per task and group.
+    The bias is (tasks, out) or None. Each point of the window gives a shifted view of the input;
+    the views are stacked, and one product per task and group multiplies them with the kernels.
     """
     window = kernel.shape[3:]
     strides, dilations = _each(stride, len(window)), _each(dilation, len(window))
@@ -66,9 +62,9 @@ def transpose_convolve_each(
     output_padding: Any = 0,
     dilation: Any = 1,
 ) -> Tensor:
-    """The transposed convolution: inputs spread by zeros, then convolved with the kernels turned around.
+    """Transposed convolution of (tasks, batch, in, *space) with (tasks, in, out / groups, *window).
 
-    Kernels are (tasks, in, out / groups, *window).
+    It spreads the inputs by zeros and convolves them with the flipped kernels.
     """
     window = kernel.shape[3:]
     axes = len(window)
@@ -93,16 +89,16 @@ def _shifted(
     strides: Sequence[int],
     dilations: Sequence[int],
 ) -> Tensor:
-    for axis, (at, size, step, apart) in enumerate(
+    for axis, (at, size, step, spacing) in enumerate(
         zip(place, sides, strides, dilations, strict=True)
     ):
-        start = at * apart
+        start = at * spacing
         x = x[(slice(None),) * (3 + axis) + (slice(start, start + (size - 1) * step + 1, step),)]
     return x
 
 
 def _spread(x: Tensor, axis: int, step: int) -> Tensor:
-    """Put ``step - 1`` zeros between the numbers along an axis."""
+    """Insert ``step - 1`` zeros between neighbours along an axis."""
     if step == 1:
         return x
     size = (x.shape[axis] - 1) * step + 1
@@ -121,11 +117,11 @@ def _each(option: Any, axes: int) -> list[int]:
 
 
 def _margins(padding: Any, window: Sequence[int], dilations: Sequence[int]) -> list[int]:
-    """Margins as `F.pad` takes them: of the last axis first."""
+    """Margins in the order of `F.pad`: the last axis first."""
     margins: list[int] = []
-    for axis, (size, apart) in enumerate(zip(window, dilations, strict=True)):
+    for axis, (size, spacing) in enumerate(zip(window, dilations, strict=True)):
         if isinstance(padding, str):
-            whole = apart * (size - 1) if padding == "same" else 0
+            whole = spacing * (size - 1) if padding == "same" else 0
             before, after = whole // 2, whole - whole // 2
         else:
             before = after = _each(padding, len(window))[axis]

@@ -1,9 +1,10 @@
 """Hypernetworks: a condition per task in, a base network's parameters per task out.
 
-In:   condition, (tasks, condition_dim); for a head with a row per class, statistics of the classes.
+In:   a condition per task, (tasks, condition_dim); for `HeadHyperNetwork`, features of labelled
+      support points.
 Out:  Params, each value (tasks, *shape).
 Knows nothing of the task data, the base network's forward pass, or the loss.
-Start at `HyperNetwork`, then read the method you came for.
+Start at `HyperNetwork`, the common interface, then read the hypernetwork that you need.
 """
 
 from weightloom.hypernets.chunked import ChunkedHyperNetwork as ChunkedHyperNetwork

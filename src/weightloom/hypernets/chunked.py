@@ -1,4 +1,4 @@
-"""The chunked hypernetwork: one small generator writes the flat vector of all parameters, chunk by chunk."""
+"""The chunked hypernetwork: one small generator writes all parameters chunk by chunk."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,32 +20,30 @@ from weightloom.params import Params, Selector
 
 
 class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
-    """Generate parameters of ``base`` chunk by chunk.
+    """Hypernetwork that writes parameters in chunks: θ[k] = own[k] + g(condition, eₖ).
 
-    Θ[k] = own[k] + g(condition, eₖ), with one g for all chunks.
+    All generated numbers form one flat vector, which is cut into chunks regardless of parameter
+    boundaries. One generator g serves all chunks, and each chunk k has a learned embedding eₖ. All
+    chunks of all tasks are written in one pass. A chunk costs ``embedding_dim`` parameters, whereas
+    the head of `MLPHyperNetwork` costs its width for every number.
 
-    Generated numbers stand side by side in one flat vector, which is cut into chunks without regard
-    to where a parameter ends. Each chunk k has a learned embedding eₖ. All chunks of all tasks are
-    written in one pass. A chunk costs ``embedding_dim`` parameters, where the head of
-    `MLPHyperNetwork` costs its width for every number.
-
-    At step 0 every task gets the base network as it stands; the other initialisations are those of
-    `MLPHyperNetwork`, with a layer of their own. `weightloom.forms.Chunked` does the same for one
-    parameter by itself.
+    With the default ``init``, every task gets the unchanged base network at step 0. The other
+    initialisations are those of `MLPHyperNetwork`, through an additional output layer.
+    `weightloom.forms.Chunked` applies the same idea to a single parameter.
 
     Args:
-        base: The base network. Bring any module.
+        base: The base network, any module.
         condition_dim: Width of a condition.
-        slice_size: Numbers in a chunk. The last chunk is cropped.
+        slice_size: Numbers per chunk. The last chunk is cropped.
         embedding_dim: Width of a chunk's embedding.
         hidden: Widths of the generator's hidden layers, one or more.
-        generate: Which parameters are generated, as in `MLPHyperNetwork`.
-        form: How each generated parameter is held, where ``generate`` does not say.
-        freeze: Which of the base's own values are not trained, as in `MLPHyperNetwork`.
-        init: How what is generated starts.
-        largest_head: As many numbers as the last layer may hold: a larger one is an error, not
-            gigabytes.
-        chunk_size: The former name of ``slice_size``.
+        generate: Selectors of the generated parameters, as in `MLPHyperNetwork`.
+        form: Form of each generated parameter, if ``generate`` is not a mapping to forms.
+        freeze: Selectors of own values that are not trained, as in `MLPHyperNetwork`.
+        init: Initialisation of the generated parameters, as in `MLPHyperNetwork`.
+        largest_head: Largest number of elements in the last layer; a larger one raises an error
+            before its memory is allocated.
+        chunk_size: Deprecated name of ``slice_size``.
 
     Raises:
         ConfigError: If a selector matches no parameter, a form does not fit one, ``init`` is
@@ -59,8 +57,8 @@ class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
 
     Source:
         von Oswald, Henning, Grewe and Sacramento, "Continual learning with hypernetworks" (2020),
-        section 2, chunked hypernetworks. There the vector itself is generated; here it is a change,
-        added to the base's own.
+        section 2, chunked hypernetworks. The paper generates the values; here a change is generated
+        and added to the base's own values.
     """
 
     def __init__(
@@ -90,8 +88,8 @@ class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         check_sizes(condition_dim=condition_dim, slice_size=slice_size, embedding_dim=embedding_dim)
         if not hidden:
             raise ConfigError(
-                "`hidden=()` leaves no hidden layer. A linear generator adds the same to all "
-                "chunks, whatever their embeddings. Pass one width or more, as in `hidden=(64,)`."
+                "`hidden=()` leaves no hidden layer. A linear generator adds the same change "
+                "to all chunks, for any embeddings. Pass one width or more, as in `hidden=(64,)`."
             )
         self.condition_dim = condition_dim
         check_slices(hidden[-1], slice_size, largest_head)
@@ -105,7 +103,7 @@ class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         self.options |= {"hidden": list(hidden), "init": init, "largest_head": largest_head}
         self.options |= described(self.generated.forms, sorted(self.generated.frozen))
         self.chunks = pieces_of(self.generated.size, slice_size)
-        """How many chunks are written."""
+        """Number of chunks."""
         self.embeddings = nn.Parameter(torch.randn(self.chunks, embedding_dim))
         self._known = 2 * condition_dim if init == "magnitude-invariant" else condition_dim
         self.first = nn.Linear(self._known + embedding_dim, hidden[0])
@@ -118,6 +116,12 @@ class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
     def forward(self, condition: Float[Tensor, "tasks condition_dim"]) -> Params:
         """Generate parameters for each task.
 
+        Args:
+            condition: Description of each task, (tasks, condition_dim).
+
+        Returns:
+            The generated parameters by name, each (tasks, *shape).
+
         Raises:
             ShapeError: If the condition is not ``(tasks, condition_dim)``.
         """
@@ -127,9 +131,8 @@ class ChunkedHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         of_condition, of_chunk = self.first.weight.split(
             [self._known, self.embeddings.shape[1]], dim=1
         )
-        known = nn.functional.linear(
-            condition, of_condition, self.first.bias
-        )  # once per task, not once per chunk
+        # computed once per task, not once per chunk
+        known = nn.functional.linear(condition, of_condition, self.first.bias)
         features = self.trunk(known[:, None] + self.embeddings @ of_chunk.mT)
         params: Params = self.generated(
             self.writer(features, [self.generated.size], self.generated.start())

@@ -1,7 +1,4 @@
-"""The equivariant hypernetwork: a token for each input of a layer writes that input's column.
-
-Order means nothing.
-"""
+"""The equivariant hypernetwork: writes each column of a linear layer from a token of its input."""
 
 from collections.abc import Mapping
 
@@ -17,37 +14,35 @@ from weightloom.params import Params
 
 
 class EquivariantHyperNetwork(HyperNetwork):
-    """Generate a linear layer input by input.
+    """Hypernetwork for a linear layer that is equivariant to permutations of the layer's inputs.
 
-    Permute the inputs, and the columns of its weight are permuted alike.
+    Each input is described by a token. Relations between inputs (such as their correlations) and
+    attention mix the tokens, and one network, shared by all inputs, writes each column of the
+    weight from its token. Permuted inputs give permuted columns, and the number of inputs may
+    differ from call to call. An example is a layer for sensors whose order and meaning are unknown.
 
-    What is known of each input is a token. Tokens are mixed by relations between inputs (such as
-    their correlations) and by attention, and one network, shared by all inputs, writes each column
-    from its token. So there is no first input, and their number may differ from call to call: a
-    layer for sensors whose order and meaning are unknown.
+    With ``rounds`` above 0, the columns are a *signed assignment* instead of free numbers: input j
+    contributes to output i with the share P⁺ᵢⱼ, and negated with P⁻ᵢⱼ. Sinkhorn normalisation makes
+    the shares of an input sum to one and gives every output the same total (columns are normalised
+    last). Then θ = amplitude ⊙ (P⁺ - P⁻), with a learned amplitude per output. This suits inputs
+    that are the outputs in another order; use 0 if each input is a blend of many.
 
-    With ``rounds`` the columns are no free numbers but a *signed assignment*: input j takes part in
-    output i with the share P⁺ᵢⱼ, or negated with P⁻ᵢⱼ; the shares of an input sum to one, and every
-    output gets as much as any other (rounds of Sinkhorn's normalisation, columns last). θ =
-    amplitude ⊙ (P⁺ - P⁻), the amplitude of an output being learned. It suits inputs that are the
-    outputs in another order; where each input is a blend of many, leave it out.
-
-    At step 0 the weight of every task is zero, or with ``rounds`` nearly so, all shares being
-    nearly alike. The outputs are then the bias, which is learned and the same for all tasks.
+    At step 0 the weight of every task is zero, or with ``rounds`` almost zero, since all shares are
+    almost equal. The outputs then equal the bias, which is learned and shared by all tasks.
 
     Args:
         layer: Name of the linear layer in the base network; ``""`` if the base is that layer.
         outputs: Rows of its weight.
-        condition_dim: Width of a token.
-        relations: How many relations between inputs are read.
-        width: Width of a token inside.
-        layers: How many times tokens are mixed.
-        heads: Heads of attention.
-        rounds: Rounds of Sinkhorn's normalisation; 0 writes free numbers.
+        condition_dim: Width of an input token.
+        relations: Number of relation matrices that each call receives.
+        width: Width of the tokens inside.
+        layers: Number of mixing layers.
+        heads: Attention heads.
+        rounds: Rounds of Sinkhorn normalisation; 0 writes free numbers.
 
     Raises:
         ConfigError: If a size is below 1, ``relations`` or ``rounds`` is negative, or ``width`` is
-            no multiple of ``heads``.
+            not a multiple of ``heads``.
 
     Example:
         >>> hyper = EquivariantHyperNetwork("0", outputs=3, condition_dim=4, width=8)
@@ -80,7 +75,7 @@ class EquivariantHyperNetwork(HyperNetwork):
             raise ConfigError(
                 f"`relations={relations}`, `rounds={rounds}`, `width={width}`, `heads={heads}`. "
                 "The first two are counts, and each head reads its own part of a token. Pass 0 or "
-                f"more of each, and a `width` that is a multiple of `heads`, as in "
+                f"more for both, and a `width` that is a multiple of `heads`, as in "
                 f"`width={heads * -(-width // heads)}`."
             )
         self.layer, self.condition_dim, self.relations, self.rounds = (
@@ -110,16 +105,19 @@ class EquivariantHyperNetwork(HyperNetwork):
 
         Args:
             condition: A token for each input.
-            relations: Matrices that say how inputs go together, such as those of
-                `input_statistics`; rows whose sizes sum to about one keep the scale.
+            relations: Relation matrices between inputs, such as those of `input_statistics`; rows
+                whose absolute values sum to about one keep the scale. None if ``self.relations``
+                is 0.
+
+        Returns:
+            The weight and the bias under their names in the base.
 
         Raises:
-            ShapeError: If the condition is not of the width, or there are not as many relations, as
-                this hypernetwork was built for.
+            ShapeError: If the condition is not (tasks, inputs, condition_dim), or the relations are
+                not (tasks, self.relations, inputs, inputs).
         """
-        written = self.writer(self.features(condition, relations)).to(
-            self.bias.dtype
-        )  # whole, under autocast too
+        written = self.writer(self.features(condition, relations))
+        written = written.to(self.bias.dtype)  # autocast computes it in half precision
         prefix = f"{self.layer}." if self.layer else ""
         weight = (
             written.mT
@@ -135,10 +133,7 @@ class EquivariantHyperNetwork(HyperNetwork):
         condition: Float[Tensor, "tasks inputs condition_dim"],
         relations: Float[Tensor, "tasks relations inputs inputs"] | None = None,
     ) -> Float[Tensor, "tasks inputs width"]:
-        """Mix the tokens: what the columns are written from.
-
-        Arguments and errors as for ``forward``.
-        """
+        """Mix the tokens from which columns are written; arguments and errors as in ``forward``."""
         check_condition(condition, self.condition_dim, self.read.weight, "tasks, inputs")
         tasks, inputs = condition.shape[:2]
         wanted = (tasks, self.relations, inputs, inputs)
@@ -147,8 +142,8 @@ class EquivariantHyperNetwork(HyperNetwork):
         ):
             got = "none" if relations is None else f"of shape {tuple(relations.shape)}"
             raise ShapeError(
-                f"`relations` are {got}. This hypernetwork reads {self.relations} of them, a "
-                f"matrix over the {inputs} inputs each. Pass a tensor of shape {wanted}, or build "
+                f"`relations` are {got}. This hypernetwork reads {self.relations} of them, each a "
+                f"matrix over the {inputs} inputs. Pass a tensor of shape {wanted}, or build "
                 "it with another `relations`."
             )
         tokens: Tensor = self.read(condition)
@@ -158,7 +153,7 @@ class EquivariantHyperNetwork(HyperNetwork):
 
 
 class _Block(nn.Module):
-    """Tokens read each other by the relations, then by attention."""
+    """Mixing layer: tokens read each other through the relations, then by attention."""
 
     def __init__(self, width: int, heads: int, relations: int) -> None:
         super().__init__()
@@ -177,14 +172,15 @@ class _Block(nn.Module):
 def assignment(
     scores: Float[Tensor, "tasks inputs twice"], rounds: int
 ) -> Float[Tensor, "tasks outputs inputs"]:
-    """Turn scores into a signed assignment P⁺ - P⁻, as described at `EquivariantHyperNetwork`.
+    """Signed assignment P⁺ - P⁻ of inputs to outputs, as defined in `EquivariantHyperNetwork`.
 
     Args:
-        scores: For each input those of all outputs, then those of all outputs negated.
-        rounds: Of Sinkhorn's normalisation.
+        scores: Scores of each input for all outputs, then for all negated outputs.
+        rounds: Rounds of Sinkhorn normalisation.
 
     Example:
-        >>> sure = 50.0 * torch.tensor([[[0.0, 1, 0, 0], [0, 0, 1, 0]]])  # the second input, negated, is the first
+        >>> # input 0 is output 1; input 1 is output 0, negated
+        >>> sure = 50.0 * torch.tensor([[[0.0, 1, 0, 0], [0, 0, 1, 0]]])
         >>> assignment(sure, rounds=2).round()
         tensor([[[ 0., -1.],
                  [ 1.,  0.]]])
@@ -205,17 +201,17 @@ def standardised(
     mean: Float[Tensor, "tasks inputs"],
     scale: Float[Tensor, "tasks inputs"],
 ) -> Params:
-    """Fold (x - mean) / scale into a generated linear layer: it then takes inputs as they come.
+    """Fold the standardisation (x - mean) / scale into a linear layer, for use with raw inputs.
 
     Args:
-        params: Weight and bias of the layer, as generated for standardised inputs, and whatever
-            else.
-        layer: Its name, as for `EquivariantHyperNetwork`.
-        mean: What is subtracted from each input.
-        scale: What each is divided by.
+        params: Generated parameters, among them the weight and bias of the layer, generated for
+            standardised inputs.
+        layer: Name of the layer, as in `EquivariantHyperNetwork`.
+        mean: Mean of each input.
+        scale: Scale of each input, such as its standard deviation.
 
     Returns:
-        The parameters, those of the layer replaced.
+        All parameters, with the layer's weight and bias replaced.
 
     Example:
         >>> params = {"weight": torch.tensor([[[6.0]]]), "bias": torch.tensor([[1.0]])}

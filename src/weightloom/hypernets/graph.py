@@ -1,4 +1,4 @@
-"""The graph hypernetwork: messages along the layers of a base, so that one hypernetwork serves many architectures."""
+"""The graph hypernetwork: one hypernetwork for many architectures, read as graphs of layers."""
 
 from collections.abc import Mapping, Sequence
 from math import pi, prod
@@ -18,49 +18,50 @@ from weightloom.hypernets.writer import LARGEST_HEAD, check_head, check_sizes, p
 from weightloom.params import Params, ParamSpec, Selector, Shape, selectors_of
 
 ROLES = ("weight", "bias", "change", "up", "down", "gain", "mixture", "code")
-"""Names of parameters and of factors that the decoder tells apart; to it all others are alike."""
+"""Names of parameters and factors that the decoder distinguishes; all others look alike to it."""
 
 FREQUENCIES = 4
-"""How finely the place of a tile is told: by sines of up to ``2 ** (FREQUENCIES - 1)`` half
+"""Number of frequencies that encode the position of a tile: sines and cosines of 1, 2, 4 … half
 turns."""
 
 
 class GraphHyperNetwork(Saves, HyperNetwork):
-    """Generate parameters of several bases, and of bases never seen, from the graph of their layers.
+    """Hypernetwork for several bases, including unseen ones, by messages between their layers.
 
-    Each layer of a base is a node, and data that flows from layer to layer an edge (`LayerGraph`:
-    as traced by `torch.fx`, or else in the order of registration;
+    Each layer of a base is a node of a graph, and each flow of data between layers an edge
+    (`LayerGraph`: traced by `torch.fx` if possible, else the order of registration;
     ``hyper.architectures[0].graph.order`` says which). With one state per task and node,
 
         h = E features + trunk(condition),    then ``rounds`` times    h = GRU([before(h), after(h),
         all(h)], h),
 
     where the brackets hold the means over the layers that feed a node, over those that it feeds,
-    and over all. A decoder writes generated numbers in square tiles: matrices and kernels are
-    covered by them along their first two axes, vectors are cut into pieces of ``tile²``, and each
-    tile is cropped to fit:
+    and over all. A decoder writes generated numbers in square tiles: they cover matrices and
+    kernels along the first two axes, vectors are cut into pieces of ``tile²``, and each tile is
+    cropped to fit:
 
         θ[tile] = own[tile] + scale · (W relu(D [h, role, place]) + b).
 
-    Scale is the standard size of a layer's weights, one over the root of its inputs. All of these
-    weights are shared by all architectures, which is what makes a base of another depth or width
-    readable. W and b start at zero, so at step 0 every base is generated as it stands.
+    Scale is the standard size of a layer's weights, one over the square root of its inputs. All
+    architectures share all of these weights, so bases of other depths or widths can be generated.
+    W and b start at zero, so at step 0 every base is generated unchanged.
 
     Args:
         bases: One base, or several architectures. Their own parameters are part of this module.
         condition_dim: Width of a condition.
         hidden: Width of a node's state, and of the decoder.
-        rounds: Rounds of messages; 0 leaves each layer to itself.
+        rounds: Rounds of messages; with 0 layers do not exchange any.
         tile: Side of a tile.
-        generate: Which parameters are generated, as in `MLPHyperNetwork`, of every base.
-        form: How each generated parameter is held, where ``generate`` does not say.
-        freeze: Which of the bases' own values are not trained, as in `MLPHyperNetwork`.
-        largest_head: As many numbers as the layer that writes tiles may hold: a larger one is an
-            error, not gigabytes.
+        generate: Selectors of generated parameters in every base, as in `MLPHyperNetwork`.
+        form: Form of each generated parameter, if ``generate`` is not a mapping to forms.
+        freeze: Selectors of own values that are not trained, as in `MLPHyperNetwork`.
+        largest_head: Largest number of elements in the layer that writes tiles; a larger one raises
+            an error before its memory is allocated.
 
     Raises:
-        ConfigError: If there is no base, a selector matches no parameter, a form does not fit one,
-            a size is too small, or the layer that writes tiles would be too large.
+        ConfigError: If ``bases`` is empty, a selector matches no parameter, a form does not fit
+            one, a size is below 1, ``rounds`` is negative, or the layer that writes tiles would be
+            too large.
 
     Example:
         >>> from weightloom.networks import mlp
@@ -73,11 +74,11 @@ class GraphHyperNetwork(Saves, HyperNetwork):
     Source:
         Zhang, Ren and Urtasun, "Graph hypernetworks for neural architecture search" (2019); Knyazev
         et al., "Parameter prediction for unseen deep architectures" (2021). Both generate values
-        for a graph of operations, without a condition; here they are changes, added to each base's
-        own values, and operations without parameters are left out. All nodes send at once, where
-        the papers go through the graph in order. Knyazev et al. fill a large parameter with copies
-        of one tile; here each tile is written for its place. Their virtual edges by path length are
-        one mean over all nodes.
+        for a graph of operations, without a condition; here changes are generated and added to
+        each base's own values, and operations without parameters are omitted. All nodes send their
+        messages at once, whereas the papers traverse the graph in order. Knyazev et al. fill a
+        large parameter with copies of one tile; here each tile depends on its place. A single mean
+        over all nodes replaces their virtual edges by path length.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class GraphHyperNetwork(Saves, HyperNetwork):
         every = [bases] if isinstance(bases, nn.Module) else list(bases)
         if not every or rounds < 0:
             raise ConfigError(
-                f"`bases` holds {len(every)} networks and `rounds={rounds}`. One network or more "
+                f"`bases` holds {len(every)} networks and `rounds={rounds}`. At least one network "
                 "is needed, and rounds cannot be negative. Pass `bases=[base]`, and `rounds=0` for "
                 "no messages."
             )
@@ -122,7 +123,7 @@ class GraphHyperNetwork(Saves, HyperNetwork):
         }
         self.options |= {"largest_head": largest_head, **described(self._chosen[0], freeze, form)}
         self.architectures = nn.ModuleList()
-        """An `Architecture` for each base; more can be added."""
+        """An `Architecture` for each base; `add` appends more."""
         for base in every:
             self.add(base)
         self.trunk = nn.Sequential(
@@ -148,11 +149,14 @@ class GraphHyperNetwork(Saves, HyperNetwork):
 
     @property
     def spec(self) -> ParamSpec:
-        """What is generated for the first base."""
+        """Names and shapes of the generated parameters of the first base."""
         return self._written(0).spec
 
     def add(self, base: nn.Module) -> int:
-        """Take in one more base, whose own parameters are then part of this module, and return its number.
+        """Add a base, whose own parameters become part of this module.
+
+        Returns:
+            Its number, to be passed as ``architecture``.
 
         Raises:
             ConfigError: If a selector matches no parameter of it, or a form does not fit one.
@@ -169,16 +173,19 @@ class GraphHyperNetwork(Saves, HyperNetwork):
         """Generate parameters of one base for each task.
 
         Args:
-            condition: What is known of each task.
-            architecture: Which of the bases, by number.
-            base: A base that this hypernetwork does not hold, in the place of ``architecture``. It
-                is read anew at each call, and what is generated is added to its own values, which
-                it keeps.
+            condition: Description of each task, (tasks, condition_dim).
+            architecture: Number of the base, in the order of ``bases``.
+            base: A base that is not part of this hypernetwork, instead of ``architecture``. Its
+                graph is read in each call. The result is its own values plus generated changes; it
+                is not modified.
+
+        Returns:
+            The generated parameters by name, each (tasks, *shape).
 
         Raises:
             ShapeError: If the condition is not ``(tasks, condition_dim)``.
-            ConfigError: If there is no such architecture, or ``base`` needs parameters that are
-                learned: those that its form shares among tasks, or a random start.
+            ConfigError: If ``architecture`` is unknown, or a form for ``base`` has tensors to
+                learn: shared by all tasks, or starts of its factors.
         """
         check_condition(condition, self.condition_dim, self.write.weight)
         if base is None:
@@ -194,7 +201,7 @@ class GraphHyperNetwork(Saves, HyperNetwork):
         return its.generated(its.generated.start() + self._tiles(states, its))
 
     def _round(self, states: Float[Tensor, "tasks layers hidden"], means: Tensor) -> Tensor:
-        """Let every node read the means of its neighbours' states."""
+        """One round of messages: update every node by the means of its neighbours' states."""
         assert self.update is not None
         before, after = means[0] @ states, means[1] @ states
         everywhere = states.mean(1, keepdim=True).expand_as(states)
@@ -204,7 +211,7 @@ class GraphHyperNetwork(Saves, HyperNetwork):
         )
 
     def _tiles(self, states: Tensor, its: "Architecture") -> Float[Tensor, "tasks size"]:
-        """Decode all tiles of all parameters, and pick each number from the tile that it lies in."""
+        """Decode all tiles of all parameters, and pick each number from its tile."""
         of_layer = self.decode(states)[:, its.layer_of_tile.to(states.device)]
         tiles = self.write(torch.relu(of_layer + self.decode_place(its.places.to(states))))
         return tiles.flatten(1)[:, its.picks.to(states.device)] * its.scales.to(states)
@@ -214,7 +221,7 @@ class GraphHyperNetwork(Saves, HyperNetwork):
             raise ConfigError(
                 f"`architecture={number}` is unknown. This hypernetwork holds "
                 f"{len(self.architectures)}, counted from "
-                "0. Pass one of them, or `base=` a network that it does not hold."
+                "0. Pass one of these numbers, or pass a new network as `base`."
             )
         architecture = self.architectures[number]
         assert isinstance(architecture, Architecture)
@@ -225,30 +232,34 @@ class GraphHyperNetwork(Saves, HyperNetwork):
 
 
 class Architecture(nn.Module):
-    """One base as the decoder sees it: its graph, and the tiles that cover what is generated.
+    """One base as input of the decoder: its graph, and the tiles that cover generated numbers.
 
     Args:
-        generated: What is generated for the base.
+        generated: The generated parameters of the base.
         tile: Side of a tile.
     """
 
     features: Tensor
+    """Features of each layer, (layers, FEATURES)."""
     means: Tensor
+    """Averages over the layers before and after each layer, (2, layers, layers)."""
     layer_of_tile: Tensor
+    """Number of the layer of each tile, (tiles,)."""
     places: Tensor
+    """Role and position of each tile, (tiles, features)."""
     picks: Tensor
+    """Index of each generated number among the numbers of all tiles, (size,)."""
     scales: Tensor
+    """Scale of each generated number, (size,)."""
 
     def __init__(self, generated: Generated, tile: int) -> None:
         super().__init__()
         self.generated = generated
         self.graph = LayerGraph.of(generated.base)
-        layers, places, picks, scales = (
-            list[Tensor](),
-            list[Tensor](),
-            list[Tensor](),
-            list[Tensor](),
-        )
+        layers: list[Tensor] = []
+        places: list[Tensor] = []
+        picks: list[Tensor] = []
+        scales: list[Tensor] = []
         first = 0
         for name, shapes in generated.shapes.items():
             owner, _, leaf = name.rpartition(".")
@@ -281,24 +292,21 @@ class Architecture(nn.Module):
 
 
 def _counts(shape: Shape, tile: int) -> tuple[int, int, int]:
-    """How many tiles cover a factor: along its first axis, along its second, and points of its window."""
+    """Tiles of a factor: along the first axis, along the second, and points of the window."""
     if len(shape) < 2:
         return pieces_of(prod(shape), tile**2), 1, 1
     return pieces_of(shape[0], tile), pieces_of(shape[1], tile), prod(shape[2:])
 
 
 def _places(counts: tuple[int, int, int]) -> Float[Tensor, "tiles places"]:
-    """Where each tile lies, as sines and cosines of its share of the way along each of the three."""
+    """Position of each tile: sines and cosines of its fraction along each of the three counts."""
     shares = torch.cartesian_prod(*(torch.arange(count) / count for count in counts))
     angles = (shares[..., None] * pi * 2.0 ** torch.arange(FREQUENCIES)).flatten(1)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def _picks(shape: Shape, counts: tuple[int, int, int], tile: int) -> Tensor:
-    """For each number of a factor, in order.
-
-    Where it stands among the numbers of the factor's tiles.
-    """
+    """Index of each number of a factor, in order, among the numbers of the factor's tiles."""
     if len(shape) < 2:
         return torch.arange(prod(shape))
     _, across, points = counts
@@ -310,7 +318,7 @@ def _picks(shape: Shape, counts: tuple[int, int, int], tile: int) -> Tensor:
 
 
 def _scale(layer: nn.Module, factor: str, shape: Shape) -> Tensor:
-    """The standard size of a layer's weights; of factors that are vectors, one."""
+    """Standard size of a layer's weights; 1 for factors that are vectors."""
     if len(shape) < 2 and factor == "change":
         shape = max((tuple(p.shape) for p in layer.parameters(recurse=False)), key=len)
     return torch.tensor(prod(shape[1:]) ** -0.5 if len(shape) >= 2 else 1.0)
@@ -321,7 +329,7 @@ def _check_nothing_learned(generated: Generated) -> None:
         shape = generated.spec.shapes[name]
         if form.starts(shape) or form.shared(shape):
             raise ConfigError(
-                f"`base` would hold `{name}` as {form}, which learns tensors of its own for each "
-                "parameter. A base that is not held has none. Take it in first: `hyper(condition, "
-                "hyper.add(base))`."
+                f"`base` would hold `{name}` as {form}, which learns tensors for each parameter. "
+                "Only bases that were added to the hypernetwork have these. Add it first: "
+                "`hyper(condition, hyper.add(base))`."
             )

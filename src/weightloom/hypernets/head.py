@@ -1,4 +1,4 @@
-"""A linear head, a row per class, generated from the features of a labelled support set."""
+"""The head hypernetwork: a linear classifier from the features of a labelled support set."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,22 +13,26 @@ from weightloom.hypernets.solve import solve_symmetric
 from weightloom.params import Params
 
 Head = tuple[Float[Tensor, "tasks ways features"], Float[Tensor, "tasks ways"]]
+"""Weight and bias of a linear head per task."""
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """Switch mixed precision off for what is solved in closed form: sums there nearly cancel."""
-    if torch.compiler.is_exporting():  # a program has none, and ONNX has no word for its absence
+    """Context without autocast, for closed-form solutions, in which sums nearly cancel."""
+    if torch.compiler.is_exporting():  # exported programs have no autocast; ONNX cannot express it
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 
 def prototype_head(mean: Float[Tensor, "tasks ways features"]) -> Head:
-    """Weight and bias of the linear head that scores a point by its squared distance to each class mean.
+    """Linear head that scores a point by its negative squared distance to each class mean.
 
-    -|f - c|² = 2 cᵀf - |c|², up to a term that is the same for all classes.
+    -|f - c|² = 2 cᵀf - |c|², up to a term that is equal for all classes.
 
     Args:
         mean: Class means c.
+
+    Returns:
+        Weight and bias.
 
     Source:
         Snell, Swersky and Zemel, "Prototypical networks" (2017), section 2.4.
@@ -43,17 +47,21 @@ def ridge_head(
     ways: int,
     ridge: Float[Tensor, " tasks"],
 ) -> Head:
-    """Weight and bias of the linear head that fits the labels best in squares, with a penalty on its weight.
+    """Linear head by ridge regression on centred one-hot labels.
 
-    Solved among support points (their Gram matrix), which are fewer than features.
+    Solved in the space of support points (by their Gram matrix), since these are usually fewer than
+    the features.
 
     Args:
         features: Features of the support points.
-        labels: Their labels.
-        mask: True where a point is there.
+        labels: Labels of the support points, from 0 to ``ways - 1``.
+        mask: True for points to use, False for padding.
         ways: Classes per task.
-        ridge: The penalty, in units of the mean squared length of a centred feature vector;
-            positive.
+        ridge: Penalty on the squared weight, positive, in units of the mean squared length of a
+            centred feature vector.
+
+    Returns:
+        Weight and bias.
 
     Source:
         Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019), equation
@@ -72,31 +80,32 @@ def ridge_head(
 
 
 class HeadHyperNetwork(nn.Module):
-    """Generate a linear head from support features.
+    """Hypernetwork that generates a linear head from support features.
 
-    Any number of classes, shots and features, in any order.
+    The numbers of classes, shots and features may differ from call to call, and the order of the
+    support points does not matter.
 
-    Two heads are known in closed form: that of the class means, best when a class has one shot, and
-    that of ridge regression, best when it has several. A small network reads what is known of the
-    task (its shots, its ways, how much classes spread against how far they lie apart) and writes
-    how the two are mixed, how strong the penalty is, and how sharp each is. Its last layer starts
-    at zero, so at step 0 the mixture depends on the shots alone.
+    The head is a mixture of two closed-form heads: class means, best for one shot per class, and
+    ridge regression, best for several. A small network reads three statistics of the task (shots,
+    ways, and the spread within classes relative to the total) and writes the mixing coefficient,
+    the penalty and a scale for each head. Its last layer starts at zero, so at step 0 the mixture
+    depends on the shots alone.
 
     Args:
-        name: Name of the head in the base network, a linear layer.
+        name: Name of the head, a linear layer, in the base network.
         hidden: Width of the small network.
-        start_scale: How sharp the head of the class means is at step 0, on squared distances per
-            feature.
+        start_scale: Scale of the class-mean head's scores at step 0, per feature.
 
     Example:
         >>> hyper = HeadHyperNetwork()
         >>> labels = torch.tensor([[0, 0, 1, 1, 2, 2]]).expand(5, -1)
-        >>> {name: tuple(value.shape) for name, value in hyper(torch.randn(5, 6, 8), labels).items()}
+        >>> params = hyper(torch.randn(5, 6, 8), labels)
+        >>> {name: tuple(value.shape) for name, value in params.items()}
         {'head.weight': (5, 3, 8), 'head.bias': (5, 3)}
 
     Source:
-        The two heads: Snell et al. (2017); Bertinetto et al. (2019). That a network writes the
-        coefficients of the mixture for each task is ours.
+        The two heads: Snell et al. (2017); Bertinetto et al. (2019). Generating the coefficients
+        of the mixture for each task is ours.
     """
 
     def __init__(self, name: str = "head", hidden: int = 16, start_scale: float = 1.0) -> None:
@@ -119,9 +128,12 @@ class HeadHyperNetwork(nn.Module):
 
         Args:
             features: Features of the support points.
-            labels: Their labels, from 0 to ``ways - 1``.
-            mask: True where a point is there. None means that all are.
-            ways: Classes per task. None takes the largest label.
+            labels: Labels of the support points, from 0 to ``ways - 1``.
+            mask: True for points to use, False for padding. None uses all points.
+            ways: Classes per task. Default: the largest label plus 1.
+
+        Returns:
+            The two parameters under their names in the base.
 
         Raises:
             ShapeError: If a label is outside 0 to ``ways - 1``.
@@ -139,9 +151,8 @@ class HeadHyperNetwork(nn.Module):
         within = spread.mean(1) / (spread.mean(1) + apart + 1e-6)
         known = torch.stack([rarity, torch.full_like(rarity, 1 / ways), within], dim=1)
         mix, log_ridge, sharp_mean, sharp_ridge = self.generator(known).unbind(1)
-        share = torch.sigmoid(2.5 - 8 * rarity + mix)[
-            :, None
-        ]  # of the ridge head: 0.004 for one shot, 0.71 for five
+        # share of the ridge head, at step 0: 0.004 for one shot, 0.71 for five
+        share = torch.sigmoid(2.5 - 8 * rarity + mix)[:, None]
         scale = (self.log_scale + sharp_mean).exp()[:, None] / features.shape[2] * (1 - share)
         ridge_scale = sharp_ridge.exp()[:, None] * share
         mean_weight, mean_bias = prototype_head(mean)

@@ -1,14 +1,12 @@
-"""A base that stays its caller's.
+"""A base inside a hypernetwork: frozen there on request, and checked for changes.
 
-Held by a hypernetwork, frozen there where asked for, and watched for changes.
-
-In:   a base, and the names of what is not trained in it.
-Out:  `HoldsBase`, a module that holds the base, or where something is frozen a twin of its module
-      tree.
-Knows nothing of what is generated.
+In:   a base, and the names of its parameters that are not trained.
+Out:  `HoldsBase`, a module that holds the base, or a twin of its module tree if parameters are
+      frozen.
+Knows nothing of generated parameters.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -20,24 +18,24 @@ from weightloom.params import Shape, parameters_by_name
 from weightloom.replica import Replica, places_of, scan_of
 
 TWINS = WeakTensorKeyDictionary()
-"""The frozen twin of a parameter: one, however many hypernetworks hold it, so that it is counted
-once."""
+"""Frozen twin of each parameter: a single one for all hypernetworks that hold it, so that models
+count it once."""
 
 Holder = TypeVar("Holder", bound="HoldsBase")
 
 
 class HoldsBase(nn.Module):
-    """What holds a base: it never switches the ``requires_grad`` of its caller's parameters, nor changes their values.
+    """Module that holds a base and can freeze parameters for itself alone.
 
-    Where nothing is frozen, ``base`` is the caller's module itself. Else it is a twin of its module
-    tree: modules of the same kinds with the same attributes, buffers and hooks, in which a frozen
-    parameter is a `nn.Parameter` that wants no gradient and shares its memory with the caller's.
-    What is trained is the same parameter in both.
+    The caller's parameters keep their values and their ``requires_grad``. If no parameter is
+    frozen, ``base`` is the caller's module itself. Otherwise it is a twin of its module tree: the
+    same kinds of modules with the same attributes, buffers and hooks, in which each frozen
+    parameter is an `nn.Parameter` with ``requires_grad=False`` that shares the memory of the
+    caller's. Trained parameters are the same objects in both.
 
-    Calls that change a module go through to the caller's as to any part of a model: ``to``,
-    ``double``, ``train`` and ``eval``. One exception: a base of which nothing is trained, and that
-    was in eval mode when the hypernetwork was built, stays in eval mode when ``train()`` is called
-    on the hypernetwork.
+    ``to``, ``double``, ``train`` and ``eval`` also change the caller's base, as they change any
+    part of a model, with one exception: a base without trained parameters that was in eval mode
+    when it was passed stays in eval mode when ``train()`` is called on this module.
     """
 
     base: nn.Module
@@ -49,13 +47,16 @@ class HoldsBase(nn.Module):
     def hold(
         self, base: nn.Module, frozen: Collection[str] = (), unused: Collection[str] = ()
     ) -> None:
-        """Take a base in.
+        """Set ``base``, as a twin if parameters are frozen.
 
         Args:
-            base: The caller's.
-            frozen: Names of parameters that are used and not trained.
-            unused: Names of parameters that are neither used nor trained, since others stand in
-                their place.
+            base: The caller's module.
+            frozen: Names of parameters that are used but not trained.
+            unused: Names of parameters that are neither used nor trained, since generated ones
+                replace them.
+
+        Raises:
+            ConfigError: If parameters of a base made by `torch.jit` are to be frozen.
         """
         named = parameters_by_name(base)
         of = {
@@ -71,22 +72,17 @@ class HoldsBase(nn.Module):
         self._watch = Watch(base, self.base)
 
     def check_base(self) -> None:
-        """Raise a `ConfigError` if the base was changed after it was taken in.
-
-        What is generated would not fit.
-        """
+        """Raise a `ConfigError` if the layers or parameters of the base changed after `hold`."""
         if torch.compiler.is_compiling():
             return
-        if self._watch is None:  # this is a copy, whose base is its own
+        if self._watch is None:  # in a copy of this module, which has its own copy of the base
             self._watch = Watch(self.base, self.base)
         self._watch.check()
 
     def is_kept(self, value: Tensor) -> bool | None:
-        """Whether a parameter or buffer of the base may change in training.
+        """True if a parameter or buffer of the base may change in training; None if it is unused.
 
-        None if it is not even used.
-
-        A buffer may, unless nothing is trained in the base and it stays in eval mode.
+        Buffers may change, unless the base has no trained parameter and stays in eval mode.
         """
         if not isinstance(value, nn.Parameter):
             return not self._is_still
@@ -95,7 +91,7 @@ class HoldsBase(nn.Module):
         return value.requires_grad
 
     def train(self: Holder, mode: bool = True) -> Holder:
-        """Set the mode, of the base too unless it is frozen and was in eval mode."""
+        """Set the mode of all parts, except of a frozen base that was passed in eval mode."""
         self.training = mode
         for module in self.children():
             if module is not self.base or not self._is_still:
@@ -105,31 +101,27 @@ class HoldsBase(nn.Module):
         return self
 
     def _apply(self: Holder, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Holder:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        apply: Callable[..., Any] = super()._apply
+        apply(fn, recurse)
         if self._watch is not None:
             self._watch.follow()
         return self
 
 
 class Watch:
-    """Tells whether a base is as it was.
+    """Detects changes of a base: replaced modules, and parameters of other names or shapes.
 
-    Which module stands where, and which parameters of which shape they hold.
-
-    It is not copied with the hypernetwork, and not pickled: a copy holds a base of its own.
+    It is neither copied nor pickled with a hypernetwork, since a copy holds its own base.
 
     Args:
         base: The caller's base.
-        twin: What the hypernetwork holds: the base itself, or its twin.
+        twin: The module that the hypernetwork holds: the base itself, or its twin.
     """
 
     def __init__(self, base: nn.Module, twin: nn.Module) -> None:
         self.base = base
-        trees = [base] if twin is base else [base, twin]
-        every = (module for tree in trees for module in tree.modules())
-        modules = [
-            module for module in every if not isinstance(module, torch.jit.ScriptModule)
-        ]  # they cannot change
+        self._is_twin = twin is not base
+        modules = _changeable([base, twin] if self._is_twin else [base])
         self._edges = [
             (module._modules, name, child)
             for module in modules
@@ -142,7 +134,6 @@ class Watch:
             if its is not None
         ]
         self._shapes = shapes_of(base)
-        self._is_twin = twin is not base
         own = dict(base.named_parameters())
         self._pairs = [(own[n], its) for n, its in twin.named_parameters() if its is not own[n]]
 
@@ -153,37 +144,31 @@ class Watch:
         return type(None), ()
 
     def follow(self) -> None:
-        """Let the caller's parameters share the memory of their twins, which were moved or cast."""
+        """Give the caller's parameters the memory of their twins, which were moved or cast."""
         for own, its in self._pairs:
-            if (
-                own.data_ptr() != its.data_ptr()
-                or own.dtype != its.dtype
-                or own.device != its.device
-            ):
+            if _differ(own, its) or own.device != its.device:
                 own.data = its.data
                 own.grad = None
 
     def check(self) -> None:
-        """Raise a `ConfigError` if a module or a parameter is gone, or another stands in its place."""
+        """Raise a `ConfigError` if a module or parameter was removed or replaced.
+
+        Twins then follow parameters of the caller that were moved or cast.
+        """
         for modules, name, child in self._edges:
             if modules.get(name) is not child:
                 raise self._error()
         for parameters, name, its, shape in self._parameters:
             now = parameters.get(name)
-            if now is its:
-                if now.shape != shape:
-                    raise self._error()
-            elif (
-                now is None
-                or now.shape != shape
-                or (self._is_twin and isinstance(now, nn.Parameter))
-            ):
-                raise self._error()  # while a call of `functional_call` runs, tensors stand there
+            if now is None or now.shape != shape or (now is not its and self._is_foreign(now)):
+                raise self._error()
         for own, its in self._pairs:
-            if (
-                own.data_ptr() != its.data_ptr() or own.dtype != its.dtype
-            ):  # the caller moved or cast the base
+            if _differ(own, its):
                 its.data = own.data
+
+    def _is_foreign(self, now: Tensor) -> bool:
+        """True for a new parameter in a twin; `functional_call` puts plain tensors there."""
+        return self._is_twin and isinstance(now, nn.Parameter)
 
     def _error(self) -> ConfigError:
         now = shapes_of(self.base)
@@ -192,12 +177,18 @@ class Watch:
             for n, s in self._shapes.items()
             if now.get(n) != s
         ]
-        what = "; ".join(said[:3]) or "a layer or a parameter of it was put in the place of another"
+        change = "; ".join(said[:3]) or "a layer or a parameter of it was replaced"
         return ConfigError(
             f"The base, {type(self.base).__name__}, was changed after this hypernetwork was built: "
-            f"{what}. What is "
-            "generated fits the base as it was. Change the base first, then build it anew."
+            f"{change}. Generated parameters fit the unchanged base only. Change the base first, "
+            "then build a new hypernetwork."
         )
+
+
+def _changeable(trees: Sequence[nn.Module]) -> list[nn.Module]:
+    """All modules of some trees, except those of `torch.jit`, which cannot change."""
+    every = (module for tree in trees for module in tree.modules())
+    return [module for module in every if not isinstance(module, torch.jit.ScriptModule)]
 
 
 def shapes_of(base: nn.Module) -> dict[str, Shape]:
@@ -205,28 +196,36 @@ def shapes_of(base: nn.Module) -> dict[str, Shape]:
     return {name: tuple(its.shape) for name, its in parameters_by_name(base).items()}
 
 
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """True if two tensors lie in different memory or have different dtypes."""
+    return a.data_ptr() != b.data_ptr() or a.dtype != b.dtype
+
+
 def twin_parameter(parameter: nn.Parameter) -> nn.Parameter:
-    """Return the frozen twin of a parameter, which shares its memory."""
+    """Return the frozen twin of a parameter; both share their memory."""
     if parameter not in TWINS:
         twin = nn.Parameter(parameter.detach(), requires_grad=False)
         twin.__dict__.update(parameter.__dict__)
         TWINS[parameter] = twin
     twin = TWINS[parameter]
-    if twin.data_ptr() != parameter.data_ptr() or twin.dtype != parameter.dtype:
+    if _differ(twin, parameter):
         twin.data = parameter.data
     return twin
 
 
 def twin_tree(base: nn.Module, parameters: dict[int, nn.Parameter]) -> nn.Module:
-    """Copy a tree of modules, and nothing else: what its modules hold is held by both.
+    """Copy a tree of modules, sharing their buffers, attributes and other parameters.
 
     Args:
-        base: The tree. It is left alone.
-        parameters: By the ``id`` of a parameter, what stands in its place in the copy.
+        base: The tree, which is not changed.
+        parameters: Replacement of each parameter to be replaced, by the ``id`` of the original.
 
     Returns:
-        A replica of ``base``: its modules refer to each other, and to the parameters in it, as
-        those of ``base`` do.
+        A replica of ``base``, whose modules refer to each other and to the new parameters as those
+        of ``base`` refer to theirs.
+
+    Raises:
+        ConfigError: If a module was made by `torch.jit`.
     """
     for module in base.modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -242,9 +241,8 @@ def twin_tree(base: nn.Module, parameters: dict[int, nn.Parameter]) -> nn.Module
     replica = Replica(scanned, places_of(scanned, stands), stands)
     twin: Any
     for twin, module in zip(replica.modules, scanned.modules, strict=True):
-        twin.__dict__["_buffers"] = module._buffers  # what is assigned in one is seen in the other
-        if (
-            compiled := vars(module).get("dynamo_ctx")
-        ) is not None:  # of `torch.compile`, bound to the original
+        twin.__dict__["_buffers"] = module._buffers  # so that both see assignments
+        compiled = vars(module).get("dynamo_ctx")
+        if compiled is not None:  # made by `torch.compile`, and bound to the original
             twin.__dict__["forward"] = compiled(twin._orig_mod.__call__)
     return replica.base

@@ -1,9 +1,9 @@
-"""The HyperLSTM: a recurrent network whose weights a smaller recurrent network scales anew at every step.
+"""The HyperLSTM: an LSTM whose weights a smaller LSTM rescales at every step.
 
-In:   sequences, or one step of them, and the states to start from.
-Out:  hidden states and final states, as of `torch.nn.LSTM`.
-Knows nothing of tasks or conditions: what it generates depends on the sequence, and never leaves
-the cell.
+In:   sequences, or one step of them, and initial states.
+Out:  hidden states and final states, as from `torch.nn.LSTM`.
+Knows nothing of tasks or conditions: the generated scales depend on the sequence, and are used
+inside the cell only.
 """
 
 from typing import NamedTuple
@@ -17,43 +17,46 @@ from weightloom.errors import ShapeError
 from weightloom.hypernets.writer import check_sizes
 
 GATES = 4
-"""Input, forget, cell and output, in torch's order."""
+"""Number of gates: input, forget, cell and output, in torch's order."""
 
 
 class HyperLSTMState(NamedTuple):
-    """What is carried from step to step; the first two are those of `torch.nn.LSTMCell`."""
+    """Recurrent state of a `HyperLSTMCell`."""
 
     hidden: Float[Tensor, "*batch hidden"]
+    """Hidden state, as of `torch.nn.LSTMCell`."""
     cell: Float[Tensor, "*batch hidden"]
+    """Cell state, as of `torch.nn.LSTMCell`."""
     hyper_hidden: Float[Tensor, "*batch hyper"]
+    """Hidden state of the small LSTM."""
     hyper_cell: Float[Tensor, "*batch hyper"]
+    """Cell state of the small LSTM."""
 
 
 class HyperLSTMCell(nn.Module):
-    """One step of an LSTM whose rows a smaller LSTM scales: called as `torch.nn.LSTMCell` is.
+    """LSTM cell whose weight rows are scaled by a smaller LSTM; called like `torch.nn.LSTMCell`.
 
-    This is no hypernetwork in the sense of this room: it reads no condition and returns no Params.
-    It is a cell, that holds its hypernetwork inside and serves wherever a recurrent cell does, as
-    (part of) a base network too.
+    It is not a `HyperNetwork`: it reads no condition and returns no Params. It is a recurrent cell
+    with a hypernetwork inside, and can be used wherever such a cell can, also in a base network.
 
-    The small LSTM reads [h, x] and gives ĥ. For each gate y of i, f, g, o, three embeddings are
-    read from it and scale the rows of the gate's weights, and shift it:
+    The small LSTM reads [h, x] and outputs ĥ. For each gate y of i, f, g, o, three linear
+    embeddings of ĥ scale the rows of the gate's two weights and shift the gate:
 
         z_h = W_ĥh ĥ + b_ĥh,    z_x = W_ĥx ĥ + b_ĥx,    z_b = W_ĥb ĥ,
         y = LN( (D_h z_h) ⊙ W_h h + (D_x z_x) ⊙ W_x x + D_b z_b + b₀ ),
         c' = σ(f) ⊙ c + σ(i) ⊙ tanh(g),    h' = σ(o) ⊙ tanh(LN(c')).
 
     W_ĥh and W_ĥx start at 0 and their biases at 1, D_h and D_x at 0.1 / embedding_dim everywhere,
-    D_b at 0 and W_ĥb at random, of standard deviation 0.01. So at the start each gate is that of an
-    LSTM whose weights are a tenth.
+    D_b at 0 and W_ĥb at random, of standard deviation 0.01. So each gate starts as that of an LSTM
+    with a tenth of the weights.
 
     Args:
         input_size: Width of an input.
         hidden_size: Width of the hidden state.
         hyper_size: Width of the small LSTM.
         embedding_dim: Width of each embedding z.
-        layer_norm: Normalise each gate, and the cell where the output reads it, in both LSTMs.
-            Without it LN is left out.
+        layer_norm: Apply the layer norms LN, to each gate and to the cell as read by the output, in
+            both LSTMs. False omits them.
 
     Raises:
         ConfigError: If a size is below 1.
@@ -65,10 +68,10 @@ class HyperLSTMCell(nn.Module):
         torch.Size([5, 8])
 
     Source:
-        Ha, Dai and Le, "HyperNetworks" (2017), section 3.2 and appendix A.2.2. There the embeddings
-        read ĥ of the step before; as in the authors' published code they read the ĥ of this step
-        here. Weights start as those of `torch.nn.LSTMCell`, theirs orthogonal; they add 1 to the
-        forget gate, and drop out.
+        Ha, Dai and Le, "HyperNetworks" (2017), section 3.2 and appendix A.2.2. In the paper the
+        embeddings read ĥ of the previous step; here, as in the authors' published code, they read
+        ĥ of the current step. Weights are initialised as in `torch.nn.LSTMCell`, whereas the
+        authors use orthogonal ones, add 1 to the forget gate, and apply dropout.
     """
 
     def __init__(
@@ -113,11 +116,14 @@ class HyperLSTMCell(nn.Module):
         """Take one step.
 
         Args:
-            input: (batch, input_size) or (input_size,).
-            state: As returned by the step before; zeros if left out.
+            input: Inputs of one step, (batch, input_size) or (input_size,).
+            state: State returned by the previous step. Default: zeros.
+
+        Returns:
+            The next state; its ``hidden`` is the output.
 
         Raises:
-            ShapeError: If the input is not of the width this cell was built for.
+            ShapeError: If the input has another shape.
         """
         if input.ndim not in (1, 2) or input.shape[-1] != self.input_size:
             raise ShapeError(
@@ -144,22 +150,23 @@ class HyperLSTMCell(nn.Module):
         return HyperLSTMState(*_advance(gates, state.cell, self.norm), hyper_hidden, hyper_cell)
 
     def start(self, input: Float[Tensor, "*batch inputs"]) -> HyperLSTMState:
-        """Return the state before the first step, all zeros."""
+        """Return the initial state, all zeros, for inputs of this batch size, device and dtype."""
         hidden, hyper = (
             input.new_zeros(*input.shape[:-1], size) for size in (self.hidden_size, self.hyper_size)
         )
         return HyperLSTMState(hidden, hidden, hyper, hyper)
 
     def _rows(self, embed: nn.Linear, weight: Tensor, hyper_hidden: Tensor) -> Tensor:
-        """A number for each row of each gate: W z, gate by gate."""
+        """Scale or shift of each row of each gate: W z, gate by gate."""
         z = embed(hyper_hidden).unflatten(-1, (GATES, self.embedding_dim))
         return torch.einsum("...gz,ghz->...gh", z, weight).flatten(-2)
 
 
 class HyperLSTM(nn.Module):
-    """A `HyperLSTMCell` run over sequences: called as `torch.nn.LSTM` of one layer is.
+    """`HyperLSTMCell` run over sequences; called like a one-layer `torch.nn.LSTM`.
 
-    It is made of plain operations, so `apply_per_task` runs it for many tasks in one pass.
+    It consists of plain tensor operations, so `apply_per_task` can run it for many tasks in one
+    pass.
 
     Args:
         input_size: Width of an input.
@@ -167,7 +174,7 @@ class HyperLSTM(nn.Module):
         hyper_size: Width of the small LSTM.
         embedding_dim: Width of each embedding z.
         layer_norm: Normalise gates and cells.
-        batch_first: Whether sequences are (batch, steps, input_size) instead of (steps, batch,
+        batch_first: Read sequences as (batch, steps, input_size) instead of (steps, batch,
             input_size).
 
     Raises:
@@ -201,17 +208,16 @@ class HyperLSTM(nn.Module):
         """Read a sequence, or a batch of them.
 
         Args:
-            input: (steps, batch, input_size), or (batch, steps, input_size) if ``batch_first``, or
-                (steps, input_size).
-            state: To start from, each part (batch, size), without the axis of layers that
-                `torch.nn.LSTM` has. Zeros if left out.
+            input: Sequences, (steps, batch, input_size), or (batch, steps, input_size) if
+                ``batch_first``; or one sequence, (steps, input_size).
+            state: Initial state, each part (batch, size), without the axis of layers of
+                `torch.nn.LSTM`. Default: zeros.
 
         Returns:
-            The hidden state at every step, and the final state.
+            The hidden state at every step, in the layout of the input, and the final state.
 
         Raises:
-            ShapeError: If there is no step, or the input is not of the width this layer was built
-                for.
+            ShapeError: If the input has no step or another shape.
         """
         time = 1 if self.batch_first and input.ndim == 3 else 0
         if (
@@ -234,7 +240,7 @@ class HyperLSTM(nn.Module):
 
 
 class _Norms(nn.Module):
-    """Layer norms of the four gates, each with its own gain and shift, and of the cell."""
+    """Layer norms of the four gates, each with a separate gain and shift, and of the cell."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -250,7 +256,7 @@ class _Norms(nn.Module):
 
 
 def _advance(gates: Tensor, cell: Tensor, norm: _Norms | None) -> tuple[Tensor, Tensor]:
-    """From four gates side by side and the cell to the next hidden state and cell."""
+    """Next hidden state and cell, from the four concatenated gates and the cell."""
     i, f, g, o = (gates if norm is None else norm.gates(gates)).chunk(GATES, dim=-1)
     cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
     return o.sigmoid() * (cell if norm is None else norm.cell(cell)).tanh(), cell

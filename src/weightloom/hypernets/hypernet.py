@@ -1,4 +1,4 @@
-"""The interface that every hypernetwork keeps."""
+"""Interface of all hypernetworks."""
 
 from abc import ABC, abstractmethod
 
@@ -9,41 +9,45 @@ from weightloom.errors import ConfigError, ShapeError
 from weightloom.params import Params
 
 Rows = tuple[Tensor, slice]
-"""An own parameter, and some of its rows, the numbers along its first axis; ``slice(None)`` is all
-of it."""
+"""A parameter of a hypernetwork, and a slice along its first axis; ``slice(None)`` selects all of
+it."""
 
 
 class HyperNetwork(nn.Module, ABC):
-    """A condition per task in, Params out."""
+    """Abstract hypernetwork: a condition per task in, Params out."""
 
     condition_dim: int
+    """Width of a condition."""
 
     @abstractmethod
     def forward(self, condition: Tensor) -> Params:
         """Generate parameters for each task.
 
         Args:
-            condition: What is known of each task, ``(tasks, ..., condition_dim)``.
+            condition: Description of each task, ``(tasks, ..., condition_dim)``.
+
+        Returns:
+            The generated parameters by name, each ``(tasks, *shape)``.
 
         Raises:
-            ShapeError: If the condition is not of the width this hypernetwork was built for.
+            ShapeError: If the width of the condition is not ``condition_dim``.
         """
 
     def written_by(self) -> dict[str, list[Rows]]:
-        """Name by name, the own parameters and rows that write this parameter of the base and no other.
+        """Rows of own parameters that write one parameter of the base only, by its name.
 
-        Every name of the base is there: of what is not generated, the base's own parameter writes
-        it. An own parameter that stands under no name, such as one of a trunk, has a part in all
-        that is generated. Training in turns (`weightloom.training.Turn`) asks for it.
+        `weightloom.training.Turn` uses them to train one part of the base at a time. Every name of
+        the base is a key; a parameter that is not generated is written by the base's own. An own
+        parameter under no key, such as one of a trunk, contributes to all generated parameters.
 
         Raises:
-            ConfigError: If own parameters cannot be told apart by what they write.
+            ConfigError: If this kind of hypernetwork has no such rows.
         """
         raise ConfigError(
-            f"{type(self).__name__} cannot say which rows of its own parameters write which "
-            "parameter of the base. `MLPHyperNetwork` and `StaticHyperNetwork` can: they have rows "
-            "for each. Take one of these, or give each player a hypernetwork of its own and name "
-            "that in `parameters`, as in "
+            f"{type(self).__name__} has no rows of its own parameters that write one parameter of "
+            "the base only. `MLPHyperNetwork` and `StaticHyperNetwork` have such rows. Use one of "
+            "these, or give each player a separate hypernetwork and name that in `parameters`, as "
+            "in "
             '`Turn("critic", loss, parameters=model.critic_hyper)`.'
         )
 
@@ -51,17 +55,17 @@ class HyperNetwork(nn.Module, ABC):
 def check_condition(
     condition: Tensor, condition_dim: int, like: Tensor, axes: str = "tasks"
 ) -> None:
-    """Raise unless a hypernetwork can read ``condition``.
+    """Check shape, device and dtype of a condition.
 
     Args:
-        condition: What was passed.
-        condition_dim: The width that it should have.
-        like: An own parameter of the hypernetwork, whose device and dtype it should have.
-        axes: Names of the axes in front, comma-separated.
+        condition: The condition that was passed.
+        condition_dim: Its required width.
+        like: An own parameter of the hypernetwork, which has the required device and dtype.
+        axes: Names of the leading axes, separated by commas.
 
     Raises:
-        ShapeError: If it is not ``(*axes, condition_dim)``.
-        ConfigError: If it is of another device or dtype.
+        ShapeError: If the condition is not ``(*axes, condition_dim)``.
+        ConfigError: If its device differs, or its dtype (allowed under autocast).
     """
     expected = axes.count(",") + 2
     if condition.ndim != expected or condition.shape[-1] != condition_dim:
@@ -82,6 +86,6 @@ def check_condition(
     if condition.device != like.device or (condition.dtype != like.dtype and not autocast):
         raise ConfigError(
             f"`condition` is {condition.dtype} on {condition.device} but this hypernetwork is "
-            f"{like.dtype} on {like.device}. Numbers meet only in one dtype, on one device. Pass "
+            f"{like.dtype} on {like.device}. Both must have one dtype and one device. Pass "
             f"`condition.to({str(like.device)!r}, {like.dtype})`, or move the hypernetwork."
         )

@@ -1,6 +1,7 @@
-"""The plain hypernetwork: a trunk of linear layers, and one linear head that writes every generated number."""
+"""The plain hypernetwork: an MLP whose linear head writes every generated number."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -16,35 +17,38 @@ from weightloom.params import Params, Selector
 
 
 class MLPHyperNetwork(WritesGenerated, Saves, HyperNetwork):
-    """Generate parameters of ``base`` by an MLP: θ = own + head(trunk(condition)).
+    """Hypernetwork by an MLP: θ = own + head(trunk(condition)).
 
-    The base's own parameters are part of this module (``hyper.parameters()`` holds them once) and
-    are trained with it: those that are generated as the value that every task starts from, the
-    others as shared by all tasks. Their values, flags and modes are left alone when this is built;
-    where ``freeze`` or ``init`` keeps some of them from being trained, ``hyper.base`` is a twin of
-    the base (`weightloom.hypernets.held.HoldsBase`).
+    The base's own parameters are part of this module (once, in ``hyper.parameters()``) and are
+    trained with it: generated ones as the common start of all tasks, the others as shared by all
+    tasks. Building this module changes neither their values nor their flags or modes; if ``freeze``
+    or ``init`` excludes some of them from training, ``hyper.base`` is a twin of the base
+    (`weightloom.hypernets.held.HoldsBase`).
 
-    The head starts at zero, so at step 0 every task gets the base network as it stands
-    (Bias-HyperInit). The other initialisations, for networks that shall differ from the start:
+    Initialisations:
 
-    - ``"hyperfan-in"``, ``"hyperfan-out"``: what is generated has the variance of the base's own
-      values, for every condition: the trunk's output is normalised. It starts from zero in their
-      place; they are not used. With ``-out`` the variance is that of a layer whose fans are
-      exchanged, which keeps the scale of gradients.
-    - ``"magnitude-invariant"``: the condition is encoded to constant norm, and the generated change
-      starts with a tenth of the standard deviation of the base's own values.
+    - ``"bias-hyperinit"``: the head starts at zero, so every task gets the unchanged base network
+      at step 0.
+    - ``"hyperfan-in"``, ``"hyperfan-out"``: generated values have the variance of the base's own
+      values for every condition, since the trunk's output is normalised. They replace the own
+      values, which are not used. With ``-out`` the variance is that of a layer with exchanged
+      fans, which preserves the scale of gradients.
+    - ``"magnitude-invariant"``: the condition is encoded with constant norm, and generated changes
+      start with a tenth of the standard deviation of the base's own values.
 
     Args:
-        base: The base network. Bring any module.
+        base: The base network, any module.
         condition_dim: Width of a condition.
-        generate: Which parameters are generated: a glob, a kind of module, a predicate, several of
-            them, or a mapping from them to forms, as in `weightloom.forms.choose_forms`.
+        generate: Selectors of the generated parameters: a glob, a module class, a predicate,
+            several of these, or a mapping from them to forms, as in
+            `weightloom.forms.choose_forms`.
         hidden: Widths of the trunk's layers.
-        form: How each generated parameter is held, where ``generate`` does not say.
-        freeze: Which of the base's own values are not trained. A base that is frozen whole, and is
-            in eval mode when it is passed, stays in eval mode when ``hyper.train()`` is called.
-        init: How what is generated starts.
-        largest_head: As many numbers as the head may hold: a larger one is an error, not gigabytes.
+        form: Form of each generated parameter, if ``generate`` is not a mapping to forms.
+        freeze: Selectors of own values that are not trained. A base that is frozen completely and
+            in eval mode when it is passed stays in eval mode when ``hyper.train()`` is called.
+        init: Initialisation of the generated parameters.
+        largest_head: Largest number of elements in the head; a larger one raises an error before
+            its memory is allocated.
 
     Raises:
         ConfigError: If a selector matches no parameter, a form does not fit one, ``init`` is
@@ -58,11 +62,11 @@ class MLPHyperNetwork(WritesGenerated, Saves, HyperNetwork):
 
     Source:
         Ha, Dai and Le, "HyperNetworks" (2017). Initialisation: Beck et al., "Hypernetworks in
-        meta-reinforcement learning" (2022), with the base's own values in the place of the head's
-        bias; Chang, Flokas and Lipson, "Principled weight initialization for hypernetworks" (2020),
-        with the base's own variance in the place of He's; Ortiz, Guttag and Dalca, "Magnitude
-        invariant parametrizations improve hypernetwork learning" (2024), with unbounded numbers
-        squashed to (0, 1) first.
+        meta-reinforcement learning" (2022), with the base's own values instead of the head's bias;
+        Chang, Flokas and Lipson, "Principled weight initialization for hypernetworks" (2020), with
+        the base's own variance instead of He's; Ortiz, Guttag and Dalca, "Magnitude invariant
+        parametrizations improve hypernetwork learning" (2024), with unbounded conditions first
+        squashed to (0, 1).
     """
 
     def __init__(
@@ -84,39 +88,30 @@ class MLPHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         self.options = {"condition_dim": condition_dim, "hidden": list(hidden), "init": init}
         self.options |= {"largest_head": largest_head}
         self.options |= described(self.generated.forms, sorted(self.generated.frozen))
-        width = (
-            hidden[-1]
-            if hidden
-            else 2 * condition_dim
-            if init == "magnitude-invariant"
-            else condition_dim
-        )
-        numbers = (width + 1) * self.generated.size
+        widths = [2 * condition_dim if init == "magnitude-invariant" else condition_dim, *hidden]
+        numbers = (widths[-1] + 1) * self.generated.size
         if numbers > largest_head:
-            what = (
-                f"{width:,} inputs and a bias for each of {self.generated.size:,} generated numbers"
+            content = (
+                f"{widths[-1]:,} inputs and a bias for each of {self.generated.size:,} generated "
+                "numbers"
             )
-            advice = advised_budget(base, generate, self.generated.forms, largest_head, width)
-            check_head(numbers, largest_head, what, advice)
+            advice = advised_budget(base, generate, self.generated.forms, largest_head, widths[-1])
+            check_head(numbers, largest_head, content, advice)
         layers: list[nn.Module] = []
-        width = 2 * condition_dim if init == "magnitude-invariant" else condition_dim
-        for units in hidden:
+        for width, units in pairwise(widths):
             layers += [nn.Linear(width, units), nn.ReLU()]
-            width = units
         self.trunk = nn.Sequential(*layers)
-        self.head = nn.Linear(width, self.generated.size)
+        self.head = nn.Linear(widths[-1], self.generated.size)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         if init != "bias-hyperinit":
             self._spread(self.generated.scales())
 
     def _spread(self, scales: Float[Tensor, " size"]) -> None:
-        """Give every generated number its standard deviation at step 0."""
+        """Initialise the head so that its outputs have the given standard deviations."""
         power = 1.0
-        if (
-            self.init == "magnitude-invariant"
-        ):  # He's layers keep the mean square of the code, which is a half
-            power = 0.5
+        if self.init == "magnitude-invariant":
+            power = 0.5  # mean square of the encoded condition, which He's layers preserve
             for layer in self.trunk:
                 if isinstance(layer, nn.Linear):
                     nn.init.kaiming_normal_(layer.weight)
@@ -130,6 +125,12 @@ class MLPHyperNetwork(WritesGenerated, Saves, HyperNetwork):
     def forward(self, condition: Float[Tensor, "tasks condition_dim"]) -> Params:
         """Generate parameters for each task.
 
+        Args:
+            condition: Description of each task, (tasks, condition_dim).
+
+        Returns:
+            The generated parameters by name, each (tasks, *shape).
+
         Raises:
             ShapeError: If the condition is not ``(tasks, condition_dim)``.
         """
@@ -141,14 +142,13 @@ class MLPHyperNetwork(WritesGenerated, Saves, HyperNetwork):
             known = nn.functional.rms_norm(known, known.shape[-1:])
         start, weight, bias = self.generated.start(), self.head.weight, self.head.bias
         is_wider = torch.promote_types(start.dtype, weight.dtype) != weight.dtype
-        if is_wider or torch.is_autocast_enabled(
-            weight.device.type
-        ):  # where the head would round the start
+        if is_wider or torch.is_autocast_enabled(weight.device.type):
+            # the head would round the start, so it is added afterwards
             return self.generated.forward(start + nn.functional.linear(known, weight, bias))
         return self.generated.forward(nn.functional.linear(known, weight, bias + start))
 
     def written_by(self) -> dict[str, list[Rows]]:
-        """Name by name, its rows of the head, the base's own value, and the starts and shared tensors of its form."""
+        """Rows of the head, own value, starts and shared tensors of each parameter, by its name."""
         rows, head = self.generated.slices(), (self.head.weight, self.head.bias)
         return {
             name: [(own, slice(None)) for own in owned]
@@ -158,6 +158,6 @@ class MLPHyperNetwork(WritesGenerated, Saves, HyperNetwork):
 
 
 def constant_norm(condition: Float[Tensor, "*lead width"]) -> Float[Tensor, "*lead double"]:
-    """Encode numbers of any size so that the norm of the code is the same for all conditions."""
+    """Encode unbounded numbers as (cos, sin) of angles, so that all codes have the same norm."""
     angle = torch.sigmoid(condition) * torch.pi / 2
     return torch.cat([angle.cos(), angle.sin()], dim=-1)

@@ -1,11 +1,11 @@
-"""A base network as a graph of its layers: what a graph hypernetwork reads of an architecture.
+"""A base network as a graph of its layers, the input of a graph hypernetwork.
 
 In:   any module.
-Out:  `LayerGraph`, its layers in order, the edges between them, and features of each.
-Knows nothing of conditions, nor of what is generated.
+Out:  `LayerGraph`: its layers in order, the edges between them, and features of each layer.
+Knows nothing of conditions and generated parameters.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log, prod
@@ -26,16 +26,16 @@ KINDS: tuple[tuple[type[nn.Module], ...], ...] = (
     (nn.RNNBase, nn.RNNCellBase),
     (nn.MultiheadAttention,),
 )
-"""Kinds of layers that are told apart; all others are one more kind."""
+"""Kinds of layers that features distinguish; all other layers are one further kind."""
 
 FEATURES = len(KINDS) + 1 + 5
-"""Features of a layer: its kind, the logarithms of its shape, its place, and the depth of the
-network."""
+"""Number of features per layer: one-hot kind, 3 logarithms of its shape, its position, and the
+depth of the network."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerGraph:
-    """The layers of a base, in the order in which data meets them, and what flows from which to which.
+    """Layers of a base in the order in which data passes them, and the flow between them.
 
     Example:
         >>> graph = LayerGraph.of(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
@@ -44,40 +44,41 @@ class LayerGraph:
     """
 
     names: tuple[str, ...]
-    """Modules that hold parameters of their own, by name; ``""`` is the base itself."""
+    """Names of the modules that directly hold parameters; ``""`` is the base itself."""
     edges: tuple[tuple[int, int], ...]
-    """From layer to layer, by index."""
+    """Edges as pairs of indices: source layer, target layer."""
     order: str
-    """``"data flow"`` where `torch.fx` could trace the base, else ``"registration"``: each layer
-    feeds the next."""
+    """``"data flow"`` if `torch.fx` could trace the base, else ``"registration"``: each layer
+    then feeds the next."""
     features: Float[Tensor, "layers features"]
-    """`FEATURES` numbers for each layer."""
+    """`FEATURES` numbers per layer."""
 
     @classmethod
     def of(cls, base: nn.Module) -> "LayerGraph":
-        """Read the graph of a base. `torch.fx` traces it, which runs its forward pass once on symbols."""
+        """Read the graph of a base.
+
+        `torch.fx` traces it, which runs its forward pass once on symbols.
+
+        Args:
+            base: Any module with parameters.
+        """
         holders = [name for name, module in base.named_modules() if _holds(module)]
         edges: list[tuple[str | None, str]]
         try:
             edges, order = list(_edges(base, _Tracer().trace(base))), "data flow"
-        except Exception:  # whatever the base's own code raises when it is run on symbols
+        except Exception:  # the forward pass of the base may raise anything on symbols
             edges, order = list(pairwise(holders)), "registration"
         met = dict.fromkeys([*(name for edge in edges for name in edge), *holders])
         names = tuple(name for name in met if name in holders)
-        index = {name: number for number, name in enumerate(names)}
-        pairs = dict.fromkeys(
-            (index[a], index[b]) for a, b in edges if a != b and a in index and b in index
-        )
         rows = [
-            _features(base.get_submodule(name), place, len(names))
-            for place, name in enumerate(names)
+            _features(base.get_submodule(name), at, len(names)) for at, name in enumerate(names)
         ]
-        return cls(names, tuple(pairs), order, torch.tensor(rows))
+        return cls(names, _numbered(edges, names), order, torch.tensor(rows))
 
     def means(self) -> Float[Tensor, "2 layers layers"]:
-        """Matrices that average over the layers before each layer, and over those after it.
+        """Matrices that average over the layers before each layer, and over the layers after it.
 
-        Zero where there are none.
+        Rows of layers without neighbours are zero.
 
         Example:
             >>> LayerGraph.of(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))).means()
@@ -94,12 +95,21 @@ class LayerGraph:
         return both / both.sum(-1, keepdim=True).clamp(min=1)
 
 
+def _numbered(
+    edges: Sequence[tuple[str | None, str]], names: Sequence[str]
+) -> tuple[tuple[int, int], ...]:
+    """Edges between different layers by index, without repetitions."""
+    index: dict[str | None, int] = {name: number for number, name in enumerate(names)}
+    inside = [(a, b) for a, b in edges if a != b and a in index and b in index]
+    return tuple(dict.fromkeys((index[a], index[b]) for a, b in inside))
+
+
 def _holds(module: nn.Module) -> bool:
     return next(module.parameters(recurse=False), None) is not None
 
 
 class _Tracer(fx.Tracer):
-    """Looks into no layer of a known kind, those that are built on torch's included."""
+    """Tracer that does not enter layers of a known kind, subclasses included."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = isinstance(m, tuple(kind for kinds in KINDS for kind in kinds))
@@ -107,14 +117,12 @@ class _Tracer(fx.Tracer):
 
 
 def _edges(base: nn.Module, graph: fx.Graph) -> Iterator[tuple[str | None, str]]:
-    """Yield pairs of layers between which data flows, in the order in which it does.
+    """Yield pairs of layers between which data flows, in its order; None is the input.
 
-    From None where it comes in.
-
-    A layer is met where it is called, and where an operation reads a parameter of it.
+    A layer is passed where it is called, or where an operation reads one of its parameters.
     """
     last: dict[fx.Node, list[str]] = {}
-    """For each value: the layers that it comes from, with no other layer between."""
+    """Last layers through which each value passed."""
     owner = {
         n: n.target.rpartition(".")[0]
         for n in graph.nodes
@@ -122,16 +130,19 @@ def _edges(base: nn.Module, graph: fx.Graph) -> Iterator[tuple[str | None, str]]
     }
     for node in graph.nodes:
         sources = list(dict.fromkeys(s for n in node.all_input_nodes for s in last.get(n, [])))
-        if node.op == "call_module":
-            inside = base.get_submodule(node.target).named_modules(prefix=node.target)
-            layers = [name for name, module in inside if _holds(module)]
-        else:
-            layers = list(dict.fromkeys(owner[n] for n in node.all_input_nodes if n in owner))
-        for name in layers:
+        for name in _passed(base, node, owner):
             before: list[str | None] = [*sources] or [None]
             yield from ((source, name) for source in before)
             sources = [name]
         last[node] = sources
+
+
+def _passed(base: nn.Module, node: fx.Node, owner: Mapping[fx.Node, str]) -> list[str]:
+    """Layers that data passes in a node."""
+    if node.op == "call_module":
+        inside = base.get_submodule(str(node.target)).named_modules(prefix=str(node.target))
+        return [name for name, module in inside if _holds(module)]
+    return list(dict.fromkeys(owner[n] for n in node.all_input_nodes if n in owner))
 
 
 def _is_parameter(base: nn.Module, node: fx.Node) -> bool:

@@ -1,7 +1,4 @@
-"""Parameters per task without a hypernetwork.
-
-Independent networks, each with a fresh start of its own.
-"""
+"""Parameters per task without a hypernetwork: independent networks, each freshly initialised."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -18,31 +15,29 @@ from weightloom.params import Params
 def own_params(
     base: nn.Module | Callable[[], nn.Module], tasks: int, generator: torch.Generator | None = None
 ) -> Params:
-    """Fresh parameters of ``tasks`` independent networks.
+    """Fresh parameters of ``tasks`` independent networks, as for ensembles, searches or baselines.
 
-    An ensemble, a random search, or baselines from scratch.
-
-    Run them with `weightloom.apply_per_task` in one pass, and train them with one optimiser over
-    ``params.values()``: with one that works number by number, as SGD and Adam do, each network is
-    trained as if it were alone.
+    `weightloom.apply_per_task` runs them in one pass, and one optimiser over ``params.values()``
+    trains them. With an elementwise optimiser, such as SGD or Adam, each network is trained as if
+    it were alone.
 
     Args:
-        base: A network, which is left alone: on a copy of it the ``reset_parameters`` of every
-            module draws new values, in the order in which modules are built. What a network does to
-            its values after that is not repeated. Or a function that builds a network, called once
-            for each task; a class will do.
-        tasks: How many networks.
-        generator: Where the seed of each network is drawn from. None goes on with torch's own
-            random numbers, so that after ``torch.manual_seed(0)`` the first network is the one that
-            is built anew after it.
+        base: A network, or a function (or class) that builds one. A network is not changed: in a
+            copy of it, the ``reset_parameters`` of every module draws new values, children before
+            parents; initialisation by other code of the network is not repeated. A function is
+            called once per task.
+        tasks: Number of networks.
+        generator: Source of one seed per network. None draws from torch's global generator: after
+            ``torch.manual_seed(0)``, the first network equals one built right after the same call.
 
     Returns:
-        By the names in ``named_parameters()``, leaf tensors ``(tasks, *shape)`` that want a
-        gradient. Parameters that want none in the base are left out: tasks share the base's own.
+        Leaf tensors ``(tasks, *shape)`` that require a gradient, by the names in
+        ``named_parameters()``. Parameters of the base that require no gradient are omitted: tasks
+        share the base's own.
 
     Raises:
-        ConfigError: If a module holds parameters and has no ``reset_parameters``, or nothing is to
-            be trained.
+        ConfigError: If ``tasks`` is below 1, a module holds trainable parameters but has
+            no ``reset_parameters``, or no parameter requires a gradient.
         ShapeError: If the function builds networks that differ in names or shapes.
 
     Example:
@@ -72,7 +67,7 @@ def own_params(
 
 
 def _reset(base: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield the values of a copy, each time reset, children before their parents."""
+    """Yield the values of a copy that is reset each time, children before their parents."""
     copied = copy.deepcopy(base)
     for name, module in copied.named_modules():
         own = [leaf for leaf, its in module.named_parameters(recurse=False) if its.requires_grad]
@@ -84,7 +79,7 @@ def _reset(base: nn.Module) -> Iterator[dict[str, Tensor]]:
             )
             raise ConfigError(
                 f"{where} holds {own[0]!r} and has no `reset_parameters`. Only the code that "
-                f"builds it knows how its values start. Pass a function that builds the network, "
+                f"builds it can initialise it. Pass a function that builds the network, "
                 "as in `own_params(lambda: Net(), tasks)`."
             )
     while True:
@@ -100,7 +95,7 @@ def _reset_all(module: nn.Module) -> None:
 
 
 def _resetting(module: nn.Module) -> Callable[[], object] | None:
-    """What draws the values of a module anew: attention of torch has it under a private name."""
+    """Method that initialises a module again; in torch's attention it has a private name."""
     return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
 
 
@@ -112,7 +107,7 @@ def _built(build: Callable[[], nn.Module]) -> Iterator[dict[str, Tensor]]:
         if shapes_of(net) != shapes_of(first):
             odd = sorted({name for name, _ in shapes_of(net).items() ^ shapes_of(first).items()})
             raise ShapeError(
-                f"The networks that `base()` builds differ in {odd}. Tasks stand side by side on "
+                f"The networks that `base()` builds differ in {odd}. Tasks are stacked on "
                 "axis 0, so each name has one shape. Build networks of one architecture."
             )
         yield _values(net)
@@ -124,7 +119,7 @@ def _values(net: nn.Module) -> dict[str, Tensor]:
     }
     if not values:
         raise ConfigError(
-            f"{type(net).__name__} holds no parameter that wants a gradient. There is nothing to "
-            "be trained for each task. Call `requires_grad_()` on what is, or pass another network."
+            f"{type(net).__name__} holds no parameter that requires a gradient. Tasks need "
+            "parameters to train. Call `requires_grad_()` on these, or pass another network."
         )
     return values

@@ -1,14 +1,14 @@
-"""A hypernetwork in a file: its own numbers and what was trained in its base, not what is frozen.
+"""Save and load a hypernetwork: its own tensors and the trained part of its base.
 
 In:   a hypernetwork over a base, and a path.
-Out:  one file as of `weightloom.files`; and from it and an equal base the hypernetwork as it was.
-Nothing that is loaded can execute code: what is generated is written by name, and forms by their
-names and options.
+Out:  one file in the format of `weightloom.files`; and, from it and an equal base, an equal
+      hypernetwork.
+Loading executes no code: generated parameters are stored by name, forms by name and options.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,22 +27,22 @@ KIND = "hypernetwork-1"
 
 
 class Saves:
-    """Hypernetworks over a base that can be saved and loaded."""
+    """Mixin for hypernetworks over a base: `save` and `load`."""
 
     options: dict[str, Any]
-    """Arguments of the constructor beside the base, as a file holds them: see `described`."""
+    """Constructor arguments other than the base, in the JSON form of `described`."""
 
     def save(self, path: str | Path) -> None:
-        """Write this hypernetwork to one file, whole or not at all.
+        """Write this hypernetwork to a file, completely or not at all.
 
-        It holds the hypernetwork's own numbers and what is trained in the base. Of what is frozen
-        it holds a digest, so a hypernetwork over a large pretrained network makes a small file.
+        The file holds the hypernetwork's own tensors and the trained part of the base, but only a
+        digest of frozen tensors. So a hypernetwork over a large frozen network makes a small file.
 
         Args:
-            path: Where, as in ``"hyper.safetensors"``; its folder must exist.
+            path: The file, such as ``"hyper.safetensors"``; its folder must exist.
 
         Raises:
-            CheckpointError: If it cannot be written. What was at ``path`` is still there.
+            CheckpointError: If the file cannot be written. An existing file at ``path`` is kept.
         """
         kept, frozen = _parts(self)
         facts = {
@@ -61,93 +61,56 @@ class Saves:
     def load(
         cls: type[Saved], path: str | Path, base: nn.Module | Sequence[nn.Module], **options: Any
     ) -> Saved:
-        """Read what `save` wrote: the hypernetwork as it was, over ``base``.
+        """Read a file of `save`: an equal hypernetwork over ``base``.
 
-        What was trained in the base is written into it; what was frozen must be equal. Dtypes are
-        those of the file, the base's apart; devices are those of a hypernetwork that is built over
-        ``base``.
+        The trained part of the base is written into ``base``; its frozen part must be equal to that
+        of the saved one. The hypernetwork's own tensors have the dtypes in the file, those of the
+        base keep theirs. Devices are those of a new hypernetwork over ``base``.
 
         Args:
             path: The file.
-            base: The base that the hypernetwork was built over, as it was then; several where it
-                holds several.
-            **options: Arguments of the constructor that take the place of those in the file.
+            base: A base equal to the one over which the hypernetwork was built, before its
+                training; a list if there were several.
+            **options: Constructor arguments that override those in the file.
 
         Raises:
             CheckpointError: If the file is missing, truncated, changed since it was written or
-                holds something else, or if ``base`` is another.
-            ConfigError: If the file does not hold what is generated, as with a form of your own,
-                and ``generate`` is not passed.
+                holds no hypernetwork of this class, or if ``base`` does not match it.
+            ConfigError: If an argument cannot be stored in a file, such as a form of your own in
+                ``generate``, and is not passed here.
         """
         path = Path(path)
         tensors, facts = load_tensors(path)
         _check_kind(path, facts, cls.__name__)
         bases = [base] if isinstance(base, nn.Module) else list(base)
         _check_shapes(path, facts["bases"], bases)
-        with torch.random.fork_rng():  # what is drawn is overwritten
-            hyper = cls(base, **_arguments(path, facts["options"], options))  # type: ignore[call-arg]
+        build: Callable[..., Saved] = cls
+        with torch.random.fork_rng():  # random initial values are overwritten below
+            hyper = build(base, **_arguments(path, facts["options"], options))
         assert isinstance(hyper, nn.Module)
         state = hyper.state_dict(keep_vars=True)
-        for name, (dtype, its) in facts["frozen"].items():
-            if (
-                name not in state
-                or digest(state[name], getattr(torch, dtype.removeprefix("torch."))) != its
-            ):
-                raise CheckpointError(
-                    f"`base` holds another `{_in_base(name)}` than the one that `{path}` was "
-                    "trained over. It is frozen, so the file does not hold it, and another start "
-                    "gives another network. Load the base as it was, then the hypernetwork."
-                )
-        if odd := [
-            n for n, its in tensors.items() if n not in state or state[n].shape != its.shape
-        ]:
-            raise CheckpointError(
-                f"`{path}` holds {odd[0]!r}, which a {cls.__name__} of these options does not have "
-                "in that shape. It was written with other options, or by another version of the "
-                "library. Pass the options that it was built with."
-            )
-        if lacking := sorted(_parts(hyper)[0].keys() - tensors.keys() - facts["frozen"].keys()):
-            raise CheckpointError(
-                f"`{path}` lacks {lacking[0]!r}, which a {cls.__name__} of these options has. It "
-                "was written with other options, or by another version of the library. Pass the "
-                "options that it was built with."
-            )
-        of_bases = {
-            id(value)
-            for held in _bases(hyper)
-            for value in held.state_dict(keep_vars=True).values()
-        }
-        with torch.no_grad():
-            for name, value in tensors.items():
-                if id(state[name]) in of_bases:
-                    state[name].copy_(value)
-                else:
-                    state[name].data = value.to(
-                        state[name].device, copy=True
-                    )  # aligned, as memory of its own is
+        _check_frozen(path, facts["frozen"], state)
+        _check_tensors(path, cls.__name__, tensors, state)
+        _check_complete(path, cls.__name__, {*tensors, *facts["frozen"]}, _parts(hyper)[0])
+        _fill(hyper, state, tensors)
         return hyper
 
 
 def described(generate: Any, freeze: Any = None, form: Form | None = None) -> dict[str, Any]:
-    """Say as JSON what is generated, in which forms, and what is frozen.
+    """Arguments ``generate``, ``freeze`` and ``form`` of a hypernetwork as JSON.
 
-    None stands for what JSON cannot say.
+    The value None marks an argument that JSON cannot hold: a predicate, a module class, or a form
+    that is not of this library.
 
     Args:
         generate: Selectors, or a mapping from them to forms.
         freeze: Selectors, or None.
         form: A form, or None.
+
+    Returns:
+        A dict with ``generate``, and with ``freeze`` and ``form`` where they are given.
     """
-    forms = list(generate.values()) if isinstance(generate, Mapping) else []
-    selectors = _listed(generate)
-    sayable = selectors is not None and all(map(has_name, forms))
-    said: dict[str, Any] = {"generate": None}
-    if sayable and forms:
-        said["generate"] = {
-            "in forms": [[s, _named(f)] for s, f in zip(selectors or [], forms, strict=True)]
-        }
-    elif sayable:
-        said["generate"] = {"selectors": selectors}
+    said: dict[str, Any] = {"generate": _described_forms(generate)}
     if freeze:
         frozen = _listed(freeze)
         said["freeze"] = None if frozen is None else {"selectors": frozen}
@@ -156,12 +119,24 @@ def described(generate: Any, freeze: Any = None, form: Form | None = None) -> di
     return said
 
 
+def _described_forms(generate: Any) -> dict[str, Any] | None:
+    selectors = _listed(generate)
+    if selectors is None:
+        return None
+    forms = list(generate.values()) if isinstance(generate, Mapping) else []
+    if not all(map(has_name, forms)):
+        return None
+    if not forms:
+        return {"selectors": selectors}
+    return {"in forms": [[s, _named(f)] for s, f in zip(selectors, forms, strict=True)]}
+
+
 def digest(tensor: Tensor, dtype: torch.dtype | None = None) -> str:
-    """Digest of a tensor's shape, dtype and numbers.
+    """SHA-256 digest of a tensor's dtype, shape and values, in hexadecimal.
 
     Args:
-        tensor: Anything on any device.
-        dtype: What it is cast to before.
+        tensor: Any tensor, on any device.
+        dtype: Dtype to which it is cast first. None keeps its own.
     """
     plain = tensor.detach().cpu().to(dtype or tensor.dtype).contiguous()
     found = hashlib.sha256(json.dumps([str(plain.dtype), list(plain.shape)]).encode())
@@ -170,22 +145,27 @@ def digest(tensor: Tensor, dtype: torch.dtype | None = None) -> str:
 
 
 def _parts(hyper: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What is kept in a file, and what is frozen in the bases; a tied tensor once."""
-    holders = [
-        (f"{at}.base." if at else "base.", m)
-        for at, m in hyper.named_modules()
-        if isinstance(m, HoldsBase)
-    ]
+    """Tensors to store in a file, and frozen tensors of the bases; a tied tensor once."""
+    holders = _holders(hyper)
     kept, frozen, seen = dict[str, Tensor](), dict[str, Tensor](), set[int]()
     for name, value in hyper.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor) or id(value) in seen:
             continue
         seen.add(id(value))
-        holder = next((module for start, module in holders if name.startswith(start)), None)
+        holder = next((module for start, module in holders.items() if name.startswith(start)), None)
         fate = holder.is_kept(value) if holder else True
         if fate is not None:
             (kept if fate else frozen)[name] = value
     return kept, frozen
+
+
+def _holders(hyper: Any) -> dict[str, HoldsBase]:
+    """Modules that hold a base, by the prefix of the base's tensors."""
+    return {
+        f"{name}.base." if name else "base.": module
+        for name, module in hyper.named_modules()
+        if isinstance(module, HoldsBase)
+    }
 
 
 def _bases(hyper: Any) -> list[nn.Module]:
@@ -193,12 +173,12 @@ def _bases(hyper: Any) -> list[nn.Module]:
 
 
 def _in_base(name: str) -> str:
-    """The name that a tensor of the hypernetwork has in the base."""
+    """Name of a tensor within the base, from its name in the hypernetwork."""
     return name.rpartition("generated.base.")[2].removeprefix("base.")
 
 
 def _listed(selectors: Any) -> list[str] | None:
-    """Selectors that are words, listed; None if one of them is not."""
+    """List of selectors that are strings; None if one is not."""
     every = (
         [selectors]
         if isinstance(selectors, str) or not isinstance(selectors, Iterable)
@@ -212,34 +192,86 @@ def _named(form: Form) -> dict[str, Any]:
 
 
 def _arguments(path: Path, held: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the constructor, from what the file holds and what was passed."""
-    arguments: dict[str, Any] = {}
-    for name, value in held.items():
-        if name in given:
-            continue
-        if value is None and name in ("generate", "freeze", "form"):
+    """Arguments of the constructor, from a file and from the caller, who overrides the file."""
+    stored = {n: _argument(path, n, value) for n, value in held.items() if n not in given}
+    return {**stored, **given}
+
+
+def _argument(path: Path, name: str, value: Any) -> Any:
+    """Argument of the constructor from its JSON form."""
+    match value:
+        case None if name in ("generate", "freeze", "form"):
             raise ConfigError(
-                f"`{path}` does not hold `{name}`. A predicate, a kind of module or a form of your "
+                f"`{path}` does not hold `{name}`. A predicate, a module class or a form of your "
                 f"own is code, which is not written to a file. Pass it as when the hypernetwork "
                 f"was built: `load(path, base, {name}=...)`."
             )
-        if isinstance(value, dict) and "in forms" in value:
-            value = {s: form_of(path, its["form"], its["options"]) for s, its in value["in forms"]}
-        elif isinstance(value, dict) and "form" in value:
-            value = form_of(path, value["form"], value["options"])
-        elif isinstance(value, dict) and "selectors" in value:
-            value = value["selectors"]
-        elif isinstance(value, list):
-            value = tuple(value)
-        arguments[name] = value
-    return {**arguments, **given}
+        case {"in forms": pairs}:
+            return {s: form_of(path, its["form"], its["options"]) for s, its in pairs}
+        case {"form": kind, "options": options}:
+            return form_of(path, kind, options)
+        case {"selectors": selectors}:
+            return selectors
+        case list():
+            return tuple(value)
+    return value
+
+
+def _check_frozen(
+    path: Path, frozen: Mapping[str, Sequence[str]], state: Mapping[str, Tensor]
+) -> None:
+    """Check the frozen part of a base against dtype and digest of each tensor in the file."""
+    for name, (dtype, its) in frozen.items():
+        kind = getattr(torch, dtype.removeprefix("torch."))
+        if name not in state or digest(state[name], kind) != its:
+            raise CheckpointError(
+                f"`base` holds another `{_in_base(name)}` than the one that `{path}` was "
+                "trained over. It is frozen, so the file does not hold it, and another own value "
+                "gives another network. Load the original base, then the hypernetwork."
+            )
+
+
+def _check_tensors(
+    path: Path, kind: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> None:
+    """Check that a new hypernetwork has each tensor of the file in its shape."""
+    for name, value in tensors.items():
+        if name not in state or state[name].shape != value.shape:
+            raise CheckpointError(
+                f"`{path}` holds {name!r}, which a {kind} of these options does not have "
+                "in that shape. It was written with other options, or by another version of the "
+                "library. Pass the options that it was built with."
+            )
+
+
+def _check_complete(path: Path, kind: str, held: set[str], needed: Mapping[str, Tensor]) -> None:
+    """Check that the file holds each tensor of a new hypernetwork."""
+    if lacking := sorted(needed.keys() - held):
+        raise CheckpointError(
+            f"`{path}` lacks {lacking[0]!r}, which a {kind} of these options has. It "
+            "was written with other options, or by another version of the library. Pass the "
+            "options that it was built with."
+        )
+
+
+@torch.no_grad()
+def _fill(hyper: Any, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors into a hypernetwork and its bases, of which the latter keep their dtypes."""
+    of_bases = {
+        id(value) for base in _bases(hyper) for value in base.state_dict(keep_vars=True).values()
+    }
+    for name, value in tensors.items():
+        if id(state[name]) in of_bases:
+            state[name].copy_(value)
+        else:  # a copy, whose memory is aligned
+            state[name].data = value.to(state[name].device, copy=True)
 
 
 def _check_kind(path: Path, facts: Mapping[str, Any], wanted: str) -> None:
     if facts.get("kind") != KIND:
         raise CheckpointError(
-            f"`{path}` holds no hypernetwork (kind {facts.get('kind')!r}). It was written by "
-            "something else than `hyper.save`. Read it with `load_tensors` or `load_params`."
+            f"`{path}` holds no hypernetwork (kind {facts.get('kind')!r}). It was not written by "
+            "`hyper.save`. Read it with `load_tensors` or `load_params`."
         )
     if facts["class"] != wanted:
         raise CheckpointError(
@@ -252,7 +284,7 @@ def _check_shapes(path: Path, held: list[dict[str, Any]], bases: list[nn.Module]
     if len(held) != len(bases):
         raise CheckpointError(
             f"`{path}` holds a hypernetwork over {len(held)} bases, and {len(bases)} were passed. "
-            "Each is needed, in the order in which they were taken in. Pass them as a list, "
+            "All are needed, in their original order. Pass them as a list, "
             "`load(path, bases)`."
         )
     for its, base in zip(held, bases, strict=True):
@@ -264,5 +296,5 @@ def _check_shapes(path: Path, held: list[dict[str, Any]], bases: list[nn.Module]
             raise CheckpointError(
                 f"`base` is another than the one that `{path}` was trained over: `{odd}` is {now} "
                 f"and was {then}. "
-                "What is generated fits that one only. Pass a base of the same layers."
+                "Generated parameters fit that one only. Pass a base of the same layers."
             )

@@ -1,8 +1,6 @@
-"""Small symmetric systems, solved by products alone where a program is written down.
+"""Solver for small symmetric systems that can be exported to ONNX, which has no solver.
 
-ONNX has no solver.
-
-In:   symmetric positive definite matrices, and right sides.
+In:   symmetric positive definite matrices and right-hand sides.
 Out:  solutions.
 """
 
@@ -11,18 +9,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 STEPS = 32
-"""Steps of Newton and Schulz; enough where the largest row sum is 10⁸ times the smallest
-eigenvalue."""
+"""Newton-Schulz steps; enough for a largest row sum of 10⁸ times the smallest eigenvalue."""
 
 
 def solve_symmetric(
     matrix: Float[Tensor, "tasks rows rows"], right: Float[Tensor, "tasks rows columns"]
 ) -> Float[Tensor, "tasks rows columns"]:
-    """Solve ``matrix @ x = right``; under `torch.export` by a fixed number of products, in double precision.
+    """Solve ``matrix @ x = right`` for symmetric positive definite matrices.
+
+    Under `torch.export` the solution is a fixed number of matrix products in double precision.
 
     Args:
-        matrix: Symmetric and positive definite.
-        right: Right sides.
+        matrix: Symmetric positive definite matrix of each task.
+        right: Right-hand sides of each task.
+
+    Returns:
+        The solutions x.
 
     Example:
         >>> solve_symmetric(torch.tensor([[[2.0, 0.0], [0.0, 4.0]]]), torch.ones(1, 2, 1)).flatten()

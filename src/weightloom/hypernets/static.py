@@ -1,5 +1,6 @@
-"""The static hypernetwork: a learned embedding for each block of each kernel, and one generator for all of them."""
+"""The static hypernetwork: one generator writes kernels from a learned embedding per block."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -15,44 +16,42 @@ from weightloom.params import Params, ParamSpec, Selector, Shape
 
 
 class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
-    """Generate kernels of ``base`` from few parameters.
+    """Hypernetwork that generates kernels from few parameters: a learned embedding per block.
 
-    Each block of a kernel is g(z), z being all that it owns.
-
-    A kernel (out, in, *window) is made of blocks (block, block, *window). Block j has a learned
+    A kernel (out, in, *window) consists of blocks (block, block, *window). Block j has a learned
     embedding zʲ, and a generator of two linear layers, shared by all blocks of all kernels, writes
     it input channel by input channel:
 
         aᵢʲ = Wᵢ zʲ + Bᵢ,    Kᵢʲ = W_out aᵢʲ + B_out,    i = 1 … block.
 
-    The base's own values of generated kernels are not used. They only say how large the generated
-    ones start. The base that was passed is left as it is; in ``hyper.base``, its twin
-    (`weightloom.hypernets.held.HoldsBase`), they want no gradient, so no optimiser of
-    ``hyper.parameters()`` trains them. All other parameters of the base are shared by the tasks,
+    The base's own values of generated kernels only set the scale of the initial kernels. The base
+    that is passed is not changed; in ``hyper.base``, its twin
+    (`weightloom.hypernets.held.HoldsBase`), these values require no gradient, so an optimiser over
+    ``hyper.parameters()`` does not train them. The base's other parameters are shared by the tasks
     and trained.
 
-    With ``condition_dim=0`` there is no condition, and one network with fewer parameters than the
-    base is trained. With a condition, zʲ + Pʲ condition is what the generator reads. Pʲ differs
-    from block to block, since the generator is linear and a common shift would change all blocks
-    alike; it starts at zero.
+    With ``condition_dim=0`` this trains one network with fewer parameters than the base. With a
+    condition, the generator reads zʲ + Pʲ condition instead of zʲ. Each block has its own Pʲ,
+    since the generator is linear and a common shift would change all blocks equally; Pʲ starts at
+    zero.
 
     Args:
         base: The base network.
         condition_dim: Width of a condition, 0 for none.
-        block: Output and input channels of a block. None takes the largest from 16 down to 4 that
-            writes at least half of what any would.
+        block: Output and input channels of a block. Default: the largest size from 16 down to 4
+            whose blocks cover at least half as many numbers as those of the best size.
         embedding_dim: Width of a block's embedding.
-        hidden: Width d of the hidden layer.
-        window: Window of the generated kernels; ``()`` for linear layers. None takes that of most
-            numbers.
-        generate: Which parameters are generated. None takes every one that can be written: those of
-            this window whose channels are multiples of ``block``.
-        largest_head: As many numbers as the layer that reads the condition may hold: a larger one
-            is an error, not gigabytes.
+        hidden: Width of the generator's hidden layer.
+        window: Window of the generated kernels; ``()`` for linear layers. Default: the window with
+            the most numbers in the base.
+        generate: Selectors of the generated parameters. Default: all real parameters of this window
+            whose numbers of channels are multiples of ``block``.
+        largest_head: Largest number of elements in the layer that reads the condition; a larger one
+            raises an error before its memory is allocated.
 
     Raises:
-        ConfigError: If nothing can be written, a selected parameter cannot, a size is below 1, or
-            the layer that reads the condition would be too large.
+        ConfigError: If no parameter can consist of such blocks, a selected one cannot, a size is
+            below 1, or the layer that reads the condition would be too large.
 
     Example:
         >>> base = nn.Sequential(nn.Conv2d(1, 16, 3), *(nn.Conv2d(16, 16, 3) for _ in range(6)))
@@ -65,9 +64,9 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
         13824
 
     Source:
-        Ha, Dai and Le, "HyperNetworks" (2017), section 3.1, where kernels of several blocks are
-        those of its residual networks. The condition is ours, and so is the start: blocks have the
-        variance of the base's own values, where the paper draws all generator weights of one size.
+        Ha, Dai and Le, "HyperNetworks" (2017), section 3.1; kernels of several blocks as in its
+        residual networks. The condition is ours, and so is the initialisation: blocks have the
+        variance of the base's own values, whereas the paper gives all generator weights one scale.
     """
 
     def __init__(
@@ -109,10 +108,8 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
             [base.get_parameter(name).detach().square().mean().sqrt() for name in self.spec.shapes]
         )
         typical = spreads.square().mean().sqrt() or spreads.new_ones(())
-        each = torch.cat(
-            [(s / typical).expand(n) for s, n in zip(spreads, self._counts, strict=True)]
-        )
-        self.embeddings = nn.Parameter(torch.randn(len(each), embedding_dim) * each.cpu()[:, None])
+        each = (spreads / typical).cpu().repeat_interleave(torch.tensor(self._counts))
+        self.embeddings = nn.Parameter(torch.randn(len(each), embedding_dim) * each[:, None])
         self.first = nn.Parameter(torch.randn(block, hidden, embedding_dim) / embedding_dim**0.5)
         self.first_bias = nn.Parameter(torch.zeros(block, hidden))
         self.last = nn.Linear(hidden, block * prod(window))
@@ -133,11 +130,15 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
         """Generate kernels for each task.
 
         Args:
-            condition: (tasks, condition_dim). None where ``condition_dim`` is 0.
-            tasks: How many tasks get the same kernels, where there is no condition.
+            condition: Description of each task, (tasks, condition_dim); None if
+                ``self.condition_dim`` is 0.
+            tasks: Number of tasks that get the same kernels, if there is no condition.
+
+        Returns:
+            The generated kernels by name, each (tasks, *shape).
 
         Raises:
-            ShapeError: If the condition is not what this hypernetwork was built for.
+            ShapeError: If the condition is missing, not expected, or of another shape.
         """
         self.check_base()
         if condition is None and self.read is not None:
@@ -159,7 +160,7 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
         inner = torch.einsum("ihe,tje->tjih", self.first, embeddings) + self.first_bias
         rows = self.last(inner).split(self._counts, dim=1)  # of (tasks, blocks, in, out * window)
         its = {
-            name: self._kernel(row, shape).to(self._dtype(name))  # whole under autocast
+            name: self._kernel(row, shape).to(self._dtype(name))  # autocast gives half precision
             for (name, shape), row in zip(self.spec.shapes.items(), rows, strict=True)
         }
         params = Params(its)
@@ -170,7 +171,7 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
         )
 
     def written_by(self) -> dict[str, list[Rows]]:
-        """Name by name, the embeddings of its blocks, and the rows that read the condition for them."""
+        """Embeddings of each kernel's blocks, and the rows that read the condition, by name."""
         written: dict[str, list[Rows]] = {
             name: [(own, slice(None))] for name, own in self.base.named_parameters()
         }
@@ -190,7 +191,7 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
         return own.dtype
 
     def _kernel(self, blocks: Tensor, shape: Shape) -> Tensor:
-        """Lay the blocks of one kernel out, row by row."""
+        """Arrange the blocks of one kernel, row by row."""
         grid = blocks.unflatten(1, (shape[0] // self.block, -1)).unflatten(
             -1, (self.block, prod(self.window))
         )
@@ -198,7 +199,7 @@ class StaticHyperNetwork(Saves, HoldsBase, HyperNetwork):
 
 
 def _usual_window(base: nn.Module) -> tuple[int, ...]:
-    """The window of the kernels that hold the most numbers."""
+    """Window whose kernels hold the most numbers."""
     numbers: dict[tuple[int, ...], int] = {}
     for parameter in base.parameters():
         if parameter.ndim >= 2:
@@ -208,44 +209,31 @@ def _usual_window(base: nn.Module) -> tuple[int, ...]:
 
 
 def _usual_block(base: nn.Module, window: tuple[int, ...]) -> int:
-    """The largest block up to 16 channels that makes up as many numbers as any."""
+    """Largest block, from 16 channels down to 4, that covers half of the best size's numbers."""
     sides = [p.shape[:2] for p in base.parameters() if p.ndim >= 2 and tuple(p.shape[2:]) == window]
-    written = {
-        block: sum(
-            rows * columns for rows, columns in sides if rows % block == 0 and columns % block == 0
-        )
-        for block in range(16, 3, -1)
-    }
-    enough = [
-        block
-        for block, numbers in written.items()
-        if numbers and 2 * numbers >= max(written.values())
-    ]
-    return enough[0] if enough else 16
+    covered = {block: _covered(sides, block) for block in range(16, 3, -1)}
+    best = max(covered.values())
+    return next((block for block, numbers in covered.items() if best and 2 * numbers >= best), 16)
+
+
+def _covered(sides: Sequence[Sequence[int]], block: int) -> int:
+    """Numbers of all matrices that consist of square blocks of a size."""
+    return sum(
+        rows * columns for rows, columns in sides if rows % block == 0 and columns % block == 0
+    )
 
 
 def _writable(
     base: nn.Module, generate: Selector | list[Selector] | None, block: int, window: tuple[int, ...]
 ) -> ParamSpec:
-    """Which parameters are generated; refuse those that blocks cannot make up."""
-
-    def fits(shape: Shape) -> bool:
-        return (
-            len(shape) >= 2
-            and shape[2:] == window
-            and shape[0] % block == 0
-            and shape[1] % block == 0
-        )
-
+    """Spec of the generated parameters; refuse those that cannot consist of blocks."""
     named = dict(base.named_parameters())
-    shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
-    fitting = [
-        name for name, shape in shapes.items() if fits(shape) and named[name].is_floating_point()
-    ]
-    what = f"of window {window} whose first two axes are multiples of {block}"
+    fitting = [name for name, parameter in named.items() if _fits(parameter, block, window)]
+    kind = f"of window {window} whose first two axes are multiples of {block}"
     if generate is None and not fitting:
+        shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
         raise ConfigError(
-            f"{type(base).__name__} has no parameter {what}. Only such can be written in blocks. "
+            f"{type(base).__name__} has no parameter {kind}. Blocks can write no other. "
             f"Its parameters are {shapes}: pass another `block` or `window`, as in `window=()` for "
             "linear layers."
         )
@@ -254,8 +242,16 @@ def _writable(
         if name not in fitting:
             raise ConfigError(
                 f"`{name}` has shape {shape} and is {named[name].dtype}. Blocks can write only a "
-                f"parameter {what}, of real numbers. "
-                f"Leave it out of `generate`: {fitting or 'none'} would do, or pass another "
-                "`block` or `window`."
+                f"parameter {kind}, of real numbers. "
+                f"Leave it out of `generate` (parameters that fit: {fitting or 'none'}), or pass "
+                "another `block` or `window`."
             )
     return spec
+
+
+def _fits(parameter: nn.Parameter, block: int, window: tuple[int, ...]) -> bool:
+    """True if a real parameter consists of blocks (block, block, *window)."""
+    shape = tuple(parameter.shape)
+    if len(shape) < 2 or shape[2:] != window or not parameter.is_floating_point():
+        return False
+    return shape[0] % block == 0 and shape[1] % block == 0

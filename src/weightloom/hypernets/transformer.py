@@ -1,4 +1,4 @@
-"""The transformer hypernetwork: a token for each slice of each parameter, beside tokens of the condition."""
+"""The transformer hypernetwork: tokens of parameter slices attend to tokens of the condition."""
 
 from math import prod
 
@@ -19,52 +19,51 @@ from weightloom.params import Params, Selector
 
 
 class TransformerHyperNetwork(WritesGenerated, Saves, HyperNetwork):
-    """Generate parameters of ``base`` by attention.
+    """Hypernetwork by attention: slices of parameters read the condition and each other.
 
-    Slices of parameters read the condition and each other.
-
-    Every generated parameter is cut into slices, and every slice has a token, a learned embedding
-    of which parameter it is of and where in it. The tokens of the condition join them, a
-    transformer encoder runs over all of them, and one linear layer, shared by all slices, writes
-    each slice from its token: θ[s] = own[s] + W tokenₛ + b. That layer starts at zero, so at step 0
-    every task gets the base network as it stands.
+    Every generated parameter is cut into slices, and each slice has a learned token. A transformer
+    encoder runs over these tokens and those of the condition, and one linear layer, shared by all
+    slices, writes each slice from its token: θ[s] = own[s] + W tokenₛ + b. With the default
+    ``init`` that layer starts at zero, so every task gets the unchanged base network at step 0.
 
     A condition is one token per task, (tasks, condition_dim), or several, (tasks, tokens,
-    condition_dim), such as encoded support points. Tokens of a condition have no order, so what is
-    generated does not depend on theirs. Their number may differ from call to call.
+    condition_dim), such as encoded support points. The result does not depend on the order of
+    condition tokens, and their number may differ from call to call.
 
     Args:
-        base: The base network. Bring any module.
+        base: The base network, any module.
         condition_dim: Width of a condition, or of each of its tokens.
-        slice_size: Numbers in a slice. The last slice of a parameter is cropped. Time grows with
+        slice_size: Numbers per slice. The last slice of a parameter is cropped. Run time grows with
             the square of the number of slices.
         width: Width of a token.
-        heads: Heads of attention.
+        heads: Attention heads.
         layers: Layers of the encoder.
-        generate: Which parameters are generated, as in `MLPHyperNetwork`.
-        form: How each generated parameter is held, where ``generate`` does not say; its factors are
-            what is sliced.
-        freeze: Which of the base's own values are not trained, as in `MLPHyperNetwork`.
-        init: How what is generated starts, as in `MLPHyperNetwork`.
-        largest_head: As many numbers as the last layer may hold: a larger one is an error, not
-            gigabytes.
+        generate: Selectors of the generated parameters, as in `MLPHyperNetwork`.
+        form: Form of each generated parameter, if ``generate`` is not a mapping to forms; its
+            factors are sliced.
+        freeze: Selectors of own values that are not trained, as in `MLPHyperNetwork`.
+        init: Initialisation of the generated parameters, as in `MLPHyperNetwork`.
+        largest_head: Largest number of elements in the last layer; a larger one raises an error
+            before its memory is allocated.
 
     Raises:
         ConfigError: If a selector matches no parameter, a form does not fit one, ``init`` is
-            unknown, a size is below 1, ``width`` is no multiple of ``heads``, or the last layer
+            unknown, a size is below 1, ``width`` is not a multiple of ``heads``, or the last layer
             would be too large.
 
     Example:
         >>> hyper = TransformerHyperNetwork(nn.Linear(3, 2), condition_dim=4, slice_size=3)
-        >>> hyper.slices, hyper(torch.randn(5, 4))["weight"].shape, hyper(torch.randn(5, 7, 4))["bias"].shape
-        (3, torch.Size([5, 2, 3]), torch.Size([5, 2]))
+        >>> hyper.slices, hyper(torch.randn(5, 4))["weight"].shape
+        (3, torch.Size([5, 2, 3]))
+        >>> hyper(torch.randn(5, 7, 4))["bias"].shape
+        torch.Size([5, 2])
 
     Source:
-        Zhmoginov, Sandler and Vladymyrov, "HyperTransformer" (2022), from afar: its weight tokens
-        hold slices of a kernel, and are read out by a linear layer as here. It generates layer
-        after layer from the activations of the support points, with a transformer for each layer;
-        here one transformer writes all layers from a condition. It generates the values; here they
-        are a change, added to the base's own.
+        Zhmoginov, Sandler and Vladymyrov, "HyperTransformer" (2022), loosely: as in the paper,
+        weight tokens hold slices of a kernel and a linear layer reads them out. The paper generates
+        layer after layer from the activations of the support points, with a transformer per layer;
+        here one transformer writes all layers from a condition. The paper generates values; here
+        changes are generated and added to the base's own values.
     """
 
     def __init__(
@@ -92,8 +91,8 @@ class TransformerHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         )
         if width % heads:
             raise ConfigError(
-                f"`width={width}` is no multiple of `heads={heads}`. Each head reads its own part "
-                f"of a token. Pass `width={heads * pieces_of(width, heads)}`."
+                f"`width={width}` is not a multiple of `heads={heads}`. Each head reads its own "
+                f"part of a token. Pass `width={heads * pieces_of(width, heads)}`."
             )
         self.condition_dim = condition_dim
         check_slices(width, slice_size, largest_head)
@@ -108,7 +107,7 @@ class TransformerHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         self.options |= described(self.generated.forms, sorted(self.generated.frozen))
         self._lengths = [prod(shape) for shape in self.generated.factors.shapes.values()]
         self.slices = sum(pieces_of(length, slice_size) for length in self._lengths)
-        """How many slices are written."""
+        """Number of slices."""
         self.tokens = nn.Parameter(torch.randn(self.slices, width))
         self.read = nn.Linear(condition_dim, width)
         layer = nn.TransformerEncoderLayer(
@@ -118,7 +117,7 @@ class TransformerHyperNetwork(WritesGenerated, Saves, HyperNetwork):
             layer, layers, nn.LayerNorm(width), enable_nested_tensor=False
         )
         for parameter in self.encoder.parameters():
-            if parameter.ndim > 1:  # its layers are copies of one another
+            if parameter.ndim > 1:  # torch initialises all layers as copies of the first
                 nn.init.xavier_uniform_(parameter)
         self.writer = Writer(width, slice_size, self.generated)
 
@@ -126,11 +125,14 @@ class TransformerHyperNetwork(WritesGenerated, Saves, HyperNetwork):
         """Generate parameters for each task.
 
         Args:
-            condition: (tasks, condition_dim), or (tasks, tokens, condition_dim) in any order of
-                tokens.
+            condition: Description of each task, (tasks, condition_dim), or (tasks, tokens,
+                condition_dim).
+
+        Returns:
+            The generated parameters by name, each (tasks, *shape).
 
         Raises:
-            ShapeError: If the condition is neither.
+            ShapeError: If the condition has another shape.
         """
         check_condition(
             condition,
@@ -149,7 +151,7 @@ class TransformerHyperNetwork(WritesGenerated, Saves, HyperNetwork):
     def _encode(
         self, tokens: Float[Tensor, "tasks tokens width"]
     ) -> Float[Tensor, "tasks tokens width"]:
-        """What ``self.encoder(tokens)`` gives; torch's own has no second derivative."""
+        """Compute ``self.encoder(tokens)`` with second derivatives, which torch's own lacks."""
         for layer in self.encoder.layers:
             assert isinstance(layer, nn.TransformerEncoderLayer)
             its = layer.self_attn

@@ -1,4 +1,4 @@
-"""The last layer that several pieces of a flat vector share, and the check of the sizes it is built from."""
+"""Output layer shared by the pieces of a flat vector, and checks of layer sizes."""
 
 import torch
 from jaxtyping import Float
@@ -10,21 +10,20 @@ from weightloom.hypernets.generated import Generated
 
 
 class Writer(nn.Module):
-    """Write a flat vector per task from the features of its pieces, all by one linear layer.
+    """Output layer: one linear layer writes all pieces of a flat vector, start + W h + b.
 
-    Start + W h.
-
-    The layer starts at zero, so at step 0 every task gets the base. For the other initialisations a
-    second layer of unit variance reads the normalised features; each number of it is multiplied by
-    `Generated.scales`, which is what makes one layer serve parameters of unequal size.
+    The layer starts at zero, so every task gets the base at step 0. For the other initialisations a
+    second layer of unit variance reads the normalised features, and `Generated.scales` multiply its
+    outputs, so that one layer serves parameters of different scales.
 
     Args:
-        width: Width of the features.
-        numbers: Numbers in a piece.
-        generated: What is written to.
+        width: Width of the features h.
+        numbers: Numbers per piece.
+        generated: The generated parameters, which define ``scales``.
     """
 
     scales: Tensor
+    """Standard deviation of each number at step 0, (size,); absent if all are zero."""
 
     def __init__(self, width: int, numbers: int, generated: Generated) -> None:
         super().__init__()
@@ -43,13 +42,16 @@ class Writer(nn.Module):
         lengths: list[int],
         start: Float[Tensor, " size"],
     ) -> Float[Tensor, "tasks size"]:
-        """Write all pieces and crop them.
+        """Write all pieces, crop them, and add the start.
 
         Args:
             features: Features of each piece.
-            lengths: How many numbers are kept of pieces that follow each other: each length begins
-                at a new piece.
-            start: What is added.
+            lengths: Lengths of the runs that the pieces cover, in order; each run begins with a new
+                piece, and its last piece is cropped.
+            start: Start of every number.
+
+        Returns:
+            The generated numbers, with the start added.
         """
         flat = start + self._cropped(self.change(features), lengths)
         if self.spread is not None:
@@ -66,41 +68,50 @@ class Writer(nn.Module):
 
 
 LARGEST_HEAD = 50_000_000
-"""As many numbers as a last layer has without being asked for."""
+"""Default limit of the number of elements in a last layer."""
 
 
-def check_head(numbers: int, largest_head: int, what: str, advice: str) -> None:
+def check_head(numbers: int, largest_head: int, content: str, advice: str) -> None:
     """Raise a `ConfigError` if a last layer would be too large, before its memory is taken.
 
     Args:
-        numbers: How many numbers it would hold.
-        largest_head: How many it may.
-        what: What is made of them, as in ``"64 inputs x 1,000 outputs"``.
-        advice: What to type for a smaller one.
+        numbers: Number of its elements.
+        largest_head: Limit of this number.
+        content: Description of the elements, such as ``"64 inputs x 1,000 outputs"``.
+        advice: Code that makes it smaller, for the message.
+
+    Raises:
+        ConfigError: If ``numbers`` exceeds ``largest_head``.
     """
     if numbers > largest_head:
         raise ConfigError(
-            f"The last layer would hold {numbers:,} numbers ({what}), {numbers * 4 / 1e9:.2g} GB "
-            f"in float32, and three times as much again while Adam trains it. "
-            f"`largest_head={largest_head:,}` is the most it may hold, so that no memory is spent "
-            f"unasked. {advice}, or allow it by `largest_head={numbers}`."
+            f"The last layer would hold {numbers:,} numbers ({content}), "
+            f"{numbers * 4 / 1e9:.2g} GB in float32, and three times as much again while "
+            f"Adam trains it. `largest_head={largest_head:,}` is the most it may hold, to protect "
+            f"memory. {advice}, or allow it by `largest_head={numbers}`."
         )
 
 
 def check_slices(width: int, slice_size: int, largest_head: int) -> None:
-    """Raise a `ConfigError` if the layer that writes slices would be too large."""
+    """Raise a `ConfigError` if the layer that writes slices would be too large.
+
+    Args:
+        width: Inputs of the layer.
+        slice_size: Outputs of the layer.
+        largest_head: Limit of the number of its elements, biases included.
+    """
     fits = max(1, largest_head // (width + 1))
-    what = f"{width:,} inputs and a bias for each of {slice_size:,} numbers"
+    content = f"{width:,} inputs and a bias for each of {slice_size:,} numbers"
     check_head(
         (width + 1) * slice_size,
         largest_head,
-        what,
+        content,
         f"Cut smaller slices, as in `slice_size={fits}`",
     )
 
 
 def pieces_of(length: int, numbers: int) -> int:
-    """How many pieces of ``numbers`` numbers hold ``length`` of them."""
+    """Number of pieces of ``numbers`` elements that cover ``length`` elements."""
     return -(-length // numbers)
 
 
@@ -109,5 +120,5 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ConfigError(
-                f"`{name}={size}` is below 1. It counts something that is needed. Pass 1 or more."
+                f"`{name}={size}` is below 1. It counts required parts. Pass 1 or more."
             )
