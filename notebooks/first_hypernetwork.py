@@ -96,7 +96,7 @@ def _(draw, model):
 @app.cell
 def _(TrainOptions, model, mse_per_task, source, train):
     history = train(
-        model, source, mse_per_task, TrainOptions(steps=600, outer_lr=3e-3), quiet=False
+        model, source, mse_per_task, TrainOptions(steps=250, outer_lr=5e-3), quiet=False
     )
     history
     return (history,)

@@ -105,7 +105,7 @@ def _(TrainOptions, model, rotations, train):
         model,
         lambda step, chance: rotations(32, chance),
         None,
-        TrainOptions(steps=800, outer_lr=1e-2),
+        TrainOptions(steps=400, outer_lr=1e-2),
     )
     history.plot()
     return (history,)
