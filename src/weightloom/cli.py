@@ -1,7 +1,7 @@
-"""The ``weightloom`` command: a list of commands and applications, and what an error becomes.
+"""The ``weightloom`` command: its list of commands and applications, and its exit codes.
 
-Knows every application by name and nothing of their insides. Neither torch nor the parser of flags
-is imported here, so that help comes at once.
+Knows every application by name, none of their insides. Neither torch nor the parser of flags is
+imported here, so that help is printed at once.
 """
 
 import os
@@ -20,17 +20,17 @@ COMMANDS = {
     "eval": "Judge the methods of a run again, with other options.",
     "report": "Write report.html of a run anew.",
     "adapt": "Adapt a run's method to a task of your own; answer inputs, write the network.",
-    "export": "Write a plain network for one task of a run, or everything from support set to answer as one program.",
-    "list": "List data sets, environments, methods and rooms; `weightloom list NAME` says more of each.",
-    "doctor": "Show versions, threads, devices and data: where to look first when something is odd.",
+    "export": "Write one task's plain network, or the whole method as one program.",
+    "list": "List data sets, environments, methods and rooms; `weightloom list NAME` tells more.",
+    "doctor": "Show versions, threads, devices and data; the first thing to read after an error.",
 }
-"""Commands beside the applications, and what each does."""
+"""Commands that are no applications, with their descriptions."""
 NARROWEST, WIDEST = 40, 500
-"""Letters of a line. Help of lines of one letter takes minutes, and of a million letters all
-memory."""
+"""Columns of a terminal, at least and at most. Lines of one letter take minutes to lay out, lines
+of a million letters all memory."""
 
 OUTSIDE = (OSError, ValueError, MemoryError, RecursionError)
-"""Errors that what comes from outside leads to; all others are of this library's making."""
+"""Errors that bad input or a full machine can cause; all others are faults of this library."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,33 +41,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     _fit_terminal()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, TextIOWrapper
-        ):  # names that are not UTF-8, terminals that know ASCII alone
+        if isinstance(stream, TextIOWrapper):  # names that are no UTF-8, terminals of ASCII alone
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(words)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except WeightloomError as error:
-        code = _say(f"error: {error}", 2)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        code = 0
-    except SystemExit as left:
-        if not isinstance(left.__context__, BrokenPipeError):  # that of rich's tables
-            raise
-        code = 0
-    except KeyboardInterrupt:
-        code = _say("interrupted", 130)
-    except Exception as error:
-        code = _say(_unexpected(error, words), 2 if isinstance(error, OUTSIDE) else 1)
-    _let_go()
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        code = _code_of(error, words)
+    _drop_output()
     if code:
         raise SystemExit(code)
 
 
+def _code_of(error: BaseException, words: list[str]) -> int:
+    """Print an error in a sentence and return the exit code; a wanted exit is raised again."""
+    match error:
+        case WeightloomError():
+            return _say(f"error: {error}", 2)
+        case BrokenPipeError():  # the reader of our output has closed it
+            return 0
+        case SystemExit():
+            if not isinstance(error.__context__, BrokenPipeError):  # that of rich's tables
+                raise error
+            return 0
+        case KeyboardInterrupt():
+            return _say("interrupted", 130)
+        case Exception():
+            return _say(_unexpected(error, words), 2 if isinstance(error, OUTSIDE) else 1)
+    raise error
+
+
 def _run(words: list[str]) -> int:
-    """Run a command, or show what there is."""
+    """Run a command, or print the list of them."""
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -80,17 +86,14 @@ def _run(words: list[str]) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    """Say on stderr, if anybody can hear it, what ended the command; return its exit code."""
+    """Print the reason of an exit to stderr, if it is open; return the exit code."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
     return code
 
 
-def _let_go() -> None:
-    """Drop output that nobody reads, or that a full disk does not take.
-
-    It would end the command once more.
-    """
+def _drop_output() -> None:
+    """Drop output that cannot be written, which would raise once more at the interpreter's exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -101,7 +104,10 @@ def _let_go() -> None:
 
 
 def _unexpected(error: Exception, words: list[str]) -> str:
-    """Keep the traceback of an error that nothing foresaw, in the run's folder or else the system's; say where."""
+    """Write the traceback of an unforeseen error to a file, and return a sentence that names it.
+
+    The file is put into the run's folder if a word names one, else into the system's temporary one.
+    """
     import tempfile
     import traceback
 
@@ -121,13 +127,13 @@ def _unexpected(error: Exception, words: list[str]) -> str:
             break
     more = "Free some memory, or ask for less" if memory else "Check the files and options"
     return (
-        f"error: {type(error).__name__}{f': {said}' if said else ''}. Nothing foresaw this. "
+        f"error: {type(error).__name__}{f': {said}' if said else ''}. This was not foreseen. "
         f"{more}; with a report of it goes its traceback: {where}."
     )
 
 
 def _fit_terminal() -> None:
-    """Have help and tables written as for a terminal that is neither narrower nor wider than can be read."""
+    """Set the width for help and tables within readable bounds."""
     columns = shutil.get_terminal_size().columns
     fitting = min(max(columns, NARROWEST), WIDEST)
     if columns != fitting or not os.environ.get("COLUMNS", "80").isdecimal():
@@ -135,7 +141,7 @@ def _fit_terminal() -> None:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    """Return what a first word does: a command, or an application."""
+    """Return the function of a command or an application, by the first word."""
     if name in COMMANDS:
         from weightloom import commands
 
@@ -146,7 +152,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
         return lambda words: run_app(find_app(name), words, name)
     raise ConfigError(
         f"`{name}` is not a command. {nearest(name, [*app_names(), *COMMANDS])} "
-        "Type `weightloom --help` for what each does."
+        "Type `weightloom --help` for their descriptions."
     )
 
 
@@ -158,5 +164,5 @@ def _overview() -> str:
         + "\n".join(f"  {name:<9} {about}" for name, about in apps)
         + "\n\ncommands:\n"
         + "\n".join(f"  {name:<9} {about}" for name, about in COMMANDS.items())
-        + "\n\nStart with `weightloom fewshot`. `weightloom COMMAND --help` shows the options of each."
+        + "\n\nStart with `weightloom fewshot`. `weightloom COMMAND --help` shows its options."
     )

@@ -1,6 +1,4 @@
-"""Commands: flags become a config, a config becomes a run of an application.
-
-What is done with a run.
+"""Commands: flags to a config, a config to a run of an application, and commands on runs.
 
 Knows nothing of the insides of applications. Torch is imported only by the commands that need it.
 """
@@ -32,7 +30,7 @@ WIDEST = 100
 
 @dataclass(frozen=True)
 class RunCommand(Generic[Options]):
-    """Train, judge on what training never saw, and show how well it went."""
+    """Train, judge on tasks that training never saw, and write a report."""
 
     options: Options
     """Options of the application."""
@@ -46,15 +44,13 @@ class RunCommand(Generic[Options]):
     quiet: bool = False
     """Show no progress."""
     trust: bool = False
-    """Import what the options of `--config` or `--resume` name as `module:Class`, though nobody
-    typed it."""
+    """Import code that the options of `--config` or `--resume` name as `module:Class`."""
     seeds: tuple[int, ...] = ()
     """Run once with each of these seeds; intervals are then over seeds."""
     folds: tuple[int, ...] = ()
-    """Run every seed on each of these folds of the data, in the place of the option that deals them
-    out."""
+    """Run every seed on each of these folds of the data."""
     sweep: tuple[str, ...] = ()
-    """Try an option on validation tasks, for every trained method alone:
+    """Try values of an option on validation tasks, for each trained method by itself, as in
     `learning-rate=0.001,0.003`."""
 
 
@@ -78,14 +74,15 @@ def run_app(app: AnyApp, words: list[str], typed: str) -> int:
 
     options: Any = command.options
     folder = command.resume or command.run or _free_folder(app.label(options))
-    line, going = shlex.join(["weightloom", typed, *words]), command.resume is not None
     more = Several(command.seeds, command.folds, command.sweep)
-    if more:
-        outcome = run_several(
-            app, options, folder, more, command=line, resume=going, quiet=command.quiet
-        )
-    else:
-        outcome = run(app, options, folder, command=line, resume=going, quiet=command.quiet)
+    how: dict[str, Any] = {
+        "command": shlex.join(["weightloom", typed, *words]),
+        "resume": command.resume is not None,
+        "quiet": command.quiet,
+    }
+    outcome = (
+        run_several(app, options, folder, more, **how) if more else run(app, options, folder, **how)
+    )
     if outcome is None:
         return 0
     if not isinstance(outcome, dict):
@@ -102,7 +99,7 @@ def run_app(app: AnyApp, words: list[str], typed: str) -> int:
 
 
 def _check_going_on(command: RunCommand[Any], several: dict[str, Any], typed: str) -> None:
-    """Raise a `ConfigError` where `--resume` stands beside what it leaves no room for."""
+    """Raise a `ConfigError` for options that `--resume` excludes."""
     if command.resume is None:
         return
     beside = [name for name in ("run", "config") if getattr(command, name) is not None]
@@ -138,12 +135,12 @@ def evaluate(words: list[str]) -> int:
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """Write report.html of a run anew from what its folder holds."""
+    """Write report.html of a run anew, from the files in its folder."""
 
     run: Positional[Path]
     """The run's folder."""
     app: str | None = None
-    """Application of your own that made it, as `module:Class`."""
+    """Your own application that made it, as `module:Class`."""
 
 
 def report(words: list[str]) -> int:
@@ -158,7 +155,7 @@ def report(words: list[str]) -> int:
 
 @dataclass(frozen=True)
 class AdaptCommand:
-    """Adapt the method of a run to a new task of your own, answer inputs, write the adapted network."""
+    """Adapt a run's method to a task of your own; answer inputs, write the network."""
 
     run: Positional[Path]
     """The run's folder."""
@@ -170,9 +167,9 @@ class AdaptCommand:
     out: Path | None = None
     """Folder to write the adapted network to. Default: nothing is written."""
     app: str | None = None
-    """Application of your own that made the run, as `module:Class`."""
+    """Your own application that made the run, as `module:Class`."""
     trust: bool = False
-    """Import what the run's options name as `module:Class`."""
+    """Import code that the run's options name as `module:Class`."""
 
 
 def adapt(words: list[str]) -> int:
@@ -196,7 +193,7 @@ def adapt(words: list[str]) -> int:
 
 
 def export(words: list[str]) -> int:
-    """Write a plain network for one task of a run, or everything from support set to answer as one program."""
+    """Write one task's plain network, or the whole method as one program."""
     app = _app_of(words, "export")
     about = (
         "Write a plain network for one task: parameters, a description, and a program for "
@@ -215,12 +212,7 @@ def export(words: list[str]) -> int:
     from weightloom.apps.experiment import load
 
     changes = _changes(app, command)
-    for name, values in changes.items():
-        if isinstance(values, list) and len(values) > 1:
-            raise ConfigError(
-                f"`--{name} {' '.join(map(str, values))}` with `weightloom export`, which writes "
-                f"one network for one kind of task. Pass one, as in `--{name} {values[0]}`."
-            )
+    _check_one_each(changes)
     loaded = load(app, command.run, changes, only=True, trust=command.trust)
     folder = command.out or command.run / "export" / (
         "whole" if command.whole else Path(command.task).stem
@@ -236,8 +228,18 @@ def export(words: list[str]) -> int:
     return 0
 
 
+def _check_one_each(changes: dict[str, Any]) -> None:
+    """Raise a `ConfigError` if an option of an export has several values."""
+    for name, values in changes.items():
+        if isinstance(values, list) and len(values) > 1:
+            raise ConfigError(
+                f"`--{name} {' '.join(map(str, values))}` with `weightloom export`, which writes "
+                f"one network for one kind of task. Pass one, as in `--{name} {values[0]}`."
+            )
+
+
 def show_list(words: list[str]) -> int:
-    """List data sets, environments, methods and rooms; `weightloom list NAME` says more of each."""
+    """List data sets, environments, methods and rooms; `weightloom list NAME` tells more."""
     from weightloom.apps.doctor import print_list, print_table_of
 
     if words and words[0][0] != "-":
@@ -250,7 +252,7 @@ def show_list(words: list[str]) -> int:
 
 
 def doctor(words: list[str]) -> int:
-    """Show versions, threads, devices and data: what to look at first when something is odd."""
+    """Show versions, threads, devices and data; the first thing to read after an error."""
     _no_options(words, "doctor")
 
     from weightloom.apps.doctor import print_doctor
@@ -343,28 +345,16 @@ def _print_scores(app: AnyApp, scores: list[Any]) -> None:
 
 
 def _app_of(words: list[str], command: str) -> AnyApp:
-    """Return the application of the run that is the first word.
-
-    The usual one where help was asked for.
-    """
-    from weightloom.runs.folder import RUN, read_run_file
+    """Return the application of the run that is among the words; with `--help` alone, `fewshot`."""
+    from weightloom.runs.folder import read_run_file
 
     named = _value_of("--app", words)
-    folders = [word for word in words if not word.startswith("-") and word != named]
-    folder = next(
-        (word for word in folders if (Path(word) / RUN).is_file()), folders[0] if folders else None
-    )
-    if folder is None or words[0] in ("-h", "--help"):
+    folder = None if _asks_help(words[:1]) else _run_of(words, named)
+    if folder is None:
         return find_app(named or "fewshot")
     about = read_run_file(Path(folder))
-    if (about.seeds or about.folds or about.sweep) and command != "report":
-        inside = sorted(path.parent.as_posix() for path in Path(folder).glob(f"*/{RUN}"))
-        which = (
-            f"Pass a folder in it, as in `{inside[0]}`." if inside else "None of them has begun."
-        )
-        raise ConfigError(
-            f"`{folder}` holds several runs. `weightloom {command}` takes one. {which}"
-        )
+    if command != "report" and any((about.seeds, about.folds, about.sweep)):
+        raise _several_runs(folder, command)
     if named is None and about.app not in app_names():
         raise ConfigError(
             f"`{folder}` is a run of `{about.app}`, an application that is not installed here. "
@@ -372,27 +362,41 @@ def _app_of(words: list[str], command: str) -> AnyApp:
             f"{command} {folder} --app my_package:MyApp`."
         )
     app = find_app(named or about.app)
-    if app.name != about.app:
-        raise ConfigError(
-            f"`{folder}` is a run of `{about.app}`, and `--app {named}` is `{app.name}`. Each "
-            f"reads its own runs. Pass `--app` of the application that made it."
-        )
-    return app
+    if app.name == about.app:
+        return app
+    raise ConfigError(
+        f"`{folder}` is a run of `{about.app}`, and `--app {named}` is `{app.name}`. Each reads "
+        "its own runs. Pass `--app` of the application that made it."
+    )
+
+
+def _run_of(words: list[str], named: str | None) -> str | None:
+    """Return the word that is a run's folder, else the first that is no flag."""
+    from weightloom.runs.folder import RUN
+
+    folders = [word for word in words if not word.startswith("-") and word != named]
+    runs = (word for word in folders if (Path(word) / RUN).is_file())
+    return next(runs, folders[0] if folders else None)
+
+
+def _several_runs(folder: str, command: str) -> ConfigError:
+    from weightloom.runs.folder import RUN
+
+    inside = sorted(path.parent.as_posix() for path in Path(folder).glob(f"*/{RUN}"))
+    which = f"Pass a folder in it, as in `{inside[0]}`." if inside else "None of them has begun."
+    return ConfigError(f"`{folder}` holds several runs. `weightloom {command}` takes one. {which}")
 
 
 def _with_changes(made_by: AnyApp, about: str, judged_by: Sequence[str], **more: type) -> type[Any]:
-    """Build the dataclass of a command on a run.
-
-    Its folder, options of its own, options of the run that may change.
-    """
+    """Build the dataclass of a command on a run: folder, own options, options that may change."""
     hints = get_type_hints(made_by.config)
     own = {
         "record": "Write the scores to this file, as JSON.",
         "task": "Number of a task that the run was judged on.",
-        "whole": "Write everything between a support set and an answer as one program.",
+        "whole": "Write the whole method, from support set to answer, as one program.",
         "out": "Folder to write. Default: RUN/export/TASK.",
-        "app": "Application of your own that made the run, as `module:Class`.",
-        "trust": "Import what the run's options name as `module:Class`.",
+        "app": "Your own application that made the run, as `module:Class`.",
+        "trust": "Import code that the run's options name as `module:Class`.",
     }
     columns: list[Any] = [("run", Annotated[Positional[Path], arg(help="The run's folder.")])]
     for name, kind in more.items():
@@ -418,10 +422,7 @@ def _changes(app: AnyApp, command: Any) -> dict[str, Any]:
 
 
 def _options_of(app: AnyApp, words: list[str]) -> tuple[RunOptions, dict[str, Any]]:
-    """Return what typed flags change.
-
-    The options of a file, of the run that is to go on, or the usual ones.
-    """
+    """Return the options that flags change: those of a file, of the resumed run, or defaults."""
     if folder := _value_of("--resume", words):
         from weightloom.runs.folder import SEVERAL, read_config, read_run_file
 
@@ -444,7 +445,7 @@ def _no_options(words: list[str], name: str) -> None:
 
 
 def _value_of(flag: str, words: list[str]) -> str | None:
-    """Find a flag that decides on the defaults of all others."""
+    """Return the value of a flag that decides on the defaults of all others, or None."""
     found = None
     for number, word in enumerate(words):  # the last one counts, as the parser has it
         if word == flag and number + 1 < len(words):

@@ -2,7 +2,7 @@
 
 In:   the dataclass of a command, and the values that would be used if nothing more were typed.
 Out:  text for a terminal of a given width.
-Knows nothing of how options are parsed, nor of any application.
+Knows nothing of parsing, nor of any application.
 """
 
 import ast

@@ -2,7 +2,7 @@
 
 In:   rows of a training, as ``metrics.jsonl`` holds them.
 Out:  the numbers of each row, sent to loggers under the row's step.
-Knows nothing of what is trained. A logger's package is imported when its first row comes.
+Knows nothing of models. A logger's package is imported when its first row comes.
 """
 
 import math

@@ -28,32 +28,37 @@ def history_figure(rows: Sequence[Row]) -> Any:
     """
     from plotly.subplots import make_subplots
 
-    losses = curves(rows, "loss")
-    scores = {str(row.get("score_name", "score")): row for row in rows if "validation_score" in row}
-    panels = ["loss", *scores]
+    losses, scores = curves(rows, "loss"), _scores(rows)
     if not losses and not scores:
         raise ConfigError(
             "The history has no row with a loss or a score. A training logs one every `log_every` "
             "steps. Plot the history that `train` returned."
         )
-    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    count = 1 + len(scores)
+    figure = make_subplots(rows=count, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for (name, points), colour in zip(losses.items(), COLOURS * len(losses), strict=False):
         figure.add_scatter(**points, name=name, line_color=colour, row=1, col=1)
-    for number, name in enumerate(scores, start=2):
-        of_name = [row for row in rows if str(row.get("score_name", "score")) == name]
-        points = curves(of_name, "validation_score")[""]
+    for number, (name, points) in enumerate(scores.items(), start=2):
         figure.add_scatter(**points, name=f"validation {name}", line_color=BLUE, row=number, col=1)
         figure.update_yaxes(title_text=f"validation {name}", row=number, col=1)
-    layout = {
-        key: value for key, value in plain_layout("step", "loss").items() if key != "template"
-    }
-    figure.update_layout(showlegend=len(losses) > 1, margin=layout["margin"])
-    figure.update_yaxes(title_text="loss", row=1, col=1)
-    figure.update_xaxes(title_text="step", row=len(panels), col=1)
-    positive = all(value > 0 for points in losses.values() for value in points["y"])
-    if losses and positive:
-        figure.update_yaxes(type="log", tickformat="~g", row=1, col=1)
-    return figure
+    scale = {"type": "log", "tickformat": "~g"} if _positive(losses) else {}
+    figure.update_yaxes(title_text="loss", row=1, col=1, **scale)
+    figure.update_xaxes(title_text="step", row=count, col=1)
+    margin = plain_layout("step", "loss")["margin"]
+    return figure.update_layout(showlegend=len(losses) > 1, margin=margin)
+
+
+def _scores(rows: Sequence[Row]) -> dict[str, dict[str, list[Any]]]:
+    """Return the curve of each validation score by its name."""
+    scored = [row for row in rows if "validation_score" in row]
+    by_name: dict[str, list[Row]] = {}
+    for row in scored:
+        by_name.setdefault(str(row.get("score_name", "score")), []).append(row)
+    return {name: curves(its, "validation_score")[""] for name, its in by_name.items()}
+
+
+def _positive(losses: Mapping[str, Mapping[str, list[Any]]]) -> bool:
+    return bool(losses) and all(value > 0 for points in losses.values() for value in points["y"])
 
 
 def curves(rows: Sequence[Row], metric: str) -> dict[str, dict[str, list[Any]]]:
