@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+import weightloom
 from weightloom.cli import COMMANDS, main
 
 TINY = [
@@ -35,6 +36,11 @@ def leave_code(words):
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+
+
+def test_the_package_and_the_command_say_one_version(capsys):
+    assert leave_code(["--version"]) == 0
+    assert capsys.readouterr().out == f"weightloom {weightloom.__version__}\n"
 
 
 @pytest.mark.parametrize("word", ["--help", "-h"])

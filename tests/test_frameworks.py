@@ -21,7 +21,8 @@ LOADED = (
 import tensorflow
 there = numpy.load("written.npy")
 assert abs(numpy.asarray(model(x)) - there).max() < 1e-6
-served = tensorflow.saved_model.load("saved_model").serve(x)
+program = tensorflow.saved_model.load("saved_model")
+served = program.serve(x)
 assert abs(numpy.asarray(served) - there).max() < 1e-6
 """
 )

@@ -15,6 +15,8 @@ def __getattr__(name: str) -> Any:
     """Load a public name from its room, the first time it is asked for."""
     if name == "__all__":
         return list(_public_names())
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("weightloom")
     room = None if name.startswith("_") else _public_names().get(name)
     if room is None:
         raise AttributeError(f"module 'weightloom' has no attribute {name!r}")

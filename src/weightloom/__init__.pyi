@@ -52,3 +52,5 @@ from weightloom.training import Turn as Turn
 from weightloom.training import train as train
 
 def _public_names() -> dict[str, str]: ...
+
+__version__: str
