@@ -25,7 +25,7 @@ def moved(value: Tensor) -> Tensor:
 def same_outputs(few: Any, whole: Any) -> bool:
     """Compare outputs of a few tasks with those of the same tasks in a larger run.
 
-    Numbers may differ by rounding. Structures, shapes and every value that is not a tensor must be equal too.
+    Numbers may differ by rounding; structures, shapes and all other values must be equal.
     """
     few, whole = open_tree(few), open_tree(whole)
     return few.key == whole.key and all(
