@@ -25,6 +25,7 @@ from weightloom.base.plan_cache import plan_of
 from weightloom.base.run_plan import choice_of, run_planned
 from weightloom.base.target import Target
 from weightloom.base.tuning import Tuning
+from weightloom.params import count_tasks
 from weightloom.replica.tree import open_tree
 
 
@@ -113,7 +114,8 @@ class PerTask:
             Outputs of the base, every tensor ``(rows, ...)``.
 
         Raises:
-            ShapeError: If ``task_of_row`` is empty, or a tensor has another number of rows.
+            ShapeError: If ``task_of_row`` is empty, a tensor has another number of rows, or values
+                of ``params`` disagree on the number of tasks.
             ConfigError: If ``task_of_row`` holds a number that ``params`` has no task for.
             BatchingError: If an output has no row for each row of the batch.
 
@@ -127,8 +129,7 @@ class PerTask:
             tensor([6., 0., 6., 3.])
         """
         call = self._opened(params, args, kwargs)
-        tasks = len(next(iter(params.values()))) if params else 0
-        check_rows(task_of_row, tasks, call.rows)
+        check_rows(task_of_row, count_tasks(params) or 0, call.rows)
         laid_out = (
             None
             if self.engine != "auto" or torch.compiler.is_compiling()

@@ -127,10 +127,11 @@ class Call:
         if self.target.module is None:
             return self
         self.scan = scan_of(self.target.module)
-        if self.params:
-            tasks = len(next(iter(self.params.values())))
-        else:
-            tasks = len(self.rows[0]) if self.rows and self.rows[0].ndim else 0
+        first = next(iter(self.params.values()), self.rows[0] if self.rows else ())
+        try:
+            tasks = len(first)
+        except TypeError:  # a scalar, which `check_call` refuses
+            tasks = 0
         self.state = state_of(self.scan, tasks)
         return self
 
