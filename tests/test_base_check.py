@@ -86,7 +86,7 @@ def test_a_parameter_that_is_a_single_number_is_named(keep):
 
 
 def test_nothing_that_has_tasks_and_scalar_inputs_are_refused():
-    with pytest.raises(ShapeError, match="nothing says how many tasks there are"):
+    with pytest.raises(ShapeError, match="the number of tasks is unknown"):
         apply_per_task(nn.Linear(3, 2), {}, Shared(torch.randn(7, 3)))
     with pytest.raises(ShapeError, match=r"`x` is a scalar.*`x\[None\]`"):
         apply_per_task(nn.Linear(3, 2), {"bias": torch.randn(5, 2)}, torch.tensor(1.0))

@@ -175,7 +175,7 @@ def test_a_base_without_inputs_runs_as_often_as_there_are_parameters():
     net, params = Constant(), {"level": torch.randn(TASKS, 2).double()}
     for engine in ("auto", "loop"):
         close(per_task(net, engine=engine)(params), params["level"].exp())
-    with pytest.raises(ShapeError, match="nothing says how many tasks there are"):
+    with pytest.raises(ShapeError, match="the number of tasks is unknown"):
         per_task(net)({})
 
 

@@ -168,9 +168,8 @@ def _count_tasks(params: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> 
     tasks = count_tasks(params)
     if not inputs and tasks is None:
         raise ShapeError(
-            "There are no parameters and no inputs with a tasks axis, so nothing says how many "
-            "tasks there are. The base runs once for each task. Pass params, or `x` of shape "
-            "(tasks, ...)."
+            "No parameters and no inputs with a tasks axis were passed, so the number of tasks is "
+            "unknown. The base runs once for each task. Pass params, or `x` of shape (tasks, ...)."
         )
     first = f"params[{next(iter(params))!r}]" if params else next(iter(inputs))
     for name, x in inputs.items():
@@ -327,7 +326,7 @@ def refused_by_vmap(name: str, base: nn.Module | None, error: RuntimeError) -> B
         else ""
     )
     return BatchingError(
-        f"{name} does something that cannot run for all tasks at once ({text.splitlines()[0]}). "
+        f"{name} uses an operation that cannot run for all tasks at once ({text.splitlines()[0]}). "
         "`vmap` runs the base once, with the tasks axis hidden from it, which torch's recurrent "
         f'layers and branches on values do not allow. Pass `engine="loop"`{drop_in}; or '
         '`engine="aligned"` where the base treats the rows of a batch one by one.'

@@ -67,7 +67,7 @@ def make_plan(call: Call, engine: Engine, statistics: Statistics | None) -> Plan
 def _plan_unwatched(call: Call, engine: Engine) -> Plan:
     """Plan of a call inside a transform of `torch.func`."""
     if engine == "auto":
-        why = "inside a transform of `torch.func` nothing is watched"
+        why = "inside a transform of `torch.func` the base is not watched"
         return Plan(Choice("vmap", why), call.places)
     return Plan(Choice(engine, AS_ASKED), call.places, proven=engine != "aligned")
 
@@ -353,9 +353,9 @@ def _refuse(call: Call, engine: Engine, first: Exception, in_loop: Exception | N
         raise first
     if in_loop is None:
         raise BatchingError(
-            f"{call.target.name} runs for one task, but not with `engine={engine!r}`: it does "
-            "something that cannot be done for all tasks at once, such as to branch on values, to "
-            "read a number from a tensor, or to write to a value that all tasks share. Pass "
+            f"{call.target.name} runs for one task, but not with `engine={engine!r}`. Operations "
+            "that cannot run for all tasks at once are, for example, a branch on values, a number "
+            "read from a tensor, or a write to a value that all tasks share. Pass "
             '`engine="loop"`, or leave the engine to "auto".'
         ) from first
     if isinstance(in_loop, WeightloomError):
@@ -385,9 +385,9 @@ def _choose_freely(call: Call) -> tuple[Choice, list[Try]]:
     convolved = _convolved(watch, shown.rows[0]) if watch.convolved else None
     reason = _reason_against_folding(call, tried, watch)
     if not reason and not _equal_when_folded(_as_folded(call, convolved)):
-        reason = "outputs differ when tasks are folded into the batch"
+        reason = "outputs of folded tasks differ from those of `vmap`"
     if reason:
-        why = f"{reason}, so tasks are not folded into it"
+        why = f"{reason}, so tasks are not folded into the batch"
         return Choice("vmap", why, convolved=convolved), [tried]
     why = f"{BY_ROWS}, so tasks are folded into the batch"
     return Choice("aligned", why, bool(watch.convolved), convolved=convolved), [tried]
@@ -413,7 +413,7 @@ def _choose_without_vmap(call: Call, tried: Try) -> tuple[Choice, list[Try]]:
     """Choose between folding along paths and the loop, for a base that fails under ``vmap``."""
     alone = try_call(call, "loop")
     if (ways := _ways_together(call, tried, alone)) is not None:
-        why = f"{BY_ROWS}, so tasks that go one way are folded into the batch"
+        why = f"{BY_ROWS}, so tasks that take one branch are folded into the batch"
         return Choice("aligned", why), [replace(alone, ways=ways)]
     recomputes = isinstance(tried.error, RecomputeError)
     does = "recomputes in the backward pass" if recomputes else "does not run under `vmap`"
@@ -428,7 +428,7 @@ def _reason_against_folding(call: Call, tried: Try, watch: WatchRows) -> str:
         (watch.mixes, f"{watch.mixes} may mix the rows of a batch"),
         (
             _has_task_values(call) or tried.assigns or tried.keeps,
-            "something is kept or drawn for each task",
+            "buffers, attributes or random numbers are handled task by task",
         ),
         (tried.dense, "a parameter is changed in place"),
         (tried.draws, "random numbers are drawn"),
