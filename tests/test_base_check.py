@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cases import Tied
-from weightloom.base import Shared, apply_per_task, specialise
+from weightloom.base import Shared, apply_per_task, per_task, specialise
 from weightloom.errors import ConfigError, ShapeError
 
 
@@ -73,8 +73,20 @@ def test_a_parameter_without_its_tasks_axis_is_named_and_the_advice_works():
     assert apply_per_task(net, {"bias": value[None]}, x).shape == (1, 7, 2)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_parameter_that_is_a_single_number_is_named(keep):
+    net, value, x = nn.Linear(3, 2), torch.tensor(1.0), torch.randn(4, 7, 3)
+    if keep:  # attributes with a tasks axis, left by a call before, are looked up by tasks
+        net.register_forward_pre_hook(lambda module, inputs: setattr(module, "kept", inputs[0]))
+        apply_per_task(net, {"bias": torch.randn(4, 2)}, x, engine="loop")
+    with pytest.raises(ShapeError, match=r"`params\['bias'\]` has shape \(\).*axis more"):
+        apply_per_task(net, {"bias": value}, x)
+    with pytest.raises(ShapeError, match=r"`params\['bias'\]` is a single number"):
+        per_task(net).by_row({"bias": value}, torch.tensor([0, 0, 0, 0]), x)
+
+
 def test_nothing_that_has_tasks_and_scalar_inputs_are_refused():
-    with pytest.raises(ShapeError, match="nothing says how many tasks there are"):
+    with pytest.raises(ShapeError, match="the number of tasks is unknown"):
         apply_per_task(nn.Linear(3, 2), {}, Shared(torch.randn(7, 3)))
     with pytest.raises(ShapeError, match=r"`x` is a scalar.*`x\[None\]`"):
         apply_per_task(nn.Linear(3, 2), {"bias": torch.randn(5, 2)}, torch.tensor(1.0))

@@ -85,7 +85,7 @@ def test_chunks_of_none_and_inputs_that_disagree_are_refused_and_the_advice_work
         in_chunks(torch.exp, torch.ones(3), chunk_size=0)
     with pytest.raises(
         ShapeError,
-        match=r"The inputs hold \[3, 4\] tasks.*what all tasks share inside the function",
+        match=r"The inputs hold \[3, 4\] tasks.*tensors that all tasks share inside the function",
     ):
         in_chunks(torch.add, torch.ones(3), torch.ones(4), chunk_size=2)
     assert torch.equal(

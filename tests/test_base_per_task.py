@@ -155,7 +155,7 @@ def test_unknown_names_in_shared_are_answered_with_the_nearest(unchecked):
         match=r"`shared` names 'attention_msk', which Attend does not.*`attention_mask`",
     ):
         per_task(net, shared={"attention_msk"})
-    with pytest.raises(ConfigError, match=r"`shared='bias'` is one text.*Pass `shared=\{'bias'\}`"):
+    with pytest.raises(ConfigError, match=r"`shared='bias'` is a single text.*Pass `shared=\{'bias'\}`"):
         per_task(net, shared="bias")
     with pytest.raises(
         ConfigError, match=r"`shared` names 'bias', which Attend\.scores does not take.*`shift`|`x`"
@@ -175,7 +175,7 @@ def test_a_base_without_inputs_runs_as_often_as_there_are_parameters():
     net, params = Constant(), {"level": torch.randn(TASKS, 2).double()}
     for engine in ("auto", "loop"):
         close(per_task(net, engine=engine)(params), params["level"].exp())
-    with pytest.raises(ShapeError, match="nothing says how many tasks there are"):
+    with pytest.raises(ShapeError, match="the number of tasks is unknown"):
         per_task(net)({})
 
 

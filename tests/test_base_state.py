@@ -380,7 +380,7 @@ every_way = pytest.mark.parametrize("how", ["assigned", "in place", "slice"])
 @every_engine
 def test_a_buffer_that_forward_writes_is_asked_about_and_nothing_is_written(how, engine):
     net = Centred(how)
-    said = r"Centred (writes|assigns) its buffer.*say what is meant"
+    said = r"Centred (writes|assigns) its buffer.*say which is meant"
     if engine == "aligned":
         said += r"|gives other numbers when tasks are folded"
     with pytest.raises(BatchingError, match=said):
@@ -435,7 +435,7 @@ def test_shared_statistics_are_those_of_all_tasks_as_one_batch(how, engine):
         close(net.mean, mean)
         assert net.count == number + 1
     for engine in ("vmap", "loop"):
-        with pytest.raises(ConfigError, match=r"`statistics=\"shared\"` cannot be had"):
+        with pytest.raises(ConfigError, match=r"`statistics=\"shared\"` does not work"):
             per_task(net, engine=engine, statistics="shared")(params, x)
 
 

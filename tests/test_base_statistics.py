@@ -99,7 +99,7 @@ def test_with_nothing_that_writes_statistics_change_nothing():
 def test_shared_statistics_apart_are_refused_and_both_advices_work(engine):
     net, params, x = made(batch_norm, (5,))
     with pytest.raises(
-        ConfigError, match=rf"cannot be had with `engine='{engine}'`.*Pass `engine=\"aligned\"`"
+        ConfigError, match=rf"does not work with `engine='{engine}'`.*Pass `engine=\"aligned\"`"
     ):
         apply_per_task(net, params, x, statistics="shared", engine=engine)
     for engine in ("aligned", "auto"):
@@ -110,7 +110,7 @@ def test_shared_statistics_in_pieces_are_refused_and_nothing_is_counted():
     net, params, x = made(batch_norm, (5,))
     counted = int(net[1].num_batches_tracked)
     with pytest.raises(
-        ConfigError, match=r"cannot be had with `chunk_size=2` for 3 tasks.*Leave `chunk_size` out"
+        ConfigError, match=r"does not work with `chunk_size=2` for 3 tasks.*Leave `chunk_size` out"
     ):
         apply_per_task(net, params, x, statistics="shared", chunk_size=2)
     assert int(net[1].num_batches_tracked) == counted
@@ -133,7 +133,7 @@ def test_buffers_that_do_not_fit_are_refused_and_the_advice_works():
         choose_engine(net, params, x)
     with pytest.raises(
         BatchingError,
-        match=r"Buffers per task .*cannot be had with the aligned engine.*Pass `engine=\"vmap\"`",
+        match=r"Buffers per task .*do not work with the aligned engine.*Pass `engine=\"vmap\"`",
     ):
         apply_per_task(net, params, x, buffers=task_buffers(net, 3), engine="aligned")
     assert apply_per_task(net, params, x, buffers=task_buffers(net, 3), engine="vmap").shape == (

@@ -1,10 +1,10 @@
-"""The base network, once per task: Params and inputs in, outputs out.
+"""The base network, run once per task: Params and inputs in, outputs out.
 
 In:   a base network (any module), Params, inputs whose first axis is tasks.
 Out:  outputs whose first axis is tasks; or, from `specialise`, a plain module for one task.
-Knows nothing of where the parameters came from.
-Start at `apply`. A call goes on through `arguments`, `plan_cache` (and `check` and `choose`, where
-it is a new one), `run_plan` and `engines`.
+Does not know the hypernetwork that generated the parameters.
+Start at `apply`. A call then goes through `arguments`, `plan_cache` (with `check` and `choose` for
+a new kind of call), `run_plan` and `engines`.
 """
 
 from weightloom.base.apply import PerTask as PerTask

@@ -1,12 +1,14 @@
-"""The aligned engine: the base runs once, tasks folded into the batch, and each parameter finds the rows of its task.
+"""Parameters of the aligned engine: one tensor for all tasks, each applied to the rows of its task.
 
-No ``vmap``: what the base does besides using generated parameters is done once for all rows, by the
-fastest kernels there are, with branches on values allowed. It is right where the base treats the
-rows of a batch one by one.
+In:   generated parameters, each ``(tasks, *shape)``; functions of torch that the base calls.
+Out:  results with a row for each row of the folded batch, or an error.
+No ``vmap``: operations without a generated parameter run once for all rows, by torch's ordinary
+kernels, and branches on values are allowed. Right only where the base treats the rows of a batch
+one by one.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +22,15 @@ from weightloom.forms.factored import NO_SUBCLASS, OF_THE_CARRIER, Factored, car
 
 
 class Aligned(Tensor):
-    """A parameter of every task at once, that looks like one.
+    """A parameter of all tasks that has the shape of one task's, for a folded batch.
 
-    Its tasks axis is matched to the rows of the input.
+    Functions of torch that are given one match its hidden tasks axis to the rows of the input.
 
     Args:
-        value: The parameter per task, (tasks, *shape), built or as factors.
-        rows: How many rows the folded batch has.
-        batch_major: Whether task changes from row to row, so that grouped convolutions need no
-            copies. Else the rows of a task lie together.
+        value: The parameter per task, ``(tasks, *shape)``, built or as factors.
+        rows: Number of rows of the folded batch.
+        batch_major: True if the task changes from row to row, which spares grouped convolutions a
+            copy; False if the rows of a task are adjacent.
     """
 
     value: Tensor
@@ -41,7 +43,7 @@ class Aligned(Tensor):
     def __new__(
         cls: type["Aligned"], value: Tensor, rows: int, batch_major: bool = False
     ) -> "Aligned":
-        """Wrap the value in a carrier of one task's shape, which holds no numbers."""
+        """Wrap the value in a carrier of one task's shape, which has no memory for numbers."""
         self: Aligned = carrier(cls, value.shape[1:], value.dtype, value.device)
         self.tasks = value.shape[0]
         self.value, self.rows, self.batch_major = value, rows, batch_major
@@ -50,7 +52,7 @@ class Aligned(Tensor):
         return self
 
     def dense(self) -> Tensor:
-        """The parameter per task, built."""
+        """Build the parameter of every task, ``(tasks, *shape)``."""
         return self.value.dense() if isinstance(self.value, Factored) else self.value
 
     @classmethod
@@ -61,7 +63,11 @@ class Aligned(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Do what the base asks for with every task's rows and parameter."""
+        """Run a function on every task's rows and parameter.
+
+        Raises:
+            BatchingError: If the function is not known to keep tasks separate.
+        """
         with NO_SUBCLASS():
             kwargs = kwargs or {}
             if torch._C._functorch.maybe_current_level() is not None:
@@ -72,30 +78,33 @@ class Aligned(Tensor):
                     return result
             if func in OF_THE_CARRIER:
                 return func(*args, **kwargs)
-            leaves = tree_leaves((args, kwargs), is_leaf=_whole)
-            own = [leaf for leaf in leaves if isinstance(leaf, Aligned)]
-            if func == Tensor.requires_grad.__get__:  # type: ignore[attr-defined]
-                return own[0].value.requires_grad
-            name = getattr(func, "__name__", str(func))
-            in_place = name.endswith("_") and not name.endswith("__")
-            if (
-                all(isinstance(leaf, Aligned) for leaf in leaves if isinstance(leaf, Tensor))
-                and not in_place
-            ):
-                return _of_parameters_alone(func, args, kwargs, own)
-            raise BatchingError(
-                f"`{name}` meets a generated parameter in a way that cannot be matched to the rows "
-                "of its task. The aligned engine knows linear layers, convolutions, embeddings, "
-                "norms and arithmetic on a batch whose "
-                'first axis is rows. Pass `engine="vmap"` or `engine="loop"`.'
-            )
+            return _on_parameters(func, args, kwargs)
+
+
+_REQUIRES_GRAD = cast(Any, Tensor).requires_grad.__get__
+
+
+def _on_parameters(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a function without an answer below, if it is given generated parameters alone."""
+    leaves = tree_leaves((args, kwargs), is_leaf=_whole)
+    own = [leaf for leaf in leaves if isinstance(leaf, Aligned)]
+    if func == _REQUIRES_GRAD:
+        return own[0].value.requires_grad
+    name = getattr(func, "__name__", str(func))
+    in_place = name.endswith("_") and not name.endswith("__")
+    alone = all(isinstance(leaf, Aligned) for leaf in leaves if isinstance(leaf, Tensor))
+    if alone and not in_place:
+        return _of_parameters_alone(func, args, kwargs, own)
+    raise BatchingError(
+        f"`{name}` meets a generated parameter in a way that cannot be matched to the rows of its "
+        "task. The aligned engine knows linear layers, convolutions, embeddings, norms and "
+        "arithmetic on a batch whose first axis is rows. Pass "
+        '`engine="vmap"` or `engine="loop"`.'
+    )
 
 
 def _refuse_inside_vmap(args: Any, kwargs: Any) -> None:
-    """Raise where the base runs a transform of its own.
-
-    Rows are hidden from a parameter in there.
-    """
+    """Raise inside a transform of `torch.func` that the base runs, for it hides the rows."""
     level = torch._C._functorch.maybe_current_level()
     for leaf in tree_leaves((args, kwargs), is_leaf=_whole):
         if isinstance(leaf, Aligned) and leaf.level != level:
@@ -104,15 +113,15 @@ def _refuse_inside_vmap(args: Any, kwargs: Any) -> None:
 
 def _inside_vmap() -> BatchingError:
     return BatchingError(
-        "The base maps over a generated parameter, or over rows that meet one, by a transform of "
-        "`torch.func` of its own. The aligned engine keeps all tasks in the rows of one batch, "
+        "The base itself maps over a generated parameter, or over rows that meet one, by a "
+        "transform of `torch.func`. The aligned engine keeps all tasks in the rows of one batch, "
         "which such a transform takes apart. Pass "
         '`engine="vmap"` or `engine="loop"`.'
     )
 
 
 def _of_parameters_alone(func: Any, args: Any, kwargs: Any, own: list[Aligned]) -> Any:
-    """Something computed from parameters, such as the softplus of one: the same for each task."""
+    """Compute a function of parameters alone, such as a softplus, for each task."""
     values = [parameter.dense() for parameter in own]
 
     def for_one(*one: Tensor) -> Any:
@@ -150,33 +159,29 @@ def unfold(x: Tensor, tasks: int, batch_major: bool) -> Tensor:
 
 
 def _split(x: Tensor, parameter: Aligned) -> Tensor:
-    """Unfold rows into tasks: (rows, ...) -> (tasks, batch, ...).
-
-    A single row that all tasks share is repeated.
-    """
+    """Unfold rows into tasks: (rows, ...) -> (tasks, batch, ...); a single row is repeated."""
     if x.ndim and x.shape[0] == 1 and parameter.rows != 1:
         x = x.expand(parameter.rows, *x.shape[1:])
     if not x.ndim or x.shape[0] != parameter.rows:
         raise BatchingError(
             f"A generated parameter meets an input of shape {tuple(x.shape)}, but the batch of all "
             f"tasks has {parameter.rows} rows, which the aligned engine looks for on the first "
-            "axis. Where the base moves "
-            'its batch to another axis, pass `engine="vmap"` or `engine="loop"`.'
+            "axis. Where the base moves its batch to another axis, pass "
+            '`engine="vmap"` or `engine="loop"`.'
         )
     return unfold(x, parameter.tasks, parameter.batch_major)
 
 
 def _merge(y: Tensor, parameter: Aligned) -> Tensor:
-    """Fold what was computed for every task back into rows."""
+    """Fold results of every task back into rows: (tasks, batch, ...) -> (rows, ...)."""
     return fold(y, parameter.batch_major)
 
 
 def _rows_of_features(x: Tensor, parameter: Aligned) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Prepare a product over the last axis.
+    """Prepare a product over the last axis, and return the inverse for its result.
 
-    (rows, *mid, in) -> (tasks, batch * mid, in), and the way back.
-
-    Two axes may also be (rows * mid, in), as where a base folds its positions into the batch.
+    (rows, *mid, in) -> (tasks, batch * mid, in). An input of two axes may also be (rows * mid, in),
+    from a base that folds its positions into the batch.
     """
     mid = x.shape[1:-1]
     if x.ndim == 2 and x.shape[0] != parameter.rows and x.shape[0] % parameter.rows == 0:
@@ -199,7 +204,7 @@ def _dense(value: Any) -> Any:
 
 
 def _broadcast(value: Any, before: int, after: int) -> Any:
-    """Give a parameter axes to broadcast: (tasks, *[1] * before, *shape, *[1] * after)."""
+    """Insert axes to broadcast: ``(tasks, *[1] * before, *shape, *[1] * after)``."""
     if isinstance(value, Aligned):
         dense = value.dense()
         return dense.reshape(dense.shape[0], *[1] * before, *dense.shape[1:], *[1] * after)
@@ -215,19 +220,23 @@ def _linear(func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
         return _small_linear(input, weight, bias)
     x, back = _rows_of_features(input, parameter)
     shift = _broadcast(bias, 1, 0)
-    y: Any = NotImplemented
-    if isinstance(weight, Aligned) and isinstance(weight.value, Factored):
-        y = weight.value.form.linear(x, weight.value.own, weight.value.parts, shift)
-    if y is NotImplemented and isinstance(weight, Aligned):
-        matrix = weight.dense().mT
-        y = x @ matrix if shift is None else torch.baddbmm(shift, x, matrix)
-    elif y is NotImplemented:
-        y = shared_linear(x, weight, shift)
-    return back(y)
+    return back(_product(x, weight, shift))
+
+
+def _product(x: Tensor, weight: Any, shift: Any) -> Tensor:
+    """Multiply ``x``, ``(tasks, batch, in)``, by each task's weight, or by the shared one."""
+    if not isinstance(weight, Aligned):
+        return shared_linear(x, weight, shift)
+    if isinstance(weight.value, Factored):
+        y: Any = weight.value.form.linear(x, weight.value.own, weight.value.parts, shift)
+        if y is not NotImplemented:
+            return y
+    matrix = weight.dense().mT
+    return x @ matrix if shift is None else torch.baddbmm(shift, x, matrix)
 
 
 def _small_linear(input: Tensor, weight: Aligned, bias: Any) -> Tensor:
-    """The same with as few views as there can be: where layers are small, each of them counts."""
+    """Apply a linear layer with a minimum of views, whose cost counts where layers are small."""
     x = input.reshape(weight.tasks, -1, input.shape[1])
     shift = bias.dense()[:, None] if isinstance(bias, Aligned) else bias
     y = x @ weight.value.mT if shift is None else torch.baddbmm(shift, x, weight.value.mT)
@@ -254,15 +263,9 @@ def _convolve(func: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(input, Aligned) or input.ndim != window + 2:
         return NotImplemented
     parameter = _any(weight, bias)
-    factored = isinstance(weight, Aligned) and isinstance(weight.value, Factored)
-    if factored and prefers_built(func, _split(input, parameter)[0], weight.value.own):
-        factored = False
-    if (
-        parameter.batch_major
-        and weight is parameter
-        and not factored
-        and len(input) == parameter.rows
-    ):
+    factored = _convolves_factors(func, input, weight, parameter)
+    in_groups = parameter.batch_major and weight is parameter and len(input) == parameter.rows
+    if in_groups and not factored:
         return _convolve_groups(conv, input.contiguous(), weight, bias)
     x = _split(input, parameter)
     if factored:
@@ -272,11 +275,15 @@ def _convolve(func: Any, *args: Any, **kwargs: Any) -> Any:
     return _merge(conv(x, _dense(weight), _dense(bias)), parameter)
 
 
-def _convolve_groups(conv: Conv, input: Tensor, weight: Aligned, bias: Any) -> Tensor:
-    """The same with tasks as groups of channels.
+def _convolves_factors(func: Any, input: Tensor, weight: Any, parameter: Aligned) -> bool:
+    """Return True if a kernel is held as factors, and convolving with these is the quicker way."""
+    if not (isinstance(weight, Aligned) and isinstance(weight.value, Factored)):
+        return False
+    return not prefers_built(func, _split(input, parameter)[0], weight.value.own)
 
-    In this order of rows nothing is copied, and little is viewed.
-    """
+
+def _convolve_groups(conv: Conv, input: Tensor, weight: Aligned, bias: Any) -> Tensor:
+    """Convolve with tasks as groups of channels, which copies no rows if they are batch-major."""
     kernel = weight.dense()
     tasks = len(kernel)
     wide = input.view(-1, tasks * input.shape[1], *input.shape[2:])
@@ -302,13 +309,13 @@ def _embedding(
         y = weight.value.form.embedding(ids, weight.value.own, weight.value.parts)
     if y is NotImplemented:
         y = look_up(ids, weight.dense())
-    if padding_idx is not None:  # its row is read, but never learned
+    if padding_idx is not None:  # its row is read, but gets no gradient
         y = torch.where((ids == padding_idx % weight.shape[0])[..., None], y.detach(), y)
     return _merge(y, weight)
 
 
 def _affine(y: Tensor, weight: Any, bias: Any, before: int, after: int) -> Tensor:
-    """Scale and shift what a norm has normalised; (rows, ...) in and out."""
+    """Scale and shift normalised rows, ``(rows, ...)``."""
     parameter = _any(weight, bias)
     y = _split(y, parameter)
     scale, shift = _broadcast(weight, before, after), _broadcast(bias, before, after)
@@ -408,34 +415,37 @@ def _prelu(func: Any, input: Any, weight: Any) -> Any:
 
 
 def _arithmetic(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Anything number by number: parameters are broadcast as one task's would be, against its rows."""
+    """Compute number by number; a parameter broadcasts against its task's rows as if alone."""
     tensors = [value for value in args if isinstance(value, Tensor)]
     parameter = _any(*tensors)
     axes = max(value.ndim for value in tensors)
-    has_rows = any(
-        not isinstance(value, Aligned)
-        and value.ndim == axes
-        and axes
-        and value.shape[0] == parameter.rows
-        for value in tensors
-    )
-    if not has_rows:
-        if all(isinstance(value, Aligned) for value in tensors):
-            values = [
-                _broadcast(v, axes - v.ndim, 0) if isinstance(v, Aligned) else v for v in args
-            ]
-            return Aligned(func(*values, **kwargs), parameter.rows, parameter.batch_major)
+    if any(_has_rows(value, axes, parameter.rows) for value in tensors):
+        values = [_unfolded_operand(value, axes, parameter) for value in args]
+        if any(value is None for value in values):
+            return NotImplemented
+        return _merge(func(*values, **kwargs), parameter)
+    return _arithmetic_alone(func, args, kwargs, axes, parameter)
+
+
+def _arithmetic_alone(func: Any, args: Any, kwargs: Any, axes: int, parameter: Aligned) -> Any:
+    """Compute a new parameter of all tasks, if all tensors are parameters."""
+    if any(isinstance(v, Tensor) and not isinstance(v, Aligned) for v in args):
         return NotImplemented
-    values = [_beside_rows(value, axes, parameter) for value in args]
-    if any(value is None for value in values):
-        return NotImplemented
-    return _merge(func(*values, **kwargs), parameter)
+    values = [_broadcast(v, axes - v.ndim, 0) if isinstance(v, Aligned) else v for v in args]
+    return Aligned(func(*values, **kwargs), parameter.rows, parameter.batch_major)
 
 
-def _beside_rows(value: Any, axes: int, parameter: Any) -> Any:
-    """Bring one operand to where tasks and rows are axes of their own.
+def _has_rows(value: Tensor, axes: int, rows: int) -> bool:
+    """Return True for a tensor of ``axes`` axes that has the rows of the batch on the first."""
+    if isinstance(value, Aligned) or not axes:
+        return False
+    return value.ndim == axes and value.shape[0] == rows
 
-    None where it has a row for each row.
+
+def _unfolded_operand(value: Any, axes: int, parameter: Any) -> Any:
+    """Give one operand axes for tasks and for their rows.
+
+    None for a parameter whose own first axis would meet the rows.
     """
     if isinstance(value, Aligned):
         if value.ndim < axes:
@@ -447,7 +457,7 @@ def _beside_rows(value: Any, axes: int, parameter: Any) -> Any:
 
 
 def _expand(func: Any, tensor: Any, *sizes: Any) -> Any:
-    """Repeat a parameter for every row, as in ``self.token.expand(len(x), -1, -1)``."""
+    """Repeat a parameter for every row, as ``self.token.expand(len(x), -1, -1)`` does."""
     sizes = (
         tuple(sizes[0])
         if len(sizes) == 1 and isinstance(sizes[0], list | tuple | torch.Size)
@@ -498,4 +508,4 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     **{getattr(torch, name): _arithmetic for name in _BY_NUMBER},
     **{getattr(Tensor, name): _arithmetic for name in [*_BY_NUMBER, *_OPERATORS]},
 }
-"""What the base may do with a generated parameter, by the function that it calls."""
+"""Function of torch -> its implementation for a generated parameter of all tasks."""

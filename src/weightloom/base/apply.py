@@ -1,6 +1,7 @@
-"""The base as something that takes parameters per task.
+"""Run a base network with parameters per task: `per_task`, and `apply_per_task` in one line.
 
-`per_task`, and what is the same in one line.
+In:   a base network (any module, method or function of parameters), Params, inputs per task.
+Out:  outputs per task.
 """
 
 import sys
@@ -24,18 +25,17 @@ from weightloom.base.plan_cache import plan_of
 from weightloom.base.run_plan import choice_of, run_planned
 from weightloom.base.target import Target
 from weightloom.base.tuning import Tuning
+from weightloom.params import count_tasks
 from weightloom.replica.tree import open_tree
 
 
 class PerTask:
     """A base network that takes parameters per task, and runs once for each task.
 
-    Made by `per_task`.
-
-    It takes parameters first and then whatever the base takes, by position and by name, with a
-    tasks axis in front of every tensor, at any depth. It returns what the base returns, every
-    tensor with a tasks axis in front. Equal to a loop over tasks, each with a copy of the base of
-    its own.
+    Made by `per_task`. Its arguments are the parameters, then those of the base, by position and by
+    name, with a tasks axis in front of every tensor at any depth. It returns the outputs of the
+    base, with a tasks axis in front of every tensor. Equal to a loop over tasks that gives each
+    task a separate copy of the base.
     """
 
     def __init__(
@@ -74,22 +74,24 @@ class PerTask:
 
         Args:
             params: Generated parameters per task, each ``(tasks, *shape)``.
-            *args: What the base takes, every tensor ``(tasks, ...)``.
-            **kwargs: What the base takes by name.
+            *args: Positional arguments of the base, every tensor ``(tasks, ...)``.
+            **kwargs: Named arguments of the base, every tensor ``(tasks, ...)``.
+
+        Returns:
+            Outputs of the base, every tensor ``(tasks, ...)``.
 
         Raises:
             ShapeError: If tensors disagree on the number of tasks.
             ConfigError: If ``params`` names a parameter that the base does not have, devices or
                 dtypes are mixed, or a tensor was passed by name and ``shared`` was not given.
-            BatchingError: If the base does something that cannot be run for several tasks, or by
-                this engine.
+            BatchingError: If the base cannot be run for several tasks, or not by this engine.
         """
         return self._run(self._opened(params, args, kwargs))
 
     def explain(self, params: Tensors, *args: Any, **kwargs: Any) -> Choice:
-        """Say which engine such a call runs with, and why, as something to print.
+        """Return the engine that a call with these arguments runs with, and the reason; printable.
 
-        Arguments as for the call itself.
+        Arguments and errors as for the call itself.
         """
         call = self._opened(params, args, kwargs)
         return choice_of(call, self._plan(call), self.engine, self.statistics, self._tuning)
@@ -97,34 +99,37 @@ class PerTask:
     def by_row(
         self, params: Tensors, task_of_row: Int[Tensor, " rows"], *args: Any, **kwargs: Any
     ) -> Any:
-        """Run a batch of rows that belong to several tasks, each row with the parameters of its own.
+        """Run a batch whose rows belong to several tasks, each row with its task's parameters.
 
         Every row is run by itself, so tasks may have different numbers of rows, in any order, or
         none.
 
         Args:
             params: Generated parameters per task, each ``(tasks, *shape)``.
-            task_of_row: The task of each row.
-            *args: What the base takes, every tensor ``(rows, ...)``.
-            **kwargs: What the base takes by name.
+            task_of_row: Number of each row's task, ``(rows,)``, from 0.
+            *args: Positional arguments of the base, every tensor ``(rows, ...)``.
+            **kwargs: Named arguments of the base, every tensor ``(rows, ...)``.
 
         Returns:
-            What the base returns, every tensor ``(rows, ...)``.
+            Outputs of the base, every tensor ``(rows, ...)``.
 
         Raises:
-            ShapeError: If a tensor has not a row for each of ``task_of_row``.
-            ConfigError: If a task is not there.
+            ShapeError: If ``task_of_row`` is empty, a tensor has another number of rows, or values
+                of ``params`` disagree on the number of tasks.
+            ConfigError: If ``task_of_row`` holds a number that ``params`` has no task for.
+            BatchingError: If an output has no row for each row of the batch.
 
         Example:
-            >>> run = per_task(nn.Linear(3, 2))
-            >>> params = {"bias": torch.arange(3.0)[:, None].expand(3, 2)}
-            >>> zeros = torch.zeros(4, 3)
-            >>> (run.by_row(params, torch.tensor([2, 0, 2, 1]), zeros) - run.base(zeros) + run.base.bias)[:, 0]
-            tensor([2., 0., 2., 1.], grad_fn=<...>)
+            >>> run = per_task(nn.Linear(3, 2, bias=False))
+            >>> run.base.weight.data.zero_()
+            tensor([[0., 0., 0.],
+                    [0., 0., 0.]])
+            >>> params = {"weight": torch.arange(3.0)[:, None, None].expand(3, 2, 3)}
+            >>> run.by_row(params, torch.tensor([2, 0, 2, 1]), torch.ones(4, 3))[:, 0]
+            tensor([6., 0., 6., 3.])
         """
         call = self._opened(params, args, kwargs)
-        tasks = len(next(iter(params.values()))) if params else 0
-        check_rows(task_of_row, tasks, call.rows)
+        check_rows(task_of_row, count_tasks(params) or 0, call.rows)
         laid_out = (
             None
             if self.engine != "auto" or torch.compiler.is_compiling()
@@ -135,20 +140,19 @@ class PerTask:
             return outputs.build(
                 [without_batch(leaf.tensor, self._target.name) for leaf in outputs.leaves]
             )
-        present, rows, task, place = (
-            laid_out  # rows are apart, so those of a task may share its parameters
-        )
+        # rows do not mix, so those of one task may be a batch with its parameters
+        present, rows, task, place = laid_out
         its = {name: value[present] for name, value in call.params.items()}
         outputs = open_tree(self._run(call._replace(params=its, rows=[x[rows] for x in call.rows])))
         return outputs.build([leaf.tensor[task, place] for leaf in outputs.leaves])
 
     def _folds(self, call: Call) -> bool:
-        """Whether it is proved that the base treats rows one by one."""
+        """Return True if it is proved that the base treats rows one by one."""
         plan = self._plan(call)
         return plan.choice.engine == "aligned" and plan.proven
 
     def _opened(self, params: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Find the tensors of a call."""
+        """Find the tensors in the arguments of a call."""
         its = take(self._target, self._shared, args, kwargs)
         options = (self.buffers, self.randomness, self.chunk_size)
         more = {"key": its.key, "paths": its.paths, "common": its.common}
@@ -180,34 +184,38 @@ def per_task(
     buffers: Tensors | None = None,
     autotune: bool = False,
 ) -> PerTask:
-    """Return ``base`` as a callable that takes parameters per task, then what the base takes, for all tasks at once.
+    """Return ``base`` as a callable of parameters per task and the base's arguments, for all tasks.
 
-    Equal to a Python loop over tasks, each with a copy of the base of its own. The base itself is
-    never touched: every run is that of a replica. Running statistics of BatchNorm are written only
-    where that is asked for: by ``statistics="shared"``, or by ``engine="loop"``, task after task.
+    Equal to a Python loop over tasks that gives each task a separate copy of the base. The base
+    itself is never touched: every run is that of a replica. Running statistics of BatchNorm are
+    written only with ``statistics="shared"``, or ``engine="loop"``, task after task.
 
     Args:
         base: Any module; a method of one, such as ``net.encode``; or a function of one task's
-            parameters and inputs. What the parameters lack stays its own and is shared by all
-            tasks.
-        shared: Which of its arguments all tasks share, by name or position: these have no tasks
-            axis. ``()`` where none is. Needed before tensors are passed by name. For one call, wrap
-            the argument: ``Shared(x)``.
-        engine: How tasks are run. ``"vmap"``: in one pass, the tasks axis hidden from the base.
-            ``"aligned"``: folded into the batch, right where the base treats rows one by one.
-            ``"loop"``: one after the other, the slow and obvious reference. ``"auto"``: the
-                quickest that is safe, by the rules in `choose_engine`.
-        chunk_size: How many tasks run at once, to bound memory; None means all. See `in_chunks` for
-            bounding what is generated too.
-        randomness: Whether dropout draws ``"different"`` numbers for each task or the ``"same"``.
-        statistics: What a BatchNorm in train mode normalises by: each ``"task"`` its own batch,
-            leaving running statistics alone, or all tasks together, ``"shared"``, which updates the
-            base's.
+            parameters and inputs. Parameters that are not passed stay those of the base and are
+            shared by all tasks.
+        shared: Names or positions of arguments that all tasks share and that have no tasks axis;
+            ``()`` for none. Required before tensors are passed by name. For one call, wrap the
+            argument: ``Shared(x)``.
+        engine: ``"vmap"``: all tasks in one pass, the tasks axis hidden from the base.
+            ``"aligned"``: tasks folded into the batch, right where the base treats rows one by one.
+            ``"loop"``: one task after the other, the slow and obvious reference.
+            ``"auto"``: the quickest engine that is safe, by the rules in `choose_engine`.
+        chunk_size: Number of tasks that run at once, to bound memory. Default: all. `in_chunks`
+            bounds the memory of generation too.
+        randomness: ``"different"`` random numbers, as of dropout, for each task, or the ``"same"``.
+        statistics: Statistics by which a BatchNorm in train mode normalises: ``"task"`` for those
+            of each task's batch, leaving running statistics unchanged; ``"shared"`` for those of
+            all tasks together, which updates the base's. Default: None, which refuses such a norm,
+            except with ``engine="loop"``.
         buffers: Buffers per task by name, each ``(tasks, *shape)``, as from `task_buffers`. A norm
             in train mode updates them in place.
-        autotune: Time the safe engines in the first call of each kind, and take the quickest from
-            then on, where counting chooses otherwise. Engines differ in rounding; `autotuned` keeps
-            what was chosen in a file.
+        autotune: Time the safe engines in the first call of each kind, and use the quickest from
+            then on, in place of the one that counting operations suggests. Engines differ in
+            rounding; `autotuned` keeps the choices in a file.
+
+    Returns:
+        The callable; its `by_row` runs rows of several tasks, its `explain` returns the engine.
 
     Raises:
         ConfigError: If ``base`` cannot be called, an option is unknown, or ``shared`` names no
@@ -248,28 +256,28 @@ def apply_per_task(
         base: As for `per_task`.
         params: Generated parameters per task, as returned by a hypernetwork, each
             ``(tasks, *shape)``.
-        *inputs: What ``base.forward`` takes, each ``(tasks, batch, *event)``. ``tasks`` is kept
-            even when it is 1.
-        kwargs: What ``base.forward`` takes by name.
+        *inputs: Positional arguments of ``base.forward``, each ``(tasks, batch, *event)``.
+            ``tasks`` is kept even when it is 1.
+        kwargs: Named arguments of ``base.forward``. Default: none.
         shared: As for `per_task`.
         engine: As for `per_task`.
         chunk_size: As for `per_task`.
         randomness: As for `per_task`.
         statistics: As for `per_task`.
         buffers: As for `per_task`.
-        explain: Print which engine was chosen and why.
+        explain: Print the engine chosen, and the reason.
 
     Returns:
-        What ``base`` returns, every tensor with a leading tasks axis.
+        Outputs of ``base``, every tensor with a leading tasks axis.
 
     Raises:
-        ShapeError: If ``params`` and ``inputs`` disagree on the number of tasks, or a value has an
-            axis too few.
+        ShapeError: If ``params`` and ``inputs`` disagree on the number of tasks, or a value lacks
+            its tasks axis.
         ConfigError: If ``params`` names a parameter that ``base`` does not have, an option is
             unknown, or devices or dtypes are mixed.
         BatchingError: If ``base`` holds a BatchNorm, or an InstanceNorm with running statistics, in
-            train mode and ``statistics`` does not say what is meant, or if it does something that
-            the engine cannot run.
+            train mode and ``statistics`` is None, or if it cannot be run for several tasks or by
+            the engine.
 
     Example:
         >>> params = {"weight": torch.zeros(5, 2, 3), "bias": torch.ones(5, 2)}
@@ -290,14 +298,19 @@ def choose_engine(
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Choice:
-    """Say which engine ``engine="auto"`` runs, and why.
+    """Return the engine that ``engine="auto"`` runs, and the reason.
 
-    The rules, in this order: ``vmap`` inside a transform of `torch.func`; the loop where users
-    hooked into the base; the loop where, on a CPU, what it convolves with generated kernels is
-    large; the aligned engine where every function that the base calls treats rows one by one, which
-    is proved by watching it run for two tasks, and where what it computes is equal then, some tasks
-    at a time where bytes say so; else ``vmap``. A base that does not run under ``vmap``, as one
-    that asks whether a mask is full, is folded along the ways that it goes, or runs in the loop.
+    The rules, in this order:
+
+    1. ``vmap`` inside a transform of `torch.func`.
+    2. The loop, if users registered hooks on the base.
+    3. The loop, on a CPU, if inputs convolved with generated kernels are large.
+    4. The aligned engine, if every function that the base calls treats rows one by one, which is
+       proved by watching it run for two tasks, and the outputs are equal to those of ``vmap``. It
+       runs some tasks at a time if the bytes of its convolutions would not fit the cache.
+    5. Else ``vmap``. A base that does not run under ``vmap``, such as one that branches on whether
+       a mask is full, is folded along its proved branches, or runs in the loop.
+
     The proof is made in the first call, on replicas, and holds as long as the base, its modes, and
     the sizes that it compares are the same.
 
@@ -306,6 +319,9 @@ def choose_engine(
         params: As for `apply_per_task`.
         *inputs: As for `apply_per_task`.
         kwargs: As for `apply_per_task`.
+
+    Returns:
+        The engine and the reason; printable.
 
     Example:
         >>> params = {"weight": torch.zeros(5, 2, 3)}
@@ -316,12 +332,10 @@ def choose_engine(
 
 
 def apply_shared(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a module that is the same for all tasks, by folding the tasks into the batch.
-
-    The quickest way there is.
+    """Run a module that all tasks share, with the tasks folded into the batch.
 
     Args:
-        module: Any module that maps (batch, *event) to (batch, *out).
+        module: Any module that maps (batch, *event) to (batch, *out), row by row.
         x: (tasks, batch, *event).
 
     Returns:
@@ -341,5 +355,5 @@ def _disabled(function: Callable[..., Any]) -> Any:
 
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep `torch.compile` out of what watches and copies, where it could not follow the call as a whole."""
+    """Exclude a function from `torch.compile`, which cannot trace its watching and copying."""
     return _disabled(function) if "torch._dynamo" in sys.modules else function

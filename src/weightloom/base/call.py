@@ -1,6 +1,7 @@
-"""One call of a base: its parameters, its tensors, and what is known of how it runs.
+"""One call of a base: its parameters, its inputs, and the settings of its run.
 
-Every engine takes a `Call` and returns a `Result`.
+In:   parameters per task, inputs and options, from `apply`.
+Out:  a `Call`, which every engine takes; an engine returns a `Result`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,18 +27,18 @@ Tensors = Mapping[str, Tensor]
 
 
 class Result(NamedTuple):
-    """Outputs of a run, and what it left."""
+    """Outputs of a run, and the attributes that `forward` assigned."""
 
     outputs: Any
     written: list[Carried]
-    """Attributes that `forward` assigned, of all tasks."""
+    """Attributes that `forward` assigned, with the values of all tasks."""
 
 
 @dataclass
 class Call:
-    """One call of a base: what every engine runs.
+    """One call of a base, as every engine runs it.
 
-    Whoever is given one makes another with `_replace`.
+    Treated as immutable, except by `scanned`: changes are made on a copy, by `_replace`.
     """
 
     target: Target
@@ -45,34 +46,36 @@ class Call:
     rows: Sequence[Tensor]
     """Tensors of the call that have a tasks axis."""
     build: Callable[[Sequence[Any]], tuple[Any, Any]]
-    """From one task's part of ``rows`` to positional and named arguments."""
+    """Maps one task's part of ``rows`` to positional and named arguments."""
     tasks: int
     buffers: Tensors
     randomness: Randomness = "different"
     chunk_size: int | None = None
     scan: Scan | None = None
-    """The base as it stands; None while it is compiled, and for a plain function."""
+    """Scan of the base as it is now; None while it is compiled, and for a plain function."""
     places: Places = ()
     state: Mapping[tuple[int, str], Any] = field(default_factory=dict)
-    """Attributes that an earlier call assigned, of every task."""
+    """Attributes that an earlier call assigned, with the values of every task, by number of the
+    module and name."""
     batch_major: bool = False
-    """How the aligned engine folds: see `Aligned`."""
+    """Order of the rows that the aligned engine folds: see `Aligned`."""
     layers: list[Layer] | None = None
-    """Of a plain sequence of layers: see `sequential`."""
+    """Layers of a base that is a plain sequence of them: see `sequential`."""
     watch: WatchRows | Answering | None = None
-    """Watches the base run."""
+    """Mode that is active while the base runs."""
     dense: frozenset[str] = frozenset()
-    """Parameters that the base changes in place: built, and copied."""
+    """Names of parameters that the base changes in place: they are built and copied."""
     key: Any = None
-    """Structure of the call, and everything in it that is no tensor."""
+    """Structure of the arguments, and all values in them that are no tensors."""
     paths: Sequence[str] | None = None
     """Names of the tensors in ``rows``, for messages; None where all were passed by position."""
     extra: Tensors = field(default_factory=dict)
-    """Tensors that all tasks share, in the place of the base's own."""
+    """Tensors that all tasks share, by name, that replace the base's own."""
     unhooked: bool = False
-    """Leave hooks of users out."""
+    """True to leave out the hooks of users."""
     clones: list[tuple[str, Tensor, Tensor]] | None = None
-    """Name, copy and original of what was given to the base, where it is watched."""
+    """Name, copy and original of every parameter in ``dense`` that the base was given; None if not
+    recorded."""
     common: Sequence[Tensor] = ()
     """Tensors of the call that all tasks share."""
 
@@ -86,19 +89,28 @@ class Call:
         state: Mapping[tuple[int, str], Any],
         replica: Replica | None = None,
     ) -> tuple[Any, list[tuple[int, str, Any]]]:
-        """Run the base with ``tensors`` in the place of its own.
+        """Run the base with ``tensors`` in place of its own.
 
-        Return outputs, and what `forward` assigned.
+        Args:
+            tensors: Parameters and buffers by name.
+            rows: Inputs, for ``build``.
+            state: Attributes that an earlier call assigned.
+            replica: The replica to run; made from ``tensors`` and ``state`` by default.
+
+        Returns:
+            Outputs; and number of the module, name and value of each attribute that was assigned.
         """
         args, kwargs = self.build(rows)
         if self.target.module is None:
-            return self._watched(
+            outputs = self._watched(
                 lambda: self.target.function(Params(tensors), *args, **kwargs), tensors, rows
-            ), []
+            )
+            return outputs, []
         if self.scan is None:
-            return self._watched(
+            outputs = self._watched(
                 lambda: run_compiled(self.target, tensors, args, kwargs), tensors, rows
-            ), []
+            )
+            return outputs, []
         if replica is None:
             replica = self.replica(tensors, state)
         invoke = self.target.on(replica.base)
@@ -106,28 +118,25 @@ class Call:
         return outputs, replica.written()
 
     def replica(self, tensors: Tensors, state: Mapping[tuple[int, str], Any]) -> Replica:
-        """A replica of the base with tensors in their places."""
+        """Make a replica of the base that holds these tensors."""
         assert self.scan is not None
         return Replica(self.scan, self.places, {**self.extra, **tensors}, state, self.unhooked)
 
     def scanned(self) -> "Call":
-        """This call, with the base as it stands and what an earlier call left to each task."""
+        """Set the scan of the base and the state of an earlier call, in place; return this call."""
         if self.target.module is None:
             return self
         self.scan = scan_of(self.target.module)
-        first = next(iter(self.params.values()), None)
-        tasks = (
-            len(first)
-            if first is not None
-            else len(self.rows[0])
-            if self.rows and self.rows[0].ndim
-            else 0
-        )
+        first = next(iter(self.params.values()), self.rows[0] if self.rows else ())
+        try:
+            tasks = len(first)
+        except TypeError:  # a scalar, which `check_call` refuses
+            tasks = 0
         self.state = state_of(self.scan, tasks)
         return self
 
     def placed(self) -> "Call":
-        """The same with places for all that it holds."""
+        """Return the call with the places in the base of its parameters, buffers and extras."""
         if self.scan is None:
             return self
         return self._replace(
@@ -145,7 +154,7 @@ class Call:
         return outputs
 
     def first(self, tasks: int) -> "Call":
-        """The same for the first few tasks; buffers are copied."""
+        """Return the call for the first tasks, unchunked; buffers are copied."""
         return self._replace(
             params={name: value[:tasks] for name, value in self.params.items()},
             rows=[x[:tasks] for x in self.rows],
@@ -156,18 +165,18 @@ class Call:
         )
 
     def apart(self) -> "Call":
-        """The same numbers, outside of the graph."""
+        """Return the call with copies of parameters and inputs that are leaves of the graph."""
         params = {name: apart(value) for name, value in self.params.items()}
         return self._replace(params=params, rows=[apart(x) for x in self.rows])
 
     def leaves(self) -> list[Tensor]:
-        """Tensors of the call that get a gradient."""
+        """Tensors among parameters, factors and inputs that require a gradient."""
         values = [*self.params.values(), *self.rows]
         parts = [(v.own, *v.parts.values()) if isinstance(v, Factored) else (v,) for v in values]
         return [tensor for several in parts for tensor in several if tensor.requires_grad]
 
     def of_tasks(self, order: Tensor) -> "Call":
-        """The same for some tasks, in this order."""
+        """Return the call for some tasks, ``order`` their numbers, in this order."""
         return self._replace(
             params={name: value[order] for name, value in self.params.items()},
             rows=[x[order] for x in self.rows],
@@ -177,7 +186,7 @@ class Call:
         )
 
     def _one(self, name: str, value: Tensor) -> Tensor:
-        """A parameter as one task's base is given it."""
+        """Prepare one task's parameter for the base: copied, as factors in use, or itself."""
         if name in self.dense:
             value = built(value)
             clone = value.clone()
@@ -188,12 +197,15 @@ class Call:
         if isinstance(value, Factored):
             return value.in_use()
         if not torch.compiler.is_compiling():
-            value._is_param = True  # what torch asks before it takes a tensor for an `nn.Parameter`
+            value._is_param = True  # torch takes a tensor with this for an `nn.Parameter`
         return value
 
 
 def apart(value: Any) -> Any:
-    """The same numbers, outside of the graph."""
+    """Copy a tensor, or each factor, as a leaf of the graph.
+
+    It requires a gradient if the original does and gradients are on.
+    """
     if isinstance(value, Factored):
         return value.map_all(apart)
     copied = value.detach().clone()

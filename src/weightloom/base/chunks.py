@@ -1,4 +1,4 @@
-"""Some tasks at a time, so that memory does not grow with their number."""
+"""Run a function on chunks of tasks, so that memory does not grow with the number of tasks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +12,20 @@ from weightloom.errors import ConfigError, ShapeError
 
 
 def in_chunks(function: Callable[..., Any], *inputs: Any, chunk_size: int) -> Any:
-    """Run ``function`` for ``chunk_size`` tasks at a time, and join what it returns along the tasks axis.
+    """Run ``function`` on ``chunk_size`` tasks at a time; join its results along the tasks axis.
 
-    Put generation inside, and no more than a chunk of parameters ever exists. With gradients, a
-    chunk's intermediate results are not kept but computed again in the backward pass, so that
-    training is bounded too.
+    If ``function`` also generates the parameters, no more than a chunk of them ever exists. With
+    gradients, intermediate results of a chunk are computed again in the backward pass instead of
+    kept, so that the memory of training is bounded too.
 
     Args:
         function: Takes a chunk of every input and returns tensors, in any tree, with a leading
             tasks axis.
         *inputs: Tensors, or trees of them such as Params, with a leading tasks axis.
-        chunk_size: Tasks at a time.
+        chunk_size: Number of tasks at a time.
+
+    Returns:
+        The results of all tasks, in the tree that ``function`` returns.
 
     Raises:
         ConfigError: If ``chunk_size`` is below 1.
@@ -48,8 +51,8 @@ def in_chunks(function: Callable[..., Any], *inputs: Any, chunk_size: int) -> An
     if len(counts) != 1:
         raise ShapeError(
             f"The inputs hold {sorted(counts)} tasks. Every one is cut along its first axis, "
-            "tasks. Pass inputs of the same number of tasks, and what all tasks share inside the "
-            "function."
+            "tasks. Pass inputs of the same number of tasks, and use tensors that all tasks share "
+            "inside the function."
         )
     tasks = counts.pop()
     parts = []

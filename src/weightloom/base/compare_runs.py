@@ -1,7 +1,7 @@
-"""Compare what two runs gave, and make numbers for them to be compared with.
+"""Compare the outputs of two runs, and perturb a parameter for such a comparison.
 
-In:   outputs of two runs, or a parameter.
-Out:  yes or no; a parameter near by.
+In:   outputs or results of two runs, or a parameter.
+Out:  True where they are equal but for rounding; the parameter, moved a little.
 """
 
 from typing import Any
@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightloom.base.call import Result
 from weightloom.forms.factored import Factored
 from weightloom.replica.tree import open_tree
 
 
 def moved(value: Tensor) -> Tensor:
-    """A generic value near this one."""
+    """Perturb a value, detached, by normal noise of a tenth of its root mean square plus 0.01."""
     if isinstance(value, Factored):
         return value.map(moved)
     value = value.detach()
@@ -22,12 +23,22 @@ def moved(value: Tensor) -> Tensor:
 
 
 def same_outputs(few: Any, whole: Any) -> bool:
-    """Whether outputs of a few tasks are those of the first of all tasks, but for rounding."""
+    """Compare outputs of a few tasks with those of the same tasks in a larger run.
+
+    Numbers may differ by rounding; structures, shapes and all other values must be equal.
+    """
     few, whole = open_tree(few), open_tree(whole)
     return few.key == whole.key and all(
         _close(a.tensor.detach(), b.tensor[: len(a.tensor)].detach())
         for a, b in zip(few.leaves, whole.leaves, strict=True)
     )
+
+
+def ran_alike(few: Result | None, whole: Result | None) -> bool:
+    """Compare the outputs of two runs as `same_outputs` does; False where a run failed (None)."""
+    if few is None or whole is None:
+        return False
+    return same_outputs(few.outputs, whole.outputs)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

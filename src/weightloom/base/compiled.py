@@ -1,7 +1,7 @@
-"""A base with tensors in the places of its own, for programs that `torch.compile` or `torch.export` write.
+"""Run a base with other tensors while `torch.compile` or `torch.export` traces it.
 
 In:   a module or a method of one, tensors by name, arguments.
-Out:  what it returns.
+Out:  its outputs.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from weightloom.base.target import Target
 
 
 def run_compiled(target: Target, tensors: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
-    """Run while `torch.compile` or `torch.export` reads along.
+    """Run a module or its method by `functional_call`, with ``tensors`` in place of its own.
 
-    Nothing is swapped when the program runs.
+    The module must not be None. A tied tensor is replaced under each of its names.
     """
     assert target.module is not None
     places: dict[str, Tensor] = {}
     by_value: dict[Tensor, list[str]] = {}
-    for prefix, module in target.module.named_modules():  # a layer that is used twice has one place
+    for prefix, module in target.module.named_modules():  # a layer that is used twice comes once
         for leaf, value in [*module._parameters.items(), *module._buffers.items()]:
             if value is not None:
                 by_value.setdefault(value, []).append(f"{prefix}.{leaf}" if prefix else leaf)
@@ -40,7 +40,7 @@ def run_compiled(target: Target, tensors: Mapping[str, Tensor], args: Any, kwarg
 
 
 class _Method(nn.Module):
-    """A method of a module, called as a module is."""
+    """Module whose `forward` is a method of another module."""
 
     def __init__(self, module: nn.Module, method: str) -> None:
         super().__init__()

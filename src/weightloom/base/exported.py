@@ -1,8 +1,8 @@
-"""The run that `torch.export` writes down, for any number of tasks.
+"""Run under `torch.export`, so that the exported program holds for any number of tasks.
 
 In:   a call whose sizes may be symbols.
-Out:  its result, of operations that are known for any number of tasks.
-Knows nothing of plans: nothing can be tried or timed while a program is written.
+Out:  its result, computed by operations whose shapes do not fix the number of tasks.
+Uses no plan: an export can neither try nor time an engine.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,11 @@ from weightloom.errors import BatchingError
 
 
 def run_exported(call: Call) -> Result:
-    """Fold the tasks into the batch where every row is seen to be treated by itself.
+    """Run folded into the batch if every row is seen to be treated by itself, else under ``vmap``.
 
-    Else run under ``vmap``.
-
-    What ``vmap`` makes of convolutions, norms, pooling and embeddings holds for one number of tasks
-    only, as torch writes that number into the shapes of its views (torch 2.13). Folded, they are
-    those of any batch.
+    Convolutions, norms, pooling and embeddings exported under ``vmap`` hold for one number of tasks
+    only, as torch writes that number into the shapes of its views (torch 2.13). Folded, they hold
+    for any batch.
     """
     if call.randomness == "same" or call.chunk_size is not None:
         return run_vmap(call)
@@ -36,10 +34,7 @@ def run_exported(call: Call) -> Result:
 
 @contextmanager
 def _modules_left() -> Iterator[None]:
-    """Leave every module that was entered when an error passed.
-
-    Torch's tracer forgets to (torch 2.13).
-    """
+    """After an error, restore the module stack of torch's tracer, which forgets to (torch 2.13)."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     tracer = getattr(get_proxy_mode(), "tracer", None)
