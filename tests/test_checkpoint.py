@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_the_old_file_whole_and_nothing_else(
             CheckpointError, match=r"could not be written \(No space left on device\)"
         ) as caught:
             save_tensors(path, {"weight": torch.zeros(9)}, {})
-    assert ("What was there before is still whole" in str(caught.value)) is there_before
+    assert ("The previous content is still whole" in str(caught.value)) is there_before
     assert files(tmp_path) == (["a.safetensors"] if there_before else [])
     assert not there_before or path.read_bytes() == before
     save_tensors(path, {"weight": torch.zeros(9)}, {})
