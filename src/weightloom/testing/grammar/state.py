@@ -1,4 +1,4 @@
-"""Statements about state: buffers, attributes, caches, hooks, branches.
+"""Grammar of state: buffers, attributes, caches, hooks, branches.
 
 See `weightloom.testing.grammar`.
 """
