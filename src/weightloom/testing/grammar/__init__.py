@@ -12,7 +12,7 @@ one or two more statements, ``ROW`` statements that also accept a single row, of
 
 Tags: ``two`` and ``three`` for the number of axes that ``h`` must have, ``row`` for a statement
 that accepts a single row, ``state`` for one that must not be inside a body, ``often`` and ``rare``
-for its weight.
+for its weight. A long line is continued in Python, by a backslash at its end.
 """
 
 from weightloom.testing.grammar.ends import INPUTS as INPUTS
