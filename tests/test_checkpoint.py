@@ -203,7 +203,7 @@ def test_a_disk_that_takes_only_some_of_the_bytes_leaves_the_old_file_whole(tmp_
     try:
         with pytest.raises(
             CheckpointError,
-            match=r"It needs 0\.0 MB in a folder that can be written to\. Make room",
+            match=r"It needs 0\.0 MB in a folder that is writable\. Free some space",
         ):
             save_tensors(path, {"weight": torch.zeros(5000)}, {})
     finally:

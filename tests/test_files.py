@@ -67,9 +67,7 @@ def test_a_folder_is_made_with_those_above_it_and_once(tmp_path):
 )
 def test_a_folder_that_cannot_be_made_is_told_with_the_option_to_pass(tmp_path, name, said):
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(
-        ConfigError, match=f"cannot be made a folder {said}.*Pass another one as `--run`"
-    ):
+    with pytest.raises(ConfigError, match=f"cannot be created {said}.*Pass another one as `--run`"):
         make_folder(tmp_path / name)
     with pytest.raises(ConfigError, match="Pass another one as `--to`"):
         make_folder(tmp_path / name, "--to")

@@ -181,8 +181,8 @@ def test_what_is_no_picture_is_skipped_with_a_reason_and_nothing_else_is(tmp_pat
         "a/notes.txt": "no picture in a known format",
         "a/nothing.png": "no picture in a known format",
         "a/.DS_Store": "hidden",
-        "a/gone.png": "a broken link, or no plain file",
-        "a/pipe": "a broken link, or no plain file",
+        "a/gone.png": "a broken link, or not a regular file",
+        "a/pipe": "a broken link, or not a regular file",
     }
     cut = {name: reasons.pop(name) for name in ("a/cut.jpg", "a/cut.png")}
     assert reasons == expected

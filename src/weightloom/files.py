@@ -146,8 +146,8 @@ def not_written(path: Path, error: OSError, size: int = 0) -> CheckpointError:
     kept = "The previous content is still whole. " if path.exists() else ""
     return CheckpointError(
         f"`{path}` could not be written ({error.strerror or error}). {kept}"
-        f"It needs {size / 1e6:.1f} MB in a folder that can be written to. "
-        "Make room, or choose another folder with `--run FOLDER`."
+        f"It needs {size / 1e6:.1f} MB in a folder that is writable. "
+        "Free some space, or choose another folder with `--run FOLDER`."
     )
 
 
@@ -165,10 +165,9 @@ def make_folder(path: Path, option: str = "--run") -> None:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"`{shortened(path)}` cannot be made a folder "
-            f"({getattr(error, 'strerror', None) or error}). A folder "
-            "needs a name that is free, in a place that can be written to, of at most 255 letters. "
-            f"Pass another one as `{option}`."
+            f"The folder `{shortened(path)}` cannot be created "
+            f"({getattr(error, 'strerror', None) or error}). It needs an unused name of at most "
+            f"255 letters, in a folder that is writable. Pass another one as `{option}`."
         ) from error
 
 

@@ -61,7 +61,7 @@ def read_text(path: Path) -> str:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise TextError("it is no regular file")
+            raise TextError("it is not a regular file")
         with path.open("rb") as file:
             content = file.read(MOST_TEXT_BYTES + 1)
         if len(content) > MOST_TEXT_BYTES:
@@ -92,7 +92,7 @@ def parse_json(text: str) -> Any:
         >>> parse_json('{"ways": 1, "ways": 5}')
         Traceback (most recent call last):
             ...
-        weightloom.texts.TextError: 'ways' stands twice in one object
+        weightloom.texts.TextError: 'ways' is repeated in one object
     """
     try:
         value = json.loads(text, object_pairs_hook=_each_once)
@@ -181,9 +181,9 @@ def _each_once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for name, value in pairs:
         if not isinstance(name, str):
-            raise TextError(f"{name!r} is no text, and names are")
+            raise TextError(f"the name {name!r} is not a string")
         if name in found:
-            raise TextError(f"{name[:80]!r} stands twice in one object")
+            raise TextError(f"{name[:80]!r} is repeated in one object")
         found[name] = value
     return found
 
@@ -203,7 +203,7 @@ def _plain(value: Any) -> Any:
 def _check_types(values: list[Any]) -> None:
     for its in values:
         if isinstance(its, float) and not math.isfinite(its):
-            raise TextError(f"it holds {its}, which is no number")
+            raise TextError(f"it holds {its}, which is not finite")
         if not isinstance(its, str | int | float | dict | list | None):
             raise TextError(f"it holds {str(its)!r}, a {type(its).__name__}")
 

@@ -57,7 +57,7 @@ class ClassTasks(TaskSource):
         if self.ways > classes:
             raise ConfigError(
                 f"`ways={self.ways}` but there are {classes} classes to draw from. "
-                f"A task takes different classes. Pass `ways` from 2 to {classes}."
+                f"The classes of a task differ. Pass `ways` from 2 to {classes}."
             )
         if self.ways < 2:
             raise ConfigError(

@@ -138,7 +138,7 @@ def picture(source: Any, size: int, channels: int) -> Tensor:
         if path is None:
             return _square(source.copy(), size, channels, most)
         if not path.is_file():
-            raise ValueError("it is no plain file" if path.exists() else "it is not there")
+            raise ValueError("it is not a regular file" if path.exists() else "it is not there")
         return _decode(image, path, size, channels, most)
     except Exception as error:  # decoders raise errors of any type on a broken picture
         name = "A picture" if path is None else f"`{path}`"
@@ -239,8 +239,8 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError as error:
         raise DataError(
-            f"`{folder}` cannot be read ({error.strerror}). It is a folder of pictures, or lies in "
-            f"one. Allow yourself to read it, as by `chmod u+rx {folder}`, or move it away."
+            f"`{folder}` cannot be read ({error.strerror}). It is a folder of pictures, or is in "
+            f"one. Change its permissions, e.g. by `chmod u+rx {folder}`, or move it away."
         ) from error
 
 
@@ -253,7 +253,7 @@ def _files(folder: Path, skipped: list[Skipped]) -> list[Path]:
         elif entry.is_dir():
             skipped.append(Skipped(str(entry), "a folder within a class's folder"))
         elif not entry.is_file():
-            skipped.append(Skipped(str(entry), "a broken link, or no plain file"))
+            skipped.append(Skipped(str(entry), "a broken link, or not a regular file"))
         else:
             files.append(entry)
     return files
@@ -379,7 +379,7 @@ def _check_bytes(root: Path, counts: list[int], size: int, channels: int) -> Non
         raise DataError(
             f"`{root}` has {len(counts)} classes of up to {max(counts):,} pictures: at "
             f"`size={size}` they fill {of_pixels * size**2 / 1e9:.1f} GB, and all are held in "
-            f"memory, as many for each class as the largest has. At most "
+            f"memory, each class padded to the largest. At most "
             f"{MOST_MEMORY_BYTES / 1e9:.0f} GB fit. Pass "
             f"`size={int((MOST_MEMORY_BYTES / of_pixels) ** 0.5)}` or smaller, or fewer pictures "
             "of the largest classes."

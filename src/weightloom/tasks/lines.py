@@ -46,7 +46,7 @@ def check_file(path: Path, kind: str, most: int = MOST_FILE_BYTES) -> None:
             f"`{path}` cannot be read ({reason}). {kind} is expected. Check the path."
         ) from error
     if not stat.S_ISREG(found.st_mode):
-        other = "a folder" if stat.S_ISDIR(found.st_mode) else "no plain file"
+        other = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
         raise DataError(
             f"`{path}` cannot be read (it is {other}). {kind} is expected. Check the path."
         )

@@ -104,8 +104,8 @@ def read_omniglot(path: Path) -> Arrays:
         raise DataError(
             f"`{path}` cannot be read as Omniglot ({reason}). It is damaged, or "
             f"another file of that name: {CLASSES:,} characters of {DRAWERS} drawings belong in "
-            "it. Delete it and run again with a network to have it made anew, or put a whole copy "
-            "in its place."
+            "it. Delete it and run again with a network to download it, or put a whole copy in its "
+            "place."
         ) from error
     return arrays
 

@@ -49,9 +49,9 @@ class SpokenDigits(NamedTuple):
         known = self.groups.unique().tolist()
         if not set(speakers) <= set(known):
             raise ConfigError(
-                f"`speakers={speakers}`, but the classes here are of {known}. Speakers are told "
-                "apart only with "
-                '`label="speaker-word"`. Pass numbers from 0 to 5, with that label.'
+                f"`speakers={speakers}`, but the classes here are of {known}. Classes differ by "
+                'speaker only with `label="speaker-word"`. Pass numbers from 0 to 5, with that '
+                "label."
             )
         return torch.isin(self.groups, torch.tensor(speakers)).nonzero()[:, 0]
 

@@ -226,7 +226,7 @@ def _keep(path: Path, features: Tensor) -> None:
         temporary.write_bytes(save({"features": features}))
         temporary.replace(path)
     except OSError as error:
-        print(f"Sentences: features were not kept ({error})", file=sys.stderr, flush=True)
+        print(f"Sentences: features were not cached ({error})", file=sys.stderr, flush=True)
         if path.parent.is_dir():
             temporary.unlink(missing_ok=True)
 
