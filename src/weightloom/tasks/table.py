@@ -147,7 +147,8 @@ def _read(
     rows: Iterator[tuple[int, list[str]]], header: list[str], columns: list[str], path: Path
 ) -> PointPool:
     """Read the points of all rows; the last of the columns is the target."""
-    task_column, where = header.index(TASK), [header.index(name) for name in columns]
+    place = {name: column for column, name in enumerate(header)}
+    task_column, where = place[TASK], [place[name] for name in columns]
     tasks, task_of, numbers = dict[str, int](), array("q"), array("d")
     for line, cells in rows:
         task_of.append(tasks.setdefault(cells[task_column].strip(), len(tasks)))
