@@ -2,6 +2,7 @@
 
 In:   the folder and the file name of a data set.
 Out:  a path.
+
 Reads no file and does not import torch, so that ``weightloom list`` starts at once.
 """
 

@@ -3,6 +3,7 @@
 In:   named tensors and JSON facts.
 Out:  one ``safetensors`` file, written under a temporary name and then moved, so that a crash
       leaves the previous file intact.
+
 Loading cannot execute code. The file contains a SHA-256 digest of its contents, checked on reading.
 """
 

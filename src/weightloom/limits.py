@@ -2,6 +2,7 @@
 
 In:   one limit from the environment; the others are constants.
 Out:  numbers.
+
 Independent of every file format.
 """
 

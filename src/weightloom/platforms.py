@@ -2,6 +2,7 @@
 
 In:   an open file, paths.
 Out:  a lock, a moved file, bytes, signals; a warning or None if the system lacks the feature.
+
 Independent of runs. Only this file tests for the operating system, or imports modules that exist
 on some systems alone.
 """

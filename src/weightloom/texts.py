@@ -2,6 +2,7 @@
 
 In:   a path.
 Out:  its text, or plain values: dicts, lists, strings, finite numbers, booleans, None.
+
 Independent of torch and of the meaning of the values. A `TextError` gives the reason as a phrase;
 the caller, who knows the purpose of the file, completes the message.
 """
