@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_the_old_file_whole_and_nothing_else(
             CheckpointError, match=r"could not be written \(No space left on device\)"
         ) as caught:
             save_tensors(path, {"weight": torch.zeros(9)}, {})
-    assert ("What was there before is still whole" in str(caught.value)) is there_before
+    assert ("The previous content is still whole" in str(caught.value)) is there_before
     assert files(tmp_path) == (["a.safetensors"] if there_before else [])
     assert not there_before or path.read_bytes() == before
     save_tensors(path, {"weight": torch.zeros(9)}, {})
@@ -203,7 +203,7 @@ def test_a_disk_that_takes_only_some_of_the_bytes_leaves_the_old_file_whole(tmp_
     try:
         with pytest.raises(
             CheckpointError,
-            match=r"It needs 0\.0 MB in a folder that can be written to\. Make room",
+            match=r"It needs 0\.0 MB in a folder that is writable\. Free some space",
         ):
             save_tensors(path, {"weight": torch.zeros(5000)}, {})
     finally:

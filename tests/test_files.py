@@ -67,9 +67,7 @@ def test_a_folder_is_made_with_those_above_it_and_once(tmp_path):
 )
 def test_a_folder_that_cannot_be_made_is_told_with_the_option_to_pass(tmp_path, name, said):
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(
-        ConfigError, match=f"cannot be made a folder {said}.*Pass another one as `--run`"
-    ):
+    with pytest.raises(ConfigError, match=f"cannot be created {said}.*Pass another one as `--run`"):
         make_folder(tmp_path / name)
     with pytest.raises(ConfigError, match="Pass another one as `--to`"):
         make_folder(tmp_path / name, "--to")
@@ -82,10 +80,10 @@ def test_what_is_empty_or_not_there_is_free_and_all_else_is_not(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("nowhere", "empty"):
         check_empty(tmp_path / name)
-    with pytest.raises(ConfigError, match=r"full` holds something already\. .* as `--run`"):
+    with pytest.raises(ConfigError, match=r"full` is not empty\. .* as `--run`"):
         check_empty(tmp_path / "full")
     for name in ("full/a.txt", "dangling"):
-        with pytest.raises(ConfigError, match=r"` is there already, and no folder\. .* as `--to`"):
+        with pytest.raises(ConfigError, match=r"` exists and is not a folder\. .* as `--to`"):
             check_empty(tmp_path / name, "--to")
 
 
@@ -96,6 +94,6 @@ def test_a_folder_that_cannot_be_looked_at_is_not_free(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tmp_path), "iterdir", refused)
     with pytest.raises(
         ConfigError,
-        match=r"` cannot be looked at \(Permission denied\)\. Nothing is written over\.",
+        match=r"` cannot be read \(Permission denied\)\. Existing files are never overwritten\.",
     ):
         check_empty(tmp_path)

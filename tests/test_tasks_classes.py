@@ -118,7 +118,7 @@ def test_bytes_become_numbers_from_0_to_1_and_floats_stay():
         ),
         (
             {"ways": 1},
-            r"`ways=1`\. There is nothing to tell apart\. Pass `ways` from 2 to 5",
+            r"`ways=1`\. A classification needs two classes\. Pass `ways` from 2 to 5",
             {"ways": 2},
         ),
         ({"shots": 0}, r"`shots=0` and `queries=2`.*Pass numbers from 1", {"shots": 1}),

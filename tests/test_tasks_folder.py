@@ -181,8 +181,8 @@ def test_what_is_no_picture_is_skipped_with_a_reason_and_nothing_else_is(tmp_pat
         "a/notes.txt": "no picture in a known format",
         "a/nothing.png": "no picture in a known format",
         "a/.DS_Store": "hidden",
-        "a/gone.png": "a link to nothing, or no plain file",
-        "a/pipe": "a link to nothing, or no plain file",
+        "a/gone.png": "a broken link, or not a regular file",
+        "a/pipe": "a broken link, or not a regular file",
     }
     cut = {name: reasons.pop(name) for name in ("a/cut.jpg", "a/cut.png")}
     assert reasons == expected
@@ -252,7 +252,7 @@ def test_folders_that_cannot_be_used_say_what_is_needed(tmp_path):
         load_folder(tmp_path / "some", ways=5)
     with pytest.raises(
         DataError,
-        match=r"has 0 classes of at least 6.*2 things were skipped \(`a`: 2 of the 6 pictures needed",
+        match=r"has 0 classes of at least 6.*2 files or folders were skipped \(`a`: 2 of the 6 pictures needed",
     ):
         load_folder(tmp_path / "some", fewest=6)
     for options in ({"size": 0}, {"channels": 2}):

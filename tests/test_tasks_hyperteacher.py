@@ -113,7 +113,7 @@ def test_training_meets_every_module_and_chains_of_pairs_join_them_unless_one_is
 def test_what_cannot_be_combined_is_said():
     with pytest.raises(ConfigError, match="`active=5` with `modules=4`"):
         HyperteacherTasks(modules=4, active=5)
-    with pytest.raises(ConfigError, match="leave nothing to combine"):
+    with pytest.raises(ConfigError, match="give one combination only"):
         HyperteacherTasks(layers=1)
     with pytest.raises(ConfigError, match="leaves no combination for one side"):
         HyperteacherTasks(held_out=1.0)

@@ -101,7 +101,7 @@ def test_features_are_worked_out_once_and_kept(place, counted):
 def test_a_cache_that_cannot_be_written_to_costs_no_run(place, counted, capsys):
     (place / "cache").touch()
     assert sentence_features(["abc"])[0, 0] == 3
-    assert "features were not kept" in capsys.readouterr().err
+    assert "features were not cached" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ class Own(HyperNetwork):
             r"Task 0 alone gets another 'weight' than in a batch of 3: .* Do not normalise or pool over axis 0",
         ),
         ("batch norm", r"`hyper` cannot read one task alone \(.*use nn\.LayerNorm"),
-        ("detached", r"What is generated does not depend on the condition.*`detach\(\)`"),
+        ("detached", r"generated parameters do not depend on the condition.*`detach\(\)`"),
         (
             "idle",
             r"The parameter 'idle\.weight' is not used.*Remove it, use it, or call `requires_grad_\(False\)`",
@@ -114,7 +114,7 @@ def test_the_check_sees_a_leak_that_shows_only_in_gradients():
             return super().forward(condition + other - other.detach())
 
     with pytest.raises(
-        AssertionError, match=r"What task 0 gets depends on the conditions of tasks \[1, 2\]"
+        AssertionError, match=r"parameters of task 0 depend on the conditions of tasks \[1, 2\]"
     ):
         check_hypernetwork(Leaks(), vectors(3)[0].float())
 

@@ -98,7 +98,7 @@ class Own(Form):
         ),
         (
             "counts from the front",
-            r"builds something else from the factors of one task without a tasks axis",
+            r"builds another parameter from the factors of one task without a tasks axis",
         ),
         (
             "forgets the bias",

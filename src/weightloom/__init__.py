@@ -1,8 +1,8 @@
 """weightloom: hypernetworks in meta-learning, for PyTorch.
 
-A hypernetwork reads a condition and generates parameters for a base network, one set per task, many
-tasks in one pass. The names that `__init__.pyi` lists are loaded when they are first used, so that
-importing the package, and its command, costs nothing.
+A hypernetwork reads a condition and generates parameters for a base network, one set per task, for
+many tasks in one pass. The names listed in `__init__.pyi` are imported on first use, so importing
+the package, or starting its command, does not import torch.
 """
 
 import functools
@@ -12,7 +12,11 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its room, the first time it is asked for."""
+    """Import a public name from its module on first use.
+
+    Raises:
+        AttributeError: If the name is not public.
+    """
     if name == "__all__":
         return list(_public_names())
     if name == "__version__":
@@ -31,9 +35,9 @@ def __dir__() -> list[str]:
 
 @functools.cache
 def _public_names() -> dict[str, str]:
-    """Rooms by public name, as the stub lists them.
+    """Return the module of each public name, read from the lines of the stub.
 
-    One by one, or all names of a package by ``import *``.
+    A line with ``import *`` stands for all names that the package's ``__init__.py`` imports.
     """
     package = pathlib.Path(__file__).parent
     rooms: dict[str, str] = {}
@@ -48,7 +52,7 @@ def _public_names() -> dict[str, str]:
 
 
 def _imports(file: pathlib.Path) -> list[tuple[str, str]]:
-    """Room and name of each line ``from weightloom.ROOM import NAME …``."""
+    """Return module and name of each line ``from weightloom.MODULE import NAME …``."""
     lines = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
     return [
         (words[1].removeprefix("weightloom."), words[3]) for words in lines if words[:1] == ["from"]

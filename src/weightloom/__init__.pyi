@@ -1,4 +1,4 @@
-"""Public names: each once, beside the room it comes from. `__init__.py` reads them from here."""
+"""Public names and the modules that define them, read by `__init__.py`."""
 
 from weightloom.adapt import descend as descend
 from weightloom.adapt import fit_condition as fit_condition
@@ -26,8 +26,8 @@ from weightloom.diagnostics import effective_rank as effective_rank
 from weightloom.diagnostics import layer_response as layer_response
 from weightloom.errors import BuiltWarning as BuiltWarning
 from weightloom.errors import WeightloomError as WeightloomError
-from weightloom.forms import *  # whatever its `__init__.py` names
-from weightloom.hypernets import *  # whatever its `__init__.py` names
+from weightloom.forms import *  # all names that its `__init__.py` imports
+from weightloom.hypernets import *  # all names that its `__init__.py` imports
 from weightloom.learners import GeneratedLearner as GeneratedLearner
 from weightloom.learners import Learner as Learner
 from weightloom.learners import Support as Support

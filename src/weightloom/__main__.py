@@ -1,4 +1,4 @@
-"""``python -m weightloom`` is the ``weightloom`` command."""
+"""Entry point of ``python -m weightloom``, equal to the ``weightloom`` command."""
 
 from weightloom.cli import main
 

@@ -1,8 +1,9 @@
-"""Files of data sets: a name in, the folders that are searched and the file that is found.
+"""Paths of data set files: the folders that are searched, and the file that is found in them.
 
-In:   the folder and the file name of a set.
+In:   the folder and the file name of a data set.
 Out:  a path.
-Knows nothing of what is in the files, nor of torch, so that ``weightloom list`` starts at once.
+
+Reads no file and does not import torch, so that ``weightloom list`` starts at once.
 """
 
 import os
@@ -19,24 +20,23 @@ FILES = {
     "growth-curves": ("growth_curves", "growth_curves.csv.gz"),
     "mnist-functions": ("mnist", "mnist_20k_10k.npz"),
 }
-"""Folder and file of each set that does not come with a dependency."""
+"""Folder and file name of each data set that no dependency contains."""
 
 
 def searched_folders(data: str) -> list[Path]:
-    """Return the folders where a set is looked for, first to last.
+    """Return the folders that are searched for a data set, in order.
 
-    The folder named by ``WEIGHTLOOM_DATA``, where it is set; then the user's cache, where downloads
-    go too: ``$XDG_CACHE_HOME/weightloom`` or ``~/.cache/weightloom``. Each holds one folder per
-    set.
+    The first is in ``WEIGHTLOOM_DATA``, if that is set. The last is in the user's cache, which also
+    receives downloads: ``$XDG_CACHE_HOME/weightloom`` or ``~/.cache/weightloom``. Each contains one
+    folder per data set. The folders need not exist.
 
     Args:
-        data: The set's folder, as in ``"omniglot"``.
+        data: Folder of the data set, e.g. ``"omniglot"``.
     """
     named = os.environ.get("WEIGHTLOOM_DATA")
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    cache = (
-        cache if cache.is_absolute() else Path.home() / ".cache"
-    )  # as the XDG specification has it
+    # The XDG specification ignores a relative path.
+    cache = cache if cache.is_absolute() else Path.home() / ".cache"
     return ([Path(named).expanduser() / data] if named else []) + [cache / "weightloom" / data]
 
 
@@ -44,30 +44,31 @@ def find_file(data: str, file: str) -> Path | None:
     """Return the first file of that name in the searched folders, or None.
 
     Args:
-        data: The set's folder, as in ``"omniglot"``.
-        file: A file in it, as in ``"omniglot28.npz"``.
+        data: Folder of the data set, e.g. ``"omniglot"``.
+        file: File name in that folder, e.g. ``"omniglot28.npz"``.
     """
     paths = (folder / file for folder in searched_folders(data))
     return next((path for path in paths if path.is_file()), None)
 
 
-def needed_file(data: str, file: str, what: str, about: str) -> Path:
-    """Return a file of a set that is not fetched.
+def needed_file(data: str, file: str, title: str, about: str) -> Path:
+    """Return the path of a required file that the library does not download.
 
     Args:
-        data: The set's folder.
-        file: A file in it.
-        what: The set's name, as in ``"MNIST's file"``.
-        about: A sentence on what the file is and why it is not fetched.
+        data: Folder of the data set.
+        file: File name in that folder.
+        title: Subject of the error message, e.g. ``"MNIST's file"``.
+        about: Second sentence of the error message: the file's contents, and why it is not
+            downloaded.
 
     Raises:
-        DataError: If it is in none of the searched folders.
+        DataError: If none of the searched folders contains the file.
     """
     path = find_file(data, file)
     if path is None:
         folders = " nor in ".join(f"`{folder}`" for folder in searched_folders(data))
         raise DataError(
-            f"{what} `{file}` is not in {folders}. {about} "
+            f"{title} `{file}` is not in {folders}. {about} "
             f"Set `WEIGHTLOOM_DATA` to a folder that holds `{data}/{file}`."
         )
     return path

@@ -1,8 +1,8 @@
-"""What can go wrong, on purpose.
+"""Errors and warnings that the library raises on purpose, and suggestions for misspelt names.
 
-Every error says three things: what was wrong, with its value; what fits, and why; what to type. All
-of them are a `WeightloomError`, so a caller can catch the family, and each is a builtin error too,
-for callers who do not know us.
+Each message has three parts: the value that was passed; the values that fit, and the reason; the
+text to type instead. Every error is a `WeightloomError`, so one ``except`` catches them all, and
+also a builtin error, for callers who do not import this library.
 """
 
 from collections.abc import Iterable
@@ -10,54 +10,56 @@ from difflib import get_close_matches
 
 
 class WeightloomError(Exception):
-    """Anything this library raises on purpose."""
+    """Base class of all errors that this library raises on purpose."""
 
 
 class ShapeError(WeightloomError, ValueError):
-    """Two tensors that must agree on an axis do not, or one has too few axes."""
+    """Two tensors disagree on the size of an axis, or a tensor has too few axes."""
 
 
 class ConfigError(WeightloomError, ValueError):
-    """An option, a name or a combination of options that cannot work."""
+    """Invalid option, unknown name, or options that contradict each other."""
 
 
 class DataError(WeightloomError, ValueError):
-    """A data set that is missing, damaged, or holds numbers that are not finite."""
+    """Data set that is missing or damaged, or that contains NaN or infinity."""
 
 
 class CheckpointError(WeightloomError, RuntimeError):
-    """A file that is truncated, foreign, changed since it was written, or that could not be written."""
+    """Checkpoint that is truncated, foreign or modified, or a file that could not be written."""
 
 
 class NonFiniteError(WeightloomError, ArithmeticError):
-    """A loss or a gradient that is NaN or infinite.
+    """NaN or infinity in a loss, a gradient, or the actions, rewards or state of an environment.
 
-    The run is stopped before it spoils the parameters.
+    The training loop raises it before the optimiser's step, so the parameters are still finite.
     """
 
 
 class BatchingError(WeightloomError, RuntimeError):
-    """A base network that cannot run for several tasks in one pass as it stands."""
+    """Base network that cannot run for several tasks in one pass without a change."""
 
 
 class RecomputeError(BatchingError):
-    """A base that recomputes in the backward pass, which the engine cannot follow."""
+    """Base network that recomputes or packs activations, which ``vmap`` cannot follow."""
 
 
 class MissingExtraError(WeightloomError, ImportError):
-    """An optional dependency that this command needs is not installed."""
+    """Optional dependency that is needed but not installed."""
 
 
 class BuiltWarning(UserWarning):
-    """A parameter held as factors was built for all tasks by an operation, at more than ten times the memory."""
+    """Factored parameter built in full for all tasks, with more than ten times the memory."""
 
 
 MOST_NAMES = 20
-"""As many as a message lists."""
+"""Maximum number of names that a message lists."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return a sentence that names the known words nearest to ``word``.
+    """Return a sentence that suggests the known words most similar to ``word``.
+
+    Without a similar word, it lists all known words; of more than 20, the 20 nearest.
 
     Example:
         >>> nearest("omniglt", ["digits", "omniglot"])
@@ -74,7 +76,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names in a row, and of more than twenty how many others there are.
+    """Return the first 20 names, quoted, followed by the number of the others.
+
+    Each name is cut after 60 characters.
 
     Example:
         >>> listed(["age", "dose"])

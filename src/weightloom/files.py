@@ -1,10 +1,10 @@
-"""What survives a run: tensors and facts in one file that is whole or not there at all.
+"""Files written atomically: checkpoints of tensors and JSON facts, and folders for runs.
 
 In:   named tensors and JSON facts.
-Out:  one ``safetensors`` file, written under a temporary name and moved, so that a crash leaves the
-      old one whole.
-Nothing that is loaded can execute code. A digest of the contents is kept inside and checked on
-reading.
+Out:  one ``safetensors`` file, written under a temporary name and then moved, so that a crash
+      leaves the previous file intact.
+
+Loading cannot execute code. The file contains a SHA-256 digest of its contents, checked on reading.
 """
 
 import hashlib
@@ -26,20 +26,21 @@ from weightloom.texts import kind_of, shortened
 
 FORMAT = "weightloom-1"
 TEMPORARY = ".tmp"
-"""End of the name of a file that is being written: ``.NAME.PROCESS.tmp``."""
+"""Suffix of a file during writing: ``.NAME.PROCESS.tmp``."""
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and facts to ``path`` at once or not at all.
+    """Write tensors and facts to ``path`` atomically.
 
     Args:
-        path: Where; its folder must exist.
-        tensors: Written as they are, on the CPU; tensors that share memory are written apart.
-        facts: Anything that JSON can hold.
+        path: File to write, in a folder that exists.
+        tensors: Tensors by name. Their dtype is kept, their device is not: they are loaded on the
+            CPU. Tensors that share memory are written separately.
+        facts: Values that JSON can represent, by name.
 
     Raises:
-        CheckpointError: If the disk is full or the folder cannot be written to. What was at
-            ``path`` is still there.
+        CheckpointError: If the disk is full or the folder is not writable. The previous file at
+            ``path`` is kept.
     """
     flat: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -54,13 +55,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote.
+    """Read the tensors and facts that `save_tensors` wrote.
 
     Returns:
-        The tensors, on the CPU, and the facts.
+        The tensors by name, on the CPU, and the facts.
 
     Raises:
-        CheckpointError: If the file is missing, truncated, of another format, or changed since it
+        CheckpointError: If the file is missing, truncated, of another format, or modified since it
             was written.
     """
     if not path.is_file():
@@ -71,7 +72,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"`{path}` cannot be read as a checkpoint ({error}). It is truncated, or it is another "
@@ -86,8 +88,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if header.get("digest") != _digest(tensors, header.get("facts", "")):
         raise CheckpointError(
             f"`{path}` was changed after it was written: its contents do not match the digest kept "
-            "inside. What it holds cannot be trusted. Use an earlier checkpoint, or start the run "
-            "again."
+            "inside. It cannot be trusted. Use an earlier checkpoint, or start the run again."
         )
     try:
         facts = json.loads(header["facts"])
@@ -104,17 +105,21 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name, then move it to ``path``.
 
-    Where a link lies at ``path``, the file that it leads to is written. A device or a pipe is
-    written to as it stands.
+    A symbolic link at ``path`` is followed and kept. A character device or a pipe is written to
+    directly.
+
+    Args:
+        path: File to write, in a folder that exists.
+        content: Bytes, or text that is encoded as UTF-8.
 
     Raises:
-        CheckpointError: If it cannot be written. The temporary file is removed; what was at
-            ``path`` stays.
+        CheckpointError: If writing fails. The temporary file is removed; the previous file at
+            ``path`` is kept.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     through = kind_of(path) == "other" and not path.is_block_device()
     if kind_of(path) == "file":
-        path = path.resolve()  # a link stays one
+        path = path.resolve()  # or the move would replace a link by a file
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         if through:
@@ -132,51 +137,60 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def not_written(path: Path, error: OSError, size: int = 0) -> CheckpointError:
-    """Return the error for a file or folder that the system would not write."""
-    kept = "What was there before is still whole. " if path.exists() else ""
+    """Return the error for a file or folder that could not be written.
+
+    Args:
+        path: The file or folder.
+        error: The system's error.
+        size: Bytes that were to be written.
+    """
+    kept = "The previous content is still whole. " if path.exists() else ""
     return CheckpointError(
         f"`{path}` could not be written ({error.strerror or error}). {kept}"
-        f"It needs {size / 1e6:.1f} MB in a folder that can be written to. "
-        "Make room, or choose another folder with `--run FOLDER`."
+        f"It needs {size / 1e6:.1f} MB in a folder that is writable. "
+        "Free some space, or choose another folder with `--run FOLDER`."
     )
 
 
 def make_folder(path: Path, option: str = "--run") -> None:
-    """Make a folder, and those above it, unless it is there.
+    """Create a folder and its parents, unless it exists.
 
     Args:
         path: The folder.
-        option: The option that names it, for the message.
+        option: Command-line option that names the folder, for the message.
 
     Raises:
-        ConfigError: If it cannot be made, or something else is there.
+        ConfigError: If the folder cannot be created, or ``path`` is a file.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"`{shortened(path)}` cannot be made a folder "
-            f"({getattr(error, 'strerror', None) or error}). A folder "
-            "needs a name that is free, in a place that can be written to, of at most 255 letters. "
-            f"Pass another one as `{option}`."
+            f"The folder `{shortened(path)}` cannot be created "
+            f"({getattr(error, 'strerror', None) or error}). It needs an unused name of at most "
+            f"255 letters, in a folder that is writable. Pass another one as `{option}`."
         ) from error
 
 
 def check_empty(path: Path, option: str = "--run") -> None:
-    """Raise a `ConfigError` unless nothing is at ``path``, or an empty folder.
+    """Raise a `ConfigError` unless ``path`` is free or an empty folder.
 
     Args:
-        path: Where a folder shall be written.
-        option: The option that names it, for the message.
+        path: Folder that is about to be written.
+        option: Command-line option that names the folder, for the message.
+
+    Raises:
+        ConfigError: If ``path`` is a file or a folder with contents, or cannot be read.
     """
     try:
         if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
             return
-        found = "holds something already" if path.is_dir() else "is there already, and no folder"
+        found = "is not empty" if path.is_dir() else "exists and is not a folder"
     except OSError as error:
-        found = f"cannot be looked at ({error.strerror})"
+        found = f"cannot be read ({error.strerror})"
     raise ConfigError(
-        f"`{shortened(path)}` {found}. Nothing is written over. Pass another folder as `{option}`."
+        f"`{shortened(path)}` {found}. Existing files are never overwritten. "
+        f"Pass another folder as `{option}`."
     )
 
 

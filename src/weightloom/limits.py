@@ -1,8 +1,9 @@
-"""Limits of what is read from a user's own files, so that no file decides on time or memory by itself.
+"""Limits on files that a user provides, so that no file can exhaust time or memory.
 
-In:   nothing; one limit is read from the environment.
+In:   one limit from the environment; the others are constants.
 Out:  numbers.
-Knows nothing of any format.
+
+Independent of every file format.
 """
 
 import math
@@ -11,48 +12,51 @@ import os
 from weightloom.errors import ConfigError
 
 MOST_TEXT_BYTES = 16_000_000
-"""Bytes of a file of text, JSON or YAML."""
+"""Bytes of a text, JSON or YAML file."""
 MOST_LEVELS = 50
-"""Levels of objects and lists within each other."""
+"""Nesting depth of objects and lists in JSON and YAML."""
 MOST_YAML_VALUES = 10_000
 """Values in a YAML file, which is written by hand; JSON has no such limit."""
 MOST_FILE_BYTES = 2_000_000_000
-"""A table, a ``.jsonl`` or an ``.npz``, unpacked."""
+"""Bytes of a table, a ``.jsonl`` or an ``.npz``, uncompressed."""
 MOST_MEMORY_BYTES = 2_000_000_000
-"""Pictures of a folder, as they are held in memory."""
+"""Bytes in memory of all pictures in a folder."""
 MOST_UNPACKED = 100
-"""What is compressed may be so many times its size on disk."""
+"""Compression ratio: uncompressed bytes per byte on disk, beyond `FREE_BYTES`."""
 FREE_BYTES = 4_000_000
-"""What is compressed may be so large in any case."""
+"""Uncompressed bytes that are allowed at any compression ratio."""
 MOST_COLUMNS = 10_000
 """Columns of a table."""
 MOST_NAME = 200
 """Letters in the name of a column."""
 MOST_LINE = 1_000_000
-"""Letters of a line or row of a table or a ``.jsonl``."""
+"""Letters in a line or row of a table or a ``.jsonl``."""
 MOST_BLANK_LINES = 100_000
-"""Lines of a table or a ``.jsonl`` that hold nothing."""
+"""Blank lines in a table or a ``.jsonl``."""
 MOST_TABLE_TASKS = 1_000_000
-"""Tasks of a table."""
+"""Tasks in a table."""
 MOST_ARRAYS = 1_000
 """Arrays in an ``.npz``."""
 MOST_SHOWN = 10_000
-"""Examples in a support set of a task of one's own."""
+"""Examples in the support set that a user provides for a task."""
 MOST_ASKED = 100_000
-"""Inputs that an adapted network answers together."""
+"""Inputs that an adapted network answers in one request."""
 MOST_SOUND_BYTES = 100_000_000
-"""A ``.wav`` file, 100 minutes."""
+"""Bytes of a ``.wav`` file: 100 minutes."""
 MEGAPIXELS = 50
-"""A picture; a million pixels each."""
+"""Default for the size of a picture, in millions of pixels."""
 MEGAPIXELS_VARIABLE = "WEIGHTLOOM_MAX_MEGAPIXELS"
-"""Allows larger pictures, as in ``WEIGHTLOOM_MAX_MEGAPIXELS=200``."""
+"""Environment variable that replaces `MEGAPIXELS`, e.g. ``WEIGHTLOOM_MAX_MEGAPIXELS=200``."""
 
 
 def most_pixels() -> int:
-    """Return how many pixels a picture may have: `MEGAPIXELS`, or what the environment allows.
+    """Return the maximum number of pixels of a picture.
+
+    It is `MEGAPIXELS`, or the value of the environment variable `MEGAPIXELS_VARIABLE`, times a
+    million.
 
     Raises:
-        ConfigError: If the variable holds no positive number.
+        ConfigError: If the variable is not a number above 0 and below a million.
     """
     typed = os.environ.get(MEGAPIXELS_VARIABLE, "")
     try:

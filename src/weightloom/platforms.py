@@ -1,9 +1,10 @@
-"""Where operating systems differ: locks, renames, memory, signals.
+"""Differences between operating systems: file locks, renames, peak memory, signals.
 
 In:   an open file, paths.
-Out:  a lock, a moved file, bytes, signals; from a part that a system lacks, an answer that says so.
-Knows nothing of runs. No other file asks which system this is, or imports a module that some
-systems lack.
+Out:  a lock, a moved file, bytes, signals; a warning or None if the system lacks the feature.
+
+Independent of runs. Only this file tests for the operating system, or imports modules that exist
+on some systems alone.
 """
 
 import errno
@@ -19,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 FAR = 1 << 30
-"""Offset of the byte that is locked on Windows, where nobody can read what is locked: far behind
-the contents."""
+"""Offset of the byte that is locked on Windows, far behind the contents, which stay readable."""
 PATIENCE_S = 1.0
-"""How long a rename waits on Windows for those who have the old file open."""
+"""Time limit of a rename on Windows while another process has the old file open, in seconds."""
 
 
 def _part(name: str) -> Any:
-    """Import a module that some systems lack, or return None."""
+    """Import a module, or return None if this system lacks it."""
     try:
         return import_module(name)
     except ImportError:
@@ -34,15 +34,19 @@ def _part(name: str) -> Any:
 
 
 def lock(descriptor: int) -> bool:
-    """Lock an open file until it is closed, at the latest when the process ends.
+    """Lock an open file, without waiting, until it is closed or the process ends.
 
-    Return False if another has the lock.
+    Uses ``flock`` on POSIX and ``msvcrt.locking`` on Windows. Warns if the system or the file
+    system has no locks, and counts the file as locked.
 
-    ``flock`` on POSIX, ``msvcrt.locking`` on Windows. A system or a file system without locks is
-    warned of.
+    Args:
+        descriptor: File descriptor.
+
+    Returns:
+        False if another process, or another opening of the file, has the lock.
 
     Raises:
-        OSError: If the file cannot be locked for another reason.
+        OSError: If locking fails for another reason.
     """
     posix, windows = _part("fcntl"), _part("msvcrt")
     try:
@@ -60,8 +64,8 @@ def lock(descriptor: int) -> bool:
         if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise
         warnings.warn(
-            f"This system cannot lock files here ({error.strerror}). Nothing keeps a second "
-            "process from writing to the same folder. Start each run once.",
+            f"This system cannot lock files here ({error.strerror}), so a second process could "
+            "write to the same folder. Start each run once.",
             stacklevel=2,
         )
     finally:
@@ -71,12 +75,12 @@ def lock(descriptor: int) -> bool:
 
 
 def move(source: Path, target: Path) -> None:
-    """Move a file to where another may be, at once or not at all.
+    """Move a file atomically, replacing the target if it exists.
 
-    On Windows whoever reads that one is waited for.
+    On Windows it waits up to `PATIENCE_S` for other processes to close the target.
 
     Raises:
-        OSError: If it cannot be moved.
+        OSError: If moving fails.
     """
     end_s = time.monotonic() + PATIENCE_S
     while True:
@@ -90,7 +94,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def peak_memory_bytes() -> int | None:
-    """Return the most memory that this process ever held, None where the system does not say."""
+    """Return the peak resident memory of this process in bytes; None on Windows."""
     resource = _part("resource")
     if resource is None:
         return None
@@ -99,15 +103,20 @@ def peak_memory_bytes() -> int | None:
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a process to end: Ctrl-C, and SIGTERM where there is one."""
+    """Return the signals that ask a process to end: SIGINT (Ctrl-C) and SIGTERM."""
     return tuple(its for its in signal.Signals if its.name in ("SIGINT", "SIGTERM"))
 
 
 @contextmanager
 def alarm(seconds: float | int, ring: Callable[..., None]) -> Iterator[None]:
-    """Call ``ring`` in the main thread if a block takes longer.
+    """Call ``ring`` as a signal handler if the block runs longer than ``seconds``.
 
-    Never on a system without alarms.
+    Has no effect on a system without ``setitimer``, such as Windows. The previous timer and handler
+    are restored afterwards.
+
+    Args:
+        seconds: Time limit.
+        ring: Signal handler; it may raise, to end the block.
     """
     if not hasattr(signal, "setitimer"):
         yield

@@ -1,15 +1,16 @@
-"""Text from outside: every file of text, JSON or YAML is read here, within limits.
+"""Readers for text, JSON and YAML files from outside, within limits on size and depth.
 
 In:   a path.
-Out:  its text, or plain values: objects, lists, texts, finite numbers, truth values, null.
-Knows nothing of what the values mean, nor of torch. What does not fit is a `TextError` with the
-reason as a phrase; the caller, who knows the file, says in a sentence what to do.
+Out:  its text, or plain values: dicts, lists, strings, finite numbers, booleans, None.
+
+Independent of torch and of the meaning of the values. A `TextError` gives the reason as a phrase;
+the caller, who knows the purpose of the file, completes the message.
 """
 
 import json
 import math
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +19,13 @@ from weightloom.limits import MOST_LEVELS, MOST_TEXT_BYTES, MOST_YAML_VALUES
 
 
 class TextError(ValueError):
-    """A file that is not there, is no regular file, is too large, or does not hold what it should."""
+    """Text file that is missing, too large, not a regular file, or not in the expected format."""
 
 
 def kind_of(path: str | Path) -> Literal["file", "folder", "other", "nothing"]:
-    """Say what is at a path that somebody typed; a name that no file can have is nothing.
+    """Return the kind of file at a path; ``"other"`` is a device or a pipe.
+
+    A path that does not exist, or is no valid file name, gives ``"nothing"``.
 
     Example:
         >>> kind_of("no such file"), kind_of("a" * 10_000), kind_of("/")
@@ -36,10 +39,7 @@ def kind_of(path: str | Path) -> Literal["file", "folder", "other", "nothing"]:
 
 
 def home(path: str | Path) -> Path:
-    """Put the user's folder in the place of ``~``.
-
-    The name of a user that is not here stays as it is.
-    """
+    """Expand ``~`` and ``~user`` to the user's folder; an unknown user stays unexpanded."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -47,21 +47,23 @@ def home(path: str | Path) -> Path:
 
 
 def shortened(path: str | Path) -> str:
-    """Write a path, or what was typed for one, for a message: a very long one by its ends."""
+    """Shorten a path of over 200 letters to its first and last 80, for a message."""
     text = str(path)
     return text if len(text) <= 200 else f"{text[:80]}…{text[-80:]}"
 
 
 def read_text(path: Path) -> str:
-    """Read a regular file of UTF-8; a byte order mark is left out.
+    """Read a regular file in UTF-8, without its byte order mark.
+
+    Devices and pipes are refused unopened, because they may never end.
 
     Raises:
-        TextError: If there is none, it is over `MOST_TEXT_BYTES`, or it is not UTF-8. Nothing else
-            is opened: a device or a pipe may never end.
+        TextError: If the file is missing, is not a regular file, is over `MOST_TEXT_BYTES`, or is
+            not UTF-8.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise TextError("it is no regular file")
+            raise TextError("it is not a regular file")
         with path.open("rb") as file:
             content = file.read(MOST_TEXT_BYTES + 1)
         if len(content) > MOST_TEXT_BYTES:
@@ -73,15 +75,18 @@ def read_text(path: Path) -> str:
         raise TextError(f"it is not UTF-8, from byte {error.start} on") from error
     except UnicodeEncodeError as error:
         raise TextError("no file has such a name here") from error
-    except ValueError as error:  # our own, or a name with a zero byte
-        raise error if isinstance(error, TextError) else TextError(str(error)) from error
+    except TextError:
+        raise
+    except ValueError as error:  # a name with a zero byte
+        raise TextError(str(error)) from error
 
 
 def parse_json(text: str) -> Any:
-    """Read JSON: at most `MOST_LEVELS` deep, every name once in its object, every number finite.
+    """Parse JSON with finite numbers and no duplicate names.
 
     Raises:
-        TextError: If it is not.
+        TextError: If the text is not JSON, is nested more than `MOST_LEVELS` deep, repeats a name
+            within an object, or contains NaN or infinity.
 
     Example:
         >>> parse_json('{"ways": [1, 5]}')
@@ -89,33 +94,34 @@ def parse_json(text: str) -> Any:
         >>> parse_json('{"ways": 1, "ways": 5}')
         Traceback (most recent call last):
             ...
-        weightloom.texts.TextError: 'ways' stands twice in one object
+        weightloom.texts.TextError: 'ways' is repeated in one object
     """
     try:
         value = json.loads(text, object_pairs_hook=_each_once)
     except RecursionError as error:
         raise TextError(TOO_DEEP) from error
+    except TextError:
+        raise
     except ValueError as error:
-        raise error if isinstance(error, TextError) else TextError(str(error)) from error
+        raise TextError(str(error)) from error
     return _plain(value)
 
 
 def read_json(path: Path) -> Any:
-    """Read a file of JSON, as `read_text` and `parse_json` do.
+    """Read a JSON file: `read_text`, then `parse_json`.
 
     Raises:
-        TextError: As theirs.
+        TextError: As `read_text` and `parse_json`.
     """
     return parse_json(read_text(path))
 
 
 def parse_yaml(text: str) -> Any:
-    r"""Read YAML of plain values, as JSON has them.
-
-    No tags, no anchors or aliases, no dates, every name once.
+    r"""Parse YAML that contains only the types of JSON: no tags, anchors, aliases or dates.
 
     Raises:
-        TextError: If it is not, is over `MOST_LEVELS` deep, or holds more than `MOST_YAML_VALUES`.
+        TextError: If the text is not such YAML, is nested more than `MOST_LEVELS` deep, has more
+            than `MOST_YAML_VALUES` values, or repeats a name within an object.
 
     Example:
         >>> parse_yaml("ways: [1, 5]\ndata: digits")
@@ -126,7 +132,7 @@ def parse_yaml(text: str) -> Any:
     parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
     class Loader(parser):
-        """Names once each."""
+        """Loader that refuses duplicate names."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             self.flatten_mapping(node)
@@ -138,28 +144,34 @@ def parse_yaml(text: str) -> Any:
             )
 
     try:
-        level, values = 0, 0
-        for event in yaml.parse(text, Loader=parser):  # a stream, left at once where it goes wrong
-            level += isinstance(event, yaml.CollectionStartEvent) - isinstance(
-                event, yaml.CollectionEndEvent
-            )
-            values += isinstance(event, yaml.ScalarEvent)
-            if level > MOST_LEVELS:
-                raise TextError(TOO_DEEP)
-            if values > MOST_YAML_VALUES:
-                raise TextError(f"it holds more than {MOST_YAML_VALUES:,} values")
-            if isinstance(event, yaml.NodeEvent) and (event.anchor or getattr(event, "tag", None)):
-                raise TextError(
-                    f"it has an anchor, an alias or a tag{_place(event)}, which are not read"
-                )
+        _check_events(yaml.parse(text, Loader=parser))
         return _plain(yaml.load(text, Loader=Loader))
     except TextError:
         raise
-    except Exception as error:  # yaml raises a dozen types for the one thing that is wrong
+    except Exception as error:  # yaml raises many types for malformed text
         raise TextError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 TOO_DEEP = f"it is nested more than {MOST_LEVELS} levels deep"
+
+
+def _check_events(events: Iterable[Any]) -> None:
+    """Check depth, number of values and tags on the event stream, before any value is built."""
+    import yaml
+
+    level, values = 0, 0
+    for event in events:
+        level += isinstance(event, yaml.CollectionStartEvent)
+        level -= isinstance(event, yaml.CollectionEndEvent)
+        values += isinstance(event, yaml.ScalarEvent)
+        if level > MOST_LEVELS:
+            raise TextError(TOO_DEEP)
+        if values > MOST_YAML_VALUES:
+            raise TextError(f"it holds more than {MOST_YAML_VALUES:,} values")
+        if isinstance(event, yaml.NodeEvent) and (event.anchor or getattr(event, "tag", None)):
+            raise TextError(
+                f"it has an anchor, an alias or a tag{_place(event)}, which are not read"
+            )
 
 
 def _place(event: Any) -> str:
@@ -167,34 +179,41 @@ def _place(event: Any) -> str:
 
 
 def _each_once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Build an object whose names are texts that stand in it once."""
+    """Build a dict from pairs; refuse names that are not strings, or that repeat."""
     found: dict[Any, Any] = {}
     for name, value in pairs:
         if not isinstance(name, str):
-            raise TextError(f"{name!r} is no text, and names are")
+            raise TextError(f"the name {name!r} is not a string")
         if name in found:
-            raise TextError(f"{name[:80]!r} stands twice in one object")
+            raise TextError(f"{name[:80]!r} is repeated in one object")
         found[name] = value
     return found
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that is plain, finite, and not too deep."""
+    """Return ``value`` if all values in it are plain and finite, and it is not too deep."""
     level = [value]
-    for depth in range(MOST_LEVELS + 1):
-        below: list[Any] = []
-        for its in level:
-            if isinstance(its, float) and not math.isfinite(its):
-                raise TextError(f"it holds {its}, which is no number")
-            if not isinstance(its, str | int | float | dict | list | None):
-                raise TextError(f"it holds {str(its)!r}, a {type(its).__name__}")
-            below += its.values() if isinstance(its, dict) else its if isinstance(its, list) else ()
-        if depth == MOST_LEVELS and any(isinstance(its, dict | list) for its in level):
-            break
-        if not below:
-            return value
-        level = below
-    raise TextError(TOO_DEEP)
+    for _ in range(MOST_LEVELS):
+        _check_types(level)
+        level = [part for its in level for part in _parts(its)]
+    _check_types(level)
+    if any(isinstance(its, dict | list) for its in level):
+        raise TextError(TOO_DEEP)
+    return value
+
+
+def _check_types(values: list[Any]) -> None:
+    for its in values:
+        if isinstance(its, float) and not math.isfinite(its):
+            raise TextError(f"it holds {its}, which is not finite")
+        if not isinstance(its, str | int | float | dict | list | None):
+            raise TextError(f"it holds {str(its)!r}, a {type(its).__name__}")
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def html_table(rows: Sequence[Sequence[str]], below: str = "") -> str:

@@ -1,7 +1,4 @@
-"""Images changed at random, for meta-training.
-
-More of what a class can look like than the pool holds.
-"""
+"""Random image augmentations for meta-training: jitter, flip, crop, colour, zoom, cutout."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,42 +14,45 @@ from weightloom.errors import ConfigError
 
 @dataclass(frozen=True)
 class Among:
-    """Images that are some of many: chance is drawn for the many, so that each changes as it would among all."""
+    """Position of some images within a larger batch that several processes share.
+
+    Random numbers are drawn for the whole batch, so each image changes as it would in one process.
+    """
 
     count: int
-    """How many there are in all."""
+    """Images in the whole batch."""
     rows: Tensor
-    """Which of them are here, in order."""
+    """Index in the whole batch of each image at hand, ascending."""
 
     @classmethod
     def tasks(cls, tasks: int, share: slice, each: int) -> "Among":
-        """The images of a share of some tasks, of ``each`` images."""
+        """Return the positions of the images of a share of tasks, with ``each`` images per task."""
         return cls(tasks * each, torch.arange(tasks * each).view(tasks, each)[share].flatten())
 
 
 class Change(ABC):
-    """A change of images that is drawn for each of them.
-
-    Of some among many it changes only these.
-    """
+    """Random augmentation that is drawn for each image separately."""
 
     @abstractmethod
     def __call__(
         self, images: Tensor, generator: torch.Generator, among: Among | None = None
     ) -> Tensor:
-        """Change images (images, channels, height, width).
+        """Return the changed images, (images, channels, height, width).
 
-        ``among`` says which they are, None that they are all.
+        Args:
+            images: Images, (images, channels, height, width), float.
+            generator: Source of randomness.
+            among: Position of the images in a larger batch. None: they are the whole batch.
         """
 
     @property
     def shares(self) -> bool:
-        """Whether it can take ``among``."""
+        """True if the augmentation accepts ``among``."""
         return True
 
 
 def takes_share(augment: Any) -> bool:
-    """Whether images can be changed by a share of them: nothing is done, or a `Change` does it."""
+    """Return True if ``augment`` can be applied to a share of a batch: None, or a `Change`."""
     return augment is None or (isinstance(augment, Change) and augment.shares)
 
 
@@ -61,13 +61,13 @@ def _count(images: Tensor, among: Among | None) -> int:
 
 
 def _own(drawn: Tensor, among: Among | None, axis: int = 0) -> Tensor:
-    """What was drawn for the images that are here."""
+    """Select the random numbers of the images at hand."""
     return drawn.index_select(axis, among.rows) if among else drawn
 
 
 @dataclass(frozen=True)
 class Jitter(Change):
-    """Turn, scale, shear and shift each image a little, each differently; what was outside is 0.
+    """Random small rotation, scaling, shear and shift of each image, padded with 0.
 
     Example:
         >>> Jitter(1.0)(torch.rand(7, 1, 8, 8), torch.Generator().manual_seed(0)).shape
@@ -75,13 +75,13 @@ class Jitter(Change):
     """
 
     strength: float
-    """0 leaves images as they are; 1 is up to 15 degrees, 15 %, 0.15 and a quarter of half the
-    image."""
+    """Factor on the ranges, 0 or more. 1 rotates by up to 0.25 rad (14 degrees), scales by up to
+    15 %, shears by up to 0.15 and shifts by up to 1/8 of the image; 0 has no effect."""
 
     def __call__(
         self, images: Tensor, generator: torch.Generator, among: Among | None = None
     ) -> Tensor:
-        """Change images (images, channels, height, width), float."""
+        """Return the changed images, (images, channels, height, width), float."""
         draws = _own(2 * torch.rand(5, _count(images, among), generator=generator) - 1, among, 1)
         angle, scale, shear, right, down = (draws * self.strength).unbind()
         angle, scale, shear = 0.25 * angle, 1 + 0.15 * scale, 0.15 * shear
@@ -95,36 +95,36 @@ class Jitter(Change):
 
 @dataclass(frozen=True)
 class InTurn(Change):
-    """Several changes, one after the other."""
+    """Several augmentations, applied in order."""
 
     changes: tuple[Callable[..., Tensor], ...]
-    """Each as `Jitter`."""
+    """Augmentations, called as ``change(images, generator)``, or as `Change`."""
 
     def __call__(
         self, images: Tensor, generator: torch.Generator, among: Among | None = None
     ) -> Tensor:
-        """Apply all of them."""
+        """Return the images after all changes."""
         for change in self.changes:
             images = change(images, generator, *([among] if among else []))
         return images
 
     @property
     def shares(self) -> bool:
-        """Whether all of them can."""
+        """True if every change accepts ``among``."""
         return all(takes_share(change) for change in self.changes)
 
 
 @dataclass(frozen=True)
 class Flip(Change):
-    """Mirror half of the images left to right. For photographs.
+    """Horizontal mirroring of each image with probability 1/2.
 
-    A mirrored character is another character.
+    For photographs; a mirrored character is another character.
     """
 
     def __call__(
         self, images: Tensor, generator: torch.Generator, among: Among | None = None
     ) -> Tensor:
-        """Change images (images, channels, height, width)."""
+        """Return the changed images, (images, channels, height, width)."""
         mirrored = (
             _own(torch.rand(_count(images, among), 1, 1, 1, generator=generator), among) < 0.5
         )
@@ -133,7 +133,7 @@ class Flip(Change):
 
 @dataclass(frozen=True)
 class Crop(Change):
-    """Shift each image by whole pixels, each differently; what was outside is mirrored or 0.
+    """Random shift of each image by whole pixels, padded by mirroring or with 0.
 
     Source:
         He et al., "Deep residual learning for image recognition" (2016), section 4.2, which pads
@@ -141,17 +141,17 @@ class Crop(Change):
     """
 
     pad: int = 4
-    """The furthest an image moves, in pixels, in either direction."""
+    """Maximum shift in each direction, in pixels."""
     mirrored: bool = True
-    """Whether what was outside mirrors what is inside; otherwise it is 0."""
+    """Pad by mirroring at the edge. False pads with 0."""
 
     def __call__(
         self, images: Tensor, generator: torch.Generator, among: Among | None = None
     ) -> Tensor:
-        """Change images (images, channels, height, width).
+        """Return the changed images, (images, channels, height, width).
 
         Raises:
-            ConfigError: If the images are too small to be mirrored that far.
+            ConfigError: If ``pad`` is negative or, with mirroring, not smaller than the images.
         """
         height, width = images.shape[-2:]
         if self.pad < 0 or (self.mirrored and self.pad >= min(height, width)):
@@ -163,29 +163,24 @@ class Crop(Change):
         shift = torch.randint(2 * self.pad + 1, (2, _count(images, among), 1), generator=generator)
         down, right = _own(shift, among, 1)
         rows, columns = down + torch.arange(height), right + torch.arange(width)
-        which, channel = (
-            torch.arange(len(images))[:, None, None, None],
-            torch.arange(images.shape[1])[:, None, None],
-        )
-        return padded[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
+        image = torch.arange(len(images))[:, None, None, None]
+        channel = torch.arange(images.shape[1])[:, None, None]
+        return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 @dataclass(frozen=True)
 class Colour(Change):
-    """Change brightness, contrast and saturation of each image a little, each differently.
-
-    Values stay in 0 to 1.
-    """
+    """Random brightness, contrast and saturation of each image, clamped to 0 to 1."""
 
     strength: float = 0.4
-    """Each of the three is multiplied by a factor from U(1 - strength, 1 + strength)."""
+    """Half width of the range: each of the three factors is from U(1 - strength, 1 + strength)."""
 
     def __call__(
         self, images: Tensor, generator: torch.Generator, among: Among | None = None
     ) -> Tensor:
-        """Change images (images, channels, height, width), float in 0 to 1.
+        """Return the changed images, (images, channels, height, width), float in 0 to 1.
 
-        Grey ones have no saturation to change.
+        The saturation of grey images does not change.
         """
         count = _count(images, among)
         draws = _own(
@@ -199,9 +194,7 @@ class Colour(Change):
 
 @dataclass(frozen=True)
 class Zoom(Change):
-    """Cut a smaller square out of each image, anywhere in it, and enlarge it to the whole.
-
-    Each differently.
+    """Random square crop of each image, enlarged to the full size.
 
     Source:
         Szegedy et al., "Going deeper with convolutions" (2015), section 6: crops of random size,
@@ -209,12 +202,12 @@ class Zoom(Change):
     """
 
     smallest: float = 0.7
-    """The side of the square is drawn from U(smallest, 1) of the image's."""
+    """Minimum side of the crop as a fraction of the image's; drawn from U(smallest, 1)."""
 
     def __call__(
         self, images: Tensor, generator: torch.Generator, among: Among | None = None
     ) -> Tensor:
-        """Change images (images, channels, height, width), float."""
+        """Return the changed images, (images, channels, height, width), float."""
         count = _count(images, among)
         side = self.smallest + (1 - self.smallest) * _own(
             torch.rand(count, generator=generator), among
@@ -230,7 +223,7 @@ class Zoom(Change):
 
 @dataclass(frozen=True)
 class CutOut(Change):
-    """Paint a square of each image grey, each elsewhere; at an edge only a part of it lies within.
+    """Grey square at a random place of each image; at an edge part of it is cut off.
 
     Source:
         DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout"
@@ -243,7 +236,7 @@ class CutOut(Change):
     def __call__(
         self, images: Tensor, generator: torch.Generator, among: Among | None = None
     ) -> Tensor:
-        """Change images (images, channels, height, width), float in 0 to 1."""
+        """Return the changed images, (images, channels, height, width), float in 0 to 1."""
         height, width = images.shape[-2:]
         size = (_count(images, among), 1, 1, 1)
         down = _own(torch.randint(height, size, generator=generator), among)

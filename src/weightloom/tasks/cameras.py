@@ -1,7 +1,7 @@
-"""Cameras with crossed wires: labelled pictures, each task seen through a faulty camera that nobody has met.
+"""Cameras with crossed wires: classification of pictures seen through a new faulty camera per task.
 
-A made fault on real pictures. It stands for arrays of sensors, electrodes or antennas that were
-wired, mounted or calibrated each in its own way.
+A simulated fault on real pictures. It represents arrays of sensors, electrodes or antennas that
+differ in wiring, mounting or calibration.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from weightloom.tasks.classes import Augment
 from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
 LOG_GAIN, OFFSET = 1.1, 1.0
-"""Gains are exp U(-1.1, 1.1), offsets U(-1, 1)."""
+"""Ranges of log gain and offset: gains are exp U(-1.1, 1.1), offsets U(-1, 1)."""
 UNLABELLED = -1
-"""Label of a support picture of which nobody says what it shows."""
+"""Label of an unlabelled support picture."""
 
 
 class Cameras(NamedTuple):
-    """Faulty cameras: a picture x goes in, and the wires send v = weight x + offset."""
+    """Faulty cameras as affine maps: for a picture x the wires send v = weight x + offset."""
 
     weight: Float[Tensor, "tasks wires pixels"]
     offset: Float[Tensor, "tasks wires"]
@@ -31,22 +31,21 @@ class Cameras(NamedTuple):
     def send(
         self, pictures: Float[Tensor, "tasks pictures pixels"]
     ) -> Float[Tensor, "tasks pictures wires"]:
-        """Return what the wires of each camera send of its pictures."""
+        """Return the signal on the wires of each camera for each of its pictures."""
         return torch.baddbmm(self.offset[:, None], pictures, self.weight.mT)
 
 
 def sample_cameras(
     tasks: int, pixels: int, generator: torch.Generator, crosstalk: float = 0.0, share: slice = ALL
 ) -> Cameras:
-    """Draw cameras whose wires are permuted, half of them negative, each with its own gain and offset.
+    """Draw cameras with permuted wires, half of them negative, and a gain and offset per wire.
 
     Args:
-        tasks: How many cameras.
-        pixels: Pixels of a picture, and wires of a camera.
-        generator: Where chance comes from.
-        crosstalk: Share of a wire's signal that comes from two other pixels, drawn at random; 0:
-            none.
-        share: Which of the cameras to make, all of them being drawn.
+        tasks: Number of cameras.
+        pixels: Pixels of a picture, equal to the wires of a camera.
+        generator: Source of randomness.
+        crosstalk: Fraction of a wire's signal that comes from two other pixels, drawn at random.
+        share: Slice of the cameras to return. The random numbers of all are drawn.
 
     Example:
         >>> cameras = sample_cameras(5, 64, torch.Generator().manual_seed(0))
@@ -71,12 +70,13 @@ def sample_cameras(
 
 @dataclass(frozen=True)
 class CameraTasks(TaskSource):
-    """Tasks of one camera each: a few labelled pictures that it sent, and others of all classes to be read.
+    """Classification tasks of one faulty camera each, with a few labelled support pictures.
 
-    The support holds ``shots`` pictures of each of ``ways`` classes, drawn anew for every camera;
-    queries are drawn from all other pictures. Labels are those of the pool: a 7 is a 7 for every
-    camera. ``Tasks.hidden`` holds the query pictures before the camera, (tasks, queries, pixels),
-    and ``support_x`` and ``query_x`` are flat: wires have no place.
+    The support set has ``shots`` pictures of each of ``ways`` classes, drawn separately for every
+    camera; query pictures are drawn from all others, of every class. Labels are those of the pool
+    and mean the same in every task. ``support_x`` and ``query_x`` are flat, (tasks, pictures,
+    pixels), as wires have no position. ``Tasks.hidden`` is the query pictures before the camera,
+    (tasks, queries, pixels).
 
     Example:
         >>> pool = torch.rand(200, 8, 8), torch.arange(200) % 10
@@ -88,22 +88,22 @@ class CameraTasks(TaskSource):
     images: Tensor
     """(images, height, width): uint8 in 0 to 255, or float in 0 to 1."""
     labels: Int[Tensor, " images"]
-    """The class of each image, counted from 0; every class is there."""
+    """Class of each image, from 0; every class has at least one image."""
     ways: int = 10
-    """Classes shown to a camera."""
+    """Classes in the support set of a camera."""
     shots: int = 1
-    """Support pictures of each class shown; with ``fewest_shots`` the most there can be."""
+    """Support pictures per class; with ``fewest_shots`` their maximum."""
     queries: int = 50
-    """Query pictures of a camera."""
+    """Query pictures per camera."""
     crosstalk: float = 0.0
-    """As for `sample_cameras`."""
+    """Fraction of a wire's signal that comes from two other pixels, as in `sample_cameras`."""
     labelled: bool = True
-    """Support pictures have labels; otherwise these are all `UNLABELLED`."""
+    """Label the support pictures. False sets all their labels to `UNLABELLED`."""
     augment: Augment | None = None
-    """Changes each picture at random before the camera. For meta-training only."""
+    """Random change of each picture before the camera. For meta-training only."""
     fewest_shots: int | None = None
-    """Draw the shots of each class of each camera from this number to ``shots``; the others are
-    masked."""
+    """Minimum shots per class: the number is drawn uniformly from here to ``shots``, per class and
+    camera, and the remaining pictures are masked. None: always ``shots``."""
 
     def __post_init__(self) -> None:
         counts = torch.bincount(self.labels)
@@ -139,7 +139,10 @@ class CameraTasks(TaskSource):
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
         """Draw classes, pictures, then cameras, for all tasks at once.
 
-        Gather and change those of a share.
+        Args:
+            tasks: Number of tasks to draw.
+            generator: Source of randomness.
+            share: Slice of the tasks to return. The random numbers of all are drawn.
         """
         if not takes_share(self.augment) and share != ALL:
             return self.sample(tasks, generator).take(share)
@@ -162,14 +165,9 @@ class CameraTasks(TaskSource):
         pictures = self.images[drawn]
         pictures = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
         if self.augment is not None:
-            how = (
-                (generator,)
-                if share == ALL
-                else (generator, Among.tasks(tasks, share, drawn.shape[1]))
-            )
-            pictures = self.augment(pictures.flatten(0, 1)[:, None], *how)[:, 0].unflatten(
-                0, drawn.shape
-            )
+            among = () if share == ALL else (Among.tasks(tasks, share, drawn.shape[1]),)
+            changed = self.augment(pictures.flatten(0, 1)[:, None], generator, *among)
+            pictures = changed[:, 0].unflatten(0, drawn.shape)
         pictures = pictures.flatten(2)
         cameras = sample_cameras(tasks, pictures.shape[2], generator, self.crosstalk, share)
         support_x, query_x = cameras.send(pictures).split([support.shape[1], self.queries], dim=1)

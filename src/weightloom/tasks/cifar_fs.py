@@ -1,9 +1,8 @@
-"""CIFAR-FS: photographs of 100 kinds of things, 32x32 in colour, and its split into classes.
+"""CIFAR-FS: 32x32 colour photographs of 100 classes, with the split of the classes.
 
-In:   the file ``cifar_fs_100.npz``, one WebP picture a class that holds all of its images side by
-      side.
-Out:  `ClassPool`, and which classes are for meta-training, meta-validation and meta-test.
-Knows nothing of tasks.
+In:   the file ``cifar_fs_100.npz``: one WebP picture per class, a grid of all its images.
+Out:  `ClassPool`, and the classes for meta-training, meta-validation and meta-test.
+Independent of tasks.
 """
 
 import io
@@ -24,13 +23,13 @@ SPLIT = {"train": "train", "validation": "val", "test": "test"}
 
 
 def load_cifar_fs() -> tuple[ClassPool, dict[str, list[int]]]:
-    """Load CIFAR-FS with 100 of the 600 images a class: 100 classes, 3x32x32, uint8.
+    """Load CIFAR-FS, 100 classes of 3x32x32 uint8 images, with 100 of the 600 images per class.
 
-    Read from ``cifar_fs_100.npz`` in the first of ``searched_folders("cifar_fs")`` that has it. Its
-    authors state no licence, so it is not fetched for you.
+    The file ``cifar_fs_100.npz`` is read from the first folder of ``searched_folders("cifar_fs")``
+    that contains it. It is not downloaded, because its authors state no licence.
 
     Returns:
-        The pool, and its class numbers under ``"train"`` (64), ``"validation"`` (16) and ``"test"``
+        The pool, and the class numbers under ``"train"`` (64), ``"validation"`` (16) and ``"test"``
         (20).
 
     Raises:
@@ -40,14 +39,14 @@ def load_cifar_fs() -> tuple[ClassPool, dict[str, list[int]]]:
     Source:
         Krizhevsky, "Learning multiple layers of features from tiny images" (2009); the split is by
         Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019), who use
-        600 images a class.
+        600 images per class.
     """
     path = needed_file(
         FOLDER,
         FILE,
         "CIFAR-FS's file",
-        "It holds one WebP picture a class (`webp`, `offsets`, `count`, `size`, `names`, `split`), "
-        "and is not fetched for you: its authors state no licence.",
+        "It holds one WebP picture per class (`webp`, `offsets`, `count`, `size`, `names`, "
+        "`split`), and is not downloaded, because its authors state no licence.",
     )
     try:
         from PIL import Image
@@ -75,7 +74,7 @@ def load_cifar_fs() -> tuple[ClassPool, dict[str, list[int]]]:
             raise ValueError(
                 f"it has {len(images)} classes, split {list(map(len, split.values()))}"
             )
-    except Exception as error:  # numpy, zipfile, zlib and Pillow raise a dozen types for the one thing that is wrong
+    except Exception as error:  # numpy, zipfile, zlib and Pillow raise many types for a bad file
         raise DataError(
             f"`{path}` cannot be read as CIFAR-FS ({str(error) or type(error).__name__}). It is "
             f"damaged, or another file of that name: {CLASSES} classes, 64 to train on, 16 for "

@@ -1,7 +1,4 @@
-"""Classification tasks from a pool of labelled examples.
-
-Some classes, some examples of each, drawn in bulk.
-"""
+"""Few-shot classification tasks, drawn many at once from a pool of labelled examples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +11,16 @@ from weightloom.tasks.augment import Among, takes_share
 from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
 Augment = Callable[..., Tensor]
-"""Images (images, channels, height, width) and a generator to images of the same shape, each
-changed at random."""
+"""Random augmentation: called with images, (images, channels, height, width), and a generator, it
+returns images of the same shape."""
 
 
 @dataclass(frozen=True)
 class ClassTasks(TaskSource):
-    """Tasks of ``ways`` classes, ``shots`` support examples and ``queries`` query examples of each.
+    """N-way K-shot tasks: ``ways`` classes, with ``shots`` support and ``queries`` query examples.
 
-    Which class gets which label is drawn anew for every task, so that labels carry no meaning from
-    task to task. Support examples come in the order of their labels; query examples too.
+    Labels are assigned to classes at random in every task, so they carry no meaning across tasks.
+    Support and query examples are each ordered by label.
 
     Example:
         >>> pool = torch.rand(6, 20, 1, 8, 8)
@@ -34,37 +31,37 @@ class ClassTasks(TaskSource):
     """
 
     examples: Tensor
-    """The pool, (classes, most examples of a class, *event): uint8 in 0 to 255, or float."""
+    """Pool, (classes, examples of the largest class, *event): uint8 in 0 to 255, or float."""
     counts: Tensor
-    """How many examples each class has, (classes,); what lies behind them is never drawn."""
+    """Number of examples per class, (classes,); entries of the pool behind it are never drawn."""
     ways: int
     """Classes per task."""
     shots: int
-    """Support examples per class; with ``fewest_shots`` the most there can be."""
+    """Support examples per class; with ``fewest_shots`` their maximum."""
     queries: int
     """Query examples per class."""
     augment: Augment | None = None
-    """Changes each drawn image at random. For meta-training only."""
+    """Random change of each drawn image. For meta-training only."""
     fewest_shots: int | None = None
-    """Draw the shots of each class of each task from this number to ``shots``; the others are
-    masked."""
+    """Minimum shots per class: the number is drawn uniformly from here to ``shots``, per class and
+    task, and the remaining examples are masked. None: always ``shots``."""
     groups: Tensor | None = None
-    """A number for each class, (classes,): the classes of a task are all of one group. None: of
+    """Group of each class, (classes,): the classes of a task all come from one group. None: from
     any."""
     same_drawer: bool = False
-    """Draw the same places in the pool for all classes of a task: in Omniglot, place j is what
-    drawer j drew."""
+    """Draw the same positions in the pool for all classes of a task. In Omniglot, position j is
+    the drawing of person j."""
 
     def __post_init__(self) -> None:
         classes, fewest = len(self.examples), int(self.counts.min())
         if self.ways > classes:
             raise ConfigError(
                 f"`ways={self.ways}` but there are {classes} classes to draw from. "
-                f"A task takes different classes. Pass `ways` from 2 to {classes}."
+                f"The classes of a task differ. Pass `ways` from 2 to {classes}."
             )
         if self.ways < 2:
             raise ConfigError(
-                f"`ways={self.ways}`. There is nothing to tell apart. Pass `ways` from 2 to "
+                f"`ways={self.ways}`. A classification needs two classes. Pass `ways` from 2 to "
                 f"{classes}."
             )
         if self.shots < 1 or self.queries < 1:
@@ -96,7 +93,10 @@ class ClassTasks(TaskSource):
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
         """Draw classes, then examples of each, for all tasks at once.
 
-        Gather and change those of a share.
+        Args:
+            tasks: Number of tasks to draw.
+            generator: Source of randomness.
+            share: Slice of the tasks to return. The random numbers of all are drawn.
         """
         if not takes_share(self.augment) and share != ALL:
             return self.sample(tasks, generator).take(share)
@@ -108,20 +108,16 @@ class ClassTasks(TaskSource):
             else self.counts[drawn][..., None]
         )
         order = torch.rand(tasks, 1 if self.same_drawer else self.ways, most, generator=generator)
-        drawn, order = (
-            drawn[share],
-            order[share].masked_fill(torch.arange(most) >= counts[share], -1.0),
-        )
+        drawn = drawn[share]
+        order = order[share].masked_fill(torch.arange(most) >= counts[share], -1.0)
         picked = order.topk(self.shots + self.queries).indices.expand(-1, self.ways, -1)
         values = self.examples[drawn[..., None], picked]
         values = values.float() / 255 if values.dtype == torch.uint8 else values
         if self.augment is not None:
-            how = (
-                (generator,)
-                if share == ALL
-                else (generator, Among.tasks(tasks, share, self.ways * values.shape[2]))
-            )
-            values = self.augment(values.flatten(0, 2), *how).unflatten(0, values.shape[:3])
+            images = self.ways * values.shape[2]
+            among = () if share == ALL else (Among.tasks(tasks, share, images),)
+            changed = self.augment(values.flatten(0, 2), generator, *among)
+            values = changed.unflatten(0, values.shape[:3])
         labels = torch.arange(self.ways)[:, None].expand(len(values), self.ways, -1)
         support, query = values[:, :, : self.shots], values[:, :, self.shots :]
         mask = torch.ones(len(values), self.ways, self.shots, dtype=torch.bool)
@@ -140,10 +136,7 @@ class ClassTasks(TaskSource):
         )
 
     def _classes(self, tasks: int, generator: torch.Generator) -> Tensor:
-        """Draw the classes of each task, (tasks, ways).
-
-        With groups, a group that is large enough first.
-        """
+        """Draw the classes of each task, (tasks, ways); with groups, first a large enough group."""
         classes = len(self.examples)
         order = torch.rand(tasks, classes, generator=generator)
         if self.groups is not None:

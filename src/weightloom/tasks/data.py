@@ -1,9 +1,8 @@
-"""Pools of real images: found on this machine or fetched once, and checked.
+"""Pools of real images, read from this machine or downloaded once, and the splits of their classes.
 
-In:   the name of a set.
-Out:  `ClassPool`, the examples of every class; and which classes are for meta-training and which
-      are held out.
-Knows nothing of tasks, support or query.
+In:   the name of a data set.
+Out:  `ClassPool`, the examples of every class; and the classes for meta-training and held out.
+Independent of tasks, support and query.
 """
 
 from collections.abc import Sequence
@@ -18,28 +17,27 @@ from weightloom.tasks import omniglot
 
 
 class ClassPool(NamedTuple):
-    """Labelled examples, class by class: images, features of sentences.
+    """Labelled examples by class: images, or features of sentences.
 
-    Classes may hold unequal numbers.
+    Classes may have different numbers of examples.
     """
 
     examples: Tensor
-    """(classes, most examples of a class, *event), images as uint8; zeros behind a class's last."""
+    """Examples, (classes, examples of the largest class, *event), images as uint8; smaller classes
+    are padded with zeros."""
     counts: Tensor
-    """How many examples each class has, (classes,), int64."""
+    """Number of examples per class, (classes,), int64."""
     names: tuple[str, ...]
-    """One per class, as in ``"7"`` or ``"Greek/character03"``."""
+    """Name of each class, e.g. ``"7"`` or ``"Greek/character03"``."""
     sentences: tuple[tuple[str, ...], ...] = ()
-    """What a person reads in the place of an example, class by class; empty where examples can be
-    looked at."""
+    """Text of each example, by class, to be displayed; empty for images."""
 
 
 def load_digits() -> ClassPool:
-    """Load scikit-learn's 1,797 handwritten digits.
+    """Load scikit-learn's 1,797 handwritten digits: 10 classes of 174 to 183 images, 1x8x8.
 
-    10 classes of 174 to 183 images, 1x8x8, ink bright.
-
-    Nothing is downloaded. The set's pixels 0 to 16 become 0 to 255, rounded.
+    Ink is bright. Pixels are scaled from 0 to 16 to 0 to 255, and rounded. The images come with
+    scikit-learn, so none are downloaded.
 
     Raises:
         MissingExtraError: If scikit-learn is not installed.
@@ -56,9 +54,10 @@ def load_digits() -> ClassPool:
 
 
 def load_digit_images() -> tuple[Tensor, Tensor]:
-    """Load the same digits one by one in the set's own order, writer after writer.
+    """Load scikit-learn's digits in their original order, writer by writer.
 
-    (1797, 8, 8), uint8, and labels.
+    Returns:
+        Images, (1797, 8, 8), uint8, and labels, (1797,), int64.
 
     Raises:
         MissingExtraError: If scikit-learn is not installed.
@@ -77,18 +76,19 @@ def load_digit_images() -> tuple[Tensor, Tensor]:
 
 
 def load_omniglot(download: bool = True) -> ClassPool:
-    """Load Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings of each, 1x28x28, ink bright.
+    """Load Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings each, 1x28x28.
 
-    Read from ``omniglot28.npz`` in the first of ``searched_folders("omniglot")`` that has it. Where
-    none does, the authors' drawings (16 MB) are fetched, averaged from 105x105 to 28x28 in 16
-    levels of grey, and kept in the cache. Class i is the authors' character number i + 1: the first
-    964 are their background set, the others their evaluation set.
+    Ink is bright. The file ``omniglot28.npz`` is read from the first folder of
+    ``searched_folders("omniglot")`` that contains it. If none does, the authors' drawings (16 MB)
+    are downloaded, averaged from 105x105 to 28x28 in 16 levels of grey, and kept in the user's
+    cache. Class i is the authors' character number i + 1: the first 964 are their background set,
+    the others their evaluation set.
 
     Args:
-        download: Whether to fetch what is not on this machine.
+        download: Allow the download.
 
     Raises:
-        DataError: If the set is nowhere and cannot be fetched, or the file found is damaged.
+        DataError: If the file is not found and cannot be downloaded, or it is damaged.
 
     Source:
         Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic
@@ -113,9 +113,15 @@ def load_omniglot(download: bool = True) -> ClassPool:
 
 
 def digits_split(split: int) -> tuple[list[int], list[int]]:
-    """Return the digits to meta-train on and the digits held out, in one of three partitions.
+    """Return the digits to meta-train on and the held-out digits, in one of three partitions.
 
-    Each digit is held out in exactly one of them, so that three runs judge all ten.
+    Each digit is held out in exactly one partition, so three runs test all ten.
+
+    Args:
+        split: Number of the partition, 0 to 2.
+
+    Raises:
+        ConfigError: If ``split`` is outside this range.
 
     Example:
         >>> digits_split(0)
@@ -132,7 +138,10 @@ def digits_split(split: int) -> tuple[list[int], list[int]]:
 
 
 def omniglot_split(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return 1,200 classes of Omniglot to meta-train on and the 423 others, shuffled by ``seed``.
+    """Return 1,200 classes of Omniglot to meta-train on and the 423 others, drawn at random.
+
+    Args:
+        seed: Seed of the shuffle.
 
     Example:
         >>> train, held_out = omniglot_split()
@@ -140,24 +149,27 @@ def omniglot_split(seed: int = 0) -> tuple[Tensor, Tensor]:
         (torch.Size([1200]), torch.Size([423]))
 
     Source:
-        Vinyals et al., "Matching networks for one shot learning" (2016). The sizes are theirs, the
-        shuffle is ours.
+        Vinyals et al., "Matching networks for one shot learning" (2016), for the sizes; the shuffle
+        is another.
     """
     order = torch.randperm(1623, generator=torch.Generator().manual_seed(seed))
     return order[:1200], order[1200:]
 
 
 def lake_split(pool: ClassPool, alphabets: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
-    """Return the classes of Omniglot's background set to meta-train on and the 659 of its evaluation set.
+    """Return the classes of Omniglot's background set to meta-train on, and its evaluation set.
 
-    The two share no alphabet. With `class_groups` and
-    ``ClassTasks(ways=20, shots=1, queries=1, same_drawer=True)`` a task is as the authors': 20
+    The two sets share no alphabet. With `class_groups` and
+    ``ClassTasks(ways=20, shots=1, queries=1, same_drawer=True)`` tasks are those of the authors: 20
     characters of one alphabet, drawn once by one person and once by another.
 
     Args:
-        pool: What `load_omniglot` returned.
-        alphabets: Which alphabets of the background set; None: all 30, 964 classes.
-            ``omniglot.SMALL1`` is the authors' first "minimal" set of five.
+        pool: Pool returned by `load_omniglot`.
+        alphabets: Alphabets of the background set. None: all 30, 964 classes. ``omniglot.SMALL1``
+            is the authors' first "minimal" set of five.
+
+    Returns:
+        Class numbers to meta-train on, and the 659 class numbers of the evaluation set.
 
     Raises:
         ConfigError: If an alphabet is not in the background set.
@@ -178,19 +190,17 @@ def lake_split(pool: ClassPool, alphabets: Sequence[str] | None = None) -> tuple
 
 
 def class_groups(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """Number the groups that classes are of by their names.
+    """Group classes by the part of their name before the slash: alphabets, speakers.
 
-    The alphabets of Omniglot, the speakers of spoken digits.
-
-    A group is what stands before the slash, and the rotation: an alphabet turned is another
-    alphabet.
+    A rotation is part of the group: a rotated alphabet is another alphabet.
 
     Args:
-        names: Of a pool, as in ``"Greek/character03"`` or ``"Greek/character03@90"``.
+        names: Names of the classes of a pool, e.g. ``"Greek/character03"`` or
+            ``"Greek/character03@90"``.
 
     Returns:
-        The group of each class, (classes,), int64, for ``ClassTasks.groups``; and the names of the
-        groups.
+        Group of each class, (classes,), int64, for ``ClassTasks.groups``; and the names of the
+        groups, in order of first occurrence.
 
     Example:
         >>> class_groups(["Greek/character01", "Latin/character01", "Greek/character02"])
@@ -202,16 +212,15 @@ def class_groups(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
 
 
 def rotated(pool: ClassPool, quarter_turns: Sequence[int]) -> ClassPool:
-    """Return the pool with every class once more per rotation, as new classes behind the old.
+    """Append rotated copies of every class to a pool, as new classes.
 
     Args:
-        pool: Square images.
-        quarter_turns: Different numbers from 1 to 3, counter-clockwise. Class ``a`` turned once is
-            ``a@90``.
+        pool: Pool of square images.
+        quarter_turns: Rotations in quarter turns counter-clockwise: different numbers from 1 to 3.
+            Class ``a`` rotated once is named ``a@90``.
 
     Raises:
-        ConfigError: If a number is none of these or stands there twice: one class would get two
-            labels.
+        ConfigError: If a number is outside 1 to 3, or repeated, as one class would get two labels.
         ShapeError: If the images are not square.
 
     Source:
@@ -239,7 +248,7 @@ def _not_found(why: str) -> DataError:
     folders = " nor in ".join(f"`{folder}`" for folder in searched_folders("omniglot"))
     return DataError(
         f"Omniglot's file `{omniglot.FILE}` is not in {folders}, {why}. "
-        "The drawings do not come with this library: they are fetched once, 16 MB, from the "
+        "The drawings do not come with this library: they are downloaded once, 16 MB, from the "
         f"authors' home. Set `WEIGHTLOOM_DATA` to a folder that holds `omniglot/{omniglot.FILE}`, "
         "or connect to the network and run again."
     )

@@ -1,10 +1,9 @@
-"""Your own pictures: a folder with one sub-folder per class becomes a pool, whatever the pictures are like.
+"""Pictures of a user: a folder with one sub-folder per class becomes a pool of square images.
 
-In:   a folder; optionally ``train``, ``val`` and ``test`` in it, each with classes of its own.
-Out:  `FolderPool`: square images of one size as uint8, the split of the classes, and what was
-      skipped and why.
-Knows nothing of tasks. Which classes are held out, where the folder does not say, is
-`split_classes`' affair.
+In:   a folder; optionally with ``train``, ``val`` and ``test`` in it, each with its own classes.
+Out:  `FolderPool`: square uint8 images of one size, the split of the classes, and the skipped files
+      with the reasons.
+Independent of tasks. For a folder without a split, `split_classes` draws one.
 """
 
 import hashlib
@@ -37,39 +36,41 @@ SPLITS = {
 
 
 class FolderPool(NamedTuple):
-    """The pictures of a folder."""
+    """Pictures of a folder as a pool, with their split and the skipped files."""
 
     pool: ClassPool
-    """Classes in the order of their names."""
+    """Images by class; classes are sorted by name."""
     split: dict[str, list[int]] | None
-    """Class numbers by ``"train"``, ``"validation"`` and ``"test"``, where the folder says so."""
+    """Class numbers by ``"train"``, ``"validation"`` and ``"test"``. None if the folder has no
+    split."""
     skipped: tuple[Skipped, ...]
-    """What was found and not used."""
+    """Files and folders that were not used, with the reasons."""
 
 
 def load_folder(
     path: str | Path, *, size: int = 32, channels: int | None = None, fewest: int = 2, ways: int = 2
 ) -> FolderPool:
-    """Load one class per sub-folder, from PNG, JPEG, WebP, GIF (its first frame), BMP, TIFF and PPM of any size.
+    """Load images from a folder with one sub-folder per class, as PNG, JPEG, WebP, GIF and others.
 
-    A picture is turned as its EXIF says, put on white where it is transparent, cut to the largest
-    square in its middle, and scaled. 16-bit pictures become 8-bit. Hidden files, other files,
-    folders within a class's folder and pictures of more than 50 megapixels are skipped;
-    ``WEIGHTLOOM_MAX_MEGAPIXELS`` allows larger ones. A file that is a link to or a copy of one of
-    another class is skipped too.
+    PNG, JPEG, WebP, GIF (first frame), BMP, TIFF and PPM are read, at any size. Each picture is
+    rotated by its EXIF orientation, composed on white where it is transparent, cropped to the
+    central square, and resized. 16-bit pictures become 8-bit. Skipped are: hidden files, other
+    files, folders within a class's folder, pictures of more than 50 megapixels
+    (``WEIGHTLOOM_MAX_MEGAPIXELS`` raises this limit), and links to or copies of a file of another
+    class.
 
     Args:
-        path: The folder. If all folders in it are called ``train``, ``val`` or ``test``, the
-            classes lie in those.
-        size: Height and width of the images.
-        channels: 1 for grey, 3 for colour. None: 1 if every picture is grey.
-        fewest: A class with fewer pictures is skipped: shots and queries together.
-        ways: How many classes a task takes.
+        path: The folder. If every folder in it is named ``train``, ``val``, ``valid``,
+            ``validation`` or ``test``, the class folders are expected in those.
+        size: Height and width of the images, in pixels.
+        channels: 1 for grey, 3 for colour. None: 1 if every picture is grey, else 3.
+        fewest: Minimum pictures of a class, shots plus queries; smaller classes are skipped.
+        ways: Minimum number of classes: those of one task.
 
     Raises:
-        DataError: If there is no such folder, too few classes in it, a class in two splits, or more
-            than 2 GB.
-        ConfigError: If ``size`` or ``channels`` cannot be.
+        DataError: If the folder does not exist or has too few classes, a class is in two splits, or
+            the images would take more than 2 GB.
+        ConfigError: If ``size`` is below 1, or ``channels`` is not 1, 3 or None.
         MissingExtraError: If Pillow is not installed.
     """
     root = home(path)
@@ -93,36 +94,42 @@ def load_folder(
             f"needed. A class is a sub-folder with pictures in it; {_reasons(skipped)}. "
             f"Put a folder per class into `{root}`, or ask for fewer ways, shots or queries."
         )
+    pool = _pool(pictures, size, channels)
+    return FolderPool(pool, _split(list(pictures), split_of), tuple(skipped))
+
+
+def _pool(pictures: dict[Path, list[Tensor]], size: int, channels: int | None) -> ClassPool:
+    """Stack the pictures of each class; without ``channels``, in grey if all of them are."""
     counts = torch.tensor([len(found) for found in pictures.values()])
-    examples = torch.zeros(
-        len(counts), int(counts.max()), channels or 3, size, size, dtype=torch.uint8
-    )
+    most = int(counts.max())
+    examples = torch.zeros(len(counts), most, channels or 3, size, size, dtype=torch.uint8)
     for row, found in enumerate(pictures.values()):
         examples[row, : len(found)] = torch.stack(found)
     if channels is None and bool((examples == examples[:, :, :1]).all()):
         examples = examples[:, :, :1].clone()
-    split: dict[str, list[int]] | None = None
-    if any(split_of.values()):
-        split = {name: [] for name in ("train", "validation", "test")}
-        for row, folder in enumerate(pictures):
-            split[split_of[folder]].append(row)
-    return FolderPool(
-        ClassPool(examples, counts, tuple(folder.name for folder in pictures)),
-        split,
-        tuple(skipped),
-    )
+    return ClassPool(examples, counts, tuple(folder.name for folder in pictures))
+
+
+def _split(folders: list[Path], split_of: dict[Path, str]) -> dict[str, list[int]] | None:
+    """Return the numbers of the class folders by split, or None if they have none."""
+    if not any(split_of.values()):
+        return None
+    split: dict[str, list[int]] = {name: [] for name in ("train", "validation", "test")}
+    for row, folder in enumerate(folders):
+        split[split_of[folder]].append(row)
+    return split
 
 
 def picture(source: Any, size: int, channels: int) -> Tensor:
-    """Make of one picture what `load_folder` makes of it, (channels, size, size), uint8.
+    """Load one picture as `load_folder` does, (channels, size, size), uint8.
 
     Args:
-        source: A path, or a picture that Pillow has opened.
-        size: Height and width.
+        source: A path, or a picture opened by Pillow.
+        size: Height and width of the result, in pixels.
         channels: 1 for grey, 3 for colour.
 
     Raises:
-        DataError: If it is not there or cannot be decoded.
+        DataError: If the file does not exist or cannot be decoded.
         MissingExtraError: If Pillow is not installed.
     """
     image, most = _pillow(), most_pixels()
@@ -131,9 +138,9 @@ def picture(source: Any, size: int, channels: int) -> Tensor:
         if path is None:
             return _square(source.copy(), size, channels, most)
         if not path.is_file():
-            raise ValueError("it is no plain file" if path.exists() else "it is not there")
+            raise ValueError("it is not a regular file" if path.exists() else "it is not there")
         return _decode(image, path, size, channels, most)
-    except Exception as error:  # a broken picture raises whatever its decoder trips over
+    except Exception as error:  # decoders raise errors of any type on a broken picture
         name = "A picture" if path is None else f"`{path}`"
         raise DataError(
             f"{name} cannot be read as a picture ({str(error) or type(error).__name__}). "
@@ -145,17 +152,21 @@ def picture(source: Any, size: int, channels: int) -> Tensor:
 def split_classes(
     classes: int, seed: int = 0, fractions: Sequence[float] = (0.64, 0.16, 0.2), fewest: int = 2
 ) -> dict[str, list[int]]:
-    """Divide classes at random into ``"train"``, ``"validation"`` and ``"test"``, which share none.
+    """Split classes at random into disjoint ``"train"``, ``"validation"`` and ``"test"`` sets.
 
     Args:
-        classes: How many there are.
-        seed: Of the shuffle.
-        fractions: Shares of the three; they sum to 1.
-        fewest: The least a part needs: ``ways``. Where there are too few for three parts, there is
-            no validation.
+        classes: Number of classes.
+        seed: Seed of the shuffle.
+        fractions: Fractions of train, validation and test; they sum to 1.
+        fewest: Minimum classes of a part: the ``ways`` of a task. If the classes are too few for
+            three parts, validation is empty.
+
+    Returns:
+        Sorted class numbers of each part.
 
     Raises:
-        ConfigError: If there are too few even for two parts, or the fractions are none.
+        ConfigError: If ``classes < 2 * fewest``, or ``fractions`` are not three numbers from 0 that
+            sum to 1.
 
     Example:
         >>> {part: len(numbers) for part, numbers in split_classes(50).items()}
@@ -188,7 +199,7 @@ def split_classes(
 
 
 def _class_folders(root: Path, skipped: list[Skipped]) -> dict[Path, str]:
-    """Return the folders of the classes, by name, each with its split, or "" where the folder has no splits."""
+    """Return the class folders, sorted by name, each with its split; ``""`` without a split."""
     folders = _folders(root, skipped)
     if not folders or any(folder.name.lower() not in SPLITS for folder in folders):
         return dict.fromkeys(folders, "")
@@ -210,7 +221,7 @@ def _class_folders(root: Path, skipped: list[Skipped]) -> dict[Path, str]:
 
 
 def _folders(parent: Path, skipped: list[Skipped]) -> list[Path]:
-    """List the folders in a folder, by name; what else lies there is skipped."""
+    """List the folders in a folder, sorted by name; other entries are skipped."""
     folders = []
     for entry in _entries(parent):
         if entry.name.startswith("."):
@@ -223,18 +234,18 @@ def _folders(parent: Path, skipped: list[Skipped]) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """List what is in a folder, by name."""
+    """List the entries of a folder, sorted by name."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
         raise DataError(
-            f"`{folder}` cannot be read ({error.strerror}). It is a folder of pictures, or lies in "
-            f"one. Allow yourself to read it, as by `chmod u+rx {folder}`, or move it away."
+            f"`{folder}` cannot be read ({error.strerror}). It is a folder of pictures, or is in "
+            f"one. Change its permissions, e.g. by `chmod u+rx {folder}`, or move it away."
         ) from error
 
 
 def _files(folder: Path, skipped: list[Skipped]) -> list[Path]:
-    """List the files of a class that may be pictures, by name."""
+    """List the regular files in a class's folder, sorted by name; other entries are skipped."""
     files = []
     for entry in _entries(folder):
         if entry.name.startswith("."):
@@ -242,16 +253,16 @@ def _files(folder: Path, skipped: list[Skipped]) -> list[Path]:
         elif entry.is_dir():
             skipped.append(Skipped(str(entry), "a folder within a class's folder"))
         elif not entry.is_file():
-            skipped.append(Skipped(str(entry), "a link to nothing, or no plain file"))
+            skipped.append(Skipped(str(entry), "a broken link, or not a regular file"))
         else:
             files.append(entry)
     return files
 
 
 def _first_met(files: list[Path], met: dict[bytes, Path], skipped: list[Skipped]) -> list[Path]:
-    """Leave out files that another class has too, byte for byte, as linked or copied folders have.
+    """Return the files without those that an earlier class has too, byte for byte.
 
-    Classes to train on and classes to be judged on would share them.
+    Otherwise classes for training and for test could share pictures, by linked or copied folders.
     """
     kept = []
     for file in files:
@@ -273,14 +284,14 @@ def _first_met(files: list[Path], met: dict[bytes, Path], skipped: list[Skipped]
 def _decoded(
     image: ModuleType, files: list[Path], size: int, channels: int | None, skipped: list[Skipped]
 ) -> Iterator[Tensor]:
-    """Decode pictures, (channels, size, size); what cannot be decoded is skipped."""
+    """Decode pictures, (channels, size, size); those that cannot be decoded are skipped."""
     most = most_pixels()
     for file in files:
         try:
             yield _decode(image, file, size, channels, most)
         except image.UnidentifiedImageError:
             skipped.append(Skipped(str(file), "no picture in a known format"))
-        except Exception as error:  # a broken picture raises whatever its decoder trips over
+        except Exception as error:  # decoders raise errors of any type on a broken picture
             skipped.append(
                 Skipped(str(file), f"cannot be decoded ({str(error) or type(error).__name__})")
             )
@@ -289,19 +300,14 @@ def _decoded(
 def _decode(image: ModuleType, file: Path, size: int, channels: int | None, most: int) -> Tensor:
     """Decode the picture in a file."""
     with warnings.catch_warnings(), _any_size(image):
-        warnings.simplefilter(
-            "ignore"
-        )  # of size, of odd palettes, of broken EXIF: the picture counts
+        warnings.simplefilter("ignore")  # about size, palettes and broken EXIF
         with image.open(file, formats=FORMATS) as opened:
             return _square(opened, size, channels, most)
 
 
 @contextmanager
 def _any_size(image: Any) -> Iterator[None]:
-    """Let Pillow open pictures of any size.
-
-    `_square` looks at it before a pixel is decoded, and says what to do.
-    """
+    """Lift Pillow's limit on the size of a picture; `_square` applies ours before decoding."""
     usual, image.MAX_IMAGE_PIXELS = image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -310,7 +316,7 @@ def _any_size(image: Any) -> Iterator[None]:
 
 
 def _square(opened: Any, size: int, channels: int | None, most: int) -> Tensor:
-    """Turn, cut, flatten and scale one picture, which may be changed on the way."""
+    """Rotate, crop, compose on white and resize one picture; ``opened`` may be modified."""
     from PIL import Image, ImageOps
 
     pixels = opened.width * opened.height
@@ -322,7 +328,7 @@ def _square(opened: Any, size: int, channels: int | None, most: int) -> Tensor:
             f"`{MEGAPIXELS_VARIABLE}={-(-pixels // 1_000_000)}` allows it"
         )
     mode = "L" if channels == 1 else "RGB"
-    opened.draft(None, (2 * size, 2 * size))  # of a large JPEG only what is needed is decoded
+    opened.draft(None, (2 * size, 2 * size))  # decodes a large JPEG at a lower resolution
     ImageOps.exif_transpose(opened, in_place=True)
     side = min(opened.size)
     left, top = (opened.width - side) // 2, (opened.height - side) // 2
@@ -339,9 +345,9 @@ def _square(opened: Any, size: int, channels: int | None, most: int) -> Tensor:
 
 
 def _eight_bits(picture: Any) -> Any:
-    """Bring grey of 16 or 32 bits to 0 to 255. Whole numbers beyond 255 are of 16 bits.
+    """Scale a grey picture of 16 or 32 bits to 0 to 255.
 
-    Fractions are of 0 to 1.
+    Integers beyond 255 are taken as 16-bit values, and floats up to 1 as fractions.
     """
     from PIL import Image
 
@@ -360,9 +366,9 @@ def _check(root: Path, size: int, channels: int | None) -> None:
             "grey (1) or in colour (3). Pass `size=28`, 32 or 84, and `channels=1`, 3 or None."
         )
     if not root.is_dir():
-        what = "is a file" if root.exists() else "is not there"
+        found = "is a file" if root.exists() else "is not there"
         raise DataError(
-            f"The folder of pictures `{root}` {what}. It holds one sub-folder per class, with the "
+            f"The folder of pictures `{root}` {found}. It holds one sub-folder per class, with the "
             "pictures in them. Pass the path of such a folder."
         )
 
@@ -373,7 +379,7 @@ def _check_bytes(root: Path, counts: list[int], size: int, channels: int) -> Non
         raise DataError(
             f"`{root}` has {len(counts)} classes of up to {max(counts):,} pictures: at "
             f"`size={size}` they fill {of_pixels * size**2 / 1e9:.1f} GB, and all are held in "
-            f"memory, as many for each class as the largest has. At most "
+            f"memory, each class padded to the largest. At most "
             f"{MOST_MEMORY_BYTES / 1e9:.0f} GB fit. Pass "
             f"`size={int((MOST_MEMORY_BYTES / of_pixels) ** 0.5)}` or smaller, or fewer pictures "
             "of the largest classes."
@@ -381,11 +387,11 @@ def _check_bytes(root: Path, counts: list[int], size: int, channels: int) -> Non
 
 
 def _reasons(skipped: list[Skipped]) -> str:
-    """Say what was skipped, the first few."""
+    """Return a phrase with the first three skipped files and the reasons."""
     if not skipped:
         return "it is empty"
-    first = "; ".join(f"`{Path(what).name}`: {why}" for what, why in skipped[:3])
-    return f"{len(skipped)} things were skipped ({first}{'; …' if len(skipped) > 3 else ''})"
+    first = "; ".join(f"`{Path(entry).name}`: {why}" for entry, why in skipped[:3])
+    return f"{len(skipped)} files or folders were skipped ({first}{'; …' * (len(skipped) > 3)})"
 
 
 def _pillow() -> ModuleType:

@@ -1,4 +1,4 @@
-"""Images as functions: the position of a pixel in, its grey value out, from a few pixels that were observed."""
+"""Images as functions: regression tasks from the position of a pixel to its grey value."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,14 @@ from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
 @dataclass(frozen=True)
 class FunctionTasks(TaskSource):
-    """Tasks of one image each: some of its pixels are observed, and others, or all, are asked for.
+    """Image completion tasks: predict pixels of one image from a few observed pixels.
 
-    Images are drawn without repetition while there are enough of them. Observed pixels are drawn at
-    random and may be asked for too.
+    A batch repeats images only if it has more tasks than the pool has images. Observed pixels are
+    drawn at random and may also be query pixels. ``Tasks.hidden`` is the image's index, (tasks, 1).
 
     Example:
-        >>> tasks = FunctionTasks(torch.rand(9, 8, 6), shots=5).sample(4, torch.Generator().manual_seed(0))
+        >>> source = FunctionTasks(torch.rand(9, 8, 6), shots=5)
+        >>> tasks = source.sample(4, torch.Generator().manual_seed(0))
         >>> tasks.support_x.shape, tasks.query_y.shape
         (torch.Size([4, 5, 2]), torch.Size([4, 48, 1]))
 
@@ -31,15 +32,15 @@ class FunctionTasks(TaskSource):
     images: Tensor
     """(images, height, width): uint8 in 0 to 255, or float in 0 to 1."""
     shots: int
-    """Observed pixels per task; with ``fewest_shots`` the most there can be."""
+    """Observed pixels per task; with ``fewest_shots`` their maximum."""
     queries: int | None = None
-    """Pixels to be judged on, drawn at random; None is all of them, row by row from the top."""
+    """Query pixels per task, drawn at random. None: all pixels, row by row from the top."""
     fewest_shots: int | None = None
-    """Draw the number of observed pixels of each task from this number to ``shots``; the others are
-    masked."""
+    """Minimum observed pixels: the number is drawn uniformly from here to ``shots``, per task, and
+    the remaining pixels are masked. None: always ``shots``."""
     together: bool = False
-    """Draw that number, and the pixels to be judged on, once for all tasks of a batch: nothing is
-    masked, and what is the same for all tasks needs to be computed once."""
+    """Draw the number of observed pixels, and the query pixels, once for all tasks of a batch. Then
+    no pixel is masked, and all tasks share the query positions."""
 
     def __post_init__(self) -> None:
         height, width = self.images.shape[1:]
@@ -61,7 +62,13 @@ class FunctionTasks(TaskSource):
             )
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
-        """Draw images, then pixels of each, for all tasks at once."""
+        """Draw images, then pixels of each, for all tasks at once.
+
+        Args:
+            tasks: Number of tasks to draw.
+            generator: Source of randomness.
+            share: Slice of the tasks to return. The random numbers of all are drawn.
+        """
         count, height, width = self.images.shape
         position = pixel_positions(height, width)
         chosen = torch.randint(count, (tasks,), generator=generator)
@@ -74,10 +81,8 @@ class FunctionTasks(TaskSource):
         if self.fewest_shots is not None and self.together:
             shots = int(torch.randint(self.fewest_shots, shots + 1, (), generator=generator))
         support = torch.rand(tasks, height * width, generator=generator)[share].topk(shots).indices
-        query_x, query_y = (
-            position.expand(len(chosen), -1, -1),
-            values[..., None],
-        )  # one set of positions, held once
+        query_x = position.expand(len(chosen), -1, -1)  # a view: one copy in memory
+        query_y = values[..., None]
         if self.queries is not None:
             sets = 1 if self.together else tasks
             chance = torch.rand(sets, height * width, generator=generator)
@@ -100,9 +105,9 @@ class FunctionTasks(TaskSource):
 
 
 def pixel_positions(height: int, width: int) -> Float[Tensor, "pixels 2"]:
-    """Return the centre of each pixel, row by row from the top.
+    """Return the (x, y) centre of each pixel, row by row from the top.
 
-    X to the right, y down, the image being [-1, 1]².
+    x points right and y down; the image covers [-1, 1]².
 
     Example:
         >>> pixel_positions(1, 2)
@@ -114,12 +119,17 @@ def pixel_positions(height: int, width: int) -> Float[Tensor, "pixels 2"]:
 
 
 def load_mnist() -> tuple[Tensor, Tensor]:
-    """Load handwritten digits: 20,000 images to meta-train on and 10,000 to test on, (images, 28, 28), uint8.
+    """Load MNIST's handwritten digits as uint8 images, (images, 28, 28), ink bright.
 
-    The first are the first of MNIST's training part, the second its whole test part. Ink is bright.
+    The file is read from the first folder of ``searched_folders("mnist")`` that contains it. It is
+    not downloaded.
+
+    Returns:
+        The first 20,000 images of MNIST's training set, for meta-training; and its whole test set,
+        10,000 images.
 
     Raises:
-        DataError: If the file is nowhere, or is damaged.
+        DataError: If none of the searched folders contains the file, or it is damaged.
 
     Source:
         LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998).
@@ -132,9 +142,7 @@ def load_mnist() -> tuple[Tensor, Tensor]:
             train, test = file["train_images"], file["test_images"]
         if (train.shape, test.shape, train.dtype) != ((20_000, 28, 28), (10_000, 28, 28), np.uint8):
             raise ValueError(f"`train_images` is {train.dtype} of shape {train.shape}")
-    except (
-        Exception
-    ) as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
+    except Exception as error:  # numpy, zipfile and zlib raise many types for a bad file
         raise DataError(
             f"`{path}` cannot be read as MNIST ({error}). It holds `train_images`, 20,000 of "
             "28x28, and `test_images`, 10,000. Put a whole copy in its place."

@@ -1,8 +1,8 @@
-"""Growth and response curves: 1,294 small regression tasks that were really measured, in 13 families.
+"""Growth and response curves: 1,294 small regression tasks from measurements, in 13 families.
 
-In:   the file, found on this machine.
-Out:  `PointPool`, a task per animal, person, plant, wafer site or pupil; families to train on and
-      families held out.
+In:   the file, from one of the searched folders.
+Out:  `PointPool`, one task per animal, person, plant, wafer site or pupil; and the families for
+      meta-training, validation and test.
 """
 
 import csv
@@ -34,24 +34,23 @@ FAMILIES = (
         "wafer_current",
     ),
 )
-"""A task's group is the number of its family in this list."""
+"""Names of the families. The group of a task is the index of its family here."""
 REFERENCES = 4
-"""Tasks of each family that set its scale and are never drawn."""
+"""Reference tasks of each family: they set its scale and are never drawn."""
 FOLDS = 5
 
 
 def load_growth_curves() -> PointPool:
-    """Load the curves, each family brought to its own scale.
+    """Load the growth curves, scaled per family: x to about [-1, 1], y to about unit variance.
 
-    X to about [-1, 1], y to a spread of about one.
-
-    The first four tasks of a family set its scale and are then left out, so that nothing is known
-    of a task but what its support set says: x is counted from the middle of the references' range,
-    in halves of it; y in units of their standard deviation within a task. Where y begins is not
-    known before a task is measured: draw with ``PointTasks(pool, ..., centred=True)``.
+    The first four tasks of a family are references: they set its scale and are left out of the
+    pool, so the scale reveals no information about the other tasks. x is measured from the middle
+    of the references' range, in units of half that range; y in units of their standard deviation
+    within a task. The level of y is known only from a task's own points: draw tasks with
+    ``PointTasks(pool, ..., centred=True)``.
 
     Raises:
-        DataError: If the file is nowhere, or is damaged.
+        DataError: If none of the searched folders contains the file, or it is damaged.
 
     Source:
         R packages datasets, nlme, lme4 and mlmRev.
@@ -65,10 +64,16 @@ def load_growth_curves() -> PointPool:
 
 
 def growth_split(fold: int) -> tuple[list[int], list[int], list[int]]:
-    """Return the families to meta-train on, to validate on and to test on, by number, in one of five partitions.
+    """Return the numbers of the meta-train, validation and test families of one of five folds.
 
-    Each family is tested in exactly one of them, and validated in one other, so that five runs
-    judge all thirteen.
+    Each family is in the test part of exactly one fold and in the validation part of one other, so
+    that five runs test all thirteen.
+
+    Args:
+        fold: Number of the fold, 0 to 4.
+
+    Raises:
+        ConfigError: If ``fold`` is outside this range.
 
     Example:
         >>> [[FAMILIES[family] for family in part] for part in growth_split(3)[1:]]
@@ -89,15 +94,15 @@ def growth_split(fold: int) -> tuple[list[int], list[int], list[int]]:
 
 
 def of_families(pool: PointPool, families: list[int]) -> PointPool:
-    """Take the tasks of some families."""
+    """Return the tasks of the given families, by number."""
     return pool.take(torch.isin(pool.groups, torch.tensor(families)).nonzero()[:, 0])
 
 
 def scaled_pool(curves: dict[str, dict[str, list[tuple[float, float]]]]) -> PointPool:
-    """Scale each family by its first tasks, and put the others side by side.
+    """Scale each family by its `REFERENCES` first tasks, and return a pool of the others.
 
     Args:
-        curves: The points of each task of each family.
+        curves: Points (x, y) by family and task.
     """
     scaled: list[torch.Tensor] = []
     names: list[str] = []

@@ -1,7 +1,4 @@
-"""A teacher network put together from modules.
-
-Tasks that share parts, to see whether new combinations are solved.
-"""
+"""Modular teacher networks: tasks that share modules, to test compositional generalisation."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,40 +12,38 @@ from weightloom.errors import ConfigError
 from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
 NORMALISED_OVER = 1000
+"""Inputs over which the mean and standard deviation of the outputs are estimated."""
 
 
 class Teacher(NamedTuple):
-    """What all tasks share, and what makes each of them."""
+    """Weights of the teacher, and the combinations of its modules that define the tasks."""
 
     first: Tensor
-    """Weights from the inputs, (width, inputs); the same for all tasks."""
+    """Weights of the first layer, (width, inputs), shared by all tasks."""
     modules: Tensor
-    """Weights of the modules of each hidden layer but the first, (layers - 1, modules, width,
-    width)."""
+    """Weights of the modules of each later hidden layer, (layers - 1, modules, width, width)."""
     last: Tensor
-    """Weights to the classes, (classes, width); the same for all tasks."""
+    """Weights of the output layer, (classes, width), shared by all tasks."""
     codes: Tensor
-    """Every combination of modules, (combinations, layers - 1, modules), each row of sum one; those
-    held out last."""
+    """Mixing weights of every combination, (combinations, layers - 1, modules); they sum to 1 over
+    modules. The held-out combinations come last."""
     mean: Tensor
-    """Mean of each class's output over the inputs, (combinations, classes)."""
+    """Mean of each output over inputs, (combinations, classes)."""
     spread: Tensor
-    """Standard deviation likewise."""
+    """Standard deviation of each output over inputs, (combinations, classes)."""
     held_out: int
-    """How many of the combinations are held out."""
+    """Number of held-out combinations."""
 
 
 @dataclass(frozen=True)
 class HyperteacherTasks(TaskSource):
-    """Classify as a network does whose hidden layers are mixtures of modules.
+    """Distillation tasks from a teacher network whose hidden layers are mixtures of modules.
 
-    Each layer's weights are z Θ.
-
-    Inputs are from U(-1, 1). The teacher has no biases; its outputs are normalised class by class,
-    then softened to a distribution: ``query_y`` is (tasks, queries, classes). Of each layer 1 to
-    ``active`` of its modules are in use, and some combinations over all layers are never met in
-    training, though each of their modules is. With ``active=1`` no two modules of a layer are ever
-    seen together: nothing says how they are to be combined.
+    The weights of each hidden layer but the first are the mean of 1 to ``active`` of its modules.
+    Inputs are from U(-1, 1). The teacher has no biases; its outputs are normalised per class and passed through a
+    softmax, so ``query_y`` is (tasks, queries, classes). Some combinations of modules over the
+    layers are held out from training, though each of their modules occurs in it. With ``active=1``
+    two modules of a layer are never mixed, so training has no information on how they combine.
 
     Example:
         >>> source = HyperteacherTasks(modules=4, active=2)
@@ -58,37 +53,38 @@ class HyperteacherTasks(TaskSource):
 
     Source:
         Schug et al., "Discovering modular solutions that generalize compositionally" (2024),
-        section 4.1. Theirs sums the modules, here they are averaged: outputs are normalised, so it
-        is the same. Theirs does not check that what is left for training is connected.
+        section 4.1. The paper sums the modules, here they are averaged; the normalisation of the
+        outputs removes the difference. The paper does not check that the training combinations
+        are connected.
     """
 
     modules: int = 4
-    """Modules of each layer."""
+    """Modules per layer."""
     active: int = 2
-    """Most modules of a layer that are in use at once."""
+    """Maximum modules of a layer that are mixed in one task."""
     which: Literal["train", "ood"] = "train"
-    """Combinations of training, or those held out."""
+    """Combinations to draw from: ``"train"``, or ``"ood"`` for the held-out ones."""
     shots: int = 128
     """Support points per task."""
     queries: int = 128
     """Query points per task."""
     inputs: int = 16
-    """Width of an input."""
+    """Features per input."""
     classes: int = 8
-    """How many classes."""
+    """Outputs of the teacher."""
     width: int = 32
-    """Units of each hidden layer of the teacher."""
+    """Units per hidden layer of the teacher."""
     layers: int = 3
-    """Hidden layers of the teacher. The first is the same for all tasks."""
+    """Hidden layers of the teacher. The first is shared by all tasks."""
     held_out: float = 0.25
-    """Share of the combinations that training never meets."""
+    """Fraction of the combinations that are held out from training."""
     temperature: float = 0.1
-    """How soft the targets are."""
+    """Temperature of the softmax over the normalised outputs."""
     seed: int = 0
-    """The teacher, and which combinations are held out."""
+    """Seed of the teacher's weights and of the choice of held-out combinations."""
 
     def __post_init__(self) -> None:
-        """Check that there is something to combine."""
+        """Check the numbers of modules and layers, and the fraction held out."""
         if not 1 <= self.active <= self.modules:
             raise ConfigError(
                 f"`active={self.active}` with `modules={self.modules}`. A layer mixes some of its "
@@ -96,7 +92,7 @@ class HyperteacherTasks(TaskSource):
             )
         if self.layers < 2 or self.modules < 2:
             raise ConfigError(
-                f"`layers={self.layers}` and `modules={self.modules}` leave nothing to combine. "
+                f"`layers={self.layers}` and `modules={self.modules}` give one combination only. "
                 "The first layer is the same for all tasks, every other chooses among its modules. "
                 "Pass 2 or more of both."
             )
@@ -108,7 +104,11 @@ class HyperteacherTasks(TaskSource):
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The teacher of this seed."""
+        """Teacher of this seed.
+
+        Raises:
+            ConfigError: If ``held_out`` leaves too few combinations for training.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         wide = self.width**0.5
 
@@ -124,16 +124,16 @@ class HyperteacherTasks(TaskSource):
         return Teacher(first, modules, last, codes, outputs.mean(1), outputs.std(1), held_out)
 
     def _split(self, generator: torch.Generator) -> tuple[Tensor, int]:
-        """All combinations in random order, those held out last, such that training is connected."""
-        hot = [
-            set(some)
+        """Shuffle the combinations, held-out ones last, until the training ones are connected."""
+        subsets = [
+            set(subset)
             for count in range(1, self.active + 1)
-            for some in combinations(range(self.modules), count)
+            for subset in combinations(range(self.modules), count)
         ]
         rows = torch.tensor(
-            [[float(m in some) / len(some) for m in range(self.modules)] for some in hot]
+            [[float(m in subset) / len(subset) for m in range(self.modules)] for subset in subsets]
         )
-        codes = rows[torch.tensor(list(product(range(len(hot)), repeat=self.layers - 1)))]
+        codes = rows[torch.tensor(list(product(range(len(subsets)), repeat=self.layers - 1)))]
         held_out = int(len(codes) * self.held_out)
         for _ in range(1000):
             codes = codes[torch.randperm(len(codes), generator=generator)]
@@ -146,7 +146,10 @@ class HyperteacherTasks(TaskSource):
         )
 
     def _connected(self, codes: Tensor) -> bool:
-        """Whether each layer's modules are all met, and joined by chains of pairs if two can be in use at once."""
+        """Return True if training uses every module and, with mixtures, connects those of a layer.
+
+        Two modules are connected if a chain of mixtures links them.
+        """
         used = (codes > 0).float().transpose(0, 1)  # (layers - 1, combinations, modules)
         if self.active == 1:
             return bool(used.any(1).all())
@@ -156,9 +159,14 @@ class HyperteacherTasks(TaskSource):
         return bool(reached.all())
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
-        """Draw ``tasks`` combinations and points for each.
+        """Draw combinations of modules, and points for each.
 
-        `Tasks.hidden` holds the code, layer after layer.
+        `Tasks.hidden` is the mixing weights, (tasks, (layers - 1) * modules).
+
+        Args:
+            tasks: Number of tasks to draw.
+            generator: Source of randomness.
+            share: Slice of the tasks to return. The random numbers of all are drawn.
         """
         teacher = self.teacher
         known = len(teacher.codes) - teacher.held_out
@@ -175,7 +183,7 @@ class HyperteacherTasks(TaskSource):
 
 
 def _run(first: Tensor, modules: Tensor, last: Tensor, codes: Tensor, x: Tensor) -> Tensor:
-    """Run the teacher of each code, on inputs of its own or on the same for all."""
+    """Run the teacher of each code on ``x``, whose leading axis has one entry, or one per code."""
     known = (x @ first.mT).relu().expand(len(codes), -1, -1)
     for code, of_layer in zip(codes.unbind(1), modules, strict=True):
         known = (known @ torch.einsum("tm,moi->tio", code, of_layer)).relu()

@@ -1,8 +1,8 @@
-"""Lines of a user's own table, one at a time, within the limits of `weightloom.limits`.
+"""Lines and CSV rows of a text file, one at a time, within the limits of `weightloom.limits`.
 
 In:   the path of a text file, gzipped or not.
 Out:  lines, or the cells of a CSV file.
-Knows nothing of what the cells mean.
+Independent of the meaning of the cells.
 """
 
 import csv
@@ -27,42 +27,44 @@ from weightloom.limits import (
 )
 
 
-def check_file(path: Path, what: str, most: int = MOST_FILE_BYTES) -> None:
-    """Make sure that there is a plain file, and that it is not too large.
+def check_file(path: Path, kind: str, most: int = MOST_FILE_BYTES) -> None:
+    """Raise a `DataError` unless ``path`` is a regular file of at most ``most`` bytes.
 
     Args:
         path: The file.
-        what: Of which kind it should be, as in "A CSV file".
-        most: Bytes that it may have.
+        kind: Expected kind of file, as in "A CSV file"; it starts a sentence of the message.
+        most: Maximum size in bytes.
 
     Raises:
-        DataError: If there is none, or it is larger.
+        DataError: If the file does not exist, is not a regular file, or is too large.
     """
     try:
         found = path.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
-            f"`{path}` cannot be read ({reason}). {what} is expected. Check the path."
+            f"`{path}` cannot be read ({reason}). {kind} is expected. Check the path."
         ) from error
     if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no plain file"
+        other = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
         raise DataError(
-            f"`{path}` cannot be read (it is {kind}). {what} is expected. Check the path."
+            f"`{path}` cannot be read (it is {other}). {kind} is expected. Check the path."
         )
     if found.st_size > most:
         raise DataError(
-            f"`{path}` has {found.st_size / 1e6:,.0f} MB. {what} of up to {most / 1e6:,.0f} MB is "
+            f"`{path}` has {found.st_size / 1e6:,.0f} MB. {kind} of up to {most / 1e6:,.0f} MB is "
             "read. Leave some of it out, or give the data as tensors in Python."
         )
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """Go through the lines of a text file in UTF-8, gzipped if its name ends in ``.gz``.
+    """Iterate over the lines of a UTF-8 text file, gzipped if its name ends in ``.gz``.
 
     Raises:
-        ValueError: If it is damaged or no text, a line is too long, or what was compressed is too
-        large. OSError, EOFError: If it cannot be read.
+        ValueError: If the file is damaged or not text, a line is too long, or the uncompressed text
+            is too large.
+        OSError: If the file cannot be read.
+        EOFError: If the compressed data ends early.
     """
     with path.open("rb") as packed:
         plain: Any = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
@@ -85,14 +87,17 @@ def text_lines(path: Path) -> Iterator[str]:
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Go through the rows of a CSV file, the header first, each with the number of its line.
+    """Iterate over the rows of a CSV file, header first, each with its line number.
 
-    Columns are separated by commas, semicolons or tabs, as the header shows. Lines that hold
-    nothing are left out.
+    The separator is the most frequent of comma, semicolon and tab in the first line. Blank lines
+    are left out.
+
+    Args:
+        path: File in UTF-8, gzipped if its name ends in ``.gz``.
 
     Raises:
-        DataError: If the file cannot be read, a row has another number of cells than the header, or
-            a limit is passed.
+        DataError: If the file cannot be read, the number of cells of a row differs from the
+            header's, or a limit is exceeded.
     """
     check_file(path, "A CSV file in UTF-8 with a header")
     letters = 0

@@ -1,9 +1,9 @@
-"""Omniglot's file: made once from the authors' two zips of drawings, then read and checked.
+"""Omniglot's file: built once from the authors' two zips of drawings, then read and checked.
 
-In:   a folder to keep the file in, or the file.
-Out:  its arrays: 4-bit 28x28 pixels, and where each character comes from.
-Knows nothing of where a file is looked for, of tensors, or of tasks.
-Nothing is unpacked onto the disk, and nothing that is read can execute code.
+In:   a folder for the file, or the file.
+Out:  its arrays: 4-bit 28x28 pixels, and the origin of each character.
+Independent of the search for the file, of tensors and of tasks. The zips are decoded in memory, and
+no file that is read can execute code.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,17 @@ from weightloom.datasets import FILES
 from weightloom.errors import DataError
 
 Arrays = dict[str, NDArray[Any]]
-"""``images4`` (classes, drawers, 28, 14), two pixels a byte, ink bright; ``alphabet`` (classes,),
-an index into the names ``alphabets``; ``character`` (classes,), the authors' folder; ``background``
-(classes,), True in their background set."""
+"""``images4``: (classes, drawers, 28, 14), two pixels per byte, ink bright; ``alphabet``:
+(classes,), index into the names ``alphabets``; ``character``: (classes,), the authors' folder name;
+``background``: (classes,), True for their background set."""
 
 FILE = FILES["omniglot"][1]
 CLASSES, DRAWERS = 1623, 20
 BACKGROUND = 964
-"""Rows before this one are the authors' background set."""
+"""Size of the authors' background set: the first rows of each array."""
 SMALL1 = ("Balinese", "Early_Aramaic", "Greek", "Korean", "Latin")
-"""The authors' zip ``images_background_small1``, 136 characters: the first of two "minimal"
-background sets."""
+"""Alphabets of the authors' first "minimal" background set, ``images_background_small1``, with 136
+characters."""
 FULL, SMALL = 105, 28
 
 HOME = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -46,31 +47,34 @@ ZIPS_MD5 = {
     "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
     "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
 }
-"""As published in torchvision 0.22, ``torchvision.datasets.Omniglot``. MD5 guards against a damaged
-download; against a forged one there is https."""
+"""MD5 of each zip, from torchvision 0.22, ``torchvision.datasets.Omniglot``. It detects a damaged
+download; https protects against a forged one."""
 
 TIMEOUT_S = 30.0
 MOST_BYTES = 64_000_000
-"""The larger zip has under 10 MB; whatever answers with more is something else."""
+"""Limit of a download; the larger zip has under 10 MB."""
 
 _DRAWING = re.compile(r"images_(background|evaluation)/([^/]+)/(character\d+)/(\d{4})_(\d{2})\.png")
 
 
 def fetch_omniglot(folder: Path) -> Path:
-    """Download the authors' zips, check their hashes, write our file into ``folder``, whole or not at all.
+    """Download the authors' zips, check their hashes, and write `FILE` into ``folder`` atomically.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        OSError: If the network fails, a hash differs, or the folder cannot be written to.
-        DataError: If the zips are the published ones but do not hold what they should.
+        OSError: If the network fails, a hash differs, or the folder is not writable.
+        DataError: If the hashes match, but a drawing is missing or cannot be decoded.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays = arrays_from_zips([_fetched(f"{HOME}/{name}", md5) for name, md5 in ZIPS_MD5.items()])
     path = folder / FILE
     temporary = path.with_name(f".{FILE}.{os.getpid()}.tmp")
+    named: dict[str, Any] = {**arrays}  # numpy's stub takes one of the names for `allow_pickle`
     try:
         with temporary.open("wb") as file:
-            # numpy's stub fears that one of our names is `allow_pickle`
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            np.savez_compressed(file, **named)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -80,56 +84,50 @@ def fetch_omniglot(folder: Path) -> Path:
 
 
 def read_omniglot(path: Path) -> Arrays:
-    """Read our file and check that it is Omniglot, whole.
+    """Read the arrays of `FILE`, and check their dtypes and shapes.
 
     Raises:
-        DataError: If it is damaged, cut short, or another file of that name.
+        DataError: If the file is damaged, truncated, or has other contents.
     """
     try:
-        # opened here: numpy leaves a file open that it cannot read
+        # Opened here, because numpy does not close a file that it cannot read.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {
                 name: file[name]
                 for name in ("images4", "alphabet", "alphabets", "character", "background")
             }
         _check_arrays(arrays)
-    except (
-        Exception
-    ) as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
+    except Exception as error:  # numpy, zipfile and zlib raise many types for a bad file
         reason = (
             "it holds pickles" if "pickle" in str(error) else str(error) or type(error).__name__
         )
         raise DataError(
             f"`{path}` cannot be read as Omniglot ({reason}). It is damaged, or "
             f"another file of that name: {CLASSES:,} characters of {DRAWERS} drawings belong in "
-            "it. Delete it and run again with a network to have it made anew, or put a whole copy "
-            "in its place."
+            "it. Delete it and run again with a network to download it, or put a whole copy in its "
+            "place."
         ) from error
     return arrays
 
 
 def arrays_from_zips(zips: list[bytes]) -> Arrays:
-    """Turn the authors' zips, in memory, into our arrays; row i is their character number i + 1.
+    """Convert the contents of the authors' zips; row i is their character number i + 1.
 
     Raises:
-        DataError: If a drawing is missing or is not a PNG of 105x105.
+        DataError: If a drawing is missing, unknown, or not a PNG of 105x105.
     """
     pixels = np.zeros((CLASSES, DRAWERS, SMALL, SMALL), np.uint8)
     there = np.zeros((CLASSES, DRAWERS), bool)
     origin: dict[int, tuple[str, str, bool]] = {}
-    for content in zips:
-        with zipfile.ZipFile(io.BytesIO(content)) as file:
-            for name in file.namelist():
-                if match := _DRAWING.fullmatch(name):
-                    row, drawer = int(match[4]) - 1, int(match[5]) - 1
-                    if not (0 <= row < CLASSES and 0 <= drawer < DRAWERS):
-                        raise _unexpected(
-                            f"hold `{name}`, which is beyond character {CLASSES} or drawer "
-                            f"{DRAWERS}"
-                        )
-                    pixels[row, drawer] = _small_from_png(file.read(name), name)
-                    there[row, drawer] = True
-                    origin[row] = (match[2], match[3], match[1] == "background")
+    for match, content in _drawings(zips):
+        row, drawer = int(match[4]) - 1, int(match[5]) - 1
+        if not (0 <= row < CLASSES and 0 <= drawer < DRAWERS):
+            raise _unexpected(
+                f"hold `{match[0]}`, which is beyond character {CLASSES} or drawer {DRAWERS}"
+            )
+        pixels[row, drawer] = _small_from_png(content(), match[0])
+        there[row, drawer] = True
+        origin[row] = (match[2], match[3], match[1] == "background")
     if not there.all():
         row, drawer = np.argwhere(~there)[0]
         raise _unexpected(
@@ -146,23 +144,31 @@ def arrays_from_zips(zips: list[bytes]) -> Arrays:
     }
 
 
+def _drawings(zips: list[bytes]) -> Iterator[tuple[re.Match[str], Callable[[], bytes]]]:
+    """Iterate over the drawings of all zips: the parts of the path, and a reader of the content."""
+    for packed in zips:
+        with zipfile.ZipFile(io.BytesIO(packed)) as file:
+            for name in file.namelist():
+                if match := _DRAWING.fullmatch(name):
+                    yield match, partial(file.read, name)
+
+
 def unpack4(images4: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the pixels behind ``images4``, (..., 28, 28), in 0 to 255."""
+    """Unpack ``images4`` to pixels of 0 to 255, (..., 28, 28)."""
     pixels = np.empty((*images4.shape[:-1], 2 * images4.shape[-1]), np.uint8)
     pixels[..., 0::2], pixels[..., 1::2] = (images4 >> 4) * 17, (images4 & 15) * 17
     return pixels
 
 
 def shrink(ink: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Average drawings (..., 105, 105) over boxes to (..., 28, 28), in levels 0 to 15.
+    """Downsample drawings, (..., 105, 105), to (..., 28, 28) by box averages in levels 0 to 15.
 
-    105 / 28 is 3.75: a box is the 3 or 4 whole pixels whose centres lie in it. Each row of a box is
-    averaged first and rounded to 8 bits, then the rows are. This is Pillow's box filter, and gives
-    the same pixels.
+    105 / 28 is 3.75, so a box consists of the 3 or 4 pixels per axis whose centres lie in it. Rows
+    of a box are averaged first, and rounded to 8 bits; then the columns are. The result is equal to
+    Pillow's box filter, pixel by pixel.
     """
-    edges = (2 * FULL * np.arange(SMALL + 1) + SMALL) // (
-        2 * SMALL
-    )  # each edge rounded to a whole pixel
+    # Each edge is rounded to a whole pixel.
+    edges = (2 * FULL * np.arange(SMALL + 1) + SMALL) // (2 * SMALL)
     starts, widths = edges[:-1], np.diff(edges)
     across = _rounded(255 * np.add.reduceat(ink.astype(np.int64), starts, axis=-1), widths)
     down = _rounded(np.add.reduceat(across, starts, axis=-2), widths[:, None])
@@ -170,14 +176,26 @@ def shrink(ink: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def grey_from_png(content: bytes) -> NDArray[np.uint8]:
-    """Decode a greyscale PNG of 1 or 8 bits a pixel, not interlaced, to (height, width) in 0 to 255.
+    """Decode a non-interlaced greyscale PNG of 1 or 8 bits per pixel, (height, width), uint8.
 
     Raises:
-        ValueError: If it is no such PNG, or is cut short.
+        ValueError: If the content is not such a PNG, or is truncated.
 
     Source:
         PNG specification, third edition (W3C 2025), sections 5, 7.2 and 9.
     """
+    width, height, bits = _png_header(content)
+    row_bytes = (width * bits + 7) // 8
+    packed = zlib.decompressobj()
+    unpacked = packed.decompress(_png_pixels(content), height * (1 + row_bytes))
+    if len(unpacked) != height * (1 + row_bytes):
+        raise ValueError("its pixels are cut short")
+    rows = _unfiltered(np.frombuffer(unpacked, np.uint8).reshape(height, 1 + row_bytes))
+    return np.unpackbits(rows, axis=1, count=width) * np.uint8(255) if bits == 1 else rows
+
+
+def _png_header(content: bytes) -> tuple[int, int, int]:
+    """Return width, height and bits per pixel; refuse other PNGs than plain grey ones."""
     if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:16] != b"IHDR" or len(content) < 33:
         raise ValueError("it does not begin as a PNG does")
     width, height, bits, colour, *_, interlaced = struct.unpack(">IIBBBBB", content[16:29])
@@ -186,21 +204,21 @@ def grey_from_png(content: bytes) -> NDArray[np.uint8]:
             f"colour type {colour}, {bits} bits, interlace {interlaced}; only plain 1 or 8 bit "
             "grey is read"
         )
+    return width, height, bits
+
+
+def _png_pixels(content: bytes) -> bytes:
+    """Join the contents of the IDAT chunks: the compressed pixels."""
     packed, at = b"", 8
     while at + 8 <= len(content):
         length, kind = struct.unpack(">I4s", content[at : at + 8])
         packed += content[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
         at += 12 + length
-    row_bytes = (width * bits + 7) // 8
-    unpacked = zlib.decompressobj().decompress(packed, height * (1 + row_bytes))
-    if len(unpacked) != height * (1 + row_bytes):
-        raise ValueError("its pixels are cut short")
-    rows = _unfiltered(np.frombuffer(unpacked, np.uint8).reshape(height, 1 + row_bytes))
-    return np.unpackbits(rows, axis=1, count=width) * np.uint8(255) if bits == 1 else rows
+    return packed
 
 
 def _unfiltered(filtered: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Undo the filter that the first byte of each row names; a pixel is at most a byte wide."""
+    """Undo the row filters, named by the first byte of each row, for pixels of at most a byte."""
     kinds, rows = filtered[:, 0], filtered[:, 1:].copy()
     if kinds.max(initial=0) > 4:
         raise ValueError(f"row filter {kinds.max()} is not one of 0 to 4")
@@ -216,7 +234,7 @@ def _unfiltered(filtered: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _paeth(left: int, up: int, corner: int) -> int:
-    """Of the three, the one nearest to left + up - corner; a tie goes to the earlier."""
+    """Return the neighbour nearest to left + up - corner; ties go to the first of the three."""
     target = left + up - corner
     return min((left, up, corner), key=lambda near: abs(target - near))
 
@@ -228,8 +246,8 @@ _GUESSES: tuple[Callable[[int, int, int], int], ...] = (
     lambda left, up, corner: (left + up) // 2,
     _paeth,
 )
-"""What each row filter expects of a pixel, from its three neighbours; the file holds the
-difference."""
+"""Prediction of a pixel from its three neighbours, per row filter; the file contains the
+difference to it."""
 
 
 def _small_from_png(content: bytes, name: str) -> NDArray[np.uint8]:
@@ -243,7 +261,7 @@ def _small_from_png(content: bytes, name: str) -> NDArray[np.uint8]:
 
 
 def _rounded(sums: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``sums / counts``, rounded half up, in whole numbers."""
+    """Return ``sums / counts`` as integers, rounded half up."""
     rounded: NDArray[np.int64] = (2 * sums + counts) // (2 * counts)
     return rounded
 
@@ -260,9 +278,7 @@ def _fetched(url: str, md5: str) -> bytes:
         raise OSError(f"{url}: {getattr(error, 'reason', None) or error}") from error
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
-        raise OSError(
-            f"{url} has the MD5 {found} where {md5} is published; nothing of it was unpacked"
-        )
+        raise OSError(f"{url} has the MD5 {found} where {md5} is published, so it was not unpacked")
     return content
 
 
@@ -287,9 +303,9 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
         )
 
 
-def _unexpected(what: str) -> DataError:
+def _unexpected(found: str) -> DataError:
     return DataError(
-        f"The zips of Omniglot {what}. Each of its {CLASSES:,} characters has {DRAWERS} drawings "
+        f"The zips of Omniglot {found}. Each of its {CLASSES:,} characters has {DRAWERS} drawings "
         f"of {FULL}x{FULL} pixels, and every one is needed. "
         f"Set `WEIGHTLOOM_DATA` to a folder that holds `omniglot/{FILE}` from elsewhere."
     )

@@ -1,4 +1,4 @@
-"""Regression tasks from a pool of measured points: tasks of unequal length, drawn in bulk."""
+"""Regression tasks from a pool of measured points, with unequal numbers of points per task."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,17 +10,15 @@ from weightloom.errors import ConfigError
 from weightloom.tasks.tasks import Tasks, TaskSource
 
 MOST_SHUFFLED = 4_000_000
-"""Points that are shuffled together."""
+"""Maximum number of points shuffled in one tensor, which limits memory."""
 
 
 class PointPool(NamedTuple):
-    """Points (x, y), those of a task side by side.
-
-    Tasks may hold unequal numbers, and a long one makes none longer.
+    """Points (x, y) of several tasks, concatenated task by task without padding.
 
     Example:
-        >>> pool = PointPool(torch.rand(21, 2), torch.rand(21, 1), torch.tensor([9, 5, 7]), tuple("abc"),
-        ...                  torch.zeros(3, dtype=torch.long))
+        >>> x, y, counts = torch.rand(21, 2), torch.rand(21, 1), torch.tensor([9, 5, 7])
+        >>> pool = PointPool(x, y, counts, ("a", "b", "c"), torch.zeros(3, dtype=torch.long))
         >>> pool.take(torch.tensor([2, 0])).x.shape
         torch.Size([16, 2])
     """
@@ -30,17 +28,16 @@ class PointPool(NamedTuple):
     y: Tensor
     """Targets, (points of all tasks, out)."""
     counts: Tensor
-    """How many points each task has, (tasks,), int64."""
+    """Number of points per task, (tasks,), int64."""
     names: tuple[str, ...]
-    """One per task, as in ``"rat_weight/7"``."""
+    """Name of each task, e.g. ``"rat_weight/7"``."""
     groups: Tensor
-    """Which family a task is of, (tasks,), int64; all zero where there are none."""
+    """Family of each task, (tasks,), int64; all zero for tasks without families."""
     taken_of: int = 0
-    """Points of the longest task of the pool that these were taken of; 0: they are all there
-    were."""
+    """Points of the longest task of the pool that this one was taken from; 0 for a whole pool."""
 
     def take(self, tasks: Tensor) -> "PointPool":
-        """Take some of the tasks, by number, (kept,)."""
+        """Return a pool of the given tasks, (kept,), by number and in this order."""
         names = tuple(self.names[task] for task in tasks.tolist())
         counts = self.counts[tasks]
         before = self.starts[tasks] - (counts.cumsum(0) - counts)
@@ -51,26 +48,25 @@ class PointPool(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """Points of the longest task, those included that this pool was taken of.
+        """Points of the longest task in this pool, or in the pool it was taken from.
 
-        As many numbers shuffle a task.
+        `PointTasks` draws this many random numbers per task, so that a task is shuffled alike
+        in the whole pool and in a part of it.
         """
         return max(self.taken_of, int(self.counts.max()) if len(self.counts) else 0)
 
     @property
     def starts(self) -> Tensor:
-        """Number of each task's first point, (tasks,)."""
+        """Index of the first point of each task, (tasks,)."""
         return self.counts.cumsum(0) - self.counts
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Mirror, stretch and shift the axes of each task at random.
+    """Random augmentation of regression tasks that mirrors, stretches and shifts the axes.
 
-    More kinds of curves to train on than there are.
-
-    x becomes ± a x + b and y becomes ± c y, the same for all points of a task, with log a and log c
-    normal.
+    x becomes ± a x + b and y becomes ± c y, with the same a, b, c and signs for all points of a
+    task. log a, log c and b are normal with mean 0.
     """
 
     x: float = 0.25
@@ -81,7 +77,7 @@ class Stretch:
     """Standard deviation of log c."""
 
     def __call__(self, tasks: Tasks, generator: torch.Generator) -> Tasks:
-        """Change some tasks; what is masked stays zero."""
+        """Return the changed tasks; masked support points become zero."""
         size = (len(tasks.support_x), 1, 1)
         signs = 2.0 * torch.randint(2, (2, *size), generator=generator) - 1
         a, c, b = torch.randn(3, *size, generator=generator).unbind()
@@ -97,34 +93,34 @@ class Stretch:
 
 @dataclass(frozen=True)
 class PointTasks(TaskSource):
-    """Tasks drawn from a pool: some points of each as support, queries from the points that are left.
+    """Regression tasks from a `PointPool`, with disjoint support and query points.
 
-    A group is drawn first, each as often, then a task in it: a large family counts no more than a
-    small one. Where fewer points are left than ``queries``, they come again in turn, each as often
-    up to one. Tasks that have no point left after the fewest shots are never drawn.
+    A group is drawn first, uniformly, then a task in it, so large and small families have equal
+    weight. If fewer than ``queries`` points remain after the support, they are repeated cyclically.
+    Tasks without a point left after the minimum number of shots are never drawn. ``Tasks.hidden``
+    is the number and the group of the task, (tasks, 2).
 
     Example:
-        >>> pool = PointPool(torch.rand(21, 2), torch.rand(21, 1), torch.tensor([9, 5, 7]), tuple("abc"),
-        ...                  torch.zeros(3, dtype=torch.long))
+        >>> x, y, counts = torch.rand(21, 2), torch.rand(21, 1), torch.tensor([9, 5, 7])
+        >>> pool = PointPool(x, y, counts, ("a", "b", "c"), torch.zeros(3, dtype=torch.long))
         >>> tasks = PointTasks(pool, shots=4, queries=6).sample(8, torch.Generator().manual_seed(0))
         >>> tasks.support_x.shape, tasks.query_y.shape
         (torch.Size([8, 4, 2]), torch.Size([8, 6, 1]))
     """
 
     pool: PointPool
-    """Where tasks come from."""
+    """Pool that tasks are drawn from."""
     shots: int
-    """Support points per task; with ``fewest_shots`` the most there can be."""
+    """Support points per task; with ``fewest_shots`` their maximum."""
     queries: int = 12
     """Query points per task."""
     fewest_shots: int | None = None
-    """Draw the shots of each task from this number to ``shots``, or to all of its points but one;
-    mask the others."""
+    """Minimum shots: the number is drawn uniformly per task, from here to ``shots`` or to one less
+    than its points, and the remaining ones are masked. None: always ``shots``."""
     centred: bool = False
-    """Count targets from the mean of the task's own support targets: its level is not known before
-    it is measured."""
+    """Subtract the mean of the task's support targets from all its targets."""
     augment: Stretch | None = None
-    """Changes each drawn task at random. For meta-training only."""
+    """Random change of each drawn task. For meta-training only."""
 
     def __post_init__(self) -> None:
         if self.shots < 1 or self.queries < 1:
@@ -148,11 +144,16 @@ class PointTasks(TaskSource):
 
     @property
     def drawable(self) -> Tensor:
-        """Numbers of the tasks that are long enough to be drawn."""
+        """Numbers of the tasks with enough points to be drawn."""
         return (self.pool.counts > (self.fewest_shots or self.shots)).nonzero()[:, 0]
 
     def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
-        """Draw groups, tasks in them, then points of each, for all tasks at once."""
+        """Draw groups, a task in each, then its points, for all tasks at once.
+
+        Args:
+            tasks: Number of tasks to draw.
+            generator: Source of randomness.
+        """
         chosen = self._choose(tasks, generator)
         counts, starts = self.pool.counts[chosen, None], self.pool.starts[chosen, None]
         shots = torch.full((tasks, 1), self.shots)
@@ -178,11 +179,11 @@ class PointTasks(TaskSource):
         return drawn if self.augment is None else self.augment(drawn, generator)
 
     def _order(self, counts: Tensor, generator: torch.Generator) -> Tensor:
-        """Shuffle the points of each task, some tasks at a time, and keep the first, (tasks, shots + queries or fewer).
+        """Shuffle the points of each task; return the first, (tasks, up to shots + queries).
 
         Args:
-            counts: How many points each has, (tasks, 1).
-            generator: Says how.
+            counts: Points per task, (tasks, 1).
+            generator: Source of randomness.
         """
         most = self.pool.longest
         firsts = []
@@ -194,7 +195,7 @@ class PointTasks(TaskSource):
         return torch.cat(firsts)
 
     def _choose(self, tasks: int, generator: torch.Generator) -> Tensor:
-        """Draw a group for each task, each group as often, and a task in it; (tasks,)."""
+        """Draw a group per task, uniformly, and a task in it, (tasks,)."""
         drawable = self.drawable
         drawable = drawable[self.pool.groups[drawable].argsort(stable=True)]
         _, sizes = self.pool.groups[drawable].unique_consecutive(return_counts=True)
@@ -203,6 +204,6 @@ class PointTasks(TaskSource):
 
 
 def _below(ends: Tensor, generator: torch.Generator) -> Tensor:
-    """Whole numbers from 0 to each of ``ends`` - 1, each as likely."""
+    """Draw integers uniformly from 0 to each of ``ends`` - 1."""
     drawn = torch.rand(ends.shape, generator=generator, dtype=torch.float64)
     return (drawn * ends).long().clamp(max=ends - 1)

@@ -1,4 +1,4 @@
-"""Sinusoids of random amplitude and phase: few-shot regression with nothing to download."""
+"""Sinusoids of random amplitude and phase: few-shot regression tasks without a data set."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
 @dataclass(frozen=True)
 class SinusoidTasks(TaskSource):
-    """y = A sin(x - phase), with A from U(0.1, 5), phase from U(0, π), x from U(-5, 5).
+    """Sinusoids y = A sin(x - phase), with A from U(0.1, 5), phase from U(0, π), x from U(-5, 5).
+
+    ``Tasks.hidden`` is A and phase, (tasks, 2).
 
     Example:
         >>> tasks = SinusoidTasks(shots=10).sample(4, torch.Generator().manual_seed(0))
@@ -24,12 +26,12 @@ class SinusoidTasks(TaskSource):
     """
 
     shots: int = 10
-    """Support points per task; with ``ragged`` the most there can be."""
+    """Support points per task; with ``ragged`` their maximum."""
     queries: int = 50
     """Query points per task."""
     ragged: float = 0.0
-    """Share of the tasks that get fewer shots: a number drawn from 1 to ``shots``, the others
-    masked."""
+    """Fraction of the tasks with a random number of shots, from 1 to ``shots``; the others of their
+    points are masked."""
 
     def __post_init__(self) -> None:
         if self.shots < 1 or self.queries < 1:
@@ -39,7 +41,13 @@ class SinusoidTasks(TaskSource):
             )
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
-        """Draw ``tasks`` sinusoids and points on them; compute those of a share."""
+        """Draw sinusoids and points on them.
+
+        Args:
+            tasks: Number of tasks to draw.
+            generator: Source of randomness.
+            share: Slice of the tasks to return. The random numbers of all are drawn.
+        """
         amplitude = 0.1 + 4.9 * torch.rand(tasks, 1, 1, generator=generator)
         phase = math.pi * torch.rand(tasks, 1, 1, generator=generator)
         x = 10 * torch.rand(tasks, self.shots + self.queries, 1, generator=generator) - 5
@@ -57,5 +65,5 @@ class SinusoidTasks(TaskSource):
 
     @staticmethod
     def curve(x: Tensor, amplitude: Tensor, phase: Tensor) -> Tensor:
-        """Return the sinusoid at ``x``."""
+        """Return A sin(x - phase)."""
         return amplitude * torch.sin(x - phase)

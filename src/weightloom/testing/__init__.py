@@ -1,12 +1,10 @@
-"""For people who write their own.
+"""Checks for hypernetworks and forms that users write, against the contract of their interface.
 
-One call holds a hypernetwork or a form against what every one of them promises.
+In:   a hypernetwork and a condition that it reads; or a form.
+Out:  None, or an AssertionError that names the broken rule and a remedy.
+Knows nothing of the method behind the hypernetwork or the form.
 
-In:   a hypernetwork and a condition such as it reads; or a form.
-Out:  nothing; or an AssertionError that says which promise is broken, with what to do about it.
-Knows nothing of how the hypernetwork or the form works.
-
-`weightloom.testing.fuzz` holds the engines against what they promise, with random bases.
+`weightloom.testing.fuzz` tests the engines with random base networks.
 """
 
 from weightloom.testing.forms import check_form as check_form

@@ -1,12 +1,13 @@
-"""What a program should give: one copy of its base for each task, which persists from call to call.
+"""Expected results of a program: one persistent copy of its base per task, run in a Python loop.
 
-In:   the names that a program defines, as from running its text.
+In:   the names that a program defines, from running its text.
 Out:  outputs of every task, stacked, and gradients.
-Knows nothing of this library's engines: a copy is a module like any other, with a task's values
-written into it.
+Independent of this library's engines: a copy is an ordinary module, with a task's values written
+into its parameters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, islice
 from random import Random
 from typing import Any, NamedTuple
 
@@ -22,27 +23,28 @@ Names = Mapping[str, Any]
 
 
 class InvalidProgramError(Exception):
-    """The program does not run without this library either, or its numbers cannot be compared."""
+    """Program that fails without this library too, or whose numbers cannot be compared."""
 
 
 class Expected(NamedTuple):
-    """What the copies give in one call."""
+    """Results of the copies in one call."""
 
     kind: Any
+    """Structure of the outputs of one task."""
     outputs: list[Any]
-    """Every leaf: tensors stacked, other values as a list, one for each task."""
+    """Leaves of the outputs: tensors stacked over tasks, other values as a list over tasks."""
     weights: list[Tensor | None]
-    """Of the sum whose gradients are compared."""
+    """Weights of each output in the sum whose gradients are compared; None for other values."""
     gradients: list[Tensor]
-    """Of inputs, of every part of the values, and of parameters that are not generated."""
+    """Gradients of inputs, of all parts of the values, and of parameters that are not generated."""
     leaves: list[str]
-    """What they are gradients of."""
+    """Name of each gradient's variable, for messages."""
     changed: set[str]
-    """What the forward pass itself changed in a copy."""
+    """Names of the state of a copy that the forward pass changed."""
 
 
 class ProgramRun:
-    """A program's copies, one for each task, and what they are called with."""
+    """Copies of a program's base, one per task, with their inputs and parameter values."""
 
     def __init__(self, names: Names, nudge: float = 0.0) -> None:
         self.names, self.nudge, self.calls = names, nudge, 0
@@ -54,13 +56,13 @@ class ProgramRun:
         self.values: dict[str, Tensor] = {}
 
     def made(self) -> nn.Module:
-        """Build the base anew, equal to every other."""
+        """Build a new base, with the same parameters each time."""
         torch.manual_seed(self.names["SEED"])
         base: nn.Module = self.names["build"]()
         return base.train(self.names["TRAIN"])
 
     def draw(self) -> None:
-        """Draw the inputs of the next call, and its values where they are others."""
+        """Draw the inputs of the next call and, in the first or with ``NEW_PARAMS``, its values."""
         tasks, seed = self.names["TASKS"], self.names["SEED"]
         torch.manual_seed(seed + 1 + self.calls)
         self.args, self.kwargs = self.names["inputs"]()
@@ -74,15 +76,17 @@ class ProgramRun:
             }
 
     def moved(self, x: Tensor) -> Tensor:
-        """A number nearby."""
-        return (
-            x * (1 + self.nudge * torch.randn_like(x)) + self.nudge * 0.1
-            if x.is_floating_point()
-            else x
-        )
+        """Perturb a floating-point tensor by about ``nudge``."""
+        if not x.is_floating_point():
+            return x
+        return x * (1 + self.nudge * torch.randn_like(x)) + self.nudge * 0.1
 
     def fresh(self) -> tuple[Any, Any, dict[str, Tensor], list[Tensor], list[str]]:
-        """The call's arguments and values, and everything in them that gets a gradient."""
+        """Return copies of the call's arguments and values, and their leaves with gradients.
+
+        Returns:
+            Positional arguments, keyword arguments, values by name, leaves, names of the leaves.
+        """
         leaves: list[Tensor] = []
 
         def leaf(x: Tensor) -> Tensor:
@@ -98,68 +102,78 @@ class ProgramRun:
         return args, kwargs, values, leaves, named
 
     def expected(self) -> Expected:
-        """Run the copies once more."""
+        """Draw the next call, and run the copies on it.
+
+        Raises:
+            InvalidProgramError: If a copy raises an error, the tasks' outputs differ in structure
+                or shape, or a number is NaN or infinite.
+        """
         self.draw()
         args, kwargs, values, leaves, named = self.fresh()
         dense = {
             name: value.dense() if isinstance(value, Factored) else value
             for name, value in values.items()
         }
-        outputs, own, held = [], [], []
-        try:
-            for task, copy in enumerate(self.copies):
-                parameters = dict(copy.named_parameters())
-                self.write({parameters[name]: value[task] for name, value in dense.items()})
-                if copy is self.copies[0]:
-                    self.state.look()  # what is written is not what the forward pass changes
-                held.append([parameters[name] for name in values])
-                own.append(
-                    [p for name, p in parameters.items() if name not in values and p.requires_grad]
-                )
-                outputs.append(self.one(copy, args, kwargs, task))
-        except Exception as error:
-            raise InvalidProgramError(
-                f"it does not run: {type(error).__name__}: {error}"
-            ) from error
+        outputs, parameters = self._run_copies(args, kwargs, dense)
         stacked = _stacked(outputs)
         torch.manual_seed(self.calls)
         weights = [torch.randn(x.shape) if _counts(x) else None for x in stacked]
         gradients: list[Tensor] = []
         if self.names["GRAD"]:
             try:
-                gradients = self.gradients(stacked, weights, leaves, (dense, held, own))
+                gradients = self.gradients(stacked, weights, leaves, parameters)
             except RuntimeError as error:
                 raise InvalidProgramError(f"it has no gradients: {error}") from error
-            named += ["the base's own parameter"] * len(own[0])
+            named += ["the base's own parameter"] * len(parameters.own[0])
             _check_finite(gradients)
         numbers = [x.detach() if isinstance(x, Tensor) else x for x in stacked]
+        changed = self.state.look() - self._names_of(parameters.held[0])
+        return Expected(structure(outputs[0]), numbers, weights, gradients, named, changed)
+
+    def _run_copies(
+        self, args: Any, kwargs: Any, dense: dict[str, Tensor]
+    ) -> tuple[list[Any], "_Parameters"]:
+        """Write each task's values into its copy, and run it."""
+        outputs, own, held = [], [], []
+        try:
+            for task, copy in enumerate(self.copies):
+                parameters = dict(copy.named_parameters())
+                self.write({parameters[name]: value[task] for name, value in dense.items()})
+                if copy is self.copies[0]:
+                    self.state.look()  # so that writing does not count as a change
+                held.append([parameters[name] for name in dense])
+                rest = [p for name, p in parameters.items() if name not in dense]
+                own.append([p for p in rest if p.requires_grad])
+                outputs.append(self.one(copy, args, kwargs, task))
+        except Exception as error:
+            raise InvalidProgramError(
+                f"it does not run: {type(error).__name__}: {error}"
+            ) from error
+        return outputs, _Parameters(dense, held, own)
+
+    def _names_of(self, parameters: Sequence[nn.Parameter]) -> set[str]:
+        """Return all names that the first copy has for these parameters."""
         every = self.copies[0].named_parameters(remove_duplicate=False)
-        generated = {name for name, parameter in every if any(parameter is its for its in held[0])}
-        return Expected(
-            structure(outputs[0]), numbers, weights, gradients, named, self.state.look() - generated
-        )
+        return {name for name, parameter in every if any(parameter is its for its in parameters)}
 
     def gradients(
         self,
         outputs: list[Any],
         weights: list[Tensor | None],
         leaves: list[Tensor],
-        parameters: tuple[dict[str, Tensor], list[list[nn.Parameter]], list[list[nn.Parameter]]],
+        parameters: "_Parameters",
     ) -> list[Tensor]:
-        """Gradients of inputs and parts of values, through the values that were written.
+        """Return gradients of inputs and parts of values, then own parameters' sums over tasks.
 
-        Then of own parameters.
+        Gradients of parts of values are those of the written parameters, propagated through the
+        values that were built from the parts.
         """
         dense, held, own = parameters
-        written, rest = [p for its in held for p in its], [p for its in own for p in its]
-        found = iter(
-            weighted_gradients(
-                outputs, weights, [*leaves, *written, *rest], self.names["BY_BACKWARD"]
-            )
-        )
-        gradients = [next(found) for _ in leaves]
-        of_written = [[next(found) for _ in its] for its in held]
-        of_own = [[next(found) for _ in its] for its in own]
+        every = [*leaves, *chain(*held), *chain(*own)]
+        found = iter(weighted_gradients(outputs, weights, every, self.names["BY_BACKWARD"]))
+        gradients = list(islice(found, len(leaves)))
+        of_written = [list(islice(found, len(its))) for its in held]
+        of_own = [list(islice(found, len(its))) for its in own]
         for value, each in zip(dense.values(), zip(*of_written, strict=True), strict=True):
             if value.requires_grad:
                 back = torch.autograd.grad(
@@ -170,33 +184,49 @@ class ProgramRun:
 
     @staticmethod
     def write(values: Mapping[Tensor, Tensor]) -> None:
-        """Write a task's values into its copy."""
+        """Write the values into the parameters, and let all of them require gradients."""
         with torch.no_grad():
             for parameter, value in values.items():
                 parameter.requires_grad_()
-                if not torch.equal(parameter, value):  # or it would count as changed
+                if not torch.equal(parameter, value):  # or its version would count as a change
                     parameter.copy_(value)
 
     def one(self, copy: nn.Module, args: Any, kwargs: Any, task: int) -> Any:
         """Run one copy on its task's inputs."""
         shared = {name: kwargs[name] for name in self.names["SHARED"]}
-        apart = {name: its for name, its in kwargs.items() if name not in shared}
-        args, apart = mapped(lambda x: x[task], (args, apart))
+        own = {name: its for name, its in kwargs.items() if name not in shared}
+        args, own = mapped(lambda x: x[task], (args, own))
         with torch.set_grad_enabled(self.names["GRAD"]):
-            return copy(*args, **apart, **shared)
+            return copy(*args, **own, **shared)
+
+
+class _Parameters(NamedTuple):
+    """Values that were written, and the parameters of each copy."""
+
+    dense: dict[str, Tensor]
+    """Values by name, (tasks, *shape)."""
+    held: list[list[nn.Parameter]]
+    """Parameters of each copy that hold the values."""
+    own: list[list[nn.Parameter]]
+    """Other parameters of each copy that require gradients."""
 
 
 def _stacked(outputs: list[Any]) -> list[Any]:
-    """What the copies return, leaf by leaf: tensors stacked, other values as a list."""
+    """Stack the copies' outputs leaf by leaf; values that are no tensors become a list."""
     if any(structure(output) != structure(outputs[0]) for output in outputs):
-        raise InvalidProgramError("tasks differ in what they return")
-    stacked: list[Any] = []
-    for leaves in zip(*[list(walk(output)) for output in outputs], strict=True):
-        if isinstance(leaves[0], Tensor) and len({(x.shape, x.dtype) for x in leaves}) != 1:
-            raise InvalidProgramError("tasks differ in shapes")
-        stacked.append(torch.stack(leaves) if isinstance(leaves[0], Tensor) else list(leaves))
+        raise InvalidProgramError("tasks differ in the structure of their outputs")
+    leaves_of_tasks = [list(walk(output)) for output in outputs]
+    stacked = [_stack(leaves) for leaves in zip(*leaves_of_tasks, strict=True)]
     _check_finite([x for x in stacked if isinstance(x, Tensor)])
     return stacked
+
+
+def _stack(leaves: tuple[Any, ...]) -> Any:
+    if not isinstance(leaves[0], Tensor):
+        return list(leaves)
+    if len({(x.shape, x.dtype) for x in leaves}) != 1:
+        raise InvalidProgramError("tasks differ in shapes")
+    return torch.stack(leaves)
 
 
 def _check_finite(tensors: Sequence[Tensor]) -> None:
@@ -214,30 +244,37 @@ def weighted_gradients(
     leaves: Sequence[Tensor],
     by_backward: bool,
 ) -> list[Tensor]:
-    """Gradients of a weighted sum; re-entrant checkpoints know ``backward`` alone."""
-    terms = [
-        (x * w).sum()
-        for x, w in zip(outputs, weights, strict=True)
-        if w is not None and x.requires_grad
-    ]
+    """Return the gradients of a weighted sum of the outputs.
+
+    Args:
+        outputs: Leaves of the outputs.
+        weights: Weights of each output, of its shape; None leaves the output out.
+        leaves: Tensors to differentiate by.
+        by_backward: Use ``backward``, the only way that re-entrant checkpoints support.
+    """
+    weighted = [(x, w) for x, w in zip(outputs, weights, strict=True) if w is not None]
+    terms = [(x * w).sum().double() for x, w in weighted if x.requires_grad]
     if not terms or not leaves:
         return [torch.zeros_like(leaf) for leaf in leaves]
-    total = torch.stack([term.double() for term in terms]).sum()
+    total = torch.stack(terms).sum()
     if by_backward:
-        total.backward(retain_graph=True)
-        found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-        for leaf in leaves:
-            leaf.grad = None
-        return found
-    return list(
-        torch.autograd.grad(
-            total, leaves, allow_unused=True, materialize_grads=True, retain_graph=True
-        )
+        return _by_backward(total, leaves)
+    found = torch.autograd.grad(
+        total, leaves, allow_unused=True, materialize_grads=True, retain_graph=True
     )
+    return list(found)
+
+
+def _by_backward(total: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    total.backward(retain_graph=True)
+    found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    return found
 
 
 def _values(base: nn.Module, names: Names, tasks: int) -> dict[str, Tensor]:
-    """Values for parameters of the base, some of them held by forms."""
+    """Draw values for parameters of the base, some of them held by forms."""
     values: dict[str, Tensor] = {}
     own = dict(base.named_parameters())
     for name, parameter in own.items():

@@ -1,4 +1,4 @@
-"""What every form promises, tried on one."""
+"""Check of a form against the contract of all forms."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,24 @@ TASKS, BATCH = 3, 2
 
 
 def check_form(form: Form, layers: Sequence[nn.Module] | None = None) -> None:
-    """Raise an AssertionError unless ``form`` keeps what every form promises.
+    """Raise an AssertionError if ``form`` violates the contract of forms.
 
-    It fits or it does not, and says so. Factors, starts and what is shared have the names and
-    shapes it says. With the factors at their starts the parameter is the base's own. Tasks do not
-    leak into each other. And whatever it answers (linear layers, convolutions and their transposes,
-    embeddings), with a tasks axis or without, equals what the layer computes with the parameter
-    that `Form.dense` builds: outputs, and gradients of the own value, the factors, what is shared,
-    the inputs and the bias.
+    `Form.fit` must return a form or None. Factors, starts and shared tensors must have the declared
+    names and shapes. With the factors at their starts the parameter must equal the base's own.
+    Every factor and shared tensor must have an effect, and no effect on other tasks. Every answer
+    (for linear layers, convolutions and their transposes, and embeddings), with a tasks axis or
+    without, must equal the layer's result with the parameter that `Form.dense` builds: outputs, and
+    gradients of the own value, the factors, the shared tensors, the inputs and the bias.
 
-    All of this is tried in float64 on generic numbers; torch's random state is left alone.
+    The check runs in float64 on random numbers; torch's random state is not changed.
 
     Args:
-        form: The form, as a user passes it.
-        layers: The layers to try it in, each with a parameter ``weight``. None tries it in every
-            kind that a form may answer, with strides, padding, dilation and groups.
+        form: Form, as a user passes it.
+        layers: Layers to test it in, by each of their parameters. None: every kind of layer that a
+            form can answer for, with strides, padding, dilation and groups.
+
+    Raises:
+        AssertionError: With the broken rule, and a remedy; also if the form fits no parameter.
 
     Example:
         >>> from weightloom.forms import LowRank
@@ -54,13 +57,13 @@ def check_form(form: Form, layers: Sequence[nn.Module] | None = None) -> None:
                     _check_answers(fitted, layer, name, shared)
         if not tried:
             raise AssertionError(
-                f"{form} fits no parameter of any layer. A form that fits nothing cannot be used. "
-                "Let `fit` return the form for some shapes, or pass `layers` that it fits."
+                f"{form} fits no parameter of any layer, so it cannot be used. Let `fit` return "
+                "the form for some shapes, or pass `layers` that it fits."
             )
 
 
 def _layers() -> list[nn.Module]:
-    """Every kind of layer, small."""
+    """Return small layers of every kind that a form can answer for."""
     some: dict[str, Any] = {"stride": 2, "padding": 1, "dilation": 2}
     back: dict[str, Any] = {"stride": 2, "padding": 1, "output_padding": 1}
     layers: list[nn.Module] = [
@@ -82,7 +85,7 @@ def _layers() -> list[nn.Module]:
 
 
 def _inputs(layer: nn.Module) -> list[Tensor]:
-    """Inputs of every number of axes that a layer takes, each behind a tasks axis."""
+    """Return inputs of a layer, (tasks, ...), one for each number of axes that it accepts."""
     if isinstance(layer, nn.Embedding):
         shapes = [(TASKS, BATCH), (TASKS, BATCH, 3)]
         return [torch.randint(layer.num_embeddings, shape) for shape in shapes]
@@ -101,13 +104,13 @@ def _fit(form: Form, shape: Shape, layer: nn.Module) -> Form | None:
     fitted = form.fit(shape, layer)
     if fitted is not None and not isinstance(fitted, Form):
         raise AssertionError(
-            f"`{form}.fit({shape}, ...)` returns a {type(fitted).__name__}. It says whether and "
-            "how the form fits a parameter. Return a form, `self` where nothing changes, or None."
+            f"`{form}.fit({shape}, ...)` returns a {type(fitted).__name__}. It decides whether and "
+            "how the form fits a parameter. Return a form, `self` without a change, or None."
         )
     if fitted is not None and not fitted.factor_shapes(shape):
         raise AssertionError(
-            f"`{fitted}.factor_shapes({shape})` is empty. Factors are what is generated, so there "
-            "is one at least. Name it, or let `fit` return None."
+            f"`{fitted}.factor_shapes({shape})` is empty. Factors are generated, and a form needs "
+            "one at least. Name it, or let `fit` return None."
         )
     return fitted
 
@@ -149,8 +152,9 @@ def _check_start(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> None:
     if not difference <= 1e-9:
         raise AssertionError(
             f"`{form}` starts away from the own value, by {difference:.2g}. With factors at "
-            "`starts` (zero where it says nothing) and `shared` fresh, the parameter is the base's "
-            "own, so that training starts at the base. Start one factor of a product at zero."
+            "`starts` (zero for those it does not name) and `shared` fresh, the parameter is the "
+            "base's own, so that training starts at the base. Start one factor of a product at "
+            "zero."
         )
 
 
@@ -163,82 +167,86 @@ def _check_dense(form: Form, own: Tensor, shared: Mapping[str, Tensor]) -> None:
         )
         if not gradient.any():
             raise AssertionError(
-                f"`{form}.dense` does not depend on {name!r}. What is generated or learned must "
+                f"`{form}.dense` does not depend on {name!r}. Every factor and shared tensor must "
                 "count. Use it, or do not name it."
             )
-        others = [
-            task for task in range(TASKS) if name in factors and task != 1 and gradient[task].any()
-        ]
-        if others:
-            raise AssertionError(
-                f"`{form}.dense` gives task 1 a parameter that depends on {name!r} of tasks "
-                f"{others}. Tasks are "
-                "independent. Count axes from the back, and do not mix rows along axis 0, which is "
-                "tasks."
-            )
+        if name in factors:
+            _check_independence(form, name, gradient)
     squares = form.squared_norm(own, {**factors, **shared})
     if squares is not NotImplemented:
-        truth = dense.flatten(1).square().sum(1)
-        _compare(form, squares, truth, "a squared norm", "of the parameter")
-        weights = torch.randn_like(truth)
         leaves = [own, *factors.values(), *shared.values()]
-        pairs = zip(
-            _gradients(squares, weights, leaves), _gradients(truth, weights, leaves), strict=True
-        )
-        for ours, its in pairs:
-            _compare(form, ours, its, "a gradient of the squared norm", "of the parameter")
+        _check_squared_norm(form, squares, dense, leaves)
     alone = form.dense(own, {**{name: value[1] for name, value in factors.items()}, **shared})
     if alone.shape != own.shape or not _difference(alone, dense[1]) <= 1e-9:
         raise AssertionError(
-            f"`{form}.dense` builds something else from the factors of one task without a tasks "
-            "axis. Under `vmap` and in a loop there are no leading axes. Count axes from the back: "
-            "`flatten(-2)`, `.mT`, `[..., None]`."
+            f"`{form}.dense` builds another parameter from the factors of one task without a tasks "
+            "axis. Under `vmap` and in a loop factors have no leading axis. Count axes from the "
+            "back: `flatten(-2)`, `.mT`, `[..., None]`."
         )
 
 
+def _check_independence(form: Form, name: str, gradient: Tensor) -> None:
+    """Check that a gradient of the parameter of task 1 by a factor is zero for other tasks."""
+    others = [task for task in range(TASKS) if task != 1 and gradient[task].any()]
+    if others:
+        raise AssertionError(
+            f"`{form}.dense` gives task 1 a parameter that depends on {name!r} of tasks {others}. "
+            "Tasks are independent. Count axes from the back, and do not mix rows along axis 0, "
+            "which is tasks."
+        )
+
+
+def _check_squared_norm(form: Form, squares: Tensor, dense: Tensor, leaves: list[Tensor]) -> None:
+    truth = dense.flatten(1).square().sum(1)
+    _compare(form, squares, truth, "a squared norm", "of the parameter")
+    weights = torch.randn_like(truth)
+    found = _gradients(squares, weights, leaves)
+    for ours, its in zip(found, _gradients(truth, weights, leaves), strict=True):
+        _compare(form, ours, its, "a gradient of the squared norm", "of the parameter")
+
+
 def _check_answers(form: Form, layer: nn.Module, name: str, shared: Mapping[str, Tensor]) -> None:
-    """Run the layer with the parameter built, task by task, and with what the form passes on, by every engine."""
+    """Compare outputs and gradients with those of the dense parameter, by every engine."""
     for x in _inputs(layer):
-        parameter = layer.get_parameter(name).detach()
-        own, factors, parts = _generic(form, parameter, shared)
-        leaves = [own, *factors.values(), *parts.values()]
-        names = [
-            "the own value",
-            *(f"the factor {n!r}" for n in factors),
-            *(f"the shared {n!r}" for n in parts),
-        ]
-        params: Parts = {}
+        own, factors, parts = _generic(form, layer.get_parameter(name).detach(), shared)
+        leaves = {"the own value": own}
+        leaves |= {f"the factor {part!r}": value for part, value in factors.items()}
+        leaves |= {f"the shared {part!r}": value for part, value in parts.items()}
+        # Once with the layer's own bias, and once with a bias per task.
+        others = [Parts()]
         if name != "bias" and getattr(layer, "bias", None) is not None:
-            params["bias"] = (
-                torch.randn(TASKS, *layer.get_parameter("bias").shape).double().requires_grad_()
-            )
-            leaves, names = [*leaves, params["bias"]], [*names, "the bias"]
+            bias = torch.randn(TASKS, *layer.get_parameter("bias").shape).double()
+            leaves["the bias"] = bias.requires_grad_()
+            others.insert(0, {"bias": bias})
         if x.is_floating_point():
-            leaves, names = [*leaves, x.requires_grad_()], [*names, "the inputs"]
-        for generated in (
-            [params, Parts()] if params else [Parts()]
-        ):  # the bias of each task, and the layer's own
+            leaves["the inputs"] = x.requires_grad_()
+        engines: list[Engine] = ["loop", "vmap", "aligned"] if x.ndim > 2 else ["loop", "vmap"]
+        for generated in others:
             dense = form.dense(own, {**factors, **parts})
             expected = apply_per_task(layer, {name: dense, **generated}, x, engine="loop")
             weights = torch.randn_like(expected)
-            truth = _gradients(expected, weights, leaves)
-            engines: list[Engine] = ["loop", "vmap", "aligned"] if x.ndim > 2 else ["loop", "vmap"]
             for engine in engines:
-                where = (
-                    f"in {layer} with inputs of shape {tuple(x.shape[1:])} and `engine={engine!r}`"
-                )
-                outputs = _run(
-                    form,
-                    layer,
-                    {name: form.value(own, factors, parts), **generated},
-                    x,
-                    engine,
-                    where,
-                )
+                shape, value = tuple(x.shape[1:]), form.value(own, factors, parts)
+                where = f"in {layer} with inputs of shape {shape} and `engine={engine!r}`"
+                outputs = _run(form, layer, {name: value, **generated}, x, engine, where)
                 _compare(form, outputs, expected, "outputs", where)
-                found = _gradients(outputs, weights, leaves)
-                for what, ours, its in zip(names, found, truth, strict=True):
-                    _compare(form, ours, its, f"a gradient of {what}", where)
+                _compare_gradients(form, outputs, expected, weights, leaves, where)
+
+
+def _compare_gradients(
+    form: Form,
+    ours: Tensor,
+    built: Tensor,
+    weights: Tensor,
+    leaves: Mapping[str, Tensor],
+    where: str,
+) -> None:
+    tensors = list(leaves.values())
+    pairs = zip(
+        _gradients(ours, weights, tensors), _gradients(built, weights, tensors), strict=True
+    )
+    for name, (found, truth) in zip(leaves, pairs, strict=True):
+        _compare(form, found, truth, f"a gradient of {name}", where)
 
 
 def _run(
@@ -253,23 +261,23 @@ def _run(
         outputs: Tensor = apply_per_task(layer, params, x, engine=engine)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         raise AssertionError(
-            f"{form} cannot be used {where} ({error}). What it does not answer it is built for, "
-            "and what it answers has the same leading axes as the factors: none for one task, or "
-            "tasks. Return `NotImplemented` for what it cannot do."
+            f"{form} cannot be used {where} ({error}). Without an answer the parameter is built, "
+            "and an answer has the same leading axes as the factors: none for one task, or tasks. "
+            "Return `NotImplemented` for an operation that it cannot answer."
         ) from error
     return outputs
 
 
-def _compare(form: Form, ours: Tensor, built: Tensor, what: str, where: str) -> None:
+def _compare(form: Form, ours: Tensor, built: Tensor, result: str, where: str) -> None:
     if ours.shape != built.shape:
         raise AssertionError(
-            f"{form} gives {what} of shape {tuple(ours.shape)} {where}. With the parameter built "
+            f"{form} gives {result} of shape {tuple(ours.shape)} {where}. With the parameter built "
             f"the shape is {tuple(built.shape)}. Correct its answer, or return `NotImplemented`."
         )
     difference = _difference(ours, built)
     if not difference <= 1e-9:
         raise AssertionError(
-            f"{form} gives other {what} {where} than with the parameter built by `dense`: they "
+            f"{form} gives other {result} {where} than with the parameter built by `dense`: they "
             f"differ by {difference:.2g}. An answer is a shorter way to the same numbers. Correct "
             "it, or return `NotImplemented`."
         )

@@ -1,19 +1,16 @@
-"""Random bases, run by every engine against persistent copies.
-
-How often is the library silently wrong?
+"""Fuzzing of the engines: random base networks, compared with persistent copies per task.
 
 In:   seeds.
-Out:  how many programs each engine ran equally, refused, got wrong without a word or failed in
-      words not its own; the smallest failing programs as files.
-Knows nothing of how an engine runs.
+Out:  the number of programs per engine and verdict (``equal``, ``refused``, ``silent``,
+      ``unclear``), and the smallest failing programs as text.
+Independent of the implementation of the engines.
 
 Run:  ``python -m weightloom.testing.fuzz --programs 1000``
 
 Source:
     Yang, Chen, Eide and Regehr, "Finding and Understanding Bugs in C Compilers" (2011): random
-    programs that mean one thing, run by several implementations. Zeller and Hildebrandt,
-    "Simplifying and Isolating Failure-Inducing Input" (2002): programs are cut down while they
-    still fail.
+    programs with one meaning, run by several implementations. Zeller and Hildebrandt, "Simplifying
+    and Isolating Failure-Inducing Input" (2002): programs are reduced while they still fail.
 """
 
 import argparse
@@ -37,33 +34,39 @@ from weightloom.testing.programs import Program, draw
 ENGINES = ("auto", "vmap", "aligned", "loop")
 VERDICTS = ("equal", "refused", "silent", "unclear")
 SHOWN = 5
+"""Maximum number of failing programs that are printed."""
 PROGRAM = "python -m weightloom.testing.fuzz"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A program that an engine got wrong without a word, or failed in words that are not the library's."""
+    """Program with the verdict ``silent`` or ``unclear`` on an engine."""
 
     seed: int
+    """Seed of the program, or number of the case."""
     engine: str
+    """Name of the engine."""
     verdict: str
+    """``silent`` or ``unclear``."""
     message: str
+    """Reason, as a phrase."""
 
 
 @dataclass(frozen=True)
 class FuzzReport:
-    """What the engines made of many programs."""
+    """Verdicts of the engines on many programs."""
 
     programs: int
-    """How many ran."""
+    """Number of programs that were compared."""
     invalid: int
-    """How many more were drawn that do not run without the library either, or that rounding
-    decides."""
+    """Number of programs that were left out: they fail without the library too, or their result
+    depends on rounding."""
     counts: dict[str, dict[str, int]]
-    """How many programs of each verdict, by engine."""
+    """Number of programs by engine and verdict."""
     findings: tuple[Finding, ...]
-    """The silent and the unclear ones."""
+    """All programs with the verdict ``silent`` or ``unclear``."""
     wall_time_s: float
+    """Duration of the whole test."""
 
     def __str__(self) -> str:
         head = f"{'engine':10}" + "".join(f"{verdict:>10}" for verdict in VERDICTS)
@@ -71,17 +74,17 @@ class FuzzReport:
             f"{engine:10}" + "".join(f"{its[v]:10}" for v in VERDICTS)
             for engine, its in self.counts.items()
         ]
-        total = f"{self.programs} programs in {self.wall_time_s:.0f} s, {self.invalid} invalid ones left out"
-        return "\n".join([head, *rows, total])
+        total = f"{self.programs} programs in {self.wall_time_s:.0f} s"
+        return "\n".join([head, *rows, f"{total}, {self.invalid} invalid ones left out"])
 
 
 def fuzz(seeds: Iterable[int], engines: Sequence[str] = ENGINES, quiet: bool = True) -> FuzzReport:
-    """Run the programs of some seeds by every engine, and compare with persistent copies of the base.
+    """Run random programs by every engine, and compare with persistent copies of the base.
 
     Args:
-        seeds: One program each.
-        engines: The engines to try.
-        quiet: Print no line of progress.
+        seeds: Seeds of the programs.
+        engines: Engines to test.
+        quiet: Print no progress.
 
     Example:
         >>> fuzz(range(3), engines=["loop"]).programs
@@ -101,13 +104,13 @@ def tally(
     engines: Sequence[str],
     quiet: bool = True,
 ) -> FuzzReport:
-    """Count verdicts, and list what was silent or unclear.
+    """Count the verdicts on many cases, and list the silent and unclear ones.
 
     Args:
-        cases: Number of each, what stands before its message, and a function that gives its
+        cases: Number of each case, a prefix for its messages, and a function that returns its
             verdicts.
-        engines: The engines that are tried.
-        quiet: Print no line of progress.
+        engines: Engines that the verdicts are about.
+        quiet: Print no progress.
     """
     started_s = time.perf_counter()
     counts = {engine: Counter(dict.fromkeys(VERDICTS, 0)) for engine in engines}
@@ -138,7 +141,7 @@ def tally(
 
 
 def program(seed: int) -> str:
-    """The program of a seed, as a Python file that says when it is run what every engine makes of it.
+    """Return the random program of a seed, as a Python file that prints its verdicts when run.
 
     Example:
         >>> program(1) == program(1)
@@ -148,14 +151,15 @@ def program(seed: int) -> str:
 
 
 def verdicts(text: str, engines: Sequence[str] = ENGINES) -> dict[str, Verdict]:
-    """Run one program by every engine.
+    """Run one program by every engine, and compare with persistent copies of its base.
 
     Args:
-        text: As from `program`.
-        engines: The engines to try.
+        text: Python code, as from `program`; it is executed.
+        engines: Engines to test.
 
     Raises:
-        InvalidProgramError: If the program does not run without this library either.
+        InvalidProgramError: If the program fails without this library too, or its result depends on
+            rounding.
     """
     names: dict[str, Any] = {
         "__name__": "weightloom_fuzzed",
@@ -170,14 +174,14 @@ def verdicts(text: str, engines: Sequence[str] = ENGINES) -> dict[str, Verdict]:
 
 
 def shrink(seed: int, engine: str) -> str:
-    """Cut a program down while an engine gives the same verdict on it.
+    """Reduce a program while the verdict on an engine stays the same.
 
     Args:
-        seed: The program's seed.
-        engine: The engine that fails.
+        seed: Seed of the program.
+        engine: Engine that fails on it.
 
     Returns:
-        The smallest program that was found.
+        The smallest program found, as a Python file.
     """
     return _shrunk(draw(seed), engine).text
 
@@ -195,7 +199,7 @@ def _shrunk(whole: Program, engine: str) -> Program:
 
 
 def _verdict(whole: Program, engine: str) -> tuple[str, str]:
-    """The verdict, and the first words of why."""
+    """Return the verdict and the first three words of its reason."""
     try:
         verdict, message = verdicts(whole.text, [engine])[engine]
     except InvalidProgramError:
@@ -204,13 +208,13 @@ def _verdict(whole: Program, engine: str) -> tuple[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return 1 where an engine was silently wrong or failed in words not its own."""
+    """Run the command; return 1 if a verdict was ``silent`` or ``unclear``, else 0."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.splitlines()[0])
-    parser.add_argument("--programs", type=int, default=1000, help="how many programs to draw")
-    parser.add_argument("--start", type=int, default=0, help="the first seed")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
-    parser.add_argument("--engines", nargs="+", default=ENGINES, help="engines to try")
-    parser.add_argument("--record", type=Path, help="file to write the report to, as JSON")
+    parser.add_argument("--programs", type=int, default=1000, help="number of programs")
+    parser.add_argument("--start", type=int, default=0, help="first seed")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit")
+    parser.add_argument("--engines", nargs="+", default=ENGINES, help="engines to test")
+    parser.add_argument("--record", type=Path, help="JSON file for the report")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     seeds = _until(range(options.start, options.start + options.programs), options.seconds)
@@ -220,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n# {finding.verdict}, {finding.engine}, seed {finding.seed}: {finding.message}")
         print(
             f"# {many} findings begin with these words. Smallest program, of "
-            f"{', '.join(less.names) or 'nothing'}:"
+            f"{', '.join(less.names) or 'one layer'}:"
         )
         print(less.text)
     if options.record:
@@ -233,7 +237,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def record_of(report: FuzzReport, config: dict[str, Any], command: str) -> Record:
-    """A report as a record: what share of programs each engine ran equally, refused, or got wrong."""
+    """Convert a report to a record, with a score per engine and verdict.
+
+    Args:
+        report: The report.
+        config: Options of the command.
+        command: The command line.
+    """
     names = {
         "silent": "silent",
         "unclear": "in words of torch",
@@ -274,15 +284,16 @@ def record_of(report: FuzzReport, config: dict[str, Any], command: str) -> Recor
 
 
 def smallest(findings: Iterable[Finding], kinds: int = 20) -> list[tuple[Finding, int, Program]]:
-    """Cut down the first finding of each kind, and choose the smallest programs.
+    """Reduce the first finding of each kind, and return the `SHOWN` smallest programs.
+
+    A kind is an engine, a verdict and the first five words of the message.
 
     Args:
-        findings: Silent and unclear ones.
-        kinds: How many kinds to look at, most frequent first. Of a kind are those of one engine and
-            verdict whose messages begin with the same words.
+        findings: Silent and unclear programs.
+        kinds: Maximum number of kinds, most frequent first.
 
     Returns:
-        A finding, how many there are of its kind, and its program cut down; no two programs of the
+        Finding, number of findings of its kind, and reduced program. No two programs consist of the
         same statements.
     """
     first: dict[tuple[str, ...], Finding] = {}

@@ -1,4 +1,4 @@
-"""What every hypernetwork promises, tried on one."""
+"""Check of a hypernetwork against the contract of all hypernetworks."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -16,25 +16,27 @@ Inputs = tuple[Tensor, ...]
 def check_hypernetwork(
     hyper: nn.Module, condition: Tensor | tuple[Tensor, ...], spec: ParamSpec | None = None
 ) -> None:
-    """Raise an AssertionError unless ``hyper`` keeps what every hypernetwork promises.
+    """Raise an AssertionError if ``hyper`` violates the contract of hypernetworks.
 
-    What is generated is a dict of tensors, named and shaped as the spec says behind a leading tasks
-    axis. It is of the dtype of parameters and condition, or complex of that precision. A task alone
-    gets what it gets in a batch, and tasks do not leak into each other.
-    The condition is used, and every own trainable parameter gets a gradient.
+    The output must be a dict of finite tensors, (tasks, *shape), with the names and shapes of the
+    spec, and with the dtype of the parameters and the condition, or complex of that precision. Two
+    calls must agree. A task must get the same parameters alone as in a batch, and they must depend
+    on its own condition, and on no other task's. Every own trainable parameter must get a finite
+    gradient that is not zero.
 
-    All of this is tried on a copy in float64 whose parameters are moved a little at random, since a
-    layer that starts at zero would hide faults behind it. ``hyper`` itself is left alone, and so is
-    torch's random state.
+    The check runs on a copy in float64 with slightly perturbed parameters, because a layer that is
+    zero at initialisation would hide faults. ``hyper`` and torch's random state are not changed.
 
     Args:
-        hyper: The hypernetwork, in train or eval mode as it stands. Its parameters that
-            ``hyper.spec.shared`` names in ``hyper.base`` need no gradient: the base uses them, not
-            the hypernetwork. Neither do those of ``hyper.architectures`` but the first, where there
-            are several: they are of other bases.
-        condition: What ``hyper`` reads for two tasks or more: a tensor with a tasks axis, or a
-            tuple of them where ``hyper`` takes several.
-        spec: Names and shapes of what is generated. None takes ``hyper.spec`` where there is one.
+        hyper: Hypernetwork, in train or eval mode. Two kinds of parameters need no gradient: those
+            of ``hyper.base`` named in ``hyper.spec.shared``, which the base uses; and those of
+            ``hyper.architectures`` after the first, which belong to other bases.
+        condition: Input of ``hyper`` for two or more tasks: a tensor with a leading tasks axis, or
+            a tuple of such tensors.
+        spec: Names and shapes of the generated parameters. None: ``hyper.spec`` if it exists.
+
+    Raises:
+        AssertionError: With the broken rule, and a remedy.
 
     Example:
         >>> from weightloom.hypernets import MLPHyperNetwork
@@ -68,7 +70,7 @@ def _count_tasks(inputs: Inputs) -> int:
 
 
 def _moved(hyper: nn.Module) -> nn.Module:
-    """Copy ``hyper`` with every parameter moved a little, so that nothing is zero by initialisation."""
+    """Return a copy of ``hyper`` with slightly perturbed parameters, so that none stays zero."""
     hyper = copy.deepcopy(hyper)
     with torch.no_grad():
         for parameter in hyper.parameters():
@@ -78,19 +80,21 @@ def _moved(hyper: nn.Module) -> nn.Module:
 
 
 def _in_float64(hyper: nn.Module) -> nn.Module:
-    """Cast to double precision; `nn.Module.double` leaves complex parameters as they are."""
+    """Cast to double precision, including complex parameters, which `nn.Module.double` skips."""
     for parameter in hyper.double().parameters():
         if parameter.is_complex():
             parameter.data = parameter.data.to(torch.complex128)
     return hyper
 
 
+def _is_params(params: Any) -> bool:
+    if not isinstance(params, dict) or not params:
+        return False
+    return all(isinstance(value, Tensor) for value in params.values())
+
+
 def _check_output(params: Any, tasks: int, spec: ParamSpec | None) -> None:
-    if (
-        not isinstance(params, dict)
-        or not params
-        or not all(isinstance(value, Tensor) for value in params.values())
-    ):
+    if not _is_params(params):
         raise AssertionError(
             f"`hyper(condition)` is {_kind(params)}. Params are a dict of tensors with keys as in "
             "`base.named_parameters()`. Return one, for instance `self.spec.cut(flat)`."
@@ -111,8 +115,8 @@ def _check_output(params: Any, tasks: int, spec: ParamSpec | None) -> None:
             )
         if not built(value).isfinite().all():
             raise AssertionError(
-                f"`hyper(condition)[{name!r}]` holds NaN or infinity. A base network can do "
-                "nothing with it. Look for a division by zero, a logarithm or a large exponential."
+                f"`hyper(condition)[{name!r}]` holds NaN or infinity. A base network cannot use "
+                "it. Look for a division by zero, a logarithm or a large exponential."
             )
 
 
@@ -165,7 +169,7 @@ def _check_alone(hyper: nn.Module, inputs: Inputs, params: Mapping[str, Tensor])
 
 
 def _check_leaks(params: Mapping[str, Tensor], leaves: Sequence[Tensor], tasks: int) -> None:
-    """Check by gradients: one row of what is generated against all rows of the condition."""
+    """Check by gradients that the parameters of a task depend on its own condition only."""
     if not leaves:
         return
     used = False
@@ -181,53 +185,62 @@ def _check_leaks(params: Mapping[str, Tensor], leaves: Sequence[Tensor], tasks: 
         used = used or task in reached
         if reached - {task}:
             raise AssertionError(
-                f"What task {task} gets depends on the conditions of tasks "
-                f"{sorted(reached - {task})}. Tasks "
-                "are independent. Do not mix rows along axis 0, which is tasks."
+                f"The parameters of task {task} depend on the conditions of tasks "
+                f"{sorted(reached - {task})}. Tasks are independent. Do not mix rows along axis 0, "
+                "which is tasks."
             )
     if not used:
         raise AssertionError(
-            "What is generated does not depend on the condition. A hypernetwork that ignores the "
-            "condition gives every task the same network. Look for a `detach()`, or for a layer "
-            "whose output is constant."
+            "The generated parameters do not depend on the condition. A hypernetwork that ignores "
+            "the condition gives every task the same network. Look for a `detach()`, or for a "
+            "layer whose output is constant."
         )
 
 
 def _check_gradients(
     hyper: nn.Module, params: Mapping[str, Tensor], spec: ParamSpec | None
 ) -> None:
-    base = getattr(hyper, "base", None)
-    own_spec = getattr(hyper, "spec", spec)
-    used_by_base = own_spec.shared if isinstance(base, nn.Module) and own_spec is not None else ()
-    needless = {id(base.get_parameter(name)) for name in used_by_base if base is not None}
-    others = list(getattr(hyper, "architectures", []))[1:]
-    needless |= {id(parameter) for other in others for parameter in other.parameters()}
-    own = {n: p for n, p in hyper.named_parameters() if p.requires_grad and id(p) not in needless}
+    exempt = _ids_used_by_base(hyper, spec) | _ids_of_other_architectures(hyper)
+    own = {n: p for n, p in hyper.named_parameters() if p.requires_grad and id(p) not in exempt}
     loss = _generic_loss(params)
-    used = own and loss.requires_grad
-    gradients = (
-        torch.autograd.grad(loss, list(own.values()), retain_graph=True, allow_unused=True)
-        if used
-        else [None] * len(own)
-    )
+    gradients: Sequence[Tensor | None] = [None] * len(own)
+    if own and loss.requires_grad:
+        leaves = list(own.values())
+        gradients = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
     for name, gradient in zip(own, gradients, strict=True):
-        if gradient is None or not gradient.any():
-            why = "is not used" if gradient is None else "has the gradient zero everywhere"
-            raise AssertionError(
-                f"The parameter {name!r} {why}, so no loss on what is generated can train it. "
-                "Every own parameter must count. Remove it, use it, or call "
-                "`requires_grad_(False)` on it."
-            )
-        if not gradient.isfinite().all():
-            raise AssertionError(
-                f"The gradient of the parameter {name!r} holds NaN or infinity. One step with it "
-                "would spoil every parameter. Look for a square root at zero, a division by zero "
-                "or a large exponential."
-            )
+        _check_gradient(name, gradient)
+
+
+def _ids_used_by_base(hyper: nn.Module, spec: ParamSpec | None) -> set[int]:
+    base, own_spec = getattr(hyper, "base", None), getattr(hyper, "spec", spec)
+    if not isinstance(base, nn.Module) or own_spec is None:
+        return set()
+    return {id(base.get_parameter(name)) for name in own_spec.shared}
+
+
+def _ids_of_other_architectures(hyper: nn.Module) -> set[int]:
+    others = list(getattr(hyper, "architectures", []))[1:]
+    return {id(parameter) for other in others for parameter in other.parameters()}
+
+
+def _check_gradient(name: str, gradient: Tensor | None) -> None:
+    if gradient is None or not gradient.any():
+        why = "is not used" if gradient is None else "has the gradient zero everywhere"
+        raise AssertionError(
+            f"The parameter {name!r} {why}, so no loss on the generated parameters can train it. "
+            "Every own parameter must count. Remove it, use it, or call `requires_grad_(False)` on "
+            "it."
+        )
+    if not gradient.isfinite().all():
+        raise AssertionError(
+            f"The gradient of the parameter {name!r} holds NaN or infinity. One step with it "
+            "would spoil every parameter. Look for a square root at zero, a division by zero "
+            "or a large exponential."
+        )
 
 
 def _generic_loss(params: Mapping[str, Tensor]) -> Tensor:
-    """A sum in which every number has its own random weight, so that nothing cancels."""
+    """Return a sum with a random weight per number, so that no terms cancel."""
     dense = [built(value) for value in params.values()]
     real = [torch.view_as_real(value) if value.is_complex() else value for value in dense]
     return torch.stack([(value * torch.randn_like(value)).sum() for value in real]).sum()

@@ -1,8 +1,8 @@
-"""The sample inputs of torch's own operator database, run through every row rule and every engine.
+"""Test of all row rules and engines on the sample inputs of torch's own operator database.
 
-In:   nothing; torch's database, where it can be imported (it needs the package ``expecttest``).
+In:   torch's database, if it can be imported (it needs the package ``expecttest``).
 Out:  a `FuzzReport`, whose seeds are numbers of samples.
-Knows nothing of how an engine runs.
+Independent of the implementation of the engines.
 
 Run:  ``python -m weightloom.testing.operators``
 """
@@ -23,24 +23,24 @@ from weightloom.testing.programs import Settings
 from weightloom.testing.trees import mapped
 
 SAMPLES = 12
-"""Of an operator, at most."""
+"""Maximum number of samples per operator."""
 LARGEST = 4000
-"""Numbers in a sample's input, at most."""
+"""Maximum number of elements in a sample's input."""
 
 
 def operators(
     engines: Sequence[str] = ENGINES, samples: int = SAMPLES, names: Sequence[str] | None = None
 ) -> FuzzReport:
-    """Run every operator that has a row rule or an aligned answer on torch's own sample inputs.
+    """Run operators on torch's own sample inputs by every engine, and compare with copies per task.
 
-    The base scales its input by a parameter of each task and applies the operator. The sample's
-    other tensors are the same for all tasks, in half of the runs, and parameters of each task in
-    the others.
+    The base scales its input by a generated parameter and applies the operator. In half of the runs
+    the other tensors of the sample are shared by all tasks, in the others they are generated
+    parameters too.
 
     Args:
-        engines: The engines to try.
-        samples: How many samples of an operator, at most.
-        names: Operators by torch's names; None takes all that the library has a rule for.
+        engines: Engines to test.
+        samples: Maximum number of samples per operator.
+        names: Operators by torch's names. None: all with a row rule or an aligned answer.
 
     Raises:
         ImportError: If torch's database cannot be imported.
@@ -53,7 +53,7 @@ def operators(
 
 
 class Applied(nn.Module):
-    """Scales its input and applies an operator to it and to what else a sample holds."""
+    """Base that scales its input, and applies an operator to it and a sample's other arguments."""
 
     def __init__(self, function: Any, args: Any, kwargs: Any, is_generated: bool) -> None:
         super().__init__()
@@ -68,16 +68,16 @@ class Applied(nn.Module):
             self.own.append(nn.Parameter(x.clone()))
             return _Held(len(self.own) - 1)
 
-        self.args, self.kwargs = mapped(held, (tuple(args), kwargs))  # type: ignore[arg-type]
+        self.args, self.kwargs = mapped(held, (tuple(args), kwargs))
 
     def forward(self, x: Tensor) -> Any:
-        """Apply the operator."""
+        """Return the operator's outputs."""
         args, kwargs = _filled(self.own, (self.args, self.kwargs))
         return self.function(x * self.scale if x.is_floating_point() else x, *args, **kwargs)
 
 
 class _Held(int):
-    """The number of a parameter that stands for a tensor of the sample."""
+    """Index of the parameter that replaces a tensor of the sample."""
 
 
 def _filled(own: nn.ParameterList, tree: Any) -> Any:
@@ -92,7 +92,7 @@ def _filled(own: nn.ParameterList, tree: Any) -> Any:
     return tree
 
 
-def _cases(samples: int, names: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _database() -> list[Any]:
     try:
         from torch.testing._internal.common_methods_invocations import op_db
     except ImportError as error:
@@ -100,35 +100,44 @@ def _cases(samples: int, names: Sequence[str] | None) -> Iterator[tuple[str, dic
             f"torch's operator database cannot be imported ({error}). It is part of torch's own "
             "tests, which need `expecttest`. Install it: `pip install expecttest`."
         ) from error
-    for operator in op_db:
+    found: list[Any] = op_db
+    return found
+
+
+def _cases(samples: int, names: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    for operator in _database():
         functions = {operator.op, operator.method_variant, operator.inplace_variant} - {None}
         known = functions & {*RULES, *ANSWERS}
-        if not (known if names is None else operator.name in names):
-            continue
-        if torch.float64 not in operator.dtypes:
-            continue
-        torch.manual_seed(0)
-        with_gradients = operator.supports_autograd
-        inputs = operator.sample_inputs("cpu", torch.float64, requires_grad=False)
-        for number, sample in zip(range(samples), inputs, strict=False):
-            x = sample.input
-            if not isinstance(x, Tensor) or not x.ndim or not 0 < x.numel() <= LARGEST:
-                continue
-            for function in sorted(known or {operator.op}, key=repr):
-                is_inplace = function is operator.inplace_variant
-                for is_generated in (False, True):
-                    if is_generated and not any(
-                        isinstance(leaf, Tensor) and leaf.is_floating_point()
-                        for leaf in torch.utils._pytree.tree_leaves((sample.args, sample.kwargs))
-                    ):
-                        continue
-                    called = f"{operator.name}, sample {number}{', in place' if is_inplace else ''}"
+        wanted = bool(known) if names is None else operator.name in names
+        if wanted and torch.float64 in operator.dtypes:
+            for function, (number, sample) in _samples(operator, known or {operator.op}, samples):
+                in_place = ", in place" if function is operator.inplace_variant else ""
+                called = f"{operator.name}, sample {number}{in_place}"
+                for is_generated in (False, True) if _has_numbers(sample) else (False,):
                     parts = function, sample.args, sample.kwargs, is_generated
-                    yield called, _case(parts, x.detach(), with_gradients)
+                    x = sample.input.detach()
+                    yield called, _case(parts, x, operator.supports_autograd)
+
+
+def _samples(operator: Any, functions: set[Any], most: int) -> Iterator[tuple[Any, Any]]:
+    """Iterate over the numbered samples of a size that can be tested, with each function."""
+    torch.manual_seed(0)
+    inputs = operator.sample_inputs("cpu", torch.float64, requires_grad=False)
+    for number, sample in zip(range(most), inputs, strict=False):
+        x = sample.input
+        if isinstance(x, Tensor) and x.ndim and 0 < x.numel() <= LARGEST:
+            for function in sorted(functions, key=repr):
+                yield function, (number, sample)
+
+
+def _has_numbers(sample: Any) -> bool:
+    """Return True if an argument besides the input has a floating-point tensor."""
+    leaves = torch.utils._pytree.tree_leaves((sample.args, sample.kwargs))
+    return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
 
 
 def _case(parts: tuple[Any, ...], x: Tensor, with_gradients: bool) -> dict[str, Any]:
-    """What a program would define."""
+    """Return the names that an equivalent program would define."""
 
     def inputs() -> tuple[tuple[Tensor], dict[str, Any]]:
         each = [
@@ -156,7 +165,7 @@ def _case(parts: tuple[Any, ...], x: Tensor, with_gradients: bool) -> dict[str, 
 
 
 def main() -> int:
-    """Run the command; return 1 where an engine was silently wrong or failed in words not its own."""
+    """Run the command; return 1 if a verdict was ``silent`` or ``unclear``, else 0."""
     torch.set_num_threads(1)
     try:
         report = operators()

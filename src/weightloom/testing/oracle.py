@@ -1,12 +1,12 @@
-"""What a program should give, by copies that persist, and what each engine makes of it.
+"""Comparison of the engines with persistent copies of a program's base, one copy per task.
 
-In:   the names that a program defines, as from running its text.
-Out:  a verdict for every engine: ``equal``, ``refused``, ``silent`` or ``unclear``, and in a few
-      words why.
-Knows nothing of how an engine runs.
+In:   the names that a program defines, from running its text.
+Out:  a verdict per engine, and its reason as a phrase. ``equal``: outputs, gradients and side
+      effects are those of the copies. ``refused``: an error of this library. ``silent``: a wrong
+      result. ``unclear``: an error of another library.
+Independent of the implementation of the engines.
 """
 
-import inspect
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,21 +31,24 @@ from weightloom.testing.state import State, is_dead, trouble
 from weightloom.testing.trees import structure, walk
 
 PRECISE, ROUGH = 1e-10, 2e-4
-"""Difference that is allowed, beside one plus the largest number: in float64, and where a base
-computes in float32."""
+"""Tolerances relative to one plus the largest number: in float64, and for a base that computes in
+float32."""
 NUDGE, SPREAD = 1e-9, 1e-5
-"""How much inputs and values are moved to see whether a program is too sensitive to be compared,
-and what that moves its outputs at most."""
+"""Relative perturbation of inputs and values, and the maximum relative change of outputs and
+gradients for which a program is not too sensitive to be compared."""
+OPTIONS = ("shared", "chunk_size", "statistics", "randomness")
+"""Options of `apply_per_task` that a program sets, in capitals."""
 LONGEST_S = 5
-"""Time an engine may take for one call."""
+"""Time limit of one call of an engine, in seconds."""
 
 
 class Verdict(NamedTuple):
-    """What an engine made of a program."""
+    """Result of one engine on a program."""
 
     verdict: str
     """``equal``, ``refused``, ``silent`` or ``unclear``."""
     message: str = ""
+    """Reason, as a phrase; empty for ``equal``."""
 
 
 class _Different(Exception):  # noqa: N818
@@ -53,19 +56,23 @@ class _Different(Exception):  # noqa: N818
 
 
 def judge(names: Names, engines: Sequence[str]) -> dict[str, Verdict]:
-    """Run a program by persistent copies and by every engine.
+    """Run a program by persistent copies and by every engine, and compare.
 
     Args:
-        names: What the program defines.
-        engines: The engines to try.
+        names: Names that the program defines.
+        engines: Engines to test.
+
+    Returns:
+        The verdict on each engine.
 
     Raises:
-        InvalidProgramError: If the copies themselves raise, or give numbers that are not finite.
+        InvalidProgramError: If the copies raise an error or give NaN or infinity, or a wrong result
+            may be due to rounding.
     """
     with _quiet():
         found = _judge(names, engines)
         if any(verdict == "silent" for verdict, _ in found.values()) and _is_sensitive(names):
-            raise InvalidProgramError("rounding decides what it computes")
+            raise InvalidProgramError("its result depends on rounding")
     return found
 
 
@@ -105,53 +112,56 @@ def _is_sensitive(names: Names) -> bool:
 
 
 def _verdict(run: ProgramRun, engine: Any, state: State, want: Expected) -> Verdict:
-    """Run an engine, and compare."""
+    """Run one call of an engine, and compare it with the copies."""
     args, kwargs, values, leaves, _ = run.fresh()
     before = [x.detach().clone() for x in leaves]
-    base, names, options = state.base, run.names, dict[str, Any]()
-    if "shared" in inspect.signature(apply_per_task).parameters:
-        options["shared"] = names["SHARED"]
-    else:
-        kwargs = {
-            k: v.expand(names["TASKS"], *v.shape) if k in names["SHARED"] else v
-            for k, v in kwargs.items()
-        }
-    for option in ("chunk_size", "statistics", "randomness"):
-        options[option] = names[option.upper()]
+    base, names = state.base, run.names
+    options = {option: names[option.upper()] for option in OPTIONS}
     random = torch.get_rng_state()
     own = [p for name, p in base.named_parameters() if name not in values and p.requires_grad]
     try:
         with _in_time(), torch.set_grad_enabled(names["GRAD"]):
             outputs = apply_per_task(base, values, *args, kwargs=kwargs, engine=engine, **options)
-        if not all(torch.equal(a, b) for a, b in zip(before, leaves, strict=True)):
-            return Verdict("silent", "inputs or values were changed in place")
+        _check_unchanged(before, leaves)
         _compare_outputs(outputs, want, names)
         if names["GRAD"]:
-            tensors = list(walk(outputs))
-            found = weighted_gradients(tensors, want.weights, [*leaves, *own], names["BY_BACKWARD"])
-            for what, a, b in zip(want.leaves, found, want.gradients, strict=True):
-                _compare(a, b, f"the gradient of {what}", names)
+            _compare_gradients(outputs, want, [*leaves, *own], names)
     except WeightloomError as error:
-        return _after(
-            run, state, want, random, Verdict("refused", f"{type(error).__name__}: {error}")
-        )
+        refused = Verdict("refused", f"{type(error).__name__}: {error}")
+        return _after(run, state, want, random, refused)
     except _Different as error:
         return Verdict("silent", str(error))
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        return Verdict("unclear", f"{type(error).__name__}: {first}")
+        return Verdict("unclear", f"{type(error).__name__}: {_first_line(error)}")
     return _after(run, state, want, random, Verdict("equal"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _after(
     run: ProgramRun, state: State, want: Expected, random: Tensor, verdict: Verdict
 ) -> Verdict:
-    """Look at what the call left behind."""
+    """Return the verdict, or ``silent`` if the call had forbidden side effects."""
     if not torch.equal(random, torch.get_rng_state()):
         return Verdict("silent", "torch's random state moved")
     if found := trouble(state, want.changed, run.copies):
         return Verdict("silent", found)
     return verdict
+
+
+def _check_unchanged(before: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
+    if not all(torch.equal(a, b) for a, b in zip(before, leaves, strict=True)):
+        raise _Different("inputs or values were changed in place")
+
+
+def _compare_gradients(
+    outputs: Any, want: Expected, leaves: Sequence[Tensor], names: Names
+) -> None:
+    found = weighted_gradients(list(walk(outputs)), want.weights, leaves, names["BY_BACKWARD"])
+    for name, a, b in zip(want.leaves, found, want.gradients, strict=True):
+        _compare(a, b, f"the gradient of {name}", names)
 
 
 def _compare_outputs(outputs: Any, want: Expected, names: Names) -> None:
@@ -176,13 +186,13 @@ def _same_plain(ours: Any, each: list[Any]) -> bool:
     return all(type(ours) is type(its) and ours == its for its in each)
 
 
-def _compare(ours: Tensor, its: Tensor, what: str, names: Names) -> None:
+def _compare(ours: Tensor, its: Tensor, name: str, names: Names) -> None:
     if ours.shape != its.shape:
-        raise _Different(f"{what} has shape {tuple(ours.shape)}, not {tuple(its.shape)}")
+        raise _Different(f"{name} has shape {tuple(ours.shape)}, not {tuple(its.shape)}")
     allowed = ROUGH if names.get("ROUGH") or its.dtype == torch.float32 else PRECISE
     off = _distance(its, ours.detach())
     if not off <= allowed:
-        raise _Different(f"{what} is off by {off:.2g}")
+        raise _Different(f"{name} is off by {off:.2g}")
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
@@ -195,7 +205,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """In float64, without warnings; torch's random state is left alone."""
+    """Compute in float64 and without warnings; restore dtype and random state afterwards."""
     dtype = torch.get_default_dtype()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
         warnings.simplefilter("ignore")
@@ -208,7 +218,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _in_time() -> Iterator[None]:
-    """Stop what hangs, in the main thread."""
+    """Raise TimeoutError in the block after `LONGEST_S`; no limit outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

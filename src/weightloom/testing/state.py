@@ -1,8 +1,8 @@
-"""What a base holds, to see afterwards what a call has left behind.
+"""Snapshots of a base network's state, to detect side effects of a call.
 
-In:   a base.
-Out:  names of what has changed since; or, in a few words, what should not have.
-Knows nothing of engines.
+In:   a base network.
+Out:  names of changed attributes; or the first forbidden change, as a phrase.
+Independent of engines.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,29 +15,39 @@ HOOKS = [
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
     *("_state_dict_hooks", "_load_state_dict_pre_hooks"),
 ]
+REGISTERED = {"_parameters": "parameter", "_buffers": "buffer", "_modules": "module"}
+"""Kind of the entries in each dict of ``nn.Module``."""
 PLAIN = (bool, int, float, str, type(None))
 
 
 class State:
-    """Everything that a base holds, by name, as it was when it was last looked at."""
+    """Snapshot of all parameters, buffers, submodules, hooks and attributes of a base, by name."""
 
     def __init__(self, base: nn.Module) -> None:
         self.base = base
         self.now = _seen(base)
 
     def look(self) -> set[str]:
-        """Look again, and name what has changed."""
+        """Take a new snapshot, and return the names of all changes since the last one."""
         before, self.now = self.now, _seen(self.base)
-        names = {
+        return {
             name
             for name in before.keys() | self.now.keys()
             if not _same(before.get(name), self.now.get(name))
         }
-        return {*names}
 
 
 def trouble(state: State, allowed: set[str], copies: Sequence[nn.Module]) -> str | None:
-    """Say what a call changed in a base though the copies' own forward passes did not, or left unreadable."""
+    """Describe the first forbidden side effect of a call on a base, or return None.
+
+    Forbidden are tensors that cannot be read any more, changes outside ``allowed``, and tensors
+    kept as attributes that are not those of the copies, stacked.
+
+    Args:
+        state: Snapshot of the base from before the call.
+        allowed: Names that the copies' forward passes changed.
+        copies: One copy of the base per task, after the same call.
+    """
     changed = state.look()
     if dead := sorted(_dead(state.base) - _dead(copies[0])):
         return f"`{dead[0]}` holds a tensor that cannot be read any more"
@@ -48,12 +58,12 @@ def trouble(state: State, allowed: set[str], copies: Sequence[nn.Module]) -> str
         if value is not None and isinstance(value.object, Tensor) and value.kind == "attribute":
             theirs = [_seen(copy)[name].object for copy in copies]
             if not _is_stacked(value.object, theirs):
-                return f"the attribute `{name}` is left with what is not a row for each task"
+                return f"the attribute `{name}` is left without a row for each task"
     return None
 
 
 def _dead(base: nn.Module) -> set[str]:
-    """Attributes that hold what cannot be read."""
+    """Return the names of attributes with a tensor that cannot be read."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in base.named_modules()
@@ -63,7 +73,7 @@ def _dead(base: nn.Module) -> set[str]:
 
 
 class _Value:
-    """One thing that a base holds: the object, what tells whether it changed in place, and where it is."""
+    """Entry of a snapshot: kind, object, and a copy or size that reveals changes in place."""
 
     def __init__(self, kind: str, thing: Any) -> None:
         self.kind, self.object = kind, thing
@@ -83,18 +93,11 @@ def _seen(base: nn.Module) -> dict[str, _Value]:
     for prefix, module in base.named_modules():
         start = f"{prefix}." if prefix else ""
         for name, thing in module.__dict__.items():
-            if name == "_parameters":
-                found.update({start + leaf: _Value("parameter", p) for leaf, p in thing.items()})
-            elif name == "_buffers":
-                found.update({start + leaf: _Value("buffer", p) for leaf, p in thing.items()})
-            elif name == "_modules":
-                found.update(
-                    {f"{start}{leaf} (module)": _Value("module", m) for leaf, m in thing.items()}
-                )
-            elif name in HOOKS:
-                found[start + name] = _Value("hooks", thing)
+            if kind := REGISTERED.get(name):
+                end = " (module)" if kind == "module" else ""
+                found.update({start + leaf + end: _Value(kind, its) for leaf, its in thing.items()})
             else:
-                found[start + name] = _Value("attribute", thing)
+                found[start + name] = _Value("hooks" if name in HOOKS else "attribute", thing)
     return found
 
 
@@ -104,13 +107,16 @@ def _same(before: _Value | None, now: _Value | None) -> bool:
     a, b = before.object, now.object
     if isinstance(a, PLAIN) and isinstance(b, PLAIN):
         return type(a) is type(b) and a == b
-    if a is not b:
-        return False
-    if isinstance(a, Tensor):
-        if isinstance(before.inside, Tensor) or isinstance(now.inside, Tensor):
-            return before.inside is now.inside
-        return torch.equal(before.inside[0], now.inside[0]) and before.inside[1:] == now.inside[1:]
-    return bool(before.inside == now.inside)
+    return a is b and _same_inside(before.inside, now.inside)
+
+
+def _same_inside(before: Any, now: Any) -> bool:
+    """Compare the contents: dead tensors by identity, others by value, containers by length."""
+    if isinstance(before, Tensor) or isinstance(now, Tensor):
+        return before is now
+    if isinstance(before, tuple):
+        return torch.equal(before[0], now[0]) and bool(before[1:] == now[1:])
+    return bool(before == now)
 
 
 def _is_stacked(value: Tensor, theirs: Sequence[Any]) -> bool:
@@ -134,6 +140,6 @@ def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
 
 
 def is_dead(tensor: Tensor) -> bool:
-    """Whether a tensor is of a transform that is over, or of a kind that only an engine knows."""
+    """Return True for a tensor of a finished transform, or of a subclass internal to an engine."""
     plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer, nn.UninitializedParameter)
     return not plain or bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))

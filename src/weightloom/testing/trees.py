@@ -1,7 +1,8 @@
-"""Nested inputs and outputs: tuples, lists, dicts, dataclasses and plain objects, by their own rules and not torch's.
+"""Nested inputs and outputs: tuples, lists, dicts, dataclasses and plain objects.
 
 In:   a tree of tensors and other values.
-Out:  its leaves, its structure, or the same tree with other tensors.
+Out:  its leaves, its structure, or a copy with other tensors.
+Independent of torch's pytrees, so that the tests do not share a fault with the engines.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from torch import Tensor
 
 
 def walk(tree: Any) -> Iterator[Any]:
-    """Every leaf of nested tuples, lists, dicts, dataclasses and plain objects."""
+    """Iterate over the leaves of nested tuples, lists, dicts, dataclasses and plain objects."""
     if isinstance(tree, list | tuple):
         for part in tree:
             yield from walk(part)
@@ -28,10 +29,7 @@ def walk(tree: Any) -> Iterator[Any]:
 
 
 def structure(tree: Any) -> Any:
-    """Types and keys of everything around the leaves.
-
-    A tensor or not is all that is said of a leaf.
-    """
+    """Return the types and keys of all containers; a leaf is ``"tensor"`` or ``"value"``."""
     if isinstance(tree, list | tuple):
         kind = "tuple" if isinstance(tree, torch.Size) else type(tree).__name__
         return [kind, *(structure(part) for part in tree)]
@@ -42,16 +40,15 @@ def structure(tree: Any) -> Any:
     return "tensor" if isinstance(tree, Tensor) else "value"
 
 
-def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The same tree with every tensor replaced."""
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*[mapped(function, part) for part in tree])
+def mapped(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Return a copy of the tree with ``function`` applied to every tensor."""
     if isinstance(tree, list | tuple):
-        return type(tree)([mapped(function, part) for part in tree])
+        parts = [mapped(function, part) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
     if isinstance(tree, dict):
         return {key: mapped(function, part) for key, part in tree.items()}
     if _is_record(tree):
-        return type(tree)(**{key: mapped(function, part) for key, part in vars(tree).items()})
+        return type(tree)(**mapped(function, vars(tree)))
     return function(tree) if isinstance(tree, Tensor) else tree
 
 

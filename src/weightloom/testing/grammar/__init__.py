@@ -1,16 +1,18 @@
-"""Kinds of statements that random bases are made of: a grammar, as text.
+"""Grammar of random base networks: kinds of statements, as text.
 
-A kind is a block: its name behind ``#`` with tags, then lines. Lines of ``forward`` stand as they
-are and carry ``h``, of shape (batch, W) or (batch, L, W), to a tensor of the same shape. Others say
-where they belong: ``top|`` the module, ``init|`` the constructor, ``change|`` what is done to a
-base between two calls, ``turn|`` to the module's globals.
+A kind is a block: ``#`` with its name and tags, then lines. Lines without a prefix belong to
+``forward`` and map ``h``, of shape (batch, W) or (batch, L, W), to a tensor of the same shape.
+Prefixes name another place: ``top|`` the module, ``init|`` the constructor, ``method|`` the class,
+``sign|``, ``args|``, ``kwargs|`` and ``share|`` an input of ``forward``, ``change|`` a change of
+the base between two calls, ``turn|`` a change of the module's globals.
 
-``<<a|b>>`` is one of several, ``_K`` the number of the statement, ``EXPR`` arithmetic on ``h``,
-``BODY`` one or two statements more, ``ROW`` statements that suit a single row too, of shape (W,).
-``self.one`` is a layer that is there in every base, so that it can be shared.
+``<<a|b>>`` is a choice, ``_K`` the number of the statement, ``EXPR`` arithmetic on ``h``, ``BODY``
+one or two more statements, ``ROW`` statements that also accept a single row, of shape (W,).
+``self.one`` is a layer of every base, so that statements can share it.
 
-Tags: ``two`` and ``three`` for the axes that ``h`` must have, ``row`` for what suits a single row,
-``state`` for what must not stand inside a body, ``often`` and ``rare``.
+Tags: ``two`` and ``three`` for the number of axes that ``h`` must have, ``row`` for a statement
+that accepts a single row, ``state`` for one that must not be inside a body, ``often`` and ``rare``
+for its weight. A long line is continued in Python, by a backslash at its end.
 """
 
 from weightloom.testing.grammar.ends import INPUTS as INPUTS
@@ -22,4 +24,4 @@ from weightloom.testing.grammar.parameters import PARAMETERS
 from weightloom.testing.grammar.state import STATE
 
 STATEMENTS = "".join([NUMBERS, PARAMETERS, STATE, LAYERS])
-"""Statements of ``forward``."""
+"""All statements of ``forward``, as text."""

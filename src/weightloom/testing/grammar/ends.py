@@ -1,4 +1,4 @@
-"""What goes into a base besides ``x``, and what comes out. See `weightloom.testing.grammar`."""
+"""Grammar of a base's further inputs and its outputs. See `weightloom.testing.grammar`."""
 
 INPUTS = """
 # a second input often
@@ -96,7 +96,7 @@ kwargs| "mask": torch.rand(W) > 0.5
 share| mask
 h = torch.where(mask, h, 0.0)
 """
-"""What ``forward`` takes besides ``x``."""
+"""Inputs of ``forward`` in addition to ``x``."""
 
 OUTPUTS = """
 # tensor often
@@ -106,7 +106,8 @@ h
 h
 
 # pair
-(h, <<h.mean()|x|h.sum(0)|h * 2|h.argmax(-1)|self.one.weight.norm()|self.one.bias|None|"name"|3|h.shape[0]|h.shape>>)
+(h, <<h.mean()|x|h.sum(0)|h * 2|h.argmax(-1)|self.one.weight.norm()|self.one.bias|None|"name"|3|\
+h.shape[0]|h.shape>>)
 
 # list
 [h, [h * 2, {"x": x}]]
@@ -153,7 +154,8 @@ h.<<sum|mean|square().mean|logsumexp((0, -1)).sum>>()
 <<h.argmax(-1)|h.argsort(-1)|h.argmax()|(h > 0.1234)|(h > 0.1234).sum(0)|torch.tensor(len(h))>>
 
 # of the weights alone
-<<self.one.weight.norm()|self.one.weight|{"w": self.one.weight.sum(0), "h": h}|torch.linalg.norm(self.one.weight)>>
+<<self.one.weight.norm()|self.one.weight|{"w": self.one.weight.sum(0), "h": h}|\
+torch.linalg.norm(self.one.weight)>>
 
 # more rows
 <<torch.cat([h, h])|h[:1]|h[::2]|h[None]|torch.stack([h, h * 2])|h.unbind()>>
@@ -164,4 +166,4 @@ h.<<sum|mean|square().mean|logsumexp((0, -1)).sum>>()
 # the input
 <<x|(x, h)|(h, h)|(h.detach(), h)>>
 """
-"""What ``forward`` returns."""
+"""Return values of ``forward``."""

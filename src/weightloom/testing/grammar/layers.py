@@ -1,11 +1,12 @@
-"""Statements that are layers: attention, convolutions, norms, embeddings.
+"""Grammar of layers: attention, convolutions, norms, embeddings.
 
 See `weightloom.testing.grammar`.
 """
 
 LAYERS = """
 # made anew
-h = h <<+|*>> <<torch.arange(1.0, W + 1)|torch.ones(len(h), *[1] * (h.ndim - 1)).cumsum(0)|torch.full_like(h, 2.0)>>
+h = h <<+|*>> <<torch.arange(1.0, W + 1)|torch.ones(len(h), *[1] * (h.ndim - 1)).cumsum(0)|\
+torch.full_like(h, 2.0)>>
 
 # identity two
 h = h + torch.eye(<<len(h)|h.shape[0]>>) @ h
@@ -109,10 +110,12 @@ top|         return 2 * g * w, None
 h = Twice_K.apply(h, self.one.bias.detach())
 
 # all parameters
-h = h * torch.tanh(<<sum(p.square().mean() for p in self.parameters())|next(self.parameters()).sum()>>)
+h = h * torch.tanh(<<sum(p.square().mean() for p in self.parameters())|\
+next(self.parameters()).sum()>>)
 
 # parameters by name
-h = h + <<dict(self.named_parameters())["one.bias"]|self.get_parameter("one.bias")|getattr(self.one, "bias")>>
+h = h + <<dict(self.named_parameters())["one.bias"]|self.get_parameter("one.bias")|\
+getattr(self.one, "bias")>>
 
 # a state dict
 h = F.linear(h, self.state_dict()["one.weight"])

@@ -1,4 +1,4 @@
-"""Statements that compute: arithmetic, sums, axes, indices, changes in place.
+"""Grammar of computations: arithmetic, sums, axes, indices, changes in place.
 
 See `weightloom.testing.grammar`.
 """
@@ -25,7 +25,8 @@ h = self.down_K(<<torch.tanh|F.gelu|F.silu|F.softplus>>(self.up_K(h)))
 h = F.linear(h, self.one.weight<<|, self.one.bias|, self.one.bias * 2|, bias=self.one.bias>>)
 
 # product row
-h = <<h @ self.one.weight.t()|h @ self.one.weight|torch.matmul(h, self.one.weight.mT)|h.matmul(self.one.weight)>>
+h = <<h @ self.one.weight.t()|h @ self.one.weight|torch.matmul(h, self.one.weight.mT)|\
+h.matmul(self.one.weight)>>
 
 # einsum row
 h = torch.einsum("...i,oi->...o", h, self.one.weight)
@@ -57,10 +58,12 @@ init| self.token_K = nn.Parameter(torch.randn(1, 1, W))
 h = torch.cat([self.token_K.expand(len(h), -1, -1), h], 1)[:, <<1:|:-1>>]
 
 # statistic of a weight row
-h = h * <<self.one.weight.norm()|self.one.weight.mean()|self.one.weight.var()|self.one.weight.square().sum()>>
+h = h * <<self.one.weight.norm()|self.one.weight.mean()|self.one.weight.var()|\
+self.one.weight.square().sum()>>
 
 # derived from a weight row
-h = h + <<self.one.weight.sum(0)|self.one.weight.mean(1)|F.softplus(self.one.bias)|self.one.weight.diagonal()>>
+h = h + <<self.one.weight.sum(0)|self.one.weight.mean(1)|F.softplus(self.one.bias)|\
+self.one.weight.diagonal()>>
 
 # normalised weight row
 h = F.linear(h, F.normalize(self.one.weight, dim=<<0|1>>))
@@ -97,7 +100,8 @@ h = <<h.flip(0)|h.flip(-1)|h.roll(1, 0)|h.roll(1, -1)|h.roll(1)|torch.flip(h, (0
 h = F.normalize(h + 2, dim=<<0|-1|1>>)
 
 # best
-h = h - <<h.topk(1, dim=0)[0]|h.kthvalue(1, dim=0)[0]|h.median(0)[0]|h.logsumexp(0)|torch.var_mean(h, -1)[1].mean()>>
+h = h - <<h.topk(1, dim=0)[0]|h.kthvalue(1, dim=0)[0]|h.median(0)[0]|h.logsumexp(0)|\
+torch.var_mean(h, -1)[1].mean()>>
 
 # axes moved
 h = h.transpose(0, -1).<<reshape(h.shape)|contiguous().view(h.shape)|flatten().view_as(h)>>
@@ -112,13 +116,15 @@ h = self.one(h.<<transpose(0, 1)|permute(1, 0, 2)>>).transpose(0, 1)
 h = F.softmax(h.mT, <<-1|0|1>>).mT
 
 # flat
-h = <<h.reshape(-1).view(h.shape)|h.flatten().unflatten(0, h.shape)|h.view(-1, W).view(h.shape)|h.ravel().view_as(h)>>
+h = <<h.reshape(-1).view(h.shape)|h.flatten().unflatten(0, h.shape)|h.view(-1, W).view(h.shape)|\
+h.ravel().view_as(h)>>
 
 # flat and moved
 h = torch.roll(h.flatten(), <<1|W>>).view(<<h.shape|h.size()|*h.shape>>)
 
 # another first axis
-h = <<h[None].mean(0)|h.unsqueeze(0).squeeze(0)|h.expand(2, *h.shape).mean(0)|h.unsqueeze(0).sum(1).expand_as(h)>>
+h = <<h[None].mean(0)|h.unsqueeze(0).squeeze(0)|h.expand(2, *h.shape).mean(0)|\
+h.unsqueeze(0).sum(1).expand_as(h)>>
 
 # doubled
 h = torch.cat([h, <<h|h * 2|torch.zeros_like(h)>>])[<<: len(h)|len(h) :|::2>>]
@@ -153,19 +159,23 @@ for step in range(h.shape[1]):
 h = h + s_K[:, None]
 
 # pieces
-h = torch.cat([<<torch.tanh(p)|self.one(p)|p - p.mean(0)>> for p in h.<<split(1)|split(2)|chunk(2)|tensor_split(2)>>])
+h = torch.cat([<<torch.tanh(p)|self.one(p)|p - p.mean(0)>> for p in h.<<split(1)|split(2)|\
+chunk(2)|tensor_split(2)>>])
 
 # picked rows
-h = h[<<torch.arange(len(h)).flip(0)|[0] * len(h)|[-1, *range(len(h) - 1)]|torch.zeros(len(h), dtype=torch.long)>>]
+h = h[<<torch.arange(len(h)).flip(0)|[0] * len(h)|[-1, *range(len(h) - 1)]|torch.zeros(len(h), \
+dtype=torch.long)>>]
 
 # picked columns
 h = h[..., <<torch.arange(W - 1, -1, -1)|[0] * W|torch.arange(W)>>]
 
 # slices
-h = <<h[:, :1] + h|h[:1] + h|h[-1] + h|h[0] * h|h[..., :1] * h|h[1:].sum(0) + h|h[:, 0].sum() + h|h[..., 0, None] + h>>
+h = <<h[:, :1] + h|h[:1] + h|h[-1] + h|h[0] * h|h[..., :1] * h|h[1:].sum(0) + h|h[:, 0].sum() + h|\
+h[..., 0, None] + h>>
 
 # gathered
-h = <<h.gather(0, h.argsort(0))|h.gather(-1, h.argsort(-1))|torch.take_along_dim(h, h.argsort(0), 0)>>
+h = <<h.gather(0, h.argsort(0))|h.gather(-1, h.argsort(-1))|torch.take_along_dim(h, h.argsort(0), \
+0)>>
 
 # selected
 h = h.index_select(<<0|-1>>, torch.zeros(<<1|1>>, dtype=torch.long)) + h
@@ -188,7 +198,8 @@ h = <<torch.tril(h)|h.triu()|h * torch.ones(h.shape[-2], W).tril()>>
 
 # in place
 h = <<h.clone()|h * 1|h + 0>>
-<<h[0] = 0|h[..., 0] += 1|h.add_(1)|h[1:].mul_(2)|h.mul_(self.one.bias)|h += self.one.bias|h.tanh_()|h[0] += h[-1]>>
+<<h[0] = 0|h[..., 0] += 1|h.add_(1)|h[1:].mul_(2)|h.mul_(self.one.bias)|h += self.one.bias|\
+h.tanh_()|h[0] += h[-1]>>
 
 # in place twice
 h = torch.zeros_like(h).copy_(h)
@@ -202,9 +213,10 @@ for i in range(len(h)):
 h = out_K
 
 # scattered
-h = torch.zeros_like(h).<<index_add(0, torch.arange(len(h)).flip(0), h)|scatter_add(0, h.argsort(0), h)>>
+h = torch.zeros_like(h).<<index_add(0, torch.arange(len(h)).flip(0), h)|scatter_add(0, \
+h.argsort(0), h)>>
 """
-"""Statements of ``forward`` that compute."""
+"""Statements of ``forward`` about computations."""
 
 EXPRESSIONS = [
     *(
@@ -250,4 +262,4 @@ EXPRESSIONS = [
         "torch.erf(EXPR)",
     ),
 ]
-"""Arithmetic on ``h``, number by number."""
+"""Elementwise arithmetic on ``h``."""

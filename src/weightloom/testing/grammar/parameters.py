@@ -1,4 +1,4 @@
-"""Statements about parameters: gradients, transforms, where they are held.
+"""Grammar of parameters: gradients, transforms, the places that hold them.
 
 See `weightloom.testing.grammar`.
 """
@@ -14,11 +14,13 @@ h = <<h + self.one(h).detach()|h.detach() * self.one(h)|F.linear(h, self.one.wei
 
 # weight changed in place rare
 with torch.no_grad():
-    self.one.weight.<<div_(self.one.weight.norm() + 1)|mul_(0.9)|clamp_(-0.5, 0.5)|copy_(self.one.weight * 0.5)>>
+    self.one.weight.<<div_(self.one.weight.norm() + 1)|mul_(0.9)|clamp_(-0.5, 0.5)|\
+copy_(self.one.weight * 0.5)>>
 h = self.one(h)
 
 # data of a weight
-h = <<h @ self.one.weight.data|F.linear(h, self.one.weight.data, self.one.bias)|h + self.one.bias.data.sum()>>
+h = <<h @ self.one.weight.data|F.linear(h, self.one.weight.data, self.one.bias)|\
+h + self.one.bias.data.sum()>>
 
 # data of a weight changed rare
 self.one.weight.data<<.mul_(0.5)| = self.one.weight.data * 0.5|.clamp_(-0.5, 0.5)>>
@@ -34,7 +36,8 @@ h = h - g_K
 # gradient of a parameter
 with torch.enable_grad():
     e_K = self.one(h).<<tanh().sum()|square().mean()>>
-    (g_K,) = torch.autograd.grad(e_K, <<self.one.weight|[self.one.weight]>>, create_graph=<<True|True|False>>)
+    (g_K,) = torch.autograd.grad(e_K, <<self.one.weight|[self.one.weight]>>, create_graph=<<True|\
+True|False>>)
 h = F.linear(h, self.one.weight - 0.1 * g_K, self.one.bias)
 
 # gradient as a function
@@ -51,7 +54,8 @@ h = torch.func.vmap(torch.func.grad(lambda q: self.one(q).tanh().sum()))(h)
 h = torch.func.jvp(lambda q: self.one(q).tanh(), (h,), (<<h|torch.ones_like(h)>>,))[1]
 
 # vmap
-h = torch.<<func.vmap|vmap>>(<<self.one|lambda row: self.one(row).tanh()|lambda row: row * self.one.bias>>)(h)
+h = torch.<<func.vmap|vmap>>(<<self.one|lambda row: self.one(row).tanh()|\
+lambda row: row * self.one.bias>>)(h)
 
 # vmap of statements
 def each_K(h):
@@ -64,10 +68,12 @@ init| self.experts_K = nn.Parameter(torch.randn(<<T|W|2>>, W, W))
 h = torch.vmap(lambda w: torch.tanh(h @ w))(self.experts_K).mean(0)
 
 # vmap over a parameter
-h = torch.vmap(lambda row, b: row * b<<, in_dims=(-1, 0), out_dims=-1|, (-1, 0), -1>>)(h, self.one.<<bias|weight[0]>>)
+h = torch.vmap(lambda row, b: row * b<<, in_dims=(-1, 0), out_dims=-1|, (-1, 0), -1>>)(h, \
+self.one.<<bias|weight[0]>>)
 
 # functional call
-h = torch.func.functional_call(self.one, {"weight": self.one.weight * <<2|self.one.bias>>}, <<(h,)|h>>)
+h = torch.func.functional_call(self.one, {"weight": self.one.weight * <<2|self.one.bias>>}, \
+<<(h,)|h>>)
 
 # functional call of own values
 own_K = {n: p * 0.5 for n, p in self.one.<<named_parameters()|state_dict(keep_vars=True).items()>>}
@@ -136,7 +142,8 @@ init| self.kept_K = self.one.<<forward|__call__>>
 h = self.kept_K(h)
 
 # partial of a layer
-init| self.kept_K = functools.partial(torch.utils.checkpoint.checkpoint, self.one, use_reentrant=False)
+init| self.kept_K = functools.partial(torch.utils.checkpoint.checkpoint, self.one, \
+use_reentrant=False)
 h = self.kept_K(h)
 
 # layers in a plain list

@@ -1,4 +1,4 @@
-"""Statements about state: buffers, attributes, caches, hooks, branches.
+"""Grammar of state: buffers, attributes, caches, hooks, branches.
 
 See `weightloom.testing.grammar`.
 """
@@ -17,7 +17,8 @@ h = h - self.buf_K
 # buffer changed in place state rare
 init| self.register_buffer("buf_K", torch.zeros(<<W|1>>))
 if self.training:
-    self.buf_K.<<mul_(0.9).add_(h.detach().mean())|add_(1)|copy_(h.detach().flatten()[: len(self.buf_K)])>>
+    self.buf_K.<<mul_(0.9).add_(h.detach().mean())|add_(1)|\
+copy_(h.detach().flatten()[: len(self.buf_K)])>>
 h = h - self.buf_K
 
 # buffer counted state rare
@@ -80,12 +81,14 @@ h = h / mask_K(<<len(h)|W>>).sum()
 
 # hook that changes
 init| self.hooked_K = nn.Linear(W, W)
-init| self.hooked_K.register_forward_hook(lambda m, i, o: <<o * 2|o - o.mean(0)|o + m.weight.sum()|i[0] + o>>)
+init| self.hooked_K.register_forward_hook(lambda m, i, o: <<o * 2|o - o.mean(0)|\
+o + m.weight.sum()|i[0] + o>>)
 h = self.hooked_K(h)
 
 # pre-hook that changes
 init| self.hooked_K = nn.Linear(W, W)
-init| self.hooked_K.register_forward_pre_hook(lambda m, i: <<i[0] * 2|(i[0] + m.bias,)|(i[0] - i[0].mean(0),)>>)
+init| self.hooked_K.register_forward_pre_hook(lambda m, i: <<i[0] * 2|(i[0] + m.bias,)|\
+(i[0] - i[0].mean(0),)>>)
 h = self.hooked_K(h)
 
 # hook that collects state
@@ -107,7 +110,8 @@ if h.requires_grad:
 # forward of its own
 init| self.lin_K = nn.Linear(W, W)
 init| w_K = self.one.weight
-init| self.lin_K.forward = <<lambda h: F.linear(h, self.one.weight) * 2|functools.partial(F.linear, weight=w_K)>>
+init| self.lin_K.forward = <<lambda h: F.linear(h, self.one.weight) * 2|\
+functools.partial(F.linear, weight=w_K)>>
 h = self.lin_K(h)
 
 # method of its own
@@ -132,9 +136,11 @@ top| class Child_K(nn.Module):
 top|     def __init__(self, parent):
 top|         super().__init__()
 top|         self.inner = nn.Linear(W, W)
-top|         <<self.parent = [parent]|object.__setattr__(self, "parent", [parent])|self.parent = (lambda: parent,)>>
+top|         <<self.parent = [parent]|object.__setattr__(self, "parent", [parent])|\
+self.parent = (lambda: parent,)>>
 top|     def forward(self, h):
-top|         return self.inner(h) + (self.parent[0]() if callable(self.parent[0]) and not isinstance(
+top|         return self.inner(h) + (self.parent[0]() if callable(self.parent[0]) and not \
+isinstance(
 top|             self.parent[0], nn.Module) else self.parent[0]).one.bias
 init| self.child_K = Child_K(self)
 h = self.child_K(h)
@@ -144,10 +150,12 @@ init| self.low_K = nn.Linear(W, W).float()
 h = self.low_K(h.float()).<<double()|to(h.dtype)|type_as(h)>>
 
 # other dtype for a moment
-h = <<h.float().tanh().double()|F.linear(h.float(), self.one.weight.float()).double()|h.to(torch.float32).to(h)>>
+h = <<h.float().tanh().double()|F.linear(h.float(), self.one.weight.float()).double()|\
+h.to(torch.float32).to(h)>>
 
 # complex
-h = <<(h + 1j * self.one(h)).abs().add(1)|torch.fft.rfft(h, dim=0).abs().sum(0) + h|torch.view_as_real(h * 1j)[..., 1]>>
+h = <<(h + 1j * self.one(h)).abs().add(1)|torch.fft.rfft(h, dim=0).abs().sum(0) + h|\
+torch.view_as_real(h * 1j)[..., 1]>>
 
 # branch on sizes
 if <<len(h) > 2|h.shape[-1] == len(h)|h.shape[0] % 2|h.ndim == 2|h.numel() > 6|len(h) == 1>>:
@@ -156,11 +164,13 @@ else:
     BODY
 
 # branch on the mode
-if <<self.training|not self.training|torch.is_grad_enabled()|h.requires_grad|h.is_floating_point()>>:
+if <<self.training|not self.training|torch.is_grad_enabled()|h.requires_grad|\
+h.is_floating_point()>>:
     BODY
 
 # branch on values rare
-if <<h.sum() > 0.1234|(h > 0.1234).any()|self.one.weight.sum() > 0.1234|float(self.one.bias[0]) > 0.1234>>:
+if <<h.sum() > 0.1234|(h > 0.1234).any()|self.one.weight.sum() > 0.1234|\
+float(self.one.bias[0]) > 0.1234>>:
     BODY
 
 # branch on a config
@@ -254,6 +264,7 @@ except RuntimeError:
 h = h + n_K
 
 # values read rare
-h = h * <<h.sum().item()|float(self.one.bias[0])|self.one.weight.detach().tolist()[0][0]|int((h > 0.1234).sum())>>
+h = h * <<h.sum().item()|float(self.one.bias[0])|self.one.weight.detach().tolist()[0][0]|\
+int((h > 0.1234).sum())>>
 """
 """Statements of ``forward`` about state, and branches."""
