@@ -155,7 +155,9 @@ def test_unknown_names_in_shared_are_answered_with_the_nearest(unchecked):
         match=r"`shared` names 'attention_msk', which Attend does not.*`attention_mask`",
     ):
         per_task(net, shared={"attention_msk"})
-    with pytest.raises(ConfigError, match=r"`shared='bias'` is a single text.*Pass `shared=\{'bias'\}`"):
+    with pytest.raises(
+        ConfigError, match=r"`shared='bias'` is a single text.*Pass `shared=\{'bias'\}`"
+    ):
         per_task(net, shared="bias")
     with pytest.raises(
         ConfigError, match=r"`shared` names 'bias', which Attend\.scores does not take.*`shift`|`x`"

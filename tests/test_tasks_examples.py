@@ -5,6 +5,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from references import tensors_of
+from weightloom import SinusoidTasks
 from weightloom.errors import ShapeError
 from weightloom.tasks import Examples, Tasks
 
@@ -104,3 +105,11 @@ def test_tasks_are_a_tree_to_torch_and_come_back_whole():
         lambda v: 2 * v if isinstance(v, torch.Tensor) and v.is_floating_point() else v, of_trees()
     )
     assert isinstance(doubled, Tasks) and isinstance(doubled.support, Examples)
+
+
+def test_a_notebook_shows_every_tensor_of_tasks():
+    tasks = SinusoidTasks(shots=3).sample(2, torch.Generator().manual_seed(0))
+    html = tasks._repr_html_()
+    assert "<td>(2, 3, 1)</td><td>float32</td>" in html and "2 tasks" in html
+    for name in ("support[&#x27;x&#x27;]", "query[&#x27;mask&#x27;]", "hidden"):
+        assert name in html

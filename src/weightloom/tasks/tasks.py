@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 
 from weightloom.errors import ShapeError
+from weightloom.texts import html_table
 
 
 class Examples(NamedTuple):
@@ -112,6 +113,15 @@ class Tasks(NamedTuple):
     train a classifier of all training classes. None if tasks are not drawn from a pool of
     classes."""
 
+    def _repr_html_(self) -> str:
+        parts = {name: getattr(self, name) for name in ("support", "query", "hidden", "classes")}
+        named = [
+            (name, str(tuple(value.shape)), str(value.dtype).removeprefix("torch."))
+            for part, its in parts.items()
+            for name, value in _tensors(part, _by_field(its))
+        ]
+        return html_table([("tensor", "shape", "dtype"), *named], f"{len(self.support.mask)} tasks")
+
     @classmethod
     def of(
         cls,
@@ -206,6 +216,10 @@ def _tensors(name: str, tree: Any) -> list[tuple[str, Tensor]]:
     """Return the tensors of a tree, each with its expression, as in ``x['ids']``."""
     leaves, _ = tree_flatten_with_path(tree)
     return [(name + keystr(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _by_field(part: Any) -> Any:
+    return part._asdict() if isinstance(part, Examples) else part
 
 
 class Skipped(NamedTuple):
