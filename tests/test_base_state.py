@@ -380,7 +380,7 @@ every_way = pytest.mark.parametrize("how", ["assigned", "in place", "slice"])
 @every_engine
 def test_a_buffer_that_forward_writes_is_asked_about_and_nothing_is_written(how, engine):
     net = Centred(how)
-    said = r"Centred (writes|assigns) its buffer.*say what is meant"
+    said = r"Centred (writes|assigns) its buffer"
     if engine == "aligned":
         said += r"|gives other numbers when tasks are folded"
     with pytest.raises(BatchingError, match=said):

@@ -455,6 +455,6 @@ def test_a_structure_that_differs_from_task_to_task_is_refused(engine):
         one for one in x if len({tuple(n(row)) for n, row in zip(nets, one, strict=True)}) > 1
     )
     with pytest.raises(
-        BatchingError, match=r"differs from task to task in something that is no tensor"
+        BatchingError, match=r"differs from task to task in a value that is no tensor"
     ):
         per_task(net, engine=engine)(params, its)
