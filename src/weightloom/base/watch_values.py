@@ -131,7 +131,9 @@ class Guard(TorchFunctionMode):
             }
 
     def _check_in_place(self, target: Tensor) -> None:
-        if _is_hidden(target) or type(target) not in (Tensor, nn.Parameter):
+        if not self.memory or type(target) not in (Tensor, nn.Parameter):
+            return
+        if not _has_memory(target):  # hidden by `vmap`, or sparse
             return
         name = self.memory.get(_memory(target))
         if name is not None:
