@@ -398,7 +398,7 @@ def test_what_cannot_be_opened_is_refused_by_name_on_the_way_in(kind, depth, unc
 def test_what_cannot_be_opened_is_refused_by_name_on_the_way_out(kind, engine):
     make, said = REFUSED[kind]
     net, x = Gives(make), torch.randn(TASKS, ROWS, 5).double()
-    with pytest.raises((ConfigError, BatchingError), match=rf"What the base returns {said}"):
+    with pytest.raises((ConfigError, BatchingError), match=rf"The output of the base {said}"):
         per_task(net, engine=engine)(random_params(net), x)
 
 
