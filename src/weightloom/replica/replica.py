@@ -102,7 +102,7 @@ class Replica:
         unhooked: bool = False,
     ) -> None:
         self.scan = scan
-        self.modules = modules = [_twin(*kind) for kind in scan.kinds]
+        self.modules = modules = [_twin(m, kind, slots) for m, kind, slots in scan.kinds]
         for number, name, child in scan.children:
             modules[number].__dict__["_modules"][name] = modules[child]
         replaced = self._fill(places, tensors)

@@ -123,16 +123,14 @@ class Scan:
             for child in children_of(module):
                 self._number(child)
         self.registered = len(self.modules)
-        self._own = {
-            id(value) for m in self.modules for table in _tables(m) for value in table.values()
-        }
+        self._own = _own_ids(self.modules)
         self.key = Key(self._walk())
         self._climb()
         self._before = [_snapshot(module) for module in self.modules]
         self.kinds: list[tuple[nn.Module, Any, tuple[str, ...]]] = [
             (m, type(m), slots_of(m)) for m in self.modules
         ]
-        self._empty = [hooks for module in self.modules for hooks in _hooks_of(module)]
+        self._empty = [held[name] for held, *_ in self._before if held for name in HOOKS]
 
     @property
     def base(self) -> nn.Module:
@@ -441,19 +439,25 @@ class Scan:
 
 
 @no_type_check
-def _tables(module: nn.Module) -> tuple[Any, ...]:
-    """Parameters and buffers of a module; none of one that `torch.jit` compiled."""
-    return () if is_script(module) else (module._parameters, module._buffers)
+def _own_ids(modules: Sequence[nn.Module]) -> set[int]:
+    """Ids of all parameters and buffers, except for those of modules that `torch.jit` compiled."""
+    return {
+        id(value)
+        for module in modules
+        if not is_script(module)
+        for table in (module._parameters, module._buffers)
+        for value in table.values()
+    }
 
 
 @no_type_check
 def _snapshot(module: nn.Module) -> tuple[Any, ...]:
-    """Dict of a module with a copy, and its tables with copies."""
+    """Dict of a module with a copy, and its tables with copies; all empty for a compiled one."""
     if is_script(module):
         return {}, {}, []
     held = module.__dict__
-    tables = (module._parameters, module._buffers, module._modules)
-    return held, held.copy(), [(table, table.copy()) for table in tables]
+    tables = [(t, t.copy()) for t in (module._parameters, module._buffers, module._modules)]
+    return held, held.copy(), tables
 
 
 @no_type_check
@@ -473,17 +477,12 @@ def _equal(snapshots: Sequence[tuple[Any, ...]]) -> bool:
 
 
 @no_type_check
-def _hooks_of(module: nn.Module) -> list[Any]:
-    return [] if is_script(module) else [module.__dict__[name] for name in HOOKS]
-
-
-@no_type_check
 def _is_plain_sequence(value: Any) -> bool:
     """True for a tuple, or a list of fewer than ten, whose items are all plain values."""
     kind = type(value)
     if kind is not tuple and (kind is not list or len(value) >= 10):
         return False
-    return all(type(item) in PLAIN for item in value)
+    return PLAIN.issuperset(map(type, value))
 
 
 _last: "weakref.WeakKeyDictionary[nn.Module, Scan]" = weakref.WeakKeyDictionary()
