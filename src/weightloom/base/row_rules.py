@@ -130,9 +130,9 @@ def _flattened(
 def _regrouped(
     watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
 ) -> bool:
-    """Views: any, as the caller checks that the result has ``batch`` rows; undecidable for one row.
+    """Views of more than one row; `WatchRows` checks that axis 0 of the result is the batch.
 
-    A size of 1 may come about without the batch axis.
+    With one row, an axis of size 1 may be another one.
     """
     return bool(watch.batch > 1)
 

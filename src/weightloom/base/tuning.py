@@ -34,7 +34,7 @@ class Chosen(TypedDict):
     way: str
     """Name of the chosen engine, with its tasks at a time."""
     ms: dict[str, float]
-    """Median milliseconds of a forward and backward pass, by name."""
+    """Median milliseconds of a run, with its backward pass if gradients are on, by engine."""
 
 
 class Tuning:

@@ -165,7 +165,7 @@ class WatchRows(TorchFunctionMode):
         tensors, results = _tensors((args, kwargs)), _tensors(result)
         rows = [tensor for tensor in tensors if id(tensor) in self._rows]
         if self._has_stray(tensors):
-            self.mixes = "a tensor that came about unseen"
+            self.mixes = "a tensor that an unseen function computed"
             return
         if self._needs_no_rule(func, tensors, rows, results):
             return

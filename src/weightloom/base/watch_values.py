@@ -90,8 +90,9 @@ class Guard(TorchFunctionMode):
         if self.with_gradients and not torch.is_grad_enabled() and _in_checkpoint():
             raise BatchingError(
                 f"{self.name} uses `torch.utils.checkpoint` with `use_reentrant=True`. Its "
-                "backward pass runs through whatever made the generated parameters, once for every "
-                "block, and loses gradients. Pass `use_reentrant=False`; for a language model: "
+                "backward pass runs through the computation of the generated parameters once for "
+                "every block, and loses gradients. Pass `use_reentrant=False`; for a language "
+                "model: "
                 '`model.gradient_checkpointing_enable({"use_reentrant": False})`.'
             )
 

@@ -83,7 +83,7 @@ def places_of(scan: Scan, names: Iterable[str]) -> Places:
 
 @no_type_check
 class Replica:
-    """One replica of a base.
+    """Copy of the modules of a base that holds other tensors, and shares everything else with it.
 
     Args:
         scan: The base.
@@ -168,7 +168,8 @@ class Replica:
         """Replace the tensors, if no other object refers to the replica and it was not written.
 
         Returns:
-            True if the tensors were replaced; False if the replica is unchanged.
+            True if the tensors were replaced. False if the replica is unchanged, as always for a
+            base with recurrent layers, or with references to its own modules or tensors.
         """
         if self.scan.kept or self._is_recurrent or self.was_written():
             return False

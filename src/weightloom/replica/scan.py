@@ -69,7 +69,7 @@ class Key:
 
 @no_type_check
 class Scan:
-    """Current state of a base.
+    """State of a base when it was scanned: its modules, a key, and the objects in attributes.
 
     Args:
         base: Any module.
