@@ -548,6 +548,19 @@ def test_what_all_tasks_share_is_not_changed_in_place(what, engine):
         per_task(net, engine=engine, shared={"shift"})(params, x, shift)
 
 
+class SparseInPlace(nn.Linear):
+    def forward(self, x):
+        doubled = self.weight.detach().to_sparse().mul_(2.0).to_dense()
+        return super().forward(x) + doubled.sum()
+
+
+def test_a_sparse_tensor_may_be_changed_in_place():
+    net, x = SparseInPlace(4, 4).double(), torch.randn(TASKS, ROWS, 4).double()
+    bias = torch.randn(TASKS, 4).double()
+    expected = x @ net.weight.mT + bias[:, None] + 2.0 * net.weight.sum()
+    torch.testing.assert_close(per_task(net)({"bias": bias}, x), expected)
+
+
 def plans_kept(net):
     """Everything that is remembered of a base."""
     its, last = plan_cache._of_base.get(net), scan._last.get(net)

@@ -398,7 +398,7 @@ def test_what_cannot_be_opened_is_refused_by_name_on_the_way_in(kind, depth, unc
 def test_what_cannot_be_opened_is_refused_by_name_on_the_way_out(kind, engine):
     make, said = REFUSED[kind]
     net, x = Gives(make), torch.randn(TASKS, ROWS, 5).double()
-    with pytest.raises((ConfigError, BatchingError), match=rf"What the base returns {said}"):
+    with pytest.raises((ConfigError, BatchingError), match=rf"The output of the base {said}"):
         per_task(net, engine=engine)(random_params(net), x)
 
 
@@ -455,6 +455,6 @@ def test_a_structure_that_differs_from_task_to_task_is_refused(engine):
         one for one in x if len({tuple(n(row)) for n, row in zip(nets, one, strict=True)}) > 1
     )
     with pytest.raises(
-        BatchingError, match=r"differs from task to task in something that is no tensor"
+        BatchingError, match=r"differs from task to task in a value that is no tensor"
     ):
         per_task(net, engine=engine)(params, its)

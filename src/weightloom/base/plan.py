@@ -1,4 +1,4 @@
-"""The plan of a call: its engine, why, and everything else that decides how it runs."""
+"""The plan of a call: its engine, the reason, and all other decisions on how it runs."""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,24 +16,25 @@ Statistics = Literal["task", "shared"]
 
 @dataclass(frozen=True)
 class Choice:
-    """How a call is run, and why."""
+    """Engine of a call, and the reason for it."""
 
     engine: Engine
     reason: str
     batch_major: bool = False
-    """Whether the aligned engine folds so that the task changes from row to row, as grouped
-    convolutions like it."""
+    """True if the aligned engine folds to (batch, tasks), the layout for grouped convolutions;
+    False for (tasks, batch)."""
     at_once: int | None = None
-    """How many tasks are run at once, so that what is convolved stays in the cache; None means
-    all."""
+    """Tasks that run at once, so that convolved tensors stay in the cache; None for all tasks."""
     convolved: tuple[float, float] | None = None
-    """Bytes that convolutions with generated kernels read or write, over those of the first input:
-    mean and most."""
+    """Mean and maximum, over convolutions with generated kernels, of the bytes of the input or
+    output (the larger one), divided by the bytes of the base's first input."""
 
     def of_size(self, call: Call) -> "Choice":
-        """The choice for inputs of these sizes.
+        """Adapt the choice to the input sizes of a call, on a CPU.
 
-        So many tasks at once that what is convolved stays in the cache.
+        Returns:
+            The loop if convolutions with generated kernels are large; this choice with ``at_once``
+            set if all tasks at once would not fit into the cache; else this choice unchanged.
         """
         x = call.rows[0] if call.rows else None
         if self.convolved is None or x is None or x.device.type != "cpu" or not x.numel():
@@ -43,7 +44,7 @@ class Choice:
         if mean > TURN_BYTES * tasks:
             return Choice(
                 "loop",
-                "what is convolved with generated kernels is large, so tasks are run in turn",
+                "convolutions with generated kernels are large, so tasks are run in turn",
             )
         pieces = math.ceil(most / GROUPED_BYTES)
         return replace(self, at_once=math.ceil(tasks / pieces)) if pieces > 1 else self
@@ -55,34 +56,36 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found out about a call, and holds for every call alike."""
+    """Findings about a call; valid for every call of the same kind (see `plan_cache`)."""
 
     choice: Choice
     places: Places = ()
+    """Places of generated parameters and buffers in the base."""
     layers: list[Layer] | None = None
+    """Layers of a plain `torch.nn.Sequential`, for `run_sequential`; None for any other base."""
     proven: bool = True
-    """Whether what the base does cannot change unseen; else every aligned run is watched."""
+    """False if the base may change its behaviour unseen: then every aligned run is watched."""
     dense: frozenset[str] = frozenset()
-    """Parameters that the base changes in place."""
+    """Parameters that the base changes in place, and that are copied for it."""
     buffers: tuple[str, ...] = ()
-    """Buffers that the base writes, which each task is given its own of."""
+    """Buffers that the base writes, and that are therefore copied for each task."""
     sizes: bool = True
-    """Whether it holds for these sizes only."""
+    """True if the plan is valid for these input sizes only."""
     reads: bool = False
-    """Whether the base reads numbers and runs in the loop: then it is guarded in every run."""
+    """True if the base reads numbers and runs in the loop, where every run is guarded."""
     ways: Ways | None = None
-    """Where the base reads numbers and is folded all the same."""
+    """Control-flow paths along which a base that reads numbers can still be folded."""
     kernels: frozenset[str] = frozenset()
-    """Parameters held as factors that are built for all tasks before they are run in turn."""
+    """Parameters held as factors that the loop builds for all tasks at once, before it starts."""
     is_free: bool = False
-    """Whether other engines give the same."""
+    """True if the other engines give equal results."""
 
     def safe(self, choice: Choice, tasks: int) -> dict[str, Choice]:
-        """Every choice that gives the same, the one that was counted the quickest first.
+        """Choices with equal results, by name, for `Tuning` to time; ``choice`` comes first.
 
         Args:
-            choice: The one that was counted.
-            tasks: How many tasks there are to be run some at a time.
+            choice: Choice made by counting bytes.
+            tasks: Number of tasks that the aligned engine may run in 2, 4 or 8 pieces.
         """
         found = [choice]
         if self.choice.engine == "aligned":

@@ -1,7 +1,7 @@
-"""Plans that are kept: looked up for every call, and made anew where the base or the call is another one.
+"""Cache of plans: looked up for every call, made anew when the base or the kind of call changes.
 
 In:   a call.
-Out:  its plan, which holds as long as the base is what it was.
+Out:  its plan, valid as long as the base stays unchanged.
 """
 
 import hashlib
@@ -22,80 +22,111 @@ from weightloom.forms.factored import NO_SUBCLASS, Factored
 
 PLANS_KEPT = 200
 RESTLESS = 6
-"""Watched so often for one kind of call, a base counts as one that changes all the time."""
+"""Number of times that one kind of call is watched before its base counts as always changing."""
 
 
 class Plans:
-    """The plans of one base.
+    """Plans of one base.
 
-    A base that is another one in every call, such as one that counts its calls, is watched a few
-    times. Then it is run in a way that is right whatever it does.
+    A base that changes in every call, such as one that counts its calls, is watched `RESTLESS`
+    times. Afterwards it runs under a plan that is right however the base changes.
     """
 
     def __init__(self) -> None:
         self.known: dict[Any, Plan] = {}
+        """Plan by key of the scanned base and kind of call."""
         self.watched: dict[Any, int] = {}
+        """Number of times that each kind of call was watched."""
 
     def keep(self, key: Any, plan: Plan) -> None:
-        """Keep a plan; the oldest goes where there are many."""
-        while len(self.known) >= PLANS_KEPT:
-            self.known.pop(next(iter(self.known)), None)
+        """Add a plan; past `PLANS_KEPT` plans, drop the oldest."""
+        _make_room(self.known)
         self.known[key] = plan
 
-    def count(self, shapes: Any) -> int:
-        """Count how often one kind of call was watched."""
-        while len(self.watched) >= PLANS_KEPT:
-            self.watched.pop(next(iter(self.watched)), None)
-        self.watched[shapes] = self.watched.get(shapes, 0) + 1
-        return self.watched[shapes]
+    def count(self, kind: Any) -> int:
+        """Count one more watched call of a kind; return the count."""
+        _make_room(self.watched)
+        self.watched[kind] = self.watched.get(kind, 0) + 1
+        return self.watched[kind]
 
 
 _of_base: "weakref.WeakKeyDictionary[Any, Plans]" = weakref.WeakKeyDictionary()
 
 
 def plan_of(call: Call, engine: Engine, statistics: Statistics | None) -> Plan:
-    """Look a plan up, or check the call and make one."""
+    """Look up the plan of a call, or check the call and make one.
+
+    Args:
+        call: The call, with its base scanned.
+        engine: Engine that the caller asked for.
+        statistics: Statistics option that the caller asked for.
+
+    Raises:
+        WeightloomError: If the call does not fit the base, or cannot run as asked for.
+    """
     exact = _signature(call, engine, statistics)
     at_hand: dict[Any, Plan] = call.scan.plans if call.scan is not None else {}
     if (plan := at_hand.get(exact)) is not None:
         return plan
-    plans = _plans_of(call)
-    kind = _without_sizes(call, exact)
-    scanned = call.scan.key if call.scan is not None else None
-    for key in ((scanned, kind), (scanned, exact), (RESTLESS, kind)):
-        plan = plan or plans.known.get(key)
-    if plan is None or not _fits(
-        call, exact
-    ):  # a plan for other sizes says nothing of whether these fit each other
-        call = check_all(call, engine, statistics)
-        if call.scan is not None:
-            if len(call.scan.checked) >= PLANS_KEPT:
-                call.scan.checked.clear()
-            call.scan.checked.add(_of_params(exact))
-    if plan is None:
-        with _unpacked():
-            plan = make_plan(call, engine, statistics)
-        plans.keep((scanned, exact if plan.sizes else kind), plan)
-        often = plans.count(kind) >= RESTLESS
-        if often and not plan.sizes:
-            plans.keep((RESTLESS, kind), replace(plan, proven=False, layers=None))
-        elif often and (
-            engine == "aligned" or plan.choice.engine != "aligned"
-        ):  # of so many sizes, all were alike
-            plans.keep((scanned, kind), plan)
-    while len(at_hand) >= PLANS_KEPT:
-        at_hand.pop(next(iter(at_hand)), None)
+    plan = _known_or_new(call, engine, statistics, exact)
+    _make_room(at_hand)
     at_hand[exact] = plan
     return plan
 
 
+def _known_or_new(call: Call, engine: Engine, statistics: Statistics | None, exact: Any) -> Plan:
+    plans, kind = _plans_of(call), _without_sizes(call, exact)
+    scanned = call.scan.key if call.scan is not None else None
+    plan: Plan | None = None
+    for key in ((scanned, kind), (scanned, exact), (RESTLESS, kind)):
+        plan = plan or plans.known.get(key)
+    # A plan for other sizes does not say that the sizes of this call fit each other.
+    if plan is None or not _fits(call, exact):
+        call = check_all(call, engine, statistics)
+        _note_checked(call, exact)
+    if plan is None:
+        with _unpacked():
+            plan = make_plan(call, engine, statistics)
+        plans.keep((scanned, exact if plan.sizes else kind), plan)
+        if plans.count(kind) >= RESTLESS:
+            _keep_for_all(plans, plan, engine, scanned, kind)
+    return plan
+
+
+def _keep_for_all(plans: Plans, plan: Plan, engine: Engine, scanned: Any, kind: Any) -> None:
+    """Keep the plan of a kind of call that is watched again and again, for all calls of the kind.
+
+    If the plan does not depend on sizes, it was the base that changed: any state of it gets the
+    plan, and aligned runs are watched. Else it was the sizes: all of these get the plan.
+    """
+    if not plan.sizes:
+        plans.keep((RESTLESS, kind), replace(plan, proven=False, layers=None))
+    elif engine == "aligned" or plan.choice.engine != "aligned":
+        plans.keep((scanned, kind), plan)
+
+
+def _make_room(table: dict[Any, Any]) -> None:
+    """Drop the oldest entries of a table until it has room for one more."""
+    while len(table) >= PLANS_KEPT:
+        table.pop(next(iter(table)), None)
+
+
 def _of_params(exact: Any) -> Any:
-    """What is checked of parameters and buffers, whatever they run on."""
+    """Part of a signature that decides whether parameters and buffers fit the base."""
     return exact[0], exact[3], exact[4], exact[6]
 
 
+def _note_checked(call: Call, exact: Any) -> None:
+    """Note in the scan that parameters and buffers of this kind fit the base."""
+    if call.scan is None:
+        return
+    if len(call.scan.checked) >= PLANS_KEPT:
+        call.scan.checked.clear()
+    call.scan.checked.add(_of_params(exact))
+
+
 def _fits(call: Call, exact: Any) -> bool:
-    """Whether all but the sizes of inputs was checked before, and these hold as many tasks."""
+    """True if all but the input sizes was checked before, and the inputs hold as many tasks."""
     if call.scan is None or not call.params or _of_params(exact) not in call.scan.checked:
         return False
     tasks = len(next(iter(call.params.values())))
@@ -106,12 +137,12 @@ def _plans_of(call: Call) -> Plans:
     holder = call.target.function if call.target.module is None else call.target.module
     try:
         return _of_base.setdefault(holder, Plans())
-    except TypeError:  # no weak reference can be had to it
+    except TypeError:  # a holder without weak references
         return Plans()
 
 
 def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> Any:
-    """What a plan holds for: options, modes, and kinds and sizes of everything."""
+    """Key of the calls that a plan is valid for: options, modes, kinds and sizes of all tensors."""
     return (
         (
             engine,
@@ -138,7 +169,10 @@ def _signature(call: Call, engine: Engine, statistics: Statistics | None) -> Any
 
 
 def kind_of(call: Call) -> str:
-    """A call as a text: base, sizes, forms and whether it learns."""
+    """Description of a kind of call: base, input sizes, number of generated tensors, pass, hash.
+
+    The hash covers sizes and forms of parameters and inputs, gradient mode and options.
+    """
     params = [(name, *_kind(value)) for name, value in call.params.items()]
     rows = [tuple(x.shape) for x in call.rows]
     options = (
@@ -161,7 +195,7 @@ def _kind(value: Tensor) -> tuple[Any, ...]:
 
 
 def _without_sizes(call: Call, exact: Any) -> Any:
-    """The same for calls of other sizes, as far as none of them is one."""
+    """The signature without sizes, except for the axes of size 1, which broadcast."""
     options, modes, level, names, *kinds = exact
     rest = [
         [(tuple([size == 1 for size in kind[-4]]), *kind[-3:]) for kind in its] for its in kinds
@@ -170,7 +204,7 @@ def _without_sizes(call: Call, exact: Any) -> Any:
 
 
 def _unpacked() -> AbstractContextManager[Any]:
-    """Nothing of this is seen by a checkpoint around the call, which counts what is saved for the backward pass."""
+    """Hide saved tensors from a checkpoint around the call, which counts them."""
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)

@@ -1,11 +1,10 @@
-"""When a function treats the rows of a batch one by one.
+"""Rules that decide whether a torch function treats the rows of a batch independently.
 
-In:   a call of a function of torch, and which of its tensors have the batch on axis 0.
-Out:  whether each row of the result comes of the same row of what went in, and of nothing else of
-      the batch.
+In:   a call of a torch function, and the set of tensors that have the batch on axis 0.
+Out:  True if each row of the result depends on the same row of the inputs, and on no other row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,26 +17,28 @@ from weightloom.replica.hot import no_type_check
 
 @runtime_checkable
 class Watched(Protocol):
-    """What is known of the tensors that are about."""
+    """Facts about tensors that the rules ask for; `WatchRows` has them."""
 
     batch: int
-    """Rows of the batch."""
+    """Number of rows of the batch."""
 
     def is_row(self, value: Any) -> bool:
-        """Whether a value has the batch as its first axis."""
+        """True for a tensor whose first axis is the batch."""
 
     def is_numbers(self, value: Any) -> bool:
-        """Whether a tensor holds the numbers of the rows on its first axis, and has no other axis."""
+        """True for a tensor of row numbers 0, 1, ..., batch - 1, with size 1 on any other axes."""
 
 
 Rule = Callable[[Watched, list[Tensor], list[Tensor], tuple[Any, ...], dict[str, Any], Any], bool]
+"""From the watch, tensors with rows, all tensors, args, kwargs and the result: True if no rows
+mix."""
 
 
 @no_type_check
 def argument(
     args: tuple[Any, ...], kwargs: dict[str, Any], position: int, names: Sequence[str], default: Any
 ) -> Any:
-    """An argument that may be given by position or by name."""
+    """Look up an argument that may be passed by position or by any of several names."""
     if len(args) > position:
         return args[position]
     return next((kwargs[name] for name in names if name in kwargs), default)
@@ -47,19 +48,23 @@ def argument(
 def _each_number(
     watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
 ) -> bool:
-    """Arithmetic: rows meet rows of as many axes, or something that is the same for every row."""
-    axes = result.ndim
-    return all(
-        tensor.ndim == axes if watch.is_row(tensor) else tensor.ndim < axes or tensor.shape[0] == 1
-        for tensor in tensors
-    )
+    """Elementwise: rows meet rows with as many axes, or values that are equal for every row."""
+    return all(_meets_rows(watch, tensor, result.ndim) for tensor in tensors)
+
+
+@no_type_check
+def _meets_rows(watch: Watched, tensor: Tensor, axes: int) -> bool:
+    """True if broadcasting to so many axes keeps the rows of a tensor apart."""
+    if watch.is_row(tensor):
+        return tensor.ndim == axes
+    return tensor.ndim < axes or tensor.shape[0] == 1
 
 
 @no_type_check
 def _last_axis(
     watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
 ) -> bool:
-    """The first input is rows, of two axes or more, the others are the same for every row."""
+    """The first input has rows and at least two axes; the others are equal for every row."""
     first = tensors[0]
     return (
         watch.is_row(first)
@@ -69,7 +74,7 @@ def _last_axis(
 
 
 def _channels(axes: int) -> Rule:
-    """The input is (batch, channels, *space), with so many axes."""
+    """Rule for an input (batch, channels, *space) with so many axes in all."""
 
     def rule(
         watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
@@ -80,7 +85,7 @@ def _channels(axes: int) -> Rule:
 
 
 def _not_over_the_batch(position: int, names: Sequence[str], default: Any = None) -> Rule:
-    """An axis, or several, are said, and the batch is none of them."""
+    """Rule for functions over one or several given axes: the batch is none of them."""
 
     def rule(
         watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
@@ -125,21 +130,24 @@ def _flattened(
 def _regrouped(
     watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
 ) -> bool:
-    """A view that keeps the first axis; one row would hide how it comes to its size."""
+    """Views of more than one row; `WatchRows` checks that axis 0 of the result is the batch.
+
+    With one row, an axis of size 1 may be another one.
+    """
     return bool(watch.batch > 1)
 
 
 def _expanded(
     watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
 ) -> bool:
-    """Repeated along axes that were there: a new one would stand before the rows."""
+    """Expansion of existing axes: a new axis would come before the rows."""
     return bool(result.ndim == tensors[0].ndim)
 
 
 def _moved(
     watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
 ) -> bool:
-    """Axes change places, the first stays."""
+    """Permutation of axes that leaves the first in place."""
     dims = (
         args[1]
         if len(args) == 2 and isinstance(args[1], list | tuple)
@@ -158,51 +166,52 @@ def _swapped(
 def _indexed(
     watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
 ) -> bool:
-    """All rows are kept, and no more than one list of positions is given.
+    """Indexing that keeps all rows, with at most one list of positions.
 
-    Of two, torch may put theirs first.
+    With two lists, torch may move their axis to the front.
     """
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    index = _index(args)
     if index and isinstance(index[0], Tensor):
-        return _picked(watch, tensors[0], index, result)
-    if (
-        not all(i is None or i is Ellipsis or isinstance(i, int | slice | list) for i in index)
-        or not index
-    ):
+        return _picked(watch, tensors[0], index)
+    if not index or not all(map(_is_static, index)):
         return False
     named = sum(i is not None and i is not Ellipsis for i in index)
-    whole = index[0] == slice(None) if isinstance(index[0], slice) else index[0] is Ellipsis
     return (
-        whole
+        _is_whole(index[0])
         and named < tensors[0].ndim + (index[0] is not Ellipsis)
         and sum(isinstance(i, list) for i in index) < 2
     )
 
 
-def _picked(watch: Watched, source: Tensor, index: tuple[Any, ...], result: Tensor) -> bool:
-    """From every row something is picked.
+def _index(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The index of `Tensor.__getitem__`, as a tuple with an entry per axis."""
+    return args[1] if isinstance(args[1], tuple) else (args[1],)
 
-    The first index holds the numbers of the rows, along its first axis.
+
+def _is_static(entry: Any) -> bool:
+    """True for an entry of an index that is no tensor."""
+    return entry is None or entry is Ellipsis or isinstance(entry, int | slice | list)
+
+
+def _is_whole(entry: Any) -> bool:
+    """True for an entry of an index that keeps whole axes: ``:`` or ``...``."""
+    return entry == slice(None) if isinstance(entry, slice) else entry is Ellipsis
+
+
+def _picked(watch: Watched, source: Tensor, index: tuple[Any, ...]) -> bool:
+    """Indexing by tensors that picks entries within every row: ``source[numbers, positions]``.
+
+    The first tensor holds the row numbers along its first axis.
     """
     numbers = index[0]
     several = [its for its in index if isinstance(its, Tensor)]
-    if (
-        not watch.is_numbers(numbers)
-        or not watch.is_row(source)
-        or any(its.dtype == torch.bool for its in several)
-    ):
+    if not watch.is_numbers(numbers) or not watch.is_row(source):
         return False
-    if any(
-        not (its == slice(None) if isinstance(its, slice) else its is Ellipsis)
-        for its in index[len(several) :]
-    ):
+    if any(its.dtype == torch.bool for its in several):
         return False
-    return all(
-        its.ndim == numbers.ndim
-        if watch.is_row(its)
-        else its.ndim < numbers.ndim or its.shape[0] == 1
-        for its in several[1:]
-    )
+    if not all(map(_is_whole, index[len(several) :])):
+        return False
+    return all(_meets_rows(watch, its, numbers.ndim) for its in several[1:])
 
 
 def _gathered(
@@ -219,7 +228,7 @@ def _gathered(
 def _products(
     watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
 ) -> bool:
-    """Matrix products: the batch is the axis of many matrices, or of rows against one matrix for all."""
+    """Matrix products: of a batch of matrices with a batch, or of rows with one matrix for all."""
     if len(tensors) != 2:
         return False
     left, right = tensors
@@ -231,16 +240,16 @@ def _products(
 def _turned(
     watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
 ) -> bool:
-    """The last two axes change places, and the batch is none of them."""
+    """Transposition of the last two axes, none of which is the batch."""
     return tensors[0].ndim >= 3
 
 
 def _attention(
     watch: Watched, rows: Any, tensors: list[Tensor], args: Any, kwargs: Any, result: Any
 ) -> bool:
-    """Heads of rows; a mask of rows has all four axes, for one with fewer would meet the heads."""
+    """Attention over (batch, heads, ...); rows of a mask with fewer axes would meet the heads."""
     return all(watch.is_row(t) and t.ndim == 4 for t in tensors[:3]) and all(
-        t.ndim == 4 if watch.is_row(t) else t.ndim < 4 or t.shape[0] == 1 for t in tensors[3:]
+        _meets_rows(watch, t, 4) for t in tensors[3:]
     )
 
 
@@ -255,6 +264,15 @@ def _unsqueezed(
 ) -> bool:
     dim = argument(args, kwargs, 1, ["dim"], None)
     return isinstance(dim, int) and dim % (tensors[0].ndim + 1) != 0
+
+
+def getter(attribute: str) -> Any:
+    """Return the function by which torch dispatches reads of a tensor attribute.
+
+    Args:
+        attribute: Name of the attribute, such as ``shape``.
+    """
+    return getattr(Tensor, attribute).__get__
 
 
 DROPOUTS = {
@@ -287,7 +305,7 @@ OF_THE_SHAPE = {
         Tensor.storage_offset,
     ),
 }
-"""What gives no tensor, and reads no numbers."""
+"""Functions that return no tensor, and read no numbers of one."""
 
 SIZES = {
     *(
@@ -299,8 +317,9 @@ SIZES = {
         Tensor.stride,
         Tensor.storage_offset,
     ),
-    Tensor.shape.__get__,  # type: ignore[attr-defined]
+    getter("shape"),
 }
+"""Functions that return sizes."""
 READ = {
     *(
         Tensor.item,
@@ -321,8 +340,7 @@ READ = {
     ),
     *(Tensor.__contains__, Tensor.__complex__, Tensor.data_ptr),
 }
-"""What makes a number of Python from the numbers of a tensor, which a later call may find
-changed."""
+"""Functions that return a Python value that depends on the numbers of a tensor."""
 
 _BY_NUMBER = [
     "abs",
@@ -466,23 +484,28 @@ _ACTIVATIONS = [
 ]
 
 
+_POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
+_OVER_AN_AXIS = ("mean", "sum", "amax", "amin", "squeeze", "var", "std", "logsumexp", "cumsum")
+
+
+def _named(names: Iterable[str], *places: Any) -> list[Any]:
+    """All functions of these names in modules or classes, where they exist."""
+    found = [getattr(place, name, None) for name in names for place in places]
+    return [function for function in found if function is not None]
+
+
 def _rules() -> dict[Any, Rule]:
     rules: dict[Any, Rule] = {}
 
     def add(rule: Rule, *functions: Any) -> None:
-        rules.update({function: rule for function in functions if function is not None})
+        rules.update(dict.fromkeys(functions, rule))
 
-    for name in _BY_NUMBER:
-        add(_each_number, getattr(torch, name, None), getattr(Tensor, name, None))
-    for name in _ACTIVATIONS:
-        add(_each_number, getattr(F, name, None), getattr(torch, name, None))
+    add(_each_number, *_named(_BY_NUMBER, torch, Tensor), *_named(_ACTIVATIONS, F, torch))
     for window in (1, 2, 3):
-        for pool in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool"):
-            name = f"{pool}{window}d"
-            add(_channels(window + 2), getattr(F, name, None), getattr(torch, name, None))
-        add(_channels(window + 2), getattr(F, f"dropout{window}d"))
-    for name in _COMPARED:
-        add(_each_number, *(getattr(torch, name.strip("_"), None), getattr(Tensor, name, None)))
+        add(_channels(window + 2), *_named([f"{pool}{window}d" for pool in _POOLS], F, torch))
+        add(_channels(window + 2), *_named([f"dropout{window}d"], F))
+    add(_each_number, *_named([name.strip("_") for name in _COMPARED], torch))
+    add(_each_number, *_named(_COMPARED, Tensor))
     add(_gathered, torch.gather, Tensor.gather)
     for function, window in WINDOW.items():
         add(_channels(window + 2), function)
@@ -508,20 +531,13 @@ def _rules() -> dict[Any, Rule]:
     add(_indexed, Tensor.__getitem__)
     add(_joined, torch.cat, torch.stack)
     add(_products, torch.matmul, Tensor.matmul, Tensor.__matmul__)
-    add(_turned, Tensor.mT.__get__, torch.adjoint, Tensor.adjoint)  # type: ignore[attr-defined]
+    add(_turned, getter("mT"), torch.adjoint, Tensor.adjoint)
     add(_attention, F.scaled_dot_product_attention)
-    for name in ("softmax", "log_softmax"):
-        add(
-            _not_over_the_batch(1, ["dim"]),
-            getattr(F, name),
-            getattr(torch, name),
-            getattr(Tensor, name),
-        )
-    for name in ("mean", "sum", "amax", "amin", "squeeze", "var", "std", "logsumexp", "cumsum"):
-        add(_not_over_the_batch(1, ["dim", "axis"]), getattr(torch, name), getattr(Tensor, name))
-    for name in ("chunk", "split", "unflatten"):
-        position = 1 if name == "unflatten" else 2
-        add(_not_over_the_batch(position, ["dim"], 0), getattr(torch, name), getattr(Tensor, name))
+    softmaxes = _named(("softmax", "log_softmax"), F, torch, Tensor)
+    add(_not_over_the_batch(1, ["dim"]), *softmaxes)
+    add(_not_over_the_batch(1, ["dim", "axis"]), *_named(_OVER_AN_AXIS, torch, Tensor))
+    add(_not_over_the_batch(1, ["dim"], 0), torch.unflatten, Tensor.unflatten)
+    add(_not_over_the_batch(2, ["dim"], 0), *_named(("chunk", "split"), torch, Tensor))
     add(_not_over_the_batch(2, ["dim"], 1), F.normalize)
     add(_not_over_the_batch(2, ["dim"], -1), torch.diff, Tensor.diff)
     add(_not_over_the_batch(2, ["dim"]), torch.norm, Tensor.norm)
@@ -532,12 +548,11 @@ SAME_IN_ALL = {
     *(Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to),
     *(torch.zeros, torch.ones, torch.full, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full),
 }
-"""What gives the same number in every row, if it makes an axis of rows out of something that has
-none."""
+"""Functions whose rows are all equal if the input of the result had no axis of rows."""
 
 
 def same_in_all(func: Any, args: tuple[Any, ...], batch: int, result: Any) -> bool:
-    """Whether a result has the batch as its first axis, and all its rows are alike."""
+    """True for a result whose first axis has the size of the batch, with all rows equal."""
     if (
         func not in SAME_IN_ALL
         or not isinstance(result, Tensor)
@@ -557,7 +572,7 @@ def numbers_of_rows(
     batch: int,
     result: Any,
 ) -> bool:
-    """Whether a result holds the numbers of the rows along its first axis, and has no other."""
+    """True for a result of row numbers 0, 1, ..., batch - 1 on axis 0, and size 1 on other axes."""
     if func is torch.arange:
         return (
             args in ((batch,), (0, batch))
@@ -565,7 +580,7 @@ def numbers_of_rows(
             and not result.is_complex()
         )
     if func is Tensor.__getitem__ and watch.is_numbers(args[0]):
-        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        index = _index(args)
         return index[0] == slice(None) and all(its is None for its in index[1:])
     return False
 
@@ -607,7 +622,7 @@ OVER_AXES: dict[Any, tuple[int, list[str]]] = {
     **dict.fromkeys((torch.norm, Tensor.norm, torch.roll, Tensor.roll), (2, ["dim", "dims"])),
     **dict.fromkeys((torch.flip, Tensor.flip), (1, ["dims"])),
 }
-"""Functions that run over an axis, or over all: where the axis is said, and by which names."""
+"""Functions that reduce or scan over axes: position and names of the argument for the axis."""
 
 RULES = _rules()
-"""When a function treats rows one by one. What is not here counts as mixing them."""
+"""Rule of each known torch function; a function without a rule counts as mixing rows."""

@@ -1,6 +1,6 @@
-"""Run a call as it is planned, and give the base what `forward` assigned.
+"""Run a call by its plan, and assign to the base the attributes that `forward` assigned.
 
-In:   a call, and what was asked for: engine, statistics, a choice by the clock.
+In:   a call, and the caller's options: engine, statistics, tuning.
 Out:  outputs of all tasks.
 """
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from weightloom.base.branch_paths import Ways
@@ -25,20 +25,23 @@ from weightloom.base.watch_rows import WatchRows
 from weightloom.base.watch_sizes import plain
 from weightloom.errors import BatchingError, WeightloomError
 from weightloom.forms.factored import built
-from weightloom.replica import Contents
+from weightloom.replica import Contents, Scan
 from weightloom.replica.tree import open_tree
 
 
 def run_planned(
     call: Call, engine: Engine, statistics: Statistics | None, tuning: Tuning | None
 ) -> Any:
-    """Run a call for all tasks, and give the base what `forward` assigned; return the outputs.
+    """Run a call for all tasks, carry assigned attributes back to the base, return the outputs.
 
     Args:
-        call: Its parameters and tensors.
-        engine: As asked for.
-        statistics: As asked for.
-        tuning: Chooses by the clock; None takes the one that is active, if any.
+        call: The call; its base is scanned here.
+        engine: Engine that the caller asked for.
+        statistics: Statistics option that the caller asked for.
+        tuning: Chooses the engine by measured time; None takes the active tuning, if any.
+
+    Raises:
+        WeightloomError: If the call does not fit the base, or cannot run as asked for.
     """
     call = call.scanned()
     plan = plan_of(call, engine, statistics)
@@ -52,14 +55,14 @@ def run_planned(
     call.buffers = buffers
     result = _chosen(call, plan, choice_of(call, plan, engine, statistics, tuning), engine)
     if call.scan is not None and result.written:
-        _carry(call, result, statistics)
+        _carry(call, call.scan, result, statistics)
     return result.outputs
 
 
 def choice_of(
     call: Call, plan: Plan, engine: Engine, statistics: Statistics | None, tuning: Tuning | None
 ) -> Choice:
-    """By which engine a call runs: as was counted, or as was timed.
+    """Choice for a call: by counted bytes, or by measured time under a `Tuning`.
 
     Arguments as for `run_planned`.
     """
@@ -88,7 +91,7 @@ def _chosen(call: Call, plan: Plan, choice: Choice, engine: Engine) -> Result:
 
 
 def _tuned(call: Call, plan: Plan, choice: Choice, tuning: Tuning) -> Choice:
-    """The quickest of all safe ways to run a call like this, timed once."""
+    """Fastest of the safe choices for this kind of call, timed once."""
     if not plan.is_free or call.scan is None or call.buffers or call.state:
         return choice
     choices = plan.safe(choice, call.tasks if call.chunk_size is None else 1)
@@ -96,22 +99,22 @@ def _tuned(call: Call, plan: Plan, choice: Choice, tuning: Tuning) -> Choice:
         plan_of(call._replace(), "vmap", None)
     except WeightloomError:
         choices.pop("vmap", None)
-
-    scanned = call.scan
-
-    def run(choice: Choice) -> None:
-        with random_states(call):
-            apart = call.apart()
-            leaves = [*apart.leaves(), *(p for p in scanned.base.parameters() if p.requires_grad)]
-            outputs = open_tree(_chosen(apart, plan, choice, "auto").outputs)
-            total = sum(leaf.tensor.sum() for leaf in outputs.leaves if leaf.tensor.requires_grad)
-            if isinstance(total, Tensor) and leaves:  # `backward` would leave gradients in the base
-                torch.autograd.grad(total, leaves, allow_unused=True)
-
+    run = partial(_forward_and_backward, call, call.scan.base, plan)
     contents = Contents(call.scan.mutable)
     way = tuning.way(kind_of(call), {name: partial(run, its) for name, its in choices.items()})
     contents.restore()
     return choices[way]
+
+
+def _forward_and_backward(call: Call, base: nn.Module, plan: Plan, choice: Choice) -> None:
+    """Run a copy of a call, and its backward pass if gradients are on."""
+    with random_states(call):
+        apart = call.apart()
+        leaves = [*apart.leaves(), *(p for p in base.parameters() if p.requires_grad)]
+        outputs = open_tree(_chosen(apart, plan, choice, "auto").outputs)
+        total = sum(leaf.tensor.sum() for leaf in outputs.leaves if leaf.tensor.requires_grad)
+        if isinstance(total, Tensor) and leaves:  # `backward` would leave gradients in the base
+            torch.autograd.grad(total, leaves, allow_unused=True)
 
 
 def _by(call: Call, plan: Plan, engine: Engine, asked: Engine) -> Result:
@@ -125,8 +128,11 @@ def _by(call: Call, plan: Plan, engine: Engine, asked: Engine) -> Result:
     if plan.reads and call.scan is not None:
         with guarded(call):
             return in_pieces(run_loop, call)
-    if engine != "vmap":
-        return in_pieces(RUN[engine], call)
+    return _vmap_or_loop(call, asked) if engine == "vmap" else in_pieces(RUN[engine], call)
+
+
+def _vmap_or_loop(call: Call, asked: Engine) -> Result:
+    """Run under ``vmap``; if that fails and the engine is free, run the loop."""
     if (
         asked != "auto"
         or call.scan is None
@@ -138,18 +144,13 @@ def _by(call: Call, plan: Plan, engine: Engine, asked: Engine) -> Result:
         return run_vmap(call)
     except torch.OutOfMemoryError:
         raise
-    except (
-        RuntimeError
-    ):  # something that was not seen when it was watched; the loop shows it as it is
+    except RuntimeError:  # not seen while watching; the loop raises the base's own error, if any
         torch.set_rng_state(random)
         return in_pieces(run_loop, call)
 
 
 def _along(ways: Ways, call: Call) -> Result:
-    """Run folded along ways that are proved.
-
-    One task after the other where there are none any more.
-    """
+    """Run folded along proved paths; in the loop if no path is left to prove."""
     result = ways.run(call)
     if result is not None:
         return result
@@ -158,9 +159,12 @@ def _along(ways: Ways, call: Call) -> Result:
 
 
 def _proven(call: Call, asked: Engine) -> Result:
-    """Run folded, and watch that every row is treated by itself.
+    """Run folded while watching that no rows mix.
 
-    Else what was computed is thrown away.
+    If they may mix, discard the result and run under ``vmap``, then in the loop.
+
+    Raises:
+        BatchingError: If rows may mix and the caller asked for the aligned engine.
     """
     random = torch.get_rng_state()
     watch = WatchRows()
@@ -188,30 +192,40 @@ def _proven(call: Call, asked: Engine) -> Result:
         return in_pieces(run_loop, call)
 
 
-def _carry(call: Call, result: Result, statistics: Statistics | None) -> None:
-    """Give the base, and the buffers of each task, what `forward` assigned."""
-    assert call.scan is not None
-    own = {
+def _carry(call: Call, scan: Scan, result: Result, statistics: Statistics | None) -> None:
+    """Copy the values that `forward` assigned to buffers per task, or assign them to the base.
+
+    Raises:
+        BatchingError: If `forward` assigns a buffer of the base a value per task, without buffers
+            per task.
+    """
+    of_tasks = _buffers_by_place(call)
+    rest = []
+    for its in result.written:
+        name = of_tasks.get((its.number, its.name))
+        is_buffer = its.name in scan.modules[its.number]._buffers
+        if name is not None:
+            value = its.value if its.of_tasks else its.value.expand_as(call.buffers[name])
+            call.buffers[name].copy_(value.detach())
+        elif statistics == "task" and is_buffer:
+            continue  # the base's own buffers stay unchanged
+        elif its.of_tasks and is_buffer:
+            raise BatchingError(
+                f"`forward` of {call.target.name} assigns its buffer {its.name!r} for each task. "
+                "One base has one buffer, so the call has to say which tasks share it. "
+                'Pass `statistics="task"`, or `buffers=task_buffers(base, tasks, '
+                f'["{its.name}"])` to keep one per task.'
+            )
+        else:
+            rest.append(its)
+    carry_back(scan, rest, call.tasks)
+
+
+def _buffers_by_place(call: Call) -> dict[tuple[int, str], str]:
+    """Name of each buffer per task, by number of its module and its name there."""
+    return {
         (number, leaf): name
         for name, its in call.places
         if name in call.buffers
         for number, _, leaf in its
     }
-    rest = []
-    for its in result.written:
-        name = own.get((its.number, its.name))
-        if name is not None:
-            value = its.value if its.of_tasks else its.value.expand_as(call.buffers[name])
-            call.buffers[name].copy_(value.detach())
-        elif statistics == "task" and its.name in call.scan.modules[its.number]._buffers:
-            continue  # the base's own are left alone
-        elif its.of_tasks and its.name in call.scan.modules[its.number]._buffers:
-            raise BatchingError(
-                f"`forward` of {call.target.name} assigns its buffer {its.name!r} for each task. "
-                "One base has one "
-                'buffer: say what is meant. Pass `statistics="task"`, or `buffers=task_buffers(base, tasks, '
-                f'["{its.name}"])` to keep one per task.'
-            )
-        else:
-            rest.append(its)
-    carry_back(call.scan, rest, call.tasks)

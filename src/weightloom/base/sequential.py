@@ -1,9 +1,9 @@
-"""The aligned engine's short cut for plain sequences of layers, the base networks that are run most.
+"""Fast path of the aligned engine for a plain `torch.nn.Sequential`, the most common base.
 
-A small layer takes microseconds, and so does every call between two of them. Where the base is a
-`torch.nn.Sequential` of kinds that are known here, and nobody hooked into it, its layers are run as
-one would by hand: linear layers as batched products, and small convolutions with tasks as groups of
-channels. `weightloom.base.aligned` would come to the same, by a longer way.
+A small layer takes microseconds, and so does each Python call between two layers. If the base is a
+`torch.nn.Sequential` of the layer classes listed here, without hooks, its layers are run directly:
+linear layers as batched matrix products, and small convolutions with tasks as groups of channels.
+`weightloom.base.aligned` computes the same with more calls.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from weightloom.replica.scan import Scan
 
 Tensors = Mapping[str, Tensor]
 Layer = tuple[str | None, str | None]
-"""Names of a layer's generated weight and bias; None for what is not generated."""
+"""Names of a layer's generated weight and bias; None for one that is not generated."""
 
 BY_NUMBER = (
     *(
@@ -57,57 +57,70 @@ CONVOLUTIONS: dict[type[nn.Module], Any] = {
     nn.Conv2d: F.conv2d,
     nn.Conv3d: F.conv3d,
 }
+"""Layers that convolve, and their functions."""
 
 
 def layers_of(
     scan: Scan, places: Places, params: Tensors, inputs: Sequence[Tensor], batch_major: bool
 ) -> list[Layer] | None:
-    """Say which layers of the base are generated, None if it is no plain sequence.
+    """Find the generated weight and bias of each layer of a plain sequence.
 
     Args:
         scan: The base.
-        places: Where the generated ones are.
-        params: What is generated.
-        inputs: What the base is called with: one (tasks, batch, in), or (tasks, batch, channels,
-            *space).
-        batch_major: Whether small kernels are generated, so that tasks as groups of channels are
-            quick.
+        places: Places of the generated parameters in the base.
+        params: Generated parameters.
+        inputs: Inputs of the base; the fast path takes exactly one, of shape (tasks, batch, in) or
+            (tasks, batch, channels, *space).
+        batch_major: True if small kernels are generated, for which tasks as groups of channels are
+            fast; needed for inputs of any shape but (tasks, batch, in).
+
+    Returns:
+        One `Layer` per child of the base; None if the base or the input does not allow the fast
+        path.
     """
-    children = scan.modules[1:]
-    if (
-        type(scan.base) is not nn.Sequential
-        or len(inputs) != 1
-        or len(children) != len(scan.base._modules)
-    ):
+    if not _is_plain(scan) or len(inputs) != 1:
         return None
-    if (inputs[0].ndim != 3 and not batch_major) or any(map(_is_hooked, scan.modules)):
-        return None
-    at = {(number, leaf): name for name, its in places for number, _, leaf in its}
-    layers = [
-        (at.get((number, "weight")), at.get((number, "bias")))
-        for number in range(1, len(scan.modules))
-    ]
     flat = inputs[0].ndim == 3
-    for module, (weight, _) in zip(children, layers, strict=True):
-        built = weight is None or not isinstance(params[weight], Factored)
-        if (
-            not flat
-            and type(module) is nn.Flatten
-            and (module.start_dim, module.end_dim) == (1, -1)
-        ):
+    if not (flat or batch_major):
+        return None
+    layers = _generated(scan, places)
+    for module, (weight, _) in zip(scan.modules[1:], layers, strict=True):
+        factored = weight is not None and isinstance(params[weight], Factored)
+        if not flat and _flattens(module):
             flat = True
-        elif type(module) not in BY_NUMBER and not (
-            _is_flat(module) if flat else built and _is_spatial(module)
-        ):
+        elif not _is_known(module, flat, factored):
             return None
     return layers
 
 
-def _is_flat(module: nn.Module) -> bool:
-    return type(module) is nn.Linear
+def _generated(scan: Scan, places: Places) -> list[Layer]:
+    at = {(number, leaf): name for name, its in places for number, _, leaf in its}
+    numbers = range(1, len(scan.modules))
+    return [(at.get((number, "weight")), at.get((number, "bias"))) for number in numbers]
+
+
+def _is_plain(scan: Scan) -> bool:
+    """True for a sequence of distinct layers without children, none of which has a hook."""
+    base = scan.base
+    if type(base) is not nn.Sequential or len(scan.modules) - 1 != len(base._modules):
+        return False
+    return not any(map(_is_hooked, scan.modules))
+
+
+def _flattens(module: nn.Module) -> bool:
+    """True for a layer that leaves the axes (batch, features)."""
+    return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
+
+
+def _is_known(module: nn.Module, flat: bool, factored: bool) -> bool:
+    """True if the fast path can run a layer, on flat or spatial inputs, with a factored weight."""
+    if type(module) in BY_NUMBER:
+        return True
+    return type(module) is nn.Linear if flat else not factored and _is_spatial(module)
 
 
 def _is_spatial(module: nn.Module) -> bool:
+    """True for a layer that runs with tasks as groups of channels."""
     if type(module) in CONVOLUTIONS:
         return bool(module.padding_mode == "zeros")
     return type(module) is nn.GroupNorm or (
@@ -116,13 +129,13 @@ def _is_spatial(module: nn.Module) -> bool:
 
 
 def _is_hooked(m: nn.Module) -> bool:
-    """Whether somebody watches or changes what the module does."""
+    """True if a module has hooks, or a `forward` set on the instance."""
     hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
     return bool(hooks) or "forward" in m.__dict__
 
 
 def is_hooked_everywhere() -> bool:
-    """Whether somebody watches or changes what all modules do."""
+    """True if torch's global module hooks, which run for every module, are in use."""
     everywhere = (
         *(global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks),
         *(global_hooks._global_backward_hooks, global_hooks._global_backward_pre_hooks),
@@ -133,7 +146,14 @@ def is_hooked_everywhere() -> bool:
 def run_sequential(
     modules: Sequence[nn.Module], layers: Sequence[Layer], params: Tensors, x: Tensor
 ) -> Tensor:
-    """Run a plain sequence for all tasks: (tasks, batch, *event) -> (tasks, batch, *out)."""
+    """Run a plain sequence for all tasks: (tasks, batch, *event) -> (tasks, batch, *out).
+
+    Args:
+        modules: The sequence, then its layers.
+        layers: Generated weight and bias of each layer, from `layers_of`.
+        params: Generated parameters, by name.
+        x: Input, (tasks, batch, *event).
+    """
     tasks, batch = x.shape[:2]
     wide = x.ndim > 3
     if wide:
@@ -184,7 +204,11 @@ def _convolve(
 
 
 def _wide(own: Tensor | None, params: Tensors, name: str | None, tasks: int) -> Tensor | None:
-    """Values of all tasks one behind the other, for tasks that are groups of channels."""
+    """Values of all tasks concatenated along axis 0, for tasks as groups of channels.
+
+    Generated values (tasks, channels, *rest) -> (tasks * channels, *rest); shared ones are
+    repeated.
+    """
     if name is not None:
         return built(params[name]).flatten(0, 1)
     return own if own is None else own.repeat(tasks, *[1] * (own.ndim - 1))

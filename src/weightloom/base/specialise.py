@@ -1,4 +1,4 @@
-"""A plain network for one task: what users export, ship and serve."""
+"""Extract a plain network for one task, to export, ship and serve."""
 
 import copy
 from collections.abc import Mapping
@@ -13,20 +13,21 @@ from weightloom.params import count_tasks, parameters_by_name
 
 
 def specialise(base: nn.Module, params: Mapping[str, Tensor], task: int = 0) -> nn.Module:
-    """Return a plain module for one task.
+    """Copy ``base`` with the generated parameters of one task, as a plain module.
 
-    A copy of ``base`` with that task's parameters in their places.
-
-    Nothing of this library is left inside (recurrent drop-ins are torch's own layers again), so it
-    can be exported, copied, shipped and trained on like any module. Send strangers its
-    ``state_dict``: a pickle of a module, or a program of ``torch.export``, can run code when it is
-    loaded. Tied parameters stay tied. A linear layer whose generated head has other rows than the
-    base's is resized.
+    The copy holds no classes of this library (recurrent drop-ins become torch's own layers again),
+    so it can be exported, copied, shipped and trained further like any module. Send other people
+    its ``state_dict``: a pickle of a module, or a program of ``torch.export``, can run code when it
+    is loaded. Tied parameters stay tied. A linear layer is resized if its generated weight has
+    another number of rows than the base's.
 
     Args:
-        base: The base network; it is left alone.
+        base: The base network; it stays unchanged.
         params: Generated parameters, each ``(tasks, *shape)``.
-        task: Which task.
+        task: Index of the task, from ``-tasks`` to ``tasks - 1``.
+
+    Returns:
+        A module of the class of ``base`` whose generated parameters are new leaf `nn.Parameter`s.
 
     Raises:
         ConfigError: If ``params`` names a parameter that ``base`` does not have, or ``task`` is out

@@ -1,11 +1,9 @@
-"""What `forward` assigns to the base while it runs.
+"""Attributes that `forward` assigns: carried back to the base, and given to each task again.
 
-Carried back, of every task, and given to that task the next time.
-
-A base may keep something of its last run: features, a hidden state, a count of its calls. What is
-the same for all tasks is assigned to the base as it is. A tensor that differs by task is assigned
-with a tasks axis in front; in the next call of as many tasks, each gets its own back, as if there
-were a copy of the base for each.
+A base may keep values of its last run: features, a hidden state, a count of its calls. A value
+that is equal for all tasks is assigned to the base unchanged. A tensor that differs by task is
+assigned with a tasks axis in front; in the next call with as many tasks, each task gets its own
+back, as if each had a copy of the base.
 """
 
 import weakref
@@ -19,29 +17,31 @@ from weightloom.replica.scan import Scan
 from weightloom.replica.tree import open_tree
 
 Where = tuple[int, str]
+"""Number of the module in the scan, and name of the attribute."""
 
 
 class Carried(NamedTuple):
     """One attribute that `forward` assigned."""
 
     number: int
-    """Of the module."""
+    """Number of the module in the scan."""
     name: str
     value: Any
     of_tasks: bool
-    """Whether its tensors have a tasks axis."""
+    """True if the tensors in ``value`` have a tasks axis."""
 
 
 _held: "weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Any, int]]]" = (
     weakref.WeakKeyDictionary()
 )
-"""Values with a tasks axis that were assigned to modules, and how many tasks they are of."""
+"""Values with a tasks axis that were assigned to modules, by attribute, with their task count."""
 
 
 def state_of(scan: Scan, tasks: int) -> dict[Where, Any]:
-    """Attributes of a base that an earlier call assigned, with a tasks axis.
+    """Attributes of a base with a tasks axis that an earlier call assigned.
 
-    Of other tasks, they cannot be used.
+    If that call had another number of tasks, the value is a placeholder that raises `BatchingError`
+    when it is used. Values that were overwritten since are dropped.
     """
     if not _held:
         return {}
@@ -58,7 +58,10 @@ def state_of(scan: Scan, tasks: int) -> dict[Where, Any]:
 
 
 def unusable(state: Mapping[Where, Any], scan: Scan, tasks: int, engine: str) -> dict[Where, Any]:
-    """The same where an engine cannot give each task its own."""
+    """Placeholders for the attributes in ``state``, for an engine that runs tasks as one batch.
+
+    Each raises `BatchingError` when it is used.
+    """
     return {
         (number, name): _Gone.of(
             f"{type(scan.modules[number]).__name__}.{name}", tasks, tasks, engine
@@ -68,12 +71,12 @@ def unusable(state: Mapping[Where, Any], scan: Scan, tasks: int, engine: str) ->
 
 
 def is_gone(value: Any) -> bool:
-    """Whether a value stands for what cannot be used in this call."""
+    """True for a placeholder of a value that this call cannot use."""
     return isinstance(value, _Gone)
 
 
 def of_one_task(value: Any, task: int | slice | Tensor) -> Any:
-    """One task's part of something that was assigned, or that of a few."""
+    """The part of an assigned value for one task, a slice of tasks, or an index tensor."""
     if isinstance(value, _Gone):
         return value
     opened = open_tree(value)
@@ -81,7 +84,7 @@ def of_one_task(value: Any, task: int | slice | Tensor) -> Any:
 
 
 def carry_back(scan: Scan, written: list[Carried], tasks: int) -> None:
-    """Assign to the base what its replicas were assigned."""
+    """Assign to the base the attributes that were assigned to its replicas."""
     for number, name, value, of_tasks in written:
         module = scan.modules[number]
         if not of_tasks and not open_tree(value).leaves:
@@ -95,41 +98,41 @@ def carry_back(scan: Scan, written: list[Carried], tasks: int) -> None:
 
 
 def refuse_different(scan: Scan | None, number: int, name: str, how: str) -> BatchingError:
-    """The error for an attribute that cannot be carried back."""
+    """Error for an attribute that cannot be carried back; ``how`` it differs between tasks."""
     kind = type(scan.modules[number]).__name__ if scan is not None else "the base"
     return BatchingError(
         f"`{name}`, which `forward` of {kind} assigns, {how}. One base stands for all tasks, so "
-        "what it keeps must be a tensor of every task, or the same for all. Return it from "
+        "an attribute must be a tensor for every task, or equal for all. Return the value from "
         "`forward`, or keep it as a tensor."
     )
 
 
 class _Gone(Tensor):
-    """Stands for something that an earlier call left, and that cannot be used in this one."""
+    """Placeholder for a value of an earlier call; raises when this call uses it."""
 
     why: str
 
     @staticmethod
-    def of(what: str, its_tasks: int, tasks: int, engine: str = "") -> "_Gone":
+    def of(name: str, its_tasks: int, tasks: int, engine: str = "") -> "_Gone":
         gone = Tensor._make_subclass(_Gone, Tensor())
         if engine:
             gone.why = (
-                f"`{what}` is what an earlier call left for each of {its_tasks} tasks. The "
-                f"{engine} engine folds tasks "
-                f'into one batch and cannot give each its own. Pass `engine="vmap"`, or set `{what}` anew.'
+                f"`{name}` holds a value for each of {its_tasks} tasks of an earlier call. The "
+                f"{engine} engine folds tasks into one batch and cannot give each its own. Pass "
+                f'`engine="vmap"`, or set `{name}` anew.'
             )
         else:
             gone.why = (
-                f"`{what}` is what an earlier call of {its_tasks} tasks left; this call is of "
-                f"{tasks}. Each task gets back what its own last run left. Set `{what}` anew, as "
-                "to None, before a call of other tasks."
+                f"`{name}` holds values of an earlier call of {its_tasks} tasks; this call is of "
+                f"{tasks}. Each task gets back the value of its own last run. Set `{name}` anew, "
+                "for example to None, before a call of other tasks."
             )
         return gone
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Refuse to be used."""
+        """Raise the `BatchingError` that says why the value cannot be used."""
         gone = next((a for a in (*args, *(kwargs or {}).values()) if isinstance(a, _Gone)), None)
         raise BatchingError(
-            gone.why if gone is not None else "An earlier call left this for other tasks."
+            gone.why if gone is not None else "A value of an earlier call of other tasks is used."
         )

@@ -1,8 +1,9 @@
-"""What is run once per task: a module, a method of one, or a plain function of parameters."""
+"""Callable that runs once per task: a module, a method of one, or a function of parameters."""
 
 import inspect
 import types
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,14 +13,15 @@ from weightloom.errors import ConfigError
 
 
 class Target:
-    """What is run once per task.
+    """Callable that runs once per task, with the module that it belongs to.
 
     Args:
-        base: A module; a method of one, ``base.encode``; or a function that takes parameters by
-            name, then its inputs.
+        base: A module; a method of one, ``base.encode``; or a function that takes a dict of
+            parameters, then its inputs. A module compiled by `torch.compile` is replaced by its
+            original.
 
     Raises:
-        ConfigError: If it is none of these.
+        ConfigError: If ``base`` is none of these, or was compiled by `torch.jit`.
     """
 
     def __init__(self, base: Any) -> None:
@@ -27,14 +29,13 @@ class Target:
         self.method: str | None = None
         self.function: Callable[..., Any] = base
         self.prefix = ""
-        self._arguments: tuple[list[str], bool] | str | None = "unread"
         if isinstance(base, nn.Module):
             self.module = base
         elif isinstance(base, types.MethodType) and isinstance(base.__self__, nn.Module):
             self.module, self.method = base.__self__, base.__func__.__name__
         elif not callable(base) or isinstance(base, type):
             raise ConfigError(
-                f"`base` is a {type(base).__name__}. What runs once per task is a "
+                f"`base` is a {type(base).__name__}. A base, which runs once per task, is a "
                 "`torch.nn.Module`, a method of one, or a function of parameters. Pass `net`, "
                 "`net.encode`, or `lambda params, x: …`."
             )
@@ -50,37 +51,32 @@ class Target:
 
     @property
     def base(self) -> Any:
-        """The module, or the function."""
+        """The module; the function if the target belongs to no module."""
         return self.function if self.module is None else self.module
 
     @property
     def name(self) -> str:
-        """How it is called in messages."""
+        """Name for messages: class of the module, with the method; or name of the function."""
         if self.module is None:
             return getattr(self.function, "__name__", type(self.function).__name__)
         return type(self.module).__name__ + (f".{self.method}" if self.method else "")
 
     def on(self, replica: nn.Module) -> Callable[..., Any]:
-        """The same of a replica."""
+        """The callable of a replica: the replica itself, or its bound method."""
         return replica if self.method is None else getattr(replica, self.method)
 
     def named(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Parameters by the names of the module itself, where it was compiled by `torch.compile`."""
+        """Parameters with the prefix removed that `torch.compile` puts before each name."""
         if not self.prefix:
             return params
         return {name.removeprefix(self.prefix): value for name, value in params.items()}
 
-    @property
+    @cached_property
     def arguments(self) -> tuple[list[str], bool] | None:
-        """Names of what it takes, in order, and whether it takes any others.
+        """Names of its arguments, in order, and True if it also takes ``*args`` or ``**kwargs``.
 
-        None if that is not known.
+        Without the parameters of a plain function. None if the signature cannot be read.
         """
-        if self._arguments == "unread":
-            self._arguments = self._read()
-        return self._arguments  # type: ignore[return-value]
-
-    def _read(self) -> tuple[list[str], bool] | None:
         call: Any = self.function
         if self.module is not None:
             call = getattr(self.module, self.method or "forward")

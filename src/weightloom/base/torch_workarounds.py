@@ -1,4 +1,4 @@
-"""Functions of torch that give wrong numbers or errors for several tasks at once, done otherwise while a run lasts."""
+"""Replacements, during a run, for torch functions that fail or err for several tasks at once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,10 +15,10 @@ from weightloom.forms.calls import WINDOW
 
 
 class PaddingUnlearned(TorchFunctionMode):
-    """Keeps the padding row of an embedding without a gradient, in every task.
+    """Keep the gradient of an embedding's padding row at zero, in every task.
 
-    Under ``vmap`` all tables are laid end to end, and torch looks for the padding row in the first
-    (torch 2.13).
+    Under ``vmap`` the tables of all tasks are concatenated, and torch finds the padding row of the
+    first task only (torch 2.13).
     """
 
     def __torch_function__(
@@ -28,7 +28,7 @@ class PaddingUnlearned(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Look up, and let no gradient through where padding was read."""
+        """Look embeddings up, and detach those of the padding index."""
         kwargs = kwargs or {}
         y = func(*args, **kwargs)
         if func is F.embedding:
@@ -44,7 +44,7 @@ class PaddingUnlearned(TorchFunctionMode):
 
 
 def padding_unlearned(base: nn.Module | None) -> AbstractContextManager[Any]:
-    """`PaddingUnlearned` where the base has something to pad."""
+    """`PaddingUnlearned` if a module of the base has a `padding_idx`; else a null context."""
     pads = base is not None and any(
         module.__dict__.get("padding_idx") is not None for module in base.modules()
     )
@@ -52,11 +52,11 @@ def padding_unlearned(base: nn.Module | None) -> AbstractContextManager[Any]:
 
 
 class ConvolutionsInOnePrecision(TorchFunctionMode):
-    """Brings the input of a convolution to the precision of its kernel, and in double precision to plain strides.
+    """Cast the input of a convolution to the dtype of its kernel; in float64, make it contiguous.
 
-    Autocast does not reach convolutions under ``vmap``, but does lower what stands before them. In
-    double precision, on a CPU, the backward pass of one whose input has odd strides along axes of
-    one entry fails (torch 2.13).
+    Autocast does not reach convolutions under ``vmap``, but it lowers the precision of their
+    inputs. In float64 on a CPU, the backward pass fails if the input has unusual strides along
+    axes of size 1 (torch 2.13).
     """
 
     def __torch_function__(
@@ -66,7 +66,7 @@ class ConvolutionsInOnePrecision(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Convolve in the precision of the kernel."""
+        """Convolve in the dtype of the kernel."""
         if func in WINDOW and len(args) > 1:
             x, weight, *rest = args
             x = x.to(weight.dtype)
@@ -77,7 +77,7 @@ class ConvolutionsInOnePrecision(TorchFunctionMode):
 
 
 def convolutions_in_one_precision(params: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
-    """`ConvolutionsInOnePrecision` where autocast is on, or kernels are in double precision."""
+    """`ConvolutionsInOnePrecision` under autocast, or for float64 kernels on a CPU."""
     on = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
     on = on or any(
         its.ndim > 3 and its.dtype == torch.float64 and its.is_cpu for its in params.values()
@@ -86,9 +86,9 @@ def convolutions_in_one_precision(params: Mapping[str, Tensor]) -> AbstractConte
 
 
 class LayerNormWrittenOut(TorchFunctionMode):
-    """Computes layer norm by its formula.
+    """Compute layer norm by its formula.
 
-    Second derivatives of torch's own are wrong where its weight is batched, under nested
+    Second derivatives of torch's kernel are wrong if its weight is batched under nested
     `torch.func` transforms (torch 2.13: by 1 to 21 %).
     """
 
@@ -99,7 +99,7 @@ class LayerNormWrittenOut(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Normalise, scale and shift."""
+        """Replace layer norm; run any other function unchanged."""
         kwargs = kwargs or {}
         if func is F.layer_norm or func is torch.layer_norm:
             return _layer_norm(*args, **kwargs)
@@ -123,9 +123,10 @@ def _layer_norm(
 
 @contextmanager
 def second_derivatives(level: int) -> Iterator[None]:
-    """Under transforms of `torch.func`.
+    """Make layer norm and attention twice differentiable under transforms of `torch.func`.
 
-    Layer norm written out, and attention that can be differentiated twice.
+    Args:
+        level: Depth of the current transform; 0, outside of any, changes no function.
     """
     if not level or torch.compiler.is_compiling():
         yield
@@ -135,7 +136,7 @@ def second_derivatives(level: int) -> Iterator[None]:
 
 
 class _Unfused:
-    """Attention off its fused paths for as long as any thread is inside."""
+    """Keep attention off its fused kernels as long as any thread is inside."""
 
     def __init__(self) -> None:
         self.lock, self.inside = Lock(), 0
@@ -163,9 +164,9 @@ _unfused = _Unfused()
 
 
 def unfused_attention() -> AbstractContextManager[Any]:
-    """Keep attention off its fused paths.
+    """Keep attention off its fused kernels.
 
-    Under ``vmap`` one has no derivative, and the others are loops over tasks.
+    Under ``vmap``, one of them has no derivative, and the others loop over tasks.
     """
     return (
         nullcontext() if torch.compiler.is_compiling() else _unfused

@@ -1,16 +1,16 @@
-"""Trials: a few tasks run on replicas of everything that the base might change, and what was seen meanwhile.
+"""Trials: run a few tasks on replicas and copies, and record everything that `forward` did.
 
 In:   a checked call, and an engine.
-Out:  what came out, what went wrong, and what `forward` wrote, read, kept and drew.
-Nothing is left behind: not in the base, not in what it keeps, not in any source of random numbers.
+Out:  the result or the error, and findings: buffers written, numbers read, objects changed.
+The base, its objects and all sources of random numbers are as before afterwards.
 """
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from weightloom.base.watch_rows import WatchRows, WithoutDropout
 from weightloom.base.watch_values import Guard
 from weightloom.errors import BatchingError
 from weightloom.forms.factored import Factored, built
-from weightloom.replica import Contents, open_tree
+from weightloom.replica import Contents, Scan, open_tree
 from weightloom.replica.hot import no_type_check
 from weightloom.replica.reads import reads_of
 from weightloom.replica.replica import named
@@ -30,32 +30,32 @@ from weightloom.replica.replica import named
 
 @dataclass
 class Try:
-    """One run of a few tasks that left nothing behind, and what was seen."""
+    """Result of a trial run of a few tasks, and the findings about it."""
 
     engine: str = ""
     result: Result | None = None
     error: Exception | None = None
     watch: WatchRows | None = None
     written: tuple[str, ...] = ()
-    """Buffers that were written."""
+    """Buffers that were written, except for states of random numbers."""
     counts: bool = False
-    """Whether anything was assigned to attributes, which `forward` may follow the next time."""
+    """True if attributes were assigned, on which the next `forward` may depend."""
     assigns: bool = False
-    """Whether tensors were assigned to attributes."""
+    """True if tensors were assigned to attributes."""
     dense: tuple[str, ...] = ()
     """Parameters that were changed in place."""
     reads: bool = False
-    """Whether numbers were read from tensors."""
+    """True if numbers were read from tensors."""
     draws: bool = False
-    """Whether random numbers of torch were drawn."""
+    """True if torch's global random numbers were drawn."""
     draws_apart: bool = False
-    """Whether others were: those of Python or numpy, or of a generator that the base keeps."""
+    """True if others were drawn: from Python, numpy, or a generator that the base keeps."""
     keeps: bool = False
-    """Whether lists, dicts or objects of the base were changed."""
+    """True if lists, dicts or objects of the base were changed."""
     kept_by_hooks: bool = False
-    """Whether hooks kept tensors."""
+    """True if hooks kept tensors."""
     ways: Any = None
-    """Ways along which tasks may be folded, where the base reads numbers."""
+    """Control-flow paths along which tasks may be folded, of a base that reads numbers."""
 
 
 def try_call(
@@ -65,54 +65,29 @@ def try_call(
     watch: bool | WatchRows = False,
     unhooked: bool = True,
 ) -> Try:
-    """Run a few tasks on replicas: of the base, of its buffers, of everything that it might change.
+    """Run the first tasks of a call on replicas, and restore everything that the run changed.
+
+    Args:
+        call: A checked call.
+        engine: Engine to run by.
+        tasks: Number of tasks to run.
+        watch: True, or an own `WatchRows`, to watch whether rows mix.
+        unhooked: True to leave out the hooks of users.
+
+    Returns:
+        The result or the error of the run, and the findings.
 
     Raises:
-        BatchingError: If the base keeps tensors where they would mix tasks.
+        BatchingError: If `forward` puts tensors into an object where those of tasks would mix.
+        torch.OutOfMemoryError: If the run needs too much memory.
     """
     seen = Try(engine, watch=WatchRows() if watch is True else watch or None)
-    own: dict[str, Tensor] = {}
-    shared: dict[str, Tensor] = {}
-    replaced: dict[int, str] = {}
-    kept: list[Tensor] = []
-    mutable: list[Any] = []
-    hooks: list[Any] = []
-    few = call.first(tasks)
-    if call.scan is not None:
-        for name, (_, is_buffer, _, value) in named(call.scan).items():
-            if name in call.params or name in call.buffers:
-                replaced[id(value)] = name
-            elif is_buffer:
-                own[name] = value.clone()
-                shared[name] = value
-            else:
-                shared[name] = value
-        states = [its for its in call.state.values() if not is_gone(its)]
-        of_tasks = {id(leaf.tensor) for its in states for leaf in open_tree(its).leaves}
-        kept = [value for value in call.scan.tensors if id(value) not in of_tasks]
-        mutable, hooks = call.scan.mutable, call.scan.of_hooks
-    few = few._replace(
-        params={name: apart(value) for name, value in few.params.items()},
-        rows=[apart(x) for x in few.rows],
-        extra=own,
-        unhooked=unhooked,
-        watch=seen.watch,
-        dense=call.dense
-        | {name for name, value in few.params.items() if not isinstance(value, Factored)},
-        clones=[],
-    ).placed()
-    contents, of_hooks = Contents(mutable), Contents(hooks)
-    known = [
-        (scope, name, scope.get(name))
-        for scope, name in (call.scan.globals if call.scan is not None else ())
-    ]
-    fixed = [(f"its own {name!r}", value) for name, value in shared.items()]
-    fixed += [("a tensor that it keeps", value) for value in kept] + [
-        ("an argument", value) for value in call.common
-    ]
-    guard = Guard(call.target.name, replaced, fixed, engine)
-    assert few.clones is not None
-    guard.clones = few.clones
+    own = _own_tensors(call)
+    clones: list[tuple[str, Tensor, Tensor]] = []
+    few = _copied(call, tasks, unhooked)._replace(extra=own.copies, watch=seen.watch, clones=clones)
+    guard = Guard(call.target.name, own.replaced, own.named(call), engine)
+    guard.clones = clones
+    few, objects = few.placed(), _Objects(call)
     with random_states(few) as draws, WithoutDropout(), guard:
         try:
             seen.result = RUN[engine](few)
@@ -123,46 +98,135 @@ def try_call(
         else:
             seen.error = guard.refused
         finally:
-            seen.reads = guard.reads  # before anything is compared here
+            seen.reads = guard.reads  # before the comparisons below read numbers
             seen.draws, seen.draws_apart = draws()
-            changed = contents.changed()
-            seen.kept_by_hooks = any(with_tensors for _, with_tensors in of_hooks.changed())
-            contents.restore()
-            of_hooks.restore()
-            for scope, name, before in known:
-                if scope.get(name) is not before:
-                    scope[name] = before
+            changed = objects.changed()
+            seen.kept_by_hooks = objects.kept_by_hooks()
+            objects.restore()
     seen.keeps = bool(changed)
     for thing, with_tensors in changed:
         if with_tensors:
             raise refuse_kept(call.target.name, thing)
-    assert few.clones is not None
-    changed_too = {
-        name for name, clone, value in few.clones if clone._version or not torch.equal(clone, value)
-    }
-    seen.dense = tuple(changed_too | guard.changed)
-    drawn = _random_buffers(call)
-    written = [n for n, value in own.items() if value._version or not torch.equal(value, shared[n])]
-    seen.written = tuple(n for n in written if n not in drawn)
-    if seen.result is not None and call.scan is not None:
-        modules = call.scan.modules
-        names = {
-            (id(m), leaf): name
-            for name, (m, is_buffer, leaf, _) in named(call.scan).items()
-            if is_buffer
-        }
-        for its in seen.result.written:
-            buffer = names.get((id(modules[its.number]), its.name))
-            if buffer is None:
-                seen.counts = True
-                seen.assigns = seen.assigns or bool(open_tree(its.value).leaves)
-            elif its.of_tasks:
-                seen.written = (*seen.written, buffer)
+    seen.dense = tuple(guard.changed | {name for name, *both in clones if _was_written(*both)})
+    seen.written = own.written(_random_buffers(call))
+    _note_assigned(seen, call)
     return seen
 
 
+class _OwnTensors(NamedTuple):
+    """Tensors of a base in a trial."""
+
+    replaced: dict[int, str]
+    """Names of own values that generated values or buffers per task replace, by id."""
+    shared: dict[str, Tensor]
+    """All other parameters and buffers."""
+    copies: dict[str, Tensor]
+    """Copies of the buffers in ``shared``, with which the trial runs."""
+    kept: list[Tensor]
+    """Tensors in attributes that are neither, and have no tasks axis."""
+
+    def named(self, call: Call) -> list[tuple[str, Tensor]]:
+        """Tensors that all tasks share, with a description for messages."""
+        return [
+            *((f"its own {name!r}", value) for name, value in self.shared.items()),
+            *(("a tensor that it keeps", value) for value in self.kept),
+            *(("an argument", value) for value in call.common),
+        ]
+
+    def written(self, but: Collection[str]) -> tuple[str, ...]:
+        """Names of the buffers whose copies were written, without those in ``but``."""
+        return tuple(
+            name
+            for name, copy in self.copies.items()
+            if _was_written(copy, self.shared[name]) and name not in but
+        )
+
+
+def _own_tensors(call: Call) -> _OwnTensors:
+    if call.scan is None:
+        return _OwnTensors({}, {}, {}, [])
+    own = _OwnTensors({}, {}, {}, _kept_tensors(call, call.scan))
+    for name, (_, is_buffer, _, value) in named(call.scan).items():
+        if name in call.params or name in call.buffers:
+            own.replaced[id(value)] = name
+            continue
+        own.shared[name] = value
+        if is_buffer:
+            own.copies[name] = value.clone()
+    return own
+
+
+def _kept_tensors(call: Call, scan: Scan) -> list[Tensor]:
+    states = [its for its in call.state.values() if not is_gone(its)]
+    of_tasks = {id(leaf.tensor) for its in states for leaf in open_tree(its).leaves}
+    return [value for value in scan.tensors if id(value) not in of_tasks]
+
+
+def _copied(call: Call, tasks: int, unhooked: bool) -> Call:
+    """The first tasks of a call, with copies of its tensors."""
+    few = call.first(tasks)
+    built_ones = {name for name, value in few.params.items() if not isinstance(value, Factored)}
+    return few._replace(
+        params={name: apart(value) for name, value in few.params.items()},
+        rows=[apart(x) for x in few.rows],
+        unhooked=unhooked,
+        dense=call.dense | built_ones,
+    )
+
+
+def _was_written(copy: Tensor, original: Tensor) -> bool:
+    """True if a copy was changed in place."""
+    return bool(copy._version) or not torch.equal(copy, original)
+
+
+class _Objects:
+    """Objects and globals that a base may change, to compare and restore."""
+
+    def __init__(self, call: Call) -> None:
+        scan = call.scan
+        self._of_base = Contents(scan.mutable if scan is not None else [])
+        self._of_hooks = Contents(scan.of_hooks if scan is not None else [])
+        looked_up = scan.globals if scan is not None else []
+        self._globals = [(scope, name, scope.get(name)) for scope, name in looked_up]
+
+    def changed(self) -> list[tuple[Any, bool]]:
+        """Objects of the base that changed; True beside each that holds new tensors."""
+        return self._of_base.changed()
+
+    def kept_by_hooks(self) -> bool:
+        """True if objects of hooks hold new tensors."""
+        return any(with_tensors for _, with_tensors in self._of_hooks.changed())
+
+    def restore(self) -> None:
+        """Undo all changes."""
+        self._of_base.restore()
+        self._of_hooks.restore()
+        for scope, name, before in self._globals:
+            if scope.get(name) is not before:
+                scope[name] = before
+
+
+def _note_assigned(seen: Try, call: Call) -> None:
+    """Note the attributes that `forward` assigned: buffers per task, or others."""
+    if seen.result is None or call.scan is None:
+        return
+    modules = call.scan.modules
+    names = {
+        (id(m), leaf): name
+        for name, (m, is_buffer, leaf, _) in named(call.scan).items()
+        if is_buffer
+    }
+    for its in seen.result.written:
+        buffer = names.get((id(modules[its.number]), its.name))
+        if buffer is None:
+            seen.counts = True
+            seen.assigns = seen.assigns or bool(open_tree(its.value).leaves)
+        elif its.of_tasks:
+            seen.written = (*seen.written, buffer)
+
+
 def _random_buffers(call: Call) -> set[str]:
-    """Buffers that are the state of random numbers."""
+    """Names of buffers that hold the state of random numbers."""
     if call.scan is None:
         return set()
     names = named(call.scan).items()
@@ -174,49 +238,83 @@ def _random_buffers(call: Call) -> set[str]:
 
 
 def _reads_more(call: Call) -> bool:
-    """Whether the base reads something that changes by itself."""
+    """True if the base reads values that change by themselves, such as a clock."""
     return call.scan.unseen if call.scan is not None else reads_of(call.target.function).volatile
+
+
+class _Source(NamedTuple):
+    """Source of random numbers other than torch's global ones."""
+
+    moved: Callable[[], bool]
+    """True if numbers were drawn since."""
+    restore: Callable[[], object]
+    """Undo the draws."""
 
 
 @contextmanager
 def random_states(call: Call) -> Iterator[Callable[[], tuple[bool, bool]]]:
-    """All sources of random numbers are afterwards where they were.
+    """Restore the states of all random numbers at the end of the block.
 
-    What is given says whether torch's own moved since, and whether any other did.
+    Torch's global ones, the generators that the base keeps, and, if the base reads values that
+    change by themselves, those of Python and numpy.
+
+    Yields:
+        A function that returns two booleans: True if torch's global random numbers were drawn in
+        the block, and True if any others were.
     """
     devices = {x.device.index for x in call.rows if x.device.type == "cuda"}
-    reads_more = _reads_more(call)  # else whoever draws other numbers is not the base
-    numpy = sys.modules.get("numpy") if reads_more else None
-    kept = [
-        (its, its.get_state()) for its in (call.scan.generators if call.scan is not None else ())
-    ]
-    python = random.getstate() if reads_more else None
-    arrays: Any = numpy.random.get_state() if numpy is not None else None
+    others = _other_sources(call)
     before = torch.get_rng_state()
 
     @no_type_check
     def moved() -> tuple[bool, bool]:
-        others = not all(torch.equal(its.get_state(), state) for its, state in kept)
-        others = others or (python is not None and random.getstate() != python)
-        if numpy is not None:
-            now = numpy.random.get_state()
-            others = others or now[2] != arrays[2] or bool((now[1] != arrays[1]).any())
-        return not torch.equal(before, torch.get_rng_state()), others
+        return not torch.equal(before, torch.get_rng_state()), any(its.moved() for its in others)
 
     try:
         with torch.random.fork_rng(devices=list(devices)):
             yield moved
     finally:
-        if python is not None:
-            random.setstate(python)
-        for its, state in kept:
-            its.set_state(state)
+        for its in others:
+            its.restore()
+
+
+def _other_sources(call: Call) -> list[_Source]:
+    kept = call.scan.generators if call.scan is not None else []
+    sources = [_of_generator(generator) for generator in kept]
+    if _reads_more(call):  # else only other code can draw from these
+        sources.append(_of_python())
+        numpy = sys.modules.get("numpy")
         if numpy is not None:
-            numpy.random.set_state(arrays)
+            sources.append(_of_numpy(numpy))
+    return sources
+
+
+def _of_generator(generator: torch.Generator) -> _Source:
+    state = generator.get_state()
+    return _Source(
+        lambda: not torch.equal(generator.get_state(), state),
+        lambda: generator.set_state(state),
+    )
+
+
+def _of_python() -> _Source:
+    state = random.getstate()
+    return _Source(lambda: random.getstate() != state, lambda: random.setstate(state))
+
+
+def _of_numpy(numpy: Any) -> _Source:
+    state = numpy.random.get_state()
+
+    @no_type_check
+    def moved() -> bool:
+        now = numpy.random.get_state()
+        return now[2] != state[2] or bool((now[1] != state[1]).any())
+
+    return _Source(moved, lambda: numpy.random.set_state(state))
 
 
 def runs_alone(call: Call) -> bool:
-    """Whether the base runs with plain parameters of the first task."""
+    """True if the base runs for one task with the generated parameters as leaf `nn.Parameter`s."""
     if call.scan is None:
         return False
     few = call.first(1)
@@ -246,7 +344,7 @@ def runs_alone(call: Call) -> bool:
 
 
 def guarded(call: Call) -> Guard:
-    """A guard for a real run: what all tasks share is not changed in place."""
+    """Guard for a run in the loop: refuses to change in place a tensor that all tasks share."""
     assert call.scan is not None
     rest = [
         (f"its own {name!r}", value)
@@ -259,9 +357,9 @@ def guarded(call: Call) -> Guard:
 
 
 def refuse_kept(name: str, thing: Any) -> BatchingError:
-    """The error for tensors that `forward` puts where those of several tasks would mix."""
+    """Error for tensors that `forward` puts into an object where those of tasks would mix."""
     return BatchingError(
-        f"`forward` of {name} puts tensors into a {type(thing).__name__} that it keeps. What one "
-        "task leaves there would be read by the next. Return them, or assign them to an attribute "
-        "of the module: `self.features = h`."
+        f"`forward` of {name} puts tensors into a {type(thing).__name__} that it keeps. The "
+        "next task would read the tensors of the last one. Return them, or assign them to an "
+        "attribute of the module: `self.features = h`."
     )

@@ -1,8 +1,7 @@
-"""Engines chosen by the clock: every safe way to run a kind of call is timed once, and what was chosen is kept.
+"""Engines chosen by measured time: each safe engine is timed once per kind of call.
 
-In:   ways to run a call.
-Out:  the quickest, and a file that says which it was, so that a later run takes the same, bit for
-      bit.
+In:   functions that run a call, by name of the engine.
+Out:  the fastest, and a file that records it, so that a later run repeats the choice and its bits.
 Knows nothing of how a call is run.
 """
 
@@ -24,36 +23,35 @@ from weightloom.files import write_atomically
 from weightloom.texts import read_json
 
 ROUNDS = 5
-"""Timed runs of each way, in turn, after one that is not timed."""
+"""Timed runs of each engine, interleaved, after one run that is not timed."""
 MARGIN = 0.97
-"""So much of the time of the way that was counted the quickest another one may take to be
-preferred."""
+"""Maximum time of another engine, as a fraction of the first one's, to be preferred to it."""
 
 
 class Chosen(TypedDict):
-    """One kind of call in the file."""
+    """Entry of the file for one kind of call."""
 
     way: str
-    """The way that was chosen."""
+    """Name of the chosen engine, with its tasks at a time."""
     ms: dict[str, float]
-    """Milliseconds of each."""
+    """Median milliseconds of a run, with its backward pass if gradients are on, by engine."""
 
 
 class Tuning:
-    """Ways that were timed, by the kind of call.
+    """Engines that were timed, by kind of call.
 
     Args:
-        path: A JSON file that keeps them; what it holds is taken as it is, and not timed again.
-            None keeps nothing.
+        path: JSON file of choices. Choices that it holds are used without timing; new ones are
+            written to it. None keeps them in memory.
 
     Raises:
-        ConfigError: If the file is no such file.
+        ConfigError: If the file exists and does not hold choices.
     """
 
     def __init__(self, path: Path | str | None = None) -> None:
         self.path = None if path is None else Path(path)
         self.chosen: dict[str, Chosen] = {}
-        """By kind of call: the ``way`` that was chosen, and milliseconds of each, ``ms``."""
+        """Choice by kind of call: its name, ``way``, and the milliseconds of each, ``ms``."""
         if self.path is not None and os.path.lexists(self.path):
             from pydantic import TypeAdapter
 
@@ -63,16 +61,18 @@ class Tuning:
                 )
             except ValueError as error:  # `TextError` and pydantic's are
                 raise ConfigError(
-                    f"`{self.path}` holds no engines. It is written where engines are timed, as "
-                    "JSON. Remove it, and they are timed anew."
+                    f"`{self.path}` holds no engines. It should be a JSON file that `autotuned` "
+                    "wrote. Remove it, and engines are timed anew."
                 ) from error
 
     def way(self, kind: str, ways: Mapping[str, Callable[[], object]]) -> str:
-        """Return the way to run a kind of call: as chosen before, or the quickest, timed now.
+        """Return the name of the engine for a kind of call: the earlier choice, or the fastest now.
+
+        The first of ``ways`` is kept unless another takes less than `MARGIN` of its time.
 
         Args:
-            kind: What all calls alike have in common, as a text.
-            ways: By name, the one that was counted the quickest first; each runs the call.
+            kind: Description of the kind of call, from `kind_of`.
+            ways: Functions that run the call, by name of the engine; the default comes first.
         """
         known = self.chosen.get(kind)
         if known is None or known["way"] not in ways:
@@ -88,7 +88,7 @@ class Tuning:
 
 
 def _timed(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Milliseconds of each way, the median of some rounds."""
+    """Median milliseconds of each engine over `ROUNDS` interleaved runs."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     collects = gc.isenabled()
     gc.disable()
@@ -106,7 +106,7 @@ def _timed(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def _clock() -> float:
-    """Seconds: of the processor where one thread computes, else of the clock, all that was begun being done."""
+    """Seconds: process time if torch uses one thread; else wall time, with CUDA synchronised."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     elif torch.get_num_threads() == 1:
@@ -118,22 +118,25 @@ _active: ContextVar[Tuning | None] = ContextVar("tuning", default=None)
 
 
 def active() -> Tuning | None:
-    """Return the tuning that calls are under; None where there is none."""
+    """Return the tuning of the enclosing `autotuned` block; None outside of one."""
     return _active.get()
 
 
 @contextmanager
 def autotuned(path: Path | str | None = None) -> Iterator[Tuning]:
-    """Time the safe engines for every kind of call of ``engine="auto"`` inside, once, and run each by the quickest.
+    """Run calls of ``engine="auto"`` inside the block by the fastest safe engine, timed once each.
 
-    Engines differ in rounding. Given a file, a later run with the same file takes the same ones, so
-    the same seed gives the same bits.
+    Engines differ in rounding. With a file, a later run repeats the same choices, so the same seed
+    gives the same bits.
 
     Args:
-        path: A JSON file that keeps what was chosen; None keeps it as long as the block lasts.
+        path: JSON file of choices, read and written. None keeps them until the block ends.
+
+    Yields:
+        The tuning, whose ``chosen`` holds the choice for each kind of call.
 
     Raises:
-        ConfigError: If the file is no such file.
+        ConfigError: If the file exists and does not hold choices.
 
     Example:
         >>> import torch

@@ -1,13 +1,11 @@
-"""Sizes that a base reads while it is watched.
+"""Follow the sizes that a base reads while it is watched.
 
-What becomes of them says for which other sizes a plan holds.
+Their use decides for which other sizes a plan is valid. A size that goes into the shape of a tensor
+does not restrict the plan. A size that is compared does: for another size the base may take another
+path. Folding tasks changes the size of the batch, so that one may go into shapes only.
 
-A size that goes into the shape of a tensor is no question of its value. One that is compared is:
-for another size the base may do something else. The size of the batch is another one where tasks
-are folded, so it may go into shapes alone.
-
-In:   what a function of torch says of a tensor's shape.
-Out:  the same numbers, followed.
+In:   sizes that a torch function returns.
+Out:  the same numbers as `Side`, which note comparisons and arithmetic.
 """
 
 from collections.abc import Callable
@@ -16,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightloom.base.row_rules import getter
 from weightloom.replica.hot import no_type_check
 
 
 class Followed:
-    """Whether any size was used in a way that makes a plan hold for these sizes alone."""
+    """Findings about the sizes that a base read."""
 
     def __init__(self) -> None:
         self.exact = False
+        """True if the use of a size makes a plan valid for these sizes only."""
 
 
 @no_type_check
@@ -31,9 +31,8 @@ def _compared(name: str) -> Callable[..., Any]:
     its = getattr(int, name)
 
     def compare(self: Any, other: Any) -> Any:
-        if (
-            self.batch or type(other) is not int or not -1 <= other <= 1
-        ):  # kinds of calls differ in what is one
+        # The kind of a call already tells which sizes are 1.
+        if self.batch or type(other) is not int or not -1 <= other <= 1:
             self.followed.exact = True
         return its(self, other)
 
@@ -60,19 +59,20 @@ def _computed(name: str) -> Callable[..., Any]:
 
 @no_type_check
 class Side(int):
-    """A size, followed through arithmetic of Python."""
+    """Integer that notes its comparisons, and passes its marks on through arithmetic."""
 
     batch: bool
-    """Whether it is the size of the batch, or comes of it."""
+    """True for the size of the batch, and for numbers computed from it."""
     followed: Followed
+    """Receives the findings."""
 
     def __hash__(self) -> int:
-        """Note that it is looked up."""
+        """Note a lookup in a dict or a set, which depends on the value."""
         self.followed.exact = True
         return int.__hash__(self)
 
     def __bool__(self) -> bool:
-        """Compare with zero."""
+        """Note a comparison with zero, if the number depends on the size of the batch."""
         self.followed.exact = self.followed.exact or self.batch
         return int.__bool__(self)
 
@@ -116,7 +116,13 @@ class Side(int):
 
 @no_type_check
 def side(value: int, batch: bool, followed: Followed) -> Side:
-    """Follow a size."""
+    """Make a `Side` of a size.
+
+    Args:
+        value: The size.
+        batch: True if it is the size of the batch.
+        followed: Receives the findings.
+    """
     self = int.__new__(Side, value)
     self.batch, self.followed = batch, followed
     return self
@@ -141,15 +147,14 @@ SHAPED = {
     ),
     *(Tensor.new_full, Tensor.new_empty, torch.zeros, torch.ones, torch.empty, torch.full),
 }
-"""Functions to which a size is a shape."""
-FOLLOWED = {
-    *(Tensor.size, Tensor.numel, Tensor.nelement, torch.numel, Tensor.shape.__get__),  # type: ignore[attr-defined]
-}
+"""Functions whose integer arguments are shapes."""
+FOLLOWED = {Tensor.size, Tensor.numel, Tensor.nelement, torch.numel, getter("shape")}
+"""Functions whose sizes are followed."""
 
 
 @no_type_check
 def holds_batch(tree: Any) -> bool:
-    """Whether arguments hold a size of the batch."""
+    """True if arguments hold a number computed from the size of the batch."""
     if type(tree) is Side:
         return tree.batch
     if isinstance(tree, tuple | list):
@@ -161,52 +166,48 @@ def holds_batch(tree: Any) -> bool:
 
 @no_type_check
 def plain(value: Any) -> Any:
-    """The same without a size that is followed."""
+    """The same value, as a plain integer if it is a followed size."""
     return int(value) if type(value) is Side else value
 
 
 @no_type_check
 def unfollowed(tree: Any) -> Any:
-    """The same arguments with plain numbers."""
-    kind = type(tree)
-    if kind is Side:
-        return int(tree)
-    if kind is tuple:
-        return tuple([unfollowed(one) for one in tree])
-    if kind is list:
-        return (
-            [unfollowed(one) for one in tree] if any(type(one) in _OPENED for one in tree) else tree
-        )
-    if kind is dict:
-        return {name: unfollowed(one) for name, one in tree.items()}
-    if kind is torch.Size:
-        return torch.Size([int(one) for one in tree])
-    if kind is slice:
-        return slice(unfollowed(tree.start), unfollowed(tree.stop), unfollowed(tree.step))
-    return tree
+    """The same arguments with plain integers in the place of followed sizes."""
+    convert = _CONVERT.get(type(tree))
+    return tree if convert is None else convert(tree)
 
 
-_OPENED = {Side, tuple, list, dict, torch.Size, slice}
+@no_type_check
+def _list(tree: list[Any]) -> list[Any]:
+    """The list itself if it holds no sizes, as functions may change it in place."""
+    return [unfollowed(one) for one in tree] if any(type(one) in _CONVERT for one in tree) else tree
+
+
+_CONVERT: dict[type, Callable[[Any], Any]] = {
+    Side: int,
+    tuple: lambda tree: tuple([unfollowed(one) for one in tree]),
+    list: _list,
+    dict: lambda tree: {name: unfollowed(one) for name, one in tree.items()},
+    torch.Size: lambda tree: torch.Size([int(one) for one in tree]),
+    slice: lambda its: slice(unfollowed(its.start), unfollowed(its.stop), unfollowed(its.step)),
+}
 
 
 @no_type_check
 def follow(
     result: Any, is_rows: bool, batch: int, args: tuple[Any, ...], followed: Followed
 ) -> Any:
-    """Follow what `FOLLOWED` functions return.
+    """Turn the sizes that a function in `FOLLOWED` returns into `Side` numbers.
 
     Args:
-        result: A shape, a size of it, or a count of numbers.
-        is_rows: Whether the tensor has the batch on axis 0.
-        batch: Its size.
-        args: Arguments of the function.
-        followed: What is found out is noted there.
+        result: A shape, one of its sizes, or a count of numbers.
+        is_rows: True if the tensor has the batch on axis 0.
+        batch: Number of rows; a `torch.SymInt` cannot be followed, and ``result`` is returned.
+        args: Arguments of the function, the tensor first.
+        followed: Receives the findings.
     """
-    if isinstance(batch, torch.SymInt):  # what becomes of a symbol cannot be followed
-        said = args[1] if len(args) > 1 else 0
-        followed.exact = followed.exact or (
-            is_rows and not (isinstance(said, int) and said % args[0].ndim)
-        )
+    if isinstance(batch, torch.SymInt):
+        _note_symbol(is_rows, args, followed)
         return result
     if isinstance(result, torch.Size):
         sides = [
@@ -218,6 +219,14 @@ def follow(
     if is_rows and axis is not None:
         return side(result, axis % args[0].ndim == 0, followed)
     return side(result, is_rows or _may_be(result, batch), followed)
+
+
+@no_type_check
+def _note_symbol(is_rows: bool, args: tuple[Any, ...], followed: Followed) -> None:
+    """Note a read of the batch size of rows, unless the axis is given and is another one."""
+    axis = args[1] if len(args) > 1 else 0
+    if is_rows and not (isinstance(axis, int) and axis % args[0].ndim):
+        followed.exact = True
 
 
 @no_type_check

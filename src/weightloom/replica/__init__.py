@@ -1,11 +1,11 @@
-"""A base network as it stands, and replicas of it that run in its place.
+"""Replicas of a base network, which run in its place with other parameters.
 
 In:   a module, and tensors for some of its parameters and buffers.
-Out:  a scan of all that its `forward` may follow; a module that computes what it would with the
-      tensors, while the module itself is never touched; and whatever holds tensors, taken apart and
-      put together again.
-Knows nothing of tasks, nor of where the tensors came from.
-Start at `Replica`, then read what a `Scan` finds.
+Out:  a scan of everything that its `forward` may depend on; a replica that computes the module's
+      output with the given tensors, without touching the module; arguments and outputs, opened
+      into their tensors and rebuilt.
+Knows nothing of tasks, nor of the source of the tensors.
+Start at `Replica`, then read `Scan`.
 """
 
 from weightloom.replica.contents import Contents as Contents

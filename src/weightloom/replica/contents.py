@@ -1,7 +1,4 @@
-"""Contents of what a base keeps outside of torch's own dicts.
-
-To find out what changed, and to take it back.
-"""
+"""Contents of the objects that a base holds outside of torch's own dicts: compare and restore."""
 
 import types
 from collections import deque
@@ -17,17 +14,19 @@ from weightloom.replica.tree import PLAIN, attributes_of
 
 @no_type_check
 class Contents:
-    """What lists, dicts, sets, objects and closure cells of a base hold, to find out and take back what changed.
+    """Copy of the contents of objects, to find their changes and to undo them.
+
+    Contents are compared by identity; plain values also by equality.
 
     Args:
-        things: All of them.
+        things: Lists, dicts, sets, deques, closure cells, and objects with attributes.
     """
 
     def __init__(self, things: Iterable[Any]) -> None:
         self._before = [(thing, _contents(thing)) for thing in things]
 
     def changed(self) -> list[tuple[Any, bool]]:
-        """What holds something else now, and whether there are tensors among what is new in it."""
+        """Objects whose contents changed; True beside each whose new contents include tensors."""
         found = []
         for thing, old in self._before:
             new = _contents(thing)
@@ -38,7 +37,7 @@ class Contents:
         return found
 
     def restore(self) -> None:
-        """Put everything back as it was."""
+        """Restore the contents of every object that changed."""
         for thing, old in self._before:
             if _differ(old, _contents(thing)):
                 _put(thing, old)
@@ -91,22 +90,32 @@ def _put(thing: Any, old: tuple[Any, ...]) -> None:
             thing.cell_contents = old[0][0]
         return
     parts = list(old)
+    if isinstance(thing, dict | list | deque | set):
+        _put_items(thing, parts.pop(0))
+    if parts:
+        _put_attributes(thing, dict(parts[0]))
+
+
+@no_type_check
+def _put_items(thing: Any, items: Any) -> None:
     if isinstance(thing, dict):
         dict.clear(thing)
-        for name, value in parts.pop(0):
+        for name, value in items:
             dict.__setitem__(thing, name, value)
     elif isinstance(thing, list):
-        list.__setitem__(thing, slice(None), parts.pop(0))
-    elif isinstance(thing, deque | set):
+        list.__setitem__(thing, slice(None), items)
+    else:
         thing.clear()
-        (thing.extend if isinstance(thing, deque) else thing.update)(parts.pop(0))
-    if parts:
-        names = dict(parts[0])
-        for name in attributes_of(thing) or {}:
-            if name not in names:
-                object.__delattr__(thing, name)
-        for name, value in names.items():
-            object.__setattr__(thing, name, value)
+        (thing.extend if isinstance(thing, deque) else thing.update)(items)
+
+
+@no_type_check
+def _put_attributes(thing: Any, attributes: dict[str, Any]) -> None:
+    for name in attributes_of(thing) or {}:
+        if name not in attributes:
+            object.__delattr__(thing, name)
+    for name, value in attributes.items():
+        object.__setattr__(thing, name, value)
 
 
 @no_type_check
@@ -115,14 +124,18 @@ def _has_tensor(value: Any, depth: int) -> bool:
         return True
     if depth == 0 or type(value) in PLAIN or isinstance(value, (*CONSTANT, nn.Module)):
         return False
-    inside = (
-        value.values()
-        if isinstance(value, dict)
-        else value
-        if isinstance(value, list | tuple | set | deque)
-        else ()
-    )
-    held = (
-        (attributes_of(value) or {}).values() if not isinstance(value, types.FunctionType) else ()
-    )
-    return any(_has_tensor(item, depth - 1) for item in (*inside, *held))
+    return any(_has_tensor(item, depth - 1) for item in (*_inside(value), *_held(value)))
+
+
+@no_type_check
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple | set | deque) else ()
+
+
+@no_type_check
+def _held(value: Any) -> Iterable[Any]:
+    if isinstance(value, types.FunctionType):
+        return ()
+    return (attributes_of(value) or {}).values()

@@ -1,4 +1,4 @@
-"""Modules as a scan meets them: children, slots, hooks, and those that can be neither read nor copied."""
+"""Properties of modules for a scan: children, slots, hooks, and modules compiled by `torch.jit`."""
 
 import functools
 import types
@@ -18,7 +18,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 @no_type_check
 def slots_of(module: nn.Module) -> tuple[str, ...]:
-    """Names of the slots of a module, which lie outside of its dict."""
+    """Names of the slots of a module, which its ``__dict__`` does not hold."""
     kind: Any = type(module)
     return _of_class(kind)
 
@@ -33,7 +33,7 @@ def _of_class(kind: Any) -> tuple[str, ...]:
 
 @no_type_check
 def children_of(module: nn.Module) -> list[nn.Module]:
-    """Modules that are registered in a module; of one that `torch.jit` compiled, none."""
+    """Registered children of a module; none for one that `torch.jit` compiled."""
     return (
         []
         if is_script(module)
@@ -43,19 +43,19 @@ def children_of(module: nn.Module) -> list[nn.Module]:
 
 @no_type_check
 def inner(child: Any) -> Any:
-    """A child itself, where a weak proxy of it is registered."""
+    """The child itself, also if a weak proxy of it is registered."""
     return behind(child) if type(child) in weakref.ProxyTypes else child
 
 
 @no_type_check
 def is_script(module: nn.Module) -> bool:
-    """Whether a module was compiled by `torch.jit`, and can be neither read nor copied."""
+    """True for a module compiled by `torch.jit`, which can be neither read nor copied."""
     return isinstance(module, torch.jit.ScriptModule)
 
 
 @no_type_check
 def is_torchs_hook(hook: Any) -> bool:
-    """Whether a hook is part of torch, as those of weight normalisation."""
+    """True for a hook that is part of torch, such as those of weight normalisation."""
     owner = hook.func if isinstance(hook, functools.partial) else hook
     owner = owner if isinstance(owner, types.FunctionType | types.MethodType) else type(owner)
     return str(getattr(owner, "__module__", "")).startswith("torch.")

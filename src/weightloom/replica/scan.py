@@ -1,14 +1,12 @@
-"""Everything that `forward` may follow besides its arguments.
+"""Scan of a base: all values that its `forward` may depend on besides its arguments.
 
-Found by walking through a base's attributes.
-
-In:   a base network as it stands.
-Out:  its modules, a key that is equal as long as the base does the same, and the places where a
-      reference to one of its modules or parameters is kept outside of torch's own dicts.
+In:   a base network in its current state.
+Out:  its modules; a key that stays equal as long as the base's behaviour stays the same; and the
+      attributes that refer to its modules or parameters outside of torch's own dicts.
 Knows nothing of tasks.
 
-A walk takes a few microseconds per module, and is made anew for every call, so that it is right
-whatever was changed since the last one.
+A walk through all attributes takes a few microseconds per module. Every call compares the base with
+its last scan, and walks again if anything changed.
 """
 
 import enum
@@ -17,6 +15,7 @@ import logging
 import types
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ from weightloom.replica.reads import Reads, reads_of
 from weightloom.replica.tree import PLAIN, attributes_of, behind
 
 MOST_NODES = 5_000
-"""As many objects are looked at outside of torch's own dicts; what is behind counts as unseen."""
+"""Maximum of objects that are read outside of torch's own dicts; the rest counts as unseen."""
 
 _NAMES_TOO = {"_non_persistent_buffers_set", "_is_full_backward_hook"}
 _TABLES = {"_parameters", "_buffers", "_modules"}
@@ -49,11 +48,12 @@ CONSTANT = (
     torch.Generator,
     property,
 )
+"""Classes of objects that are compared by themselves, and not read."""
 
 
 @no_type_check
 class Key:
-    """All that was read of a base, to be compared and looked up; it is hashed once."""
+    """Key of all values that a scan read, for lookups; hashed once."""
 
     def __init__(self, value: Any) -> None:
         self.value, self._hash = value, hash(value)
@@ -69,7 +69,7 @@ class Key:
 
 @no_type_check
 class Scan:
-    """A base as it stands.
+    """State of a base when it was scanned: its modules, a key, and the objects in attributes.
 
     Args:
         base: Any module.
@@ -77,39 +77,38 @@ class Scan:
 
     def __init__(self, base: nn.Module) -> None:
         self.modules: list[nn.Module] = [base]
-        """Every module once: those that are registered, in order, then those that are only kept
-        somewhere."""
+        """Each module once: registered ones in order, then those that attributes refer to."""
         self.kept: list[tuple[int, str]] = []
-        """Attributes, by number of the module and name, behind which a reference to the base's own
-        is kept."""
+        """Attributes behind which a reference to an own module or tensor of the base lies: number
+        of the module, and name."""
         self.holders: set[int] = set()
-        """Objects, by id, through which such a reference is reached."""
+        """Ids of the objects between these attributes and the references."""
         self.unseen = False
-        """Whether something may change what `forward` does that cannot be looked at."""
+        """True if `forward` may depend on values that a scan cannot read."""
         self.versions = False
-        """Whether `forward` asks how often a tensor was changed."""
+        """True if `forward` reads ``Tensor._version``."""
         self.tensors: list[Tensor] = []
-        """Tensors that are kept in attributes, and are neither parameters nor buffers."""
+        """Tensors in attributes that are neither parameters nor buffers."""
         self.generators: list[torch.Generator] = []
-        """Sources of random numbers that are kept."""
+        """Generators of random numbers in attributes."""
         self.globals: list[tuple[dict[str, Any], str]] = []
-        """Global names that code of the base looks up, with the dict that they are in."""
+        """Global names that the code of the base looks up, with the dict of each."""
         self.mutable: list[Any] = []
-        """Lists, dicts, sets, objects and closure cells that are reached."""
+        """Lists, dicts, sets, objects and closure cells that attributes refer to."""
         self.of_hooks: list[Any] = []
-        """The same, as far as only hooks reach it: what they write is for whoever hooked in."""
+        """Such objects that only hooks refer to, whose changes are the business of their users."""
         self.hooked = False
-        """Whether a user hooked into a module."""
+        """True if a module has a hook that is not part of torch."""
         self.children: list[tuple[int, str, int]] = []
-        """Every child: number of the module, name, number of the child."""
+        """Registered children: number of the parent, name, number of the child."""
         self.number_of: dict[int, int] = {id(base): 0}
         """Number of each module, by id."""
         self.names: Any = None
-        """Every name of every parameter and buffer, once they were looked up."""
+        """All names of parameters and buffers; None before `replica.named` has read them."""
         self.plans: dict[Any, Any] = {}
-        """What was found out about calls of this base, as long as nothing of it changes."""
+        """Plans of calls of this base, valid as long as the scan still holds."""
         self.checked: set[Any] = set()
-        """Kinds of parameters that were checked to fit it."""
+        """Kinds of parameters and buffers that were checked to fit the base."""
         self._seen: dict[int, int] = {}
         self._alive: list[Any] = []
         self._above: dict[int, list[int]] = {}
@@ -124,58 +123,33 @@ class Scan:
             for child in children_of(module):
                 self._number(child)
         self.registered = len(self.modules)
-        tables = [
-            table for m in self.modules if not is_script(m) for table in (m._parameters, m._buffers)
-        ]
-        self._own = {id(value) for table in tables for value in table.values()}
+        self._own = _own_ids(self.modules)
         self.key = Key(self._walk())
         self._climb()
-        self._before = [
-            ({}, {}, [])
-            if is_script(m)
-            else (
-                m.__dict__,
-                m.__dict__.copy(),
-                [(t, t.copy()) for t in (m._parameters, m._buffers, m._modules)],
-            )
-            for m in self.modules
-        ]
+        self._before = [_snapshot(module) for module in self.modules]
         self.kinds: list[tuple[nn.Module, Any, tuple[str, ...]]] = [
             (m, type(m), slots_of(m)) for m in self.modules
         ]
-        self._empty = [m.__dict__[name] for m in self.modules if not is_script(m) for name in HOOKS]
+        self._empty = [held[name] for held, *_ in self._before if held for name in HOOKS]
 
     @property
     def base(self) -> nn.Module:
-        """The base itself."""
+        """The scanned base."""
         return self.modules[0]
 
     def still_holds(self) -> bool:
-        """Whether nothing was changed since.
+        """True if the base is unchanged since the scan; False if it changed or may have changed.
 
-        By comparing what everything holds, as a walk would find it.
+        A base with hooks, or with references to its own modules or tensors, is always scanned anew.
         """
-        if self.kept or any(self._empty):  # objects that hold modules; somebody hooked in
-            return False
-        try:
-            for held, before, tables in self._before:
-                if held != before:  # identity first
-                    return False
-                for table, its in tables:
-                    if table != its:
-                        return False
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-        ):  # of tensors, which are compared only where they were replaced
+        if self.kept or any(self._empty) or not _equal(self._before):
             return False
         return all(tuple(its) == before for its, before in self._lists) and (
             not self._walked or self._same_beneath()
         )
 
     def _same_beneath(self) -> bool:
-        """Whether objects that modules hold, and what their code reads, are the same and as they were."""
+        """True if the objects in attributes, and the values that code reads, are unchanged."""
         again = object.__new__(Scan)
         again.__dict__.update(self.__dict__)
         again._seen, again._alive, again._above, again._found, again.tensors = {}, [], {}, set(), []
@@ -191,7 +165,7 @@ class Scan:
         )
 
     def assigned(self, number: int, name: str, value: Any) -> None:
-        """Take note of what a run assigned to a module: it is no change from outside."""
+        """Record a value that a run assigned to a module, so that `still_holds` stays true."""
         _, before, tables = self._before[number]
         for table, its in tables:
             if name in table:
@@ -201,7 +175,7 @@ class Scan:
             before[name] = value
 
     def without_base(self) -> "Scan":
-        """The same to be kept while the base may go."""
+        """A copy without a reference to the base, so that the base can be freed."""
         kept = object.__new__(Scan)
         kept.__dict__.update(self.__dict__)
         kept.modules, kept.kinds = self.modules[1:], self.kinds[1:]
@@ -223,53 +197,70 @@ class Scan:
         return number
 
     def _walk(self) -> Any:
-        """Read every module; return a key for all that was read."""
+        """Read every module; return a key of all values that were read."""
         rows: list[Any] = []
         ties: dict[int, int] = {}
         reads: dict[type, Reads] = {}
         for number, module in enumerate(self.modules):  # grows while it is read
-            held: dict[str, Any] = module.__dict__
             kind: Any = type(module)
             if is_script(module):
                 rows.append(kind)
                 continue
-            row: list[Any] = [kind, len(held)]
-            hidden = getattr(kind, "not_walked", ())
-            for name, value in held.items():
-                if type(value) in PLAIN:
-                    row.append(value)
-                elif name in STANDARD:
-                    if name in _TABLES:
-                        row.append(tuple(value))
-                        if name == "_parameters":
-                            row += [ties.setdefault(id(v), len(ties)) for v in value.values()]
-                        elif name == "_modules":
-                            for its, child in value.items():
-                                if child is not None:
-                                    self.children.append((number, its, self._number(inner(child))))
-                                    row.append(self.children[-1][2])
-                    elif value and name not in _NAMES_TOO:
-                        row.append(self._hooks(number, name, value))
-                elif type(value) is tuple and all(type(item) in PLAIN for item in value):
-                    row.append(value)
-                elif (
-                    type(value) is list
-                    and len(value) < 10
-                    and all(type(item) in PLAIN for item in value)
-                ):
-                    row.append(tuple(value))
-                    self._lists.append((value, tuple(value)))
-                    self.mutable.append(value)
-                elif name not in hidden and name != "_compiled_call_impl":
-                    self._looks.append((value, -1 - number, name))
-                    self._beneath.append(self._look(value, -1 - number, name))
-                    row.append(self._beneath[-1])
-            rows.append(tuple(row))
+            rows.append(self._row(number, module, ties))
             if not kind.__module__.startswith("torch.nn"):
                 reads[kind] = reads_of(kind)
         self._reads = [its for its in reads.values() if its.steady or its.volatile or its.versions]
         self._beneath += [self._read(its) for its in self._reads]
         return (*rows, *self._beneath[len(self._looks) :])
+
+    def _row(self, number: int, module: nn.Module, ties: dict[int, int]) -> tuple[Any, ...]:
+        """Read one module; return a key of its attributes."""
+        kind: Any = type(module)
+        row: list[Any] = [kind, len(module.__dict__)]
+        hidden = ("_compiled_call_impl", *getattr(kind, "not_walked", ()))
+        for name, value in module.__dict__.items():
+            if type(value) in PLAIN:
+                row.append(value)
+            elif name in _TABLES:
+                row.append(tuple(value))
+                if value:
+                    row += self._table(number, name, value, ties)
+            elif name in STANDARD:
+                if value and name not in _NAMES_TOO:
+                    row.append(self._hooks(number, name, value))
+            elif _is_plain_sequence(value):
+                row.append(self._plain_sequence(value))
+            elif name not in hidden:
+                row.append(self._attribute(value, number, name))
+        return tuple(row)
+
+    def _table(
+        self, number: int, name: str, table: dict[str, Any], ties: dict[int, int]
+    ) -> list[int]:
+        """Numbers of a module's tied parameters, or of its children; none for buffers."""
+        if name == "_parameters":
+            return [ties.setdefault(id(value), len(ties)) for value in table.values()]
+        if name != "_modules":
+            return []
+        added = [
+            (number, its, self._number(inner(child)))
+            for its, child in table.items()
+            if child is not None
+        ]
+        self.children += added
+        return [child for _, _, child in added]
+
+    def _plain_sequence(self, value: Any) -> tuple[Any, ...]:
+        plain = tuple(value)
+        if type(value) is list:
+            self._lists.append((value, plain))
+            self.mutable.append(value)
+        return plain
+
+    def _attribute(self, value: Any, number: int, name: str) -> Any:
+        self._looks.append((value, -1 - number, name))
+        self._beneath.append(self._look(value, -1 - number, name))
+        return self._beneath[-1]
 
     def _hooks(self, number: int, name: str, hooks: Any) -> Any:
         if name in HOOKS and any(not is_torchs_hook(hook) for hook in hooks.values()):
@@ -294,9 +285,10 @@ class Scan:
         return self._each(reads.values(), 0)
 
     def _look(self, value: Any, above: int, name: str = "") -> Any:
-        """Read one object; return its key. ``above`` is what holds it.
+        """Read one object; return its key.
 
-        A module's number below zero, or an id.
+        ``above`` is the object that refers to it: ``-1 - number`` for a module, an id for any
+        other, 0 for code.
         """
         kind = type(value)
         if kind in PLAIN:
@@ -307,16 +299,9 @@ class Scan:
             self._hold(me, above, name)
             return kind, self._look(behind(value), me)
         if isinstance(value, nn.Module):
-            if above == 0 and id(value) not in self.number_of:  # a global: not part of the base
-                self.unseen = True
-                return value
-            return self._reference(value, above, name, ("module", self._number(value)))
+            return self._module(value, above, name)
         if isinstance(value, Tensor):
-            key = (kind, value.dtype, tuple(value.shape) if not value.is_nested else None)
-            if id(value) in self._own:
-                return self._reference(value, above, name, key)
-            self.tensors.append(value)
-            return key
+            return self._tensor(value, above, name)
         if isinstance(value, CONSTANT):
             if isinstance(value, torch.Generator):
                 self.generators.append(value)
@@ -331,6 +316,19 @@ class Scan:
             self.unseen = True
             return kind, me
         return kind, self._inside(value, me)
+
+    def _module(self, value: nn.Module, above: int, name: str) -> Any:
+        if above == 0 and id(value) not in self.number_of:  # a global: not part of the base
+            self.unseen = True
+            return value
+        return self._reference(value, above, name, ("module", self._number(value)))
+
+    def _tensor(self, value: Tensor, above: int, name: str) -> Any:
+        key = (type(value), value.dtype, tuple(value.shape) if not value.is_nested else None)
+        if id(value) in self._own:
+            return self._reference(value, above, name, key)
+        self.tensors.append(value)
+        return key
 
     def _inside(self, value: Any, me: int) -> Any:
         if isinstance(value, weakref.ref):
@@ -350,30 +348,36 @@ class Scan:
         return self._object(value, me)
 
     def _object(self, value: Any, me: int) -> Any:
-        key: list[Any] = []
-        known = True
-        if isinstance(value, dict):
-            key += [self._each(list(value), me), self._each(list(value.values()), me)]
-        elif isinstance(value, list | tuple | deque):
-            key.append(self._each(list(value), me))
-        elif isinstance(value, set | frozenset):
-            key.append(frozenset(self._look(item, me) for item in value))
-        else:
-            known = False
+        items = self._items(value, me)
         attributes = attributes_of(value)
+        if items is None and attributes is None:
+            return self._opaque(value)
+        key: list[Any] = items or []
         if attributes:
             key += [tuple(attributes), self._each(list(attributes.values()), me)]
-        if not known and attributes is None:
-            try:
-                hash(value)
-            except TypeError:
-                self.unseen = True
-                return id(value)
-            self.unseen = self.unseen or hasattr(value, "__next__")
-            return value
         if not isinstance(value, tuple | frozenset) or attributes:
             self.mutable.append(value)
         return tuple(key)
+
+    def _items(self, value: Any, me: int) -> list[Any] | None:
+        """Keys of the items of a container; None for any other object."""
+        if isinstance(value, dict):
+            return [self._each(list(value), me), self._each(list(value.values()), me)]
+        if isinstance(value, list | tuple | deque):
+            return [self._each(list(value), me)]
+        if isinstance(value, set | frozenset):
+            return [frozenset(self._look(item, me) for item in value)]
+        return None
+
+    def _opaque(self, value: Any) -> Any:
+        """Key of an object without items and attributes."""
+        try:
+            hash(value)
+        except TypeError:
+            self.unseen = True
+            return id(value)
+        self.unseen = self.unseen or hasattr(value, "__next__")
+        return value
 
     def _function(self, function: Any, me: int) -> Any:
         key: list[Any] = [function.__code__]
@@ -418,7 +422,7 @@ class Scan:
         self._above.setdefault(me, []).append(above)
 
     def _climb(self) -> None:
-        """From every reference that was found up to the attribute behind which it is kept."""
+        """Find the attributes and objects from which a reference is reached, upwards from each."""
         if not self._found:
             self.kept = []
             return
@@ -434,13 +438,65 @@ class Scan:
         self.kept = [its for number, its in enumerate(self.kept) if number in kept]
 
 
+@no_type_check
+def _own_ids(modules: Sequence[nn.Module]) -> set[int]:
+    """Ids of all parameters and buffers, except for those of modules that `torch.jit` compiled."""
+    return {
+        id(value)
+        for module in modules
+        if not is_script(module)
+        for table in (module._parameters, module._buffers)
+        for value in table.values()
+    }
+
+
+@no_type_check
+def _snapshot(module: nn.Module) -> tuple[Any, ...]:
+    """Dict of a module with a copy, and its tables with copies; all empty for a compiled one."""
+    if is_script(module):
+        return {}, {}, []
+    held = module.__dict__
+    tables = [(t, t.copy()) for t in (module._parameters, module._buffers, module._modules)]
+    return held, held.copy(), tables
+
+
+@no_type_check
+def _equal(snapshots: Sequence[tuple[Any, ...]]) -> bool:
+    """True if all modules hold the values of their snapshots."""
+    try:
+        for held, before, tables in snapshots:
+            # Dicts compare values by identity first, so unchanged tensors cost nothing.
+            if held != before:
+                return False
+            for table, its in tables:
+                if table != its:
+                    return False
+    except (RuntimeError, ValueError, TypeError):  # comparing a tensor with its replacement
+        return False
+    return True
+
+
+@no_type_check
+def _is_plain_sequence(value: Any) -> bool:
+    """True for a tuple, or a list of fewer than ten, whose items are all plain values."""
+    kind = type(value)
+    if kind is not tuple and (kind is not list or len(value) >= 10):
+        return False
+    return PLAIN.issuperset(map(type, value))
+
+
 _last: "weakref.WeakKeyDictionary[nn.Module, Scan]" = weakref.WeakKeyDictionary()
 LAST_KEPT = 50
+"""Maximum of bases whose last scan is kept."""
 
 
 @no_type_check
 def scan_of(base: nn.Module) -> Scan:
-    """Scan a base, or find that the last scan still holds."""
+    """Scan a base; return the last scan if it still holds.
+
+    Args:
+        base: Any module.
+    """
     last = _last.get(base)
     if last is not None and last.still_holds():
         return last.with_base(base)

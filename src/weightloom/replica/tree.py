@@ -1,4 +1,4 @@
-"""Tensors at any depth of what a base takes or returns, and the same thing again with others in their places."""
+"""Open arguments and outputs of a base into their tensors, and rebuild them with other tensors."""
 
 import enum
 import functools
@@ -17,14 +17,14 @@ from weightloom.errors import BatchingError, ConfigError
 from weightloom.replica.hot import no_type_check
 
 Build = Callable[[Sequence[Any]], Any]
-"""Puts tensors, or whatever is given, in the places of the tensors of a tree."""
+"""Rebuilds a tree with the given values in the places of its tensors."""
 
 
 class Shared:
-    """Says of one thing in a call that all tasks share it: it has no tasks axis.
+    """Wrapper for an argument that all tasks share, whose tensors have no tasks axis.
 
     Args:
-        value: A tensor, or anything that holds tensors.
+        value: A tensor, or any structure that holds tensors.
 
     Example:
         >>> from weightloom import per_task
@@ -45,34 +45,35 @@ class Leaf(NamedTuple):
 
     tensor: Tensor
     path: str
-    """Where it is, as one would type it."""
+    """Expression for the place of the tensor, such as ``x[0].mask``."""
     is_shared: bool = False
+    """True for a tensor inside of `Shared`."""
 
 
 class Opened(NamedTuple):
-    """A tree, taken apart."""
+    """A tree opened into its tensors."""
 
     leaves: list[Leaf]
     build: Build
     key: Any
-    """Equal for trees of one structure with equal constants; can be hashed."""
+    """Hashable key, equal for trees of the same structure with equal constants."""
 
 
 @no_type_check
 def open_tree(value: Any, path: str = "", shared: bool = False) -> Opened:
-    """Take apart what a base is called with or returns.
+    """Open an argument or an output of a base into its tensors.
 
-    Tuples, lists, dicts, named tuples, dataclasses, what is registered with torch's pytree,
-    distributions, and any object that keeps tensors among its attributes are opened. What holds no
-    tensor is a constant.
+    Opened are tuples, lists, deques, dicts, named tuples, dataclasses, classes registered with
+    torch's pytree, distributions, and any object with tensors among its attributes. An object
+    without tensors is a constant.
 
     Args:
-        value: Anything.
-        path: How the value is called in messages.
-        shared: Whether all tasks share it.
+        value: Any object.
+        path: Name of the value, for messages.
+        shared: True if all tasks share the value.
 
     Raises:
-        ConfigError: If something cannot be opened, and may hold tensors.
+        ConfigError: If the value holds an object that may hold tensors and cannot be opened.
     """
     leaves: list[Leaf] = []
     build, key = _Opener(leaves).open(value, path, shared)
@@ -80,22 +81,24 @@ def open_tree(value: Any, path: str = "", shared: bool = False) -> Opened:
 
 
 class OpenedCall(NamedTuple):
-    """Arguments of a call, taken apart."""
+    """Arguments of a call, opened into their tensors."""
 
     leaves: list[Leaf]
     build: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
     key: Any
     by_name: int
-    """As many of the leaves, the last ones, were passed by name."""
+    """Number of leaves, at the end of the list, that were passed by name."""
 
 
 def open_call(args: Sequence[tuple[str, Any]], kwargs: Mapping[str, Any]) -> OpenedCall:
-    """Take apart what a base is called with.
+    """Open the arguments of a call into their tensors.
 
-    Positional arguments with what they are called, and named ones.
+    Args:
+        args: Positional arguments, each after its name for messages.
+        kwargs: Named arguments.
 
     Raises:
-        ConfigError: If something cannot be opened, and may hold tensors.
+        ConfigError: If an argument holds an object that may hold tensors and cannot be opened.
     """
     leaves: list[Leaf] = []
     opener = _Opener(leaves)
@@ -119,7 +122,7 @@ def open_call(args: Sequence[tuple[str, Any]], kwargs: Mapping[str, Any]) -> Ope
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a tensor as any other, which needs not be opened."""
+    """True for a strided tensor of no subclass, which needs no opening."""
     return type(value) is Tensor and value.layout is torch.strided and not value.is_nested
 
 
@@ -127,7 +130,7 @@ PLAIN = {
     *(type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented)),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, range),
 }
-"""What holds no tensor, does not change, and can be hashed."""
+"""Classes of values that hold no tensor, are immutable, and can be hashed."""
 _FUNCTIONS = (
     types.FunctionType,
     types.BuiltinFunctionType,
@@ -165,60 +168,63 @@ class _Opener:
 
     def _tensor(self, value: Tensor, path: str, shared: bool) -> tuple[Build, Any]:
         if value.layout is not torch.strided or value.is_nested or value.is_quantized:
-            raise _refusal(
-                path, value, "it is no plain tensor, and has no tasks axis that could be cut"
-            )
+            raise _refusal(path, value, "it is no plain tensor, and has no tasks axis to slice")
         number = len(self.leaves)
         self.leaves.append(Leaf(value, path, shared))
         return lambda tensors: tensors[number], Tensor
 
     def _several(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
         kind = type(value)
-        if kind is tuple or kind is list or kind is deque:
-            builds, keys = self._all(
-                [(f"{path}[{i}]", item) for i, item in enumerate(value)], shared
-            )
-            if kind is deque:
-                return lambda tensors: deque([b(tensors) for b in builds], value.maxlen), (
-                    kind,
-                    value.maxlen,
-                    keys,
-                )
-            return lambda tensors: kind(b(tensors) for b in builds), (kind, keys)
+        if kind in (tuple, list, deque):
+            return self._sequence(value, path, shared)
         if isinstance(value, tuple) and hasattr(kind, "_fields"):
-            if kind is nn.utils.rnn.PackedSequence:
-                raise _refusal(path, value, "its rows are sorted by length, and have no tasks axis")
-            builds, keys = self._all(
-                [(f"{path}.{name}", getattr(value, name)) for name in kind._fields], shared
-            )
-            return lambda tensors: kind._make(b(tensors) for b in builds), (kind, keys)
+            return self._named_tuple(value, path, shared)
         if kind in (set, frozenset):
             return self._set(value, path)
         if kind in (dict, OrderedDict, defaultdict):
             return self._dict(value, path, shared)
         if isinstance(value, Independent):
-            build, key = self.open(value.base_dist, f"{path}.base_dist", shared)
-            axes = value.reinterpreted_batch_ndims
-            return lambda tensors: kind(build(tensors), axes, validate_args=False), (
-                kind,
-                axes,
-                key,
-            )
+            return self._independent(value, path, shared)
         if isinstance(value, Distribution):
             return self._distribution(value, path, shared)
         if kind in SUPPORTED_NODES:
-            node = SUPPORTED_NODES[kind]
-            children, context = node.flatten_fn(value)
-            builds, keys = self._all(
-                [(f"{path}.<{i}>", child) for i, child in enumerate(children)], shared
-            )
-            unflatten = node.unflatten_fn
-            return lambda tensors: unflatten([b(tensors) for b in builds], context), (
-                kind,
-                repr(context),
-                keys,
-            )
+            return self._node(value, path, shared)
         return self._object(value, path, shared)
+
+    def _sequence(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
+        kind = type(value)
+        builds, keys = self._all([(f"{path}[{i}]", item) for i, item in enumerate(value)], shared)
+        if kind is not deque:
+            return lambda tensors: kind(b(tensors) for b in builds), (kind, keys)
+        size = value.maxlen
+        return lambda tensors: deque([b(tensors) for b in builds], size), (kind, size, keys)
+
+    def _named_tuple(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
+        kind = type(value)
+        if kind is nn.utils.rnn.PackedSequence:
+            raise _refusal(path, value, "its rows are sorted by length, and have no tasks axis")
+        builds, keys = self._all(
+            [(f"{path}.{name}", getattr(value, name)) for name in kind._fields], shared
+        )
+        return lambda tensors: kind._make(b(tensors) for b in builds), (kind, keys)
+
+    def _independent(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
+        kind, axes = type(value), value.reinterpreted_batch_ndims
+        build, key = self.open(value.base_dist, f"{path}.base_dist", shared)
+        return lambda tensors: kind(build(tensors), axes, validate_args=False), (kind, axes, key)
+
+    def _node(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
+        """Open an object whose class is registered with torch's pytree."""
+        kind = type(value)
+        node = SUPPORTED_NODES[kind]
+        children, context = node.flatten_fn(value)
+        builds, keys = self._all([(f"{path}.<{i}>", its) for i, its in enumerate(children)], shared)
+        unflatten = node.unflatten_fn
+        return lambda tensors: unflatten([b(tensors) for b in builds], context), (
+            kind,
+            repr(context),
+            keys,
+        )
 
     def _all(self, items: list[tuple[str, Any]], shared: bool) -> tuple[list[Build], Any]:
         opened = [self.open(item, path, shared) for path, item in items]
@@ -268,11 +274,7 @@ class _Opener:
         return build, (kind, tuple(names), tuple(more.items()), keys)
 
     def _object(self, value: Any, path: str, shared: bool) -> tuple[Build, Any]:
-        """Open any object by its attributes; what has none that hold tensors is a constant."""
-        kind = type(value)
-        if isinstance(value, _ONCE) or (
-            hasattr(value, "__next__") and not isinstance(value, nn.Module)
-        ):
+        if _is_read_once(value):
             raise _refusal(path, value, "it can be read only once")
         if isinstance(value, _FUNCTIONS):
             if any(isinstance(held, Tensor) for held in _held_by(value)):
@@ -283,11 +285,17 @@ class _Opener:
                 path, value, "only tensors have a tasks axis, so convert it: `torch.as_tensor(x)`"
             )
         held = attributes_of(value)
-        if held is None:
-            if isinstance(value, Mapping | Sequence):
-                raise _refusal(path, value, "it is a container of a kind that is not known")
-            return lambda _: value, _constant(value)
-        before = len(self.leaves)
+        if held is not None:
+            return self._attributes(value, held, path, shared)
+        if isinstance(value, Mapping | Sequence):
+            raise _refusal(path, value, "it is a container of an unknown class")
+        return lambda _: value, _constant(value)
+
+    def _attributes(
+        self, value: Any, held: dict[str, Any], path: str, shared: bool
+    ) -> tuple[Build, Any]:
+        """Open an object by its attributes; without tensors in them, it is a constant."""
+        kind, before = type(value), len(self.leaves)
         builds, keys = self._all([(f"{path}.{name}", item) for name, item in held.items()], shared)
         inside = _inside(value)
         if inside is not None:
@@ -296,7 +304,7 @@ class _Opener:
         if len(self.leaves) == before:
             return lambda _: value, (kind, keys)
         if inside is not None:
-            raise _refusal(path, value, "it is a container of its own kind with tensors in it")
+            raise _refusal(path, value, "it is a subclass of a container, with tensors in it")
 
         @no_type_check
         def build(tensors: Sequence[Any]) -> Any:
@@ -309,8 +317,16 @@ class _Opener:
 
 
 @no_type_check
+def _is_read_once(value: Any) -> bool:
+    """True for iterators and coroutines."""
+    if isinstance(value, _ONCE):
+        return True
+    return hasattr(value, "__next__") and not isinstance(value, nn.Module)
+
+
+@no_type_check
 def attributes_of(value: Any) -> dict[str, Any] | None:
-    """Attributes that an object keeps, in its dict and in its slots; None where it has neither."""
+    """Attributes of an object, in its dict and its slots; None if it has neither."""
     held = dict(value.__dict__) if hasattr(value, "__dict__") else None
     for kind in type(value).__mro__:
         names = kind.__dict__.get("__slots__", ())
@@ -323,28 +339,32 @@ def attributes_of(value: Any) -> dict[str, Any] | None:
 
 @no_type_check
 def blank(kind: Any) -> Any:
-    """An object of a class whose `__init__` was not run."""
+    """Make an object of a class without running its `__init__`.
+
+    Raises:
+        BatchingError: If the class cannot make one.
+    """
     for make in (object.__new__, kind.__new__):
         try:
             return make(kind)
-        except TypeError:  # of classes that are made otherwise
+        except TypeError:
             continue
     raise BatchingError(
         f"A {kind.__name__} holds one of the base's own tensors or modules, and cannot be copied. "
-        "A run needs one that holds the generated values. Keep them in an attribute, a list, a "
-        "dict or an object of a class of Python."
+        "A run needs a copy that holds the generated values. Keep them in an attribute, a list, a "
+        "dict or an object of a class written in Python."
     )
 
 
 @no_type_check
 def behind(proxy: Any) -> Any:
-    """What a weak proxy stands for."""
+    """Return the object that a weak proxy refers to."""
     return proxy.__repr__.__self__
 
 
 @no_type_check
 def _inside(value: Any) -> list[tuple[Any, Any]] | None:
-    """What a subclass of a container holds besides its attributes."""
+    """Items of a container, with their keys or positions; None for any other object."""
     if isinstance(value, dict):
         return list(value.items())
     if isinstance(value, list | tuple | set | frozenset | deque):
@@ -354,7 +374,7 @@ def _inside(value: Any) -> list[tuple[Any, Any]] | None:
 
 @no_type_check
 def _held_by(function: Any) -> list[Any]:
-    """What a function keeps: closure cells, defaults, what a partial or a method binds."""
+    """Objects that a function holds: closure cells, defaults, bound arguments, ``__self__``."""
     if isinstance(function, functools.partial):
         return [*function.args, *function.keywords.values(), *_held_by(function.func)]
     if isinstance(function, types.MethodType):
@@ -381,7 +401,7 @@ def _is_array_scalar(value: Any) -> bool:
 
 @no_type_check
 def _constant(value: Any) -> Any:
-    """A key for a constant: by value where it can be hashed by value, else by what it is."""
+    """Key of a constant: by value if it can be hashed, else by identity."""
     try:
         hash(value)
     except TypeError:
@@ -390,9 +410,9 @@ def _constant(value: Any) -> Any:
 
 
 def _refusal(path: str, value: Any, why: str) -> ConfigError:
-    what = f"`{path}`" if path else "What the base returns"
+    name = f"`{path}`" if path else "The output of the base"
     return ConfigError(
-        f"{what} is a {type(value).__name__}, which cannot be opened: {why}. "
+        f"{name} is a {type(value).__name__}, which cannot be opened: {why}. "
         "Every tensor that goes into a base or comes out of it has a tasks axis, also inside "
         "tuples, lists, dicts, dataclasses and objects. Pass or return tensors in one of these."
     )
