@@ -10,23 +10,29 @@ from typing import Any, NamedTuple
 from weightloom.report.run import Facts, Run
 from weightloom.report.scores import score_words
 
-BLUE, ORANGE, GREY = "#3b82f6", "#e07b1a", "#94a3b8"
+BLUE, ORANGE, GREY = "#3b82f6", "#cf6c0f", "#7f8ea3"
 POINTS_DRAWN = 1500
 """A line or a map is thinned to about this many points; a page must open quickly."""
 COLOURS = (
     BLUE,
     ORANGE,
-    "#10a37f",
+    "#0f9d7a",
     "#d1479c",
     "#8b5cf6",
-    "#b7950b",
-    "#06a5c4",
+    "#a88a0a",
+    "#0598b5",
     "#e25563",
     "#7a8b2a",
     "#a0724a",
 )
 SIGNS = (("circle", "●"), ("square", "■"), ("diamond", "◆"), ("triangle-up", "▲"), ("cross", "✚"))
-"""What plotly calls a mark, and how text draws it."""
+"""Plotly's name of each mark, and its character in a `Key`."""
+SYMBOL_OF_SIGN = {sign: symbol for symbol, sign in SIGNS} | {
+    "―": "solid",
+    "┄": "dot",
+    "○": "circle-open",
+}
+"""Mark or dash that each character in a `Key` stands for."""
 
 
 class Key(NamedTuple):

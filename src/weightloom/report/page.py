@@ -1,6 +1,7 @@
 """The page itself: what a run holds so far, laid out for a reader."""
 
 import json
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -8,12 +9,19 @@ from typing import Any
 
 from weightloom.errors import DataError, WeightloomError
 from weightloom.files import write_atomically
-from weightloom.report.figures import learning_curves
+from weightloom.report.drawing import draw_figure, draw_sign
+from weightloom.report.figures import BLUE, GREY, ORANGE, Key, learning_curves
 from weightloom.report.run import Facts, Run, read_run
 from weightloom.report.scores import cost_rows, headline, rows_by_setting, score_words
 from weightloom.report.section import Section, with_shared
 
 TEMPLATE = "templates/report.html.j2"
+CURVE_KEYS = (
+    Key("truth", "―", GREY),
+    Key("predicted", "―", BLUE),
+    Key("support points", "●", ORANGE),
+)
+"""Legend of all `CurveRow` plots."""
 
 
 def build_report(run: Path, sections: Callable[[Run], list[Section]] | None = None) -> Path:
@@ -55,13 +63,17 @@ def build_report(run: Path, sections: Callable[[Run], list[Section]] | None = No
 def _render(run: Run, sections: list[Section]) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["anchor"] = _anchor
+    environment.globals |= {
+        "draw": lambda figure, width: Markup(draw_figure(figure, width)),
+        "draw_sign": lambda key: Markup(draw_sign(key)),
+    }
     template = environment.from_string((files("weightloom") / TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(_contents(run, sections), plotly_js=Markup(get_plotlyjs()))
+    return template.render(_contents(run, sections))
 
 
 def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
@@ -77,7 +89,8 @@ def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
         "settings": rows_by_setting(scores),
         "learning": learning,
         "sections": sections,
-        "has_plots": bool(learning) or any(section.has_plots for section in sections),
+        "contents": _headings(run, sections),
+        "curve_keys": CURVE_KEYS,
         "options": {
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in run.config.items()
@@ -87,6 +100,29 @@ def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
         "notes": record.get("notes"),
         "origin": _origin(record),
     }
+
+
+def _headings(run: Run, sections: list[Section]) -> list[str]:
+    """Return the headings of the page, in its order."""
+    shown = {
+        **{section.heading: True for section in sections if section.leads},
+        "Results": bool(run.record.get("scores")),
+        "How it learned": bool(run.training or run.validation),
+        **{section.heading: True for section in sections if not section.leads},
+        "What it cost": bool(run.record.get("cost")),
+        "All options": True,
+    }
+    return [heading for heading, is_shown in shown.items() if is_shown]
+
+
+def _anchor(heading: str) -> str:
+    """Return the id of a section.
+
+    Example:
+        >>> _anchor("How sure, and how often right")
+        'how-sure-and-how-often-right'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "section"
 
 
 def _title(config: Facts) -> str:
