@@ -13,9 +13,12 @@ from weightloom.platforms import peak_memory_bytes
 from weightloom.runs.record import (
     environment,
     read_record,
+    read_run_record,
+    row_of,
     summary,
     summary_over_seeds,
     write_record,
+    write_run_record,
 )
 
 
@@ -120,3 +123,12 @@ def test_what_is_not_a_number_becomes_null_so_that_any_reader_of_json_can_read_i
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
         "scores": [{"mean": 0.5, "ci95": None}, [None, 1]]
     }
+
+
+def test_the_record_of_a_run_over_a_single_task_comes_back(tmp_path):
+    one = row_of("mine", "all", "accuracy", torch.tensor([0.5]))
+    one["ours_ahead"] = summary(torch.tensor([0.1]))
+    run = {"app": "a", "identity": "", "command": "", "config": {}, "cost": {}, "notes": ""}
+    write_run_record(tmp_path, run | {"scores": [one]})
+    (read,) = read_run_record(tmp_path)["scores"]
+    assert read["ci95"] is None and read["ours_ahead"]["ci95"] is None

@@ -62,7 +62,7 @@ class Row(TypedDict):
     """Confidence held against accuracy."""
     diverged: NotRequired[int]
     """Tasks for which the method gave something that is not a number."""
-    ours_ahead: NotRequired[dict[str, float]]
+    ours_ahead: NotRequired[dict[str, float | None]]
     """By how much the score of the run's method is larger on the same tasks."""
     per_context: NotRequired[list[float]]
     """The score in each context."""

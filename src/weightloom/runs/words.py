@@ -89,4 +89,6 @@ def time_text(seconds: float | None) -> str:
 
 
 def _interval(score: dict[str, Any]) -> float:
-    return float(score.get("ci95") or 0.0)
+    """Return half the width of the 95 % interval, 0 if there is none."""
+    half = float(score.get("ci95") or 0.0)
+    return half if math.isfinite(half) else 0.0
