@@ -66,19 +66,25 @@ def axis_over(spec: Facts, values: Iterable[Any], pad: float, count: int) -> Axi
 
 
 def round_steps(low: float, high: float, count: int) -> list[float]:
-    """Return at most ``count`` multiples of 1, 2 or 5 times a power of ten within an interval.
+    """Return about ``count`` multiples of 1, 2 or 5 times a power of ten within an interval.
+
+    There are more only where the next wider step would leave fewer than two.
 
     Example:
         >>> round_steps(0.0, 1.04, 6), round_steps(-12.0, 31.0, 5)
         ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [-10.0, 0.0, 10.0, 20.0, 30.0])
     """
     power = math.floor(math.log10((high - low) / max(1, count)))
-    for lead in (1, 2, 5, 10, 20, 50, 100):
+    found: list[float] = []
+    for lead in (1, 2, 5, 10, 20, 50):
         step = lead * 10.0**power
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first < count:
+        if found and last - first < 1:
             break
-    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+        found = [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+        if len(found) <= count:
+            break
+    return found
 
 
 def tick_text(value: float) -> str:

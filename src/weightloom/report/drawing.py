@@ -98,7 +98,7 @@ def _plane(traces: list[Facts], layout: Facts, width: int, height: int) -> Plane
     y = axis_over(y_spec, values_along(traces, "y"), pad, max(2, int(bottom / (3 * font))))
     longest = max((len(text) for _, text in y.ticks), default=0)
     left = LETTER * font * longest + 10 + (1.5 * font if _title(y_spec) else 0)
-    right = width - (0.8 * font if _coloured(traces) is None else 5.5 * font)
+    right = width - 0.8 * font - _bar_width(traces, font)
     x = axis_over(x_spec, values_along(traces, "x"), pad, max(2, int((right - left) / (5 * font))))
     ends = (0.6 * font, bottom) if y_spec.get("autorange") == "reversed" else (bottom, 0.6 * font)
     return Plane(replace(x, start=left, end=right), replace(y, start=ends[0], end=ends[1]), font)
@@ -108,6 +108,16 @@ def _text(x: float, y: float, text: str, anchor: str, turned: bool = False) -> s
     turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
     said = escape(unescape(text))
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turn}>{said}</text>'
+
+
+def _bar_width(traces: list[Facts], font: float) -> float:
+    """Return the room that a colour bar takes, with its labels and title; 0 without one."""
+    found = _coloured(traces)
+    if found is None:
+        return 0.0
+    scale, values = found
+    longest = max((len(text) for _, text in axis_over({}, values, 0.0, 5).ticks), default=0)
+    return 13 + LETTER * font * longest + (1.6 * font if _title(scale.get("colorbar") or {}) else 0)
 
 
 def _title(spec: Facts) -> str:
@@ -167,7 +177,8 @@ def _colour_bar(traces: list[Facts], plane: Plane) -> str:
     for place, text in axis.ticks:
         parts.append(_text(left + 13, axis.pixel(place) + 0.35 * font, text, "start"))
     if title := _title(scale.get("colorbar") or {}):
-        parts.append(_text(left + 4.6 * font, (top + bottom) / 2, title, "middle", turned=True))
+        right = plane.x.end + _bar_width(traces, font) + 0.5 * font
+        parts.append(_text(right, (top + bottom) / 2, title, "middle", turned=True))
     return "".join(parts)
 
 

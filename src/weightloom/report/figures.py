@@ -13,6 +13,8 @@ from weightloom.report.scores import score_words
 BLUE, ORANGE, GREY = "#3b82f6", "#cf6c0f", "#7f8ea3"
 POINTS_DRAWN = 1500
 """A line or a map is thinned to about this many points; a page must open quickly."""
+FEW = 30
+"""A line of fewer points than this has a mark at each."""
 COLOURS = (
     BLUE,
     ORANGE,
@@ -143,26 +145,39 @@ def _loss_curve(run: Run) -> Figure:
     span = max(1, len(losses) // 25)
     every = max(1, math.ceil(len(losses) / POINTS_DRAWN))
     smooth = trailing_means(losses, span)
-    faint, strong = {"color": BLUE, "width": 1}, {"color": BLUE, "width": 2.5}
-    lines = [
-        go.Scatter(
-            x=steps[::every],
-            y=losses[::every],
-            name="logged",
-            mode="lines",
-            line=faint,
-            opacity=0.35,
-        ),
-        go.Scatter(x=steps[::every], y=smooth[::every], name="mean", mode="lines", line=strong),
-    ]
+    line = go.Scatter(
+        x=steps[::every],
+        y=smooth[::every],
+        name=f"mean of {span} rows" if span > 1 else "logged",
+        mode="lines+markers" if len(losses) < FEW else "lines",
+        line={"color": BLUE, "width": 2.5},
+    )
+    faint = {"color": BLUE, "width": 1}
+    logged = go.Scatter(
+        x=steps[::every], y=losses[::every], name="logged", mode="lines", line=faint, opacity=0.45
+    )
     log_y = lower_is_better(run) and all(loss > 0 for loss in losses if math.isfinite(loss))
     return Figure(
-        as_json(go.Figure(lines, plain_layout("step", "training loss", log_y))),
+        as_json(
+            go.Figure(
+                [logged, line] if span > 1 else [line], plain_layout("step", "training loss", log_y)
+            )
+        ),
         f"Training loss: {smooth[0]:.3g} at step {steps[0]}, {smooth[-1]:.3g} at step {steps[-1]}",
-        f"Lower is better{' and the axis is logarithmic' if log_y else ''}: the faint line is the "
-        f"loss as logged, the strong one its mean over the last {span} logged rows, and where that "
-        "one runs level learning has stalled.",
+        f"Lower is better{', on a logarithmic axis' if log_y else ''}. {_loss_words(span, steps)}",
         300,
+    )
+
+
+def _loss_words(span: int, steps: list[int]) -> str:
+    """Explain the lines of the loss curve that are there."""
+    if len(steps) == 1:
+        return "The loss was logged once."
+    if span == 1:
+        return "The loss as logged."
+    return (
+        f"The faint line is the loss as logged, the strong one its mean over the last {span} "
+        "logged rows; where the strong line is level, learning has stalled."
     )
 
 
@@ -176,12 +191,16 @@ def _validation_curve(run: Run) -> Figure:
     log_y = lower and all(score > 0 for score in scores if math.isfinite(score))
     style = {"color": ORANGE, "width": 2.5}
     line = go.Scatter(x=steps, y=scores, name=name, mode="lines+markers", line=style, marker_size=6)
+    words = "Measured once, on tasks that the training does not see."
+    if len(scores) > 1:
+        words = (
+            "Measured on tasks that the training does not see: a line that gets worse while the "
+            "loss still falls means that the model learns its training tasks by heart."
+        )
     return Figure(
         as_json(go.Figure([line], plain_layout("step", f"validation {name}", log_y))),
         f"Validation {name}: {scores[0]:.3g} at step {steps[0]}, {scores[-1]:.3g} at step "
         f"{steps[-1]}",
-        f"{'Lower' if lower else 'Higher'} is better: this is measured on tasks that the training "
-        "does not see, so a line that turns back while the loss still falls means that the model "
-        "learns its training tasks by heart.",
+        f"{'Lower' if lower else 'Higher'} is better. {words}",
         300,
     )

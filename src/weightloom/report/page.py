@@ -12,10 +12,19 @@ from weightloom.files import write_atomically
 from weightloom.report.drawing import draw_figure, draw_sign
 from weightloom.report.figures import BLUE, GREY, ORANGE, Key, learning_curves
 from weightloom.report.run import Facts, Run, read_run
-from weightloom.report.scores import cost_rows, headline, rows_by_setting, score_words
+from weightloom.report.scores import (
+    cost_rows,
+    has_times,
+    headline,
+    rows_by_setting,
+    score_heading,
+    table_caption,
+)
 from weightloom.report.section import Section, with_shared
 
 TEMPLATE = "templates/report.html.j2"
+SUBJECTS = ("data", "env")
+"""Options that name the subject of a run."""
 CURVE_KEYS = (
     Key("truth", "―", GREY),
     Key("predicted", "―", BLUE),
@@ -85,7 +94,9 @@ def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
         "run": run,
         "title": _title(run.config),
         "headline": headline(run),
-        "score_name": score_words(scores[0]["name"]) if scores else "",
+        "score_heading": score_heading(scores),
+        "table_caption": table_caption(scores),
+        "timed": has_times(scores),
         "settings": rows_by_setting(scores),
         "learning": learning,
         "sections": sections,
@@ -126,9 +137,9 @@ def _anchor(heading: str) -> str:
 
 
 def _title(config: Facts) -> str:
-    """Say what was run, as far as the options tell.
+    """Return the title of the page: method, subject, steps and seed, as far as the options tell.
 
-    The first of them is what it ran on, if that is a name.
+    The subject is the option ``data`` or ``env``, else the first option, if that is a name.
 
     Example:
         >>> _title({"data": "digits", "steps": 600, "seed": 0})
@@ -138,8 +149,9 @@ def _title(config: Facts) -> str:
     """
     method = str(config.get("method", "hypernetwork"))
     what = "A hypernetwork" if method == "hypernetwork" else method
-    first, where = next(iter(config.items()), ("", None))
-    parts = [f"{what} on {where}" if isinstance(where, str) and first != "method" else what]
+    named = next((name for name in SUBJECTS if name in config), next(iter(config), "method"))
+    where = None if named == "method" else config[named]
+    parts = [f"{what} on {where}" if isinstance(where, str) else what]
     if isinstance(config.get("steps"), int):
         parts.append(f"{config['steps']:,} steps")
     if "seed" in config:
