@@ -7,6 +7,7 @@ from typing import Any
 
 from weightloom.report.run import Facts
 
+MINUS = "\N{MINUS SIGN}"
 Tick = tuple[float, str]
 """Position on the axis, in the units of `Axis.low`, and label."""
 
@@ -38,7 +39,7 @@ class Axis:
             value = self.categories.index(value) if value in self.categories else None
         if value is None or not math.isfinite(value) or (self.log and value <= 0):
             return None
-        return self.pixel(math.log10(value) if self.log else value)
+        return self.pixel(math.log10(value) if self.log else float(value))
 
     def pixel(self, place: float) -> float:
         """Return the pixel of a place given in the units of ``low``."""
@@ -61,7 +62,7 @@ def axis_over(spec: Facts, values: Iterable[Any], pad: float, count: int) -> Axi
         marks = tuple((float(place), name) for place, name in enumerate(names))
         return Axis(-0.5, len(names) - 0.5, categories=names, ticks=marks)
     log = spec.get("type") == "log"
-    low, high = spec.get("range") or _padded(_interval(known, log), pad)
+    low, high = map(float, spec.get("range") or _padded(_interval(known, log), pad))
     return Axis(low, high, log, ticks=_ticks(spec, low, high, log, spec.get("nticks") or count))
 
 
@@ -96,7 +97,7 @@ def tick_text(value: float) -> str:
     """
     plain = value == 0 or 1e-4 <= abs(value) < 1e6
     text = f"{value:,.6g}" if plain else f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
-    return text.replace("-", "−")
+    return text.replace("-", MINUS)
 
 
 def _interval(values: Sequence[Any], log: bool) -> tuple[float, float]:
@@ -118,7 +119,7 @@ def _ticks(spec: Facts, low: float, high: float, log: bool, count: int) -> tuple
     values, texts = spec.get("tickvals"), spec.get("ticktext")
     if values is None:
         values = _log_steps(low, high, count) if log else round_steps(low, high, count)
-    labels = texts or [tick_text(value) for value in values]
+    labels = texts or [tick_text(float(value)) for value in values]
     places = [math.log10(value) if log else float(value) for value in values]
     shown = zip(places, labels, strict=False)
     return tuple((place, text) for place, text in shown if low - 1e-9 <= place <= high + 1e-9)

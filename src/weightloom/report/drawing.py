@@ -17,7 +17,7 @@ from weightloom.report.axes import axis_over
 from weightloom.report.figures import SYMBOL_OF_SIGN, Figure, Key
 from weightloom.report.pictures import data_uri
 from weightloom.report.run import Facts
-from weightloom.report.shades import coloured_values
+from weightloom.report.shades import coloured_values, interval_of
 from weightloom.report.traces import DASHES, DRAW, Plane, drawn_trace, mark_path, values_along
 
 LETTER = 0.56
@@ -63,7 +63,7 @@ def draw_sign(key: Key) -> str:
         dash = f'stroke-dasharray="{DASHES.get(symbol, "none")}"'
         drawn = f'<path d="M-9 0H9" stroke="{colour}" stroke-width="2.5" {dash}/>'
         return f'<svg aria-hidden="true" viewBox="-9 -6 18 12" width="18" height="12">{drawn}</svg>'
-    drawn = mark_path(symbol, 0, 0, 4.5, colour)
+    drawn = mark_path(symbol, 0.0, 0.0, 4.5, colour)
     return f'<svg aria-hidden="true" viewBox="-6 -6 12 12" width="12" height="12">{drawn}</svg>'
 
 
@@ -92,7 +92,7 @@ def _arrays(value: Any) -> Any:
 def _plane(traces: list[Facts], layout: Facts, width: int, height: int) -> Plane:
     """Lay out the axes: labels left, title below, a colour bar right."""
     font = float((layout.get("font") or {}).get("size", 12))
-    x_spec, y_spec = layout.get("xaxis") or {}, layout.get("yaxis") or {}
+    x_spec, y_spec = layout.get("xaxis", {}), layout.get("yaxis", {})
     bottom = height - 1.9 * font - (1.5 * font if _title(x_spec) else 0)
     pad = 0.0 if any(trace.get("type") == "heatmap" for trace in traces) else 0.05
     y = axis_over(y_spec, values_along(traces, "y"), pad, max(2, int(bottom / (3 * font))))
@@ -106,7 +106,8 @@ def _plane(traces: list[Facts], layout: Facts, width: int, height: int) -> Plane
 
 def _text(x: float, y: float, text: str, anchor: str, turned: bool = False) -> str:
     turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
-    said = escape(unescape(text))
+    if not (said := escape(unescape(text))):
+        return ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turn}>{said}</text>'
 
 
@@ -115,8 +116,8 @@ def _bar_width(traces: list[Facts], font: float) -> float:
     found = _coloured(traces)
     if found is None:
         return 0.0
-    scale, values = found
-    longest = max((len(text) for _, text in axis_over({}, values, 0.0, 5).ticks), default=0)
+    scale, limits = found
+    longest = max((len(text) for _, text in axis_over({}, limits, 0.0, 5).ticks), default=0)
     return 13 + LETTER * font * longest + (1.6 * font if _title(scale.get("colorbar") or {}) else 0)
 
 
@@ -128,34 +129,29 @@ def _frame(plane: Plane, layout: Facts) -> str:
     """Draw the grid, the ticks and the titles of both axes."""
     x, y, font = plane.x, plane.y, plane.font
     low, high = max(y.start, y.end), min(y.start, y.end)
-    parts = []
-    for place, text in x.ticks:
-        at = x.pixel(place)
-        if (layout.get("xaxis") or {}).get("showgrid", True):
-            parts.append(f'<path class="grid" d="M{at:.1f} {low:g}V{high:g}"/>')
-        parts.append(_text(at, low + 1.4 * font, text, "middle"))
-    for place, text in y.ticks:
-        at = y.pixel(place)
-        if (layout.get("yaxis") or {}).get("showgrid", True):
-            parts.append(f'<path class="grid" d="M{x.start:g} {at:.1f}H{x.end:g}"/>')
-        parts.append(_text(x.start - 6, at + 0.35 * font, text, "end"))
-    if title := _title(layout.get("xaxis") or {}):
-        parts.append(_text((x.start + x.end) / 2, low + 3 * font, title, "middle"))
-    if title := _title(layout.get("yaxis") or {}):
-        parts.append(_text(font, (low + high) / 2, title, "middle", turned=True))
+    x_spec, y_spec = layout.get("xaxis", {}), layout.get("yaxis", {})
+    columns = [(x.pixel(place), text) for place, text in x.ticks]
+    rows = [(y.pixel(place), text) for place, text in y.ticks]
+    parts = [_text(at, low + 1.4 * font, text, "middle") for at, text in columns]
+    parts += [_text(x.start - 6, at + 0.35 * font, text, "end") for at, text in rows]
+    if x_spec.get("showgrid", True):
+        parts += [f'<path class="grid" d="M{at:.1f} {low:g}V{high:g}"/>' for at, _ in columns]
+    if y_spec.get("showgrid", True):
+        parts += [f'<path class="grid" d="M{x.start:g} {at:.1f}H{x.end:g}"/>' for at, _ in rows]
+    parts.append(_text((x.start + x.end) / 2, low + 3 * font, _title(x_spec), "middle"))
+    parts.append(_text(font, (low + high) / 2, _title(y_spec), "middle", turned=True))
     return "".join(parts)
 
 
-def _coloured(traces: list[Facts]) -> tuple[Facts, list[float]] | None:
-    """Return the first colour scale to be explained by a colour bar, and its values."""
+def _coloured(traces: list[Facts]) -> tuple[Facts, tuple[float, float]] | None:
+    """Return the first colour scale that a colour bar explains, and its limits."""
     for trace in traces:
         if trace.get("type") == "heatmap":
-            limits = [trace.get("zmin"), trace.get("zmax")]
-            cells = [cell for row in trace["z"] for cell in row if cell is not None]
-            return trace, limits if None not in limits else cells or [0.0]
+            cells = (cell for row in trace["z"] for cell in row)
+            return trace, interval_of(cells, trace.get("zmin"), trace.get("zmax"))
         style = trace.get("marker") or {}
         if style.get("showscale"):
-            return style, [value for value in style["color"] if value is not None]
+            return style, interval_of(style["color"], style.get("cmin"), style.get("cmax"))
     return None
 
 
@@ -164,9 +160,9 @@ def _colour_bar(traces: list[Facts], plane: Plane) -> str:
     found = _coloured(traces)
     if found is None:
         return ""
-    scale, values = found
+    scale, limits = found
     font, top, bottom = plane.font, min(plane.y.start, plane.y.end), max(plane.y.start, plane.y.end)
-    axis = replace(axis_over({}, values, 0.0, 5), start=bottom, end=top)
+    axis = replace(axis_over({}, limits, 0.0, 5), start=bottom, end=top)
     left = plane.x.end + 0.8 * font
     ramp = torch.linspace(1, 0, 64)[:, None] * (axis.high - axis.low) + axis.low
     image = data_uri(coloured_values(ramp, scale, (axis.low, axis.high)))
@@ -176,9 +172,9 @@ def _colour_bar(traces: list[Facts], plane: Plane) -> str:
     ]
     for place, text in axis.ticks:
         parts.append(_text(left + 13, axis.pixel(place) + 0.35 * font, text, "start"))
-    if title := _title(scale.get("colorbar") or {}):
-        right = plane.x.end + _bar_width(traces, font) + 0.5 * font
-        parts.append(_text(right, (top + bottom) / 2, title, "middle", turned=True))
+    right = plane.x.end + _bar_width(traces, font) + 0.5 * font
+    title = _title(scale.get("colorbar") or {})
+    parts.append(_text(right, (top + bottom) / 2, title, "middle", turned=True))
     return "".join(parts)
 
 
@@ -194,6 +190,7 @@ def _shape(shape: Facts, plane: Plane) -> str:
     return (
         f'<rect x="{min(ends["x0"], ends["x1"]):.1f}" y="{min(ends["y0"], ends["y1"]):.1f}" '
         f'width="{abs(ends["x1"] - ends["x0"]):.1f}" height="{abs(ends["y1"] - ends["y0"]):.1f}" '
-        f'fill="{escape(shape.get("fillcolor") or "none")}" opacity="{shape.get("opacity") or 1:g}" '
+        f'fill="{escape(shape.get("fillcolor") or "none")}" '
+        f'opacity="{shape.get("opacity") or 1:g}" '
         f'stroke="{escape(line.get("color") or "none")}" stroke-width="{line.get("width", 0):g}"/>'
     )

@@ -118,9 +118,9 @@ def _headings(run: Run, sections: list[Section]) -> list[str]:
     shown = {
         **{section.heading: True for section in sections if section.leads},
         "Results": bool(run.record.get("scores")),
-        "How it learned": bool(run.training or run.validation),
+        "Learning curves": bool(run.training or run.validation),
         **{section.heading: True for section in sections if not section.leads},
-        "What it cost": bool(run.record.get("cost")),
+        "Cost": bool(run.record.get("cost")),
         "All options": True,
     }
     return [heading for heading, is_shown in shown.items() if is_shown]
@@ -130,8 +130,8 @@ def _anchor(heading: str) -> str:
     """Return the id of a section.
 
     Example:
-        >>> _anchor("How sure, and how often right")
-        'how-sure-and-how-often-right'
+        >>> _anchor("Confidence against accuracy")
+        'confidence-against-accuracy'
     """
     return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "section"
 

@@ -135,7 +135,7 @@ def calibration_section(run: Run) -> Section:
         "its expected calibration error, the mean distance from the line."
     )
     return Section(
-        "How sure, and how often right",
+        "Confidence against accuracy",
         explanation,
         reliability_figures(run.record.get("scores") or []),
     )
@@ -147,10 +147,10 @@ def changes_section(run: Run) -> Section:
         "How far the parameters made for two tasks are from the base network's own, and from each "
         f"other, layer by layer: {task_titles(run)}."
     )
-    return Section("What changed in each layer", explanation, change_bars(run), change_maps(run))
+    return Section("Change of each layer", explanation, change_bars(run), change_maps(run))
 
 
 def map_section(run: Run) -> Section:
     """Return maps of conditions."""
     explanation = "The condition of a task, before parameters are made of it."
-    return Section("What the method is told", explanation, condition_maps(run))
+    return Section("Map of conditions", explanation, condition_maps(run))

@@ -1,6 +1,7 @@
 """Colour scales: numbers in, colours out."""
 
 import math
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -22,19 +23,40 @@ def shades(style: Facts, values: list[Any]) -> list[str]:
 
 
 def coloured_values(values: Tensor, scale: Facts, limits: tuple[Any, Any]) -> Tensor:
-    """Map values, (rows, columns), to colours, (3, rows, columns); missing values become grey."""
-    finite = values[values.isfinite()]
-    low, high = (
-        (float(finite.min()) if len(finite) else 0.0) if limits[0] is None else limits[0],
-        (float(finite.max()) if len(finite) else 1.0) if limits[1] is None else limits[1],
-    )
+    """Map values to colours; missing values become grey.
+
+    Args:
+        values: ``(rows, columns)``.
+        scale: Its ``colorscale`` holds stops, each a place in [0, 1] and a colour;
+            ``reversescale`` turns it round.
+        limits: Values at both ends of the scale; None for the smallest or largest value.
+
+    Returns:
+        Red, green and blue in [0, 1], ``(3, rows, columns)``.
+    """
+    low, high = interval_of(values.flatten().tolist(), *limits)
     share = ((values - low) / ((high - low) or 1.0)).clamp(0, 1)
     share = 1 - share if scale.get("reversescale") else share
-    stops = [(float(at), _rgb(colour)) for at, colour in scale["colorscale"]]
-    table = np.array([colour for _, colour in stops])
-    places = share.nan_to_num(0.0).double().numpy()
-    channels = [np.interp(places, [at for at, _ in stops], table[:, part]) for part in range(3)]
+    places, colours = zip(
+        *((float(at), _rgb(colour)) for at, colour in scale["colorscale"]), strict=True
+    )
+    wanted = share.nan_to_num(0.0).double().numpy()
+    channels = [np.interp(wanted, places, levels) for levels in zip(*colours, strict=True)]
     return torch.where(values.isnan(), torch.tensor(0.5), torch.tensor(np.stack(channels)).float())
+
+
+def interval_of(values: Iterable[Any], low: Any = None, high: Any = None) -> tuple[float, float]:
+    """Return the limits of a colour scale: as given, else the smallest and largest finite value.
+
+    Example:
+        >>> interval_of([2.0, None, 5.0], high=9), interval_of([])
+        ((2.0, 9.0), (0.0, 1.0))
+    """
+    finite = [float(value) for value in values if value is not None and math.isfinite(value)]
+    return (
+        float(min(finite, default=0.0) if low is None else low),
+        float(max(finite, default=1.0) if high is None else high),
+    )
 
 
 def _rgb(colour: str) -> tuple[float, ...]:

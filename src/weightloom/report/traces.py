@@ -63,7 +63,7 @@ def points_of(trace: Facts) -> dict[str, list[Any]]:
     return {side: list(trace.get(side) or given[side]) for side in ("x", "y")}
 
 
-def edges_of(centres: Sequence[float]) -> tuple[float, float]:
+def edges_of(centres: Sequence[Any]) -> tuple[float, float]:
     """Return the outer edges of evenly spaced cells."""
     half = (centres[-1] - centres[0]) / (len(centres) - 1) / 2 if len(centres) > 1 else 0.5
     return centres[0] - half, centres[-1] + half
@@ -72,7 +72,13 @@ def edges_of(centres: Sequence[float]) -> tuple[float, float]:
 def _error_bars(trace: Facts) -> list[tuple[float, float]]:
     halves = (trace.get("error_y") or {}).get("array") or []
     heights = points_of(trace)["y"] if halves else []
-    return [(y - half, y + half) for y, half in zip(heights, halves, strict=True)]
+    pairs = [(_number(y), _number(half)) for y, half in zip(heights, halves, strict=True)]
+    return [(y - half, y + half) for y, half in pairs]
+
+
+def _number(value: Any) -> float:
+    """Return a number of a figure; a missing one, null in JSON, is NaN."""
+    return math.nan if value is None else float(value)
 
 
 def drawn_trace(trace: Facts, number: int, traces: list[Facts], plane: Plane) -> str:
@@ -168,7 +174,7 @@ def _marks(
             continue
         size = sizes[index] if isinstance(sizes, list) else sizes
         colour = many[index] if many else fill
-        drawn.append(mark_path(style.get("symbol", "circle"), x, y, size / 2, colour, tooltip))
+        drawn.append(mark_path(str(style.get("symbol", "circle")), x, y, size / 2, colour, tooltip))
     return [f'<g opacity="{style.get("opacity") or 1:g}">{"".join(drawn)}</g>']
 
 
@@ -185,12 +191,10 @@ def mark_path(
         colour: CSS colour, safe inside an attribute.
         tooltip: Text shown while the pointer is on it; empty for none.
     """
-    outline, paint = (
-        SYMBOLS.get(symbol.removesuffix("-open"), SYMBOLS["circle"]),
-        f'fill="{colour}"',
-    )
-    if symbol.endswith("-open"):
-        paint = f'fill="none" stroke="{colour}" stroke-width="{1.5 / radius:.2g}"'
+    outline = SYMBOLS.get(symbol.removesuffix("-open"), SYMBOLS["circle"])
+    is_open = symbol.endswith("-open")
+    line = f'fill="none" stroke="{colour}" stroke-width="{1.5 / radius:.2g}"'
+    paint = line if is_open else f'fill="{colour}"'
     title = f"<title>{escape(unescape(tooltip))}</title>" if tooltip else ""
     where = f"translate({x:.1f} {y:.1f}) scale({radius:.3g})"
     return f'<path transform="{where}" d="{outline}" {paint}>{title}</path>'
@@ -199,23 +203,23 @@ def mark_path(
 def _bars(trace: Facts, number: int, traces: list[Facts], plane: Plane) -> str:
     """Draw the bars of one trace; those of several traces stand side by side."""
     grouped = [other for other in traces if other.get("type") == "bar"]
-    flat, points = trace.get("orientation") == "h", points_of(trace)
+    points, fill = points_of(trace), escape(_colour(trace, number))
+    flat = trace.get("orientation") == "h"
+    side, other = ("y", "x") if flat else ("x", "y")
     along, across = (plane.x, plane.y) if flat else (plane.y, plane.x)
-    names, values = (points["y"], points["x"]) if flat else (points["x"], points["y"])
     thick = 0.8 * abs(across.pixel(1.0) - across.pixel(0.0)) / len(grouped)
     shift = (grouped.index(trace) - len(grouped) / 2) * thick
-    zero, fill, drawn = along.at(0.0) or along.start, escape(_colour(trace, number)), []
-    for name, value in zip(names, values, strict=True):
+    zero, drawn = along.at(0.0) or along.start, []
+    for name, value in zip(points[side], points[other], strict=True):
         middle, end = across.at(name), along.at(value)
         if middle is None or end is None:
             continue
-        low, length, side = min(zero, end), max(0.5, abs(end - zero)), middle + shift
-        box = (low, side, length, thick) if flat else (side, low, thick, length)
-        x, y, width, height = (f"{number:.1f}" for number in box)
-        title = escape(unescape(f"{trace.get('name') or ''}, {name}: {_value_text(value)}"))
+        spans = (min(zero, end), max(0.5, abs(end - zero))), (middle + shift, thick)
+        (x, width), (y, height) = spans if flat else spans[::-1]
+        title = escape(unescape(f"{trace.get('name', '')}, {name}: {_value_text(value)}"))
         drawn.append(
-            f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="{fill}">'
-            f"<title>{title}</title></rect>"
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+            f'fill="{fill}"><title>{title}</title></rect>'
         )
     return "".join(drawn)
 
@@ -223,17 +227,10 @@ def _bars(trace: Facts, number: int, traces: list[Facts], plane: Plane) -> str:
 def _heatmap(trace: Facts, number: int, traces: list[Facts], plane: Plane) -> str:
     """Draw a heat map as an image with one pixel per cell."""
     points = points_of(trace)
-    (left, right), (low, high) = (edges_of(points[side]) for side in ("x", "y"))
-    ends = [
-        axis.at(edge)
-        for axis, edge in zip(
-            (plane.x, plane.x, plane.y, plane.y), (left, right, low, high), strict=True
-        )
-    ]
-    x, x_end, y, y_end = (end or 0.0 for end in ends)
-    limits = (trace.get("zmin"), trace.get("zmax"))
-    cells = torch.tensor([[math.nan if z is None else z for z in row] for row in trace["z"]])
-    pixels = coloured_values(cells, trace, limits)
+    x, x_end = (plane.x.at(edge) or 0.0 for edge in edges_of(points["x"]))
+    y, y_end = (plane.y.at(edge) or 0.0 for edge in edges_of(points["y"]))
+    cells = torch.tensor([[_number(cell) for cell in row] for row in trace["z"]])
+    pixels = coloured_values(cells, trace, (trace.get("zmin"), trace.get("zmax")))
     if y_end < y:  # the first row lies at the bottom
         pixels = pixels.flip(1)
     return (

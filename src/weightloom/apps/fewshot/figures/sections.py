@@ -66,9 +66,11 @@ def _predicted(run: Run) -> Section:
 
 
 def _worst(run: Run) -> Section:
-    count = run.facts.get("worst_of", 0)
+    count, shown = run.facts.get("worst_of", 0), len(run.tensors.get("worst_scores", ()))
     explanation = (
         f"Of {count} tasks drawn for this section alone, these are the ones it did worst on."
+        if shown < count
+        else f"All tasks drawn for this section alone, {count} in number, the worst first."
     )
     curves, pictures = (
         curve_rows(run, "worst_"),
@@ -83,16 +85,20 @@ def _sweep(run: Run) -> Section:
     figures, sweep = sweep_figures(run), run.facts.get("sweep") or {"rows": []}
     tasks = [row["tasks"] for row in sweep["rows"]] or [0]
     many = f"{max(tasks)}" if min(tasks) == max(tasks) else f"{min(tasks)} to {max(tasks)}"
+    one = max(tasks) == 1
     kind = "validation tasks" if sweep.get("early") else "tasks drawn for this section alone"
+    if one:
+        kind = kind.replace("tasks", "task")
+    points = (
+        f"each point is {'the score of' if one else 'a mean over'} {many} {kind}"
+        f"{'' if one else ', each band its 95 % interval'}. Scores that took too long are left out."
+    )
     explanation = (
-        f"How the score grows with the number of examples, and with fewer or more classes to tell "
-        f"apart: each point is a mean over {many} {kind}, each band its 95 % interval, and what "
-        "took too long to score is left out."
+        "How the score grows with the number of examples, and with fewer or more classes to tell "
+        f"apart: {points}"
     )
     if _is_regression(run):
         explanation = (
-            f"How the error falls with the number of examples, lower being better: each point is a "
-            f"mean over {many} {kind}, each band its 95 % interval, and what took too long to "
-            "score is left out."
+            f"How the error falls with the number of examples, lower being better: {points}"
         )
     return Section("Score against shots and ways", explanation, figures)
