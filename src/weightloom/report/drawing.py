@@ -20,7 +20,7 @@ from weightloom.report.run import Facts
 from weightloom.report.shades import coloured_values, interval_of
 from weightloom.report.traces import DASHES, DRAW, Plane, drawn_trace, mark_path, values_along
 
-LETTER = 0.56
+LETTER = 0.65
 """Mean width of a character, as a fraction of the font size."""
 
 
