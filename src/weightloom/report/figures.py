@@ -1,7 +1,8 @@
-"""Plots: a run in, figures as JSON for plotly out, each with a caption and words for those who cannot see it.
+"""Plots: a run in, figures out, each with a caption and a text alternative.
 
-Colours of text and grid are left to the page, which knows whether it is shown light or dark. Those
-of the data read well on both, and nothing hangs on telling red from green.
+A figure is described in plotly's JSON and drawn by `weightloom.report.drawing`. The page colours
+text and grid, in light and in dark. Colours of the data have a contrast of 3:1 on both, and marks
+differ in shape too, so that no reader needs to tell red from green.
 """
 
 import math
@@ -12,9 +13,9 @@ from weightloom.report.scores import score_words
 
 BLUE, ORANGE, GREY = "#3b82f6", "#cf6c0f", "#7f8ea3"
 POINTS_DRAWN = 1500
-"""A line or a map is thinned to about this many points; a page must open quickly."""
+"""Maximum number of points of a line or a map; longer ones are thinned."""
 FEW = 30
-"""A line of fewer points than this has a mark at each."""
+"""Lines with fewer points than this have a mark at each."""
 COLOURS = (
     BLUE,
     ORANGE,
@@ -38,13 +39,11 @@ SYMBOL_OF_SIGN = {sign: symbol for symbol, sign in SIGNS} | {
 
 
 class Key(NamedTuple):
-    """One entry of a legend. The page writes it.
-
-    Plotly's own does not wrap on a phone, and covers the plot.
-    """
+    """One entry of a legend, which the page writes below the plot."""
 
     name: str
     sign: str
+    """A character of `SYMBOL_OF_SIGN`."""
     colour: str
 
 
@@ -52,21 +51,19 @@ class Figure(NamedTuple):
     """One plot, ready for the page."""
 
     plot: str
-    """Data and layout as JSON, safe inside a script element."""
+    """Data and layout in plotly's JSON; see `as_json`."""
     alt: str
+    """Text alternative, read by screen readers."""
     caption: str
     height: int
     """In CSS pixels."""
     keys: tuple[Key, ...] = ()
     title: str = ""
-    """Stands above the plot; empty for none."""
+    """Heading above the plot; empty for none."""
 
 
 def learning_curves(run: Run) -> list[Figure]:
-    """Plot the training loss and the validation score against steps.
-
-    What was not logged is left out.
-    """
+    """Plot the training loss and the validation score against steps, if they were logged."""
     figures = []
     if run.training:
         figures.append(_loss_curve(run))
@@ -76,16 +73,13 @@ def learning_curves(run: Run) -> list[Figure]:
 
 
 def lower_is_better(run: Run) -> bool:
-    """Say whether a lower score is the better one, by what the run holds so far.
-
-    Its record, its facts, or its log.
-    """
+    """Return True if a lower score is better, by the run's record, facts or log."""
     rows = [*(run.record.get("scores") or []), run.facts, *run.validation]
     return any(row.get("better") == "lower" or row.get("score_name") == "mse" for row in rows)
 
 
 def plain_layout(x_title: str | None, y_title: str | None, log_y: bool = False) -> Facts:
-    """Return what all plots share; text and grid are coloured by the page."""
+    """Return the plotly layout shared by all plots; the page colours text and grid."""
     axis = {"automargin": True, "zeroline": False, "showgrid": True}
     log = {"type": "log", "tickformat": "~g", "nticks": 3} if log_y else {}
     return {
@@ -101,7 +95,7 @@ def plain_layout(x_title: str | None, y_title: str | None, log_y: bool = False) 
 
 
 def mark(index: int) -> tuple[str, str, str]:
-    """Return colour, plotly's name of the mark, and its sign in text, for the number of a thing in a legend.
+    """Return colour, plotly name and text character of the mark of a legend entry, by its index.
 
     Example:
         >>> mark(0)
@@ -112,12 +106,12 @@ def mark(index: int) -> tuple[str, str, str]:
 
 
 def as_json(figure: Any) -> str:
-    """Write a figure as JSON in which no end of a script element can hide."""
+    """Return a plotly figure as JSON, safe inside HTML: each ``<`` is escaped."""
     return str(figure.to_json()).replace("<", "\\u003c")
 
 
 def trailing_means(values: list[float], span: int) -> list[float]:
-    """Return the mean of each value and the ``span - 1`` before it, passing over what is not finite.
+    """Return the mean of each value and the ``span - 1`` before it; NaN and infinity are skipped.
 
     Example:
         >>> trailing_means([1.0, 3.0, 5.0], span=2)
@@ -194,8 +188,8 @@ def _validation_curve(run: Run) -> Figure:
     words = "Measured once, on tasks that the training does not see."
     if len(scores) > 1:
         words = (
-            "Measured on tasks that the training does not see: a line that gets worse while the "
-            "loss still falls means that the model learns its training tasks by heart."
+            "Measured on tasks that the training does not see: if it gets worse while the training "
+            "loss still falls, the model is overfitting its training tasks."
         )
     return Figure(
         as_json(go.Figure([line], plain_layout("step", f"validation {name}", log_y))),

@@ -1,4 +1,4 @@
-"""The page itself: what a run holds so far, laid out for a reader."""
+"""The HTML page of a run: a run folder in, ``report.html`` out."""
 
 import json
 import re
@@ -34,23 +34,23 @@ CURVE_KEYS = (
 
 
 def build_report(run: Path, sections: Callable[[Run], list[Section]] | None = None) -> Path:
-    """Write ``report.html`` into a run folder, from whatever the folder holds so far.
+    """Write ``report.html`` into a run folder.
 
-    The page is complete in itself: scripts, styles and images are inside, and it forbids the
-    browser to fetch anything. It may be built while the run goes on, and again later; a page that
-    is there is replaced at once or not at all.
+    The page is one file, with styles, plots and images inside; it has no script, and its content
+    security policy keeps the browser from fetching anything. It may be built while the run is
+    training, and again later. An existing page is replaced atomically.
 
     Args:
-        run: A run folder. ``config.json`` must be there; without ``metrics.jsonl``,
+        run: A run folder. ``config.json`` must exist; without ``metrics.jsonl``,
             ``evaluation.safetensors`` or ``record.json`` the sections made from them are left out.
-        sections: What an application draws of its runs. Default: the sections that all applications
-            share.
+        sections: Returns the sections of a run. Default: the sections that all applications share.
 
     Returns:
-        Where the page is.
+        Path of the page.
 
     Raises:
-        DataError: If ``run`` is not a run folder, or one of its JSON files is damaged.
+        DataError: If ``run`` is not a run folder, one of its JSON files is damaged, or a figure
+            cannot be drawn.
         CheckpointError: If ``evaluation.safetensors`` is damaged, or the page could not be written.
     """
     page = Path(run) / "report.html"
@@ -59,7 +59,7 @@ def build_report(run: Path, sections: Callable[[Run], list[Section]] | None = No
         content = _render(held, (sections or with_shared)(held))
     except WeightloomError:
         raise
-    except Exception as error:  # of whatever a file holds that no run writes
+    except Exception as error:  # a file that no run writes
         raise DataError(
             f"The report of `{run}` could not be drawn ({type(error).__name__}: {error}). A file "
             "in it is not as a run writes it. Put back an earlier copy, or go on with the run by "
@@ -86,7 +86,7 @@ def _render(run: Run, sections: list[Section]) -> str:
 
 
 def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
-    """Gather what the template names."""
+    """Return the variables of the template."""
     record = run.record
     scores = record.get("scores") or []
     learning = learning_curves(run)
@@ -148,10 +148,10 @@ def _title(config: Facts) -> str:
         'maml, 600 steps'
     """
     method = str(config.get("method", "hypernetwork"))
-    what = "A hypernetwork" if method == "hypernetwork" else method
-    named = next((name for name in SUBJECTS if name in config), next(iter(config), "method"))
-    where = None if named == "method" else config[named]
-    parts = [f"{what} on {where}" if isinstance(where, str) else what]
+    name = "A hypernetwork" if method == "hypernetwork" else method
+    option = next((name for name in SUBJECTS if name in config), next(iter(config), "method"))
+    subject = None if option == "method" else config[option]
+    parts = [f"{name} on {subject}" if isinstance(subject, str) else name]
     if isinstance(config.get("steps"), int):
         parts.append(f"{config['steps']:,} steps")
     if "seed" in config:
@@ -160,7 +160,7 @@ def _title(config: Facts) -> str:
 
 
 def _origin(record: Facts) -> str:
-    """Say which version wrote the record."""
+    """Return the version and commit that wrote the record."""
     version, commit = record.get("version"), record.get("commit")
     return (
         f"weightloom {version}{f', commit {commit[:12]}' if commit else ''}"

@@ -1,4 +1,4 @@
-"""Scores in words: a run's record in, the results table and the sentence above it out."""
+"""Scores in words: a run's record in, the results table and the headline out."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,9 +9,9 @@ from weightloom.runs.words import best_of, by_setting, overlap, score_text, time
 
 OURS = "hypernetwork"
 UNSEEN = "never seen in training"
-"""What the tasks of the table are, unless a run's facts say more of it as ``unseen``."""
+"""Description of the test tasks, unless the run's facts have one as ``unseen``."""
 SCORE_WORDS = {"mse": "mean squared error"}
-"""Scores that go by another name in a sentence."""
+"""Names of scores in a sentence, if they differ."""
 
 
 class TableRow(NamedTuple):
@@ -28,7 +28,7 @@ class TableRow(NamedTuple):
 
 
 def rows_by_setting(scores: list[Facts]) -> dict[str, list[TableRow]]:
-    """Return the rows of the results table, settings and methods in the order of the record."""
+    """Return the rows of the results table by setting, in the order of the record."""
     return {
         setting: [_row(score, best_of(group), _is_contested(group)) for score in group]
         for setting, group in by_setting(scores).items()
@@ -36,7 +36,7 @@ def rows_by_setting(scores: list[Facts]) -> dict[str, list[TableRow]]:
 
 
 def headline(run: Run) -> str:
-    """Return the result in one sentence, or the progress of a run without a result."""
+    """Return the result in one or two sentences, or the progress of a run without a result."""
     scores = run.record.get("scores") or []
     if not scores:
         return _progress(run)
@@ -53,7 +53,7 @@ def headline(run: Run) -> str:
 
 
 def table_caption(scores: list[Facts]) -> str:
-    """Explain the bold rows and the times of the results table, as far as it has any."""
+    """Return the caption of the results table: the meaning of bold rows and times, if any."""
     compared = any(_is_contested(group) for group in by_setting(scores).values())
     parts = [
         "Bold rows are the best of their setting and those whose 95 % interval overlaps the best "
@@ -66,18 +66,18 @@ def table_caption(scores: list[Facts]) -> str:
 
 
 def has_times(scores: list[Facts]) -> bool:
-    """Say whether the time to adapt was measured for any row."""
+    """Return True if the time to adapt was measured for any row."""
     return any(time_text(score.get("adapt_time_s")) for score in scores)
 
 
 def score_heading(scores: list[Facts]) -> str:
-    """Return the heading of the column of scores; it names the interval if any row has one."""
+    """Return the heading of the score column; "± 95 %" is in it if any row has an interval."""
     name = score_words(scores[0]["name"]) if scores else ""
-    return _capital(name) + (" ± 95 %" if any(_has_interval(score) for score in scores) else "")
+    return _capital(name) + (" ± 95 %" if any(has_interval(score) for score in scores) else "")
 
 
 def score_words(name: str) -> str:
-    """Write the name of a score as it stands in a sentence.
+    """Return the name of a score in a sentence.
 
     Example:
         >>> score_words("mse"), score_words("macro_recall")
@@ -87,7 +87,7 @@ def score_words(name: str) -> str:
 
 
 def cost_rows(cost: Facts) -> list[tuple[str, str]]:
-    """Name each cost in words; what was not measured is left out."""
+    """Return name and value of each cost in words; costs not measured are left out."""
     memory = cost.get("peak_memory_bytes")
     rows = [
         ("Wall time", time_text(cost.get("wall_time_s"))),
@@ -112,7 +112,7 @@ def _row(score: Facts, best: Facts, contested: bool) -> TableRow:
 
 
 def _compare(scores: list[Facts], method: str, unseen: str) -> str:
-    """Compare our score with that of the best other method of a setting."""
+    """Return a sentence that compares our score with the best other method of a setting."""
     ours, rivals = _ours(scores, method), _rivals(scores, method)
     rival = best_of(rivals) if rivals else None
     if math.isnan(ours["mean"]):
@@ -133,18 +133,19 @@ def _compare(scores: list[Facts], method: str, unseen: str) -> str:
 
 
 def _rivals(scores: list[Facts], method: str) -> list[Facts]:
-    """Return the scores of the other methods of a setting that did not fail."""
+    """Return the scores of all other methods of a setting, without failed ones."""
     ours = _ours(scores, method)
     others = [score for score in scores if score is not ours and competes(score)]
     return [score for score in others if not math.isnan(score["mean"])]
 
 
 def _is_contested(scores: list[Facts]) -> bool:
-    """Say whether several methods compete in a setting."""
+    """Return True if several methods compete in a setting."""
     return sum(competes(score) for score in scores) > 1
 
 
-def _has_interval(score: Facts) -> bool:
+def has_interval(score: Facts) -> bool:
+    """Return True if a score has a finite 95 % interval."""
     return math.isfinite(score.get("ci95") or math.nan)
 
 
@@ -165,7 +166,7 @@ def _called(score: Facts) -> str:
 
 
 def _progress(run: Run) -> str:
-    """Say how far a run without a record has come."""
+    """Return the progress of a run without a record, in words."""
     rows = run.training or run.validation
     if not rows:
         return "This run has not logged a step yet."
@@ -175,5 +176,8 @@ def _progress(run: Run) -> str:
     if run.validation:
         last = run.validation[-1]
         name = score_words(last.get("score_name", "score"))
-        sentence += f" The last validation {name} is {last['validation_score']:.3f}, at step {last['step']:,}."
+        sentence += (
+            f" The last validation {name} is {last['validation_score']:.3f}, at step "
+            f"{last['step']:,}."
+        )
     return sentence
