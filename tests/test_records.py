@@ -20,6 +20,7 @@ from weightloom.runs.record import (
     write_record,
     write_run_record,
 )
+from weightloom.runs.table import print_table
 
 
 def test_the_interval_over_tasks_is_that_of_the_central_limit():
@@ -112,7 +113,9 @@ def test_a_record_that_is_missing_or_torn_is_named_with_what_to_type(tmp_path, c
     path = tmp_path / "record.json"
     if content is not None:
         path.write_text(content)
-    words = r"record\.json` (that can|cannot) be read .* (A run writes it|It must be as the run wrote it)"
+    words = (
+        r"record\.json` cannot be (opened|read) .* (A run writes it|It must be as the run wrote it)"
+    )
     with pytest.raises(DataError, match=words):
         read_record(path)
 
@@ -132,3 +135,14 @@ def test_the_record_of_a_run_over_a_single_task_comes_back(tmp_path):
     write_run_record(tmp_path, run | {"scores": [one]})
     (read,) = read_run_record(tmp_path)["scores"]
     assert read["ci95"] is None and read["ours_ahead"]["ci95"] is None
+
+
+@pytest.mark.parametrize("settings", [1, 3])
+def test_the_table_of_a_single_task_has_scores_without_intervals(capsys, settings):
+    rows = [
+        row_of("mine", f"setting {number}", "return", torch.tensor([-12.5]), better="higher")
+        for number in range(settings)
+    ]
+    print_table(rows, "tasks")
+    said = capsys.readouterr().out
+    assert said.count("-12.5") == settings and "nan" not in said

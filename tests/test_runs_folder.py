@@ -96,7 +96,7 @@ def started(run, **options):
 def test_a_run_that_is_running_is_not_resumed_and_one_that_ended_is(tmp_path):
     with (
         held_folder(tmp_path / "run", "app", RunOptions(), resume=False),
-        pytest.raises(ConfigError, match="is in use: another process trains there"),
+        pytest.raises(ConfigError, match="is in use: another process is training there"),
         held_folder(tmp_path / "run", "app", RunOptions(), resume=True),
     ):
         raise AssertionError
@@ -238,7 +238,7 @@ def test_a_run_does_not_go_on_with_another_config(tmp_path):
 
 def test_a_folder_without_a_run_is_not_gone_on_with(tmp_path):
     with (
-        pytest.raises(DataError, match=r"There is no `.*run.json` that can be read"),
+        pytest.raises(DataError, match=r"run.json` cannot be opened"),
         held_folder(tmp_path, "app", RunOptions(), resume=True),
     ):
         raise AssertionError

@@ -2,7 +2,6 @@
 
 In:   rows, a folder.
 Out:  ``metrics.jsonl``, and its rows.
-Knows nothing of single metrics.
 """
 
 import json
