@@ -115,6 +115,6 @@ def _reliability_figure(setting: str, rows: list[Facts], methods: list[str]) -> 
         words.append(f"{row['method']} {error:.3f}")
     layout = plain_layout("how sure (confidence)", "how often right (accuracy)")
     for axis in ("xaxis", "yaxis"):
-        layout[axis] |= {"range": [0, 1.02]}
+        layout[axis] |= {"range": [-0.03, 1.03]}
     alt = f"Accuracy against confidence, {setting}; expected calibration error: {', '.join(words)}"
     return Figure(as_json(go.Figure(drawn, layout)), alt, "", 340, tuple(keys), setting)

@@ -186,7 +186,9 @@ def _validation_curve(run: Run) -> Figure:
     style = {"color": ORANGE, "width": 2.5}
     line = go.Scatter(x=steps, y=scores, name=name, mode="lines+markers", line=style, marker_size=6)
     words = "Measured once, on tasks that the training does not see."
-    if len(scores) > 1:
+    if len(scores) > 1 and not run.training:
+        words = "Measured on tasks that the training does not see."
+    elif len(scores) > 1:
         words = (
             "Measured on tasks that the training does not see: if it gets worse while the training "
             "loss still falls, the model is overfitting its training tasks."
