@@ -139,7 +139,7 @@ class Elements(HTMLParser):
 
 
 def decode_png(png):
-    """Return the pixels, (channels, height, width), of a PNG of 8 bits with filter 0 in all rows."""
+    """Return the pixels, (channels, height, width), of an 8-bit PNG with filter 0 in all rows."""
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     place, chunks = 8, {}
     while place < len(png):
