@@ -9,7 +9,7 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -65,7 +65,7 @@ class Row(TypedDict):
     """Accuracy by confidence, and the expected calibration error, ``ece``."""
     diverged: NotRequired[int]
     """Number of tasks for which the method returned NaN."""
-    ours_ahead: NotRequired[dict[str, float | None]]
+    ours_ahead: NotRequired[Mapping[str, float | None]]
     """Score of the run's main method minus this one, on the same tasks: ``mean`` and ``ci95``."""
     per_context: NotRequired[list[float]]
     """Score in each context."""
