@@ -83,6 +83,12 @@ def test_nothing_to_draw_and_numbers_that_are_none_leave_an_empty_plane():
         assert 'fill="nan"' not in drawn(trace) and ">nan" not in drawn(trace)
 
 
+@pytest.mark.parametrize("ends", [[2.0, 2.0], [float("nan"), 1.0], [float("nan")] * 2])
+def test_an_axis_whose_range_is_a_point_or_not_a_number_is_drawn(ends):
+    text = drawn(go.Scatter(x=[1, 2], y=[2.0, float("inf")]), yaxis={"range": ends})
+    assert "nan" not in text and "inf" not in text
+
+
 def test_a_trace_that_cannot_be_drawn_is_refused_and_the_advice_names_the_way():
     with pytest.raises(DataError, match=r"type 'pie'.*scatter, bar, heatmap.*Pictures"):
         drawn(go.Pie(values=[1, 2]))

@@ -62,7 +62,8 @@ def axis_over(spec: Facts, values: Iterable[Any], pad: float, count: int) -> Axi
         marks = tuple((float(place), name) for place, name in enumerate(names))
         return Axis(-0.5, len(names) - 0.5, categories=names, ticks=marks)
     log = spec.get("type") == "log"
-    low, high = map(float, spec.get("range") or _padded(_interval(known, log), pad))
+    given = _given_range(spec)
+    low, high = _padded(given, 0.0) if given else _padded(_interval(known, log), pad)
     return Axis(low, high, log, ticks=_ticks(spec, low, high, log, spec.get("nticks") or count))
 
 
@@ -98,6 +99,14 @@ def tick_text(value: float) -> str:
     plain = value == 0 or 1e-4 <= abs(value) < 1e6
     text = f"{value:,.6g}" if plain else f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
     return text.replace("-", MINUS)
+
+
+def _given_range(spec: Facts) -> tuple[float, float] | None:
+    """Return ``range`` of an axis; None if it is missing or, as of a diverged run, not finite."""
+    low, high = spec.get("range") or (None, None)
+    if low is None or high is None or not math.isfinite(high - low):
+        return None
+    return float(low), float(high)
 
 
 def _interval(values: Sequence[Any], log: bool) -> tuple[float, float]:
