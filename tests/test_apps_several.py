@@ -214,7 +214,7 @@ def test_an_application_without_validation_tasks_or_folds_has_no_sweep_and_no_fo
 ):
     with monkeypatch.context() as patch:
         patch.setattr(GuessConfig, "validating", RunOptions.validating)
-        with pytest.raises(ConfigError, match="`GuessConfig` knows no validation tasks"):
+        with pytest.raises(ConfigError, match="`GuessConfig` has no validation tasks"):
             run(tmp_path / "run", sweep=(RATES,))
     with monkeypatch.context() as patch:
         patch.setattr(Guesses, "folds", "")

@@ -649,7 +649,7 @@ def test_a_comparison_is_not_written_over_what_is_none(tmp_path):
 
 def test_a_row_that_a_full_disk_does_not_take_is_said(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match="could not be added to"):
+    with pytest.raises(CheckpointError, match="could not be appended to"):
         append_row(tmp_path, {"step": 1})
 
 

@@ -13,10 +13,14 @@ from weightloom.platforms import peak_memory_bytes
 from weightloom.runs.record import (
     environment,
     read_record,
+    read_run_record,
+    row_of,
     summary,
     summary_over_seeds,
     write_record,
+    write_run_record,
 )
+from weightloom.runs.table import print_table
 
 
 def test_the_interval_over_tasks_is_that_of_the_central_limit():
@@ -109,7 +113,9 @@ def test_a_record_that_is_missing_or_torn_is_named_with_what_to_type(tmp_path, c
     path = tmp_path / "record.json"
     if content is not None:
         path.write_text(content)
-    words = r"record\.json` (that can|cannot) be read .* (A run writes it|It must be as the run wrote it)"
+    words = (
+        r"record\.json` cannot be (opened|read) .* (A run writes it|It must be as the run wrote it)"
+    )
     with pytest.raises(DataError, match=words):
         read_record(path)
 
@@ -120,3 +126,23 @@ def test_what_is_not_a_number_becomes_null_so_that_any_reader_of_json_can_read_i
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
         "scores": [{"mean": 0.5, "ci95": None}, [None, 1]]
     }
+
+
+def test_the_record_of_a_run_over_a_single_task_comes_back(tmp_path):
+    one = row_of("mine", "all", "accuracy", torch.tensor([0.5]))
+    one["ours_ahead"] = summary(torch.tensor([0.1]))
+    run = {"app": "a", "identity": "", "command": "", "config": {}, "cost": {}, "notes": ""}
+    write_run_record(tmp_path, run | {"scores": [one]})
+    (read,) = read_run_record(tmp_path)["scores"]
+    assert read["ci95"] is None and read["ours_ahead"]["ci95"] is None
+
+
+@pytest.mark.parametrize("settings", [1, 3])
+def test_the_table_of_a_single_task_has_scores_without_intervals(capsys, settings):
+    rows = [
+        row_of("mine", f"setting {number}", "return", torch.tensor([-12.5]), better="higher")
+        for number in range(settings)
+    ]
+    print_table(rows, "tasks")
+    said = capsys.readouterr().out
+    assert said.count("-12.5") == settings and "nan" not in said

@@ -142,7 +142,7 @@ def test_what_was_left_out_is_said_and_what_is_not_there_yet_is_not():
     run = made(facts={"left_out": {"map": "The method has no condition to draw."}})
     (only,) = with_shared(run)
     assert (only.heading, only.message) == (
-        "What the method is told",
+        "Map of conditions",
         "The method has no condition to draw.",
     )
     assert with_shared(made()) == []
@@ -169,6 +169,7 @@ def test_an_application_of_ones_own_draws_before_what_all_share(tmp_path):
     write_run_record(tmp_path, record | {"scores": [row("ours")]})
     page = build_report(tmp_path, sections).read_text()
     headings = ["Above the table", "Results", "A picture of it", "Time to adapt against score"]
+    headings.append("All options")
     assert re.findall("<h2>(.*?)</h2>", page) == headings
     assert "<h1>A hypernetwork on a pond</h1>" in page
     assert "A picture of it" not in build_report(tmp_path).read_text()

@@ -96,7 +96,7 @@ def started(run, **options):
 def test_a_run_that_is_running_is_not_resumed_and_one_that_ended_is(tmp_path):
     with (
         held_folder(tmp_path / "run", "app", RunOptions(), resume=False),
-        pytest.raises(ConfigError, match="is in use: another process trains there"),
+        pytest.raises(ConfigError, match="is in use: another process is training there"),
         held_folder(tmp_path / "run", "app", RunOptions(), resume=True),
     ):
         raise AssertionError
@@ -117,7 +117,7 @@ def test_a_run_killed_while_it_started_is_told_on_resume_and_started_again(kept,
     (run / ".config.json.4194305.tmp").write_text("{")
     assert not is_begun(run)
     with (
-        pytest.raises(DataError, match=r"Nothing was trained yet. Type `weightloom app --run"),
+        pytest.raises(DataError, match=r"before any training\. Type `weightloom app --run"),
         held_folder(run, "app", RunOptions(seed=3), resume=True),
     ):
         raise AssertionError
@@ -161,7 +161,7 @@ def test_rows_behind_a_damaged_line_are_kept_and_the_line_is_told(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], b'{"step": 2, \xff\n', *lines[2:]]))
-    with pytest.warns(UserWarning, match=r"holds 1 damaged line\. The 4 rows around are kept"):
+    with pytest.warns(UserWarning, match=r"holds 1 damaged line\. The 4 other rows are kept"):
         assert [row["step"] for row in rows_up_to(tmp_path, 4)] == [1, 3, 4]
 
 
@@ -238,7 +238,7 @@ def test_a_run_does_not_go_on_with_another_config(tmp_path):
 
 def test_a_folder_without_a_run_is_not_gone_on_with(tmp_path):
     with (
-        pytest.raises(DataError, match=r"There is no `.*run.json` that can be read"),
+        pytest.raises(DataError, match=r"run.json` cannot be opened"),
         held_folder(tmp_path, "app", RunOptions(), resume=True),
     ):
         raise AssertionError

@@ -111,7 +111,7 @@ def test_a_checkpoint_is_read_by_all_or_by_its_own(wrote, tmp_path):
 )
 def test_a_checkpoint_that_does_not_hold_what_it_says_is_refused(facts, said, tmp_path):
     save_tensors(tmp_path / "a", {"w": torch.ones(2)}, facts)
-    with pytest.raises(CheckpointError, match=f"does not hold what a checkpoint .* {said}"):
+    with pytest.raises(CheckpointError, match=f"does not hold the tensors .* {said}"):
         read_checkpoint(tmp_path / "a")
 
 

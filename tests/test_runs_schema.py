@@ -70,6 +70,6 @@ def test_a_file_that_does_not_fit_is_refused_with_its_place_named(tmp_path, text
 @pytest.mark.parametrize("name", ["missing.json", "\ud800.json"])
 def test_a_missing_file_is_told_from_a_damaged_one_and_says_who_writes_it(tmp_path, name):
     with pytest.raises(
-        DataError, match=r"There is no .* A librarian writes it\. Pass the folder of a run"
+        DataError, match=r"cannot be opened .* A librarian writes it\. Pass the folder of a run"
     ):
         read_json(tmp_path / name, Shelf, 2, "A librarian writes it.")

@@ -1,9 +1,9 @@
-"""Reports: a run folder in, one page that a person can read out.
+"""Reports: a run folder in, one HTML page for a person out.
 
-In:   a run folder: ``config.json``, and of the others whatever is there yet.
-Out:  ``report.html`` in the same folder, complete in itself: nothing is fetched when it is opened.
-Knows nothing of how the run was trained, or by which application, which gives what it draws as
-sections; what a folder does not hold yet is left out of the page.
+In:   a run folder; ``config.json`` is required, all other files are optional.
+Out:  ``report.html`` in the same folder: one file without a script, which fetches no other.
+Knows nothing of training, or of the application, which supplies its drawings as sections. The page
+leaves out sections whose data the folder does not hold yet.
 """
 
 from weightloom.report.page import build_report as build_report

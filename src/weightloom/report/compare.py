@@ -1,4 +1,4 @@
-"""Methods side by side: score against the time to adapt, and how sure against how right."""
+"""Methods compared: score against time to adapt, and accuracy against confidence."""
 
 import math
 from html import escape
@@ -12,7 +12,7 @@ from weightloom.runs.words import by_setting, score_text, time_text
 
 
 def time_figures(scores: list[Facts]) -> list[Figure]:
-    """Plot the score of every method against its time to adapt to one new task, a plot per setting."""
+    """Plot the score of every method against its time to adapt, one plot per setting."""
     competing = [row for row in scores if competes(row)]
     timed = [row for row in competing if (row.get("adapt_time_s") or 0) > 0]
     return [
@@ -22,9 +22,9 @@ def time_figures(scores: list[Facts]) -> list[Figure]:
 
 
 def reliability_figures(scores: list[Facts]) -> list[Figure]:
-    """Plot how often a method is right against how sure it is, a plot per setting.
+    """Plot reliability diagrams, accuracy against confidence, one per setting.
 
-    None of regressions.
+    Regressions have none.
     """
     competing = [row for row in scores if competes(row)]
     sure = [row for row in competing if row.get("calibration")]
@@ -35,9 +35,9 @@ def reliability_figures(scores: list[Facts]) -> list[Figure]:
 
 
 def time_ticks(times_s: list[float]) -> list[float]:
-    """Return round times around some given ones.
+    """Return round times that enclose the given ones, in seconds.
 
-    Powers of ten, with twice and five times them over a narrow range.
+    They are powers of ten, and over two decades or less also 2 and 5 times these.
 
     Example:
         >>> time_ticks([0.00003, 0.004]), time_ticks([0.03, 0.04])
@@ -53,7 +53,7 @@ def time_ticks(times_s: list[float]) -> list[float]:
 
 
 def _methods(scores: list[Facts]) -> list[str]:
-    """All methods in the order of the record."""
+    """Return the names of all methods, in the order of the record."""
     return list(dict.fromkeys(row["method"] for row in scores))
 
 
@@ -115,6 +115,6 @@ def _reliability_figure(setting: str, rows: list[Facts], methods: list[str]) -> 
         words.append(f"{row['method']} {error:.3f}")
     layout = plain_layout("how sure (confidence)", "how often right (accuracy)")
     for axis in ("xaxis", "yaxis"):
-        layout[axis] |= {"range": [0, 1.02]}
+        layout[axis] |= {"range": [-0.03, 1.03]}
     alt = f"Accuracy against confidence, {setting}; expected calibration error: {', '.join(words)}"
     return Figure(as_json(go.Figure(drawn, layout)), alt, "", 340, tuple(keys), setting)

@@ -1,4 +1,4 @@
-"""Maps of conditions: what the hypernetwork was told of each task, in the plane where it varies most."""
+"""Maps of conditions: the input of the hypernetwork for each task, on its principal plane."""
 
 import math
 from collections import Counter
@@ -21,11 +21,15 @@ from weightloom.report.figures import (
 )
 from weightloom.report.run import Facts, Run
 
+TASKS = ("task", "family", "")
+CLASSES = ("class of a task", "class", ", in every task")
+"""Words for the captions of maps: a mark, its group, and the end of the sentence."""
+
 
 def condition_maps(run: Run) -> list[Figure]:
-    """Plot conditions in the plane where they vary most.
+    """Plot conditions on their principal plane: one map by class, or one per hidden value.
 
-    One map by class, or one per value behind a task.
+    Runs with fewer than three conditions have none.
     """
     conditions = run.tensors.get("conditions")
     if conditions is None or len(conditions) < 3:
@@ -52,13 +56,13 @@ def condition_maps(run: Run) -> list[Figure]:
 def principal_plane(
     conditions: Float[Tensor, "count condition_dim"],
 ) -> tuple[Float[Tensor, "count 2"], Float[Tensor, " 2"]]:
-    """Project conditions on the two directions in which they vary most.
+    """Project conditions on their first two principal components.
 
-    The largest entry of each direction is made positive, so that the same conditions always give
-    the same map. What is not finite counts as zero.
+    The largest entry of each direction is made positive, so that equal conditions always give the
+    same map. NaN and infinity count as 0.
 
     Returns:
-        Places in the plane, and the share of the variance along each of its axes.
+        Places on the plane, and the share of the variance along each of its axes.
 
     Example:
         >>> places, shares = principal_plane(torch.tensor([[0.0, 0.0], [2.0, 0.0], [4.0, 0.0]]))
@@ -75,7 +79,7 @@ def principal_plane(
 
 
 def _class_map(places: Tensor, shares: Tensor, names: list[str], of_tasks: bool) -> Figure:
-    """Give the most frequent classes a colour and a sign each; the others share one in grey."""
+    """Plot a map by class: the most frequent ones have a colour each, all others are grey."""
     import plotly.graph_objects as go
 
     shown = sorted(name for name, _ in Counter(sorted(names)).most_common(len(COLOURS)))
@@ -88,17 +92,12 @@ def _class_map(places: Tensor, shares: Tensor, names: list[str], of_tasks: bool)
         points.append(_points(places[chosen], escape(name), colour, symbol))
         keys.append(Key(name, sign, colour))
     keys += [Key("other classes", "○", GREY)] if rest else []
-    each, what, which = (
-        ("task", "family", "task")
-        if of_tasks
-        else ("class of a task", "class", "class in one task")
-    )
+    each, group, end = TASKS if of_tasks else CLASSES
     return Figure(
         as_json(go.Figure(points, _map_layout(shares))),
-        f"Map of {len(names)} conditions, one per {each}, coloured by {what}",
-        f"Each mark is what the method was told of one {which}, so marks of one {what} that lie "
-        f"together, apart from others, mean that it was told which {what} it "
-        f"is{'' if of_tasks else ' whatever the task'}.",
+        f"Map of {len(names)} conditions, one per {each}, coloured by {group}",
+        f"Each mark is the condition of one {each}. If marks of one {group} lie together, apart "
+        f"from the others, the condition tells the {group}{end}.",
         400,
         tuple(keys),
     )
@@ -121,8 +120,8 @@ def _value_map(places: Tensor, shares: Tensor, values: Tensor, name: str) -> Fig
     return Figure(
         as_json(go.Figure([points], _map_layout(shares))),
         f"Map of {len(places)} conditions, one per task, coloured by {name}",
-        f"Each mark is what the method was told of one task, and its colour is the task's {name}: "
-        "colours that change smoothly across the map mean that the condition holds it.",
+        f"Each mark is the condition of one task, coloured by the task's {name}. If colours change "
+        f"smoothly across the map, the condition tells the {name}.",
         360,
     )
 

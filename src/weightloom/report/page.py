@@ -1,6 +1,7 @@
-"""The page itself: what a run holds so far, laid out for a reader."""
+"""The HTML page of a run: a run folder in, ``report.html`` out."""
 
 import json
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -8,32 +9,48 @@ from typing import Any
 
 from weightloom.errors import DataError, WeightloomError
 from weightloom.files import write_atomically
-from weightloom.report.figures import learning_curves
+from weightloom.report.drawing import draw_figure, draw_sign
+from weightloom.report.figures import BLUE, GREY, ORANGE, Key, learning_curves
 from weightloom.report.run import Facts, Run, read_run
-from weightloom.report.scores import cost_rows, headline, rows_by_setting, score_words
+from weightloom.report.scores import (
+    cost_rows,
+    has_times,
+    headline,
+    rows_by_setting,
+    score_heading,
+    table_caption,
+)
 from weightloom.report.section import Section, with_shared
 
 TEMPLATE = "templates/report.html.j2"
+SUBJECTS = ("data", "env")
+"""Options that name the subject of a run."""
+CURVE_KEYS = (
+    Key("truth", "―", GREY),
+    Key("predicted", "―", BLUE),
+    Key("support points", "●", ORANGE),
+)
+"""Legend of all `CurveRow` plots."""
 
 
 def build_report(run: Path, sections: Callable[[Run], list[Section]] | None = None) -> Path:
-    """Write ``report.html`` into a run folder, from whatever the folder holds so far.
+    """Write ``report.html`` into a run folder.
 
-    The page is complete in itself: scripts, styles and images are inside, and it forbids the
-    browser to fetch anything. It may be built while the run goes on, and again later; a page that
-    is there is replaced at once or not at all.
+    The page is one file, with styles, plots and images inside; it has no script, and its content
+    security policy keeps the browser from fetching anything. It may be built while the run is
+    training, and again later. An existing page is replaced atomically.
 
     Args:
-        run: A run folder. ``config.json`` must be there; without ``metrics.jsonl``,
+        run: A run folder. ``config.json`` must exist; without ``metrics.jsonl``,
             ``evaluation.safetensors`` or ``record.json`` the sections made from them are left out.
-        sections: What an application draws of its runs. Default: the sections that all applications
-            share.
+        sections: Returns the sections of a run. Default: the sections that all applications share.
 
     Returns:
-        Where the page is.
+        Path of the page.
 
     Raises:
-        DataError: If ``run`` is not a run folder, or one of its JSON files is damaged.
+        DataError: If ``run`` is not a run folder, one of its JSON files is damaged, or a figure
+            cannot be drawn.
         CheckpointError: If ``evaluation.safetensors`` is damaged, or the page could not be written.
     """
     page = Path(run) / "report.html"
@@ -42,7 +59,7 @@ def build_report(run: Path, sections: Callable[[Run], list[Section]] | None = No
         content = _render(held, (sections or with_shared)(held))
     except WeightloomError:
         raise
-    except Exception as error:  # of whatever a file holds that no run writes
+    except Exception as error:  # a file that no run writes
         raise DataError(
             f"The report of `{run}` could not be drawn ({type(error).__name__}: {error}). A file "
             "in it is not as a run writes it. Put back an earlier copy, or go on with the run by "
@@ -55,17 +72,21 @@ def build_report(run: Path, sections: Callable[[Run], list[Section]] | None = No
 def _render(run: Run, sections: list[Section]) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["anchor"] = _anchor
+    environment.globals |= {
+        "draw": lambda figure, width: Markup(draw_figure(figure, width)),
+        "draw_sign": lambda key: Markup(draw_sign(key)),
+    }
     template = environment.from_string((files("weightloom") / TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(_contents(run, sections), plotly_js=Markup(get_plotlyjs()))
+    return template.render(_contents(run, sections))
 
 
 def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
-    """Gather what the template names."""
+    """Return the variables of the template."""
     record = run.record
     scores = record.get("scores") or []
     learning = learning_curves(run)
@@ -73,11 +94,14 @@ def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
         "run": run,
         "title": _title(run.config),
         "headline": headline(run),
-        "score_name": score_words(scores[0]["name"]) if scores else "",
+        "score_heading": score_heading(scores),
+        "table_caption": table_caption(scores),
+        "timed": has_times(scores),
         "settings": rows_by_setting(scores),
         "learning": learning,
         "sections": sections,
-        "has_plots": bool(learning) or any(section.has_plots for section in sections),
+        "contents": _headings(run, sections),
+        "curve_keys": CURVE_KEYS,
         "options": {
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in run.config.items()
@@ -89,10 +113,33 @@ def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
     }
 
 
-def _title(config: Facts) -> str:
-    """Say what was run, as far as the options tell.
+def _headings(run: Run, sections: list[Section]) -> list[str]:
+    """Return the headings of the page, in its order."""
+    shown = {
+        **{section.heading: True for section in sections if section.leads},
+        "Results": bool(run.record.get("scores")),
+        "Learning curves": bool(run.training or run.validation),
+        **{section.heading: True for section in sections if not section.leads},
+        "Cost": bool(run.record.get("cost")),
+        "All options": True,
+    }
+    return [heading for heading, is_shown in shown.items() if is_shown]
 
-    The first of them is what it ran on, if that is a name.
+
+def _anchor(heading: str) -> str:
+    """Return the id of a section.
+
+    Example:
+        >>> _anchor("Confidence against accuracy")
+        'confidence-against-accuracy'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "section"
+
+
+def _title(config: Facts) -> str:
+    """Return the title of the page: method, subject, steps and seed, as far as the options tell.
+
+    The subject is the option ``data`` or ``env``, else the first option, if that is a name.
 
     Example:
         >>> _title({"data": "digits", "steps": 600, "seed": 0})
@@ -101,9 +148,10 @@ def _title(config: Facts) -> str:
         'maml, 600 steps'
     """
     method = str(config.get("method", "hypernetwork"))
-    what = "A hypernetwork" if method == "hypernetwork" else method
-    first, where = next(iter(config.items()), ("", None))
-    parts = [f"{what} on {where}" if isinstance(where, str) and first != "method" else what]
+    name = "A hypernetwork" if method == "hypernetwork" else method
+    option = next((name for name in SUBJECTS if name in config), next(iter(config), "method"))
+    subject = None if option == "method" else config[option]
+    parts = [f"{name} on {subject}" if isinstance(subject, str) else name]
     if isinstance(config.get("steps"), int):
         parts.append(f"{config['steps']:,} steps")
     if "seed" in config:
@@ -112,7 +160,7 @@ def _title(config: Facts) -> str:
 
 
 def _origin(record: Facts) -> str:
-    """Say which version wrote the record."""
+    """Return the version and commit that wrote the record."""
     version, commit = record.get("version"), record.get("commit")
     return (
         f"weightloom {version}{f', commit {commit[:12]}' if commit else ''}"

@@ -1,4 +1,4 @@
-"""Pictures: an image in, a PNG file or a data URI that holds it out."""
+"""Images: pixels in, a PNG file or a data URI out."""
 
 import struct
 import zlib
@@ -11,7 +11,7 @@ from torch import Tensor
 from weightloom.errors import ShapeError
 
 COLOUR_TYPES = {1: 0, 3: 2}
-"""Channels, and the number that the PNG format has for them."""
+"""Colour type of the PNG format, by number of channels."""
 
 
 def encode_png(pixels: UInt8[Tensor, "channels height width"]) -> bytes:
@@ -21,7 +21,7 @@ def encode_png(pixels: UInt8[Tensor, "channels height width"]) -> bytes:
         pixels: One channel (grey) or three (red, green, blue).
 
     Raises:
-        ShapeError: If there is another number of channels.
+        ShapeError: If the number of channels is neither 1 nor 3.
 
     Example:
         >>> encode_png(torch.zeros(1, 8, 8, dtype=torch.uint8))[1:4]
@@ -33,8 +33,8 @@ def encode_png(pixels: UInt8[Tensor, "channels height width"]) -> bytes:
     channels, height, width = pixels.shape
     if channels not in COLOUR_TYPES:
         raise ShapeError(
-            f"`pixels` has {channels} channels. A PNG image here is grey, of 1 channel, or "
-            "coloured, of 3. To look at other channels, pass their mean, `pixels.float().mean(0, "
+            f"`pixels` has {channels} channels. A PNG image here has 1 channel, grey, or 3, red, "
+            "green and blue. To see other channels, pass their mean, `pixels.float().mean(0, "
             "keepdim=True).byte()`."
         )
     rows = pixels.permute(1, 2, 0).reshape(height, width * channels)
@@ -50,9 +50,10 @@ def encode_png(pixels: UInt8[Tensor, "channels height width"]) -> bytes:
 
 
 def data_uri(image: Float[Tensor, "channels height width"]) -> str:
-    """Return an image with values in [0, 1] as an address that holds the picture itself.
+    """Return an image with values in [0, 1] as a data URI of a PNG file.
 
-    What lies outside [0, 1] is clipped; channels other than one or three are shown as their mean.
+    Values are clipped to [0, 1]. An image of neither one nor three channels is shown as the mean
+    over its channels.
     """
     shown = image if len(image) in COLOUR_TYPES else image.mean(0, keepdim=True)
     pixels = (shown.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)

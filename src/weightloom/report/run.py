@@ -1,4 +1,4 @@
-"""A run folder, read: its files in, one `Run` out."""
+"""Run folders: files in, one `Run` out."""
 
 import math
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from weightloom.runs.metrics import read_rows
 from weightloom.runs.record import RECORD, read_run_record
 
 Facts = dict[str, Any]
-"""What one JSON object holds."""
+"""A JSON object."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds so far; what is not there yet is empty."""
+    """Contents of a run folder; parts that are not written yet are empty."""
 
     name: str
-    """The folder's own name."""
+    """Name of the folder."""
     config: Facts
     """Every option, resolved."""
     training: list[Facts]
@@ -31,23 +31,22 @@ class Run:
     record: Facts
     """Scores and cost; empty until the run has ended."""
     tensors: dict[str, Tensor]
-    """A few evaluated tasks, what was predicted for them, and conditions."""
+    """A few evaluated tasks, their predictions, and conditions."""
     facts: Facts
-    """Names that go with the tensors, and words of the page: ``better``, ``higher`` or ``lower``;
-    ``unseen``, as in "with classes never seen in training"; ``left_out``, why a section is empty,
-    by its name."""
+    """Names for the tensors, and words of the page: ``better``, ``higher`` or ``lower``;
+    ``unseen``, as in "with classes never seen in training"; ``left_out``, the reason for each empty
+    section, by its name."""
 
 
 def read_run(folder: Path) -> Run:
     """Read a run folder, finished or not.
 
     Args:
-        folder: Must hold ``config.json``; every other file may be absent. Where a resumed run
-            logged a step twice, the later row counts; a line of ``metrics.jsonl`` that is torn is
-            passed over.
+        folder: Must hold ``config.json``; all other files are optional. If a resumed run logged a
+            step twice, the later row counts; an incomplete line of ``metrics.jsonl`` is skipped.
 
     Raises:
-        DataError: If ``folder`` is not a run, or one of its JSON files is damaged.
+        DataError: If ``folder`` is not a run folder, or one of its JSON files is damaged.
         CheckpointError: If ``evaluation.safetensors`` is damaged.
     """
     config, rows = read_options(folder), read_rows(folder)
@@ -65,7 +64,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_record(folder: Path) -> Facts:
-    """Read a record; a score that a failed method does not have, null there, is NaN."""
+    """Read a record; scores of failed methods, null in the file, become NaN."""
     record: Facts = {**read_run_record(folder)}
     for score in record["scores"]:
         score |= {key: _number(score[key]) for key in ("mean", "ci95") if key in score}
@@ -78,5 +77,5 @@ def _last_of_each_step(rows: list[Facts], key: str) -> list[Facts]:
 
 
 def _number(value: Any) -> float:
-    """Read a logged number; what is logged where JSON has no word for it, null or a name, is NaN."""
+    """Return a logged number as a float; null and strings, which stand for no number, are NaN."""
     return float(value) if isinstance(value, int | float) else math.nan

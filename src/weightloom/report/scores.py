@@ -1,4 +1,4 @@
-"""Scores in words: a run's record in, the results table and the sentence above it out."""
+"""Scores in words: a run's record in, the results table and the headline out."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,9 +9,9 @@ from weightloom.runs.words import best_of, by_setting, overlap, score_text, time
 
 OURS = "hypernetwork"
 UNSEEN = "never seen in training"
-"""What the tasks of the table are, unless a run's facts say more of it as ``unseen``."""
+"""Description of the test tasks, unless the run's facts have one as ``unseen``."""
 SCORE_WORDS = {"mse": "mean squared error"}
-"""Scores that go by another name in a sentence."""
+"""Names of scores in a sentence, if they differ."""
 
 
 class TableRow(NamedTuple):
@@ -24,33 +24,60 @@ class TableRow(NamedTuple):
     adapt_time: str
     tasks: str
     best: bool
-    """True if its interval overlaps that of the best method of the setting."""
+    """True if its interval overlaps that of the best of several methods of the setting."""
 
 
 def rows_by_setting(scores: list[Facts]) -> dict[str, list[TableRow]]:
-    """Return the rows of the results table, settings and methods in the order of the record."""
+    """Return the rows of the results table by setting, in the order of the record."""
     return {
-        setting: [_row(score, best_of(group)) for score in group]
+        setting: [_row(score, best_of(group), _is_contested(group)) for score in group]
         for setting, group in by_setting(scores).items()
     }
 
 
 def headline(run: Run) -> str:
-    """Return the result in one sentence, or how far the run has come where there is none yet."""
+    """Return the result in one or two sentences, or the progress of a run without a result."""
     scores = run.record.get("scores") or []
     if not scores:
         return _progress(run)
     groups, method = list(by_setting(scores).values()), str(run.config.get("method", OURS))
     sentence = _compare(groups[0], method, run.facts.get("unseen", UNSEEN))
-    if len(groups) > 1:
-        level = sum(overlap(_ours(group, method), best_of(group)) for group in groups)
-        called = _called(_ours(groups[0], method))
-        sentence += f" {called[0].upper()}{called[1:]} is best, or level with the best, in {level} of {len(groups)} settings."
+    contested = [group for group in groups if _rivals(group, method)]
+    if len(contested) > 1:
+        level = sum(overlap(_ours(group, method), best_of(group)) for group in contested)
+        sentence += (
+            f" {_capital(_called(_ours(groups[0], method)))} is best, or level with the best, in "
+            f"{level} of {len(contested)} settings."
+        )
     return sentence
 
 
+def table_caption(scores: list[Facts]) -> str:
+    """Return the caption of the results table: the meaning of bold rows and times, if any."""
+    compared = any(_is_contested(group) for group in by_setting(scores).values())
+    parts = [
+        "Bold rows are the best of their setting and those whose 95 % interval overlaps the best "
+        "one's."
+        if compared
+        else "",
+        "The time to adapt is that for one new task." if has_times(scores) else "",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def has_times(scores: list[Facts]) -> bool:
+    """Return True if the time to adapt was measured for any row."""
+    return any(time_text(score.get("adapt_time_s")) for score in scores)
+
+
+def score_heading(scores: list[Facts]) -> str:
+    """Return the heading of the score column; "± 95 %" is in it if any row has an interval."""
+    name = score_words(scores[0]["name"]) if scores else ""
+    return _capital(name) + (" ± 95 %" if any(has_interval(score) for score in scores) else "")
+
+
 def score_words(name: str) -> str:
-    """Write the name of a score as it stands in a sentence.
+    """Return the name of a score in a sentence.
 
     Example:
         >>> score_words("mse"), score_words("macro_recall")
@@ -60,7 +87,7 @@ def score_words(name: str) -> str:
 
 
 def cost_rows(cost: Facts) -> list[tuple[str, str]]:
-    """Name each cost in words; what was not measured is left out."""
+    """Return name and value of each cost in words; costs not measured are left out."""
     memory = cost.get("peak_memory_bytes")
     rows = [
         ("Wall time", time_text(cost.get("wall_time_s"))),
@@ -71,7 +98,7 @@ def cost_rows(cost: Facts) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def _row(score: Facts, best: Facts) -> TableRow:
+def _row(score: Facts, best: Facts, contested: bool) -> TableRow:
     also: dict[str, Any] = score.get("also") or {}
     return TableRow(
         method=label(score),
@@ -80,27 +107,50 @@ def _row(score: Facts, best: Facts) -> TableRow:
         f1=score_text(also["f1"]) if "f1" in also else "",
         adapt_time=time_text(score.get("adapt_time_s")),
         tasks=f"{score['tasks']:,}",
-        best=competes(score) and overlap(score, best),
+        best=contested and competes(score) and overlap(score, best),
     )
 
 
 def _compare(scores: list[Facts], method: str, unseen: str) -> str:
-    """Hold our score against the best other one of a setting, and say so where the other is better."""
-    ours = _ours(scores, method)
+    """Return a sentence that compares our score with the best other method of a setting."""
+    ours, rivals = _ours(scores, method), _rivals(scores, method)
+    rival = best_of(rivals) if rivals else None
+    if math.isnan(ours["mean"]):
+        other = f"; {rival['method']} reached {score_text(rival)}" if rival else ""
+        return f"{_capital(_called(ours))} failed and has no score{other}."
     reached = (
-        f"On {ours['tasks']:,} tasks ({ours['setting']}) {unseen}, "
-        f"{_called(ours)} reached {score_text(ours)} {score_words(ours['name'])}"
+        f"On {ours['tasks']:,} task{'' if ours['tasks'] == 1 else 's'} ({ours['setting']}) "
+        f"{unseen}, {_called(ours)} reached {score_text(ours)} {score_words(ours['name'])}"
     )
-    others = [score for score in scores if score is not ours and competes(score)]
-    rivals = [score for score in others if not math.isnan(score["mean"])]
-    if not rivals:
+    if rival is None:
         return f"{reached}."
-    rival = best_of(rivals)
     level = overlap(ours, rival)
+    score = f"{rival['method']} {score_text(rival)}"
     if best_of([ours, rival]) is ours:
-        return f"{reached} ({rival['method']} {score_text(rival)}{'; the intervals overlap' if level else ''})."
+        return f"{reached} ({score}{'; the intervals overlap' if level else ''})."
     though = ", though the intervals overlap" if level else ""
     return f"{reached}; {rival['method']} did better, {score_text(rival)}{though}."
+
+
+def _rivals(scores: list[Facts], method: str) -> list[Facts]:
+    """Return the scores of all other methods of a setting, without failed ones."""
+    ours = _ours(scores, method)
+    others = [score for score in scores if score is not ours and competes(score)]
+    return [score for score in others if not math.isnan(score["mean"])]
+
+
+def _is_contested(scores: list[Facts]) -> bool:
+    """Return True if several methods compete in a setting."""
+    return sum(competes(score) for score in scores) > 1
+
+
+def has_interval(score: Facts) -> bool:
+    """Return True if a score has a finite 95 % interval."""
+    return math.isfinite(score.get("ci95") or math.nan)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _ours(scores: list[Facts], method: str) -> Facts:
@@ -116,7 +166,7 @@ def _called(score: Facts) -> str:
 
 
 def _progress(run: Run) -> str:
-    """Say how far a run without a record has come."""
+    """Return the progress of a run without a record, in words."""
     rows = run.training or run.validation
     if not rows:
         return "This run has not logged a step yet."
@@ -126,5 +176,8 @@ def _progress(run: Run) -> str:
     if run.validation:
         last = run.validation[-1]
         name = score_words(last.get("score_name", "score"))
-        sentence += f" The last validation {name} is {last['validation_score']:.3f}, at step {last['step']:,}."
+        sentence += (
+            f" The last validation {name} is {last['validation_score']:.3f}, at step "
+            f"{last['step']:,}."
+        )
     return sentence

@@ -1,7 +1,7 @@
-"""Sections: what the page draws below and above its table, each under a sentence that explains it.
+"""Sections of the page, each with a heading, an explanation, and figures or pictures.
 
-An application makes sections of its own from a `Run`, of figures, strips, curves and pictures;
-`with_shared` puts those behind them that the runs of every application may have.
+An application makes its own sections from a `Run`, of figures, strips, curves and pictures.
+`with_shared` appends the sections that runs of all applications can have.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,91 +12,87 @@ from weightloom.report.compare import reliability_figures, time_figures
 from weightloom.report.figures import Figure, lower_is_better
 from weightloom.report.maps import condition_maps
 from weightloom.report.run import Run
+from weightloom.report.scores import has_interval
 
 
 class Query(NamedTuple):
-    """One query point and what was said of it."""
+    """One query point and its prediction."""
 
     uri: str
-    """Empty where it is no picture."""
+    """Image as a data URI; empty if the point is no image."""
     truth: str
+    """Name of its class."""
     predicted: str
     confidence: str
     right: bool
     text: str = ""
-    """What it says, where it is no picture."""
+    """Text of the point, if it is a sentence."""
 
 
 class Strip(NamedTuple):
-    """One task: what it was adapted on, by class, and what was then predicted."""
+    """One classification task: its support set by class, and predictions of its query set."""
 
     title: str
     support: list[tuple[str, list[str]]]
-    """Each class by its name, and its images as data URIs; two classes may go by the same name."""
+    """Name and images, as data URIs, of each class; two classes may have the same name."""
     sentences: list[tuple[str, list[str]]]
-    """The same, with what its examples say where they are no pictures."""
+    """Name and texts of each class, if the examples are sentences; else empty."""
     queries: list[Query]
     score: str
-    """How many of all queries were right, and which of them are shown, in words."""
+    """Number of right queries, and the selection shown, in words."""
 
 
 class Pictures(NamedTuple):
-    """Pictures in a row, with a word below each."""
+    """A row of pictures with a caption below each."""
 
     title: str
     images: list[tuple[str, str]]
-    """Words, and the image as a data URI."""
+    """Caption, and image as a data URI."""
 
 
 class CurveRow(NamedTuple):
-    """One task, its curve predicted from more and more points."""
+    """One regression task: its curve predicted from more and more points."""
 
     title: str
     panels: list[tuple[str, Figure]]
-    """A heading and a plot for each number of points."""
+    """Heading and plot for each number of points."""
 
 
 class Section(NamedTuple):
-    """One section of the page: a heading, a sentence, and what is drawn."""
+    """One section of the page."""
 
     heading: str
     explanation: str
+    """Sentence below the heading; empty for none."""
     figures: Sequence[Figure] = ()
     rows: Sequence[list[Figure]] = ()
-    """Small figures side by side."""
+    """Rows of small figures, side by side."""
     strips: Sequence[Strip] = ()
     curves: Sequence[CurveRow] = ()
     pictures: Sequence[Pictures] = ()
     message: str = ""
-    """Why nothing is drawn."""
+    """Reason for an empty section, shown in place of figures."""
     leads: bool = False
-    """It stands above the table: what a person should see first."""
+    """Place the section above the results table."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to draw."""
+        """True if the section has no figures and no pictures."""
         return not (self.figures or self.rows or self.strips or self.curves or self.pictures)
-
-    @property
-    def has_plots(self) -> bool:
-        """Whether plotly is needed."""
-        return bool(self.figures or self.rows or self.curves)
 
 
 def with_shared(
     run: Run, own: Mapping[str, Section] | None = None, reasons: Mapping[str, str] | None = None
 ) -> list[Section]:
-    """Return an application's own sections, then those that it shares with all others.
+    """Return an application's own sections, then those shared by all applications.
 
-    A section with nothing to draw gives the reason for it in a sentence; without a reason it is
-    left out.
+    An empty section shows the reason, if there is one, and is left out otherwise.
 
     Args:
         run: The run.
         own: The application's own sections by name, in the order of the page.
-        reasons: Sentences by the name of a section, beside those that the run holds as
-            ``left_out``. The names of the shared ones are ``time``, ``calibration``, ``changes``
-            and ``map``.
+        reasons: Reasons for empty sections by name, in addition to the run's ``left_out`` facts.
+            The shared sections are ``time``, ``calibration``, ``changes`` and ``map``.
     """
     shared = {
         "time": time_section(run),
@@ -115,42 +111,41 @@ def with_shared(
 
 
 def time_section(run: Run) -> Section:
-    """Return the score of every method against its time to adapt."""
+    """Return the section that plots the score of every method against its time to adapt."""
+    scores = run.record.get("scores") or []
     better = "down" if lower_is_better(run) else "up"
+    bars = ", with its 95 % interval" if any(map(has_interval, scores)) else ""
     explanation = (
-        f"Further to the left is quicker, and further {better} is better: what it takes a method "
-        "to adapt to one new task on the logarithmic axis, and what it then scores, with 95 % "
-        "intervals."
+        f"Further to the left is quicker, and further {better} is better: the time of a method to "
+        f"adapt to one new task, on a logarithmic axis, and its score afterwards{bars}."
     )
-    return Section(
-        "Time to adapt against score", explanation, time_figures(run.record.get("scores") or [])
-    )
+    return Section("Time to adapt against score", explanation, time_figures(scores))
 
 
 def calibration_section(run: Run) -> Section:
-    """Return how often methods are right against how sure they are."""
+    """Return the section of reliability diagrams: accuracy against confidence."""
     explanation = (
-        "On the grey line a method is right as often as it says; below it, it is too sure of "
-        "itself. Larger marks stand for more query points, and the number beside each method is "
-        "its expected calibration error, the mean distance from the line."
+        "On the grey line a method is right as often as it predicts; below the line it is "
+        "overconfident. Larger marks stand for more query points. The number next to each method "
+        "is its expected calibration error, the mean distance from the line."
     )
     return Section(
-        "How sure, and how often right",
+        "Confidence against accuracy",
         explanation,
         reliability_figures(run.record.get("scores") or []),
     )
 
 
 def changes_section(run: Run) -> Section:
-    """Return what changed in the base network for two tasks, layer by layer."""
+    """Return the section on changes of the base network for two tasks, layer by layer."""
     explanation = (
-        "How far the parameters made for two tasks are from the base network's own, and from each "
-        f"other, layer by layer: {task_titles(run)}."
+        "Distance of the parameters generated for two tasks from the base network's own, and from "
+        f"each other, layer by layer: {task_titles(run)}."
     )
-    return Section("What changed in each layer", explanation, change_bars(run), change_maps(run))
+    return Section("Change of each layer", explanation, change_bars(run), change_maps(run))
 
 
 def map_section(run: Run) -> Section:
-    """Return maps of conditions."""
-    explanation = "The condition of a task, before parameters are made of it."
-    return Section("What the method is told", explanation, condition_maps(run))
+    """Return the section with maps of conditions."""
+    explanation = "Conditions of tasks, the input of the hypernetwork, on their principal plane."
+    return Section("Map of conditions", explanation, condition_maps(run))

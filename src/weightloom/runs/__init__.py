@@ -1,6 +1,6 @@
-"""Runs: the folder of a run, and all that every run writes, reads and prints.
+"""Runs: the folder of a run, its files, and the output on the terminal.
 
 In:   options, rows, scores, signals.
-Out:  files of a run's folder, a progress bar, a table.
+Out:  files in the folder of a run, a progress bar, a table.
 Knows nothing of any application.
 """

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: tied to its options and its method, and whole or refused.
+"""Checkpoints of a run, tied to its options and its method; damaged ones are refused.
 
-In:   tensors and facts, the identity of the method that is trained.
-Out:  a file, and the same from it; an optimiser's state, and an optimiser that goes on from it.
-Knows nothing of how a model is trained.
+In:   tensors and facts, the identity of the trained method, optimisers.
+Out:  a file, its tensors and facts read back, and optimisers with their state restored.
+Knows nothing of training.
 """
 
 from collections.abc import Mapping
@@ -19,29 +19,31 @@ from weightloom.files import load_tensors, save_tensors
 def write_checkpoint(
     path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], identity: str
 ) -> None:
-    """Write a checkpoint that knows what it holds, and whose it is.
+    """Write a checkpoint with the names of its tensors and the identity of its run.
 
     Args:
-        path: Where.
-        tensors: By name.
-        facts: Anything that JSON can hold.
-        identity: Digest of the run and name of the method; empty fits all.
+        path: The file.
+        tensors: Tensors by name.
+        facts: Further values, of types that JSON has.
+        identity: Digest of the run and name of the method; a checkpoint with an empty one is
+            refused wherever an identity is required.
 
     Raises:
-        CheckpointError: If it cannot be written.
+        CheckpointError: If the file cannot be written.
     """
     save_tensors(path, tensors, {**facts, "identity": identity, "holds": sorted(tensors)})
 
 
 def read_checkpoint(path: Path, identity: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_checkpoint` wrote.
+    """Read a checkpoint that `write_checkpoint` wrote; return tensors and facts.
 
     Args:
         path: The file.
-        identity: Who reads it; empty reads all.
+        identity: Identity that the checkpoint must have; empty accepts any.
 
     Raises:
-        CheckpointError: If it is damaged, lacks a part, or is of another run or method, or of none.
+        CheckpointError: If the file is damaged, lacks a tensor, has an unexpected one, or has
+            another identity or none.
     """
     tensors, facts = load_tensors(path)
     wrote = facts.get("identity", "")
@@ -57,24 +59,24 @@ def read_checkpoint(path: Path, identity: str = "") -> tuple[dict[str, Tensor], 
         )
     odd = sorted({*facts.get("holds", [])} ^ tensors.keys())
     if odd or not isinstance(facts.get("step", 0), int):
-        what = (
+        fault = (
             f"{', '.join(odd[:3])} is missing or was added"
             if odd
             else f"its step is {facts['step']!r}"
         )
         raise CheckpointError(
-            f"`{path}` does not hold what a checkpoint of its kind was written with ({what}). A "
-            "training that went on from it would give other numbers. Use an earlier checkpoint, or "
-            "start the run again."
+            f"`{path}` does not hold the tensors that it was written with ({fault}). A training "
+            "that went on from it would give other numbers. Use an earlier checkpoint, or start "
+            "the run again."
         )
     return tensors, facts
 
 
 def state_of(optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return the state of optimisers for a checkpoint, as ``PLACE/NUMBER/KEY``.
+    """Return the state of optimisers as tensors for a checkpoint, named ``PLACE/NUMBER/KEY``.
 
     Args:
-        optimisers: By their place in the checkpoint.
+        optimisers: Optimisers by their place in the checkpoint.
     """
     return {
         f"{place}/{number}/{key}": torch.as_tensor(value)
@@ -87,37 +89,48 @@ def state_of(optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tenso
 def restore_state(
     path: Path, tensors: Mapping[str, Tensor], optimisers: Mapping[str, torch.optim.Optimizer]
 ) -> None:
-    """Let optimisers go on from the state in a checkpoint.
+    """Load the state of optimisers from a checkpoint.
 
     Args:
         path: The checkpoint, for the message.
-        tensors: All that it holds.
-        optimisers: By their place in the checkpoint.
+        tensors: All tensors of the checkpoint.
+        optimisers: Optimisers by their place in the checkpoint.
 
     Raises:
-        CheckpointError: If the state is not that of what an optimiser moves, or is of another shape
+        CheckpointError: If the state does not fit the parameters of an optimiser in number, shape
             or dtype.
     """
     for place, optimiser in optimisers.items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            its, _, key = name.rpartition("/")
-            its, _, number = its.rpartition("/")
-            if its == place:
-                state.setdefault(int(number), {})[key] = value
-        moved = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-        keys = {frozenset(own) for own in state.values()}
-        if len(keys) > 1 or not all(
-            number < len(moved)
-            and all(_fits(key, value, moved[number]) for key, value in own.items())
-            for number, own in state.items()
-        ):
+        state = _state_at(place, tensors)
+        if not _fits_optimiser(state, optimiser):
             raise CheckpointError(
                 f"`{path}` was written by a run whose optimiser `{place}` moved other parameters, "
                 "or in another precision. The state of an optimiser is that of each number that "
                 "moves. Use the options that the run began with, or another folder."
             )
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def _state_at(place: str, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Return the state of one optimiser, by number of the parameter and key."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        its, _, key = name.rpartition("/")
+        its, _, number = its.rpartition("/")
+        if its == place:
+            state.setdefault(int(number), {})[key] = value
+    return state
+
+
+def _fits_optimiser(state: dict[int, dict[str, Tensor]], optimiser: torch.optim.Optimizer) -> bool:
+    """Return True if all states have the same keys and each fits its parameter."""
+    moved = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    if len({frozenset(own) for own in state.values()}) > 1:
+        return False
+    return all(
+        number < len(moved) and all(_fits(key, value, moved[number]) for key, value in own.items())
+        for number, own in state.items()
+    )
 
 
 def _fits(key: str, value: Tensor, parameter: Tensor) -> bool:
@@ -129,12 +142,12 @@ def _fits(key: str, value: Tensor, parameter: Tensor) -> bool:
 
 
 def check_fits(path: Path, own: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
-    """Raise a `CheckpointError` unless a checkpoint has all tensors of a model, in their shapes and dtypes.
+    """Raise a `CheckpointError` unless a checkpoint fits a model in names, shapes and dtypes.
 
     Args:
         path: The checkpoint, for the message.
-        own: Those of the model.
-        kept: Those of the checkpoint.
+        own: Tensors of the model.
+        kept: Tensors of the checkpoint.
     """
     odd = sorted(own.keys() ^ kept.keys()) or [
         f"{name} ({tuple(kept[name].shape)}, {kept[name].dtype}, not {tuple(value.shape)}, "

@@ -1,10 +1,8 @@
-"""The folder of a run: options are written once, before anything else.
-
-One process at a time writes there.
+"""The folder of a run: its options are written first, and one process at a time writes there.
 
 In:   a folder, the application's name and the config of a run.
-Out:  ``run.json`` and ``config.json`` in it, or the config that it holds.
-Knows nothing of what is run.
+Out:  ``run.json`` and ``config.json`` in the folder, or the config read from it.
+Knows nothing of any application.
 """
 
 import hashlib
@@ -24,13 +22,13 @@ from weightloom.runs.options import RunOptions
 from weightloom.runs.schema import json_text, read_json, read_object
 
 FORMAT = 1
-"""Version of the layout of a run's folder, and of the files in it that have none of their own."""
+"""Version of the layout of a run's folder, and of its files without a version number."""
 RUN, CONFIG = "run.json", "config.json"
 TEMPORARY_FILE = re.compile(r"\..+\.[0-9]+\.tmp")
-"""Names of files that are being written; see `weightloom.files.write_atomically`."""
+"""Names of unfinished files; see `weightloom.files.write_atomically`."""
 
 SEVERAL = ("seeds", "folds", "sweep")
-"""Facts of a run of several."""
+"""Fields of `RunFile` that a run over several seeds, folds or options has."""
 
 Config = TypeVar("Config", bound=RunOptions)
 
@@ -42,17 +40,17 @@ class RunFile:
     app: str
     """The application that made the run, as in ``"fewshot"``."""
     identity: str
-    """Digest of application and options, which checkpoints and the record carry too."""
+    """Digest of application and options; checkpoints and the record hold it too."""
     seeds: tuple[int, ...] = ()
-    """Of a run over several seeds, which lie in folders of their own."""
+    """Seeds of a run over several; each has a folder in this one."""
     folds: tuple[int, ...] = ()
-    """Of a run over several folds of the data, likewise."""
+    """Folds of a run over several folds of the data; each has a folder in this one."""
     sweep: tuple[str, ...] = ()
-    """Options that are tried beforehand on validation tasks."""
+    """Options tried on validation tasks before the run."""
 
 
 def identity_of(app: str, config: RunOptions) -> str:
-    """Return the digest that ties a checkpoint, a config and a record to one run.
+    """Return the digest of a run, which its checkpoints, config and record share.
 
     Example:
         >>> len(identity_of("fewshot", RunOptions(seed=1)))
@@ -66,15 +64,13 @@ def read_run_file(run: Path) -> RunFile:
     """Read ``run.json``.
 
     Raises:
-        DataError: If the folder holds no run, or one of another version.
+        DataError: If the folder holds no run, or a run of another version.
     """
     return read_json(run / RUN, RunFile, FORMAT, "Every run writes it before its first step.")
 
 
 def read_options(run: Path) -> dict[str, Any]:
-    """Read ``config.json``, whose options `read_config` checks.
-
-    Its version is that of ``run.json``.
+    """Read the options in ``config.json``, unchecked; `read_config` checks them too.
 
     Raises:
         DataError: If the folder holds no run, or the file is damaged.
@@ -83,38 +79,38 @@ def read_options(run: Path) -> dict[str, Any]:
 
 
 def read_config(run: Path, kind: type[Config], app: str) -> Config:
-    """Read the config of a run, every option checked.
+    """Read the config of a run and check every option.
 
     Args:
         run: The run's folder.
         kind: Class of the config.
-        app: The application that asks; a run of another one is refused by name.
+        app: Name of the application that reads it.
 
     Raises:
-        DataError: If the folder holds no run, or its config is not the one that the run began with.
-        ConfigError: If it holds a run of another application, or an option does not fit.
+        DataError: If the folder holds no run, or its config was changed after the run began.
+        ConfigError: If the run is of another application, or an option does not fit.
     """
     about = read_run_file(run)
     if about.app != app:
         raise ConfigError(
             f"`{run}` is a run of `weightloom {about.app}`, and `weightloom {app}` was asked to "
-            f"read it. Each reads its own. Type `weightloom {about.app}`, or pass a run of "
+            f"read it. Each reads its own runs. Type `weightloom {about.app}`, or pass a run of "
             f"`weightloom {app}`."
         )
     config = kind.from_dict(read_options(run))
     if identity_of(app, config) != about.identity:
         raise DataError(
             f"`{run / 'config.json'}` was changed after the run began: it does not match the "
-            "digest in `run.json`. Checkpoints and scores are of other options. Put back the "
-            "config as it was, or start another run."
+            "digest in `run.json`. Its checkpoints and scores are those of other options. Put back "
+            "the original config, or start another run."
         )
     return config
 
 
 def is_begun(run: Path) -> bool:
-    """Say whether a folder holds a run.
+    """Return True if a folder holds a run.
 
-    One killed while its first files were written has left none.
+    A run killed while its first files were written does not count.
     """
     try:
         return isinstance(texts.read_json(run / RUN), dict)
@@ -132,30 +128,27 @@ def held_folder(
     folds: tuple[int, ...] = (),
     sweep: tuple[str, ...] = (),
 ) -> Iterator[str]:
-    """Make the run's folder and write its options, or check that a run can go on there.
+    """Lock the folder of a run; make it and write the options, or check them on a resume.
 
-    Hold it against all others.
-
-    The lock is on ``run.json`` and ends with the process, however that ends. A folder whose run was
-    killed before its options were written is as good as empty. Temporary files of killed processes
-    are removed.
+    The lock is on ``run.json`` and ends with the process. A folder whose run was killed before its
+    options were written counts as empty. Temporary files of killed processes are removed.
 
     Args:
         run: The folder.
         app: The application's name.
         config: Resolved options.
-        resume: Whether a run shall go on.
-        seeds: Of a run over several seeds.
-        folds: Of a run over several folds.
-        sweep: Options that are tried beforehand.
+        resume: Resume the run in the folder.
+        seeds: Seeds, if the run is over several.
+        folds: Folds, if the run is over several.
+        sweep: Options tried on validation tasks before the run.
 
     Yields:
         The run's identity.
 
     Raises:
-        ConfigError: If the folder holds something already, a run of another config that shall go
-            on, or one that another process is writing.
-        DataError: If a run shall go on and the folder holds none.
+        ConfigError: If a new run's folder is not empty, a resumed run has another config, or
+            another process holds the folder.
+        DataError: If a run is to be resumed and the folder holds none.
         CheckpointError: If the folder cannot be written to.
     """
     from weightloom.files import make_folder
@@ -169,7 +162,7 @@ def held_folder(
     with _locked(run, app) as file:
         _remove_temporary(run)
         if not resume:
-            _check_free(run, app)  # another may have been quicker
+            _check_free(run, app)  # another process may have been quicker
             _write_start(run, file, config, RunFile(app, identity, seeds, folds, sweep))
         yield identity
 
@@ -177,16 +170,15 @@ def held_folder(
 def _check_resumed(run: Path, app: str, config: RunOptions) -> None:
     if (run / RUN).is_file() and not is_begun(run) and _holds_start_alone(run):
         raise DataError(
-            f"`{run}` holds no run: it was killed while its options were written. Nothing was "
-            f"trained yet. Type `weightloom {app} --run {run}` with the options again."
+            f"`{run}` holds no run: it was killed while its options were written, before any "
+            f"training. Type `weightloom {app} --run {run}` with the options again."
         )
     saved, asked = read_config(run, type(config), app).to_dict(), config.to_dict()
     odd = [name for name, value in asked.items() if saved[name] != value]
     if odd:
         raise ConfigError(
             f"`--resume {run}` with another config: {odd[0]} is {saved[odd[0]]} there, "
-            f"{asked[odd[0]]} was asked "
-            "for. A run goes on as it began, or its numbers mean nothing. "
+            f"{asked[odd[0]]} was asked for. A run goes on with the options that it began with. "
             f"Type `weightloom {app} --resume {run}` alone, or start another run."
         )
 
@@ -200,14 +192,14 @@ def _check_free(run: Path, app: str) -> None:
 
 
 def _holds_start_alone(run: Path) -> bool:
-    """Say whether a folder holds the first files of a run and nothing else."""
+    """Return True if a folder holds the first files of a run, and only these."""
     names = {path.name for path in run.iterdir() if not TEMPORARY_FILE.fullmatch(path.name)}
     return RUN in names and names <= {RUN, CONFIG}
 
 
 @contextmanager
 def _locked(run: Path, app: str) -> Iterator[int]:
-    """Open and lock ``run.json``, made empty where it is missing."""
+    """Open and lock ``run.json``; make it empty if it is missing."""
     path = run / RUN
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
@@ -220,10 +212,9 @@ def _locked(run: Path, app: str) -> Iterator[int]:
             raise _not_held(path, error) from error
         if not taken:
             raise ConfigError(
-                f"`{run}` is in use: another process trains there at this moment. Two would write "
-                f"over each other's rows and checkpoints. Wait for it, then type `weightloom {app} "
-                f"--resume {run}`, or pass another "
-                "`--run`."
+                f"`{run}` is in use: another process is training there. Two would overwrite each "
+                f"other's rows and checkpoints. Wait for it, then type `weightloom {app} "
+                f"--resume {run}`, or pass another `--run`."
             )
         yield file
     finally:
@@ -238,9 +229,9 @@ def _not_held(path: Path, error: OSError) -> CheckpointError:
 
 
 def _write_start(run: Path, file: int, config: RunOptions, about: RunFile) -> None:
-    """Write the options, then ``run.json`` in its place, for the lock is on it.
+    """Write ``config.json``, then ``run.json`` in place, because the lock is on that file.
 
-    A folder is begun once it is whole.
+    The folder holds a run once ``run.json`` is complete.
     """
     from weightloom.files import not_written, write_atomically
 
@@ -259,10 +250,7 @@ def _write_start(run: Path, file: int, config: RunOptions, about: RunFile) -> No
 
 
 def _remove_temporary(run: Path) -> None:
-    """Remove what killed processes left half written.
-
-    Runs of their own further down are left to themselves.
-    """
+    """Remove temporary files of killed processes, except in the folders of other runs."""
     for folder, below, names in os.walk(run):
         below[:] = [name for name in below if not (Path(folder) / name / RUN).exists()]
         for name in names:

@@ -1,8 +1,7 @@
-"""Metrics of a run: a row per logged step, one JSON object a line.
+"""Metrics of a run: one row per logged step, one JSON object per line.
 
 In:   rows, a folder.
-Out:  ``metrics.jsonl``, and the rows in it.
-Knows nothing of what is logged.
+Out:  ``metrics.jsonl``, and its rows.
 """
 
 import json
@@ -15,28 +14,29 @@ from weightloom.errors import CheckpointError
 from weightloom.files import write_atomically
 
 Row = dict[str, Any]
+"""Metrics by name; ``step`` is always one of them."""
 NAME = "metrics.jsonl"
 
 
 def read_rows(run: Path) -> list[Row]:
-    """Read the rows of a run; a line that is torn or damaged is passed over."""
+    """Read the rows of a run; incomplete and damaged lines are skipped."""
     return _read(run)[0]
 
 
 def rows_up_to(run: Path, step: int) -> list[Row]:
-    """Read the rows that a resumed run keeps, and warn of damaged lines.
+    """Read the rows that a resumed run keeps, those up to a step.
 
-    The last one of a killed run may be torn.
+    Warns of damaged lines, except an incomplete last one, which a killed run may leave.
 
     Args:
         run: The folder.
-        step: That of the checkpoint.
+        step: Step of the checkpoint.
     """
     rows, damaged = _read(run)
     if damaged:
         warnings.warn(
             f"`{run / NAME}` holds {damaged} damaged line{'s' * (damaged > 1)}. The {len(rows)} "
-            "rows around are kept, and the run goes on; its curves lack what stood there. Put back "
+            "other rows are kept, and the run goes on; its curves lack the damaged ones. Put back "
             "a copy of the file before you resume, or leave it.",
             stacklevel=2,
         )
@@ -44,7 +44,7 @@ def rows_up_to(run: Path, step: int) -> list[Row]:
 
 
 def _read(run: Path) -> tuple[list[Row], int]:
-    """Return the rows and the number of damaged lines, without a last one that was not written to its end."""
+    """Return the rows and the number of damaged lines; an incomplete last line is not counted."""
     path, rows, damaged = run / NAME, [], 0
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines(keepends=True):
@@ -55,26 +55,26 @@ def _read(run: Path) -> tuple[list[Row], int]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
         else:
-            damaged += line.endswith("\n")  # a live run is writing the others, or a killed one was
+            damaged += line.endswith("\n")  # the others are still being written, or never were
     return rows, damaged
 
 
 def write_rows(run: Path, rows: Sequence[Row]) -> None:
-    """Begin the file anew, with the rows of before; the folder must exist."""
+    """Replace the file by one with the given rows; the folder must exist."""
     write_atomically(run / NAME, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def append_row(run: Path, row: Row) -> None:
-    """Add a row.
+    """Append a row to the file.
 
     Raises:
-        CheckpointError: If it cannot be written, as on a full disk. Checkpoints of before stay.
+        CheckpointError: If it cannot be written, as on a full disk. Earlier checkpoints stay.
     """
     try:
         with (run / NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
     except OSError as error:
         raise CheckpointError(
-            f"`{run / NAME}` could not be added to ({error.strerror or error}). A run logs its "
-            "steps there; its last checkpoint is still whole. Make room, and go on with `--resume`."
+            f"`{run / NAME}` could not be appended to ({error.strerror or error}). A run logs its "
+            "steps there; its last checkpoint is intact. Make room, and go on with `--resume`."
         ) from error

@@ -1,8 +1,8 @@
-"""Options of a run: those that every application has, and the way from plain values to a config and back.
+"""Options of a run: those of every application, and configs from plain values and back.
 
-In:   the class of a config, a frozen dataclass, and values that somebody typed.
-Out:  a config, every name and type checked.
-Knows nothing of what an application adds. Torch is not imported.
+In:   the class of a config, a frozen dataclass, and values as typed.
+Out:  a config, with every name and type checked.
+Knows nothing of the options that an application adds. Torch is not imported.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 from weightloom.errors import ConfigError, nearest
 
 MOST_OF_ALL = 1_000_000_000
-"""The largest number that an option takes, where `MOST` does not say."""
+"""Maximum of every numeric option that `MOST` does not list."""
 MOST = {
     **dict.fromkeys(("threads", "devices", "nodes"), 128),
     **dict.fromkeys(("tasks", "ways", "train_ways", "shots", "queries", "rows"), 100_000),
@@ -22,24 +22,24 @@ MOST = {
     **dict.fromkeys(("inner_steps", "test_tasks", "test_contexts", "batch", "minutes"), 1_000_000),
     **dict.fromkeys(("seed", "split", "seeds", "folds"), 2**32 - 1),
 }
-"""The largest number that an option takes, by its name."""
+"""Maximum of numeric options, by name."""
 
 Config = TypeVar("Config", bound="RunOptions")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Options of every run; an application inherits and adds its own."""
+    """Options of every run; an application adds its own in a subclass."""
 
     command: ClassVar[str] = ""
-    """The application's name on the command line."""
+    """Name of the application on the command line."""
     rate: ClassVar[str] = "learning_rate"
-    """The option that holds the learning rate."""
+    """Name of the option that holds the learning rate."""
     swept: ClassVar[tuple[str, ...]] = ("learning_rate",)
-    """Options that `--sweep` may try: those that training alone reads."""
+    """Options that `--sweep` may vary: those read by training only."""
 
     imports: ClassVar[tuple[str, ...]] = ("method", "comparators")
-    """Options whose values may be ``module:name``, which is imported when a run is opened."""
+    """Options that accept ``module:name``, imported when a run is opened."""
 
     groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "Methods": ("method", "comparators", "start_from"),
@@ -49,30 +49,30 @@ class RunOptions:
     """Headings of `--help`, and the options below each. An application adds its own."""
 
     method: str = "hypernetwork"
-    """The method that the report is about: a name from `weightloom list`."""
+    """Method that the report is about; a name from `weightloom list`."""
     comparators: tuple[str, ...] | None = None
-    """The methods to run beside it, with the same budget. Default: those that suit."""
+    """Methods to compare it with, on the same budget. Default: by data set or environment."""
     steps: int | None = None
-    """Steps of training, the same for every trained method. Default: by data set or environment."""
+    """Training steps of each trained method. Default: by data set or environment."""
     minutes: float | None = None
-    """Processor time of each trained method instead of a number of steps; `--steps` is then the
-    maximum."""
+    """Processor time of each trained method, in minutes, instead of a number of steps; `--steps`
+    is then the maximum."""
     rates: tuple[str, ...] = ()
     """Learning rate per method, overriding the common one; e.g. `cnp=0.003`."""
     evaluate_every: int | None = None
     """Steps between evaluations during training. Default: by data set or environment."""
     checkpoint_every: int | None = None
-    """Steps between checkpoints. Default: 200, or a tenth of all in reinforcement learning."""
+    """Steps between checkpoints. Default: 200; in reinforcement learning, a tenth of `--steps`."""
     start_from: str = ""
-    """A run whose trained methods this one starts from, on other tasks; a fresh one is trained
-    beside."""
+    """Run whose trained parameters the same methods start from here, on other tasks; `--method` is
+    trained from scratch too, for comparison."""
     seed: int = 0
-    """Everything random follows from it."""
+    """Seed of all random numbers."""
     autotune: bool = False
-    """Time the engines that run many tasks at once, and keep the quickest of each in the run's
-    folder: engines.json."""
+    """Time the engines that run many tasks at once, and keep the fastest ones in the run's
+    `engines.json`."""
     threads: int = 1
-    """CPU threads of each process; for networks as small as these one is quickest."""
+    """CPU threads of each process; one is fastest for small networks."""
 
     def __post_init__(self) -> None:
         """Check the options that every run has."""
@@ -89,24 +89,24 @@ class RunOptions:
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, float) and not math.isfinite(number):
                     raise ConfigError(
-                        f"`{flag(field.name)} {number}` is not a positive number, nor any that can "
-                        "be counted with. Pass a finite one."
+                        f"`{flag(field.name)} {number}` is not a positive number, nor any finite "
+                        "one. Pass a finite number."
                     )
                 check_most(field.name, number)
 
     def check_seeds(self, *names: str) -> None:
-        """Raise a `ConfigError` unless each of some options is from 0 to 2³² - 1."""
+        """Raise a `ConfigError` unless each of the options is from 0 to 2³² - 1."""
         for name in names:
             if not 0 <= getattr(self, name) < 2**32:
                 raise ConfigError(
-                    f"`{flag(name)} {getattr(self, name)}` is out of range. Random numbers follow "
-                    "from it. Pass one from 0 to 4,294,967,295."
+                    f"`{flag(name)} {getattr(self, name)}` is out of range. A seed has 32 bits. "
+                    "Pass one from 0 to 4,294,967,295."
                 )
 
     def check_distinct(self, *names: str) -> None:
-        """Raise a `ConfigError` where an option of several values has one twice.
+        """Raise a `ConfigError` if one of the options holds a value twice.
 
-        Of ``name=value`` the names count.
+        Values of the form ``name=value`` are compared by name.
         """
         for name in names:
             values = [
@@ -120,7 +120,7 @@ class RunOptions:
                 )
 
     def check_counts(self, *names: str) -> None:
-        """Raise a `ConfigError` unless each of some options is a count, or not given."""
+        """Raise a `ConfigError` unless each of the options is None or at least 1."""
         for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -129,7 +129,7 @@ class RunOptions:
                 )
 
     def check_positive(self, *names: str) -> None:
-        """Raise a `ConfigError` unless each of some options is a finite number above 0, or not given."""
+        """Raise a `ConfigError` unless each of the options is None or finite and above 0."""
         for name in names:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -138,19 +138,23 @@ class RunOptions:
                 )
 
     def check_not_negative(self, *names: str) -> None:
-        """Raise a `ConfigError` unless each of some options is a finite number, 0 or more, or not given."""
+        """Raise a `ConfigError` unless each of the options is None or finite and at least 0."""
         for name in names:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"`{flag(name)} {value}` is below 0 or infinite. Pass 0 or more.")
 
     def check_methods(self, known: Collection[str], where: str, usual: tuple[str, ...]) -> None:
-        """Raise a `ConfigError` unless every method is known, appears once, and `--rates` names methods of the run.
+        """Check the methods of the run, and the methods that `--rates` names.
 
         Args:
-            known: Names that fit; ``module:Class`` always does.
-            where: The option that methods have to go with, as in ``"--data digits"``.
-            usual: The comparators where none were typed.
+            known: Valid names; ``module:Class`` is always valid.
+            where: The option that limits the methods, as in ``"--data digits"``.
+            usual: The default comparators.
+
+        Raises:
+            ConfigError: If a method is unknown, the method is a comparator too, or `--rates` names
+                a method that does not run or has no positive rate.
         """
         for option, names in (("method", (self.method,)), ("comparators", self.comparators or ())):
             for name in names:
@@ -170,11 +174,11 @@ class RunOptions:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """All methods of the run, the one that the report is about first."""
+        """All methods of the run; the first is the one that the report is about."""
         return (self.method, *(self.comparators or ()))
 
     def code(self) -> dict[str, str]:
-        """Return every ``module:name`` that the options name, and the option that does.
+        """Return every ``module:name`` among the options, with the flag of its option.
 
         Example:
             >>> RunOptions(method="my_methods:Mine", comparators=("cnp",)).code()
@@ -189,22 +193,22 @@ class RunOptions:
         return found
 
     def rate_of(self, method: str) -> float:
-        """Return the learning rate of a method; the options must be resolved."""
+        """Return the learning rate of a method. The options must be resolved."""
         rate: float = rates_of(self.rates).get(method, getattr(self, self.rate))
         return rate
 
     def resolved(self) -> "RunOptions":
-        """Fill in every option that was not typed."""
+        """Return the options with a value for each that was not given."""
         return self
 
     def validating(self) -> "RunOptions":
-        """Return the options of a run that is judged on validation tasks, never on those of the final table.
+        """Return the options of the same run, judged on validation tasks in place of test tasks.
 
         Raises:
-            ConfigError: If the application has no validation tasks.
+            ConfigError: If the application has no validation tasks, as here.
         """
         raise ConfigError(
-            f"`{type(self).__name__}` knows no validation tasks. A sweep chooses by them, never by "
+            f"`{type(self).__name__}` has no validation tasks. A sweep chooses by these, never by "
             "the tasks of the table. Leave `--sweep` out, or give the config a method `validating`."
         )
 
@@ -214,10 +218,10 @@ class RunOptions:
 
     @classmethod
     def from_dict(cls: "type[Config]", options: dict[str, Any]) -> "Config":
-        """Build a config from JSON or YAML values, every type checked.
+        """Build a config from JSON or YAML values; see `config_from`.
 
         Raises:
-            ConfigError: If an option is unknown or of another type.
+            ConfigError: If an option is unknown, has another type, or fails a check.
         """
         return config_from(cls, options)
 
@@ -225,50 +229,56 @@ class RunOptions:
 def config_from(kind: type[Config], options: dict[str, Any]) -> Config:
     """Build a config from JSON or YAML values.
 
-    One value alone will do where an option takes several.
+    Args:
+        kind: Class of the config.
+        options: Values by name. An option of several values accepts a single one too.
 
     Raises:
-        ConfigError: If an option is unknown or of another type.
+        ConfigError: If an option is unknown, has another type, or fails a check of the class.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    known, hints = [field.name for field in fields(kind)], get_type_hints(kind)
-    for name in options:
-        if name not in known:
-            raise ConfigError(
-                f"Option {name!r} is unknown. {nearest(str(name), known)} See `weightloom "
-                f"{kind.command} --help`."
-            )
-        value = options[name]
-        truths = [
-            its for its in (value if isinstance(value, list) else [value]) if isinstance(its, bool)
-        ]
-        if truths and "bool" not in str(hints[name]):
-            raise ConfigError(
-                f"Option {name!r} is {value!r}, which is no number and no text. In YAML `yes` and "
-                f"`no` are truth values. See `weightloom {kind.command} --help` for what fits."
-            )
-    several = {name for name in options if "tuple[" in str(hints[name])}
-    options = {
-        k: [v] if k in several and isinstance(v, int | float | str) else v
-        for k, v in options.items()
-    }
+    hints = get_type_hints(kind)
+    for name, value in options.items():
+        _check_option(kind, hints, name, value)
+    given = {name: _as_several(value, hints[name]) for name, value in options.items()}
     try:
-        return TypeAdapter(kind).validate_python(options)
+        return TypeAdapter(kind).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
         raised = first.get("ctx", {}).get("error")
-        if isinstance(raised, ConfigError):  # a check of ours, which says more
+        if isinstance(raised, ConfigError):  # from a check of the class: its message says more
             raise raised from error
         place = first["loc"][0] if first["loc"] else "?"
         raise ConfigError(
             f"Option {place!r} is {repr(first.get('input'))[:80]}: {first['msg']}. "
-            f"See `weightloom {kind.command} --help` for what fits."
+            f"See `weightloom {kind.command} --help` for its values."
         ) from error
 
 
+def _check_option(kind: type[RunOptions], hints: dict[str, Any], name: str, value: Any) -> None:
+    """Raise a `ConfigError` if an option is unknown, or a truth value where it takes none."""
+    known = [field.name for field in fields(kind)]
+    if name not in known:
+        raise ConfigError(
+            f"Option {name!r} is unknown. {nearest(str(name), known)} See `weightloom "
+            f"{kind.command} --help`."
+        )
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(its, bool) for its in values) and "bool" not in str(hints[name]):
+        raise ConfigError(
+            f"Option {name!r} is {value!r}, which is no number and no text. In YAML `yes` and "
+            f"`no` are truth values. See `weightloom {kind.command} --help` for its values."
+        )
+
+
+def _as_several(value: Any, hint: Any) -> Any:
+    """Wrap a single value of an option that takes several."""
+    return [value] if "tuple[" in str(hint) and isinstance(value, int | float | str) else value
+
+
 def with_option(config: Config, name: str, text: str) -> Config:
-    """Return a config with one option read from text, as a sweep or a file has it.
+    """Return a config with one option replaced by a value read from text.
 
     Raises:
         ConfigError: If the option is unknown, or the text is not of its type.
@@ -281,22 +291,22 @@ def with_option(config: Config, name: str, text: str) -> Config:
 
 
 def check_most(name: str, value: Any) -> None:
-    """Raise a `ConfigError` if a number is above the most that its option takes.
+    """Raise a `ConfigError` if a number is above the maximum of its option.
 
     Args:
-        name: The option.
-        value: Its value; what is no number is passed over.
+        name: Name of the option.
+        value: Its value; values that are no numbers are ignored.
     """
     most = MOST.get(name, MOST_OF_ALL)
     if isinstance(value, int | float) and abs(value) > most:
         raise ConfigError(
-            f"`{flag(name)} {value:,}` is more than any machine could do with. It is at most "
+            f"`{flag(name)} {value:,}` is more than any machine could do with. The maximum is "
             f"{most:,}. Pass fewer."
         )
 
 
 def flag(name: str) -> str:
-    """Write an option as it is typed.
+    """Return the command-line flag of an option.
 
     Example:
         >>> flag("clip_norm")
@@ -306,7 +316,7 @@ def flag(name: str) -> str:
 
 
 def check_rates(rates: tuple[str, ...], running: tuple[str, ...]) -> None:
-    """Raise a `ConfigError` unless every text is a method that runs, ``=`` and a number above 0."""
+    """Raise a `ConfigError` unless all texts are ``METHOD=RATE``, of methods of the run."""
     for text in rates:
         name, _, rate = text.partition("=")
         if name not in running:
@@ -321,7 +331,7 @@ def check_rates(rates: tuple[str, ...], running: tuple[str, ...]) -> None:
 
 
 def rates_of(rates: tuple[str, ...]) -> dict[str, float]:
-    """Return the learning rates that were typed, by method.
+    """Return learning rates by method.
 
     Example:
         >>> rates_of(("concat=0.001",))
@@ -331,7 +341,7 @@ def rates_of(rates: tuple[str, ...]) -> dict[str, float]:
 
 
 def is_positive(text: str) -> bool:
-    """Say whether a text is a finite number above 0."""
+    """Return True if a text is a finite number above 0."""
     try:
         return 0 < float(text) < float("inf")
     except ValueError:

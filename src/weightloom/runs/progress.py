@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -8,16 +8,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 BAR_EVERY_S = 0.1
-"""Seconds between movements of a bar."""
+"""Seconds between updates of a bar."""
 
 
 class TrainingProgress:
-    """Loss, speed and time left; a bar that moves on a terminal, a line every few seconds elsewhere.
+    """Progress of a training: loss, speed and time left, as a bar on a terminal or as lines.
+
+    Used as a context manager.
 
     Args:
-        steps: How many steps the run has.
-        done: How many were done before, for a run that goes on.
-        quiet: Print nothing.
+        steps: Steps of the run.
+        done: Steps done before, if the run is resumed.
+        quiet: Print no output.
         every_s: Seconds between plain lines.
     """
 
@@ -57,7 +59,7 @@ class TrainingProgress:
             self.bar.stop()
 
     def step(self, step: int, loss: float) -> None:
-        """Say that ``step`` steps are done and what the loss was."""
+        """Show that ``step`` steps are done, with the last loss."""
         if self.quiet:
             return
         now = time.monotonic()
@@ -75,10 +77,10 @@ class TrainingProgress:
             )
 
     def evaluated(self, name: str, value: float) -> None:
-        """Keep the last validation score beside the loss."""
+        """Show a validation score next to the loss from now on."""
         self.note = f"  validation {name} {value:.4g}"
 
     def say(self, text: str) -> None:
-        """Print a line without disturbing the bar."""
+        """Print a line above the bar, unless the progress is quiet."""
         if not self.quiet:
             self.console.print(text, highlight=False, soft_wrap=True)

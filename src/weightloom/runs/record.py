@@ -1,15 +1,15 @@
-"""Records: measurements of a run, so that a stranger can run it again.
+"""Records: scores, options and costs of a run, enough to repeat it.
 
 In:   scores per task or per seed, a config, costs.
-Out:  a JSON record, and the intervals in it.
-Knows nothing of how the scores came about.
+Out:  a JSON record, with 95 % intervals.
+The computation of the scores is left to its callers.
 """
 
 import json
 import math
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -28,67 +28,70 @@ from weightloom.texts import TextError, kind_of, read_json, shortened
 FORMAT = 1
 """Version of the schema of a record."""
 RECORD = "record.json"
+ORIGIN = "A run writes it when it comes to its end; `--resume FOLDER` finishes one."
+"""Origin of a record, for messages."""
 
 Role = Literal["method", "untrained", "control", "ceiling"]
-"""Part that a row plays: a method competes; the others are what methods are held against."""
+"""Role of a row: methods compete, rows of other roles are references for comparison."""
 
 Better = Literal["higher", "lower"]
-"""Which scores are better."""
+"""Direction of a score: the better end."""
 
 
 class Row(TypedDict):
     """One method in one setting: a row of the table."""
 
     method: str
-    """Its name."""
+    """Name of the method."""
     role: NotRequired[Role]
-    """Its part; a method where it is not given."""
+    """Role of the row. Default: ``method``."""
     setting: str
     """The tasks, as in "5-way 1-shot"."""
     name: str
-    """The score that counts, as in "accuracy"."""
+    """Name of the main score, as in "accuracy"."""
     better: Better
+    """Direction of the main score."""
     mean: float | None
-    """Over tasks; NaN, in a file null, for a method that failed."""
+    """Mean score over tasks; NaN, null in the file, for a failed method."""
     ci95: float | None
-    """Half the width of the 95 % interval."""
+    """Half the width of the 95 % interval; NaN, null in the file, for a single task."""
     tasks: int
-    """Tasks, or contexts, that the mean is over."""
+    """Number of tasks, or contexts, in the mean."""
     also: NotRequired[dict[str, Any]]
     """Further scores by name, each with ``mean`` and ``ci95``."""
     adapt_time_s: NotRequired[float | None]
     """Median seconds to adapt to one new task."""
     calibration: NotRequired[dict[str, Any]]
-    """Confidence held against accuracy."""
+    """Accuracy by confidence, and the expected calibration error, ``ece``."""
     diverged: NotRequired[int]
-    """Tasks for which the method gave something that is not a number."""
-    ours_ahead: NotRequired[dict[str, float]]
-    """By how much the score of the run's method is larger on the same tasks."""
+    """Number of tasks for which the method returned NaN."""
+    ours_ahead: NotRequired[Mapping[str, float | None]]
+    """Score of the run's main method minus this one, on the same tasks: ``mean`` and ``ci95``."""
     per_context: NotRequired[list[float]]
-    """The score in each context."""
+    """Score in each context."""
 
 
 class RunRecord(TypedDict):
-    """Contents of ``record.json`` in a run's folder; an application may add facts of its own."""
+    """Contents of ``record.json`` in a run's folder; an application may add fields."""
 
     app: str
-    """The application that made the run."""
+    """Name of the application."""
     identity: str
     """Digest of application and options, as in ``run.json``."""
     command: str
-    """The command line."""
+    """Command line of the run."""
     config: dict[str, Any]
-    """Every option, resolved."""
+    """All options, resolved."""
     scores: list[Row]
-    """The table."""
+    """Rows of the results table."""
     cost: dict[str, Any]
     """Times, memory, versions."""
     notes: str
-    """The protocol, and what did not go well."""
+    """Protocol of the evaluation, and problems of the run."""
 
 
 Record = dict[str, Any]
-"""A record as JSON has it: of a run (`RunRecord`), or of a benchmark."""
+"""A record as a JSON object: of a run (`RunRecord`), or of a benchmark."""
 
 STUDENT_T_975 = {
     2: 12.706,
@@ -101,11 +104,13 @@ STUDENT_T_975 = {
     9: 2.306,
     10: 2.262,
 }
-"""97.5 % points of Student's t for a few values (degrees of freedom are one less)."""
+"""97.5 % points of Student's t, by number of values, which is degrees of freedom plus one."""
 
 
 def summary(per_task: Tensor) -> dict[str, float]:
-    """Mean over tasks and half the width of its 95 % interval, by the central limit.
+    """Return the mean over tasks and half the width of its 95 % interval.
+
+    The interval is that of the central limit theorem; it is NaN for a single task.
 
     Example:
         >>> summary(torch.tensor([0.0, 1.0, 0.0, 1.0]))
@@ -117,7 +122,7 @@ def summary(per_task: Tensor) -> dict[str, float]:
 
 
 def summary_over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over a few seeds and half the width of its 95 % interval, by Student's t.
+    """Return values, mean over seeds, and half the width of its 95 % interval, by Student's t.
 
     Example:
         >>> summary_over_seeds([1.0, 2.0, 3.0])
@@ -136,7 +141,7 @@ def summary_over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def role_of(row: Row | dict[str, Any]) -> Role:
-    """Return the part that a row plays.
+    """Return the role of a row; ``method`` if it has none.
 
     Example:
         >>> role_of({"method": "protonet"}), role_of({"method": "shuffled", "role": "control"})
@@ -147,12 +152,12 @@ def role_of(row: Row | dict[str, Any]) -> Role:
 
 
 def competes(row: Row | dict[str, Any]) -> bool:
-    """Say whether a row is of a method, and not of what methods are held against."""
+    """Return True if the role of a row is ``method``."""
     return role_of(row) == "method"
 
 
 def label(row: Row | dict[str, Any]) -> str:
-    """Write the name of a row for a person, its role behind it unless it competes.
+    """Return the name of a row for display, followed by its role unless it competes.
 
     Example:
         >>> label({"method": "protonet"}), label({"method": "shuffled", "role": "control"})
@@ -169,7 +174,15 @@ def row_of(
     better: Better = "higher",
     role: Role = "method",
 ) -> Row:
-    """Return the row of a method: mean over tasks and its 95 % interval.
+    """Return the row of a method from its scores per task.
+
+    Args:
+        method: Name of the method.
+        setting: The tasks, as in "5-way 1-shot".
+        name: Name of the score.
+        per_task: Scores, ``(tasks,)``.
+        better: Direction of the score.
+        role: Role of the row.
 
     Example:
         >>> row_of("mine", "all", "accuracy", torch.tensor([0.0, 1.0]))["mean"]
@@ -192,7 +205,7 @@ def row_of(
 
 
 def failed_row(method: str, setting: str, name: str, better: Better) -> Row:
-    """Return the row of a method that came to no end: its score is not a number, over no task."""
+    """Return the row of a failed method: a score of NaN over 0 tasks."""
     return {
         "method": method,
         "setting": setting,
@@ -207,10 +220,10 @@ def failed_row(method: str, setting: str, name: str, better: Better) -> Row:
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """Return what a number depends on beside the code: versions, device, threads.
+    """Return versions, device and number of threads, for the record of a measurement.
 
     Args:
-        device: Where it was computed, as torch names it.
+        device: Device of the measurement, as torch names it.
     """
     return {
         "weightloom": version("weightloom"),
@@ -224,20 +237,17 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record as indented JSON, at once or not at all.
-
-    What is not a number, such as NaN, becomes null.
-    """
+    """Write a record as indented JSON, atomically. NaN and infinity become null."""
     write_atomically(path, json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
 
 
 def check_target(path: Path) -> None:
     """Raise a `ConfigError` unless a record may be written to ``path``.
 
-    That is where nothing is, where a record outside a run's folder is, or a pipe, or a device that
-    takes text.
+    The path must be free, an existing record outside a run's folder, a pipe, or a character device.
+    Missing parent folders are made.
     """
-    what = kind_of(path)
+    kind = kind_of(path)
     try:
         path.lstat()
     except FileNotFoundError:
@@ -246,27 +256,32 @@ def check_target(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"`{shortened(path)}` cannot be written ({getattr(error, 'strerror', None) or error}). "
-            "A record is a file of a name that a file can have. Pass another one as `--record`."
+            "A record is a file of a valid name. Pass another one as `--record`."
         ) from error
-    if what == "nothing":
+    if kind == "nothing":
         raise ConfigError(
-            f"`{path}` is a link that leads nowhere. A record is a file. Pass a name that is free."
+            f"`{path}` is a link to a missing file. A record is a file. Pass a name that is free."
         )
-    if what == "other" and not path.is_block_device():
-        return
-    found = {"folder": "is a folder", "other": "is a disk"}.get(what, "is no record")
-    if what == "file":
-        record: Any = None
-        with suppress(TextError):
-            record = read_json(path)
-        if isinstance(record, dict) and {"scores", "config"} <= {*record}:
-            if not (path.resolve().parent / "run.json").exists():
-                return
-            found = "is the record of a run, which belongs to it"
-    raise ConfigError(
-        f"`{path}` {found}. Only a record that `--record` wrote is written over. Pass a name that "
-        "is free."
-    )
+    if fault := _fault_of_target(path, kind):
+        raise ConfigError(
+            f"`{path}` {fault}. Only a record that `--record` wrote is overwritten. Pass a name "
+            "that is free."
+        )
+
+
+def _fault_of_target(path: Path, kind: str) -> str:
+    """Return the reason why a record must not be written to an existing path; empty if it may."""
+    if kind == "folder":
+        return "is a folder"
+    if kind == "other":
+        return "is a disk" if path.is_block_device() else ""
+    record: Any = None
+    with suppress(TextError):
+        record = read_json(path)
+    if not isinstance(record, dict) or not {"scores", "config"} <= {*record}:
+        return "is no record"
+    belongs = (path.resolve().parent / "run.json").exists()
+    return "is the record of a run, which belongs to it" if belongs else ""
 
 
 def write_run_record(run: Path, record: Record) -> None:
@@ -275,34 +290,31 @@ def write_run_record(run: Path, record: Record) -> None:
 
 
 def read_record(path: Path) -> Record:
-    """Read any record.
+    """Read any record, of a run or of a benchmark, unchecked.
 
     Raises:
-        DataError: If there is none, or it is not JSON.
+        DataError: If the file is missing, or is not a JSON object.
     """
-    return read_object(
-        path, "A run writes it when it comes to its end; `--resume FOLDER` finishes one."
-    )
+    return read_object(path, ORIGIN)
 
 
 def read_run_record(run: Path, identity: str = "") -> RunRecord:
-    """Read the record of a run.
+    """Read the record of a run and check its fields.
 
     Args:
         run: The run's folder.
-        identity: The run that it has to be of; empty is any.
+        identity: Identity that the record must have; empty accepts any.
 
     Raises:
-        DataError: If there is none, it is damaged, of another version, or of another run.
+        DataError: If the file is missing, damaged, of another version, or of another run.
     """
     path = run / RECORD
-    about = "A run writes it when it comes to its end; `--resume FOLDER` finishes one."
-    record = read_checked(path, RunRecord, FORMAT, about)
+    record = read_checked(path, RunRecord, FORMAT, ORIGIN)
     if identity and record["identity"] != identity:
         raise DataError(
             f"`{path}` is of another run (digest {record['identity']}, not {identity}). A record "
-            "belongs to the options that it was made with. Put back the run's own, or finish the "
-            "run anew."
+            "belongs to the options of its run. Put back the run's own record, or finish the run "
+            "again."
         )
     return record
 
@@ -316,16 +328,16 @@ def _plain(value: Any) -> Any:
 
 
 def _student_t_975(count: int) -> float:
-    """From the table, or beyond it by the series of Abramowitz and Stegun (1964), 26.7.5.
+    """Return the 97.5 % point of Student's t, from the table or by a series.
 
-    Right to 0.003.
+    The series is Abramowitz and Stegun (1964), 26.7.5, with an error below 0.003.
     """
     freedom = max(count - 1, 1)
     return STUDENT_T_975.get(count, 1.95996 + 2.3723 / freedom + 2.8225 / freedom**2)
 
 
 def _commit() -> str | None:
-    """The commit of the working tree this package was imported from, None outside one."""
+    """Return the commit of the working tree of this package; None if it is installed elsewhere."""
     here = Path(__file__).parent
     try:
         found = subprocess.run(

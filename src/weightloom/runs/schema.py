@@ -1,8 +1,7 @@
-"""JSON files of a run's folder: each of one typed schema and version, read in one way.
+"""JSON files of a run's folder, each with a typed schema and a version.
 
-In:   a path, the schema as a dataclass or ``TypedDict``.
-Out:  a value of it, or an error that says which file, what is wrong with it, and what to do.
-Knows nothing of any single file.
+In:   a path, and the schema as a dataclass or ``TypedDict``.
+Out:  a value of the schema, or an error with the file, its fault and a remedy.
 """
 
 import json
@@ -16,13 +15,13 @@ Schema = TypeVar("Schema")
 
 
 def read_json(path: Path, schema: type[Schema], version: int, about: str) -> Schema:
-    """Read a JSON file of a run's folder, every field checked.
+    """Read a JSON file of a run's folder and check every field.
 
     Args:
         path: The file.
-        schema: A dataclass or ``TypedDict``.
-        version: The one that this library reads, as ``format`` in the file.
-        about: A sentence on who writes the file, as in "A run writes it when it comes to its end."
+        schema: A dataclass or ``TypedDict``. Fields that a ``TypedDict`` lacks are kept.
+        version: Required value of ``format`` in the file.
+        about: Origin of the file, a sentence for the message, as in "A run writes it at its end."
 
     Raises:
         DataError: If the file is missing, damaged, of another version, or does not fit the schema.
@@ -42,17 +41,20 @@ def read_json(path: Path, schema: type[Schema], version: int, about: str) -> Sch
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise damaged(path, f"`{place}`: {first['msg']}") from error
-    whole: Any = (
-        facts if isinstance(checked, dict) else checked
-    )  # further fields of a dictionary stay
+    # Validation drops the fields that a TypedDict lacks; the file's own dictionary has them.
+    whole: Any = facts if isinstance(checked, dict) else checked
     return whole
 
 
 def read_object(path: Path, about: str) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
+    Args:
+        path: The file.
+        about: Origin of the file, a sentence for the message.
+
     Raises:
-        DataError: If it is missing or damaged.
+        DataError: If the file is missing or damaged.
     """
     try:
         facts = texts.read_json(path)
@@ -60,7 +62,7 @@ def read_object(path: Path, about: str) -> dict[str, Any]:
         if not isinstance(error.__cause__, OSError | UnicodeEncodeError):
             raise damaged(path, str(error)) from error
         raise DataError(
-            f"There is no `{path}` that can be read ({error}): the folder holds no run. {about} "
+            f"`{path}` cannot be opened ({error}): the folder holds no run. {about} "
             "Pass the folder of a run, as in `runs/digits-001`."
         ) from error
     if not isinstance(facts, dict):
@@ -69,19 +71,19 @@ def read_object(path: Path, about: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any], version: int) -> None:
-    """Write a JSON file of a run's folder, at once or not at all."""
+    """Write a JSON file of a run's folder atomically."""
     from weightloom.files import write_atomically
 
     write_atomically(path, json_text(value, version))
 
 
 def json_text(value: dict[str, Any], version: int) -> str:
-    """Return the text of a JSON file of a run's folder."""
+    """Return the text of a JSON file, with its version as ``format``."""
     return json.dumps({"format": version, **value}, indent=1) + "\n"
 
 
 def damaged(path: Path, reason: str) -> DataError:
-    """Return the error for a file that is not as the run wrote it."""
+    """Return the error for a damaged file of a run's folder."""
     return DataError(
         f"`{path}` cannot be read ({reason}). It must be as the run wrote it. "
         "Put back an earlier copy, or start the run again in a new folder with `--run FOLDER`."

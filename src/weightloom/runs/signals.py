@@ -1,4 +1,4 @@
-"""Signals that end a run: collected, so that a step is finished and its checkpoint written first."""
+"""Signals that end a run, collected so that the step and its checkpoint are finished first."""
 
 import signal
 from collections.abc import Iterator
@@ -8,12 +8,15 @@ from types import FrameType
 from weightloom.platforms import ending_signals
 
 SIGNALS = ending_signals()
-"""Those that end a run."""
+"""Signals that end a run."""
 
 
 @contextmanager
 def collected_signals() -> Iterator[list[signal.Signals]]:
-    """Collect Ctrl-C and SIGTERM instead of dying; a second Ctrl-C does what it always did."""
+    """Collect signals that end a run in a list; a second one raises `KeyboardInterrupt`.
+
+    Outside the main thread, signals cannot be handled and the list stays empty.
+    """
     caught: list[signal.Signals] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -23,7 +26,7 @@ def collected_signals() -> Iterator[list[signal.Signals]]:
 
     try:
         old = {number: signal.signal(number, handle) for number in SIGNALS}
-    except ValueError:  # not in the main thread: whoever runs us handles signals
+    except ValueError:  # not in the main thread
         yield caught
         return
     try:

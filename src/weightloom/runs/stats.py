@@ -1,4 +1,4 @@
-"""Returns over seeds and contexts in a few numbers that do not hang on one lucky or unlucky run."""
+"""Robust statistics of returns over seeds and contexts."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,26 @@ import torch
 from torch import Tensor
 
 RESAMPLES = 2_000
+"""Bootstrap resamples."""
 
 
 def interquartile(
     returns: Sequence[Sequence[float]], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
-    """Mean of the middle half of all returns, and its 95 % bootstrap interval.
+    """Return the interquartile mean of all returns, with its 95 % bootstrap interval.
 
     Args:
         returns: Returns of each seed, one per context, in the same order of contexts for all seeds.
-        resamples: How often seeds and contexts are drawn anew, both with replacement.
-        seed: Of the draws.
+        resamples: Number of resamples of seeds and contexts, both drawn with replacement.
+        seed: Seed of the resamples.
 
     Returns:
-        ``mean``, ``low`` and ``high``.
+        ``mean``, and the limits of the interval as ``low`` and ``high``.
 
     Source:
         Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice"
-        (2021), section 4. There runs are drawn within each task; here whole seeds and whole
-        contexts are, which allows for what a seed has in common in all contexts.
+        (2021), section 4. They resample runs within each task; we resample whole seeds and whole
+        contexts, since the returns of one seed are correlated over contexts.
 
     Example:
         >>> interquartile([[0.0, 1.0, 2.0, 99.0], [0.0, 1.0, 2.0, -99.0]])["mean"]
@@ -42,7 +43,7 @@ def interquartile(
 
 
 def _middle(values: Tensor) -> Tensor:
-    """Mean of the middle half of each row, the numbers at its ends counted by their share."""
+    """Return the mean of the middle half of each row; values at its ends count by their share."""
     ordered, count = values.sort(1).values, values.shape[1]
     place = torch.arange(count, dtype=values.dtype)
     inside = (

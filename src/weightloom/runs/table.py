@@ -1,4 +1,4 @@
-"""The table that a run prints: a row per method and setting, or a column per setting where there are many.
+"""The results table of a run: a row per method and setting, or a column per setting.
 
 In:   rows of a record.
 Out:  lines on the terminal.
@@ -6,7 +6,8 @@ Knows nothing of any application.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from textwrap import fill
 from typing import Any
 
@@ -15,125 +16,146 @@ from rich.console import Console
 from rich.table import Table
 
 from weightloom.runs.record import competes, label
-from weightloom.runs.words import best_of, score_text, time_text
+from weightloom.runs.words import best_of, by_setting, score_text, time_text
 
 HEADING = 11
-"""Letters of a line of a heading."""
-MOST_BLOCKS = 2
-"""Settings that are printed one below the other; more stand side by side."""
+"""Maximum length of a line of a heading."""
+BLOCKS = 2
+"""Maximum number of settings printed one below the other; more of them are columns."""
+Row = dict[str, Any]
+"""A row of a record."""
 
 
-def print_table(scores: list[dict[str, Any]], unseen: str, columns: Sequence[str] = ()) -> None:
-    """Print the score of every method in every setting with its 95 % interval.
+def print_table(scores: list[Row], unseen: str, columns: Sequence[str] = ()) -> None:
+    """Print the score of every method in every setting, with its 95 % interval.
 
     Args:
-        scores: As in a record.
-        unseen: Heading, behind the number of tasks, as in "tasks never seen in training".
-        columns: Further scores that have a column, where any row has them.
+        scores: Rows of a record.
+        unseen: End of the title, after the number of tasks, as in "tasks never seen in training".
+        columns: Names of further scores; each has a column if any row holds it.
     """
-    if len({row["setting"] for row in scores}) > MOST_BLOCKS:
+    if len(by_setting(scores)) > BLOCKS:
         _print_wide(scores, unseen)
         return
-    name, digits = scores[0]["name"], 4 if scores[0]["better"] == "lower" else 3
-    others = [other for other in columns if any(other in (row.get("also") or {}) for row in scores)]
-    calibrated = any("calibration" in row for row in scores)
-    timed = any(row.get("adapt_time_s") for row in scores)
+    digits, shown = _digits(scores), _columns(scores, columns)
     table = Table(title=f"{scores[0]['tasks']:,} {unseen}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(
-        "setting", min_width=8
-    )  # words wrap where a terminal is narrow, numbers never do
+    table.add_column("setting", min_width=8)  # words wrap on a narrow terminal, numbers never do
     table.add_column("method", min_width=14)
-    heads = [f"{name} ± 95 %", *(other.replace("_", " ") for other in others)]
-    for column in (*heads, *(["ece"] if calibrated else []), *(["adapts in"] if timed else [])):
-        table.add_column(
-            column if column == heads[0] else fill(column, HEADING - 2),
-            justify="right",
-            no_wrap=True,
-        )
-    for number, row in enumerate(scores):
-        new = number == 0 or row["setting"] != scores[number - 1]["setting"]
-        also = row.get("also") or {}
+    table.add_column(f"{scores[0]['name']} ± 95 %", justify="right", no_wrap=True)
+    for heading, _ in shown:
+        table.add_column(fill(heading, HEADING - 2), justify="right", no_wrap=True)
+    settings = [row["setting"] for row in scores]
+    for row, before, after in zip(scores, [None, *settings], [*settings[1:], None], strict=False):
         table.add_row(
-            row["setting"] if new else "",
+            "" if row["setting"] == before else row["setting"],
             label(row),
             _score(row, digits),
-            *(_number(also[other]["mean"]) if other in also else "" for other in others),
-            *(
-                [f"{row['calibration']['ece']:.3f}" if "calibration" in row else ""]
-                if calibrated
-                else []
-            ),
-            *([time_text(row.get("adapt_time_s"))] if timed else []),
-            end_section=number + 1 == len(scores)
-            or scores[number + 1]["setting"] != row["setting"],
+            *(cell(row) for _, cell in shown),
+            end_section=row["setting"] != after,
         )
     Console().print(table)
 
 
-def _print_wide(scores: list[dict[str, Any]], unseen: str) -> None:
+def _columns(scores: list[Row], columns: Sequence[str]) -> list[tuple[str, Callable[[Row], str]]]:
+    """Return heading and cell function of each column behind the score."""
+    shown: list[tuple[str, Callable[[Row], str]]] = [
+        (name.replace("_", " "), partial(_also, name))
+        for name in columns
+        if any(name in (row.get("also") or {}) for row in scores)
+    ]
+    if any("calibration" in row for row in scores):
+        shown.append(("ece", _calibration))
+    if _has_times(scores):
+        shown.append(("adapts in", _time))
+    return shown
+
+
+def _also(name: str, row: Row) -> str:
+    also = row.get("also") or {}
+    return _number(also[name]["mean"]) if name in also else ""
+
+
+def _calibration(row: Row) -> str:
+    return f"{row['calibration']['ece']:.3f}" if "calibration" in row else ""
+
+
+def _time(row: Row) -> str:
+    return time_text(row.get("adapt_time_s"))
+
+
+def _has_times(scores: list[Row]) -> bool:
+    return any(row.get("adapt_time_s") for row in scores)
+
+
+def _digits(scores: list[Row]) -> int:
+    return 4 if scores[0]["better"] == "lower" else 3
+
+
+def _print_wide(scores: list[Row], unseen: str) -> None:
     """Print one row per method and one column per setting.
 
-    The best is bold, controls and ceilings come last.
+    The best score of a setting is bold; rows that do not compete come last.
     """
-    digits = 4 if scores[0]["better"] == "lower" else 3
-    settings = list(dict.fromkeys(row["setting"] for row in scores))
-    names = dict.fromkeys(label(row) for row in scores)
-    at = {(label(row), row["setting"]): row for row in scores}
-    rivals = {label(row) for row in scores if competes(row)}
-    best = {
-        setting: best_of([at[name, setting] for name in names if (name, setting) in at])
-        for setting in settings
-    }
-    timed = any(row.get("adapt_time_s") for row in scores)
+    settings, timed = list(by_setting(scores)), _has_times(scores)
+    methods, others = _names(scores)
+    last = methods[-1] if methods and others else None
+    rows: dict[str, dict[str, Row]] = {name: {} for name in [*methods, *others]}
+    for row in scores:
+        rows[label(row)][row["setting"]] = row
+    best = [_best_in(setting, rows) for setting in settings]
     title = f"{scores[0]['name']} over {scores[0]['tasks']:,} {unseen}, ± 95 %"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("method")
-    for column in (*settings, *(["adapts in"] if timed else [])):
+    for column in (*settings, *(["adapts in"] * timed)):
         table.add_column(fill(column, HEADING), justify="right", no_wrap=True)
-    ordered = [
-        *(name for name in names if name in rivals),
-        *(name for name in names if name not in rivals),
-    ]
-    for number, name in enumerate(ordered):
-        cells = []
-        for setting in settings:
-            row = at.get((name, setting))
-            text = "" if row is None else _score(row, digits).replace("± 0.", "±.")
-            cells.append(f"[bold]{text}[/bold]" if row is best[setting] else text)
-        times = [
-            time_text(at[name, setting].get("adapt_time_s"))
-            for setting in settings
-            if (name, setting) in at
+    for name, its in rows.items():
+        cells = [
+            _wide_cell(its.get(setting), top, _digits(scores))
+            for setting, top in zip(settings, best, strict=True)
         ]
-        last = number + 1 < len(ordered) and name in rivals and ordered[number + 1] not in rivals
-        table.add_row(name, *cells, *(times[:1] if timed else []), end_section=last)
+        first = min(its, key=settings.index)
+        table.add_row(name, *cells, *([_time(its[first])] * timed), end_section=name == last)
     Console().print(table)
 
 
-def _score(row: dict[str, Any], digits: int) -> str:
-    """Write a score with a fixed number of digits, or with more where these would leave nothing of it."""
+def _best_in(setting: str, rows: dict[str, dict[str, Row]]) -> Row:
+    return best_of([its[setting] for its in rows.values() if setting in its])
+
+
+def _names(scores: list[Row]) -> tuple[list[str], list[str]]:
+    """Return the names of the rows that compete, and of all others, in the order of the record."""
+    rivals = dict.fromkeys(label(row) for row in scores if competes(row))
+    return list(rivals), list(dict.fromkeys(label(row) for row in scores if not competes(row)))
+
+
+def _wide_cell(row: Row | None, best: Row, digits: int) -> str:
+    if row is None:
+        return ""
+    text = _score(row, digits).replace("± 0.", "±.")
+    return f"[bold]{text}[/bold]" if row is best else text
+
+
+def _score(row: Row, digits: int) -> str:
+    """Return a score with a fixed number of decimals, or more if it would round to 0."""
     mean, half = row["mean"], row["ci95"]
     if mean is None or math.isnan(mean):
         return "failed"
+    has_interval = half is not None and math.isfinite(half)
     if row["name"] not in ("accuracy", "mse"):
-        return f"{mean:.4g} ± {half:.2g}" if half is not None else f"{mean:.4g}"
-    if half is None or math.isnan(half) or half < mean < 0.5 * 10**-digits:
+        return f"{mean:.4g} ± {half:.2g}" if has_interval else f"{mean:.4g}"
+    if not has_interval or half < mean < 0.5 * 10**-digits:
         return score_text(row)
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def _number(value: float | None) -> str:
-    return (
-        ""
-        if value is None
-        else f"{value:.3g}"
-        if abs(value) >= 10 or abs(value) < 0.001
-        else f"{value:.3f}"
-    )
+    if value is None:
+        return ""
+    return f"{value:.3f}" if 0.001 <= abs(value) < 10 else f"{value:.3g}"
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows of words and numbers, a column for each key of the first."""
+    """Print rows of words and numbers as a table, a column for each key of the first row."""
     if not rows:
         return
     table = Table(*rows[0], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)

@@ -1,7 +1,7 @@
-"""Scores and times as a person reads them.
+"""Scores and times in words, and comparisons of scores.
 
-In:   a row of a record, seconds.
-Out:  text, with as many digits as the interval calls for.
+In:   rows of a record, seconds.
+Out:  text, with as many digits as the interval justifies.
 Knows nothing of any application.
 """
 
@@ -11,13 +11,13 @@ from typing import Any
 from weightloom.runs.record import competes
 
 ROUNDING = 1e-9
-"""An interval below this share of the mean is none."""
+"""Intervals below this fraction of the mean are rounding errors, and count as 0."""
 
 
 def best_of(scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the score with the best mean of those that compete.
+    """Return the row with the best mean among those that compete; NaN is worst.
 
-    One that is not a number never wins.
+    If no row competes, all count.
     """
     sign = 1 if scores[0].get("better") == "lower" else -1
     competing = [score for score in scores if competes(score)] or scores
@@ -25,7 +25,7 @@ def best_of(scores: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def by_setting(scores: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Group scores by setting, in the order of the record."""
+    """Group rows by setting, in the order of the record."""
     settings: dict[str, list[dict[str, Any]]] = {}
     for score in scores:
         settings.setdefault(str(score["setting"]), []).append(score)
@@ -33,7 +33,7 @@ def by_setting(scores: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Say whether two 95 % intervals share a number.
+    """Return True if two 95 % intervals overlap.
 
     Example:
         >>> overlap({"mean": 0.91, "ci95": 0.006}, {"mean": 0.90, "ci95": 0.005})
@@ -43,14 +43,16 @@ def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def score_text(score: dict[str, Any]) -> str:
-    """Write a mean and its 95 % interval with as many digits as the interval calls for, at least three.
+    """Return a mean and its 95 % interval as text, with at least three decimals.
 
-    A mean of which these digits would leave nothing is written by powers of ten. One that is not a
-    number is that of a method that failed.
+    A small interval adds decimals, up to six. A mean that would round to 0 is written with a power
+    of ten. A mean of NaN is written as ``failed``.
 
     Example:
-        >>> score_text({"mean": 0.91234, "ci95": 0.0061}), score_text({"mean": 0.002, "ci95": 0.00004})
-        ('0.912 ± 0.006', '0.00200 ± 0.00004')
+        >>> score_text({"mean": 0.91234, "ci95": 0.0061})
+        '0.912 ± 0.006'
+        >>> score_text({"mean": 0.002, "ci95": 0.00004})
+        '0.00200 ± 0.00004'
         >>> score_text({"mean": 1.234e-9, "ci95": 5.1e-11})
         '1.2e-09 ± 5.1e-11'
         >>> score_text({"mean": 0.9014, "ci95": 1.4e-16})  # the same in every run, up to rounding
@@ -67,7 +69,7 @@ def score_text(score: dict[str, Any]) -> str:
 
 
 def time_text(seconds: float | None) -> str:
-    """Write a time in the unit that a person would choose.
+    """Return a time as text in a suitable unit; empty for None, NaN and infinity.
 
     Example:
         >>> [time_text(seconds) for seconds in (0.00042, 0.0123, 4.2, 192.0, 7_500.0)]
@@ -89,4 +91,6 @@ def time_text(seconds: float | None) -> str:
 
 
 def _interval(score: dict[str, Any]) -> float:
-    return float(score.get("ci95") or 0.0)
+    """Return half the width of the 95 % interval; 0 without one."""
+    half = float(score.get("ci95") or 0.0)
+    return half if math.isfinite(half) else 0.0

@@ -3,7 +3,17 @@
 from html import escape
 from typing import Any
 
-from weightloom.report.figures import BLUE, GREY, ORANGE, Figure, Key, as_json, mark, plain_layout
+from weightloom.report.figures import (
+    BLUE,
+    FEW,
+    GREY,
+    ORANGE,
+    Figure,
+    Key,
+    as_json,
+    mark,
+    plain_layout,
+)
 from weightloom.report.run import Run
 from weightloom.report.section import Section, with_shared
 
@@ -16,20 +26,26 @@ def sections(run: Run) -> list[Section]:
     made = {
         "returns": Section(
             "What it earned, context by context",
-            "Higher is better. Where dotted lines stay behind, what was learned does not carry "
-            "beyond the contexts of training.",
+            "Higher is better."
+            + (
+                " Where dotted lines stay behind, what was learned does not carry beyond the "
+                "contexts of training."
+                if any("held_out_returns" in row for row in run.validation)
+                else ""
+            ),
             return_curves(run),
         ),
         "grid": Section(
             "Return over the grid of contexts",
             "Lighter is better, on one scale for all methods: an episode in every place, from the "
-            "same start.",
+            "same start."
+            if run.facts.get("grid_second")
+            else "Higher is better: an episode in every place, from the same start.",
             return_maps(run),
         ),
         "episodes": Section(
             "Episodes in contexts never met",
-            "Each begins at the square, and darker points are later; a star marks the target where "
-            "there is one.",
+            _episode_words(run),
             rows=episode_rows(run),
         ),
         "values": Section(
@@ -41,6 +57,13 @@ def sections(run: Run) -> list[Section]:
     return with_shared(run, made)
 
 
+def _episode_words(run: Run) -> str:
+    if "episode_paths" not in run.tensors:
+        return "Rewards added up from the first step on."
+    star = "; a star marks the target" if run.facts.get("episode_target") else ""
+    return f"Each begins at the square, and darker points are later{star}."
+
+
 def return_curves(run: Run) -> list[Figure]:
     """Plot the return of an episode against steps, a line for each context that was followed."""
     import plotly.graph_objects as go
@@ -49,6 +72,7 @@ def return_curves(run: Run) -> list[Figure]:
     if not rows:
         return []
     steps, drawn, words, keys = [row["step"] for row in rows], [], [], []
+    mode = "lines+markers" if len(rows) < FEW else "lines"
     groups = (
         ("validation_returns", TRAINED, BLUE, "solid"),
         ("held_out_returns", UNSEEN, ORANGE, "dot"),
@@ -61,7 +85,7 @@ def return_curves(run: Run) -> list[Figure]:
             style: dict[str, Any] = {"color": colour, "width": 1.2, "dash": dash}
             curve = [row[key][number] for row in rows]
             drawn.append(
-                go.Scatter(x=steps, y=curve, mode="lines", line=style, opacity=0.7, hoverinfo="y")
+                go.Scatter(x=steps, y=curve, mode=mode, line=style, opacity=0.7, hoverinfo="y")
             )
         ends = [row[key] for row in (rows[0], rows[-1])]
         words.append(f"{name} {' to '.join(f'{sum(end) / len(end):.3g}' for end in ends)}")
@@ -229,6 +253,7 @@ def _rewards(run: Run, number: int, title: str, methods: list[str]) -> Figure:
         f"{method} {float(line[-1]):.4g}" for line, method in zip(sums, methods, strict=True)
     )
     layout = plain_layout("step of the episode", "rewards added up")
+    keys = tuple(Key(method, "―", mark(row)[0]) for row, method in enumerate(methods))
     return Figure(
-        as_json(go.Figure(drawn, layout)), f"{title}: {words}", f"{words}.", 220, (), title
+        as_json(go.Figure(drawn, layout)), f"{title}: {words}", f"{words}.", 220, keys, title
     )

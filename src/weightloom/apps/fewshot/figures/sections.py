@@ -65,8 +65,12 @@ def _predicted(run: Run) -> Section:
 
 
 def _worst(run: Run) -> Section:
-    count = run.facts.get("worst_of", 0)
-    explanation = f"Of {count} tasks drawn for this section alone, these have the worst scores."
+    count, shown = run.facts.get("worst_of", 0), len(run.tensors.get("worst_scores", ()))
+    explanation = (
+        f"Of {count} tasks drawn for this section alone, these have the worst scores."
+        if shown < count
+        else f"All tasks drawn for this section alone, {count} in number, the worst first."
+    )
     pictures = completed_images(run, "worst_") or worst_cameras(run)
     return Section(
         "The worst tasks",
@@ -82,14 +86,18 @@ def _sweep(run: Run) -> Section:
     figures, sweep = sweep_figures(run), run.facts.get("sweep") or {"rows": []}
     tasks = [row["tasks"] for row in sweep["rows"]] or [0]
     many = f"{max(tasks)}" if min(tasks) == max(tasks) else f"{min(tasks)} to {max(tasks)}"
+    one = max(tasks) == 1
     kind = "validation tasks" if sweep.get("early") else "tasks drawn for this section alone"
+    if one:
+        kind = kind.replace("tasks", "task")
     axes = (
         "The error by the number of examples; lower is better."
         if _is_regression(run)
         else "The score by the number of examples, and by the number of classes."
     )
+    band = "" if one else ", each band its 95 % interval"
     explanation = (
-        f"{axes} Each point is a mean over {many} {kind}, each band its 95 % interval. Points that "
+        f"{axes} Each point is {'of' if one else 'a mean over'} {many} {kind}{band}. Points that "
         "took too long to score are left out."
     )
     return Section("Score against shots and ways", explanation, figures)
