@@ -1,4 +1,4 @@
-"""Exchange between processes: all of them stop after the same step, and none waits for a failed one.
+"""Exchange between processes: all stop after the same step, and none waits for a failed one.
 
 In:   per process, a finite loss or not, and the signals it caught.
 Out:  the same facts joined over all processes.
@@ -49,7 +49,7 @@ class Agreement(nn.Module):
         return _read(self.said.grad)
 
     def settle(self, caught: Sequence[signal.Signals]) -> signal.Signals | None:
-        """Signal that any process caught, or None, after the last step: no backward pass follows."""
+        """Signal that any process caught by the end of the last step, or None."""
         return _read(self.processes.all_reduce(self._facts(True, caught), reduce_op="max"))[1]
 
     def _facts(self, well: bool, caught: Sequence[signal.Signals]) -> Tensor:

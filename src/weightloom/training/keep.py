@@ -24,7 +24,7 @@ from weightloom.training.average import Average
 
 @dataclass
 class History:
-    """History of a run: a row per logged step and per evaluation, and the signal that stopped it."""
+    """History of a run: its rows of metrics, its duration, and the signal that stopped it early."""
 
     rows: list[Row] = field(default_factory=list)
     """One per logged step or evaluation, oldest first."""
@@ -133,7 +133,7 @@ def restore_model(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> N
     """Load the ``model/`` tensors of a checkpoint into ``model``.
 
     Raises:
-        CheckpointError: If names or shapes differ from those of ``model``.
+        CheckpointError: If they do not fit ``model``.
     """
     own = _named_tensors(model)
     kept = {
