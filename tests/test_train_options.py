@@ -64,11 +64,11 @@ def test_without_being_told_a_run_reaches_its_rate(steps, warmup):
         ([game(warmup_steps=10)], "Turn `x`: `warmup_steps=10` of 10 steps"),
         (
             [Turn("x", lambda model, batch, turn: model.x.detach().sum())],
-            "The loss of turn `x` depends on nothing",
+            "The loss of turn `x` depends on none",
         ),
         (
             [Turn("x", lambda model, batch, turn: model.x.sum(), "y")],
-            "The loss of turn `x` depends on nothing",
+            "The loss of turn `x` depends on none",
         ),
     ],
 )
