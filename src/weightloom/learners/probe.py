@@ -47,7 +47,7 @@ class LinearProbe(HeadLearner):
         return normalize(super().features(x), dim=-1)
 
     def forward(self, tasks: Tasks) -> Tensor:
-        """Classification loss of each task, (tasks,), over all training classes and all examples."""
+        """Loss of each task, (tasks,): classify all its examples among all training classes."""
         logits = 10 * self.classify(
             torch.cat([self.features(tasks.support_x), self.features(tasks.query_x)], dim=1)
         )
