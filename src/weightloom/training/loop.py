@@ -218,13 +218,13 @@ def _is_due(count: int, every: int, is_end: bool) -> bool:
     return is_end or count % every == 0
 
 
-@torch.no_grad()
 def _look(probe: Probe | None, engine: nn.Module) -> Mapping[str, Tensor]:
     """Copy of the generated parameters, whose memory a step may change; empty without a probe."""
     if probe is None:
         return {}
     engine.eval()
-    seen = copy.deepcopy(dict(probe()))
+    with torch.no_grad():
+        seen = copy.deepcopy(dict(probe()))
     engine.train()
     return seen
 
