@@ -248,7 +248,7 @@ def test_no_support_at_all_gives_zeros(tasks):
 @pytest.mark.parametrize("labels", [[0, 5, 1], [0, -1, 1]])
 def test_a_label_outside_the_classes_is_refused_and_the_advice_works(labels):
     features, labels = torch.randn(1, 3, 2), torch.tensor([labels])
-    message = r"Labels run from -?\d to \d but there are 3 classes.*Pass `ways=\d`, or relabel"
+    message = r"Labels run from -?\d to \d, for 3 classes.*Pass `ways=\d`, or relabel"
     with pytest.raises(ShapeError, match=message) as caught:
         class_statistics(features, labels, ways=3)
     advised = int(re.search(r"`ways=(\d)`", str(caught.value)).group(1))

@@ -105,7 +105,7 @@ def test_another_count_is_refused_and_the_advice_works():
     [
         ([0.0], [1.0, 2.0], False, "`low` holds 1 numbers, `high` 2 and `log` 1"),
         ([0.0], [1.0], [True, False], "`low` holds 1 numbers, `high` 1 and `log` 2"),
-        ([], [], False, "there is at least one"),
+        ([], [], False, "at least one scalar is encoded"),
         ([0.0, 1.0], [1.0, 1.0], False, r"scalar 1 is 1 to 1\..*the lower first"),
         ([0.0], [math.inf], False, "two finite ends"),
         ([math.nan], [1.0], False, "two finite ends"),

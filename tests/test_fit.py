@@ -191,7 +191,7 @@ def test_a_start_of_another_shape_is_refused_and_the_advice_works():
     hyper, base, x, y = convex()
     with pytest.raises(
         ShapeError,
-        match=r"`start` has shape \(3,\)\. There are 4 new tasks.*\(2,\), or .* \(4, 2\)",
+        match=r"`start` has shape \(3,\)\. `x` holds 4 new tasks.*\(2,\), or .* \(4, 2\)",
     ):
         fit_condition(hyper, base, x, against(y), 1, 0.1, torch.zeros(3))
     assert fit_condition(hyper, base, x, against(y), 1, 0.1, torch.zeros(2)).shape == (4, 2)

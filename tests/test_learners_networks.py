@@ -137,7 +137,9 @@ def test_a_network_without_a_linear_end_gives_features_where_no_more_is_needed(k
     assert kept.features(tasks.support_x).shape == (2, WAYS, WAYS)
     net = specialise(learner.base, learner.adapt(tasks.take(slice(1)).support))
     torch.testing.assert_close(net(tasks.query_x[0]), learner.answer(tasks)[0])
-    with pytest.raises(ConfigError, match=r"not said how many.* set `features` of the trunk"):
+    with pytest.raises(
+        ConfigError, match=r"features of unknown width.* set `features` of the trunk"
+    ):
         kind(features, classes=8)
     features.features = 16
     assert kind(features, classes=8).all_classes is not None
@@ -192,7 +194,7 @@ def test_inputs_may_be_a_dict(build):
         ),
         (
             lambda: HyperInputs(nn.Sequential(nn.ReLU(), nn.Linear(4, 4))),
-            "generated, input by input",
+            "generated, per input",
         ),
         (lambda: CodeInputs(mlp([4, 4, 4])), "`nn.Sequential\\(CodeReader"),
     ],

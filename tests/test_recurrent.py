@@ -275,7 +275,7 @@ def test_the_root_may_be_the_layer_and_an_original_that_cannot_be_copied_is_left
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_packed_sequence_is_refused_and_the_advice_holds(kind, unchecked):
+def test_a_packed_sequence_is_refused_and_the_advice_holds(kind):
     theirs, ours = pair(kind)
     packed = pack_sequence([torch.randn(5, 3).double(), torch.randn(2, 3).double()])
     with pytest.raises(

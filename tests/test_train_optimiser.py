@@ -8,7 +8,7 @@ from test_train import OPTIONS, SOURCE, new_model, same
 from weightloom.files import load_tensors
 from weightloom.losses import mse_per_task
 from weightloom.tasks import Tasks
-from weightloom.training import OneProcess, TrainOptions, loop, train
+from weightloom.training import OneProcess, TrainOptions, steps, train
 from weightloom.training.optimiser import build_optimiser
 from weightloom.training.processes import seed_chance
 
@@ -98,7 +98,7 @@ def test_a_run_that_began_with_the_unfused_optimiser_goes_on(tmp_path, monkeypat
         return {}
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "build_optimiser", unfused)
+        patched.setattr(steps, "build_optimiser", unfused)
         stopped = TrainOptions(**{**vars(options), "evaluate_every": 1})
         with pytest.raises(InterruptedError):
             train(older, SOURCE, mse_per_task, stopped, run=tmp_path, evaluate=until)

@@ -17,7 +17,7 @@ from weightloom.training import TrainOptions, Turn, train
         ({"checkpoint_every": 0}, "`checkpoint_every=0` is below 1"),
         ({"average": float("nan")}, "`average=nan` is no decay"),
         ({"average": 1.0}, "`average=1.0` is no decay"),
-        ({"outer_lr": 0.0}, "so 0 trains nothing"),
+        ({"outer_lr": 0.0}, "so 0 trains no parameter"),
         ({"outer_lr": float("inf")}, "`outer_lr=inf` is no learning rate"),
         ({"clip_norm": 0.0}, "`clip_norm=0.0` leaves no gradient"),
         ({"weight_decay": -1.0}, "`weight_decay=-1.0` is no decay"),
@@ -55,20 +55,20 @@ def test_without_being_told_a_run_reaches_its_rate(steps, warmup):
         ([game(), game()], "2 turns are called `x`"),
         (
             [game(steps=10), game("y")],
-            r"before turn `y` comes: those before it take 10. Pass `TrainOptions\(steps=11",
+            r"before turn `y`: the turns before it take 10. Pass `TrainOptions\(steps=11",
         ),
         ([game(parameters="z")], "`parameters='z'` matches no parameter of Game"),
         ([game(parameters=nn.Linear(2, 2))], "names 2 parameters that are not in Game"),
-        ([game(parameters=[])], "Turn `x` moves nothing"),
+        ([game(parameters=[])], "Turn `x` moves no parameter"),
         ([game(generates="critic.*")], "`generates='critic.\\*'` of turn `x` matches no parameter"),
         ([game(warmup_steps=10)], "Turn `x`: `warmup_steps=10` of 10 steps"),
         (
             [Turn("x", lambda model, batch, turn: model.x.detach().sum())],
-            "The loss of turn `x` depends on nothing",
+            "The loss of turn `x` depends on none",
         ),
         (
             [Turn("x", lambda model, batch, turn: model.x.sum(), "y")],
-            "The loss of turn `x` depends on nothing",
+            "The loss of turn `x` depends on none",
         ),
     ],
 )

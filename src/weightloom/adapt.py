@@ -1,11 +1,11 @@
 """Gradient steps on the data of a task: parameters, or its condition, in; the same, adapted, out.
 
-In:   a base network, parameters or a condition to start from, a loss of the support set.
-Out:  what was adapted, one gradient descent per task, all tasks at once.
-Knows nothing of how the result is judged.
+In:   a base network, initial parameters or an initial condition, a loss on the support set.
+Out:  the adapted parameters or condition, one gradient descent per task, all tasks in one batch.
+Knows nothing of the evaluation of the result.
 
 `descend` can be differentiated, for the inner loop of a bilevel problem. `fit_params` and
-`fit_condition` cannot: they adapt at the end, with Adam.
+`fit_condition` use Adam after training and cannot.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,33 +33,32 @@ def descend(
     momentum: tuple[float, float] | None = None,
     weight_decay: float = 0.0,
 ) -> Start:
-    """Take a few gradient steps per task that can themselves be differentiated.
+    """Inner loop: differentiable gradient steps per task, for all tasks at once.
 
-    The inner loop of a bilevel problem.
-
-    The gradient flows back into ``start``, ``inner_lr`` and whatever ``loss_per_task`` holds. A
-    loss of one task says nothing of the numbers of another, so one descent over all tasks is
-    exactly one descent per task.
+    Gradients flow back into ``start``, ``inner_lr`` and the tensors that ``loss_per_task`` uses.
+    The loss of a task does not depend on the values of other tasks, so one descent over all tasks
+    equals one descent per task.
 
     Args:
-        start: What is adapted: Params, or one tensor, such as a condition. What is held as factors
-            stays so.
-        loss_per_task: What is adapted to one support loss per task, (tasks,).
-        steps: Gradient steps; 0 gives ``start`` back.
-        inner_lr: Length of a step; a tensor where it is learned.
-        first_order: Take the gradients of the inner steps as constants: cheaper, and no longer the
-            true gradient.
-        momentum: Decay rates of the two moments of Adam, as in ``(0.9, 0.999)``. None is plain
-            gradient descent.
-        weight_decay: Decoupled decay per step, in units of ``inner_lr``.
+        start: Values to adapt: Params, or one tensor, such as a condition. A parameter held as
+            factors stays factored.
+        loss_per_task: Maps values like ``start`` to one support loss per task, (tasks,).
+        steps: Gradient steps; 0 returns ``start``.
+        inner_lr: Learning rate of the steps; a tensor if it is learned.
+        first_order: Treat the gradients of the inner steps as constants: cheaper, but only an
+            approximation of the outer gradient.
+        momentum: Decay rates of Adam's two moments, as in ``(0.9, 0.999)``. None: plain gradient
+            descent.
+        weight_decay: Decoupled decay per step, multiplied by ``inner_lr``.
 
     Returns:
-        The adapted values; outside of training (``torch.no_grad``) without gradient history.
+        The adapted values, like ``start``; without gradient history under ``torch.no_grad``.
 
     Example:
         >>> start = {"w": torch.zeros(2, 1, requires_grad=True)}
         >>> goal = torch.tensor([[1.0], [3.0]])
-        >>> adapted = descend(start, lambda p: (p["w"] - goal).square().sum(1), steps=1, inner_lr=0.25)
+        >>> loss = lambda p: (p["w"] - goal).square().sum(1)
+        >>> adapted = descend(start, loss, steps=1, inner_lr=0.25)
         >>> adapted["w"][:, 0]
         tensor([0.5000, 1.5000], grad_fn=<...>)
 
@@ -69,12 +68,9 @@ def descend(
     """
     tracked = torch.is_grad_enabled()
     leaves, structure = tree_flatten(start)
-    moments = (
-        [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves] if momentum else []
-    )
+    moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves if momentum]
     with torch.enable_grad():
-        if not tracked:
-            leaves = [leaf.detach() for leaf in leaves]
+        leaves = _kept(leaves, tracked)
         for step in range(1, steps + 1):
             leaves = [
                 leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves
@@ -87,10 +83,14 @@ def descend(
             if momentum:
                 gradients, moments = _adam(gradients, moments, momentum, step)
             kept = 1 - inner_lr * weight_decay
-            leaves = [kept * leaf - inner_lr * g for leaf, g in zip(leaves, gradients, strict=True)]
-            if not tracked:
-                leaves = [leaf.detach() for leaf in leaves]
+            moved = [kept * leaf - inner_lr * g for leaf, g in zip(leaves, gradients, strict=True)]
+            leaves = _kept(moved, tracked)
     return tree_unflatten(leaves, structure)
+
+
+def _kept(leaves: list[Tensor], tracked: bool) -> list[Tensor]:
+    """Keep the gradient history of ``leaves`` only if it is tracked."""
+    return leaves if tracked else [leaf.detach() for leaf in leaves]
 
 
 def _adam(
@@ -99,9 +99,9 @@ def _adam(
     decay: tuple[float, float],
     step: int,
 ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
-    """Turn gradients into Adam's direction.
+    """Adam's direction and its new moments, without weight decay.
 
-    The tiny number stands under the root, where it can be differentiated.
+    The epsilon stands under the root: at zero, the square root has no finite derivative.
     """
     first, second = decay
     moments = [
@@ -122,19 +122,20 @@ def fit_params(
 ) -> Params:
     """Fit the parameters of each task to its support set with Adam.
 
-    ``params`` and ``base`` are left alone.
-
-    Adam works number by number, so one optimiser over (tasks, *shape) is exactly one optimiser per
-    task. The result carries no gradient history. What is held as factors stays so: the factors are
-    fitted, what tasks share is not.
+    ``params`` and ``base`` are not changed. Adam is elementwise, so one optimiser over
+    (tasks, *shape) equals one optimiser per task. Of a parameter held as factors, the factors of
+    each task are fitted; values shared by all tasks are not.
 
     Args:
         base: The base network.
-        params: Where each task starts, each (tasks, *shape).
+        params: Initial parameters, each (tasks, *shape).
         x: Support inputs, (tasks, shots, *event).
-        loss_per_task: Outputs, (tasks, shots, *out), to one support loss per task, (tasks,).
+        loss_per_task: Maps outputs, (tasks, shots, *out), to one support loss per task, (tasks,).
         steps: Gradient steps.
         inner_lr: Adam's learning rate.
+
+    Returns:
+        The fitted parameters, in the form of ``params``, without gradient history.
 
     Raises:
         ConfigError: If ``params`` is empty.
@@ -142,14 +143,15 @@ def fit_params(
     Example:
         >>> start = {"weight": torch.zeros(2, 1, 1), "bias": torch.zeros(2, 1)}
         >>> x = torch.ones(2, 1, 1)
-        >>> fit = fit_params(nn.Linear(1, 1), start, x, lambda y: (y - 1).square().mean((1, 2)), 200, 0.05)
+        >>> loss = lambda y: (y - 1).square().mean((1, 2))
+        >>> fit = fit_params(nn.Linear(1, 1), start, x, loss, steps=200, inner_lr=0.05)
         >>> (fit["weight"][:, 0, 0] + fit["bias"][:, 0]).round(decimals=2)
         tensor([1., 1.])
     """
-    leaves, structure = tree_flatten(params)  # of a parameter that is held as factors: the factors
+    leaves, structure = tree_flatten(params)  # a factored parameter contributes its factors
     if not leaves:
         raise ConfigError(
-            "`params` is empty. There is nothing to fit: the base's own parameters are shared by "
+            "`params` is empty. Only parameters per task are fitted; the base's own are shared by "
             "all tasks. Pass those of each task, as a hypernetwork generates them."
         )
     start = [leaf.detach().clone().requires_grad_() for leaf in leaves]
@@ -165,10 +167,7 @@ def fit_params(
 def _fitted(
     leaves: list[Tensor], losses: Callable[[list[Tensor]], Tensor], steps: int, inner_lr: float
 ) -> list[Tensor]:
-    """Fit leaves with Adam, and nothing else that the loss holds.
-
-    Return them without gradient history.
-    """
+    """Minimise the sum of ``losses`` over ``leaves`` alone, with Adam; return them detached."""
     optimiser = torch.optim.Adam(leaves, lr=inner_lr)
     with torch.enable_grad():
         for _ in range(steps):
@@ -189,39 +188,38 @@ def fit_condition(
     inner_lr: float,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Fit the condition of each new task with Adam.
+    """Fit the condition of each new task with Adam, for a trained hypernetwork.
 
-    ``hyper`` and ``base`` are left alone, buffers included.
+    For tasks that join after training, such as new clients of a federation: only ``condition_dim``
+    numbers per task are fitted, so a few points suffice. Adam is elementwise, so fitting all tasks
+    at once equals one fit per task. ``hyper`` and ``base`` keep their parameters, buffers and train
+    or eval mode.
 
-    For tasks that join when training is over, such as new clients of a federation: only
-    ``condition_dim`` numbers per task are fitted, so a few points go a long way. Adam works number
-    by number, so all tasks at once is exactly one fit per task. Train or eval mode stays as it is.
-    The result carries no gradient history.
-
-    A hypernetwork as it was built gives every task the same parameters, and so no gradient: train
-    it first.
+    An untrained hypernetwork generates the same parameters from every condition, so the gradient of
+    the condition is zero: train it first.
 
     Args:
-        hyper: The hypernetwork, trained.
+        hyper: The trained hypernetwork.
         base: The base network.
         x: Support inputs of the new tasks, (tasks, shots, *event).
-        loss_per_task: Outputs, (tasks, shots, *out), to one support loss per task, (tasks,).
+        loss_per_task: Maps outputs, (tasks, shots, *out), to one support loss per task, (tasks,).
         steps: Gradient steps.
         inner_lr: Adam's learning rate.
-        start: Where to start: (condition_dim,) for all tasks, as in
-            ``embedding.table.weight.mean(0)``, or (tasks, condition_dim). None starts at zero.
+        start: Initial condition: (condition_dim,) for all tasks, as in
+            ``embedding.table.weight.mean(0)``, or (tasks, condition_dim). None: zeros.
 
     Returns:
-        The condition of each task, (tasks, condition_dim).
+        The condition of each task, (tasks, condition_dim), without gradient history.
 
     Raises:
-        ShapeError: If ``start`` is of another shape.
+        ShapeError: If ``start`` has neither of these shapes.
 
     Example:
         >>> from weightloom.hypernets import MLPHyperNetwork
         >>> base = nn.Linear(1, 1)
         >>> hyper, x = MLPHyperNetwork(base, condition_dim=4), torch.randn(3, 10, 1)
-        >>> fit_condition(hyper, base, x, lambda y: (y - 1).square().mean((1, 2)), steps=5, inner_lr=0.01).shape
+        >>> loss = lambda y: (y - 1).square().mean((1, 2))
+        >>> fit_condition(hyper, base, x, loss, steps=5, inner_lr=0.01).shape
         torch.Size([3, 4])
 
     Source:
@@ -240,14 +238,14 @@ def fit_condition(
 
 
 def _start(hyper: nn.Module, tasks: int, start: Tensor | None) -> Tensor:
-    """A leaf of its own, (tasks, condition_dim), of the hypernetwork's dtype and device."""
+    """Initial condition as a leaf, (tasks, condition_dim), in dtype and device of ``hyper``."""
     own = next(parameter for parameter in hyper.parameters() if parameter.is_floating_point())
     width = cast("int", hyper.condition_dim)
     if start is None:
         start = own.new_zeros(tasks, width)
     if start.shape not in ((width,), (tasks, width)):
         raise ShapeError(
-            f"`start` has shape {tuple(start.shape)}. There are {tasks} new tasks and a condition "
+            f"`start` has shape {tuple(start.shape)}. `x` holds {tasks} new tasks and a condition "
             f"is {width} wide. Pass one start for all, ({width},), or one for each, ({tasks}, "
             f"{width})."
         )

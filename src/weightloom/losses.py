@@ -1,7 +1,6 @@
 """Losses: outputs and targets per task in, one number per task out.
 
-A mean over tasks is the caller's, so that a task can be weighed, named when it goes wrong, or
-looked at.
+The caller averages over tasks, and so can weight a task, inspect its loss, or name it in an error.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_map
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
-"""Outputs and targets, each (tasks, ...), to one loss per task, (tasks,)."""
+"""Loss function: outputs and targets, each (tasks, ...), to one loss per task, (tasks,)."""
 
 
 def mse_per_task(
@@ -32,7 +31,7 @@ def mse_per_task(
 def cross_entropy_per_task(
     logits: Float[Tensor, "tasks batch ways"], labels: Int[Tensor, "tasks batch"]
 ) -> Float[Tensor, " tasks"]:
-    """Mean cross-entropy of each task in nats, over its batch.
+    """Mean cross-entropy of each task over its batch, in nats.
 
     Example:
         >>> import torch
@@ -46,7 +45,7 @@ def cross_entropy_per_task(
 def soft_cross_entropy_per_task(
     logits: Float[Tensor, "tasks batch classes"], targets: Float[Tensor, "tasks batch classes"]
 ) -> Float[Tensor, " tasks"]:
-    """Mean cross-entropy of each task in nats, where each target is a distribution.
+    """Mean cross-entropy of each task over its batch, in nats, with distributions as targets.
 
     Example:
         >>> import torch
@@ -58,13 +57,11 @@ def soft_cross_entropy_per_task(
 
 
 def loss_per_task(outputs: Tensor, targets: Tensor) -> Float[Tensor, " tasks"]:
-    """Return the usual loss of each task.
-
-    Cross-entropy where targets are labels, mean squared error elsewhere.
+    """Default loss of each task: cross-entropy for integer targets, mean squared error for floats.
 
     Args:
         outputs: (tasks, batch, *out).
-        targets: Labels (tasks, batch), or numbers (tasks, batch, *out).
+        targets: Labels, (tasks, batch), or values, (tasks, batch, *out).
     """
     return (mse_per_task if targets.is_floating_point() else cross_entropy_per_task)(
         outputs, targets
@@ -74,20 +71,20 @@ def loss_per_task(outputs: Tensor, targets: Tensor) -> Float[Tensor, " tasks"]:
 def masked_loss(
     loss: TaskLoss, outputs: Any, targets: Any, mask: Bool[Tensor, "tasks batch"]
 ) -> Float[Tensor, " tasks"]:
-    """Mean of a loss over the points of each task that are there; zero for a task that has none.
+    """Mean of a loss over the unmasked points of each task; zero for a task without any.
 
-    What stands for the others as a target, such as a label of -1, is not read.
+    Targets of masked points, such as a label of -1, are not read.
 
     Args:
-        loss: A mean over the points of a task, as all of this room are.
+        loss: A mean over the points of a task, like every loss in this module.
         outputs: (tasks, batch, *out).
-        targets: Labels (tasks, batch), or numbers (tasks, batch, *out).
-        mask: True where a point is there.
+        targets: Labels, (tasks, batch), or values, (tasks, batch, *out).
+        mask: True for real points, False for padding.
 
     Example:
         >>> import torch
-        >>> there = torch.tensor([[True, False]])
-        >>> masked_loss(mse_per_task, torch.tensor([[[1.0], [9.0]]]), torch.zeros(1, 2, 1), there)
+        >>> mask = torch.tensor([[True, False]])
+        >>> masked_loss(mse_per_task, torch.tensor([[[1.0], [9.0]]]), torch.zeros(1, 2, 1), mask)
         tensor([1.])
     """
 
@@ -104,5 +101,8 @@ def masked_loss(
 def loss_of_those_there(
     loss: TaskLoss, outputs: Any, targets: Any, mask: Bool[Tensor, "tasks batch"]
 ) -> Float[Tensor, " tasks"]:
-    """Return ``loss`` itself where every point is there, which need not be a mean over points, else `masked_loss`."""
+    """Loss of each task over unmasked points: ``loss`` if no point is masked, else `masked_loss`.
+
+    Without masked points, ``loss`` need not be a mean over points.
+    """
     return loss(outputs, targets) if bool(mask.all()) else masked_loss(loss, outputs, targets, mask)

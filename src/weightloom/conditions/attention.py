@@ -1,9 +1,10 @@
-"""Attention that can be differentiated as often as one likes, which torch's fused one cannot on every device.
+"""Attention with derivatives of every order; torch's fused kernels lack them on some devices.
 
 In:   queries, keys, values, and a mask.
-Out:  what is read.
+Out:  one weighted mean of the values per query.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,26 +20,27 @@ def attention(
     v: Float[Tensor, "*lead keys out"],
     mask: Bool[Tensor, "*maskable keys"] | None = None,
 ) -> Float[Tensor, "*lead queries out"]:
-    """softmax(q kᵀ / √width) v, with derivatives of every order, in reverse and forward mode.
+    """Attention softmax(q kᵀ / √width) v, with derivatives of every order and in forward mode.
 
-    torch's fused attention runs, which is quick and keeps no scores. Written out are only a
-    derivative of its derivative, and all of it inside the transforms of `torch.func` and in forward
-    mode.
+    Forward and first derivative use torch's fused attention, which is fast and stores no scores.
+    Second derivatives, forward mode and the transforms of `torch.func` use plain operations.
 
     Args:
         q: Queries.
         k: Keys.
         v: Values.
-        mask: Where False, a key is not read. It is broadcast.
+        mask: False for keys to ignore; broadcast over queries. None: use all keys.
+
+    Returns:
+        For each query, the mean of the values weighted by its attention.
 
     Example:
         >>> x = torch.randn(2, 5, 4)
         >>> torch.allclose(attention(x, x, x), scaled_dot_product_attention(x, x, x), atol=1e-5)
         True
     """
-    if (
-        torch.compiler.is_exporting()
-    ):  # torch's own is written down for one number of tasks only (torch 2.13)
+    if torch.compiler.is_exporting():
+        # torch's own exports for a fixed number of tasks only (torch 2.13)
         return _shares(q, k, mask) @ v
     if torch.compiler.is_compiling():
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -46,18 +48,18 @@ def attention(
         return _shares(q, k, mask) @ v
     if not torch.is_grad_enabled():
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    read: Tensor = _Fused.apply(q, k, v, mask)  # type: ignore[no-untyped-call]
-    return read
+    fused: Callable[..., Tensor] = _Fused.apply
+    return fused(q, k, v, mask)
 
 
 def _shares(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """How much each query reads of each key."""
+    """Attention weights, (*lead, queries, keys)."""
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
 
 
 class _Fused(torch.autograd.Function):
-    """Fused attention, whose derivative is torch's own, or where that is differentiated, written out."""
+    """Fused attention, with torch's derivative, or plain operations if that is differentiated."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -72,9 +74,8 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
             with torch.enable_grad():
-                weighted = (
-                    ctx.read * grad
-                ).sum()  # handed over by itself, `grad` would make torch import sympy
+                # Passing `grad` as `grad_outputs` would make torch import sympy.
+                weighted = (ctx.read * grad).sum()
             return (*torch.autograd.grad(weighted, ctx.inside, retain_graph=True), None)
         q, k, v, mask = ctx.saved_tensors
         shares = _shares(q, k, mask)

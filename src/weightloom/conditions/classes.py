@@ -1,4 +1,4 @@
-"""A labelled support set becomes statistics of its classes, any number of classes, any number of shots."""
+"""Statistics of the classes in a labelled support set, for any number of classes and shots."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ from weightloom.errors import ShapeError
 
 
 class ClassStatistics(NamedTuple):
-    """What a support set says of its classes, feature by feature."""
+    """Mean, variance and number of shots of the classes in a support set, per feature."""
 
     mean: Float[Tensor, "tasks ways features"]
-    """Mean of each class; zero where a class has no support."""
+    """Mean of each class; zero for a class without support."""
     spread: Float[Tensor, "tasks features"]
-    """Variance within classes, pooled over classes; zero where no class has two shots."""
+    """Variance within classes, pooled over classes; zero if no class has two shots."""
     shots: Float[Tensor, "tasks ways"]
     """Support points of each class."""
 
@@ -27,27 +27,28 @@ def class_statistics(
     mask: Bool[Tensor, "tasks support"] | None = None,
     ways: int | None = None,
 ) -> ClassStatistics:
-    """Mean, spread and number of shots of each class.
+    """Mean and number of shots of each class, and the variance within classes.
 
-    The order of the support points does not matter.
+    Independent of the order of the support points.
 
     Args:
         features: Features of the support points.
-        labels: Their labels, from 0 to ``ways - 1``.
-        mask: True where a point is there. None means that all are.
-        ways: Classes per task. None counts up to the largest label.
+        labels: Their labels, from 0 to ``ways - 1``; not read for masked points.
+        mask: True for real points, False for padding. None: all are real.
+        ways: Classes per task. None: one more than the largest label.
 
     Raises:
         ShapeError: If a label is outside 0 to ``ways - 1``.
 
     Example:
         >>> import torch
-        >>> class_statistics(torch.tensor([[[1.0], [3.0], [5.0]]]), torch.tensor([[0, 0, 1]])).mean[0]
+        >>> features, labels = torch.tensor([[[1.0], [3.0], [5.0]]]), torch.tensor([[0, 0, 1]])
+        >>> class_statistics(features, labels).mean[0]
         tensor([[2.],
                 [5.]])
     """
     labels = labels if mask is None else labels.masked_fill(~mask, 0)
-    if ways is None or not torch.compiler.is_exporting():  # a program holds no check of its labels
+    if ways is None or not torch.compiler.is_exporting():  # an exported program checks no labels
         ways = _checked_ways(labels, ways)
     member = one_hot(labels, ways).to(features.dtype)
     if mask is not None:
@@ -55,9 +56,8 @@ def class_statistics(
         features = features.masked_fill(~mask[..., None], 0.0)
     shots = member.sum(1)
     mean = (member.mT @ features) / shots.clamp(min=1)[..., None]
-    squares = (
-        features - member @ mean
-    ).square()  # masked points are zero, and so is what stands for them
+    # Masked points add zero: their features and their rows of `member` are zero.
+    squares = (features - member @ mean).square()
     freedom = (shots - 1).clamp(min=0).sum(1, keepdim=True)
     return ClassStatistics(mean, squares.sum(1) / freedom.clamp(min=1), shots)
 
@@ -67,7 +67,7 @@ def _checked_ways(labels: Tensor, ways: int | None) -> int:
     ways = highest + 1 if ways is None else ways
     if lowest < 0 or highest >= ways:
         raise ShapeError(
-            f"Labels run from {lowest} to {highest} but there are {ways} classes. "
+            f"Labels run from {lowest} to {highest}, for {ways} classes. "
             f"Labels are numbers from 0 to ways - 1 within a task. Pass `ways={highest + 1}`, or "
             "relabel."
         )

@@ -1,4 +1,4 @@
-"""A learned condition for each task that is known by number."""
+"""Learned conditions of tasks known by number."""
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from weightloom.errors import ConfigError
 
 
 class TaskEmbedding(nn.Module):
-    """A table with one learned condition per known task.
+    """Table of learned conditions, one per known task.
 
     Args:
-        known_tasks: How many tasks there are.
+        known_tasks: Number of tasks.
         condition_dim: Width of a condition.
 
     Example:
@@ -28,10 +28,10 @@ class TaskEmbedding(nn.Module):
         self.table = nn.Embedding(known_tasks, condition_dim)
 
     def forward(self, task: Int[Tensor, " tasks"]) -> Float[Tensor, "tasks condition_dim"]:
-        """Look up the condition of each task.
+        """Look up the condition of each task, by its number.
 
         Raises:
-            ConfigError: If a task's number is not in the table.
+            ConfigError: If a number is not from 0 to ``known_tasks - 1``.
         """
         known = self.table.num_embeddings
         if task.numel() and not (int(task.min()) >= 0 and int(task.max()) < known):

@@ -1,4 +1,4 @@
-"""Scalars with known ranges, such as hyperparameters, become a condition whose norm does not depend on them."""
+"""Encode scalars with known ranges, such as hyperparameters, as a condition of constant norm."""
 
 import math
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from weightloom.errors import ConfigError, ShapeError
 
 
 class MagnitudeInvariantEncoding(nn.Module):
-    """Each scalar becomes a point on a quarter of the unit circle: (cos(g π/2), sin(g π/2)).
+    """Map each scalar to a point on a quarter of the unit circle, (cos(g π/2), sin(g π/2)).
 
-    g runs from 0 at the low end of the scalar's range to 1 at the high end, linearly or in the
-    logarithm. What a hypernetwork writes grows with its condition; here every condition has the
-    norm √count.
+    g runs from 0 at the low end of the scalar's range to 1 at the high end, linearly or
+    logarithmically. The output of a hypernetwork grows with the norm of its condition; this
+    encoding has the norm √count for all values of its ``count`` scalars.
 
     Args:
         low: Low end of each scalar's range.
         high: High end of each scalar's range.
-        log: Whether g is linear in the logarithm, as suits a learning rate: for all scalars, or for
-            each.
-        clamp: Move values to the nearest end of their range instead of refusing them. A value that
-            was moved has no gradient, and none is looked at, which saves a wait for the
+        log: True for a scale that is linear in the logarithm, as for a learning rate; one bool for
+            all scalars, or one for each.
+        clamp: Clamp values to their range instead of raising an error. A clamped value has no
+            gradient. Values are then not checked, which avoids a synchronisation with the
             accelerator.
 
     Raises:
@@ -31,14 +31,16 @@ class MagnitudeInvariantEncoding(nn.Module):
             ``log`` not positive.
 
     Example:
-        >>> encode = MagnitudeInvariantEncoding(low=[1e-4, 0.0], high=[1e-2, 0.5], log=[True, False])
-        >>> encode(torch.tensor([[1e-4, 0.5], [1e-3, 0.25]])).round(decimals=2).abs()  # cosines, then sines
+        >>> encode = MagnitudeInvariantEncoding([1e-4, 0.0], [1e-2, 0.5], log=[True, False])
+        >>> encoded = encode(torch.tensor([[1e-4, 0.5], [1e-3, 0.25]]))
+        >>> encoded.round(decimals=2).abs()  # cosines, then sines
         tensor([[1.0000, 0.0000, 0.0000, 1.0000],
                 [0.7100, 0.7100, 0.7100, 0.7100]])
 
     Source:
         Gonzalez Ortiz, Guttag and Dalca, "Magnitude Invariant Parametrizations Improve Hypernetwork
-        Learning" (2024). Its other half, θ = own + generated, is what hypernetworks here do anyway.
+        Learning" (2024). The paper's second part, θ = own + generated, is built into every
+        hypernetwork here.
     """
 
     low: Tensor
@@ -65,11 +67,11 @@ class MagnitudeInvariantEncoding(nn.Module):
         """Encode the scalars of each task: first all cosines, then all sines.
 
         Args:
-            values: Each within its range.
+            values: Scalars, each within its range.
 
         Raises:
-            ShapeError: If there is another number of scalars.
-            ConfigError: If a value is outside its range, or NaN.
+            ShapeError: If ``values`` is not (tasks, count).
+            ConfigError: If a value is outside its range or NaN, unless ``clamp`` is set.
         """
         count = len(self.low)
         if values.ndim != 2 or values.shape[1] != count:
@@ -86,16 +88,15 @@ class MagnitudeInvariantEncoding(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
     def _scaled(self, values: Tensor) -> Tensor:
-        """The logarithm where that is asked for.
+        """Logarithm of scalars with ``log``, others unchanged.
 
-        Elsewhere it is not taken, since its derivative may not exist.
+        The inner `torch.where` keeps the others out of the logarithm, whose derivative may be NaN.
         """
         return torch.where(self.log, torch.where(self.log, values, 1.0).log(), values)
 
     def _refuse_values_outside(self, values: Tensor) -> None:
-        rounding = 4 * max(
-            torch.finfo(values.dtype).eps, torch.finfo(torch.float32).eps
-        )  # ranges may be float32
+        # Not below float32's rounding: the ranges may be held in it.
+        rounding = 4 * max(torch.finfo(values.dtype).eps, torch.finfo(torch.float32).eps)
         inside = (values >= self.low - rounding * self.low.abs()) & (
             values <= self.high + rounding * self.high.abs()
         )
@@ -104,8 +105,8 @@ class MagnitudeInvariantEncoding(nn.Module):
             raise ConfigError(
                 f"`values[{task}, {scalar}]` is {values[task, scalar].item():g}; the range of "
                 f"scalar {scalar} is {self.low[scalar].item():g} to {self.high[scalar].item():g}. "
-                "Outside it the encoding would turn back and give two values one code. Widen `low` "
-                "and `high`, or build it with `clamp=True`."
+                "Outside it the encoding would turn back and map two values to one code. Widen "
+                "`low` and `high`, or build it with `clamp=True`."
             )
 
 
@@ -113,8 +114,8 @@ def _check_ranges(low: Sequence[float], high: Sequence[float], log: Sequence[boo
     if not len(low) == len(high) == len(log) or not low:
         raise ConfigError(
             f"`low` holds {len(low)} numbers, `high` {len(high)} and `log` {len(log)}. Each scalar "
-            "has one of each, and there is at least one. Pass sequences of one length, or a single "
-            "bool as `log`."
+            "has one of each, and at least one scalar is encoded. Pass sequences of one length, or "
+            "a single bool as `log`."
         )
     for scalar, (bottom, top, logarithmic) in enumerate(zip(low, high, log, strict=True)):
         if not (math.isfinite(bottom) and math.isfinite(top) and bottom < top):

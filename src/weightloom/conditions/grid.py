@@ -1,4 +1,4 @@
-"""A support set of points in a plane, or on a line, becomes a grid of cells, and the grid one condition."""
+"""Encode a support set of points on a line, in a plane or in space through a grid of cells."""
 
 from collections.abc import Sequence
 from itertools import pairwise, product
@@ -12,21 +12,24 @@ from weightloom.errors import ConfigError
 
 
 class GridEncoder(nn.Module):
-    """Spread the points over a grid of cells, and read the grid with linear layers.
+    """Distribute the support points over a grid of cells, and encode the grid with linear layers.
 
-    Each point is shared among the cells around it, the nearer the more; at the centre of a cell it
-    is that cell's alone. A cell holds how much of a point lies in it, and the mean of the targets
-    there. Points outside the grid are taken to its edge. The order of the points does not matter,
-    and an empty set gives a grid of zeros, a learned prior.
+    Each point is shared among the cells around it by linear interpolation between their centres. A
+    cell holds its share of the points, and the mean of their targets. Points outside the grid are
+    moved to its edge. The condition is independent of the order of the points. An empty set is a
+    grid of zeros, whose condition is a learned prior.
 
     Args:
-        x_dim: Width of an input: axes of the grid.
+        x_dim: Width of an input, which is the number of axes of the grid.
         y_dim: Width of a target.
         condition_dim: Width of the condition.
         size: Cells along each axis.
-        low: Where the grid begins, on every axis.
-        high: Where it ends.
-        hidden: Widths of the layers.
+        low: Lower end of every axis.
+        high: Upper end of every axis.
+        hidden: Widths of the hidden layers.
+
+    Raises:
+        ConfigError: If ``size`` is below 2, or ``low`` not below ``high``.
 
     Example:
         >>> encode = GridEncoder(x_dim=2, y_dim=1, condition_dim=8, size=28)
@@ -35,8 +38,8 @@ class GridEncoder(nn.Module):
 
     Source:
         Gordon et al., "Convolutional conditional neural processes" (2020), section 4: a density
-        beside the values. Theirs spreads a point by a Gaussian and reads the grid by convolutions,
-        which know nothing of where they are.
+        channel in addition to the values. Theirs spreads a point by a Gaussian and encodes the grid
+        with convolutions, which are translation equivariant.
     """
 
     def __init__(
@@ -53,8 +56,8 @@ class GridEncoder(nn.Module):
         if size < 2 or not low < high:
             raise ConfigError(
                 f"`size={size}`, `low={low:g}`, `high={high:g}` make no grid. A grid has two cells "
-                "or more along each axis, between two ends. Pass a `size` from 2, and `low` below "
-                "`high`."
+                "or more along each axis, between two ends. Pass a `size` of 2 or more, and `low` "
+                "below `high`."
             )
         self.x_dim, self.y_dim, self.condition_dim = x_dim, y_dim, condition_dim
         self.size, self.low, self.high = size, low, high
@@ -75,10 +78,10 @@ class GridEncoder(nn.Module):
         Args:
             support_x: Inputs.
             support_y: Targets.
-            support_mask: True where a point is there. None means that all are.
+            support_mask: True for real points, False for padding. None: all are real.
 
         Raises:
-            ShapeError: If the three disagree, or a width is not the one given at construction.
+            ShapeError: If their shapes disagree, or a width differs from that of construction.
         """
         points, mask = checked_points(support_x, support_y, support_mask, self.x_dim, self.y_dim)
         x, y = points.split([self.x_dim, self.y_dim], dim=2)
@@ -90,9 +93,9 @@ class GridEncoder(nn.Module):
     def spread(
         self, x: Float[Tensor, "tasks shots x_dim"], values: Float[Tensor, "tasks shots count"]
     ) -> Float[Tensor, "tasks cells count"]:
-        """Share ``values`` at ``x`` among the cells around them.
+        """Sum ``values`` at positions ``x`` into the cells around them, by linear interpolation.
 
-        The last axis of ``x`` is the grid's first to vary.
+        Cells are in row-major order: the last coordinate of ``x`` varies fastest.
         """
         place = ((x - self.low) / (self.high - self.low) * self.size - 0.5).clamp(0, self.size - 1)
         first = place.detach().floor().clamp(max=self.size - 2)

@@ -1,4 +1,4 @@
-"""A labelled support set becomes what it says of each of its inputs, for hypernetworks that write input by input."""
+"""Statistics of each input in a labelled support set, for `EquivariantHyperNetwork`."""
 
 from typing import NamedTuple
 
@@ -10,30 +10,30 @@ from torch.nn.functional import one_hot
 from weightloom.errors import ConfigError, ShapeError
 
 RELATIONS = 2
-"""Relations that `input_statistics` gives."""
+"""Number of relations between inputs in `InputStatistics.relations`."""
 
 
 class InputStatistics(NamedTuple):
-    """Statistics of each input of a support set, as sensors or wires are, and how inputs go together."""
+    """Statistics of each input of a support set, such as a sensor, and their correlations."""
 
     tokens: Float[Tensor, "tasks inputs statistics"]
-    """Statistics of each standardised input; `statistics_of` tells how many."""
+    """Statistics of each standardised input; their number is `statistics_of`."""
     relations: Float[Tensor, "tasks relations inputs inputs"]
-    """Squared and signed correlations, each row divided by the sum of its sizes."""
+    """Squared and signed correlations, each row divided by the sum of its absolute values."""
     mean: Float[Tensor, "tasks inputs"]
-    """Mean of each input, zero where a support set is empty."""
+    """Mean of each input; zero for an empty support set."""
     scale: Float[Tensor, "tasks inputs"]
-    """Standard deviation of each input, kept from zero."""
+    """Standard deviation of each input, with a positive lower bound."""
 
     def standardise(
         self, x: Float[Tensor, "tasks batch inputs"]
     ) -> Float[Tensor, "tasks batch inputs"]:
-        """Return (x - mean) / scale, input by input."""
+        """Standardise inputs: (x - mean) / scale, per input."""
         return (x - self.mean[:, None]) / self.scale[:, None]
 
 
 def statistics_of(classes: int, quantiles: int = 8) -> int:
-    """Count the statistics of an input: the ``condition_dim`` of a hypernetwork that reads them.
+    """Number of statistics per input: the ``condition_dim`` of a hypernetwork that reads them.
 
     Example:
         >>> statistics_of(classes=10)
@@ -51,30 +51,31 @@ def input_statistics(
     quantiles: int = 8,
     least_spread: float = 0.1,
 ) -> InputStatistics:
-    """Standardise every input by the support set, then describe it and its relations to the others.
+    """Standardise every input by the support set; return its statistics and correlations.
 
-    Of each input: its mean in each class, which classes are there, the logarithm of its spread over
-    the median spread, ``quantiles`` of its values from the least to the greatest, and 1 / shots.
-    Permute the inputs, and all that is returned is permuted alike; give an input another gain or
-    offset, and only its spread changes, and what standardises it. The order of the support points
-    does not matter.
+    The statistics of an input: its mean in each class, a flag per class for presence in the support
+    set, the logarithm of its spread over the median spread, ``quantiles`` of its values from the
+    smallest to the largest, and 1 / shots. The result is equivariant to permutations of the inputs
+    and independent of the order of the support points. A gain or offset of an input changes only
+    its spread, ``mean`` and ``scale``.
 
     Args:
         support_x: Inputs.
-        support_y: Labels, from 0 to ``classes - 1``; a negative one is not known.
-        support_mask: True where a point is there. None means that all are.
-        classes: How many classes there are in all.
-        quantiles: How many order statistics of each input.
-        least_spread: A spread is kept from zero by this share of the median spread, since an input
-            that never changed may change yet.
+        support_y: Labels, from 0 to ``classes - 1``; negative for an unknown label.
+        support_mask: True for real points, False for padding. None: all are real.
+        classes: Number of classes over all tasks.
+        quantiles: Number of order statistics of each input.
+        least_spread: Lower bound of a spread, as a share of the median spread: an input that is
+            constant in the support set may vary in the query set.
 
     Raises:
-        ShapeError: If a label is not below ``classes``, or the arguments do not fit together.
+        ShapeError: If a label is not below ``classes``, or shapes do not fit together.
         ConfigError: If ``classes`` or ``quantiles`` is below 1, or ``least_spread`` is not
             positive.
 
     Example:
-        >>> known = input_statistics(torch.randn(5, 20, 64), torch.arange(20).expand(5, -1) % 10, classes=10)
+        >>> labels = torch.arange(20).expand(5, -1) % 10
+        >>> known = input_statistics(torch.randn(5, 20, 64), labels, classes=10)
         >>> known.tokens.shape, known.relations.shape, known.scale.shape
         (torch.Size([5, 64, 30]), torch.Size([5, 2, 64, 64]), torch.Size([5, 64]))
     """
@@ -88,7 +89,7 @@ def input_statistics(
     spread = (centred.square().sum(1) / shots.clamp(min=1)).sqrt()
     middle = _median(spread)
     middle = torch.where(middle > 0, middle, spread.mean(1, keepdim=True))
-    middle = torch.where(middle > 0, middle, 1.0)  # nothing ever changed
+    middle = torch.where(middle > 0, middle, 1.0)  # every input is constant
     scale = (spread.square() + (least_spread * middle).square()).sqrt()
     values = centred / scale[:, None]
 
@@ -112,13 +113,13 @@ def input_statistics(
 
 def _median(x: Tensor) -> Tensor:
     """Median over inputs, the lower one of two, (tasks, 1)."""
-    if torch.compiler.is_exporting():  # ONNX has none
+    if torch.compiler.is_exporting():  # ONNX has no median
         return x.sort(1).values[:, (x.shape[1] - 1) // 2, None]
     return x.median(1, keepdim=True).values
 
 
 def _order_statistics(values: Tensor, there: Tensor, count: int) -> Tensor:
-    """Quantiles of each input at equal steps from the least to the greatest, (tasks, inputs, count)."""
+    """Quantiles of each input at equal steps from minimum to maximum, (tasks, inputs, count)."""
     ordered = values.masked_fill(~there[..., None], torch.inf).sort(1).values
     last = (there.sum(1, keepdim=True) - 1).clamp(min=0)
     place = torch.linspace(0, 1, count, dtype=values.dtype, device=values.device) * last
@@ -137,21 +138,23 @@ def _check(
     if classes < 1 or quantiles < 1 or not least_spread > 0:
         raise ConfigError(
             f"`classes={classes}`, `quantiles={quantiles}`, `least_spread={least_spread}`. The "
-            "first two count what is there, the third keeps a division from zero. Pass 1 or more "
-            "of each, and a positive share as in 0.1."
+            "first two are counts, the third is a divisor. Pass 1 or more of each, and a positive "
+            "share as in 0.1."
         )
     if x.ndim != 3 or x.shape[:2] != y.shape or (mask is not None and mask.shape != y.shape):
         of_mask = "" if mask is None else f", `support_mask` {tuple(mask.shape)}"
         raise ShapeError(
             f"`support_x` has shape {tuple(x.shape)}, `support_y` {tuple(y.shape)}{of_mask}. They "
-            "are (tasks, support, inputs) and (tasks, support). Flatten what has more axes with "
+            "are (tasks, support, inputs) and (tasks, support). Flatten inputs with more axes by "
             "`x.flatten(2)`."
         )
-    if torch.compiler.is_exporting():  # a program holds no check of its labels
-        return
+    if not torch.compiler.is_exporting():  # an exported program checks no labels
+        _check_labels(y, classes)
+
+
+def _check_labels(y: Tensor, classes: int) -> None:
     if y.numel() and int(y.max()) >= classes:
         raise ShapeError(
             f"A label is {int(y.max())} but `classes={classes}`. Labels are numbers from 0 to "
-            f"classes - 1, or negative where they are not known. Pass "
-            f"`classes={int(y.max()) + 1}`, or relabel."
+            f"classes - 1, or negative if unknown. Pass `classes={int(y.max()) + 1}`, or relabel."
         )

@@ -1,9 +1,7 @@
-"""A support set of any size becomes one condition.
+"""Encode a support set of any size as a condition: by a mean (`DeepSets`) or by attention.
 
-By a mean (`DeepSets`) or by attention (`SupportAttention`).
-
-Both are exactly indifferent to the order of the points. Both take a mask where tasks differ in
-shots, and both give a learned prior where a support set is empty.
+`DeepSets` and `SupportAttention` are invariant to the order of the points, take a mask for tasks
+with different numbers of shots, and return a learned prior for an empty support set.
 """
 
 import torch
@@ -17,9 +15,10 @@ Mask = Bool[Tensor, "tasks shots"]
 
 
 class DeepSets(nn.Module):
-    """Each point (x, y) through one network, the mean over points through another.
+    """Encode each point (x, y) with one network, and the mean over points with a second one.
 
-    The number of points goes in beside the mean, as 1 / (1 + shots), since a mean forgets it.
+    The second network also reads 1 / (1 + shots), since a mean does not depend on the number of
+    points.
 
     Args:
         x_dim: Width of an input, flat.
@@ -61,10 +60,10 @@ class DeepSets(nn.Module):
         Args:
             support_x: Inputs.
             support_y: Targets.
-            support_mask: True where a point is there. None means that all are.
+            support_mask: True for real points, False for padding. None: all are real.
 
         Raises:
-            ShapeError: If the three disagree, or a width is not the one given at construction.
+            ShapeError: If their shapes disagree, or a width differs from that of construction.
         """
         points, mask = checked_points(support_x, support_y, support_mask, self.x_dim, self.y_dim)
         kept = mask[..., None].to(points.dtype)
@@ -75,15 +74,15 @@ class DeepSets(nn.Module):
 
 
 class SupportAttention(nn.Module):
-    """Points (x, y) attend to each other; one learned extra token gathers what the task is.
+    """Encode points (x, y) by self-attention; the output of one extra, learned token is read.
 
     Args:
         x_dim: Width of an input, flat.
         y_dim: Width of a target, flat.
         condition_dim: Width of the condition.
         hidden: Width of the tokens.
-        layers: How many rounds of attention.
-        heads: Attention heads; ``hidden`` must divide by it.
+        layers: Number of attention blocks.
+        heads: Attention heads, a divisor of ``hidden``.
 
     Example:
         >>> encode = SupportAttention(x_dim=1, y_dim=1, condition_dim=8)
@@ -91,8 +90,7 @@ class SupportAttention(nn.Module):
         torch.Size([5, 8])
 
     Source:
-        Lee et al., "Set Transformer" (2019), with a gathering token instead of pooling by
-        attention.
+        Lee et al., "Set Transformer" (2019), with an extra token instead of pooling by attention.
     """
 
     def __init__(
@@ -134,11 +132,11 @@ class SupportAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """One round of masked self-attention and a two-layer network, each added to what came in.
+    """Transformer block: masked self-attention and a two-layer network, each with a residual sum.
 
     Args:
         hidden: Width of the tokens.
-        heads: Attention heads; ``hidden`` must divide by it.
+        heads: Attention heads, a divisor of ``hidden``.
 
     Source:
         Vaswani et al., "Attention is all you need" (2017), normalised before each part as in Xiong
@@ -162,9 +160,11 @@ class AttentionBlock(nn.Module):
         tokens: Float[Tensor, "tasks tokens hidden"],
         mask: Bool[Tensor, "tasks tokens"] | None = None,
     ) -> Float[Tensor, "tasks tokens hidden"]:
-        """Let tokens read each other. Where ``mask`` is False a token is not read.
+        """Update each token from the tokens of its task.
 
-        At least one per task must be.
+        Args:
+            tokens: Tokens per task.
+            mask: False for tokens to ignore; at least one per task must be True. None: use all.
         """
         qkv = self.to_qkv(self.before_attention(tokens)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -177,7 +177,13 @@ class AttentionBlock(nn.Module):
 def checked_points(
     x: Tensor, y: Tensor, mask: Tensor | None, x_dim: int, y_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """Join inputs and targets into points, (tasks, shots, x_dim + y_dim), and make the mask explicit."""
+    """Check a support set, and join it into points, (tasks, shots, x_dim + y_dim), and a mask.
+
+    Masked points are zero.
+
+    Raises:
+        ShapeError: If shapes disagree, or a width is not ``x_dim`` or ``y_dim``.
+    """
     if x.ndim != 3 or y.ndim != 3 or x.shape[:2] != y.shape[:2]:
         raise ShapeError(
             f"`support_x` has shape {tuple(x.shape)} and `support_y` {tuple(y.shape)}. "
@@ -187,14 +193,14 @@ def checked_points(
     if (x.shape[2], y.shape[2]) != (x_dim, y_dim):
         raise ShapeError(
             f"`support_x` is {x.shape[2]} wide and `support_y` {y.shape[2]}, but this encoder was "
-            f"built for {x_dim} and {y_dim}. The widths are fixed when it is built. "
+            f"built for {x_dim} and {y_dim}. The widths are fixed at construction. "
             f"Build it with `x_dim={x.shape[2]}, y_dim={y.shape[2]}`."
         )
     if mask is None:
         mask = x.new_ones(x.shape[:2], dtype=torch.bool)
     if mask.shape != x.shape[:2]:
         raise ShapeError(
-            f"`support_mask` has shape {tuple(mask.shape)}. It says of each support point whether "
-            f"it is there. Pass a bool tensor of shape {tuple(x.shape[:2])}."
+            f"`support_mask` has shape {tuple(mask.shape)}. It is True for each real support "
+            f"point. Pass a bool tensor of shape {tuple(x.shape[:2])}."
         )
     return torch.cat([x, y], dim=2).masked_fill(~mask[..., None], 0.0), mask

@@ -1,13 +1,13 @@
 """Learners: a support set in, parameters of a working network out, one set per task.
 
-In:   `Tasks` to be trained on, then the support set of new tasks.
-Out:  parameters per task, and answers to queries.
-Knows nothing of data sets, tables or runs. Every few-shot method, ours or a comparator, is a
+In:   `Tasks` to train on, then the support set of new tasks.
+Out:  parameters per task, and predictions for queries.
+Knows nothing of data sets, tables or runs. Every few-shot method, new or for comparison, is a
 `Learner`.
 
-The classes of every file here can be imported from the package: a new file needs no line in this
-one. A type checker knows their types where they are imported from their own files, `from
-weightloom.learners.maml import MAML`.
+The classes of every file here can be imported from the package, without a line per class in this
+file. Type checkers know them only by their own files: ``from weightloom.learners.maml import
+MAML``.
 """
 
 import importlib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Find a class in the files of this package, the first time it is asked for."""
+    """Import a class from the files of this package on its first use."""
     files = [file.name for file in pkgutil.iter_modules(__path__)]
     for file in [] if name.startswith("_") or name in files else files:
         module = importlib.import_module(f"{__name__}.{file}")

@@ -1,4 +1,4 @@
-"""CAVIA: a few numbers per task are adapted, all else is shared."""
+"""CAVIA: adapt a small context vector per task; all parameters are shared."""
 
 from collections.abc import Mapping
 
@@ -13,21 +13,21 @@ from weightloom.params import Params, ParamSpec, Selector, selectors_of
 
 
 class CAVIA(Learner):
-    """A context per task, zero at first, adapted by plain gradient steps and read by the first layer.
+    """CAVIA: a context vector per task, adapted by gradient steps from zero, shifts the first bias.
 
-    A layer that reads input and context side by side is one that reads the input alone and whose
-    bias is shifted by a linear function of the context. So it is done here: each task has its own
-    biases, and the base stays as it is.
+    A layer that reads an input concatenated with the context equals one that reads the input alone
+    and whose bias is shifted by a linear function of the context. Here each task has its own bias,
+    and the base is not changed.
 
     Args:
         base: The base network.
-        context_dim: How many numbers are adapted.
-        loss_per_task: Outputs and targets to one loss per task, a mean over its points: of the
+        context_dim: Width of the context.
+        loss_per_task: Outputs and targets to one loss per task, a mean over its points; used in the
             inner and outer loop.
         inner_steps: Gradient steps per task.
-        inner_lr: Length of a step.
-        first_order: Take the gradients of the inner steps as constants.
-        shifted: Which parameters the context shifts. None is the first bias.
+        inner_lr: Learning rate of the inner steps.
+        first_order: Treat the gradients of the inner steps as constants.
+        shifted: Parameters that the context shifts. None: the first bias.
 
     Raises:
         ConfigError: If ``shifted`` matches no parameter, or is None and the base has no bias.
@@ -36,7 +36,8 @@ class CAVIA(Learner):
         >>> import torch
         >>> from weightloom.networks import mlp
         >>> cavia = CAVIA(mlp([1, 40, 40, 1]), context_dim=5)
-        >>> support = Support(torch.randn(7, 10, 1), torch.randn(7, 10, 1), torch.ones(7, 10, dtype=torch.bool))
+        >>> x, y = torch.randn(7, 10, 1), torch.randn(7, 10, 1)
+        >>> support = Support(x, y, torch.ones(7, 10, dtype=torch.bool))
         >>> {name: tuple(value.shape) for name, value in cavia.adapt(support).items()}
         {'0.bias': (7, 40)}
 
@@ -75,24 +76,24 @@ class CAVIA(Learner):
         return descend(start, loss, self.inner_steps, self.inner_lr, first_order=self.first_order)
 
     def shift(self, context: Tensor) -> Params:
-        """Return what a context, (tasks, context_dim), makes of the shifted parameters."""
+        """Shifted parameters for a context, (tasks, context_dim)."""
         own = dict(self.base.named_parameters())
         return Params(
             {name: own[name] + change for name, change in self.spec.cut(self.read(context)).items()}
         )
 
     def adapt(self, support: Support) -> Params:
-        """Adapt the context, and shift by it."""
+        """Adapt the context, and shift parameters by it."""
         return self.shift(self.condition(support))
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Run the base with each task's parameters, and its own for the rest."""
+        """Run the base with each task's shifted parameters; all others are shared."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs
 
 
 def _first_bias(base: nn.Module) -> str:
-    """Name of the bias that stands first."""
+    """Name of the first bias in `named_parameters`."""
     for name, _ in base.named_parameters():
         if name.rpartition(".")[2] == "bias":
             return name

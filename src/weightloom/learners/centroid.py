@@ -1,4 +1,4 @@
-"""Nearest centroid on the inputs as they are; nothing is trained."""
+"""Nearest centroid on the raw inputs, without training."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,10 @@ from weightloom.params import Params
 
 
 class NearestCentroid(Learner):
-    """The class whose mean input is nearest, in pixels or in given features.
+    """Nearest-centroid classifier on raw inputs, such as pixels or precomputed features.
 
     Args:
-        numbers: How many numbers an input holds.
+        numbers: Number of values in an input.
     """
 
     base: nn.Sequential
@@ -26,7 +26,7 @@ class NearestCentroid(Learner):
         self.base = nn.Sequential(nn.Flatten(), nn.Linear(numbers, 2))
 
     def adapt(self, support: Support) -> Params:
-        """Set a linear layer from the mean inputs."""
+        """Linear layer that scores classes by the squared distance to their mean input."""
         weight, bias = prototype_head(
             class_statistics(support.x.flatten(2), support.y, support.mask).mean
         )

@@ -1,4 +1,4 @@
-"""Conditional neural processes: the condition goes into the network as an input, not into its parameters."""
+"""Conditional neural processes: the condition is an input of the network, not its parameters."""
 
 from collections.abc import Mapping
 
@@ -13,14 +13,13 @@ from weightloom.params import Params
 
 
 class Conditioned(nn.Module):
-    """Linear layers that read an input and, beside it, ``condition``, which is the same for all inputs of a task.
+    """MLP that reads each input concatenated with ``condition``, a parameter set for each task.
 
     Args:
         x_dim: Width of an input.
         y_dim: Width of an output.
-        condition_dim: Width of the condition; as a parameter of this module it is zero and not
-            trained.
-        hidden: Widths of the layers between.
+        condition_dim: Width of the condition. The module's own value is zero and not trained.
+        hidden: Widths of the hidden layers.
 
     Example:
         >>> Conditioned(1, 1, condition_dim=4)(torch.rand(7, 1)).shape
@@ -35,31 +34,31 @@ class Conditioned(nn.Module):
         self.net = mlp([x_dim + condition_dim, *hidden, y_dim])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predict, (batch, x_dim) to (batch, y_dim)."""
+        """Outputs for the inputs of one task, (batch, x_dim) to (batch, y_dim)."""
         outputs: Tensor = self.net(torch.cat([x, self.condition.expand(x.shape[0], -1)], dim=1))
         return outputs
 
 
 class ConditionalNeuralProcess(Learner):
-    """Encode the support set, and let one network that all tasks share read the code beside every input.
+    """Conditional neural process: one shared network reads every input with a code of its task.
 
     Args:
-        encoder: ``(support_x, support_y, support_mask)`` to a condition (tasks, condition_dim),
-            such as `DeepSets`, which is the encoder of the paper.
-        base: The shared network, which has a parameter ``condition``, (condition_dim,).
+        encoder: ``(support_x, support_y, support_mask)`` to a condition, (tasks, condition_dim),
+            such as `DeepSets`, the encoder of the paper.
+        base: The shared network, with a parameter ``condition``, (condition_dim,).
 
     Raises:
-        ConfigError: If it has none.
+        ConfigError: If ``base`` has no such parameter.
 
     Source:
-        Garnelo et al., "Conditional neural processes" (2018); the mean is predicted, the variance
-        left out.
+        Garnelo et al., "Conditional neural processes" (2018); here only the mean is predicted, not
+        the variance.
     """
 
     def __init__(self, encoder: nn.Module, base: nn.Module) -> None:
         super().__init__()
         if "condition" not in dict(base.named_parameters()):
-            fits = "The code of a task goes into the network as its parameter `condition`."
+            fits = "The network reads the code of a task from its parameter `condition`."
             raise misfit(
                 base,
                 fits,
@@ -73,7 +72,7 @@ class ConditionalNeuralProcess(Learner):
         return condition
 
     def adapt(self, support: Support) -> Params:
-        """The code is all that is of the task."""
+        """The code of each task, as the parameter ``condition``."""
         return Params({"condition": self.condition(support)})
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A head and changes of the convolutions before it, both generated from the support set."""
+"""Head and changes of the trunk, such as FiLM layers, both generated from the support set."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,29 +25,29 @@ from weightloom.params import Params, sub
 
 
 class HyperConvs(Learner):
-    """Read the support set with the trunk as it is, change the trunk for this task, then generate its head.
+    """Generate changes of the trunk from the support set, then a head from the changed trunk.
 
-    The condition is what the unchanged trunk says of the support set: the mean of its class means
-    and their spread, feature by feature. It does not depend on the order of the classes or their
-    number. The change starts at zero, so at step 0 this is a shared trunk with a generated head.
+    The condition is the mean and the standard deviation, per feature, of the class means under the
+    unchanged trunk. It depends neither on the order nor on the number of classes. The changes start
+    at zero, so at step 0 this is a shared trunk with a generated head.
 
     Args:
         base: A network with a trunk and a linear head, as `split` takes it.
-        generate: Which parameters of the trunk are generated, and in which form. The scales and
-            shifts of its norms are the FiLM layers of the literature; ``{"*.weight": LowRank(4)}``
-            changes the kernels.
-        start_scale: How sharp the head is at step 0.
-        hidden: Width of the network between condition and parameters.
-        generate_head: False sets the head from the class means alone, so that the changes are all
-            that is generated.
+        generate: Parameters of the trunk to generate, and their forms. Scales and shifts of its
+            norms are the FiLM layers of the literature; ``{"*.weight": LowRank(4)}`` changes the
+            kernels.
+        start_scale: Scale of the logits at step 0.
+        hidden: Width of the hidden layer between condition and parameters.
+        generate_head: False computes the head from the class means alone, so that only the changes
+            are generated.
 
     Raises:
-        ConfigError: If ``base`` has no such parts.
+        ConfigError: If ``base`` has no such parts, or the width of its features is unknown.
 
     Source:
         Requeima et al., "Fast and flexible multi-task classification using conditional neural
-        adaptive processes" (2019): FiLM of a trunk and a head from the support set. Theirs is a
-        pretrained trunk and reads the support set with a network of its own.
+        adaptive processes" (2019): FiLM of a trunk and a head from the support set. Theirs uses a
+        pretrained trunk and a separate encoder of the support set.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class HyperConvs(Learner):
             self.log_scale = nn.Parameter(torch.tensor(start_scale).log())
 
     def condition(self, support: Support) -> Tensor:
-        """Mean of the class means and their spread, (tasks, 2 * features)."""
+        """Mean and standard deviation of the class means, normalised, (tasks, 2 * features)."""
         mean = class_statistics(
             flat_features(self.trunk, support.x), support.y, support.mask, self.ways
         ).mean
@@ -77,7 +77,7 @@ class HyperConvs(Learner):
         return condition
 
     def adapt(self, support: Support) -> Params:
-        """Generate the changes of the trunk, then the head from the features of the changed trunk."""
+        """Generate the changes of the trunk, then the head from features of the changed trunk."""
         changes: Params = self.hyper(self.condition(support))
         features = single(run_per_task(self.trunk, changes, support.x))
         return Params({f"trunk.{name}": value for name, value in changes.items()}) | self._head(

@@ -1,7 +1,4 @@
-"""A function from a few of its values.
-
-Closed-form regression around a prior that a hypernetwork generates.
-"""
+"""Functions from a few of their values: closed-form regression around a generated prior mean."""
 
 from collections.abc import Mapping
 
@@ -19,15 +16,13 @@ from weightloom.params import Params, sub
 
 
 class FourierTrunk(nn.Module):
-    """Sines and cosines of a position, then two linear layers.
-
-    Smooth features that all functions share.
+    """Random Fourier features of a position, then two linear layers with a ReLU between them.
 
     Args:
-        x_dim: Width of a position, whose range is about [-1, 1].
-        features: How many.
-        frequencies: Directions in which positions are read.
-        spread: Standard deviation of the frequencies, in radians per unit.
+        x_dim: Width of a position; coordinates are about in [-1, 1].
+        features: Number of features.
+        frequencies: Number of random frequencies.
+        spread: Standard deviation of the frequencies, in radians per unit of position.
 
     Source:
         Tancik et al., "Fourier features let networks learn high frequency functions in low
@@ -47,7 +42,7 @@ class FourierTrunk(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of mean square about one in sum, (batch, x_dim) to (batch, features)."""
+        """Features, (batch, x_dim) to (batch, features); their squares sum to about one."""
         angle = x @ self.frequencies
         features: Tensor = (
             self.mix(torch.cat([angle.sin(), angle.cos()], dim=-1)) / self.features**0.5
@@ -56,15 +51,16 @@ class FourierTrunk(nn.Module):
 
 
 class FunctionNet(nn.Module):
-    """A function of a position: ``head(trunk(x))``; it can be drawn at any resolution.
+    """Function of a position, ``head(trunk(x))``, with a `FourierTrunk`.
 
     Args:
         x_dim: Width of a position.
         y_dim: Width of a value.
         features: Features of a position.
-        spread: How fast features vary; a function can vary about as fast.
-        bounds: What values are known to lie between. Outside of training they are clamped to it; in
-            training a value beyond would have no gradient that brings it back.
+        spread: Standard deviation of the frequencies of the features, in radians per unit; it
+            limits how fast the function can vary.
+        bounds: Known minimum and maximum of the values. They are clamped to it in eval mode; in
+            train mode they are not, since a clamped value has no gradient.
 
     Example:
         >>> FunctionNet(2, 1)(torch.rand(7, 2)).shape
@@ -85,40 +81,38 @@ class FunctionNet(nn.Module):
         self.head = nn.Linear(features, y_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Evaluate it, (batch, x_dim) to (batch, y_dim)."""
+        """Values of the function, (batch, x_dim) to (batch, y_dim)."""
         return self.bounded(self.head(self.trunk(x)))
 
     def bounded(self, values: Tensor) -> Tensor:
-        """Clamp values to the bounds, outside of training."""
+        """Clamp values to ``bounds`` in eval mode."""
         return values if self.training or self.bounds is None else values.clamp(*self.bounds)
 
 
 class HyperFunction(Learner):
-    """Generate the head of a function, and let the observed values correct what is generated, exactly.
+    """Generate a prior mean for the head of a function, and correct it by closed-form regression.
 
-    A head is a Gaussian process with the trunk's features for a kernel: given a prior mean, its
-    best value is known in closed form. First the head of all tasks is the mean; a hypernetwork
-    reads the head found so and what an encoder says of the support set, and writes a better mean;
-    around that the head is found once more. The change that the hypernetwork writes starts at zero:
-    at step 0 this is ridge regression on the features, and then on what it missed.
+    The head is a Gaussian process whose kernel is the trunk's features: given a prior mean, its
+    posterior mean is known in closed form. The first prior mean is the head shared by all tasks. A
+    hypernetwork reads the resulting head and an encoding of the support set, and writes a better
+    prior mean, from which the head is computed again. The change written by the hypernetwork starts
+    at zero: at step 0 this is ridge regression on the features, then on its residuals.
 
     Args:
-        base: The function, as `split` takes it: its trunk is shared, its linear head, which has a
-            bias, generated. Features are best of mean square about one in sum. A method
-            ``bounded``, as `FunctionNet` has it, is the last thing done to an answer.
-        encoder: ``(support_x, support_y, support_mask)`` to a condition, such as `GridEncoder`; its
-            ``condition_dim`` says how wide that is.
-        hidden: Widths of the hypernetwork's layers.
+        base: The function, as `split` takes it: the trunk is shared, the linear head, which must
+            have a bias, is generated. The squares of the features should sum to about one. A method
+            ``bounded``, as in `FunctionNet`, is applied to the outputs.
+        encoder: ``(support_x, support_y, support_mask)`` to a condition of width ``condition_dim``,
+            an attribute of it; such as `GridEncoder`.
+        hidden: Widths of the hypernetwork's hidden layers.
         noise: Variance of the noise on a value at step 0; learned.
 
     Raises:
-        ConfigError: If ``base`` has no such parts, or ``encoder`` does not say how wide a condition
-            is.
+        ConfigError: If ``base`` has no such parts, or ``encoder`` has no ``condition_dim``.
 
     Source:
         A learned kernel and one prior for all tasks: Harrison et al., "Meta-learning priors for
-        efficient online Bayesian regression" (2018). That a network generates the prior mean of
-        each task is ours.
+        efficient online Bayesian regression" (2018). The generated prior mean per task is new here.
     """
 
     def __init__(
@@ -131,26 +125,26 @@ class HyperFunction(Learner):
         super().__init__()
         self.base, self.encoder = split(base, type(self).__name__), encoder
         if getattr(head_of(self.base), "bias", None) is None:
-            fits = "The head that is generated here has a bias."
+            fits = "The generated head has a bias."
             raise misfit(base, fits, "a network that ends in `nn.Linear(features, y_dim)`")
         width = getattr(encoder, "condition_dim", None)
         if not isinstance(width, int):
             raise ConfigError(
                 f"`encoder` is a {type(encoder).__name__} without `condition_dim`. A hypernetwork "
-                "is built for the width of what it says. Set `condition_dim` of the encoder, as "
-                "`DeepSets` and `GridEncoder` have it."
+                "is built for the width of its condition. Set `condition_dim` of the encoder, as "
+                "in `DeepSets` and `GridEncoder`."
             )
         width += head_of(self.base).get_parameter("weight").numel()
         self.hyper = MLPHyperNetwork(self.base, width, generate="head.*", hidden=hidden)
         self.log_noise = nn.Parameter(torch.tensor(noise).log())
 
     def condition(self, support: Support) -> Tensor:
-        """What the encoder says of the support set, (tasks, condition_dim)."""
+        """Encoding of the support set, (tasks, condition_dim)."""
         condition: Tensor = self.encoder(support.x, support.y, support.mask)
         return condition
 
     def adapt(self, support: Support) -> Params:
-        """Generate the prior mean of the head, and find the head."""
+        """Generate the prior mean of the head, and compute the head from it."""
         own, bias = (head_of(self.base).get_parameter(name) for name in ("weight", "bias"))
         points = self._points(support)
         with full_precision(support.x):
@@ -162,7 +156,7 @@ class HyperFunction(Learner):
             return Params({"head.weight": weight, "head.bias": bias})
 
     def _points(self, support: Support) -> "_Points | _PointsWrittenOut":
-        if torch.compiler.is_exporting():  # how many positions differ is not known there
+        if torch.compiler.is_exporting():  # the number of distinct positions is not known there
             return _PointsWrittenOut(
                 apply_shared(trunk_of(self.base), support.x), support.mask, self._noise()
             )
@@ -175,7 +169,10 @@ class HyperFunction(Learner):
         return self.log_noise.exp() + 1e-5
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Run the trunk, once where all tasks are asked at the same positions, then each task's head."""
+        """Run the trunk, then each task's head.
+
+        The trunk runs once if ``x`` was expanded from the positions of one task.
+        """
         if not torch.compiler.is_exporting() and x.stride(0) == 0:
             features = trunk_of(self.base)(x[0]).to(x.dtype)
             with full_precision(x):
@@ -193,17 +190,17 @@ class HyperFunction(Learner):
 
 
 class _Points:
-    """Regression of a head on the features of each task's support points, in closed form.
+    """Closed-form regression of a head on the features of each task's support points.
 
-    With the features of a task's points as rows of F, the change of the head that best explains
-    what it misses is Fᵀ(F Fᵀ + noise)⁻¹ miss. The matrix is decomposed without gradient; one step
-    of refinement, which changes nothing, brings the gradient (implicit function theorem). Positions
-    that tasks share are handled once.
+    With the features of a task's points as rows of F, the change of the head that best explains the
+    residual is Fᵀ(F Fᵀ + noise)⁻¹ residual. The Cholesky factor is computed without gradient; one
+    refinement step, which keeps the value, adds the gradient (implicit function theorem). Positions
+    shared by tasks are computed once.
 
     Args:
-        features: Of the different positions, (positions, features).
-        number: The position of each point, (tasks, shots).
-        mask: True where a point is there, (tasks, shots).
+        features: Features of the distinct positions, (positions, features).
+        number: Number of each point's position, (tasks, shots).
+        mask: True for real points, False for padding, (tasks, shots).
         noise: Variance of the noise on a value.
     """
 
@@ -216,18 +213,18 @@ class _Points:
             self.factor = torch.linalg.cholesky(gram)
 
     def at(self, head: Tensor) -> Tensor:
-        """What a head (tasks, out, features) says at the points, (tasks, shots, out)."""
+        """Values of a head, (tasks, out, features), at the points, (tasks, shots, out)."""
         values = (head @ self.features.mT).mT
         return values.gather(1, self.number.expand(-1, -1, values.shape[2])) * self.there
 
     def back(self, weights: Tensor) -> Tensor:
-        """The head that is the sum of the points' features, weighted by (tasks, shots, out)."""
+        """Sum of the points' features, weighted by (tasks, shots, out): (tasks, out, features)."""
         spread = weights.new_zeros(len(weights), len(self.features), weights.shape[2])
         where = self.number.expand_as(weights)
         return spread.scatter_add(1, where, weights * self.there).mT @ self.features
 
     def fit(self, miss: Tensor) -> Tensor:
-        """The change of the head that explains ``miss``, (tasks, shots, out), the rest being noise."""
+        """Change of the head that best explains the residual ``miss``, (tasks, shots, out)."""
         miss = miss * self.there
         weights = torch.cholesky_solve(miss.detach(), self.factor)
         left = miss - self.at(self.back(weights)) - self.noise * weights
@@ -235,11 +232,11 @@ class _Points:
 
 
 class _PointsWrittenOut:
-    """The same where a program is written down: every point is handled by itself.
+    """`_Points` for exported programs: shared positions are not merged.
 
     Args:
-        features: Of each task's points, (tasks, shots, features).
-        mask: True where a point is there, (tasks, shots).
+        features: Features of each task's points, (tasks, shots, features).
+        mask: True for real points, False for padding, (tasks, shots).
         noise: Variance of the noise on a value.
     """
 
@@ -250,16 +247,16 @@ class _PointsWrittenOut:
         self.gram = self.rows @ self.rows.mT + noise * (place[:, None] == place)
 
     def at(self, head: Tensor) -> Tensor:
-        """What a head (tasks, out, features) says at the points, (tasks, shots, out)."""
+        """Values of a head, (tasks, out, features), at the points, (tasks, shots, out)."""
         return self.rows @ head.mT
 
     def fit(self, miss: Tensor) -> Tensor:
-        """The change of the head that explains ``miss``, (tasks, shots, out), the rest being noise."""
+        """Change of the head that best explains the residual ``miss``, (tasks, shots, out)."""
         return solve_symmetric(self.gram, miss * self.there).mT @ self.rows
 
 
 def _gram(features: Tensor, number: Tensor) -> Tensor:
-    """Products of the features of each task's points, (tasks, shots, shots)."""
+    """Gram matrix of the features of each task's points, (tasks, shots, shots)."""
     positions, (tasks, shots) = len(features), number.shape
     if positions**2 > tasks * shots**2:
         rows = features[number]
@@ -274,11 +271,10 @@ def _gram(features: Tensor, number: Tensor) -> Tensor:
 
 
 def _distinct(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The different positions among (tasks, shots, x_dim), and the number of each point's."""
+    """Distinct positions in (tasks, shots, x_dim), and the number of each point's position."""
     flat = x.flatten(0, 1).contiguous()
-    if (
-        flat.dtype == torch.float32 and flat.shape[1] == 2
-    ):  # one number of 64 bits sorts much quicker than two of 32
+    if flat.dtype == torch.float32 and flat.shape[1] == 2:
+        # One 64-bit number sorts much faster than two of 32 bits.
         keys, number = flat.view(torch.int64)[:, 0].unique(return_inverse=True)
         positions = keys[:, None].view(torch.float32)
     else:

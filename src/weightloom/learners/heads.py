@@ -1,4 +1,4 @@
-"""A linear head generated from the support set, on a trunk that all tasks share."""
+"""Methods with a trunk shared by all tasks and a linear head from each support set."""
 
 import copy
 from abc import abstractmethod
@@ -29,24 +29,23 @@ from weightloom.tasks import Examples, Tasks
 
 
 class HeadLearner(Learner):
-    """What methods with a shared trunk and a head per task have in common.
+    """Base class of methods with a shared trunk and a linear head per task.
 
-    In training the trunk reads every image once, and every image takes its turn in the support set:
-    from the features of a task several tasks are made, in which the images of a class change
-    places. That is several times more to learn from for the same work, and the same for every
-    method of this kind.
+    In training, the trunk runs once per image, and each task becomes several: the images of a class
+    exchange places between support and query set (`in_turns`). This multiplies the training signal
+    without more work for the trunk, in the same way for every method of this kind.
 
     Args:
-        base: A network with a trunk that is shared and a head that every task brings, of any ways:
-            what `split` takes, of which the trunk is used, or one that maps inputs to features. If
-            features are what a linear layer gives, end the network in ``nn.Identity()``.
-        classes: How many classes meta-training draws from, `Tasks.classes` saying which; the trunk
-            is then also trained to tell all of them apart, which helps where classes are few. 0: it
-            is not.
+        base: A network that maps inputs to features, or one with a linear head, as `split` takes
+            it, whose head is replaced. If a linear layer outputs the features, end the network in
+            ``nn.Identity()``.
+        classes: Number of classes in the meta-training pool, numbered by `Tasks.classes`. The trunk
+            is then also trained to classify all of them, which helps if the pool is small. 0: it is
+            not.
 
     Raises:
-        ConfigError: If ``base`` is no network, or it has to be known how many features it has and
-            it does not say.
+        ConfigError: If ``base`` is not a module, or ``classes`` is set and the width of its
+            features is unknown.
     """
 
     def __init__(self, base: nn.Module, classes: int = 0) -> None:
@@ -61,10 +60,19 @@ class HeadLearner(Learner):
 
     @abstractmethod
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
-        """Return weight and bias of the head, (tasks, ways, features) and (tasks, ways), by their names in the base."""
+        """Compute the head of each task from features of its support set.
+
+        Args:
+            features: Features of the support examples, (tasks, shots, features).
+            labels: Their labels, (tasks, shots).
+            mask: True for real examples, (tasks, shots).
+
+        Returns:
+            ``head.weight``, (tasks, ways, features), and ``head.bias``, (tasks, ways).
+        """
 
     def features(self, x: Any) -> Tensor:
-        """Run the shared trunk once on the inputs of all tasks, (tasks, batch, features) in single precision."""
+        """Features of the shared trunk, (tasks, batch, features), in float32 or finer."""
         return flat_features(trunk_of(self.base), x)
 
     def condition(self, support: Support) -> Tensor:
@@ -72,7 +80,7 @@ class HeadLearner(Learner):
         return class_statistics(self.features(support.x), support.y, support.mask).mean
 
     def adapt(self, support: Support) -> Params:
-        """Make the head of each task: a row for every class that the support set has."""
+        """Head of each task, with a row for every class in the support set."""
         return self.head(self.features(support.x), support.y, support.mask)
 
     def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
@@ -84,7 +92,10 @@ class HeadLearner(Learner):
             return run_per_task(head_of(self.base), sub(params, "head"), features)
 
     def forward(self, tasks: Tasks) -> Tensor:
-        """Return the loss of each task, the mean over the turns that its images take in the support set."""
+        """Loss of each task, (tasks,), a mean over the tasks made of it by `in_turns`.
+
+        With ``classes``, the loss of classifying the whole pool is added.
+        """
         support, query = self.features(tasks.support_x), self.features(tasks.query_x)
         taken = in_turns(
             tasks._replace(
@@ -106,11 +117,11 @@ class HeadLearner(Learner):
 
 
 class HyperHead(HeadLearner):
-    """A shared trunk, and a head generated from its features of the support set.
+    """Shared trunk, and a head generated from its features of the support set.
 
     Args:
         base: As for `HeadLearner`.
-        start_scale: How sharp the head is at step 0.
+        start_scale: Scale of the logits at step 0.
         classes: As for `HeadLearner`.
     """
 
@@ -119,17 +130,17 @@ class HyperHead(HeadLearner):
         self.hyper = HeadHyperNetwork("head", start_scale=start_scale)
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
-        """Generate the head, of as many rows as there are labels, or as ``ways`` says."""
+        """Generate the head, with one row per label, or ``ways`` rows if that is set."""
         params: Params = self.hyper(features, labels, mask, self.ways)
         return params
 
 
 class CosineClassifier(nn.Module):
-    """Tell all training classes apart by the angle between their directions and the features, averaged over places.
+    """Cosine classifier of all training classes, on features averaged over spatial positions.
 
     Args:
-        channels: Channels of the trunk's last map, whose features come channel by channel.
-        classes: How many classes.
+        channels: Channels of the trunk's last feature map, flattened channel by channel.
+        classes: Number of classes.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -138,7 +149,7 @@ class CosineClassifier(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Classify features, (tasks, batch, features) to (tasks, batch, classes)."""
+        """Logits of features: (tasks, batch, features) to (tasks, batch, classes)."""
         averaged = features.unflatten(2, (self.directions.shape[1], -1)).mean(3)
         return (
             self.log_scale.exp() * normalize(averaged, dim=2) @ normalize(self.directions, dim=1).mT
@@ -146,24 +157,31 @@ class CosineClassifier(nn.Module):
 
 
 def training_classes(tasks: Tasks, learner: Learner, count: int) -> tuple[Tensor, Tensor]:
-    """Return the class of the pool of every support example, then of every query example, and which are there.
+    """Class in the training pool of every example, support before query, and the mask.
+
+    Args:
+        tasks: Tasks with `Tasks.classes`.
+        learner: The method, for messages.
+        count: Number of classes in the pool.
+
+    Returns:
+        Classes and mask, each (tasks, support + query).
 
     Raises:
-        ConfigError: If the tasks do not say it, or there are more than ``count``.
+        ConfigError: If `Tasks.classes` is None, or holds a class of ``count`` or more.
     """
     if tasks.classes is None:
         raise ConfigError(
             f"`Tasks.classes` is None. {type(learner).__name__} learns to tell all training "
-            "classes apart, and labels only say which of its own a task means. Pass `classes`, "
+            "classes apart, and labels only number the classes within a task. Pass `classes`, "
             "(tasks, ways), the number in the pool of the class of each label, as `ClassTasks` "
             "does."
         )
     if (most := int(tasks.classes.max())) >= count:
         raise ConfigError(
             f"`Tasks.classes` holds a class {most}, but {type(learner).__name__} was built with "
-            f"`classes={count}`. It "
-            "tells apart all classes that meta-training draws from. Pass as `classes` how many the "
-            "pool has."
+            f"`classes={count}`. It tells apart all classes that meta-training draws from. Pass "
+            "their number as `classes`."
         )
     labels, there = (
         torch.cat(both, dim=1) for both in zip(tasks.support[1:], tasks.query[1:], strict=True)
@@ -172,26 +190,23 @@ def training_classes(tasks: Tasks, learner: Learner, count: int) -> tuple[Tensor
 
 
 def in_turns(tasks: Tasks) -> Tasks:
-    """Make several tasks of each, in which the examples of a class change places.
+    """Make several tasks of each by rotating its examples through the support set.
 
-    The turns come before the tasks.
-
-    The examples of a class stand in a ring, support first; in turn r the ring is turned by r times
-    the shots of the class. There are as many turns as support sets fit into the smallest ring, and
-    two at least. Examples that are masked stay where they are.
+    The examples of a class form a ring, support before query; in turn r the ring is rotated by r
+    times the shots of the class. The number of turns is the number of support sets that fit into
+    the smallest ring, and at least two. Masked examples keep their place.
 
     Args:
-        tasks: Inputs are features, (tasks, rows, features).
+        tasks: Tasks whose inputs are features, (tasks, rows, features).
 
     Returns:
-        (turns * tasks) tasks, without what is hidden.
+        (turns * tasks) tasks, turn by turn, without `Tasks.hidden` and `Tasks.classes`.
     """
     (support, query), shots = tasks[:2], tasks.support_y.shape[1]
     there = torch.cat([support.mask, query.mask], dim=1)
     labels = torch.cat([support.y, query.y], dim=1)
-    labels = labels.masked_fill(
-        ~there, 1 + int(labels.masked_fill(~there, 0).max())
-    )  # a class of their own
+    # Masked examples form one more class, which is not rotated.
+    labels = labels.masked_fill(~there, 1 + int(labels.masked_fill(~there, 0).max()))
     member = one_hot(labels)
     of_support = (member * there[..., None])[:, :shots].sum(1)  # (tasks, classes)
     sizes = member.sum(1)
@@ -220,7 +235,14 @@ def in_turns(tasks: Tasks) -> Tasks:
 
 
 def scaled_prototypes(mean: Tensor, log_scale: Tensor) -> Params:
-    """Return the head of the class means (tasks, ways, features), on squared distances per feature times a scale."""
+    """Linear head with logits exp(log_scale) times minus the squared distance per feature.
+
+    The part of the distance that is the same for all classes is left out.
+
+    Args:
+        mean: Class means, (tasks, ways, features).
+        log_scale: Logarithm of the scale of the logits.
+    """
     with full_precision(mean):
         weight, bias = prototype_head(mean)
     scale = log_scale.exp() / mean.shape[2]
@@ -228,10 +250,10 @@ def scaled_prototypes(mean: Tensor, log_scale: Tensor) -> Params:
 
 
 def with_generated_head(base: nn.Module) -> nn.Module:
-    """The base with a frozen head of one row of zeros: every task brings its head, of any ways.
+    """The base with a frozen head of one row of zeros, in place of the generated head of any ways.
 
-    Training has no use for the own values, and a checkpoint then fits whatever ways it is judged
-    by. The trunk is that of ``base``, which keeps its own head.
+    The values of that head are never used, and a checkpoint then fits any number of ways. The trunk
+    is shared with ``base``, which keeps its own head.
     """
     head = nn.utils.skip_init(nn.Linear, features_of(base) or 1, 1).requires_grad_(False)
     for parameter in head.parameters():

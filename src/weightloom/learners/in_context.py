@@ -1,7 +1,4 @@
-"""A transformer that reads labelled pictures and those in question together.
-
-Nothing of it is of a task.
-"""
+"""In-context classification: a transformer reads the support set and the queries together."""
 
 from collections.abc import Mapping
 
@@ -17,16 +14,15 @@ from weightloom.params import Params
 
 
 class ContextReader(nn.Module):
-    """Classify pictures in the context of labelled ones, which are parameters of this module.
+    """Transformer that classifies queries in the context of support examples, its parameters.
 
-    A query reads the support points and itself passes nothing on, so it does not matter which
-    queries come together.
+    Queries attend to support examples only, so predictions do not depend on the other queries.
 
     Args:
-        inputs: Width of a picture.
-        classes: How many classes.
+        inputs: Width of an input.
+        classes: Number of classes over all tasks.
         width: Width of a token.
-        layers: Rounds of attention.
+        layers: Number of attention blocks.
     """
 
     def __init__(self, inputs: int, classes: int, width: int = 128, layers: int = 4) -> None:
@@ -39,12 +35,19 @@ class ContextReader(nn.Module):
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify the pictures of one task, (batch, inputs) to (batch, classes)."""
+        """Logits for the queries of one task: (batch, inputs) to (batch, classes)."""
         there = torch.ones(1, len(self.support_x), dtype=torch.bool, device=x.device)
         return self.classify(x[None], self.support_x[None], self.support_y[None], there)[0]
 
     def classify(self, x: Tensor, support_x: Tensor, support_y: Tensor, there: Tensor) -> Tensor:
-        """Classify the pictures of several tasks, (tasks, batch, inputs) to (tasks, batch, classes)."""
+        """Logits for the queries of several tasks: (tasks, batch, classes).
+
+        Args:
+            x: Standardised queries, (tasks, batch, inputs).
+            support_x: Standardised support inputs, (tasks, shots, inputs).
+            support_y: One-hot labels, (tasks, shots, classes); zeros for an unknown label.
+            there: True for real support examples, (tasks, shots).
+        """
         context = self.read_x(support_x) + self.read_y(support_y)
         tokens = torch.cat([context, self.read_x(x)], dim=1)
         read = torch.cat([there, there.new_zeros(x.shape[:2])], dim=1)
@@ -55,17 +58,16 @@ class ContextReader(nn.Module):
 
 
 class InContext(Learner):
-    """A transformer in context: standardised pictures and their labels are its tokens, and no weights are written.
+    """In-context learner: a transformer over standardised inputs and labels; no generated weights.
 
     Args:
         base: The transformer.
 
     Raises:
-        ConfigError: If ``base`` is not one.
+        ConfigError: If ``base`` is not a `ContextReader`.
 
     Source:
-        Müller et al., "Transformers can do Bayesian inference" (2022), in whose place the labels
-        are classes.
+        Müller et al., "Transformers can do Bayesian inference" (2022), here with class labels.
     """
 
     base: ContextReader
@@ -73,12 +75,12 @@ class InContext(Learner):
     def __init__(self, base: ContextReader) -> None:
         super().__init__()
         if not isinstance(base, ContextReader):
-            fits = "Support and queries are read together by a network that keeps the support set."
+            fits = "One network reads support and queries together, and holds the support set."
             raise misfit(base, fits, "`ContextReader(inputs, classes)`")
         self.base = base
 
     def adapt(self, support: Support) -> Params:
-        """The support set, standardised, and what standardises queries."""
+        """Standardised support set, and the mean and scale to standardise queries."""
         known = input_statistics(support.x, support.y, support.mask, classes=self.base.classes)
         values = known.standardise(support.x)
         labels = (
@@ -89,6 +91,6 @@ class InContext(Learner):
         return Params({**support_set, "mean": known.mean, "scale": known.scale})
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Read support and queries of all tasks in one pass."""
+        """Classify the queries of all tasks in one pass."""
         values = (x - params["mean"][:, None]) / params["scale"][:, None]
         return self.base.classify(values, params["support_x"], params["support_y"], params["mask"])

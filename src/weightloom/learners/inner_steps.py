@@ -1,4 +1,4 @@
-"""A method, then gradient steps on the support set: the bilevel form of any of them."""
+"""Gradient steps on the support set after any other method: its bilevel form."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,24 +13,22 @@ from weightloom.params import Params
 
 
 class InnerSteps(Learner):
-    """Let a method write the parameters, then take gradient steps on them.
+    """Initialise parameters with another method, then take gradient steps on the support set.
 
-    All of it is trained end to end.
-
-    Of a parameter that is held as factors, the factors are adapted. With a hypernetwork this is a
-    generated initialisation, in the manner of HyperMAML; with parameters that are the same for all
-    tasks it is MAML.
+    Both are trained end to end. Of a parameter held as factors, the factors are adapted. With a
+    hypernetwork this is a generated initialisation, similar to HyperMAML; with an initialisation
+    shared by all tasks it is MAML.
 
     Args:
-        learner: The method that writes where the steps start.
+        learner: The method whose ``adapt`` returns the initial parameters.
         steps: Gradient steps on the support set.
-        inner_lr: Length of the first step; learned for all parameters together.
-        first_order: Take the gradients of the inner steps as constants.
+        inner_lr: Initial learning rate of the steps; learned, one for all parameters.
+        first_order: Treat the gradients of the inner steps as constants.
 
     Source:
         Przewięźlikowski et al., "HyperMAML: few-shot adaptation of deep models with hypernetworks"
-        (2022), from afar: there a hypernetwork writes one update from the support set and its
-        predictions; here it writes the start.
+        (2022), loosely: there a hypernetwork writes one update from the support set and its
+        predictions; here it writes the initialisation.
     """
 
     inner_loop = True
@@ -44,11 +42,11 @@ class InnerSteps(Learner):
         self.log_inner_lr = nn.Parameter(torch.tensor(inner_lr).log())
 
     def condition(self, support: Support) -> Tensor | None:
-        """What the method knows of each task before the steps."""
+        """Condition of each task by the inner method, before the steps."""
         return self.learner.condition(support)
 
     def adapt(self, support: Support) -> Params:
-        """Write parameters, then fit them to the support set."""
+        """Initialise parameters, then fit them to the support set."""
 
         def loss(params: Mapping[str, Tensor]) -> Tensor:
             outputs = self.learner.predict(params, support.x)
@@ -60,5 +58,5 @@ class InnerSteps(Learner):
         )
 
     def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
-        """Predict as the method does."""
+        """Predict with the inner method."""
         return self.learner.predict(params, x)

@@ -1,4 +1,4 @@
-"""Inputs of unknown order: a first layer generated input by input, and the same code read in other ways."""
+"""Methods for inputs of unknown order: a first layer generated per input, and two comparators."""
 
 from collections.abc import Mapping
 
@@ -18,22 +18,23 @@ from weightloom.params import Params, sub
 from weightloom.tasks import Tasks
 
 CLASSES = 10
+"""Number of classes over all tasks."""
 
 
 class RestoringLearner(Learner):
-    """Methods whose base first restores a picture, then reads it.
+    """Base class of methods whose base first restores an image, then classifies it.
 
-    In meta-training, where cameras are made, the pictures before the camera are known
-    (`Tasks.hidden`): the loss is the cross-entropy of what is read plus a multiple of the squared
-    error of what is restored.
+    Cameras in meta-training are simulated, so the images before the camera are known
+    (`Tasks.hidden`). The loss is the cross-entropy of the classification plus ``restore`` times the
+    mean squared error of the restored image.
 
     Args:
-        base: A sequence; what its first part gives is the restored picture, and the others read it.
-        restore: That multiple. With 0 nothing hidden is read.
+        base: A sequence: its first part outputs the restored image, the others classify it.
+        restore: Weight of the restoration error. 0: `Tasks.hidden` is not read.
 
     Raises:
         ConfigError: If ``base`` is no such sequence; in training, if `Tasks.hidden` does not hold
-            the pictures.
+            the images.
     """
 
     base: nn.Sequential
@@ -41,7 +42,7 @@ class RestoringLearner(Learner):
     def __init__(self, base: nn.Sequential, restore: float = 30.0) -> None:
         super().__init__()
         if not isinstance(base, nn.Sequential) or len(base) < 2:
-            fits = "A picture is restored by its first part, and read by the others."
+            fits = "Its first part restores an image, and the others classify it."
             raise misfit(base, fits, "`nn.Sequential(nn.Linear(inputs, pixels), *reader)`")
         self.base, self.restore = base, restore
 
@@ -50,17 +51,21 @@ class RestoringLearner(Learner):
         return input_statistics(support.x, support.y, support.mask, classes=CLASSES)
 
     def restored(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Run the first part of each task's base, (tasks, batch, inputs) to (tasks, batch, pixels)."""
+        """Restored images: (tasks, batch, inputs) to (tasks, batch, pixels)."""
         pictures: Tensor = apply_per_task(self.base[0], sub(params, "0"), x)
         return pictures
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Restore by each task's own parameters, then read by those that all tasks share."""
+        """Restore images with each task's parameters, then classify them with shared parameters."""
         logits: Tensor = self.base[1:](self.restored(params, x))
         return logits
 
     def forward(self, tasks: Tasks) -> Tensor:
-        """Return the loss of each task."""
+        """Loss of each task: cross-entropy plus the weighted restoration error.
+
+        Raises:
+            ConfigError: If `Tasks.hidden` does not have the shape of the restored images.
+        """
         pictures = self.restored(self.adapt(tasks.support), tasks.query_x)
         reading = self.loss_of(self.base[1:](pictures), tasks.query)
         if not self.restore:
@@ -68,9 +73,9 @@ class RestoringLearner(Learner):
         if getattr(tasks.hidden, "shape", None) != pictures.shape:
             raise ConfigError(
                 f"`Tasks.hidden` is {_described(tasks.hidden)}. {type(self).__name__} learns to "
-                "restore the pictures that were before the camera, which are known where cameras "
-                f"are made. Pass `hidden` as {tuple(pictures.shape)}, as `CameraTasks` does, or "
-                "build the method with `restore=0`."
+                "restore the images before the camera, which are known for simulated cameras. "
+                f"Pass `hidden` as {tuple(pictures.shape)}, as `CameraTasks` does, or build the "
+                "method with `restore=0`."
             )
         error = loss_of_those_there(_mean_square, pictures, tasks.hidden, tasks.query_mask)
         return reading + self.restore * error
@@ -89,15 +94,16 @@ def _described(value: object) -> str:
 
 
 class HyperInputs(RestoringLearner):
-    """The first layer is generated from the support set, input by input.
-
-    What reads its outputs is shared.
+    """First layer generated from the support set, per input; all later layers are shared.
 
     Args:
         base: A sequence whose first part is a linear layer.
         restore: As for `RestoringLearner`.
         width: Width of a token.
         rounds: As for `EquivariantHyperNetwork`.
+
+    Raises:
+        ConfigError: If ``base`` is no such sequence.
     """
 
     def __init__(
@@ -105,31 +111,31 @@ class HyperInputs(RestoringLearner):
     ) -> None:
         super().__init__(base, restore)
         if not isinstance(base[0], nn.Linear):
-            fits = "Its first part is generated, input by input."
+            fits = "Its first part is generated, per input."
             raise misfit(base, fits, "`nn.Sequential(nn.Linear(inputs, pixels), *reader)`")
-        base[0].requires_grad_(False)  # every task brings its own
+        base[0].requires_grad_(False)  # generated for every task
         outputs = len(base[0].get_parameter("weight"))
         self.hyper = EquivariantHyperNetwork(
             "0", outputs, statistics_of(CLASSES), RELATIONS, width=width, rounds=rounds
         )
 
     def condition(self, support: Support) -> Tensor:
-        """The mean token of each task, (tasks, width)."""
+        """Mean token of each task, (tasks, width)."""
         known = self.known(support)
         tokens: Tensor = self.hyper.features(known.tokens, known.relations)
         return tokens.mean(1)
 
     def adapt(self, support: Support) -> Params:
-        """Generate the first layer, what standardises its inputs folded in."""
+        """Generate the first layer, with the standardisation of its inputs folded in."""
         known = self.known(support)
         params: Params = self.hyper(known.tokens, known.relations)
         return standardised(params, "0", known.mean, known.scale)
 
 
 class SharedInputs(RestoringLearner):
-    """The same places trained on the same tasks, but shared by all.
+    """Comparator of `HyperInputs`: the first layer is trained and shared by all tasks.
 
-    Inputs are only standardised by the support set.
+    The support set only standardises the inputs.
 
     Args:
         base: A sequence whose first part is a linear layer.
@@ -137,7 +143,7 @@ class SharedInputs(RestoringLearner):
     """
 
     def adapt(self, support: Support) -> Params:
-        """Fold what standardises the inputs into the shared layer."""
+        """Fold the standardisation of the inputs into the shared layer."""
         known, layer = self.known(support), self.base[0]
         tasks = len(support.x)
         own = {
@@ -148,15 +154,14 @@ class SharedInputs(RestoringLearner):
 
 
 class CodeReader(nn.Module):
-    """Restore a picture from inputs each of which comes with a code.
+    """Restore an image from inputs and a code of each input, by one network for all tasks.
 
-    One network that all inputs of all tasks share.
-
-    r = V mean_j relu(a z_j + B code_j + c) + b, with z_j the standardised input.
+    The mean of relu(a z_j + B code_j + c) over inputs j, with z_j the standardised input, goes
+    through two more linear layers with a ReLU between them.
 
     Args:
-        inputs: How many inputs there are.
-        outputs: Pixels of the picture.
+        inputs: Number of inputs.
+        outputs: Pixels of the image.
         code_dim: Width of a code.
         hidden: Width of the network.
     """
@@ -172,7 +177,7 @@ class CodeReader(nn.Module):
         self.out = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Restore, (batch, inputs) to (batch, outputs)."""
+        """Restored images: (batch, inputs) to (batch, outputs)."""
         values = (x - self.mean) / self.scale
         seen = relu(values[..., None] * self.of_value + self.of_code(self.code))
         pictures: Tensor = self.out(relu(self.mix(seen.mean(-2))))
@@ -180,29 +185,32 @@ class CodeReader(nn.Module):
 
 
 class CodeInputs(RestoringLearner):
-    """The encoder of `HyperInputs`, its tokens read as inputs beside the values that they are about, not as weights.
+    """Comparator of `HyperInputs`: the tokens of its encoder are inputs of the base, not weights.
 
     Args:
         base: A sequence whose first part is a `CodeReader`.
         restore: As for `RestoringLearner`.
         width: Width of a token.
+
+    Raises:
+        ConfigError: If ``base`` is no such sequence.
     """
 
     def __init__(self, base: nn.Sequential, restore: float = 30.0, width: int = 64) -> None:
         super().__init__(base, restore)
         if not isinstance(base[0], CodeReader):
-            fits = "Its first part reads a code beside each input."
+            fits = "Its first part reads a code with each input."
             raise misfit(
                 base, fits, "`nn.Sequential(CodeReader(inputs, pixels, code_dim), *reader)`"
             )
         self.encoder = EquivariantHyperNetwork(
             "0", 1, statistics_of(CLASSES), RELATIONS, width=width
         )
-        self.encoder.writer.requires_grad_(False)  # nothing is written
+        self.encoder.writer.requires_grad_(False)  # only its tokens are used
         self.encoder.bias.requires_grad_(False)
 
     def adapt(self, support: Support) -> Params:
-        """The codes, and what standardises the inputs, are all that is of the task."""
+        """Code of each input, and mean and scale of the inputs."""
         known = self.known(support)
         code = self.encoder.features(known.tokens, known.relations)
         return Params({"0.code": code, "0.mean": known.mean, "0.scale": known.scale})

@@ -1,7 +1,4 @@
-"""Functions completed without learning to learn.
-
-By near values, or by a Gaussian fitted to other functions.
-"""
+"""Function completion without meta-learning: by near values, or by a Gaussian over functions."""
 
 from collections.abc import Mapping
 
@@ -16,12 +13,12 @@ from weightloom.params import Params
 
 
 class NearPoints(nn.Module):
-    """A function that is a mean of values at points, the nearer the more.
+    """Function defined by inverse-distance weighting of values at given points.
 
     Args:
         x_dim: Width of a position.
         y_dim: Width of a value.
-        power: Weights fall with this power of the distance.
+        power: Exponent of the distance in the weights.
     """
 
     def __init__(self, x_dim: int, y_dim: int, power: float) -> None:
@@ -32,7 +29,7 @@ class NearPoints(nn.Module):
         self.log_weights = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Evaluate it, (batch, x_dim) to (batch, y_dim)."""
+        """Values of the function, (batch, x_dim) to (batch, y_dim)."""
         squares = (x[:, None] - self.points).square().sum(2).clamp(min=1e-12)
         return (
             torch.softmax(self.log_weights - 0.5 * self.power * squares.log(), dim=1) @ self.values
@@ -40,14 +37,12 @@ class NearPoints(nn.Module):
 
 
 class Interpolation(Learner):
-    """The mean of the support values weighted by inverse distance.
-
-    With a large ``power`` the nearest value.
+    """Inverse-distance weighting of the support values; nearest neighbour for a large ``power``.
 
     Args:
         x_dim: Width of a position.
         y_dim: Width of a value.
-        power: Weights fall with this power of the distance.
+        power: Exponent of the distance in the weights.
 
     Source:
         Shepard, "A two-dimensional interpolation function for irregularly-spaced data" (1968).
@@ -61,10 +56,8 @@ class Interpolation(Learner):
         self.base = NearPoints(x_dim, y_dim, power)
 
     def adapt(self, support: Support) -> Params:
-        """The points are the function."""
-        log_weights = torch.where(support.mask, 0.0, -1e5).to(
-            support.y.dtype
-        )  # a point that is not there weighs nothing
+        """Support points and values, with zero weight for masked points."""
+        log_weights = torch.where(support.mask, 0.0, -1e5).to(support.y.dtype)
         return Params({"points": support.x, "values": support.y, "log_weights": log_weights})
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -74,11 +67,11 @@ class Interpolation(Learner):
 
 
 class Picture(nn.Module):
-    """A grey image as a function of the position, linear between the centres of pixels.
+    """Grey image as a function of position, by bilinear interpolation between pixel centres.
 
     Args:
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -86,19 +79,19 @@ class Picture(nn.Module):
         self.pixels = nn.Parameter(torch.zeros(height, width), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Evaluate it, (batch, 2) to (batch, 1)."""
+        """Grey values at positions in [-1, 1], (batch, 2) to (batch, 1)."""
         at, image = x[None, None], self.pixels[None, None]
         return grid_sample(image, at, align_corners=False, padding_mode="border")[0, 0, 0, :, None]
 
 
 class GaussianPixels(Learner):
-    """The most likely image given the observed pixels, where all images are one Gaussian of known covariance.
+    """Image completion by the mean of a Gaussian over images, given the observed pixels.
 
     Args:
-        images: Images to measure the Gaussian on, (images, height, width): uint8 in 0 to 255, or
-            float.
+        images: Images to estimate mean and covariance from, (images, height, width): uint8 in 0 to
+            255, or float.
         ridge: Added to the variance of every pixel.
-        bounds: What grey values are known to lie between; the completed image is clamped to it.
+        bounds: Known minimum and maximum of grey values, to which the completed image is clamped.
 
     Source:
         Rasmussen and Williams, "Gaussian processes for machine learning" (2006), equation A.6.
@@ -147,17 +140,17 @@ class GaussianPixels(Learner):
         return Params({"pixels": image.to(support.y.dtype).unflatten(1, self.base.pixels.shape)})
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Read each task's image."""
+        """Interpolate each task's image."""
         outputs: Tensor = apply_per_task(self.base, params, x)
         return outputs
 
 
 class PrincipalCurves(nn.Module):
-    """A mean curve and a weighted sum of others, all linear between points at equal steps.
+    """Mean curve plus a weighted sum of components, with linear interpolation between equal steps.
 
     Args:
-        curves: The mean, then the others, (points, 1 + components).
-        span: Positions of the first and of the last point; beyond them a curve is level.
+        curves: Mean and components, (points, 1 + components).
+        span: Positions of the first and last point; curves are constant beyond.
     """
 
     curves: Tensor
@@ -169,39 +162,36 @@ class PrincipalCurves(nn.Module):
         self.scores = nn.Parameter(torch.zeros(curves.shape[1] - 1), requires_grad=False)
 
     def at(self, x: Tensor) -> Tensor:
-        """Return the mean and the others side by side.
-
-        Positions (..., 1) to (..., 1 + components).
-        """
+        """Values of mean and components: positions, (..., 1), to (..., 1 + components)."""
         (first, last), steps = self.span, len(self.curves) - 1
         place = ((x[..., 0].to(self.curves.dtype) - first) / (last - first) * steps).clamp(0, steps)
         left = place.floor().clamp(max=steps - 1).long()
         return torch.lerp(self.curves[left], self.curves[left + 1], (place - left)[..., None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Evaluate the sum, (batch, 1) to (batch, 1)."""
+        """Values of the weighted sum, (batch, 1) to (batch, 1)."""
         known = self.at(x)
         scores = self.scores.to(known.dtype)[:, None]
         return (known[..., :1] + known[..., 1:] @ scores).to(x.dtype)
 
 
 class GaussianCurves(Learner):
-    """The most likely curve given the observed points, where all curves are one Gaussian of few dimensions.
+    """Curve completion by the mean of a low-dimensional Gaussian over curves, given some points.
 
-    The Gaussian is the mean of some whole curves and their principal components; what is found for
-    a task is a score for each, by ridge regression, which is Bayesian linear regression on
-    components of their own variance.
+    The Gaussian is the mean of complete curves and their principal components. Each task has one
+    score per component, from ridge regression: Bayesian linear regression on components scaled by
+    their standard deviation.
 
     Args:
-        curves: Curves to measure the Gaussian on, (curves, points), their points at equal steps.
-        span: Positions of the first and of the last point.
-        components: Principal components that are kept.
-        ridge: Variance of what observed values deviate from the curve.
+        curves: Curves to estimate the Gaussian from, (curves, points), at equal steps.
+        span: Positions of the first and last point.
+        components: Number of principal components.
+        ridge: Variance of the observed values around the curve.
 
     Source:
         Ramsay and Silverman, "Functional data analysis" (2005), chapter 8, for the components;
         Rasmussen and Williams, "Gaussian processes for machine learning" (2006), equation 2.25, for
-        what the points say of them.
+        the scores.
     """
 
     base: PrincipalCurves
@@ -217,13 +207,12 @@ class GaussianCurves(Learner):
         variances, directions = torch.linalg.eigh(
             (curves - mean).mT @ (curves - mean) / len(curves)
         )
-        scaled = (directions * variances.clamp(min=0).sqrt()).flip(1)[
-            :, :components
-        ]  # the largest came last
+        # `eigh` sorts in ascending order: the largest components come last.
+        scaled = (directions * variances.clamp(min=0).sqrt()).flip(1)[:, :components]
         self.base = PrincipalCurves(torch.cat([mean[:, None], scaled], dim=1), span)
 
     def adapt(self, support: Support) -> Params:
-        """Find the scores of each task, in double precision.
+        """Compute the scores of each task, in double precision.
 
         Raises:
             ShapeError: If a position or a value is not one number.
@@ -248,15 +237,16 @@ class GaussianCurves(Learner):
 
 
 def _weights(covariance: Tensor, miss: Tensor, mask: Tensor, ridge: float) -> Tensor:
-    """Return (covariance + ridge)⁻¹ miss of each task's observed values, zero where none is there.
+    """Weights (covariance + ridge)⁻¹ miss of each task's observed values, zero where masked.
 
-    Times its covariance with the observed values, they say how far the mean of anything moves.
+    The posterior mean of a variable is its prior mean plus its covariance with the observed values
+    times these weights.
 
     Args:
-        covariance: Of the values under the Gaussian, (tasks, shots, shots).
-        miss: What was observed less the mean, (tasks, shots).
-        mask: True where a value is there, (tasks, shots).
-        ridge: Variance of what was observed around the value.
+        covariance: Prior covariance of the values, (tasks, shots, shots).
+        miss: Observed values minus their prior mean, (tasks, shots).
+        mask: True for real values, False for padding, (tasks, shots).
+        ridge: Variance of an observation around its value.
     """
     there = mask.to(covariance.dtype)
     gram = covariance * there[:, :, None] * there[:, None]

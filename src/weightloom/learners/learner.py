@@ -1,4 +1,4 @@
-"""What every few-shot method is: a support set in, parameters of a working network out."""
+"""Interface of every few-shot method: a support set in, parameters of a working network out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,89 +12,82 @@ from weightloom.tasks import Examples, Tasks, TaskSource
 from weightloom.training import History, TrainOptions, train
 
 Support = Examples
-"""Data to adapt on: the ``support`` of some `Tasks`."""
+"""Examples to adapt to: the ``support`` of `Tasks`."""
 
 
 class Learner(nn.Module, ABC):
-    """A few-shot method: ``fit`` on many tasks, ``adapt`` to the support set of new ones, ``predict`` their queries.
+    """Few-shot method: ``fit`` on many tasks, ``adapt`` to support sets, ``predict`` their queries.
 
-    Every method, ours or a comparator, answers with parameters, so that all are trained, run,
-    timed, exported and compared by the same code. To bring your own, inherit and write ``adapt``
-    and ``predict``.
+    Every method returns parameters from ``adapt``, so that all are trained, run, timed, exported
+    and compared by the same code. To write one, inherit and define ``adapt`` and ``predict``.
 
-    Rows of a task come in any order, classes with any number of examples each, what is masked has
-    no effect. Labels say how many ways a task has; of `Tasks.hidden` and `Tasks.classes` a method
-    reads nothing unless it says so.
+    Examples of a task come in any order, classes have any number of examples, and masked examples
+    have no effect. The labels determine the number of ways of a task. Only methods that document it
+    read `Tasks.hidden` or `Tasks.classes`.
     """
 
     base: nn.Module
     """The network whose parameters ``adapt`` returns."""
 
     loss_per_task: TaskLoss = staticmethod(loss_per_task)
-    """Outputs and targets to one loss per task. By default cross-entropy for labels, squared error
-    elsewhere."""
+    """Outputs and targets to one loss per task. Default: cross-entropy for labels, mean squared
+    error for floats."""
 
     trained: ClassVar[bool] = True
-    """Whether ``fit`` changes it; False for what works on each task alone."""
+    """True if ``fit`` changes the method; False if it works on each task alone."""
 
     inner_loop: ClassVar[bool] = False
-    """Whether ``adapt`` takes gradient steps through which the method is trained."""
+    """True if ``adapt`` takes gradient steps and the method is trained through them."""
 
     ways: int | None = None
-    """How many classes a task must have, for methods whose head has a fixed number of rows; None
-    for any."""
+    """Number of classes that every task must have, for a head with a fixed number of rows; None:
+    any number."""
 
     @abstractmethod
     def adapt(self, support: Support) -> Params:
-        """Return parameters of ``base`` for each task, from its support set."""
+        """Parameters of ``base`` for each task, from its support set."""
 
     @abstractmethod
     def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
-        """Run ``base`` with each task's parameters on inputs (tasks, batch, *event)."""
+        """Run ``base`` with each task's parameters on inputs, (tasks, batch, *event)."""
 
     def condition(self, support: Support) -> Tensor | None:
-        """Return what the method knows of each task as vectors, to be drawn on a map.
-
-        None if it has none.
-        """
+        """Representation of each task as vectors, e.g. for a map of tasks; None by default."""
         return None
 
     def answer(self, tasks: Tasks) -> Tensor:
-        """Adapt and predict; the query targets are not read."""
+        """Adapt to the support sets and predict the queries; query targets are not read."""
         return self.predict(self.adapt(tasks.support), tasks.query_x)
 
     def forward(self, tasks: Tasks) -> Tensor:
-        """Return the loss of each task, (tasks,): what ``fit`` differentiates."""
+        """Training loss of each task, (tasks,), as minimised by ``fit``."""
         return self.loss_of(self.answer(tasks), tasks.query)
 
     def loss_of(self, outputs: Tensor, examples: Examples) -> Tensor:
-        """Return the loss of each task over the examples that are there, (tasks,)."""
+        """Loss of each task over its unmasked examples, (tasks,)."""
         return loss_of_those_there(self.loss_per_task, outputs, examples.y, examples.mask)
 
     @staticmethod
     def ways_of(examples: Examples) -> int:
-        """Return how many ways the tasks have.
-
-        One more than the largest label of an example that is there.
-        """
+        """Number of ways of the tasks: one more than the largest label of an unmasked example."""
         return 1 + int(examples.y.masked_fill(~examples.mask, -1).max())
 
     def fit(self, source: TaskSource, options: TrainOptions, **how: Any) -> History:
         """Meta-train on tasks drawn from ``source``.
 
         Args:
-            source: Where tasks are drawn from.
+            source: Source of the tasks.
             options: Steps, tasks per step, learning rate and so on.
-            **how: What `weightloom.training.train` takes: ``run``, ``resume``, ``fabric``,
-                ``evaluate``, ``quiet``.
+            **how: Further arguments of `weightloom.training.train`: ``run``, ``resume``,
+                ``fabric``, ``evaluate``, ``quiet``.
+
+        Returns:
+            The history of the training.
         """
         return train(self, source, None, options, **how)
 
     def blocks(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """What alternating training trains in turn.
-
-        The base network's own values, and all that is around it.
-        """
+        """Blocks of alternating training: the base's own parameters, and all others."""
         own = {id(parameter) for parameter in self.base.parameters()}
         sides: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for parameter in self.parameters():

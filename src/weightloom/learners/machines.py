@@ -1,4 +1,4 @@
-"""scikit-learn's classifiers as modules, fitted to each support set alone, or once to training pictures."""
+"""scikit-learn's classifiers as modules, fitted to each support set or once to training images."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -14,22 +14,22 @@ from weightloom.learners.learner import Learner, Support
 from weightloom.params import Params
 
 ABSENT = -30.0
-"""Logit of a class that the support set does not hold."""
+"""Logit of a class that is absent from the support set."""
 
 
 class KernelMachine(nn.Module):
-    """A support vector machine with a Gaussian kernel.
+    """Support vector machine with a Gaussian kernel, one against one.
 
-    Every pair of classes votes, and near votes count a little less.
+    Every pair of classes has one vote. The sums of the pairs' decision values break ties.
 
     Args:
-        points: How many support vectors.
+        points: Number of support vectors.
         inputs: Width of a point.
-        classes: How many classes.
-        gamma: Of the kernel exp(-gamma |x - s|²).
+        classes: Number of classes.
+        gamma: Coefficient of the kernel exp(-gamma |x - s|²).
 
     Source:
-        Votes as scikit-learn's ``SVC.decision_function`` counts them.
+        Votes as in scikit-learn's ``SVC.decision_function``.
     """
 
     pairs: Tensor
@@ -44,7 +44,7 @@ class KernelMachine(nn.Module):
         self.intercepts = nn.Parameter(torch.zeros(len(first)), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Count the votes, (..., inputs) to (..., classes)."""
+        """Votes for each class, (..., inputs) to (..., classes)."""
         squares = (
             x.square().sum(-1, keepdim=True) + self.points.square().sum(-1) - 2 * x @ self.points.mT
         )
@@ -61,23 +61,24 @@ class KernelMachine(nn.Module):
 def fitted_machine(
     x: Tensor, y: Tensor, classes: int, penalty: float, gamma: float
 ) -> dict[str, Tensor]:
-    """Fit a `KernelMachine`; classes that are not there lose every vote.
+    """Fit a `KernelMachine`; absent classes lose every vote against present ones.
 
     Args:
         x: Points, (points, inputs).
-        y: Their labels.
-        classes: How many classes there are in all.
+        y: Their labels, (points,).
+        classes: Number of classes over all tasks.
         penalty: C of the machine.
-        gamma: Of the kernel.
+        gamma: Coefficient of the kernel.
 
     Returns:
-        Its parameters; ``points`` are all of ``x``, most of them without weight.
+        Parameters of the machine. ``points`` is ``x``; points that are no support vectors have zero
+        ``duals``.
     """
     from sklearn.svm import SVC
 
     seen = y.unique()
     duals, intercepts = x.new_zeros(classes, classes, len(x)), x.new_zeros(classes, classes)
-    for label in range(classes):  # who is not there loses to who is
+    for label in range(classes):  # an absent class loses to a present one
         intercepts[label] += float(label in seen)
         intercepts[:, label] -= float(label in seen)
     if len(seen) > 1:
@@ -90,7 +91,7 @@ def fitted_machine(
         values, offsets = (
             torch.from_numpy(v).to(x) for v in (machine.dual_coef_, machine.intercept_)
         )
-        if len(seen) == 2:  # there scikit-learn counts from the second class
+        if len(seen) == 2:  # scikit-learn's sign is that of the second class here
             values, offsets = -values, -offsets
         pairs = torch.triu_indices(len(seen), len(seen), 1).T.tolist()
         for (i, j), offset in zip(pairs, offsets, strict=True):
@@ -103,7 +104,10 @@ def fitted_machine(
 
 
 def machine_of(x: Tensor, y: Tensor, classes: int, penalty: float, gamma: float) -> KernelMachine:
-    """Fit a `KernelMachine` once, for all tasks; only points that carry weight are kept."""
+    """Fit one `KernelMachine` for all tasks, with its support vectors only.
+
+    Arguments as for `fitted_machine`.
+    """
     fitted = fitted_machine(x, y, classes, penalty, gamma)
     used = fitted["duals"].any(0)
     machine = KernelMachine(int(used.sum()), x.shape[1], classes, gamma)
@@ -118,10 +122,10 @@ def machine_of(x: Tensor, y: Tensor, classes: int, penalty: float, gamma: float)
 
 
 class Unadapted(Learner):
-    """A network that reads pictures as they are and needs no support set.
+    """Network that is the same for all tasks and ignores the support set.
 
     Args:
-        base: The network, whatever it was fitted to.
+        base: A fitted network.
     """
 
     trained = False
@@ -131,22 +135,20 @@ class Unadapted(Learner):
         self.base = base
 
     def adapt(self, support: Support) -> Params:
-        """Return nothing: nothing is of a task."""
+        """No parameters: ``base`` is shared by all tasks."""
         return Params()
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Read the pictures of all tasks."""
+        """Run the shared network on the queries of all tasks."""
         logits: Tensor = self.base(x)
         return logits
 
 
 class SupportLearner(Learner):
-    """Methods that are fitted to each support set alone, its inputs standardised.
-
-    Tasks are fitted one by one, as scikit-learn takes them.
+    """Base class of methods fitted to one support set at a time, with standardised inputs.
 
     Args:
-        classes: How many classes there are in all.
+        classes: Number of classes over all tasks.
     """
 
     trained = False
@@ -157,19 +159,23 @@ class SupportLearner(Learner):
 
     @abstractmethod
     def fitted(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Fit one task: parameters of the base."""
+        """Parameters of the classifier, the second part of ``base``, fitted to one task.
+
+        Args:
+            x: Standardised inputs, (shots, inputs).
+            y: Labels, (shots,).
+        """
 
     def adapt(self, support: Support) -> Params:
-        """Fit each task."""
+        """Standardise and fit each task."""
         from sklearn import config_context
 
         known = input_statistics(support.x, support.y, support.mask, classes=self.classes)
         values = known.standardise(support.x)
         fitted: list[dict[str, Tensor]] = []
         for x, y, there in zip(values, support.y, support.mask, strict=True):
-            with config_context(
-                assume_finite=True, skip_parameter_validation=True
-            ):  # half of its time otherwise
+            # scikit-learn's checks would take half of the time.
+            with config_context(assume_finite=True, skip_parameter_validation=True):
                 one = self.fitted(x[there], y[there])
             short = len(x) - int(there.sum())
             fitted.append({name: _longer(name, value, short) for name, value in one.items()})
@@ -183,7 +189,7 @@ class SupportLearner(Learner):
 
 
 def _longer(name: str, value: Tensor, points: int) -> Tensor:
-    """Make room for points that are not there."""
+    """Pad the points of a machine, and their coefficients, to those of other tasks."""
     if not points or name not in ("points", "duals"):
         return value
     at_end = (0, points) if name == "duals" else (0, 0, 0, points)
@@ -191,7 +197,7 @@ def _longer(name: str, value: Tensor, points: int) -> Tensor:
 
 
 class Standardise(nn.Module):
-    """(x - mean) / scale.
+    """Standardise inputs: (x - mean) / scale.
 
     Args:
         inputs: Width of an input.
@@ -203,18 +209,18 @@ class Standardise(nn.Module):
         self.scale = nn.Parameter(torch.ones(inputs), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardise inputs."""
+        """Standardised inputs, (batch, inputs)."""
         return (x - self.mean) / self.scale
 
 
 class SupportSVM(SupportLearner):
-    """A support vector machine fitted to each support set.
+    """Support vector machine fitted to each support set.
 
     Args:
         inputs: Width of an input.
-        classes: How many classes there are in all.
+        classes: Number of classes over all tasks.
         penalty: C of the machine.
-        gamma: Of the kernel, times the width of an input.
+        gamma: Coefficient of the kernel times ``inputs``.
     """
 
     def __init__(
@@ -227,7 +233,7 @@ class SupportSVM(SupportLearner):
         )
 
     def fitted(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Fit one task."""
+        """Parameters of a `KernelMachine` for one task, as by `fitted_machine`."""
         return fitted_machine(x, y, self.classes, self.penalty, self.gamma)
 
 
@@ -236,7 +242,7 @@ class SupportLogistic(SupportLearner):
 
     Args:
         inputs: Width of an input.
-        classes: How many classes there are in all.
+        classes: Number of classes over all tasks.
         penalty: C, the inverse of the weight of the penalty.
     """
 
@@ -246,7 +252,7 @@ class SupportLogistic(SupportLearner):
         self.base = nn.Sequential(Standardise(inputs), nn.Linear(inputs, classes))
 
     def fitted(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Fit one task."""
+        """Weight and bias for one task; the bias of absent classes is `ABSENT`."""
         from sklearn.linear_model import LogisticRegression
 
         weight, bias = x.new_zeros(self.classes, x.shape[1]), x.new_full((self.classes,), ABSENT)
@@ -258,18 +264,18 @@ class SupportLogistic(SupportLearner):
             x.double().numpy(), y.numpy()
         )
         rows, shifts = torch.from_numpy(model.coef_).to(x), torch.from_numpy(model.intercept_).to(x)
-        if len(seen) == 2:  # there scikit-learn keeps one row, that of the second class
+        if len(seen) == 2:  # scikit-learn keeps one row here, that of the second class
             rows, shifts = torch.cat([0 * rows, rows]), torch.cat([0 * shifts, shifts])
         weight[seen], bias[seen] = rows, shifts
         return {"weight": weight, "bias": bias}
 
 
 class NearestPoint(nn.Module):
-    """The class of the nearest point; classes are scored by their nearest.
+    """Nearest-neighbour classifier: a class is scored by its nearest point.
 
     Args:
         inputs: Width of a point.
-        classes: How many classes.
+        classes: Number of classes.
     """
 
     def __init__(self, inputs: int, classes: int) -> None:
@@ -279,7 +285,10 @@ class NearestPoint(nn.Module):
         self.labels = nn.Parameter(torch.zeros(1, classes), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Score classes by minus the squared distance per input, (batch, inputs) to (batch, classes)."""
+        """Minus the squared distance per input to each class: (batch, inputs) to (batch, classes).
+
+        Classes without a point score 10 * `ABSENT` lower.
+        """
         squares = (
             x.square().sum(-1, keepdim=True) + self.points.square().sum(-1) - 2 * x @ self.points.mT
         )
@@ -288,11 +297,11 @@ class NearestPoint(nn.Module):
 
 
 class SupportNearest(Learner):
-    """The label of the nearest picture of the support set, inputs being standardised.
+    """Nearest neighbour in the support set, on standardised inputs.
 
     Args:
         inputs: Width of an input.
-        classes: How many classes there are in all.
+        classes: Number of classes over all tasks.
     """
 
     trained = False
@@ -303,7 +312,7 @@ class SupportNearest(Learner):
         self.base = nn.Sequential(Standardise(inputs), NearestPoint(inputs, classes))
 
     def adapt(self, support: Support) -> Params:
-        """The support set is the classifier."""
+        """Standardised support set, as the points of the classifier."""
         known = input_statistics(support.x, support.y, support.mask, classes=self.classes)
         values = known.standardise(support.x)
         labels = (

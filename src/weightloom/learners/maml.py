@@ -1,4 +1,4 @@
-"""MAML and ANIL: no hypernetwork, only a start that is learned so that a few gradient steps suffice."""
+"""MAML and ANIL: a learned initialisation from which a few gradient steps adapt to a task."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,18 +14,18 @@ from weightloom.params import Params, ParamSpec, Selector, sub
 
 
 class MAML(Learner):
-    """Gradient steps on the support set, from the base's own parameters, which are trained through the steps.
+    """MAML: gradient steps on the support set from a learned initialisation, the base's parameters.
 
     Args:
-        base: The base network; its own parameters are where every task starts.
-        loss_per_task: Outputs and targets to one loss per task, a mean over its points: of the
+        base: The base network; its own parameters are the initialisation of every task.
+        loss_per_task: Outputs and targets to one loss per task, a mean over its points; used in the
             inner and outer loop.
         inner_steps: Gradient steps per task.
-        inner_lr: Length of a step.
-        first_order: Take the gradients of the inner steps as constants.
-        adapted: Which parameters are adapted; the others are shared by all tasks.
-        learn_inner_lr: Learn the length of a step, one for each parameter tensor.
-        momentum: Decay rates of Adam's moments, for inner steps by Adam. None is plain gradient
+        inner_lr: Learning rate of the inner steps.
+        first_order: Treat the gradients of the inner steps as constants.
+        adapted: Parameters to adapt; the others are shared by all tasks.
+        learn_inner_lr: Learn the inner learning rate, one for each parameter tensor.
+        momentum: Decay rates of Adam's moments, for inner steps by Adam. None: plain gradient
             descent.
 
     Raises:
@@ -33,13 +33,14 @@ class MAML(Learner):
 
     Example:
         >>> maml = MAML(nn.Linear(3, 2), inner_steps=5)
-        >>> support = Support(torch.randn(7, 10, 3), torch.randn(7, 10, 2), torch.ones(7, 10, dtype=torch.bool))
+        >>> x, y = torch.randn(7, 10, 3), torch.randn(7, 10, 2)
+        >>> support = Support(x, y, torch.ones(7, 10, dtype=torch.bool))
         >>> maml.adapt(support)["weight"].shape
         torch.Size([7, 2, 3])
 
     Source:
-        Finn, Abbeel and Levine, "Model-agnostic meta-learning" (2017). Learned lengths: Li et al.,
-        "Meta-SGD" (2017), with one per tensor in the place of one per number.
+        Finn, Abbeel and Levine, "Model-agnostic meta-learning" (2017). Learned inner rates: Li et
+        al., "Meta-SGD" (2017), here one per tensor instead of one per number.
     """
 
     inner_loop = True
@@ -69,7 +70,7 @@ class MAML(Learner):
             self.log_inner_lr = nn.Parameter(torch.full((len(self.spec.shapes),), inner_lr).log())
 
     def adapt(self, support: Support) -> Params:
-        """Take the gradient steps of every task from the same start."""
+        """Take the gradient steps of every task, from the shared initialisation."""
         own = dict(self.base.named_parameters())
         start = Params(
             {
@@ -85,8 +86,9 @@ class MAML(Learner):
 
         if self.log_inner_lr is None:
             return self._descend(start, loss, self.inner_lr)
-        # A step of length 1 in units of u is one of length u² in the parameter: u once more in the
-        # gradient, but Adam's direction has no length.
+        # Parameters are written as start + u * move, and steps are taken in `move` at rate 1. A
+        # gradient step then has rate u² in the parameter, since its gradient has the factor u too;
+        # Adam's direction does not depend on the scale of the gradient, so its rate is u.
         units = (self.log_inner_lr if self.momentum else self.log_inner_lr / 2).exp()
 
         def moved(moves: Mapping[str, Tensor]) -> Params:
@@ -112,19 +114,19 @@ class MAML(Learner):
         )
 
     def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
-        """Run the base with each task's parameters, and its own for the rest."""
+        """Run the base with each task's adapted parameters; all others are shared."""
         return run_per_task(self.base, params, x)
 
 
 class ANIL(Learner):
-    """MAML of the head alone: the trunk is run once and is the same for all tasks.
+    """ANIL: MAML of the head alone; the trunk runs once and is shared by all tasks.
 
     Args:
         base: A network with a trunk and a head, as `split` takes it.
         loss_per_task: As in `MAML`.
         inner_steps: Gradient steps per task.
-        inner_lr: Length of a step.
-        **options: Further ones of `MAML`, all but ``adapted``.
+        inner_lr: Learning rate of the inner steps.
+        **options: Further options of `MAML`, except ``adapted``.
 
     Raises:
         ConfigError: If ``base`` has no such parts.
@@ -148,7 +150,7 @@ class ANIL(Learner):
         self.of_head = MAML(head_of(self.base), loss_per_task, inner_steps, inner_lr, **options)
 
     def features(self, x: Any) -> Tensor:
-        """Run the trunk, which is the same for all tasks."""
+        """Features of the shared trunk, (tasks, batch, features)."""
         return run_shared(trunk_of(self.base), x)
 
     def adapt(self, support: Support) -> Params:

@@ -1,6 +1,6 @@
-"""Wires matched to pixels by hand, from knowing how cameras are made.
+"""Match camera wires to pixels by class statistics, then classify the restored images.
 
-A classifier of pictures reads what comes out.
+A comparator that knows how cameras are simulated, without a hypernetwork.
 """
 
 import torch
@@ -18,27 +18,27 @@ from weightloom.tasks import TaskSource
 ROUNDS = 30
 """Rounds of Sinkhorn's normalisation."""
 TAUGHT_TASKS, TAUGHT_SEED = 400, 1 << 39
-"""Training cameras on whose restored pictures a reader is taught, and where they come from."""
+"""Number of training cameras for a machine fitted to restored images, and the seed to draw them."""
 
 
 class Matching(RestoringLearner):
-    """Match every wire to a pixel and a sign by its mean in each class, then read with a support vector machine.
+    """Assign every wire to a pixel and a sign by its class means, then classify with an SVM.
 
-    Of every training pixel the mean and the variance in each class are known. Wires and pixels are
-    standardised over the classes that the support set shows; the log-likelihood of a wire's class
-    means, Gaussian with the pixel's variance over the shots, scores each pixel and sign, and
-    Sinkhorn's normalisation makes an assignment of the scores. A picture is restored by it, and
-    read by a machine fitted to training pictures or, if ``taught``, to pictures of training cameras
-    restored in this way.
+    Mean and variance of every training pixel in each class are known. Wires and pixels are
+    standardised over the classes in the support set. Each pixel and sign is scored by the Gaussian
+    log-likelihood of the wire's class means, with the pixel's variance over the shots. Sinkhorn's
+    normalisation turns the scores into a soft assignment, which restores images. A support vector
+    machine classifies them, fitted to training images or, with ``taught``, to restored images of
+    training cameras.
 
     Args:
-        images: Training pictures, (images, pixels), in 0 to 1.
+        images: Training images, (images, pixels), in 0 to 1.
         labels: Their classes, (images,).
-        sharpness: The scores are multiplied by it.
+        sharpness: Factor of the scores.
         noise: Added to the variance of a standardised class mean.
         penalty: C of the machine.
-        gamma: Of its kernel, on pixels in 0 to 1.
-        taught: Cameras to teach the machine on; None fits it to the pictures as they are.
+        gamma: Coefficient of its kernel, on pixels in 0 to 1.
+        taught: Cameras whose restored images the machine is fitted to; None: the training images.
 
     Source:
         Sinkhorn and Knopp, "Concerning nonnegative matrices and doubly stochastic matrices" (1967).
@@ -79,7 +79,7 @@ class Matching(RestoringLearner):
         self.base[1] = machine_of(images, labels, classes, penalty, gamma)
 
     def adapt(self, support: Support) -> Params:
-        """Match the wires of each camera."""
+        """First layer of each camera, from its assignment of wires to pixels."""
         classes = len(self.class_mean)
         known = input_statistics(support.x, support.y, support.mask, classes=classes)
         wire, shown = known.tokens[..., :classes], known.tokens[:, 0, classes : 2 * classes]
@@ -87,9 +87,8 @@ class Matching(RestoringLearner):
             torch.nn.functional.one_hot(support.y.clamp(min=0), classes) * support.mask[..., None]
         )
         shots = member.sum(1).to(wire.dtype)
-        weight = (shots / shots.sum(1, keepdim=True).clamp(min=1))[
-            ..., None
-        ]  # of each class, (tasks, classes, 1)
+        share_of_class = shots / shots.sum(1, keepdim=True).clamp(min=1)
+        weight = share_of_class[..., None]  # (tasks, classes, 1)
         mean = (weight * self.class_mean).sum(1)
         variance = (
             weight * (self.class_variance + (self.class_mean - mean[:, None]).square())
@@ -102,9 +101,8 @@ class Matching(RestoringLearner):
         )
         scores = []
         for sign in (1.0, -1.0):
-            miss = (sign * wire[..., None] - pixel[:, None]).square() / noise[
-                :, None
-            ]  # (tasks, wires, classes, pixels)
+            # (tasks, wires, classes, pixels)
+            miss = (sign * wire[..., None] - pixel[:, None]).square() / noise[:, None]
             scores.append(-0.5 * ((miss + noise[:, None].log()) * shown[:, None, :, None]).sum(2))
         share = assignment(self.sharpness * torch.cat(scores, dim=2), ROUNDS)
         params = {"0.weight": spread[..., None] * share, "0.bias": mean}

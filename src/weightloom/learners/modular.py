@@ -1,4 +1,4 @@
-"""Modular hypernetworks: the condition is a code, and gradient steps on the support set find it."""
+"""Modular hypernetworks: the condition is a code, inferred by gradient steps on the support set."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,12 +18,12 @@ from weightloom.params import Params, ParamSpec
 
 
 class LayerwiseHyperNetwork(HoldsBase, HyperNetwork):
-    """A code for every layer of the base, and for every layer a generator of its own.
+    """Hypernetwork with one code and one generator per layer of the base.
 
     Without ``hidden`` a generator is linear: a layer's parameters are its own values plus a mixture
-    of templates, and the code, brought to unit mean square, is the mixture. With ``hidden`` an MLP
-    stands between code and mixture. What is generated starts with the variance of the layer's own
-    values (hyperfan-in).
+    of templates, with the code, scaled to unit mean square, as coefficients. With ``hidden``, an
+    MLP maps the code to the coefficients. Generated parameters start with the variance of the
+    layer's own values (hyperfan-in).
 
     Args:
         base: The base network. All parameters of all its layers are generated.
@@ -50,7 +50,7 @@ class LayerwiseHyperNetwork(HoldsBase, HyperNetwork):
             if list(layer.parameters(recurse=False))
         }
         self.names = list(owners)
-        """Which layers are generated; their codes stand side by side in this order."""
+        """Names of the generated layers, in the order of their codes in a condition."""
         self.condition_dim, self.spec = code_dim * len(owners), ParamSpec.of(base)
         self.bodies = LayerwiseMLP(len(owners), code_dim, hidden)
         last = hidden[-1] if hidden else code_dim
@@ -74,14 +74,14 @@ class LayerwiseHyperNetwork(HoldsBase, HyperNetwork):
 
 
 class LayerwiseMLP(nn.Module):
-    """Several MLPs of the same widths, one per layer of a base, run as one by batched products.
+    """Several MLPs of the same widths, one per layer of a base, run as batched matrix products.
 
-    Each begins with a layer norm, and has a layer norm and ELU behind every linear layer; of no
-    hidden layers it is nothing at all.
+    Each starts with a layer norm, and has a layer norm and an ELU after every linear layer. Without
+    hidden layers it is the identity.
 
     Args:
-        layers: How many MLPs.
-        code_dim: Width of what each reads.
+        layers: Number of MLPs.
+        code_dim: Width of the input of each.
         hidden: Widths of their layers.
     """
 
@@ -102,7 +102,7 @@ class LayerwiseMLP(nn.Module):
     def forward(
         self, codes: Float[Tensor, "tasks layers code_dim"]
     ) -> Float[Tensor, "tasks layers units"]:
-        """Run each MLP on its own code."""
+        """Outputs of each MLP for its code."""
         for depth, (scale, shift) in enumerate(zip(self.scales, self.shifts, strict=True)):
             if depth:
                 bias, weight = self.biases[depth - 1], self.weights[depth - 1]
@@ -114,24 +114,28 @@ class LayerwiseMLP(nn.Module):
 
 
 class ModularHyperNetwork(Learner):
-    """Infer the condition of a hypernetwork by gradient steps on the support set, and train through the steps.
+    """Infer the condition of a hypernetwork by gradient steps on the support set.
+
+    Training differentiates through the steps.
 
     Args:
         base: The base network that ``hyper`` generates for.
         hyper: Any hypernetwork that reads a vector per task.
-        loss_per_task: Outputs and targets to one loss per task, a mean over its points: of the
+        loss_per_task: Outputs and targets to one loss per task, a mean over its points; used in the
             inner and outer loop.
-        inner_steps: Steps from the start code, which is learned and the same for all tasks.
-        inner_lr: Length of a step.
-        first_order: Take the gradients of the inner steps as constants.
-        momentum: Decay rates of Adam's moments. None is plain gradient descent.
-        weight_decay: Decoupled decay of the code per step, in units of ``inner_lr``.
+        inner_steps: Gradient steps from a learned initial code, which is the same for all tasks.
+        inner_lr: Learning rate of the inner steps.
+        first_order: Treat the gradients of the inner steps as constants.
+        momentum: Decay rates of Adam's moments. None: plain gradient descent.
+        weight_decay: Decoupled decay of the code per step, multiplied by ``inner_lr``.
 
     Example:
         >>> from weightloom.networks import mlp
         >>> base = mlp([16, 32, 8])
-        >>> learner = ModularHyperNetwork(base, LayerwiseHyperNetwork(base, code_dim=4, hidden=(32,)))
-        >>> support = Support(torch.randn(5, 9, 16), torch.randn(5, 9, 8), torch.ones(5, 9, dtype=torch.bool))
+        >>> hyper = LayerwiseHyperNetwork(base, code_dim=4, hidden=(32,))
+        >>> learner = ModularHyperNetwork(base, hyper)
+        >>> x, y = torch.randn(5, 9, 16), torch.randn(5, 9, 8)
+        >>> support = Support(x, y, torch.ones(5, 9, dtype=torch.bool))
         >>> learner.condition(support).shape
         torch.Size([5, 8])
 

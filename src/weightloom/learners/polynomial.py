@@ -1,7 +1,4 @@
-"""Polynomials fitted to each task alone by ridge regression.
-
-What a few points give without any learning to learn.
-"""
+"""Polynomials fitted to each task alone by ridge regression, a baseline without meta-learning."""
 
 from collections.abc import Mapping
 
@@ -14,12 +11,12 @@ from weightloom.params import Params
 
 
 class Powers(nn.Module):
-    """A polynomial of each input: Σ wₖ xᵏ for k = 0 to ``degree``, no products of inputs.
+    """Polynomial Σ wₖ xᵏ, for k = 0 to ``degree``, of each input, without products of inputs.
 
     Args:
         x_dim: Width of an input.
         y_dim: Width of an output.
-        degree: The highest power.
+        degree: Highest power.
     """
 
     def __init__(self, x_dim: int, y_dim: int, degree: int) -> None:
@@ -28,24 +25,24 @@ class Powers(nn.Module):
         self.weight = nn.Parameter(torch.zeros(y_dim, 1 + x_dim * degree))
 
     def powers(self, x: Tensor) -> Tensor:
-        """Return 1, x, x², … side by side, (..., 1 + x_dim * degree)."""
+        """Powers 1, x, x², … of inputs, concatenated, (..., 1 + x_dim * degree)."""
         return torch.cat(
             [torch.ones_like(x[..., :1]), *(x**k for k in range(1, self.degree + 1))], dim=-1
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Evaluate it, (batch, x_dim) to (batch, y_dim)."""
+        """Values of the polynomial, (batch, x_dim) to (batch, y_dim)."""
         return nn.functional.linear(self.powers(x), self.weight)
 
 
 class RidgePolynomial(Learner):
-    """The polynomial that fits the support set best in squares, with a penalty on all but the constant.
+    """Polynomial ridge regression on the support set; the constant term is not penalised.
 
     Args:
         x_dim: Width of an input.
         y_dim: Width of a target.
-        degree: The highest power; 1 is ridge regression on the inputs.
-        ridge: The penalty, for inputs of about unit size.
+        degree: Highest power; 1 is ridge regression on the inputs.
+        ridge: Weight of the penalty, for inputs of about unit size.
 
     Source:
         Hoerl and Kennard, "Ridge regression" (1970).

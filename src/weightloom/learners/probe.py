@@ -1,4 +1,4 @@
-"""Features learned by plain classification of all training classes, then a linear head for each task."""
+"""Linear probe: features from plain classification of all training classes, a head per task."""
 
 from typing import Any
 
@@ -15,18 +15,19 @@ from weightloom.tasks import Examples, Tasks
 
 
 class LinearProbe(HeadLearner):
-    """Train the trunk to tell all training classes apart.
+    """Linear probe: classify all training classes, then fit a linear head to each support set.
 
-    Then freeze it and fit a linear head to each support set.
+    Only meta-training changes the trunk.
 
     Args:
         base: A network with a trunk and a linear head, as `split` takes it.
-        classes: How many classes meta-training draws from; `Tasks.classes` says which a task has.
+        classes: Number of classes in the meta-training pool, numbered by `Tasks.classes`.
         steps: Gradient steps of the head, by Adam from zero.
         inner_lr: Adam's learning rate.
 
     Raises:
-        ConfigError: If ``base`` has no such parts; in training, if `Tasks.classes` is None.
+        ConfigError: If ``base`` has no such parts, or the width of its features is unknown; in
+            training, if `Tasks.classes` is None.
 
     Source:
         Tian et al., "Rethinking few-shot image classification: a good embedding is all you need?"
@@ -46,10 +47,7 @@ class LinearProbe(HeadLearner):
         return normalize(super().features(x), dim=-1)
 
     def forward(self, tasks: Tasks) -> Tensor:
-        """Loss of telling all training classes apart, for each task.
-
-        Support and query serve alike.
-        """
+        """Loss of each task, (tasks,): classify all its examples among all training classes."""
         logits = 10 * self.classify(
             torch.cat([self.features(tasks.support_x), self.features(tasks.query_x)], dim=1)
         )

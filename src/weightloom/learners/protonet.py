@@ -9,11 +9,11 @@ from weightloom.params import Params
 
 
 class ProtoNet(HeadLearner):
-    """A trunk that is trained, and the class whose mean feature is nearest.
+    """Prototypical network: a trained trunk, and the class whose mean feature is nearest.
 
     Args:
-        base: As for `HeadLearner`; the head is set from the class means.
-        start_scale: How sharp the head is at step 0.
+        base: As for `HeadLearner`; the head is computed from the class means.
+        start_scale: Scale of the logits at step 0.
         classes: As for `HeadLearner`.
 
     Source:
@@ -26,7 +26,7 @@ class ProtoNet(HeadLearner):
         self.log_scale = nn.Parameter(torch.tensor(start_scale).log())
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
-        """Set the head from the class means."""
+        """Head from the class means."""
         return scaled_prototypes(
             class_statistics(features, labels, mask, self.ways).mean, self.log_scale
         )

@@ -1,4 +1,4 @@
-"""The base network from scratch: no meta-training at all."""
+"""The base network trained from scratch on each support set, without meta-training."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ from weightloom.params import Params
 
 
 class FromScratch(Learner):
-    """The base network, newly initialised and trained by Adam on the support set of each task alone.
+    """Newly initialised base network, trained by Adam on the support set of each task alone.
 
     Args:
-        build: Makes the base, newly initialised, for a number of outputs (ways, or the width of a
-            target).
+        build: Function that builds a newly initialised base for a number of outputs: the ways, or
+            the width of a target.
         steps: Gradient steps per task.
         inner_lr: Adam's learning rate.
     """
@@ -33,7 +33,7 @@ class FromScratch(Learner):
         self.base = build(2)
 
     def adapt(self, support: Support) -> Params:
-        """Train one network per task, all at once."""
+        """Train one network per task, all in one batch."""
         labels = not support.y.is_floating_point()
         self.base = self.build(self.ways_of(support) if labels else support.y.shape[2])
         tasks = len(support.mask)

@@ -1,6 +1,7 @@
-"""How methods run a network on the images of several tasks.
+"""Split a network into trunk and head, and run it on the images of several tasks.
 
-What its norms may see together, its trunk and its head.
+In:   a network, its parameters per task, and inputs with a tasks axis.
+Out:  features or outputs; or the same network in two parts.
 """
 
 import copy
@@ -18,13 +19,10 @@ from weightloom.errors import ConfigError, ShapeError
 
 
 def run_shared(trunk: nn.Module, x: Any) -> Tensor:
-    """Run a network that all tasks share, (tasks, batch, *event) to (tasks, batch, features).
+    """Run a network shared by all tasks: (tasks, batch, *event) to (tasks, batch, features).
 
-    Not in half precision.
-
-    Inputs may be a tree of tensors, which the network then takes as its one argument.
-
-    Where its norms go by the images that they see together, those are the images of one task.
+    The output is float32 or finer. Inputs may be a tree of tensors, passed to the network as one
+    argument. Batch norms without running statistics normalise over the images of one task.
     """
     if sees_a_task_together(trunk):
         return single(vmap(trunk, randomness="different")(x))
@@ -35,10 +33,10 @@ def run_shared(trunk: nn.Module, x: Any) -> Tensor:
 
 
 def run_per_task(base: nn.Module, params: Mapping[str, Tensor], x: Any) -> Tensor:
-    """Run a network with each task's parameters, (tasks, batch, *event) to (tasks, batch, *out).
+    """Run a network with each task's parameters: (tasks, batch, *event) to (tasks, batch, *out).
 
-    Norms with running statistics go by the images of all tasks in training; those without by the
-    images of one task.
+    In training, batch norms with running statistics normalise over the images of all tasks. Without
+    them, they always normalise over the images of one task.
     """
     outputs: Tensor = apply_per_task(
         base, params, x, statistics="task" if sees_a_task_together(base) else "shared"
@@ -47,26 +45,23 @@ def run_per_task(base: nn.Module, params: Mapping[str, Tensor], x: Any) -> Tenso
 
 
 def single(x: Tensor) -> Tensor:
-    """Bring half precision to single; what is finer stays so."""
+    """Convert half precision to float32; finer dtypes are kept."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def sees_a_task_together(base: nn.Module) -> bool:
-    """Whether norms go by the images that they see together, in eval mode too.
-
-    Those of one task, then.
-    """
+    """Test for batch norms without running statistics, which normalise over one task's images."""
     return any(
         isinstance(part, nn.BatchNorm2d) and not part.track_running_stats for part in base.modules()
     )
 
 
 class Split(nn.Module):
-    """A network in two parts, run one after the other: ``head(trunk(x))``.
+    """Network in two parts, run one after the other: ``head(trunk(x))``.
 
     Args:
-        trunk: What comes first.
-        head: What comes last.
+        trunk: First part.
+        head: Last part.
     """
 
     def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
@@ -74,25 +69,25 @@ class Split(nn.Module):
         self.trunk, self.head = trunk, head
 
     def forward(self, x: Any) -> Tensor:
-        """Run both."""
+        """Outputs of the head, (batch, *out)."""
         outputs: Tensor = self.head(self.trunk(x))
         return outputs
 
 
 def split(base: nn.Module, method: str) -> nn.Module:
-    """Return a network as ``trunk`` and ``head``, with the parameters that it has.
+    """Split a network into ``trunk`` and ``head``, which share its parameters.
 
-    One with these two attributes, run one after the other, is returned as it is. Of any other the
-    head is the linear layer that it ends in, and the trunk all that comes before. A sequence says
-    itself what it ends in; other modules are traced (`torch.fx`), so that nothing is cut off that
-    is not the end.
+    A network with these two attributes is returned unchanged; it must run one after the other.
+    Otherwise the head is the final linear layer, and the trunk is all before it. The final layer of
+    a sequence is its last; other modules are traced by `torch.fx`, to be sure that the layer's
+    output is the network's.
 
     Args:
         base: The network.
-        method: Who asks, for the message.
+        method: Name of the method that needs the parts, for the message.
 
     Raises:
-        ConfigError: If there are no such parts, or it cannot be seen that there are.
+        ConfigError: If no linear layer at the end is found.
 
     Example:
         >>> split(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), "ANIL").head
@@ -102,21 +97,18 @@ def split(base: nn.Module, method: str) -> nn.Module:
     if found is None:
         raise ConfigError(
             f"`base` is a {type(base).__name__} that does not end in a linear layer, as far as can "
-            f"be seen. {method} "
-            "runs a trunk that all tasks share, then a linear head per task. Pass a network with "
-            "attributes `trunk` and `head`, run one after the other, or `nn.Sequential(trunk, "
-            "nn.Linear(features, ways))`."
+            f"be seen. {method} runs a trunk that all tasks share, then a linear head per task. "
+            "Pass a network with attributes `trunk` and `head`, run one after the other, or "
+            "`nn.Sequential(trunk, nn.Linear(features, ways))`."
         )
     return found
 
 
 def split_or_features(base: nn.Module, method: str) -> nn.Module:
-    """Split a network as `split` does.
-
-    One that does not end in a linear layer is a trunk as a whole.
+    """Split a network as `split` does; without a final linear layer, all of it is the trunk.
 
     Raises:
-        ConfigError: If it is no network.
+        ConfigError: If ``base`` is not a module.
     """
     if not isinstance(base, nn.Module):
         fits = f"{method} trains a network that maps inputs to features."
@@ -127,12 +119,12 @@ def split_or_features(base: nn.Module, method: str) -> nn.Module:
 
 
 def misfit(base: object, fits: str, advice: str) -> ConfigError:
-    """Return an error for a network that a method cannot use.
+    """Error for a network that a method cannot use.
 
     Args:
-        base: What was passed.
-        fits: What fits, and why: a sentence.
-        advice: What to pass.
+        base: The network as passed.
+        fits: Sentence on the requirement and its reason.
+        advice: Phrase after "Pass", without a full stop.
     """
     return ConfigError(f"`base` is a {type(base).__name__}. {fits} Pass {advice}.")
 
@@ -148,40 +140,44 @@ def head_of(base: nn.Module) -> nn.Module:
 
 
 def features_of(base: nn.Module) -> int | None:
-    """How many numbers stand between trunk and head.
+    """Width of the features: ``features`` of the trunk, or else ``in_features`` of the head.
 
-    The trunk's ``features``, or what its head reads.
+    None if neither is known.
     """
     known = getattr(trunk_of(base), "features", None)
     return known if isinstance(known, int) else getattr(head_of(base), "in_features", None)
 
 
 def known_features(base: nn.Module, method: str) -> int:
-    """Return how many numbers stand between trunk and head.
+    """Width of the features, as in `features_of`.
+
+    Args:
+        base: A network with a trunk and a head.
+        method: Name of the method, for the message.
 
     Raises:
-        ConfigError: If neither says it.
+        ConfigError: If neither trunk nor head tells it.
     """
     features = features_of(base)
     if features is None:
         raise ConfigError(
-            f"`base` gives features, but it is not said how many. {method} builds a layer for "
-            "them. Pass `nn.Sequential(trunk, nn.Linear(features, ways))`, or set `features` of "
-            "the trunk to their number."
+            f"`base` returns features of unknown width. {method} builds a layer for them. Pass "
+            "`nn.Sequential(trunk, nn.Linear(features, ways))`, or set `features` of the trunk to "
+            "their number."
         )
     return features
 
 
 def flat_features(trunk: nn.Module, x: Any) -> Tensor:
-    """Run a shared trunk as `run_shared` does, to (tasks, batch, features).
+    """Features of a shared trunk, as in `run_shared`, checked to be (tasks, batch, features).
 
     Raises:
-        ShapeError: If features of an example are not a vector.
+        ShapeError: If the features of an example are not a vector.
     """
     features = run_shared(trunk, x)
     if features.ndim != 3:
         raise ShapeError(
-            f"The trunk gives features of shape {tuple(features.shape[2:])} for an example. A "
+            f"The trunk returns features of shape {tuple(features.shape[2:])} for an example. A "
             "linear head reads a vector. End the trunk in `nn.Flatten()`."
         )
     return features
@@ -197,19 +193,21 @@ def _parts(base: nn.Module) -> nn.Module | None:
 
 
 def _last_linear(base: nn.Module) -> str | None:
-    """Name of the linear layer whose output is that of the network.
-
-    None if there is none, or it is not seen.
-    """
+    """Name of the linear layer whose output is that of the network; None if none is found."""
     if isinstance(base, nn.Linear):
         return ""
     if isinstance(base, nn.Sequential):
         *_, (name, last) = base.named_children() if len(base) else [("", nn.Identity())]
         inner = _last_linear(last)
         return None if inner is None else f"{name}.{inner}".rstrip(".")
+    return _traced_linear(base)
+
+
+def _traced_linear(base: nn.Module) -> str | None:
+    """Name of the last linear layer by a trace of the network; None if none, or untraceable."""
     try:
         graph = torch.fx.symbolic_trace(base).graph
-    except Exception:  # whatever a network does that cannot be traced
+    except Exception:  # any error of a network that cannot be traced
         return None
     (output,) = graph.find_nodes(op="output")
     last = output.args[0]
@@ -220,7 +218,7 @@ def _last_linear(base: nn.Module) -> str | None:
 
 
 def _without(base: nn.Module, name: str) -> nn.Module:
-    """The same network, its parameters shared, with nothing in the place of one of its layers."""
+    """The network with one layer replaced by an identity; parameters are shared."""
     if not name:
         return nn.Identity()
     first, _, rest = name.partition(".")

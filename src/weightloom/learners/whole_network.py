@@ -1,7 +1,4 @@
-"""Whole networks generated from the support set.
-
-Attention over its points, then an MLP or a transformer.
-"""
+"""Whole networks generated from the support set, by attention and an MLP or a transformer."""
 
 from torch import nn
 
@@ -12,17 +9,17 @@ from weightloom.learners.generated import GeneratedLearner
 
 
 class HyperRegressor(GeneratedLearner):
-    """Attention over the support points gives a condition, a hypernetwork writes every parameter of the base from it.
+    """Generate every parameter of the base from a condition, encoded by attention over the support.
 
     Args:
         base: The base network; all its parameters are generated.
         x_dim: Width of an input.
         y_dim: Width of a target.
         condition_dim: Width of the condition.
-        layers: Rounds of attention.
-        form: How a generated parameter is held; None is free numbers. With `FiLM` it is the
-            FiLM-only comparator.
-        transformer: Write by a transformer over slices of the parameters in the place of an MLP.
+        layers: Number of attention blocks.
+        form: Form of the generated parameters; None: unrestricted. `FiLM` makes this the FiLM-only
+            comparator.
+        transformer: Generate with a transformer over slices of the parameters instead of an MLP.
         hidden: Width of the encoder.
     """
 

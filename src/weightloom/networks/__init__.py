@@ -1,8 +1,8 @@
-"""Networks: ready-made bases, and recurrent and Keras models in forms that run for many tasks in one pass.
+"""Networks: ready-made bases, and recurrent and Keras models that run for many tasks in one pass.
 
 In:   sizes; or a network with recurrent layers; or a Keras model.
 Out:  a plain module, to be used as a base.
-Knows nothing of what is generated for it.
+Knows nothing of hypernetworks.
 """
 
 from weightloom.networks.feedforward import ConvNet as ConvNet

@@ -1,6 +1,6 @@
-"""Ready-made base networks, for those who do not bring their own.
+"""Ready-made base networks: MLPs, convolutional and residual networks, and their heads.
 
-Plain modules: nothing here knows that its parameters may be generated.
+Plain modules, which work with their own parameters or with generated ones.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from weightloom.errors import ConfigError
 
 Norm = Literal["batch", "group", "task"]
-"""How images are normalised: by running statistics; each by itself; by those of the images that are
-seen together."""
+"""Normalisation of images: ``"batch"`` by running statistics, ``"group"`` each image by itself,
+``"task"`` by the statistics of the images in one call."""
 
 
 def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Linear layers of the given sizes with an activation between them.
+    """Multilayer perceptron: linear layers with an activation between them.
+
+    Args:
+        sizes: Widths of the input, of each hidden layer and of the output.
+        activation: Class of the activation, built without arguments.
 
     Example:
         >>> mlp([1, 40, 1])
@@ -35,26 +39,23 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Seque
 
 
 class ConvTrunk(nn.Module):
-    """Convolution blocks that halve the image.
+    """Convolution blocks that halve the image; returns the features of the last blocks, flattened.
 
-    The features of the last few are read, flat and side by side.
-
-    With ``norm="group"`` what it says of an image depends on that image alone.
+    With ``norm="group"`` the features of an image do not depend on other images.
 
     Args:
         channels_in: Channels of the image.
         size: Height and width of the image, in pixels.
         channels: Channels of every block.
-        blocks: How many times the image is halved.
-        levels: How many of the last blocks are read. Early features say less, but say it of any
-            image.
-        strided: Halve by a stride of the convolution, which is several times quicker than a maximum
-            over 2x2.
-        norm: How images are normalised.
+        blocks: Number of blocks, each of which halves the image.
+        levels: Number of last blocks whose features are returned. Earlier features are less
+            informative but apply to any image.
+        strided: Halve by the stride of the convolution, several times faster than 2x2 max pooling.
+        norm: Normalisation of images.
 
     Raises:
-        ConfigError: If the image is too small to be halved so often, or ``levels`` is not from 1 to
-            ``blocks``.
+        ConfigError: If the image is too small for ``blocks`` halvings, or ``levels`` is not from 1
+            to ``blocks``.
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class ConvTrunk(nn.Module):
         if size < smallest or not 1 <= levels <= blocks:
             raise ConfigError(
                 f"`size={size}`, `blocks={blocks}`, `levels={levels}` do not fit together. "
-                f"{blocks} halvings need an image of {smallest} pixels or more, and 1 to {blocks} "
-                "levels can be read. Pass fewer `blocks`."
+                f"{blocks} halvings need an image of {smallest} pixels or more, and `levels` is 1 "
+                f"to {blocks}. Pass fewer `blocks`."
             )
         self.levels = levels
         self.features = 0
@@ -90,7 +91,7 @@ class ConvTrunk(nn.Module):
             self.features += channels * size * size if block >= blocks - levels else 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Read features, (batch, channels, height, width) to (batch, features)."""
+        """Features of images: (batch, channels, height, width) to (batch, features)."""
         levels: list[Tensor] = []
         for block in self.blocks:
             x = block(x)
@@ -99,9 +100,9 @@ class ConvTrunk(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Convolutions, then one linear head: ``head(trunk(x))``.
+    """Convolutional classifier: `ConvTrunk`, then one linear head.
 
-    Arguments as for `ConvTrunk`, and ``ways``, the rows of the head.
+    Arguments as for `ConvTrunk`, and ``ways``, the number of classes.
 
     Example:
         >>> ConvNet(channels_in=1, size=28, ways=5)(torch.rand(7, 1, 28, 28)).shape
@@ -130,24 +131,23 @@ class ConvNet(nn.Module):
 
 
 class ResidualTrunk(nn.Module):
-    """Blocks that halve the image, each but the last with a residual pair of convolutions.
+    """Small residual network: one block per width in ``channels``, each halving the image.
 
-    The last map is read, flat.
-
-    Narrow where the image is large and wide where it is small, so most of the work is done on few
-    positions.
+    Every block but the last also has a `ResidualPair`. The last feature map is returned, flattened
+    channel by channel. Channels grow as the image shrinks, so most of the work is done at low
+    resolution.
 
     Args:
         channels_in: Channels of the image.
         size: Height and width of the image, in pixels.
         channels: Channels of each block.
-        norm: How it is normalised.
-        last_pair: Whether the last block has a residual pair too.
-        unit: Whether features are centred and brought to one length, as `UnitLength` does.
+        norm: Normalisation of images.
+        last_pair: Give the last block a residual pair too.
+        unit: Centre features and scale them to one length, by `UnitLength`.
 
     Source:
-        He et al., "Deep residual learning for image recognition" (2016): the pair, its second norm
-        before the sum.
+        He et al., "Deep residual learning for image recognition" (2016): the pair, with its second
+        norm before the sum.
     """
 
     def __init__(
@@ -173,20 +173,22 @@ class ResidualTrunk(nn.Module):
         self.last = UnitLength(self.features) if unit else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Read features, (batch, channels, height, width) to (batch, features), channel by channel."""
+        """Features of images: (batch, channels, height, width) to (batch, features)."""
         features: Tensor = self.last(self.blocks(x).flatten(1))
         return features
 
 
 class UnitLength(nn.Module):
-    """Subtract the mean of all features seen in training, then bring what is left to the length √features.
+    """Subtract a running mean of the features, then scale each row to the length √features.
+
+    The mean is updated in train mode only. The output is float32.
 
     Args:
         features: Width of the features.
-        speed: Share of a batch in the running mean.
+        speed: Weight of a batch in the running mean.
 
     Source:
-        Wang et al., "SimpleShot" (2019), its CL2N, with a running mean in the place of that of all
+        Wang et al., "SimpleShot" (2019), CL2N, with a running mean instead of the mean of all
         training classes.
     """
 
@@ -198,7 +200,7 @@ class UnitLength(nn.Module):
         self.register_buffer("centre", torch.zeros(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Centre and scale, (batch, features)."""
+        """Centre and scale features, (batch, features)."""
         x = x.float()
         if self.training:
             self.centre.lerp_(x.detach().mean(0), self.speed)
@@ -206,11 +208,11 @@ class UnitLength(nn.Module):
 
 
 class ResidualPair(nn.Module):
-    """Two convolutions whose result is added to what came in.
+    """Residual block: two convolutions, added to their input, then a ReLU.
 
     Args:
-        channels: In and out.
-        norm: How it is normalised.
+        channels: Channels of input and output.
+        norm: Normalisation of images.
     """
 
     def __init__(self, channels: int, norm: Norm) -> None:
@@ -224,12 +226,16 @@ class ResidualPair(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the change, then cut at zero."""
+        """Feature maps of the same shape, (batch, channels, height, width)."""
         return nn.functional.relu(x + self.change(x))
 
 
 def norm_of(channels: int, norm: Norm) -> nn.Module:
-    """Build a normalisation for images.
+    """Build the normalisation layer for feature maps.
+
+    Args:
+        channels: Channels of the feature map.
+        norm: Kind of normalisation.
 
     Raises:
         ConfigError: If ``norm`` is unknown.
@@ -239,19 +245,20 @@ def norm_of(channels: int, norm: Norm) -> nn.Module:
     if norm in ("batch", "task"):
         return nn.BatchNorm2d(channels, track_running_stats=norm == "batch")
     raise ConfigError(
-        f'`norm={norm!r}` is unknown. It says how images are normalised. Pass "batch", "group" or "task".'
+        f"`norm={norm!r}` is unknown. It is the normalisation of images. "
+        'Pass "batch", "group" or "task".'
     )
 
 
 class FeatureTrunk(nn.Module):
-    """Given features, and what two layers make of them, added, at unit length.
+    """Trunk over precomputed features: x plus a two-layer change of x, scaled to unit length.
 
-    At the start the features themselves.
+    The change starts at zero.
 
     Args:
         features: Width of the features.
-        hidden: Width of the layer between.
-        dropout: Share of the hidden numbers that is dropped in training.
+        hidden: Width of the hidden layer.
+        dropout: Dropout rate of the hidden layer.
     """
 
     def __init__(self, features: int, hidden: int = 256, dropout: float = 0.5) -> None:
@@ -265,16 +272,16 @@ class FeatureTrunk(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Change features, (batch, features)."""
+        """Changed features of unit length, (batch, features)."""
         return nn.functional.normalize(x + self.change(x), dim=-1)
 
 
 class TrunkNet(nn.Module):
-    """Any trunk, then one linear head: ``head(trunk(x))``.
+    """Classifier of a trunk and one linear head: ``head(trunk(x))``.
 
     Args:
-        trunk: A network whose ``features`` says how many numbers it gives.
-        ways: Rows of the head.
+        trunk: A network whose attribute ``features`` is the width of its output.
+        ways: Number of classes.
 
     Example:
         >>> TrunkNet(ResidualTrunk(channels_in=1, size=28), ways=5)(torch.rand(7, 1, 28, 28)).shape

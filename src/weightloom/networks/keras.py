@@ -1,13 +1,13 @@
 """Keras models as base networks: a Keras 3 model on torch in, a plain module out.
 
-In:   a Keras 3 model on the torch backend, built.
+In:   a built Keras 3 model on the torch backend.
 Out:  `KerasBase`, a module whose parameters are the model's trainable variables.
-Knows nothing of tasks, nor of where its parameters came from. Loads Keras only when a `KerasBase`
-is made or run.
+Knows nothing of tasks, nor of the origin of its parameters. Imports Keras only when a `KerasBase`
+is created or run.
 
 Keras reads its variables from the model itself, so `torch.func.functional_call` on a raw Keras
-model runs without an error and without the parameters it was given. Base networks are refused by
-`is_keras` for that reason.
+model runs without an error and ignores the parameters passed to it. Raw Keras models are therefore
+refused as bases, by `is_keras`.
 """
 
 import copy
@@ -25,7 +25,7 @@ from weightloom.errors import BatchingError, ConfigError, MissingExtraError, Sha
 
 
 def is_keras(module: object) -> bool:
-    """Whether this is a Keras model or layer. It is answered without importing Keras.
+    """Test for a Keras model or layer, without importing Keras.
 
     Example:
         >>> is_keras(nn.Linear(3, 2))
@@ -35,27 +35,24 @@ def is_keras(module: object) -> bool:
 
 
 class KerasBase(nn.Module):
-    """A Keras model as a base network.
+    """Keras model as a base network: it runs with the parameters and buffers of this module.
 
-    It runs with what stands in the slots of this module, and with nothing else.
-
-    Trainable variables become parameters, the others (moving statistics, seeds, frozen weights)
-    become buffers. All of them are copies: training this module leaves the Keras model as it is,
-    until `write_back`. A copy of this module keeps the same Keras model, which it uses as code
-    only.
+    Trainable variables become parameters; the others (moving statistics, seeds, frozen weights)
+    become buffers. All of them are copies: training this module does not change the Keras model
+    until `write_back`. A copy of this module shares the Keras model, which serves as code only.
 
     A name is the variable's path in Keras without the model's own name, as in ``"dense/kernel"``; a
-    second variable of one path ends in ``_1``. Keras counts the layers that have no name through a
-    whole process: name the layers whose ``state_dict`` is to be loaded elsewhere.
+    second variable with the same path ends in ``_1``. Keras numbers unnamed layers over the whole
+    process: name the layers if the ``state_dict`` is to be loaded in another process.
 
-    In eval mode nothing is written. In train mode moving statistics and seeds are written after
-    each run, as `nn.BatchNorm1d` does it; ``torch.func.vmap`` and ``torch.func.grad`` do not allow
-    that where it depends on the parameters. Penalties and other losses that Keras layers add on
-    their way are left out. Keras on torch multiplies matrices in float32, also where the model is
-    float64, so two ways to one result agree to six digits or so.
+    Eval mode changes no buffer. Train mode updates moving statistics and seeds after each call, as
+    `nn.BatchNorm1d` does; ``torch.func.vmap`` and ``torch.func.grad`` do not allow that if the
+    update depends on the parameters. Penalties and other losses added by Keras layers are ignored.
+    Keras on torch multiplies matrices in float32 even in a float64 model, so equal computations
+    agree to about six digits.
 
     Args:
-        model: A Keras 3 model or layer on the torch backend, built.
+        model: A built Keras 3 model or layer on the torch backend.
 
     Raises:
         MissingExtraError: If Keras is not installed, or does not find its backend.
@@ -63,7 +60,8 @@ class KerasBase(nn.Module):
 
     Example:
         >>> import keras  # doctest: +SKIP
-        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="head")])  # doctest: +SKIP
+        >>> head = keras.layers.Dense(2, name="head")  # doctest: +SKIP
+        >>> model = keras.Sequential([keras.Input((3,)), head])  # doctest: +SKIP
         >>> list(dict(KerasBase(model).named_parameters()))  # doctest: +SKIP
         ['head/kernel', 'head/bias']
 
@@ -72,21 +70,19 @@ class KerasBase(nn.Module):
     """
 
     keras_model: Any
-    """The Keras model. Its own variables take no part."""
+    """The Keras model; the values of its own variables are not used."""
     own_statistics = True
-    """Its buffers are running statistics, as those of torch's norms."""
+    """Its buffers are running statistics, like those of torch's norms."""
     random_buffers = "seed_generator"
-    """Part of the names of buffers that are the state of random numbers, which every run moves
-    on."""
+    """Substring in the names of buffers that hold random state, which every call advances."""
     not_walked = ("keras_model",)
-    """It holds no reference to a module or a parameter of ours, and is large."""
+    """Attributes skipped in a search for torch modules and parameters: Keras holds none of ours."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         _check(model)
-        object.__setattr__(
-            self, "keras_model", model
-        )  # not a sub-module: its own variables are no parameters
+        # Not a sub-module, whose own variables would become parameters.
+        object.__setattr__(self, "keras_model", model)
         variables = _variables(model)
         self._names = _names(model.name, [variable.path for variable in variables])
         for name, variable in zip(self._names, variables, strict=True):
@@ -97,20 +93,20 @@ class KerasBase(nn.Module):
                 self.register_buffer(name, value)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        """Run the Keras model.
+        """Run the Keras model with the parameters and buffers of this module.
 
         Args:
-            *inputs: What the model takes. A functional model of several inputs may be given them
-                behind each other.
-            **options: Passed on to the model. ``training`` is ``self.training`` unless it is given.
+            *inputs: Inputs of the model. A functional model of several inputs also accepts them as
+                separate arguments.
+            **options: Options of the model. Default of ``training``: ``self.training``.
 
         Returns:
-            What the model returns.
+            The outputs of the model.
 
         Raises:
-            ShapeError: If a slot holds a value of another shape than the Keras variable.
-            ConfigError: If a slot holds a value that Keras would round, or the model was rebuilt.
-            BatchingError: If state changes in a way that cannot be written under ``vmap`` or
+            ShapeError: If a parameter or buffer has another shape than its Keras variable.
+            ConfigError: If Keras would round a value, or the model was rebuilt.
+            BatchingError: If an update of a buffer is not possible under ``vmap`` or
                 ``torch.func.grad``.
         """
         keras, slots = _load_keras(), self._slots()
@@ -121,10 +117,8 @@ class KerasBase(nn.Module):
             tensor.device for tensor in chain((slot for _, _, slot in slots), tree_leaves(inputs))
         )
         mapping = [(variable, slot) for _, variable, slot in slots]
-        with (
-            keras.device(str(device)),
-            keras.StatelessScope(mapping) as scope,
-        ):  # Keras moves tensors to its own device
+        # Without `keras.device`, Keras would move tensors to its default device.
+        with keras.device(str(device)), keras.StatelessScope(mapping) as scope:
             before = [scope.get_current_value(variable) for _, variable, _ in slots]
             outputs = self.keras_model(*inputs, **{"training": self.training, **options})
         for (name, variable, _), old in zip(slots, before, strict=True):
@@ -135,21 +129,21 @@ class KerasBase(nn.Module):
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Put the values of this module into the Keras model, which can then be saved as Keras saves.
+        """Copy parameters and buffers into the Keras model, for instance to save it with Keras.
 
-        ``specialise(base, params, task).write_back()`` leaves the parameters of one task in it.
+        ``specialise(base, params, task).write_back()`` copies the parameters of one task.
         """
         for _, variable, slot in self._slots():
             variable.assign(slot)
 
     def _slots(self) -> list[tuple[str, Any, Tensor]]:
-        """Name, Keras variable and what stands in its slot at present, for each variable."""
+        """Name, Keras variable, and current parameter or buffer, for each variable."""
         variables = _variables(self.keras_model)
         if len(variables) != len(self._names):
             raise ConfigError(
                 f"The Keras model `{self.keras_model.name}` holds {len(variables)} variables now "
-                f"and held {len(self._names)} when `KerasBase` was made. Each variable needs its "
-                "slot. Make a new `KerasBase`."
+                f"and held {len(self._names)} when `KerasBase` was made. Each variable needs a "
+                "parameter or buffer. Make a new `KerasBase`."
             )
         slots = [
             (name, variable, getattr(self, name))
@@ -164,12 +158,12 @@ class KerasBase(nn.Module):
             getattr(self, name).copy_(value.detach())
         except (
             RuntimeError
-        ) as error:  # of a value that differs from task to task, or belongs to `torch.func.grad`
+        ) as error:  # the value differs between tasks, or is tracked by torch.func
             raise BatchingError(
                 f"`{name}` of the Keras model is state that changes in train mode, and cannot be "
                 f"written here ({str(error).splitlines()[0]}). One value cannot serve all tasks at "
-                "once. Use a layer without such "
-                'state, as LayerNormalization or GroupNormalization, call `base.eval()`, or pass `engine="loop"`.'
+                "once. Use a layer without such state, as LayerNormalization or "
+                'GroupNormalization, call `base.eval()`, or pass `engine="loop"`.'
             ) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KerasBase":
@@ -189,8 +183,8 @@ def _load_keras() -> Any:
     except ImportError as error:
         raise MissingExtraError(
             f"Keras cannot be imported ({error}). It is an optional part of this library, and it "
-            "looks for the backend "
-            'that `KERAS_BACKEND` names. Type `pip install "weightloom[keras]"` and `export KERAS_BACKEND=torch`.'
+            "looks for the backend that `KERAS_BACKEND` names. Type "
+            '`pip install "weightloom[keras]"` and `export KERAS_BACKEND=torch`.'
         ) from error
 
 
@@ -206,7 +200,7 @@ def _check(model: Any) -> None:
     if not isinstance(model, keras.layers.Layer):
         raise ConfigError(
             f"`model` is a {type(model).__name__}. `KerasBase` takes a Keras model or layer. "
-            "A module of torch is a base network as it is: pass it without `KerasBase`."
+            "A torch module is a base network already: pass it without `KerasBase`."
         )
     if not model.built:
         raise ConfigError(
@@ -216,7 +210,7 @@ def _check(model: Any) -> None:
 
 
 def _check_slot(name: str, variable: Any, slot: Tensor) -> None:
-    """Say before Keras does what does not fit, and what Keras would round without a word."""
+    """Refuse a value of a wrong shape, or one that Keras would silently round."""
     if tuple(variable.shape) != tuple(slot.shape):
         raise ShapeError(
             f"`{name}` has shape {tuple(slot.shape)}; the Keras variable has shape "
@@ -228,20 +222,19 @@ def _check_slot(name: str, variable: Any, slot: Tensor) -> None:
     if torch.promote_types(own, slot.dtype) != own:
         raise ConfigError(
             f"`{name}` is {slot.dtype} and the Keras variable is {own}. Keras would round it to "
-            f"its own type, and on torch it multiplies matrices in float32 whatever that is. Bring "
-            f"the parameters to {own}, of the base by `base.to({own})`, and of the hypernetwork "
-            "alike."
+            f"{own}, and on torch it multiplies matrices in float32 in any case. Convert the "
+            f"parameters to {own}: of the base by `base.to({own})`, and of the hypernetwork alike."
         )
 
 
 def _variables(model: Any) -> list[Any]:
-    """All variables but those of metrics, which come and go with ``compile``."""
+    """Variables of a model, except those of metrics, which ``compile`` adds and removes."""
     of_metrics = {id(variable) for variable in model.metrics_variables}
     return [variable for variable in model.variables if id(variable) not in of_metrics]
 
 
 def _names(model: str, paths: Sequence[str]) -> list[str]:
-    """Paths without what changes from one build to the next, each once."""
+    """Unique names from variable paths, without the parts that differ between builds."""
     short = [
         re.sub(r"(^|/)seed_generator_\d+/", r"\1seed_generator/", path.removeprefix(f"{model}/"))
         for path in paths

@@ -1,20 +1,18 @@
-"""Recurrent layers that run once per task.
+"""Recurrent layers of `torch.nn` in plain operations, which `torch.func.vmap` can batch over tasks.
 
-Torch's own, in plain operations that `torch.func.vmap` can batch.
-
-In:   sequences, or one step of them, and the states to start from.
+In:   sequences, or one step of them, and initial states.
 Out:  outputs and final states, equal to those of the layer of the same name in `torch.nn`.
-Knows nothing of tasks, nor of where its parameters came from.
+Knows nothing of tasks, nor of the origin of its parameters.
 
-torch's recurrent layers are one fused operation that `vmap` cannot enter. Each class here is
-torch's, with another ``forward``: constructor, initialisation, parameter names and ``state_dict``
-are inherited. The fused operation is quicker wherever it will do, so replace a layer only where its
-parameters differ from task to task. Start at `replace_recurrent`.
+torch's recurrent layers are one fused operation that `vmap` does not support. Each class here is
+torch's with another ``forward``; constructor, initialisation, parameter names and ``state_dict``
+are inherited. The fused operation is faster, so replace a layer only if its parameters differ
+between tasks. Start at `replace_recurrent`.
 """
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn, overload
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +23,11 @@ from torch.nn.utils.rnn import PackedSequence
 from weightloom.errors import ConfigError, ShapeError
 
 State = tuple[Tensor, ...]
-"""What a layer carries from step to step: (hidden,), or (hidden, cell) of an LSTM."""
+"""State of a layer between steps: (hidden,), or (hidden, cell) of an LSTM."""
 
 Advance = Callable[[Tensor, Tensor, State], State]
-"""One step: what the input says to the gates, what the hidden state says to them, and the state, to
-the next state."""
+"""One step: gate pre-activations from the input, those from the hidden state, and the state, to the
+next state."""
 
 Inputs = Float[Tensor, "*axes inputs"]
 Outputs = Float[Tensor, "*axes outputs"]
@@ -40,8 +38,8 @@ CellState = Float[Tensor, "states *batch cell"]
 class LSTM(nn.LSTM):
     """`torch.nn.LSTM` that `vmap` can run.
 
-    Arguments, defaults, initialisation and parameter names are those of `torch.nn.LSTM`,
-    ``proj_size`` among them.
+    Arguments, defaults, initialisation and parameter names are those of `torch.nn.LSTM`, including
+    ``proj_size``.
 
     Example:
         >>> output, (hidden, cell) = LSTM(3, 4, num_layers=2)(torch.randn(5, 7, 3))
@@ -49,20 +47,28 @@ class LSTM(nn.LSTM):
         (torch.Size([5, 7, 4]), torch.Size([2, 7, 4]), torch.Size([2, 7, 4]))
     """
 
-    def forward(  # type: ignore[override]  # torch's also takes a PackedSequence
+    @overload
+    def forward(
         self, input: Inputs, hx: tuple[Hidden, CellState] | None = None
+    ) -> tuple[Outputs, tuple[Hidden, CellState]]: ...
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: tuple[Hidden, CellState] | None = None
+    ) -> NoReturn: ...
+    def forward(
+        self, input: Inputs | PackedSequence, hx: tuple[Hidden, CellState] | None = None
     ) -> tuple[Outputs, tuple[Hidden, CellState]]:
-        """Read a sequence, or a batch of them.
+        """Run over a sequence, or a batch of sequences.
 
         Args:
             input: (steps, batch, inputs), or (batch, steps, inputs) if ``batch_first``, or (steps,
                 inputs).
-            hx: Hidden and cell state to start from, (layers * directions, batch, hidden), or
-                without batch as ``input``. Zeros if left out.
+            hx: Initial hidden and cell state, each (layers * directions, batch, hidden), without
+                ``batch`` if ``input`` has none. Default: zeros.
 
         Returns:
-            The last layer's hidden state at every step, both directions side by side, and the final
-            states.
+            The last layer's hidden state at every step, both directions concatenated, and the final
+            hidden and cell state.
 
         Raises:
             ShapeError: If ``input`` or a state does not fit.
@@ -85,7 +91,13 @@ class GRU(nn.GRU):
         (torch.Size([5, 7, 8]), torch.Size([2, 7, 4]))
     """
 
-    def forward(self, input: Inputs, hx: Hidden | None = None) -> tuple[Outputs, Hidden]:  # type: ignore[override]
+    @overload
+    def forward(self, input: Inputs, hx: Hidden | None = None) -> tuple[Outputs, Hidden]: ...
+    @overload
+    def forward(self, input: PackedSequence, hx: Hidden | None = None) -> NoReturn: ...
+    def forward(
+        self, input: Inputs | PackedSequence, hx: Hidden | None = None
+    ) -> tuple[Outputs, Hidden]:
         """Read a sequence, or a batch of them.
 
         Arguments, results and errors are those of `LSTM.forward`, without a cell.
@@ -107,7 +119,13 @@ class RNN(nn.RNN):
         (torch.Size([7, 5, 4]), torch.Size([1, 7, 4]))
     """
 
-    def forward(self, input: Inputs, hx: Hidden | None = None) -> tuple[Outputs, Hidden]:  # type: ignore[override]
+    @overload
+    def forward(self, input: Inputs, hx: Hidden | None = None) -> tuple[Outputs, Hidden]: ...
+    @overload
+    def forward(self, input: PackedSequence, hx: Hidden | None = None) -> NoReturn: ...
+    def forward(
+        self, input: Inputs | PackedSequence, hx: Hidden | None = None
+    ) -> tuple[Outputs, Hidden]:
         """Read a sequence, or a batch of them.
 
         Arguments, results and errors are those of `LSTM.forward`, without a cell.
@@ -137,7 +155,7 @@ class LSTMCell(nn.LSTMCell):
 
         Args:
             input: (batch, inputs) or (inputs,).
-            hx: Hidden and cell state, (batch, hidden) or (hidden,), zeros if left out.
+            hx: Hidden and cell state, each (batch, hidden) or (hidden,). Default: zeros.
 
         Returns:
             The next hidden and cell state.
@@ -180,14 +198,13 @@ class RNNCell(nn.RNNCell):
 
 
 def replace_recurrent(module: nn.Module) -> nn.Module:
-    """Return a copy of ``module`` in which every recurrent layer of torch is the one of the same name here.
+    """Copy ``module`` with every recurrent layer of `torch.nn` replaced by its equivalent here.
 
-    Parameters, their names, which of them are tied, hooks and train mode are those of ``module``,
-    which is left alone. A class derived from torch's may have a ``forward`` of its own and stays
-    what it is.
+    The copy keeps parameters, names, tied parameters, hooks and train or eval mode; ``module`` is
+    not changed. Subclasses of torch's layers are not replaced: they may define another ``forward``.
 
     Args:
-        module: Any module; itself may be a recurrent layer.
+        module: Any module, also a recurrent layer itself.
 
     Example:
         >>> replace_recurrent(nn.ModuleDict({"reader": nn.GRU(3, 4), "head": nn.Linear(4, 2)}))
@@ -199,14 +216,13 @@ def replace_recurrent(module: nn.Module) -> nn.Module:
     replaced = copy.deepcopy(module)
     for part in replaced.modules():
         if type(part) in _REPLACED_BY:
-            part.__class__ = _REPLACED_BY[
-                type(part)
-            ]  # only `forward` differs, and nothing that refers to it is lost
+            # Only `forward` differs; changing the class keeps every reference to the layer valid.
+            part.__class__ = _REPLACED_BY[type(part)]
     return replaced
 
 
 def original_recurrent(module: nn.Module) -> nn.Module:
-    """Make the drop-ins in ``module``, itself among them, torch's own layers again, and return it."""
+    """Undo `replace_recurrent` in place: turn the layers of ``module`` back into torch's own."""
     torchs = {ours: its for its, ours in _REPLACED_BY.items()}
     for part in module.modules():
         if type(part) in torchs:
@@ -227,14 +243,14 @@ _REPLACED_BY: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _lstm(from_input: Tensor, from_hidden: Tensor, state: State) -> State:
-    # torch's order of the gates, and its names for them: i, f, g, o
+    # order of the gates as in torch: i, f, g, o
     enter, keep, candidate, show = (from_input + from_hidden).chunk(4, -1)
     cell = keep.sigmoid() * state[1] + enter.sigmoid() * candidate.tanh()
     return show.sigmoid() * cell.tanh(), cell
 
 
 def _gru(from_input: Tensor, from_hidden: Tensor, state: State) -> State:
-    # r, z, n in torch's words; unlike in an LSTM, r stands between what the two say to n
+    # order of the gates as in torch: r, z, n; r scales only the hidden state's part of n
     reset_x, keep_x, candidate_x = from_input.chunk(3, -1)
     reset_h, keep_h, candidate_h = from_hidden.chunk(3, -1)
     candidate = (candidate_x + (reset_x + reset_h).sigmoid() * candidate_h).tanh()
@@ -248,17 +264,28 @@ _ELMAN: dict[str, Advance] = {
 
 
 def _run(
-    layer: nn.RNNBase, advance: Advance, x: Tensor, states: State | None, sizes: tuple[int, ...]
+    layer: nn.RNNBase,
+    advance: Advance,
+    sequence: Tensor | PackedSequence,
+    states: State | None,
+    sizes: tuple[int, ...],
 ) -> tuple[Tensor, State]:
     """Run all layers and directions over a sequence; ``sizes`` are the last axes of the states."""
-    _check_sequence(layer, x)
-    if alone := x.ndim == 2:
-        x, states = (
-            x.unsqueeze(1),
-            None if states is None else tuple(state.unsqueeze(1) for state in states),
-        )
-    elif layer.batch_first:
-        x = x.transpose(0, 1)
+    x = _checked(layer, sequence)
+    if x.ndim == 2:
+        alone = None if states is None else tuple(state.unsqueeze(1) for state in states)
+        x, states = _run_batch(layer, advance, x.unsqueeze(1), alone, sizes)
+        return x.squeeze(1), tuple(state.squeeze(1) for state in states)
+    if layer.batch_first:
+        x, states = _run_batch(layer, advance, x.transpose(0, 1), states, sizes)
+        return x.transpose(0, 1), states
+    return _run_batch(layer, advance, x, states, sizes)
+
+
+def _run_batch(
+    layer: nn.RNNBase, advance: Advance, x: Tensor, states: State | None, sizes: tuple[int, ...]
+) -> tuple[Tensor, State]:
+    """Run all layers and directions over (steps, batch, inputs)."""
     directions = ("", "_reverse") if layer.bidirectional else ("",)
     starts = _starts(
         layer, x, states, [(layer.num_layers * len(directions), x.shape[1], size) for size in sizes]
@@ -273,10 +300,7 @@ def _run(
             outputs.append(output)
             finals.append(final)
         x = torch.cat(outputs, -1) if layer.bidirectional else outputs[0]
-    ends = tuple(torch.stack(state) for state in zip(*finals, strict=True))
-    if alone:
-        return x.squeeze(1), tuple(state.squeeze(1) for state in ends)
-    return x.transpose(0, 1) if layer.batch_first else x, ends
+    return x, tuple(torch.stack(state) for state in zip(*finals, strict=True))
 
 
 def _unroll(
@@ -316,7 +340,7 @@ def _step(
 def _starts(
     module: nn.Module, x: Tensor, states: State | None, shapes: list[tuple[int, ...]]
 ) -> State:
-    """Return the states to start from: zeros unless given, and then of these shapes."""
+    """Initial states: the given ones, which must have these shapes, or zeros."""
     if states is None:
         return tuple(x.new_zeros(shape) for shape in shapes)
     if [tuple(state.shape) for state in states] != shapes:
@@ -324,18 +348,19 @@ def _starts(
             f"`hx` has shape {' and '.join(str(tuple(state.shape)) for state in states)}. With "
             f"this `input`, {type(module).__name__}({module.extra_repr()}) starts from "
             f"{' and '.join(map(str, shapes))}. "
-            "Pass that, or leave `hx` out to start from zeros."
+            "Pass states of this shape, or leave `hx` out to start from zeros."
         )
     return states
 
 
-def _check_sequence(layer: nn.RNNBase, x: Tensor) -> None:
+def _checked(layer: nn.RNNBase, x: Tensor | PackedSequence) -> Tensor:
+    """The input of a layer, of the right shape and not packed."""
     if isinstance(x, PackedSequence):
         raise ConfigError(
             f"`input` is a PackedSequence, which {__name__}.{type(layer).__name__} does not read. "
-            "Its batch shrinks from step to step, where one pass over all tasks needs the same "
-            "shape throughout. Pass `pad_packed_sequence(input)[0]` and, reading forwards only, "
-            "use each output up to its own length; or keep the layer of `torch.nn`."
+            "Its batch shrinks from step to step, but one pass over all tasks needs one shape. "
+            "Pass `pad_packed_sequence(input)[0]` and, in a layer that is not bidirectional, use "
+            "each output up to its own length; or keep the layer of `torch.nn`."
         )
     if (
         x.ndim not in (2, 3)
@@ -348,11 +373,11 @@ def _check_sequence(layer: nn.RNNBase, x: Tensor) -> None:
             x,
             f"(steps, {layer.input_size}) or ({batch}, {layer.input_size}), of one step or more",
         )
+    return x
 
 
 def _misfit(module: nn.Module, x: Tensor, fits: str) -> ShapeError:
     return ShapeError(
         f"`input` has shape {tuple(x.shape)}. {type(module).__name__}({module.extra_repr()}) reads "
-        f"{fits}. "
-        "Reshape it, or build the layer with the `input_size` of what it is to read."
+        f"{fits}. Reshape it, or build the layer with the `input_size` of this input."
     )

@@ -1,15 +1,15 @@
-"""Training: a model and a source of batches in, a better model and its history out.
+"""Training: a model and a source of batches in, the trained model and its history out.
 
-In:   a module whose ``forward(tasks)`` does all that is differentiated (encode, generate, run the
-      base), a `TaskSource` and a loss that gives one number per task, where ``forward`` does not
-      give it; or turns of several players, each with a loss of its own, and batches of any kind.
-Out:  the trained module, and a history of losses; checkpoints on the way.
-Knows nothing of what the model is.
+In:   a module whose ``forward(tasks)`` encodes, generates and runs the base, a `TaskSource` and,
+      unless ``forward`` returns losses itself, a loss with one number per task; or turns of several
+      players, each with its own loss, and batches of any kind.
+Out:  the trained module, a history of losses, and checkpoints.
+Knows nothing of the model's architecture.
 
-Two properties hold, and tests keep them: a step depends only on the seed, its number and the
-parameters, so a run that was killed and resumed ends with the same numbers as one that never was;
-and a step's tasks are dealt out over the processes, so the gradient of several processes is that of
-one. Batch normalisation is the exception: it sees only what is in its own process.
+Two properties are tested. A step depends only on the seed, its number and the parameters, so a run
+that was killed and resumed ends with the numbers of an uninterrupted one. The tasks of a step are
+divided among the processes, so several processes compute the gradient of one. The exception is
+batch normalisation: its statistics cover the tasks of its own process only.
 """
 
 from weightloom.training.keep import History as History

@@ -1,4 +1,8 @@
-"""What processes tell each other in a step, so that none waits for one that gave up and all stop after the same one."""
+"""Exchange between processes: all stop after the same step, and none waits for a failed one.
+
+In:   per process, a finite loss or not, and the signals it caught.
+Out:  the same facts joined over all processes.
+"""
 
 import signal
 from collections.abc import Sequence
@@ -11,15 +15,13 @@ from weightloom.training.processes import Processes
 
 
 class Agreement(nn.Module):
-    """Facts that travel with the gradients.
+    """Exchange of facts through the gradient reduction, at no extra synchronisation per step.
 
-    A step has one exchange, and processes wait for each other once.
-
-    They are the gradient of a parameter that is never changed. It is a part of the module that
-    processes share, so that their gradients of it are averaged with those of the model.
+    The facts are the gradient of a parameter that never changes. It belongs to the module shared by
+    the processes, so its gradients are averaged together with those of the model.
 
     Args:
-        processes: Those that take part.
+        processes: The processes that take part.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -28,22 +30,26 @@ class Agreement(nn.Module):
         self.said = nn.Parameter(torch.zeros(1 + len(SIGNALS), device=processes.device))
 
     def tell(self, well: bool, caught: Sequence[signal.Signals]) -> Tensor:
-        """Return zero, to be added to the loss; its gradient is what this process has to say.
+        """Zero to add to the loss, with the facts of this process as its gradient.
 
         Args:
-            well: Whether the loss is finite.
-            caught: Signals that came.
+            well: True if the loss is finite.
+            caught: Signals that this process caught.
         """
         self.said.grad = None
         return self.said @ self._facts(well, caught)
 
     def heard(self) -> tuple[bool, signal.Signals | None]:
-        """Say, after the backward pass, whether all is well with every process, and which signal any has caught."""
+        """Facts of all processes after a backward pass.
+
+        Returns:
+            True if every loss is finite, and a signal that any process caught, or None.
+        """
         assert self.said.grad is not None
         return _read(self.said.grad)
 
     def settle(self, caught: Sequence[signal.Signals]) -> signal.Signals | None:
-        """Exchange what was caught since, where no further step would."""
+        """Signal that any process caught by the end of the last step, or None."""
         return _read(self.processes.all_reduce(self._facts(True, caught), reduce_op="max"))[1]
 
     def _facts(self, well: bool, caught: Sequence[signal.Signals]) -> Tensor:

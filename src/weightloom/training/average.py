@@ -1,4 +1,4 @@
-"""A running average of the parameters of a model, which is often better than any of the models it is an average of."""
+"""Running average of a model's parameters, often more accurate than the parameters of any step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 
 class Average:
-    """A running average of the parameters of a model, or nothing where the decay is 0.
+    """Running average of the parameters of a model; empty if the decay is 0.
 
-    Early on it follows more closely, so that it forgets where the model began. Buffers are the
-    model's own: after training those of batch normalisation are statistics of the last parameters,
-    which averaged ones may not have. With ``buffers`` real ones are averaged with the parameters.
+    The decay is smaller in the first steps, so that the initial parameters lose their weight.
+    Buffers keep the model's own values: after training, the statistics of batch normalisation are
+    those of the last parameters and may not fit the averaged ones. With ``buffers``, floating-point
+    buffers are averaged too.
 
     Args:
         model: The model, on its device.
-        decay: Share of the average that a step leaves.
-        buffers: Average buffers of real numbers too.
+        decay: Share of the average kept per step, from 0 to below 1.
+        buffers: Also average floating-point buffers.
     """
 
     def __init__(self, model: nn.Module, decay: float, buffers: bool = False) -> None:
@@ -30,7 +31,7 @@ class Average:
         self.values = [value.detach().clone() for value in self.own.values()]
 
     def update(self, step: int) -> None:
-        """Take in the parameters after a step, counted from 0."""
+        """Add the parameters after a step, counted from 0."""
         if self.values:
             weight = 1 - min(self.decay, (step + 1) / (step + 20))
             torch._foreach_lerp_(
@@ -39,7 +40,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Give the model the averages, then its own values back."""
+        """Swap the averages into the model for the duration of a ``with`` block."""
         own = [parameter.detach().clone() for parameter in self.own.values()]
         self.settle()
         try:
@@ -48,18 +49,15 @@ class Average:
             _copy(self.own, own)
 
     def settle(self) -> None:
-        """Give the model the averages for good."""
+        """Copy the averages into the model."""
         _copy(self.own, self.values)
 
     def kept(self) -> dict[str, Tensor]:
-        """Return the averages for a checkpoint."""
+        """Averages as tensors of a checkpoint, under ``average/`` and their name."""
         return {f"average/{name}": value for name, value in zip(self.own, self.values, strict=True)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take the averages from a checkpoint.
-
-        Where it has none they are the model's own values.
-        """
+        """Read the averages from a checkpoint; missing ones become the model's own values."""
         for name, value in zip(self.own, self.values, strict=True):
             value.copy_(tensors.get(f"average/{name}", self.own[name].detach()))
 

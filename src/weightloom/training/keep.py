@@ -1,4 +1,4 @@
-"""What survives a training: its rows, its checkpoints, and the way back from them."""
+"""Output of a training: its history of rows, its checkpoints, and resuming from them."""
 
 import signal
 from collections.abc import Mapping
@@ -24,17 +24,17 @@ from weightloom.training.average import Average
 
 @dataclass
 class History:
-    """What happened: one row per logged step and per evaluation, and whether the run came to its end."""
+    """History of a run: its rows of metrics, its duration, and the signal that stopped it early."""
 
     rows: list[Row] = field(default_factory=list)
     """One per logged step or evaluation, oldest first."""
     wall_time_s: float = 0.0
-    """Seconds of training, those before a resume included."""
+    """Seconds of training, including those before a resume."""
     stopped_by: signal.Signals | None = None
-    """The signal that ended the run early; None when it came to its end."""
+    """Signal that ended the run early; None if it took all its steps."""
 
     def last(self, key: str) -> Any:
-        """Return the newest value logged under ``key``, None if there is none."""
+        """Newest value logged under ``key``, or None."""
         return next((row[key] for row in reversed(self.rows) if key in row), None)
 
     def plot(self) -> Any:
@@ -58,12 +58,20 @@ class History:
 
 
 def load_model(path: Path, model: nn.Module, identity: str = "") -> int:
-    """Put the parameters kept in a checkpoint into ``model``.
+    """Load the parameters of a checkpoint into ``model``.
 
-    Return the number of steps they were trained for.
+    If the run kept a running average, the averaged values are loaded.
+
+    Args:
+        path: The checkpoint.
+        model: A model with the same parameters and buffers; changed in place.
+        identity: Digest of the run. Empty: any run.
+
+    Returns:
+        The number of steps they were trained for.
 
     Raises:
-        CheckpointError: If the file is not whole, or was written for another model or by another
+        CheckpointError: If the file is incomplete, or was written for another model or by another
             run.
     """
     tensors, facts = read_checkpoint(path, identity)
@@ -75,7 +83,7 @@ def load_model(path: Path, model: nn.Module, identity: str = "") -> int:
 
 
 class Keeper:
-    """Writes the rows and checkpoints of one run; with no folder it only remembers the rows."""
+    """Writes the rows and checkpoints of one run; without a folder it only collects the rows."""
 
     def __init__(
         self,
@@ -107,7 +115,7 @@ class Keeper:
             append_row(self.run, row)
 
     def keep(self, step: int) -> None:
-        """Write the checkpoint of a step; the one before is replaced when it is whole."""
+        """Write the checkpoint of a step; it replaces the previous one once complete."""
         if not self.run:
             return
         tensors = {f"model/{name}": tensor for name, tensor in _named_tensors(self.model).items()}
@@ -123,12 +131,12 @@ class Keeper:
 
 
 def _names(optimisers: Mapping[str, torch.optim.Optimizer]) -> list[str]:
-    """Names of turns as checkpoints have them; one alone goes by none."""
+    """Names of turns as stored in checkpoints; a single turn has no name there."""
     return list(optimisers) if len(optimisers) > 1 else []
 
 
 def _places(optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[str, torch.optim.Optimizer]:
-    """Optimisers by the name under which a checkpoint has their state."""
+    """Optimisers by the name of their state in a checkpoint."""
     return {
         f"optimiser/{turn}" if len(optimisers) > 1 else "optimiser": its
         for turn, its in optimisers.items()
@@ -136,12 +144,16 @@ def _places(optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[str, torch.
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each once even where modules share them."""
+    """Parameters and buffers by name, shared ones once."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def restore_model(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put the tensors of a checkpoint into the model that wrote it, or raise a `CheckpointError`."""
+    """Load the ``model/`` tensors of a checkpoint into ``model``.
+
+    Raises:
+        CheckpointError: If they do not fit ``model``.
+    """
     own = _named_tensors(model)
     kept = {
         name.removeprefix("model/"): value
@@ -161,10 +173,20 @@ def resume_run(
     average: Average,
     identity: str = "",
 ) -> tuple[History, int]:
-    """Restore model and optimisers, by the names of their turns, and the rows up to the checkpoint.
+    """Resume from ``checkpoints/last.safetensors``: restore model, average and optimisers in place.
+
+    Args:
+        run: Folder of the run.
+        model: The model.
+        optimisers: Optimiser of each turn, by the turn's name.
+        average: Running average of the model.
+        identity: Digest of the run. Empty: any run.
+
+    Returns:
+        The history up to the checkpoint, and the number of steps done.
 
     Raises:
-        CheckpointError: If the checkpoint is not whole, or is of another model, run or other turns.
+        CheckpointError: If the checkpoint is incomplete, or of another model, run or other turns.
     """
     path = run / "checkpoints" / "last.safetensors"
     tensors, facts = read_checkpoint(path, identity)
@@ -172,8 +194,8 @@ def resume_run(
     if facts.get("turns", []) != _names(optimisers):
         raise CheckpointError(
             f"`{path}` was written by a run of the turns {facts.get('turns', [])}, and this one "
-            f"has {_names(optimisers)}; one turn alone goes by no name. Each has an optimiser, "
-            "whose state is kept. Pass the turns that the run began with, or another folder."
+            f"has {_names(optimisers)}; a single turn has no name. A checkpoint holds the state of "
+            "each turn's optimiser. Pass the turns that the run began with, or another folder."
         )
     average.restore(tensors)
     restore_state(path, tensors, _places(optimisers))

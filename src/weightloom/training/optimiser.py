@@ -1,4 +1,4 @@
-"""The optimiser of a training: AdamW, in one pass over all numbers where the device can."""
+"""The optimiser of a training: AdamW, as one fused kernel on devices that have it."""
 
 import inspect
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
-"""Kinds of devices on which torch has AdamW as one kernel."""
+"""Device types with a fused AdamW kernel in torch."""
 
 
 class _AdamW(torch.optim.AdamW):
-    """AdamW, without the wrappers by which torch keeps its compiler out of an optimiser.
+    """AdamW without torch's wrappers that disable the compiler inside an optimiser.
 
-    They do nothing unless a whole step is compiled, but import the compiler, which takes longer
-    than torch itself.
+    The wrappers matter only to a compiled training step, but they import the compiler, which takes
+    longer than the import of torch itself.
     """
 
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
@@ -32,10 +32,10 @@ class _AdamW(torch.optim.AdamW):
 def build_optimiser(
     parameters: Sequence[nn.Parameter], rate: float, decay: float
 ) -> torch.optim.Optimizer:
-    """Build AdamW over what is trained; vectors and numbers do not decay.
+    """AdamW over ``parameters``; vectors and scalars have no weight decay.
 
     Args:
-        parameters: All that is trained, where it will be trained.
+        parameters: The trained parameters, on the device where they are trained.
         rate: Learning rate.
         decay: Decoupled weight decay of matrices and kernels.
     """
@@ -43,9 +43,8 @@ def build_optimiser(
         [p for p in parameters if (p.ndim < 2) == plain] for plain in (True, False)
     )
     groups = [{"params": vectors, "weight_decay": 0.0}, {"params": matrices, "weight_decay": decay}]
-    if (
-        not decay
-    ):  # one group takes one pass; its order, which numbers the state in checkpoints, is the same
+    if not decay:
+        # One group is one kernel. The order numbers the state in checkpoints: as with two groups.
         groups = [{"params": vectors + matrices, "weight_decay": 0.0}]
     fused = all(p.is_floating_point() and p.device.type in FUSED_DEVICES for p in parameters)
     return _AdamW([group for group in groups if group["params"]], lr=rate, fused=fused or None)

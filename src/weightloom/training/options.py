@@ -1,7 +1,7 @@
-"""How a model is trained: every option once, and what a model brings that is trained in turns."""
+"""Options of a training, their checks, and the interface of a model with blocks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -19,49 +19,49 @@ KINDS: dict[object, tuple[type, str]] = {
     int | None: (Integral, "whole number"),
     float: (Real, "number"),
 }
-"""Types of options, the values that fit, and their name in messages."""
+"""Annotation of an option, to the type of its values and the name of that type in messages."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a model is trained.
+    """Options of a training: steps, learning rate, evaluation, checkpoints, seed.
 
     Raises:
-        ConfigError: If an option is out of its range, or the rate would not be reached within the
-            run.
+        ConfigError: If an option is out of its range, or the warm-up is longer than the run.
     """
 
     steps: int
-    """Optimiser steps in all, over all turns."""
+    """Optimiser steps of the run, over all turns."""
     tasks: int = 16
     """Tasks per step, over all processes."""
     outer_lr: float = 1e-3
     """Peak learning rate; it rises over ``warmup_steps``, then falls to zero along a cosine."""
     warmup_steps: int | None = None
-    """Steps until the peak. Default: 100, and in a run of 100 steps or fewer a tenth of them."""
+    """Steps until the peak. Default: 100, or a tenth of a run of 100 steps or fewer."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW) of matrices and kernels; vectors and numbers have none."""
+    """Decoupled weight decay (AdamW) of matrices and kernels; vectors and scalars have none."""
     average: float = 0.0
-    """Judge and keep a running average of the parameters, with this decay per step, as in 0.998; 0
-    keeps none."""
+    """Decay per step of a running average of the parameters, which is evaluated and kept instead of
+    the last ones, as in 0.998. 0: no average."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient; it is scaled down to this."""
+    """Maximum norm of the gradient; a larger gradient is scaled down to it."""
     evaluate_every: int = 500
     """Steps between evaluations."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     seed: int = 0
-    """Everything random follows from it."""
+    """Seed of all random numbers of the run, from 0 to 2**32 - 1."""
     mode: Mode = "joint"
-    """``"joint"``: every step trains everything. ``"alternating"``: the blocks of the model
+    """``"joint"``: every step trains all parameters. ``"alternating"``: the blocks of the model
     (`HasBlocks`) in turn."""
     block_steps: int = 20
-    """Steps before it is the next block's turn."""
+    """Consecutive steps per block in ``mode="alternating"``."""
     schedule: Schedule = "cosine"
-    """``"cosine"``: the rate falls to zero along a cosine. ``"constant"``: it stays at its peak."""
+    """Learning rate after its peak. ``"cosine"``: falls to zero along a cosine. ``"constant"``:
+    stays at the peak."""
     average_buffers: bool = False
-    """Average real buffers too, as the statistics of batch normalisation; else they are those of
-    the last step."""
+    """Also average floating-point buffers, such as the statistics of batch normalisation. Default:
+    keep those of the last step."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -84,8 +84,7 @@ class TrainOptions:
         if not 0 <= self.average < 1:
             raise ConfigError(
                 f"`average={self.average}` is no decay. It is the share of the running average "
-                "that a step leaves, from 0, which keeps no average, to below 1. Pass 0, or for "
-                "instance 0.998."
+                "kept per step, from 0, for no average, to below 1. Pass 0, or for instance 0.998."
             )
         if not 0 <= self.seed < 2**32:
             raise ConfigError(
@@ -99,13 +98,13 @@ class TrainOptions:
         ):
             raise ConfigError(
                 f"`warmup_steps={self.warmup_steps}` of {self.steps} steps. The rate would reach "
-                f"its peak when the run is over. Pass at most "
+                f"its peak only at the end of the run. Pass at most "
                 f"`warmup_steps={max(self.steps - 1, 0)}`, or leave it out for "
                 f"{self._usual_warmup()}."
             )
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of step ``step``, counted from 0."""
+        """Learning rate of step ``step``, counted from 0."""
         warmup_steps = self._usual_warmup() if self.warmup_steps is None else self.warmup_steps
         warmup = min(1.0, (step + 1) / max(warmup_steps, 1))
         if self.schedule == "constant":
@@ -118,20 +117,23 @@ class TrainOptions:
 
 @runtime_checkable
 class HasBlocks(Protocol):
-    """A model that can be trained in turns, such as the base's own values and what generates changes of them."""
+    """Interface of a model for ``mode="alternating"``: its parameters in blocks trained in turn."""
 
     def blocks(self) -> Sequence[Sequence[nn.Parameter]]:
-        """Return the parameters of each block; one that is in none is trained in every step."""
+        """Parameters of each block; a parameter outside all blocks is trained in every step."""
         ...
 
 
 def check_kind(name: str, value: object, kind: object) -> None:
-    """Raise a `ConfigError` unless a value is of the type of its option.
+    """Check the type of an option's value.
 
     Args:
-        name: The option.
-        value: Its value.
-        kind: Type of the option; those that are neither numbers nor truth values are passed over.
+        name: Name of the option.
+        value: Value of the option.
+        kind: Annotation of the option; only those in `KINDS` are checked.
+
+    Raises:
+        ConfigError: If the value is of another type.
     """
     if kind not in KINDS or (value is None and kind == int | None):
         return
@@ -143,16 +145,19 @@ def check_kind(name: str, value: object, kind: object) -> None:
 
 
 def check_counts(owner: str, **counts: int) -> None:
-    """Raise a `ConfigError` unless every count is 1 or more.
+    """Check that every count is from 1 to `weightloom.runs.options.MOST_OF_ALL`.
 
     Args:
-        owner: Whose options they are, to end a phrase, as in ``" of turn `critic`"``.
+        owner: Owner of the options in messages, as in ``" of turn `critic`"``; may be empty.
         **counts: The counts by the names of their options.
+
+    Raises:
+        ConfigError: If a count is out of this range.
     """
     for name, count in counts.items():
         if count < 1:
             raise ConfigError(
-                f"`{name}={count}`{owner} is below 1. It counts what a run needs. Pass 1 or more."
+                f"`{name}={count}`{owner} is below 1. A run needs at least one. Pass 1 or more."
             )
         if count > MOST_OF_ALL:
             raise ConfigError(
@@ -170,40 +175,55 @@ def check_settings(
     clip_norm: float | None,
     schedule: str | None,
 ) -> None:
-    """Raise a `ConfigError` unless settings of an optimiser are in their ranges.
-
-    None stands for a default.
+    """Check the settings of an optimiser; None stands for a default.
 
     Args:
-        owner: Whose settings they are, as in `check_counts`.
+        owner: Owner of the settings in messages, as in `check_counts`.
         outer_lr: Peak learning rate.
         warmup_steps: Steps until the peak.
         weight_decay: Decoupled weight decay.
-        clip_norm: Largest norm of the gradient.
-        schedule: The course of the rate after its peak.
+        clip_norm: Maximum norm of the gradient.
+        schedule: Learning rate after its peak.
+
+    Raises:
+        ConfigError: If a setting is out of its range.
     """
-    if outer_lr is not None and not 0 < outer_lr < math.inf:
-        raise ConfigError(
-            f"`outer_lr={outer_lr}`{owner} is no learning rate. Steps are as long as it says, so 0 "
-            "trains nothing. Pass a positive number, as in 1e-3."
-        )
-    if clip_norm is not None and not clip_norm > 0:
-        raise ConfigError(
-            f"`clip_norm={clip_norm}`{owner} leaves no gradient. The gradient is scaled down to "
-            "this norm. Pass a positive number; `math.inf` clips nothing."
-        )
-    if weight_decay is not None and not 0 <= weight_decay < math.inf:
-        raise ConfigError(
-            f"`weight_decay={weight_decay}`{owner} is no decay. A step takes this share, times the "
-            "rate, off every matrix. Pass 0 or a positive number."
-        )
-    if warmup_steps is not None and warmup_steps < 0:
-        raise ConfigError(
-            f"`warmup_steps={warmup_steps}`{owner} is below 0. It counts the steps until the rate "
-            "is at its peak. Pass 0 for none."
-        )
+    numbers = {
+        "outer_lr": outer_lr,
+        "clip_norm": clip_norm,
+        "weight_decay": weight_decay,
+        "warmup_steps": warmup_steps,
+    }
+    for name, value in numbers.items():
+        fits, refusal = _RANGES[name]
+        if value is not None and not fits(value):
+            raise ConfigError(f"`{name}={value}`{owner} {refusal}")
     if schedule is not None and schedule not in get_args(Schedule):
         raise ConfigError(
             f"`schedule={schedule!r}`{owner} is unknown. It is the course of the rate after its "
             f"peak. {nearest(schedule, get_args(Schedule))}"
         )
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "outer_lr": (
+        lambda rate: 0 < rate < math.inf,
+        "is no learning rate. Steps are proportional to it, so 0 trains no parameter. Pass a "
+        "positive number, as in 1e-3.",
+    ),
+    "clip_norm": (
+        lambda norm: norm > 0,
+        "leaves no gradient. The gradient is scaled down to this norm. Pass a positive number; "
+        "`math.inf` never clips.",
+    ),
+    "weight_decay": (
+        lambda decay: 0 <= decay < math.inf,
+        "is no decay. A step takes this share, times the rate, off every matrix. Pass 0 or a "
+        "positive number.",
+    ),
+    "warmup_steps": (
+        lambda steps: steps >= 0,
+        "is below 0. It counts the steps until the rate is at its peak. Pass 0 for none.",
+    ),
+}
+"""Settings of an optimiser: the condition that a value meets, and the message if it does not."""

@@ -1,7 +1,7 @@
-"""Where steps run: in this process alone, or in several that Lightning Fabric has launched.
+"""Processes and devices of a training: this process alone, or several launched by Lightning Fabric.
 
-Fabric is imported by those who launch several processes or compute in mixed precision, never here:
-its import alone takes longer than many a training.
+Fabric is never imported here, only by callers that launch several processes or use mixed precision:
+its import alone takes longer than a short training.
 """
 
 from collections.abc import Sequence
@@ -16,32 +16,29 @@ from weightloom.tasks import Tasks
 
 @runtime_checkable
 class Processes(Protocol):
-    """What training asks of devices and processes: a part of what Lightning's ``Fabric`` has."""
+    """Interface of training to devices and processes: the part of Lightning's ``Fabric`` in use."""
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """Device of this process."""
         ...
 
     @property
     def world_size(self) -> int:
-        """Processes in all."""
+        """Number of processes."""
         ...
 
     @property
     def global_rank(self) -> int:
-        """The number of this process, from 0."""
+        """Number of this process, from 0."""
         ...
 
     def launch(self) -> Any:
-        """Start the others; training takes what is launched."""
+        """Start the other processes."""
         ...
 
     def setup(self, module: nn.Module, *optimizers: torch.optim.Optimizer) -> Any:
-        """Return module and optimiser as they take part in a step.
-
-        Gradients are those of all processes.
-        """
+        """Module and optimisers wrapped for training; gradients are averaged over processes."""
         ...
 
     def to_device(self, obj: Any) -> Any:
@@ -53,25 +50,23 @@ class Processes(Protocol):
         ...
 
     def all_reduce(self, data: Any, group: Any = None, reduce_op: str | None = "mean") -> Any:
-        """Return the mean, sum, largest or smallest of what the processes have."""
+        """Mean, sum, largest or smallest of a value over all processes."""
         ...
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """Return what one process has."""
+        """Value of process ``src``, in every process."""
         ...
 
     def barrier(self, name: str | None = None) -> None:
-        """Wait for the others."""
+        """Wait until every process is here."""
         ...
 
 
 class OneProcess:
-    """One process on one device, which shares nothing.
-
-    There is nobody to wait for and nothing to convert.
+    """One process on one device, without synchronisation or conversion of precision.
 
     Args:
-        device: Where it computes.
+        device: Device to compute on.
     """
 
     world_size = 1
@@ -81,10 +76,10 @@ class OneProcess:
         self.device = torch.device(device)
 
     def launch(self) -> None:
-        """Start nobody."""
+        """Do nothing: this process is the only one."""
 
     def setup(self, module: nn.Module, *optimizers: torch.optim.Optimizer) -> Sequence[Any]:
-        """Return them as they are."""
+        """Module and optimisers, unchanged."""
         return (module, *optimizers)
 
     def to_device(self, obj: Any) -> Any:
@@ -100,21 +95,21 @@ class OneProcess:
         tensor.backward(**how)
 
     def all_reduce(self, data: Any, group: Any = None, reduce_op: str | None = "mean") -> Any:
-        """Return what this process has."""
+        """``data``, unchanged."""
         return data
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """Return what this process has."""
+        """``obj``, unchanged."""
         return obj
 
     def barrier(self, name: str | None = None) -> None:
-        """Wait for nobody."""
+        """Return at once."""
 
 
 def seed_chance(seed: int, device: torch.device) -> None:
-    """Seed what draws without being given a generator, such as dropout, on the CPU and on the device.
+    """Seed the default generators, as used by dropout, of the CPU and of one device.
 
-    The numbers are those after ``torch.manual_seed``, which also visits every accelerator there is.
+    The numbers are those after ``torch.manual_seed``, which would seed every accelerator.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -1,7 +1,4 @@
-"""Batches by the number of a step.
-
-Of tasks that are drawn, of a function, or of anything that can be gone through.
-"""
+"""Batches by the number of a step, from a task source, a function, or an iterable of batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -16,30 +13,28 @@ from weightloom.training.options import TrainOptions
 from weightloom.training.processes import Processes, seed_chance
 
 Draw = Callable[[int, torch.Generator], Any]
-"""The number of a step, from 0, and a generator that was seeded for it, to the batch of that
-step."""
+"""Function of a step's number, from 0, and a generator seeded for the step, to its batch."""
 
 Source = TaskSource | Draw | Iterable[Any]
-"""Where batches come from: a `TaskSource`, a function of step and generator, or a list, a
-``DataLoader`` and the like.
+"""Source of batches: a `TaskSource`, a function of step and generator, or an iterable of batches
+such as a list or ``DataLoader``.
 
-A function and a `TaskSource` are asked anew for each step, so a run that goes on just goes on. What
-can only be gone through is gone through again from its start for the steps that were done, in the
-same seeds; where it ends it begins anew. A `Draw` costs nothing to resume, and is the one to take
-where reading the data again takes long.
+A function and a `TaskSource` are called for each step, so resuming costs nothing. An iterable is
+repeated when it ends; resuming reads it again from its start, with the same seeds, up to the step
+of the checkpoint. Prefer a function (`Draw`) where reading the data again takes long.
 """
 
 END = object()
-"""Stands for a batch where there is none."""
+"""Marks the end of an iterator."""
 
 
 class Around:
-    """Draw what can be gone through, batch by batch, around and around.
+    """`Draw` over an iterable: its batches in order, repeated from the start when it ends.
 
     Args:
-        source: A list, a ``DataLoader``, or anything else with ``__iter__``. An iterator has one
-            round.
-        share: The part of a batch that is for this process, as in `dealt`.
+        source: A list, a ``DataLoader``, or another object with ``__iter__``. An iterator cannot
+            be repeated.
+        share: Part of a batch for this process, as in `dealt`.
     """
 
     def __init__(self, source: Iterable[Any], share: slice = ALL) -> None:
@@ -48,10 +43,10 @@ class Around:
         self.drawn = 0
 
     def __call__(self, step: int, generator: torch.Generator) -> Any:
-        """Return the next batch.
+        """Next batch; ``step`` is used in the message only, ``generator`` not at all.
 
         Raises:
-            ConfigError: If there is none.
+            ConfigError: If the iterable is empty, or an iterator has ended.
         """
         batch = next(self.batches, END)
         if batch is END:
@@ -60,25 +55,29 @@ class Around:
         if batch is END:
             raise ConfigError(
                 f"`source` ended after {self.drawn} batches, and step {step + 1} needs another. An "
-                "iterator has one round, and what is empty has none. Pass a list, a `DataLoader`, "
-                "or a function of step and generator."
+                "iterator can be read once, and an empty source has no batch. Pass a list, a "
+                "`DataLoader`, or a function of step and generator."
             )
         self.drawn += 1
         return batch if self.share == ALL else dealt(batch, self.share)
 
 
 def check_source(source: Any, tasks: int, world: int, is_kept: bool) -> None:
-    """Raise a `ConfigError` unless batches can be drawn from a source, and drawn again where a run can be resumed.
+    """Check that batches can be drawn from a source, and drawn again if the run can be resumed.
 
     Args:
-        source: As passed.
-        tasks: How many tasks a `TaskSource` draws.
-        world: Processes in all.
-        is_kept: The run has a folder, from which it could go on.
+        source: A `Source`, not yet checked.
+        tasks: Tasks per step from a `TaskSource`.
+        world: Number of processes.
+        is_kept: The run has a folder, from which it could be resumed.
+
+    Raises:
+        ConfigError: If ``tasks`` is no multiple of ``world``, ``source`` is of no known kind, or a
+            run with a folder would read from an iterator.
     """
     if hasattr(source, "sample") and tasks % world:
         raise ConfigError(
-            f"`tasks={tasks}` cannot be dealt out over {world} processes. Every process takes the "
+            f"`tasks={tasks}` cannot be divided among {world} processes. Every process takes the "
             f"same number, so that the gradient is that of one process. Pass "
             f"`tasks={-(-tasks // world) * world}`."
         )
@@ -92,20 +91,19 @@ def check_source(source: Any, tasks: int, world: int, is_kept: bool) -> None:
         raise ConfigError(
             f"`source` is a {type(source).__name__}, an iterator, and `run` was given. A run that "
             "is resumed must draw the same batches again, and an iterator cannot be wound back. "
-            "Pass what it goes through, such as a list or a `DataLoader`; a function of step and "
+            "Pass the list or `DataLoader` that it iterates over; a function of step and "
             "generator that returns a batch; or no `run`."
         )
 
 
 def drawing(source: Any, tasks: int, share: slice) -> Draw:
-    """Return what draws the batch of a step.
+    """Turn a source into a `Draw` of this process's share of each batch.
 
     Args:
         source: A `Source`.
-        tasks: How many tasks a `TaskSource` draws.
-        share: The part of a batch that is for this process, as in ``slice(rank, None, processes)``.
-            Of a batch that is not of a `TaskSource` it is taken along the first axis of every
-            tensor; single numbers are for all.
+        tasks: Tasks per step from a `TaskSource`.
+        share: Part of a batch for this process, as in ``slice(rank, None, processes)``. Batches of
+            other sources are sliced along the first axis of every tensor; scalars go to all.
     """
     if hasattr(source, "sample"):
         draw = draw_share(source, share)
@@ -118,16 +116,16 @@ def drawing(source: Any, tasks: int, share: slice) -> Draw:
 
 
 APART = 0x9E3779B1
-"""Steps between the generators' seeds of two runs whose seeds are neighbours."""
+"""Distance between the step seeds of runs with consecutive seeds: their steps never overlap."""
 
 
 class Batches:
     """The batch of each step, from the source of its turn.
 
     Args:
-        sources: A `Source` for each turn; turns may share one.
-        whose: The number of the turn that a step belongs to.
-        options: Those of the run.
+        sources: A `Source` per turn; turns may share one.
+        whose: Maps the number of a step, from 0, to the number of its turn.
+        options: Options of the run, for the seed and the tasks per step.
         processes: Devices and processes.
     """
 
@@ -146,9 +144,10 @@ class Batches:
         self.generator = torch.Generator()
 
     def at(self, step: int) -> Any:
-        """Draw the batch of a step: by its seed alone, so that no generator's state needs to survive a kill.
+        """Draw the batch of a step, counted from 0, from a seed that depends only on run and step.
 
-        Every process draws in the same seed, and goes on in one of its own.
+        No generator state needs to be kept in a checkpoint. Every process draws with the same seed
+        and then seeds its default generators differently from the others, e.g. for dropout.
         """
         seed = (self.seed * APART + step) % (1 << 32)  # torch's generator reads 32 bits of a seed
         self.generator.manual_seed(seed)
@@ -159,7 +158,7 @@ class Batches:
         return batch
 
     def wind(self, steps: int) -> None:
-        """Go through what can only be gone through, up to where it is after so many steps."""
+        """Advance iterables to their position after ``steps`` steps; other sources need nothing."""
         if any(isinstance(draw, Around) for draw in self.draws):
             for step in range(steps):
                 if isinstance(self.draws[self.whose(step)], Around):
@@ -167,10 +166,14 @@ class Batches:
 
 
 def dealt(batch: Any, share: slice) -> Any:
-    """Take the share of a process along the first axis of every tensor in a batch.
+    """Slice every tensor of a batch along its first axis, to the share of one process.
+
+    Args:
+        batch: Any tree; scalars and objects other than tensors are kept.
+        share: Rows of this process; its step is the number of processes.
 
     Raises:
-        ConfigError: If tensors disagree on that axis, or it cannot be dealt out evenly.
+        ConfigError: If tensors disagree in length, or it is no multiple of the processes.
 
     Example:
         >>> dealt({"x": torch.arange(6), "scale": torch.tensor(2.0)}, slice(1, None, 2))
@@ -192,7 +195,7 @@ def dealt(batch: Any, share: slice) -> Any:
 
 
 def spoilt(batch: Any) -> list[str]:
-    """List where a batch holds NaN or infinity: fields and keys, written as in code."""
+    """Paths of the tensors of a batch that hold NaN or infinity: fields and keys, as in code."""
     leaves, _ = tree_flatten_with_path(batch)
     found = [
         path
