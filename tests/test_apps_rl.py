@@ -118,10 +118,10 @@ def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
     } <= ours.keys()
     page = (run / "report.html").read_text()
     for heading in (
-        "context by context",
+        "Return by context",
         "grid of contexts",
-        "Episodes in contexts never met",
-        "What states are worth",
+        "Episodes in unseen contexts",
+        "Values against returns",
     ):
         assert heading in page
     assert "Inside the orange frame" in page and "http" not in page.split("<script>")[0].replace(
@@ -296,7 +296,7 @@ def test_the_command_runs_resumes_and_refuses(tmp_path, monkeypatch, capsys):
     ]
     main(["rl", *flags, "--comparators", "film", "--quiet"])
     assert (
-        "4 contexts never met in training" in (printed := capsys.readouterr().out)
+        "4 contexts unseen in training" in (printed := capsys.readouterr().out)
         and "lqr-001" in printed
     )
     (tmp_path / "runs" / "lqr-001" / "record.json").unlink()

@@ -203,14 +203,14 @@ def test_an_environment_that_ends_an_episode_is_not_stepped_on():
         (lambda gravity: Hover(gravity), {"gravty": (1, 2)}, "Did you mean `gravity`"),
         (lambda track: Hover(), {"drag": (1, 2)}, r"cannot be called .*missing 1 required"),
         (Hover, {"gravity": (2, 1)}, r"The range \(2.0, 1.0\) of `gravity`"),
-        (Hover, {"gravity": (1, float("inf"))}, "holds no numbers"),
+        (Hover, {"gravity": (1, float("inf"))}, "is empty or infinite"),
         (Hover, {"gravity": 3.0}, "`gravity=3.0` is no range"),
         (Hover, {"gravity": ("a", 1)}, "is no range"),
-        (Hover, {}, "Nothing varies"),
+        (Hover, {}, "No parameter varies"),
         (
             Hover,
             {"gravity": (1, 2), "held_out": {"gravity": (1.5, 3)}},
-            "is held out, but overlaps",
+            "overlaps the training range",
         ),
         (
             Hover,
@@ -218,7 +218,7 @@ def test_an_environment_that_ends_an_episode_is_not_stepped_on():
             "`gravty` does not vary .* Did you mean `gravity`",
         ),
         (Hover, {"gravity": (1, 2), "max_steps": 0}, "`max_steps=0` is too small"),
-        (Hover(), {"gravity": (1, 2)}, "it must be possible to make them"),
+        (Hover(), {"gravity": (1, 2)}, "Training creates several copies"),
         (int, {"drag": (1, 2)}, "`int` returned int"),
         ("lqr", {"mass": (1, 2)}, "`mass` does not vary"),
         (type("Mine", (LQR,), {}), {"motor": (1, 2)}, "`stiffness` has no range"),
@@ -448,7 +448,7 @@ def test_an_agent_with_a_memory_acts_by_what_it_saw_and_has_no_plain_policy():
     agent.begin()
     assert agent.act(states, [1.0, 2.0, 3.0]).shape == (3, 1)
     for ask, message in (
-        (lambda: agent.act(states, stiffness=1.0), "is not told the context"),
+        (lambda: agent.act(states, stiffness=1.0), "takes no context"),
         (lambda: agent.value(states[0]), "no value of a state"),
         (lambda: agent.specialise(**CONTEXT), "no policy of one context"),
     ):
@@ -518,7 +518,7 @@ def test_a_run_is_adapted_to_a_context_and_written_as_a_program_that_needs_torch
     [
         ("gravity", "cannot be read"),
         ("gravity=x", "Type `gravity=1.0"),
-        ("gravity=1 gravity=2", "stands twice"),
+        ("gravity=1 gravity=2", "appears twice"),
     ],
 )
 def test_a_context_that_cannot_be_read_is_refused(text, message):
