@@ -271,6 +271,8 @@ def test_a_folder_that_holds_a_run_is_not_written_over_and_a_resume_keeps_its_co
             "`--comparators recurrent` does not go with `--algorithm td3`",
         ),
         ({"comparators": ("hypernetwork",)}, "is `--method` too"),
+        ({"method": "mine:Mine"}, "`mine:Mine` is a method of your own.*Pass one of hypernetwork"),
+        ({"comparators": ("mine:Mine",)}, "`weightloom rl` cannot train"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):

@@ -22,7 +22,7 @@ class RLConfig(RunOptions):
     """
 
     command: ClassVar[str] = "rl"
-    imports: ClassVar[tuple[str, ...]] = (*RunOptions.imports, "env")
+    imports: ClassVar[tuple[str, ...]] = ("env",)
     swept: ClassVar[tuple[str, ...]] = (
         "learning_rate",
         "entropy",
@@ -131,9 +131,14 @@ class RLConfig(RunOptions):
                 "the later it comes. Type `--discount 0.99`."
             )
         fit = preset(self.env, self.algorithm)
-        self.check_methods(
-            RUNS[fit["algorithm"]], f"--algorithm {fit['algorithm']}", fit["comparators"]
-        )
+        known = RUNS[fit["algorithm"]]
+        for method in self.methods:
+            if ":" in method:
+                raise ConfigError(
+                    f"`{method}` is a method of your own, which `weightloom rl` cannot train. It "
+                    f"trains methods of this library. Pass one of {', '.join(known)}."
+                )
+        self.check_methods(known, f"--algorithm {fit['algorithm']}", fit["comparators"])
 
     def validating(self) -> "RLConfig":
         """Return the options with validation contexts in place of test contexts."""

@@ -155,7 +155,7 @@ def make(name: str, max_steps: int | None = None, **arguments: float) -> gymnasi
             f"`--env {shortened(name)}` cannot be made ({shortened(said)}). It is `lqr`, `gyre`, "
             f"`grid`, or the name of an environment that is registered with gymnasium, as "
             f"`module:Name-v0` where a module registers it. "
-            f"{nearest(name, known) if name not in known else 'Install what it needs.'}"
+            f"{nearest(name, known) if name not in known else 'Install its dependencies.'}"
         ) from error
 
 
