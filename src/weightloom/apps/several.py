@@ -127,7 +127,7 @@ def run_several(
             "Leave `--folds` out."
         )
     processes = app.processes(resolved)
-    folder = Path(processes.broadcast(str(folder)))
+    folder = Path(processes.broadcast(str(folder)))  # each process may have found another free name
     study = _Study(app, resolved, app.open(resolved), folder, processes, quiet)
     facts = (several.seeds, several.folds, several.sweep)
     with held_folder(folder, app.name, resolved, resume, *facts) if study.first else nullcontext():

@@ -53,6 +53,7 @@ def keep(path: Path, model: Any, identity: str = "") -> None:
         for number, state in enumerate((*model._last_lstm_states.pi, *model._last_lstm_states.vf)):
             tensors[f"memory/{number}"] = state
     tensors["random/torch"] = torch.get_rng_state()
+    # Stable-Baselines3 draws from numpy's global generator and from that of the action space
     kind, keys, *rest = np.random.get_state()
     tensors["random/numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
     facts["random"] = [kind, *rest]

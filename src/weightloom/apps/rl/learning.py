@@ -60,6 +60,7 @@ def train(
     ):
         follower = Follower(world, config, training, progress, caught, spent_s, keeps)
         follower.went_on = bool(rows)
+        # no log_interval: a dump would clear the values that `Follower` reads
         model.learn(left, follower, log_interval=None, reset_num_timesteps=False)
         if not follower.stopped:
             follower.finish()

@@ -59,7 +59,7 @@ def build_agent(method: str, world: World, config: RLOptions) -> Any:
     known |= {
         "n_steps": steps,
         "n_epochs": EPOCHS,
-        "batch_size": max(2, steps * config.rows // 4),
+        "batch_size": max(2, steps * config.rows // 4),  # four minibatches per rollout
         "ent_coef": config.entropy,
         "clip_range": config.clip,
     }
@@ -127,7 +127,7 @@ def _off_policy(
     known |= {
         "learning_starts": config.warm_up,
         "batch_size": config.batch,
-        "buffer_size": config.steps + config.rows,
+        "buffer_size": config.steps + config.rows,  # every transition of the run
         "train_freq": 1,
         "gradient_steps": config.updates_a_round,
         "tau": 0.005,
@@ -138,5 +138,6 @@ def _off_policy(
     shape = env.action_space.shape or ()
     known["action_noise"] = NormalActionNoise(np.zeros(shape), config.noise * np.ones(shape))
     smoothing = config.smoothing
+    # the ratio of TD3's paper: noise 0.2, clipped at 0.5
     known |= {"target_policy_noise": smoothing, "target_noise_clip": 2.5 * smoothing}
     return TD3(GeneratedTD3Policy, env, **known)

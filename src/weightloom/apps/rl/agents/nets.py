@@ -211,6 +211,7 @@ class GeneratedNetwork(nn.Module):
             return Params(
                 {name: _taken(value, place) for name, value in self._written(contexts).items()}
             )
+        # torch raises a version at every change in place, so at every step of an optimiser
         versions = [parameter._version for parameter in self.parameters()]
         if self._kept is None or self._kept[1] != versions or not torch.equal(self._kept[0], z):
             self._kept = (z.clone(), versions, self._written(z))
@@ -325,7 +326,7 @@ def network_of(
 def _widest(make: Callable[[int], nn.Module], whole: nn.Module) -> nn.Module:
     """Build the widest network with at most as many parameters as ``whole``, by bisection."""
     budget, low, high = _size(whole), 4, 4096
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes without memory: only sizes are compared
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if _size(make(middle)) <= budget else (low, middle)

@@ -96,7 +96,7 @@ class ContextFamily:
                 f"Held-out contexts need one. Pass it, e.g. `--held-out "
                 f"{self.names[0]}=2:3`."
             )
-        for row in range(contexts):
+        for row in range(contexts):  # the numbers drawn above are reused in the held-out range
             number = beyond[row % len(beyond)]
             limits = self.varied[number].held_out
             assert limits
