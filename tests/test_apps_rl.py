@@ -124,7 +124,7 @@ def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
         "Values against returns",
     ):
         assert heading in page
-    assert "Inside the orange frame" in page and "http" not in page.split("<script>")[0].replace(
+    assert "The orange frame holds" in page and "http" not in page.split("<script>")[0].replace(
         "http-equiv", ""
     )
     rows = read_rows(run)

@@ -238,7 +238,7 @@ def test_actions_without_limits_and_of_other_shapes_are_refused():
     with pytest.raises(ConfigError, match="finite `low` and `high`"):
         rl.family(lambda: Unbounded(spaces.Box(-np.inf, np.inf, (1,))), drag=(0, 1))
     for space in (spaces.Box(-1, 1, (2, 2)), spaces.Discrete(3, start=1)):
-        with pytest.raises(ConfigError, match="a flat vector of numbers, or an index from 0 on"):
+        with pytest.raises(ConfigError, match="a flat vector, or an index that starts at 0"):
             trained(rl.family(lambda space=space: Unbounded(space), drag=(0, 1)))
 
 
@@ -390,8 +390,11 @@ def test_a_loaded_agent_of_discrete_actions_acts(tmp_path):
 @pytest.mark.parametrize(
     ("context", "message"),
     [
-        ({"stiffness": 1.0}, "lacks `motor`.*as in `motor=1`"),
-        ({"stiffness": 1.0, "moter": 1.0}, "`moter` is no number .* Did you mean `motor`"),
+        ({"stiffness": 1.0}, "lacks `motor`.*e.g. `motor=1`"),
+        (
+            {"stiffness": 1.0, "moter": 1.0},
+            "`moter` is no context parameter .* Did you mean `motor`",
+        ),
         ({"stiffness": 1.0, "motor": float("nan")}, "`motor=nan` does not fit"),
         ({"stiffness": 1.0, "motor": [1.0, 2.0]}, "does not fit"),
     ],
@@ -414,7 +417,7 @@ def lqr_agent():
     "observation", [[0.0], [[0.0, 1.0, 2.0]], 1.0, np.zeros((0, 2)), np.zeros((1, 1, 2))]
 )
 def test_an_observation_of_another_shape_is_refused(observation, lqr_agent):
-    with pytest.raises(ShapeError, match="holds 2 numbers, and the context is not among them"):
+    with pytest.raises(ShapeError, match="holds 2 numbers, without the context"):
         lqr_agent.act(observation, **CONTEXT)
 
 
