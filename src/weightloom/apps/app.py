@@ -193,7 +193,7 @@ class App(ABC, Generic[C, P, M]):
         """Train a model, from the last checkpoint in the training's folder if one exists.
 
         Raises:
-            NonFiniteError: If a loss or gradient is NaN or infinite. A comparator then counts as
+            NonFiniteError: If training met a NaN or an infinity. A comparator then counts as
                 failed, and the run continues.
         """
 

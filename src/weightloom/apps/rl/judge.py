@@ -30,7 +30,7 @@ from weightloom.runs.record import Role, Row, failed_row, row_of, summary
 TEST_SEED = 1 << 40
 """Seed of the table's contexts and initial states, for every method and every training seed."""
 TUNING_SEED = 1 << 31
-"""Seed of validation contexts, to tune options on; below 2³², which is all that torch reads."""
+"""Seed of validation contexts, to tune options on; torch reads the lower 32 bits of a seed."""
 NOISE = 0.1
 """Standard deviation of observation noise in the robustness measure ``noisy``."""
 TAIL = 0.01
