@@ -118,13 +118,13 @@ def test_a_run_holds_all_its_files_and_a_report_of_the_agent(tmp_path):
     } <= ours.keys()
     page = (run / "report.html").read_text()
     for heading in (
-        "context by context",
+        "Return by context",
         "grid of contexts",
-        "Episodes in contexts never met",
-        "What states are worth",
+        "Episodes in unseen contexts",
+        "Values against returns",
     ):
         assert heading in page
-    assert "Inside the orange frame" in page and "http" not in page.replace("http-equiv", "")
+    assert "The orange frame holds" in page and "http" not in page.replace("http-equiv", "")
     rows = read_rows(run)
     assert any("return" in row for row in rows) and len(rows[0]["validation_returns"]) == 8
 
@@ -269,6 +269,8 @@ def test_a_folder_that_holds_a_run_is_not_written_over_and_a_resume_keeps_its_co
             "`--comparators recurrent` does not go with `--algorithm td3`",
         ),
         ({"comparators": ("hypernetwork",)}, "is `--method` too"),
+        ({"method": "mine:Mine"}, "`mine:Mine` is a method of your own.*Pass one of hypernetwork"),
+        ({"comparators": ("mine:Mine",)}, "`weightloom rl` cannot train"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):
@@ -294,7 +296,7 @@ def test_the_command_runs_resumes_and_refuses(tmp_path, monkeypatch, capsys):
     ]
     main(["rl", *flags, "--comparators", "film", "--quiet"])
     assert (
-        "4 contexts never met in training" in (printed := capsys.readouterr().out)
+        "4 contexts unseen in training" in (printed := capsys.readouterr().out)
         and "lqr-001" in printed
     )
     (tmp_path / "runs" / "lqr-001" / "record.json").unlink()

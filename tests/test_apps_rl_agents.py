@@ -330,7 +330,7 @@ def test_discrete_actions_are_refused_where_actions_must_be_numbers_and_the_advi
     world = world_of("CartPole-v1")
     with pytest.raises(
         ConfigError,
-        match=rf"`--algorithm {algorithm}` does not go with `--env CartPole-v1`.*one of 2",
+        match=rf"`--algorithm {algorithm}` does not go with `--env CartPole-v1`.*2 discrete actions",
     ):
         build_agent("hypernetwork", world, tiny("CartPole-v1", algorithm=algorithm))
     assert build_agent("hypernetwork", world, tiny("CartPole-v1", algorithm="ppo")).n_envs == 4

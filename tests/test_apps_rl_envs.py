@@ -312,7 +312,7 @@ def test_a_parameter_that_the_environment_lacks_is_refused(name):
 
 
 def test_an_environment_without_anything_that_varies_is_refused_and_the_advice_works():
-    with pytest.raises(ConfigError, match="Nothing varies"):
+    with pytest.raises(ConfigError, match="No parameter varies"):
         world_of("MountainCar-v0")
     assert world_of("MountainCar-v0", ["gravity=0.002:0.003"]).family.names == ("gravity",)
 
@@ -323,7 +323,7 @@ def test_a_range_that_cannot_be_read_is_refused(text):
         family_of([], [text], [], ["g"])
     with pytest.raises(ConfigError, match="does not vary"):
         family_of(usual("Pendulum-v1"), [], ["length=1:2"], ["g", "m"])
-    with pytest.raises(ConfigError, match="holds no numbers"):
+    with pytest.raises(ConfigError, match="is empty or infinite"):
         Varied("g", (2.0, 1.0))
     with pytest.raises(ConfigError, match="No range of `g` is held out"):
         ContextFamily((Varied("g", (1.0, 2.0)),)).sample(1, seeded(), held_out=True)

@@ -203,14 +203,14 @@ def test_an_environment_that_ends_an_episode_is_not_stepped_on():
         (lambda gravity: Hover(gravity), {"gravty": (1, 2)}, "Did you mean `gravity`"),
         (lambda track: Hover(), {"drag": (1, 2)}, r"cannot be called .*missing 1 required"),
         (Hover, {"gravity": (2, 1)}, r"The range \(2.0, 1.0\) of `gravity`"),
-        (Hover, {"gravity": (1, float("inf"))}, "holds no numbers"),
+        (Hover, {"gravity": (1, float("inf"))}, "is empty or infinite"),
         (Hover, {"gravity": 3.0}, "`gravity=3.0` is no range"),
         (Hover, {"gravity": ("a", 1)}, "is no range"),
-        (Hover, {}, "Nothing varies"),
+        (Hover, {}, "No parameter varies"),
         (
             Hover,
             {"gravity": (1, 2), "held_out": {"gravity": (1.5, 3)}},
-            "is held out, but overlaps",
+            "overlaps the training range",
         ),
         (
             Hover,
@@ -218,7 +218,7 @@ def test_an_environment_that_ends_an_episode_is_not_stepped_on():
             "`gravty` does not vary .* Did you mean `gravity`",
         ),
         (Hover, {"gravity": (1, 2), "max_steps": 0}, "`max_steps=0` is too small"),
-        (Hover(), {"gravity": (1, 2)}, "it must be possible to make them"),
+        (Hover(), {"gravity": (1, 2)}, "Training creates several copies"),
         (int, {"drag": (1, 2)}, "`int` returned int"),
         ("lqr", {"mass": (1, 2)}, "`mass` does not vary"),
         (type("Mine", (LQR,), {}), {"motor": (1, 2)}, "`stiffness` has no range"),
@@ -238,7 +238,7 @@ def test_actions_without_limits_and_of_other_shapes_are_refused():
     with pytest.raises(ConfigError, match="finite `low` and `high`"):
         rl.family(lambda: Unbounded(spaces.Box(-np.inf, np.inf, (1,))), drag=(0, 1))
     for space in (spaces.Box(-1, 1, (2, 2)), spaces.Discrete(3, start=1)):
-        with pytest.raises(ConfigError, match="a flat vector of numbers, or an index from 0 on"):
+        with pytest.raises(ConfigError, match="a flat vector, or an index that starts at 0"):
             trained(rl.family(lambda space=space: Unbounded(space), drag=(0, 1)))
 
 
@@ -390,8 +390,11 @@ def test_a_loaded_agent_of_discrete_actions_acts(tmp_path):
 @pytest.mark.parametrize(
     ("context", "message"),
     [
-        ({"stiffness": 1.0}, "lacks `motor`.*as in `motor=1`"),
-        ({"stiffness": 1.0, "moter": 1.0}, "`moter` is no number .* Did you mean `motor`"),
+        ({"stiffness": 1.0}, "lacks `motor`.*e.g. `motor=1`"),
+        (
+            {"stiffness": 1.0, "moter": 1.0},
+            "`moter` is no context parameter .* Did you mean `motor`",
+        ),
         ({"stiffness": 1.0, "motor": float("nan")}, "`motor=nan` does not fit"),
         ({"stiffness": 1.0, "motor": [1.0, 2.0]}, "does not fit"),
     ],
@@ -414,7 +417,7 @@ def lqr_agent():
     "observation", [[0.0], [[0.0, 1.0, 2.0]], 1.0, np.zeros((0, 2)), np.zeros((1, 1, 2))]
 )
 def test_an_observation_of_another_shape_is_refused(observation, lqr_agent):
-    with pytest.raises(ShapeError, match="holds 2 numbers, and the context is not among them"):
+    with pytest.raises(ShapeError, match="holds 2 numbers, without the context"):
         lqr_agent.act(observation, **CONTEXT)
 
 
@@ -448,7 +451,7 @@ def test_an_agent_with_a_memory_acts_by_what_it_saw_and_has_no_plain_policy():
     agent.begin()
     assert agent.act(states, [1.0, 2.0, 3.0]).shape == (3, 1)
     for ask, message in (
-        (lambda: agent.act(states, stiffness=1.0), "is not told the context"),
+        (lambda: agent.act(states, stiffness=1.0), "takes no context"),
         (lambda: agent.value(states[0]), "no value of a state"),
         (lambda: agent.specialise(**CONTEXT), "no policy of one context"),
     ):
@@ -518,7 +521,7 @@ def test_a_run_is_adapted_to_a_context_and_written_as_a_program_that_needs_torch
     [
         ("gravity", "cannot be read"),
         ("gravity=x", "Type `gravity=1.0"),
-        ("gravity=1 gravity=2", "stands twice"),
+        ("gravity=1 gravity=2", "appears twice"),
     ],
 )
 def test_a_context_that_cannot_be_read_is_refused(text, message):

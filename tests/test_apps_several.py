@@ -86,7 +86,7 @@ def test_folds_take_the_place_of_the_option_that_deals_data_out(tmp_path):
 def test_a_sweep_chooses_by_validation_tasks_alone_and_the_chosen_value_is_trained_with(
     tmp_path, monkeypatch
 ):
-    kept, original = {}, several._sweep
+    kept, original = {}, several._Study._sweep
 
     def watched(*given):
         Guesses.forget()
@@ -94,7 +94,7 @@ def test_a_sweep_chooses_by_validation_tasks_alone_and_the_chosen_value_is_train
         kept.update(Guesses.drawn)
         return chosen
 
-    monkeypatch.setattr(several, "_sweep", watched)
+    monkeypatch.setattr(several._Study, "_sweep", watched)
     record = run(tmp_path / "run", sweep=(RATES,), comparators=("costly", "idle"), seeds=(0, 1))
     assert kept.keys() == {"train", "validation"} and kept["train"] == 2 * 3 * 30
     swept = record["sweep"]
@@ -196,9 +196,9 @@ def test_the_command_goes_on_reports_and_says_which_folder_holds_one_run(tmp_pat
     [
         (
             {"sweep": ("number=1,2",)},
-            "tries `number`. A sweep tries options that training alone reads: learning-rate",
+            "tries `number`. A sweep tries options of training: learning-rate",
         ),
-        ({"sweep": ("learning-rate=0.1",)}, "has no values to choose from"),
+        ({"sweep": ("learning-rate=0.1",)}, "has fewer than two values"),
         ({"sweep": (RATES, RATES)}, "tries several options"),
         ({"sweep": ("learning-rate=fast,slow",)}, "'learning_rate' is 'fast'"),
     ],

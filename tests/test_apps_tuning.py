@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 @pytest.fixture
 def drawn(monkeypatch):
     """What a method of a class returned while a sweep went on, by a watch that is set up in the test."""
-    seen, sweeping, original = [], [], several._sweep
+    seen, sweeping, original = [], [], several._Study._sweep
 
     def watched(*given):
         sweeping.append(True)
@@ -36,7 +36,7 @@ def drawn(monkeypatch):
         monkeypatch.setattr(kind, "sample", sampled)
         return seen
 
-    monkeypatch.setattr(several, "_sweep", watched)
+    monkeypatch.setattr(several._Study, "_sweep", watched)
     return watch
 
 

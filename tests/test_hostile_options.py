@@ -733,6 +733,6 @@ def test_names_that_are_not_utf8_are_trained_on_and_reported(tmp_path):
     words += ["--test-tasks", "3", "--comparators", "--run", "run"]
     code, told = said(["fewshot", "--data", "pictures", *words])
     assert code == 0, told
-    assert "Nothing could be drawn" not in (tmp_path / "run" / "report.html").read_text(
+    assert "No figure could be drawn" not in (tmp_path / "run" / "report.html").read_text(
         encoding="utf-8"
     )

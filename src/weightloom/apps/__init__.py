@@ -1,1 +1,1 @@
-"""Applications: each composes the rooms and adds only what is its own."""
+"""Applications, composed from all other rooms: few-shot learning and reinforcement learning."""

@@ -1,11 +1,12 @@
 """The interface of an application.
 
-Four methods, and its runs have a table, a report, resume, seeds, sweeps and export.
+Four methods (`open`, `build`, `train`, `judge`) give its runs a table, a report, resume, seeds and
+sweeps.
 
 In:   a config.
-Out:  a problem, models of it, rows that judge them, sections that show them.
-Knows nothing of any application, nor of how a run goes on. Torch is not imported: a list or a help
-text starts at once.
+Out:  a problem, models for it, table rows, report sections.
+Knows nothing of any application, nor of the course of a run. Torch is not imported: lists and
+help texts start at once.
 """
 
 from abc import ABC, abstractmethod
@@ -47,7 +48,7 @@ Shown = tuple[dict[str, "Tensor"], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Contender(Generic[M]):
-    """A model that is judged, and the part it plays."""
+    """A model to judge, with its method and role: one row of the table per setting."""
 
     name: str
     """The method's name."""
@@ -61,10 +62,10 @@ class Contender(Generic[M]):
         """Return the contender's row of the table.
 
         Args:
-            setting: The tasks, as in "5-way 1-shot".
-            name: The score, as in "accuracy".
-            per_task: The score of each task, (tasks,); None for a model whose training failed.
-            better: Which scores are better.
+            setting: Name of the test tasks, e.g. "5-way 1-shot".
+            name: Name of the score, e.g. "accuracy".
+            per_task: Score of each task, (tasks,); None for a model whose training failed.
+            better: Direction of better scores, "lower" or "higher".
         """
         from weightloom.runs.record import failed_row, row_of
 
@@ -75,23 +76,23 @@ class Contender(Generic[M]):
 
 @dataclass(frozen=True)
 class Training(Generic[M]):
-    """The training of one method: where it writes, and with whom it runs."""
+    """Folder, identity, processes and callback of one method's training."""
 
     method: str
     """The method's name."""
     folder: Path
-    """Its metrics and checkpoints; a checkpoint that is there already is gone on from."""
+    """Folder for metrics and checkpoints; training resumes from a checkpoint in it."""
     identity: str
-    """Digest of the run and name of the method, kept in checkpoints."""
+    """Digest of the run and name of the method, stored in checkpoints."""
     processes: "Processes"
-    """Devices and processes."""
+    """Devices and processes to train on."""
     quiet: bool
     """Show no progress."""
     look: Callable[[M], None]
-    """Called once, during training, with the model as it is: writes an early report."""
+    """Callback with the current model, called once during training: writes an early report."""
 
     def how(self) -> dict[str, Any]:
-        """Return where and how to train as `weightloom.training.train` takes it, by name."""
+        """Return the keyword arguments of `weightloom.training.train` for this training."""
         return {
             "run": self.folder,
             "resume": (self.folder / "checkpoints" / "last.safetensors").is_file(),
@@ -102,7 +103,7 @@ class Training(Generic[M]):
 
 
 class Listed(NamedTuple):
-    """A table of `weightloom list`."""
+    """One table of `weightloom list`."""
 
     title: str
     columns: tuple[str, ...]
@@ -114,25 +115,25 @@ class Listed(NamedTuple):
 
 @runtime_checkable
 class Adapted(Protocol):
-    """A model adapted to one new task: what `weightloom adapt` gives."""
+    """A model adapted to one new task, as `weightloom adapt` returns it."""
 
     about: str
-    """The task in a sentence."""
+    """Description of the task, one sentence."""
 
     def predict_rows(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
-        """Answer inputs that a person typed, such as paths: a row of the printed table for each."""
+        """Predict for typed inputs, such as paths; return one row of the printed table for each."""
         ...
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write a plain network, its preprocessing and a description; return the description."""
+        """Write the plain network, its preprocessing and a description; return the description."""
         ...
 
 
 class App(ABC, Generic[C, P, M]):
-    """An application: a config becomes a problem, a method a model, models become rows and pictures.
+    """An application: opens a problem from a config, builds, trains and judges models for it.
 
-    `weightloom.apps.experiment.run` does all else. Options that a method does not use may be
-    checked in the config.
+    Subclasses implement `open`, `build`, `train` and `judge`; `weightloom.apps.experiment.run`
+    calls them and writes the run's folder. The config checks the options.
     """
 
     name: ClassVar[str]
@@ -140,28 +141,28 @@ class App(ABC, Generic[C, P, M]):
     about: ClassVar[str]
     """One line of `weightloom --help`."""
     config: ClassVar[type[RunOptions]]
-    """Options, a frozen dataclass; every field is a flag."""
+    """Class of the options, a frozen dataclass; every field is a command-line flag."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Modules of the optional extra called as the application, or as ``extra`` says."""
+    """Modules of the optional extra ``extra`` that must be installed."""
     extra: ClassVar[str] = ""
-    """The optional extra; empty is the application's name."""
+    """Name of the optional extra. Default: the application's name."""
     judged_by: ClassVar[tuple[str, ...]] = ()
-    """Options that `weightloom eval` may change."""
+    """Options that `weightloom eval` may change after training."""
     folds: ClassVar[str] = ""
-    """The option that deals the data out, for `--folds`; empty for none."""
+    """Option that selects the data split, varied by `--folds`; empty if the split is fixed."""
     columns: ClassVar[tuple[str, ...]] = ()
-    """Further scores that have a column in the printed table; the record holds them all."""
+    """Further scores with a column in the printed table; the record holds all scores."""
     unseen: ClassVar[str] = "tasks never seen in training"
-    """Heading of the table, behind a number."""
+    """Noun phrase for the test tasks, put after their number in the table's heading."""
     adapts_to: ClassVar[str] = "a support set"
-    """In the help of `weightloom adapt`: what a new task is given as."""
+    """Noun phrase for the input of `weightloom adapt`, for its help."""
 
     def label(self, config: Any) -> str:
-        """Return the stem of a run's folder, as in ``"digits"``."""
+        """Return the stem of a run's folder name, e.g. ``"digits"``."""
         return self.name
 
     def processes(self, config: C) -> "Processes":
-        """Set threads and start the processes that a config asks for."""
+        """Set the number of threads and start the processes of a config; one process by default."""
         import torch
 
         from weightloom.training import OneProcess
@@ -171,45 +172,51 @@ class App(ABC, Generic[C, P, M]):
 
     @abstractmethod
     def open(self, config: C) -> P:
-        """Load the data or environments; all that cannot work is raised here, before a file is written."""
+        """Load the data or environments, before a file is written.
+
+        Raises:
+            ConfigError: If the options cannot work.
+            DataError: If data are missing or damaged.
+        """
 
     def notices(self, problem: P) -> Sequence[str]:
-        """Return sentences that a person should read before the run goes on, such as files that were skipped."""
+        """Return notices to print before training, such as skipped files."""
         return ()
 
     @abstractmethod
     def build(self, method: str, problem: P, config: C) -> M:
-        """Build the model of a method, newly initialised from the seed that is set."""
+        """Build the model of a method, initialised from torch's current seed."""
 
     def is_trained(self, model: M) -> bool:
-        """Say whether a model has anything to train."""
+        """Return whether a model needs training. Default: True."""
         return True
 
     @abstractmethod
     def train(self, model: M, problem: P, config: C, training: Training[M]) -> "History":
-        """Train a model, from its last checkpoint where there is one.
+        """Train a model, from the last checkpoint in the training's folder if one exists.
 
         Raises:
-            NonFiniteError: If a number is NaN or infinite. A comparator has then failed, and the
-                run goes on.
+            NonFiniteError: If training met a NaN or an infinity. A comparator then counts as
+                failed, and the run continues.
         """
 
     def trial_steps(self, config: C) -> tuple[int, int]:
-        """Return two lengths of training whose times tell how long a step takes, for `--minutes`."""
+        """Return two lengths of training, in steps; `--minutes` times both to measure one step."""
         return 6, 18
 
     def load(self, model: M, checkpoint: Path, identity: str) -> None:
-        """Put a checkpoint into a model; by default one that `weightloom.training.train` wrote.
+        """Load a checkpoint into a model; by default one of `weightloom.training.train`.
 
         Raises:
-            CheckpointError: If it is missing, not whole, or of another run.
+            CheckpointError: If the checkpoint is missing, incomplete, or of another run.
+            TypeError: If the model is no `nn.Module` and the application does not override this.
         """
         from weightloom.training import load_model
 
         if not hasattr(model, "named_parameters"):
             raise TypeError(
-                f"{type(model).__name__} is no `nn.Module`. `{type(self).__name__}.load` has to be "
-                "written."
+                f"{type(model).__name__} is no `nn.Module`. The default `load` needs one. Write "
+                f"`{type(self).__name__}.load`."
             )
         module: Any = model
         load_model(checkpoint, module, identity)
@@ -218,85 +225,100 @@ class App(ABC, Generic[C, P, M]):
     def judge(
         self, contenders: Sequence[Contender[M]], problem: P, config: C, folder: Path
     ) -> list["Row"]:
-        """Judge models on tasks that training never saw, in every setting.
+        """Judge models on test tasks, in every setting.
 
-        The run's method comes first.
+        Args:
+            contenders: Models to judge, the run's method first; one without a model gets a failed
+                row.
+            problem: The data or environments.
+            config: Resolved options.
+            folder: The run's folder.
 
-        Rows of controls and ceilings say so by their role. A contender without a model has a failed
-        row.
+        Returns:
+            One row per contender and setting, and rows of controls and ceilings, marked by their
+            role.
         """
 
     def measure(self, models: Mapping[str, M], problem: P, config: C) -> dict[str, Any]:
-        """Return further facts for the record."""
+        """Return further entries for the record. Default: none."""
         return {}
 
     def lines(self, record: Mapping[str, Any]) -> list[str]:
-        """Return sentences to print below the table."""
+        """Return sentences to print below the table. Default: none."""
         return []
 
     def show(self, models: Mapping[str, M], problem: P, config: C, early: bool) -> Shown:
-        """Return tensors and facts that `sections` draws.
+        """Return the tensors and facts for `sections` to draw.
 
         Args:
-            models: The run's method first.
-            problem: Where tasks come from.
+            models: Models by method, the run's method first.
+            problem: The data or environments.
             config: Resolved options.
-            early: During training: of validation tasks, so that those of the table stay untouched.
+            early: Use validation tasks, for a report during training; else test tasks.
         """
         return {}, {}
 
     def sections(self, run: "Run") -> list["Section"]:
-        """Draw the sections of the report from the files of a run."""
+        """Return the sections of the report, drawn from the files of a run."""
         from weightloom.report.section import with_shared
 
         return with_shared(run)
 
     def notes(self, config: C) -> str:
-        """Return the protocol in a few sentences, for the record."""
+        """Return a few sentences on the protocol, for the record. Default: none."""
         return ""
 
     def adapt(self, model: M, problem: P, config: C, support: str) -> Adapted:
-        """Adapt a model to a task of the user's own.
+        """Adapt a model to a new task, for `weightloom adapt`.
 
         Args:
-            model: The run's method, trained.
+            model: Trained model of the run's method.
             problem: The problem that it was trained on.
             config: Resolved options.
-            support: A path or a description, as typed.
+            support: Path or description of the task, as typed.
 
         Raises:
-            ConfigError: If the application cannot, or ``support`` is not what it takes.
-            DataError: If the data do not fit.
+            ConfigError: If the application adapts no model, or cannot read ``support``.
+            DataError: If the data do not fit the model.
         """
         raise ConfigError(
-            f"`weightloom adapt` does not go with a run of `weightloom {self.name}`. It adapts no "
-            "model."
+            f"`weightloom adapt` does not go with a run of `weightloom {self.name}`, which adapts "
+            "no model."
         )
 
     def export(self, model: M, problem: P, config: C, task: str, folder: Path) -> dict[str, Any]:
-        """Write a plain network for one task that the run was judged on.
+        """Write a plain network for one test task, for `weightloom export --task`.
+
+        Returns:
+            A description of the files, as JSON values.
+
 
         Raises:
-            ConfigError: If the application cannot, or there is no such task.
+            ConfigError: If the application exports no task, or has none of that name.
         """
         raise ConfigError(
-            f"`weightloom export --task` does not go with a run of `weightloom {self.name}`."
+            f"`weightloom export --task` does not go with a run of `weightloom {self.name}`, which "
+            "exports no single task."
         )
 
     def export_whole(self, model: M, problem: P, config: C, folder: Path) -> dict[str, Any]:
-        """Write everything between a support set and an answer as one program.
+        """Write one program from a support set to predictions, for `weightloom export --whole`.
+
+        Returns:
+            A description of the files, as JSON values.
 
         Raises:
-            ConfigError: If the application or the method cannot.
+            ConfigError: If the application or the method has no such program.
         """
         raise ConfigError(
-            f"`weightloom export --whole` does not go with a run of `weightloom {self.name}`."
+            f"`weightloom export --whole` does not go with a run of `weightloom {self.name}`, "
+            "which exports no whole program."
         )
 
     def listed(self) -> list[Listed]:
-        """Return tables for `weightloom list`, without importing torch."""
+        """Return tables for `weightloom list`, without importing torch. Default: none."""
         return []
 
     def data(self) -> Sequence[tuple[str, str]]:
-        """Return data sets and where they are, for `weightloom doctor`."""
+        """Return data sets and their locations, for `weightloom doctor`. Default: none."""
         return ()

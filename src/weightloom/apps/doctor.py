@@ -1,4 +1,4 @@
-"""An inventory: versions, devices and data for ``weightloom doctor``, all that can be used for ``weightloom list``."""
+"""Inventories for ``weightloom doctor`` (versions, devices, data) and ``weightloom list``."""
 
 import os
 import platform
@@ -27,10 +27,10 @@ PACKAGES = (
 
 
 def print_doctor() -> None:
-    """Print versions, threads, devices and the data found."""
-    import torch  # takes longer than all that `weightloom list` does
+    """Print versions, threads, accelerators and locations of data sets: `weightloom doctor`."""
+    import torch  # slow to import, and `weightloom list` does without
 
-    table = Table("what", "found", show_header=False)
+    table = Table("item", "found", show_header=False)
     table.add_row("python", f"{platform.python_version()} ({sys.executable})")
     for package in PACKAGES:
         table.add_row(package, _version(package))

@@ -1,4 +1,4 @@
-"""One run of any application from config to report: open, train every method, judge, record, show.
+"""A run of any application: open the problem, train and judge every method, record, report.
 
 In:   an `App`, its config, a folder.
 Out:  the folder: ``run.json``, ``config.json``, metrics, checkpoints, ``record.json``,
@@ -34,27 +34,27 @@ from weightloom.texts import TextError, read_text
 from weightloom.training import OneProcess, Processes
 
 FAILURE = "failure.txt"
-"""In a comparator's folder: why its training came to no end."""
+"""File in a comparator's folder: the error that ended its training."""
 STEPS = "steps.json"
-"""Beside a method's checkpoints: how many steps fit into its time."""
+"""File in a method's folder: the number of steps that fit into `--minutes`."""
 CHOSEN = "chosen.json"
-"""In a run's folder: the values of an option that a sweep chose for it."""
+"""File in a run's folder: the value of an option that a sweep chose for each method."""
 FRESH = "fresh"
-"""The arm beside one that starts from another run: the same method, newly initialised."""
+"""Name of the control of `--start-from`: the same method, trained from a new initialisation."""
 
 
 @dataclass(frozen=True)
 class Loaded(Generic[C, P, M]):
-    """A run, read from its folder."""
+    """A run, read from its folder: config, problem and trained models."""
 
     config: C
     problem: P
     models: dict[str, M]
-    """Trained methods, the run's own first; a comparator that failed is left out."""
+    """Trained models by method, `--method` first; without comparators that failed."""
 
     @property
     def model(self) -> M:
-        """The method that the run is about."""
+        """Model of the run's `--method`."""
         return next(iter(self.models.values()))
 
 
@@ -67,13 +67,13 @@ class Steps:
 
 @dataclass(frozen=True)
 class Choices:
-    """Values that a sweep chose, by method: contents of ``chosen.json``."""
+    """Values of one option, by method, that a sweep chose: contents of ``chosen.json``."""
 
     option: str = ""
     chosen: dict[str, str] | None = None
 
     def of(self, config: C, method: str) -> C:
-        """Return the options of one method."""
+        """Return the options of a method: ``config``, with the chosen value where one exists."""
         value = (self.chosen or {}).get(method)
         if value is None:
             return config
@@ -95,65 +95,78 @@ def run(
     bare: bool = False,
     processes: Processes | None = None,
 ) -> Record | signal.Signals | None:
-    """Train every method of a config, judge all on tasks never seen, and write the run's folder.
+    """Train every method of a config, judge all on test tasks, and write the run's folder.
 
     Args:
         app: The application.
         config: Options, resolved or not.
-        folder: The run's folder; made here, after everything that can be checked was checked.
+        folder: The run's folder, created after all checks have passed.
         command: The command line, for the record.
-        resume: Go on in a folder that holds an unfinished run of the same config.
+        resume: Continue an unfinished run of the same config in ``folder``.
         quiet: Show no progress.
-        choices: Options of single methods, from a sweep; a run that goes on has those that it began
-            with.
-        bare: Leave out what only a person looks at: untrained rows, pictures, the report.
-        processes: Devices and processes, already started. None: those that the config asks for.
+        choices: Options per method, from a sweep; a resumed run keeps those it began with.
+        bare: Skip rows of untrained models, further measures, figures and the report.
+        processes: Devices and processes, already started. Default: those of the config.
 
     Returns:
-        The record; the signal if Ctrl-C or SIGTERM ended the run early, its checkpoint written;
-        None from a process that only helped to train.
+        The record; the signal if Ctrl-C or SIGTERM stopped the run, after a checkpoint was
+        written; None in processes other than the first.
 
     Raises:
-        ConfigError: If the folder already holds a run, or options ask for more than there is.
+        ConfigError: If the folder already holds a run, or an option does not fit the data.
         DataError: If data are missing or damaged.
         NonFiniteError: If training ``config.method`` met a NaN or an infinity. A comparator that
-            does has failed: its row says so, and the run goes on.
+            meets one gets a failed row, and the run continues.
         CheckpointError: If a checkpoint cannot be written or read.
     """
     start_s = time.monotonic()
     resolved = _resolved(app, config)
     processes = processes or app.processes(resolved)
     folder = Path(processes.broadcast(str(folder)))
-    if resolved.start_from:
-        read_config(
-            Path(resolved.start_from), app.config, app.name
-        )  # said before anything is written
-    problem = app.open(resolved)
-    for method in resolved.methods:
-        if (
-            method == resolved.method or ":" in method
-        ):  # code of a user's own, which may not even be there
-            _built(app, method, problem, resolved)
+    problem = _opened(app, resolved)
     first = processes.global_rank == 0
     with held_folder(folder, app.name, resolved, resume) if first else nullcontext():
-        if first and choices:
-            write_json(folder / CHOSEN, asdict(choices), FORMAT)
-        if first and not quiet:
-            for notice in app.notices(problem):
-                say(notice)
+        if first:
+            _begin(app, problem, folder, choices, quiet)
         processes.barrier()
-        if (folder / CHOSEN).is_file():
-            about = "A run writes it when a sweep chose options for it."
-            choices = read_json(folder / CHOSEN, Choices, FORMAT, about)
+        chosen = _choices_of(folder, choices)
+        arms = _Arms(app, resolved, problem, folder, processes, quiet, chosen, bare)
         kept = folder / "engines.json" if first else None
         with autotuned(kept) if resolved.autotune else nullcontext():
-            arms = _Arms(
-                app, resolved, problem, folder, processes, quiet, choices or Choices(), bare
-            )
             stopped_by = arms.train()
             if stopped_by or not first:
                 return stopped_by
             return _finish(arms, command, start_s)
+
+
+def _opened(app: App[C, P, M], config: C) -> P:
+    """Open the problem, and raise every error of the options before a file is written."""
+    if config.start_from:
+        read_config(Path(config.start_from), app.config, app.name)
+    problem = app.open(config)
+    for method in config.methods:
+        if method == config.method or ":" in method:  # a user's own code may fail to build
+            _built(app, method, problem, config)
+    return problem
+
+
+def _begin(
+    app: App[C, P, M], problem: P, folder: Path, choices: Choices | None, quiet: bool
+) -> None:
+    """Write the choices of a sweep and print the application's notices."""
+    if choices:
+        write_json(folder / CHOSEN, asdict(choices), FORMAT)
+    if not quiet:
+        for notice in app.notices(problem):
+            say(notice)
+
+
+def _choices_of(folder: Path, choices: Choices | None) -> Choices:
+    """Return the choices that a folder's run began with; for a run without, the given ones."""
+    if (folder / CHOSEN).is_file():
+        about = "A run writes it when a sweep chose options for it."
+        return read_json(folder / CHOSEN, Choices, FORMAT, about)
+    return choices or Choices()
 
 
 def load(
@@ -163,32 +176,27 @@ def load(
     only: bool = False,
     trust: bool = False,
 ) -> Loaded[C, P, M]:
-    """Rebuild the problem of a run and its trained methods, from its folder.
+    """Load a run from its folder: its problem and its trained models.
 
     Args:
-        app: The application that made it.
+        app: The application of the run.
         folder: The run's folder.
-        changes: Options to judge by that differ from training, among ``app.judged_by``; fewer
-            ``comparators``.
-        only: Load the run's method alone.
-        trust: Import what the run's options name as ``module:name``.
+        changes: New values of options in ``app.judged_by``, and of ``comparators`` and ``rates``
+            to load fewer methods.
+        only: Load the run's `--method` alone.
+        trust: Import every ``module:name`` in the run's options.
 
     Raises:
         DataError: If the folder holds no run, or the data are missing.
-        ConfigError: If it is a run of another application, or of several seeds, or names code and
-            is not trusted, or an option cannot be changed after training.
-        CheckpointError: If a checkpoint is missing, not whole, or of another run.
+        ConfigError: If the run is of another application or of several seeds, names code without
+            ``trust``, or cannot change an option after training.
+        CheckpointError: If a checkpoint is missing, incomplete, or of another run.
     """
     saved = read_config(folder, app.config, app.name)
     identity = identity_of(app.name, saved)
-    known = (*app.judged_by, "comparators", "rates")
-    for name in changes or {}:
-        if name not in known:
-            raise ConfigError(
-                f"Option {name!r} cannot be changed after training: the checkpoints are of what "
-                f"the run began with. Pass others of {', '.join(f'`{its}`' for its in known)}."
-            )
-    options = {**saved.to_dict(), **(changes or {})}
+    changes = changes or {}
+    _check_changes(app, changes)
+    options = {**saved.to_dict(), **changes}
     if only:
         options |= {"comparators": [], "rates": []}
     config = _resolved(app, app.config.from_dict(options))
@@ -209,14 +217,34 @@ def load(
     return Loaded(config, problem, models)
 
 
+def _check_changes(app: App[C, P, M], changes: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` for an option that training has fixed."""
+    known = (*app.judged_by, "comparators", "rates")
+    for name in changes:
+        if name not in known:
+            raise ConfigError(
+                f"Option {name!r} cannot be changed after training: the checkpoints belong to the "
+                f"value that the run began with. Change {' or '.join(f'`{its}`' for its in known)}."
+            )
+
+
 def judge_again(
     app: App[C, P, M], folder: Path, changes: Mapping[str, Any], trust: bool = False
 ) -> tuple[C, list[Row]]:
-    """Judge the methods of a run once more, with other options.
+    """Judge the trained methods of a run again, with other options.
+
+    Args:
+        app: The application of the run.
+        folder: The run's folder.
+        changes: As for `load`.
+        trust: Import every ``module:name`` in the run's options.
+
+    Returns:
+        The changed config, and rows of the table.
 
     Raises:
-        ConfigError: If an option cannot be changed after training, or the run names code and is not
-            trusted.
+        ConfigError: If an option cannot be changed after training, or the run names code without
+            ``trust``.
     """
     loaded = load(app, folder, changes, trust=trust)
     contenders = [Contender(name, loaded.models.get(name)) for name in loaded.config.methods]
@@ -224,23 +252,26 @@ def judge_again(
 
 
 def report(app: App[C, P, M], folder: Path) -> Path:
-    """Write ``report.html`` of a run anew, from whatever its folder holds so far."""
+    """Write ``report.html`` of a finished or unfinished run from its files; return its path."""
     return build_report(folder, app.sections)
 
 
 def method_folder(folder: Path, method: str, config: RunOptions) -> Path:
-    """Return where a method's checkpoints are.
+    """Return the folder of a method's metrics and checkpoints.
 
-    Of ``--method`` in the run itself, of a comparator in a folder below.
+    The run's folder for `--method`, a folder below it for a comparator.
     """
     return folder if method == config.method else folder / method.replace(":", ".")
 
 
 def failure_of(place: Path) -> str:
-    """Return why the training of a comparator came to no end.
+    """Return the error message of a comparator whose training failed.
+
+    Args:
+        place: The comparator's folder.
 
     Raises:
-        DataError: If the file that says it cannot be read.
+        DataError: If the file cannot be read.
     """
     try:
         return read_text(place / FAILURE)
@@ -249,7 +280,7 @@ def failure_of(place: Path) -> str:
 
 
 def say(text: str) -> None:
-    """Say something to the person who waits."""
+    """Print a line to stderr at once."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -260,17 +291,19 @@ def train_model(
     quiet: bool = True,
     resume: bool = False,
 ) -> Loaded[C, P, M]:
-    """Train the method of a config alone, and judge nothing.
+    """Train the `--method` of a config alone, without judging it.
 
     Args:
         app: The application.
         config: Options, resolved or not.
-        folder: The run's folder; None keeps nothing.
+        folder: The run's folder. Default: a temporary one, deleted afterwards.
         quiet: Show no progress.
-        resume: Go on in a folder that holds an unfinished training of the same config.
+        resume: Continue an unfinished training of the same config in ``folder``.
 
     Raises:
-        KeyboardInterrupt: If Ctrl-C or SIGTERM ended the training.
+        ConfigError: If the folder already holds a run, or an option does not fit the data.
+        NonFiniteError: If training met a NaN or an infinity.
+        KeyboardInterrupt: If Ctrl-C or SIGTERM stopped the training.
     """
     resolved = _resolved(app, replace(config, comparators=()))
     problem = app.open(resolved)
@@ -292,7 +325,7 @@ def train_model(
 
 
 class _Arms(Generic[C, P, M]):
-    """The methods of one run, trained one after the other."""
+    """The methods of one run, trained one after the other: models, times, steps and failures."""
 
     def __init__(
         self,
@@ -315,7 +348,7 @@ class _Arms(Generic[C, P, M]):
         self.failures: dict[str, str] = {}
 
     def train(self) -> signal.Signals | None:
-        """Train them all; return the signal that ended it early."""
+        """Train all methods; return the signal that stopped the training, or None."""
         for method in self.config.methods:
             model = _built(self.app, method, self.problem, self.config)
             if self.app.is_trained(model):
@@ -336,7 +369,7 @@ class _Arms(Generic[C, P, M]):
         return None
 
     def _start(self, model: M, method: str) -> None:
-        """Take the parameters of the run that this one starts from, where it has the method."""
+        """Load the parameters of `--start-from` into a model, if that run has the method."""
         other = Path(self.config.start_from)
         config = read_config(other, self.app.config, self.app.name)
         if method in config.methods:
@@ -344,56 +377,72 @@ class _Arms(Generic[C, P, M]):
             self.app.load(model, place, _tie(identity_of(self.app.name, config), method))
         elif method == self.config.method:
             raise ConfigError(
-                f"`--start-from {other}` has no method `{method}`. A training starts from "
-                f"parameters of the same method. It has {', '.join(config.methods)}: pass one of "
-                "them as `--method`."
+                f"`--start-from {other}` has no method `{method}`. Training starts from "
+                f"parameters of the same method. That run has {', '.join(config.methods)}. Pass "
+                "one of them as `--method`."
             )
 
     def _train(
         self, method: str, place: Path, name: str, built: M | None = None
     ) -> M | signal.Signals | None:
-        """Train one arm, as it was just built where its options are the run's.
+        """Train one method.
 
-        None where a comparator failed.
+        Args:
+            method: The method.
+            place: Its folder.
+            name: Name of its row: the method, or `FRESH`.
+            built: A model just built with the run's options.
+
+        Returns:
+            The trained model; None for a comparator that failed; a signal that stopped it.
         """
-        first = self.processes.global_rank == 0
         if (place / FAILURE).is_file():
             self.failures[name] = failure_of(place)
             return None
         own = self.choices.of(self.config, method)
         steps = self._steps_of(method, own, place)
         own = replace(own, steps=steps)
-        if first and not self.quiet:
+        if self._is_first() and not self.quiet:
             say(f"{name}: {steps:,} steps" if steps else name)
-        if (
-            built is None or own != self.config or own.minutes is not None
-        ):  # timing it drew random numbers
-            built = _built(self.app, method, self.problem, own)
-        model = built
-        if self.config.start_from and name != FRESH:
-            self._start(model, method)
-        tie, look = _tie(self.identity, name), self._look if self._looks(name) else _nothing
+        model = self._initialised(method, name, own, built)
+        tie, look = _tie(self.identity, name), self._look if self._looks(name) else _no_look
         training = Training(method, place, tie, self.processes, self.quiet, look)
         try:
             history = self.app.train(model, self.problem, own, training)
         except NonFiniteError as error:
             if name == self.config.method:
                 raise
-            self.failures[name] = str(error)
-            if first:
-                write_atomically(place / FAILURE, str(error))
-                say(f"{name} failed, the others go on: {error}")
+            self._fail(name, place, error)
             return None
         if history.stopped_by:
             return history.stopped_by
         self.spent_s[name], self.steps[name] = round(history.wall_time_s, 2), steps
         return model
 
+    def _initialised(self, method: str, name: str, config: C, built: M | None) -> M:
+        """Return the model to train: built with its own options, started from `--start-from`."""
+        timed = config.minutes is not None  # timing drew random numbers
+        if built is None or config != self.config or timed:
+            built = _built(self.app, method, self.problem, config)
+        if self.config.start_from and name != FRESH:
+            self._start(built, method)
+        return built
+
+    def _fail(self, name: str, place: Path, error: NonFiniteError) -> None:
+        """Record the failure of a comparator."""
+        self.failures[name] = str(error)
+        if self._is_first():
+            write_atomically(place / FAILURE, str(error))
+            say(f"{name} failed, the others go on: {error}")
+
+    def _is_first(self) -> bool:
+        return self.processes.global_rank == 0
+
     def _looks(self, name: str) -> bool:
-        return name == self.config.method and not self.bare and self.processes.global_rank == 0
+        return name == self.config.method and not self.bare and self._is_first()
 
     def _look(self, model: M) -> None:
-        """Write a report during training, of validation tasks."""
+        """Write a report on validation tasks during training."""
         write_shown(
             self.app,
             {self.config.method: model},
@@ -405,22 +454,22 @@ class _Arms(Generic[C, P, M]):
         )
         path = build_report(self.folder, self.app.sections)
         if not self.quiet:
-            say(f"an early look: {path}")
+            say(f"early report: {path}")
 
     def _steps_of(self, method: str, config: C, place: Path) -> int | None:
-        """Return the steps of a method: those of the config, or as many as fit into its processor time.
+        """Return the steps of a method: those of the config, or as many as fit into `--minutes`.
 
-        They are counted once, by timing short trainings of new models, and kept beside the
-        checkpoints, so that a resumed run ends as one that never stopped.
+        Two short trainings of new models measure the processor time of a step. The result is kept
+        in ``steps.json``, so that a resumed run ends like an uninterrupted one.
         """
         if config.minutes is None:
             return config.steps
         kept, steps = place / STEPS, 0
-        if self.processes.global_rank == 0 and kept.is_file():
+        if self._is_first() and kept.is_file():
             steps = read_json(
                 kept, Steps, FORMAT, "A run with `--minutes` writes it before training."
             ).steps
-        elif self.processes.global_rank == 0:
+        elif self._is_first():
             short, long = self.app.trial_steps(config)
             _, short_s, long_s = (
                 self._time(method, config, count) for count in (short, short, long)
@@ -432,20 +481,20 @@ class _Arms(Generic[C, P, M]):
         return int(self.processes.broadcast(steps))
 
     def _time(self, method: str, config: C, steps: int) -> float:
-        """Return the processor seconds of a short training, in this process alone."""
+        """Return the processor time of a short training in this process alone, in seconds."""
         short = replace(config, steps=steps, minutes=None)
         model = _built(self.app, method, self.problem, short)
         with TemporaryDirectory() as place:
             alone = OneProcess(self.processes.device)
             start_s = time.process_time()
             self.app.train(
-                model, self.problem, short, Training(method, Path(place), "", alone, True, _nothing)
+                model, self.problem, short, Training(method, Path(place), "", alone, True, _no_look)
             )
             return time.process_time() - start_s
 
 
 def _finish(arms: _Arms[C, P, M], command: str, start_s: float) -> Record:
-    """Judge, record and show what was trained."""
+    """Judge the trained models, write the record and the report, and return the record."""
     app, config, problem = arms.app, arms.config, arms.problem
     if not arms.quiet:
         say(f"judging on {app.unseen}")
@@ -492,7 +541,7 @@ def _finish(arms: _Arms[C, P, M], command: str, start_s: float) -> Record:
 
 
 def _contenders(arms: _Arms[C, P, M]) -> Iterator[Contender[M]]:
-    """Every method, then every trained one as it was before training."""
+    """Yield every method, the fresh control, then every trained method before its training."""
     for method in arms.config.methods:
         yield Contender(method, arms.models.get(method))
     if arms.config.start_from:
@@ -505,11 +554,11 @@ def _contenders(arms: _Arms[C, P, M]) -> Iterator[Contender[M]]:
 
 
 def _steps_saved(arms: _Arms[C, P, M], better: Better) -> dict[str, Any]:
-    """Hold a training that started from another run against a fresh one, by their validation scores."""
-    started, fresh = (
-        [row for row in read_rows(place) if "validation_score" in row]
-        for place in (arms.folder, arms.folder / FRESH)
-    )
+    """Compare `--start-from` with the fresh control: steps to the control's final validation score.
+
+    Steps are None where a training has no validation scores, or never reached that score.
+    """
+    started, fresh = (_validated(place) for place in (arms.folder, arms.folder / FRESH))
     facts: dict[str, Any] = {
         "run": arms.config.start_from,
         "fresh_steps": None,
@@ -518,13 +567,23 @@ def _steps_saved(arms: _Arms[C, P, M], better: Better) -> dict[str, Any]:
     }
     if not started or not fresh:
         return facts
-    goal, sign = fresh[-1]["validation_score"], -1 if better == "lower" else 1
-    reached = next(
-        (row["step"] for row in started if sign * row["validation_score"] >= sign * goal), None
-    )
-    first = next(row["step"] for row in fresh if sign * row["validation_score"] >= sign * goal)
-    saved = None if reached is None else first - reached
+    goal = fresh[-1]["validation_score"]
+    first, reached = (_first_step(rows, goal, better) for rows in (fresh, started))
+    saved = None if first is None or reached is None else first - reached
     return facts | {"goal": goal, "fresh_steps": first, "steps": reached, "steps_saved": saved}
+
+
+def _validated(place: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics that hold a validation score."""
+    return [row for row in read_rows(place) if "validation_score" in row]
+
+
+def _first_step(rows: list[dict[str, Any]], goal: float, better: Better) -> int | None:
+    """Return the first step whose validation score is as good as ``goal``, or None."""
+    sign = -1 if better == "lower" else 1
+    return next(
+        (row["step"] for row in rows if sign * row["validation_score"] >= sign * goal), None
+    )
 
 
 def write_shown(
@@ -536,37 +595,37 @@ def write_shown(
     identity: str,
     early: bool,
 ) -> None:
-    """Write ``evaluation.safetensors``, which the report draws.
+    """Write ``evaluation.safetensors``: the tensors and facts that the report draws.
 
-    Pictures that fail must not cost a run its record.
+    An error of the application is written into the file, so that a figure cannot cost the record.
 
     Args:
         app: The application.
-        models: The run's method first.
-        problem: Where tasks come from.
+        models: Models by method, the run's method first.
+        problem: The data or environments.
         config: Resolved options.
         folder: The run's folder.
         identity: Digest of the run.
-        early: During training.
+        early: Use validation tasks, for a report during training.
     """
-    with torch.random.fork_rng(devices=[]):  # training goes on as if nothing had been shown
+    with torch.random.fork_rng(devices=[]):  # training must draw the same numbers as without
         try:
             tensors, facts = app.show(models, problem, config, early)
-        except Exception as error:  # applications and methods of one's own raise what they like
+        except Exception as error:  # a user's own application or method may raise any
             tensors, facts = (
                 {},
-                {"failed": f"Nothing could be drawn ({type(error).__name__}: {error})."},
+                {"failed": f"No figure could be drawn ({type(error).__name__}: {error})."},
             )
     save_tensors(folder / "evaluation.safetensors", tensors, {**facts, "identity": identity})
 
 
 def _tie(identity: str, arm: str) -> str:
-    """Return what ties a checkpoint to one arm of one run."""
+    """Return the identity that checkpoints of one method of one run hold."""
     return f"{identity} {arm}"
 
 
 def _built(app: App[C, P, M], method: str, problem: P, config: C) -> M:
-    torch.manual_seed(config.seed)  # every method starts from the same base network
+    torch.manual_seed(config.seed)  # every method then starts from the same base network
     return app.build(method, problem, config)
 
 
@@ -580,5 +639,5 @@ def _resolved(app: App[C, P, M], config: RunOptions) -> C:
     return resolved
 
 
-def _nothing(model: Any) -> None:
-    """Take no look."""
+def _no_look(model: Any) -> None:
+    """Write no early report."""

@@ -1,8 +1,8 @@
-"""The applications by name: those of this library, and those that other packages bring.
+"""Applications by name: those of this library and those of installed packages.
 
 In:   a name, or ``module:Class``.
 Out:  an `App`.
-Knows nothing of their insides; torch is not imported.
+Knows nothing of a single application; torch is not imported.
 """
 
 import sys
@@ -20,9 +20,9 @@ APPS = {
     "fewshot": "weightloom.apps.fewshot.app:FewShot",
     "rl": "weightloom.apps.rl.app:RL",
 }
-"""Applications of this library; a package of your own adds one by the entry point group
-``weightloom.apps``."""
+"""``module:Class`` of each application of this library, by name."""
 GROUP = "weightloom.apps"
+"""Entry point group in which another package registers its application."""
 
 
 def app_names() -> list[str]:
@@ -31,7 +31,7 @@ def app_names() -> list[str]:
 
 
 def _known() -> dict[str, str]:
-    from importlib.metadata import entry_points  # takes longer than all else here
+    from importlib.metadata import entry_points  # slow to import
 
     return {
         **APPS,
@@ -42,18 +42,18 @@ def _known() -> dict[str, str]:
 
 
 OWN_ERRORS = (Exception, SystemExit)
-"""What code of a user's own may raise, a module that exits included."""
+"""Exceptions to expect from a user's own code: a module may also exit."""
 
 
 def find_app(name: str) -> App[Any, Any, Any]:
-    """Return an application.
+    """Return an instance of an application.
 
     Args:
-        name: As in `weightloom NAME`, or ``module:Class`` of one that is found from the working
+        name: Name as in `weightloom NAME`, or ``module:Class``, importable from the working
             directory.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If the name is unknown, or the class cannot be imported or instantiated.
     """
     known = APPS if name in APPS or ":" in name else _known()
     if name not in known and ":" not in name:
@@ -63,8 +63,8 @@ def find_app(name: str) -> App[Any, Any, Any]:
         app = found() if isinstance(found, type) else found
     except OWN_ERRORS as error:
         raise ConfigError(
-            f"`{name}` cannot be made ({type(error).__name__}: {error}). An application takes no "
-            "arguments. Change it."
+            f"`{name}` cannot be created ({type(error).__name__}: {error}). An application takes "
+            "no arguments. Change its `__init__`."
         ) from error
     if not isinstance(app, App):
         raise ConfigError(
@@ -75,20 +75,23 @@ def find_app(name: str) -> App[Any, Any, Any]:
 
 
 def all_apps() -> Iterator[App[Any, Any, Any]]:
-    """Go through all applications."""
+    """Yield an instance of every application."""
     return (find_app(name) for name in app_names())
 
 
 def imported(path: str, kind: str, example: str) -> Any:
-    """Import ``module:name``, also from the working directory.
+    """Import ``module:name``, with the working directory on the import path.
 
     Args:
-        path: As in ``"my_methods:MyLearner"``.
-        kind: What it is, for the message, as in ``"A method"``.
-        example: How it is typed.
+        path: Module and name, e.g. ``"my_methods:MyLearner"``.
+        kind: Noun for the message, e.g. ``"A method"``.
+        example: Valid value for the message.
+
+    Returns:
+        A callable or an `App`.
 
     Raises:
-        ConfigError: If it cannot be imported.
+        ConfigError: If the import fails, or the result is neither callable nor an `App`.
     """
     module, _, name = path.partition(":")
     if not (module and name):
@@ -96,9 +99,8 @@ def imported(path: str, kind: str, example: str) -> Any:
             f"`{path}` is no `module:name`. {kind} of your own is a module and a name in it, found "
             f"from where you run. Type it as in `{example}`."
         )
-    if (
-        "" not in sys.path and str(Path.cwd()) not in sys.path
-    ):  # an installed command looks only where it is installed
+    # an installed command's import path lacks the working directory
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(import_module(module), name)
@@ -116,16 +118,16 @@ def imported(path: str, kind: str, example: str) -> Any:
 
 
 def called(path: str, kind: str, example: str, *arguments: Any) -> Any:
-    """Import ``module:Class`` and call it.
+    """Import ``module:Class``, call it and return the result.
 
     Args:
-        path: As in ``"my_methods:MyLearner"``.
-        kind: What it is, for the message, as in ``"A method"``.
-        example: How it is typed.
-        *arguments: What it is called with.
+        path: Module and name, e.g. ``"my_methods:MyLearner"``.
+        kind: Noun for the message, e.g. ``"A method"``.
+        example: Valid value for the message.
+        *arguments: Positional arguments of the call.
 
     Raises:
-        ConfigError: If it cannot be imported or called.
+        ConfigError: If the import or the call fails.
     """
     made = imported(path, kind, example)
     try:
@@ -136,7 +138,7 @@ def called(path: str, kind: str, example: str, *arguments: Any) -> Any:
         typed = ", ".join(f"a {type(one).__name__}" for one in arguments)
         raise ConfigError(
             f"`{path}` could not be called ({_in_words(error)}). {kind} of your own is a class or "
-            f"a function that is called with {typed or 'nothing'}. Type it as in `{example}`."
+            f"a function that is called with {typed or 'no argument'}. Type it as in `{example}`."
         ) from error
 
 
@@ -146,17 +148,17 @@ def _in_words(error: BaseException) -> str:
 
 
 def check_trusted(config: RunOptions, where: Path, typed: Sequence[str] = ()) -> None:
-    """Raise unless every ``module:name`` that options from a file name was typed.
+    """Raise unless every ``module:name`` in options read from a file was also typed.
 
-    Importing it runs it.
+    Importing a module runs its code.
 
     Args:
-        config: The options.
-        where: The run, or the file, that they were read from; for the message.
+        config: Options, read from a file.
+        where: Run folder or file that they were read from, for the message.
         typed: Words of the command line.
 
     Raises:
-        ConfigError: With what would be imported, and what to type.
+        ConfigError: If a ``module:name`` was not typed; the message names it and the flag.
     """
     values = {word.partition("=")[2] if word.startswith("--") else word for word in typed}
     unasked = {name: option for name, option in config.code().items() if name not in values}
@@ -164,17 +166,17 @@ def check_trusted(config: RunOptions, where: Path, typed: Sequence[str] = ()) ->
         named = ", ".join(f"`{option} {name}`" for name, option in unasked.items())
         raise ConfigError(
             f"`{where}` names code: {named}. To go on would import that module, from the folder "
-            "that you are in or from what is installed, and a module that is imported can do "
-            "whatever you can. Type `--trust` (in Python: `trust=True`) if you know who wrote "
-            "these options and that module."
+            "that you are in or from an installed package, and an imported module can do "
+            "everything that you can do. Type `--trust` (in Python: `trust=True`) if you know who "
+            "wrote these options and that module."
         )
 
 
 def need_extra(app: App[Any, Any, Any]) -> None:
-    """Raise unless all that the optional extra of an application installs is there.
+    """Raise unless every module of an application's optional extra is installed.
 
     Raises:
-        MissingExtraError: With the command that installs it.
+        MissingExtraError: If a module is missing; the message holds the command to install it.
     """
     missing = [module for module in app.needs if find_spec(module) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""Several runs of one config: over seeds and folds, and over values of an option on validation tasks.
+"""Several runs of one config: over seeds, over folds, and over values of an option.
 
 In:   an `App`, its config, seeds, folds, ``option=value,value``.
 Out:  a folder of run folders, and a record with intervals over seeds.
@@ -6,12 +6,12 @@ Knows nothing of any application.
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, Generic, NamedTuple
 
 from weightloom.apps.app import App, C, M, P
 from weightloom.apps.experiment import Choices, run, say
@@ -33,7 +33,9 @@ from weightloom.runs.stats import interquartile
 from weightloom.training import Processes
 
 SWEEP = "sweep.json"
-"""In a run's folder: scores on validation tasks, and the values that were chosen."""
+"""File in a run's folder: scores on validation tasks, and the chosen values."""
+SHARED = ("method", "role", "setting", "name", "better", "tasks")
+"""Entries of a row that are the same in every run."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +43,33 @@ class Sweep:
     """Contents of ``sweep.json``."""
 
     option: str
-    """The option that was tried."""
+    """Name of the swept option."""
     scores: dict[str, dict[str, float | None]]
-    """Score on validation tasks by method and value; None for a training that failed."""
+    """Mean score on validation tasks by method and value; None for a failed training."""
     chosen: dict[str, str]
-    """The best value by method."""
+    """Best value by method."""
 
 
 @dataclass(frozen=True)
 class Several:
-    """Runs beyond a single one."""
+    """Seeds, folds and a sweep to run one config with.
+
+    Raises:
+        ConfigError: If a seed or fold appears twice, or is not from 0 to 2³² - 1.
+    """
 
     seeds: tuple[int, ...] = ()
-    """Seeds to run; none: the config's own."""
+    """Seeds to run. Default: the config's seed."""
     folds: tuple[int, ...] = ()
-    """Folds of the data to run with every seed; none: the config's own."""
+    """Folds of the data to run with every seed. Default: the config's fold."""
     sweep: tuple[str, ...] = ()
-    """An option to try on validation tasks, as in ``outer-lr=0.001,0.003``."""
+    """At most one option to tune on validation tasks, e.g. ``outer-lr=0.001,0.003``."""
 
     def __post_init__(self) -> None:
         for name, values in (("seeds", self.seeds), ("folds", self.folds)):
             if len(set(values)) < len(values):
                 raise ConfigError(
-                    f"`--{name}` has a number twice. Each is one run. Leave it out once."
+                    f"`--{name}` has a number twice. Each is one run. Remove one of the two."
                 )
             for value in values:
                 if not 0 <= value < 2**32:
@@ -85,104 +91,203 @@ def run_several(
     resume: bool = False,
     quiet: bool = False,
 ) -> Record | signal.Signals | None:
-    """Sweep options for every trained method on validation tasks, then run every fold and seed with what was chosen.
+    """Sweep an option on validation tasks, then run every fold and seed with the best values.
 
-    Folders of single runs lie below ``folder``; those that ended are read, an unfinished one is
-    gone on with.
+    Each run has a folder below ``folder``. Finished runs are read, an unfinished one is continued.
+
+    Args:
+        app: The application.
+        config: Options, resolved or not.
+        folder: Folder of all runs, created after all checks have passed.
+        several: Seeds, folds and the sweep.
+        command: The command line, for the record.
+        resume: Continue unfinished runs of the same config in ``folder``.
+        quiet: Show no progress.
 
     Returns:
-        As `weightloom.apps.experiment.run`; of several seeds the record holds intervals over them.
+        The record over all runs; the signal if Ctrl-C or SIGTERM stopped a run; None in processes
+        other than the first.
 
     Raises:
-        ConfigError: If the folder holds something else, or an option cannot be swept.
+        ConfigError: If the folder holds another run, or an option cannot be swept.
+        NonFiniteError: If every seed failed, or the run's method failed with every swept value.
     """
     resolved: Any = config.resolved()
     if several.sweep:
-        resolved.validating()  # what cannot work is said before a file is written
+        resolved.validating()  # raises before a file is written
     tried = [parsed(resolved, text) for text in several.sweep]
     if len(tried) > 1:
         raise ConfigError(
-            f"`--sweep {' '.join(several.sweep)}` tries several options. It takes one. Sweep one "
-            "by one."
+            f"`--sweep {' '.join(several.sweep)}` tries several options. It takes one. Sweep them "
+            "in separate runs."
         )
     if several.folds and not app.folds:
         raise ConfigError(
-            f"`--folds` does not go with `weightloom {app.name}`. Its data are dealt out in one "
-            "way."
+            f"`--folds` does not go with `weightloom {app.name}`. Its data have one fixed split. "
+            "Leave `--folds` out."
         )
     processes = app.processes(resolved)
-    folder = Path(processes.broadcast(str(folder)))
-    problem = app.open(resolved)
+    folder = Path(processes.broadcast(str(folder)))  # each process may have found another free name
+    study = _Study(app, resolved, app.open(resolved), folder, processes, quiet)
     facts = (several.seeds, several.folds, several.sweep)
-    with (
-        held_folder(folder, app.name, resolved, resume, *facts)
-        if processes.global_rank == 0
-        else nullcontext()
-    ):
+    with held_folder(folder, app.name, resolved, resume, *facts) if study.first else nullcontext():
         processes.barrier()
-        return _run_all(app, resolved, problem, folder, several, tried, command, quiet, processes)
+        return study.run(several, tried, command)
 
 
-def _run_all(
-    app: App[C, P, M],
-    resolved: Any,
-    problem: P,
-    folder: Path,
-    several: Several,
-    tried: Sequence[tuple[str, list[str]]],
-    command: str,
-    quiet: bool,
-    processes: Processes,
-) -> Record | signal.Signals | None:
-    """Sweep, run every fold and seed, and write the record over them."""
-    first = processes.global_rank == 0
-    choices = None
-    for option, values in tried:
-        swept = _sweep(app, resolved, problem, folder, option, values, quiet, processes)
-        if isinstance(swept, signal.Signals):
-            return swept
-        choices = swept
-    runs: dict[tuple[int, int], Record] = {}
-    failed: dict[str, str] = {}
-    folds = several.folds or (getattr(resolved, app.folds) if app.folds else 0,)
-    for fold in folds:
-        for seed in several.seeds or (resolved.seed,):
-            place = folder / (
-                f"{app.folds}-{fold}-seed-{seed}" if several.folds else f"seed-{seed}"
-            )
-            own = replace(resolved, seed=seed, **({app.folds: fold} if app.folds else {}))
-            if first and not quiet:
-                say(f"{place.name}:")
+class _Trial(NamedTuple):
+    """Result of one value of a swept option."""
+
+    score: float
+    """Mean score on validation tasks."""
+    gain: float
+    """The same with the sign that makes larger better."""
+
+
+@dataclass(frozen=True)
+class _Study(Generic[C, P, M]):
+    """Several runs of one application in folders below one folder."""
+
+    app: App[C, P, M]
+    config: C
+    problem: P
+    folder: Path
+    processes: Processes
+    quiet: bool
+
+    @property
+    def first(self) -> bool:
+        """This process writes the files."""
+        return self.processes.global_rank == 0
+
+    def run(
+        self, several: Several, tried: Sequence[tuple[str, list[str]]], command: str
+    ) -> Record | signal.Signals | None:
+        """Sweep, run every fold and seed, and write the record over them."""
+        choices = None
+        for option, values in tried:
+            swept = self._sweep(option, values)
+            if isinstance(swept, signal.Signals):
+                return swept
+            choices = swept
+        runs: dict[tuple[int, int], Record] = {}
+        failed: dict[str, str] = {}
+        stopped_by = self._run_each(several, choices, command, runs, failed)
+        if stopped_by or not self.first:
+            return stopped_by
+        if not runs:
+            raise NonFiniteError(f"Every seed failed: {failed}.")
+        record = summarised(runs, self.config, several)
+        identity = identity_of(self.app.name, self.config)
+        record |= {"app": self.app.name, "identity": identity, "command": command, "failed": failed}
+        if several.sweep:
+            record["sweep"] = asdict(read_sweep(self.folder))
+        write_run_record(self.folder, record)
+        build_report(self.folder, self.app.sections)
+        return record
+
+    def _run_each(
+        self,
+        several: Several,
+        choices: Choices | None,
+        command: str,
+        runs: dict[tuple[int, int], Record],
+        failed: dict[str, str],
+    ) -> signal.Signals | None:
+        """Run every fold and seed into ``runs``, or a failure into ``failed``.
+
+        Returns:
+            The signal that stopped a run, or None.
+        """
+        for key, name, config in self._configs(several):
+            if self.first and not self.quiet:
+                say(f"{name}:")
+            how = {"command": command, "quiet": self.quiet, "choices": choices}
             try:
-                outcome = _run_or_read(
-                    app, own, place, processes, command=command, quiet=quiet, choices=choices
-                )
+                outcome = self._run_or_read(config, self.folder / name, **how)
             except NonFiniteError as error:
-                failed[place.name] = str(error).partition(". ")[0]
+                failed[name] = str(error).partition(". ")[0]
                 continue
             if isinstance(outcome, signal.Signals):
                 return outcome
             if outcome is not None:
-                runs[fold, seed] = outcome
-    if not first:
+                runs[key] = outcome
         return None
-    if not runs:
-        raise NonFiniteError(f"Every seed failed: {failed}.")
-    record = summarised(runs, resolved, several)
-    identity = identity_of(app.name, resolved)
-    record |= {"app": app.name, "identity": identity, "command": command, "failed": failed}
-    if several.sweep:
-        record["sweep"] = asdict(read_sweep(folder))
-    write_run_record(folder, record)
-    build_report(folder, app.sections)
-    return record
+
+    def _configs(self, several: Several) -> Iterator[tuple[tuple[int, int], str, C]]:
+        """Yield fold and seed, folder name and config of each run."""
+        split = self.app.folds
+        for fold in several.folds or (getattr(self.config, split) if split else 0,):
+            for seed in several.seeds or (self.config.seed,):
+                name = f"{split}-{fold}-seed-{seed}" if several.folds else f"seed-{seed}"
+                changes: dict[str, Any] = {"seed": seed, **({split: fold} if split else {})}
+                yield (fold, seed), name, replace(self.config, **changes)
+
+    def _sweep(self, option: str, values: Sequence[str]) -> Choices | signal.Signals:
+        """Train every trained method alone with each value; choose by validation score."""
+        if (self.folder / SWEEP).is_file():
+            return Choices(option, read_sweep(self.folder).chosen)
+        scores: dict[str, dict[str, float | None]] = {}
+        chosen: dict[str, str] = {}
+        for method in self.config.methods:
+            if not self.app.is_trained(self.app.build(method, self.problem, self.config)):
+                continue
+            trials: dict[str, _Trial] = {}
+            for value in values:
+                trial = self._try(method, option, value)
+                if isinstance(trial, signal.Signals):
+                    return trial
+                scores.setdefault(method, {})[value] = trial.score if trial else None
+                if trial:
+                    trials[value] = trial
+            if trials:
+                chosen[method] = max(trials, key=lambda value: trials[value].gain)
+            else:
+                self._check_failed(method, option, values)
+        if self.first:
+            write_json(self.folder / SWEEP, asdict(Sweep(option, scores, chosen)), FORMAT)
+        return Choices(option, self.processes.broadcast(chosen))
+
+    def _try(self, method: str, option: str, value: str) -> _Trial | signal.Signals | None:
+        """Train a method with one value; None if it failed, and in processes after the first."""
+        validating: Any = replace(self.config.validating(), method=method, comparators=(), rates=())
+        alone: C = Choices(option, {method: value}).of(validating, method)
+        place = self.folder / "sweep" / f"{method.replace(':', '.')}-{option}-{value}"
+        try:
+            outcome = self._run_or_read(alone, place, quiet=True, bare=True)
+        except NonFiniteError:
+            return None
+        if not isinstance(outcome, dict):
+            return outcome
+        rows = [row for row in outcome["scores"] if label(row) == method]
+        if any(row["mean"] is None for row in rows):
+            return None
+        score = mean(row["mean"] for row in rows)
+        if not self.quiet:
+            say(f"{method}, {flag(option)} {value}: {score:.4g} on validation tasks")
+        return _Trial(score, -score if rows[0]["better"] == "lower" else score)
+
+    def _check_failed(self, method: str, option: str, values: Sequence[str]) -> None:
+        """Raise if the method whose every value failed is the run's own."""
+        if self.first and method == self.config.method:
+            raise NonFiniteError(
+                f"`{method}` failed with every value of `{flag(option)}`: {', '.join(values)}."
+            )
+
+    def _run_or_read(self, config: C, place: Path, **how: Any) -> Record | signal.Signals | None:
+        """Read the record of a finished run; else start or continue it."""
+        if (place / RECORD).is_file():
+            return {**read_run_record(place, identity_of(self.app.name, config))}
+        resume = is_begun(place)
+        outcome = run(self.app, config, place, resume=resume, processes=self.processes, **how)
+        return {**read_run_record(place)} if isinstance(outcome, dict) else outcome
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read ``sweep.json``.
+    """Read ``sweep.json`` of a run's folder.
 
     Raises:
-        DataError: If it is missing, damaged or of another version.
+        DataError: If the file is missing, damaged or of another version.
     """
     return read_json(
         folder / SWEEP, Sweep, FORMAT, "A run with `--sweep` writes it when all values were tried."
@@ -190,10 +295,11 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def parsed(config: RunOptions, text: str) -> tuple[str, list[str]]:
-    """Read an option and the values to try.
+    """Parse the text of `--sweep`: an option's name and at least two values.
 
     Raises:
-        ConfigError: If the option cannot be swept, or a value does not fit.
+        ConfigError: If the option cannot be swept, or its values are fewer than two, equal or
+            invalid.
 
     Example:
         >>> parsed(RunOptions(), "learning-rate=0.001,0.003")
@@ -205,99 +311,38 @@ def parsed(config: RunOptions, text: str) -> tuple[str, list[str]]:
     option = config.rate if typed in ("learning-rate", "learning_rate") else typed.replace("-", "_")
     if option not in config.swept:
         raise ConfigError(
-            f"`--sweep {text}` tries `{typed}`. A sweep tries options that training alone reads: "
+            f"`--sweep {text}` tries `{typed}`. A sweep tries options of training: "
             f"{', '.join(flag(name)[2:] for name in config.swept)}. {nearest(option, config.swept)}"
         )
     chosen = [value for value in values.split(",") if value]
     if len(chosen) < 2:
         raise ConfigError(
-            f"`--sweep {text}` has no values to choose from. Type `--sweep "
-            f"{typed}=0.001,0.003,0.01`."
+            f"`--sweep {text}` has fewer than two values. A sweep chooses among several. Type "
+            f"`--sweep {typed}=0.001,0.003,0.01`."
         )
     if len(set(chosen)) < len(chosen):
         raise ConfigError(
-            f"`--sweep {text}` has a value twice. Each is tried once. Leave it out once."
+            f"`--sweep {text}` has a value twice. Each is tried once. Remove one of the two."
         )
     for value in chosen:
         with_option(config, option, value)
     return option, chosen
 
 
-def _sweep(
-    app: App[C, P, M],
-    config: C,
-    problem: P,
-    folder: Path,
-    option: str,
-    values: Sequence[str],
-    quiet: bool,
-    processes: Processes,
-) -> Choices | signal.Signals:
-    """Train every trained method alone with each value, and choose by its mean score on validation tasks."""
-    if (folder / SWEEP).is_file():
-        return Choices(option, read_sweep(folder).chosen)
-    scores: dict[str, dict[str, float | None]] = {}
-    chosen: dict[str, str] = {}
-    first = processes.global_rank == 0
-    for method in config.methods:
-        if not app.is_trained(app.build(method, problem, config)):
-            continue
-        found: dict[str, tuple[float, float]] = {}
-        for value in values:
-            validating: Any = replace(config.validating(), method=method, comparators=(), rates=())
-            alone: C = Choices(option, {method: value}).of(validating, method)
-            place = folder / "sweep" / f"{method.replace(':', '.')}-{option}-{value}"
-            try:
-                outcome = _run_or_read(app, alone, place, processes, quiet=True, bare=True)
-            except NonFiniteError:
-                scores.setdefault(method, {})[value] = None
-                continue
-            if isinstance(outcome, signal.Signals):
-                return outcome
-            if outcome is None:
-                continue
-            rows = [row for row in outcome["scores"] if label(row) == method]
-            if any(row["mean"] is None for row in rows):
-                scores.setdefault(method, {})[value] = None
-                continue
-            score = mean(row["mean"] for row in rows)
-            scores.setdefault(method, {})[value] = score
-            found[value] = (-score if rows[0]["better"] == "lower" else score, score)
-            if not quiet:
-                say(f"{method}, {flag(option)} {value}: {score:.4g} on validation tasks")
-        if first and not found and method == config.method:
-            raise NonFiniteError(
-                f"`{method}` failed with every value of `{flag(option)}`: {', '.join(values)}."
-            )
-        if found:
-            chosen[method] = max(found, key=lambda value: found[value][0])
-    if first:
-        write_json(folder / SWEEP, asdict(Sweep(option, scores, chosen)), FORMAT)
-    return Choices(option, processes.broadcast(chosen))
-
-
-def _run_or_read(
-    app: App[C, P, M], config: C, place: Path, processes: Processes, **how: Any
-) -> Record | signal.Signals | None:
-    """Read a run that ended, go on with one that did not, or start it."""
-    if (place / RECORD).is_file():
-        return {**read_run_record(place, identity_of(app.name, config))}
-    outcome = run(app, config, place, resume=is_begun(place), processes=processes, **how)
-    return {**read_run_record(place)} if isinstance(outcome, dict) else outcome
-
-
 def summarised(runs: dict[tuple[int, int], Record], config: RunOptions, several: Several) -> Record:
     """Return one record over all runs.
 
-    With one run the intervals are over tasks, with several over seeds; where there are several
-    folds, a seed's score is the mean over them.
+    Args:
+        runs: Records by fold and seed, at least one.
+        config: Options of the runs, resolved.
+        several: Seeds and folds that were typed.
+
+    Returns:
+        A record whose intervals are over tasks for one run, over seeds for several. With several
+        folds a seed's score is its mean over folds.
     """
     first = next(iter(runs.values()))
-    rows = [_row(runs, number) for number in range(len(first["scores"]))]
-    trained = dict.fromkeys(
-        name for one in runs.values() for name in one["cost"]["train_wall_time_s"]
-    )
-    costs = [one["cost"] for one in runs.values()]
+    rows = [_row(_Across(runs, number)) for number in range(len(first["scores"]))]
     options = {**config.to_dict(), "seeds": list(several.seeds or (config.seed,))}
     if several.folds:
         options["folds"] = list(several.folds)
@@ -306,91 +351,121 @@ def summarised(runs: dict[tuple[int, int], Record], config: RunOptions, several:
         "scores": rows,
         "paired": _paired(rows, first),
         **{key: first[key] for key in ("many", "start_from") if key in first},
-        "cost": {
-            "train_wall_time_s": {
-                name: [cost["train_wall_time_s"].get(name) for cost in costs] for name in trained
-            },
-            "steps": {name: [cost["steps"].get(name) for cost in costs] for name in trained},
-            "wall_time_s": round(sum(cost["wall_time_s"] for cost in costs), 2),
-            "peak_memory_bytes": max(cost["peak_memory_bytes"] or 0 for cost in costs) or None,
-            **environment(first["cost"]["device"]),
-        },
+        "cost": _cost([one["cost"] for one in runs.values()]),
         "notes": " ".join(dict.fromkeys(one["notes"] for one in runs.values() if one.get("notes"))),
     }
 
 
-def _row(runs: dict[tuple[int, int], Record], number: int) -> dict[str, Any]:
-    """One row over all runs; a run in which the method failed is counted, and the row is over the others."""
-    rows = {key: one["scores"][number] for key, one in runs.items()}
-    there = {key: row for key, row in rows.items() if row["mean"] is not None}
-    folds = dict.fromkeys(fold for fold, _ in runs)
-    seeds = [
-        seed
-        for seed in dict.fromkeys(seed for _, seed in runs)
-        if all((fold, seed) in there for fold in folds)
-    ]
-    row = next(iter((there or rows).values()))
-    one = len(runs) == 1
+def _cost(costs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the cost of all runs: lists per method, total time, and maximum memory."""
+    return {
+        "train_wall_time_s": _by_method(costs, "train_wall_time_s"),
+        "steps": _by_method(costs, "steps"),
+        "wall_time_s": round(sum(cost["wall_time_s"] for cost in costs), 2),
+        "peak_memory_bytes": max(cost["peak_memory_bytes"] or 0 for cost in costs) or None,
+        **environment(costs[0]["device"]),
+    }
 
-    def over_seeds(score: str | None = None) -> dict[str, Any]:
-        values: list[float | None] = []
-        for seed in seeds:
-            each = [there[fold, seed] for fold in folds]
-            picked = [(its["also"][score] if score else its)["mean"] for its in each]
-            values.append(None if any(value is None for value in picked) else mean(picked))
+
+def _by_method(costs: list[dict[str, Any]], key: str) -> dict[str, list[Any]]:
+    """Return one entry of the cost by method, a value per run; None where a method failed."""
+    trained = dict.fromkeys(name for cost in costs for name in cost["train_wall_time_s"])
+    return {name: [cost[key].get(name) for cost in costs] for name in trained}
+
+
+class _Across:
+    """The same row of the table in every run, by fold and seed.
+
+    Args:
+        runs: Records by fold and seed.
+        number: Index of the row.
+    """
+
+    def __init__(self, runs: dict[tuple[int, int], Record], number: int) -> None:
+        self.rows = {key: one["scores"][number] for key, one in runs.items()}
+        self.known = {key: row for key, row in self.rows.items() if row["mean"] is not None}
+        """Rows of the runs in which the method did not fail."""
+        self.row = next(iter((self.known or self.rows).values()))
+        """One of them, for the entries that all share."""
+        self.folds = dict.fromkeys(fold for fold, _ in runs)
+        self.seeds = [
+            seed
+            for seed in dict.fromkeys(seed for _, seed in runs)
+            if all((fold, seed) in self.known for fold in self.folds)
+        ]
+        """Seeds without a failed fold."""
+
+    def over_seeds(self, score: str | None = None) -> dict[str, Any]:
+        """Return mean and interval over seeds, of a further score if named."""
+        values = [self._of_seed(seed, score) for seed in self.seeds]
         known = [value for value in values if value is not None]
         if not known or len(known) < len(values):
             return {"per_seed": values, "mean": mean(known) if known else None, "ci95": None}
         return summary_over_seeds(known)
 
-    errors = [each["calibration"]["ece"] for each in there.values() if "calibration" in each]
-    times = [
-        each["adapt_time_s"] for each in there.values() if each.get("adapt_time_s") is not None
-    ]
+    def _of_seed(self, seed: int, score: str | None) -> float | None:
+        """Return a seed's mean over folds; None if a fold lacks the score."""
+        rows = [self.known[fold, seed] for fold in self.folds]
+        picked = [(row["also"][score] if score else row)["mean"] for row in rows]
+        return None if any(value is None for value in picked) else mean(picked)
+
+    def scores(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the summary of the score, and of each further score by name."""
+        also = self.row.get("also", {})
+        if len(self.rows) == 1:
+            return {"mean": self.row["mean"], "ci95": self.row["ci95"]}, also
+        return self.over_seeds(), {score: self.over_seeds(score) for score in also}
+
+    def measures(self) -> dict[str, Any]:
+        """Return adaptation time, calibration error and interquartile mean, where known."""
+        rows = list(self.known.values())
+        found = {}
+        if times := [row["adapt_time_s"] for row in rows if row.get("adapt_time_s") is not None]:
+            found["adapt_time_s"] = median(times)
+        if errors := [row["calibration"]["ece"] for row in rows if "calibration" in row]:
+            found["ece"] = mean(errors)
+        if "per_context" in self.row:
+            found["iqm"] = interquartile([row["per_context"] for row in rows])
+        return found
+
+
+def _row(across: _Across) -> dict[str, Any]:
+    """Return one row over all runs; runs in which the method failed are counted and left out."""
+    row, runs, failed = across.row, len(across.rows), len(across.rows) - len(across.known)
+    score, also = across.scores()
     return {
-        **{
-            key: row[key]
-            for key in ("method", "role", "setting", "name", "better", "tasks")
-            if key in row
-        },
-        **({"mean": row["mean"], "ci95": row["ci95"]} if one else over_seeds()),
+        **{key: row[key] for key in SHARED if key in row},
+        **score,
         "per_run": {
             f"fold {fold}, seed {seed}": (its["mean"], its["ci95"])
-            for (fold, seed), its in rows.items()
+            for (fold, seed), its in across.rows.items()
         },
-        **(
-            {"failed": f"{len(rows) - len(there)} of {len(rows)} runs"}
-            if len(there) < len(rows)
-            else {}
-        ),
-        "also": row.get("also", {})
-        if one
-        else {score: over_seeds(score) for score in row.get("also", {})},
-        **({"adapt_time_s": median(times)} if times else {}),
-        **({"ece": mean(errors)} if errors else {}),
-        **(
-            {"iqm": interquartile([its["per_context"] for its in there.values()])}
-            if "per_context" in row
-            else {}
-        ),
+        **({"failed": f"{failed} of {runs} runs"} if failed else {}),
+        "also": also,
+        **across.measures(),
     }
 
 
 def _paired(rows: list[dict[str, Any]], first: Record) -> dict[str, Any]:
-    """Ours less each other method on the same tasks.
+    """Return the difference of our score to each other method's, on the same tasks.
 
-    Mean and interval over runs, or of one run over its tasks.
+    Mean and interval over runs; of a single run over its tasks.
     """
     ahead = {(row["setting"], label(row)): row.get("ours_ahead") for row in first["scores"]}
     found: dict[str, Any] = {}
     for setting in dict.fromkeys(row["setting"] for row in rows):
         ours, *others = (row for row in rows if row["setting"] == setting)
         for other in others:
-            pairs = [(ours["per_run"][key][0], other["per_run"][key][0]) for key in ours["per_run"]]
-            gaps = [a - b for a, b in pairs if a is not None and b is not None]
+            gaps = _gaps(ours["per_run"], other["per_run"])
             name = f"{setting}: {label(ours)} - {label(other)}"
             if len(gaps) > 1:
                 found[name] = summary_over_seeds(gaps)
             elif one := ahead.get((setting, label(other))):
                 found[name] = {**one, "over": "tasks"}
     return found
+
+
+def _gaps(ours: dict[str, Any], other: dict[str, Any]) -> list[float]:
+    """Return the difference of two methods' means in every run in which neither failed."""
+    pairs = [(ours[run][0], other[run][0]) for run in ours]
+    return [a - b for a, b in pairs if a is not None and b is not None]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from weightloom.errors import ConfigError, MissingExtraError, nearest
 from weightloom.runs.metrics import Row, read_rows
@@ -25,7 +25,7 @@ class MetricLogger(Protocol):
     ``"success"`` or ``"failed"``.
     """
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
         """Take the metrics of one step."""
         ...
 
@@ -97,7 +97,7 @@ class WandbLogger:
 
         self.run = wandb.init(project=project, name=title, dir=folder, reinit="create_new")
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
         """Take the metrics of one step."""
         self.run.log(metrics, step=step)
 
@@ -123,7 +123,7 @@ class MlflowLogger:
         number = found.experiment_id if found else self.client.create_experiment(experiment)
         self.run_id = self.client.create_run(number, run_name=title).info.run_id
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
         """Take the metrics of one step."""
         for name, value in metrics.items():
             self.client.log_metric(self.run_id, name, value, step=step)
@@ -188,7 +188,7 @@ class _Opening:
         self.make, self.folder, self.title = make, folder, title
         self.logger: MetricLogger | None = None
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
         if self.logger is not None:
             return self.logger.log_metrics(metrics, step)
         self.logger = self.make(self.folder, self.title)

@@ -1,12 +1,9 @@
-"""Reinforcement learning in families of environments.
+"""Reinforcement learning in families of environments: policy and value generated from the context.
 
-Policy and value function, generated from the context.
-
-In:   a config: a family of environments, what varies in it, and the methods to train with the same
-      budget.
+In:   a config: environment, ranges of the context, and the methods to train with the same budget.
 Out:  a run's folder: config, metrics, checkpoints, record and report; from Python, an `Agent`.
-The algorithms are those of Stable-Baselines3, given networks of ours.
-Start at `family` and `train`, or at `run.run_rl`, then read `agents.nets` for what is generated.
+The algorithms are those of Stable-Baselines3, with networks of this library.
+Start at `family` and `train`, or at `app.RL`, then read `agents.nets` for the generated networks.
 """
 
 from importlib import import_module
@@ -25,7 +22,12 @@ _ROOM_OF = {"family": "families", "train": "trained", "load": "trained", "Agent"
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its room, the first time it is asked for."""
+    """Import a public name from its module on first access.
+
+    Raises:
+        AttributeError: If the name is not public.
+        MissingExtraError: If a package of the extra `rl` is not installed.
+    """
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     for module in ("gymnasium", "stable_baselines3", "sb3_contrib"):

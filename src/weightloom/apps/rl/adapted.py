@@ -1,4 +1,4 @@
-"""From a run and a context to a plain policy on disk, with nothing of this library left inside."""
+"""Agents adapted to one context, and their export as plain policies that need torch alone."""
 
 import json
 import warnings
@@ -20,15 +20,14 @@ from weightloom.texts import kind_of
 
 
 class AdaptedAgent:
-    """An agent and the one context that it acts in.
+    """An agent in one fixed context.
 
     Args:
-        agent: The agent.
-        context: A number for each that varies, in the environment's own units.
+        agent: The trained agent.
+        context: Value of each context parameter, in the environment's units.
 
     Raises:
-        ConfigError: If a number of the context is missing, unknown or not finite, or the agent has
-            a memory.
+        ConfigError: If a parameter is missing, unknown or not finite, or the agent has a memory.
     """
 
     def __init__(self, agent: Agent, context: Mapping[str, float]) -> None:
@@ -37,18 +36,21 @@ class AdaptedAgent:
         self.about = f"{agent.world.name} with " + ", ".join(
             f"{name} {value:g}" for name, value in context.items()
         )
-        """The context in a sentence."""
+        """Environment and context in words."""
 
     def specialise(self) -> nn.Module:
-        """Return the policy as a plain module, from observations (..., state) to actions of the environment."""
+        """Return the policy as a plain module, from observations (..., state) to actions."""
         return self.policy
 
     def predict_rows(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
-        """Act on observations that a person typed, as in ``"0.1,-2"``: a row of a table for each.
+        """Act on typed observations; return one table row, observation and action, for each.
+
+        Args:
+            inputs: Observations as numbers separated by commas, e.g. ``"0.1,-2"``.
 
         Raises:
-            ConfigError: If one is not made of numbers.
-            ShapeError: If one has more or fewer numbers than an observation.
+            ConfigError: If a text is not made of numbers.
+            ShapeError: If a text has more or fewer numbers than an observation.
         """
         rows = []
         for text in inputs:
@@ -56,8 +58,8 @@ class AdaptedAgent:
                 observation = [float(number) for number in text.split(",")]
             except ValueError as error:
                 raise ConfigError(
-                    f"`{text}` cannot be read as an observation. It is "
-                    f"{self.agent.world.state_dim} numbers, commas between. Type "
+                    f"`{text}` cannot be read as an observation. An observation is "
+                    f"{self.agent.world.state_dim} numbers, separated by commas. Type "
                     f"`{','.join(['0.0'] * self.agent.world.state_dim)}`, with your numbers."
                 ) from error
             action = np.asarray(self.agent.act(observation, **self.context))
@@ -65,25 +67,27 @@ class AdaptedAgent:
         return rows
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write ``policy.safetensors`` (numbers), ``policy.json`` (what they are) and ``policy.pt2`` (a program).
+        """Write the policy as a program, its parameters and a description into a folder.
 
-        The program is for ``torch.export.load``, for any number of rows. It is held against the
-        agent before the description is written. A program of a stranger can run code when it is
-        loaded.
+        ``policy.pt2`` is the program, for ``torch.export.load`` and any number of rows;
+        ``policy.safetensors`` holds its parameters and ``policy.json`` the description. The program
+        is compared with the agent before the description is written. A program from an unknown
+        source can run code when it is loaded.
 
         Args:
-            folder: Where to write; made if need be.
+            folder: Folder to write, empty or missing.
 
         Returns:
-            What was written into ``policy.json``.
+            Contents of ``policy.json``.
 
         Raises:
-            ConfigError: If the folder holds a policy already.
-            CheckpointError: If it cannot be written.
+            ConfigError: If the folder is not empty.
+            CheckpointError: If a file cannot be written.
+            AssertionError: If program and agent differ by more than 1e-4.
         """
         if kind_of(folder / "policy.json") != "nothing":
             raise ConfigError(
-                f"`{folder}` holds a policy already. It is never written over. Pass another "
+                f"`{folder}` holds a policy already, which is never overwritten. Pass another "
                 "`--out`."
             )
         check_empty(folder, "--out")
@@ -118,30 +122,30 @@ class AdaptedAgent:
 
 
 def adapt_run(model: Any, world: World, config: RLOptions, context: str) -> AdaptedAgent:
-    """Adapt a trained model to one context.
+    """Return a trained model adapted to one context.
 
     Args:
-        model: A model of Stable-Baselines3, with networks of ours.
+        model: Model of Stable-Baselines3 with networks of this library.
         world: The family of the run.
-        config: Its resolved options.
-        context: A number for each that varies, as typed: ``"gravity=12.0 length=0.5"``.
+        config: Resolved options of the run.
+        context: Value of each context parameter, e.g. ``"gravity=12.0 length=0.5"``.
 
     Raises:
-        ConfigError: If the text cannot be read, a number is missing or unknown, or the agent has a
-            memory.
+        ConfigError: If the text cannot be read, a parameter is missing or unknown, or the agent has
+            a memory.
     """
     return AdaptedAgent(Agent(model, world, config), context_of(context, world.family.names))
 
 
 def context_of(text: str, names: tuple[str, ...]) -> dict[str, float]:
-    """Read a context as it is typed.
+    """Parse a typed context into values by name.
 
     Args:
-        text: Names and numbers, as in ``"gravity=12.0 length=0.5"``.
-        names: What varies, for the message.
+        text: Names and numbers, e.g. ``"gravity=12.0 length=0.5"``.
+        names: Names of the context parameters, for the message.
 
     Raises:
-        ConfigError: If a part is no name and number, or a name stands there twice.
+        ConfigError: If a part is not ``name=number``, or a name appears twice.
 
     Example:
         >>> context_of("gravity=12.0 length=0.5", ("gravity", "length"))
@@ -154,13 +158,13 @@ def context_of(text: str, names: tuple[str, ...]) -> dict[str, float]:
             value = float(number)
         except ValueError as error:
             raise ConfigError(
-                f"`{part}` cannot be read. A context is names and numbers. "
+                f"`{part}` cannot be read. A context is made of `name=number`. "
                 f"Type `{' '.join(f'{one}=1.0' for one in names)}`, with your numbers."
             ) from error
         if name in context:
             raise ConfigError(
-                f"`{name}` stands twice in `{text}`. A context has one number of each. Leave one "
-                "out."
+                f"`{name}` appears twice in `{text}`. A context has one value of each parameter. "
+                "Leave one out."
             )
         context[name] = value
     return context

@@ -1,4 +1,4 @@
-"""What survives a training: networks, optimisers, replay buffer, environment, and the state of everything random."""
+"""Checkpoints of a training: networks, optimisers, replay buffer, environment and random states."""
 
 import json
 from pathlib import Path
@@ -22,15 +22,15 @@ _COUNTS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_rem
 
 
 def keep(path: Path, model: Any, identity: str = "") -> None:
-    """Write a checkpoint of a model between two rollouts: safe tensors and JSON.
+    """Write a checkpoint of a model, between two rollouts, as safetensors with JSON facts.
 
     Args:
-        path: Where.
-        model: A model of Stable-Baselines3, with its environment.
-        identity: Digest of the run.
+        path: File to write.
+        model: Model of Stable-Baselines3, with its environment.
+        identity: Digest of the run and name of the method.
 
     Raises:
-        CheckpointError: If it cannot be written.
+        CheckpointError: If the file cannot be written.
     """
     tensors: dict[str, Tensor] = {
         f"policy/{name}": value for name, value in model.policy.state_dict().items()
@@ -43,10 +43,7 @@ def keep(path: Path, model: Any, identity: str = "") -> None:
     if getattr(model, "replay_buffer", None) is not None:
         buffer = model.replay_buffer
         facts |= {"position": buffer.pos, "full": buffer.full}
-        there = buffer.buffer_size if buffer.full else buffer.pos
-        tensors |= {
-            f"replay/{name}": torch.from_numpy(getattr(buffer, name)[:there]) for name in _REPLAY
-        }
+        tensors |= _replay_of(buffer)
     inner = kept_of(model.env)
     if inner is not None:
         tensors |= {f"env/{name}": value for name, value in inner.items()}
@@ -56,6 +53,7 @@ def keep(path: Path, model: Any, identity: str = "") -> None:
         for number, state in enumerate((*model._last_lstm_states.pi, *model._last_lstm_states.vf)):
             tensors[f"memory/{number}"] = state
     tensors["random/torch"] = torch.get_rng_state()
+    # Stable-Baselines3 draws from numpy's global generator and from that of the action space
     kind, keys, *rest = np.random.get_state()
     tensors["random/numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
     facts["random"] = [kind, *rest]
@@ -63,15 +61,25 @@ def keep(path: Path, model: Any, identity: str = "") -> None:
     write_checkpoint(path, tensors, json.loads(json.dumps(facts, default=_plain)), identity)
 
 
-def take_up(path: Path, model: Any, identity: str = "") -> None:
-    """Go on from a checkpoint: the model then continues as if it had never stopped.
+def _replay_of(buffer: Any) -> dict[str, Tensor]:
+    """Return the filled part of a replay buffer, by name in the checkpoint."""
+    size = buffer.buffer_size if buffer.full else buffer.pos
+    return {f"replay/{name}": torch.from_numpy(getattr(buffer, name)[:size]) for name in _REPLAY}
 
-    Environments of gymnasium begin new episodes, for their state cannot be had; batched ones go on
-    where they were.
+
+def take_up(path: Path, model: Any, identity: str = "") -> None:
+    """Restore a model from a checkpoint, to continue as if it had never stopped.
+
+    Batched environments resume their episodes. Environments of gymnasium begin new ones, because
+    their state cannot be read.
+
+    Args:
+        path: File that `keep` wrote.
+        model: Model built with the same options, changed in place.
+        identity: Digest of the run and name of the method.
 
     Raises:
-        CheckpointError: If the file is not whole, or was written for another model or by another
-            run.
+        CheckpointError: If the file is incomplete, or of another model or run.
     """
     tensors, facts = read_checkpoint(path, identity)
     load_policy(path, model, tensors)
@@ -102,10 +110,16 @@ def take_up(path: Path, model: Any, identity: str = "") -> None:
 def load_policy(
     path: Path, model: Any, tensors: dict[str, Tensor] | None = None, identity: str = ""
 ) -> None:
-    """Put the networks of a checkpoint into a model, and nothing else.
+    """Load the networks of a checkpoint into a model, without optimisers, replay or environment.
+
+    Args:
+        path: File that `keep` wrote.
+        model: Model built with the same options, changed in place.
+        tensors: Contents of the file, if read already.
+        identity: Digest of the run and name of the method; not compared if ``tensors`` is given.
 
     Raises:
-        CheckpointError: If the file is not whole, or was written for another model.
+        CheckpointError: If the file is incomplete, or of another model or run.
     """
     if tensors is None:
         tensors, _ = read_checkpoint(path, identity)
@@ -134,6 +148,7 @@ def _restore_env(model: Any, tensors: dict[str, Tensor]) -> None:
 
 
 def _optimisers(model: Any) -> dict[str, torch.optim.Optimizer]:
+    """Return the optimisers of a model by name in the checkpoint."""
     found = {}
     if hasattr(model, "critic") and model.critic is not None:
         found = {
@@ -148,5 +163,5 @@ def _optimisers(model: Any) -> dict[str, torch.optim.Optimizer]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy as those of Python."""
+    """Convert a numpy value to a Python one, for JSON."""
     return value.item() if hasattr(value, "item") else value.tolist()

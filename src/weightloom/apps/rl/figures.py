@@ -1,6 +1,7 @@
-"""Reinforcement learning: returns over contexts, episodes in contexts never met, values against what followed."""
+"""Report sections of reinforcement learning: returns, episodes, and values against returns."""
 
 from html import escape
+from statistics import fmean as mean
 from typing import Any
 
 from weightloom.report.figures import (
@@ -19,17 +20,22 @@ from weightloom.report.section import Section, with_shared
 
 TRAINED = "in the training ranges"
 UNSEEN = "held out"
+GROUPS = (
+    ("validation_returns", TRAINED, BLUE, "solid", "―"),
+    ("held_out_returns", UNSEEN, ORANGE, "dot", "┄"),
+)
+"""Contexts evaluated in training: key in the metrics, name, colour, dash, and sign in the key."""
 
 
 def sections(run: Run) -> list[Section]:
-    """Return all sections that a run of reinforcement learning has something for."""
+    """Return the sections of the report, those without data left out."""
     made = {
         "returns": Section(
-            "What it earned, context by context",
+            "Return by context, during training",
             "Higher is better."
             + (
-                " Where dotted lines stay behind, what was learned does not carry beyond the "
-                "contexts of training."
+                " Dotted lines that stay below show a policy that does not generalise to held-out "
+                "contexts."
                 if any("held_out_returns" in row for row in run.validation)
                 else ""
             ),
@@ -37,20 +43,20 @@ def sections(run: Run) -> list[Section]:
         ),
         "grid": Section(
             "Return over the grid of contexts",
-            "Lighter is better, on one scale for all methods: an episode in every place, from the "
-            "same start."
+            "Lighter is better, on one scale for all methods. Each point is one episode, all from "
+            "the same start."
             if run.facts.get("grid_second")
-            else "Higher is better: an episode in every place, from the same start.",
+            else "Higher is better. Each point is one episode, all from the same start.",
             return_maps(run),
         ),
         "episodes": Section(
-            "Episodes in contexts never met",
+            "Episodes in unseen contexts",
             _episode_words(run),
             rows=episode_rows(run),
         ),
         "values": Section(
-            "What states are worth, and what followed",
-            "The value function against discounted returns of episodes played on to their end.",
+            "Values against returns",
+            "The value function against the discounted returns of the episodes that followed.",
             value_scatter(run),
         ),
     }
@@ -65,7 +71,7 @@ def _episode_words(run: Run) -> str:
 
 
 def return_curves(run: Run) -> list[Figure]:
-    """Plot the return of an episode against steps, a line for each context that was followed."""
+    """Plot the return of an episode against training steps, one line per context."""
     import plotly.graph_objects as go
 
     rows = [row for row in run.validation if "validation_returns" in row]
@@ -73,24 +79,22 @@ def return_curves(run: Run) -> list[Figure]:
         return []
     steps, drawn, words, keys = [row["step"] for row in rows], [], [], []
     mode = "lines+markers" if len(rows) < FEW else "lines"
-    groups = (
-        ("validation_returns", TRAINED, BLUE, "solid"),
-        ("held_out_returns", UNSEEN, ORANGE, "dot"),
-    )
-    for key, name, colour, dash in groups:
+    for key, name, colour, dash, sign in GROUPS:
         if key not in rows[0]:
             continue
-        keys.append(Key(name, "―" if dash == "solid" else "┄", colour))
+        keys.append(Key(name, sign, colour))
         for number in range(len(rows[0][key])):
             style: dict[str, Any] = {"color": colour, "width": 1.2, "dash": dash}
             curve = [row[key][number] for row in rows]
             drawn.append(
                 go.Scatter(x=steps, y=curve, mode=mode, line=style, opacity=0.7, hoverinfo="y")
             )
-        ends = [row[key] for row in (rows[0], rows[-1])]
-        words.append(f"{name} {' to '.join(f'{sum(end) / len(end):.3g}' for end in ends)}")
+        words.append(f"{name} {mean(rows[0][key]):.3g} to {mean(rows[-1][key]):.3g}")
     alt = f"Return against steps in {len(drawn)} contexts: {'; '.join(words)}"
-    caption = "Each line is one context, always the same and none of those of the table: an episode without exploration."
+    caption = (
+        "Each line is one context, the same throughout and none of the table's. Each point is one "
+        "episode without exploration."
+    )
     return [
         Figure(
             as_json(go.Figure(drawn, plain_layout("step", "return"))),
@@ -118,10 +122,7 @@ def return_maps(run: Run) -> list[Figure]:
 
 
 def episode_rows(run: Run) -> list[list[Figure]]:
-    """Draw episodes in unseen contexts.
-
-    Paths, a row per method, or rewards added up, all methods in one plot.
-    """
+    """Draw episodes in unseen contexts: paths, one row per method, or cumulative rewards."""
     if "episode_rewards" not in run.tensors:
         return []
     titles, methods = run.facts["episode_titles"], run.facts["episode_methods"]
@@ -134,7 +135,7 @@ def episode_rows(run: Run) -> list[list[Figure]]:
 
 
 def value_scatter(run: Run) -> list[Figure]:
-    """Plot values against the discounted returns that followed."""
+    """Plot values against the discounted returns that followed, with the root mean square error."""
     import plotly.graph_objects as go
 
     if "value_truth" not in run.tensors:
@@ -147,11 +148,14 @@ def value_scatter(run: Run) -> list[Figure]:
     style = {"color": BLUE, "size": 5, "opacity": 0.6}
     points = go.Scatter(x=truth.tolist(), y=given.tolist(), mode="markers", marker=style)
     off = float((given - truth).square().mean().sqrt())
-    alt = f"Values against discounted returns of {len(truth)} states: root mean square difference {off:.3g}"
+    alt = (
+        f"Values against discounted returns of {len(truth)} states: root mean square error "
+        f"{off:.3g}"
+    )
+    unseen = UNSEEN if run.facts["ranges"][0][2] else "unseen in training"
     caption = (
-        f"On the grey line a state is worth what then followed; the root mean square difference is "
-        f"{off:.3g}. The states are those of episodes in contexts "
-        f"{UNSEEN if run.facts['ranges'][0][2] else 'never met'}."
+        f"On the grey line the value equals the discounted return. The root mean square error is "
+        f"{off:.3g}. The states are from episodes in contexts {unseen}."
     )
     layout = plain_layout("discounted return that followed", "value")
     return [Figure(as_json(go.Figure([right, points], layout)), alt, caption, 360)]
@@ -177,7 +181,7 @@ def _return_map(run: Run, method: str, grid: list[list[float]], limits: list[flo
     flat = [value for row in grid for value in row]
     alt = f"Return of {method} over {name} and {other}: {min(flat):.3g} to {max(flat):.3g}"
     caption = (
-        "Inside the orange frame are the training ranges; no context beyond it was met in training."
+        "The orange frame holds the training ranges; no context outside it was used in training."
     )
     return Figure(as_json(go.Figure([heat], layout)), alt, caption, 320, (), method)
 
@@ -201,7 +205,7 @@ def _return_lines(run: Run, first: list[float], methods: list[str]) -> Figure:
     layout = plain_layout(name, "return")
     band = {"type": "rect", "x0": across[0], "x1": across[1], "yref": "paper", "y0": 0, "y1": 1}
     layout["shapes"] = [band | {"fillcolor": ORANGE, "opacity": 0.12, "line": {"width": 0}}]
-    caption = "The orange band is the training range; no context beyond it was met in training."
+    caption = "The orange band is the training range; no context outside it was used in training."
     return Figure(
         as_json(go.Figure(drawn, layout)), f"Return against {name}", caption, 320, tuple(keys)
     )
@@ -252,7 +256,7 @@ def _rewards(run: Run, number: int, title: str, methods: list[str]) -> Figure:
     words = ", ".join(
         f"{method} {float(line[-1]):.4g}" for line, method in zip(sums, methods, strict=True)
     )
-    layout = plain_layout("step of the episode", "rewards added up")
+    layout = plain_layout("step of the episode", "cumulative reward")
     keys = tuple(Key(method, "―", mark(row)[0]) for row, method in enumerate(methods))
     return Figure(
         as_json(go.Figure(drawn, layout)), f"{title}: {words}", f"{words}.", 220, keys, title

@@ -1,4 +1,4 @@
-"""How a method is judged: in contexts never met, of the training ranges and beyond, the same for every method."""
+"""Judging of methods by episodes in test contexts, the same contexts for every method."""
 
 import math
 from collections.abc import Sequence
@@ -28,33 +28,35 @@ from weightloom.runs.metrics import read_rows
 from weightloom.runs.record import Role, Row, failed_row, row_of, summary
 
 TEST_SEED = 1 << 40
-"""Where contexts and starts of the table come from: the same for every method and every seed of
-training."""
+"""Seed of the table's contexts and initial states, for every method and every training seed."""
 TUNING_SEED = 1 << 31
-"""Where contexts come from that options are chosen by. Of a seed a torch generator reads the lower
-32 bits only."""
+"""Seed of validation contexts, to tune options on; torch reads the lower 32 bits of a seed."""
 NOISE = 0.1
-"""Standard deviation of noise on what is seen, for the measure of robustness."""
+"""Standard deviation of observation noise in the robustness measure ``noisy``."""
 TAIL = 0.01
-"""What a reward may still count where a discounted sum is broken off."""
+"""Weight of a reward below which a discounted sum is truncated."""
 MOST_STEPS = 2_000
-"""Steps of a rollout that values are held against, at most."""
+"""Maximum steps of a rollout that values are compared with."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Contexts that methods are judged in."""
+    """Test contexts of one table, e.g. those of the training ranges."""
 
     name: str
+    """Name in the table."""
     contexts: Float[Tensor, "contexts parameters"]
     others: Float[Tensor, "contexts parameters"]
-    """What the physics change to in mid-episode, for the measure of robustness."""
+    """Contexts to change the physics to in mid-episode, for the robustness measure ``changed``."""
 
 
 def settings(world: World, contexts: int, validation: bool = False) -> list[Setting]:
-    """Draw contexts of the training ranges and of those held out.
+    """Draw the contexts of every test setting: training ranges, and held-out ranges if any.
 
-    For validation others, none of them held out.
+    Args:
+        world: The family.
+        contexts: Contexts per setting.
+        validation: Return one setting of validation contexts, from the training ranges, instead.
     """
     if validation:
         generator = torch.Generator().manual_seed(TUNING_SEED)
@@ -70,20 +72,19 @@ def settings(world: World, contexts: int, validation: bool = False) -> list[Sett
 
 
 def judge(player: Player, world: World, setting: Setting, discount: float) -> dict[str, Tensor]:
-    """Play an episode in each context.
+    """Measure a player by one episode in each context.
 
     Args:
-        player: Who acts.
-        world: Where.
-        setting: Contexts.
-        discount: What a reward counts one step later, for values.
+        player: The player.
+        world: The family.
+        setting: Contexts of the episodes.
+        discount: Discount factor of values.
 
     Returns:
-        Each measure by name, one number per context, or one in all: ``return``, which counts; what
-        is left of it with noise on what is seen (``noisy``) and with other physics from mid-episode
-        on (``changed``); of a model that gives values ``explained_variance``; of linear-quadratic
-        control ``gain_error`` and ``value_error``; of several trials in one episode ``first_trial``
-        and ``last_trial``.
+        Measures by name, (contexts,) or (1,) each: ``return``, the score; ``noisy`` and
+        ``changed``, the return with observation noise and with other physics from mid-episode on;
+        ``explained_variance`` for models with a value function; ``gain_error`` and ``value_error``
+        for `LQR`; ``first_trial`` and ``last_trial`` for `GridWorld`.
     """
     steps = world.max_steps
     played = world.rollout(player, setting.contexts, steps, TEST_SEED)
@@ -108,10 +109,10 @@ def judge(player: Player, world: World, setting: Setting, discount: float) -> di
 def value_accuracy(
     player: ModelPlayer, world: World, setting: Setting, discount: float
 ) -> Float[Tensor, " 1"]:
-    """Return the share of the variance of discounted returns that values explain, over all contexts and steps.
+    """Return the variance of discounted returns explained by the values, over contexts and steps.
 
-    Episodes are played on beyond their time limit, as values are those of a world without one,
-    until what is left counts less than `TAIL`; 1 is perfect, and 0 is what a constant explains.
+    1 is perfect, 0 equals a constant. Values ignore the time limit, so episodes continue beyond it
+    until a reward weighs less than `TAIL`, for at most `MOST_STEPS` steps.
     """
     more = math.ceil(math.log(TAIL) / math.log(discount))
     steps = min(world.max_steps + more, MOST_STEPS)
@@ -128,7 +129,7 @@ def value_accuracy(
 
 
 def discounted(played: Rollouts, discount: float) -> Float[Tensor, "steps rows"]:
-    """Return the discounted sum of rewards from each step on.
+    """Return the discounted sum of rewards from each step to the end.
 
     Example:
         >>> rewards = torch.tensor([[0.0], [1.0], [1.0]])
@@ -146,13 +147,13 @@ def discounted(played: Rollouts, discount: float) -> Float[Tensor, "steps rows"]
 def linear_errors(
     player: Player, world: BatchedWorld, setting: Setting, discount: float
 ) -> dict[str, Tensor]:
-    """Hold a policy and its values against the optimum of linear-quadratic control.
+    """Compare a policy and its values with the optimum of linear-quadratic control.
 
     Returns:
-        ``gain_error``: distance of the gain that fits a context's actions best from the optimal
-        gain, as a share of it. ``value_error``: root mean square of the difference from the optimal
-        value, as a share of that of the values. Both per context, over 128 states drawn as episodes
-        start.
+        ``gain_error``: |K - K*| / |K*| for the gain K fitted to a context's actions and the optimal
+        gain K*. ``value_error``: root mean square error of values, divided by the root mean square
+        of the optimal values; for models without a memory and for `Oracle`. Both (contexts,), over
+        128 states drawn like initial states.
     """
     env = world.env
     assert isinstance(env, LQR) and env.action_limit
@@ -181,7 +182,14 @@ def linear_errors(
 
 
 def row(method: str, setting: Setting, found: dict[str, Tensor], role: Role = "method") -> Row:
-    """Return a row of the table, as it stands in a record."""
+    """Return a row of the record from the measures of `judge`.
+
+    Args:
+        method: Name of the method.
+        setting: Contexts of the measures.
+        found: Measures by name.
+        role: Role of the method, e.g. "control".
+    """
     made = row_of(method, setting.name, "return", found["return"], "higher", role)
     made["per_context"] = found["return"].tolist()
     made["also"] = {name: _summary(values) for name, values in found.items() if name != "return"}
@@ -191,7 +199,16 @@ def row(method: str, setting: Setting, found: dict[str, Tensor], role: Role = "m
 def score_all(
     contenders: Sequence[Contender[Any]], world: World, config: RLOptions, folder: Path
 ) -> list[Row]:
-    """Judge every contender in every setting, beside whoever does nothing and, where it is known, the optimum."""
+    """Judge every contender and the controls in every setting.
+
+    Controls are no action and, for `LQR`, the optimum and a cubic through optimal gains.
+
+    Args:
+        contenders: Models to judge.
+        world: The family.
+        config: Resolved options.
+        folder: The run's folder, for the metrics of each method.
+    """
     everyone: list[tuple[str, Role, Player | None]] = [
         (one.name, one.role, None if one.model is None else player_of(one.model, config))
         for one in contenders
@@ -217,19 +234,23 @@ def score_all(
 
 
 def player_of(model: Any, config: RLOptions) -> ModelPlayer:
-    """Return a model ready to act, without exploration."""
+    """Return a player that follows a model without exploration."""
     return ModelPlayer(model, remembers(config), config.reward_scale)
 
 
 def steps_to(target: float, folder: Path) -> float | None:
-    """Return after how many steps the return on validation contexts first reached a target.
+    """Return the first logged step whose mean return on validation contexts reaches a target.
 
-    None if never.
+    None if none does.
+
+    Args:
+        target: The return to reach.
+        folder: Folder of the method's metrics.
     """
     rows = (row for row in read_rows(folder) if "validation_score" in row)
     return next((float(row["step"]) for row in rows if row["validation_score"] >= target), None)
 
 
 def _summary(values: Tensor) -> dict[str, float | None]:
-    """Mean and interval; one number in all has none."""
+    """Return mean and 95 % interval; the interval of a single number is None."""
     return dict(summary(values)) if len(values) > 1 else {"mean": values.item(), "ci95": None}

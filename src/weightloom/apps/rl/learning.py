@@ -1,4 +1,4 @@
-"""One method learns: progress, evaluation, checkpoints and a way to stop, around Stable-Baselines3's own loop."""
+"""Training of one method by Stable-Baselines3, with progress, evaluation and checkpoints."""
 
 import signal
 import time
@@ -22,26 +22,30 @@ from weightloom.runs.signals import collected_signals
 from weightloom.training import History
 
 VALIDATION_SEED = 3 << 30
-"""Contexts to watch a training by: none of those that a method is judged on."""
+"""Seed of the contexts for evaluation during training, disjoint from the test contexts."""
 SHOWN = 8
-"""Contexts of each range whose returns are followed."""
+"""Contexts per range to evaluate during training."""
 RECENT = 50
-"""Episodes that the return shown is a mean of."""
+"""Number of latest episodes in the logged mean return."""
 
 
 def train(
     model: Any, world: World, config: RLOptions, training: Training[Any], keeps: bool = True
 ) -> History:
-    """Let a model learn, from its last checkpoint where there is one.
+    """Train a model, from the last checkpoint in the training's folder if one exists.
 
     Args:
-        model: A model of Stable-Baselines3, newly built.
-        world: What it learns in.
+        model: Model of Stable-Baselines3, newly built.
+        world: The family to train in.
         config: Resolved options.
-        training: Where metrics and checkpoints go.
-        keeps: Evaluate, and write metrics and checkpoints. If not, the folder is left alone.
+        training: Folder of metrics and checkpoints, identity, and progress.
+        keeps: Evaluate, and write metrics and checkpoints; else the folder stays untouched.
+
+    Returns:
+        Rows of metrics, seconds of training, and the signal that stopped it, if any.
 
     Raises:
+        CheckpointError: If a checkpoint is of another run, or cannot be written or read.
         NonFiniteError: If the environment or the policy gave a number that is not finite.
     """
     model.set_logger(Logger(None, []))
@@ -56,6 +60,7 @@ def train(
     ):
         follower = Follower(world, config, training, progress, caught, spent_s, keeps)
         follower.went_on = bool(rows)
+        # no log_interval: a dump would clear the values that `Follower` reads
         model.learn(left, follower, log_interval=None, reset_num_timesteps=False)
         if not follower.stopped:
             follower.finish()
@@ -64,7 +69,7 @@ def train(
 
 
 def _go_on(model: Any, training: Training[Any]) -> list[dict[str, Any]]:
-    """Take up the last checkpoint of a folder, if there is one; return what was logged before."""
+    """Restore the last checkpoint of a folder, if one exists; return the metrics up to it."""
     folder, rows = training.folder, []
     checkpoint = folder / "checkpoints" / "last.safetensors"
     make_folder(checkpoint.parent)
@@ -76,17 +81,17 @@ def _go_on(model: Any, training: Training[Any]) -> list[dict[str, Any]]:
 
 
 class Follower(BaseCallback):
-    """Follows a training from rollout to rollout.
+    """Callback that logs, evaluates, writes checkpoints and stops a training, between two rollouts.
 
-    Between two of them everything that goes on is in one state.
+    Between rollouts the state of the model is complete, so that a checkpoint can resume it.
 
     Args:
-        world: To evaluate in.
+        world: The family to evaluate in.
         config: Resolved options.
-        training: Where metrics and checkpoints go.
-        progress: What a person sees.
-        caught: Signals; one ends the training.
-        before_s: Seconds spent before a resume.
+        training: Folder of metrics and checkpoints, and identity.
+        progress: Progress bar.
+        caught: Signals received so far; one of them stops the training.
+        before_s: Seconds of training before a resume.
         keeps: Evaluate, and write metrics and checkpoints.
     """
 
@@ -116,13 +121,13 @@ class Follower(BaseCallback):
             self.contexts.append(("held_out", world.family.sample(SHOWN, generator, held_out=True)))
 
     def spent_s(self) -> float:
-        """Seconds of training, those before a resume included."""
+        """Return the seconds of training, including those before a resume."""
         return self.before_s + time.monotonic() - self.start_s
 
     def _on_training_start(self) -> None:
         done = self.model.num_timesteps
         self.recent.extend(getattr(self.model, "recent_returns", []))
-        begun = done or self.went_on  # a run that goes on from step 0 has been looked at there
+        begun = done or self.went_on  # a resumed run has been evaluated at step 0 already
         self.evaluated = done // self.evaluate_every if begun else -1
         self.kept = done // self.checkpoint_every if begun else -1
         self.logged = done * 500 // self.config.steps
@@ -143,7 +148,7 @@ class Follower(BaseCallback):
         return not self.stopped
 
     def finish(self) -> None:
-        """Write down where the training ended."""
+        """Log, evaluate and write a checkpoint at the end of the training."""
         self._log(self.model.num_timesteps, last=True)
         self._evaluate(self.model.num_timesteps)
         self._keep()
@@ -151,11 +156,11 @@ class Follower(BaseCallback):
     def _keep(self) -> None:
         if self.keeps:
             model: Any = self.model
-            model.recent_returns = list(self.recent)  # what is logged is a mean over them
+            model.recent_returns = list(self.recent)  # a resumed run logs the same mean
             keep(self.folder / "checkpoints" / "last.safetensors", self.model, self.identity)
 
     def _log(self, step: int, last: bool = False) -> None:
-        """Log about 500 rows a run, and show the return."""
+        """Show the mean return, and log it about 500 times per run."""
         values = self.model.logger.name_to_value
         loss = values.get("train/critic_loss", values.get("train/value_loss"))
         share = step * 500 // self.config.steps
@@ -169,10 +174,7 @@ class Follower(BaseCallback):
             self._write({"step": step, "loss": float(loss), "return": mean})
 
     def _evaluate(self, step: int) -> None:
-        """Play in the contexts that are followed.
-
-        Training goes on as if nothing had been played.
-        """
+        """Log the return in each validation context, without an effect on the training."""
         if not self.keeps:
             return
         player = ModelPlayer(self.model, remembers(self.config), self.config.reward_scale)

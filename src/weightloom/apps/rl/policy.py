@@ -1,9 +1,7 @@
-"""The policy of one context as a plain network.
-
-What is generated from the context is fixed, the context folded in.
+"""The policy of one context as a plain network, with the context folded into its parameters.
 
 In:   a trained model, and a context with training ranges mapped to [-1, 1].
-Out:  a module from observations to actions in the environment's own units, made of torch alone.
+Out:  a module from observations to actions in the environment's units, made of torch alone.
 Knows nothing of runs. Start at `plain_policy`.
 """
 
@@ -28,23 +26,23 @@ from weightloom.apps.rl.agents.nets import (
 from weightloom.base import specialise
 
 POLICY = "networks.policy."
-"""What parameters of a policy begin with, where one hypernetwork writes a value function too."""
+"""Prefix of the policy's parameters in a generated `SideBySide`."""
 
 
 def plain_policy(
     model: Any, told: Float[Tensor, " parameters"], own_actions: spaces.Space[Any]
 ) -> nn.Module:
-    """Return the policy of one context, without exploration.
+    """Return the deterministic policy of one context as a plain module.
 
     Args:
-        model: A model of Stable-Baselines3 with networks of ours, without a memory.
-        told: The context, training ranges mapped to [-1, 1].
-        own_actions: The environment's own actions.
+        model: Model of Stable-Baselines3 with networks of this library and no memory.
+        told: The context, (parameters,), training ranges mapped to [-1, 1].
+        own_actions: The environment's action space.
 
     Returns:
-        A `torch.fx.GraphModule`, from observations (..., state) to actions (..., actions) in the
-        units of ``own_actions``, or to indices (...). It shares nothing with the model, and needs
-        only torch, exported too. Its parameters take no gradients until ``requires_grad_()``.
+        A `torch.fx.GraphModule` from observations (..., state) to actions (..., actions) in the
+        units of ``own_actions``, or to indices (...). It shares no tensor with the model and needs
+        torch alone, also when exported. Its parameters have ``requires_grad=False``.
     """
     if isinstance(model, TD3):
         network = model.actor.mu[0]
@@ -59,7 +57,7 @@ def plain_policy(
 
 
 def _body(network: nn.Module, told: Tensor) -> nn.Module:
-    """The network of one context, which reads the state alone."""
+    """Return the network of one context, from (..., state)."""
     if isinstance(network, PlainNetwork):
         layers: Any = copy.deepcopy(network.layers.networks["policy"])
         if network.read.start == 0:
@@ -78,7 +76,7 @@ def _body(network: nn.Module, told: Tensor) -> nn.Module:
 
 
 def _folded(layer: nn.Linear, told: Tensor) -> nn.Linear:
-    """A layer whose first inputs are constant: what they add goes into its bias."""
+    """Return a layer without its first inputs, which are constant and folded into the bias."""
     whole = nn.Linear(layer.in_features - len(told), layer.out_features)
     with torch.no_grad():
         whole.weight.copy_(layer.weight[:, len(told) :])
@@ -93,7 +91,7 @@ def _folded_trunk(trunk: ResidualMLP, told: Tensor) -> ResidualMLP:
 
 
 class _Matched(nn.Module):
-    """Trunk features beside the state, then plain layers."""
+    """Plain layers that read trunk features and state, [features | state]."""
 
     def __init__(self, trunk: nn.Module, layers: nn.Module) -> None:
         super().__init__()
@@ -104,12 +102,10 @@ class _Matched(nn.Module):
 
 
 class _Generated(nn.Module):
-    """A policy whose parameters follow from the state too.
+    """Policy whose parameters are generated from state and context: trunk, head, `ModulatedLayer`.
 
-    Trunk, head, and a `ModulatedLayer` of them for each row.
-
-    `ModulatedLayer` once more, its parameters own, generated, or changed by low rank, for any axes
-    in front.
+    `forward` computes the `ModulatedLayer` for any leading axes. Each of its parameters is own,
+    generated in full, or own plus a generated change of low rank.
     """
 
     def __init__(self, network: GeneratedNetwork, told: Tensor) -> None:
@@ -131,8 +127,8 @@ class _Generated(nn.Module):
         with torch.no_grad():
             self.head.weight.copy_(network.hyper.head.weight[rows])
             self.head.bias.copy_((network.hyper.head.bias + generated.start())[rows])
-        for name, value in network.hyper.base.networks["policy"].named_parameters():  # type: ignore[index,union-attr]
-            if f"{name}/change" not in self.shapes:  # own, or what a change of low rank is added to
+        for name, value in network.base.networks["policy"].named_parameters():
+            if f"{name}/change" not in self.shapes:  # own, or own plus a change of low rank
                 self.register_parameter(
                     name.replace(".", "_"), nn.Parameter(value.detach().clone())
                 )
@@ -163,7 +159,12 @@ class _Generated(nn.Module):
 
 
 class _Ending(nn.Module):
-    """From the numbers of a policy to the environment's own actions."""
+    """Map the outputs of a policy network to actions of the environment.
+
+    Args:
+        own_actions: The environment's action space.
+        squash: Apply tanh, as TD3 and SAC do; else clamp to [-1, 1].
+    """
 
     def __init__(self, own_actions: spaces.Space[Any], squash: bool) -> None:
         super().__init__()
@@ -182,5 +183,5 @@ class _Ending(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.actions:
             return x.argmax(-1)
-        mean = x[..., : self.actions]  # SAC's network gives deviations behind it
+        mean = x[..., : self.actions]  # log deviations of SAC follow it
         return self.middle + self.reach * (mean.tanh() if self.squash else mean.clamp(-1.0, 1.0))

@@ -1,21 +1,22 @@
-"""What suits each environment, where nothing was typed; and which methods an algorithm can run."""
+"""Default options of each environment, and the methods of each algorithm."""
 
 from dataclasses import dataclass
 from typing import Any
 
 OURS = "hypernetwork"
+"""Default `--method`."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to tell agents their context, which can be chosen by name."""
+    """A method: one way for an agent to use the context."""
 
     name: str
-    """Its name on the command line."""
+    """Name on the command line."""
     about: str
-    """Its idea, in one line."""
+    """Description in one line."""
     algorithms: tuple[str, ...]
-    """The algorithms that can run it."""
+    """Algorithms that can train it."""
 
 
 _OFF_POLICY = ("td3", "sac")
@@ -32,35 +33,37 @@ METHODS = (
     Method("film", "only gains and biases are generated", (*_OFF_POLICY, "ppo", "recurrent-ppo")),
     Method(
         "concat",
-        "nothing is generated: a plain network reads the context beside the state",
+        "a plain network reads context and state; nothing is generated",
         (*_OFF_POLICY, "ppo"),
     ),
     Method(
-        "concat-mse", "the same, its critic with squared errors instead of Huber's", _OFF_POLICY
+        "concat-mse",
+        "as concat, with squared errors in the critic in place of Huber's",
+        _OFF_POLICY,
     ),
     Method(
         "input-matched",
-        "the trunk of ours and the state once more, with nothing generated",
+        "the same trunk, then plain layers on its features and the state",
         (*_OFF_POLICY, "ppo"),
     ),
     Method(
         "recurrent",
-        "a memory of states, actions and rewards, with nothing generated",
+        "a memory of states, actions and rewards, then plain layers",
         ("recurrent-ppo",),
     ),
     Method(
         "none",
-        "a plain network that is not told the context",
+        "a plain network that reads the state alone",
         (*_OFF_POLICY, "ppo", "recurrent-ppo"),
     ),
 )
-"""Every method, in the order of lists."""
+"""Every method, in the order of lists and tables."""
 
 RUNS: dict[str, tuple[str, ...]] = {
     algorithm: tuple(method.name for method in METHODS if algorithm in method.algorithms)
     for algorithm in (*_OFF_POLICY, "ppo", "recurrent-ppo")
 }
-"""Names of the methods that an algorithm can run."""
+"""Names of the methods that an algorithm can train, by algorithm."""
 
 COMMON: dict[str, Any] = {
     "algorithm": "td3",
@@ -86,6 +89,7 @@ COMMON: dict[str, Any] = {
     "reward_scale": 1.0,
     "test_contexts": 100,
 }
+"""Default options of every environment; `PRESETS` overrides them."""
 
 _MUJOCO: dict[str, Any] = {
     "steps": 300_000,
@@ -161,7 +165,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "HalfCheetah-v5": _MUJOCO,
     "Hopper-v5": _MUJOCO,
 }
-"""What differs from `COMMON`."""
+"""Default options by environment, where they differ from `COMMON`."""
 
 COMPARATORS: dict[str, tuple[str, ...]] = {
     "td3": ("concat", "film"),
@@ -169,11 +173,16 @@ COMPARATORS: dict[str, tuple[str, ...]] = {
     "ppo": ("concat", "film"),
     "recurrent-ppo": ("recurrent", "none"),
 }
-"""Methods that run beside ours where nothing was typed."""
+"""Default `--comparators` of each algorithm."""
 
 
 def preset(env: str, algorithm: str | None) -> dict[str, Any]:
-    """Return what suits an environment, with its usual algorithm or the one that was chosen."""
+    """Return the default options of an environment.
+
+    Args:
+        env: Name of the environment; one without an entry in `PRESETS` gets `COMMON`.
+        algorithm: Algorithm; None for the environment's default.
+    """
     known = {**COMMON, **PRESETS.get(env, {})}
     chosen = algorithm or known["algorithm"]
     return {**known, "algorithm": chosen, "comparators": COMPARATORS[chosen]}

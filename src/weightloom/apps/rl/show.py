@@ -1,5 +1,6 @@
-"""What the report draws: returns over the grid of contexts, episodes in unseen contexts, values against truth."""
+"""Data of the report: returns over the grid of contexts, episodes, values against returns."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,26 +9,28 @@ from torch import Tensor
 from weightloom.apps.app import Shown
 from weightloom.apps.rl.agents.players import ModelPlayer, Oracle
 from weightloom.apps.rl.config import RLOptions
+from weightloom.apps.rl.envs.batched import BatchedEnv
 from weightloom.apps.rl.envs.gyre import DoubleGyre
 from weightloom.apps.rl.envs.lqr import LQR
-from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, World
+from weightloom.apps.rl.envs.worlds import BatchedWorld, Player, Rollouts, World
 from weightloom.apps.rl.judge import MOST_STEPS, TEST_SEED, discounted
 
 GRID_POINTS = 13
-"""Of each side of the grid of contexts; fewer where an episode takes long."""
+"""Points per axis of the grid of contexts in batched environments; 5 in those of gymnasium."""
 SHOWN_EPISODES = 4
+"""Episodes to draw, one per context."""
 POINTS = 600
-"""Values that are drawn against discounted returns."""
+"""Maximum number of values to draw against discounted returns."""
 SHOW_SEED = TEST_SEED - 1
-"""Where shown contexts come from: none of those of the table."""
+"""Seed of the contexts to draw, disjoint from those of the table."""
 
 
 def showcase(players: dict[str, Player], world: World, config: RLOptions) -> Shown:
-    """Gather what the report draws: of the first method, and the grid of every method.
+    """Return the tensors and facts of the report: grid, episodes, and values of the first player.
 
     Args:
-        players: The methods, the one that the report is about first.
-        world: Where they act.
+        players: Players by method, the report's method first.
+        world: The family.
         config: Resolved options.
     """
     tensors: dict[str, Tensor] = {}
@@ -53,50 +56,51 @@ def showcase(players: dict[str, Player], world: World, config: RLOptions) -> Sho
 def _episodes(
     players: dict[str, Player], world: World, config: RLOptions, facts: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Whole episodes in unseen contexts.
-
-    Paths where the environment has a plane to draw them in, else rewards.
-    """
-    assert config.discount
+    """Return rewards of episodes in unseen contexts, and paths if the environment draws them."""
     generator = torch.Generator().manual_seed(SHOW_SEED)
     contexts = world.family.sample(SHOWN_EPISODES, generator, held_out=world.family.has_held_out)
-    shown: dict[str, Player] = {next(iter(players)): next(iter(players.values()))}
-    if len(players) > 1:
-        shown |= dict([list(players.items())[1]])
+    shown = dict(list(players.items())[:2])
     if isinstance(world, BatchedWorld) and isinstance(world.env, LQR):
         shown["optimum"] = Oracle(world, config.discount)
     facts["episode_methods"] = list(shown)
-    facts["episode_titles"] = [
-        ", ".join(
-            f"{name} {value:.3g}" for name, value in zip(world.family.names, context, strict=True)
-        )
-        for context in contexts.tolist()
-    ]
+    facts["episode_titles"] = [_title(world.family.names, context) for context in contexts.tolist()]
     played = [
         world.rollout(player, contexts, world.max_steps, SHOW_SEED) for player in shown.values()
     ]
     tensors = {
         "episode_rewards": torch.stack([_padded(one.rewards, world.max_steps) for one in played])
     }
-    if isinstance(world, BatchedWorld) and played[0].states is not None:
-        drawn = [
-            [world.env.draw(one.states[:, row]) for row in range(SHOWN_EPISODES)]
-            for one in played
-            if one.states is not None
-        ]
-        if drawn[0][0] is not None:
-            facts["episode_axes"] = drawn[0][0][1]
-            tensors["episode_paths"] = torch.stack(
-                [torch.stack([path[0] for path in rows if path]) for rows in drawn]
-            )
-        if isinstance(world.env, DoubleGyre):
-            facts["episode_target"] = list(world.env.target)
+    if isinstance(world, BatchedWorld):
+        tensors |= _paths(world.env, played, facts)
     return tensors
 
 
+def _title(names: Sequence[str], context: list[float]) -> str:
+    """Return a context in words."""
+    return ", ".join(f"{name} {value:.3g}" for name, value in zip(names, context, strict=True))
+
+
+def _paths(env: BatchedEnv, played: list[Rollouts], facts: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the paths of episodes, (players, episodes, steps, 2), if the environment draws them.
+
+    Axes and target are added to ``facts``.
+    """
+    states = [one.states for one in played if one.states is not None]
+    drawn = [[env.draw(one[:, row]) for row in range(SHOWN_EPISODES)] for one in states]
+    if isinstance(env, DoubleGyre):
+        facts["episode_target"] = list(env.target)
+    if drawn[0][0] is None:
+        return {}
+    facts["episode_axes"] = drawn[0][0][1]
+    paths = [torch.stack([path[0] for path in rows if path]) for rows in drawn]
+    return {"episode_paths": torch.stack(paths)}
+
+
 def _values(player: ModelPlayer, world: World, config: RLOptions) -> dict[str, Tensor]:
-    """Values beside the discounted returns that followed, of some states of held-out contexts."""
-    assert config.discount
+    """Return values and the discounted returns that followed, of at most `POINTS` states.
+
+    Contexts are held out if the family has held-out ranges.
+    """
     generator = torch.Generator().manual_seed(SHOW_SEED)
     contexts = world.family.sample(20, generator, held_out=world.family.has_held_out)
     steps = min(3 * world.max_steps, MOST_STEPS)
@@ -114,5 +118,5 @@ def _values(player: ModelPlayer, world: World, config: RLOptions) -> dict[str, T
 
 
 def _padded(rewards: Tensor, steps: int) -> Tensor:
-    """Fill up with zeros what ended early, (steps, rows)."""
+    """Pad rewards of episodes that ended early with zeros, to (steps, rows)."""
     return torch.nn.functional.pad(rewards, (0, 0, 0, steps - len(rewards)))

@@ -1,4 +1,4 @@
-"""A trained agent from Python: train it in a family, act for a context, take the policy of one context along."""
+"""Trained agents in Python: train in a family, act in a context, export the policy of a context."""
 
 import math
 from collections.abc import Mapping
@@ -42,10 +42,9 @@ OPTIONS = [
         "validation",
     )
 ]
-"""Options of a run that are options of `train`: all but those that the family has, and those of a
-table of methods."""
+"""Options of `RLConfig` that `train` takes: all but those of the family and the table."""
 FILE = "agent.safetensors"
-"""What an agent is kept in."""
+"""File of a saved agent."""
 
 
 def train(
@@ -59,41 +58,42 @@ def train(
     resume: bool = False,
     **options: Any,
 ) -> "Agent":
-    """Let one agent learn in a family of environments.
+    """Train one agent in a family of environments.
 
-    Global sources of randomness are seeded, as Stable-Baselines3 does. The number of CPU threads is
-    put back.
+    Stable-Baselines3 seeds the global random generators. The number of CPU threads is restored
+    afterwards.
 
     Args:
-        family: As `family` returns it.
-        method: What is generated, or read: a name in `weightloom.apps.rl.presets.METHODS`.
-        steps: Environment steps. None: what suits the environment.
-        seed: Everything random follows from it.
+        family: The family, from `weightloom.apps.rl.family`.
+        method: Name of a method in `weightloom.apps.rl.presets.METHODS`.
+        steps: Environment steps. Default: the environment's in `weightloom.apps.rl.presets`, else
+            60,000.
+        seed: Seed of all random numbers.
         quiet: Show no progress.
-        run: A folder to keep options, metrics, checkpoints and the agent in; it must be empty.
-            None: nothing is kept.
-        resume: Go on in a folder whose training was stopped.
-        **options: Any other of `weightloom.apps.rl.config.RLConfig`, as in ``learning_rate=1e-3``.
+        run: Empty folder for options, metrics, checkpoints and the agent. Default: no file is kept.
+        resume: Continue a stopped training in ``run``.
+        **options: Other options of `weightloom.apps.rl.config.RLConfig`, e.g.
+            ``learning_rate=1e-3``.
 
     Returns:
         The trained agent.
 
     Raises:
-        ConfigError: If an option is unknown or cannot work, so few steps would teach nothing, or
-            the folder is not empty.
+        ConfigError: If an option is unknown or out of range, ``steps`` ends before the first policy
+            update, or the folder is not empty.
         NonFiniteError: If the environment or the policy gave a number that is not finite.
-        KeyboardInterrupt: If Ctrl-C stopped it; what was learned is in the folder, if there is one.
+        KeyboardInterrupt: If Ctrl-C stopped the training; ``run`` then holds a checkpoint.
     """
     for name in options:
         if name not in OPTIONS:
             raise ConfigError(
-                f"`{name}` is no option of `rl.train`. It trains one method in one family. "
+                f"`{name}` is no option of `rl.train`, which trains one method in one family. "
                 f"{nearest(name, OPTIONS)}"
             )
     if isinstance(family.action_space, spaces.Discrete) and preset(family.name, None)[
         "algorithm"
     ] in ("td3", "sac"):
-        options.setdefault("algorithm", "ppo")  # the others need actions that are numbers
+        options.setdefault("algorithm", "ppo")  # TD3 and SAC need continuous actions
     config = RLConfig.from_dict(
         {"env": family.name, "method": method, "comparators": [], "steps": steps, "seed": seed}
         | {"vary": _texts(family, "train"), "held_out": _texts(family, "held_out")}
@@ -114,34 +114,31 @@ def train(
 
 
 class _Given(RL):
-    """The application, in a family that is made already."""
+    """The application with a given family."""
 
     def __init__(self, family: World, keeps: bool) -> None:
         self.family, self.keeps = family, keeps
 
     def open(self, config: RLOptions) -> World:
-        build_agent(
-            config.method, self.family, config
-        )  # what cannot work is said before anything is written
+        build_agent(config.method, self.family, config)  # raises before a file is written
         return self.family
 
     def train(
         self, model: Any, problem: World, config: RLOptions, training: Training[Any]
     ) -> History:
-        config.check_learns()  # steps may have come from `minutes`
+        config.check_learns()  # `minutes` may have set the steps
         return learn(model, problem, config, training, self.keeps)
 
 
 class Agent:
-    """A trained agent: an observation and a context in, an action of the environment out.
+    """A trained agent: observation and context in, action of the environment out.
 
-    Contexts are given by name, in the environment's own units:
-    ``agent.act(observation, gravity=12.0)``. A number may lie beyond the range that was trained in;
-    nothing is known there but what a network makes of it. Where observations are rows, a number of
-    a context may be one for each row.
+    Context parameters are passed by name, in the environment's units:
+    ``agent.act(observation, gravity=12.0)``. Values outside the training range are allowed, and the
+    networks then extrapolate. For rows of observations a parameter may have one value per row.
 
     Args:
-        model: A model of Stable-Baselines3, with networks of ours.
+        model: Model of Stable-Baselines3 with networks of this library.
         world: The family that it was trained in.
         config: Resolved options of the training.
     """
@@ -151,39 +148,39 @@ class Agent:
         self.player = player_of(model, config)
 
     def begin(self) -> None:
-        """Forget what was seen: an episode begins.
-
-        Only agents with a memory need it, those of `recurrent-ppo`.
-        """
+        """Reset the memory before an episode; only agents of `recurrent-ppo` need it."""
         self.player.begin(0)
 
     def act(self, observation: Any, rewards: Any = None, /, **context: Any) -> Any:
-        """Choose the best action, without exploration.
+        """Return the most likely action, without exploration.
 
-        An agent with a memory finds out about the context by itself: it takes none, but the reward
-        of its last action, ``agent.act(observation, reward)``, and `begin` before each episode.
+        An agent with a memory infers the context. It takes the reward of its last action in place
+        of a context, ``agent.act(observation, reward)``, and needs `begin` before each episode.
 
         Args:
-            observation: (state,), or (rows, state), without the context.
-            rewards: Of the last action, a number or (rows,); only for agents with a memory. None:
-                zero.
-            **context: A number for each that varies, or (rows,) of them.
+            observation: Observation without the context, (state,) or (rows, state).
+            rewards: Reward of the last action, a number or (rows,), for agents with a memory.
+                Default: 0.
+            **context: Value of each context parameter, a number or (rows,).
 
         Returns:
-            An action as the environment takes it, float32 or an index; (rows, ...) of them where
-            observations are rows.
+            An action of the environment, float32 (actions,) or an index; for rows of observations
+            (rows, actions) or (rows,).
 
         Raises:
-            ShapeError: If the observation is not of the environment's.
-            ConfigError: If a number of the context is missing, unknown or not finite.
+            ShapeError: If the observation has another shape than the environment's, or the number
+                of rows changes within an episode of an agent with a memory.
+            ConfigError: If a context parameter is missing, unknown or not finite, or an agent with
+                a memory gets one.
         """
         seen, alone = self._rows(observation, context)
         if self.player.memory and len(self.player.first) == 0:
             self.player.begin(len(seen))
         if self.player.memory and len(self.player.first) != len(seen):
             raise ShapeError(
-                f"{len(seen)} observations came, {len(self.player.first)} before. An agent with a "
-                "memory goes on with the same episodes. Call `agent.begin()` when others begin."
+                f"`observation` has {len(seen)} rows, the last had {len(self.player.first)}. "
+                "An agent with a memory continues the same episodes. Call `agent.begin()` before "
+                "new ones."
             )
         last = np.broadcast_to(
             np.asarray(0.0 if rewards is None else rewards, np.float32), (len(seen),)
@@ -199,19 +196,19 @@ class Agent:
         return actions[0] if isinstance(own, spaces.Box) else int(actions[0])
 
     def value(self, observation: Any, /, **context: Any) -> Any:
-        """Say what a state is worth: the discounted sum of rewards that is expected from there on.
+        """Return the value of a state: its expected discounted return.
 
         Args:
-            observation: (state,), or (rows, state), without the context.
-            **context: A number for each that varies, or (rows,) of them.
+            observation: Observation without the context, (state,) or (rows, state).
+            **context: Value of each context parameter, a number or (rows,).
 
         Returns:
-            A number, or (rows,) of them, in the units of the environment's rewards.
+            A number, or (rows,), in the units of the environment's rewards.
 
         Raises:
-            ShapeError: If the observation is not of the environment's.
-            ConfigError: If a number of the context is missing or unknown, or the agent has a
-                memory.
+            ShapeError: If the observation has another shape than the environment's.
+            ConfigError: If a context parameter is missing, unknown or not finite, or the agent has
+                a memory.
         """
         self._check_no_memory("value of a state")
         seen, alone = self._rows(observation, context)
@@ -219,38 +216,37 @@ class Agent:
         return float(values[0]) if alone else values
 
     def specialise(self, **context: float) -> nn.Module:
-        """Return the policy of one context as a plain module.
+        """Return the policy of one context as a plain module, from observation to action.
 
-        Observation in, action of the environment out.
-
-        Where parameters are generated from state and context, it holds the generator, with the
-        context folded into its first layer; from the context alone (``method="context-only"``), it
-        is one small network.
+        With parameters generated from state and context, the module holds the hypernetwork, with
+        the context folded into its first layer. With ``method="context-only"`` it is one small
+        network.
 
         Args:
-            **context: A number for each that varies.
+            **context: Value of each context parameter, a number.
 
         Returns:
             A module from (..., state), float32, to (..., actions), or to indices (...). It shares
-            nothing with the agent and needs nothing but torch: keep its ``state_dict``, or pass it
-            to ``torch.export.export``.
+            no tensor with the agent and needs torch alone: save its ``state_dict``, or pass it to
+            ``torch.export.export``.
 
         Raises:
-            ConfigError: If a number of the context is missing, unknown or not finite, or the agent
-                has a memory.
+            ConfigError: If a context parameter is missing, unknown or not finite, or the agent has
+                a memory.
         """
         self._check_no_memory("policy of one context")
         told = self.world.family.normalise(torch.from_numpy(self._context(context, 1))[0])
         return plain_policy(self.model, told, self.world.own_actions)
 
     def save(self, folder: Path | str) -> None:
-        """Keep the agent in a folder, as ``agent.safetensors``.
+        """Save the agent as ``agent.safetensors``, which `load` reads without the environment.
 
-        `load` needs nothing else, not even the environment.
+        Args:
+            folder: Folder to write; created if missing.
 
         Raises:
-            ConfigError: If the folder cannot be made.
-            CheckpointError: If it cannot be written.
+            ConfigError: If the folder cannot be created.
+            CheckpointError: If the file cannot be written.
         """
         world = self.world
         facts = {
@@ -266,23 +262,23 @@ class Agent:
         save_tensors(folder / FILE, self.model.policy.state_dict(), facts)
 
     def _rows(self, observation: Any, context: Mapping[str, Any]) -> tuple[Any, bool]:
-        """Lay out [context | state] as float32 (rows, numbers), and say whether it was one observation alone."""
+        """Return [context | state], float32 (rows, numbers), and whether the input was one row."""
         state = np.asarray(
             observation.detach().cpu() if isinstance(observation, Tensor) else observation,
             np.float32,
         )
         if state.ndim not in (1, 2) or state.shape[-1] != self.world.state_dim or state.size == 0:
             raise ShapeError(
-                f"The observation has shape {state.shape}. One of `{self.world.name}` holds "
-                f"{self.world.state_dim} numbers, and the context is not among them. Pass "
+                f"`observation` has shape {state.shape}. An observation of `{self.world.name}` "
+                f"holds {self.world.state_dim} numbers, without the context. Pass "
                 f"({self.world.state_dim},) or rows of it."
             )
         rows = state.reshape(-1, state.shape[-1])
         if self.player.memory:
             if context:
                 raise ConfigError(
-                    f"`{next(iter(context))}` was passed, but an agent with a memory is not told "
-                    "the context. It finds out from states and rewards. Type "
+                    f"`{next(iter(context))}` was passed, but an agent with a memory takes no "
+                    "context. It infers the context from states and rewards. Type "
                     "`agent.act(observation, reward)`."
                 )
             told = np.zeros((len(rows), len(self.world.family.names)), np.float32)
@@ -293,61 +289,64 @@ class Agent:
         return np.concatenate([told, rows], 1), state.ndim == 1
 
     def _context(self, context: Mapping[str, Any], rows: int) -> Any:
-        """Lay out a context, float32 (rows, parameters), after everything in it was checked."""
+        """Check a context and return it as float32 (rows, parameters)."""
         names = self.world.family.names
         for name in context:
             if name not in names:
                 raise ConfigError(
-                    f"`{name}` is no number of a context of this agent. It was trained for those "
+                    f"`{name}` is no context parameter of this agent. It was trained for those "
                     f"that vary in its family. {nearest(name, names)}"
                 )
         missing = [one for one in self.world.family.varied if one.name not in context]
         if missing:
             typed = ", ".join(f"{one.name}={math.fsum(one.train) / 2:g}" for one in missing)
             raise ConfigError(
-                f"The context lacks `{missing[0].name}`. A policy is one for each context, and "
-                f"that is all of its numbers. Add it, as in `{typed}`."
+                f"The context lacks `{missing[0].name}`. A policy needs the value of every "
+                f"parameter. Add it, e.g. `{typed}`."
             )
-        columns = []
-        for name in names:
-            value = np.asarray(context[name], np.float32)
-            if value.shape not in ((), (rows,)) or not np.isfinite(value).all():
-                raise ConfigError(
-                    f"`{name}={context[name]!r}` does not fit. It is a finite number in the "
-                    f"environment's units{f', or one for each of {rows} observations' if rows > 1 else ''}. Pass `{name}="
-                    f"{self.world.family.varied[names.index(name)].train[0]:g}`."
-                )
-            columns.append(np.broadcast_to(value, (rows,)))
+        columns = [_column(one, context[one.name], rows) for one in self.world.family.varied]
         return np.stack(columns, 1)
 
-    def _check_no_memory(self, what: str) -> None:
+    def _check_no_memory(self, wanted: str) -> None:
         if self.player.memory:
             raise ConfigError(
-                f"An agent of `recurrent-ppo` has no {what}: it acts by what it remembers of an "
-                "episode. "
-                'Call `act` step by step, or train with `algorithm="ppo"`, where the context is given.'
+                f"An agent of `recurrent-ppo` has no {wanted}: it acts by its memory of an "
+                "episode. Call `act` step by step, or train with "
+                '`algorithm="ppo"`, which reads the context.'
             )
+
+
+def _column(varied: Varied, given: Any, rows: int) -> Any:
+    """Check a context parameter and return it as float32 (rows,)."""
+    value = np.asarray(given, np.float32)
+    if value.shape not in ((), (rows,)) or not np.isfinite(value).all():
+        many = f", or one for each of {rows} observations" if rows > 1 else ""
+        raise ConfigError(
+            f"`{varied.name}={given!r}` does not fit. A context parameter is a finite number in "
+            f"the environment's units{many}. Pass `{varied.name}={varied.train[0]:g}`."
+        )
+    return np.broadcast_to(value, (rows,))
 
 
 def load(folder: Path | str, *, trust: bool = False) -> Agent:
-    """Read an agent that `Agent.save`, `train` or ``weightloom rl`` wrote, of a run's folder its `--method`.
+    """Load an agent that `Agent.save`, `train` or ``weightloom rl`` wrote.
 
     Args:
-        folder: Where it is.
+        folder: Folder of the agent, or of a run, whose `--method` is then loaded.
         trust: Import the module that registers the environment of a run of
             ``weightloom rl --env module:Name-v0``.
 
     Raises:
-        ConfigError: If the run's options name code, and it is not trusted.
-        DataError: If the folder holds none.
-        CheckpointError: If a file is not whole.
+        ConfigError: If the run's options name code, without ``trust``.
+        DataError: If the folder holds no agent.
+        CheckpointError: If a file is incomplete.
     """
     folder = Path(folder)
     if not (folder / FILE).is_file():
         if not (folder / "config.json").is_file():
             raise DataError(
-                f"`{folder}` holds no agent. That is `{FILE}`, or the folder of a run of "
-                "`weightloom rl`. Pass a folder that `agent.save` or `rl.train(..., run=...)` "
+                f"`{folder}` holds no agent: neither `{FILE}` nor a run of `weightloom rl`. "
+                "Pass a folder that `agent.save` or `rl.train(..., run=...)` "
                 "wrote."
             )
         made = experiment.load(RL(), folder, only=True, trust=trust)
@@ -368,6 +367,6 @@ def load(folder: Path | str, *, trust: bool = False) -> Agent:
 
 
 def _texts(family: World, which: str) -> list[str]:
-    """Write ranges as they are typed on the command line."""
+    """Return the ranges of a family as texts of the command line."""
     ranges = {one.name: getattr(one, which) for one in family.family.varied}
     return [f"{name}={limits[0]!r}:{limits[1]!r}" for name, limits in ranges.items() if limits]

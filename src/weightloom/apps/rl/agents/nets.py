@@ -1,8 +1,8 @@
-"""Networks of agents: what is generated from state and context, and the plain networks it is held against.
+"""Networks of agents: generated from state and context, and the plain ones to compare them with.
 
-In:   rows of numbers, [context | state] for a policy, [context | state | action] for a critic.
+In:   rows, [context | state] for a policy, [context | state | action] for a critic.
 Out:  (rows, outputs).
-Knows nothing of algorithms; which columns are read for what is said once, by `Columns`.
+Knows nothing of algorithms. `Columns` holds the layout of a row.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from weightloom.networks import mlp
 from weightloom.params import Params
 
 Outputs = Mapping[str, int]
-"""Numbers that each network gives, by its name."""
+"""Number of outputs of each network, by name, e.g. ``{"policy": 2, "value": 1}``."""
 Rows = Float[Tensor, "rows numbers"]
 Kind = Literal["hypernetwork", "context-only", "film", "input-matched", "concat", "none"]
 KINDS: tuple[Kind, ...] = (
@@ -36,7 +36,7 @@ KINDS: tuple[Kind, ...] = (
 
 @dataclass(frozen=True)
 class Columns:
-    """How many numbers of a row are context, state and action, in this order."""
+    """Layout of a row: numbers of context, state and action, in this order."""
 
     context: int
     state: int
@@ -44,44 +44,43 @@ class Columns:
 
     @property
     def seen(self) -> slice:
-        """Context and state: what parameters are generated from."""
+        """Columns of context and state, from which parameters are generated."""
         return slice(0, self.context + self.state)
 
     @property
     def told(self) -> slice:
-        """The context."""
+        """Columns of the context."""
         return slice(0, self.context)
 
     @property
     def acted(self) -> slice:
-        """State and action: what a generated network reads."""
+        """Columns of state and action, the input of a generated network."""
         return slice(self.context, self.context + self.state + self.action)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large networks are."""
+    """Sizes of the trunk and of the generated network."""
 
     width: int = 128
-    """Of the trunk."""
+    """Width of the trunk."""
     blocks: int = 2
     """Residual blocks of the trunk."""
     hidden: int = 128
     """Hidden units of the generated network."""
     rank: int = 8
-    """Of what is generated of each matrix that is larger."""
+    """Rank of the generated change to each large matrix."""
     unit: bool = False
-    """Whether what the trunk gives is brought to length one before parameters are generated from
-    it."""
+    """Normalise trunk features to length one before parameters are generated from them."""
 
 
 class ModulatedLayer(nn.Module):
-    """A network of one hidden layer with a gain: last(relu((1 + g) · (W x) + b)).
+    """Network of one hidden layer with gain g: last(relu((1 + g) · (W x) + b)).
 
     Args:
-        inputs: Numbers it reads.
-        hidden: Hidden units.
-        outputs: Numbers it gives.
+        inputs: Number of inputs.
+        hidden: Number of hidden units.
+        outputs: Number of outputs.
 
     Source:
         Sarafian, Keynan and Kraus, "Recomposing the reinforcement learning building blocks with
@@ -96,19 +95,19 @@ class ModulatedLayer(nn.Module):
         self.last = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run it, (batch, inputs) to (batch, outputs)."""
+        """Map (batch, inputs) to (batch, outputs)."""
         hidden = relu((1 + self.gain) * self.first(x) + self.bias)
         outputs: Tensor = self.last(hidden)
         return outputs
 
 
 class ResidualMLP(nn.Module):
-    """A linear layer, then blocks of two linear layers whose result is added to what came in.
+    """Residual MLP: a linear layer, then blocks of two linear layers with a skip connection.
 
     Args:
-        inputs: Numbers it reads.
-        width: Numbers it gives.
-        blocks: How many.
+        inputs: Number of inputs.
+        width: Number of outputs, and width of every layer.
+        blocks: Number of residual blocks.
     """
 
     def __init__(self, inputs: int, width: int, blocks: int) -> None:
@@ -117,7 +116,7 @@ class ResidualMLP(nn.Module):
         self.blocks = nn.ModuleList(mlp([width, width, width]) for _ in range(blocks))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Read features, (rows, inputs) to (rows, width)."""
+        """Map (rows, inputs) to features, (rows, width)."""
         x = self.first(x)
         for block in self.blocks:
             x = x + block(relu(x))
@@ -125,10 +124,10 @@ class ResidualMLP(nn.Module):
 
 
 class SideBySide(nn.Module):
-    """Several networks that read the same numbers; what they give stands side by side.
+    """Several networks on the same input, with their outputs concatenated.
 
     Args:
-        networks: By name, as ``policy`` and ``value``.
+        networks: Networks by name, e.g. ``policy`` and ``value``.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
@@ -136,38 +135,39 @@ class SideBySide(nn.Module):
         self.networks = nn.ModuleDict(networks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run all of them, (batch, inputs) to (batch, outputs of all)."""
+        """Map (batch, inputs) to (batch, sum of all outputs)."""
         outputs = [network(x) for network in self.networks.values()]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
 
 class GeneratedNetwork(nn.Module):
-    """y = f(x; h(z)): z is [context | state], or the context alone, and x is [state | action].
+    """Network y = f(x; h(z)) with parameters generated by a hypernetwork h.
 
-    A residual trunk reads z, a linear head writes the parameters of a `ModulatedLayer` for each
-    output: matrices as a change of low rank to a shared one, everything else in full. At step 0
-    every row gets the same networks. Where z is the context alone, parameters are generated once
-    for each different context among the rows, and without gradients they are kept as long as
-    contexts and own parameters stay as they are: a policy that acts generates once an episode.
+    z is [context | state] or the context alone, x is [state | action]. The hypernetwork h is a
+    residual trunk with a linear head. For each output network f it writes the parameters of a
+    `ModulatedLayer`: matrices as a change of low rank to a shared matrix, all else in full. Before
+    training every row gets the same networks. If z is the context alone, parameters are generated
+    once per distinct context among the rows; without gradients they are cached until contexts or
+    own parameters change, so a policy that acts generates once an episode.
 
-    One step of Adam moves a generated parameter by the learning rate times the sum of the trunk's
-    features, where it moves a parameter of a plain network by the learning rate. Where states are
-    large, so is that sum: a policy with a tanh at its end is soon at one of its limits, and stays
-    there. With ``sizes.unit`` features have length one.
+    A step of Adam moves a parameter of a plain network by the learning rate, but a generated one by
+    the learning rate times the sum of the trunk's features. That sum grows with the state: a policy
+    that ends in tanh then saturates early and stays there. ``sizes.unit`` normalises the features.
 
     Args:
-        columns: What rows hold.
-        outputs: Numbers that each network gives, by its name: one hypernetwork writes all of them.
-        sizes: How large it is.
-        generate: Which parameters of the `ModulatedLayer` are generated.
-        condition: What z is: all that is seen, the context alone, or a context that differs from
-            row to row.
+        columns: Layout of a row.
+        outputs: Number of outputs of each network, by name; one hypernetwork writes all of them.
+        sizes: Sizes of trunk and generated network.
+        generate: Patterns of the `ModulatedLayer` parameters to generate.
+        condition: Columns z: ``"seen"`` for context and state, ``"context"`` for a context that
+            rows share, ``"memory"`` for a context that differs from row to row.
 
     Source:
-        Botteghi et al., "HypeRL" (2026), and Sarafian et al. (2021), section 4 and appendix A. Low
-        rank, and x with the state beside the action, are ours: theirs generates the matrix in full,
-        and its critic reads the action. Policy and value from one hypernetwork: Beck et al.,
-        "Recurrent hypernetworks are surprisingly strong in meta-RL" (2023).
+        Botteghi et al., "HypeRL" (2026), and Sarafian et al. (2021), section 4 and appendix A. Two
+        differences: matrices change by low rank, where theirs are generated in full; x holds the
+        state too, where their critic reads the action alone. Policy and value from one
+        hypernetwork: Beck et al., "Recurrent hypernetworks are surprisingly strong in meta-RL"
+        (2023).
     """
 
     def __init__(
@@ -194,8 +194,15 @@ class GeneratedNetwork(nn.Module):
         )
         self._kept: tuple[Tensor, list[int], Params] | None = None
 
+    @property
+    def base(self) -> SideBySide:
+        """The networks whose parameters are generated."""
+        base = self.hyper.base
+        assert isinstance(base, SideBySide)
+        return base
+
     def generate(self, rows: Rows) -> Params:
-        """Generate the parameters of each row's networks."""
+        """Return the generated parameters of each row's networks, (rows, *shape)."""
         z = rows[:, self.condition]
         if not self.repeats:
             return self._written(z)
@@ -204,6 +211,7 @@ class GeneratedNetwork(nn.Module):
             return Params(
                 {name: _taken(value, place) for name, value in self._written(contexts).items()}
             )
+        # torch raises a version at every change in place, so at every step of an optimiser
         versions = [parameter._version for parameter in self.parameters()]
         if self._kept is None or self._kept[1] != versions or not torch.equal(self._kept[0], z):
             self._kept = (z.clone(), versions, self._written(z))
@@ -215,7 +223,7 @@ class GeneratedNetwork(nn.Module):
         return params
 
     def forward(self, rows: Rows) -> Float[Tensor, "rows outputs"]:
-        """Generate networks for each row and run them on that row."""
+        """Generate the networks of each row and run them on that row."""
         outputs: Tensor = apply_per_task(
             self.hyper.base, self.generate(rows), rows[:, None, self.read]
         )
@@ -223,12 +231,12 @@ class GeneratedNetwork(nn.Module):
 
 
 class PlainNetwork(nn.Module):
-    """MLPs that read some of the columns: the context beside the state, or not at all.
+    """Plain MLPs that read context and state, or the state alone.
 
     Args:
-        read: Which columns they read.
-        hidden: Widths of their hidden layers.
-        outputs: Numbers that each gives, by its name.
+        read: Columns to read.
+        hidden: Widths of the hidden layers.
+        outputs: Number of outputs of each network, by name.
     """
 
     def __init__(self, read: slice, hidden: list[int], outputs: Outputs) -> None:
@@ -240,21 +248,19 @@ class PlainNetwork(nn.Module):
         )
 
     def forward(self, rows: Rows) -> Float[Tensor, "rows outputs"]:
-        """Run them."""
+        """Map (rows, numbers) to (rows, outputs)."""
         outputs: Tensor = self.layers(rows[:, self.read])
         return outputs
 
 
 class MatchedNetwork(nn.Module):
-    """All that a generated network sees, with nothing generated.
-
-    Trunk features and x side by side, x a second time.
+    """Plain networks with the inputs of a generated one: trunk features of z, concatenated with x.
 
     Args:
-        columns: What rows hold.
-        outputs: Numbers that each network gives, by its name.
-        sizes: How large it is.
-        hidden: Hidden units behind the trunk, of each.
+        columns: Layout of a row.
+        outputs: Number of outputs of each network, by name.
+        sizes: Sizes of the trunk.
+        hidden: Hidden units of each network behind the trunk.
     """
 
     def __init__(self, columns: Columns, outputs: Outputs, sizes: Sizes, hidden: int) -> None:
@@ -267,7 +273,7 @@ class MatchedNetwork(nn.Module):
         )
 
     def forward(self, rows: Rows) -> Float[Tensor, "rows outputs"]:
-        """Run it."""
+        """Map (rows, numbers) to (rows, outputs)."""
         outputs: Tensor = self.layers(
             torch.cat([self.trunk(rows[:, self.condition]), rows[:, self.read]], 1)
         )
@@ -277,20 +283,23 @@ class MatchedNetwork(nn.Module):
 def network_of(
     kind: Kind, columns: Columns, outputs: Outputs, sizes: Sizes, memory: bool = False
 ) -> nn.Module:
-    """Build the network of a method; all are made as wide as gives them the parameters of the one that is generated.
+    """Build the network of a method, with as many parameters as the generated network of ``sizes``.
 
     Args:
-        kind: What is generated, or what a plain network reads.
-        columns: What rows hold.
-        outputs: Numbers that each network gives, by its name.
-        sizes: Those of the generated network.
-        memory: Whether the context is what a recurrent layer remembers, from which alone parameters
-            are generated.
+        kind: The network: generated, in part generated, or plain.
+        columns: Layout of a row.
+        outputs: Number of outputs of each network, by name.
+        sizes: Sizes of the generated network; ``context-only`` has the same, other kinds get the
+            width at which their parameters match.
+        memory: The context is the state of a recurrent layer; parameters are generated from it
+            alone.
 
     Example:
-        >>> columns, count = Columns(context=2, state=4), lambda net: sum(p.numel() for p in net.parameters())
-        >>> nets = {kind: network_of(kind, columns, {"policy": 2}, Sizes()) for kind in ("hypernetwork", "concat")}
-        >>> 0.98 < count(nets["concat"]) / count(nets["hypernetwork"]) < 1.02
+        >>> columns = Columns(context=2, state=4)
+        >>> def parameters(kind):
+        ...     network = network_of(kind, columns, {"policy": 2}, Sizes())
+        ...     return sum(parameter.numel() for parameter in network.parameters())
+        >>> 0.98 < parameters("concat") / parameters("hypernetwork") < 1.02
         True
     """
     condition: Literal["seen", "context", "memory"] = "memory" if memory else "seen"
@@ -315,9 +324,9 @@ def network_of(
 
 
 def _widest(make: Callable[[int], nn.Module], whole: nn.Module) -> nn.Module:
-    """Make the network whose number of parameters comes closest to that of another, by bisection."""
+    """Build the widest network with at most as many parameters as ``whole``, by bisection."""
     budget, low, high = _size(whole), 4, 4096
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes without memory: only sizes are compared
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if _size(make(middle)) <= budget else (low, middle)
@@ -329,5 +338,5 @@ def _size(module: nn.Module) -> int:
 
 
 def _taken(value: Tensor, place: Tensor) -> Tensor:
-    """Repeat the parameters of contexts for rows, held as factors where they were."""
+    """Index parameters of contexts by row; factored ones stay factored."""
     return value.map(lambda factor: factor[place]) if isinstance(value, Factored) else value[place]

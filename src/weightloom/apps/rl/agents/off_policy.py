@@ -1,12 +1,10 @@
-"""TD3 and SAC with networks of ours for actor and critics.
-
-The algorithms are Stable-Baselines3's.
-"""
+"""Policies for TD3 and SAC of Stable-Baselines3, with networks of this library."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.sac.policies import Actor as SACActor
 from stable_baselines3.sac.policies import SACPolicy
@@ -19,39 +17,49 @@ from weightloom.apps.rl.agents.nets import Columns, Kind, Sizes, network_of
 
 @dataclass(frozen=True)
 class NetPlan:
-    """Which networks an agent has."""
+    """Kind, inputs and sizes of an agent's networks."""
 
     kind: Kind
+    """Kind of network."""
     context: int
-    """Numbers of a context, in front of every observation."""
+    """Number of context parameters, at the start of every observation."""
     state: int
-    """Numbers of a state, behind it."""
+    """Number of state variables, after the context."""
     sizes: Sizes
+    """Sizes of the trunk and the generated networks."""
     huber: bool = True
-    """Whether errors of the critic count as in the Huber loss: squared when small, linear from 1
-    on."""
+    """Huber loss with threshold 1 for the critic; else the squared error."""
     extra: int = 0
-    """Numbers behind the state that only a memory reads: last action, last reward, whether an
-    episode began."""
+    """Number of inputs of a memory after the state: last action, last reward, episode start."""
 
     def columns(self, action: int = 0) -> Columns:
-        """Say what rows hold."""
+        """Return the layout of a row, with ``action`` numbers of an action."""
         return Columns(self.context, self.state, action)
 
 
-class Critic(ContinuousCritic):
-    """Two critics with networks of ours.
+def policy_numbers(space: Any) -> int:
+    """Return the number of outputs of a policy: one per discrete action, or per vector entry."""
+    return int(space.n) if isinstance(space, spaces.Discrete) else int(space.shape[0])
 
-    Stable-Baselines3 computes the mean squared error, ``scale`` times. Its gradient with respect to
-    a value is 2 · scale · d / rows for an error d; the gradient of the Huber loss is the same with
-    d cut to [-1, 1] and without the factor 2 · scale. So with ``huber`` that gradient is what is
-    sent back into the networks, and the algorithm is left as it is. Where actions have a gradient,
-    it is the actor that learns, and nothing is cut.
+
+def put_modules(owner: nn.Module, **modules: nn.Module) -> None:
+    """Replace submodules by name, also by modules of another class."""
+    for name, module in modules.items():
+        owner.add_module(name, module)
+
+
+class Critic(ContinuousCritic):
+    """Critics of TD3 and SAC with networks of this library, and the gradient of the Huber loss.
+
+    Stable-Baselines3 computes ``scale`` times the mean squared error. Its gradient with respect to
+    a value is 2 · scale · d / rows for an error d; that of the Huber loss is clamp(d, -1, 1) /
+    rows. With ``plan.huber`` a hook replaces the first by the second, so the algorithm stays
+    unchanged. The hook is left out while the actor learns, which is when actions require gradients.
 
     Args:
-        plan: Which networks.
-        scale: By what the algorithm multiplies the mean squared error.
-        **kwargs: As for Stable-Baselines3's critic.
+        plan: Networks of the agent.
+        scale: Factor of the algorithm on the mean squared error.
+        **kwargs: Arguments of Stable-Baselines3's `ContinuousCritic`.
     """
 
     def __init__(self, plan: NetPlan, scale: float, **kwargs: Any) -> None:
@@ -64,7 +72,7 @@ class Critic(ContinuousCritic):
             self.add_module(f"qf{number}", network)
 
     def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
-        """Value states and actions, (rows, 1) from each critic."""
+        """Return the value of states and actions, (rows, 1), from each critic."""
         values: tuple[Tensor, ...] = super().forward(obs, actions)
         if self.huber and torch.is_grad_enabled() and not actions.requires_grad:
             for value in values:
@@ -73,12 +81,15 @@ class Critic(ContinuousCritic):
 
 
 def huber_gradient(gradient: Tensor, scale: float = 1.0) -> Tensor:
-    """Turn the gradient of a scaled mean squared error into that of the mean Huber loss with threshold 1.
+    """Convert the gradient of ``scale`` times a mean squared error to that of a mean Huber loss.
+
+    The threshold of the Huber loss is 1.
 
     Example:
         >>> value = torch.tensor([0.5, 3.0, -7.0], requires_grad=True)
         >>> squared = torch.autograd.grad(value.square().mean(), value)[0]
-        >>> huber = torch.autograd.grad(torch.nn.functional.huber_loss(value, torch.zeros(3)), value)[0]
+        >>> loss = torch.nn.functional.huber_loss(value, torch.zeros(3))
+        >>> huber = torch.autograd.grad(loss, value)[0]
         >>> torch.allclose(huber_gradient(squared), huber)
         True
     """
@@ -87,14 +98,14 @@ def huber_gradient(gradient: Tensor, scale: float = 1.0) -> Tensor:
 
 
 class GeneratedTD3Policy(TD3Policy):
-    """TD3's policy with networks of ours.
+    """TD3's policy with networks of this library.
 
-    Averaging and targets act on all they are made of, hypernetworks included.
+    Target networks are averaged over all parameters, those of hypernetworks included.
 
     Args:
-        *args: As for Stable-Baselines3's policy.
-        plan: Which networks.
-        **kwargs: As for Stable-Baselines3's policy.
+        *args: Arguments of Stable-Baselines3's `TD3Policy`.
+        plan: Networks of the agent.
+        **kwargs: Arguments of Stable-Baselines3's `TD3Policy`.
     """
 
     def __init__(self, *args: Any, plan: NetPlan, **kwargs: Any) -> None:
@@ -102,9 +113,9 @@ class GeneratedTD3Policy(TD3Policy):
         super().__init__(*args, **kwargs)
 
     def make_actor(self, features_extractor: Any = None) -> TD3Actor:
-        """Build an actor."""
+        """Build the actor."""
         actor = super().make_actor(features_extractor)
-        actions = int(self.action_space.shape[0])  # type: ignore[index]  # a Box has one
+        actions = policy_numbers(self.action_space)
         network = network_of(
             self.plan.kind, self.plan.columns(), {"policy": actions}, self.plan.sizes
         )
@@ -112,7 +123,7 @@ class GeneratedTD3Policy(TD3Policy):
         return actor
 
     def make_critic(self, features_extractor: Any = None) -> ContinuousCritic:
-        """Build two critics."""
+        """Build the critics."""
         return Critic(
             self.plan,
             1.0,
@@ -121,10 +132,10 @@ class GeneratedTD3Policy(TD3Policy):
 
 
 class Part(nn.Module):
-    """Some columns of what came in.
+    """Selection of columns as a module.
 
     Args:
-        columns: Which.
+        columns: Columns to select.
     """
 
     def __init__(self, columns: slice) -> None:
@@ -132,17 +143,17 @@ class Part(nn.Module):
         self.columns = columns
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take them."""
+        """Return the columns, (rows, numbers) to (rows, selected)."""
         return x[:, self.columns]
 
 
 class GeneratedSACPolicy(SACPolicy):
-    """SAC's policy with networks of ours: one network gives mean and log deviation.
+    """SAC's policy with networks of this library; one network gives mean and log deviation.
 
     Args:
-        *args: As for Stable-Baselines3's policy.
-        plan: Which networks.
-        **kwargs: As for Stable-Baselines3's policy.
+        *args: Arguments of Stable-Baselines3's `SACPolicy`.
+        plan: Networks of the agent.
+        **kwargs: Arguments of Stable-Baselines3's `SACPolicy`.
     """
 
     def __init__(self, *args: Any, plan: NetPlan, **kwargs: Any) -> None:
@@ -150,17 +161,21 @@ class GeneratedSACPolicy(SACPolicy):
         super().__init__(*args, **kwargs)
 
     def make_actor(self, features_extractor: Any = None) -> SACActor:
-        """Build an actor."""
+        """Build the actor."""
         actor = super().make_actor(features_extractor)
-        actions = int(self.action_space.shape[0])  # type: ignore[index]  # a Box has one
+        actions = policy_numbers(self.action_space)
         columns = self.plan.columns()
         network = network_of(self.plan.kind, columns, {"policy": 2 * actions}, self.plan.sizes)
-        actor.latent_pi = network  # type: ignore[assignment]
-        actor.mu, actor.log_std = Part(slice(0, actions)), Part(slice(actions, None))  # type: ignore[assignment]
+        put_modules(
+            actor,
+            latent_pi=network,
+            mu=Part(slice(0, actions)),
+            log_std=Part(slice(actions, None)),
+        )
         return actor
 
     def make_critic(self, features_extractor: Any = None) -> ContinuousCritic:
-        """Build two critics."""
+        """Build the critics."""
         return Critic(
             self.plan,
             0.5,

@@ -1,5 +1,6 @@
-"""PPO with networks of ours: policy and value written by one hypernetwork, from the context or from a memory."""
+"""Policies for PPO and recurrent PPO: one hypernetwork generates policy and value network."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,23 +9,20 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
 from weightloom.apps.rl.agents.nets import Columns, GeneratedNetwork, network_of
-from weightloom.apps.rl.agents.off_policy import NetPlan
+from weightloom.apps.rl.agents.off_policy import NetPlan, policy_numbers, put_modules
 
 SMALL = 0.01
-"""What the last layer of a policy is multiplied by at the start, so that it begins without
-preferences."""
+"""Factor on the initial weights of a policy's last layer, so that it starts near-uniform."""
 
 
 class PolicyAndValue(nn.Module):
-    """One network of ours in the place of Stable-Baselines3's extractor.
-
-    It gives policy and value at once.
+    """Network for policy and value, in the place of Stable-Baselines3's `MlpExtractor`.
 
     Args:
-        plan: Which networks.
-        columns: What rows hold.
-        actions: Numbers of a policy.
-        memory: Whether the context is what was remembered.
+        plan: Networks of the agent.
+        columns: Layout of a row.
+        actions: Number of outputs of the policy.
+        memory: The context is the state of a recurrent layer.
     """
 
     def __init__(self, plan: NetPlan, columns: Columns, actions: int, memory: bool) -> None:
@@ -32,39 +30,35 @@ class PolicyAndValue(nn.Module):
         self.latent_dim_pi, self.latent_dim_vf = actions, 1
         outputs = {"policy": actions, "value": 1}
         self.network = network_of(plan.kind, columns, outputs, plan.sizes, memory)
-        side = (
-            self.network.hyper.base
-            if isinstance(self.network, GeneratedNetwork)
-            else self.network.layers
-        )
-        last = [
-            layer for layer in side.networks["policy"].modules() if isinstance(layer, nn.Linear)
-        ][-1]  # type: ignore
+        network: Any = self.network
+        side = network.base if isinstance(network, GeneratedNetwork) else network.layers
+        layers = side.networks["policy"].modules()
+        last = [layer for layer in layers if isinstance(layer, nn.Linear)][-1]
         with torch.no_grad():
             last.weight.mul_(SMALL)
             last.bias.zero_()
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the policy's numbers, (rows, actions), and the value, (rows, 1)."""
+        """Return the outputs of the policy, (rows, actions), and the value, (rows, 1)."""
         outputs = self.network(rows)
         return outputs[:, : self.latent_dim_pi], outputs[:, self.latent_dim_pi :]
 
     def forward_actor(self, rows: Tensor) -> Tensor:
-        """Give the policy's numbers."""
+        """Return the outputs of the policy, (rows, actions)."""
         return self.forward(rows)[0]
 
     def forward_critic(self, rows: Tensor) -> Tensor:
-        """Give the value."""
+        """Return the value, (rows, 1)."""
         return self.forward(rows)[1]
 
 
 class GeneratedPolicy(ActorCriticPolicy):
-    """PPO's policy with one network of ours.
+    """PPO's policy with one network of this library for policy and value.
 
     Args:
-        *args: As for Stable-Baselines3's policy.
-        plan: Which networks.
-        **kwargs: As for Stable-Baselines3's policy.
+        *args: Arguments of Stable-Baselines3's `ActorCriticPolicy`.
+        plan: Networks of the agent.
+        **kwargs: Arguments of Stable-Baselines3's `ActorCriticPolicy`.
     """
 
     def __init__(self, *args: Any, plan: NetPlan, **kwargs: Any) -> None:
@@ -72,27 +66,24 @@ class GeneratedPolicy(ActorCriticPolicy):
         super().__init__(*args, **{**kwargs, "ortho_init": False})
 
     def _build_mlp_extractor(self) -> None:
-        actions = _numbers(self.action_space)
-        self.mlp_extractor = PolicyAndValue(self.plan, self.plan.columns(), actions, False)  # type: ignore[assignment]
+        actions = policy_numbers(self.action_space)
+        extractor = PolicyAndValue(self.plan, self.plan.columns(), actions, False)
+        put_modules(self, mlp_extractor=extractor)
 
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
-        self.action_net, self.value_net = nn.Identity(), nn.Identity()  # type: ignore[assignment]
-        self.optimizer = self.optimizer_class(
-            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
-        )  # type: ignore[call-arg]
+        put_modules(self, action_net=nn.Identity(), value_net=nn.Identity())
+        self.optimizer = _optimiser(self, lr_schedule(1))
 
 
 class Memory(nn.Module):
-    """A GRU over state, last action and last reward, in the place of an LSTM.
-
-    It gives its state and the row's own.
+    """GRU over state, last action and last reward, with the interface of sb3-contrib's LSTM.
 
     Args:
-        skip: Numbers in front of a row, the context, that it must not see.
-        inputs: Numbers of a row behind them.
-        state: How many of them are the state, which is passed on.
-        hidden: Numbers it remembers.
+        skip: Number of context parameters at the start of a row, which it must not read.
+        inputs: Number of inputs after them: state, last action, last reward, episode start.
+        state: Number of state variables, the first of the inputs.
+        hidden: Number of hidden units.
     """
 
     num_layers = 1
@@ -106,11 +97,11 @@ class Memory(nn.Module):
     def forward(
         self, x: Tensor, states: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Read a sequence, (steps, rows, numbers).
+        """Run a sequence, (steps, rows, numbers).
 
         Returns:
-            What is remembered beside the state, for each step, and what to go on from. An LSTM has
-            two states there, a GRU has one.
+            [hidden | state] of each step, (steps, rows, hidden + state), and the recurrent states.
+            A GRU has one recurrent state, an LSTM two; the second is passed through unchanged.
         """
         seen = x[..., self.skip :]
         remembered, last = self.gru(seen, states[0].contiguous())
@@ -118,21 +109,21 @@ class Memory(nn.Module):
 
 
 class RecurrentGeneratedPolicy(RecurrentActorCriticPolicy):
-    """Recurrent PPO's policy: what a GRU remembers takes the place of the context, for contexts that are not given.
+    """Recurrent PPO's policy for hidden contexts: the state of a GRU replaces the context.
 
-    The value learns through its own parameters alone: Stable-Baselines3 lets a shared memory learn
-    from the policy.
+    The memory learns from the policy's loss alone: sb3-contrib detaches a shared memory from the
+    value's loss.
 
     Args:
-        *args: As for sb3-contrib's policy.
-        plan: Which networks.
-        hidden: Numbers that the memory holds.
-        **kwargs: As for sb3-contrib's policy.
+        *args: Arguments of sb3-contrib's `RecurrentActorCriticPolicy`.
+        plan: Networks of the agent.
+        hidden: Number of hidden units of the memory.
+        **kwargs: Arguments of sb3-contrib's `RecurrentActorCriticPolicy`.
 
     Source:
         Beck et al., "Recurrent hypernetworks are surprisingly strong in meta-RL" (2023), section 4:
-        what a recurrent network remembers of states, actions and rewards is the condition, and the
-        policy reads the state once more.
+        the condition is the state of a recurrent network over states, actions and rewards, and the
+        policy also reads the current state.
     """
 
     def __init__(self, *args: Any, plan: NetPlan, hidden: int = 64, **kwargs: Any) -> None:
@@ -145,31 +136,26 @@ class RecurrentGeneratedPolicy(RecurrentActorCriticPolicy):
         }
         super().__init__(*args, **{**kwargs, **options})
         memory = Memory(plan.context, plan.state + plan.extra, plan.state, hidden)
-        self.lstm_actor = memory  # type: ignore[assignment]
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.optimizer = self.optimizer_class(
-            self.parameters(), lr=learning_rate, **self.optimizer_kwargs
-        )  # type: ignore[call-arg]
+        put_modules(self, lstm_actor=memory)
+        self.optimizer = _optimiser(self, self.optimizer.param_groups[0]["lr"])
 
     def _build_mlp_extractor(self) -> None:
         columns = Columns(self.hidden, self.plan.state)
-        actions = _numbers(self.action_space)
-        self.mlp_extractor = PolicyAndValue(self.plan, columns, actions, True)  # type: ignore[assignment]
+        actions = policy_numbers(self.action_space)
+        put_modules(self, mlp_extractor=PolicyAndValue(self.plan, columns, actions, True))
 
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
-        self.action_net, self.value_net = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+        put_modules(self, action_net=nn.Identity(), value_net=nn.Identity())
 
     @staticmethod
     def _process_sequence(
         features: Tensor, lstm_states: Any, episode_starts: Tensor, lstm: Any
     ) -> Any:
-        """Forget at the start of a sequence and read the rest in one pass.
+        """Run sequences in one pass, after a reset of the state where an episode begins.
 
-        Step by step where an episode begins within.
-
-        sb3-contrib reads step by step wherever any episode begins, which is always so while it
-        learns.
+        Sequences in which an episode begins later run step by step. sb3-contrib runs step by step
+        as soon as any episode begins, which in training is always the case.
         """
         rows = lstm_states[0].shape[1]
         starts = episode_starts.reshape(rows, -1)
@@ -182,9 +168,7 @@ class RecurrentGeneratedPolicy(RecurrentActorCriticPolicy):
         )
 
 
-def _numbers(space: Any) -> int:
-    """How many numbers a policy gives.
-
-    One per action where actions are discrete, else a mean for each of them.
-    """
-    return int(space.n) if hasattr(space, "n") else int(space.shape[0])
+def _optimiser(policy: ActorCriticPolicy, learning_rate: float) -> torch.optim.Optimizer:
+    """Build an optimiser over the current parameters of a policy."""
+    make: Callable[..., torch.optim.Optimizer] = policy.optimizer_class
+    return make(policy.parameters(), lr=learning_rate, **policy.optimizer_kwargs)

@@ -1,4 +1,4 @@
-"""Who acts in rollouts: a trained model, the optimum where it is known, or nobody."""
+"""Players for rollouts: a trained model, the known optimum, and no action at all."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ from weightloom.apps.rl.envs.wrappers import memory_columns
 
 
 class ModelPlayer(Player):
-    """A trained model, without exploration.
+    """Player that follows a trained model without exploration.
 
     Args:
-        model: A model of Stable-Baselines3.
-        memory: Whether it remembers; observations then end with `memory_columns`.
-        reward_scale: What the rewards that it remembers are multiplied by, as in training.
+        model: Model of Stable-Baselines3.
+        memory: The model has a memory, which reads observations that end with `memory_columns`.
+        reward_scale: Factor on rewards in training, applied to those that a memory reads.
     """
 
     def __init__(self, model: Any, memory: bool, reward_scale: float = 1.0) -> None:
@@ -28,7 +28,7 @@ class ModelPlayer(Player):
         self.begin(0)
 
     def begin(self, rows: int) -> None:
-        """Forget everything."""
+        """Reset the memory for episodes in ``rows`` environments."""
         space = self.model.action_space
         self.states: Any = None
         self.first = np.ones(rows, np.float32)
@@ -39,7 +39,7 @@ class ModelPlayer(Player):
         self.values: list[Tensor] = []
 
     def act(self, observations: Any, rewards: Any) -> Any:
-        """Choose the most likely action of each row."""
+        """Return the most likely action of each row."""
         if self.memory:
             more = memory_columns(
                 self.model.action_space, self.last, self.reward_scale * rewards, self.first
@@ -55,9 +55,12 @@ class ModelPlayer(Player):
 
     @torch.no_grad()
     def value(self, observations: Tensor) -> Tensor:
-        """Value of states, (rows,), in the units of the environment's rewards.
+        """Return the value of states, (rows,), in the units of the environment's rewards.
 
-        For TD3 and SAC the smaller of both critics at the action that the policy would take.
+        TD3 and SAC: the minimum over critics at the policy's action. PPO: the value network.
+
+        Args:
+            observations: [context | state], (rows, numbers).
         """
         policy = self.model.policy
         policy.set_training_mode(False)
@@ -87,20 +90,20 @@ class ModelPlayer(Player):
 
 
 class Still(Player):
-    """Nobody: the action is zero, or the first.
+    """Player without control: action zero, or index 0.
 
     Args:
-        world: Says what an action is.
+        world: The family, for its action space.
     """
 
     def __init__(self, world: World) -> None:
         self.space = world.action_space
 
     def begin(self, rows: int) -> None:
-        """Nothing to forget."""
+        """Do nothing: this player has no state."""
 
     def act(self, observations: Any, rewards: Any) -> Any:
-        """Do nothing."""
+        """Return zeros."""
         rows = len(observations)
         if isinstance(self.space, spaces.Discrete):
             return np.zeros(rows, np.int64)
@@ -108,11 +111,11 @@ class Still(Player):
 
 
 class Oracle(Player):
-    """The optimum of linear-quadratic control, which knows each context.
+    """Optimal linear-quadratic controller of each context.
 
     Args:
-        world: That of `LQR`.
-        discount: For which it is the optimum.
+        world: Family of `LQR` environments.
+        discount: Discount factor of the optimum.
     """
 
     def __init__(self, world: BatchedWorld, discount: float) -> None:
@@ -120,11 +123,11 @@ class Oracle(Player):
         self.env, self.family, self.discount = world.env, world.family, discount
 
     def begin(self, rows: int) -> None:
-        """Contexts follow anew."""
+        """Forget the gains of the last contexts."""
         self.gain: Tensor | None = None
 
     def act(self, observations: Any, rewards: Any) -> Any:
-        """Act by the gain of each row's context, which stays the same until `begin`."""
+        """Return -K s for each row, with the gain K of the first context seen since `begin`."""
         seen = torch.as_tensor(observations)
         parameters = len(self.family.names)
         if self.gain is None:
@@ -132,20 +135,20 @@ class Oracle(Player):
         return (-(self.gain @ seen[:, parameters:, None])[..., 0] / self.env.action_limit).numpy()
 
     def gains(self, told: Tensor) -> Tensor:
-        """Gains of contexts as they are told, (rows, parameters) to (rows, actions, state)."""
+        """Return optimal gains, (rows, actions, state), of normalised contexts."""
         return self.env.optimum(self.family.restore(told), self.discount)[0]
 
 
 class FittedOracle(Oracle):
-    """Gains that a cubic carries beyond the training ranges, fitted to the exact ones of many training contexts.
+    """Controller with gains by a cubic polynomial, fitted to the optimum of training contexts.
 
-    Held-out contexts show it what can be had there by whoever was told the optimum in training, and
-    knows no more.
+    In held-out contexts it extrapolates: a reference for an agent that has learned the optimum of
+    the training ranges exactly.
 
     Args:
-        world: That of `LQR`.
-        discount: For which the gains are the optimum.
-        contexts: How many it was told.
+        world: Family of `LQR` environments.
+        discount: Discount factor of the optimum.
+        contexts: Number of training contexts to fit.
     """
 
     def __init__(self, world: BatchedWorld, discount: float, contexts: int = 1000) -> None:
@@ -156,29 +159,36 @@ class FittedOracle(Oracle):
         self.weights = least_squares(terms, exact.flatten(1)).unflatten(1, exact.shape[1:])
 
     def gains(self, told: Tensor) -> Tensor:
-        """Gains of contexts by the cubic."""
+        """Return the polynomial's gains of normalised contexts."""
         return torch.einsum("rt,tas->ras", _cubic(told), self.weights)
 
 
 def least_squares(
     inputs: Float[Tensor, "*rows n k"], targets: Float[Tensor, "*rows n m"]
 ) -> Float[Tensor, "*rows k m"]:
-    """Solve a regression whose inputs are of full rank, to the same bits whenever it is called.
+    """Solve least squares with inputs of full rank; the result is the same in every call.
 
-    The usual driver of torch, ``gelsy``, reads where to pivot from memory that nobody wrote (torch
-    2.13): its answers differ in the seventh digit from call to call.
+    Torch's default driver, ``gelsy``, reads its pivots from uninitialised memory (torch 2.13): its
+    results differ in the seventh digit from call to call.
+
+    Args:
+        inputs: Matrix of regressors.
+        targets: Right-hand sides.
+
+    Returns:
+        Coefficients that minimise |inputs @ coefficients - targets|.
     """
     solution: Tensor = torch.linalg.lstsq(inputs, targets, driver="gels").solution
     return solution
 
 
 def _cubic(told: Tensor) -> Tensor:
-    """All products of up to three of the numbers."""
+    """Return all monomials of degree up to 3, (rows, terms)."""
     padded = torch.cat([torch.ones_like(told[:, :1]), told], 1)
     triples = torch.combinations(torch.arange(padded.shape[1]), 3, with_replacement=True)
     return padded[:, triples].prod(2)
 
 
 def _as_rows(values: Any) -> Tensor:
-    """Take numbers from numpy as float32."""
+    """Convert a numpy array to float32."""
     return torch.as_tensor(np.asarray(values), dtype=torch.float32)

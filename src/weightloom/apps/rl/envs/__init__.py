@@ -1,8 +1,7 @@
-"""Environments whose physics vary from episode to episode.
+"""Environments with physics that vary from episode to episode.
 
 In:   contexts, (rows, parameters), drawn from a `ContextFamily`; actions.
-Out:  observations that begin with the context, rewards, and whether an episode ended.
+Out:  observations that begin with the context, rewards, and ends of episodes.
 Knows nothing of policies.
-Start at `context.ContextFamily`; `batched` holds those that step many contexts in one tensor
-operation.
+Start at `context.ContextFamily`; `batched` steps many contexts by one tensor operation.
 """

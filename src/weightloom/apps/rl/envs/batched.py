@@ -1,4 +1,4 @@
-"""Environments in torch: all contexts are stepped by one tensor operation."""
+"""Interface of environments in torch that step many contexts by one tensor operation."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -8,11 +8,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 States = Float[Tensor, "rows state"]
+"""State of each row."""
 Contexts = Float[Tensor, "rows parameters"]
+"""Context of each row."""
 
 
 class Step(NamedTuple):
-    """What one step gives."""
+    """Result of one step: next state, reward, and end of the episode, one row per context."""
 
     state: States
     reward: Float[Tensor, " rows"]
@@ -20,46 +22,57 @@ class Step(NamedTuple):
 
 
 class BatchedEnv(ABC):
-    """A family of environments as pure functions.
+    """Family of environments as pure functions from state, action and context to the next state.
 
-    State, action and context in, next state and reward out.
-
-    Time limits are not part of it: whoever steps it ends an episode after ``max_steps`` steps.
+    Subclasses set the attributes below and implement `start` and `advance`. The caller ends an
+    episode after ``max_steps`` steps.
     """
 
     name: str
-    """As in `--env`."""
+    """Name of the environment, as in `--env`."""
     parameters: tuple[str, ...]
-    """Names of a context's numbers."""
+    """Names of the context parameters."""
     state_dim: int
-    """Numbers that say all of where a row stands."""
+    """Number of state variables per row."""
     observation_dim: int
-    """Numbers that an agent sees, the context left aside."""
+    """Number of observed variables, without the context."""
     actions: int
-    """How many there are where they are discrete, else how many numbers an action has."""
+    """Number of discrete actions, or of numbers in a continuous action."""
     action_limit: float | None
-    """Largest absolute number of an action; None where actions are discrete."""
+    """Maximum absolute value of a continuous action; None for discrete actions."""
     max_steps: int
     """Steps of an episode."""
 
     @abstractmethod
     def start(self, context: Contexts, generator: torch.Generator) -> States:
-        """Draw a state to start from for each row."""
+        """Draw the initial state of each row, (rows, state).
+
+        Args:
+            context: Context of each row, (rows, parameters).
+            generator: Random generator.
+        """
 
     @abstractmethod
     def advance(self, state: States, action: Tensor, context: Contexts) -> Step:
         """Take a step.
 
         Args:
-            state: Where each row stands.
-            action: (rows, actions) numbers, or (rows,) indices where actions are discrete.
-            context: The physics of each row.
+            state: State of each row, (rows, state).
+            action: Action of each row, (rows, actions) in the environment's units, or (rows,)
+                indices.
+            context: Context of each row, (rows, parameters).
         """
 
     def observe(self, state: States, context: Contexts) -> Float[Tensor, "rows observation"]:
-        """What an agent sees of a state, without the context."""
+        """Return the observation of a state, without the context. Default: the state."""
         return state
 
     def draw(self, states: Float[Tensor, "steps state"]) -> tuple[Tensor, list[str]] | None:
-        """Return a path in a plane, (steps, 2), and what its axes are; None where there is none."""
+        """Return a path in a plane, (steps, 2), and the names of its axes, for the report.
+
+        Default: None, for no path.
+
+        Args:
+            states: States of one episode, (steps, state).
+        """
         return None

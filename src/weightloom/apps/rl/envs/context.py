@@ -1,6 +1,6 @@
-"""What varies in a family of environments: names, ranges for training, and ranges held out."""
+"""Context parameters of a family of environments: names, training ranges and held-out ranges."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,57 +10,64 @@ from torch import Tensor
 from weightloom.errors import ConfigError, nearest
 
 Range = tuple[float, float]
+"""Lower and upper end."""
 
 
 @dataclass(frozen=True)
 class Varied:
-    """One parameter of an environment's physics."""
+    """One context parameter of an environment, with its ranges.
+
+    Raises:
+        ConfigError: If a range is empty or infinite, or the two ranges overlap.
+    """
 
     name: str
-    """As the environment knows it."""
+    """Name in the environment."""
     train: Range
-    """Where contexts of training are drawn from, uniformly."""
+    """Range of training contexts, drawn uniformly."""
     held_out: Range | None = None
-    """Where no context of training lies; None where none is held out."""
+    """Range of held-out contexts, without a training context; None for no held-out range."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for what, limits in (("train", self.train), ("held_out", self.held_out)):
+        for kind, limits in (("train", self.train), ("held_out", self.held_out)):
             if limits is not None and not (-float("inf") < limits[0] < limits[1] < float("inf")):
                 raise ConfigError(
-                    f"The range {limits} of `{self.name}` ({what}) holds no numbers. It goes from "
-                    f"low to high. Pass it in that order, as in `{self.name}=0.5:1.5`."
+                    f"The range {limits} of `{self.name}` ({kind}) is empty or infinite. A range "
+                    f"goes from low to high. Pass it in that order, e.g. `{self.name}=0.5:1.5`."
                 )
         beyond = self.held_out
         if beyond is not None and max(beyond[0], self.train[0]) < min(beyond[1], self.train[1]):
             raise ConfigError(
-                f"The range {beyond} of `{self.name}` is held out, but overlaps {self.train}, "
-                "which training draws from. What is held out is never met in training. Let one "
-                "begin where the other ends."
+                f"The held-out range {beyond} of `{self.name}` overlaps the training range "
+                f"{self.train}. Held-out contexts are never used in training. Let one range begin "
+                "where the other ends."
             )
 
 
 @dataclass(frozen=True)
 class ContextFamily:
-    """Contexts of a family of environments: what varies, and where each parameter is drawn from.
+    """Distribution of contexts: the parameters that vary, each uniform over its range.
 
     Example:
-        >>> family = ContextFamily((Varied("mass", (1.0, 2.0), (2.0, 3.0)), Varied("length", (0.5, 1.0))))
+        >>> mass, length = Varied("mass", (1.0, 2.0), (2.0, 3.0)), Varied("length", (0.5, 1.0))
+        >>> family = ContextFamily((mass, length))
         >>> context = family.sample(3, torch.Generator().manual_seed(0), held_out=True)
         >>> family.names, context.shape, bool((context[:, 0] >= 2.0).all())
         (('mass', 'length'), torch.Size([3, 2]), True)
     """
 
     varied: tuple[Varied, ...]
+    """Parameters, in the order of a context's numbers."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of what varies, in the order of a context's numbers."""
+        """Names of the parameters, in the order of a context's numbers."""
         return tuple(one.name for one in self.varied)
 
     @property
     def has_held_out(self) -> bool:
-        """Whether any range is held out."""
+        """True if any parameter has a held-out range."""
         return any(one.held_out for one in self.varied)
 
     def sample(
@@ -69,14 +76,13 @@ class ContextFamily:
         """Draw contexts, uniformly and independently.
 
         Args:
-            contexts: How many.
-            generator: Where randomness comes from.
-            held_out: Take in each context one parameter from the range held out, the others from
-                those of training. Parameters take turns, so that each is beyond its training range
-                equally often.
+            contexts: Number of contexts.
+            generator: Random generator.
+            held_out: Draw one parameter of each context from its held-out range, the others from
+                their training ranges. Parameters with a held-out range take turns.
 
         Raises:
-            ConfigError: If no range is held out.
+            ConfigError: If ``held_out`` and no parameter has a held-out range.
         """
         low, high = (torch.tensor([one.train[end] for one in self.varied]) for end in (0, 1))
         unit = torch.rand(contexts, len(self.varied), generator=generator)
@@ -87,10 +93,10 @@ class ContextFamily:
         if not beyond:
             raise ConfigError(
                 f"No range of {', '.join(f'`{name}`' for name in self.names)} is held out. "
-                f"Contexts beyond those of training need one. Pass it, as in `--held-out "
+                f"Held-out contexts need one. Pass it, e.g. `--held-out "
                 f"{self.names[0]}=2:3`."
             )
-        for row in range(contexts):
+        for row in range(contexts):  # the numbers drawn above are reused in the held-out range
             number = beyond[row % len(beyond)]
             limits = self.varied[number].held_out
             assert limits
@@ -100,28 +106,30 @@ class ContextFamily:
     def normalise(
         self, context: Float[Tensor, "*rows parameters"]
     ) -> Float[Tensor, "*rows parameters"]:
-        """Map training ranges to [-1, 1].
-
-        What is held out lands beyond, as nothing of it is known in training.
-        """
+        """Map contexts so that training ranges become [-1, 1]; held-out values lie outside."""
         low, high = (context.new_tensor([one.train[end] for one in self.varied]) for end in (0, 1))
         return 2 * (context - low) / (high - low) - 1
 
     def restore(
         self, normal: Float[Tensor, "*rows parameters"]
     ) -> Float[Tensor, "*rows parameters"]:
-        """Undo `normalise`."""
+        """Map normalised contexts back to the environment's units; the inverse of `normalise`."""
         low, high = (normal.new_tensor([one.train[end] for one in self.varied]) for end in (0, 1))
         return low + (high - low) * (normal + 1) / 2
 
     def grid(
         self, points: int
     ) -> tuple[list[float], list[float], Float[Tensor, "contexts parameters"]]:
-        """Lay a grid over the first two parameters, training and held-out ranges together, the others at their middle.
+        """Return a grid over the first two parameters, with the others in mid-range.
+
+        An axis spans training and held-out range.
+
+        Args:
+            points: Points per axis.
 
         Returns:
-            Values of the first parameter, of the second (empty where there is one parameter only),
-            and the contexts, the first parameter running fastest.
+            Values of the first parameter, values of the second (empty for a single parameter), and
+            the contexts, the first parameter varying fastest.
         """
         axes = []
         for one in self.varied[:2]:
@@ -144,18 +152,19 @@ def family_of(
     allowed: Sequence[str],
     complete: bool = False,
 ) -> ContextFamily:
-    """Build a family from what is usual for an environment and what was typed.
+    """Build a family from preset and typed ranges.
 
     Args:
-        known: What varies where nothing was typed.
-        train: Typed training ranges, as in ``"gravity=8:12"``; these parameters alone vary then,
+        known: Preset parameters of the environment.
+        train: Typed training ranges, e.g. ``"gravity=8:12"``. Only these parameters then vary,
             unless ``complete``.
         held_out: Typed held-out ranges, likewise, of parameters that vary.
-        allowed: Names that the environment has.
-        complete: Whether a context always holds all that is usual, in its order.
+        allowed: Names of all parameters of the environment.
+        complete: Keep every preset parameter, in its order.
 
     Raises:
-        ConfigError: If a range cannot be read, or a name is none of the environment's.
+        ConfigError: If a range cannot be read, a name is no parameter of the environment, or none
+            varies.
     """
     usual = {one.name: one for one in known}
     typed = dict(_read(text, "vary") for text in train)
@@ -163,37 +172,44 @@ def family_of(
     for name in typed:
         if name not in allowed:
             raise ConfigError(
-                f"`--vary {name}` names no parameter of this environment. A context is made of "
-                f"numbers that the environment has. {nearest(name, allowed)}"
+                f"`--vary {name}` names no parameter of this environment. A context consists of "
+                f"parameters of the environment. {nearest(name, allowed)}"
             )
     names = list(usual) if complete else list(typed) or list(usual)
-    for name in beyond:
+    _check_names(names, beyond)
+    return ContextFamily(
+        tuple(
+            Varied(name, typed[name], beyond.get(name))
+            if name in typed
+            else Varied(name, usual[name].train, beyond.get(name, usual[name].held_out))
+            for name in names
+        )
+    )
+
+
+def _check_names(names: Sequence[str], held_out: Iterable[str]) -> None:
+    """Raise a `ConfigError` unless a parameter varies, and each held-out one does."""
+    for name in held_out:
         if name not in names:
             raise ConfigError(
-                f"`--held-out {name}` does not vary. What is held out lies beyond a training "
-                f"range. {nearest(name, names)} Or add it, as in `--vary {name}=0.5:1.5`."
+                f"`--held-out {name}` does not vary. A held-out range lies outside a training "
+                f"range. {nearest(name, names)} Or add it, e.g. `--vary {name}=0.5:1.5`."
             )
     if not names:
         raise ConfigError(
-            "Nothing varies in this environment. A family of environments needs at least one "
-            "parameter with a range. Pass one, as in `--vary gravity=8:12 --held-out "
-            "gravity=12:14`."
+            "No parameter varies in this environment. A family of environments needs at least one "
+            "with a range. Pass one, e.g. `--vary gravity=8:12 --held-out gravity=12:14`."
         )
-    made = []
-    for name in names:
-        train_range = typed.get(name) or usual[name].train
-        kept = usual[name].held_out if name in usual and name not in typed else None
-        made.append(Varied(name, train_range, beyond.get(name, kept)))
-    return ContextFamily(tuple(made))
 
 
 def _read(text: str, flag: str) -> tuple[str, Range]:
+    """Parse ``name=low:high``."""
     name, _, limits = text.partition("=")
     low, _, high = limits.partition(":")
     try:
         return name, (float(low), float(high))
     except ValueError as error:
         raise ConfigError(
-            f"`--{flag} {text}` cannot be read. It is a name and a range. Type it as in `--{flag} "
+            f"`--{flag} {text}` cannot be read. It is a name and a range. Type it like `--{flag} "
             "gravity=8:12`."
         ) from error

@@ -1,7 +1,4 @@
-"""Any gymnasium environment with a context.
-
-Drawn at every reset, put into its physics, seen in front of the state.
-"""
+"""Gymnasium environments with a context: drawn at every reset, observed before the state."""
 
 import importlib
 import importlib.util
@@ -22,18 +19,20 @@ from weightloom.texts import shortened
 
 
 class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
-    """Draw a context at every reset and put it in front of the observation, training ranges mapped to [-1, 1].
+    """Wrapper that draws a context at every reset and puts it in front of the observation.
+
+    Training ranges are mapped to [-1, 1].
 
     Args:
-        env: The environment, whose observations are flat vectors.
-        family: Where contexts come from.
-        constructed: Names of the family that its constructor takes: it is made anew for every
-            context.
-        remake: Makes it, from numbers by these names.
+        env: The environment, with flat observations.
+        family: Context parameters and their ranges.
+        constructed: Parameters that the constructor takes; the environment is created anew for
+            each of their values.
+        remake: Creates the environment from these parameters.
 
     Raises:
-        ConfigError: If a name of the family is no parameter of the environment, or observations are
-            not flat.
+        ConfigError: If the environment lacks a parameter of the family, or its observations are not
+            flat.
     """
 
     def __init__(
@@ -51,8 +50,7 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
         self.attributes = [name for name in family.names if name not in constructed]
         self.physics = Physics(env, self.attributes)
         self.draws = np.random.default_rng()
-        """Where randomness comes from if the environment, which has a source of its own, is made
-        anew."""
+        """Random generator of contexts, for environments that are created anew at every reset."""
         seen = env.observation_space
         if not isinstance(seen, spaces.Box) or len(seen.shape) != 1:
             raise ConfigError(
@@ -65,12 +63,12 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
         )
         self.episodes = 0
         self.given: list[float] | None = None
-        """A context to use at every reset, in its own units; None to draw one."""
+        """Context for every reset, in the environment's units; None to draw one."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode in another context."""
+        """Start an episode in a new context, or in ``given``."""
         if seed is not None:
             self.draws = np.random.default_rng(seed)
             self.np_random = np.random.default_rng(seed)
@@ -114,10 +112,7 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
         return self._observe(state), reward, terminated, truncated, info
 
     def change(self, context: list[float]) -> None:
-        """Set attributes to those of another context in mid-episode.
-
-        What is seen of it stays as it was.
-        """
+        """Change the physics to another context in mid-episode; the observed context stays."""
         named = self._by_name(context)
         self.physics.put([named[name] for name in self.attributes])
 
@@ -129,10 +124,15 @@ class ContextualEnv(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
 
 
 def make(name: str, max_steps: int | None = None, **arguments: float) -> gymnasium.Env[Any, Any]:
-    """Make a registered environment, with another time limit and arguments of its constructor if they are given.
+    """Create a registered environment.
+
+    Args:
+        name: Registered name, e.g. ``"Pendulum-v1"`` or ``"module:Name-v0"``.
+        max_steps: Steps of an episode. Default: the registered limit.
+        **arguments: Arguments of the constructor.
 
     Raises:
-        ConfigError: If no environment of that name is registered, or it cannot be made.
+        ConfigError: If the name is not registered, or the environment cannot be created.
     """
     known = [
         identity
@@ -149,19 +149,19 @@ def make(name: str, max_steps: int | None = None, **arguments: float) -> gymnasi
         ImportError,
         SystemExit,
         ValueError,
-    ) as error:  # it imports what is before a colon
+    ) as error:  # the part before a colon is imported, and may raise or exit
         said = str(error).partition("\n")[0]
         raise ConfigError(
             f"`--env {shortened(name)}` cannot be made ({shortened(said)}). It is `lqr`, `gyre`, "
             f"`grid`, or the name of an environment that is registered with gymnasium, as "
             f"`module:Name-v0` where a module registers it. "
-            f"{nearest(name, known) if name not in known else 'Install what it needs.'}"
+            f"{nearest(name, known) if name not in known else 'Install its dependencies.'}"
         ) from error
 
 
 @contextmanager
 def _quiet_compiler(name: str) -> Iterator[None]:
-    """Keep what MuJoCo says of gymnasium's own models out of the terminal, and its log out of the user's folder."""
+    """Silence MuJoCo's warnings on gymnasium's models, and its log file in the user's folder."""
     known = gymnasium.registry.get(name)
     if (
         "mujoco" not in str(known.entry_point if known else "")

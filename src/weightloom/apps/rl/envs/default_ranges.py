@@ -1,11 +1,11 @@
-"""What usually varies in the environments that are known by name, and how far."""
+"""Preset ranges: default context parameters of environments known by name."""
 
 import math
 
 from weightloom.apps.rl.envs.context import Varied
 
 BATCHED = ("lqr", "gyre", "grid")
-"""Environments of this library's own, in torch."""
+"""Names of this library's environments, in torch."""
 
 _USUAL: dict[str, tuple[Varied, ...]] = {
     "lqr": (Varied("stiffness", (0.0, 2.0), (2.0, 3.0)), Varied("motor", (0.5, 1.5), (1.5, 2.0))),
@@ -36,7 +36,7 @@ _USUAL: dict[str, tuple[Varied, ...]] = {
 
 
 def usual(name: str) -> tuple[Varied, ...]:
-    """Return what usually varies in an environment; nothing for one that is not known here.
+    """Return the preset parameters and ranges of an environment; none for an unknown one.
 
     Example:
         >>> [one.name for one in usual("gyre")]

@@ -1,4 +1,4 @@
-"""A NaN from an environment stops a run before it is learned from, with episode and context named."""
+"""Check of rewards and states: a NaN from an environment stops a run before the next update."""
 
 from collections.abc import Sequence
 
@@ -19,24 +19,27 @@ def check_finite(
     """Raise a `NonFiniteError` unless every reward and every number of every state is finite.
 
     Args:
-        name: Of the environment.
-        reward: (rows,).
-        state: (rows, numbers).
-        context: (rows, parameters).
-        parameters: Names of a context's numbers.
-        episodes: How many episodes were begun so far.
+        name: Name of the environment.
+        reward: Rewards, (rows,).
+        state: States, (rows, numbers).
+        context: Contexts, (rows, parameters).
+        parameters: Names of the context parameters.
+        episodes: Number of episodes begun so far.
+
+    Raises:
+        NonFiniteError: If a number is NaN or infinite; the message names row and context.
     """
     finite = torch.isfinite(reward) & torch.isfinite(state).all(1)
     if bool(finite.all()):
         return
     row = int((~finite).nonzero()[0])
-    what = "reward" if not torch.isfinite(reward[row]) else "state"
+    kind = "reward" if not torch.isfinite(reward[row]) else "state"
     named = ", ".join(
         f"{key} {value:.4g}" for key, value in zip(parameters, context[row].tolist(), strict=True)
     )
     raise NonFiniteError(
-        f"`{name}` gave a {what} that is not finite in row {row} of {len(reward)}, after "
-        f"{episodes} episodes were begun; its context is {named}. Nothing can be learned from it, "
-        "so the run was stopped. Mend the environment or narrow the range by `--vary`, then go on "
-        "by `--resume`: the last checkpoint is whole."
+        f"`{name}` gave a {kind} that is not finite in row {row} of {len(reward)}, after "
+        f"{episodes} episodes were begun; its context is {named}. The run was stopped before an "
+        "update with it. Mend the environment or narrow the range by `--vary`, then continue by "
+        "`--resume`: the last checkpoint is intact."
     )

@@ -1,4 +1,4 @@
-"""A small grid world with a hidden goal: several trials to find it, and to go back to it."""
+"""Grid world with a hidden goal, over several trials in one episode."""
 
 import torch
 from jaxtyping import Float
@@ -8,13 +8,11 @@ from weightloom.apps.rl.envs.batched import BatchedEnv, Contexts, States, Step
 
 
 class GridWorld(BatchedEnv):
-    """Walk a 5 x 5 grid to a goal that is not seen.
+    """Navigation to a hidden goal on a 5 x 5 grid, 4 trials of 15 steps in one episode.
 
-    15 steps a trial, 4 trials in one episode, the goal the same.
-
-    The context is the goal's column and row, as numbers in [0, 5) that are rounded down. A step on
-    the goal is worth 1, any other -0.1. After each trial the walker is back at its corner. The goal
-    is never next to the corner.
+    The context is the goal's column and row, as numbers in [0, 5) that are rounded down. A step
+    that ends on the goal has reward 1, any other -0.1. Each trial starts in the corner (0, 0). The
+    goal is never in that corner or next to it.
 
     Source:
         Zintgraf et al., "VariBAD" (2020), section 5.1: grid, rewards, steps and trials.
@@ -32,17 +30,17 @@ class GridWorld(BatchedEnv):
     max_steps = trial_steps * trials
 
     def goal(self, context: Contexts) -> Float[Tensor, "rows 2"]:
-        """Place of the goal, moved out of the corner where one starts."""
+        """Return column and row of the goal, moved by (2, 2) if within a step of the corner."""
         goal = context.floor().clamp(0, self.size - 1)
         near = goal.sum(1) < 2
         return torch.where(near[:, None], goal + 2, goal)
 
     def start(self, context: Contexts, generator: torch.Generator) -> States:
-        """Stand in the corner; no step was taken."""
+        """Return the initial state, corner and step 0: (column, row, step)."""
         return context.new_zeros(len(context), 3)
 
     def advance(self, state: States, action: Tensor, context: Contexts) -> Step:
-        """Stay, or go up, right, down or left; walls stop the walker."""
+        """Take a step; actions 0 to 4 are stay, up, right, down, left, stopped by walls."""
         moves = state.new_tensor([[0, 0], [0, 1], [1, 0], [0, -1], [-1, 0]])
         place = (state[:, :2] + moves[action.long().flatten()]).clamp(0, self.size - 1)
         found = (place == self.goal(context)).all(1)
@@ -55,12 +53,12 @@ class GridWorld(BatchedEnv):
         )
 
     def observe(self, state: States, context: Contexts) -> Float[Tensor, "rows observation"]:
-        """Place, step of the trial and number of the trial, each within [-1, 1]."""
+        """Return column, row, step within the trial and number of the trial, each in [-1, 1]."""
         place = 2 * state[:, :2] / (self.size - 1) - 1
         step = 2 * (state[:, 2] % self.trial_steps) / self.trial_steps - 1
         trial = 2 * (state[:, 2] / self.trial_steps).floor() / self.trials - 1
         return torch.cat([place, step[:, None], trial[:, None]], 1)
 
     def draw(self, states: Float[Tensor, "steps state"]) -> tuple[Tensor, list[str]]:
-        """Return the path on the grid."""
+        """Return the path on the grid, (steps, 2), and the names of its axes."""
         return states[:, :2], ["column", "row"]

@@ -1,4 +1,4 @@
-"""Batched environments, one episode at a time, as gymnasium knows environments."""
+"""Batched environments as gymnasium environments, one episode at a time."""
 
 from typing import Any
 
@@ -15,13 +15,14 @@ from weightloom.apps.rl.envs.lqr import LQR
 from weightloom.apps.rl.envs.vector import physical, spaces_of
 
 KINDS: dict[str, type[BatchedEnv]] = {"lqr": LQR, "gyre": DoubleGyre, "grid": GridWorld}
+"""Batched environments of this library, by name."""
 
 
 class SingleEnv(gymnasium.Env[Any, Any]):
-    """One episode of a batched environment at a time, its context drawn anew at every reset.
+    """A batched environment with one row, whose context is drawn at every reset.
 
-    Observations begin with the context, training ranges mapped to [-1, 1]. Pass
-    ``options={"context": [...]}`` to ``reset`` to choose it, in its own units.
+    Observations begin with the context, training ranges mapped to [-1, 1]. To choose the context,
+    pass ``options={"context": [...]}`` to ``reset``, in the environment's units.
 
     Args:
         name: `lqr`, `gyre` or `grid`.
@@ -38,7 +39,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode."""
+        """Start an episode in a drawn context, or in ``options["context"]``."""
         super().reset(seed=seed)
         self.generator.manual_seed(int(self.np_random.integers(2**63)))
         chosen = (options or {}).get("context")
@@ -51,7 +52,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         return self._observe(), self._info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Take a step; gymnasium's own wrapper ends an episode at its time limit."""
+        """Take a step; gymnasium's `TimeLimit` wrapper ends episodes."""
         step = self.env.advance(
             self.state, physical(self.env, torch.as_tensor(np.asarray(action))[None]), self.context
         )
@@ -67,7 +68,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
 
 
 def register_all() -> None:
-    """Register `weightloom/lqr-v0`, `weightloom/gyre-v0` and `weightloom/grid-v0` with gymnasium."""
+    """Register `weightloom/lqr-v0`, `weightloom/gyre-v0`, `weightloom/grid-v0` with gymnasium."""
     for name in BATCHED:
         if f"weightloom/{name}-v0" not in gymnasium.registry:
             gymnasium.register(

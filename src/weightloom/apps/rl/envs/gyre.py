@@ -1,4 +1,4 @@
-"""The double gyre: steer a slow vehicle to a place in a current that swings between two whirls."""
+"""Double gyre: steer a slow vehicle to a target in an oscillating current of two vortices."""
 
 import math
 
@@ -10,23 +10,23 @@ from weightloom.apps.rl.envs.batched import BatchedEnv, Contexts, States, Step
 
 
 class DoubleGyre(BatchedEnv):
-    """Reach the target in [0, 2] x [0, 1] while a current of stream function A sin(πf) sin(πy) carries the vehicle.
+    """Navigation in [0, 2] x [0, 1] against a current with stream function A sin(πf) sin(πy).
 
     f(x, t) = ε sin(ωt) x² + (1 - 2ε sin(ωt)) x, with ε = 0.25. The context is the current's
-    amplitude A and its angular frequency ω in rad/s. The vehicle's own speed is at most 0.2 in each
-    direction, while the current reaches πA. An action is held for four steps of 0.1 s, and 200
-    actions, 80 s, make an episode. The reward of an action is -|p - target|² - 0.1 |u|². Walls stop
-    the vehicle.
+    amplitude A and its angular frequency ω in rad/s. An action u is the vehicle's velocity, at most
+    0.2 per axis, while the current reaches πA. It is held for four steps of 0.1 s; an episode is
+    200 actions, 80 s. The reward is -|p - target|² - 0.1 |u|² at the position p reached. Walls
+    stop the vehicle.
 
-    An agent sees its place and where the current is in its swing: sin and cos of ωt.
+    Observations are the position and the phase of the current, as sin and cos of ωt.
 
     Source:
         Equations, ranges and reward: Botteghi et al., "HypeRL: Parameter-informed reinforcement
-        learning for parametric PDEs" (2026), the double-gyre flow. Where to start (anywhere) and
-        where to go (the middle of the right whirl, which swings), and that the phase of the current
-        is seen, are ours, for none of it is published. A planner that knows the current can stay
-        there in all contexts, those held out included; between the whirls it cannot, so that
-        nothing could be told apart.
+        learning for parametric PDEs" (2026), the double-gyre flow. Three choices are unpublished
+        and ours: a uniform initial position, the target in the middle of the right vortex, and the
+        observed phase. A planner that knows the current can hold that target in all contexts, also
+        held-out ones. A target between the vortices cannot be held, so it would not separate good
+        from bad policies.
     """
 
     name = "gyre"
@@ -42,15 +42,12 @@ class DoubleGyre(BatchedEnv):
     target = (1.5, 0.5)
 
     def start(self, context: Contexts, generator: torch.Generator) -> States:
-        """Draw a place uniformly; time starts at zero."""
+        """Draw a uniform position, at time 0: (x, y, time_s)."""
         unit = torch.rand(len(context), 2, generator=generator).to(context.dtype)
         return torch.cat([unit * unit.new_tensor([2.0, 1.0]), unit.new_zeros(len(context), 1)], 1)
 
     def advance(self, state: States, action: Tensor, context: Contexts) -> Step:
-        """Take four steps of the classic Runge-Kutta method.
-
-        The reward is that of the place reached.
-        """
+        """Take four Runge-Kutta steps of fourth order; the reward is of the final position."""
         place, time_s = state[:, :2], state[:, 2]
         for _ in range(self.held):
             first = self.current(place, time_s, context) + action
@@ -76,7 +73,7 @@ class DoubleGyre(BatchedEnv):
     def current(
         self, place: Float[Tensor, "rows 2"], time_s: Float[Tensor, " rows"], context: Contexts
     ) -> Float[Tensor, "rows 2"]:
-        """Velocity of the current: (-∂ψ/∂y, ∂ψ/∂x) of the stream function ψ."""
+        """Return the velocity of the current, (-∂ψ/∂y, ∂ψ/∂x) of the stream function ψ."""
         x, y = place.unbind(1)
         amplitude, frequency = context.unbind(1)
         tilt = self.swing * torch.sin(frequency * time_s)
@@ -87,14 +84,14 @@ class DoubleGyre(BatchedEnv):
         return torch.stack([along, across], 1)
 
     def inside(self, place: Float[Tensor, "rows 2"]) -> Float[Tensor, "rows 2"]:
-        """Stop what would leave the basin at its walls."""
+        """Clip positions to the basin."""
         return torch.minimum(place.clamp(min=0.0), place.new_tensor([2.0, 1.0]))
 
     def observe(self, state: States, context: Contexts) -> Float[Tensor, "rows observation"]:
-        """Place and phase."""
+        """Return (x - 1, 2y - 1, sin ωt, cos ωt)."""
         phase = context[:, 1] * state[:, 2]
         return torch.stack([state[:, 0] - 1, 2 * state[:, 1] - 1, phase.sin(), phase.cos()], 1)
 
     def draw(self, states: Float[Tensor, "steps state"]) -> tuple[Tensor, list[str]]:
-        """Return the path in the basin."""
+        """Return the path in the basin, (steps, 2), and the names of its axes."""
         return states[:, :2], ["x", "y"]

@@ -1,7 +1,4 @@
-"""Linear-quadratic control of a mass on a spring.
-
-The family whose optimum is known in closed form.
-"""
+"""Linear-quadratic control of a mass on a spring, with a known optimum in every context."""
 
 import torch
 from jaxtyping import Float
@@ -10,14 +7,14 @@ from torch import Tensor
 from weightloom.apps.rl.envs.batched import BatchedEnv, Contexts, States, Step
 
 DISCOUNT = 0.95
-"""For which the closed form below is the optimum."""
+"""Default discount factor of `LQR.optimum`."""
 
 
 class LQR(BatchedEnv):
-    """Bring a mass on a damped spring to rest: s' = A s + B u, reward -(sᵀQs + R u²).
+    """Control of a mass on a damped spring: s' = A s + B u, reward -(sᵀQs + R u²).
 
-    The context is the spring's stiffness, which may push away as well as pull, and how strong the
-    motor is.
+    The state s is position and speed. The context is the spring's stiffness, negative for a spring
+    that repels, and the motor's gain.
 
     Example:
         >>> env, context = LQR(), torch.tensor([[1.0, 1.0]])
@@ -40,7 +37,7 @@ class LQR(BatchedEnv):
     def matrices(
         self, context: Contexts
     ) -> tuple[Float[Tensor, "rows 2 2"], Float[Tensor, "rows 2 1"]]:
-        """Return A and B of each context."""
+        """Return A, (rows, 2, 2), and B, (rows, 2, 1), of each context."""
         stiffness, motor = context.unbind(1)
         one = torch.ones_like(stiffness)
         dt = self.dt_s
@@ -50,11 +47,11 @@ class LQR(BatchedEnv):
         return a, torch.stack([0 * one, dt * motor], 1)[..., None]
 
     def start(self, context: Contexts, generator: torch.Generator) -> States:
-        """Draw position and speed uniformly in [-1, 1]."""
+        """Draw position and speed, uniform in [-1, 1]."""
         return (2 * torch.rand(len(context), 2, generator=generator) - 1).to(context.dtype)
 
     def advance(self, state: States, action: Tensor, context: Contexts) -> Step:
-        """Take a step; the reward is that of the state before it."""
+        """Take a step of 0.1 s; the reward is of the state before it."""
         a, b = self.matrices(context)
         cost = (state.square() * state.new_tensor(self.state_cost)).sum(
             1
@@ -63,18 +60,23 @@ class LQR(BatchedEnv):
         return Step(after, -cost, torch.zeros(len(state), dtype=torch.bool))
 
     def draw(self, states: Float[Tensor, "steps state"]) -> tuple[Tensor, list[str]]:
-        """Return the path in the plane of position and speed."""
+        """Return the path of position and speed, (steps, 2), and the names of its axes."""
         return states[:, :2], ["position", "speed"]
 
     def optimum(
         self, context: Contexts, discount: float = DISCOUNT, sweeps: int = 2000
     ) -> tuple[Float[Tensor, "rows 1 2"], Float[Tensor, "rows 2 2"]]:
-        """Return gain K and matrix P of each context: the best action is -K s, and its value -sᵀPs.
+        """Return gain K and matrix P of each context: optimal action -K s, value -sᵀPs.
+
+        Args:
+            context: Contexts, (rows, parameters).
+            discount: Discount factor per step.
+            sweeps: Maximum number of Riccati iterations.
 
         Source:
-            The discounted Riccati equation, iterated to its fixed point: Bertsekas, "Dynamic
-            programming and optimal control" (2012), volume 2, section 4.1 with √γA and √γB in the
-            place of A and B.
+            Discounted Riccati equation, iterated to its fixed point: Bertsekas, "Dynamic
+            programming and optimal control" (2012), volume 2, section 4.1, with √γA and √γB for A
+            and B.
         """
         a, b = (part.double() for part in self.matrices(context))
         q = torch.diag(torch.tensor(self.state_cost, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Copies of an environment: one that is registered with gymnasium, or a class or a function of yours."""
+"""Creation of gymnasium environments from a registered name, a class or a function."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -15,34 +15,33 @@ from weightloom.apps.rl.envs.physics import parameters_of
 from weightloom.errors import ConfigError, nearest
 
 MOST_STEPS = 1000
-"""Steps of an episode where neither the environment nor its user sets a limit."""
+"""Default steps of an episode, where neither environment nor user sets a limit."""
 
 Env = str | Callable[..., gymnasium.Env[Any, Any]]
-"""A name that is registered with gymnasium, or whatever returns an environment when it is
-called."""
+"""Name registered with gymnasium, or a class or function that returns an environment."""
 
 
 class Maker:
-    """Makes an environment as often as it is asked to, with a context given to its constructor or to its attributes.
+    """Factory of copies of one environment, with context parameters for constructor or attributes.
 
-    Of a class or function of yours the constructor comes first: what it derives from a parameter is
-    then derived anew in every episode. A registered environment is made once, and its attributes
-    are set; what it has no attribute for goes to its constructor.
+    A class or function gets a parameter as an argument if it takes one of that name, so that values
+    derived from it are computed in every episode. A registered environment is created once and gets
+    parameters as attributes; those without an attribute go to its constructor.
 
     Args:
-        env: Its registered name, its class, or a function that returns one.
-        max_steps: Steps of an episode. None: the limit that it comes with, or 1000.
+        env: Registered name, class, or function that returns an environment.
+        max_steps: Steps of an episode. Default: the limit of the environment, else 1000.
 
     Raises:
-        ConfigError: If it is neither, or an environment that is made already.
+        ConfigError: If ``env`` is none of the three, e.g. an environment instance.
     """
 
     def __init__(self, env: Env, max_steps: int | None = None) -> None:
         if not isinstance(env, str) and not (callable(env) and not isinstance(env, gymnasium.Env)):
             raise ConfigError(
-                f"`env` is {env!r}. Training steps several copies side by side, so it must be "
-                "possible to make them. Pass a class, a function that returns an environment as in "
-                "`lambda: MyEnv()`, or a registered name."
+                f"`env` is {env!r}. Training creates several copies of an environment. Pass a "
+                "class, a registered name, or a function that returns an environment, e.g. "
+                "`lambda: MyEnv()`."
             )
         self.env, self.max_steps = env, max_steps
         self.name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
@@ -50,14 +49,14 @@ class Maker:
     def __call__(
         self, arguments: Mapping[str, float], endless: bool = False
     ) -> gymnasium.Env[Any, Any]:
-        """Make one.
+        """Create an environment.
 
         Args:
-            arguments: What its constructor is given.
-            endless: Lift its time limit, where it is one of gymnasium's or ours.
+            arguments: Arguments of the constructor.
+            endless: Remove the time limit, unless the environment itself ends its episodes.
 
         Raises:
-            ConfigError: If it cannot be made.
+            ConfigError: If the environment cannot be created.
         """
         if isinstance(self.env, str):
             return make(self.env, 10**9 if endless else self.max_steps, **arguments)
@@ -67,8 +66,8 @@ class Maker:
             given = ", ".join(f"{name}={value:g}" for name, value in arguments.items())
             names = ", ".join(arguments) or "**context"
             raise ConfigError(
-                f"`{self.name}({given})` cannot be called ({error}). It is given the numbers of a "
-                f"context. Pass a function that knows the rest, as in `lambda {names}: "
+                f"`{self.name}({given})` cannot be called ({error}). It gets the parameters of a "
+                f"context. Pass a function that supplies all others, e.g. `lambda {names}: "
                 f"{self.name}(...)`."
             ) from error
         if not isinstance(made, gymnasium.Env):
@@ -80,12 +79,12 @@ class Maker:
         return made if endless else TimeLimit(made, limit)
 
     def steps_of(self, env: gymnasium.Env[Any, Any]) -> int:
-        """Steps of an episode of one that was made."""
+        """Return the steps of an episode of an environment made here."""
         return self.max_steps or _own_limit(env) or MOST_STEPS
 
     @cached_property
     def arguments(self) -> list[str]:
-        """Numbers that its constructor takes by name."""
+        """Names of the constructor's arguments that can be numbers."""
         if not isinstance(self.env, str):
             return _arguments_of(self.env)
         env = make(self.env)
@@ -93,57 +92,62 @@ class Maker:
         return _arguments_of(entry if callable(entry) else type(env.unwrapped))
 
     def constructed(self, family: ContextFamily) -> tuple[str, ...]:
-        """Names of a family that go to the constructor; the others are attributes.
+        """Return the parameters of a family that go to the constructor; the others are attributes.
 
         Raises:
             ConfigError: If the environment has neither an argument nor an attribute of a name.
         """
         takes = [one for one in family.varied if one.name in self.arguments]
         registered = isinstance(self.env, str)
-        unknown = [name for name in family.names if name not in self.arguments]
+        unknown = [one.name for one in family.varied if one not in takes]
+        has = self._attributes({} if registered else middle_of(takes), unknown)
+        return tuple(one.name for one in takes if not (registered and one.name in has))
+
+    def _attributes(self, arguments: Mapping[str, float], unknown: list[str]) -> list[str]:
+        """Return the numeric attributes of an environment, which must include ``unknown``.
+
+        If the constructor fails for lack of an argument that is misspelt in ``unknown``, the error
+        names the misspelt parameter.
+        """
         try:
-            has = parameters_of(self({} if registered else middle_of(takes)))
+            has = parameters_of(self(arguments))
         except ConfigError as error:
-            if (
-                registered
-                or not unknown
-                or not nearest(unknown[0], self.arguments).startswith("Did you mean")
-            ):
+            if isinstance(self.env, str) or not unknown:
                 raise
-            raise self._lacks(
-                unknown[0], self.arguments
-            ) from error  # a slip in what the constructor asks for
+            if not nearest(unknown[0], self.arguments).startswith("Did you mean"):
+                raise
+            raise self._lacks(unknown[0], self.arguments) from error
         for name in unknown:
             if name not in has:
                 raise self._lacks(name, [*self.arguments, *has])
-        return tuple(one.name for one in takes if not (registered and one.name in has))
+        return has
 
     def _lacks(self, name: str, known: Iterable[str]) -> ConfigError:
         return ConfigError(
             f"`{name}` is neither an argument of `{self.name}` nor a number among its attributes. "
-            f"What varies is given to the constructor, or set before an episode. "
+            "A context parameter is passed to the constructor, or set before an episode. "
             f"{nearest(name, dict.fromkeys(known))}"
         )
 
 
 def middle_of(varied: Iterable[Varied]) -> dict[str, float]:
-    """Return the middle of each training range."""
+    """Return the middle of each training range by name."""
     return {one.name: sum(one.train) / 2 for one in varied}
 
 
 def make_contextual(
     maker: Maker, family: ContextFamily, given: tuple[str, ...], endless: bool = False
 ) -> ContextualEnv:
-    """Make an environment that draws a context at every reset, its actions within [-1, 1] where they are numbers.
+    """Create an environment that draws a context at every reset, with Box actions in [-1, 1].
 
     Args:
-        maker: Makes it.
-        family: Where contexts come from.
-        given: Names that go to its constructor.
-        endless: Lift its time limit.
+        maker: Factory of the environment.
+        family: Context parameters and their ranges.
+        given: Parameters that go to the constructor.
+        endless: Remove the time limit.
 
     Raises:
-        ConfigError: If its actions have no finite limits.
+        ConfigError: If a limit of its actions is infinite.
     """
 
     def make_one(context: Mapping[str, float]) -> gymnasium.Env[Any, Any]:
@@ -158,8 +162,8 @@ def _within_one(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
         return env
     if not env.action_space.is_bounded():
         raise ConfigError(
-            f"Actions of `{type(env.unwrapped).__name__}` are {env.action_space}. Agents act "
-            "within limits. Give the action space a finite `low` and `high`."
+            f"Actions of `{type(env.unwrapped).__name__}` are {env.action_space}. Agents need "
+            "bounded actions. Give the action space a finite `low` and `high`."
         )
     return RescaleAction(env, np.float32(-1.0), np.float32(1.0))
 
@@ -169,7 +173,7 @@ def _own_limit(env: gymnasium.Env[Any, Any]) -> int | None:
 
 
 def _arguments_of(maker: Any) -> list[str]:
-    """Numbers that a class or function takes by name, those that a class hands on to its parents included."""
+    """Return the numeric arguments of a class or function, those of parent classes included."""
     found: list[str] = []
     for one in maker.__mro__ if inspect.isclass(maker) else (maker,):
         if inspect.isclass(one) and "__init__" not in vars(one):
@@ -184,7 +188,7 @@ def _arguments_of(maker: Any) -> list[str]:
 
 
 def _is_number(parameter: inspect.Parameter) -> bool:
-    """Say whether an argument can be given by name and may be a number, as its default goes."""
+    """Return whether an argument can be passed by name and its default allows a number."""
     named = parameter.kind in (
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         inspect.Parameter.KEYWORD_ONLY,

@@ -1,7 +1,4 @@
-"""Contexts put into gymnasium's environments.
-
-Attributes of classic control, physics of MuJoCo, attributes of yours.
-"""
+"""Context parameters in gymnasium environments: numeric attributes, and the physics of MuJoCo."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,13 +9,11 @@ import numpy as np
 from weightloom.errors import ConfigError, nearest
 
 MUJOCO = ("gravity", "mass", "friction", "damping")
-"""What can vary in every MuJoCo environment, each as a factor of what it is: 1 leaves it alone."""
+"""Context parameters of every MuJoCo environment, as factors on its original physics."""
 
 
 def parameters_of(env: gymnasium.Env[Any, Any]) -> list[str]:
-    """List what can vary in an environment.
-
-    Plain numbers among its attributes, and the physics of MuJoCo.
+    """Return the names that can vary: numeric attributes, and `MUJOCO` in MuJoCo environments.
 
     Example:
         >>> [name for name in parameters_of(gymnasium.make("Pendulum-v1")) if len(name) == 1]
@@ -39,15 +34,14 @@ def parameters_of(env: gymnasium.Env[Any, Any]) -> list[str]:
 
 
 class Physics:
-    """The physics of one environment, which contexts are put into.
+    """Access to the physics of one environment by name.
 
     Args:
-        env: The environment; remembered as it is, so that factors always refer to the physics it
-            came with.
-        names: What a context holds.
+        env: The environment. Its current MuJoCo physics become the reference of all factors.
+        names: Names of the context parameters.
 
     Raises:
-        ConfigError: If the environment lacks one of them.
+        ConfigError: If the environment lacks a parameter.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], names: Sequence[str]) -> None:
@@ -57,8 +51,9 @@ class Physics:
         for name in names:
             if name not in known:
                 raise ConfigError(
-                    f"`{name}` is no parameter of `{type(self.inner).__name__}`. What varies must "
-                    f"be a number that the environment reads in every step. {nearest(name, known)}"
+                    f"`{name}` is no parameter of `{type(self.inner).__name__}`. A context "
+                    "parameter is a number that the environment reads in every step. "
+                    f"{nearest(name, known)}"
                 )
         self.names = tuple(names)
         self.original: dict[str, Any] = {}
@@ -73,7 +68,7 @@ class Physics:
             }
 
     def put(self, context: Sequence[float]) -> None:
-        """Give the environment the physics of a context."""
+        """Write a context, in the order of the names, into the environment."""
         for name, value in zip(self.names, context, strict=True):
             if name in MUJOCO and self.original:
                 self._scale(name, value)
@@ -85,7 +80,7 @@ class Physics:
                     float(value) if issubclass(kind, int | np.integer) else kind(value),
                 )
         inner = self.inner
-        if hasattr(inner, "polemass_length"):  # CartPole keeps products of what varies
+        if hasattr(inner, "polemass_length"):  # CartPole caches these products
             inner.total_mass = inner.masspole + inner.masscart
             inner.polemass_length = inner.masspole * inner.length
 
@@ -107,7 +102,7 @@ def _is_mujoco(inner: Any) -> bool:
 
 
 def _is_fixed(kind: type, name: str) -> bool:
-    """Say whether a name of a class is a property that cannot be set."""
+    """Return whether a class attribute is a property without a setter."""
     value = vars(kind)[name]
     return isinstance(value, property) and value.fset is None
 

@@ -1,7 +1,4 @@
-"""A family whose environment is not at hand.
-
-Enough to build an agent that was trained in it, and to let it act.
-"""
+"""Families without their environment, enough to rebuild a saved agent and let it act."""
 
 from typing import Any
 
@@ -17,13 +14,13 @@ from weightloom.errors import ConfigError
 
 
 class SpacesOnly(World):
-    """What an agent knows of the family that it was trained in.
+    """Family that holds spaces and context ranges, and cannot be stepped.
 
     Args:
-        name: As the environment was called.
-        family: What varied.
-        state_dim: Numbers of an observation, the context left aside.
-        own_actions: Actions as the environment takes them.
+        name: Name of the environment.
+        family: Context parameters and their ranges.
+        state_dim: Number of state variables in an observation.
+        own_actions: Action space of the environment.
         max_steps: Steps of an episode.
     """
 
@@ -49,7 +46,7 @@ class SpacesOnly(World):
             self.action_space = spaces.Box(-1.0, 1.0, own_actions.shape, np.float32)
 
     def training(self, rows: int, seed: int) -> VecEnv:
-        """Return rows that say what observations and actions are; none can be stepped."""
+        """Return a vector environment with spaces alone; a reset or step raises `ConfigError`."""
         return DummyVecEnv([lambda: _Absent(self)] * rows)
 
     def rollout(
@@ -61,7 +58,7 @@ class SpacesOnly(World):
         noise: float = 0.0,
         change: Tensor | None = None,
     ) -> Rollouts:
-        """Refuse.
+        """Raise, for lack of an environment.
 
         Raises:
             ConfigError: Always.
@@ -69,15 +66,16 @@ class SpacesOnly(World):
         raise self.absent()
 
     def absent(self) -> ConfigError:
-        """Say that the environment is not at hand."""
+        """Return the error for a call that needs the environment."""
         return ConfigError(
-            f"`{self.name}` cannot be stepped: the agent was loaded without its environment. It "
-            "can act, value and be specialised. To train, build the family anew by `rl.family`."
+            f"`{self.name}` cannot be stepped: the agent was loaded without its environment. "
+            "`act`, `value` and `specialise` work without it. To train, build the "
+            "family by `rl.family`."
         )
 
 
 class _Absent(gymnasium.Env[Any, Any]):
-    """Spaces alone."""
+    """Environment with spaces alone; a reset or step raises."""
 
     def __init__(self, world: SpacesOnly) -> None:
         self.observation_space, self.action_space, self.world = (
@@ -96,9 +94,9 @@ class _Absent(gymnasium.Env[Any, Any]):
 
 
 def plain_space(space: spaces.Space[Any]) -> Any:
-    """Describe actions by plain JSON values.
+    """Convert an action space to JSON values.
 
-    Limits of numbers, or how many there are to choose from.
+    The number of actions for Discrete, [low, high] for Box.
 
     Example:
         >>> plain_space(spaces.Discrete(3)), plain_space(spaces.Box(-2.0, 2.0, (1,)))
@@ -111,7 +109,7 @@ def plain_space(space: spaces.Space[Any]) -> Any:
 
 
 def space_of(plain: Any) -> spaces.Space[Any]:
-    """Undo `plain_space`."""
+    """Build an action space from the JSON values of `plain_space`."""
     if isinstance(plain, int):
         return spaces.Discrete(plain)
     low, high = (np.asarray(limit, np.float32) for limit in plain)

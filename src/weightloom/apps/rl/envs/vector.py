@@ -1,7 +1,4 @@
-"""Batched environments as Stable-Baselines3 wants them.
-
-Many rows, each with a context of its own.
-"""
+"""Batched environments as vector environments of Stable-Baselines3, one context per row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +14,13 @@ from weightloom.apps.rl.envs.context import ContextFamily
 from weightloom.apps.rl.envs.finite import check_finite
 
 FAR = 1e6
-"""Bound of observations, far beyond any."""
+"""Bound of the observation space, larger than any observation."""
 
 
 def spaces_of(env: BatchedEnv, family: ContextFamily) -> tuple[spaces.Box, spaces.Space[Any]]:
-    """Return the observation space, the context in front, and the action space.
+    """Return the observation space, [context | state], and the action space.
 
-    Numbers within [-1, 1], or indices.
+    Actions are numbers in [-1, 1], or indices.
     """
     width = len(family.names) + env.observation_dim
     seen = spaces.Box(-FAR, FAR, (width,), np.float32)
@@ -33,18 +30,18 @@ def spaces_of(env: BatchedEnv, family: ContextFamily) -> tuple[spaces.Box, space
 
 
 def physical(env: BatchedEnv, action: Tensor) -> Tensor:
-    """Bring actions within [-1, 1] to the environment's own units; indices stay as they are."""
+    """Scale actions from [-1, 1] to the environment's units; indices stay unchanged."""
     return action if env.action_limit is None else env.action_limit * action.clamp(-1.0, 1.0)
 
 
 class BatchedVecEnv(VecEnv):
-    """Step many contexts by one tensor operation; every episode draws a context anew.
+    """Vector environment that steps all rows by one tensor operation; each episode draws a context.
 
     Args:
         env: The environment.
-        family: Where contexts come from.
-        rows: How many episodes run side by side.
-        seed: Everything random follows from it.
+        family: Context parameters and their ranges.
+        rows: Number of parallel episodes.
+        seed: Seed of contexts and initial states.
     """
 
     def __init__(self, env: BatchedEnv, family: ContextFamily, rows: int, seed: int) -> None:
@@ -60,20 +57,20 @@ class BatchedVecEnv(VecEnv):
         self._actions: Any = None
 
     def reset(self) -> Any:
-        """Start every row anew."""
+        """Start an episode in every row; return the observations."""
         self._start(torch.arange(self.num_envs))
         self.episodes = self.num_envs
         return self._observe().numpy()
 
     def step_async(self, actions: Any) -> None:
-        """Keep the actions until `step_wait`."""
+        """Store the actions for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[Any, Any, Any, list[dict[str, Any]]]:
-        """Step all rows; those whose episode ended start another.
+        """Step all rows; a row whose episode ended starts another.
 
         Raises:
-            NonFiniteError: If a reward or a state is not a finite number.
+            NonFiniteError: If a reward or a state is not finite.
         """
         step = self.env.advance(
             self.state, physical(self.env, torch.as_tensor(self._actions)), self.context
@@ -100,7 +97,7 @@ class BatchedVecEnv(VecEnv):
         return self._observe().numpy(), step.reward.float().numpy(), ended.numpy(), infos
 
     def kept(self) -> dict[str, Tensor]:
-        """Return all that the rows go on from."""
+        """Return the full state, random generator included, for a checkpoint."""
         return {
             "context": self.context,
             "state": self.state,
@@ -111,7 +108,7 @@ class BatchedVecEnv(VecEnv):
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `kept` returned."""
+        """Restore a state that `kept` returned."""
         self.context, self.state = tensors["context"].clone(), tensors["state"].clone()
         self.steps, self.returns = tensors["steps"].clone(), tensors["returns"].clone()
         self.episodes = int(tensors["episodes"])
@@ -127,24 +124,24 @@ class BatchedVecEnv(VecEnv):
         return torch.cat([self.family.normalise(self.context), seen], 1).float()
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: no resource is held."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Return an attribute, the same for each row."""
+        """Return an attribute once per row; all rows share it."""
         return [getattr(self, attr_name)] * len(self._rows(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute for all rows."""
+        """Set an attribute, which all rows share."""
         setattr(self, attr_name, value)
 
     def env_method(
         self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
     ) -> list[Any]:
-        """Call a method once; return its result for each row."""
+        """Call a method once; return its result once per row."""
         return [getattr(self, method_name)(*args, **kwargs)] * len(self._rows(indices))
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """No row is wrapped."""
+        """Return False for every row."""
         return [False] * len(self._rows(indices))
 
     def _rows(self, indices: Any) -> Sequence[int]:

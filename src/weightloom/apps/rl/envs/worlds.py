@@ -1,7 +1,4 @@
-"""One way to train in and to roll out any family of environments.
-
-Batched ones in torch, and gymnasium's.
-"""
+"""Families of environments to train in and to roll out: batched in torch, and of gymnasium."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import RescaleAction
 from jaxtyping import Bool, Float
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
@@ -27,63 +25,67 @@ from weightloom.apps.rl.envs.vector import BatchedVecEnv, physical, spaces_of
 
 
 class Rollouts(NamedTuple):
-    """Episodes side by side, one row per context."""
+    """Episodes of a rollout, one row per context."""
 
     observations: Float[Tensor, "steps rows numbers"]
     """[context | state] before each step."""
     actions: Tensor
-    """(steps, rows, ...)."""
+    """Action of each step, (steps, rows, ...)."""
     rewards: Float[Tensor, "steps rows"]
-    """Zero once an episode has ended."""
+    """Reward of each step, 0 after the end of an episode."""
     alive: Bool[Tensor, "steps rows"]
-    """Whether the episode was still going on before the step."""
+    """True until the episode has ended, before each step."""
     states: Float[Tensor, "steps rows state"] | None = None
-    """Where a batched environment stood."""
+    """State before each step; None for environments of gymnasium."""
 
     def returns(self, steps: int | None = None) -> Float[Tensor, " rows"]:
-        """Sum of rewards of the first steps."""
+        """Return the sum of rewards over the first ``steps``. Default: all."""
         return self.rewards[:steps].sum(0)
 
 
 class Player(ABC):
-    """Whoever acts in a rollout."""
+    """Interface of a policy in a rollout."""
 
     @abstractmethod
     def begin(self, rows: int) -> None:
-        """Forget everything; as many rows follow."""
+        """Reset for episodes in ``rows`` environments."""
 
     @abstractmethod
     def act(self, observations: Any, rewards: Any) -> Any:
-        """Choose an action for each row: numbers within [-1, 1], or indices.
+        """Return an action for each row: numbers in [-1, 1], or indices.
 
         Args:
-            observations: (rows, numbers), [context | state].
-            rewards: (rows,), what the last actions gave.
+            observations: [context | state], (rows, numbers).
+            rewards: Rewards of the last actions, (rows,).
         """
 
 
 class World(ABC):
-    """A family of environments to train in and to roll out."""
+    """Interface of a family of environments: spaces, training environments and rollouts."""
 
     name: str
+    """Name of the environment."""
     family: ContextFamily
+    """Context parameters and their ranges."""
     observation_space: spaces.Box
+    """Observations, [context | state]."""
     action_space: spaces.Space[Any]
-    """Actions as agents choose them: numbers within [-1, 1], or indices."""
+    """Actions of agents: numbers in [-1, 1], or indices."""
     own_actions: spaces.Space[Any]
-    """Actions as the environment takes them."""
+    """Actions of the environment, in its own units."""
     max_steps: int
+    """Steps of an episode."""
     can_change: bool = True
-    """Physics can be changed in mid-episode."""
+    """The physics can change in mid-episode."""
 
     @property
     def state_dim(self) -> int:
-        """Numbers of an observation behind the context."""
+        """Number of state variables in an observation."""
         return int(self.observation_space.shape[0]) - len(self.family.names)
 
     @abstractmethod
     def training(self, rows: int, seed: int) -> VecEnv:
-        """Return rows of episodes that draw contexts from the training ranges."""
+        """Return ``rows`` training environments, with contexts from the training ranges."""
 
     @abstractmethod
     def rollout(
@@ -95,26 +97,26 @@ class World(ABC):
         noise: float = 0.0,
         change: Float[Tensor, "rows parameters"] | None = None,
     ) -> Rollouts:
-        """Run one episode in each context, all from starts that follow from the seed.
+        """Run one episode in each context.
 
         Args:
-            player: Who acts.
-            contexts: One for each row.
-            steps: How many; the time limit that an environment was registered with is not heeded,
-                but one that it keeps itself is.
-            seed: Of where episodes start, and of noise.
-            noise: Standard deviation of what is added to each number of the state that is seen.
-            change: Contexts that the physics change to in the middle of the episode, while those
-                seen stay.
+            player: The policy.
+            contexts: Context of each row.
+            steps: Maximum number of steps. A registered time limit is ignored, one inside the
+                environment is not.
+            seed: Seed of initial states and of noise.
+            noise: Standard deviation of Gaussian noise on the observed state.
+            change: Contexts to change the physics to after half of ``max_steps``; the observed
+                context stays the same.
         """
 
 
 class BatchedWorld(World):
-    """A batched environment in torch.
+    """Family of a batched environment in torch.
 
     Args:
         env: The environment.
-        family: What varies.
+        family: Context parameters and their ranges.
     """
 
     def __init__(self, env: BatchedEnv, family: ContextFamily) -> None:
@@ -126,7 +128,7 @@ class BatchedWorld(World):
         self.max_steps = env.max_steps
 
     def training(self, rows: int, seed: int) -> VecEnv:
-        """Return rows that are stepped together."""
+        """Return a vector environment that steps all rows by one tensor operation."""
         return BatchedVecEnv(self.env, self.family, rows, seed)
 
     @torch.no_grad()
@@ -139,7 +141,11 @@ class BatchedWorld(World):
         noise: float = 0.0,
         change: Tensor | None = None,
     ) -> Rollouts:
-        """Run all rows together."""
+        """Run one episode in each context, all rows together; see `World.rollout`.
+
+        Raises:
+            NonFiniteError: If a reward or a state is not finite.
+        """
         generator = torch.Generator().manual_seed(seed)
         state = self.env.start(contexts, generator)
         told = self.family.normalise(contexts)
@@ -164,14 +170,14 @@ class BatchedWorld(World):
 
 
 class GymWorld(World):
-    """A gymnasium environment, one copy per row.
+    """Family of a gymnasium environment, with one copy per row.
 
     Args:
-        env: Its registered name, or what makes it.
-        family: What varies.
+        env: Registered name, or a `Maker`.
+        family: Context parameters and their ranges.
 
     Raises:
-        ConfigError: If it cannot be made, or has no parameter of a name of the family.
+        ConfigError: If the environment cannot be created, or lacks a parameter of the family.
     """
 
     def __init__(self, env: str | Maker, family: ContextFamily) -> None:
@@ -180,14 +186,16 @@ class GymWorld(World):
         self.constructed = self.maker.constructed(family)
         self.can_change = not self.constructed
         one = make_contextual(self.maker, family, self.constructed)
-        self.observation_space, self.action_space = one.observation_space, one.action_space  # type: ignore[assignment]
-        rescaled = isinstance(self.action_space, spaces.Box)
-        self.own_actions = one.env.env.action_space if rescaled else self.action_space  # type: ignore[attr-defined]
+        assert isinstance(one.observation_space, spaces.Box)
+        self.observation_space, self.action_space = one.observation_space, one.action_space
+        self.own_actions = self.action_space
+        if isinstance(one.env, RescaleAction):
+            self.own_actions = one.env.env.action_space
         self.max_steps = self.maker.steps_of(one)
         self.rollout_rows: list[ContextualEnv] = []
 
     def training(self, rows: int, seed: int) -> VecEnv:
-        """Return rows that are stepped one after the other."""
+        """Return a vector environment that steps the rows one after the other."""
         env = DummyVecEnv(
             [lambda: Monitor(make_contextual(self.maker, self.family, self.constructed))] * rows
         )
@@ -204,26 +212,25 @@ class GymWorld(World):
         noise: float = 0.0,
         change: Tensor | None = None,
     ) -> Rollouts:
-        """Run a copy of the environment for each context."""
+        """Run one copy of the environment per context; see `World.rollout`.
+
+        Raises:
+            NonFiniteError: If a reward or a state is not finite.
+        """
         generator = np.random.default_rng(seed)
         while len(self.rollout_rows) < len(contexts):
             self.rollout_rows.append(
                 make_contextual(self.maker, self.family, self.constructed, endless=True)
             )
         rows = self.rollout_rows[: len(contexts)]
-        seen = []
-        for number, (env, context) in enumerate(zip(rows, contexts.tolist(), strict=True)):
-            env.given = context
-            seen.append(env.reset(seed=seed + number)[0])
-        observed = np.stack(seen)
+        observed = _reset_all(rows, contexts, seed)
         alive, reward = np.ones(len(rows), bool), np.zeros(len(rows), np.float32)
         kept: list[tuple[Any, ...]] = []
         told = len(self.family.names)
         player.begin(len(rows))
         for step in range(steps):
             if change is not None and step == self.max_steps // 2:
-                for env, context in zip(rows, change.tolist(), strict=True):
-                    env.change(context)
+                _change_all(rows, change)
             shown = observed.copy()
             shown[:, told:] += noise * generator.standard_normal(shown[:, told:].shape)
             action = np.asarray(player.act(shown, reward))
@@ -237,16 +244,31 @@ class GymWorld(World):
         return Rollouts(*[torch.as_tensor(np.stack(parts)) for parts in zip(*kept, strict=True)])
 
 
+def _reset_all(rows: Sequence[ContextualEnv], contexts: Tensor, seed: int) -> Any:
+    """Start an episode in each context; return the observations."""
+    seen = []
+    for number, (env, context) in enumerate(zip(rows, contexts.tolist(), strict=True)):
+        env.given = context
+        seen.append(env.reset(seed=seed + number)[0])
+    return np.stack(seen)
+
+
+def _change_all(rows: Sequence[ContextualEnv], contexts: Tensor) -> None:
+    """Change the physics of each row to another context."""
+    for env, context in zip(rows, contexts.tolist(), strict=True):
+        env.change(context)
+
+
 def world_of(name: str, vary: Sequence[str] = (), held_out: Sequence[str] = ()) -> World:
-    """Return the world of a name: a batched environment of ours, or what is registered with gymnasium.
+    """Return the family of an environment, batched or registered with gymnasium.
 
     Args:
-        name: As in `--env`.
-        vary: Training ranges, as in ``"gravity=8:12"``; none for what is usual.
+        name: Name of the environment, as in `--env`.
+        vary: Training ranges, e.g. ``"gravity=8:12"``. Default: the preset ranges.
         held_out: Held-out ranges, likewise.
 
     Raises:
-        ConfigError: If there is no such environment, or it lacks a parameter that shall vary.
+        ConfigError: If the environment is unknown, or lacks a parameter of a range.
 
     Example:
         >>> world_of("gyre").family.names

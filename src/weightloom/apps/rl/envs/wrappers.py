@@ -1,7 +1,4 @@
-"""What stands between an environment and an algorithm.
-
-Scaled rewards, checked actions, and what a memory reads.
-"""
+"""Wrapper between environment and algorithm: scaled rewards, checked actions, memory inputs."""
 
 from typing import Any
 
@@ -14,17 +11,23 @@ from weightloom.errors import NonFiniteError
 
 
 def memory_width(space: spaces.Space[Any]) -> int:
-    """Numbers that a memory reads behind the state.
-
-    The last action, the last reward, and whether an episode began.
-    """
+    """Return the width of a memory's inputs after the state: last action, reward, episode start."""
     return (
         int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or (1,)))
     ) + 2
 
 
 def memory_columns(space: spaces.Space[Any], actions: Any, rewards: Any, starts: Any) -> Any:
-    """Lay out last action (one-hot where discrete), last reward, and whether an episode began, (rows, numbers)."""
+    """Return last action, last reward and episode start, float32 (rows, `memory_width`).
+
+    Discrete actions are one-hot. In the first step of an episode action and reward are 0.
+
+    Args:
+        space: Action space.
+        actions: Last actions, (rows,) or (rows, actions).
+        rewards: Last rewards, (rows,).
+        starts: 1 where an episode begins, else 0, (rows,).
+    """
     if isinstance(space, spaces.Discrete):
         actions = np.eye(int(space.n), dtype=np.float32)[np.asarray(actions).reshape(-1)]
     going = 1.0 - np.asarray(starts, dtype=np.float32)[:, None]
@@ -33,12 +36,12 @@ def memory_columns(space: spaces.Space[Any], actions: Any, rewards: Any, starts:
 
 
 class Between(VecEnvWrapper):
-    """Scale rewards, refuse actions that are not finite, and add what a memory reads where one is wanted.
+    """Wrapper that scales rewards, refuses non-finite actions and adds the inputs of a memory.
 
     Args:
         inner: The environment.
-        reward_scale: What rewards are multiplied by before an algorithm learns from them.
-        memory: Whether observations end with `memory_columns`.
+        reward_scale: Factor on rewards.
+        memory: Append `memory_columns` to observations.
     """
 
     def __init__(self, inner: VecEnv, reward_scale: float, memory: bool) -> None:
@@ -56,7 +59,7 @@ class Between(VecEnvWrapper):
         self.actions: Any = None
 
     def reset(self) -> Any:
-        """Start every row anew."""
+        """Start an episode in every row."""
         seen = self.venv.reset()
         space, rows = self.action_space, self.num_envs
         none = (
@@ -70,19 +73,19 @@ class Between(VecEnvWrapper):
         """Pass the actions on.
 
         Raises:
-            NonFiniteError: If one is not finite.
+            NonFiniteError: If an action is not finite.
         """
         if not np.isfinite(actions).all():
             raise NonFiniteError(
-                "The policy gave an action that is not finite: its parameters are spoiled. Steps "
-                "were too long, or rewards too large. Lower `--learning-rate` or `--reward-scale`, "
-                "and start another run."
+                "The policy gave an action that is not finite: its parameters have diverged. The "
+                "learning rate or the rewards were too large. Lower `--learning-rate` or "
+                "`--reward-scale`, and start another run."
             )
         self.actions = actions
         self.venv.step_async(actions)
 
     def step_wait(self) -> tuple[Any, Any, Any, list[dict[str, Any]]]:
-        """Step all rows."""
+        """Step all rows; return observations, scaled rewards, ends of episodes and infos."""
         seen, rewards, ended, infos = self.venv.step_wait()
         if self.memory:
             last = memory_columns(
@@ -108,15 +111,12 @@ class Between(VecEnvWrapper):
 
 
 def kept_of(env: Any) -> dict[str, Tensor] | None:
-    """Return all that an environment goes on from.
-
-    None where that cannot be had, and new episodes are begun.
-    """
+    """Return the state of an environment for a checkpoint; None for environments of gymnasium."""
     inner = env.venv if isinstance(env, Between) else env
     return inner.kept() if hasattr(inner, "kept") else None
 
 
 def restore(env: Any, tensors: dict[str, Tensor]) -> None:
-    """Go on from what `kept_of` returned."""
+    """Restore an environment to a state that `kept_of` returned."""
     inner: Any = env.venv if isinstance(env, Between) else env
     inner.restore(tensors)
