@@ -1,9 +1,14 @@
 """Loggers: each is read back by the package that it writes for."""
 
 import csv
+from pathlib import Path
 
 import pytest
+import torch
 
+from weightloom import TrainOptions, Turn, train
+from weightloom.apps import fewshot
+from weightloom.cli import main
 from weightloom.errors import ConfigError, MissingExtraError
 from weightloom.runs.loggers import check_loggers, finalised, open_loggers, send
 from weightloom.runs.metrics import append_row, read_rows, write_rows
@@ -128,3 +133,76 @@ def test_unknown_loggers_and_absent_packages_are_said(monkeypatch):
     monkeypatch.setattr("weightloom.runs.loggers.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"weightloom\[loggers\]"):
         check_loggers(["wandb"])
+
+
+class Kept:
+    """A logger that keeps what it was sent."""
+
+    def __init__(self):
+        self.rows, self.status = [], None
+
+    def log_metrics(self, metrics, step):
+        self.rows.append({"step": step, **metrics})
+
+    def finalize(self, status):
+        self.status = status
+
+
+def test_train_sends_the_rows_that_it_logs():
+    kept = Kept()
+    model = torch.nn.Linear(1, 1)
+    history = train(
+        model,
+        lambda step, generator: torch.randn(4, 1, generator=generator),
+        None,
+        TrainOptions(steps=20),
+        turns=[Turn("player", lambda model, batch, name: model(batch).square().mean(1))],
+        loggers=[kept],
+    )
+    assert [row["step"] for row in kept.rows] == [10, 20] and kept.status == "success"
+    for sent, row in zip(kept.rows, history.rows, strict=True):
+        assert sent["player/loss"] == row["loss"] and "turn" not in sent
+
+
+def test_train_refuses_an_object_that_is_no_logger(unchecked):
+    with pytest.raises(ConfigError, match=r"object has no method `log_metrics"):
+        train(torch.nn.Linear(1, 1), None, None, TrainOptions(steps=1), loggers=[object()])
+
+
+def test_the_command_logs_every_method_of_a_run(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    tiny = "--data digits --steps 4 --tasks 2 --test-tasks 4 --queries 2 --comparators protonet"
+    main(["fewshot", *tiny.split(), "--run", "run", "--log", "csv", "--quiet"])
+    folders = [path.parent for path in Path("run").rglob("metrics.jsonl")]
+    assert len(folders) == 2
+    for folder in folders:
+        losses = [(row["step"], row["loss"]) for row in read_rows(folder) if "loss" in row]
+        assert losses and csv_points(folder, "loss") == losses
+
+
+def test_agents_are_logged_too(tmp_path):
+    pytest.importorskip("sb3_contrib")
+    from weightloom.apps import rl
+    from weightloom.apps.rl.envs.lqr import LQR
+
+    kept, family = Kept(), rl.family(LQR, stiffness=(-1, 1), motor=(0.5, 1.5))
+    rl.train(
+        family,
+        steps=3000,
+        rows=10,
+        warm_up=100,
+        updates=0.02,
+        quiet=True,
+        run=tmp_path / "run",
+        loggers=[kept],
+    )
+    assert kept.rows[-1]["step"] == 3000 and "return" in kept.rows[-2] | kept.rows[-1]
+    with pytest.raises(ConfigError, match="`loggers` without `run`"):
+        rl.train(family, steps=3000, quiet=True, loggers=[kept])
+
+
+def test_a_logger_that_needs_a_folder_says_so():
+    pytest.importorskip("sklearn")
+    with pytest.raises(ConfigError, match="no folder is kept"):
+        fewshot.train("digits", steps=1, loggers=["csv"])

@@ -43,6 +43,8 @@ class RunCommand(Generic[Options]):
     """A YAML or JSON file of options; flags typed beside it win."""
     quiet: bool = False
     """Show no progress."""
+    log: tuple[str, ...] = ()
+    """Loggers of metrics besides `metrics.jsonl`: `tensorboard`, `csv`, `wandb`, `mlflow`."""
     trust: bool = False
     """Import code that the options of `--config` or `--resume` name as `module:Class`."""
     seeds: tuple[int, ...] = ()
@@ -79,6 +81,7 @@ def run_app(app: AnyApp, words: list[str], typed: str) -> int:
         "command": shlex.join(["weightloom", typed, *words]),
         "resume": command.resume is not None,
         "quiet": command.quiet,
+        "loggers": command.log,
     }
     outcome = (
         run_several(app, options, folder, more, **how) if more else run(app, options, folder, **how)
@@ -319,7 +322,7 @@ def _print_run_help(app: AnyApp, kind: Any, words: list[str], typed: str, defaul
         f"weightloom {typed} [OPTIONS]",
         [*of_run, *of_app],
         {
-            "Run": ("run", "resume", "config", "quiet", "trust"),
+            "Run": ("run", "resume", "config", "log", "quiet", "trust"),
             **_groups(type(default.options)),
             "Several runs": ("seeds", "folds", "sweep"),
         },

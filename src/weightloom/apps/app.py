@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from weightloom.report.run import Run
     from weightloom.report.section import Section
+    from weightloom.runs.loggers import MetricLogger
     from weightloom.runs.record import Better, Role, Row
     from weightloom.training import History, Processes
 
@@ -90,6 +91,8 @@ class Training(Generic[M]):
     """Show no progress."""
     look: Callable[[M], None]
     """Callback with the current model, called once during training: writes an early report."""
+    loggers: Sequence["MetricLogger"] = ()
+    """Loggers that get the numbers of each row."""
 
     def how(self) -> dict[str, Any]:
         """Return the keyword arguments of `weightloom.training.train` for this training."""
@@ -99,6 +102,7 @@ class Training(Generic[M]):
             "fabric": self.processes,
             "quiet": self.quiet,
             "identity": self.identity,
+            "loggers": self.loggers,
         }
 
 

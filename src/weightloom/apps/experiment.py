@@ -9,7 +9,7 @@ Knows nothing of any application.
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from weightloom.files import make_folder, save_tensors, write_atomically
 from weightloom.platforms import peak_memory_bytes
 from weightloom.report import build_report
 from weightloom.runs.folder import FORMAT, held_folder, identity_of, read_config
+from weightloom.runs.loggers import MetricLogger, check_loggers, open_loggers
 from weightloom.runs.metrics import read_rows
 from weightloom.runs.options import RunOptions, with_option
 from weightloom.runs.record import Better, Record, Row, environment, write_run_record
@@ -94,6 +95,7 @@ def run(
     choices: Choices | None = None,
     bare: bool = False,
     processes: Processes | None = None,
+    loggers: Sequence[str | MetricLogger] = (),
 ) -> Record | signal.Signals | None:
     """Train every method of a config, judge all on test tasks, and write the run's folder.
 
@@ -107,6 +109,7 @@ def run(
         choices: Options per method, from a sweep; a resumed run keeps those it began with.
         bare: Skip rows of untrained models, further measures, figures and the report.
         processes: Devices and processes, already started. Default: those of the config.
+        loggers: Loggers of metrics, by name (`weightloom.runs.loggers.LOGGERS`) or as objects.
 
     Returns:
         The record; the signal if Ctrl-C or SIGTERM stopped the run, after a checkpoint was
@@ -120,6 +123,7 @@ def run(
         CheckpointError: If a checkpoint cannot be written or read.
     """
     start_s = time.monotonic()
+    check_loggers(loggers)
     resolved = _resolved(app, config)
     processes = processes or app.processes(resolved)
     folder = Path(processes.broadcast(str(folder)))
@@ -130,7 +134,7 @@ def run(
             _begin(app, problem, folder, choices, quiet)
         processes.barrier()
         chosen = _choices_of(folder, choices)
-        arms = _Arms(app, resolved, problem, folder, processes, quiet, chosen, bare)
+        arms = _Arms(app, resolved, problem, folder, processes, quiet, chosen, bare, loggers)
         kept = folder / "engines.json" if first else None
         with autotuned(kept) if resolved.autotune else nullcontext():
             stopped_by = arms.train()
@@ -290,6 +294,7 @@ def train_model(
     folder: Path | None = None,
     quiet: bool = True,
     resume: bool = False,
+    loggers: Sequence[str | MetricLogger] = (),
 ) -> Loaded[C, P, M]:
     """Train the `--method` of a config alone, without judging it.
 
@@ -299,12 +304,14 @@ def train_model(
         folder: The run's folder. Default: a temporary one, deleted afterwards.
         quiet: Show no progress.
         resume: Continue an unfinished training of the same config in ``folder``.
+        loggers: Loggers of metrics, by name or as objects.
 
     Raises:
         ConfigError: If the folder already holds a run, or an option does not fit the data.
         NonFiniteError: If training met a NaN or an infinity.
         KeyboardInterrupt: If Ctrl-C or SIGTERM stopped the training.
     """
+    check_loggers(loggers, kept=folder is not None)
     resolved = _resolved(app, replace(config, comparators=()))
     problem = app.open(resolved)
     held = held_folder(folder, app.name, resolved, resume) if folder else nullcontext()
@@ -318,6 +325,7 @@ def train_model(
             quiet,
             Choices(),
             bare=True,
+            loggers=loggers,
         )
         if arms.train():
             raise KeyboardInterrupt
@@ -337,9 +345,11 @@ class _Arms(Generic[C, P, M]):
         quiet: bool,
         choices: Choices,
         bare: bool,
+        loggers: Sequence[str | MetricLogger],
     ) -> None:
         self.app, self.config, self.problem, self.folder = app, config, problem, folder
         self.processes, self.quiet, self.choices, self.bare = processes, quiet, choices, bare
+        self.loggers = loggers if processes.global_rank == 0 else ()
         self.identity = identity_of(app.name, config)
         self.models: dict[str, M] = {}
         self.fresh: M | None = None
@@ -406,7 +416,8 @@ class _Arms(Generic[C, P, M]):
             say(f"{name}: {steps:,} steps" if steps else name)
         model = self._initialised(method, name, own, built)
         tie, look = _tie(self.identity, name), self._look if self._looks(name) else _no_look
-        training = Training(method, place, tie, self.processes, self.quiet, look)
+        loggers = open_loggers(self.loggers, place, f"{self.folder.name}/{name}")
+        training = Training(method, place, tie, self.processes, self.quiet, look, loggers)
         try:
             history = self.app.train(model, self.problem, own, training)
         except NonFiniteError as error:

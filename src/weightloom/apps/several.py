@@ -18,6 +18,7 @@ from weightloom.apps.experiment import Choices, run, say
 from weightloom.errors import ConfigError, NonFiniteError, nearest
 from weightloom.report import build_report
 from weightloom.runs.folder import FORMAT, held_folder, identity_of, is_begun
+from weightloom.runs.loggers import MetricLogger, check_loggers
 from weightloom.runs.options import RunOptions, flag, with_option
 from weightloom.runs.record import (
     RECORD,
@@ -90,6 +91,7 @@ def run_several(
     command: str = "",
     resume: bool = False,
     quiet: bool = False,
+    loggers: Sequence[str | MetricLogger] = (),
 ) -> Record | signal.Signals | None:
     """Sweep an option on validation tasks, then run every fold and seed with the best values.
 
@@ -103,6 +105,7 @@ def run_several(
         command: The command line, for the record.
         resume: Continue unfinished runs of the same config in ``folder``.
         quiet: Show no progress.
+        loggers: Loggers of metrics of the runs over seeds and folds, by name or as objects.
 
     Returns:
         The record over all runs; the signal if Ctrl-C or SIGTERM stopped a run; None in processes
@@ -112,6 +115,7 @@ def run_several(
         ConfigError: If the folder holds another run, or an option cannot be swept.
         NonFiniteError: If every seed failed, or the run's method failed with every swept value.
     """
+    check_loggers(loggers)
     resolved: Any = config.resolved()
     if several.sweep:
         resolved.validating()  # raises before a file is written
@@ -128,7 +132,7 @@ def run_several(
         )
     processes = app.processes(resolved)
     folder = Path(processes.broadcast(str(folder)))  # each process may have found another free name
-    study = _Study(app, resolved, app.open(resolved), folder, processes, quiet)
+    study = _Study(app, resolved, app.open(resolved), folder, processes, quiet, loggers)
     facts = (several.seeds, several.folds, several.sweep)
     with held_folder(folder, app.name, resolved, resume, *facts) if study.first else nullcontext():
         processes.barrier()
@@ -154,6 +158,7 @@ class _Study(Generic[C, P, M]):
     folder: Path
     processes: Processes
     quiet: bool
+    loggers: Sequence[str | MetricLogger]
 
     @property
     def first(self) -> bool:
@@ -202,7 +207,12 @@ class _Study(Generic[C, P, M]):
         for key, name, config in self._configs(several):
             if self.first and not self.quiet:
                 say(f"{name}:")
-            how = {"command": command, "quiet": self.quiet, "choices": choices}
+            how = {
+                "command": command,
+                "quiet": self.quiet,
+                "choices": choices,
+                "loggers": self.loggers,
+            }
             try:
                 outcome = self._run_or_read(config, self.folder / name, **how)
             except NonFiniteError as error:

@@ -149,36 +149,64 @@ LOGGERS = {
     "mlflow": Maker(MlflowLogger, "mlflow"),
 }
 """Loggers by the names that ``--log`` takes."""
+IN_FOLDER = ("csv", "tensorboard")
+"""Loggers that write to the folder of a training."""
 
 
-def check_loggers(names: Iterable[str]) -> None:
-    """Check names of loggers.
+def check_loggers(loggers: Iterable[str | MetricLogger], kept: bool = True) -> None:
+    """Check loggers, given by name or as objects.
+
+    Args:
+        loggers: Keys of `LOGGERS`, or objects.
+        kept: The training keeps a folder, which ``csv`` and ``tensorboard`` write to.
 
     Raises:
-        ConfigError: If there is no logger of a name.
-        MissingExtraError: If its package is not installed.
+        ConfigError: If a name is unknown, an object has no ``log_metrics``, or a logger needs a
+            folder and none is kept.
+        MissingExtraError: If the package of a logger is not installed.
     """
-    for name in names:
-        if name not in LOGGERS:
-            raise ConfigError(f"`--log {name}` is no logger. {nearest(name, LOGGERS)}")
-        if find_spec(LOGGERS[name].package) is None:
+    for logger in loggers:
+        if not isinstance(logger, str):
+            _check_object(logger)
+        elif logger not in LOGGERS:
+            raise ConfigError(f"`{logger}` is no logger. {nearest(logger, LOGGERS)}")
+        elif find_spec(LOGGERS[logger].package) is None:
             raise MissingExtraError(
-                f"`{LOGGERS[name].package}` is not installed. `--log {name}` sends metrics to it. "
-                "Type `pip install 'weightloom[loggers]'`, or `--log csv`, which needs no package."
+                f"`{LOGGERS[logger].package}` is not installed. The logger `{logger}` sends "
+                "metrics to it. Type `pip install 'weightloom[loggers]'`, or choose `csv`, which "
+                "needs no package."
+            )
+        elif not kept and logger in IN_FOLDER:
+            raise ConfigError(
+                f"The logger `{logger}` writes to the run's folder, and no folder is kept. Pass "
+                '`run="runs/mine"`, or an object such as `CSVLogger("logs")`.'
             )
 
 
-def open_loggers(names: Iterable[str], folder: Path, title: str) -> list[MetricLogger]:
-    """Return loggers by name; each opens at its first row.
+def _check_object(logger: MetricLogger) -> None:
+    if not isinstance(logger, MetricLogger):
+        raise ConfigError(
+            f"{type(logger).__name__} has no method `log_metrics(metrics, step)`. That is all that "
+            f"a logger needs. Pass an object with it, or a name: {', '.join(LOGGERS)}."
+        )
 
-    A training that is resumed sends the rows that it kept first, so that curves are whole.
+
+def open_loggers(
+    loggers: Iterable[str | MetricLogger], folder: Path, title: str
+) -> list[MetricLogger]:
+    """Return the loggers of one training; those given by name open at their first row.
+
+    A named logger of a resumed training first gets the rows of before, so that curves are whole.
 
     Args:
-        names: Keys of `LOGGERS`.
+        loggers: Keys of `LOGGERS`, or objects, which are returned as they are.
         folder: The training's, with ``metrics.jsonl``; ``csv`` and ``tensorboard`` write below it.
         title: Name of the training, as in ``digits-001/hypernetwork``.
     """
-    return [_Opening(LOGGERS[name].make, folder, title) for name in names]
+    return [
+        _Opening(LOGGERS[its].make, folder, title) if isinstance(its, str) else its
+        for its in loggers
+    ]
 
 
 class _Opening:

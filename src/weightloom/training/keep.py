@@ -1,7 +1,7 @@
 """Output of a training: its history of rows, its checkpoints, and resuming from them."""
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from weightloom.runs.checkpoint import (
     state_of,
     write_checkpoint,
 )
+from weightloom.runs.loggers import MetricLogger, send
 from weightloom.runs.metrics import Row, append_row, rows_up_to, write_rows
 from weightloom.training.average import Average
 
@@ -93,6 +94,7 @@ class Keeper:
         history: History,
         average: Average,
         identity: str = "",
+        loggers: Sequence[MetricLogger] = (),
     ) -> None:
         self.run, self.model, self.optimisers, self.history, self.average = (
             run,
@@ -101,18 +103,19 @@ class Keeper:
             history,
             average,
         )
-        self.identity = identity
+        self.identity, self.loggers = identity, loggers
         self.kept: Path | None = None
         if run:
             make_folder(run / "checkpoints")
             write_rows(run, history.rows)
 
     def log(self, row: Row) -> None:
-        """Add a row to the history and to ``metrics.jsonl``."""
+        """Add a row to the history and to ``metrics.jsonl``, and send it to the loggers."""
         row = {**row, "wall_time_s": round(self.history.wall_time_s, 3)}
         self.history.rows.append(row)
         if self.run:
             append_row(self.run, row)
+        send(self.loggers, row)
 
     def keep(self, step: int) -> None:
         """Write the checkpoint of a step; it replaces the previous one once complete."""

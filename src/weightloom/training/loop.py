@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from weightloom.errors import ConfigError
 from weightloom.forms.arithmetic import distance
 from weightloom.losses import TaskLoss
+from weightloom.runs.loggers import MetricLogger, check_loggers, finalised
 from weightloom.runs.metrics import Row
 from weightloom.runs.progress import TrainingProgress
 from weightloom.runs.signals import collected_signals
@@ -43,6 +44,7 @@ def train(
     quiet: bool = True,
     log_every: int = 10,
     identity: str = "",
+    loggers: Sequence[MetricLogger] = (),
 ) -> History:
     """Train ``model`` by gradient descent, on one loss or on the losses of several players in turn.
 
@@ -71,6 +73,8 @@ def train(
         quiet: Show no progress.
         log_every: Steps between rows of the history, counted per turn.
         identity: Digest of the run, kept in checkpoints; a checkpoint of another run is refused.
+        loggers: Objects with ``log_metrics(metrics, step)``, such as loggers of Lightning, which
+            get the numbers of each row; on the first process only.
 
     Returns:
         The history; `History.stopped_by` is set if Ctrl-C or SIGTERM ended the run, after a
@@ -87,6 +91,7 @@ def train(
     fabric = fabric or OneProcess()
     rank = fabric.global_rank
     check_turns(turns, options, loss_per_task)
+    check_loggers(loggers)
     sources = _checked_sources(source, turns, options.tasks, fabric.world_size, run is not None)
     model.to(fabric.device)  # before the optimisers, whose state lies on the parameters' device
     players = [Player(turn, model, options) for turn in turns or turns_of_blocks(model, options)]
@@ -101,8 +106,10 @@ def train(
     batches = Batches(sources, lambda step: order.at(step)[0] % len(sources), options, fabric)
     batches.wind(first)
     stepper.engine.train()
-    keeper = Keeper(run if rank == 0 else None, model, optimisers, history, average, identity)
+    folder, loggers = (run, loggers) if rank == 0 else (None, ())
+    keeper = Keeper(folder, model, optimisers, history, average, identity, loggers)
     with (
+        finalised(loggers),
         collected_signals() as caught,
         TrainingProgress(options.steps, first, quiet or rank > 0) as progress,
     ):

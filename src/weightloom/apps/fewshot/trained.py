@@ -4,6 +4,7 @@ In:   the name or path of a data set, and options; or the folder of a run.
 Out:  `Trained`, which adapts to any number of new tasks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig, FewShotOptions
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.learners.learner import Learner
+from weightloom.runs.loggers import MetricLogger
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,12 @@ class Trained:
 
 
 def train(
-    data: str | Path, *, run: str | Path | None = None, quiet: bool = False, **options: Any
+    data: str | Path,
+    *,
+    run: str | Path | None = None,
+    quiet: bool = False,
+    loggers: Sequence[str | MetricLogger] = (),
+    **options: Any,
 ) -> Trained:
     """Train one few-shot method.
 
@@ -56,6 +63,7 @@ def train(
         data: A name from `weightloom list`, a folder of pictures, a table, or ``module:Class``.
         run: Folder to keep the run in; None keeps no files.
         quiet: Show no progress.
+        loggers: Loggers of metrics, by name (`weightloom.runs.loggers.LOGGERS`) or as objects.
         **options: Fields of `FewShotConfig`, such as ``method``, ``minutes`` or ``steps``.
 
     Returns:
@@ -67,7 +75,8 @@ def train(
         NonFiniteError: If a loss or gradient is NaN or infinite.
     """
     app, config = FewShot(), FewShotConfig.from_dict({"data": str(data), **options})
-    loaded = train_model(app, config, None if run is None else Path(run).expanduser(), quiet)
+    folder = None if run is None else Path(run).expanduser()
+    loaded = train_model(app, config, folder, quiet, loggers=loggers)
     if not quiet:
         for notice in app.notices(loaded.problem):
             say(notice)

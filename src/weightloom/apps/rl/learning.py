@@ -16,6 +16,7 @@ from weightloom.apps.rl.checkpoint import keep, take_up
 from weightloom.apps.rl.config import RLOptions
 from weightloom.apps.rl.envs.worlds import World
 from weightloom.files import make_folder
+from weightloom.runs.loggers import finalised, send
 from weightloom.runs.metrics import append_row, read_rows, rows_up_to, write_rows
 from weightloom.runs.progress import TrainingProgress
 from weightloom.runs.signals import collected_signals
@@ -55,6 +56,7 @@ def train(
     if left <= 0:
         return History(rows, spent_s)
     with (
+        finalised(training.loggers),
         collected_signals() as caught,
         TrainingProgress(config.steps, model.num_timesteps, training.quiet) as progress,
     ):
@@ -109,6 +111,7 @@ class Follower(BaseCallback):
         self.world, self.config, self.progress, self.caught = world, config, progress, caught
         self.keeps = keeps
         self.folder, self.identity = training.folder, training.identity
+        self.loggers = training.loggers
         self.evaluate_every = min(config.evaluate_every, max(1, config.steps // 20))
         self.checkpoint_every = min(config.checkpoint_every, max(1, config.steps // 10))
         self.before_s, self.start_s = before_s, time.monotonic()
@@ -190,3 +193,4 @@ class Follower(BaseCallback):
             return
         row["wall_time_s"] = round(self.spent_s(), 3)
         append_row(self.folder, row)
+        send(self.loggers, row)

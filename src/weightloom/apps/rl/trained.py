@@ -1,7 +1,7 @@
 """Trained agents in Python: train in a family, act in a context, export the policy of a context."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from weightloom.apps.rl.policy import plain_policy
 from weightloom.apps.rl.presets import OURS, preset
 from weightloom.errors import ConfigError, DataError, ShapeError, nearest
 from weightloom.files import load_tensors, make_folder, save_tensors
+from weightloom.runs.loggers import MetricLogger
 from weightloom.training import History
 
 OPTIONS = [
@@ -56,6 +57,7 @@ def train(
     quiet: bool = False,
     run: Path | str | None = None,
     resume: bool = False,
+    loggers: Sequence[str | MetricLogger] = (),
     **options: Any,
 ) -> "Agent":
     """Train one agent in a family of environments.
@@ -72,6 +74,8 @@ def train(
         quiet: Show no progress.
         run: Empty folder for options, metrics, checkpoints and the agent. Default: no file is kept.
         resume: Continue a stopped training in ``run``.
+        loggers: Loggers of metrics, by name (`weightloom.runs.loggers.LOGGERS`) or as objects. They
+            need ``run``.
         **options: Other options of `weightloom.apps.rl.config.RLConfig`, e.g.
             ``learning_rate=1e-3``.
 
@@ -84,6 +88,11 @@ def train(
         NonFiniteError: If the environment or the policy gave a number that is not finite.
         KeyboardInterrupt: If Ctrl-C stopped the training; ``run`` then holds a checkpoint.
     """
+    if loggers and run is None:
+        raise ConfigError(
+            "`loggers` without `run`. An agent logs the rows of its run's folder, and none is "
+            'kept. Pass `run="runs/mine"`, or leave `loggers` out.'
+        )
     for name in options:
         if name not in OPTIONS:
             raise ConfigError(
@@ -103,7 +112,7 @@ def train(
     threads = torch.get_num_threads()
     try:
         made = experiment.train_model(
-            _Given(family, folder is not None), config, folder, quiet, resume
+            _Given(family, folder is not None), config, folder, quiet, resume, loggers
         )
     finally:
         torch.set_num_threads(threads)
