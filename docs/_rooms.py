@@ -50,19 +50,24 @@ def write_file_pages() -> None:
 
 def _room(package: ModuleType) -> str:
     """Directives for the names that a package gives on, and the list of its files."""
-    origins = re_exports(package)
+    links = [
+        f"- [`{name.removeprefix('weightloom.')}`](generated/{name}.md)" for name in _files(package)
+    ]
+    heading = "## Files" if re_exports(package) or public_names(package) else ""
+    contents = [_automodule(package.__name__, _listed(package)), heading, "\n".join(links)]
+    return "\n\n".join(filter(None, contents))
+
+
+def _listed(package: ModuleType) -> list[str]:
+    """Options that show the names which a package defines and gives on."""
     foreign = [
         name
         for name, origin in imports(package).items()
         if not origin.startswith(f"{package.__name__}.")
     ]
-    listed = [":members:", ":imported-members:", *_without(foreign)] if origins else [":members:"]
-    links = [
-        f"- [`{name.removeprefix('weightloom.')}`](generated/{name}.md)" for name in _files(package)
-    ]
-    heading = "## Files" if origins or public_names(package) else ""
-    contents = [_automodule(package.__name__, listed), heading, "\n".join(links)]
-    return "\n\n".join(filter(None, contents))
+    if not re_exports(package):
+        return [":members:"]
+    return [":members:", ":imported-members:", *_without(foreign)]
 
 
 def _files(package: ModuleType) -> dict[str, str]:
@@ -72,8 +77,8 @@ def _files(package: ModuleType) -> dict[str, str]:
         name = f"{package.__name__}.{info.name}"
         if info.ispkg and not _has_own_page(name):
             inside = import_module(name)
-            if public_names(inside):
-                pages[name] = _page(name, [":members:"])
+            if public_names(inside) or re_exports(inside):
+                pages[name] = _page(name, _listed(inside))
             pages |= _files(inside)
         elif not info.ispkg:
             shown = [

@@ -186,7 +186,7 @@ def test_agents_are_logged_too(tmp_path):
     from weightloom.apps import rl
     from weightloom.apps.rl.envs.lqr import LQR
 
-    kept, family = Kept(), rl.family(LQR, stiffness=(-1, 1), motor=(0.5, 1.5))
+    kept, family = Kept(), rl.family(LQR, stiffness=(-1.0, 1.0), motor=(0.5, 1.5))
     rl.train(
         family,
         steps=3000,

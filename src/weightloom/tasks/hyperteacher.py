@@ -42,8 +42,9 @@ class HyperteacherTasks(TaskSource):
     The weights of each hidden layer but the first are the mean of 1 to ``active`` of its modules.
     Inputs are from U(-1, 1). The teacher has no biases; its outputs are normalised per class and
     passed through a softmax, so ``query_y`` is (tasks, queries, classes). Some combinations of
-    modules over the layers are held out from training, though each of their modules occurs in it. With ``active=1``
-    two modules of a layer are never mixed, so training has no information on how they combine.
+    modules over the layers are held out from training, though each of their modules occurs in it.
+    With ``active=1`` two modules of a layer are never mixed, so training has no information on how
+    they combine.
 
     Example:
         >>> source = HyperteacherTasks(modules=4, active=2)
