@@ -3,6 +3,7 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -180,3 +181,16 @@ def test_tasks_are_counted_in_every_call_and_not_only_in_the_first(engine):
     for tasks in (2, 6):
         with pytest.raises(ShapeError, match=f"`x` holds {tasks} tasks but"):
             apply_per_task(net, params, torch.randn(tasks, 5, 4), engine=engine)
+
+
+@pytest.mark.parametrize(
+    "value", [np.zeros((3, 2, 2)), 3.0, [1.0, 2.0]], ids=["array", "float", "list"]
+)
+@pytest.mark.parametrize("engine", ["auto", "loop", "rows"])
+def test_a_parameter_that_is_no_tensor_is_named(value, engine, unchecked):
+    net, x = nn.Linear(2, 2), torch.ones(3, 4, 2)
+    with pytest.raises(ConfigError, match=r"`params\['weight'\]` is a .*, not a tensor.*as_tensor"):
+        if engine == "rows":
+            per_task(net).by_row({"weight": value}, torch.zeros(4, dtype=torch.long), x[0])
+        else:
+            apply_per_task(net, {"weight": value}, x, engine=engine)

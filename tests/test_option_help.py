@@ -10,7 +10,10 @@ from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.rl.config import RLConfig
 from weightloom.cli import main
 from weightloom.option_help import option_help, options_of
+from weightloom.runs import progress
 from weightloom.runs.options import RunOptions, flag
+from weightloom.runs.progress import TrainingProgress
+from weightloom.runs.table import print_rows, print_table
 
 RUNS = {
     "fewshot": (FewShotConfig(), FewShotConfig),
@@ -109,3 +112,21 @@ def test_extras_are_printed_whole(capsys, monkeypatch):
     assert "pip install 'weightloom[digits]'" in capsys.readouterr().out
     doctor.print_doctor()
     assert "pip install 'weightloom[digits]'" in capsys.readouterr().out
+
+
+def test_names_with_brackets_are_printed_whole(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    row = {"setting": "[3]-way", "method": "my[method]", "name": "accuracy", "tasks": 2}
+    print_table([{**row, "better": "higher", "mean": 0.5, "ci95": 0.1, "role": "method"}], "tasks")
+    print_rows([{"picture": "[a].png", "class": "[jay]"}])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("[3]-way", "my[method]", "[a].png", "[jay]"))
+
+
+def test_a_bar_is_drawn_in_a_notebook_that_has_widgets(monkeypatch):
+    monkeypatch.setattr(progress, "_in_notebook", lambda console: True)
+    with TrainingProgress(steps=3) as shown:
+        assert shown.bar is not None
+    monkeypatch.setattr(progress, "_in_notebook", lambda console: False)
+    with TrainingProgress(steps=3) as shown:
+        assert shown.bar is None

@@ -340,7 +340,9 @@ def count_tasks(params: Mapping[str, Tensor]) -> int | None:
 
     Raises:
         ShapeError: If two values disagree on it, or one has no axis.
+        ConfigError: If a value is no tensor.
     """
+    _check_tensors(params)
     tasks: int | None = None
     first = ""
     for name, value in params.items():
@@ -359,6 +361,17 @@ def count_tasks(params: Mapping[str, Tensor]) -> int | None:
                 "Generate all of them from the same conditions."
             )
     return tasks
+
+
+def _check_tensors(params: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` if a generated parameter is no tensor."""
+    for name, value in params.items():
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"`params[{name!r}]` is a {type(value).__name__}, not a tensor. Each generated "
+                "parameter is one tensor for all tasks, (tasks, *shape). Convert it, as in "
+                f"`torch.as_tensor(params[{name!r}])`."
+            )
 
 
 def sub(params: Mapping[str, Tensor], prefix: str) -> Params:

@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
 import weightloom
 from weightloom.apps.app import Listed
@@ -42,8 +41,8 @@ def print_doctor() -> None:
     table.add_row("accelerators", ", ".join(accelerators) or "none: runs use the CPU")
     for app in all_apps():
         for data, place in app.data():
-            table.add_row(f"data: {data}", Text(place))  # Text: [ ] is no markup in it
-    Console().print(table)
+            table.add_row(f"data: {data}", place)
+    Console(markup=False).print(table)
 
 
 def print_list() -> None:
@@ -81,8 +80,8 @@ def print_table_of(name: str) -> None:
     for listed in [rooms] if name == ROOMS else tables[name]():
         table = Table(*listed.columns, title=listed.title)
         for row in listed.rows:
-            table.add_row(*map(Text, row))  # as Text, in which [ ] is no markup
-        Console().print(table)
+            table.add_row(*row)
+        Console(markup=False).print(table)
 
 
 def _print_names(console: Console, title: str, names: Iterable[str]) -> None:

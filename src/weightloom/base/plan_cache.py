@@ -19,6 +19,7 @@ from weightloom.base.choose import make_plan
 from weightloom.base.engines import Engine
 from weightloom.base.plan import Plan, Statistics
 from weightloom.forms.factored import NO_SUBCLASS, Factored
+from weightloom.params import count_tasks
 
 PLANS_KEPT = 200
 RESTLESS = 6
@@ -64,7 +65,11 @@ def plan_of(call: Call, engine: Engine, statistics: Statistics | None) -> Plan:
     Raises:
         WeightloomError: If the call does not fit the base, or cannot run as asked for.
     """
-    exact = _signature(call, engine, statistics)
+    try:
+        exact = _signature(call, engine, statistics)
+    except AttributeError:
+        count_tasks(call.params)  # names a value that is no tensor
+        raise
     at_hand: dict[Any, Plan] = call.scan.plans if call.scan is not None else {}
     if (plan := at_hand.get(exact)) is not None:
         return plan

@@ -33,9 +33,9 @@ class Run:
     tensors: dict[str, Tensor]
     """A few evaluated tasks, their predictions, and conditions."""
     facts: Facts
-    """Names for the tensors, and words of the page: ``better``, ``higher`` or ``lower``;
-    ``unseen``, as in "with classes never seen in training"; ``left_out``, the reason for each empty
-    section, by its name."""
+    """Names for the tensors, and words of the page: ``better``, ``higher`` or ``lower``; ``task``,
+    the word for one, as in "context"; ``unseen``, as in "with classes never seen in training";
+    ``left_out``, the reason for each empty section, by its name."""
 
 
 def read_run(folder: Path) -> Run:

@@ -41,7 +41,7 @@ def headline(run: Run) -> str:
     if not scores:
         return _progress(run)
     groups, method = list(by_setting(scores).values()), str(run.config.get("method", OURS))
-    sentence = _compare(groups[0], method, run.facts.get("unseen", UNSEEN))
+    sentence = _compare(groups[0], method, run.facts)
     contested = [group for group in groups if _rivals(group, method)]
     if len(contested) > 1:
         level = sum(overlap(_ours(group, method), best_of(group)) for group in contested)
@@ -111,16 +111,17 @@ def _row(score: Facts, best: Facts, contested: bool) -> TableRow:
     )
 
 
-def _compare(scores: list[Facts], method: str, unseen: str) -> str:
+def _compare(scores: list[Facts], method: str, facts: Facts) -> str:
     """Return a sentence that compares our score with the best other method of a setting."""
     ours, rivals = _ours(scores, method), _rivals(scores, method)
     rival = best_of(rivals) if rivals else None
     if math.isnan(ours["mean"]):
         other = f"; {rival['method']} reached {score_text(rival)}" if rival else ""
         return f"{_capital(_called(ours))} failed and has no score{other}."
+    tasks = f"{facts.get('task', 'task')}{'' if ours['tasks'] == 1 else 's'}"
     reached = (
-        f"On {ours['tasks']:,} task{'' if ours['tasks'] == 1 else 's'} ({ours['setting']}) "
-        f"{unseen}, {_called(ours)} reached {score_text(ours)} {score_words(ours['name'])}"
+        f"On {ours['tasks']:,} {tasks} ({ours['setting']}) {facts.get('unseen', UNSEEN)}, "
+        f"{_called(ours)} reached {score_text(ours)} {score_words(ours['name'])}"
     )
     if rival is None:
         return f"{reached}."

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from importlib.util import find_spec
 from types import TracebackType
 
 from rich.console import Console
@@ -9,6 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 BAR_EVERY_S = 0.1
 """Seconds between updates of a bar."""
+
+
+def _in_notebook(console: Console) -> bool:
+    """Return True in Jupyter with the widgets of a moving bar; elsewhere lines are plain."""
+    return console.is_jupyter and find_spec("ipywidgets") is not None
 
 
 class TrainingProgress:
@@ -34,7 +40,7 @@ class TrainingProgress:
         self.note = ""
 
     def __enter__(self) -> "TrainingProgress":
-        if not self.quiet and sys.stderr.isatty():
+        if not self.quiet and (sys.stderr.isatty() or _in_notebook(self.console)):
             self.bar = Progress(
                 TextColumn("training"),
                 BarColumn(),
@@ -83,4 +89,4 @@ class TrainingProgress:
     def say(self, text: str) -> None:
         """Print a line above the bar, unless the progress is quiet."""
         if not self.quiet:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)

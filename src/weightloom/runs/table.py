@@ -53,7 +53,7 @@ def print_table(scores: list[Row], unseen: str, columns: Sequence[str] = ()) -> 
             *(cell(row) for _, cell in shown),
             end_section=row["setting"] != after,
         )
-    Console().print(table)
+    Console(markup=False).print(table)  # names of users may hold [ ]
 
 
 def _columns(scores: list[Row], columns: Sequence[str]) -> list[tuple[str, Callable[[Row], str]]]:
@@ -115,7 +115,7 @@ def _print_wide(scores: list[Row], unseen: str) -> None:
         ]
         first = min(its, key=settings.index)
         table.add_row(name, *cells, *([_time(its[first])] * timed), end_section=name == last)
-    Console().print(table)
+    Console(markup=False).print(table)  # names of users may hold [ ]
 
 
 def _best_in(setting: str, rows: dict[str, dict[str, Row]]) -> Row:
@@ -163,4 +163,4 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
         table.add_row(
             *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
         )
-    Console().print(table)
+    Console(markup=False).print(table)  # names of users may hold [ ]

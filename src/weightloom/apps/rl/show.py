@@ -35,6 +35,7 @@ def showcase(players: dict[str, Player], world: World, config: RLOptions) -> Sho
     """
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {"kind": "rl", "left_out": {}, "parameters": list(world.family.names)}
+    facts["task"] = "context"
     facts["ranges"] = [
         [one.name, list(one.train), list(one.held_out or ())] for one in world.family.varied
     ]
