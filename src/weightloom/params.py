@@ -549,7 +549,8 @@ def select(base: nn.Module, selector: Selector, argument: str = "generate") -> s
     Args:
         base: The base network.
         selector: A glob, a module class or a predicate.
-        argument: Name of the caller's argument, for the message.
+        argument: Name of the caller's argument, for the message; ``"freeze"`` also keeps parameters
+            that are no real or complex numbers.
 
     Raises:
         ConfigError: If no parameter is left.

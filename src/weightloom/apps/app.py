@@ -129,7 +129,15 @@ class Adapted(Protocol):
         ...
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write the plain network, its preprocessing and a description; return the description."""
+        """Write the plain network, its preprocessing and a description into a new folder.
+
+        Returns:
+            The description, as in ``network.json``: ``files``, input, preprocessing and outputs.
+
+        Raises:
+            ConfigError: If the folder already holds a network.
+            CheckpointError: If it cannot be written.
+        """
         ...
 
 

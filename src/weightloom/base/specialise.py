@@ -27,7 +27,7 @@ def specialise(base: nn.Module, params: Mapping[str, Tensor], task: int = 0) -> 
         task: Index of the task, from ``-tasks`` to ``tasks - 1``.
 
     Returns:
-        A module of the class of ``base`` whose generated parameters are new leaf `nn.Parameter`s.
+        A module of the class of ``base``; its generated parameters are new leaf parameters.
 
     Raises:
         ConfigError: If ``params`` names a parameter that ``base`` does not have, or ``task`` is out

@@ -314,7 +314,7 @@ def _of_numpy(numpy: Any) -> _Source:
 
 
 def runs_alone(call: Call) -> bool:
-    """True if the base runs for one task with the generated parameters as leaf `nn.Parameter`s."""
+    """True if the base runs for one task with its generated parameters as leaf parameters."""
     if call.scan is None:
         return False
     few = call.first(1)

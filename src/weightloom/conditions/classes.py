@@ -37,6 +37,11 @@ def class_statistics(
         mask: True for real points, False for padding. None: all are real.
         ways: Classes per task. None: one more than the largest label.
 
+    Returns:
+        ``mean``, (tasks, ways, features), zero for a class without support; ``spread``, (tasks,
+        features), the variance within classes, pooled over them; ``shots``, (tasks, ways), the
+        number of real points.
+
     Raises:
         ShapeError: If a label is outside 0 to ``ways - 1``.
 

@@ -72,7 +72,7 @@ class ConditionalNeuralProcess(Learner):
         return condition
 
     def adapt(self, support: Support) -> Params:
-        """The code of each task, as the parameter ``condition``."""
+        """Encode each support set, as the parameter ``condition``, (tasks, condition_dim)."""
         return Params({"condition": self.condition(support)})
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -233,7 +233,15 @@ class SupportSVM(SupportLearner):
         )
 
     def fitted(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Parameters of a `KernelMachine` for one task, as by `fitted_machine`."""
+        """Fit the machine of one task.
+
+        Args:
+            x: Standardised inputs, (points, inputs).
+            y: Their labels, (points,), from 0 to ``classes - 1``. One class alone always wins.
+
+        Returns:
+            Parameters of a `KernelMachine`, by name.
+        """
         return fitted_machine(x, y, self.classes, self.penalty, self.gamma)
 
 

@@ -55,7 +55,7 @@ _MOVING = {
 
 @no_type_check
 class Reads:
-    """Places that the code of a class or a function reads.
+    """Globals and class attributes that the code of a class or a function reads.
 
     Args:
         steady: Globals and class attributes: pairs of a dict, or an object, and a name in it.
@@ -67,7 +67,10 @@ class Reads:
         self.steady, self.volatile, self.versions = steady, volatile, versions
 
     def values(self) -> list[Any]:
-        """Current value in each place; the id of a function, class or module."""
+        """Current value of each global and attribute, in the order of ``steady``.
+
+        Functions, classes and modules are given by their id, names that no longer exist by None.
+        """
         found: list[Any] = []
         for holder, name in self.steady:
             value = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)

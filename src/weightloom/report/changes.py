@@ -63,7 +63,12 @@ def task_titles(run: Run) -> str:
 
 
 def change_maps(run: Run) -> list[list[Figure]]:
-    """Draw the largest matrices as heat maps, a row each: task 1, task 2 and their difference."""
+    """Draw the largest generated matrices of two tasks as heat maps.
+
+    Returns:
+        A row for each matrix that the run kept (none without generated matrices): task 1, task 2
+        and their difference.
+    """
     changes = run.facts.get("changes") or {}
     return [
         _map_row(run.tensors[f"changed_{index}"], about, changes)

@@ -95,7 +95,7 @@ class RunOptions:
                 check_most(field.name, number)
 
     def check_seeds(self, *names: str) -> None:
-        """Raise a `ConfigError` unless each of the options is from 0 to 2³² - 1."""
+        """Raise a `ConfigError` unless each of the options is a number from 0 to 2³² - 1."""
         for name in names:
             if not 0 <= getattr(self, name) < 2**32:
                 raise ConfigError(

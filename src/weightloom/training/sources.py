@@ -158,7 +158,10 @@ class Batches:
         return batch
 
     def wind(self, steps: int) -> None:
-        """Advance iterables to their position after ``steps`` steps; other sources need nothing."""
+        """Advance iterables from their start by ``steps`` steps; other sources have no position.
+
+        An iterable that ends earlier starts again, as in training.
+        """
         if any(isinstance(draw, Around) for draw in self.draws):
             for step in range(steps):
                 if isinstance(self.draws[self.whose(step)], Around):

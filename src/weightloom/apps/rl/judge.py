@@ -150,8 +150,8 @@ def linear_errors(
     """Compare a policy and its values with the optimum of linear-quadratic control.
 
     Returns:
-        ``gain_error``: |K - K*| / |K*| for the gain K fitted to a context's actions and the optimal
-        gain K*. ``value_error``: root mean square error of values, divided by the root mean square
+        ``gain_error``: ``|K - K*| / |K*|`` for the gain K fitted to a context's actions and the
+        optimal gain K*. ``value_error``: root mean square error of values, divided by the root mean square
         of the optimal values; for models without a memory and for `Oracle`. Both (contexts,), over
         128 states drawn like initial states.
     """

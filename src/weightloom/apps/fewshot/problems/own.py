@@ -49,6 +49,11 @@ class OwnTasks(TaskSource):
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
         """Draw tasks and check them.
 
+        Args:
+            tasks: Number of tasks.
+            generator: Source of random numbers.
+            share: Tasks to return of those drawn, e.g. those of one of several processes.
+
         Raises:
             DataError: If the source raises an error, or returns anything but `Tasks` with fitting
                 shapes, finite numbers and valid labels.

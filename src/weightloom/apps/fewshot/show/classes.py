@@ -68,11 +68,15 @@ def conditions(learner: Learner, problem: ClassProblem, early: bool) -> Shown | 
 
 
 def by_score(learner: Learner, source: TaskSource) -> Shown | str:
-    """Return the conditions of many tasks with the method's accuracy on each.
+    """Return the conditions that a method encodes tasks into, with its accuracy on each task.
+
+    Args:
+        learner: The method.
+        source: Tasks are drawn from it, up to half of `MAP_TASKS`, as many as time allows.
 
     Returns:
-        ``conditions``, (tasks, width), and ``condition_value``, (tasks, 1); or a sentence if the
-        method has no condition.
+        Tensors ``conditions``, (tasks, width), and ``condition_value``, (tasks, 1); and words of
+        the map: the name of the value and of a point. A sentence if the method has no condition.
     """
     parts = [
         (mapped_condition(learner, drawn), score_per_task(outputs, drawn.query))

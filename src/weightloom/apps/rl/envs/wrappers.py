@@ -41,7 +41,11 @@ class Between(VecEnvWrapper):
     Args:
         inner: The environment.
         reward_scale: Factor on rewards.
-        memory: Append `memory_columns` to observations.
+        memory: Append to observations the last action, the last reward and a flag for the first
+            step of an episode, as `memory_columns` builds them.
+
+    Raises:
+        NonFiniteError: In a step whose actions are not finite.
     """
 
     def __init__(self, inner: VecEnv, reward_scale: float, memory: bool) -> None:
