@@ -52,7 +52,7 @@ def mark_up(app: Any, what: str, name: str, thing: Any, options: Any, lines: lis
     """Write docstrings, which are made to be read in an editor, as reStructuredText, in place."""
     if what == "module":
         lines[:] = _room(lines)
-    if what in ("attribute", "property"):
+    if what in ("attribute", "data", "property"):
         lines[:0] = [
             "..",
             "",

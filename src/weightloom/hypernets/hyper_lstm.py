@@ -166,8 +166,8 @@ class HyperLSTM(nn.Module):
     """`HyperLSTMCell` run over sequences; called like a one-layer `torch.nn.LSTM`.
 
     The state, given and returned, is a `HyperLSTMState`: ``hidden`` and ``cell``, (batch,
-    hidden_size), ``hyper_hidden`` and ``hyper_cell``, (batch, hyper_size). It consists of plain tensor operations, so `apply_per_task` can run it for many tasks in one
-    pass.
+    hidden_size), ``hyper_hidden`` and ``hyper_cell``, (batch, hyper_size). It consists of plain
+    tensor operations, so `apply_per_task` can run it for many tasks in one pass.
 
     Args:
         input_size: Width of an input.

@@ -151,9 +151,9 @@ def linear_errors(
 
     Returns:
         ``gain_error``: ``|K - K*| / |K*|`` for the gain K fitted to a context's actions and the
-        optimal gain K*. ``value_error``: root mean square error of values, divided by the root mean square
-        of the optimal values; for models without a memory and for `Oracle`. Both (contexts,), over
-        128 states drawn like initial states.
+        optimal gain K*. ``value_error``: root mean square error of values, divided by the root mean
+        square of the optimal values; for models without a memory and for `Oracle`. Both
+        (contexts,), over 128 states drawn like initial states.
     """
     env = world.env
     assert isinstance(env, LQR) and env.action_limit
