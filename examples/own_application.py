@@ -1,7 +1,6 @@
 """An application of your own: the hypernetwork generates networks that multiply by a given factor.
 
-Run:     python examples/own_application.py, or weightloom own_application:Factors --steps 500 from
-         this folder
+Run:     python examples/own_application.py; or, in examples: weightloom own_application:Factors
 Takes:   a few seconds on one core.
 Expect:  a mean squared error below 0.01, against more than 0.1 before training.
 Shows:   apps (`App`, `experiment.run`): four methods are enough for a run with table, report,
