@@ -81,15 +81,16 @@ def _files(package: ModuleType) -> dict[str, str]:
                 pages[name] = _page(name, _listed(inside))
             pages |= _files(inside)
         elif not info.ispkg:
-            shown = [
-                found
-                for found, origin in origins.items()
-                if origin == name and _is_code(package, found)
-            ]
             # a link by this name leads to the object that the package re-exports
             same = [":no-index:"] if info.name in origins else []
-            pages[name] = _page(name, [":members:", *_without(shown), *same])
+            pages[name] = _page(name, [":members:", *_without(_shown(package, name)), *same])
     return pages
+
+
+def _shown(package: ModuleType, module: str) -> list[str]:
+    """Return the names of a module that the package's page shows."""
+    origins = re_exports(package).items()
+    return [name for name, origin in origins if origin == module and _is_code(package, name)]
 
 
 def _has_own_page(name: str) -> bool:
