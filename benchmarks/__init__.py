@@ -1,4 +1,4 @@
-"""Measurements of the library, run from the root of a clone.
+"""Benchmarks of the library, run from the root of a clone.
 
-Scripts, the race, and the records they write.
+Scripts, `benchmarks.race`, and the records that both write.
 """

@@ -1,4 +1,4 @@
-"""Clone the project into an empty folder, set it up as README says, and time what a newcomer waits for.
+"""Wall-clock seconds of set-up, help, demo and tests in a fresh clone of the project.
 
 python benchmarks/house.py --record benchmarks/records/house.json
 """
@@ -16,7 +16,11 @@ from weightloom.runs.record import environment, write_record
 
 
 def seconds(command: list[str], folder: Path, repeats: int = 1) -> float:
-    """Median seconds of a command that must exit with 0."""
+    """Return the median wall-clock seconds of a command.
+
+    Raises:
+        SystemExit: If it exits with another code than 0; holds the end of its output.
+    """
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -61,7 +65,8 @@ def main(record: Path) -> None:
             "config": {"reports": reports},
             "scores": scores,
             "cost": environment(),
-            "notes": "In this order: the demo pays for the first import of everything. Set-up includes downloads.",
+            "notes": "In this order: the demo pays for the first import of everything. Set-up "
+            "includes downloads.",
         },
     )
 

@@ -1,14 +1,12 @@
-"""New combinations of known modules.
-
-Train every arm on the hyperteacher, judge it on what training never met.
+"""Compositional generalisation on the hyperteacher: accuracy on new combinations of known modules.
 
     python benchmarks/hyperteacher.py --record benchmarks/records/hyperteacher.json --active 2 1
     --seeds 0 1 2
 
-One process, one thread. Each run of an arm, a setting and a seed leaves its part below
-``runs/bench`` when it ends; a benchmark that was stopped goes on behind its last part, and a part
-of other settings is run again. With ``--validate`` nothing is held against new combinations, only
-against new draws of known ones: that is what options were tuned by.
+One process, one thread. Each run of an arm, a setting and a seed is kept as a part below
+``runs/bench``. Started again, the benchmark skips the parts that are complete, and repeats those of
+other settings. ``--validate`` scores new tasks of known combinations only, and writes no record:
+the options of the arms were tuned this way.
 """
 
 import argparse
@@ -58,14 +56,14 @@ ARMS = {
     "anil": {"width": 64, "inner_steps": 10, "inner_lr": 2.0},
     "maml": {"width": 64, "inner_steps": 5, "inner_lr": 0.5},
 }
-"""Students have three hidden layers. Codes are adapted by Adam; networks by plain steps of learned
-lengths."""
+"""Options of each arm. Students have three hidden layers. The hypernetworks' codes are adapted by
+Adam, the networks of MAML and ANIL by gradient steps of learned size."""
 
 OUTER = {"tasks": 16, "outer_lr": 3e-3}
-"""How every arm is trained."""
+"""Training options of every arm."""
 
 STEPS = {1: 3000, 2: 6000}
-"""For how long, by the number of modules in use: more combinations take longer to learn."""
+"""Training steps by the number of active modules: more combinations take longer to learn."""
 
 
 def build(arm: str, modules: int) -> Learner:
@@ -83,7 +81,7 @@ def build(arm: str, modules: int) -> Learner:
 
 
 def run_all(known: argparse.Namespace) -> None:
-    """Run what has left no part yet, then write the record of all."""
+    """Run the missing parts, then write the record of all."""
     parts = {}
     for seed, active, arm in itertools.product(known.seeds, known.active, known.arms):
         path = (
@@ -113,7 +111,7 @@ def run_all(known: argparse.Namespace) -> None:
 
 
 def run_one(arm: str, modules: int, active: int, seed: int, validate: bool, outer: dict) -> dict:
-    """Train one arm and judge it, on known combinations and on new ones."""
+    """Train one arm; return its scores on known and new combinations, with its settings' cost."""
     known = HyperteacherTasks(modules, active, seed=seed, **TEACHER)
     new = HyperteacherTasks(modules, active, "ood", seed=seed, **TEACHER)
     torch.manual_seed(seed)
@@ -131,14 +129,14 @@ def run_one(arm: str, modules: int, active: int, seed: int, validate: bool, oute
 
 
 def draw(source: HyperteacherTasks, tasks: int, seed: int = 1 << 40) -> list[Tasks]:
-    """Tasks that training does not draw, in pieces that fit in memory."""
+    """Draw tasks with a seed that training does not use, in batches of 100."""
     generator = torch.Generator().manual_seed(seed)
     return [source.sample(100, generator) for _ in range(tasks // 100)]
 
 
 @torch.no_grad()
 def score(learner: Learner, source: HyperteacherTasks) -> dict[str, float]:
-    """How often the teacher's likeliest class is chosen: mean over tasks, and its interval."""
+    """Return the accuracy against the teacher's likeliest class: mean over tasks, and interval."""
     learner.eval()
     right = [
         (learner.answer(t).argmax(2) == t.query_y.argmax(2)).float().mean(1)
@@ -149,7 +147,10 @@ def score(learner: Learner, source: HyperteacherTasks) -> dict[str, float]:
 
 @torch.no_grad()
 def probe(learner: Learner, known: HyperteacherTasks, new: HyperteacherTasks) -> float | None:
-    """R² of the teacher's code on new combinations, read off the student's by a linear map fitted on known ones."""
+    """Return R² of a linear map from the student's code to the teacher's, on new combinations.
+
+    The map is fitted on known combinations. None for learners without a code.
+    """
     if not isinstance(learner, ModularHyperNetwork):
         return None
 
@@ -170,35 +171,48 @@ def probe(learner: Learner, known: HyperteacherTasks, new: HyperteacherTasks) ->
     )
 
 
+def means(runs: dict[str, dict], kind: str) -> list[float]:
+    return [run["scores"][kind]["mean"] for run in runs.values()]
+
+
+def score_row(arm: str, setting: str, kind: str, runs: dict[str, dict]) -> dict:
+    """Return an arm's score of one setting over its runs, with those of each run."""
+    return {
+        "method": arm,
+        "setting": setting,
+        "name": "accuracy",
+        "better": "higher",
+        "tasks": JUDGED,
+        **summary_over_seeds(means(runs, kind)),
+        "per_run": {name: tuple(run["scores"][kind].values()) for name, run in runs.items()},
+        "also": {},
+        "code_r2": [run["code_r2"] for run in runs.values()],
+    }
+
+
+def differences(setting: str, by_arm: dict[str, list[float]]) -> dict[str, dict]:
+    """Return the first arm's accuracy less that of each other arm, paired by seed."""
+    first, *others = by_arm
+    return {
+        f"{setting}: {first} - {arm}": summary_over_seeds(
+            [a - b for a, b in zip(by_arm[first], by_arm[arm], strict=True)]
+        )
+        for arm in others
+    }
+
+
 def record_of(parts: dict, known: argparse.Namespace) -> dict:
-    """Put the parts together: one row per setting and arm, and the first arm less each other, seed by seed."""
+    """Return the record: a score per setting and arm, and paired differences from the first arm."""
     scores, paired = [], {}
     for active, kind in itertools.product(known.active, ("new", "known")):
         setting = f"{known.modules} modules, {active} active, {kind} combinations"
-        means = {
-            arm: [parts[active, s, arm]["scores"][kind]["mean"] for s in known.seeds]
+        runs = {
+            arm: {f"seed {seed}": parts[active, seed, arm] for seed in known.seeds}
             for arm in known.arms
         }
-        for arm in known.arms:
-            runs = {f"seed {s}": parts[active, s, arm] for s in known.seeds}
-            scores.append(
-                {
-                    "method": arm,
-                    "setting": setting,
-                    "name": "accuracy",
-                    "better": "higher",
-                    "tasks": JUDGED,
-                    **summary_over_seeds(means[arm]),
-                    "per_run": {
-                        name: tuple(run["scores"][kind].values()) for name, run in runs.items()
-                    },
-                    "also": {},
-                    "code_r2": [run["code_r2"] for run in runs.values()],
-                }
-            )
-            if arm != known.arms[0] and len(known.seeds) > 1:
-                gaps = [a - b for a, b in zip(means[known.arms[0]], means[arm], strict=True)]
-                paired[f"{setting}: {known.arms[0]} - {arm}"] = summary_over_seeds(gaps)
+        scores += [score_row(arm, setting, kind, runs[arm]) for arm in known.arms]
+        if len(known.seeds) > 1:
+            paired |= differences(setting, {arm: means(its, kind) for arm, its in runs.items()})
     seconds = {
         a: [parts[k, s, a]["wall_time_s"] for k in known.active for s in known.seeds]
         for a in known.arms
@@ -240,8 +254,8 @@ def record_of(parts: dict, known: argparse.Namespace) -> dict:
                 },
             },
             "source": "Schug et al. (2024), tables A2 to A8, as others quote them",
-            "differs": "there the teacher is 32 wide, the students 128 to 512, with 256 points, 128 tasks per step, "
-            "200,000 steps and 10 inner steps (100 of ANIL)",
+            "differs": "there the teacher is 32 wide, the students 128 to 512, with 256 points, "
+            "128 tasks per step, 200,000 steps and 10 inner steps (100 of ANIL)",
         },
         "notes": known.notes,
     }
@@ -258,13 +272,18 @@ if __name__ == "__main__":
         nargs="+",
         default=[2, 1],
         choices=list(STEPS),
-        help="most modules of a layer in use at once",
+        help="active modules per layer at most",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument(
-        "--steps", type=int, default=None, help="steps of every arm, for a quick look"
+        "--steps",
+        type=int,
+        default=None,
+        help="steps of every arm; default: 3,000 or 6,000, by `--active`",
     )
-    parser.add_argument("--validate", action="store_true", help="judge on known combinations only")
+    parser.add_argument(
+        "--validate", action="store_true", help="score known combinations only, and write no record"
+    )
     parser.add_argument("--notes", default="")
     run_all(parser.parse_args())

@@ -1,9 +1,9 @@
-"""Kill a run with SIGKILL at random moments, resume it, and hold its end against a run that was never killed.
+"""Resume runs killed with SIGKILL at random moments, and compare them with an unbroken run.
 
     python benchmarks/kill.py --kills 20 --record benchmarks/records/kill.json
 
-Numbers must be equal bit for bit: every tensor of the last checkpoint, every row of the metrics but
-its times, every score of the record but its times.
+All numbers except times must be equal bit for bit: every tensor of the last checkpoint, every row
+of the metrics, every score of the record. Exits with 1 otherwise.
 """
 
 import argparse
@@ -61,10 +61,7 @@ def logged_step(run: Path) -> int:
 
 
 def kill_once(run: Path, chance: random.Random) -> int:
-    """Start the run, kill it some time after a step drawn at random.
-
-    Return the step it had logged.
-    """
+    """Start a run, and kill it up to 0.3 s after a random step; return its last logged step."""
     target, later_s = chance.randrange(0, STEPS, 10), chance.uniform(0, 0.3)
     child = subprocess.Popen(
         command("--run", str(run), *OPTIONS), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -1,18 +1,16 @@
-"""Meta-train with one process, two, and two machines played by torchrun.
-
-How quick, and whether it is the same.
+"""Speed and numerical agreement of meta-training with one process, two, and two simulated machines.
 
     python benchmarks/scale_out.py --record benchmarks/records/scale-out.json
 
-Every process has one thread. The tasks of a step are the same however many processes share them, so
-after a few steps the parameters must be those of one process but for rounding; the record holds how
-far apart they are. Later, training carries the smallest difference apart, as it does between two
-orders of one sum.
+Every process has one thread. A step has the same tasks for any number of processes, so after a few
+steps the parameters must agree with those of one process up to rounding; the record holds the
+largest difference. Over more steps training amplifies rounding errors, as it does for two orders of
+one sum.
 
-The profile has the parts of a step in CPU time, which other work on the machine stretches little:
-of one process, of two, of two at once that know nothing of each other and have half of the tasks
-each, which is what these cores would give if nothing had to be exchanged, and of one such alone,
-which has the caches for itself.
+The profile splits a step into parts, in CPU time, which other work on the machine changes little.
+The ways: one process; two processes; two independent processes at once with half of the tasks each,
+which is the speed of these cores without any exchange; and one of these alone, which does not share
+caches.
 """
 
 import argparse
@@ -48,9 +46,9 @@ WAYS = {
     "2 machines, played by torchrun": ["--nodes", "2"],
 }
 TASKS, PROFILED, WARM = 256, 100, 10
-"""Tasks of a step; steps of a profile, of which the first few are not counted."""
+"""Tasks per step; steps of a profile; first steps of it that are not counted."""
 STEPS = 300
-"""Steps of a training whose speed is measured."""
+"""Steps of a training run for its speed."""
 ONE, TWO, APART, HALF = (
     "1 process",
     "2 processes",
@@ -60,7 +58,7 @@ ONE, TWO, APART, HALF = (
 
 
 class Clock:
-    """CPU milliseconds of each part of each step, and the times at which steps began."""
+    """CPU milliseconds per part of each step, and the start of each step."""
 
     def __init__(self) -> None:
         self.parts: dict[str, list[float]] = defaultdict(list)
@@ -73,20 +71,20 @@ class Clock:
         self.last = time.process_time()
 
     def stop(self, part: str) -> None:
-        """End a part, and begin another."""
+        """End a part and begin the next."""
         now = time.process_time()
         self.parts[part].append(1000 * (now - self.last))
         self.last = now
 
 
 class ClockedSource(TaskSource):
-    """A source whose drawing is clocked; a step begins with it."""
+    """Task source that clocks its draws; each draw begins a step."""
 
     def __init__(self, source: TaskSource, clock: Clock) -> None:
         self.source, self.clock = source, clock
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
-        """Draw as the source does."""
+        """Draw from the wrapped source."""
         self.clock.start()
         drawn = draw_share(self.source, share)(tasks, generator)
         self.clock.stop("drawing")
@@ -94,7 +92,7 @@ class ClockedSource(TaskSource):
 
 
 class ClockedProcesses:
-    """Processes whose parts of a step are clocked."""
+    """Processes that clock forward, backward and optimiser."""
 
     def __init__(self, processes: Processes, clock: Clock) -> None:
         self.processes, self.clock = processes, clock
@@ -103,19 +101,19 @@ class ClockedProcesses:
         return getattr(self.processes, name)
 
     def setup(self, module: torch.nn.Module, *optimizers: torch.optim.Optimizer) -> Any:
-        """Set up, and look at the clock after every step of the optimiser."""
+        """Set up, with a clock mark after every optimiser step."""
         optimizers[0].register_step_post_hook(lambda *_: self.clock.stop("clipping and optimiser"))
         return self.processes.setup(module, *optimizers)
 
     def backward(self, tensor: torch.Tensor) -> None:
-        """Differentiate, and exchange gradients."""
+        """Differentiate, and exchange gradients; ends forward, then backward."""
         self.clock.stop("forward")
         self.processes.backward(tensor)
         self.clock.stop("backward")
 
 
 def serve_profile(way: str, out: Path) -> None:
-    """Train for some steps as one of the processes of a way, and write the milliseconds of each part."""
+    """Train as one process of a profile, and write the milliseconds of each part to ``out``."""
     tasks = TASKS // 2 if way in (APART, HALF) else TASKS
     config = FewShotConfig("sinusoid", tasks=tasks, devices=2 if way == TWO else 1).resolved()
     processes, problem, clock = launch(config), problem_of(config), Clock()
@@ -142,9 +140,9 @@ def serve_profile(way: str, out: Path) -> None:
 
 
 def profile(repeats: int) -> dict[str, Any]:
-    """Milliseconds of a step and of its parts, medians over steps, of the quickest repeat.
+    """Return milliseconds of a step and of its parts, and speeds relative to one process.
 
-    The ways take turns.
+    Medians over the steps of the quickest repeat. The ways take turns.
     """
     found: dict[str, list[dict[str, float]]] = {ONE: [], TWO: [], APART: [], HALF: []}
     with tempfile.TemporaryDirectory() as scratch:
@@ -176,7 +174,7 @@ def profile(repeats: int) -> dict[str, Any]:
 
 
 def run_once(way: str, folder: Path, port: int, steps: int = STEPS) -> float:
-    """Train and return the tasks trained on per second."""
+    """Train, and return tasks per second."""
     typed = [
         "weightloom",
         "fewshot",
@@ -214,7 +212,7 @@ def run_once(way: str, folder: Path, port: int, steps: int = STEPS) -> float:
 
 
 def furthest(one: Path, other: Path) -> float:
-    """The largest difference between two models, relative to the largest number of each tensor."""
+    """Return the largest difference of two models, relative to each tensor's largest number."""
     tensors = [
         load_tensors(folder / "checkpoints" / "last.safetensors")[0] for folder in (one, other)
     ]
@@ -232,7 +230,7 @@ def main() -> None:
     parser.add_argument(
         "--serve",
         choices=(ONE, TWO, APART, HALF),
-        help="train for a profile, written to the record",
+        help="run one process of a profile, and write it to `--record`",
     )
     known = parser.parse_args()
     if known.serve:
@@ -282,9 +280,9 @@ def main() -> None:
             "speeds": rows,
             "profile": profiled,
             "cost": {**environment(), "cores": os.cpu_count()},
-            "notes": f"`apart` is the largest difference between parameters and those of one process after {FEW} "
-            "steps, relative to the largest number of each tensor. Both machines are this one, and "
-            "share its cores. Speeds are those of the quickest repeat, as other work on the "
+            "notes": "`apart` is the largest difference between parameters and those of one "
+            f"process after {FEW} steps, relative to the largest number of each tensor. Both "
+            "machines are this one, and share its cores. Speeds are those of the quickest repeat, as other work on the "
             "machine only slows it. The profile is in CPU milliseconds of one process. `exchange` "
             "is what backward takes longer than where nothing is exchanged. Not split are drawing, "
             "clipping and optimiser, exchange, and in forward and backward what does not grow with "

@@ -1,11 +1,10 @@
-"""Run an application over seeds, and write one record with a published value beside it.
+"""Run an application over seeds, and write one record with the published value.
 
     python benchmarks/seeds.py fewshot --record benchmarks/records/digits.json --data digits --folds
     0 1 2 --seeds 0 1 2
 
-Every other flag is one of `weightloom APP`. The run lies below ``runs/bench``; one that is there
-already is gone on with, so a benchmark that was stopped goes on where it was. The record holds
-every seed; none that failed is left out.
+All other flags are passed to `weightloom APP`. The run lies below ``runs/bench``, and is resumed if
+it exists. The record holds every seed, failed ones included.
 """
 
 import argparse
@@ -18,7 +17,7 @@ from weightloom.runs.record import read_record, write_record
 
 
 def run(known: argparse.Namespace, flags: list[str]) -> None:
-    """Run it, or go on with it, then copy its record."""
+    """Start the run or resume it, then copy its record and add command, reference and notes."""
     folder = Path("runs/bench") / known.record.stem
     if not (folder / "record.json").exists():
         there = (folder / "run.json").exists()
@@ -39,7 +38,9 @@ if __name__ == "__main__":
     parser.add_argument("app", help="the application, as in `fewshot`")
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--notes", default="")
-    parser.add_argument("--value", default=None, help="a published value to stand beside ours")
-    parser.add_argument("--source", default=None, help="authors, year, table of that value")
-    parser.add_argument("--differs", default=None, help="how its protocol differs from ours")
+    parser.add_argument("--value", default=None, help="published value")
+    parser.add_argument(
+        "--source", default=None, help="authors, year and table of the published value"
+    )
+    parser.add_argument("--differs", default=None, help="differences between its protocol and ours")
     run(*parser.parse_known_args())

@@ -1,11 +1,11 @@
-"""Time what training adds: `train()` against a loop written by hand, and a command's start against torch's import.
+"""Overhead of `train()` over a loop by hand, and of a command's start over torch's import.
 
     python benchmarks/training.py --record benchmarks/records/training.json
 
 The model is that of `weightloom fewshot --data sinusoid`. The loop by hand draws the same tasks,
-clips the gradient and follows the rate as `train()` does, by torch's fused AdamW; it logs and keeps
-nothing. Both end with the same numbers. The contenders take turns in one process, a block of steps
-each. All times are CPU time, of one thread.
+clips the gradient and schedules the learning rate as `train()` does, with torch's fused AdamW, but
+without logs and checkpoints. Both end with the same parameters, bit for bit. The contenders take
+turns in one process, a block of steps each. All times are CPU time of one thread.
 """
 
 import argparse
@@ -45,16 +45,17 @@ STARTS = {
     "weightloom doctor": ["-m", "weightloom", "doctor"],
     "weightloom fewshot, to the end of its first step": ["-c", FIRST_STEP],
 }
-"""What Python is asked to run; all are held against the first."""
+"""Arguments of Python for each start; the first is the reference."""
 BOUNDS = {
     "weightloom list": 0.5,
     "weightloom doctor": 1.2,
     "weightloom fewshot, to the end of its first step": 1.5,
 }
+"""Largest ratio of CPU time to torch's import."""
 
 
 def by_hand(problem: Problem, model: nn.Module, options: TrainOptions) -> None:
-    """The shortest loop that takes the same steps."""
+    """Train with the shortest loop that takes the same steps as `train()`."""
     source, generator = problem.train_source(), torch.Generator()
     parameters = list(model.parameters())
     optimiser = torch.optim.AdamW(parameters, lr=options.outer_lr, weight_decay=0.0, fused=True)
@@ -69,7 +70,10 @@ def by_hand(problem: Problem, model: nn.Module, options: TrainOptions) -> None:
 
 
 def time_loops(tasks: int, steps: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds a step of each contender, and its speed over that of the loop by hand, round by round."""
+    """Return milliseconds per step of each contender, and its speed relative to the loop by hand.
+
+    Both as quartiles over the rounds.
+    """
     config = FewShotConfig("sinusoid", tasks=tasks).resolved()
     problem = problem_of(config)
     assert config.outer_lr and config.clip_norm
@@ -88,9 +92,7 @@ def time_loops(tasks: int, steps: int, rounds: int) -> dict[str, Any]:
             "train(run=...)": lambda model, number: trained(model, Path(folder) / str(number)),
         }
         trained(problem.learner(config.method), options=few)
-        by_hand(
-            problem, problem.learner(config.method), few
-        )  # what is imported at a first step is no part of a loop
+        by_hand(problem, problem.learner(config.method), few)  # imports happen in a first step
         times: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(rounds):
             ends: list[nn.Module] = []
@@ -114,7 +116,7 @@ def time_loops(tasks: int, steps: int, rounds: int) -> dict[str, Any]:
 
 
 def cpu_s(words: list[str], folder: str) -> float:
-    """CPU seconds of one Python process."""
+    """Return the CPU seconds of one Python process with these arguments."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *words], check=True, cwd=folder, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -122,7 +124,7 @@ def cpu_s(words: list[str], folder: str) -> float:
 
 
 def time_starts(rounds: int) -> dict[str, Any]:
-    """CPU seconds of each start, and their ratio to torch's import, round by round."""
+    """Return CPU seconds per start and their ratio to torch's import: quartiles over rounds."""
     times: dict[str, list[float]] = {name: [] for name in STARTS}
     with tempfile.TemporaryDirectory() as folder:
         for name, words in [*STARTS.items()] * (rounds + 1):
@@ -140,7 +142,7 @@ def time_starts(rounds: int) -> dict[str, Any]:
 
 
 def of_quartiles(values: list[float]) -> dict[str, float]:
-    """The median and the quartiles around it."""
+    """Return the median and the lower and upper quartile."""
     low, _, high = quantiles(values, n=4, method="inclusive")
     return {"median": median(values), "lower_quartile": low, "upper_quartile": high}
 
@@ -205,8 +207,9 @@ def main() -> None:
                 "loops": loops,
                 "starts": starts,
                 "cost": environment(),
-                "notes": "CPU time of one thread. Ratios are taken within a round, and the median over rounds is "
-                "given. All contenders of a round end with the same parameters, bit for bit.",
+                "notes": "CPU time of one thread. Ratios are taken within a round, and the median "
+                "over rounds is given. All contenders of a round end with the same parameters, "
+                "bit for bit.",
             },
         )
 

@@ -1,8 +1,8 @@
-"""Time the steps of the race at an earlier commit and now.
+"""CPU time per step of `benchmarks.race core`, of this commit over an earlier one.
 
-Two processes in turn on one core, CPU time.
+    python benchmarks/two_commits.py --before d5873ca --record benchmarks/records/two-commits.json
 
-python benchmarks/two_commits.py --before d5873ca --record benchmarks/records/two-commits.json
+One process per commit; both take turns on one core.
 """
 
 import argparse
@@ -28,17 +28,17 @@ OTHERS = {
     "built, then vmap",
     "built, loop",
 }
-"""Contenders that do not run by this library."""
+"""Contenders that do not use this library."""
 LOOPS = {"loop", "loop over examples"}
+"""Contenders with the looser bound, 1.15 instead of 1.05."""
 
 
 def steps() -> Iterator[tuple[str, str, Callable[[], object]]]:
-    """Setting, contender and step of every row that runs by the library."""
+    """Yield setting, contender and step for every contender that uses the library."""
     import torch
 
-    race = (
-        "weightloom.apps.bench" if find_spec("weightloom.apps.bench") else "benchmarks.race"
-    )  # where it once was
+    # earlier commits have the race inside the package
+    race = "weightloom.apps.bench" if find_spec("weightloom.apps.bench") else "benchmarks.race"
     contests = importlib.import_module(f"{race}.contests").contests
     workloads = importlib.import_module(f"{race}.workloads")
 
@@ -59,9 +59,10 @@ def steps() -> Iterator[tuple[str, str, Callable[[], object]]]:
 
 
 def serve() -> None:
-    """Run steps as they are asked for.
+    """Run steps on request from the standard input.
 
-    A line "next" goes to the next row, any other runs the step.
+    A line "next" moves to the next row and prints its setting and contender; a number runs the step
+    so many times and prints the CPU seconds of one.
     """
     rows = steps()
     step: Callable[[], object] = lambda: None  # noqa: E731
@@ -144,8 +145,8 @@ def main(before: str, rounds: int, core: int, record: Path) -> None:
             "scores": scores,
             "timed": rows,
             "cost": environment(),
-            "notes": "Ratio of medians of CPU time per step, the two commits in turn on one core, each in a process of "
-            "its own. A step is forward, one loss, backward.",
+            "notes": "Ratio of medians of CPU time per step, the two commits in turn on one core, "
+            "each in a process of its own. A step is forward, one loss, backward.",
         },
     )
 

@@ -1,4 +1,4 @@
-"""The drawings of README and the tutorial, made by the library itself.
+"""Drawings of README and the tutorial, made with `weightloom.diagnostics.draw`.
 
 Out:  ``docs/images/architecture.svg`` and ``docs/images/training-step.svg``.
 Run:  python docs/_drawings.py
@@ -15,7 +15,7 @@ IMAGES = Path(__file__).parent / "images"
 
 
 def drawings() -> dict[str, Drawing]:
-    """Return the drawings of the tutorial's hypernetwork by the names of their files."""
+    """Return the drawings of the tutorial's hypernetwork, by file name."""
     base = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 1))
     hyper = MLPHyperNetwork(base, condition_dim=16)
     return {"architecture.svg": draw(hyper), "training-step.svg": draw(hyper, step=True)}

@@ -1,6 +1,6 @@
-"""The picture at the top of README, from the folder of a run on cameras.
+"""Picture at the top of README, drawn from a run on cameras.
 
-In:   a run's folder, whose report holds the same pictures.
+In:   the run's folder, whose report holds the same pictures.
 Out:  ``docs/images/cameras.svg``.
 Run:  python docs/_picture.py runs/cameras-001
 """
@@ -17,20 +17,23 @@ PICTURE = Path(__file__).parent / "images" / "cameras.svg"
 SIDE, GAP, LEFT, TOP, LINE = 56, 8, 190, 10, 82
 WORDS = {
     "Before the camera": ("a picture", "before the camera"),
-    "Sent by the camera": ("what the camera", "with crossed wires sends"),
-    "Restored and read by matching": ("what matching by hand", "makes of it, and reads"),
-    "Restored and read by hypernetwork": ("what the generated", "network makes of it"),
+    "Sent by the camera": ("sent by the camera", "with crossed wires"),
+    "Restored and read by matching": ("restored and read by", "matching by hand"),
+    "Restored and read by hypernetwork": ("restored and read by", "the generated network"),
 }
-"""Titles of the rows as a person reads them who has read nothing else."""
+"""Two lines of caption per row, by the row's title in the report."""
+
+COLOURS = {"✓": "#15803d", "✗": "#c81e1e"}
+"""Colour of a caption, by its last character."""
 
 
 def drawing(rows: list[Pictures]) -> str:
-    """Return the rows as a vector graphic with the pictures inside."""
+    """Return the rows as an SVG with the pictures embedded."""
     parts = []
     for number, row in enumerate(rows):
         top = TOP + number * LINE
         parts += [
-            f'<text x="{LEFT - 14}" y="{top + 26 + 17 * place}" text-anchor="end">{escape(words)}</text>'
+            _text(LEFT - 14, top + 26 + 17 * place, "end", words)
             for place, words in enumerate(WORDS.get(row.title, (row.title,)))
         ]
         for place, (words, uri) in enumerate(row.images):
@@ -39,23 +42,20 @@ def drawing(rows: list[Pictures]) -> str:
                 f'<image x="{left}" y="{top}" width="{SIDE}" height="{SIDE}" href="{uri}" '
                 'style="image-rendering:pixelated"/>'
             )
-            colour = (
-                "#15803d"
-                if words.endswith("✓")
-                else "#c81e1e"
-                if words.endswith("✗")
-                else "#6b7280"
-            )
-            parts.append(
-                f'<text x="{left + SIDE / 2}" y="{top + SIDE + 16}" text-anchor="middle" fill="{colour}">'
-                f"{escape(words)}</text>"
-            )
+            colour = COLOURS.get(words[-1:], "#6b7280")
+            below = top + SIDE + 16
+            parts.append(_text(left + SIDE / 2, below, "middle", words, f' fill="{colour}"'))
     width, height = LEFT + 10 * (SIDE + GAP), TOP + len(rows) * LINE
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" '
         'style="font:14px sans-serif;background:#fff" fill="#374151" role="img">'
         f'<rect width="{width}" height="{height}" fill="#fff"/>{"".join(parts)}</svg>\n'
     )
+
+
+def _text(x: float, y: float, anchor: str, words: str, more: str = "") -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{more}>{escape(words)}</text>'
 
 
 if __name__ == "__main__":

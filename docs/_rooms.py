@@ -1,10 +1,10 @@
-"""Reference pages that follow from the source: a new file of a room gets a page without further ado.
+"""Reference pages generated from the source, one per file of a room.
 
 In:   a page with a block ```` ```{room} weightloom.forms
-      ````; packages inside that have a page of their own, such as ``apps-rl.md`` for
+      ````. Subpackages that have a written page, such as ``apps-rl.md`` for
       ``weightloom.apps.rl``, are left out.
-Out:  the page with the room's public names in its place and a list of its files; a page for each
-      file, in ``docs/reference/generated``.
+Out:  the page with the room's public names and a list of its files instead of the block; a page for
+      each file, in ``docs/reference/generated``.
 """
 
 import ast
@@ -21,12 +21,12 @@ GENERATED = PAGES / "generated"
 
 
 def expanded(page: str) -> str:
-    """Return the page with directives of autodoc, and links to the files, in the place of rooms."""
+    """Return the page with every ``{room}`` block replaced by autodoc directives and file links."""
     return ROOM.sub(lambda found: _room(import_module(found[1])), page)
 
 
 def file_pages() -> dict[str, str]:
-    """Return the pages of all files of all rooms, by the names of the modules."""
+    """Return the pages of all files of all rooms, by module name."""
     rooms = [
         import_module(name)
         for page in sorted(PAGES.glob("*.md"))
@@ -36,7 +36,7 @@ def file_pages() -> dict[str, str]:
 
 
 def write_file_pages() -> None:
-    """Write the pages of files, each only if it changed, and remove those of files that are gone."""
+    """Write the pages that changed, and remove those of deleted files."""
     pages = file_pages()
     GENERATED.mkdir(exist_ok=True)
     for old in GENERATED.glob("*.md"):
@@ -49,47 +49,44 @@ def write_file_pages() -> None:
 
 
 def _room(package: ModuleType) -> str:
-    """Directives for the names that a package gives on, and the list of its files."""
+    """Directive for the text of a package, and lists of its public names and of its files."""
+    names = [
+        f"- {{py:obj}}`{name} <{_path(package, name)}>`: {_summary(getattr(package, name))}"
+        for name in re_exports(package)
+        if _is_code(package, name)
+    ]
     links = [
         f"- [`{name.removeprefix('weightloom.')}`](generated/{name}.md)" for name in _files(package)
     ]
-    heading = "## Files" if re_exports(package) or public_names(package) else ""
-    contents = [_automodule(package.__name__, _listed(package)), heading, "\n".join(links)]
-    return "\n\n".join(filter(None, contents))
+    parts = [_automodule(package.__name__, [":members:"])]
+    parts += ["## Public names", "\n".join(names)] if names else []
+    parts += ["## Files" if names or public_names(package) else "", "\n".join(links)]
+    return "\n\n".join(filter(None, parts))
 
 
-def _listed(package: ModuleType) -> list[str]:
-    """Options that show the names which a package defines and gives on."""
-    foreign = [
-        name
-        for name, origin in imports(package).items()
-        if not origin.startswith(f"{package.__name__}.")
-    ]
-    if not re_exports(package):
-        return [":members:"]
-    return [":members:", ":imported-members:", *_without(foreign)]
+def _path(package: ModuleType, name: str) -> str:
+    thing = getattr(package, name)
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _summary(thing: object) -> str:
+    """First line of a docstring, in Markdown, without links."""
+    first = (inspect.getdoc(thing) or "").partition("\n")[0]
+    return first.replace("``", "`").replace("*", "\\*")
 
 
 def _files(package: ModuleType) -> dict[str, str]:
     """Return a page for each file of a package, those of packages inside among them."""
-    origins, pages = re_exports(package), {}
+    pages = {}
     for info in iter_modules(package.__path__):
         name = f"{package.__name__}.{info.name}"
         if info.ispkg and not _has_own_page(name):
             inside = import_module(name)
-            if public_names(inside) or re_exports(inside):
-                pages[name] = _page(name, _listed(inside))
+            if public_names(inside):
+                pages[name] = _page(name)
             pages |= _files(inside)
         elif not info.ispkg:
-            shown = [
-                found
-                for found, origin in origins.items()
-                if origin == name and _is_code(package, found)
-            ]
-            same = (
-                [":no-index:"] if info.name in origins else []
-            )  # a link by this name leads to the package's own
-            pages[name] = _page(name, [":members:", *_without(shown), *same])
+            pages[name] = _page(name)
     return pages
 
 
@@ -97,13 +94,13 @@ def _has_own_page(name: str) -> bool:
     return (PAGES / f"{name.removeprefix('weightloom.').replace('.', '-')}.md").exists()
 
 
-def _page(name: str, options: list[str]) -> str:
-    head = "---\norphan: true\n---\n\n"  # 250 pages in the list beside every page are too many
-    return f"{head}# `{name.removeprefix('weightloom.')}`\n\n{_automodule(name, options)}\n"
+def _page(name: str) -> str:
+    head = "---\norphan: true\n---\n\n"  # keeps 250 pages out of the navigation
+    return f"{head}# `{name.removeprefix('weightloom.')}`\n\n{_automodule(name, [':members:'])}\n"
 
 
 def public_names(package: ModuleType) -> list[str]:
-    """Names of classes and functions that a package's `__init__.py` defines itself."""
+    """Return the names of classes and functions defined in a package's `__init__.py`."""
     return [
         name
         for name in vars(package)
@@ -114,13 +111,8 @@ def public_names(package: ModuleType) -> list[str]:
 
 
 def re_exports(package: ModuleType) -> dict[str, str]:
-    """Modules by the names that a package's `__init__.py` takes from them to give on."""
+    """Return the modules of a package's re-exports, by name."""
     return {name: origin for (name, given), origin in _taken(package).items() if given == name}
-
-
-def imports(package: ModuleType) -> dict[str, str]:
-    """Modules by all names that a package's `__init__.py` takes from them."""
-    return {given or name: origin for (name, given), origin in _taken(package).items()}
 
 
 def _taken(package: ModuleType) -> dict[tuple[str, str | None], str]:
@@ -130,13 +122,9 @@ def _taken(package: ModuleType) -> dict[tuple[str, str | None], str]:
 
 
 def _is_code(package: ModuleType, name: str) -> bool:
-    """True if autodoc shows it on the package; values are shown only where they are defined."""
+    """Return True for classes and functions: autodoc shows values only in the module of origin."""
     thing = getattr(package, name)
     return inspect.isclass(thing) or inspect.isfunction(thing)
-
-
-def _without(names: list[str]) -> list[str]:
-    return [f":exclude-members: {', '.join(names)}"] if names else []
 
 
 def _automodule(name: str, options: list[str]) -> str:

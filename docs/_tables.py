@@ -1,7 +1,7 @@
-"""Tables made from records, so that no result is typed by hand.
+"""Tables of results, generated from the records.
 
 In:   ``benchmarks/records/*.json``.
-Out:  the tables of the results page; with ``--write-readme`` also the marked block of README.md.
+Out:  the tables of the results page; with ``--write-readme`` the marked blocks of README.md.
 Run:  python docs/_tables.py --write-readme
 """
 
@@ -9,8 +9,9 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from weightloom.apps.fewshot.methods import FAMILIES, METHODS
 from weightloom.runs.record import competes, label, role_of
@@ -23,14 +24,14 @@ METHODS_MARK = "<!-- methods -->"
 START, END = "<!-- results -->", "<!-- /results -->"
 OURS = "hypernetwork"
 DEFAULT_RUNS = ("cameras", "lqr")
-"""Record of the default run of each application: those of README."""
+"""Records shown in README: the default run of each application."""
 NAMES = {"mse": "mean squared error"}
 
 CONTROL = "shuffled (control)"
 APART, AHEAD = "above, intervals apart,", "paired, above"
 CAMERAS = ("1 of each of 10", "2 of each of 10", "2 of each of 5", "4 of each of 5")
 TARGETS = [
-    # record (and, behind a colon, a further measure), setting, rival, relation, bound, in words
+    # the fields of `Target`
     *(
         ("cameras", setting, "", "at least", bound, f"cameras, {setting}: accuracy")
         for setting, bound in zip(CAMERAS, (0.85, 0.92, 0.71, 0.81), strict=True)
@@ -306,14 +307,37 @@ TARGETS = [
 ]
 
 SIDES = ("not below", "above", APART, "below")
-"""Relations to another method's score, which is the bound."""
+"""Relations whose bound is the rival's score."""
+
+COMPARED: dict[str, Callable[[float, float], float]] = {
+    "times worse": lambda ours, other: other / ours,
+    "times as quick": lambda ours, other: other / ours,
+    "ahead by": lambda ours, other: ours - other,
+    "behind by": lambda ours, other: other - ours,
+}
+"""Value held against the bound, from our score and the rival's; other relations take our score."""
 
 Record = dict[str, Any]
 Score = dict[str, Any]
 
 
+class Target(NamedTuple):
+    """One line of the table of targets."""
+
+    record: str
+    """Name of the record; ``record:measure`` for a measure other than the score."""
+    setting: str
+    rival: str
+    """Method to compare with; empty for none."""
+    relation: str
+    bound: float
+    """Unused for the relations of `SIDES`."""
+    text: str
+    """Description in the table."""
+
+
 def read_records(folder: Path = RECORDS) -> dict[str, Record]:
-    """Read every record by the name of its file, in order of names."""
+    """Read all records, by file name without the ending, sorted by name."""
     return {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(folder.glob("*.json"))
@@ -321,14 +345,14 @@ def read_records(folder: Path = RECORDS) -> dict[str, Record]:
 
 
 def results_page(records: dict[str, Record]) -> str:
-    """Return a section per record: what was typed, a table, what it cost, what it is held against."""
+    """Return a section per record: command, tables, published value, notes, cost and file."""
     return (
         "\n\n".join(_section(name, record) for name, record in records.items()) or "No records yet."
     )
 
 
 def with_records(page: str) -> str:
-    """Return the page with a table in the place of every ``<!-- record NAME -->``, a column for each setting."""
+    """Replace every ``<!-- record NAME -->`` of a page by a table with a column per setting."""
     records = read_records()
 
     def table(found: re.Match[str]) -> str:
@@ -339,9 +363,9 @@ def with_records(page: str) -> str:
 
 
 def methods_table() -> str:
-    """Return a row for each few-shot method, with a column for each family of data that it may solve."""
+    """Return the table of few-shot methods: description, data per family, source."""
     lines = [
-        f"| method | what it is | {' | '.join(FAMILIES)} | from |",
+        f"| method | description | {' | '.join(FAMILIES)} | from |",
         f"|---|---|{':-:|' * len(FAMILIES)}---|",
     ]
     for method in METHODS:
@@ -363,7 +387,7 @@ def methods_table() -> str:
 
 
 def _wide_table(record: Record) -> str:
-    """Return all methods of a record against all settings; bold is what the best method's interval overlaps."""
+    """Return the table of a record, methods by settings; bold: intervals that overlap the best."""
     settings = _by_setting(record)
     best = {
         setting: best_of([_numeric(score) for score in scores])
@@ -378,11 +402,11 @@ def _wide_table(record: Record) -> str:
             _bold(row[0], best[s]) if row else "" for s, row in zip(settings, rows, strict=True)
         ]
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"```sh\n{record.get('command') or 'command not recorded'}\n```"])
+    return "\n".join([*lines, "", _command(record)])
 
 
 def results_table(records: dict[str, Record]) -> str:
-    """Return one table of all records: ours, the best other method, and the control, a line per setting."""
+    """Return the table of all records, a line per setting: ours, the best other, the control."""
     lines = [
         line
         for name, record in records.items()
@@ -393,7 +417,7 @@ def results_table(records: dict[str, Record]) -> str:
 
 
 def readme_block(records: dict[str, Record]) -> str:
-    """Return the results of the default run of each application, its first setting."""
+    """Return the table of the default runs of `DEFAULT_RUNS`, first setting of each."""
     there = [(name, records[name]) for name in DEFAULT_RUNS if name in records]
     lines = [_result(name, record, next(iter(_by_setting(record)))) for name, record in there]
     return _results(lines, dict(there)) if lines else "No records yet."
@@ -408,7 +432,7 @@ def _results(lines: list[str], records: dict[str, Record]) -> str:
 
 
 def _result(name: str, record: Record, setting: str) -> str:
-    """Return the line of a setting; empty for a record of the house, which scores no method."""
+    """Return the line of a setting; empty for scores that are not of a learning method."""
     scores = _by_setting(record)[setting]
     if scores[0]["name"] not in ("accuracy", "mse", "return"):
         return ""
@@ -417,11 +441,12 @@ def _result(name: str, record: Record, setting: str) -> str:
 
 
 def readme_numbers(records: dict[str, Record]) -> str:
-    """Return three numbers against the tools that people use today, each with its record."""
+    """Return the table of three numbers beside those of today's tools, with their records."""
     if not {"cameras", "peers"} <= records.keys():
         return "No records yet."
     cameras, peers = records["cameras"], records["peers"]
     read = _shares_read(cameras, CAMERAS[0])
+    best_other = max(value for method, value in read.items() if method != OURS)
     ratio = {(row["setting"], row["method"]): row["mean"] for row in peers["scores"]}
     tasks = {(row["setting"], row["method"]): row["tasks"] for row in peers["scores"]}
     documented = [
@@ -437,11 +462,12 @@ def readme_numbers(records: dict[str, Record]) -> str:
         [
             "| measured | weightloom | today's tools | |",
             "|---|--:|--:|---|",
-            f"| accuracy over {cameras['scores'][0]['tasks']} such cameras, one picture of each digit "
-            f"| **{100 * read[OURS]:.0f} %** | {100 * max(read[m] for m in read if m != OURS):.0f} %, the best of "
+            f"| accuracy over {cameras['scores'][0]['tasks']} such cameras, one picture of each "
+            f"digit | **{100 * read[OURS]:.0f} %** | {100 * best_other:.0f} %, the best of "
             f"{len(read) - 1} other methods; {100 * read['matching']:.0f} % matching by hand "
             f"| {link.format('cameras')} |",
-            f"| {customers} customers, each with an adapter of rank 4, in one batch of MiniLM; time "
+            f"| {customers} customers, each with an adapter of rank 4, in one batch of MiniLM; "
+            "time "
             f"| **{1 / ratio[one]:.2f}** x one model for all | `peft`, mixed batch of "
             f"{tasks[mixed]}: {ratio[mixed]:.2f} x ours | {link.format('peers')} |",
             f"| training step of {tasks['mlp', 'weightloom']} generated MLPs; time | **1** "
@@ -459,7 +485,11 @@ def _shares_read(record: Record, setting: str) -> dict[str, float]:
 
 
 def with_block(page: str, block: str, start: str = START, end: str = END) -> str:
-    """Return the page with what stands between the marks replaced."""
+    """Return the page with the text between two marks replaced.
+
+    Raises:
+        ValueError: If the page lacks a mark.
+    """
     before, _, rest = page.partition(start)
     _, found, after = rest.partition(end)
     if not found:
@@ -470,19 +500,13 @@ def with_block(page: str, block: str, start: str = START, end: str = END) -> str
 
 
 def with_all(page: str, records: dict[str, Record]) -> str:
-    """Return README with everything that comes from records written anew."""
+    """Return README with both of its generated blocks replaced."""
     page = with_block(page, readme_block(records))
     return with_block(page, readme_numbers(records), "<!-- numbers -->", "<!-- /numbers -->")
 
 
 def _section(name: str, record: Record) -> str:
-    cost = record.get("cost") or {}
-    spent = [
-        time_text(cost.get("wall_time_s")),
-        str(cost.get("device") or ""),
-        f"torch {cost.get('torch', '?')}",
-    ]
-    parts = [f"## {name}", f"```sh\n{record.get('command') or 'command not recorded'}\n```"]
+    parts = [f"## {name}", _command(record)]
     if record.get("rows"):
         parts += [
             _contests(record["rows"]),
@@ -493,13 +517,26 @@ def _section(name: str, record: Record) -> str:
         parts += [_table(scores) for scores in _by_setting(record).values()]
     parts += [_paired(record)]
     parts += [_reference(record.get("reference") or {}), str(record.get("notes") or "")]
-    parts += ["Cost of the whole run: " + ", ".join(word for word in spent if word) + "."]
-    parts += [f"The record: `benchmarks/records/{name}.json`."]
-    return "\n\n".join(part for part in parts if part)
+    parts += [_cost(record), f"The record: `benchmarks/records/{name}.json`."]
+    return "\n\n".join(filter(None, parts))
+
+
+def _command(record: Record) -> str:
+    return f"```sh\n{record.get('command') or 'command not recorded'}\n```"
+
+
+def _cost(record: Record) -> str:
+    cost = record.get("cost") or {}
+    spent = [
+        time_text(cost.get("wall_time_s")),
+        str(cost.get("device") or ""),
+        f"torch {cost.get('torch', '?')}",
+    ]
+    return f"Cost of the whole run: {', '.join(filter(None, spent))}."
 
 
 def _table(scores: list[Score]) -> str:
-    """Return the table of one setting; bold is what the best method's interval overlaps."""
+    """Return the table of one setting; bold: intervals that overlap the best."""
     also = list(scores[0].get("also") or {})
     heads = [
         scores[0]["setting"],
@@ -510,15 +547,10 @@ def _table(scores: list[Score]) -> str:
     best = best_of([_numeric(score) for score in scores if competes(score)])
     lines = [f"| {' | '.join(heads)} | over |", "|---|" + "--:|" * len(heads)]
     for score in scores:
-        measured = [(score.get("also") or {}).get(other) for other in also]
-        others = [
-            "" if found is None or found.get("mean") is None else _score_text(found)
-            for found in measured
-        ]
         cells = [
             label(score),
             _bold(score, best),
-            *others,
+            *(_other_text(score, other) for other in also),
             time_text(score.get("adapt_time_s")),
             _over(score),
         ]
@@ -526,9 +558,14 @@ def _table(scores: list[Score]) -> str:
     return "\n".join(lines)
 
 
+def _other_text(score: Score, measure: str) -> str:
+    found = (score.get("also") or {}).get(measure)
+    return "" if found is None or found.get("mean") is None else _score_text(found)
+
+
 def _contests(rows: list[Record]) -> str:
-    """Return the ratios of a benchmark, with the quartiles over its rounds."""
-    lines = ["| workload | what | against | ratio | quartiles |", "|---|---|---|--:|--:|"]
+    """Return the table of a benchmark's ratios, with quartiles over rounds."""
+    lines = ["| workload | contender | against | ratio | quartiles |", "|---|---|---|--:|--:|"]
     for row in rows:
         where = row.get("setting") or row["workload"]
         of, against = (row["of"], row["against"]) if "of" in row else (row["contender"], "ours")
@@ -545,8 +582,11 @@ def _contests(rows: list[Record]) -> str:
 
 
 def _shares(rows: list[Record]) -> str:
-    """Return how much of a core's rate of matrix products each contender reaches, where that was measured."""
-    lines = ["| workload | a step of | time | share of this core's rate |", "|---|---|--:|--:|"]
+    """Return the table of shares of a core's matrix product rate; empty if none was measured."""
+    lines = [
+        "| workload | contender | time per step | share of this core's rate |",
+        "|---|---|--:|--:|",
+    ]
     for row in rows:
         for name, reached in row.get("share", {}).items():
             lines.append(
@@ -557,11 +597,11 @@ def _shares(rows: list[Record]) -> str:
 
 
 def _scale(rows: list[Record]) -> str:
-    """Return a table and a drawing of how time and memory grow with the number of tasks."""
+    """Return a table and a drawing of time and peak memory over the number of tasks."""
     if not rows:
         return ""
     lines = [
-        "| tasks | time | time per task | memory at most | in training |",
+        "| tasks | time | time per task | peak memory | peak memory in training |",
         "|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
@@ -577,23 +617,15 @@ def _scale(rows: list[Record]) -> str:
 
 
 def _drawing(rows: list[Record]) -> str:
-    """Draw time per task and memory against the number of tasks, both axes logarithmic, as a vector graphic."""
+    """Return an SVG of time per task and memory over the number of tasks, axes logarithmic."""
     curves = {
         "microseconds per task": [1e6 * row["seconds"] / row["tasks"] for row in rows],
-        "kilobytes held at most": [row["peak_memory_bytes"] / 1e3 for row in rows],
+        "kilobytes at the peak": [row["peak_memory_bytes"] / 1e3 for row in rows],
     }
     across = [math.log10(row["tasks"]) for row in rows]
     top = math.ceil(max(math.log10(value) for values in curves.values() for value in values))
     x = [60 + 480 * (a - across[0]) / max(across[-1] - across[0], 1e-9) for a in across]
-    parts = [
-        f'<text x="{at:.0f}" y="265" text-anchor="middle">{row["tasks"]:,}</text>'
-        for at, row in zip(x, rows, strict=True)
-    ]
-    parts += [
-        f'<path d="M60 {240 - 220 * power / top:.0f}H540" stroke="#8884"/>'
-        f'<text x="52" y="{244 - 220 * power / top:.0f}" text-anchor="end">{10**power:,}</text>'
-        for power in range(top + 1)
-    ]
+    parts = _axes(x, [row["tasks"] for row in rows], top)
     for (name, values), colour, below in zip(
         curves.items(), ("#2a7fb8", "#d1601f"), (18, 36), strict=True
     ):
@@ -601,24 +633,48 @@ def _drawing(rows: list[Record]) -> str:
         line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts.append(f'<text x="535" y="{below}" text-anchor="end" fill="{colour}">{name}</text>')
-    start = '<svg viewBox="0 0 600 285" role="img" aria-label="time per task and memory against the number of tasks" '
-    return f'{start}style="max-width:600px;font:12px sans-serif" fill="currentColor">{"".join(parts)}</svg>'
+    return (
+        '<svg viewBox="0 0 600 285" role="img" '
+        'aria-label="time per task and memory against the number of tasks" '
+        'style="max-width:600px;font:12px sans-serif" fill="currentColor">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _axes(x: list[float], tasks: list[int], top: int) -> list[str]:
+    """Return the labels of `_drawing` below, and a line per power of ten up to ``top``."""
+    below = [
+        f'<text x="{at:.0f}" y="265" text-anchor="middle">{count:,}</text>'
+        for at, count in zip(x, tasks, strict=True)
+    ]
+    left = [
+        f'<path d="M60 {240 - 220 * power / top:.0f}H540" stroke="#8884"/>'
+        f'<text x="52" y="{244 - 220 * power / top:.0f}" text-anchor="end">{10**power:,}</text>'
+        for power in range(top + 1)
+    ]
+    return below + left
 
 
 def _contest(scores: list[Score]) -> list[str]:
-    """Return ours, the best other and the control of one setting, in words; bold is what the best overlaps."""
-    first = OURS if any(score["method"] == OURS for score in scores) else scores[0]["method"]
-    competing = [_numeric(score) for score in scores if competes(score)]
-    ours = [score for score in competing if score["method"] == first][:1]
-    others = [score for score in competing if score["method"] != first]
+    """Return the cells of one setting: ours, the best other method, the control."""
+    ours, rival = _ours_and_best_other(scores)
+    best = best_of([ours, rival]) if rival else ours
     control = [_score_text(score) for score in scores if role_of(score) == "control"]
-    rival = [best_of(others)] if others else []
-    best = best_of(ours + rival) if ours + rival else {}
     return [
-        _bold(ours[0], best) + ("" if first == OURS else f" ({first})"),
-        f"{_bold(rival[0], best)} ({rival[0]['method']})" if rival else "",
-        control[0] if control else "",
+        _bold(ours, best) + ("" if ours["method"] == OURS else f" ({ours['method']})"),
+        f"{_bold(rival, best)} ({rival['method']})" if rival else "",
+        *(control[:1] or [""]),
     ]
+
+
+def _ours_and_best_other(scores: list[Score]) -> tuple[Score, Score | None]:
+    """Return the hypernetwork's row (else the first row), and the best of the other methods."""
+    methods = [score["method"] for score in scores]
+    first = OURS if OURS in methods else methods[0]
+    competing = [_numeric(score) for score in scores if competes(score)]
+    ours = next(score for score in competing if score["method"] == first)
+    others = [score for score in competing if score["method"] != first]
+    return ours, best_of(others) if others else None
 
 
 def _bold(score: Score, best: Score) -> str:
@@ -627,20 +683,20 @@ def _bold(score: Score, best: Score) -> str:
 
 
 def _key(records: dict[str, Record]) -> str:
-    """Say how to read the table."""
+    """Return the legend of a results table."""
     scores = [score for record in records.values() for score in record["scores"]]
     seeds = any(score.get("per_seed") for score in scores)
     spread = " (where a record has several seeds: over seeds, by Student's t)" if seeds else ""
     return (
         f"± is half of a 95 % interval over tasks that training never saw{spread}. The control is "
-        "the hypernetwork given the support set of another task; of returns it is the optimum "
-        "where that is known, elsewhere no action. Bold is the best, and what its interval "
-        "overlaps. Each record names the command that made it."
+        "the hypernetwork given the support set of another task; for returns it is the optimum "
+        "where that is known, otherwise no action. Bold: the best score, and scores whose "
+        "intervals overlap with its interval. Each record holds the command that made it."
     )
 
 
 def _paired(record: Record) -> str:
-    """Return differences on the same tasks, run by run, which see finer than two intervals side by side."""
+    """Return the table of paired differences: both methods on the same tasks, run by run."""
     kept = _gaps(record)
     over = next((gap["over"] for gap in kept.values() if "over" in gap), "runs")
     lines = [f"| {name} | {gap['mean']:+.4f} ± {gap['ci95']:.4f} |" for name, gap in kept.items()]
@@ -652,101 +708,92 @@ def _paired(record: Record) -> str:
 
 
 def targets_table(records: dict[str, Record]) -> str:
-    """Return what was aimed at beside what came out; a target without its record is left out."""
-    lines = []
-    for name, setting, rival, relation, bound, text in TARGETS:
-        name, _, measure = name.partition(":")
-        scores = [s for s in (records.get(name) or {}).get("scores", []) if s["setting"] == setting]
-        scores = (
-            [{**s, **s["also"][measure]} for s in scores if measure in s["also"]]
-            if measure
-            else scores
-        )
-        if not scores:
-            continue
-        what = "adapt_time_s" if relation == "times as quick" else "mean"
-        ours = scores[0][what]
-        rivals = [s for s in scores if label(s) == rival]
-        if rival and not rivals:
-            continue
-        other = rivals[0][what] if rival else None
-        if rival and other is None:
-            lines.append(f"| {text} | {relation} {rival} | {ours:.5g} | {rival} failed |")
-            continue
-        value = (
-            _lead(records[name], setting) if relation == AHEAD else _against(relation, ours, other)
-        )
-        bound = other if relation in SIDES else bound
-        margin = (
-            scores[0].get("ci95", 0.0) + rivals[0].get("ci95", 0.0) if relation == APART else 0.0
-        )
-        met = {
-            "at most": value <= bound,
-            "above": value > bound,
-            AHEAD: value > bound,
-            APART: value - margin > bound,
-            "below": value < bound,
-        }.get(relation, value >= bound)
-        lines.append(
-            f"| {text} | {relation} {bound:.4g} | {value:.5g} | {'met' if met else 'missed'} |"
-        )
+    """Return the table of targets and results; a target without a record is left out."""
+    lines = [_target_line(Target(*target), records) for target in TARGETS]
     for record in records.values():
         lines += [_target_of_row(row) for row in record.get("rows") or [] if "bound" in row]
-        for bar in record.get("bars") or []:
-            met = "met" if bar["holds"] else "missed"
-            lines.append(
-                f"| {bar['workload']}: {bar['bar']} | | {bar['value']:.2f} ({bar['closest']}) | "
-                f"{met} |"
-            )
-    return (
-        "\n".join(["| what | target | came out | |", "|---|---|--:|---|", *lines])
-        if lines
-        else "No records yet."
-    )
+        lines += [_target_of_bar(bar) for bar in record.get("bars") or []]
+    heads = ["| quantity | target | result | |", "|---|---|--:|---|"]
+    return "\n".join([*heads, *filter(None, lines)]) if any(lines) else "No records yet."
+
+
+def _target_line(target: Target, records: dict[str, Record]) -> str:
+    """Return the line of one target; empty if the record, our score or the rival's is missing."""
+    sides, relation = _sides(target, records), target.relation
+    if sides is None:
+        return ""
+    key = "adapt_time_s" if relation == "times as quick" else "mean"
+    ours, other = (side[key] for side in sides)
+    if target.rival and other is None:
+        rival = target.rival
+        return f"| {target.text} | {relation} {rival} | {ours:.5g} | {rival} failed |"
+    if relation == AHEAD:
+        value = _lead(records[target.record], target.setting)
+    else:
+        value = COMPARED[relation](ours, other) if relation in COMPARED else ours
+    bound = other if relation in SIDES else target.bound
+    met = _met(_holds(relation, value, bound, sides))
+    return f"| {target.text} | {relation} {bound:.4g} | {value:.5g} | {met} |"
+
+
+def _sides(target: Target, records: dict[str, Record]) -> tuple[Score, Score] | None:
+    """Return our row and the rival's (ours again without a rival); None if one is missing."""
+    name, _, measure = target.record.partition(":")
+    scores = [s for s in records.get(name, {}).get("scores", []) if s["setting"] == target.setting]
+    if measure:
+        scores = [{**s, **s["also"][measure]} for s in scores if measure in s["also"]]
+    theirs = [s for s in scores if label(s) == target.rival] if target.rival else scores
+    return (scores[0], theirs[0]) if theirs else None
+
+
+def _holds(relation: str, value: float, bound: float, sides: tuple[Score, Score]) -> bool:
+    if relation == APART:
+        return value - sum(side.get("ci95", 0.0) for side in sides) > bound
+    if relation in ("above", AHEAD):
+        return value > bound
+    if relation == "at most":
+        return value <= bound
+    return value < bound if relation == "below" else value >= bound
+
+
+def _met(holds: bool) -> str:
+    return "met" if holds else "missed"
+
+
+def _target_of_row(row: Record) -> str:
+    quantity = f"{row['setting']}: {row['unit']} of {row['of']} over {row['against']}"
+    target, value = f"{row['relation']} {row['bound']:g}", f"{row['ratio']['median']:.4g}"
+    return f"| {quantity} | {target} | {value} | {_met(row['holds'])} |"
+
+
+def _target_of_bar(bar: Record) -> str:
+    quantity, value = f"{bar['workload']}: {bar['bar']}", f"{bar['value']:.2f} ({bar['closest']})"
+    return f"| {quantity} | | {value} | {_met(bar['holds'])} |"
 
 
 def _lead(record: Record, setting: str) -> float:
-    """Return by how much ours is ahead of every other method at least: the lowest end of the paired intervals."""
+    """Return our smallest lead over another method: the lowest end of the paired intervals."""
     gaps = [gap for name, gap in _gaps(record).items() if name.startswith(f"{setting}: ")]
     return min(gap["mean"] - gap["ci95"] for gap in gaps)
 
 
 def _gaps(record: Record) -> dict[str, Score]:
-    """Return the differences from methods that compete, by names such as "5-shot: ours - theirs"."""
+    """Return the differences from competing methods, by names such as "5-shot: ours - theirs"."""
     competing = {row["method"] for row in record["scores"] if competes(row)}
     gaps = record.get("paired") or {}
     return {name: gap for name, gap in gaps.items() if name.rpartition(" - ")[2] in competing}
-
-
-def _against(relation: str, ours: float, other: float | None) -> float:
-    """Return what a target is about: ours, or how far it lies from the other."""
-    if other is None or relation in SIDES:
-        return ours
-    ratio = other / ours
-    return {
-        "times worse": ratio,
-        "times as quick": ratio,
-        "ahead by": ours - other,
-        "behind by": other - ours,
-    }[relation]
-
-
-def _target_of_row(row: Record) -> str:
-    what = f"{row['setting']}: {row['unit']} of {row['of']} over {row['against']}"
-    met = "met" if row["holds"] else "missed"
-    return f"| {what} | {row['relation']} {row['bound']:g} | {row['ratio']['median']:.4g} | {met} |"
 
 
 def _reference(reference: Record) -> str:
     if not reference.get("source"):
         return ""
     value = f"{_in_words(reference['value'])}, " if reference.get("value") is not None else ""
-    differs = f" What differs: {reference['differs']}." if reference.get("differs") else ""
+    differs = f" Differences: {reference['differs']}." if reference.get("differs") else ""
     return f"Published: {value}{reference['source']}.{differs}"
 
 
 def _in_words(value: Any) -> str:
-    """Write a published value, or a table of them by setting and method, as text."""
+    """Return a published value, or a nested dict of them by setting and method, as text."""
     if isinstance(value, dict):
         return "; ".join(f"{name}: {_in_words(each)}" for name, each in value.items())
     return str(value)
@@ -764,7 +811,7 @@ def _score_name(score: Score) -> str:
 
 
 def _score_text(score: Score) -> str:
-    """Write a score with its interval; a run that gave none failed, and its row says so."""
+    """Return a score with its interval as text, and the runs that failed."""
     gone = (
         f" (failed in {score['failed']})"
         if score.get("failed") and score.get("mean") is not None
@@ -780,7 +827,7 @@ def _over(score: Score) -> str:
 
 
 def _numeric(score: Score) -> Score:
-    """Return the score with NaN where a number is missing."""
+    """Return the score with a missing mean as NaN and a missing interval as 0."""
     mean, interval = (
         math.nan if (value := score.get(key)) is None else value for key in ("mean", "ci95")
     )

@@ -1,5 +1,6 @@
-"""How the documentation is built: `make docs`."""
+"""Sphinx configuration; `make docs` builds the documentation."""
 
+import inspect
 import re
 import sys
 import typing
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-typing.GENERATING_DOCUMENTATION = True  # jaxtyping then writes its shapes as people do
+typing.GENERATING_DOCUMENTATION = (
+    True  # jaxtyping then prints shapes as they are written in the source
+)
 
 import _rooms  # noqa: E402
 import _tables  # noqa: E402
@@ -49,14 +52,12 @@ ROOM_LINE = re.compile(r"(In|Out): +(.*)|(Knows nothing|Start at|Nothing that|No
 
 
 def mark_up(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Write docstrings, which are made to be read in an editor, as reStructuredText, in place."""
+    """Rewrite a docstring as reStructuredText, in place: shapes as code, ``|`` escaped."""
     if what == "module":
         lines[:] = _room(lines)
     if what in ("attribute", "data", "property"):
-        lines[:0] = [
-            "..",
-            "",
-        ]  # an empty comment: napoleon takes words before a colon in the first line for a type
+        # an empty comment: napoleon takes words before a colon in the first line for a type
+        lines[:0] = ["..", ""]
     for number, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             line = SHAPE.sub(r"``\g<0>``", line)
@@ -64,7 +65,7 @@ def mark_up(app: Any, what: str, name: str, thing: Any, options: Any, lines: lis
 
 
 def _room(lines: list[str]) -> list[str]:
-    """Give what comes in and what goes out of a room a paragraph each."""
+    """Give the In and Out lines of a room's docstring a paragraph each."""
     written: list[str] = []
     for line in lines:
         if found := ROOM_LINE.match(line):
@@ -77,7 +78,7 @@ def _room(lines: list[str]) -> list[str]:
 
 
 def fill_results(app: Any, page: str, source: list[str]) -> None:
-    """Put the tables made from the records where a page has a mark for them."""
+    """Replace the marks of a page by the tables made from the records."""
     source[0] = _rooms.expanded(_tables.with_records(source[0]))
     source[0] = source[0].replace(_tables.METHODS_MARK, _tables.methods_table())
     if page == "results":
@@ -88,36 +89,51 @@ def fill_results(app: Any, page: str, source: list[str]) -> None:
 
 
 def _all_results(records: Any) -> str:
-    """Return the table of all results, its links leading to the sections below it."""
+    """Return the table of all results, with links to the sections of the page."""
     table = _tables.results_table(records)
     return re.sub(r"\[([^]]+)\]\(benchmarks/records/[^)]+\)", r"[\1](#\1)", table)
 
 
 def write_pages(app: Any, config: Any) -> None:
-    """Write the reference page of every file before pages are looked for."""
+    """Write the reference page of every file before Sphinx collects the pages."""
     _rooms.write_file_pages()
 
 
 def always_stale(
     app: Any, env: Any, added: set[str], changed: set[str], removed: set[str]
 ) -> list[str]:
-    """Have the results page built anew each time: records are not among its sources."""
+    """Rebuild the results page every time: Sphinx does not know that it depends on records."""
     return ["results"] if "results" in env.found_docs else []
 
 
 def find_public_name(app: Any, env: Any, node: Any, contents: Any) -> Any:
-    """Link a public name that a docstring of another room mentions without its path."""
-    room = weightloom._public_names().get(node.get("reftarget"))
-    if node.get("refdomain") != "py" or room is None:
+    """Link a public name, with or without its room, to the file that documents it."""
+    if node.get("refdomain") != "py":
         return None
-    target = f"weightloom.{room}.{node['reftarget']}"
+    target = _documented_as(node["reftarget"])
+    if target is None:
+        return None
     return env.domains["py"].resolve_xref(
         env, node["refdoc"], app.builder, "obj", target, node, contents
     )
 
 
+def _documented_as(path: str) -> str | None:
+    """Module and name under which a class or function, or a member of it, is documented."""
+    room = weightloom._public_names().get(path.partition(".")[0])
+    if room is not None:
+        path = f"weightloom.{room}.{path}"
+    words = path.split(".")
+    for count in range(len(words) - 1, 0, -1):
+        module = sys.modules.get(".".join(words[:count]))
+        thing = getattr(module, words[count], None)
+        if isinstance(thing, type) or inspect.isfunction(thing):
+            return ".".join([thing.__module__, thing.__qualname__, *words[count + 1 :]])
+    return None
+
+
 def setup(app: Any) -> None:
-    """Connect the functions above."""
+    """Connect the functions above to the events of Sphinx."""
     app.connect("config-inited", write_pages)
     app.connect("autodoc-process-docstring", mark_up, priority=400)
     app.connect("source-read", fill_results)

@@ -1,11 +1,10 @@
-"""An application of your own: a network that multiplies by a number which it is told, written by a hypernetwork.
+"""An application of your own: the hypernetwork generates networks that multiply by a given factor.
 
-Run:     python examples/own_application.py, or weightloom own_application:Factors --steps 500 from
-         this folder
+Run:     python examples/own_application.py; or, in examples: weightloom own_application:Factors
 Takes:   a few seconds on one core.
 Expect:  a mean squared error below 0.01, against more than 0.1 before training.
-Shows:   apps (`App`, `experiment.run`): table, report, resume, seeds and sweeps of a run come with
-         four methods.
+Shows:   apps (`App`, `experiment.run`): four methods are enough for a run with table, report,
+         resume, seeds and sweeps.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from weightloom.runs.options import RunOptions
 @dataclass(frozen=True)
 class FactorConfig(RunOptions):
     largest: float = 1.5
-    """The largest factor."""
+    """Upper end of the factors, which are uniform from 0."""
     learning_rate: float = 1e-2
 
 

@@ -1,12 +1,12 @@
-"""A few-shot method of your own: shared features, and a head that ridge regression finds in closed form.
+"""A few-shot method of your own: shared features and a head per task by ridge regression.
 
 Run:     python examples/own_method.py
 Takes:   less than a minute on one CPU core.
 Expect:  on 600 new sinusoids, from 10 points each, a mean squared error under 0.05; a network
          trained on the 10 points alone is at least ten times worse.
-Shows:   learner, problems, judge: what a method of the command line is. In this folder it also runs
-         with a report: `python -m weightloom fewshot --data sinusoid --method own_method:RidgeHead
-         --comparators hypernetwork`.
+Shows:   learner, problems, judge: the parts of a method of the command line. From this folder it
+         also runs with a report: `python -m weightloom fewshot --data sinusoid --method
+         own_method:RidgeHead --comparators hypernetwork`.
 """
 
 import argparse
@@ -24,14 +24,13 @@ from weightloom.training import TrainOptions
 
 
 class RidgeHead(Learner):
-    """All layers but the last are shared; the last is solved for, and training goes through the solution.
+    """Ridge regression of the last layer per task, differentiated through; other layers are shared.
 
     Args:
-        problem: What builds the base network; here an MLP whose last layer is a linear head.
+        problem: Builds the base network: here an MLP whose last layer is a linear head.
 
     Source:
-        Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019), its ridge
-        regression.
+        Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019): R2-D2.
     """
 
     base: nn.Sequential
@@ -44,7 +43,7 @@ class RidgeHead(Learner):
         self.log_penalty = nn.Parameter(torch.tensor(0.1).log())
 
     def adapt(self, support: Support) -> Params:
-        """Solve for the head of each task: w = Fᵀ(F Fᵀ + penalty)⁻¹ y, the bias being one more feature."""
+        """Solve for each task's head: w = Fᵀ(F Fᵀ + penalty)⁻¹ y; the bias is one more feature."""
         features = apply_shared(self.base[:-1], support.x)  # (tasks, shots, features)
         features = (
             torch.cat([features, torch.ones_like(features[..., :1])], dim=2)
@@ -61,7 +60,7 @@ class RidgeHead(Learner):
 
 
 def main(steps: int) -> tuple[float, float]:
-    """Train, then return the error on new tasks, and that of networks trained on each support set alone."""
+    """Train; return the error on new tasks, and that of networks trained on a support set each."""
     torch.manual_seed(0)
     problem = problem_of(FewShotConfig("sinusoid").resolved())
     ours, alone = RidgeHead(problem), problem.learner("scratch")
@@ -71,7 +70,7 @@ def main(steps: int) -> tuple[float, float]:
     ]
     error, error_alone = (values.mean().item() for values in errors)
     print(
-        f"error on new sinusoids {error:.3f}; of a network trained on the 10 points alone "
+        f"error on new sinusoids {error:.3f}; of networks trained on the 10 points alone "
         f"{error_alone:.3f}"
     )
     return error, error_alone

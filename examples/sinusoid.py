@@ -1,9 +1,9 @@
-"""The five lines, trained: from ten points of a curve to a network that draws it.
+"""Sinusoid regression: train the five lines of README to turn ten points into a curve.
 
 Run:     python examples/sinusoid.py
 Takes:   less than a minute on one CPU core.
-Expect:  on 1,000 new sinusoids a mean squared error under 0.15, and, as a control, over 2 when each
-         task is given the points of another.
+Expect:  on 1,000 new sinusoids a mean squared error under 0.15; as a control, over 2 when each
+         task gets the points of another.
 Shows:   tasks, conditions, hypernets, base, losses.
 """
 
@@ -24,16 +24,13 @@ from weightloom import (
 
 
 def main(steps: int) -> tuple[float, float]:
-    """Train, then return the error on new tasks, and that of the control."""
+    """Train; return the error on new tasks, and that of the control."""
     torch.manual_seed(0)
     source, generator = SinusoidTasks(shots=10), torch.Generator().manual_seed(0)
     base = mlp([1, 40, 40, 1])
     encoder = DeepSets(x_dim=1, y_dim=1, condition_dim=32)
     hyper = MLPHyperNetwork(base, condition_dim=32)
-    trained = [
-        *encoder.parameters(),
-        *hyper.parameters(),
-    ]  # the base's own values are part of hyper
+    trained = [*encoder.parameters(), *hyper.parameters()]  # the base's own values are in hyper
     optimiser = torch.optim.Adam(trained, lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
 
@@ -44,7 +41,7 @@ def main(steps: int) -> tuple[float, float]:
         return mse_per_task(prediction, query_y)  # (tasks,)
 
     for step in range(steps):
-        tasks = source.sample(32, generator)  # new ones each step
+        tasks = source.sample(32, generator)  # new tasks every step
         loss = losses_of(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y).mean()
         optimiser.zero_grad()
         loss.backward()

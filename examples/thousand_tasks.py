@@ -1,14 +1,14 @@
-"""A thousand tasks at once: one network, and for each task a low-rank change of it that is never built.
+"""A thousand tasks at once: a shared network and a low-rank change of its weights per task.
 
-The tasks: waves of their own amplitude and phase, known by number and by twenty noisy points each.
-A task is a learned embedding; from it the hypernetwork writes factors of rank 2. Every step trains
-on all tasks, some at a time, so that memory does not grow with their number. Then fifty tasks join
-that were not there before: only their embeddings are fitted.
+The tasks: waves that differ in amplitude and phase, known by number and by twenty noisy points
+each. A learned embedding per task is the condition; the hypernetwork turns it into factors of rank
+2, and the changed weights are never built. Every step trains on all tasks, in chunks, so that
+memory does not grow with their number. Then fifty new tasks join: only their embeddings are fitted.
 
 Run:     python examples/thousand_tasks.py
 Takes:   less than a minute on one CPU core.
-Expect:  on new points a mean squared error under 0.05 for the thousand tasks, and, as a control,
-         over 1 when each is given the embedding of another; under 0.1 for the fifty that joined.
+Expect:  on new points a mean squared error under 0.05 for the thousand tasks; as a control, over 1
+         when each gets the embedding of another; under 0.1 for the fifty that joined.
 Shows:   forms, conditions, hypernets, base with `in_chunks`, fit, losses.
 """
 
@@ -33,7 +33,7 @@ TASKS, CHUNK, CONDITION_DIM = 1000, 250, 8
 
 
 def waves(tasks: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw a wave per task: 20 noisy points to learn from, and 50 without noise to be judged on."""
+    """Draw a wave per task: 20 noisy points to learn from, 50 points without noise to test on."""
     amplitude = 0.5 + 2 * torch.rand(tasks, 1, 1, generator=generator)
     phase = math.pi * torch.rand(tasks, 1, 1, generator=generator)
     x = 10 * torch.rand(tasks, 70, 1, generator=generator) - 5
@@ -43,7 +43,7 @@ def waves(tasks: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tenso
 
 
 def main(steps: int) -> tuple[float, float, float]:
-    """Train; return the errors of the known tasks, of the control, and of tasks that join later."""
+    """Train; return the errors of the known tasks, of the control, and of the tasks that joined."""
     torch.manual_seed(0)
     known_x, known_y, x, y = waves(TASKS, torch.Generator().manual_seed(0))
     base = mlp([1, 40, 40, 1])

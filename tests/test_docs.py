@@ -183,8 +183,8 @@ def test_tables_name_the_best_the_control_and_what_failed(tmp_path):
     assert (
         "| scratch | failed |" in page and "| shuffled support (control) | 0.990 ± 0.010 |" in page
     )
-    assert "Published: 0.95, Someone (2020), table 1. What differs: their base is deeper." in page
-    block = tables["readme_block"](records)
+    assert "Published: 0.95, Someone (2020), table 1. Differences: their base is deeper." in page
+    block = tables["results_table"](records)
     assert (
         "| [toy](benchmarks/records/toy.json) | 3-way 1-shot | accuracy, higher is better |"
         in block
