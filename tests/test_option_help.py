@@ -130,3 +130,17 @@ def test_a_bar_is_drawn_in_a_notebook_that_has_widgets(monkeypatch):
     monkeypatch.setattr(progress, "_in_notebook", lambda console: False)
     with TrainingProgress(steps=3) as shown:
         assert shown.bar is None
+
+
+def test_the_table_of_many_settings_shows_methods_and_no_markup(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {"name": "accuracy", "tasks": 200, "better": "higher", "ci95": 0.0123, "role": "method"}
+    rows = [
+        {**row, "setting": f"{shots} of each of {ways}", "method": method, "mean": mean}
+        for method, mean in (("hypernetwork", 0.855), ("matching-taught", 0.765))
+        for ways, shots in ((10, 1), (10, 2), (5, 2), (5, 4))
+    ]
+    print_table(rows, "tasks never seen in training")
+    shown = capsys.readouterr().out
+    assert "bold" not in shown and "0.855 ±.012" in shown
+    assert "hypernetwork" in shown and "matching-taught" in shown

@@ -14,6 +14,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from weightloom.runs.record import competes, label
 from weightloom.runs.words import best_of, by_setting, score_text, time_text
@@ -128,11 +129,11 @@ def _names(scores: list[Row]) -> tuple[list[str], list[str]]:
     return list(rivals), list(dict.fromkeys(label(row) for row in scores if not competes(row)))
 
 
-def _wide_cell(row: Row | None, best: Row, digits: int) -> str:
+def _wide_cell(row: Row | None, best: Row, digits: int) -> Text | str:
     if row is None:
         return ""
     text = _score(row, digits).replace("± 0.", "±.")
-    return f"[bold]{text}[/bold]" if row is best else text
+    return Text(text, style="bold" if row is best else "")
 
 
 def _score(row: Row, digits: int) -> str:
