@@ -282,11 +282,11 @@ def main() -> None:
             "cost": {**environment(), "cores": os.cpu_count()},
             "notes": "`apart` is the largest difference between parameters and those of one "
             f"process after {FEW} steps, relative to the largest number of each tensor. Both "
-            "machines are this one, and share its cores. Speeds are those of the quickest repeat, as other work on the "
-            "machine only slows it. The profile is in CPU milliseconds of one process. `exchange` "
-            "is what backward takes longer than where nothing is exchanged. Not split are drawing, "
-            "clipping and optimiser, exchange, and in forward and backward what does not grow with "
-            "the tasks.",
+            "machines are this one, and share its cores. Speeds are those of the quickest repeat, "
+            "as other work on the machine only slows it. The profile is in CPU milliseconds of one "
+            "process. `exchange` is what backward takes longer than where nothing is exchanged. "
+            "Not split are drawing, clipping and optimiser, exchange, and in forward and backward "
+            "what does not grow with the tasks.",
         },
     )
     for way, row in rows.items():

@@ -152,7 +152,7 @@ def main(before: str, rounds: int, core: int, record: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", default="HEAD")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--core", type=int, default=0)
