@@ -111,7 +111,8 @@ def main(before: str, rounds: int, core: int, record: Path) -> None:
             repeats = str(max(1, round(0.02 / warm)))
             times = [(float(ask(old, repeats)), float(ask(new, repeats))) for _ in range(rounds)]
             setting, name = title.split("|")
-            ratio = median(b for _, b in times) / median(a for a, _ in times)
+            before_s, now_s = map(median, zip(*times, strict=True))
+            ratio = now_s / before_s
             bound = 1.15 if name in LOOPS else 1.05
             rows.append(
                 {

@@ -43,7 +43,7 @@ def bars(rows: Sequence[Row]) -> list[dict[str, Any]]:
         (True, 'a')
     """
     raced = [row for row in rows if "ratio" in row]
-    judged = []
+    judged: list[dict[str, Any]] = []
     for workload in dict.fromkeys(row["workload"] for row in rows):
         if workload not in ADAPTER_WORKLOADS:
             judged += _bars([row for row in raced if row["workload"] == workload])

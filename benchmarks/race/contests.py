@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -275,9 +276,8 @@ def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:
         elif name == "mlp":
             yield small_mlp()
         elif name == "kernels":
-            for base in ("cnn", "conv4"):
-                for tasks in (8, 32):
-                    yield kernels(base, tasks)
+            for base, tasks in product(("cnn", "conv4"), (8, 32)):
+                yield kernels(base, tasks)
         elif name == "actor":
             yield actor(acts=True)
             yield actor(acts=False)

@@ -161,9 +161,9 @@ def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
     }
     rows = []
     for bar in contest.bars:
-        against = _best_other(medians, bar.of) if bar.against == BEST else bar.against
+        against = _against(bar, medians)
         found = ratio(times, bar.of, against) if bar.unit == "time" else _of_memory(bar, held)
-        if bar.against == BEST and against == contest.chosen:  # the same engine: noise remains
+        if (bar.against, against) == (BEST, contest.chosen):  # the same engine: only noise differs
             found = {"median": 1.0, "low": 1.0, "high": 1.0}
         facts = {
             "of": contest.label or bar.of,
@@ -180,18 +180,20 @@ def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
     }
     if contest.counted:
         needed = flops(contest.steps[contest.counted])
-        shares = {name: share(needed, seconds, rate) for name, seconds in medians.items()}
         rows[0] |= {
             "flops": needed,
             "flops_of": contest.counted,
             "product_flops_per_s": rate,
-            "share": shares,
+            "share": {name: share(needed, seconds, rate) for name, seconds in medians.items()},
         }
     return rows
 
 
-def _best_other(medians: dict[str, float], of: str) -> str:
-    return min((name for name in medians if name != of), key=medians.__getitem__)
+def _against(bar: Bar, medians: dict[str, float]) -> str:
+    """Return the contender in the denominator: that of the bar, or the fastest other."""
+    if bar.against != BEST:
+        return bar.against
+    return min((name for name in medians if name != bar.of), key=medians.__getitem__)
 
 
 def _holds(bar: Bar, value: float) -> bool:
