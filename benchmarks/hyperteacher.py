@@ -171,6 +171,18 @@ def probe(learner: Learner, known: HyperteacherTasks, new: HyperteacherTasks) ->
     )
 
 
+def wall_times(parts: dict, known: argparse.Namespace) -> dict[str, list[float]]:
+    """Return training and scoring seconds of each run, by arm."""
+    return {
+        arm: [
+            parts[active, seed, arm]["wall_time_s"]
+            for active in known.active
+            for seed in known.seeds
+        ]
+        for arm in known.arms
+    }
+
+
 def means(runs: dict[str, dict], kind: str) -> list[float]:
     return [run["scores"][kind]["mean"] for run in runs.values()]
 
@@ -213,10 +225,7 @@ def record_of(parts: dict, known: argparse.Namespace) -> dict:
         scores += [score_row(arm, setting, kind, runs[arm]) for arm in known.arms]
         if len(known.seeds) > 1:
             paired |= differences(setting, {arm: means(its, kind) for arm, its in runs.items()})
-    seconds = {
-        a: [parts[k, s, a]["wall_time_s"] for k in known.active for s in known.seeds]
-        for a in known.arms
-    }
+    seconds = wall_times(parts, known)
     return {
         "command": shlex.join(["python", "benchmarks/hyperteacher.py", *sys.argv[1:]]),
         "config": {

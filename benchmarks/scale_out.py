@@ -148,21 +148,7 @@ def profile(repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         for repeat in range(repeats):
             for number, way in enumerate(found):
-                outs = [
-                    Path(scratch) / f"{repeat}-{number}-{part}"
-                    for part in range(2 if way == APART else 1)
-                ]
-                here = {**os.environ, "OMP_NUM_THREADS": "1"}
-                commands = [
-                    [sys.executable, __file__, "--serve", way, "--record", str(out)] for out in outs
-                ]
-                parts = [
-                    subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL)
-                    for command in commands
-                ]
-                for part in parts:
-                    assert part.wait() == 0, shlex.join(part.args)
-                found[way] += [json.loads(out.read_text()) for out in outs]
+                found[way] += profile_once(way, Path(scratch) / f"{repeat}-{number}")
     ms = {way: min(own, key=lambda one: one["on the clock"]) for way, own in found.items()}
     ms[TWO]["exchange"] = ms[TWO]["backward"] - ms[APART]["backward"]
     ms[TWO]["backward"] = ms[APART]["backward"]
@@ -171,6 +157,24 @@ def profile(repeats: int) -> dict[str, Any]:
         for kind in ("step", "on the clock")
     }
     return {"ms": ms, "ratios": ratios}
+
+
+def profile_once(way: str, folder: Path) -> list[dict[str, float]]:
+    """Run all processes of a profile at once; return the milliseconds of each."""
+    folder.mkdir()
+    outs = [folder / str(part) for part in range(2 if way == APART else 1)]
+    here = {**os.environ, "OMP_NUM_THREADS": "1"}
+    parts = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--serve", way, "--record", str(out)],
+            env=here,
+            stderr=subprocess.DEVNULL,
+        )
+        for out in outs
+    ]
+    for part in parts:
+        assert part.wait() == 0, shlex.join(part.args)
+    return [json.loads(out.read_text()) for out in outs]
 
 
 def run_once(way: str, folder: Path, port: int, steps: int = STEPS) -> float:
@@ -223,6 +227,15 @@ def furthest(one: Path, other: Path) -> float:
     )
 
 
+def print_profile(profiled: dict[str, Any]) -> None:
+    """Print the milliseconds of each part, and the speeds over one process."""
+    for way, parts in profiled["ms"].items():
+        print(f"{way}: {', '.join(f'{part} {ms:.2f}' for part, ms in parts.items())} ms")
+        cpu, wall = (profiled["ratios"][kind][way] for kind in ("step", "on the clock"))
+        print(f"  {cpu:.2f} times as quick as 1 process in CPU time, {wall:.2f} on the clock")
+    sys.stdout.flush()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", type=Path, required=True)
@@ -237,15 +250,7 @@ def main() -> None:
         serve_profile(known.serve, known.record)
         return
     profiled = profile(known.repeats)
-    for way, parts in profiled["ms"].items():
-        print(
-            f"{way}: {', '.join(f'{part} {ms:.2f}' for part, ms in parts.items())} ms", flush=True
-        )
-        cpu, wall = (profiled["ratios"][kind][way] for kind in ("step", "on the clock"))
-        print(
-            f"  {cpu:.2f} times as quick as 1 process in CPU time, {wall:.2f} on the clock",
-            flush=True,
-        )
+    print_profile(profiled)
     speeds: dict[str, list[float]] = {way: [] for way in WAYS}
     apart: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -282,11 +287,11 @@ def main() -> None:
             "cost": {**environment(), "cores": os.cpu_count()},
             "notes": "`apart` is the largest difference between parameters and those of one "
             f"process after {FEW} steps, relative to the largest number of each tensor. Both "
-            "machines are this one, and share its cores. Speeds are those of the quickest repeat, as other work on the "
-            "machine only slows it. The profile is in CPU milliseconds of one process. `exchange` "
-            "is what backward takes longer than where nothing is exchanged. Not split are drawing, "
-            "clipping and optimiser, exchange, and in forward and backward what does not grow with "
-            "the tasks.",
+            "machines are this one, and share its cores. Speeds are those of the quickest repeat, "
+            "as other work on the machine only slows it. The profile is in CPU milliseconds of one "
+            "process. `exchange` is what backward takes longer than where nothing is exchanged. "
+            "Not split are drawing, clipping and optimiser, exchange, and in forward and backward "
+            "what does not grow with the tasks.",
         },
     )
     for way, row in rows.items():

@@ -102,10 +102,7 @@ def time_loops(tasks: int, steps: int, rounds: int) -> dict[str, Any]:
                 begun = time.process_time()
                 run(ends[-1], number)
                 times[name].append(1000 * (time.process_time() - begun) / steps)
-            for parameters in zip(*(model.parameters() for model in ends), strict=True):
-                assert all(torch.equal(parameters[0], other) for other in parameters), (
-                    "the contenders differ"
-                )
+            check_equal(ends)
     return {
         name: {
             "ms_per_step": of_quartiles(own),
@@ -113,6 +110,14 @@ def time_loops(tasks: int, steps: int, rounds: int) -> dict[str, Any]:
         }
         for name, own in times.items()
     }
+
+
+def check_equal(models: list[nn.Module]) -> None:
+    """Check that all parameters are equal, bit for bit."""
+    for parameters in zip(*(model.parameters() for model in models), strict=True):
+        assert all(torch.equal(parameters[0], other) for other in parameters), (
+            "the contenders differ"
+        )
 
 
 def cpu_s(words: list[str], folder: str) -> float:

@@ -111,7 +111,8 @@ def main(before: str, rounds: int, core: int, record: Path) -> None:
             repeats = str(max(1, round(0.02 / warm)))
             times = [(float(ask(old, repeats)), float(ask(new, repeats))) for _ in range(rounds)]
             setting, name = title.split("|")
-            ratio = median(b for _, b in times) / median(a for a, _ in times)
+            before_s, now_s = map(median, zip(*times, strict=True))
+            ratio = now_s / before_s
             bound = 1.15 if name in LOOPS else 1.05
             rows.append(
                 {
@@ -152,7 +153,7 @@ def main(before: str, rounds: int, core: int, record: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", default="HEAD")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--core", type=int, default=0)

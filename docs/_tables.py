@@ -623,7 +623,7 @@ def _drawing(rows: list[Record]) -> str:
         "kilobytes at the peak": [row["peak_memory_bytes"] / 1e3 for row in rows],
     }
     across = [math.log10(row["tasks"]) for row in rows]
-    top = math.ceil(max(math.log10(value) for values in curves.values() for value in values))
+    top = math.ceil(math.log10(max(map(max, curves.values()))))
     x = [60 + 480 * (a - across[0]) / max(across[-1] - across[0], 1e-9) for a in across]
     parts = _axes(x, [row["tasks"] for row in rows], top)
     for (name, values), colour, below in zip(

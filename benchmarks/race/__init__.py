@@ -1,8 +1,8 @@
-"""Time a step, beside other ways to do the same, in one process.
+"""Step times of weightloom and of other ways to run the same step, in one process.
 
-In:   ``python -m benchmarks.race core``, against the plain ways to do the same; or
+In:   ``python -m benchmarks.race core``, against plain torch; or
       ``python -m benchmarks.race peers``, against other libraries for hypernetworks and adapters.
       `config` has the options of both.
 Out:  tables on the terminal, a record of all numbers.
-Knows nothing of how well anything learns.
+Independent of the results of learning.
 """

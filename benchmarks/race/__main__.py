@@ -1,4 +1,4 @@
-"""The command ``python -m benchmarks.race``: flags become a config, a config becomes a race."""
+"""Command ``python -m benchmarks.race``: parse the flags of one race and run it."""
 
 import shlex
 import sys
@@ -15,13 +15,20 @@ Config = TypeVar("Config", CoreConfig, PeersConfig)
 
 COMMAND = ("python", "-m", "benchmarks.race")
 RACES = {
-    "core": "the library against the plain ways to do the same: factors, built weights, loops, products by hand",
-    "peers": "against other libraries for hypernetworks, and peft on adapters, in an environment of their own",
+    "core": "against plain torch: plain bases, built weights, loops, products by hand",
+    "peers": "against other hypernetwork libraries, and peft, in a separate environment",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one race and leave with its exit code: 0, or 2 for bad input."""
+    """Run one race, or print the overview.
+
+    Args:
+        arguments: Words after the command. Default: those of the command line.
+
+    Raises:
+        SystemExit: With code 2 after an error of this library, which is printed.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -34,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _overview() -> str:
-    lines = "\n".join(f"  {name:<6} {what}" for name, what in RACES.items())
+    lines = "\n".join(f"  {name:<6} {about}" for name, about in RACES.items())
     return (
-        f"Time a step of weightloom, beside other ways to do the same.\n\n"
+        "Step times of weightloom against other ways to run the same step.\n\n"
         f"usage: {' '.join(COMMAND)} RACE [OPTIONS]\n\nraces:\n{lines}\n\n"
         f"`{' '.join(COMMAND)} RACE --help` shows the options of each."
     )
@@ -59,12 +66,12 @@ def _race(words: list[str]) -> None:
     else:
         raise ConfigError(
             f"`{words[0]}` is not a race. {nearest(words[0], RACES)} "
-            f"Type `{' '.join(COMMAND)} --help` for what each times."
+            f"Type `{' '.join(COMMAND)} --help` for a list."
         )
 
 
 def _parse(kind: type[Config], words: list[str]) -> Config:
-    """Parse flags into a dataclass; tyro prints help and mistakes, and leaves with 0 or 2."""
+    """Parse flags into a dataclass; tyro prints help (exit code 0) and mistakes (2)."""
     prog = " ".join([*COMMAND, words[0]])
     return tyro.cli(kind, args=words[1:], prog=prog, config=(OmitArgPrefixes,))
 

@@ -1,9 +1,9 @@
-"""One batch of a transformer in which every row has an adapter of its own, and the ways to run it.
+"""Workloads with a transformer and an adapter per row, and the rivals that run them.
 
-In:   the name of a workload, and how many rows.
-Out:  a frozen transformer, its tokens, factors of rank 4 for every row; rivals, each with the step
-      of ours beside it.
-Knows nothing of how steps are timed.
+In:   the name of a workload, the number of rows.
+Out:  a frozen transformer, its tokens, factors of rank 4 for every row; rivals, each with our step
+      of the same work.
+Independent of the clock.
 """
 
 import copy
@@ -21,39 +21,39 @@ from weightloom import LowRank, Params, per_task
 
 RANK = 4
 ADAPTED = ("query", "value")
-"""Linear layers of each block, as the model names them."""
+"""Names of the adapted linear layers in each block."""
 PEFT_ROWS = 250
-"""Most adapters that peft is given: each walks over all before it, so a thousand take minutes to
-add."""
+"""Maximum of adapters for peft: adding one takes time that grows with their number, and a thousand
+take minutes."""
 CLOSE = 1e-3
-"""Most that two ways to compute the same may differ by, in hidden states of size one."""
+"""Largest absolute difference between ways to compute the same hidden states, of size one."""
 
 Factors = Mapping[str, dict[str, Tensor]]
-"""By the name of a weight: ``down`` (rows, 4, in) and ``up`` (rows, out, 4)."""
+"""Factors by weight name: ``down`` (rows, 4, in) and ``up`` (rows, out, 4)."""
 
 
 @dataclass(frozen=True)
 class AdapterBatch:
-    """One batch, with an adapter for each row."""
+    """Batch of tokens with an adapter per row."""
 
     name: str
     base: nn.Module
-    """Frozen, in eval mode."""
+    """Transformer, frozen and in eval mode."""
     ids: Tensor
-    """(rows, tokens)."""
+    """Token numbers, (rows, tokens)."""
     mask: Tensor
-    """1 where there is a token, (rows, tokens)."""
+    """1 for tokens, 0 for padding, (rows, tokens)."""
     factors: Factors
     adapter_of_row: Tensor
-    """A permutation, (rows,)."""
+    """Adapter number of each row, a permutation, (rows,)."""
 
     def hidden(self, net: Any, **more: Any) -> Tensor:
-        """Run ``net`` on the batch: (rows, tokens, width)."""
+        """Run ``net`` on the batch; return hidden states, (rows, tokens, width)."""
         output: Tensor = net(input_ids=self.ids, attention_mask=self.mask, **more)[0]
         return output
 
     def first(self, rows: int) -> "AdapterBatch":
-        """Return the batch with the rows whose adapters come first."""
+        """Return the part of the batch that uses the first ``rows`` adapters."""
         kept = self.adapter_of_row < rows
         factors = {
             key: {part: x[:rows] for part, x in its.items()} for key, its in self.factors.items()
@@ -66,30 +66,30 @@ class AdapterBatch:
 
 @dataclass(frozen=True)
 class Rival:
-    """One way to run the batch, and ours to do as much."""
+    """One way to run the batch, with our step of the same work."""
 
     name: str
     way: Way
     how: str
-    """A sentence for the record."""
+    """Description for the record."""
     step: Callable[[], Any]
     ours: Callable[[], Any]
     rows: int
     same: bool = True
-    """It computes what ours computes."""
+    """True if outputs must equal ours."""
 
 
 def make_batch(name: str, rows: int, seed: int = 0) -> AdapterBatch:
-    """Build a workload; the same numbers for the same seed.
+    """Build a workload, reproducible by seed.
 
     Args:
         name: ``bert-8``, ``bert-16`` or ``bert-64``, a BERT of 6 layers, 384 wide, with random
-            weights, on so many tokens; or ``customers``, MiniLM on 16.
-        rows: Rows of the batch, each with an adapter of its own.
-        seed: For weights, texts and adapters.
+            weights, on 8, 16 or 64 tokens; or ``customers``, MiniLM on 16 tokens.
+        rows: Rows of the batch, each with another adapter.
+        seed: Seed of weights, texts and adapters.
 
     Raises:
-        ImportError: If transformers, or the package with MiniLM, is not installed.
+        ImportError: If transformers, or the package of MiniLM, is not installed.
     """
     from transformers import BertConfig, BertModel
 
@@ -109,7 +109,7 @@ def make_batch(name: str, rows: int, seed: int = 0) -> AdapterBatch:
 
 
 def make_rows(name: str, base: nn.Module, rows: int, tokens: int) -> AdapterBatch:
-    """Draw texts as a tokenizer of BERT writes them, [CLS] words [SEP] and padding, and adapters for them."""
+    """Draw token rows in BERT's layout, [CLS] words [SEP] padding, and an adapter per row."""
     lengths = torch.randint(tokens // 2, tokens + 1, (rows, 1))
     place = torch.arange(tokens)
     words = torch.randint(1996, 29000, (rows, tokens))
@@ -129,9 +129,15 @@ def make_rows(name: str, base: nn.Module, rows: int, tokens: int) -> AdapterBatc
 
 
 def run_ours(batch: AdapterBatch, engine: Any = "auto", factors: Factors | None = None) -> Tensor:
-    """Run the batch as the how-to on adapters does, adapters held as factors.
+    """Run the batch with adapters as factors, as in the how-to on adapters.
 
-    (rows, tokens, width).
+    Args:
+        batch: Batch to run.
+        engine: Engine of `per_task`.
+        factors: Factors to use. Default: those of the batch.
+
+    Returns:
+        Hidden states, (rows, tokens, width).
     """
     its = (factors or batch.factors).items()
     params = Params(
@@ -145,9 +151,9 @@ def run_ours(batch: AdapterBatch, engine: Any = "auto", factors: Factors | None 
 
 
 def rivals(batch: AdapterBatch) -> list[Rival]:
-    """Without any library: one net for all rows, forward, and forward and backward.
+    """Return the rivals in plain torch: one shared net, and a loop over rows.
 
-    Row after row.
+    The shared net runs forward, and forward and backward. ``customers`` has only its forward.
     """
     rows, forward = len(batch.ids), torch.no_grad()(lambda: run_ours(batch))
     plain = torch.no_grad()(lambda: batch.hidden(batch.base))
@@ -166,7 +172,7 @@ def rivals(batch: AdapterBatch) -> list[Rival]:
 
 
 def _learning(batch: AdapterBatch) -> Rival:
-    """Forward and backward: to factors of every row, and to the same weights of one net."""
+    """Return the shared net, backward to its weights included; ours to the factors of all rows."""
     net = copy.deepcopy(batch.base)
     weights = [net.get_parameter(key).requires_grad_() for key in batch.factors]
     factors = {
@@ -181,16 +187,19 @@ def _learning(batch: AdapterBatch) -> Rival:
     def ours() -> Any:
         return torch.autograd.grad(run_ours(batch, factors=factors).square().mean(), leaves)
 
-    how = "forward and backward, of the model itself to its query and value weights, of ours to the factors"
+    how = (
+        "forward and backward, of the model itself to its query and value weights, of ours to the "
+        "factors"
+    )
     return Rival(
         "one shared net, learning", "plain torch", how, theirs, ours, len(batch.ids), same=False
     )
 
 
 def peft(batch: AdapterBatch) -> list[Rival]:
-    """Give peft the same adapters by name, and the name of each row's.
+    """Return peft's mixed batch: the same adapters by name, and the adapter name of each row.
 
-    Its mixed batch, for inference only.
+    At most `PEFT_ROWS` rows. Documented for inference only; in training mode except ``customers``.
     """
     cut = batch.first(PEFT_ROWS) if len(batch.ids) > PEFT_ROWS else batch
     rows = len(cut.ids)
@@ -220,7 +229,7 @@ def peft(batch: AdapterBatch) -> list[Rival]:
 
 
 def peft_model(batch: AdapterBatch) -> Any:
-    """Build peft's model with the factors of the batch: adapter ``"3"`` is that of number 3."""
+    """Build peft's model with the factors of the batch; adapter number 3 is named ``"3"``."""
     library = importlib.import_module("peft")
     count = len(next(iter(batch.factors.values()))["up"])
 
@@ -239,10 +248,10 @@ def peft_model(batch: AdapterBatch) -> Any:
 
 
 def difference(rival: Rival) -> float:
-    """Return the most by which a rival's numbers differ from ours.
+    """Return the largest absolute difference between a rival's outputs and ours.
 
     Raises:
-        RuntimeError: If that is more than rounding, or it says to compute something else.
+        RuntimeError: If it exceeds `CLOSE`, or the shapes differ.
     """
     theirs, ours = rival.step(), rival.ours()
     if theirs.shape != ours.shape:

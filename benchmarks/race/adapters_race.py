@@ -1,8 +1,8 @@
-"""The race on a transformer with an adapter for every row.
+"""Race on the workloads with a transformer and an adapter per row.
 
-In:   the name of a workload, options, peft where it can be imported.
+In:   the name of a workload, options; peft if it is installed.
 Out:  a row for each rival.
-Knows nothing of how the batch is made or run: `adapters` does.
+Batches and rivals are built by `adapters`.
 """
 
 from functools import partial
@@ -16,10 +16,14 @@ BUILD = {"torch": rivals, "peft": peft}
 
 
 def run_adapters(name: str, options: dict[str, Any]) -> list[Row]:
-    """Race everyone on one workload; whoever fails gets a row with the reason.
+    """Race all rivals of one workload; a failed rival gets a row with ``error``.
 
-    A rival that computes what ours computes is held to that first; ``difference`` says how far
-    apart they were.
+    The outputs of a rival with ``same`` are first compared with ours; its row holds the
+    ``difference``.
+
+    Args:
+        name: One of `ADAPTER_WORKLOADS`.
+        options: Fields of `PeersConfig`; ``customers`` runs a fifth of the rounds.
     """
     many = name == "customers"
     if many:

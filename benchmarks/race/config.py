@@ -1,4 +1,4 @@
-"""What one benchmark run is: every option once, with its default and its check."""
+"""Options of both races, with defaults and checks."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -8,11 +8,11 @@ from typing import Any
 from weightloom.errors import ConfigError, nearest
 
 PEERS = ("hypnettorch", "hyperlight", "hyper-nn", "torchhyper", "polyweave", "peft")
-"""Libraries for hypernetworks in torch, and one for adapters, as the package index names them."""
+"""Libraries to race, by package name: hypernetworks in torch, and peft for adapters."""
 
 ADAPTER_WORKLOADS = ("bert-8", "bert-16", "bert-64", "customers")
-"""A transformer with an adapter for every row, which peft runs; the others are for
-hypernetworks."""
+"""Workloads with a transformer and an adapter per row, which peft runs; the hypernetwork libraries
+run the others."""
 
 WORKLOADS = ("mlp", "cnn", *ADAPTER_WORKLOADS)
 
@@ -21,26 +21,30 @@ CONTESTS = ("forms", "built", "mlp", "kernels", "adapters", "actor", "choice", "
 
 @dataclass(frozen=True)
 class CoreConfig:
-    """One run of the library's own benchmarks.
+    """Options of ``python -m benchmarks.race core``.
 
     Every field is also a command-line flag of the same name.
     """
 
     only: tuple[str, ...] = CONTESTS
-    """What to time: forms, built, mlp, kernels, adapters, actor, choice, scale."""
+    """Contests to run: forms, built, mlp, kernels, adapters, actor, choice, scale."""
     rounds: int = 20
-    """Timed steps of each contender, in turn."""
+    """Timed steps of each contender; contenders take turns."""
     warmup: int = 3
-    """Steps of each contender before the rounds."""
+    """Untimed steps of each contender before the rounds."""
     threads: int = 1
     """CPU threads."""
     tasks: tuple[int, ...] = (1, 10, 100, 1_000, 10_000)
-    """Numbers of tasks to scale to."""
+    """Numbers of tasks of the contest `scale`."""
     record: Path | None = None
-    """Write all numbers, and what they depend on, to this file as JSON."""
+    """JSON file for all numbers, options and versions. Default: none is written."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without torch."""
+        """Check names and counts.
+
+        Raises:
+            ConfigError: If a name is unknown, a count too small or a list empty.
+        """
         for name in self.only:
             if name not in CONTESTS:
                 raise ConfigError(
@@ -56,8 +60,8 @@ class CoreConfig:
         if not self.only or not self.tasks or min(self.tasks) < 1:
             raise ConfigError(
                 f"`--only {' '.join(self.only)} --tasks {' '.join(map(str, self.tasks))}` leaves "
-                "nothing to time. Both take one value or several, and there is no fewer than one "
-                "task. Leave them out for the defaults."
+                "nothing to time. Both take one value or several, and a number of tasks is at "
+                "least 1. Leave them out for the defaults."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,41 +72,44 @@ class CoreConfig:
 
 @dataclass(frozen=True)
 class PeersConfig:
-    """One race against other hypernetwork libraries.
+    """Options of ``python -m benchmarks.race peers``.
 
     Every field is also a command-line flag of the same name.
     """
 
     workloads: tuple[str, ...] = WORKLOADS
-    """What to run: mlp (1-64-64-1 on 16 points), cnn (3,818 parameters on 8 images of 1x16x16),
-    bert-8, bert-16 and bert-64 (6 layers, 384 wide, an adapter for every row of so many tokens),
-    customers (MiniLM, 16 tokens)."""
+    """Workloads: mlp (1-64-64-1 on 16 points), cnn (3,818 parameters on 8 images of 1x16x16),
+    bert-8, bert-16 and bert-64 (6 layers, 384 wide, an adapter per row of 8, 16 or 64 tokens),
+    customers (MiniLM, an adapter per row of 16 tokens)."""
     peers: tuple[str, ...] = PEERS
-    """Whom to race: hypnettorch, hyperlight, hyper-nn, torchhyper, polyweave; on adapters peft."""
+    """Libraries to race: hypnettorch, hyperlight, hyper-nn, torchhyper, polyweave; peft on
+    adapters."""
     env: Path | None = None
-    """Folder of the Python environment the peers are installed in. None: weightloom/peers in your
-    cache."""
+    """Folder of the peers' Python environment. Default: weightloom/peers in your cache."""
     install: bool = True
-    """Install the peers that are not there yet, a minute and 50 MB once. Without: race those that
-    are."""
+    """Install missing peers: a minute and 50 MB, once. Otherwise race the installed ones."""
     tasks: int = 32
-    """Tasks per step; rows of bert."""
+    """Tasks per step; rows of the bert workloads."""
     customers: int = 1_000
-    """Rows of customers, each with an adapter of its own."""
+    """Rows of the workload `customers`, each with another adapter."""
     rounds: int = 20
-    """Timed steps of each contender, in turn with ours; of customers, whose steps take seconds, a
-    fifth."""
+    """Timed steps of each contender, in turn with ours; a fifth of it for `customers`, whose steps
+    take seconds."""
     repeats: int = 3
-    """How often the rounds are repeated; the ratio is the median of the repeats."""
+    """Repeats of all rounds; the ratio is the median of the repeats."""
     warmup: int = 3
-    """Steps of each contender before the rounds of every repeat."""
+    """Untimed steps of each contender before the rounds of every repeat."""
     threads: int = 1
     """CPU threads."""
     record: Path | None = None
-    """Write all numbers, and what they depend on, to this file as JSON."""
+    """JSON file for all numbers, options and versions. Default: none is written."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the peers."""
+        """Check names and counts.
+
+        Raises:
+            ConfigError: If a name is unknown, a count too small or the list of workloads empty.
+        """
         for field, known in (("workloads", WORKLOADS), ("peers", PEERS)):
             for name in getattr(self, field):
                 if name not in known:
@@ -112,7 +119,7 @@ class PeersConfig:
                     )
         if not self.workloads:
             raise ConfigError(
-                "`--workloads` is empty. There is nothing to time. Type `--workloads mlp cnn`."
+                "`--workloads` is empty. A race needs at least one. Type `--workloads mlp cnn`."
             )
         for field, least in (
             ("tasks", 2),
@@ -135,7 +142,7 @@ class PeersConfig:
 
 
 def peers_for(workload: str, peers: Iterable[str]) -> list[str]:
-    """Return those of ``peers`` that can run ``workload``.
+    """Return the peers that can run a workload; only peft runs, and runs only, those with adapters.
 
     Example:
         >>> peers_for("bert-8", PEERS), peers_for("mlp", ["hyperlight", "peft"])

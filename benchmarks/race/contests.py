@@ -1,16 +1,15 @@
-"""Contests of ``python -m benchmarks.race core``.
+"""Contests of ``python -m benchmarks.race core``: contenders, and bars for their ratios.
 
-Each builds its contenders, and says which ratios have a bar.
-
-In:   the name of a contest.
-Out:  its contenders, functions that do one forward and backward pass each; and its bars.
-Knows nothing of how time is taken.
+In:   the names of contests.
+Out:  contests: steps, functions that do one forward and backward pass each; and their bars.
+Independent of the clock.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -44,7 +43,7 @@ BEST = "the best other"
 
 @dataclass(frozen=True)
 class Bar:
-    """A ratio that should hold: ``of`` over ``against``, in time or in bytes."""
+    """Bound on the ratio of ``of`` over ``against``, in time or in bytes."""
 
     of: str
     against: str
@@ -52,7 +51,7 @@ class Bar:
     bound: float
     unit: Literal["time", "memory"] = "time"
     beyond: str | None = None
-    """Memory is counted beyond what this contender needs."""
+    """Contender whose memory is subtracted from both sides. Default: none."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +62,17 @@ class Contest:
     steps: Mapping[str, Step]
     bars: tuple[Bar, ...]
     memory: tuple[str, ...] = ()
-    """Contenders whose peak memory is taken too."""
+    """Contenders whose peak memory is measured."""
     counted: str | None = None
-    """The contender whose operations are those that the workload needs; all are held against the
-    rate of a core."""
+    """Contender whose operations the workload needs: they set the shares of the core's rate."""
     label: str | None = None
-    """Name in the table, where several contests of one setting stand in one; None: that of the
-    contender."""
+    """Name in a table of several contests of one setting. Default: ``Bar.of``."""
     chosen: str | None = None
-    """The contender that the first one runs as; where it is the best, the ratio counts as 1."""
+    """Engine that ``auto`` chose; if it is the best other, the ratio counts as 1."""
 
 
 def low_rank(tasks: int, batch: int, width: int) -> Contest:
-    """Three square layers: factored forms against the plain base, bmm by hand, and weights built under vmap."""
+    """Three square layers: factored forms against bmm by hand and the plain base."""
     torch.manual_seed(0)
     base = mlp([width] * 4)
     own, x = list(base.parameters()), torch.randn(tasks, batch, width)
@@ -119,7 +116,7 @@ def low_rank(tasks: int, batch: int, width: int) -> Contest:
 
 
 def built_weights(tasks: int, batch: int, width: int) -> Contest:
-    """The same layers: factors applied against weights built for each task and run under vmap."""
+    """Three square layers: applied factors against weights built per task under vmap."""
     few = low_rank(tasks, batch, width)
     torch.manual_seed(0)
     base = mlp([width] * 4)
@@ -150,7 +147,7 @@ def built_weights(tasks: int, batch: int, width: int) -> Contest:
 
 
 def small_mlp(tasks: int = 32) -> Contest:
-    """MLP 1-64-64-1 with generation in the step, against the same generator and bmm by hand."""
+    """MLP 1-64-64-1, generation included: ours against bmm by hand, and plain vmap."""
     work = make_workload("mlp", tasks)
     hyper = MLPHyperNetwork(work.base, work.condition.shape[1], hidden=(64,))
     generator = make_generator(hyper.generated.size)
@@ -172,9 +169,11 @@ def small_mlp(tasks: int = 32) -> Contest:
 
 
 def kernels(name: str, tasks: int) -> Contest:
-    """A convolutional base generated in full.
+    """Convolutional base generated in full: auto against every engine and grouped convolutions.
 
-    Auto against every engine and against grouped convolutions by hand.
+    Args:
+        name: ``cnn`` (3,818 parameters, 8 images of 1x16x16) or ``conv4`` (25 images of 1x28x28).
+        tasks: Tasks of a step.
     """
     torch.manual_seed(0)
     base = cnn() if name == "cnn" else conv4()
@@ -197,7 +196,7 @@ def kernels(name: str, tasks: int) -> Contest:
 
 
 def adapters(steps_long: int, examples: int = 32) -> Contest:
-    """A BERT of six layers, 384 wide, with a mask, and another rank-4 adapter for every example."""
+    """BERT of 6 layers, 384 wide, with a mask and a rank-4 adapter per example: one pass, loop."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
@@ -236,13 +235,11 @@ def adapters(steps_long: int, examples: int = 32) -> Contest:
 
 
 def actor(acts: bool, rows: int = 256) -> Contest:
-    """An actor that is generated anew for every row, from its state and its context.
-
-    Against the plain MLP.
+    """Actor generated for every row from its state and context, against the plain MLP.
 
     Args:
-        acts: Only forward, as when it acts; otherwise forward and backward, as when it learns.
-        rows: States, each with a context of its own.
+        acts: Forward only, as in acting; otherwise forward and backward, as in learning.
+        rows: States, each with another context.
     """
     torch.manual_seed(0)
     columns, z = Columns(context=2, state=17), torch.randn(rows, 19)
@@ -264,9 +261,10 @@ def actor(acts: bool, rows: int = 256) -> Contest:
 
 
 def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:
-    """Build the contests one after the other.
+    """Build contests one after the other; a missing package yields a sentence instead.
 
-    One that lacks a package is a sentence that says so.
+    Args:
+        names: Names of contests, without ``scale``.
     """
     for name in names:
         if name == "forms":
@@ -278,9 +276,8 @@ def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:
         elif name == "mlp":
             yield small_mlp()
         elif name == "kernels":
-            for base in ("cnn", "conv4"):
-                for tasks in (8, 32):
-                    yield kernels(base, tasks)
+            for base, tasks in product(("cnn", "conv4"), (8, 32)):
+                yield kernels(base, tasks)
         elif name == "actor":
             yield actor(acts=True)
             yield actor(acts=False)
@@ -292,11 +289,12 @@ def contests(names: tuple[str, ...]) -> Iterator[Contest | str]:
             yield adapters(16)
             yield adapters(64)
         else:
-            yield 'adapters: transformers is not installed; type `pip install "weightloom[transformers]"`'
+            command = 'pip install "weightloom[transformers]"'
+            yield f"adapters: transformers is not installed; type `{command}`"
 
 
 def conv4() -> nn.Sequential:
-    """Four blocks of 64 channels for images of one channel and five classes, as few-shot papers use them."""
+    """Build conv4-64 of few-shot papers: four blocks, images of 1x28x28, five classes."""
     layers: list[nn.Module] = []
     for channels in (1, 64, 64, 64):
         layers += [
@@ -309,7 +307,7 @@ def conv4() -> nn.Sequential:
 
 
 def conv4_by_hand(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Tasks are groups of channels: one grouped convolution and one group norm per block."""
+    """Run conv4 with one grouped convolution and one group norm per block; tasks are groups."""
     tasks, batch = x.shape[:2]
     x = x.transpose(0, 1).flatten(1, 2)
     for block in range(4):
@@ -330,7 +328,7 @@ def conv4_by_hand(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
 def _factors(
     base: nn.Module, form: Form, generate: Any, tasks: int
 ) -> dict[str, dict[str, Tensor]]:
-    """Small random factors for every generated parameter."""
+    """Draw small random factors for every generated parameter."""
     shapes = {
         name: its.factor_shapes(tuple(base.get_parameter(name).shape))
         for name, its in choose_forms(base, generate, form).items()
@@ -360,7 +358,7 @@ def _with_form(base: nn.Module, form: Form, generate: Any, x: Tensor) -> Step:
 
 
 def _step(forward: Callable[[], Tensor], leaves: list[Any]) -> Step:
-    """Forward, the mean square as a loss, backward to every leaf."""
+    """Return a step: forward, mean square as the loss, gradients of every leaf."""
 
     def step() -> object:
         return torch.autograd.grad(forward().square().mean(), leaves)

@@ -1,10 +1,8 @@
-"""``python -m benchmarks.race core``.
-
-What a step costs with this library, against the plain ways to do the same.
+"""Step times of this library against plain torch: ``python -m benchmarks.race core``.
 
 In:   a `CoreConfig`.
-Out:  a table on the terminal, a record of all numbers.
-Knows nothing of what the contenders are: `contests` does.
+Out:  tables on the terminal, a record of all numbers.
+Independent of the contenders, which `contests` builds.
 """
 
 import sys
@@ -30,14 +28,14 @@ Row = dict[str, Any]
 
 
 def run_core(config: CoreConfig, command: str) -> dict[str, Any]:
-    """Time every contest, print the table, write the record if asked to.
+    """Time every contest, print the tables, and write the record if ``config.record`` is set.
 
     Args:
-        config: What to run.
-        command: What was typed, for the record.
+        config: Options of the run.
+        command: Command line, for the record.
 
     Returns:
-        The record: command, config, scores, milliseconds, scale, cost.
+        The record: command, config, scores, rows, scale, cost, notes.
     """
     begun, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(config.threads)
@@ -76,43 +74,51 @@ def run_core(config: CoreConfig, command: str) -> dict[str, Any]:
 
 
 def print_core(record: dict[str, Any]) -> None:
-    """Print what was measured beside what was aimed at."""
+    """Print the ratios beside their bars, the shares of the core's rate, the scale, the notes."""
     console = Console()
     for setting in dict.fromkeys(row["setting"] for row in record["rows"]):
-        table = Table(title=setting, box=SIMPLE_HEAD, title_justify="left")
-        for head in ("a step of", "over", "ratio", "quartiles", "bar", ""):
-            table.add_column(head, justify="right" if head in ("ratio", "quartiles") else "left")
-        for row in (row for row in record["rows"] if row["setting"] == setting):
-            spread = (
-                f"{row['ratio']['low']:.2f} to {row['ratio']['high']:.2f}"
-                if row["unit"] == "time"
-                else "exact"
-            )
-            value, bar = f"{row['ratio']['median']:.3g}", f"{row['relation']} {row['bound']:g}"
-            of = row["of"] if row["unit"] == "time" else f"{row['of']}, memory"
-            table.add_row(
-                of, row["against"], value, spread, bar, "holds" if row["holds"] else "does NOT hold"
-            )
-        console.print(table)
+        rows = [row for row in record["rows"] if row["setting"] == setting]
+        console.print(_ratios(setting, rows))
     if any("share" in row for row in record["rows"]):
         console.print(_shares(record["rows"]))
     if record["scale"]:
-        table = Table(title="Generate and run, in chunks", box=SIMPLE_HEAD)
-        for head in ("tasks", "seconds", "microseconds a task", "peak MB", "training: peak MB"):
-            table.add_column(head, justify="right")
-        for row in record["scale"]:
-            each = f"{1e6 * row['seconds'] / row['tasks']:.1f}"
-            peaks = (
-                f"{row[key] / 1e6:.2f}"
-                for key in ("peak_memory_bytes", "training_peak_memory_bytes")
-            )
-            table.add_row(f"{row['tasks']:,}", f"{row['seconds']:.3f}", each, *peaks)
-        console.print(table)
+        console.print(_growth(record["scale"]))
     console.print(record["notes"], highlight=False)
 
 
+def _ratios(setting: str, rows: list[Row]) -> Table:
+    """Return the table of one setting: ratios, quartiles, bars and verdicts."""
+    table = Table(title=setting, box=SIMPLE_HEAD, title_justify="left")
+    for head in ("a step of", "over", "ratio", "quartiles", "bar", ""):
+        table.add_column(head, justify="right" if head in ("ratio", "quartiles") else "left")
+    for row in rows:
+        found, of, spread = row["ratio"], f"{row['of']}, memory", "exact"
+        if row["unit"] == "time":
+            of, spread = row["of"], f"{found['low']:.2f} to {found['high']:.2f}"
+        bar, verdict = f"{row['relation']} {row['bound']:g}", _verdict(row["holds"])
+        table.add_row(of, row["against"], f"{found['median']:.3g}", spread, bar, verdict)
+    return table
+
+
+def _verdict(holds: bool) -> str:
+    return "holds" if holds else "does NOT hold"
+
+
+def _growth(rows: list[Row]) -> Table:
+    """Return the table of time and peak memory per number of tasks."""
+    table = Table(title="Generate and run, in chunks", box=SIMPLE_HEAD)
+    for head in ("tasks", "seconds", "microseconds a task", "peak MB", "training: peak MB"):
+        table.add_column(head, justify="right")
+    for row in rows:
+        each = f"{1e6 * row['seconds'] / row['tasks']:.1f}"
+        keys = ("peak_memory_bytes", "training_peak_memory_bytes")
+        peaks = (f"{row[key] / 1e6:.2f}" for key in keys)
+        table.add_row(f"{row['tasks']:,}", f"{row['seconds']:.3f}", each, *peaks)
+    return table
+
+
 def _shares(rows: list[Row]) -> Table:
-    """Return the table of how much of a core's rate of matrix products each contender reaches."""
+    """Return the table of shares of the core's matrix product rate, per contender."""
     table = Table(
         title="Share of this core's rate of matrix products", box=SIMPLE_HEAD, title_justify="left"
     )
@@ -144,6 +150,7 @@ def _all_rows(config: CoreConfig) -> tuple[list[Row], list[str]]:
 
 
 def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
+    """Time a contest; a row per bar, the first with milliseconds, memory and shares."""
     clock = clock_for(config.threads)
     rate = product_rate(clock)
     times = alternate(contest.steps, config.rounds, config.warmup, clock)
@@ -154,19 +161,10 @@ def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
     }
     rows = []
     for bar in contest.bars:
-        against = (
-            min((n for n in medians if n != bar.of), key=medians.__getitem__)
-            if bar.against == BEST
-            else bar.against
-        )
+        against = _against(bar, medians)
         found = ratio(times, bar.of, against) if bar.unit == "time" else _of_memory(bar, held)
-        if bar.against == BEST and against == contest.chosen:  # what is left is noise
+        if (bar.against, against) == (BEST, contest.chosen):  # the same engine: only noise differs
             found = {"median": 1.0, "low": 1.0, "high": 1.0}
-        holds = (
-            found["median"] <= bar.bound
-            if bar.relation == "at most"
-            else found["median"] >= bar.bound
-        )
         facts = {
             "of": contest.label or bar.of,
             "against": against,
@@ -174,6 +172,7 @@ def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
             "bound": bar.bound,
             "unit": bar.unit,
         }
+        holds = _holds(bar, found["median"])
         rows.append({"setting": contest.setting, **facts, "ratio": found, "holds": holds})
     rows[0] |= {
         "ms": {name: 1e3 * value for name, value in medians.items()},
@@ -181,14 +180,24 @@ def _rows(contest: Contest, config: CoreConfig) -> list[Row]:
     }
     if contest.counted:
         needed = flops(contest.steps[contest.counted])
-        shares = {name: share(needed, seconds, rate) for name, seconds in medians.items()}
         rows[0] |= {
             "flops": needed,
             "flops_of": contest.counted,
             "product_flops_per_s": rate,
-            "share": shares,
+            "share": {name: share(needed, seconds, rate) for name, seconds in medians.items()},
         }
     return rows
+
+
+def _against(bar: Bar, medians: dict[str, float]) -> str:
+    """Return the contender in the denominator: that of the bar, or the fastest other."""
+    if bar.against != BEST:
+        return bar.against
+    return min((name for name in medians if name != bar.of), key=medians.__getitem__)
+
+
+def _holds(bar: Bar, value: float) -> bool:
+    return value <= bar.bound if bar.relation == "at most" else value >= bar.bound
 
 
 def _of_memory(bar: Bar, held: dict[str, int]) -> dict[str, float]:
@@ -198,7 +207,7 @@ def _of_memory(bar: Bar, held: dict[str, int]) -> dict[str, float]:
 
 
 def _score(row: Row) -> dict[str, Any]:
-    """Put a ratio into the form that all records share."""
+    """Return a ratio as a score, in the form common to all records."""
     of = f"{row['of']} over {row['against']}" + (", memory" if row["unit"] == "memory" else "")
     better = "lower" if row["relation"] == "at most" else "higher"
     facts = {"name": "ratio", "better": better, "mean": row["ratio"]["median"], "ci95": None}
@@ -206,10 +215,7 @@ def _score(row: Row) -> dict[str, Any]:
 
 
 def _scale(config: CoreConfig, chunk_size: int = 100) -> list[Row]:
-    """Generate and run from one task to many, in chunks.
-
-    The time of each, and the most memory held at once.
-    """
+    """Time and measure the peak memory of generated networks in chunks, per number of tasks."""
     torch.manual_seed(0)
     base = nn.Sequential(
         nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)
@@ -241,7 +247,7 @@ def _scale(config: CoreConfig, chunk_size: int = 100) -> list[Row]:
 
 
 def _choices(rows: list[Row]) -> list[dict[str, Any]]:
-    """Geometric mean of what ``auto`` takes over the best engine, and how many cells there are."""
+    """Return the geometric mean of auto over the best engine, as a score; empty without ratios."""
     ratios = [row["ratio"]["median"] for row in rows if row["setting"].startswith("auto over")]
     if not ratios:
         return []
@@ -256,7 +262,7 @@ def _choices(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def _memory_score(scale: list[Row]) -> dict[str, Any]:
-    """How memory grows from a hundred tasks, which fill a chunk, to the most there were."""
+    """Return the growth of training memory from a full chunk, 100 tasks, to the largest run."""
     filled = next((row for row in scale if row["tasks"] >= 100), scale[-1])
     most = max(scale, key=lambda row: int(row["tasks"]))
     growth = most["training_peak_memory_bytes"] / filled["training_peak_memory_bytes"]

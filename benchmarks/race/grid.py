@@ -1,8 +1,8 @@
-"""``auto`` against every engine, on bases as users bring them, each with four forms.
+"""Contests of ``auto`` against every engine, on twelve bases with four forms each.
 
-In:   a base by name, a form by name, and whether gradients are taken.
-Out:  a contest of the engines that run it.
-Knows nothing of how time is taken.
+In:   a base and a form, by name; forward only, or forward and backward.
+Out:  a contest of the engines that can run them.
+Independent of the clock.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ ENGINES: tuple[Engine, ...] = ("vmap", "aligned", "loop")
 
 @dataclass(frozen=True)
 class Brought:
-    """A base as somebody brings it, with what it is called with and what is generated."""
+    """Base network with its inputs and the parameters to generate."""
 
     base: nn.Module
     inputs: tuple[Tensor, ...]
@@ -36,7 +36,7 @@ class Brought:
 
 
 class Sine(nn.Module):
-    """A sine as an activation, as fields of coordinates use it."""
+    """Sine activation of coordinate networks (SIREN)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sine of 30 x."""
@@ -44,7 +44,7 @@ class Sine(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two convolutions with group norms, and a way around them."""
+    """Residual block: two convolutions with group norms, and a 1x1 convolution around them."""
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Residual(nn.Module):
 
 
 class Recommender(nn.Module):
-    """A table of items and a small network on what was looked up."""
+    """Embedding of items, and an MLP on the embeddings of a pair."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Recommender(nn.Module):
 
 
 class Vision(nn.Module):
-    """Patches of an image through a transformer encoder."""
+    """Small vision transformer: 4x4 patches, two encoder layers, mean, linear head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Vision(nn.Module):
 
 
 class Last(nn.Module):
-    """The last state of a recurrent layer, and a head."""
+    """GRU with a linear head on its last state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ FORMS: dict[str, Form] = {
 
 
 def cells(learns: bool = True) -> Iterator[Contest]:
-    """Every base with every form: ``auto`` against the engines that run it."""
+    """Yield the contest of every base with every form; without BERT if transformers is missing."""
     for base in BASES:
         if base.startswith("BERT") and find_spec("transformers") is None:
             continue
@@ -207,7 +207,7 @@ def cells(learns: bool = True) -> Iterator[Contest]:
 
 
 def cell(base: str, form: str, learns: bool = True) -> Contest:
-    """One base with one form.
+    """Build the contest of one base with one form: ``auto`` against the engines that run it.
 
     Args:
         base: A name of `BASES`.
@@ -231,7 +231,7 @@ def cell(base: str, form: str, learns: bool = True) -> Contest:
         its = partial(step, per_task(brought.base, shared=(), engine=engine))
         try:
             its()
-        except BatchingError:  # not by this engine
+        except BatchingError:  # this engine cannot run the base
             continue
         steps[engine] = its
     with torch.set_grad_enabled(learns):
@@ -244,7 +244,7 @@ def cell(base: str, form: str, learns: bool = True) -> Contest:
 
 
 class _Generated:
-    """Small random factors for what is generated, and all that gets a gradient."""
+    """Small random factors of the generated parameters, and the leaves that get gradients."""
 
     def __init__(self, brought: Brought, form: Form, learns: bool) -> None:
         self.base, self.forms = brought.base, choose_forms(brought.base, brought.generate, form)

@@ -1,12 +1,9 @@
-"""``python -m benchmarks.race peers``.
-
-How long a step takes with other libraries, against the same step with ours.
+"""Step times of other libraries over ours: ``python -m benchmarks.race peers``.
 
 In:   a `PeersConfig`.
-Out:  a table on the terminal, a record of all numbers.
-Knows nothing of how a peer is called: `peers_worker` does, and runs in an environment of its own,
-so that what the peers need never meets what the user has. That environment borrows torch,
-weightloom and this package by a path file.
+Out:  tables on the terminal, a record of all numbers.
+The peers are called by `peers_worker`, which runs in a separate environment: their requirements do
+not meet the user's. That environment borrows torch, weightloom and this package by a path file.
 """
 
 import json
@@ -33,45 +30,41 @@ from weightloom.errors import DataError
 PROJECT = Path(__file__).parents[2]
 
 NEEDS: dict[str, tuple[str, ...]] = {
-    "hypnettorch": (
-        "hypnettorch==0.0.4",
-        "matplotlib==3.10.8",
-    ),  # imported by its main networks, not declared
+    # its main networks import matplotlib, undeclared
+    "hypnettorch": ("hypnettorch==0.0.4", "matplotlib==3.10.8"),
     "hyperlight": ("hyperlight==0.0.5",),
     "hyper-nn": ("hyper-nn==0.2.2",),  # its jax half is not imported
-    "torchhyper": (
-        "torchhyper==0.1.2",
-    ),  # of its many imports the one file that is raced needs numpy alone
+    "torchhyper": ("torchhyper==0.1.2",),  # the one file that is raced needs numpy only
     "polyweave": ("polyweave==0.2.0",),
     "peft": ("peft==0.21.2", "accelerate==1.15.0", "transformers==5.23.0"),
 }
-"""What pip is asked for: the peer, without the torch it asks for, then what it imports besides."""
+"""Requirements per peer: the peer itself, without its own torch, then its other imports."""
 
 WITHOUT_DEPENDENCIES = {*NEEDS, "accelerate"}
-"""They ask for torch, which is borrowed; what else they ask for is listed, borrowed too, or not
-imported."""
+"""Packages installed with ``--no-deps``: torch is borrowed; other requirements are listed, borrowed
+or not imported."""
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-"""Without a table of the weights that are left out, and without a bar for reading a small file."""
+"""Environment variables that silence transformers: no table of unused weights, no bars."""
 
 Row = dict[str, Any]
 Pip = Callable[[Path, Sequence[str]], str | None]
 
 
 def run_peers(config: PeersConfig, command: str) -> dict[str, Any]:
-    """Install the peers where they are missing, race them, print the table, write the record if asked to.
+    """Install missing peers, race all, print the tables, and write the record if asked to.
 
-    A peer that cannot be installed or run keeps a row that says why.
+    A peer that cannot be installed or run gets a row with ``error``.
 
     Args:
-        config: What to run.
-        command: What was typed, for the record.
+        config: Options of the race.
+        command: Command line, for the record.
 
     Returns:
-        The record: command, config, rows, bars, cost.
+        The record: command, config, scores, rows, bars, cost, notes.
 
     Raises:
-        DataError: If the environment cannot be made, or the race itself breaks down.
+        DataError: If the environment cannot be made, or the worker fails.
     """
     start_s = time.monotonic()
     python, missing = prepare(config)
@@ -109,14 +102,18 @@ def run_peers(config: PeersConfig, command: str) -> dict[str, Any]:
 
 
 def prepare(config: PeersConfig, pip: Pip | None = None) -> tuple[Path, dict[str, str]]:
-    """Make the peers' environment, or find it; install what is missing.
+    """Create or reuse the peers' environment, and install missing peers.
 
     Args:
-        config: Which peers, where, and whether to install.
-        pip: Installs requirements by a Python; returns None, or why it could not.
+        config: Peers, folder of the environment, permission to install.
+        pip: Installs requirements with a Python; returns None, or the reason of a failure.
+            Default: pip of the environment.
 
     Returns:
-        The environment's Python; by peer that is not there, why.
+        The environment's Python; the reason for each missing peer.
+
+    Raises:
+        DataError: If the environment cannot be made, or its Python does not run.
     """
     folder = (config.env or searched_folders("peers")[-1]).expanduser().absolute()
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -128,19 +125,19 @@ def prepare(config: PeersConfig, pip: Pip | None = None) -> tuple[Path, dict[str
         if made.returncode:
             raise DataError(
                 f"`python -m venv {folder}` failed: {_last_line(made.stdout + made.stderr)} The "
-                "peers are installed in an environment of their own. Pass `--env` with a folder "
-                "that can be written, or the folder of a virtual environment that is there already."
+                "peers are installed in a separate environment. Pass `--env` with a writable "
+                "folder, or with the folder of an existing virtual environment."
             )
     _borrow(python)
     return python, _install(python, config, pip or _pip)
 
 
 def print_peers(record: dict[str, Any]) -> None:
-    """Print one table per workload, and the bars under it."""
+    """Print a table per workload with its bars, then the notes."""
     console = Console()
     for workload in dict.fromkeys(row["workload"] for row in record["rows"]):
         of = _tasks(workload, record["config"])
-        table = Table(title=f"{workload}: one step of {of:,} {_what(workload)}", box=SIMPLE_HEAD)
+        table = Table(title=f"{workload}: one step of {of:,} {_unit(workload)}", box=SIMPLE_HEAD)
         table.add_column("contender", no_wrap=True)
         table.add_column("documented", no_wrap=True)
         table.add_column("ms", justify="right")
@@ -159,7 +156,7 @@ def print_peers(record: dict[str, Any]) -> None:
 
 
 def _race(python: Path, config: PeersConfig, peers: Sequence[str]) -> dict[str, Any]:
-    """Run the worker; its words go straight to the terminal."""
+    """Run the worker, with its output on the terminal; return its results."""
     with tempfile.TemporaryDirectory() as temporary:
         options, out = Path(temporary) / "options.json", Path(temporary) / "out.json"
         options.write_text(json.dumps(config.to_dict() | {"peers": list(peers)}))
@@ -168,16 +165,16 @@ def _race(python: Path, config: PeersConfig, peers: Sequence[str]) -> dict[str, 
         done = subprocess.run(worker, stdout=sys.stderr, env=environment | QUIET)
         if done.returncode or not out.exists():
             raise DataError(
-                f"The race ended with exit code {done.returncode}; its last words are above. It "
-                f"runs in an environment of its own, {python.parent.parent}. Remove that folder to "
-                "have it made anew, and type the command again."
+                f"The race ended with exit code {done.returncode}; its output is above. It runs in "
+                f"a separate environment, {python.parent.parent}. Remove that folder to have it "
+                "made anew, and type the command again."
             )
         raced: dict[str, Any] = json.loads(out.read_text())
     return raced
 
 
 def _borrow(python: Path) -> None:
-    """Let the environment see this package and this interpreter's, behind its own, instead of a second torch."""
+    """Append this project and this interpreter's packages to the environment's path, for torch."""
     asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     found = subprocess.run(asked, capture_output=True, text=True)
     if found.returncode:
@@ -197,6 +194,7 @@ def _borrow(python: Path) -> None:
 
 
 def _install(python: Path, config: PeersConfig, pip: Pip) -> dict[str, str]:
+    """Install the requirements of the peers; return the reason for each missing peer."""
     missing = {}
     there = _installed(python)
     for peer in config.peers:
@@ -218,8 +216,11 @@ def _install(python: Path, config: PeersConfig, pip: Pip) -> dict[str, str]:
 
 
 def _installed(python: Path) -> set[str]:
-    """Names, and names with versions, of what the environment sees."""
-    code = "import importlib.metadata as m; print('\\n'.join(f'{d.name}=={d.version}' for d in m.distributions()))"
+    """Return names, and names with versions, of the packages that the environment sees."""
+    code = (
+        "import importlib.metadata as m; "
+        "print('\\n'.join(f'{d.name}=={d.version}' for d in m.distributions()))"
+    )
     listed = (
         subprocess.run([str(python), "-c", code], capture_output=True, text=True)
         .stdout.lower()
@@ -229,10 +230,7 @@ def _installed(python: Path) -> set[str]:
 
 
 def _pip(python: Path, arguments: Sequence[str]) -> str | None:
-    """Install, with the machine's own settings of pip.
-
-    Return None, or the first line of what went wrong.
-    """
+    """Install with the machine's pip settings; return None, or the first line of the error."""
     options = [
         "-q",
         "--disable-pip-version-check",
@@ -252,7 +250,7 @@ def _pip(python: Path, arguments: Sequence[str]) -> str | None:
 
 
 def _scores(rows: Sequence[Row], config: PeersConfig) -> list[dict[str, Any]]:
-    """Put the ratios into the form that all records share, ours being 1."""
+    """Return the ratios as scores, in the form common to all records; ours is 1."""
     facts = {"name": "step time over ours", "better": "lower", "ci95": None}
     ours = [
         {"workload": name, "contender": "weightloom", "ratio": {"median": 1.0}}
@@ -297,7 +295,7 @@ def _tasks(workload: str, config: Mapping[str, Any]) -> int:
     return int(config["customers" if workload == "customers" else "tasks"])
 
 
-def _what(workload: str) -> str:
+def _unit(workload: str) -> str:
     return "rows, each with an adapter of its own" if workload in ADAPTER_WORKLOADS else "tasks"
 
 

@@ -1,14 +1,15 @@
-"""The race itself, run by the Python that has the peers.
+"""Worker of the race, run in the peers' environment.
 
 ``python -m benchmarks.race.peers_worker OPTIONS OUT``.
 
-In:   a JSON file of options; whichever peers can be imported here.
-Out:  a JSON file with a row per workload and contender: milliseconds, ratio to ours, or why it
-      failed.
-Knows nothing of how the peers came to be installed.
+In:   a JSON file of options; the installed peers.
+Out:  a JSON file with a row per workload and contender: milliseconds and ratio to ours, or an
+      error.
+Independent of the installation.
 
-Each peer is used as its own documentation shows, with a hypernetwork 16-64-P where its interface
-permits one; `how` says where it does not. A peer that raises loses its row's numbers, not the run.
+Each peer is used as its own documentation shows, with a hypernetwork 16-64-P if its interface
+permits one; otherwise `how` describes the hypernetwork. A peer that raises gets a row with the
+error, and the race goes on.
 """
 
 import copy
@@ -47,7 +48,7 @@ from weightloom.runs.record import environment
 
 
 def hypnettorch(workload: Workload) -> list[Contender]:
-    """Generate all tasks in one pass, as a list of lists; run the main network task after task."""
+    """Build hypnettorch: one pass generates lists of weights, the main network runs in a loop."""
     if workload.name == "mlp":
         mnets = importlib.import_module("hypnettorch.mnets.mlp")
         main = mnets.MLP(
@@ -80,7 +81,7 @@ def hypnettorch(workload: Workload) -> list[Contender]:
 
 
 def _hypnettorch_cnn(base: nn.Module) -> Any:
-    """Write the CNN against its interface, which a base of one's own needs."""
+    """Build the CNN on `MainNetInterface`, which hypnettorch requires of a custom base."""
     interface = importlib.import_module("hypnettorch.mnets.mnet_interface").MainNetInterface
 
     def forward(
@@ -111,10 +112,7 @@ def _hypnettorch_cnn(base: nn.Module) -> Any:
 
 
 def hyperlight(workload: Workload) -> list[Contender]:
-    """Generate all tasks in one pass.
-
-    Set the weights in a context, task after task, or once under vmap.
-    """
+    """Build hyperlight: one pass generates, the base runs in a loop, or undocumented under vmap."""
     hl = importlib.import_module("hyperlight")
     base = copy.deepcopy(workload.base)
     main = hl.hypernetize(base, parameters=list(base.parameters()))
@@ -157,10 +155,7 @@ def hyperlight(workload: Workload) -> list[Contender]:
 
 
 def hyper_nn(workload: Workload) -> list[Contender]:
-    """Override `generate_params`, as its README says.
-
-    Its loop, and its README's recipe for vmap.
-    """
+    """Build hyper-nn with `generate_params` overridden, as in its README: a loop, and its vmap."""
     library = importlib.import_module("hypernn.torch")
     base = copy.deepcopy(workload.base)
     generator = make_generator(sum(p.numel() for p in base.parameters()))
@@ -199,9 +194,10 @@ def hyper_nn(workload: Workload) -> list[Contender]:
 
 
 def torchhyper(workload: Workload) -> list[Contender]:
-    """Load the file of its class alone.
+    """Build torchhyper from the file of its class: the package needs diffusers, undeclared.
 
-    The package imports diffusers, which it does not declare.
+    Raises:
+        ModuleNotFoundError: If torchhyper is not installed.
     """
     found = importlib.util.find_spec("torchhyper")
     if found is None or not found.submodule_search_locations:
@@ -225,9 +221,9 @@ def torchhyper(workload: Workload) -> list[Contender]:
 
 
 def polyweave(workload: Workload) -> list[Contender]:
-    """Give its ConvFilterTeacher a TargetSpec for the whole base.
+    """Build polyweave's ConvFilterTeacher with a TargetSpec of the whole base.
 
-    One prototype at a time, by design.
+    It takes one prototype at a time, by design.
     """
     library = importlib.import_module("polyweave.targets")
     base = copy.deepcopy(workload.base).requires_grad_(False)
@@ -254,7 +250,10 @@ def polyweave(workload: Workload) -> list[Contender]:
             [functional_call(base, hyper(prototype), (x,)) for prototype, x in pairs]
         )
 
-    how = "own TargetSpec in a loop; the hypernetwork is its own, two 3x3 convolutions and a head 64-P on 1x4x4"
+    how = (
+        "own TargetSpec in a loop; the hypernetwork is its own, two 3x3 convolutions and a head "
+        "64-P on 1x4x4"
+    )
     return [Contender("polyweave", "documented", how, hyper, loop)]
 
 
@@ -268,12 +267,11 @@ BUILD: dict[str, Callable[[Workload], list[Contender]]] = {
 
 
 def check(contender: Contender, workload: Workload) -> None:
-    """Refuse a contender that does not do the whole step.
-
-    Right outputs, and gradients that reach what generates.
+    """Check that a contender does the whole step.
 
     Raises:
-        RuntimeError: If it does not.
+        RuntimeError: If outputs are not finite or have another shape, or no finite gradient reaches
+            the hypernetwork.
     """
     outputs = contender.outputs()
     expected = (*workload.x.shape[:2], *workload.base(workload.x[0]).shape[1:])
@@ -288,7 +286,12 @@ def check(contender: Contender, workload: Workload) -> None:
 
 
 def run_workload(name: str, options: dict[str, Any]) -> list[Row]:
-    """Race everyone on one workload; whoever fails gets a row with the reason."""
+    """Race all contenders of one workload; a failed one gets a row with ``error``.
+
+    Args:
+        name: One of `WORKLOADS`.
+        options: Fields of `PeersConfig`.
+    """
     if name in ADAPTER_WORKLOADS:
         return run_adapters(name, options)
     workload = make_workload(name, options["tasks"])
@@ -322,7 +325,7 @@ def run_workload(name: str, options: dict[str, Any]) -> list[Row]:
 
 
 def main(options_file: Path, out: Path) -> None:
-    """Read options, race, write rows."""
+    """Read options, race, write rows, versions and cost."""
     warnings.simplefilter("ignore")
     options = json.loads(options_file.read_text())
     torch.set_num_threads(options["threads"])

@@ -1,8 +1,8 @@
-"""One contender and ours in turn, and the row that says how it went.
+"""Pairwise timing of a contender and ours, with errors kept as rows.
 
 In:   a step of theirs and one of ours.
-Out:  milliseconds of both and their ratio; or why there is none.
-Knows nothing of what a step does.
+Out:  a row with the milliseconds of both and their ratio, or with the error.
+Independent of the steps' contents.
 """
 
 import sys
@@ -17,7 +17,17 @@ Step = Callable[[], object]
 
 
 def race(theirs: Step, ours: Step, options: dict[str, Any]) -> Row:
-    """Time one contender and ours in turn; the ratio of medians, the median of the repeats."""
+    """Time a contender and ours in turn.
+
+    Args:
+        theirs: Step of the contender.
+        ours: Our step.
+        options: ``rounds``, ``repeats``, ``warmup`` and ``threads``, as in `PeersConfig`.
+
+    Returns:
+        ``ms`` and ``ours_ms``, medians over all rounds; ``ratio``, theirs over ours: the median of
+        the repeats, each a ratio of medians, and the quartiles of the ratios of single rounds.
+    """
     repeats = []
     for _ in range(options["repeats"]):
         steps = {"theirs": theirs, "ours": ours}
@@ -42,9 +52,9 @@ def race(theirs: Step, ours: Step, options: dict[str, Any]) -> Row:
 
 
 def attempt(row: Row, measure: Callable[[], Row]) -> Row:
-    """Return the row with what ``measure`` returns, or with the reason why it failed.
+    """Return the row with the measurements added, or with ``error`` if ``measure`` raises.
 
-    Say so on the terminal.
+    Prints the ratio or the error on the error stream.
     """
     try:
         row = row | measure()
@@ -57,5 +67,5 @@ def attempt(row: Row, measure: Callable[[], Row]) -> Row:
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of an error, with its kind."""
+    """Return class and first line of an error."""
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]

@@ -1,9 +1,8 @@
-"""How close a step comes to what this processor does at best: one large matrix product.
+"""Roofline of a step: its operations per second over those of one large matrix product.
 
-In:   a step, and the seconds it takes.
-Out:  its floating-point operations; the rate of a matrix product; the share of that rate that the
-      step reaches.
-Knows nothing of what the step does.
+In:   a step, and its seconds.
+Out:  its floating-point operations; the rate of a matrix product; the step's share of that rate.
+Independent of the step's contents.
 """
 
 from collections.abc import Callable
@@ -16,14 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from benchmarks.race.timing import Clock, alternate
 
 SIDE = 1024
-"""Rows and columns of the matrices whose product sets the rate."""
+"""Side of the square matrices whose product sets the rate."""
 
 
 def flops(step: Callable[[], object]) -> int:
-    """Count the floating-point operations of matrix products, convolutions and attention in one call.
+    """Count floating-point operations of one call: matrix products, convolutions, attention.
 
-    Additions, activations, norms and products number by number are left out, as is usual: they wait
-    for memory. Torch counts the backward pass of a grouped convolution as if it were not grouped,
+    Additions, activations, norms and elementwise products are left out, as is usual: memory limits
+    them. Torch counts the backward pass of a grouped convolution as if it were not grouped,
     so count a step that has none.
 
     Args:
@@ -39,7 +38,9 @@ def flops(step: Callable[[], object]) -> int:
 
 
 def product_rate(clock: Clock, rounds: int = 5) -> float:
-    """Return the operations a second of a product of two float32 matrices, 1024 by 1024, the median of some rounds.
+    """Return operations per second of a product of two 1024x1024 float32 matrices.
+
+    The time is the median over the rounds.
 
     Args:
         clock: Returns seconds.
@@ -53,7 +54,7 @@ def product_rate(clock: Clock, rounds: int = 5) -> float:
 
 
 def share(operations: int, seconds: float, rate: float) -> float:
-    """Return the share of ``rate`` that so many operations in so many seconds are.
+    """Return ``operations / seconds`` over ``rate``.
 
     Example:
         >>> share(operations=300, seconds=2.0, rate=600.0)
@@ -63,7 +64,7 @@ def share(operations: int, seconds: float, rate: float) -> float:
 
 
 def _attention_on_cpu() -> dict[Any, Any]:
-    """Attention has kernels of its own on a CPU, which torch's table of counts lacks."""
+    """Return operation counts of CPU attention kernels, which torch's table lacks."""
 
     def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
         return sdpa_flop_count(query, key, value)

@@ -1,11 +1,8 @@
-"""Timing that survives a busy machine.
-
-Contenders take turns in one process, and ratios are the result.
+"""Relative timing on a busy machine, and peak memory: contenders take turns in one process.
 
 In:   functions without arguments, one per contender.
-Out:  seconds per round of each; the ratio of two of them with its spread; the bytes one of them
-      holds at its peak.
-Knows nothing of what the functions do. The caller sets the threads: ``torch.set_num_threads(1)``.
+Out:  seconds per round of each; the ratio of two with its quartiles; peak bytes of one.
+The caller sets the threads: ``torch.set_num_threads(1)``.
 """
 
 import gc
@@ -17,10 +14,8 @@ from contextlib import contextmanager
 from statistics import median, quantiles
 from typing import Any
 
-from torch.autograd.profiler import (
-    profile,
-    record_function,
-)  # torch.profiler's takes four seconds to start
+# torch.profiler takes four seconds to start
+from torch.autograd.profiler import profile, record_function
 
 from weightloom.errors import ConfigError
 
@@ -30,10 +25,10 @@ Clock = Callable[[], float]
 
 
 def clock_for(threads: int) -> Clock:
-    """Return the clock of a run: processor time of one thread, which others on the machine do not lengthen.
+    """Return the clock of a run: processor time for one thread, wall clock for more.
 
-    With more threads processor time adds up over them, and on Windows it moves in ticks of 16 ms:
-    there the wall clock.
+    Processor time does not grow with other work on the machine. With more threads it adds up over
+    them, and on Windows it moves in ticks of 16 ms, so that Windows always gets the wall clock.
 
     Example:
         >>> clock_for(threads=2) is time.perf_counter
@@ -43,7 +38,7 @@ def clock_for(threads: int) -> Clock:
 
 
 def clock_words(threads: int) -> str:
-    """Say for a record which clock that is.
+    """Return a sentence for a record that names the clock of `clock_for`.
 
     Example:
         >>> clock_words(threads=2)
@@ -60,30 +55,30 @@ def alternate(
     clock: Clock = time.perf_counter,
     synchronise: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Time contenders in turn, so that whatever else the machine does falls on all of them alike.
+    """Time contenders in turn, so that other work on the machine slows all of them alike.
 
-    In every round each contender runs once. The order moves on by one from round to round and every
-    other round runs backwards, so that none always runs behind the same neighbour. Garbage is
-    collected before, never while, a round is timed; then the last in the round's order runs once
-    untimed, so that none starts with cold caches.
+    In every round each contender runs once. The order rotates by one per round and every other
+    round runs backwards, so that the neighbours change. Garbage is collected between rounds, never
+    within one. Before each round its last contender runs once untimed, to warm the caches.
 
     Args:
-        contenders: What to time, by name. Each does all its work when called; what it returns is
+        contenders: Functions to time, by name. Each does all its work when called; results are
             dropped.
         rounds: Timed calls of each.
-        warmup: Calls of each before the first round.
+        warmup: Untimed calls of each before the first round.
         clock: Returns seconds.
-        synchronise: Waits for the device, as in ``torch.cuda.synchronize``; called before the clock
-            is read.
+        synchronise: Waits for the device, as in ``torch.cuda.synchronize``; called before each
+            reading of the clock.
 
     Returns:
         Seconds per round, by name: entry i of every list was measured in round i.
 
     Raises:
-        ConfigError: If there is nothing to time.
+        ConfigError: If no contender is given, or fewer than one round.
 
     Example:
-        >>> times = alternate({"short": lambda: sum(range(10)), "long": lambda: sum(range(10_000))}, rounds=5)
+        >>> contenders = {"short": lambda: sum(range(10)), "long": lambda: sum(range(10_000))}
+        >>> times = alternate(contenders, rounds=5)
         >>> len(times["short"]), ratio(times, of="long", against="short")["median"] > 1
         (5, True)
     """
@@ -113,16 +108,15 @@ def alternate(
 
 
 def ratio(times: Mapping[str, Sequence[float]], of: str, against: str) -> dict[str, float]:
-    """Say how many times as long ``of`` takes as ``against``, and how sure that is.
+    """Return the ratio of two contenders' times, with quartiles over rounds.
 
     ``median`` is the ratio of the two medians. ``low`` and ``high`` are the quartiles of the ratios
-    within each round: half of the rounds lie between them. Rounds are paired because both ran
-    within moments of each other.
+    within each round, in which both ran close together.
 
     Args:
-        times: As `alternate` returns them.
-        of: The contender above the line.
-        against: The contender below the line.
+        times: Seconds per round, as returned by `alternate`.
+        of: Contender in the numerator.
+        against: Contender in the denominator.
 
     Example:
         >>> ratio({"peer": [2.0, 4.0, 8.0], "ours": [1.0, 2.0, 2.0]}, of="peer", against="ours")
@@ -134,23 +128,24 @@ def ratio(times: Mapping[str, Sequence[float]], of: str, against: str) -> dict[s
 
 
 def peak_memory_bytes(function: Callable[[], object], warmup: int = 1) -> int:
-    """Return the most bytes of CPU tensors that ``function`` holds at once, what an earlier call left included.
+    """Return the peak bytes of CPU tensors during a call, tensors left by the warm-up included.
 
-    Torch's profiler reports every allocation and release of the CPU allocator, with its size: the
-    running sum is exact, the same every time, and knows activations kept for backward. The
-    high-water mark of the process, the usual other way, counts pages: it hides what is reused and
-    rises by caches. Not counted: scratch that kernels take from elsewhere (oneDNN's workspaces),
-    and anything on an accelerator (``torch.cuda.max_memory_allocated``).
+    Torch's profiler reports every allocation and release of the CPU allocator, with its size. The
+    running sum is exact and repeatable, and includes activations kept for backward. The high-water
+    mark of the process, the usual alternative, counts pages: it hides reused memory and grows with
+    caches. Not counted: workspaces that kernels allocate elsewhere (oneDNN), and memory of an
+    accelerator (``torch.cuda.max_memory_allocated``).
 
     Args:
-        function: One step. Gradients count if it replaces them (``zero_grad(set_to_none=True)``),
-            as a step does; where it adds to gradients that were there before, those do not.
-        warmup: Calls before the measured one: they pay for one-time buffers, and their leavings are
+        function: One step. Its gradients count if it replaces them
+            (``zero_grad(set_to_none=True)``); gradients from before the warm-up, to which it adds,
+            do not.
+        warmup: Calls before the measured one, for one-time buffers. Tensors that they leave are
             known by size.
 
     Example:
         >>> from torch import zeros
-        >>> peak_memory_bytes(lambda: zeros(1000).exp().exp())  # each of 4,000 bytes, never more than two at once
+        >>> peak_memory_bytes(lambda: zeros(1000).exp().exp())  # 4,000 bytes each, two at once
         8000
     """
     gc.collect()
@@ -173,7 +168,7 @@ def peak_memory_bytes(function: Callable[[], object], warmup: int = 1) -> int:
                 live[memory.ptr] = memory.alloc_size
                 held += memory.alloc_size
             else:
-                held -= live.pop(memory.ptr, 0)  # what was there before is no concern of ours
+                held -= live.pop(memory.ptr, 0)  # unknown pointers stem from before the profile
         peak = max(peak, held) if measured else peak
     assert measured
     return peak
@@ -198,7 +193,7 @@ def _garbage_left_alone() -> Iterator[None]:
 
 @contextmanager
 def _no_words_from_kineto() -> Iterator[None]:
-    """Its start and stop are announced on the error stream by compiled code, below what `warnings` can reach."""
+    """Silence the profiler, whose compiled code writes to the error stream, past `warnings`."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

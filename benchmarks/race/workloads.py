@@ -1,9 +1,9 @@
-"""The two workloads of the race that generate a whole base, and the plain-torch ways to run them.
+"""Workloads that generate a whole base network, and contenders in plain torch.
 
-In:   the name of a workload, and how many tasks.
+In:   the name of a workload, the number of tasks.
 Out:  its base network, conditions, inputs and loss; contenders whose step generates, runs forward
       and backward.
-Knows nothing of the peers.
+Independent of the peers.
 """
 
 import copy
@@ -23,27 +23,27 @@ CONDITION_DIM = 16
 HIDDEN = 64
 
 Way = Literal["ours", "documented", "recipe", "undocumented", "plain torch"]
-"""Whose way it is: what a library's reference or quick start shows; a README's advanced recipe; a
-lucky find; none."""
+"""Origin of a contender's code: ours; a library's reference or quick start (documented); an
+advanced recipe of its README; undocumented; plain torch."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One base network and the data of one step."""
+    """Base network and the data of one step."""
 
     name: str
     base: nn.Module
     condition: Tensor
-    """(tasks, 16)."""
+    """Conditions, (tasks, 16)."""
     x: Tensor
-    """(tasks, batch, *event)."""
+    """Inputs, (tasks, batch, *event)."""
     targets: Tensor
-    """Of the outputs, for a squared error; or classes, for a cross entropy."""
+    """Numbers like the outputs, for a squared error; or classes, for a cross entropy."""
     by_hand: Callable[[Params, Tensor], Tensor]
-    """The forward pass of all tasks, written out for this base."""
+    """Forward pass of all tasks, written by hand for this base."""
 
     def loss(self, outputs: Tensor) -> Tensor:
-        """One number for all tasks together."""
+        """Return the mean loss over all tasks."""
         if self.targets.is_floating_point():
             return F.mse_loss(outputs, self.targets)
         return F.cross_entropy(outputs.flatten(0, 1), self.targets.flatten())
@@ -51,19 +51,19 @@ class Workload:
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do a step."""
+    """One way to run a step."""
 
     name: str
     way: Way
     how: str
-    """A sentence for the record: what was called, and what differs from the others."""
+    """Description for the record: functions called, and differences from the others."""
     module: nn.Module
-    """Whatever gets gradients."""
+    """Module whose parameters get gradients."""
     outputs: Callable[[], Tensor]
     """Generate parameters for all tasks and run them: (tasks, batch, *out)."""
 
     def step(self, workload: Workload) -> Tensor:
-        """Generate, forward, one loss, backward; no optimiser."""
+        """Generate, run forward, take the loss, run backward; return the loss. No optimiser."""
         self.module.zero_grad(set_to_none=True)
         loss = workload.loss(self.outputs())
         loss.backward()
@@ -71,10 +71,16 @@ class Contender:
 
 
 def make_workload(name: str, tasks: int = 32, seed: int = 0) -> Workload:
-    """Build a workload; the same numbers for the same seed.
+    """Build a workload, reproducible by seed.
+
+    Args:
+        name: ``mlp`` (1-64-64-1 on 16 points) or ``cnn`` (8 images of 1x16x16, ten classes).
+        tasks: Tasks of a step.
+        seed: Seed of weights, conditions and data.
 
     Example:
-        >>> [sum(p.numel() for p in make_workload(name).base.parameters()) for name in ("mlp", "cnn")]
+        >>> bases = [make_workload(name).base for name in ("mlp", "cnn")]
+        >>> [sum(p.numel() for p in base.parameters()) for base in bases]
         [4353, 3818]
     """
     with torch.random.fork_rng():
@@ -88,7 +94,7 @@ def make_workload(name: str, tasks: int = 32, seed: int = 0) -> Workload:
 
 
 def cnn() -> nn.Sequential:
-    """3,818 parameters for images of 1x16x16 and ten classes."""
+    """Build a CNN of 3,818 parameters for images of 1x16x16 and ten classes."""
     return nn.Sequential(
         *(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -97,7 +103,7 @@ def cnn() -> nn.Sequential:
 
 
 def mlp_by_hand(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """One batched matrix product per layer."""
+    """Run the MLP with one batched matrix product per layer."""
     for layer in ("0", "2", "4"):
         x = torch.baddbmm(
             params[f"{layer}.bias"][:, None], x, params[f"{layer}.weight"].transpose(1, 2)
@@ -107,7 +113,7 @@ def mlp_by_hand(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def cnn_by_hand(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Tasks are groups of channels: one grouped convolution per layer."""
+    """Run the CNN with one grouped convolution per layer; tasks are groups."""
     tasks, batch = x.shape[:2]
     x = x.transpose(0, 1).flatten(1, 2)
     for layer in ("0", "3"):
@@ -118,7 +124,7 @@ def cnn_by_hand(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def run_loop(base: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Run task after task."""
+    """Run the base in a loop over tasks."""
     rows = [
         functional_call(base, {name: value[i] for name, value in params.items()}, x[i])
         for i in range(len(x))
@@ -135,19 +141,19 @@ def run_vmap(base: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor
 
 
 def make_generator(size: int) -> nn.Sequential:
-    """Build the hypernetwork that every contender uses whose library permits it: 16-64-``size``."""
+    """Build the hypernetwork 16-64-``size``, common to all contenders that permit it."""
     return mlp([CONDITION_DIM, HIDDEN, size])
 
 
 def cut(flat: Tensor, shapes: Mapping[str, Sequence[int]]) -> Params:
-    """Cut (..., size) into parameters, each (..., *shape)."""
+    """Split a flat tensor, (..., size), into parameters, each (..., *shape)."""
     pieces = flat.split([math.prod(shape) for shape in shapes.values()], dim=-1)
     named = zip(shapes.items(), pieces, strict=True)
     return Params({name: piece.view(*piece.shape[:-1], *shape) for (name, shape), piece in named})
 
 
 def ours(workload: Workload) -> Contender:
-    """Our documented path: README's first code block."""
+    """Build our contender: the documented path of README's first code block."""
     base = copy.deepcopy(workload.base)
     hyper = MLPHyperNetwork(base, CONDITION_DIM, hidden=(HIDDEN,))
     return Contender(
@@ -160,7 +166,7 @@ def ours(workload: Workload) -> Contender:
 
 
 def plain_torch(workload: Workload) -> list[Contender]:
-    """Without any library: the loop, vmap, and kernels written out for this base."""
+    """Build the contenders in plain torch: a loop, vmap, and kernels by hand for this base."""
     base = copy.deepcopy(workload.base).requires_grad_(False)
     shapes = {name: value.shape for name, value in base.named_parameters()}
     generator = make_generator(sum(math.prod(shape) for shape in shapes.values()))
