@@ -157,6 +157,7 @@ printed = io.StringIO()
 with contextlib.redirect_stdout(printed):
     from weightloom.cli import main
     main(["list"])
+    main(["list", "rooms"])
     main([])
 listed_without_torch = "torch" not in sys.modules
 import torch
@@ -164,9 +165,7 @@ import cases, test_apps_fewshot_methods, weightloom
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.testing import check_form
 check_form(weightloom.ColumnScale())
-expanded = runpy.run_path(str(root / "docs" / "_rooms.py"))["expanded"]
-reference = root / "docs" / "reference"
-pages = [expanded((reference / page).read_text()) for page in ("apps.md", "forms.md", "hypernets.md", "learners.md")]
+pages = runpy.run_path(str(root / "docs" / "_rooms.py"))["file_pages"]()
 with contextlib.redirect_stdout(printed):
     main(["lines", "--run", "run", "--quiet"])
     main(["lines", "--resume", "run", "--quiet"])
@@ -179,7 +178,7 @@ print(json.dumps({
     "listed_without_torch": listed_without_torch,
     "bank": [case.id for case in (*cases.FORMS, *cases.HYPERNETWORKS)],
     "methods": [method for _, method in test_apps_fewshot_methods.CASES],
-    "pages": " ".join(pages).split(),
+    "pages": [*pages],
     "table": runpy.run_path(str(root / "docs" / "_tables.py"))["methods_table"]().split("`"),
     "chosen": FewShotConfig("digits", method="nearest-mean").method,
     "budget": str(weightloom.budget(torch.nn.Linear(20, 300), 300 * 9 + 20 * 10, width=8, generate="weight")),
@@ -251,5 +250,5 @@ def test_a_new_application_is_run_judged_and_shown(found):
     assert "lines" in found["listed"]
     trained, untrained = found["scores"]
     assert trained < 1e-3 < untrained
-    assert "lines" in found["pages"] or "`lines`" in found["pages"]
+    assert "weightloom.apps.lines" in found["pages"]
     assert "<h2>Results</h2>" in found["report"] and "hypernetwork (untrained)" in found["report"]
