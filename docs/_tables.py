@@ -470,9 +470,10 @@ def readme_numbers(records: dict[str, Record]) -> str:
             "time "
             f"| **{1 / ratio[one]:.2f}** x one model for all | `peft`, mixed batch of "
             f"{tasks[mixed]}: {ratio[mixed]:.2f} x ours | {link.format('peers')} |",
-            f"| training step of {tasks['mlp', 'weightloom']} generated MLPs; time | **1** "
-            f"| {min(documented):.1f} to {max(documented):.1f}, {len(documented)} libraries as "
-            f"documented; {by_hand:.2f} products written by hand | {link.format('peers')} |",
+            f"| training step of {tasks['mlp', 'weightloom']} generated MLPs; time | "
+            f"**1** | {len(documented)} libraries, as documented: {min(documented):.1f} to "
+            f"{max(documented):.1f} x ours; products written by hand: {by_hand:.2f} x "
+            f"| {link.format('peers')} |",
             "",
             "Every customer's network can be taken out as a plain `nn.Module` (`specialise`).",
         ]
