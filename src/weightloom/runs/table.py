@@ -151,7 +151,9 @@ def _score(row: Row, digits: int) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.3f}" if 0.001 <= abs(value) < 10 else f"{value:.3g}"
+    if 0.001 <= abs(value) < 10:
+        return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.4f}"
+    return f"{value:.3g}"
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:

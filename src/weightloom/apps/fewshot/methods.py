@@ -352,6 +352,13 @@ METHODS: tuple[Method, ...] = (
         },
         "Rasmussen and Williams (2006)",
     ),
+    Method(
+        "kernel",
+        "kernel regression over training images: their mean, weighted by the distance at the "
+        "observed pixels",
+        {("functions",): lambda p: p.kernel()},
+        "Nadaraya (1964), Watson (1964)",
+    ),
 )
 """Every method, in the order of lists; add yours here."""
 

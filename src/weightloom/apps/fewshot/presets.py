@@ -185,7 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluate_every": 1000,
         "precision": "bf16-mixed",
         "test_tasks": 1000,
-        "comparators": ("cnp", "cnp-grid", "interpolation", "gaussian"),
+        "comparators": ("cnp", "cnp-grid", "interpolation", "gaussian", "kernel"),
     },
 }
 """Default options per data set, tuned on validation tasks, comparators as carefully as the
