@@ -163,7 +163,7 @@ class Dark(Interpolation):
 def test_unobserved_points_are_scored_apart_where_observed_ones_are_queries():
     source = FunctionTasks(torch.zeros(200, 4, 4), 6)
     problem = GivenProblem(source, source, FewShotConfig("sinusoid").resolved())
-    found = judge(Dark(), problem, 6, 200).row("dark", "6-shot")
+    found = judge(Dark(), problem, 6, 200, at_once=200).row("dark", "6-shot")
     drawn = draw_test_tasks(problem, 6, 200)
     known = [
         bool((x == query[15]).all(1).any())
