@@ -345,9 +345,9 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "gaussian",
-        "linear completion under a Gaussian fitted to training images, or to training curves",
+        "the posterior mean under a Gaussian that is fitted to training images or functions",
         {
-            ("sinusoid",): lambda p: p.gaussian(),
+            ("curves",): lambda p: p.gaussian(),
             ("functions",): lambda p: learners.GaussianPixels(p.train, bounds=p.bounds),
         },
         "Rasmussen and Williams (2006)",

@@ -150,7 +150,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "outer_lr": 1e-3,
         "average": 0.99,
         "test_tasks": 1000,
-        "comparators": ("maml", "cnp", "ridge", "polynomial"),
+        "comparators": ("maml", "cnp", "ridge", "polynomial", "gaussian"),
     },
     "table": {
         "ways": (1,),
@@ -161,7 +161,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tasks": 32,
         "outer_lr": 1e-3,
         "test_tasks": 600,
-        "comparators": ("cnp", "ridge"),
+        "comparators": ("cnp", "ridge", "gaussian"),
     },
     "own": {
         "ways": (5,),

@@ -322,7 +322,6 @@ class OwnCurves(_Own, CurveProblem):
     """
 
     alike = "sinusoid"
-    without = ("gaussian",)
 
     def __init__(self, config: FewShotOptions) -> None:
         drawn = self._look(config)
