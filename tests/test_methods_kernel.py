@@ -1,6 +1,7 @@
 """Kernel regression over known functions: against the formula, and where the answer is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from weightloom.apps.fewshot.comparison import GivenProblem
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import draw_test_tasks, judge
+from weightloom.apps.fewshot.problems import problem_of
 from weightloom.base import specialise
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.learners.interpolation import Interpolation, Picture
@@ -180,3 +182,31 @@ def test_a_task_without_an_unobserved_point_has_no_such_score_and_curves_have_no
     assert scores["unobserved"].isnan().all() and not scores["mse"].isnan().any()
     line = RidgePolynomial(1, 1)
     assert [*judge(line, GivenProblem(curves, curves, config), 4, 3).per_task] == ["mse"]
+
+
+def table(path, tasks=30, points=6, shift=0.0):
+    """A CSV of lines of random slope, the rows of a task in random order; the inputs of the last task are shifted."""
+    random = np.random.default_rng(0)
+    lines = ["task,size,dose,y"]
+    for task in range(tasks):
+        slope = random.standard_normal()
+        for at in random.permutation(points):
+            size = at + shift * (task == tasks - 1)
+            lines.append(f"{task},{size},{-size},{slope * at}")
+    path.write_text("\n".join(lines))
+    return FewShotConfig(str(path), shots=(2,), comparators=("kernel",)).resolved()
+
+
+def test_a_table_whose_tasks_share_their_inputs_has_the_kernel_and_another_has_not(tmp_path):
+    problem = problem_of(table(tmp_path / "same.csv"))
+    learner = problem.learner("kernel")
+    assert learner.functions.shape == (18, 6, 1) and learner.counts.tolist() == [2]
+    task = problem.pools["train"].take(torch.tensor([5]))
+    values = learner.adapt(Support.of(task.x[None, :3], task.y[None, :3]))
+    found = learner.predict(values, task.x[None])
+    torch.testing.assert_close(found[0, :3], task.y[:3])
+    assert (found[0] - task.y).abs().max() < 0.5
+    other = table(tmp_path / "other.csv", shift=0.5)
+    with pytest.raises(ConfigError, match=r"`kernel` does not go with"):
+        for split in range(9):  # the task with other inputs is in the training part of most
+            problem_of(replace(other, split=split)).check_methods()

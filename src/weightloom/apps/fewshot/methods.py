@@ -354,9 +354,9 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "kernel",
-        "kernel regression over training images: their mean, weighted by the distance at the "
-        "observed pixels",
-        {("functions",): lambda p: p.kernel()},
+        "kernel regression over training functions on one grid: their mean, weighted by the "
+        "distance at observed points",
+        {("functions", "table"): lambda p: p.kernel()},
         "Nadaraya (1964), Watson (1964)",
     ),
 )

@@ -10,6 +10,7 @@ from weightloom.apps.fewshot.inputs import Inputs, Numbers, Targets
 from weightloom.apps.fewshot.problems.base import own_base
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.learners.interpolation import GaussianCurves
+from weightloom.learners.kernel import GridFunction, tuned_kernel
 from weightloom.learners.learner import Learner
 from weightloom.learners.polynomial import GaussianPolynomial
 from weightloom.networks import mlp
@@ -23,6 +24,9 @@ GAUSSIAN_CURVES = 3000
 """Number of training sinusoids that the Gaussian is fitted to."""
 GAUSSIAN_TASKS = 1000
 """Number of drawn training tasks of other data that the Gaussian prior is estimated from."""
+TUNING_TASKS = 200
+"""Drawn validation tasks per number of shots that the temperature of kernel regression is chosen
+by."""
 MOST_CUBED = 10
 """Maximum number of inputs whose squares and cubes the Gaussian reads; of more it reads a line."""
 
@@ -49,6 +53,8 @@ class CurveProblem(Problem):
         self.centred = config.kind == "growth-curves"
         if self.pools:
             self.x_dim, self.y_dim = self.pools["train"].x.shape[1], self.pools["train"].y.shape[1]
+        if self.table and not self.pools["train"].shared_grid():
+            self.without = ("kernel",)
         for shots in config.shots or ():
             self.test_source(shots)
         self.train_source()
@@ -108,6 +114,17 @@ class CurveProblem(Problem):
         grid = torch.linspace(-5, 5, 501, dtype=torch.float64)
         curves = SinusoidTasks.curve(grid, amplitude, phase)
         return GaussianCurves(curves, span=(-5.0, 5.0), components=2, ridge=1e-6)
+
+    def kernel(self) -> Learner:
+        """Build kernel regression over the training tasks of a table, which share their inputs."""
+        grid = self.pools["train"].shared_grid()
+        assert grid
+        positions, values = grid
+        drawn = [
+            self.validation_source(shots).sample(TUNING_TASKS, torch.Generator().manual_seed(0))
+            for shots in self.config.shots or ()
+        ]
+        return tuned_kernel(GridFunction(positions, values.shape[2]), values, drawn)
 
     def _gaussian_polynomial(self) -> Learner:
         source = self.train_source()
