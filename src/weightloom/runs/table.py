@@ -43,7 +43,8 @@ def print_table(scores: list[Row], unseen: str, columns: Sequence[str] = ()) -> 
     table.add_column("method", min_width=14)
     table.add_column(f"{scores[0]['name']} ± 95 %", justify="right", no_wrap=True)
     for heading, _ in shown:
-        table.add_column(fill(heading, HEADING - 2), justify="right", no_wrap=True)
+        lines = fill(heading, HEADING - 2, break_long_words=False)
+        table.add_column(lines, justify="right", no_wrap=True)
     settings = [row["setting"] for row in scores]
     for row, before, after in zip(scores, [None, *settings], [*settings[1:], None], strict=False):
         table.add_row(
