@@ -69,7 +69,7 @@ def test_a_data_sets_own_settings_go_before_those_of_its_family():
         ours.build_for("sinusoid") is not ours.build_for("table")
         and ours.build_for("table") is not None
     )
-    assert "gaussian" in FITS["sinusoid"] and "gaussian" not in FITS["growth-curves"]
+    assert "scratch" in FITS["sinusoid"] and "kernel" not in FITS["growth-curves"]
 
 
 def test_every_learner_can_be_imported_from_the_package():

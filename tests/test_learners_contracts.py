@@ -15,7 +15,8 @@ from weightloom.learners.cnp import ConditionalNeuralProcess, Conditioned
 from weightloom.learners.functions import FunctionNet, HyperFunction
 from weightloom.learners.heads import HyperHead
 from weightloom.learners.inputs import RestoringLearner
-from weightloom.learners.interpolation import GaussianPixels, Interpolation
+from weightloom.learners.interpolation import GaussianPixels, Interpolation, Picture
+from weightloom.learners.kernel import KernelRegression
 from weightloom.learners.learner import Learner
 from weightloom.learners.probe import LinearProbe
 from weightloom.networks import FeatureTrunk, TrunkNet
@@ -33,6 +34,7 @@ FUNCTIONS = {
     ),
     "interpolation": lambda: Interpolation(2, 1),
     "gaussian": lambda: GaussianPixels(IMAGES),
+    "kernel": lambda: KernelRegression(Picture(6, 6), IMAGES.flatten(1)[..., None], 0.05),
 }
 BANK = [(data, name) for data in ("digits", "sinusoid", "cameras") for name in FITS[data]]
 BANK += [("functions", name) for name in FUNCTIONS]

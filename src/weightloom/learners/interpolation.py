@@ -78,6 +78,21 @@ class Picture(nn.Module):
         super().__init__()
         self.pixels = nn.Parameter(torch.zeros(height, width), requires_grad=False)
 
+    def place(self, x: Tensor) -> Tensor:
+        """Number of the pixel at positions in [-1, 1], row by row from the top, (..., 2) to (...).
+
+        Positions outside belong to the pixel at the border.
+        """
+        size = x.new_tensor(self.pixels.shape[-2:]).flip(0)
+        column, row = (((x + 1) / 2 * size).floor().clamp(min=0).minimum(size - 1).long()).unbind(
+            -1
+        )
+        return row * self.pixels.shape[-1] + column
+
+    def params(self, values: Tensor) -> Params:
+        """Params of images from the values of their pixels, (tasks, pixels, 1)."""
+        return Params({"pixels": values[..., 0].unflatten(1, self.pixels.shape)})
+
     def forward(self, x: Tensor) -> Tensor:
         """Grey values at positions in [-1, 1], (batch, 2) to (batch, 1)."""
         at, image = x[None, None], self.pixels[None, None]
@@ -126,18 +141,14 @@ class GaussianPixels(Learner):
                 "pixel has two numbers for its position and one for its grey. Pass tasks such as "
                 "`FunctionTasks` draws."
             )
-        size = support.x.new_tensor(self.base.pixels.shape).flip(0)
-        column, row = (
-            ((support.x + 1) / 2 * size).floor().clamp(min=0).minimum(size - 1).long().unbind(2)
-        )
-        pixel = row * self.base.pixels.shape[1] + column
+        pixel = self.base.place(support.x)
         covariance = self.covariance[pixel[:, :, None], pixel[:, None]]
         miss = support.y[..., 0].double() - self.mean[pixel]
         weights = _weights(covariance, miss, support.mask, self.ridge)
         spread = weights.new_zeros(len(weights), len(self.mean)).scatter_add(1, pixel, weights)
         image = self.mean + spread @ self.covariance
         image = image if self.bounds is None else image.clamp(*self.bounds)
-        return Params({"pixels": image.to(support.y.dtype).unflatten(1, self.base.pixels.shape)})
+        return self.base.params(image.to(support.y.dtype)[..., None])
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Interpolate each task's image."""

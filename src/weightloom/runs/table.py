@@ -44,7 +44,8 @@ def print_table(scores: list[Row], unseen: str, columns: Sequence[str] = ()) -> 
     table.add_column("method", min_width=14)
     table.add_column(f"{scores[0]['name']} ± 95 %", justify="right", no_wrap=True)
     for heading, _ in shown:
-        table.add_column(fill(heading, HEADING - 2), justify="right", no_wrap=True)
+        lines = fill(heading, HEADING - 2, break_long_words=False)
+        table.add_column(lines, justify="right", no_wrap=True)
     settings = [row["setting"] for row in scores]
     for row, before, after in zip(scores, [None, *settings], [*settings[1:], None], strict=False):
         table.add_row(
@@ -152,7 +153,9 @@ def _score(row: Row, digits: int) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.3f}" if 0.001 <= abs(value) < 10 else f"{value:.3g}"
+    if 0.001 <= abs(value) < 10:
+        return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.4f}"
+    return f"{value:.3g}"
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:

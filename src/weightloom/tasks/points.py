@@ -46,6 +46,25 @@ class PointPool(NamedTuple):
             self.x[points], self.y[points], counts, names, self.groups[tasks], self.longest
         )
 
+    def shared_grid(self) -> tuple[Tensor, Tensor] | None:
+        """Return positions and values if all tasks have one point at each of the same positions.
+
+        Positions are (positions, features), values (tasks, positions, out). None for other tasks.
+
+        Example:
+            >>> x, names, groups = torch.tensor([[1.0], [2.0], [2.0], [1.0]]), ("a", "b"), [0, 0]
+            >>> pool = PointPool(x, 3 * x, torch.tensor([2, 2]), names, torch.tensor(groups))
+            >>> [part.tolist() for part in pool.shared_grid()]
+            [[[1.0], [2.0]], [[[3.0], [6.0]], [[3.0], [6.0]]]]
+        """
+        positions, place = self.x.unique(dim=0, return_inverse=True)
+        tasks, points = len(self.counts), len(positions)
+        task = torch.arange(tasks).repeat_interleave(self.counts)
+        cells = task * points + place
+        if tasks * points != len(cells) or len(cells.unique()) != len(cells):
+            return None
+        return positions, self.y[cells.argsort()].unflatten(0, (tasks, points))
+
     @property
     def longest(self) -> int:
         """Points of the longest task in this pool, or in the pool it was taken from.

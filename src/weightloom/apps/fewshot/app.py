@@ -38,7 +38,7 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
     config: ClassVar[type[FewShotConfig]] = FewShotConfig
     judged_by = ("ways", "shots", "uneven_shots", "queries", "test_tasks")
     folds = "split"
-    columns = ("f1",)
+    columns = ("f1", "unobserved")
     adapts_to = (
         "a folder with a folder of pictures or sounds for each class; a .csv, .jsonl or .npz file"
     )

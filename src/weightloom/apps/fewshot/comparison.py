@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightloom.apps import experiment
 from weightloom.apps.app import Shown
@@ -22,6 +22,7 @@ from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.presets import COMMON, PRESETS
 from weightloom.apps.fewshot.problems import Problem
+from weightloom.apps.fewshot.problems.problem import observed
 from weightloom.errors import ConfigError
 from weightloom.files import make_folder, write_atomically
 from weightloom.learners.learner import Learner
@@ -117,6 +118,8 @@ class GivenProblem(Problem):
         self.kind: Literal["classification", "regression"] = (
             "regression" if regression else "classification"
         )
+        if regression and isinstance(drawn.support_x, Tensor):
+            self.on_grid = bool(observed(drawn).any())
         ways = 1 if regression else int(drawn.support_y.max()) + 1
         self._setting = ways, drawn.support_x.shape[1] // ways
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from weightloom.apps.app import Contender
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems import Problem
+from weightloom.apps.fewshot.problems.problem import observed
 from weightloom.learners.learner import Learner
 from weightloom.losses import cross_entropy_per_task, loss_of_those_there, mse_per_task
 from weightloom.runs.record import Better, Role, Row, failed_row, row_of, summary
@@ -201,6 +202,8 @@ def judge(
         if labels:
             outputs[lost] = 0.0  # no class is likelier than another
         parts.append(_score(outputs, query))
+        if problem.on_grid:
+            parts[-1]["unobserved"] = _score_unobserved(outputs, drawn.take(slice(count)))
         if labels:
             sure, chosen = outputs.softmax(2).max(2)
             trust.append(torch.stack([sure, (chosen == query.y).float()])[:, query.mask])
@@ -303,3 +306,12 @@ def _score(outputs: Tensor, query: Examples) -> dict[str, Tensor]:
         "f1": multiclass_f1_score(predicted, targets, average="macro", **options),
         "log_loss": loss_of_those_there(cross_entropy_per_task, outputs, query.y, query.mask),
     }
+
+
+def _score_unobserved(outputs: Tensor, tasks: Tasks) -> Tensor:
+    """Return the mean squared error at query points that are no support points, (tasks,).
+
+    It is NaN for a task without any.
+    """
+    rest = tasks.query._replace(mask=tasks.query_mask & ~observed(tasks))
+    return _score(outputs, rest)["mse"].masked_fill(~rest.mask.any(1), torch.nan)

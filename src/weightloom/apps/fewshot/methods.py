@@ -345,12 +345,19 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "gaussian",
-        "linear completion under a Gaussian fitted to training images, or to training curves",
+        "the posterior mean under a Gaussian that is fitted to training images or functions",
         {
-            ("sinusoid",): lambda p: p.gaussian(),
+            ("curves",): lambda p: p.gaussian(),
             ("functions",): lambda p: learners.GaussianPixels(p.train, bounds=p.bounds),
         },
         "Rasmussen and Williams (2006)",
+    ),
+    Method(
+        "kernel",
+        "kernel regression over training functions on one grid: their mean, weighted by the "
+        "distance at observed points",
+        {("functions", "table"): lambda p: p.kernel()},
+        "Nadaraya (1964), Watson (1964)",
     ),
 )
 """Every method, in the order of lists; add yours here."""
@@ -363,7 +370,8 @@ FITS: dict[str, tuple[str, ...]] = {
     "own": tuple(
         method.name
         for method in METHODS
-        if method.name != "probe" and (method.build_for("folder") or method.build_for("table"))
+        if method.name not in ("probe", "kernel")
+        and (method.build_for("folder") or method.build_for("table"))
     )
 }
 """Names of the methods for each data set. ``own``, a source as ``module:Class``, has those of

@@ -150,7 +150,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "outer_lr": 1e-3,
         "average": 0.99,
         "test_tasks": 1000,
-        "comparators": ("maml", "cnp", "ridge", "polynomial"),
+        "comparators": ("maml", "cnp", "ridge", "polynomial", "gaussian"),
     },
     "table": {
         "ways": (1,),
@@ -161,7 +161,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tasks": 32,
         "outer_lr": 1e-3,
         "test_tasks": 600,
-        "comparators": ("cnp", "ridge"),
+        "comparators": ("cnp", "ridge", "gaussian"),
     },
     "own": {
         "ways": (5,),
@@ -185,7 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluate_every": 1000,
         "precision": "bf16-mixed",
         "test_tasks": 1000,
-        "comparators": ("cnp", "cnp-grid", "interpolation", "gaussian"),
+        "comparators": ("cnp", "cnp-grid", "interpolation", "gaussian", "kernel"),
     },
 }
 """Default options per data set, tuned on validation tasks, comparators as carefully as the

@@ -1,10 +1,13 @@
 """Images as functions: from a few pixels to a network from position to grey value."""
 
+import torch
+
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Numbers, Targets
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.learners.cnp import ConditionalNeuralProcess
 from weightloom.learners.functions import FunctionNet
+from weightloom.learners.kernel import kernel_of_images
 from weightloom.learners.learner import Learner
 from weightloom.tasks import TaskSource
 from weightloom.tasks.functions import FunctionTasks, load_mnist
@@ -15,6 +18,8 @@ CNP_QUERIES = 128
 """Query pixels per image in the training of a conditional neural process. Unlike a generated head
 it runs its whole network for each pixel of each image; with all pixels it would take a sixth of the
 steps in the same time."""
+TUNING_TASKS = 100
+"""Validation images per number of shots that the temperature of kernel regression is chosen by."""
 
 
 class FunctionProblem(Problem):
@@ -30,6 +35,7 @@ class FunctionProblem(Problem):
 
     kind = "regression"
     bounds = GREY
+    on_grid = True
     at_once = 1000  # images are drawn without repetition within a pass
 
     def __init__(self, config: FewShotOptions) -> None:
@@ -70,6 +76,15 @@ class FunctionProblem(Problem):
     def build(self, outputs: int) -> FunctionNet:
         """Build the base network of the hypernetwork, from position to grey value."""
         return FunctionNet(2, outputs, bounds=GREY)
+
+    def kernel(self) -> Learner:
+        """Build kernel regression over all training images, tuned on validation images."""
+        assert self.config.shots
+        drawn = [
+            self.validation_source(shots).sample(TUNING_TASKS, torch.Generator().manual_seed(0))
+            for shots in self.config.shots
+        ]
+        return kernel_of_images(self.train, drawn)
 
     def inputs(self) -> Inputs:
         """Return the preprocessing of positions."""

@@ -20,7 +20,7 @@ from weightloom.apps.fewshot.inputs import Arrays, Inputs, Numbers, Targets
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.problems.curves import CurveProblem
 from weightloom.apps.fewshot.problems.pools import Pools
-from weightloom.apps.fewshot.problems.problem import Problem
+from weightloom.apps.fewshot.problems.problem import Problem, observed
 from weightloom.apps.registry import OWN_ERRORS, imported
 from weightloom.errors import ConfigError, DataError, ShapeError
 from weightloom.learners.learner import Learner
@@ -327,7 +327,6 @@ class OwnCurves(_Own, CurveProblem):
     """
 
     alike = "sinusoid"
-    without = ("gaussian",)
 
     def __init__(self, config: FewShotOptions) -> None:
         drawn = self._look(config)
@@ -337,6 +336,7 @@ class OwnCurves(_Own, CurveProblem):
                 "floating-point targets. The inputs of a regression are rows of numbers, "
                 "(tasks, points, features). Flatten them."
             )
+        self.on_grid = bool(observed(drawn).any())
         self.x_dim, self.y_dim = drawn.support_x.shape[2], drawn.support_y.shape[2]
         self.pools, self.table, self.centred = {}, None, False
         self.build(self.y_dim)

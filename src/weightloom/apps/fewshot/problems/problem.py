@@ -52,6 +52,8 @@ class Problem(ABC):
     """Data set of the library whose methods and settings are used; empty for the problem's own."""
     without: tuple[str, ...] = ()
     """Methods of that data set that need knowledge which these tasks lack."""
+    on_grid: bool = False
+    """True if observed points are also query points, so that the others are scored apart."""
     many: int = 0
     """Tasks that adaptation is timed on at the end of a run; 0 for no timing."""
 
@@ -207,3 +209,19 @@ class MixedTasks(TaskSource):
         """Choose a source at random, and draw tasks from it."""
         choice = int(torch.randint(len(self.sources), (), generator=generator))
         return draw_share(self.sources[choice], share)(tasks, generator)
+
+
+def observed(tasks: Tasks) -> Tensor:
+    """Return True for query points at the position of a support point, (tasks, queries).
+
+    Inputs are one tensor.
+
+    Example:
+        >>> x = torch.tensor([[[0.0, 1.0], [2.0, 3.0]]])
+        >>> tasks = Tasks.of(x[:, :1], torch.zeros(1, 1, 1), x, torch.zeros(1, 2, 1))
+        >>> observed(tasks)
+        tensor([[ True, False]])
+    """
+    each = zip(tasks.support_x, tasks.support_mask, tasks.query_x, strict=True)
+    # Task by task: all pairs of points of all tasks would not fit in memory.
+    return torch.stack([(x[:, None] == near[mask]).all(2).any(1) for near, mask, x in each])
