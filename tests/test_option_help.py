@@ -5,10 +5,13 @@ from dataclasses import dataclass, fields
 
 import pytest
 
+from weightloom import commands
 from weightloom.apps import doctor
 from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.registry import find_app
 from weightloom.apps.rl.config import RLConfig
 from weightloom.cli import main
+from weightloom.commands import RunCommand
 from weightloom.option_help import option_help, options_of
 from weightloom.runs import progress
 from weightloom.runs.options import RunOptions, flag
@@ -144,3 +147,14 @@ def test_the_table_of_many_settings_shows_methods_and_no_markup(capsys, monkeypa
     shown = capsys.readouterr().out
     assert "bold" not in shown and "0.855 ±.012" in shown
     assert "hypernetwork" in shown and "matching-taught" in shown
+
+
+@pytest.mark.parametrize("line", ["fewshot", "rl"])
+def test_every_option_takes_the_value_that_help_names(line, capsys, monkeypatch):
+    text = help_of(line, capsys, monkeypatch)
+    app, kind = find_app(line), RunCommand
+    for name, choices in re.findall(r"^  --([a-z-]+) \{([^}]+)\}", text, re.MULTILINE):
+        for choice in choices.split(","):
+            words, default = [f"--{name}", choice], RunCommand(app.config())
+            parsed = commands._parsed(kind[app.config], words, line, default, loud=False)
+            assert str(getattr(parsed.options, name.replace("-", "_"))) == choice

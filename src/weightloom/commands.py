@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
 import tyro
-from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from weightloom.apps.app import App
 from weightloom.apps.registry import app_names, check_trusted, find_app, need_extra
@@ -292,7 +292,7 @@ def _parsed(kind: Any, words: list[str], name: str, default: Any, loud: bool = T
         kind,
         args=words,
         prog=f"weightloom {name}",
-        config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
+        config=(OmitArgPrefixes, FlagCreatePairsOff),
         console_outputs=loud,
         **given,
     )
