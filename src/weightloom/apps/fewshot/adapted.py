@@ -6,6 +6,7 @@ Out:  `AdaptedTask`, which predicts and saves.
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weightloom.apps.fewshot.export import plain_network, write_network
-from weightloom.apps.fewshot.inputs import Inputs, Targets, inputs_of, targets_of
+from weightloom.apps.fewshot.inputs import Inputs, Sentences, Targets, inputs_of, targets_of
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.apps.fewshot.support import Given, read_inputs, read_support
-from weightloom.errors import ConfigError, DataError
+from weightloom.errors import ConfigError, DataError, nearest
 from weightloom.files import check_empty, make_folder, write_atomically
 from weightloom.learners.learner import Learner, Support
+from weightloom.tasks import name_in_words
 from weightloom.texts import kind_of, read_json, shortened
 
+WORD = re.compile(r"[^\W\d_]{2}")
+"""Two letters in a row, without which a name is not read."""
 AT_ONCE = 1000
 """Batch size of predictions, in inputs."""
 
@@ -145,13 +149,20 @@ class AdaptedTask:
         return sure
 
 
-def adapt_to(learner: Learner, problem: Problem, support: Any) -> AdaptedTask:
+Names = bool | Mapping[Any, str] | None
+"""True to read the names of classes as examples, or a description by class; None as in training."""
+
+
+def adapt_to(learner: Learner, problem: Problem, support: Any, names: Names = None) -> AdaptedTask:
     """Adapt a trained learner to a task of the user's own.
 
     Args:
         learner: The trained method; put into eval mode.
         problem: The problem it was trained on, which defines the preprocessing.
         support: Support set, in a form that `read_support` accepts.
+        names: True: the name of each class is one more example, for texts; or a mapping from
+            classes to descriptions, read in place of their names. False: names are not read. None:
+            as in training, if all classes have names with a word.
 
     Returns:
         The adapted network. If the method is more than a plain network, it still predicts, but
@@ -159,7 +170,8 @@ def adapt_to(learner: Learner, problem: Problem, support: Any) -> AdaptedTask:
 
     Raises:
         DataError: If an example cannot be read or has the wrong form.
-        ConfigError: If the method cannot be adapted to this number of classes.
+        ConfigError: If the method cannot be adapted to this number of classes, or ``names`` are to
+            be read and the examples are no texts.
     """
     inputs, targets = problem.inputs(), problem.targets()
     examples = read_support(support, inputs, problem.kind, targets)
@@ -170,6 +182,10 @@ def adapt_to(learner: Learner, problem: Problem, support: Any) -> AdaptedTask:
         _check_classes(learner, classes)
         about = f"{len(x)} examples of {len(set(examples.y))} classes"
         about += f": {', '.join(str(name) for name in classes)}" if len(classes) <= 20 else ""
+        if texts := _texts_of(classes, inputs, problem.config.names if names is None else names):
+            x = torch.cat([x, inputs.encode(texts)])
+            y = torch.cat([y, torch.arange(len(classes))])
+            about += ", and the names of these as one more each"
     else:
         targets, y = targets.of_task(examples.y), _centred(targets, examples)
         about = f"{len(x)} points, predicting {', '.join(targets.names)}"
@@ -255,6 +271,33 @@ def _check_classes(learner: Learner, classes: Sequence[Any]) -> None:
             f"with `ways={len(classes)}`, or choose a method that makes a head for each task, such "
             "as `hypernetwork` or `protonet`."
         )
+
+
+def _texts_of(classes: Sequence[Any], inputs: Inputs, names: bool | Mapping[Any, str]) -> list[str]:
+    """Return the name or description of each class as a text to encode; empty for none.
+
+    Numbers and lone letters say nothing of a class: with ``True`` either all names are read or
+    none, since a class with one more example than others would be favoured.
+
+    Raises:
+        ConfigError: If descriptions are given and the examples are no texts, or a description is of
+            no class of the support set.
+    """
+    described = names if isinstance(names, Mapping) else {}
+    if described and not isinstance(inputs, Sentences):
+        raise ConfigError(
+            f"`names` describes classes, but an example is {inputs.takes}. Descriptions are "
+            "encoded like texts. Leave `names` out."
+        )
+    if unknown := [name for name in described if name not in classes]:
+        raise ConfigError(
+            f"`names` describes {str(unknown[0])[:60]!r}, which is no class of the support set. "
+            f"{nearest(str(unknown[0]), [str(name) for name in classes])}"
+        )
+    if not names or not isinstance(inputs, Sentences):
+        return []
+    texts = [described.get(name, name_in_words(str(name))) for name in classes]
+    return texts if all(WORD.search(text) for text in texts) else []
 
 
 def _answer(learner: Learner, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
