@@ -182,13 +182,14 @@ def adapt_to(learner: Learner, problem: Problem, support: Any, names: Names = No
         _check_classes(learner, classes)
         about = f"{len(x)} examples of {len(set(examples.y))} classes"
         about += f": {', '.join(str(name) for name in classes)}" if len(classes) <= 20 else ""
-        if texts := _texts_of(classes, inputs, problem.config.names if names is None else names):
-            x = torch.cat([x, inputs.encode(texts)])
-            y = torch.cat([y, torch.arange(len(classes))])
-            about += ", and the names of these as one more each"
     else:
         targets, y = targets.of_task(examples.y), _centred(targets, examples)
         about = f"{len(x)} points, predicting {', '.join(targets.names)}"
+    names = problem.config.names == "support" if names is None else names
+    if texts := _texts_of(classes, inputs, names):
+        x = torch.cat([x, inputs.encode([*texts.values()], [*texts])])
+        y = torch.cat([y, torch.arange(len(classes))])
+        about += ", and the name of each as one more"
     one = Support(x[None], y[None], torch.ones(1, len(x), dtype=torch.bool))
     learner.eval()
     torch.manual_seed(0)  # for methods that start from a random network
@@ -273,31 +274,36 @@ def _check_classes(learner: Learner, classes: Sequence[Any]) -> None:
         )
 
 
-def _texts_of(classes: Sequence[Any], inputs: Inputs, names: bool | Mapping[Any, str]) -> list[str]:
-    """Return the name or description of each class as a text to encode; empty for none.
+def _texts_of(
+    classes: Sequence[Any], inputs: Inputs, names: bool | Mapping[Any, str]
+) -> dict[str, Any]:
+    """Return the description or name of each class by its name in messages; empty for none.
 
-    Numbers and lone letters say nothing of a class: with ``True`` either all names are read or
-    none, since a class with one more example than others would be favoured.
+    Numbers and single letters say nothing about a class. All names are read or none, since a class
+    with one more example than the others would be favoured.
 
     Raises:
-        ConfigError: If descriptions are given and the examples are no texts, or a description is of
+        ConfigError: If names are to be read and the examples are no texts, or a description is of
             no class of the support set.
     """
-    described = names if isinstance(names, Mapping) else {}
-    if described and not isinstance(inputs, Sentences):
+    if not names:
+        return {}
+    if not isinstance(inputs, Sentences):
         raise ConfigError(
-            f"`names` describes classes, but an example is {inputs.takes}. Descriptions are "
-            "encoded like texts. Leave `names` out."
+            f"`names={names!r}` but an example is {inputs.takes}. Names are encoded like texts. "
+            "Leave `names` out."
         )
+    described = names if isinstance(names, Mapping) else {}
     if unknown := [name for name in described if name not in classes]:
         raise ConfigError(
             f"`names` describes {str(unknown[0])[:60]!r}, which is no class of the support set. "
-            f"{nearest(str(unknown[0]), [str(name) for name in classes])}"
+            f"{nearest(str(unknown[0])[:60], [str(name) for name in classes])}"
         )
-    if not names or not isinstance(inputs, Sentences):
-        return []
-    texts = [described.get(name, name_in_words(str(name))) for name in classes]
-    return texts if all(WORD.search(text) for text in texts) else []
+    if not all(name in described or WORD.search(str(name)) for name in classes):
+        return {}
+    return {
+        f"the name of `{name}`": described.get(name, name_in_words(str(name))) for name in classes
+    }
 
 
 def _answer(learner: Learner, params: Mapping[str, Tensor], x: Tensor) -> Tensor:

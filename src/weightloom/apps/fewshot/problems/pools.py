@@ -187,7 +187,7 @@ def _intents(config: FewShotOptions) -> Pools:
 
     def load(name: str) -> ClassPool:
         pool = load_intent_pool(name)
-        return with_names(pool) if config.names else pool
+        return with_names(pool) if config.names == "support" else pool
 
     pool, domains = load("clinc150"), load_intents("clinc150").groups
     near = torch.isin(domains, torch.tensor(NEAR_DOMAINS))
