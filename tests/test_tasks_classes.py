@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from references import tensors_of
-from weightloom.errors import ConfigError
+from weightloom.errors import ConfigError, ShapeError
 from weightloom.tasks import ClassTasks, Jitter
 
 COUNTS = torch.tensor([4, 7, 5, 4, 6])
@@ -92,6 +92,29 @@ def test_the_same_seed_gives_the_same_tasks_and_another_seed_others():
         first.classes, other.classes
     )
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_name_is_one_more_support_example_behind_the_shots_of_its_class_and_never_masked():
+    named = -10.0 * torch.arange(1, 6)[:, None, None, None].expand(-1, 1, 4, 4)
+    options = {"shots": 2, "queries": 2, "fewest_shots": 1}
+    plain, tasks = draw(20, **options), draw(20, **options, named=named)
+    assert torch.equal(tasks.query_x, plain.query_x) and torch.equal(tasks.query_y, plain.query_y)
+    assert tasks.support_y.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2]] * 20
+    mask = tasks.support_mask.view(20, 3, 3)
+    assert mask[..., 2].all() and torch.equal(mask[..., :2].flatten(1), plain.support_mask)
+    support = numbers(tasks.support_x).view(20, 3, 3)
+    assert torch.equal(support[..., :2].flatten(1), numbers(plain.support_x))
+    assert torch.equal(support[..., 2], -10 * (tasks.classes + 1))
+    half = ClassTasks(pool(), COUNTS, 3, 2, 2, fewest_shots=1, named=named).sample(
+        20, torch.Generator().manual_seed(0), share=slice(1, None, 2)
+    )
+    expected = tensors_of(tasks.take(slice(1, None, 2)))
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(half), expected, strict=True))
+
+
+def test_names_of_another_shape_are_refused():
+    with pytest.raises(ShapeError, match=r"`named` has shape \(4, 1, 4, 4\).*5 classes"):
+        ClassTasks(pool(), COUNTS, 3, 1, 2, named=torch.zeros(4, 1, 4, 4))
 
 
 def test_bytes_become_numbers_from_0_to_1_and_floats_stay():

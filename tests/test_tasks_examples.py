@@ -6,7 +6,7 @@ from torch.utils._pytree import tree_map
 
 from references import tensors_of
 from weightloom import SinusoidTasks
-from weightloom.errors import ShapeError
+from weightloom.errors import ConfigError, ShapeError
 from weightloom.tasks import Examples, Tasks
 
 X, Y = torch.randn(4, 5, 3), torch.arange(5).expand(4, 5)
@@ -113,3 +113,20 @@ def test_a_notebook_shows_every_tensor_of_tasks():
     assert "<td>(2, 3, 1)</td><td>float32</td>" in html and "2 tasks" in html
     for name in ("support[&#x27;x&#x27;]", "query[&#x27;mask&#x27;]", "hidden"):
         assert name in html
+
+
+def test_names_follow_the_numbers_of_classes_wherever_tasks_go():
+    known = [f"class {number}" for number in range(20)]
+    tasks = of_trees()
+    expected = [[f"class {5 * task + label}" for label in range(5)] for task in range(4)]
+    assert tasks.names(known) == tasks.to("cpu").names(known) == expected
+    assert tasks.take(torch.tensor([2, 0])).names(known) == [expected[2], expected[0]]
+    assert tasks.map(lambda values: values.flip(0)).names(known) == expected[::-1]
+
+
+def test_names_without_numbers_of_classes_are_refused():
+    tasks = of_trees()
+    with pytest.raises(ConfigError, match="holds a class 19, and 3 names"):
+        tasks.names(["a", "b", "c"])
+    with pytest.raises(ConfigError, match=r"`Tasks\.classes` is None"):
+        tasks._replace(classes=None).names(["a"])

@@ -10,7 +10,14 @@ import torch
 
 from weightloom.datasets import searched_folders
 from weightloom.errors import ConfigError, DataError, MissingExtraError
-from weightloom.tasks import ClassTasks, load_intent_pool, load_intents, sentence_features, text
+from weightloom.tasks import (
+    ClassTasks,
+    load_intent_pool,
+    load_intents,
+    sentence_features,
+    text,
+    with_names,
+)
 
 REAL = Path(os.environ.get("WEIGHTLOOM_DATA") or "/nowhere").expanduser()
 CLINC = """\
@@ -80,6 +87,21 @@ def test_a_pool_holds_the_features_of_each_intent_in_order_and_zeros_behind(plac
         ("to Rome, please", "fly me home"),
         ("do I need one for Peru",),
     )
+
+
+def test_names_are_read_as_words_and_descriptions_in_place_of_them(place, counted):
+    put(place, "clinc150", CLINC.replace("book flight", "book_a-flight"))
+    pool = with_names(load_intent_pool("clinc150"))
+    assert counted[-1] == ["balance", "book a flight", "visa"]
+    assert pool.named.shape == (3, 384) and pool.named[:, 0].tolist() == [7, 13, 4]
+    said = with_names(pool._replace(descriptions=("what I have", "to go away", "a")))
+    assert said.named[:, 0].tolist() == [11, 10, 1] and said.names == pool.names
+    some = said.pick([2, 0])
+    assert some.named[:, 0].tolist() == [1, 11] and some.descriptions == ("a", "what I have")
+    assert some.names == ("visa", "balance") and some.counts.tolist() == [1, 1]
+    assert some.sentences == (("do I need one for Peru",), ("what do I have",))
+    assert some.examples[:, 0, 0].tolist() == [22, 14]
+    assert pool._replace(named=None).pick([0]).named is None
 
 
 def test_features_are_worked_out_once_and_kept(place, counted):

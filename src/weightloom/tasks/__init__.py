@@ -56,4 +56,6 @@ from weightloom.tasks.tasks import draw_share as draw_share
 from weightloom.tasks.text import TextSet as TextSet
 from weightloom.tasks.text import load_intent_pool as load_intent_pool
 from weightloom.tasks.text import load_intents as load_intents
+from weightloom.tasks.text import name_in_words as name_in_words
 from weightloom.tasks.text import sentence_features as sentence_features
+from weightloom.tasks.text import with_names as with_names

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightloom.errors import ConfigError
+from weightloom.errors import ConfigError, ShapeError
 from weightloom.tasks.augment import Among, takes_share
 from weightloom.tasks.tasks import ALL, Tasks, TaskSource
 
@@ -51,6 +51,10 @@ class ClassTasks(TaskSource):
     same_drawer: bool = False
     """Draw the same positions in the pool for all classes of a task. In Omniglot, position j is
     the drawing of person j."""
+    named: Tensor | None = None
+    """One more support example of each class, made of its name, (classes, *event), float:
+    `ClassPool.named`. It comes after the shots of its class and is never masked. None: no
+    more."""
 
     def __post_init__(self) -> None:
         classes, fewest = len(self.examples), int(self.counts.min())
@@ -90,6 +94,13 @@ class ClassTasks(TaskSource):
                 f"task are all of one group. Pass `ways` from 2 to {largest}."
             )
 
+        if self.named is not None and self.named.shape != (classes, *self.examples.shape[2:]):
+            raise ShapeError(
+                f"`named` has shape {tuple(self.named.shape)}, but the pool holds {classes} "
+                f"classes of examples {tuple(self.examples.shape[2:])}. It holds one more example "
+                "of each class, encoded as the others. Pass `with_names(pool).named`."
+            )
+
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
         """Draw classes, then examples of each, for all tasks at once.
 
@@ -126,9 +137,12 @@ class ClassTasks(TaskSource):
                 self.fewest_shots, self.shots + 1, (tasks, self.ways, 1), generator=generator
             )
             mask = torch.arange(self.shots) < kept[share]
+        if self.named is not None:
+            support = torch.cat([support, self.named[drawn][:, :, None].to(support)], dim=2)
+            mask = torch.nn.functional.pad(mask, (0, 1), value=True)
         return Tasks.of(
             support.flatten(1, 2),
-            labels.expand(-1, -1, self.shots).flatten(1),
+            labels.expand(-1, -1, support.shape[2]).flatten(1),
             query.flatten(1, 2),
             labels.expand(-1, -1, self.queries).flatten(1),
             support_mask=mask.flatten(1),

@@ -6,7 +6,7 @@ Independent of tasks, support and query.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,33 @@ class ClassPool(NamedTuple):
     """Name of each class, e.g. ``"7"`` or ``"Greek/character03"``."""
     sentences: tuple[tuple[str, ...], ...] = ()
     """Text of each example, by class, to be displayed; empty for images."""
+    descriptions: tuple[str, ...] = ()
+    """Sentence about each class, read in place of its name; empty: the names are read."""
+    named: Tensor | None = None
+    """One more example of each class, made of its name or description, (classes, *event), for
+    `ClassTasks.named`; None if names are not encoded. `with_names` adds it."""
+
+    def pick(self, classes: Sequence[int]) -> "ClassPool":
+        """Select some classes, by their numbers.
+
+        Example:
+            >>> pool = ClassPool(torch.rand(3, 5, 8), torch.full((3,), 5), ("a", "b", "c"))
+            >>> pool.pick([2, 0]).names
+            ('c', 'a')
+        """
+        index = torch.as_tensor(classes, dtype=torch.int64)
+
+        def some(of_classes: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(of_classes[number] for number in classes) if of_classes else ()
+
+        return ClassPool(
+            self.examples[index],
+            self.counts[index],
+            some(self.names),
+            some(self.sentences),
+            some(self.descriptions),
+            None if self.named is None else self.named[index],
+        )
 
 
 def load_digits() -> ClassPool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 
-from weightloom.errors import ShapeError
+from weightloom.errors import ConfigError, ShapeError
 from weightloom.texts import html_table
 
 
@@ -109,9 +109,9 @@ class Tasks(NamedTuple):
     camera; None if unknown. Not available at test time: only for reports, and for meta-training
     losses that document their use."""
     classes: Tensor | None = None
-    """Class in the pool of each label of a task, (tasks, ways): for reports, and for methods that
-    train a classifier of all training classes. None if tasks are not drawn from a pool of
-    classes."""
+    """Class in the pool of each label of a task, (tasks, ways): for reports, for `names`, and for
+    methods that train a classifier of all training classes. None if tasks are not drawn from a pool
+    of classes."""
 
     def _repr_html_(self) -> str:
         parts = {name: getattr(self, name) for name in ("support", "query", "hidden", "classes")}
@@ -197,6 +197,32 @@ class Tasks(NamedTuple):
     def query_mask(self) -> Tensor:
         """False for padding of the query, (tasks, queries)."""
         return self.query.mask
+
+    def names(self, of_classes: Sequence[str]) -> list[list[str]]:
+        """Look up the names of the classes of each task, in the order of its labels.
+
+        Tasks hold numbers only; names and descriptions stay in the pool.
+
+        Args:
+            of_classes: Name of each class of the pool, as `ClassPool.names`.
+
+        Raises:
+            ConfigError: If `Tasks.classes` is None, or holds a class without a name.
+
+        Example:
+            >>> x, y = torch.randn(1, 2, 3), torch.tensor([[0, 1]])
+            >>> Tasks.of(x, y, x, y, classes=torch.tensor([[2, 0]])).names(["ant", "bee", "cow"])
+            [['cow', 'ant']]
+        """
+        most = -1 if self.classes is None else int(self.classes.max())
+        if self.classes is None or most >= len(of_classes):
+            found = f"holds a class {most}" if self.classes is not None else "is None"
+            raise ConfigError(
+                f"`Tasks.classes` {found}, and {len(of_classes)} names were given. It holds the "
+                "number in the pool of the class of each label, (tasks, ways), as `ClassTasks` "
+                "draws it. Pass the names of that pool."
+            )
+        return [[of_classes[number] for number in row] for row in self.classes.tolist()]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Tasks":
         """Apply a function to every tensor of every field."""

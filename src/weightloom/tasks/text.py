@@ -130,6 +130,32 @@ def load_intent_pool(name: str) -> ClassPool:
     return ClassPool(examples, counts, texts.names, by_class)
 
 
+def name_in_words(name: str) -> str:
+    """Write the name of a class as words, as a text to encode.
+
+    Example:
+        >>> name_in_words("card_arrival"), name_in_words("lost-or-stolen phone")
+        ('card arrival', 'lost or stolen phone')
+    """
+    return " ".join(name.replace("_", " ").replace("-", " ").split())
+
+
+def with_names(pool: ClassPool) -> ClassPool:
+    """Encode the description of each class, or its name in words, as `ClassPool.named`.
+
+    As one more support sentence, a name has the weight of one example of its class. On held-out
+    classes of CLINC150 half and twice that weight were no better, nor were sentences around it.
+
+    Args:
+        pool: Pool of features of texts, from `sentence_features`.
+
+    Raises:
+        MissingExtraError: If the features are not in the cache and the encoder is not installed.
+    """
+    texts = pool.descriptions or tuple(name_in_words(name) for name in pool.names)
+    return pool._replace(named=sentence_features(texts))
+
+
 def sentence_features(texts: Sequence[str], *, keep: bool = True) -> Tensor:
     """Encode texts with a frozen MiniLM: the mean over tokens, scaled to unit length.
 

@@ -6,6 +6,7 @@ Out:  `AdaptedTask`, which predicts and saves.
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weightloom.apps.fewshot.export import plain_network, write_network
-from weightloom.apps.fewshot.inputs import Inputs, Targets, inputs_of, targets_of
+from weightloom.apps.fewshot.inputs import Inputs, Sentences, Targets, inputs_of, targets_of
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.apps.fewshot.support import Given, read_inputs, read_support
-from weightloom.errors import ConfigError, DataError
+from weightloom.errors import ConfigError, DataError, nearest
 from weightloom.files import check_empty, make_folder, write_atomically
 from weightloom.learners.learner import Learner, Support
+from weightloom.tasks import name_in_words
 from weightloom.texts import kind_of, read_json, shortened
 
+WORD = re.compile(r"[^\W\d_]{2}")
+"""Two letters in a row, without which a name is not read."""
 AT_ONCE = 1000
 """Batch size of predictions, in inputs."""
 
@@ -145,13 +149,20 @@ class AdaptedTask:
         return sure
 
 
-def adapt_to(learner: Learner, problem: Problem, support: Any) -> AdaptedTask:
+Names = bool | Mapping[Any, str] | None
+"""True to read the names of classes as examples, or a description by class; None as in training."""
+
+
+def adapt_to(learner: Learner, problem: Problem, support: Any, names: Names = None) -> AdaptedTask:
     """Adapt a trained learner to a task of the user's own.
 
     Args:
         learner: The trained method; put into eval mode.
         problem: The problem it was trained on, which defines the preprocessing.
         support: Support set, in a form that `read_support` accepts.
+        names: True: the name of each class is one more example, for texts; or a mapping from
+            classes to descriptions, read in place of their names. False: names are not read. None:
+            as in training, if all classes have names with a word.
 
     Returns:
         The adapted network. If the method is more than a plain network, it still predicts, but
@@ -159,7 +170,8 @@ def adapt_to(learner: Learner, problem: Problem, support: Any) -> AdaptedTask:
 
     Raises:
         DataError: If an example cannot be read or has the wrong form.
-        ConfigError: If the method cannot be adapted to this number of classes.
+        ConfigError: If the method cannot be adapted to this number of classes, or ``names`` are to
+            be read and the examples are no texts.
     """
     inputs, targets = problem.inputs(), problem.targets()
     examples = read_support(support, inputs, problem.kind, targets)
@@ -173,6 +185,11 @@ def adapt_to(learner: Learner, problem: Problem, support: Any) -> AdaptedTask:
     else:
         targets, y = targets.of_task(examples.y), _centred(targets, examples)
         about = f"{len(x)} points, predicting {', '.join(targets.names)}"
+    names = problem.config.names == "support" if names is None else names
+    if texts := _texts_of(classes, inputs, names):
+        x = torch.cat([x, inputs.encode([*texts.values()], [*texts])])
+        y = torch.cat([y, torch.arange(len(classes))])
+        about += ", and the name of each as one more"
     one = Support(x[None], y[None], torch.ones(1, len(x), dtype=torch.bool))
     learner.eval()
     torch.manual_seed(0)  # for methods that start from a random network
@@ -255,6 +272,38 @@ def _check_classes(learner: Learner, classes: Sequence[Any]) -> None:
             f"with `ways={len(classes)}`, or choose a method that makes a head for each task, such "
             "as `hypernetwork` or `protonet`."
         )
+
+
+def _texts_of(
+    classes: Sequence[Any], inputs: Inputs, names: bool | Mapping[Any, str]
+) -> dict[str, Any]:
+    """Return the description or name of each class by its name in messages; empty for none.
+
+    Numbers and single letters say nothing about a class. All names are read or none, since a class
+    with one more example than the others would be favoured.
+
+    Raises:
+        ConfigError: If names are to be read and the examples are no texts, or a description is of
+            no class of the support set.
+    """
+    if not names:
+        return {}
+    if not isinstance(inputs, Sentences):
+        raise ConfigError(
+            f"`names={names!r}` but an example is {inputs.takes}. Names are encoded like texts. "
+            "Leave `names` out."
+        )
+    described = names if isinstance(names, Mapping) else {}
+    if unknown := [name for name in described if name not in classes]:
+        raise ConfigError(
+            f"`names` describes {str(unknown[0])[:60]!r}, which is no class of the support set. "
+            f"{nearest(str(unknown[0])[:60], [str(name) for name in classes])}"
+        )
+    if not all(name in described or WORD.search(str(name)) for name in classes):
+        return {}
+    return {
+        f"the name of `{name}`": described.get(name, name_in_words(str(name))) for name in classes
+    }
 
 
 def _answer(learner: Learner, params: Mapping[str, Tensor], x: Tensor) -> Tensor:

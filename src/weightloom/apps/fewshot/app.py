@@ -155,6 +155,8 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
     def notes(self, config: FewShotOptions) -> str:
         """Return the evaluation protocol in words."""
         said = f"Intervals are 95 % over tasks. {PROTOCOL[config.normalisation]}"
+        if config.names == "support":
+            said += " Every method reads the name of each class as one more support example."
         if config.kind != "own":
             return said
         from weightloom.apps.fewshot.problems.own import protocol_of

@@ -30,7 +30,7 @@ class FewShotConfig(RunOptions):
 
     groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "Data and tasks": (
-            *("data", "ways", "shots", "queries", "uneven_shots", "train_ways"),
+            *("data", "ways", "shots", "queries", "uneven_shots", "names", "train_ways"),
             *("split", "held_out", "tasks", "test_tasks"),
         ),
         "Methods": ("base", "normalisation", "inner_steps", "inner_lr"),
@@ -53,6 +53,9 @@ class FewShotConfig(RunOptions):
     source of your own."""
     uneven_shots: bool = False
     """Judge on tasks whose classes have unequal shots, from 1 to each of `--shots`."""
+    names: Literal["support", "none"] | None = None
+    """Names of classes: `support` reads each as one more support example, for texts; `none` reads
+    none. Default: `support` for intents, else `none`."""
     queries: int | None = None
     """Query points per class (per task of curves, `mnist-functions` or cameras). Default: by data
     set, from 1 to 784; 50 for cameras, 5 for a folder or a table, 10 for a source of your own."""
@@ -144,6 +147,7 @@ class FewShotConfig(RunOptions):
             "--split": self.kind == "sinusoid" and self.split,
             "--normalisation": self.kind in FAMILIES["curves"]
             and self.normalisation not in (None, "group"),
+            "--names": self.names == "support" and self.kind not in FAMILIES["sentences"],
         }
         for option, typed in unused.items():
             if typed:
@@ -252,6 +256,7 @@ class FewShotOptions(FewShotConfig):
     comparators: tuple[str, ...]
     ways: tuple[int, ...]
     shots: tuple[int, ...]
+    names: Literal["support", "none"]
     queries: int
     normalisation: Literal["group", "batch", "transductive"]
     tasks: int

@@ -62,8 +62,7 @@ def export_task(
         "task": f"meta-test task {task}, {problem.setting(shots, config.ways[0])}"
     }
     if isinstance(problem, ClassProblem):
-        assert drawn.classes is not None
-        about["classes"] = [problem.held_out.names[i] for i in drawn.classes[0].tolist()]
+        about["classes"] = drawn.names(problem.held_out.names)[0]
     return write_network(learner, drawn.support, folder, about)
 
 

@@ -13,6 +13,7 @@ DATA = tuple(name for name in FITS if name not in ("folder", "table", "own"))
 COMMON: dict[str, Any] = {
     "evaluate_every": 500,
     "checkpoint_every": 200,
+    "names": "none",
     "precision": "32-true",
     "normalisation": "group",
     "clip_norm": 1.0,
@@ -116,6 +117,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **IMAGES,
     },
     "intents": {
+        "names": "support",
         "ways": (5, 77),
         "train_ways": 60,
         "shots": (1, 5),

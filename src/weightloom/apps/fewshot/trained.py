@@ -11,7 +11,7 @@ from typing import Any
 
 from weightloom.apps.experiment import load as load_run
 from weightloom.apps.experiment import say, train_model
-from weightloom.apps.fewshot.adapted import AdaptedTask, adapt_to
+from weightloom.apps.fewshot.adapted import AdaptedTask, Names, adapt_to
 from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig, FewShotOptions
 from weightloom.apps.fewshot.problems import Problem
@@ -30,7 +30,7 @@ class Trained:
     config: FewShotOptions
     """Options of the training, all filled in."""
 
-    def adapt(self, support: Any) -> AdaptedTask:
+    def adapt(self, support: Any, names: Names = None) -> AdaptedTask:
         """Adapt to a new task.
 
         Args:
@@ -38,15 +38,19 @@ class Trained:
                 and targets ``(x, y)``; or a path: a folder with a folder for each class, a .csv,
                 .jsonl or .npz file. The numbers of classes and examples may differ from training
                 if the method allows it.
+            names: For texts, read the name of each class as one more example; or a mapping from
+                classes to descriptions, which are read in place of their names. None: as in
+                training, if all classes have names with a word.
 
         Returns:
             The network of the task, which predicts and saves.
 
         Raises:
             DataError: If an example cannot be read or has the wrong form.
-            ConfigError: If the method cannot be adapted to this number of classes.
+            ConfigError: If the method cannot be adapted to this number of classes, or ``names`` are
+                given and the examples are no texts.
         """
-        return adapt_to(self.learner, self.problem, support)
+        return adapt_to(self.learner, self.problem, support, names)
 
 
 def train(

@@ -65,6 +65,7 @@ class ClassProblem(Problem):
                 ways,
                 shots,
                 max(1, drawn - shots),
+                named=self.train.named,
                 **options,
             )
             for shots in config.shots
@@ -80,7 +81,11 @@ class ClassProblem(Problem):
         ways = ways or config.ways[0]
         same = self.pools.same_drawer
         return ClassTasks(
-            pool.examples, pool.counts, ways, shots, config.queries, None, fewest, groups, same
+            *(pool.examples, pool.counts, ways, shots, config.queries),
+            fewest_shots=fewest,
+            groups=groups,
+            same_drawer=same,
+            named=pool.named,
         )
 
     def validation_source(self, shots: int) -> TaskSource:
@@ -89,7 +94,9 @@ class ClassProblem(Problem):
         pool, groups = self.validation, self.pools.validation_groups
         ways = min(self.config.ways[0], self.pools.most_ways(groups, len(pool.names)))
         return ClassTasks(
-            pool.examples, pool.counts, ways, shots, self.config.queries, groups=groups
+            *(pool.examples, pool.counts, ways, shots, self.config.queries),
+            groups=groups,
+            named=pool.named,
         )
 
     def build(self, outputs: int, unit: bool = False, norm: Norm | None = None) -> nn.Module:

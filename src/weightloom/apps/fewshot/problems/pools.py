@@ -28,7 +28,7 @@ from weightloom.tasks.folder import load_folder, split_classes
 from weightloom.tasks.omniglot import BACKGROUND, SMALL1
 from weightloom.tasks.spoken import load_spoken_digits, spoken_split
 from weightloom.tasks.tasks import told
-from weightloom.tasks.text import load_intent_pool, load_intents
+from weightloom.tasks.text import load_intent_pool, load_intents, with_names
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,7 @@ def load_pools(config: FewShotOptions) -> Pools:
 
 def pick(pool: ClassPool, classes: list[int]) -> ClassPool:
     """Return some classes of a pool, by their numbers."""
-    texts = tuple(pool.sentences[i] for i in classes) if pool.sentences else ()
-    return ClassPool(
-        pool.examples[classes], pool.counts[classes], tuple(pool.names[i] for i in classes), texts
-    )
+    return pool.pick(classes)
 
 
 def _digits(config: FewShotOptions) -> Pools:
@@ -187,12 +184,17 @@ def _intents(config: FewShotOptions) -> Pools:
     For validation the assistant's requests about banks and cards are held out, which are the
     nearest to the test data.
     """
-    pool, domains = load_intent_pool("clinc150"), load_intents("clinc150").groups
+
+    def load(name: str) -> ClassPool:
+        pool = load_intent_pool(name)
+        return with_names(pool) if config.names == "support" else pool
+
+    pool, domains = load("clinc150"), load_intents("clinc150").groups
     near = torch.isin(domains, torch.tensor(NEAR_DOMAINS))
     if config.held_out == "validation":
         train, test = (pick(pool, part.nonzero()[:, 0].tolist()) for part in (~near, near))
         return Pools(train, test, test, start_scale=INTENT_SCALE)
-    return Pools(pool, pool, load_intent_pool("banking77"), start_scale=INTENT_SCALE)
+    return Pools(pool, pool, load("banking77"), start_scale=INTENT_SCALE)
 
 
 def _folder(config: FewShotOptions) -> Pools:

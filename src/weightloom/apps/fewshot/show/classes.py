@@ -98,8 +98,7 @@ def titles(problem: ClassProblem, early: bool, tasks: Tasks) -> list[str]:
 def class_names(problem: ClassProblem, early: bool, tasks: Tasks) -> list[list[str]]:
     """Return the names of the classes of each task, in the order of its labels."""
     pool = problem.validation if early else problem.held_out
-    assert tasks.classes is not None
-    return [[pool.names[i] for i in row] for row in tasks.classes.tolist()]
+    return tasks.names(pool.names)
 
 
 def _source(problem: ClassProblem, early: bool) -> TaskSource:
@@ -130,8 +129,11 @@ def _texts(tasks: Tasks, problem: ClassProblem, early: bool) -> dict[str, list[l
         return {}
 
     def text(x: Tensor, of: int) -> str:
-        texts = pool.sentences[of]
-        return texts[int((pool.examples[of, : len(texts)] - x).square().sum(1).argmin())]
+        texts, known = pool.sentences[of], pool.examples[of]
+        nearest = (known[: len(texts)] - x).square().sum(1)
+        if pool.named is not None and (pool.named[of] - x).square().sum() < nearest.min():
+            return f"the name: {(pool.descriptions or pool.names)[of]}"
+        return texts[int(nearest.argmin())]
 
     sides = {"support": (tasks.support_x, tasks.support_y), "query": (tasks.query_x, tasks.query_y)}
     return {
