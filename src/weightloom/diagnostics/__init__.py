@@ -14,6 +14,9 @@ from weightloom.diagnostics.figures import plot_condition_use as plot_condition_
 from weightloom.diagnostics.figures import plot_rank as plot_rank
 from weightloom.diagnostics.figures import plot_response as plot_response
 from weightloom.diagnostics.figures import plot_scale as plot_scale
+from weightloom.diagnostics.generating import generating_pays as generating_pays
+from weightloom.diagnostics.generating_record import GeneratingPays as GeneratingPays
+from weightloom.diagnostics.generating_record import GeneratingRow as GeneratingRow
 from weightloom.diagnostics.rank import EffectiveRank as EffectiveRank
 from weightloom.diagnostics.rank import RankRow as RankRow
 from weightloom.diagnostics.rank import effective_rank as effective_rank
