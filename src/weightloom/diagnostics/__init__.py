@@ -1,11 +1,12 @@
 """Diagnostics of a hypernetwork: use of the condition, response, rank, scale, and drawings.
 
-In:   a hypernetwork, its base, conditions and inputs; or Params.
+In:   a hypernetwork, its base, conditions and inputs; or Params; or a source of tasks.
 Out:  frozen records: numbers, a table when printed or shown in a notebook, and a plot; drawings.
 Knows nothing of how the hypernetwork works or was trained. Diagnostics change no weight, gradient
 or running statistic, and leave no hook behind.
 Start at `condition_use`: a hypernetwork that ignores its condition is the commonest fault, and no
-loss curve shows it.
+loss curve shows it. Before building one, ask `generating_pays`, which trains small networks of its
+own.
 """
 
 from weightloom.diagnostics.drawing import Drawing as Drawing
