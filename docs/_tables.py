@@ -20,11 +20,23 @@ from weightloom.runs.words import best_of, overlap, score_text, time_text
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
 RECORD = re.compile(r"<!-- record (\S+) -->")
+GENERATING = re.compile(r"<!-- generating (\w+) -->")
 METHODS_MARK = "<!-- methods -->"
 START, END = "<!-- results -->", "<!-- /results -->"
 OURS = "hypernetwork"
 DEFAULT_RUNS = ("cameras", "lqr")
 """Records shown in README: the default run of each application."""
+FAMILIES_OF_TASKS = {
+    "multiplies": ("cameras", "cameras-crosstalk", "hyperteacher", "gyre", "lqr"),
+    "adds": (
+        *("digits", "omniglot", "omniglot-alphabets", "cifar-fs", "intents"),
+        *("growth-curves", "sinusoid-comparators"),
+    ),
+    "both": ("mnist-functions", "halfcheetah", "cartpole-hidden"),
+}
+"""Records of the page on when generating pays, by the effect of a task on its inputs."""
+GENERATED = (OURS, "nonlinear", "linear", "hyper-free")
+"""Methods that generate weights."""
 NAMES = {"mse": "mean squared error"}
 
 CONTROL = "shuffled (control)"
@@ -359,7 +371,45 @@ def with_records(page: str) -> str:
         record = records.get(found[1])
         return _wide_table(record) if record else f"No record of `{found[1]}` yet."
 
-    return RECORD.sub(table, page)
+    def contest(found: re.Match[str]) -> str:
+        return generating_table(records, FAMILIES_OF_TASKS[found[1]])
+
+    return GENERATING.sub(contest, RECORD.sub(table, page))
+
+
+def generating_table(records: dict[str, Record], names: tuple[str, ...]) -> str:
+    """Return a line per setting: the generated network, the best method without one, the lead."""
+    lines = [
+        "| record | setting | score | generated | best without | lead of the generated | |",
+        "|---|---|---|--:|--:|--:|---|",
+    ]
+    for name in names:
+        for setting, scores in _by_setting(records.get(name) or {"scores": []}).items():
+            lines.append(_generating_line(name, records[name], setting, scores))
+    return "\n".join(lines) if len(lines) > 2 else "No records yet."
+
+
+def _generating_line(name: str, record: Record, setting: str, scores: list[Score]) -> str:
+    """Return the line of a setting; a lead is paired over runs where the record has that."""
+    there = [_numeric(score) for score in scores if competes(score)]
+    ours = next(score for score in there if score["method"] in GENERATED)
+    rival = best_of([score for score in there if score["method"] not in GENERATED])
+    sign = -1 if ours["better"] == "lower" else 1
+    pair = f"{setting}: {ours['method']} - {rival['method']}"
+    unpaired = {
+        "mean": ours["mean"] - rival["mean"],
+        "ci95": (ours["ci95"] or 0.0) + (rival["ci95"] or 0.0),
+    }
+    lead = (record.get("paired") or {}).get(pair) or unpaired
+    lead = {"mean": sign * lead["mean"], "ci95": lead["ci95"]}
+    side = (
+        "level" if abs(lead["mean"]) <= lead["ci95"] else "ahead" if lead["mean"] > 0 else "behind"
+    )
+    cells = (
+        *(name, setting, NAMES.get(ours["name"], ours["name"]), score_text(ours)),
+        *(f"{score_text(rival)} ({rival['method']})", score_text(lead), side),
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def methods_table() -> str:

@@ -236,6 +236,31 @@ def test_the_results_page_has_the_mark_that_tables_are_put_at():
     assert (DOCS / "results.md").read_text().count(tables["START"]) == 1
 
 
+def test_the_lead_of_a_generated_network_is_paired_if_known_and_positive_if_it_is_better():
+    record = toy_record()  # .900 and .890, each with an interval of .010
+
+    def cells():
+        return tables["generating_table"]({"toy": record}, ("toy",)).splitlines()[-1].split(" | ")
+
+    assert cells()[3:6] == ["0.900 ± 0.010", "0.890 ± 0.010 (protonet)", "0.010 ± 0.020"]
+    assert cells()[-1] == "level |"
+    record["paired"] = {"3-way 1-shot: hypernetwork - protonet": {"mean": 0.01, "ci95": 0.002}}
+    assert cells()[-2:] == ["0.010 ± 0.002", "ahead |"]
+    for score in record["scores"]:
+        score["better"] = "lower"
+    assert cells()[-2:] == ["-0.010 ± 0.002", "behind |"]
+    assert tables["generating_table"]({}, ("toy",)) == "No records yet."
+
+
+def test_every_mark_of_the_page_on_generating_has_records():
+    marks = tables["GENERATING"].findall((DOCS / "explanation/when-generating-pays.md").read_text())
+    families = tables["FAMILIES_OF_TASKS"]
+    assert sorted(marks) == sorted(families)
+    assert {name for names in families.values() for name in names} <= tables[
+        "read_records"
+    ]().keys()
+
+
 def test_every_method_has_a_row_of_the_table_with_the_data_it_solves():
     rows = {
         line.split("`")[1]: line.split("|")[3:9]

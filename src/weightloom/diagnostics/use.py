@@ -131,25 +131,26 @@ def condition_use(
         return found.double().cpu()
 
     right = losses(condition)
-    orders = [_none_stays(tasks, generator).to(condition.device) for _ in range(shuffles)]
+    orders = [none_stays(tasks, generator).to(condition.device) for _ in range(shuffles)]
     shuffled = torch.stack([losses(condition[order]) for order in orders]).mean(0)
     averaged = losses(condition.mean(0, keepdim=True).expand_as(condition))
     return ConditionUse(
-        _arm(right),
-        _arm(shuffled),
-        _arm(averaged),
-        _arm(shuffled - right),
-        _arm(averaged - right),
+        arm_of(right),
+        arm_of(shuffled),
+        arm_of(averaged),
+        arm_of(shuffled - right),
+        arm_of(averaged - right),
         tasks,
     )
 
 
-def _arm(values: Tensor) -> Arm:
+def arm_of(values: Tensor) -> Arm:
+    """Mean of a loss over tasks, (tasks,), and its interval."""
     over_tasks = summary_over_seeds(values.tolist())
     return Arm(over_tasks["mean"], over_tasks["ci95"])
 
 
-def _none_stays(tasks: int, generator: torch.Generator) -> Tensor:
+def none_stays(tasks: int, generator: torch.Generator) -> Tensor:
     """Return an order in which no task keeps its place: a random ring, moved on by one."""
     ring = torch.randperm(tasks, generator=generator)
     order = torch.empty_like(ring)
