@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 
+from weightloom import progress as counts
 from weightloom.apps import doctor
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.rl.config import RLConfig
@@ -130,3 +131,13 @@ def test_a_bar_is_drawn_in_a_notebook_that_has_widgets(monkeypatch):
     monkeypatch.setattr(progress, "_in_notebook", lambda console: False)
     with TrainingProgress(steps=3) as shown:
         assert shown.bar is None
+
+
+def test_counting_draws_a_bar_in_a_notebook_and_lines_elsewhere(monkeypatch, capsys):
+    for has_bar in (False, True):
+        monkeypatch.setattr(counts, "in_notebook", lambda console, answer=has_bar: answer)
+        with counts.counting("encoding", 2_000, every_s=0.0) as show:
+            show(500)
+            show(2_000)
+        shown = capsys.readouterr().err
+        assert ("encoding 500/2,000" in shown) is not has_bar

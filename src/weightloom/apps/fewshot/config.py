@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from weightloom.apps.fewshot.methods import FAMILIES, FITS
 from weightloom.apps.fewshot.presets import COMMON, PRESETS, data_kind
 from weightloom.errors import ConfigError
+from weightloom.platforms import processor_knows_bf16
 from weightloom.runs.options import RunOptions
 
 MOST_EXAMPLES = 100_000_000
@@ -267,14 +268,3 @@ class FewShotOptions(FewShotConfig):
     def resolved(self) -> "FewShotOptions":
         """Return the options unchanged."""
         return self
-
-
-def processor_knows_bf16() -> bool:
-    """Return True if the processor has bf16 instructions, or torch cannot tell."""
-    import torch
-
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return True
-    return any(
-        known is True for name, known in torch.cpu.get_capabilities().items() if "bf16" in name
-    )
