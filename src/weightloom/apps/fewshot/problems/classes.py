@@ -35,6 +35,7 @@ class ClassProblem(Problem):
     """
 
     kind = "classification"
+    validates_on_training = False
     at_once = 25
 
     def __init__(self, config: FewShotOptions) -> None:
@@ -42,7 +43,8 @@ class ClassProblem(Problem):
         pools = load_pools(config)
         self.train, self.validation, self.held_out = pools.train, pools.validation, pools.test
         self.pools, self.notices = pools, pools.notices
-        if pools.validates_on_training:
+        self.validates_on_training = pools.validates_on_training
+        if self.validates_on_training:
             self.notices += (ON_TRAINING,)
         self.event = tuple(self.train.examples.shape[2:])
         for ways, shots in product(config.ways or (), config.shots or ()):

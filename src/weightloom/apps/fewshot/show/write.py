@@ -41,7 +41,7 @@ def showcase(learners: dict[str, Learner], problem: Problem, early: bool = False
     if isinstance(problem, ClassProblem):
         facts["unseen"] = (
             "with new examples of training classes"
-            if early and problem.pools.validates_on_training
+            if early and problem.validates_on_training
             else "with classes never seen in training"
         )
     for learner in learners.values():
