@@ -87,7 +87,7 @@ def test_a_run_leaves_config_metrics_checkpoint_record_and_report(digits_run):
 
 def test_every_method_is_judged_in_every_setting_with_interval_recall_and_f1(digits_run):
     _, record = digits_run
-    methods = {OURS, "protonet", "centroid", "scratch", "shuffled"}
+    methods = {OURS, "protonet", "probe", "centroid", "scratch", "shuffled"}
     assert {(r["method"], r["setting"]) for r in record["scores"]} == {
         (m, s) for m in methods for s in ("3-way 1-shot", "3-way 5-shot")
     }

@@ -57,7 +57,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "outer_lr": 2e-4,
         "evaluate_every": 50,
         "test_tasks": 600,
-        "comparators": ("protonet", "centroid", "scratch"),
+        "comparators": ("protonet", "probe", "centroid", "scratch"),
     },
     "omniglot": {
         "ways": (5, 20),
@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 2000,
         "tasks": 1,
         "test_tasks": 1000,
-        "comparators": ("protonet", "centroid"),
+        "comparators": ("protonet", "probe", "centroid"),
         **IMAGES,
     },
     "omniglot-alphabets": {
@@ -78,7 +78,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 3000,
         "tasks": 8,
         "test_tasks": 1000,
-        "comparators": ("protonet", "centroid"),
+        "comparators": ("protonet", "probe", "centroid"),
         **IMAGES,
     },
     "cifar-fs": {
@@ -89,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 2000,
         "tasks": 1,
         "test_tasks": 1000,
-        "comparators": ("protonet", "centroid"),
+        "comparators": ("protonet", "protonet-unit", "probe", "centroid"),
         **IMAGES,
         "weight_decay": 0.05,
     },
@@ -101,7 +101,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 1000,
         "tasks": 4,
         "test_tasks": 1000,
-        "comparators": ("protonet", "centroid", "scratch"),
+        "comparators": ("protonet", "probe", "centroid", "scratch"),
         **IMAGES,
     },
     "folder": {
@@ -112,7 +112,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 1000,
         "tasks": 4,
         "test_tasks": 600,
-        "comparators": ("protonet", "centroid", "scratch"),
+        "comparators": ("protonet", "probe", "centroid", "scratch"),
         **IMAGES,
     },
     "intents": {
@@ -127,7 +127,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "average": 0.98,
         "evaluate_every": 100,
         "test_tasks": 600,
-        "comparators": ("protonet", "centroid"),
+        "comparators": ("protonet", "probe", "centroid"),
     },
     "sinusoid": {
         "ways": (1,),
