@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import weightloom
-from weightloom import learners, networks
+from weightloom import learners
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "cameras": ("cameras", "cameras-crosstalk"),
@@ -101,7 +101,9 @@ def _prior(p: Any) -> Any:
     """
     if p.config.base:
         return _regressor(p)
-    base = networks.FunctionNet(p.x_dim, p.y_dim, features=64, spread=1.0)
+    from weightloom.networks import FunctionNet  # imports torch
+
+    base = FunctionNet(p.x_dim, p.y_dim, features=64, spread=1.0)
     encoder = weightloom.SupportAttention(p.x_dim, p.y_dim, 64, layers=2)
     return learners.HyperFunction(base, encoder, hidden=(64,), noise=0.1)
 
