@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.export import export_task
 from weightloom.apps.fewshot.judge import Scores, draw_test_tasks, judge
-from weightloom.apps.fewshot.problems import problem_of
+from weightloom.apps.fewshot.problems import pools, problem_of
 from weightloom.cli import main as cli_main
 from weightloom.errors import CheckpointError, ConfigError, NonFiniteError
 from weightloom.files import load_tensors
@@ -26,6 +27,8 @@ from weightloom.learners.protonet import ProtoNet
 from weightloom.learners.whole_network import HyperRegressor
 from weightloom.networks import ConvNet, mlp
 from weightloom.runs.record import read_record
+from weightloom.tasks.data import ClassPool
+from weightloom.tasks.omniglot import BACKGROUND, SMALL1
 
 OURS = "hypernetwork"
 SMALL = FewShotConfig(
@@ -84,7 +87,7 @@ def test_a_run_leaves_config_metrics_checkpoint_record_and_report(digits_run):
 
 def test_every_method_is_judged_in_every_setting_with_interval_recall_and_f1(digits_run):
     _, record = digits_run
-    methods = {OURS, "protonet", "centroid", "scratch", "shuffled"}
+    methods = {OURS, "protonet", "probe", "centroid", "scratch", "shuffled"}
     assert {(r["method"], r["setting"]) for r in record["scores"]} == {
         (m, s) for m in methods for s in ("3-way 1-shot", "3-way 5-shot")
     }
@@ -208,10 +211,37 @@ def test_no_class_is_both_trained_on_and_held_out(split, held_out):
     trained = {name.split("@")[0] for name in problem.train.names}
     assert trained.isdisjoint(problem.held_out.names)
     assert not any("@180" in name for name in problem.train.names)  # a 6 turned half around is a 9
+    assert problem.pools.validates_on_training == (held_out == "test")
+    assert any("of training classes" in its for its in problem.notices) == (held_out == "test")
     if held_out == "validation":
         final = problem_of(FewShotConfig(data="digits", split=split).resolved())
         assert trained.isdisjoint(final.held_out.names)
         assert set(problem.held_out.names).isdisjoint(final.held_out.names)
+
+
+@pytest.mark.parametrize("held_out", ["test", "validation"])
+def test_omniglots_other_background_alphabets_validate_and_are_not_trained_on(
+    held_out, monkeypatch
+):
+    """Stub of 30 + 20 alphabets of 2 characters; the sizes of the authors' sets are kept."""
+    names = [f"{SMALL1[i] if i < 5 else f'back{i}'}/c{c}" for i in range(30) for c in range(33)]
+    names = names[:BACKGROUND] + [f"new{i % 20}/c{i}" for i in range(1623 - BACKGROUND)]
+    pool = ClassPool(torch.zeros(1623, 20, 1, 2, 2), torch.full((1623,), 20), tuple(names))
+    monkeypatch.setattr(pools, "load_omniglot", lambda: pool)
+    config = FewShotConfig(data="omniglot-alphabets", held_out=held_out).resolved()
+    found = pools.load_pools(config)
+    of = {
+        part: {name.split("/")[0] for name in getattr(found, part).names}
+        for part in ("train", "validation", "test")
+    }
+    assert of["train"] == set(SMALL1) and not found.validates_on_training
+    assert of["validation"] == {f"back{i}" for i in range(5, 30)}
+    assert of["test"] == (
+        {f"new{i}" for i in range(20)} if held_out == "test" else of["validation"]
+    )
+    plain = pools.load_pools(replace(config, data="omniglot"))
+    assert plain.validates_on_training == (held_out == "test")
+    assert len(plain.train.names) == 4 * (1200 if held_out == "test" else 1100)
 
 
 def test_every_method_meets_the_same_test_tasks():

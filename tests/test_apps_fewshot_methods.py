@@ -7,9 +7,9 @@ import torch
 
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import judge
-from weightloom.apps.fewshot.methods import FAMILIES, FITS, METHODS
+from weightloom.apps.fewshot.methods import FAMILIES, FITS, METHODS, builds_of
 from weightloom.apps.fewshot.problems import problem_of
-from weightloom.errors import DataError, MissingExtraError
+from weightloom.errors import ConfigError, DataError, MissingExtraError
 from weightloom.training import TrainOptions, load_model
 
 DATA = (
@@ -21,7 +21,8 @@ DATA = (
     "growth-curves",
     "mnist-functions",
 )
-CASES = [(data, method) for data in DATA for method in FITS[data]]
+ALIASES = {"hypernetwork", "hyper-mlp"}
+CASES = [(data, method) for data in DATA for method in FITS[data] if method not in ALIASES]
 
 
 @functools.cache
@@ -58,9 +59,40 @@ def test_every_method_trains_is_judged_and_comes_back_from_its_checkpoint(data, 
 
 
 def test_the_bank_holds_every_method_and_a_data_set_of_every_family():
-    assert {method for _, method in CASES} == {method.name for method in METHODS}
+    assert {method for _, method in CASES} | ALIASES == {method.name for method in METHODS}
     assert all({*members} & {*DATA} for members in FAMILIES.values())
     assert len({method.name for method in METHODS}) == len(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("digits", "generated-head"),
+        ("intents", "generated-head"),
+        ("sinusoid", "generated-network"),
+        ("growth-curves", "generated-prior"),
+        ("mnist-functions", "generated-prior"),
+        ("cameras", "generated-inputs"),
+    ],
+)
+def test_hypernetwork_stands_for_the_method_that_is_named_by_its_outcome(data, name):
+    builds = builds_of(data)
+    assert builds["hypernetwork"] is builds[name]
+    assert sum(build is builds[name] for build in builds.values()) == 2 + (data == "sinusoid")
+    for method, others in (("hypernetwork", (name,)), (name, ("hypernetwork",))):
+        with pytest.raises(ConfigError, match=f"`{method}` and `{others[0]}` are one method"):
+            FewShotConfig(data, method=method, comparators=others)
+    assert FewShotConfig(data, method=name).resolved().methods[0] == name
+
+
+def test_probe_and_unit_features_are_compared_with_where_they_fit():
+    for data in ("digits", "omniglot", "omniglot-alphabets", "cifar-fs", "spoken-digits"):
+        config = FewShotConfig(data).resolved()
+        assert "probe" in config.comparators
+        assert ("protonet-unit" in config.comparators) == (data == "cifar-fs")
+    assert "probe" in FewShotConfig("intents").resolved().comparators
+    assert "probe" not in FewShotConfig("digits", base="mine:net").resolved().comparators
+    assert "probe" not in FewShotConfig("digits", method="probe").resolved().comparators
 
 
 def test_a_data_sets_own_settings_go_before_those_of_its_family():

@@ -18,14 +18,14 @@ from weightloom.forms import FiLM, Full, LowRank, RowScale
 from weightloom.forms.windows import convolve_each, transpose_convolve_each
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.hypernets.solve import solve_symmetric
-from weightloom.learners.functions import FunctionNet, HyperFunction
+from weightloom.learners.functions import HyperFunction
 from weightloom.learners.generated import GeneratedLearner
 from weightloom.learners.heads import HyperHead
 from weightloom.learners.inputs import HyperInputs
 from weightloom.learners.maml import MAML
 from weightloom.learners.scratch import FromScratch
 from weightloom.learners.whole_network import HyperRegressor
-from weightloom.networks import ConvNet, mlp
+from weightloom.networks import ConvNet, FunctionNet, mlp
 from weightloom.networks.recurrent import LSTM
 from weightloom.tasks import Tasks
 

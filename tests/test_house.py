@@ -22,6 +22,7 @@ ROOMS = [
         "texts",
         "losses",
         "platforms",
+        "progress",
         "files",
         "datasets",
         "params",

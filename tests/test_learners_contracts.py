@@ -12,14 +12,14 @@ from weightloom.apps.fewshot.problems import problem_of
 from weightloom.conditions import DeepSets, GridEncoder
 from weightloom.errors import ConfigError
 from weightloom.learners.cnp import ConditionalNeuralProcess, Conditioned
-from weightloom.learners.functions import FunctionNet, HyperFunction
+from weightloom.learners.functions import HyperFunction
 from weightloom.learners.heads import HyperHead
 from weightloom.learners.inputs import RestoringLearner
 from weightloom.learners.interpolation import GaussianPixels, Interpolation, Picture
 from weightloom.learners.kernel import KernelRegression
 from weightloom.learners.learner import Learner
 from weightloom.learners.probe import LinearProbe
-from weightloom.networks import FeatureTrunk, TrunkNet
+from weightloom.networks import FeatureTrunk, FunctionNet, TrunkNet
 from weightloom.tasks import ClassTasks, FunctionTasks, Tasks
 from weightloom.training import TrainOptions
 

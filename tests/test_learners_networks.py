@@ -9,7 +9,7 @@ from weightloom.conditions import DeepSets
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.learners.cnp import ConditionalNeuralProcess
 from weightloom.learners.convs import HyperConvs
-from weightloom.learners.functions import FunctionNet, HyperFunction
+from weightloom.learners.functions import HyperFunction
 from weightloom.learners.heads import HyperHead
 from weightloom.learners.in_context import InContext
 from weightloom.learners.inputs import CodeInputs, HyperInputs, SharedInputs
@@ -17,7 +17,7 @@ from weightloom.learners.maml import ANIL, MAML
 from weightloom.learners.probe import LinearProbe
 from weightloom.learners.protonet import ProtoNet
 from weightloom.learners.trunks import split
-from weightloom.networks import mlp
+from weightloom.networks import FunctionNet, mlp
 from weightloom.tasks import ClassTasks, Tasks
 from weightloom.training import TrainOptions
 

@@ -7,8 +7,9 @@ import torch
 
 from weightloom.base import apply_per_task
 from weightloom.conditions import GridEncoder
-from weightloom.learners.functions import FunctionNet, HyperFunction
+from weightloom.learners.functions import HyperFunction
 from weightloom.learners.learner import Support
+from weightloom.networks import FunctionNet
 from weightloom.tasks.functions import FunctionTasks, pixel_positions
 from weightloom.training import TrainOptions
 

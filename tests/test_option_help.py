@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import pytest
 
 from weightloom import commands
+from weightloom import progress as counts
 from weightloom.apps import doctor
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.registry import find_app
@@ -158,3 +159,13 @@ def test_every_option_takes_the_value_that_help_names(line, capsys, monkeypatch)
             words, default = [f"--{name}", choice], RunCommand(app.config())
             parsed = commands._parsed(kind[app.config], words, line, default, loud=False)
             assert str(getattr(parsed.options, name.replace("-", "_"))) == choice
+
+
+def test_counting_draws_a_bar_in_a_notebook_and_lines_elsewhere(monkeypatch, capsys):
+    for has_bar in (False, True):
+        monkeypatch.setattr(counts, "in_notebook", lambda console, answer=has_bar: answer)
+        with counts.counting("encoding", 2_000, every_s=0.0) as show:
+            show(500)
+            show(2_000)
+        shown = capsys.readouterr().err
+        assert ("encoding 500/2,000" in shown) is not has_bar

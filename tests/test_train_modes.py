@@ -168,6 +168,100 @@ def test_a_run_with_an_average_that_was_killed_ends_as_one_that_never_was(tmp_pa
     assert same(whole, resumed)
 
 
+class Normed(nn.Module):
+    """Two normalised layers, in float64; one layer rests in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2), nn.BatchNorm1d(2)
+        ).double()
+        self.rest = nn.BatchNorm1d(2).double()
+
+    def forward(self, batch):
+        self.rest.eval()
+        return (self.rest(self.layers(batch)) - 1).abs().mean(1)
+
+
+POPULATION = torch.randn(64, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+def exact(model):
+    """Mean and unbiased variance of the input of each norm over the population, by hand."""
+    first = model.layers[0](POPULATION)
+    centred = (first - first.mean(0)) / (first.var(0, correction=0) + 1e-5).sqrt()
+    norm = model.layers[1]
+    second = model.layers[3]((centred * norm.weight + norm.bias).tanh())
+    return [first.mean(0), first.var(0), second.mean(0), second.var(0)]
+
+
+def statistics(model):
+    return [
+        its.clone()
+        for norm in (model.layers[1], model.layers[4])
+        for its in (norm.running_mean, norm.running_var)
+    ]
+
+
+AVERAGED = TrainOptions(
+    steps=14, average=0.9, outer_lr=0.05, warmup_steps=1, evaluate_every=5, checkpoint_every=4
+)
+
+
+@torch.no_grad()
+def test_the_average_is_judged_and_kept_with_exact_statistics_of_its_own(tmp_path):
+    judged, kept = Normed(), Normed()
+    differ = []
+
+    def look(done):
+        torch.testing.assert_close(statistics(judged), exact(judged))
+        differ.append(statistics(judged))
+        return {}
+
+    with torch.enable_grad():
+        train(judged, lambda step, _: POPULATION, None, AVERAGED, evaluate=look, run=tmp_path)
+    assert len(differ) == 3 and not torch.equal(differ[0][0], differ[1][0])
+    torch.testing.assert_close(statistics(judged), exact(judged))
+    load_model(tmp_path / "checkpoints" / "last.safetensors", kept)
+    torch.testing.assert_close(statistics(kept), exact(kept))
+    assert torch.equal(kept.rest.running_var, torch.ones(2, dtype=torch.float64))
+
+
+def test_measuring_statistics_changes_no_step_and_a_resumed_run_measures_the_same(tmp_path):
+    def draw(step, generator):
+        return POPULATION[torch.randint(64, (16,), generator=generator)]
+
+    class KilledError(Exception):
+        pass
+
+    def kill(done):
+        if done == 10:
+            raise KilledError
+        return {}
+
+    often, seldom, cut = Normed(), Normed(), Normed()
+    train(often, draw, None, replace(AVERAGED, evaluate_every=1), evaluate=lambda done: {})
+    train(seldom, draw, None, AVERAGED)
+    assert same(often, seldom)
+    with pytest.raises(KilledError):
+        train(Normed(), draw, None, AVERAGED, run=tmp_path, evaluate=kill)
+    train(cut, draw, None, AVERAGED, run=tmp_path, resume=True)
+    assert same(cut, seldom)
+    train(cut, draw, None, AVERAGED, run=tmp_path, resume=True)  # complete: read, not measured
+    assert all(torch.equal(a, b) for a, b in zip(statistics(cut), statistics(seldom), strict=True))
+
+
+def test_batches_of_a_list_are_not_read_twice_and_statistics_stay_those_of_the_last_step():
+    averaged, plain = Normed(), Normed()
+    batches = [POPULATION[:16], POPULATION[16:48]]
+    train(averaged, batches, None, AVERAGED)
+    train(plain, batches, None, replace(AVERAGED, average=0.0))
+    assert all(
+        torch.equal(a, b) for a, b in zip(statistics(averaged), statistics(plain), strict=True)
+    )
+
+
 def test_in_mixed_precision_networks_compute_in_half_and_the_tasks_stay_as_they_are():
     seen = {}
 

@@ -466,7 +466,7 @@ def test_an_average_may_hold_the_buffers_too(tmp_path):
         expected = decay * expected + (1 - decay) * value
     train(own, real, None, options)
     train(averaged, real, None, replace(options, average_buffers=True), run=tmp_path)
-    assert torch.equal(values_of(own), seen[-1])
+    assert not torch.equal(values_of(own), seen[-1])  # measured again for the average
     torch.testing.assert_close(values_of(averaged), expected)
     load_model(tmp_path / "checkpoints" / "last.safetensors", loaded)
     assert same(averaged, loaded)

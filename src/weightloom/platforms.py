@@ -1,10 +1,10 @@
-"""Differences between operating systems: file locks, renames, peak memory, signals.
+"""Differences between machines: file locks, renames, peak memory, signals, half precision.
 
 In:   an open file, paths.
 Out:  a lock, a moved file, bytes, signals; a warning or None if the system lacks the feature.
 
-Independent of runs. Only this file tests for the operating system, or imports modules that exist
-on some systems alone.
+Independent of runs. Only this file tests for the operating system or the processor, or imports
+modules that exist on some systems alone. Torch is imported only to ask for the processor.
 """
 
 import errno
@@ -100,6 +100,21 @@ def peak_memory_bytes() -> int | None:
         return None
     peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def processor_knows_bf16() -> bool:
+    """Return True if the processor has bf16 instructions, or torch cannot tell.
+
+    Without them bfloat16 is emulated, and slower than float32: the one check for the precision of
+    trainings and of every frozen encoder.
+    """
+    import torch
+
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return True
+    return any(
+        known is True for name, known in torch.cpu.get_capabilities().items() if "bf16" in name
+    )
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:

@@ -12,81 +12,9 @@ from weightloom.hypernets.head import full_precision
 from weightloom.hypernets.solve import solve_symmetric
 from weightloom.learners.learner import Learner, Support
 from weightloom.learners.trunks import head_of, misfit, split, trunk_of
+from weightloom.networks.coordinates import FourierTrunk as FourierTrunk
+from weightloom.networks.coordinates import FunctionNet as FunctionNet
 from weightloom.params import Params, sub
-
-
-class FourierTrunk(nn.Module):
-    """Random Fourier features of a position, then two linear layers with a ReLU between them.
-
-    Args:
-        x_dim: Width of a position; coordinates are about in [-1, 1].
-        features: Number of features.
-        frequencies: Number of random frequencies.
-        spread: Standard deviation of the frequencies, in radians per unit of position.
-
-    Source:
-        Tancik et al., "Fourier features let networks learn high frequency functions in low
-        dimensional domains" (2020).
-    """
-
-    frequencies: Tensor
-
-    def __init__(
-        self, x_dim: int, features: int = 256, frequencies: int = 128, spread: float = 4.0
-    ) -> None:
-        super().__init__()
-        self.features = features
-        self.register_buffer("frequencies", spread * torch.randn(x_dim, frequencies))
-        self.mix = nn.Sequential(
-            nn.Linear(2 * frequencies, features), nn.ReLU(), nn.Linear(features, features)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features, (batch, x_dim) to (batch, features); their squares sum to about one."""
-        angle = x @ self.frequencies
-        features: Tensor = (
-            self.mix(torch.cat([angle.sin(), angle.cos()], dim=-1)) / self.features**0.5
-        )
-        return features
-
-
-class FunctionNet(nn.Module):
-    """Function of a position, ``head(trunk(x))``, with a `FourierTrunk`.
-
-    Args:
-        x_dim: Width of a position.
-        y_dim: Width of a value.
-        features: Features of a position.
-        spread: Standard deviation of the frequencies of the features, in radians per unit; it
-            limits how fast the function can vary.
-        bounds: Known minimum and maximum of the values. They are clamped to it in eval mode; in
-            train mode they are not, since a clamped value has no gradient.
-
-    Example:
-        >>> FunctionNet(2, 1)(torch.rand(7, 2)).shape
-        torch.Size([7, 1])
-    """
-
-    def __init__(
-        self,
-        x_dim: int,
-        y_dim: int,
-        features: int = 256,
-        spread: float = 4.0,
-        bounds: tuple[float, float] | None = None,
-    ) -> None:
-        super().__init__()
-        self.bounds = bounds
-        self.trunk = FourierTrunk(x_dim, features, spread=spread)
-        self.head = nn.Linear(features, y_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Values of the function, (batch, x_dim) to (batch, y_dim)."""
-        return self.bounded(self.head(self.trunk(x)))
-
-    def bounded(self, values: Tensor) -> Tensor:
-        """Clamp values to ``bounds`` in eval mode."""
-        return values if self.training or self.bounds is None else values.clamp(*self.bounds)
 
 
 class HyperFunction(Learner):

@@ -1,10 +1,17 @@
-"""Networks: ready-made bases, and recurrent and Keras models that run for many tasks in one pass.
+"""Networks: ready-made bases, coordinate networks, recurrent and Keras models for many tasks.
 
 In:   sizes; or a network with recurrent layers; or a Keras model.
 Out:  a plain module, to be used as a base.
 Knows nothing of hypernetworks.
 """
 
+from weightloom.networks.coordinates import FourierFeatures as FourierFeatures
+from weightloom.networks.coordinates import FourierTrunk as FourierTrunk
+from weightloom.networks.coordinates import FunctionNet as FunctionNet
+from weightloom.networks.coordinates import SineLayer as SineLayer
+from weightloom.networks.coordinates import Siren as Siren
+from weightloom.networks.coordinates import SirenTrunk as SirenTrunk
+from weightloom.networks.coordinates import fourier_features as fourier_features
 from weightloom.networks.feedforward import ConvNet as ConvNet
 from weightloom.networks.feedforward import FeatureTrunk as FeatureTrunk
 from weightloom.networks.feedforward import Norm as Norm

@@ -2,19 +2,15 @@
 
 import sys
 import time
-from importlib.util import find_spec
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from weightloom.progress import in_notebook as _in_notebook
+
 BAR_EVERY_S = 0.1
 """Seconds between updates of a bar."""
-
-
-def _in_notebook(console: Console) -> bool:
-    """Return True in Jupyter with the widgets of a moving bar; elsewhere lines are plain."""
-    return console.is_jupyter and find_spec("ipywidgets") is not None
 
 
 class TrainingProgress:

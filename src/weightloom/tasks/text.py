@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from weightloom.datasets import find_file, needed_file, searched_folders
 from weightloom.errors import ConfigError, DataError, MissingExtraError, nearest
+from weightloom.platforms import processor_knows_bf16
+from weightloom.progress import counting
 from weightloom.tasks.data import ClassPool
 from weightloom.tasks.lines import text_lines
 
@@ -29,8 +32,10 @@ MOST_TOKENS = 256
 """Tokens that are read of a text, as in the encoder's fine-tuning; the rest is cut off."""
 SENTENCES = 256
 """Texts per batch; texts of similar length are encoded together."""
-ENCODER = "all-MiniLM-L6-v2, mean of tokens, unit length, bfloat16 1"
+ENCODER = "all-MiniLM-L6-v2, mean of tokens, unit length"
 """Part of the key of cached features: change it if the encoder's numbers change."""
+VERSIONS = {torch.bfloat16: "bfloat16 1", torch.float32: "float32 1"}
+"""Part of the key per precision of the encoder."""
 
 _LABELS = {"clinc150": ("intent", "domain"), "banking77": ("category", None)}
 
@@ -105,7 +110,8 @@ def _numbered(names: list[str]) -> Tensor:
 def load_intent_pool(name: str) -> ClassPool:
     """Load intents as features, (classes, texts of the largest class, 384), float32.
 
-    The features are computed once, in about a minute on one core, and then read from the cache.
+    The features are computed once, with a progress bar, and then read from the cache: one to a few
+    minutes on one core, by its speed.
 
     Args:
         name: ``clinc150`` or ``banking77``, as for `load_intents`.
@@ -159,16 +165,17 @@ def with_names(pool: ClassPool) -> ClassPool:
 def sentence_features(texts: Sequence[str], *, keep: bool = True) -> Tensor:
     """Encode texts with a frozen MiniLM: the mean over tokens, scaled to unit length.
 
-    The cache contains ``features/<key>.safetensors``, where the key is a hash of the texts in their
-    order.
+    The encoder computes in bfloat16, or in float32 on a processor without bf16 instructions, where
+    bfloat16 is emulated and several times slower. Both agree to about three significant digits.
+    The cache contains ``features/<key>.safetensors``, where the key is a hash of the precision and
+    of the texts in their order; features of the other precision are read if they are there.
 
     Args:
         texts: Texts in English, the language of the encoder.
         keep: Read and write the cache.
 
     Returns:
-        Features, (texts, 384), float32, with about three significant digits: they are computed in
-        bfloat16.
+        Features, (texts, 384), float32, with about three significant digits.
 
     Raises:
         MissingExtraError: If the encoder is needed and not installed.
@@ -177,14 +184,26 @@ def sentence_features(texts: Sequence[str], *, keep: bool = True) -> Tensor:
         Reimers and Gurevych, "Sentence-BERT" (2019); the model is
         sentence-transformers/all-MiniLM-L6-v2.
     """
-    key = hashlib.sha256("\0".join((ENCODER, *texts)).encode()).hexdigest()[:32]
-    path = find_file("features", f"{key}.safetensors") if keep else None
-    if path is not None and (kept := _kept(path, len(texts))) is not None:
-        return kept
+    own = encoder_dtype()
+    files = {dtype: f"{_key(dtype, texts)}.safetensors" for dtype in VERSIONS}
+    for file in sorted(files.values(), key=lambda name: name != files[own]) if keep else ():
+        path = find_file("features", file)
+        if path is not None and (kept := _kept(path, len(texts))) is not None:
+            return kept
     features = _encoded(texts).half()  # the same numbers as from the cache
     if keep:
-        _keep(searched_folders("features")[-1] / f"{key}.safetensors", features)
+        _keep(searched_folders("features")[-1] / files[own], features)
     return features.float()
+
+
+def encoder_dtype() -> torch.dtype:
+    """Precision of frozen encoders: bfloat16, or float32 where the processor would emulate it."""
+    return torch.bfloat16 if processor_knows_bf16() else torch.float32
+
+
+def _key(dtype: torch.dtype, texts: Sequence[str]) -> str:
+    about = f"{ENCODER}, {VERSIONS[dtype]}"
+    return hashlib.sha256("\0".join((about, *texts)).encode()).hexdigest()[:32]
 
 
 def _encoded(texts: Sequence[str]) -> Tensor:
@@ -194,21 +213,26 @@ def _encoded(texts: Sequence[str]) -> Tensor:
     )
     order = sorted(range(len(texts)), key=lambda index: len(numbers[index]))
     features = torch.zeros(len(texts), WIDTH)
-    if len(texts) > 4 * SENTENCES:
-        print(
-            f"Sentences: encoding {len(texts):,}, once, about a minute", file=sys.stderr, flush=True
-        )
-    for start in range(0, len(order), SENTENCES):
-        index = order[start : start + SENTENCES]
-        lengths = torch.tensor([len(numbers[i]) for i in index])
-        there = torch.arange(int(lengths.max())) < lengths[:, None]
-        tokens = torch.zeros(there.shape, dtype=torch.int64)
-        tokens[there] = torch.tensor([number for i in index for number in numbers[i]])
-        with torch.inference_mode():
-            states = model(input_ids=tokens, attention_mask=there.long()).last_hidden_state.float()
-        mean = (states * there[..., None]).sum(1) / lengths[:, None]
-        features[index] = torch.nn.functional.normalize(mean, dim=1)
+    shown = counting("encoding sentences", len(texts))
+    with shown if len(texts) > 4 * SENTENCES else nullcontext() as show:
+        for start in range(0, len(order), SENTENCES):
+            index = order[start : start + SENTENCES]
+            features[index] = _batch(model, [numbers[i] for i in index])
+            if show:
+                show(start + len(index))
     return features
+
+
+def _batch(model: Any, numbers: Sequence[Sequence[int]]) -> Tensor:
+    """Encode tokenised texts, each a list of token numbers: (texts, 384), float32."""
+    lengths = torch.tensor([len(its) for its in numbers])
+    there = torch.arange(int(lengths.max())) < lengths[:, None]
+    tokens = torch.zeros(there.shape, dtype=torch.int64)
+    tokens[there] = torch.tensor([number for its in numbers for number in its])
+    with torch.inference_mode():
+        states = model(input_ids=tokens, attention_mask=there.long()).last_hidden_state.float()
+    mean = (states * there[..., None]).sum(1) / lengths[:, None]
+    return torch.nn.functional.normalize(mean, dim=1)
 
 
 def _encoder() -> tuple[Any, Any]:
@@ -227,7 +251,7 @@ def _encoder() -> tuple[Any, Any]:
     folder = get_model_path()
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # not needed for a small file
-    model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.bfloat16)
+    model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=encoder_dtype())
     if bars:
         logging.enable_progress_bar()
     return AutoTokenizer.from_pretrained(

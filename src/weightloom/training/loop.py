@@ -17,7 +17,7 @@ from weightloom.runs.loggers import MetricLogger, check_loggers, finalised
 from weightloom.runs.metrics import Row
 from weightloom.runs.progress import TrainingProgress
 from weightloom.runs.signals import collected_signals
-from weightloom.training.average import Average
+from weightloom.training.average import STATISTICS_BATCHES, Average
 from weightloom.training.keep import History, Keeper, resume_run
 from weightloom.training.options import TrainOptions
 from weightloom.training.processes import OneProcess, Processes
@@ -174,7 +174,7 @@ class _Loop:
             history.stopped_by = self.stepper.stop(heard, self.caught, is_last)
             is_end = is_last or history.stopped_by is not None
             if _is_due(done, self.options.checkpoint_every, is_end):
-                self.keeper.keep(done)
+                self._keep(done, is_end)
             if is_end:
                 break
 
@@ -209,6 +209,7 @@ class _Loop:
 
     def _evaluate(self, done: int, evaluate: Callable[[int], Row]) -> None:
         """Evaluate the averaged parameters and log the scores."""
+        self._measure(done)
         with self.average.in_place():
             scores = evaluate(done)
         if scores:
@@ -218,6 +219,26 @@ class _Loop:
                 )
             self.keeper.log({"step": done, **scores})
         self.stepper.engine.train()
+
+    def _keep(self, done: int, is_end: bool) -> None:
+        """Write a checkpoint, with the statistics of the averaged parameters."""
+        if is_end or self.keeper.run:
+            self._measure(done)
+        self.keeper.keep(done)
+
+    def _measure(self, done: int) -> None:
+        """Measure statistics of the averaged parameters after a step, once.
+
+        They keep the live network's where an iterable cannot be read again.
+        """
+        if self.average.measured_at != done and self.batches.can_repeat:
+            self.average.measure(done, self._rerun)
+
+    def _rerun(self, done: int) -> None:
+        """Run the model on the batches of the last steps again."""
+        for step in range(max(done - STATISTICS_BATCHES, 0), done):
+            batch = self.stepper.fabric.to_device(self.batches.at(step))
+            self.stepper.run(self.order.at(step)[0], batch)
 
 
 def _is_due(count: int, every: int, is_end: bool) -> bool:

@@ -60,8 +60,9 @@ class TrainOptions:
     """Learning rate after its peak. ``"cosine"``: falls to zero along a cosine. ``"constant"``:
     stays at the peak."""
     average_buffers: bool = False
-    """Also average floating-point buffers, such as the statistics of batch normalisation. Default:
-    keep those of the last step."""
+    """Also average floating-point buffers. Default: measure the statistics of batch normalisation
+    again for the averaged parameters, on the batches of the last 10 steps, and keep other buffers
+    of the last step. Batches of an iterable cannot be drawn again: all buffers are then kept."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -143,6 +143,11 @@ class Batches:
         self.whose, self.seed, self.rank, self.device = whose, options.seed, rank, processes.device
         self.generator = torch.Generator()
 
+    @property
+    def can_repeat(self) -> bool:
+        """True if the batch of any step can be drawn again: no source is an iterable."""
+        return not any(isinstance(draw, Around) for draw in self.draws)
+
     def at(self, step: int) -> Any:
         """Draw the batch of a step, counted from 0, from a seed that depends only on run and step.
 

@@ -61,7 +61,7 @@ class Stepper:
     ) -> None:
         self.players, self.fabric, self.loss_per_task = players, fabric, loss_per_task
         self.owners = [f" of turn `{player.turn.name}`" if named else "" for player in players]
-        self.named, self.parameters = named, list(model.parameters())
+        self.model, self.named, self.parameters = model, named, list(model.parameters())
         self.agreement = Agreement(fabric) if fabric.world_size > 1 else None
         self.optimisers = optimisers
         self.engine: nn.Module
@@ -102,6 +102,13 @@ class Stepper:
             bad = f"norm of the gradient{owner} is {norm}"
             raise NonFiniteError(_not_finite(bad, step, kept, owner))
         return Gradient(value, norm, heard)
+
+    def run(self, number: int, batch: Any) -> None:
+        """Run the model on a player's batch in this process alone, in single precision.
+
+        Gradients stay possible, for losses that differentiate; none is computed here.
+        """
+        _Unconverted(self.model, None)(_Held(batch, self.players[number].turn))
 
     def update(self, number: int, step: int) -> float:
         """Move the parameters of a player along their gradient; return the learning rate."""

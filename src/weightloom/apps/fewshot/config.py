@@ -3,9 +3,10 @@
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
-from weightloom.apps.fewshot.methods import FAMILIES, FITS
+from weightloom.apps.fewshot.methods import FAMILIES, FITS, twins
 from weightloom.apps.fewshot.presets import COMMON, PRESETS, data_kind
 from weightloom.errors import ConfigError
+from weightloom.platforms import processor_knows_bf16
 from weightloom.runs.options import RunOptions
 
 MOST_EXAMPLES = 100_000_000
@@ -134,6 +135,15 @@ class FewShotConfig(RunOptions):
         self.check_not_negative("weight_decay", "average")
         self._check_average()
         self.check_methods(FITS[kind], f"--data {self.data}", PRESETS[kind]["comparators"])
+        self._check_twins()
+
+    def _check_twins(self) -> None:
+        """Raise a `ConfigError` if two methods are one under two names."""
+        if both := twins(self.methods, self.kind):
+            raise ConfigError(
+                f"`{both[0]}` and `{both[1]}` are one method with `--data {self.data}`, and each "
+                f"method has one row. Leave `{both[1]}` out."
+            )
 
     def _check_base(self) -> None:
         if self.base == "":
@@ -238,12 +248,19 @@ class FewShotConfig(RunOptions):
             missing.pop("steps", None)
         if "comparators" in missing:
             missing["comparators"] = tuple(
-                name for name in missing["comparators"] if name != self.method
+                name for name in missing["comparators"] if name not in self._not_compared()
             )
         if missing.get("precision") == "bf16-mixed" and not self._has_bf16():
             missing["precision"] = "32-true"  # emulated half precision is slower than single
         typed = {field.name: getattr(self, field.name) for field in fields(self)}
         return FewShotOptions(**{**typed, **missing})
+
+    def _not_compared(self) -> tuple[str, ...]:
+        """Usual comparators that are left out: the method itself; `probe` with the user's base.
+
+        Probes need to know the width of the features, which a base need not tell.
+        """
+        return (self.method, "probe") if self.base else (self.method,)
 
     def _has_bf16(self) -> bool:
         return self.accelerator != "cpu" or processor_knows_bf16()
@@ -272,14 +289,3 @@ class FewShotOptions(FewShotConfig):
     def resolved(self) -> "FewShotOptions":
         """Return the options unchanged."""
         return self
-
-
-def processor_knows_bf16() -> bool:
-    """Return True if the processor has bf16 instructions, or torch cannot tell."""
-    import torch
-
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return True
-    return any(
-        known is True for name, known in torch.cpu.get_capabilities().items() if "bf16" in name
-    )

@@ -5,7 +5,7 @@ Out:  `METHODS` and `FITS`, from which lists, help, documentation and tests are 
 Knows nothing of data sets beyond their names. Torch is not imported before a method is built.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,9 +101,23 @@ def _prior(p: Any) -> Any:
     """
     if p.config.base:
         return _regressor(p)
-    base = learners.FunctionNet(p.x_dim, p.y_dim, features=64, spread=1.0)
+    from weightloom.networks import FunctionNet  # imports torch
+
+    base = FunctionNet(p.x_dim, p.y_dim, features=64, spread=1.0)
     encoder = weightloom.SupportAttention(p.x_dim, p.y_dim, 64, layers=2)
     return learners.HyperFunction(base, encoder, hidden=(64,), noise=0.1)
+
+
+def _head(p: Any) -> Any:
+    return learners.HyperHead(p.build(p.ways, p.unit), p.sharp, p.known)
+
+
+def _inputs(p: Any) -> Any:
+    return learners.HyperInputs(p.build(p.classes))
+
+
+def _picture_prior(p: Any) -> Any:
+    return learners.HyperFunction(p.build(1), _grid(p), hidden=(512,))
 
 
 def _curve_cnp(p: Any) -> Any:
@@ -126,16 +140,36 @@ def _picture_cnp(encoder: Any) -> Any:
 METHODS: tuple[Method, ...] = (
     Method(
         "hypernetwork",
-        "generates, by data: a head (classes), a network (sinusoid) or a prior (other regression)",
+        "by data: generated-head (classes), generated-network (sinusoid), generated-prior (other "
+        "regression) or generated-inputs (cameras)",
         {
-            ("images", "sentences"): lambda p: learners.HyperHead(
-                p.build(p.ways, p.unit), p.sharp, p.known
-            ),
+            ("images", "sentences"): _head,
             ("sinusoid",): _regressor,
             ("curves",): _prior,
-            ("functions",): lambda p: learners.HyperFunction(p.build(1), _grid(p), hidden=(512,)),
-            ("cameras", "unlabelled"): lambda p: learners.HyperInputs(p.build(p.classes)),
+            ("functions",): _picture_prior,
+            ("cameras", "unlabelled"): _inputs,
         },
+    ),
+    Method(
+        "generated-head",
+        "class means and ridge regression on the features of a shared trunk, mixed by four "
+        "generated numbers per task",
+        {("images", "sentences"): _head},
+    ),
+    Method(
+        "generated-network",
+        "a whole network written by an MLP from attention over the support set",
+        {("curves",): _regressor},
+    ),
+    Method(
+        "generated-prior",
+        "a generated mean of the prior of a head, which is then fitted in closed form",
+        {("curves",): _prior, ("functions",): _picture_prior},
+    ),
+    Method(
+        "generated-inputs",
+        "a generated first layer, which assigns wires to pixels",
+        {("cameras", "unlabelled"): _inputs},
     ),
     Method(
         "hyper-film",
@@ -154,7 +188,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "hyper-mlp",
-        "a whole network written by an MLP from attention over the support set",
+        "generated-network by its older name",
         {("curves",): _regressor},
     ),
     Method(
@@ -376,6 +410,25 @@ FITS: dict[str, tuple[str, ...]] = {
 }
 """Names of the methods for each data set. ``own``, a source as ``module:Class``, has those of
 images and those of curves, until a drawn task decides between them."""
+
+
+def twins(names: Sequence[str], data: str) -> tuple[str, str] | None:
+    """Return the first two names that stand for one method on a data set, or None.
+
+    Args:
+        names: Names of methods.
+        data: A data set in `FAMILIES`, or ``own``, where names are not compared.
+
+    Example:
+        >>> twins(("hypernetwork", "protonet", "generated-head"), "digits")
+        ('hypernetwork', 'generated-head')
+    """
+    builds = {} if data == "own" else builds_of(data)
+    for place, name in enumerate(names):
+        for other in names[:place]:
+            if name in builds and other != name and builds[name] is builds.get(other):
+                return other, name
+    return None
 
 
 def builds_of(data: str) -> dict[str, Build]:

@@ -58,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "outer_lr": 2e-4,
         "evaluate_every": 50,
         "test_tasks": 600,
-        "comparators": ("protonet", "centroid", "scratch"),
+        "comparators": ("protonet", "probe", "centroid", "scratch"),
     },
     "omniglot": {
         "ways": (5, 20),
@@ -68,7 +68,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 2000,
         "tasks": 1,
         "test_tasks": 1000,
-        "comparators": ("protonet", "centroid"),
+        "comparators": ("protonet", "probe", "centroid"),
         **IMAGES,
     },
     "omniglot-alphabets": {
@@ -79,7 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 3000,
         "tasks": 8,
         "test_tasks": 1000,
-        "comparators": ("protonet", "centroid"),
+        "comparators": ("protonet", "probe", "centroid"),
         **IMAGES,
     },
     "cifar-fs": {
@@ -90,7 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 2000,
         "tasks": 1,
         "test_tasks": 1000,
-        "comparators": ("protonet", "centroid"),
+        "comparators": ("protonet", "protonet-unit", "probe", "centroid"),
         **IMAGES,
         "weight_decay": 0.05,
     },
@@ -102,7 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 1000,
         "tasks": 4,
         "test_tasks": 1000,
-        "comparators": ("protonet", "centroid", "scratch"),
+        "comparators": ("protonet", "probe", "centroid", "scratch"),
         **IMAGES,
     },
     "folder": {
@@ -113,7 +113,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 1000,
         "tasks": 4,
         "test_tasks": 600,
-        "comparators": ("protonet", "centroid", "scratch"),
+        "comparators": ("protonet", "probe", "centroid", "scratch"),
         **IMAGES,
     },
     "intents": {
@@ -129,7 +129,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "average": 0.98,
         "evaluate_every": 100,
         "test_tasks": 600,
-        "comparators": ("protonet", "centroid"),
+        "comparators": ("protonet", "probe", "centroid"),
     },
     "sinusoid": {
         "ways": (1,),

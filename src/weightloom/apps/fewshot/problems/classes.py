@@ -16,6 +16,12 @@ from weightloom.tasks import ClassTasks, TaskSource
 
 NORMS: dict[str, Norm] = {"group": "group", "batch": "batch", "transductive": "task"}
 
+ON_TRAINING = (
+    "Validation scores during training are of new tasks of training classes, since no others are "
+    "held out for them; the table is of unseen classes."
+)
+"""Notice about data without validation classes."""
+
 
 class ClassProblem(Problem):
     """Problem of classifying examples of classes never seen in meta-training.
@@ -29,6 +35,7 @@ class ClassProblem(Problem):
     """
 
     kind = "classification"
+    validates_on_training = False
     at_once = 25
 
     def __init__(self, config: FewShotOptions) -> None:
@@ -36,6 +43,9 @@ class ClassProblem(Problem):
         pools = load_pools(config)
         self.train, self.validation, self.held_out = pools.train, pools.validation, pools.test
         self.pools, self.notices = pools, pools.notices
+        self.validates_on_training = pools.validates_on_training
+        if self.validates_on_training:
+            self.notices += (ON_TRAINING,)
         self.event = tuple(self.train.examples.shape[2:])
         for ways, shots in product(config.ways or (), config.shots or ()):
             self.test_source(shots, ways)  # raises before any file is written

@@ -6,9 +6,9 @@ from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Numbers, Targets
 from weightloom.apps.fewshot.problems.problem import Problem
 from weightloom.learners.cnp import ConditionalNeuralProcess
-from weightloom.learners.functions import FunctionNet
 from weightloom.learners.kernel import kernel_of_images
 from weightloom.learners.learner import Learner
+from weightloom.networks import FunctionNet
 from weightloom.tasks import TaskSource
 from weightloom.tasks.functions import FunctionTasks, load_mnist
 

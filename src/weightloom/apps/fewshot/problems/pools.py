@@ -38,7 +38,8 @@ class Pools:
     train: ClassPool
     """Classes of meta-training, including rotated copies as classes of their own."""
     validation: ClassPool
-    """Classes that are scored during meta-training."""
+    """Classes that are scored during meta-training: held out, or training classes in data with too
+    few; `validates_on_training` tells."""
     test: ClassPool
     """Classes of the table."""
     network: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +65,11 @@ class Pools:
     """Judge on tasks whose support is all by one person, and whose query is all by another."""
     notices: tuple[str, ...] = ()
     """Sentences about the data for the user, such as the files that were skipped."""
+
+    @property
+    def validates_on_training(self) -> bool:
+        """True if classes that are scored during meta-training are also trained on."""
+        return not set(self.validation.names).isdisjoint(self.train.names)
 
     @staticmethod
     def most_ways(groups: Tensor | None, classes: int) -> int:
@@ -97,11 +103,11 @@ def _digits(config: FewShotOptions) -> Pools:
     if config.held_out == "validation":
         test = [c for c in digits_split((config.split + 1) % 3)[1] if c in train]
         train = [c for c in train if c not in test]
-    known = pick(pool, train)
+    known, judged = pick(pool, train), pick(pool, test)
     return Pools(
         rotated(known, (1, 3)),  # a 6 turned half around is a 9: not for digits
-        known,
-        pick(pool, test),
+        judged if config.held_out == "validation" else known,
+        judged,
         network={"channels": 32, "blocks": 2, "levels": 2},
         residual=False,
         start_scale=30.0,
@@ -114,30 +120,36 @@ def _omniglot(config: FewShotOptions) -> Pools:
     train, test = (part.tolist() for part in omniglot_split(config.split))
     if config.held_out == "validation":
         train, test = train[:1100], train[1100:]
-    known = pick(pool, train)
+    known, judged = pick(pool, train), pick(pool, test)
     return Pools(
-        rotated(known, (1, 2, 3)), known, pick(pool, test), augment=Jitter(0.5), start_scale=6.0
+        rotated(known, (1, 2, 3)),
+        judged if config.held_out == "validation" else known,
+        judged,
+        augment=Jitter(0.5),
+        start_scale=6.0,
     )
 
 
 def _omniglot_alphabets(config: FewShotOptions) -> Pools:
-    """Tasks within one alphabet: five training alphabets, tested on the evaluation alphabets."""
+    """Tasks within one alphabet: five training alphabets, tested on the evaluation alphabets.
+
+    The other background alphabets are for validation.
+    """
     pool = load_omniglot()
     train, test = lake_split(pool, SMALL1)
-    if config.held_out == "validation":
-        background = dict.fromkeys(name.split("/")[0] for name in pool.names[:BACKGROUND])
-        others = [name for name in background if name not in SMALL1]
-        test, _ = lake_split(pool, others)
-    known, judged = pick(pool, train.tolist()), pick(pool, test.tolist())
+    background = dict.fromkeys(name.split("/")[0] for name in pool.names[:BACKGROUND])
+    others, _ = lake_split(pool, [name for name in background if name not in SMALL1])
+    known, validation = pick(pool, train.tolist()), pick(pool, others.tolist())
+    judged = validation if config.held_out == "validation" else pick(pool, test.tolist())
     turned = rotated(known, (1, 2, 3))
     return Pools(
         turned,
-        known,
+        validation,
         judged,
         start_scale=6.0,
         augment=Jitter(1.0),
         train_groups=class_groups(turned.names)[0],
-        validation_groups=class_groups(known.names)[0],
+        validation_groups=class_groups(validation.names)[0],
         test_groups=class_groups(judged.names)[0],
         same_drawer=True,
     )

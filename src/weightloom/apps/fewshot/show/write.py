@@ -39,7 +39,11 @@ def showcase(learners: dict[str, Learner], problem: Problem, early: bool = False
     facts: dict[str, Any] = {"kind": problem.kind, "early": early, "left_out": {}}
     facts["better"] = "lower" if problem.kind == "regression" else "higher"
     if isinstance(problem, ClassProblem):
-        facts["unseen"] = "with classes never seen in training"
+        facts["unseen"] = (
+            "with new examples of training classes"
+            if early and problem.validates_on_training
+            else "with classes never seen in training"
+        )
     for learner in learners.values():
         learner.eval()
     for name, part in _parts(learners, problem, early).items():
