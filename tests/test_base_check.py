@@ -194,3 +194,12 @@ def test_a_parameter_that_is_no_tensor_is_named(value, engine, unchecked):
             per_task(net).by_row({"weight": value}, torch.zeros(4, dtype=torch.long), x[0])
         else:
             apply_per_task(net, {"weight": value}, x, engine=engine)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("engine", ["auto", "aligned", "vmap", "loop"])
+def test_parameters_that_are_not_finite_give_outputs_that_are_not(bad, engine):
+    net = nn.Sequential(nn.Linear(2, 3), nn.Softplus(), nn.Linear(3, 2))
+    params = {"0.bias": torch.tensor([[0.0, 1.0, 2.0], [bad, 0.0, 0.0]])}
+    y = apply_per_task(net, params, torch.ones(2, 4, 2), engine=engine)
+    assert y[0].isfinite().all() and not y[1].isfinite().any()

@@ -51,7 +51,8 @@ def _close(a: Tensor, b: Tensor) -> bool:
     tolerance = (
         0.1 if halved or a.dtype != b.dtype else min(0.1, 100 * torch.finfo(a.dtype).eps ** 0.75)
     )
-    scale = a.abs().max() if a.numel() else 0.0
+    # NaN and infinity have no size; `allclose` compares them by themselves.
+    scale = a.abs().nan_to_num(nan=0.0, posinf=0.0).max() if a.numel() else 0.0
     return bool(
         torch.allclose(
             a, b.to(a.dtype), rtol=tolerance, atol=tolerance * float(scale) + 1e-30, equal_nan=True
