@@ -1,5 +1,6 @@
 """Every test runs on one thread, with the shape annotations of `weightloom` and `benchmarks` checked as it runs."""
 
+import logging
 import random
 import sys
 from unittest.mock import patch
@@ -18,6 +19,8 @@ with patch(
     import beartype  # noqa: F401
 jaxtyping.install_import_hook(["weightloom", "benchmarks"], "beartype.beartype")
 torch.set_num_threads(1)
+# A logger that another package made in one test writes to the stream of that test, closed later.
+logging.raiseExceptions = False
 settings.register_profile("house", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("house")
 

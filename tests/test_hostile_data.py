@@ -682,10 +682,9 @@ def test_a_table_that_does_not_fit_ends_in_a_sentence(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("columns", ["1", "0", "-7", "1000000000000", "²", "wide"])
 def test_help_fits_any_terminal(monkeypatch, capsys, columns):
     monkeypatch.setenv("COLUMNS", columns)
-    with pytest.raises(SystemExit) as left:
-        main(["fewshot", "--help"])
+    main(["fewshot", "--help"])
     lines = capsys.readouterr().out.splitlines()
-    assert left.value.code == 0 and len(lines) < 600 and max(map(len, lines)) <= 500
+    assert 50 < len(lines) < 600 and max(map(len, lines)) <= 100
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.registry import all_apps, imported
 from weightloom.cli import main
-from weightloom.commands import _documented
 from weightloom.errors import ConfigError, WeightloomError
+from weightloom.option_help import field_texts
 from weightloom.runs.folder import held_folder
 
 NAMED = {
@@ -191,7 +191,7 @@ def test_what_is_no_module_and_name_is_not_imported(name, stranger):
 
 def test_every_option_that_takes_a_module_is_known_to_import_it():
     for app in all_apps():
-        texts = _documented(app.config)
+        texts = field_texts(app.config)
         takes = {
             option.name
             for option in fields(app.config)

@@ -34,7 +34,7 @@ class Run:
     """A few evaluated tasks, their predictions, and conditions."""
     facts: Facts
     """Names for the tensors, and words of the page: ``better``, ``higher`` or ``lower``; ``task``,
-    the word for one, as in "context"; ``unseen``, as in "with classes never seen in training";
+    the word for one, as in "patient"; ``unseen``, as in "with classes never seen in training";
     ``left_out``, the reason for each empty section, by its name."""
 
 
