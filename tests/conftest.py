@@ -19,8 +19,9 @@ with patch(
     import beartype  # noqa: F401
 jaxtyping.install_import_hook(["weightloom", "benchmarks"], "beartype.beartype")
 torch.set_num_threads(1)
-# A logger that another package made in one test writes to the stream of that test, closed later.
-logging.raiseExceptions = False
+# Without a handler at the root, Fabric binds one to the stream that pytest captures at that moment,
+# and closes later.
+logging.getLogger().addHandler(logging.NullHandler())
 settings.register_profile("house", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("house")
 

@@ -327,6 +327,7 @@ def test_nothing_of_it_is_imported_before_it_is_needed():
     import subprocess
     import sys
 
-    code = "import sys, weightloom, weightloom.cli; print({'gymnasium', 'mujoco', 'stable_baselines3'} & {*sys.modules})"
+    code = "import sys, weightloom, weightloom.cli; "
+    code += "print({'gymnasium', 'mujoco', 'stable_baselines3'} & {*sys.modules})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"

@@ -102,7 +102,8 @@ def envs_of(family, rows=1):
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
-    code = "import sys; from weightloom.apps import rl; dir(rl); print({'torch', 'gymnasium', 'numpy'} & {*sys.modules})"
+    code = "import sys; from weightloom.apps import rl; dir(rl); "
+    code += "print({'torch', 'gymnasium', 'numpy'} & {*sys.modules})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
 

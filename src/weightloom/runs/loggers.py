@@ -41,8 +41,8 @@ def send(loggers: Sequence[MetricLogger], row: Row) -> None:
         10 {'loss': 0.5}
         >>> send([Printer()], {"step": 10, "turn": "actor", "actor": {"loss": 0.5}})
     """
-    for logger in loggers:
-        if metrics := _numbers(row):
+    if loggers and (metrics := _numbers(row)):
+        for logger in loggers:
             logger.log_metrics(metrics, row["step"])
 
 
