@@ -1,5 +1,6 @@
 import inspect
 import json
+import logging
 import re
 import runpy
 import tomllib
@@ -82,6 +83,8 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
             f"the block before line {above + block[1].count(chr(10))}"
         )
     assert torch.get_num_threads() == 1
+    # Lightning binds a handler to the stream that is captured here, and closed after this test.
+    logging.getLogger("lightning").handlers.clear()
 
 
 def test_readme_shows_the_five_lines():
