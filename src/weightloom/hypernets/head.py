@@ -9,11 +9,19 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from weightloom.conditions import class_statistics
+from weightloom.hypernets.left_out import left_out_prototypes, left_out_ridge, temperature
 from weightloom.hypernets.solve import solve_symmetric
 from weightloom.params import Params
 
 Head = tuple[Float[Tensor, "tasks ways features"], Float[Tensor, "tasks ways"]]
 """Weight and bias of a linear head per task."""
+
+RIDGE_SCALE = 10.0
+"""Scale of the ridge head's scores at step 0. They fit targets 0 and 1, so that their differences
+are below 1, and the softmax of logits of that size is nearly uniform."""
+GAIN = 30.0
+"""Rate of learned log-scales, in units of the learning rate: 300 steps of Adam at 2e-4 move one by
+up to 1.8."""
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
@@ -46,7 +54,7 @@ def ridge_head(
     mask: Bool[Tensor, "tasks support"],
     ways: int,
     ridge: Float[Tensor, " tasks"],
-) -> Head:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Linear head by ridge regression on centred one-hot labels.
 
     Solved in the space of support points (by their Gram matrix), since these are usually fewer than
@@ -61,22 +69,52 @@ def ridge_head(
             centred feature vector.
 
     Returns:
-        Weight and bias.
+        Weight and bias, and the logits of each support point under the head of all other points,
+        (tasks, support, ways).
 
     Source:
         Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019), equation
         6.
     """
     features = features.masked_fill(~mask[..., None], 0.0)
-    there = mask[..., None].to(features.dtype)
-    middle = (features * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
-    centred = (features - middle) * there
-    target = (one_hot(labels, ways).to(features.dtype) - 1 / ways) * there
+    there = mask.to(features.dtype)
+    member = there[..., None]
+    middle = features.sum(1, keepdim=True) / member.sum(1, keepdim=True).clamp(min=1)
+    centred = (features - middle) * member
+    target = (one_hot(labels, ways).to(features.dtype) - 1 / ways) * member
     gram = centred @ centred.mT
-    length = gram.diagonal(dim1=1, dim2=2).sum(1) / there.sum((1, 2)).clamp(min=1)
-    penalty = torch.diag_embed((ridge * length + 1e-6)[:, None].expand(labels.shape))
-    weight = solve_symmetric(gram + penalty, target).mT @ centred
-    return weight, -(weight @ middle.mT)[..., 0]
+    length = gram.diagonal(dim1=1, dim2=2).sum(1) / there.sum(1).clamp(min=1)
+    penalty = ridge * length + 1e-6
+    one = torch.diag_embed(torch.ones_like(there))
+    inverse = solve_symmetric(gram + penalty[:, None, None] * one, one)
+    weight = (inverse @ target).mT @ centred
+    bias = -(weight @ middle.mT)[..., 0]
+    return weight, bias, left_out_ridge(inverse, target, penalty, there)
+
+
+class LearnedScale(nn.Module):
+    """A positive scale that training can move by a factor of several in a few hundred steps.
+
+    It is ``start * exp(30 * x)`` with a learned x that starts at 0.
+
+    Args:
+        start: Scale at step 0.
+        per_shots: Learn a value of x for 1, 2, 4, ... 64 shots, and interpolate linearly in the
+            logarithm of the shots. False learns one for all.
+    """
+
+    def __init__(self, start: float, per_shots: bool = False) -> None:
+        super().__init__()
+        self.start = start
+        self.moved = nn.Parameter(torch.zeros(7 if per_shots else 1))
+
+    def forward(self, shots: Float[Tensor, " tasks"]) -> Float[Tensor, " tasks"]:
+        """Scale of each task, by its mean number of shots per class."""
+        last = len(self.moved) - 1
+        place = shots.clamp(min=1).log2().clamp(max=last)[:, None]
+        knots = torch.arange(last + 1, dtype=place.dtype, device=place.device)
+        near = (1 - (place - knots).abs()).clamp(min=0)
+        return self.start * (GAIN * near @ self.moved.to(near.dtype)).exp()
 
 
 class HeadHyperNetwork(nn.Module):
@@ -88,8 +126,11 @@ class HeadHyperNetwork(nn.Module):
     The head is a mixture of two closed-form heads: class means, best for one shot per class, and
     ridge regression, best for several. A small network reads three statistics of the task (shots,
     ways, and the spread within classes relative to the total) and writes the mixing coefficient,
-    the penalty and a scale for each head. Its last layer starts at zero, so at step 0 the mixture
-    depends on the shots alone.
+    the penalty and a factor of the scale of each head. Its last layer starts at zero, so at step 0
+    the mixture depends on the shots alone. The scales themselves are learned per number of shots.
+
+    From two shots of a class on, the head is then multiplied by a temperature of the task: the one
+    with which its own support points, each left out in turn, are predicted best.
 
     Args:
         name: Name of the head, a linear layer, in the base network.
@@ -115,7 +156,8 @@ class HeadHyperNetwork(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.generator = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(), last)
-        self.log_scale = nn.Parameter(torch.tensor(start_scale).log())
+        self.mean_scale = LearnedScale(start_scale, per_shots=True)
+        self.ridge_scale = LearnedScale(RIDGE_SCALE, per_shots=True)
 
     def forward(
         self,
@@ -144,19 +186,30 @@ class HeadHyperNetwork(nn.Module):
             return self._head(features, labels, mask, ways)
 
     def _head(self, features: Tensor, labels: Tensor, mask: Tensor, ways: int | None) -> Params:
+        features = features.masked_fill(~mask[..., None], 0.0)
         mean, spread, shots = class_statistics(features, labels, mask, ways)
-        ways = mean.shape[1]
-        rarity = 1 / shots.mean(1).clamp(min=1)
+        ways, usual = mean.shape[1], shots.mean(1)
+        rarity = 1 / usual.clamp(min=1)
         apart = (mean - mean.mean(1, keepdim=True)).square().mean((1, 2))
         within = spread.mean(1) / (spread.mean(1) + apart + 1e-6)
         known = torch.stack([rarity, torch.full_like(rarity, 1 / ways), within], dim=1)
         mix, log_ridge, sharp_mean, sharp_ridge = self.generator(known).unbind(1)
         # share of the ridge head, at step 0: 0.004 for one shot, 0.71 for five
-        share = torch.sigmoid(2.5 - 8 * rarity + mix)[:, None]
-        scale = (self.log_scale + sharp_mean).exp()[:, None] / features.shape[2] * (1 - share)
-        ridge_scale = sharp_ridge.exp()[:, None] * share
-        mean_weight, mean_bias = prototype_head(mean)
-        ridge_weight, ridge_bias = ridge_head(features, labels, mask, ways, 0.5 * log_ridge.exp())
-        weight = scale[..., None] * mean_weight + ridge_scale[..., None] * ridge_weight
-        bias = scale * mean_bias + ridge_scale * ridge_bias
-        return Params({f"{self.name}.weight": weight, f"{self.name}.bias": bias})
+        share = torch.sigmoid(2.5 - 8 * rarity + mix)
+        mean_scale = self.mean_scale(usual) * sharp_mean.exp() / features.shape[2] * (1 - share)
+        ridge_scale = self.ridge_scale(usual) * sharp_ridge.exp() * share
+
+        def mixed(of_means: Tensor, of_ridge: Tensor) -> Tensor:
+            parts = zip((mean_scale, ridge_scale), (of_means, of_ridge), strict=True)
+            return sum(scale.view(-1, *[1] * (part.ndim - 1)) * part for scale, part in parts)
+
+        ridge = ridge_head(features, labels, mask, ways, 0.5 * log_ridge.exp())
+        left_out = mixed(left_out_prototypes(features, labels, mean, shots), ridge[2])
+        factor = temperature(left_out, labels, mask & (shots.gather(1, labels) > 1))
+        weight, bias = map(mixed, prototype_head(mean), ridge[:2])
+        return Params(
+            {
+                f"{self.name}.weight": factor[:, None, None] * weight,
+                f"{self.name}.bias": factor[:, None] * bias,
+            }
+        )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from weightloom.conditions import class_statistics
 from weightloom.forms.choose import Generate
 from weightloom.hypernets import HeadHyperNetwork, MLPHyperNetwork
-from weightloom.hypernets.head import full_precision
+from weightloom.hypernets.head import LearnedScale, full_precision
 from weightloom.learners.heads import scaled_prototypes, with_generated_head
 from weightloom.learners.learner import Learner, Support
 from weightloom.learners.trunks import (
@@ -66,7 +66,7 @@ class HyperConvs(Learner):
         self.norm = nn.LayerNorm(2 * features)
         self.head = HeadHyperNetwork("head", start_scale=start_scale) if generate_head else None
         if not generate_head:
-            self.log_scale = nn.Parameter(torch.tensor(start_scale).log())
+            self.scale = LearnedScale(start_scale)
 
     def condition(self, support: Support) -> Tensor:
         """Mean and standard deviation of the class means, normalised, (tasks, 2 * features)."""
@@ -87,9 +87,8 @@ class HyperConvs(Learner):
     def _head(self, features: Tensor, support: Support) -> Params:
         if self.head is not None:
             return Params(self.head(features, support.y, support.mask, self.ways))
-        return scaled_prototypes(
-            class_statistics(features, support.y, support.mask, self.ways).mean, self.log_scale
-        )
+        statistics = class_statistics(features, support.y, support.mask, self.ways)
+        return scaled_prototypes(statistics, self.scale)
 
     def predict(self, params: Mapping[str, Tensor], x: Any) -> Tensor:
         """Run each task's trunk and head."""

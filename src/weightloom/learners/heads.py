@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
 from weightloom.conditions import class_statistics
+from weightloom.conditions.classes import ClassStatistics
 from weightloom.errors import ConfigError
 from weightloom.hypernets import HeadHyperNetwork
-from weightloom.hypernets.head import full_precision, prototype_head
+from weightloom.hypernets.head import LearnedScale, full_precision, prototype_head
 from weightloom.learners.learner import Learner, Support
 from weightloom.learners.trunks import (
     features_of,
@@ -234,19 +235,20 @@ def in_turns(tasks: Tasks) -> Tasks:
     return Tasks(repeated(support, support_x), repeated(query, query_x))
 
 
-def scaled_prototypes(mean: Tensor, log_scale: Tensor) -> Params:
-    """Linear head with logits exp(log_scale) times minus the squared distance per feature.
+def scaled_prototypes(statistics: ClassStatistics, scale: LearnedScale) -> Params:
+    """Linear head with logits of a scale times minus the squared distance per feature.
 
     The part of the distance that is the same for all classes is left out.
 
     Args:
-        mean: Class means, (tasks, ways, features).
-        log_scale: Logarithm of the scale of the logits.
+        statistics: Statistics of the classes of each task.
+        scale: Scale of the logits.
     """
+    mean = statistics.mean
     with full_precision(mean):
         weight, bias = prototype_head(mean)
-    scale = log_scale.exp() / mean.shape[2]
-    return Params({"head.weight": weight * scale, "head.bias": bias * scale})
+    each = scale(statistics.shots.mean(1))[:, None] / mean.shape[2]
+    return Params({"head.weight": weight * each[..., None], "head.bias": bias * each})
 
 
 def with_generated_head(base: nn.Module) -> nn.Module:

@@ -1,9 +1,9 @@
 """Prototypical networks: the class whose mean feature is nearest."""
 
-import torch
 from torch import Tensor, nn
 
 from weightloom.conditions import class_statistics
+from weightloom.hypernets.head import LearnedScale
 from weightloom.learners.heads import HeadLearner, scaled_prototypes
 from weightloom.params import Params
 
@@ -18,15 +18,15 @@ class ProtoNet(HeadLearner):
 
     Source:
         Snell, Swersky and Zemel, "Prototypical networks for few-shot learning" (2017), squared
-        Euclidean distance; a learned temperature is added.
+        Euclidean distance; a learned temperature is added, at the same rate of its own as the
+        scales of `HeadHyperNetwork`.
     """
 
     def __init__(self, base: nn.Module, start_scale: float = 1.0, classes: int = 0) -> None:
         super().__init__(base, classes)
-        self.log_scale = nn.Parameter(torch.tensor(start_scale).log())
+        self.scale = LearnedScale(start_scale)
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
         """Head from the class means."""
-        return scaled_prototypes(
-            class_statistics(features, labels, mask, self.ways).mean, self.log_scale
-        )
+        statistics = class_statistics(features, labels, mask, self.ways)
+        return scaled_prototypes(statistics, self.scale)
