@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-SPREAD = 1.5
+SPREAD = 0.5
 """Standard deviation of the normal prior on the logarithm of the temperature's factor."""
-GRID, REACH = 41, 4.0
+GRID, REACH = 33, 2.4
 """Number of points of the posterior's grid, and its ends in nats."""
 
 
@@ -22,11 +22,14 @@ def left_out_prototypes(
     mean: Float[Tensor, "tasks ways features"],
     shots: Float[Tensor, "tasks ways"],
 ) -> Float[Tensor, "tasks support ways"]:
-    """Minus the squared distance of each point to the class means without that point.
+    """Minus the squared distance of each point to the class means, as if it were a new one.
 
-    Only the mean of the point's own class moves: without one of n examples the squared distance
-    from this one to it is (n / (n - 1))² times that to the mean of all. An example that is alone in
-    its class keeps its distance of zero, which is no answer.
+    The mean of the point's own class is too near, since the point is in it. Without one of n
+    examples the squared distance from this one to it is (n / (n - 1))² times that to the mean of
+    all. But the mean of n - 1 examples is farther from a new one than that of n: on average by the
+    ratio of 1 + 1 / (n - 1) to 1 + 1 / n. Both together are (n + 1) / (n - 1): times this, the
+    squared distance of an example has the expectation of that of a new one to the mean of all. An
+    example that is alone in its class keeps its distance of zero, which is no answer.
 
     Args:
         features: Features of the support points, finite in masked ones too.
@@ -43,7 +46,7 @@ def left_out_prototypes(
         - 2 * features @ mean.mT
         + mean.square().sum(2)[:, None]
     )
-    further = (shots / (shots - 1).clamp(min=1)).square()[:, None]
+    further = ((shots + 1) / (shots - 1).clamp(min=1))[:, None]
     return -distance * (1 + own * (further - 1))
 
 
@@ -89,7 +92,7 @@ def temperature(
     """Return the factor of the logits with which left-out points are predicted best.
 
     It is exp of the posterior mean of log β on a grid, where β multiplies the logits, and log β is
-    normal with mean 0 and standard deviation 1.5 before the points are seen. Without any points it
+    normal with mean 0 and standard deviation 0.5 before the points are seen. Without any points it
     is 1.
 
     Args:

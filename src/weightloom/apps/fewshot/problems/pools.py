@@ -244,7 +244,7 @@ def _folder(config: FewShotOptions) -> Pools:
 NEAR_DOMAINS = (1, 2)
 """CLINC150's domains of banking and of credit cards."""
 
-INTENT_SCALE = 20.0 * 384
+INTENT_SCALE = 15.0 * 384
 """Scale of the logits for sentences. Their 384 features have unit length, so that squared distances
 are of order 1 instead of 384."""
 
