@@ -112,6 +112,16 @@ def _head(p: Any) -> Any:
     return learners.HyperHead(p.build(p.ways, p.unit), p.sharp, p.known)
 
 
+def _centroid(p: Any) -> Any:
+    """Build nearest centroids, with the scale of the logits from 50 validation tasks."""
+    from torch import Generator
+
+    from weightloom.learners.centroid import centroid_scale
+
+    tasks = p.validation_source(min(p.config.shots)).sample(50, Generator().manual_seed(0))
+    return learners.NearestCentroid(p.train.examples[0, 0].numel(), centroid_scale(tasks))
+
+
 def _inputs(p: Any) -> Any:
     return learners.HyperInputs(p.build(p.classes))
 
@@ -353,11 +363,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         "centroid",
         "the class whose mean input is nearest",
-        {
-            ("images", "sentences"): lambda p: learners.NearestCentroid(
-                p.train.examples[0, 0].numel()
-            )
-        },
+        {("images", "sentences"): _centroid},
     ),
     Method(
         "polynomial",
