@@ -1,7 +1,7 @@
 """Left-out answers: each support point classified by a head fitted to all the others.
 
 In:   features, labels and mask of the support points, or logits of points left out.
-Out:  logits of each point left out, (tasks, support, ways), and a temperature per task.
+Out:  logits of each point left out, (tasks, support, ways), and a factor of the logits per task.
 Knows nothing of how the head is used. No head is fitted again: the answers are in closed form.
 """
 
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-SPREAD = 0.5
+SPREAD = 0.7
 """Standard deviation of the normal prior on the logarithm of the temperature's factor."""
 GRID, REACH = 33, 2.4
 """Number of points of the posterior's grid, and its ends in nats."""
@@ -92,7 +92,7 @@ def temperature(
     """Return the factor of the logits with which left-out points are predicted best.
 
     It is exp of the posterior mean of log β on a grid, where β multiplies the logits, and log β is
-    normal with mean 0 and standard deviation 0.5 before the points are seen. Without any points it
+    normal with mean 0 and standard deviation 0.7 before the points are seen. Without any points it
     is 1.
 
     Args:
@@ -104,9 +104,9 @@ def temperature(
         The factor of each task.
 
     Example:
-        >>> logits = torch.tensor([[[0.0, 9.0], [0.0, 9.0]]])  # sure, and wrong once in two
-        >>> there = torch.ones(1, 2, dtype=torch.bool)
-        >>> temperature(logits, torch.tensor([[0, 1]]), there) < 0.2
+        >>> logits = torch.tensor([0.0, 9.0]).expand(1, 40, 2)  # sure, and wrong once in two
+        >>> labels, there = torch.arange(40)[None] % 2, torch.ones(1, 40, dtype=torch.bool)
+        >>> temperature(logits, labels, there) < 0.2
         tensor([True])
 
     Source:

@@ -5,7 +5,14 @@ from typing import Any, NamedTuple
 
 from weightloom.report.run import Facts, Run
 from weightloom.runs.record import competes, label
-from weightloom.runs.words import best_of, by_setting, overlap, score_text, time_text
+from weightloom.runs.words import (
+    best_of,
+    by_setting,
+    overlap,
+    score_text,
+    time_text,
+    unchanged_by_training,
+)
 
 OURS = "hypernetwork"
 UNSEEN = "never seen in training"
@@ -53,7 +60,10 @@ def headline(run: Run) -> str:
 
 
 def table_caption(scores: list[Facts]) -> str:
-    """Return the caption of the results table: the meaning of bold rows and times, if any."""
+    """Return the caption of the results table: the meaning of bold rows and times, if any.
+
+    It ends in a sentence for each method that its training did not change.
+    """
     compared = any(_is_contested(group) for group in by_setting(scores).values())
     parts = [
         "Bold rows are the best of their setting and those whose 95 % interval overlaps the best "
@@ -61,6 +71,7 @@ def table_caption(scores: list[Facts]) -> str:
         if compared
         else "",
         "The time to adapt is that for one new task." if has_times(scores) else "",
+        *unchanged_by_training(scores),
     ]
     return " ".join(part for part in parts if part)
 

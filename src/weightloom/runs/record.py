@@ -67,6 +67,9 @@ class Row(TypedDict):
     """Number of tasks for which the method returned NaN."""
     ours_ahead: NotRequired[Mapping[str, float | None]]
     """Score of the run's main method minus this one, on the same tasks: ``mean`` and ``ci95``."""
+    trained_ahead: NotRequired[Mapping[str, float | None]]
+    """In a row of role ``untrained``: score of the trained method minus this one, on the same
+    tasks: ``mean`` and ``ci95``."""
     per_context: NotRequired[list[float]]
     """Score in each context."""
 

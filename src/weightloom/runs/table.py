@@ -17,7 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from weightloom.runs.record import competes, label
-from weightloom.runs.words import best_of, by_setting, score_text, time_text
+from weightloom.runs.words import (
+    best_of,
+    by_setting,
+    score_text,
+    time_text,
+    unchanged_by_training,
+)
 
 HEADING = 11
 """Maximum length of a line of a heading."""
@@ -30,6 +36,8 @@ Row = dict[str, Any]
 def print_table(scores: list[Row], unseen: str, columns: Sequence[str] = ()) -> None:
     """Print the score of every method in every setting, with its 95 % interval.
 
+    A sentence below it names each method whose training changed nothing that the tasks can show.
+
     Args:
         scores: Rows of a record.
         unseen: End of the title, after the number of tasks, as in "tasks never seen in training".
@@ -37,7 +45,14 @@ def print_table(scores: list[Row], unseen: str, columns: Sequence[str] = ()) -> 
     """
     if len(by_setting(scores)) > BLOCKS:
         _print_wide(scores, unseen)
-        return
+    else:
+        _print_long(scores, unseen, columns)
+    for sentence in unchanged_by_training(scores):
+        Console(markup=False, highlight=False).print(sentence)
+
+
+def _print_long(scores: list[Row], unseen: str, columns: Sequence[str]) -> None:
+    """Print one row per method and setting, setting by setting."""
     digits, shown = _digits(scores), _columns(scores, columns)
     table = Table(title=f"{scores[0]['tasks']:,} {unseen}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("setting", min_width=8)  # words wrap on a narrow terminal, numbers never do

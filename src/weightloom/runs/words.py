@@ -8,7 +8,7 @@ Knows nothing of any application.
 import math
 from typing import Any
 
-from weightloom.runs.record import competes
+from weightloom.runs.record import competes, role_of
 
 ROUNDING = 1e-9
 """Intervals below this fraction of the mean are rounding errors, and count as 0."""
@@ -40,6 +40,42 @@ def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
         True
     """
     return bool(abs(one["mean"] - other["mean"]) <= _interval(one) + _interval(other))
+
+
+def unchanged_by_training(scores: list[dict[str, Any]]) -> list[str]:
+    """Return a sentence for each method whose training changed nothing that its tasks can show.
+
+    In every setting, the 95 % interval of its score minus that of its untrained row, on the same
+    tasks, contains 0. Rows without that difference, ``trained_ahead``, are not spoken of.
+
+    Args:
+        scores: Rows of a record.
+
+    Example:
+        >>> row = {"method": "mine", "role": "untrained", "setting": "5-shot", "name": "accuracy"}
+        >>> unchanged_by_training([row | {"trained_ahead": {"mean": 0.001, "ci95": 0.004}}])
+        ['Training changed nothing ... in the accuracy of mine: 5-shot 0.001 ± 0.004.']
+        >>> unchanged_by_training([row | {"trained_ahead": {"mean": 0.1, "ci95": 0.004}}])
+        []
+    """
+    changes: dict[str, list[dict[str, Any]]] = {}
+    for row in scores:
+        if role_of(row) == "untrained":
+            changes.setdefault(str(row["method"]), []).append(row)
+    return [
+        f"Training changed nothing that these tasks can show in the {rows[0]['name']} of {method}: "
+        + ", ".join(f"{row['setting']} {score_text(row['trained_ahead'])}" for row in rows)
+        + "."
+        for method, rows in changes.items()
+        if all(map(_is_unchanged, rows))
+    ]
+
+
+def _is_unchanged(row: dict[str, Any]) -> bool:
+    """Return True if the difference to the trained method is known, and its interval holds 0."""
+    ahead = row.get("trained_ahead") or {}
+    mean, half = ahead.get("mean"), ahead.get("ci95")
+    return mean is not None and half is not None and bool(abs(mean) <= half)
 
 
 def score_text(score: dict[str, Any]) -> str:

@@ -51,7 +51,12 @@ class Scores:
     scored as uniform guesses."""
 
     def row(
-        self, method: str, setting: str, ours: "Scores | None" = None, role: Role = "method"
+        self,
+        method: str,
+        setting: str,
+        ours: "Scores | None" = None,
+        role: Role = "method",
+        trained: "Scores | None" = None,
     ) -> Row:
         """Return the row of the table, in the format of a record.
 
@@ -62,6 +67,8 @@ class Scores:
                 difference ours - these as ``ours_ahead``, which is more precise than a comparison
                 of two intervals.
             role: Role of the row, such as control or ceiling.
+            trained: Scores of the same method after training, for the row of an untrained one,
+                which then holds the paired difference trained - these as ``trained_ahead``.
         """
         name, *others = self.per_task
         row = row_of(
@@ -71,6 +78,8 @@ class Scores:
         row["adapt_time_s"] = self.adapt_time_s
         if ours:
             row["ours_ahead"] = summary(ours.per_task[name] - self.per_task[name])
+        if trained:
+            row["trained_ahead"] = summary(trained.per_task[name] - self.per_task[name])
         if self.calibration:
             row["calibration"] = self.calibration
         if self.diverged:
@@ -112,6 +121,7 @@ def _contender_rows(
     """Judge the contenders in one setting; each is compared with the first that was judged."""
     setting, rows = problem.setting(shots, ways), list[Row]()
     ours: Scores | None = None
+    trained: dict[str, Scores] = {}
     for contender in contenders:
         learner = contender.model
         if learner is None:
@@ -119,8 +129,12 @@ def _contender_rows(
             rows.append(failed_row(contender.name, setting, name, better))
         elif learner.ways in (None, ways):
             scores = judge(learner, problem, shots, config.test_tasks, ways)
-            rows.append(scores.row(contender.name, setting, ours, contender.role))
+            before = contender.role == "untrained"
+            after = trained.get(contender.name) if before else None
+            rows.append(scores.row(contender.name, setting, ours, contender.role, after))
             ours = ours or scores
+            if contender.role == "method":
+                trained[contender.name] = scores
     return rows
 
 
