@@ -20,3 +20,5 @@ from weightloom.networks.feedforward import TrunkNet as TrunkNet
 from weightloom.networks.feedforward import mlp as mlp
 from weightloom.networks.keras import KerasBase as KerasBase
 from weightloom.networks.recurrent import replace_recurrent as replace_recurrent
+from weightloom.networks.spectrograms import SpectrogramGRU as SpectrogramGRU
+from weightloom.networks.spectrograms import SpectrogramTrunk as SpectrogramTrunk

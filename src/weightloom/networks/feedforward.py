@@ -5,7 +5,7 @@ Plain modules, which work with their own parameters or with generated ones.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +143,6 @@ class ResidualTrunk(nn.Module):
         channels: Channels of each block.
         norm: Normalisation of images.
         last_pair: Give the last block a residual pair too.
-        unit: Centre features and scale them to one length, by `UnitLength`.
 
     Source:
         He et al., "Deep residual learning for image recognition" (2016): the pair, with its second
@@ -157,7 +156,6 @@ class ResidualTrunk(nn.Module):
         channels: Sequence[int] = (32, 64, 128, 256),
         norm: Norm = "batch",
         last_pair: bool = False,
-        unit: bool = False,
     ) -> None:
         super().__init__()
         self.blocks = nn.Sequential()
@@ -170,18 +168,17 @@ class ResidualTrunk(nn.Module):
             self.blocks.append(block)
             channels_in, size = width, (size + 1) // 2
         self.channels, self.features = channels_in, channels_in * size * size
-        self.last = UnitLength(self.features) if unit else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of images: (batch, channels, height, width) to (batch, features)."""
-        features: Tensor = self.last(self.blocks(x).flatten(1))
+        features: Tensor = self.blocks(x).flatten(1)
         return features
 
 
 class UnitLength(nn.Module):
     """Subtract a running mean of the features, then scale each row to the length √features.
 
-    The mean is updated in train mode only. The output is float32.
+    The mean is updated in train mode only. The output is float32 or finer.
 
     Args:
         features: Width of the features.
@@ -201,10 +198,34 @@ class UnitLength(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Centre and scale features, (batch, features)."""
-        x = x.float()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.training:
-            self.centre.lerp_(x.detach().mean(0), self.speed)
+            self.centre += self.speed * (x.detach().mean(0) - self.centre)
         return nn.functional.normalize(x - self.centre, dim=-1) * x.shape[-1] ** 0.5
+
+
+class UnitTrunk(nn.Module):
+    """Trunk whose features are centred and scaled to one length, by `UnitLength`.
+
+    Args:
+        trunk: Any network with features (batch, features).
+        features: Width of the features.
+
+    Example:
+        >>> UnitTrunk(mlp([3, 4]), features=4)(torch.rand(7, 3)).square().mean(1)
+        tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000, 1.0000, 1.0000])
+    """
+
+    def __init__(self, trunk: nn.Module, features: int) -> None:
+        super().__init__()
+        self.trunk, self.last, self.features = trunk, UnitLength(features), features
+        # Channels of the last feature map, of trunks that tell them.
+        self.channels = getattr(trunk, "channels", None)
+
+    def forward(self, x: Any) -> Tensor:
+        """Features of mean square 1, (batch, features)."""
+        features: Tensor = self.last(self.trunk(x))
+        return features
 
 
 class ResidualPair(nn.Module):

@@ -53,7 +53,7 @@ class Method:
 
 def _norms(name: str, parameter: Any) -> bool:
     """Select scales and shifts of the norms in a trunk."""
-    return bool(parameter.ndim == 1 and name.startswith("blocks"))
+    return bool(parameter.ndim == 1 and "blocks." in name)
 
 
 def _kernels(name: str, parameter: Any) -> bool:
@@ -109,7 +109,12 @@ def _prior(p: Any) -> Any:
 
 
 def _head(p: Any) -> Any:
-    return learners.HyperHead(p.build(p.ways, p.unit), p.sharp, p.known)
+    return learners.HyperHead(p.build(p.ways, p.unit), p.generated_scale, p.known)
+
+
+def _convs(p: Any, generate: Any, **options: Any) -> Any:
+    base = p.build(p.ways, p.unit)
+    return learners.HyperConvs(base, generate, p.generated_scale, **options)
 
 
 def _inputs(p: Any) -> Any:
@@ -174,17 +179,13 @@ METHODS: tuple[Method, ...] = (
     Method(
         "hyper-film",
         "a generated head, and generated scales and shifts of the norms before it",
-        {("images",): lambda p: learners.HyperConvs(p.build(p.ways), _norms, p.scale)},
+        {("images",): lambda p: _convs(p, _norms)},
         "after Requeima et al. (2019)",
     ),
     Method(
         "hyper-lowrank",
         "a generated head, and generated changes of rank 4 of the convolutions before it",
-        {
-            ("images",): lambda p: learners.HyperConvs(
-                p.build(p.ways), {_kernels: weightloom.LowRank(4)}, p.scale
-            )
-        },
+        {("images",): lambda p: _convs(p, {_kernels: weightloom.LowRank(4)})},
     ),
     Method(
         "hyper-mlp",
@@ -202,7 +203,7 @@ METHODS: tuple[Method, ...] = (
         "the hypernetwork, then gradient steps on the generated parameters, trained end to end",
         {
             ("images", "sentences"): lambda p: _then_steps(
-                p, learners.HyperHead(p.build(p.ways), p.scale), 0.01
+                p, learners.HyperHead(p.build(p.ways, p.unit), p.generated_scale), 0.01
             ),
             ("curves",): lambda p: _then_steps(p, _regressor(p), 0.001),
         },
@@ -212,9 +213,7 @@ METHODS: tuple[Method, ...] = (
         "film",
         "scales and shifts only, generated from the support set",
         {
-            ("images",): lambda p: learners.HyperConvs(
-                p.build(p.ways), _norms, p.scale, generate_head=False
-            ),
+            ("images",): lambda p: _convs(p, _norms, generate_head=False),
             ("curves",): lambda p: _regressor(p, form=weightloom.FiLM()),
         },
         "Perez et al. (2018)",
@@ -279,7 +278,11 @@ METHODS: tuple[Method, ...] = (
     Method(
         "protonet-unit",
         "protonet on features that are centred and scaled to one length",
-        {("images",): lambda p: learners.ProtoNet(p.build(p.ways, True), p.sharp, p.known)},
+        {
+            ("images", "sentences"): lambda p: learners.ProtoNet(
+                p.build(p.ways, True), p.sharp, p.known
+            )
+        },
     ),
     Method(
         "probe",
