@@ -91,6 +91,19 @@ class Blobs(TaskSource):
         return Tasks.of(x, y, query_x, query_y)
 
 
+class Told(Blobs):
+    """Tasks of nine training classes that have numbers."""
+
+    def sample(self, tasks, generator):
+        drawn = super().sample(tasks, generator)
+        return drawn._replace(classes=torch.rand(tasks, 9, generator=generator).argsort(1)[:, :3])
+
+
+class Mistold(Blobs):
+    def sample(self, tasks, generator):
+        return super().sample(tasks, generator)._replace(classes=torch.zeros(tasks, 2))
+
+
 class Broken(Lines):
     def sample(self, tasks, generator):
         drawn = super().sample(tasks, generator)
@@ -503,7 +516,8 @@ def test_sources_that_do_not_fit_are_refused_with_their_shapes(mine):
 
 
 @pytest.mark.parametrize(
-    "method", ["hypernetwork", "maml", "anil", "protonet", "hyper-lowrank", "scratch"]
+    "method",
+    ["hypernetwork", "maml", "anil", "protonet", "protonet-unit", "hyper-lowrank", "scratch"],
 )
 def test_a_base_of_ones_own_is_what_every_method_adapts(mine, method):
     learner = fewshot.train("mine:Blobs", base="mine:net", method=method, ways=3, **FEW)
@@ -547,6 +561,17 @@ def test_a_base_of_ones_own_goes_with_data_of_the_library(mine):
         (1, 16),
         (1,),
     ]
+
+
+def test_a_probe_learns_the_classes_that_a_source_of_ones_own_tells(mine):
+    problem = fewshot.train("mine:Told", method="probe", ways=3, **FEW).problem
+    assert 9 <= problem.train_classes() == 18
+    drawn = problem.test_source(2).sample(2, torch.Generator().manual_seed(0))
+    assert drawn.classes.tolist() == [[0, 1, 2]] * 2  # the report has names for no more
+    with pytest.raises(ConfigError, match=r"`mine:Blobs` does not say.*Set `classes`"):
+        fewshot.train("mine:Blobs", method="probe", ways=3, quiet=True)
+    with pytest.raises(DataError, match=r"`mine:Mistold` drew `Tasks.classes` of shape \(2, 2\)"):
+        fewshot.train("mine:Mistold", method="maml", ways=3, quiet=True)
 
 
 def test_learners_are_compared_on_the_same_tasks_and_are_left_as_they_were(tmp_path):

@@ -182,7 +182,7 @@ class UnitLength(nn.Module):
 
     Args:
         features: Width of the features.
-        speed: Weight of a batch in the running mean.
+        speed: Weight of a batch in the running mean; first batches weigh more, as in a plain mean.
 
     Source:
         Wang et al., "SimpleShot" (2019), CL2N, with a running mean instead of the mean of all
@@ -190,17 +190,21 @@ class UnitLength(nn.Module):
     """
 
     centre: Tensor
+    batches: Tensor
 
     def __init__(self, features: int, speed: float = 0.01) -> None:
         super().__init__()
         self.speed = speed
         self.register_buffer("centre", torch.zeros(features))
+        self.register_buffer("batches", torch.tensor(0.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Centre and scale features, (batch, features)."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.training:
-            self.centre += self.speed * (x.detach().mean(0) - self.centre)
+            self.batches += 1
+            weight = (1 / self.batches).clamp(min=self.speed)
+            self.centre += weight * (x.detach().mean(0) - self.centre)
         return nn.functional.normalize(x - self.centre, dim=-1) * x.shape[-1] ** 0.5
 
 

@@ -290,7 +290,7 @@ METHODS: tuple[Method, ...] = (
         "support set",
         {
             ("images", "sentences"): lambda p: learners.LinearProbe(
-                p.build(p.ways), len(p.train.names)
+                p.build(p.ways, p.unit), p.train_classes()
             )
         },
         "Tian et al. (2020)",
@@ -407,8 +407,7 @@ FITS: dict[str, tuple[str, ...]] = {
     "own": tuple(
         method.name
         for method in METHODS
-        if method.name not in ("probe", "kernel")
-        and (method.build_for("folder") or method.build_for("table"))
+        if method.name != "kernel" and (method.build_for("folder") or method.build_for("table"))
     )
 }
 """Names of the methods for each data set. ``own``, a source as ``module:Class``, has those of

@@ -180,6 +180,10 @@ class ClassProblem(Problem):
         """Number of classes in an auxiliary classification loss of the trunk; 0 for none."""
         return len(self.train.names) if self.pools.tell_all_apart else 0
 
+    def train_classes(self) -> int:
+        """Return the number of training classes, for methods that classify all of them."""
+        return len(self.train.names)
+
     def inputs(self) -> Inputs:
         """Return the preprocessing of sentences, sounds, or pictures of the size of training."""
         if len(self.event) == 1:
