@@ -3,6 +3,7 @@
 Plain modules, which work with their own parameters or with generated ones.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -205,7 +206,7 @@ class UnitLength(nn.Module):
             self.batches += 1
             weight = (1 / self.batches).clamp(min=self.speed)
             self.centre += weight * (x.detach().mean(0) - self.centre)
-        return nn.functional.normalize(x - self.centre, dim=-1) * x.shape[-1] ** 0.5
+        return nn.functional.normalize(x - self.centre, dim=-1) * math.sqrt(x.shape[-1])
 
 
 class UnitTrunk(nn.Module):

@@ -113,7 +113,10 @@ def _head(p: Any) -> Any:
 
 
 def _convs(p: Any, generate: Any, **options: Any) -> Any:
-    base = p.build(p.ways, p.unit)
+    from weightloom.networks import replace_recurrent  # imports torch
+
+    # recurrent layers with other parameters for each task run in one pass
+    base = replace_recurrent(p.build(p.ways, p.unit))
     return learners.HyperConvs(base, generate, p.generated_scale, **options)
 
 

@@ -13,7 +13,14 @@ from weightloom.apps.fewshot.problems.pools import load_pools
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
 from weightloom.learners.learner import Learner
 from weightloom.learners.trunks import with_unit_length
-from weightloom.networks import ConvNet, FeatureTrunk, Norm, ResidualTrunk, TrunkNet
+from weightloom.networks import (
+    ConvNet,
+    FeatureTrunk,
+    Norm,
+    ResidualTrunk,
+    TrunkNet,
+    replace_recurrent,
+)
 from weightloom.tasks import ClassTasks, TaskSource
 
 NORMS: dict[str, Norm] = {"group": "group", "batch": "batch", "transductive": "task"}
@@ -143,12 +150,9 @@ class ClassProblem(Problem):
         """Build the base network for methods that fit all of it to a task.
 
         It normalises within each image, since running statistics of meta-training no longer fit.
+        Recurrent layers are those that run for many tasks in one pass.
         """
-        return (
-            own_base(self.config, outputs, self.event)
-            if self.config.base
-            else self.build(outputs, norm="group")
-        )
+        return replace_recurrent(self.build(outputs, norm="group"))
 
     @property
     def ways(self) -> int:
