@@ -19,7 +19,7 @@ from weightloom.learners.maml import ANIL, MAML
 from weightloom.learners.probe import LinearProbe
 from weightloom.learners.protonet import ProtoNet
 from weightloom.learners.trunks import run_per_task, split, trunk_of, with_unit_length
-from weightloom.networks import FunctionNet, SpectrogramGRU, mlp
+from weightloom.networks import FunctionNet, SpectrogramGRU, mlp, replace_recurrent
 from weightloom.tasks import ClassTasks, Tasks
 from weightloom.training import TrainOptions
 
@@ -156,23 +156,28 @@ def test_generated_changes_below_unit_length_are_those_of_a_loop_and_move_the_ce
 
 
 def test_low_rank_changes_are_written_into_a_recurrent_trunk():
-    learner = HyperConvs(SpectrogramGRU(WAYS, bands=4, hidden=3), {"reader.weight*": LowRank(2)})
+    net = with_unit_length(SpectrogramGRU(WAYS, bands=4, hidden=3), torch.zeros(1, 1, 4, 5))
+    learner = HyperConvs(net, {"*.reader.weight*": LowRank(2)}).eval()
     for value in learner.hyper.parameters():
         nn.init.normal_(value, std=0.3)
     x, y = torch.rand(2, 2 * WAYS, 1, 4, 5), torch.arange(WAYS).repeat(2).expand(2, -1)
     tasks = Tasks.of(x, y, torch.rand(2, WAYS, 1, 4, 5), y[:, :WAYS])
     params = learner.adapt(tasks.support)
-    assert params["trunk.reader.weight_hh_l0"].shape == (2, 9, 3)
+    assert params["trunk.trunk.reader.weight_hh_l0"].shape == (2, 9, 3)
     each = []
     for task, query in enumerate(tasks.query_x):
-        net = SpectrogramGRU(WAYS, bands=4, hidden=3)
+        net = with_unit_length(SpectrogramGRU(WAYS, bands=4, hidden=3), None).eval()
         net.load_state_dict(
             {n: v for n, v in learner.base.state_dict().items() if "head" not in n}
             | {n: v[task] for n, v in params.items()}
         )
         each.append(net(query))
     torch.testing.assert_close(learner.predict(params, tasks.query_x), torch.stack(each))
-    learner(tasks).sum().backward()
+    for layers in (lambda base: base, replace_recurrent):
+        learner.base = layers(learner.base)
+        learner.trunk = learner.base.trunk
+        learner.train()(tasks).sum().backward()
+        assert bool(learner.trunk.last.centre.abs().sum() > 0)
     assert all(p.grad is not None for n, p in learner.named_parameters() if "head" not in n)
 
 

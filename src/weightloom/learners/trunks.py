@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from weightloom.base import apply_per_task, apply_shared
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.networks.feedforward import UnitTrunk
+from weightloom.params import sub
 
 
 def run_shared(trunk: nn.Module, x: Any) -> Tensor:
@@ -37,8 +38,13 @@ def run_per_task(base: nn.Module, params: Mapping[str, Tensor], x: Any) -> Tenso
     """Run a network with each task's parameters: (tasks, batch, *event) to (tasks, batch, *out).
 
     In training, batch norms with running statistics normalise over the images of all tasks. Without
-    them, they always normalise over the images of one task.
+    them, they always normalise over the images of one task. The running mean of a `UnitTrunk` is
+    that of all tasks.
     """
+    if isinstance(base, UnitTrunk):
+        # Only some networks can change a buffer while they run with parameters per task.
+        unit: Tensor = base.last(run_per_task(base.trunk, sub(params, "trunk"), x))
+        return unit
     outputs: Tensor = apply_per_task(
         base, params, x, statistics="task" if sees_a_task_together(base) else "shared"
     )

@@ -200,12 +200,12 @@ class UnitLength(nn.Module):
         self.register_buffer("batches", torch.tensor(0.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Centre and scale features, (batch, features)."""
+        """Centre and scale features, (*batch, features)."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.training:
             self.batches += 1
             weight = (1 / self.batches).clamp(min=self.speed)
-            self.centre += weight * (x.detach().mean(0) - self.centre)
+            self.centre += weight * (x.detach().flatten(0, -2).mean(0) - self.centre)
         return nn.functional.normalize(x - self.centre, dim=-1) * math.sqrt(x.shape[-1])
 
 

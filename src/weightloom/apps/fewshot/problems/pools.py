@@ -240,6 +240,7 @@ def _folder(config: FewShotOptions) -> Pools:
         parts[config.held_out],
         start_scale=6.0,
         unit_scale=10.0,
+        tell_all_apart=True,
         augment=_photograph(size) if channels == 3 else Jitter(0.5),
         notices=(notice, *told(loaded.skipped)),
     )
