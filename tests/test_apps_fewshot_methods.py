@@ -89,7 +89,8 @@ def test_probe_and_unit_features_are_compared_with_where_they_fit():
     for data in ("digits", "omniglot", "omniglot-alphabets", "cifar-fs", "spoken-digits"):
         config = FewShotConfig(data).resolved()
         assert "probe" in config.comparators
-        assert ("protonet-unit" in config.comparators) == (data == "cifar-fs")
+        unit = "protonet-unit" in config.comparators
+        assert unit == (data in ("cifar-fs", "spoken-digits"))
     assert "probe" in FewShotConfig("intents").resolved().comparators
     assert "probe" not in FewShotConfig("digits", base="mine:net").resolved().comparators
     assert "probe" not in FewShotConfig("digits", method="probe").resolved().comparators

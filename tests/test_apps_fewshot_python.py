@@ -91,6 +91,20 @@ class Blobs(TaskSource):
         return Tasks.of(x, y, query_x, query_y)
 
 
+class Told(Blobs):
+    """Tasks of nine training classes that have numbers."""
+
+    def sample(self, tasks, generator):
+        drawn = super().sample(tasks, generator)
+        classes = torch.rand(tasks, 9, generator=generator).argsort(1)[:, : self.ways]
+        return drawn._replace(classes=classes)
+
+
+class Mistold(Blobs):
+    def sample(self, tasks, generator):
+        return super().sample(tasks, generator)._replace(classes=torch.zeros(tasks, 2))
+
+
 class Broken(Lines):
     def sample(self, tasks, generator):
         drawn = super().sample(tasks, generator)
@@ -547,6 +561,28 @@ def test_a_base_of_ones_own_goes_with_data_of_the_library(mine):
         (1, 16),
         (1,),
     ]
+
+
+@pytest.mark.parametrize("base", ["mine:net", "mine:no_head", None])
+def test_features_of_unit_length_go_with_any_base_and_source(mine, base):
+    learner = fewshot.train("mine:Blobs", base=base, method="protonet-unit", ways=3, **FEW)
+    x, y = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32), ["a", "b", "c"] * 2
+    features = learner.learner.features(torch.from_numpy(x)[None])
+    torch.testing.assert_close(features.square().mean(2), torch.ones(1, 6))
+    learner.adapt((x, y)).save(mine / "net")
+    expected = learner.adapt((x, y)).predict_proba(x)
+    assert np.allclose(fewshot.load_adapted(mine / "net").predict_proba(x), expected, atol=1e-5)
+
+
+def test_a_probe_learns_the_classes_that_a_source_of_ones_own_tells(mine):
+    problem = fewshot.train("mine:Told", method="probe", ways=3, **FEW).problem
+    assert 9 <= problem.train_classes() == 18
+    drawn = problem.test_source(2).sample(2, torch.Generator().manual_seed(0))
+    assert drawn.classes.tolist() == [[0, 1, 2]] * 2  # the report has names for no more
+    with pytest.raises(ConfigError, match=r"`mine:Blobs` does not say.*Set `classes`"):
+        fewshot.train("mine:Blobs", method="probe", ways=3, quiet=True)
+    with pytest.raises(DataError, match=r"`mine:Mistold` drew `Tasks.classes` of shape \(2, 2\)"):
+        fewshot.train("mine:Mistold", method="maml", ways=3, quiet=True)
 
 
 def test_learners_are_compared_on_the_same_tasks_and_are_left_as_they_were(tmp_path):

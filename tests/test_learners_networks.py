@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from weightloom.base import specialise
 from weightloom.conditions import DeepSets
 from weightloom.errors import ConfigError, ShapeError
+from weightloom.forms import LowRank
 from weightloom.learners.cnp import ConditionalNeuralProcess
 from weightloom.learners.convs import HyperConvs
 from weightloom.learners.functions import HyperFunction
@@ -16,8 +18,8 @@ from weightloom.learners.inputs import CodeInputs, HyperInputs, SharedInputs
 from weightloom.learners.maml import ANIL, MAML
 from weightloom.learners.probe import LinearProbe
 from weightloom.learners.protonet import ProtoNet
-from weightloom.learners.trunks import split
-from weightloom.networks import FunctionNet, mlp
+from weightloom.learners.trunks import run_per_task, split, trunk_of, with_unit_length
+from weightloom.networks import FunctionNet, SpectrogramGRU, mlp, replace_recurrent
 from weightloom.tasks import ClassTasks, Tasks
 from weightloom.training import TrainOptions
 
@@ -111,6 +113,72 @@ def test_trunk_and_head_share_the_parameters_of_the_network_and_are_equal_to_it(
     assert isinstance(parts.head, nn.Linear) and torch.equal(parts(x), net(x))
     assert {id(p) for p in parts.parameters()} == {id(p) for p in net.parameters()}
     assert torch.equal(net(x), parts.head(parts.trunk(x)))  # the network itself still has its end
+
+
+class Told(nn.Module):
+    """Trunk and head by name; neither tells the width of the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.head = Backbone(7), nn.Sequential(nn.Linear(7, WAYS), nn.Tanh())
+
+
+@pytest.mark.parametrize("net", [plain, Backbone, Softened, Undecided, Told])
+def test_any_network_gets_features_of_unit_length_that_are_trained_with_it(net):
+    net = net()
+    base = with_unit_length(net, torch.zeros(1, WIDTH))
+    assert {id(p) for p in base.parameters()} == {id(p) for p in net.parameters()}
+    assert net.training and trunk_of(base).training
+    for build in (ProtoNet, HyperHead):
+        learner = build(base)
+        learner(draw()).sum().backward()
+        features = learner.features(draw().query_x)
+        torch.testing.assert_close(features.square().mean(2), torch.ones(2, 5 * WAYS))
+    assert all(p.grad is not None for p in trunk_of(base).parameters())
+
+
+def test_generated_changes_below_unit_length_are_those_of_a_loop_and_move_the_centre_once():
+    learner = HyperConvs(with_unit_length(plain(), torch.zeros(1, WIDTH)), {"*.weight": LowRank(2)})
+    for value in learner.hyper.parameters():
+        nn.init.normal_(value, std=0.1)
+    tasks = draw(3)
+    learner(tasks)
+    unit, before = learner.trunk.last, learner.trunk.last.centre.clone()
+    changes = learner.hyper(learner.eval().condition(tasks.support))
+    each = [
+        functional_call(learner.trunk, {n: v[task] for n, v in changes.items()}, (x,))
+        for task, x in enumerate(tasks.query_x)
+    ]
+    torch.testing.assert_close(
+        run_per_task(learner.trunk, changes, tasks.query_x), torch.stack(each)
+    )
+    assert torch.equal(unit.centre, before) and bool(before.abs().sum() > 0)
+
+
+def test_low_rank_changes_are_written_into_a_recurrent_trunk():
+    net = with_unit_length(SpectrogramGRU(WAYS, bands=4, hidden=3), torch.zeros(1, 1, 4, 5))
+    learner = HyperConvs(net, {"*.reader.weight*": LowRank(2)}).eval()
+    for value in learner.hyper.parameters():
+        nn.init.normal_(value, std=0.3)
+    x, y = torch.rand(2, 2 * WAYS, 1, 4, 5), torch.arange(WAYS).repeat(2).expand(2, -1)
+    tasks = Tasks.of(x, y, torch.rand(2, WAYS, 1, 4, 5), y[:, :WAYS])
+    params = learner.adapt(tasks.support)
+    assert params["trunk.trunk.reader.weight_hh_l0"].shape == (2, 9, 3)
+    each = []
+    for task, query in enumerate(tasks.query_x):
+        net = with_unit_length(SpectrogramGRU(WAYS, bands=4, hidden=3), None).eval()
+        net.load_state_dict(
+            {n: v for n, v in learner.base.state_dict().items() if "head" not in n}
+            | {n: v[task] for n, v in params.items()}
+        )
+        each.append(net(query))
+    torch.testing.assert_close(learner.predict(params, tasks.query_x), torch.stack(each))
+    for layers in (lambda base: base, replace_recurrent):
+        learner.base = layers(learner.base)
+        learner.trunk = learner.base.trunk
+        learner.train()(tasks).sum().backward()
+        assert bool(learner.trunk.last.centre.abs().sum() > 0)
+    assert all(p.grad is not None for n, p in learner.named_parameters() if "head" not in n)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from weightloom.errors import ConfigError
-from weightloom.networks import ConvNet, mlp
+from weightloom.networks import ConvNet, SpectrogramTrunk, UnitTrunk, mlp
 
 
 @pytest.mark.parametrize("sizes", [[3, 2], [1, 40, 40, 1]], ids=str)
@@ -52,3 +52,44 @@ def test_an_image_too_small_or_levels_out_of_range_are_refused(size, blocks, lev
     with pytest.raises(ConfigError, match="do not fit together"):
         ConvNet(1, size, 5, blocks=blocks, levels=levels)
     assert ConvNet(1, 8, 5, channels=4, blocks=2, levels=1)(torch.rand(2, 1, 8, 8)).shape == (2, 5)
+
+
+def test_features_of_unit_length_have_mean_square_one_around_the_mean_of_all_batches():
+    trunk = UnitTrunk(nn.Linear(6, 4), features=4).double()
+    batches = [torch.randn(9, 6, dtype=torch.float64) + 5 for _ in range(3)]
+    for batch in batches:
+        trunk(batch)
+    trunk.eval()
+    features = trunk.trunk(torch.cat(batches))
+    centre = features.mean(0)
+    torch.testing.assert_close(trunk.last.centre, centre)
+    outputs = trunk(torch.cat(batches))
+    torch.testing.assert_close(outputs.square().mean(1), torch.ones(27, dtype=torch.float64))
+    for scale in (0.01, 100.0):
+        scaled = centre + scale * (features - centre)
+        torch.testing.assert_close(trunk.last(scaled), outputs)
+    torch.testing.assert_close(trunk.last.centre, centre)  # eval mode leaves the mean as it is
+
+
+def test_the_mean_of_many_batches_forgets_the_first_at_its_speed():
+    trunk = UnitTrunk(nn.Identity(), features=1)
+    trunk.last.batches += 1000  # as after a thousand batches of zeros
+    for _ in range(50):
+        trunk(torch.ones(2, 1))
+    torch.testing.assert_close(trunk.last.centre, torch.full((1,), 1 - 0.99**50))
+
+
+def test_a_spectrogram_is_read_frame_by_frame_in_both_directions():
+    trunk, x = SpectrogramTrunk(bands=3, hidden=2), torch.rand(5, 1, 3, 4)
+    states = []
+    for suffix, frames in (("", range(4)), ("_reverse", range(3, -1, -1))):
+        cell, state = nn.GRUCell(3, 2), torch.zeros(5, 2)
+        for name, value in cell.named_parameters():
+            value.data = getattr(trunk.reader, f"{name}_l0{suffix}").data
+        states.append(torch.stack([state := cell(x[:, 0, :, frame], state) for frame in frames]))
+    forth, back = states
+    expected = [
+        part(of) for part in (lambda of: of.mean(0), lambda of: of.amax(0)) for of in (forth, back)
+    ]
+    torch.testing.assert_close(trunk(x), torch.cat(expected, dim=1))
+    assert trunk.features == trunk(x).shape[1]

@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from weightloom.base import apply_per_task, apply_shared
 from weightloom.errors import ConfigError, ShapeError
+from weightloom.networks.feedforward import UnitTrunk
+from weightloom.params import sub
 
 
 def run_shared(trunk: nn.Module, x: Any) -> Tensor:
@@ -36,8 +38,13 @@ def run_per_task(base: nn.Module, params: Mapping[str, Tensor], x: Any) -> Tenso
     """Run a network with each task's parameters: (tasks, batch, *event) to (tasks, batch, *out).
 
     In training, batch norms with running statistics normalise over the images of all tasks. Without
-    them, they always normalise over the images of one task.
+    them, they always normalise over the images of one task. The running mean of a `UnitTrunk` is
+    that of all tasks.
     """
+    if isinstance(base, UnitTrunk):
+        # Only some networks can change a buffer while they run with parameters per task.
+        unit: Tensor = base.last(run_per_task(base.trunk, sub(params, "trunk"), x))
+        return unit
     outputs: Tensor = apply_per_task(
         base, params, x, statistics="task" if sees_a_task_together(base) else "shared"
     )
@@ -166,6 +173,39 @@ def known_features(base: nn.Module, method: str) -> int:
             "their number."
         )
     return features
+
+
+def with_unit_length(base: nn.Module, x: Any) -> nn.Module:
+    """Network whose trunk returns features centred and scaled to one length, by `UnitTrunk`.
+
+    The base is split into trunk and head as by `split_or_features`, and shares its parameters.
+
+    Args:
+        base: Any network.
+        x: Inputs of the network, (batch, *event). It runs on them once, in eval mode, if neither
+            trunk nor head tells the width of the features.
+
+    Raises:
+        ConfigError: If ``base`` is not a module.
+        ShapeError: If the features of an example are not a vector.
+
+    Example:
+        >>> base = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> trunk_of(with_unit_length(base, torch.zeros(1, 8)))(torch.rand(7, 8)).norm(dim=1)
+        tensor([4.0000, 4.0000, 4.0000, 4.0000, 4.0000, 4.0000, 4.0000])
+    """
+    parts = split_or_features(base, "A trunk with features of unit length")
+    features = features_of(parts) or _width(trunk_of(parts), x)
+    return Split(UnitTrunk(trunk_of(parts), features), head_of(parts))
+
+
+def _width(trunk: nn.Module, x: Any) -> int:
+    """Width of the features, by a run on inputs, (batch, *event)."""
+    was_training = trunk.training
+    with torch.no_grad():
+        features = flat_features(trunk.eval(), tree_map(lambda values: values[None], x))
+    trunk.train(was_training)
+    return features.shape[2]
 
 
 def flat_features(trunk: nn.Module, x: Any) -> Tensor:

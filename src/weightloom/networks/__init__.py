@@ -17,6 +17,10 @@ from weightloom.networks.feedforward import FeatureTrunk as FeatureTrunk
 from weightloom.networks.feedforward import Norm as Norm
 from weightloom.networks.feedforward import ResidualTrunk as ResidualTrunk
 from weightloom.networks.feedforward import TrunkNet as TrunkNet
+from weightloom.networks.feedforward import UnitLength as UnitLength
+from weightloom.networks.feedforward import UnitTrunk as UnitTrunk
 from weightloom.networks.feedforward import mlp as mlp
 from weightloom.networks.keras import KerasBase as KerasBase
 from weightloom.networks.recurrent import replace_recurrent as replace_recurrent
+from weightloom.networks.spectrograms import SpectrogramGRU as SpectrogramGRU
+from weightloom.networks.spectrograms import SpectrogramTrunk as SpectrogramTrunk

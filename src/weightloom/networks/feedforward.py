@@ -3,9 +3,10 @@
 Plain modules, which work with their own parameters or with generated ones.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +144,6 @@ class ResidualTrunk(nn.Module):
         channels: Channels of each block.
         norm: Normalisation of images.
         last_pair: Give the last block a residual pair too.
-        unit: Centre features and scale them to one length, by `UnitLength`.
 
     Source:
         He et al., "Deep residual learning for image recognition" (2016): the pair, with its second
@@ -157,7 +157,6 @@ class ResidualTrunk(nn.Module):
         channels: Sequence[int] = (32, 64, 128, 256),
         norm: Norm = "batch",
         last_pair: bool = False,
-        unit: bool = False,
     ) -> None:
         super().__init__()
         self.blocks = nn.Sequential()
@@ -170,22 +169,21 @@ class ResidualTrunk(nn.Module):
             self.blocks.append(block)
             channels_in, size = width, (size + 1) // 2
         self.channels, self.features = channels_in, channels_in * size * size
-        self.last = UnitLength(self.features) if unit else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of images: (batch, channels, height, width) to (batch, features)."""
-        features: Tensor = self.last(self.blocks(x).flatten(1))
+        features: Tensor = self.blocks(x).flatten(1)
         return features
 
 
 class UnitLength(nn.Module):
     """Subtract a running mean of the features, then scale each row to the length √features.
 
-    The mean is updated in train mode only. The output is float32.
+    The mean is updated in train mode only. The output is float32 or finer.
 
     Args:
         features: Width of the features.
-        speed: Weight of a batch in the running mean.
+        speed: Weight of a batch in the running mean; first batches weigh more, as in a plain mean.
 
     Source:
         Wang et al., "SimpleShot" (2019), CL2N, with a running mean instead of the mean of all
@@ -193,18 +191,46 @@ class UnitLength(nn.Module):
     """
 
     centre: Tensor
+    batches: Tensor
 
     def __init__(self, features: int, speed: float = 0.01) -> None:
         super().__init__()
         self.speed = speed
         self.register_buffer("centre", torch.zeros(features))
+        self.register_buffer("batches", torch.tensor(0.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Centre and scale features, (batch, features)."""
-        x = x.float()
+        """Centre and scale features, (*batch, features)."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.training:
-            self.centre.lerp_(x.detach().mean(0), self.speed)
-        return nn.functional.normalize(x - self.centre, dim=-1) * x.shape[-1] ** 0.5
+            self.batches += 1
+            weight = (1 / self.batches).clamp(min=self.speed)
+            self.centre += weight * (x.detach().flatten(0, -2).mean(0) - self.centre)
+        return nn.functional.normalize(x - self.centre, dim=-1) * math.sqrt(x.shape[-1])
+
+
+class UnitTrunk(nn.Module):
+    """Trunk whose features are centred and scaled to one length, by `UnitLength`.
+
+    Args:
+        trunk: Any network with features (batch, features).
+        features: Width of the features.
+
+    Example:
+        >>> UnitTrunk(mlp([3, 4]), features=4)(torch.rand(7, 3)).square().mean(1)
+        tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000, 1.0000, 1.0000])
+    """
+
+    def __init__(self, trunk: nn.Module, features: int) -> None:
+        super().__init__()
+        self.trunk, self.last, self.features = trunk, UnitLength(features), features
+        # Channels of the last feature map, of trunks that tell them.
+        self.channels = getattr(trunk, "channels", None)
+
+    def forward(self, x: Any) -> Tensor:
+        """Features of mean square 1, (batch, features)."""
+        features: Tensor = self.last(self.trunk(x))
+        return features
 
 
 class ResidualPair(nn.Module):

@@ -53,7 +53,7 @@ class Method:
 
 def _norms(name: str, parameter: Any) -> bool:
     """Select scales and shifts of the norms in a trunk."""
-    return bool(parameter.ndim == 1 and name.startswith("blocks"))
+    return bool(parameter.ndim == 1 and "blocks." in name)
 
 
 def _kernels(name: str, parameter: Any) -> bool:
@@ -109,7 +109,15 @@ def _prior(p: Any) -> Any:
 
 
 def _head(p: Any) -> Any:
-    return learners.HyperHead(p.build(p.ways, p.unit), p.sharp, p.known)
+    return learners.HyperHead(p.build(p.ways, p.unit), p.generated_scale, p.known)
+
+
+def _convs(p: Any, generate: Any, **options: Any) -> Any:
+    from weightloom.networks import replace_recurrent  # imports torch
+
+    # recurrent layers with other parameters for each task run in one pass
+    base = replace_recurrent(p.build(p.ways, p.unit))
+    return learners.HyperConvs(base, generate, p.generated_scale, **options)
 
 
 def _centroid(p: Any) -> Any:
@@ -184,17 +192,13 @@ METHODS: tuple[Method, ...] = (
     Method(
         "hyper-film",
         "a generated head, and generated scales and shifts of the norms before it",
-        {("images",): lambda p: learners.HyperConvs(p.build(p.ways), _norms, p.scale)},
+        {("images",): lambda p: _convs(p, _norms)},
         "after Requeima et al. (2019)",
     ),
     Method(
         "hyper-lowrank",
         "a generated head, and generated changes of rank 4 of the convolutions before it",
-        {
-            ("images",): lambda p: learners.HyperConvs(
-                p.build(p.ways), {_kernels: weightloom.LowRank(4)}, p.scale
-            )
-        },
+        {("images",): lambda p: _convs(p, {_kernels: weightloom.LowRank(4)})},
     ),
     Method(
         "hyper-mlp",
@@ -212,7 +216,7 @@ METHODS: tuple[Method, ...] = (
         "the hypernetwork, then gradient steps on the generated parameters, trained end to end",
         {
             ("images", "sentences"): lambda p: _then_steps(
-                p, learners.HyperHead(p.build(p.ways), p.scale), 0.01
+                p, learners.HyperHead(p.build(p.ways, p.unit), p.generated_scale), 0.01
             ),
             ("curves",): lambda p: _then_steps(p, _regressor(p), 0.001),
         },
@@ -222,9 +226,7 @@ METHODS: tuple[Method, ...] = (
         "film",
         "scales and shifts only, generated from the support set",
         {
-            ("images",): lambda p: learners.HyperConvs(
-                p.build(p.ways), _norms, p.scale, generate_head=False
-            ),
+            ("images",): lambda p: _convs(p, _norms, generate_head=False),
             ("curves",): lambda p: _regressor(p, form=weightloom.FiLM()),
         },
         "Perez et al. (2018)",
@@ -289,7 +291,11 @@ METHODS: tuple[Method, ...] = (
     Method(
         "protonet-unit",
         "protonet on features that are centred and scaled to one length",
-        {("images",): lambda p: learners.ProtoNet(p.build(p.ways, True), p.sharp, p.known)},
+        {
+            ("images", "sentences"): lambda p: learners.ProtoNet(
+                p.build(p.ways, True), p.sharp, p.known
+            )
+        },
     ),
     Method(
         "probe",
@@ -297,7 +303,7 @@ METHODS: tuple[Method, ...] = (
         "support set",
         {
             ("images", "sentences"): lambda p: learners.LinearProbe(
-                p.build(p.ways), len(p.train.names)
+                p.build(p.ways, p.unit), p.train_classes()
             )
         },
         "Tian et al. (2020)",
@@ -410,8 +416,7 @@ FITS: dict[str, tuple[str, ...]] = {
     "own": tuple(
         method.name
         for method in METHODS
-        if method.name not in ("probe", "kernel")
-        and (method.build_for("folder") or method.build_for("table"))
+        if method.name != "kernel" and (method.build_for("folder") or method.build_for("table"))
     )
 }
 """Names of the methods for each data set. ``own``, a source as ``module:Class``, has those of

@@ -99,10 +99,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_ways": 10,
         "shots": (1, 5),
         "queries": 5,
-        "steps": 1000,
+        "steps": 300,
         "tasks": 4,
         "test_tasks": 1000,
-        "comparators": ("protonet", "probe", "centroid", "scratch"),
+        "comparators": ("protonet", "protonet-unit", "probe", "centroid"),
         **IMAGES,
     },
     "folder": {
@@ -113,7 +113,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 1000,
         "tasks": 4,
         "test_tasks": 600,
-        "comparators": ("protonet", "probe", "centroid", "scratch"),
+        "comparators": ("protonet", "protonet-unit", "probe", "centroid"),
         **IMAGES,
     },
     "intents": {

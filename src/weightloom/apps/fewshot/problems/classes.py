@@ -3,6 +3,7 @@
 from itertools import product
 from typing import Any
 
+import torch
 from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
@@ -11,10 +12,21 @@ from weightloom.apps.fewshot.problems.base import own_base
 from weightloom.apps.fewshot.problems.pools import load_pools
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
 from weightloom.learners.learner import Learner
-from weightloom.networks import ConvNet, FeatureTrunk, Norm, ResidualTrunk, TrunkNet
+from weightloom.learners.trunks import with_unit_length
+from weightloom.networks import (
+    ConvNet,
+    FeatureTrunk,
+    Norm,
+    ResidualTrunk,
+    TrunkNet,
+    replace_recurrent,
+)
 from weightloom.tasks import ClassTasks, TaskSource
 
 NORMS: dict[str, Norm] = {"group": "group", "batch": "batch", "transductive": "task"}
+
+UNIT_SCALE = 10.0
+"""Scale of the logits at step 0 of heads on features of one length, unless the data set has one."""
 
 ON_TRAINING = (
     "Validation scores during training are of new tasks of training classes, since no others are "
@@ -114,9 +126,13 @@ class ClassProblem(Problem):
 
         Args:
             outputs: Rows of the head.
-            unit: Normalise features to one length.
+            unit: Centre features and scale them to one length.
             norm: Normalisation of images; None for the config's.
         """
+        base = self._base(outputs, norm)
+        return with_unit_length(base, torch.zeros(1, *self.event)) if unit else base
+
+    def _base(self, outputs: int, norm: Norm | None) -> nn.Module:
         if self.config.base:
             return own_base(self.config, outputs, self.event)
         if len(self.event) == 1:
@@ -127,19 +143,16 @@ class ClassProblem(Problem):
             **self.pools.network,
         }
         if self.pools.residual:
-            return TrunkNet(ResidualTrunk(channels_in, size, unit=unit, **options), outputs)
+            return TrunkNet(ResidualTrunk(channels_in, size, **options), outputs)
         return ConvNet(channels_in, size, outputs, **options)
 
     def build_alone(self, outputs: int) -> nn.Module:
         """Build the base network for methods that fit all of it to a task.
 
         It normalises within each image, since running statistics of meta-training no longer fit.
+        Recurrent layers are those that run for many tasks in one pass.
         """
-        return (
-            own_base(self.config, outputs, self.event)
-            if self.config.base
-            else self.build(outputs, norm="group")
-        )
+        return replace_recurrent(self.build(outputs, norm="group"))
 
     @property
     def ways(self) -> int:
@@ -153,18 +166,27 @@ class ClassProblem(Problem):
 
     @property
     def unit(self) -> bool:
-        """True if the features of the generated head are normalised to one length."""
+        """True if generated heads, and probes, read features of one length."""
         return self.pools.unit_scale is not None
 
     @property
     def sharp(self) -> float:
         """Scale of the logits at step 0 of heads on features of one length."""
-        return self.pools.unit_scale or self.pools.start_scale
+        return self.pools.unit_scale or UNIT_SCALE
+
+    @property
+    def generated_scale(self) -> float:
+        """Scale of the logits at step 0 of generated heads."""
+        return self.sharp if self.unit else self.scale
 
     @property
     def known(self) -> int:
         """Number of classes in an auxiliary classification loss of the trunk; 0 for none."""
         return len(self.train.names) if self.pools.tell_all_apart else 0
+
+    def train_classes(self) -> int:
+        """Return the number of training classes, for methods that classify all of them."""
+        return len(self.train.names)
 
     def inputs(self) -> Inputs:
         """Return the preprocessing of sentences, sounds, or pictures of the size of training."""

@@ -32,6 +32,10 @@ TAKEN = ("shots", "queries", "ways", "part")
 PARTS = ("train", "validation", "test")
 SMALL = 16
 """Minimum side, in pixels, of images for a residual network; smaller ones get a small network."""
+MOST_CLASSES = 100_000
+"""Maximum number of training classes."""
+LOOKED_AT = 64
+"""Training tasks drawn to learn the number of training classes."""
 
 
 class OwnTasks(TaskSource):
@@ -41,10 +45,12 @@ class OwnTasks(TaskSource):
         source: The user's source.
         name: Name of the source in messages.
         salt: Added to the seed, to draw other tasks from the same generator; 0 for no change.
+        pool: Keep `Tasks.classes`, the number of each class in the pool of training classes.
+            Otherwise classes are numbered as the labels of their task.
     """
 
-    def __init__(self, source: TaskSource, name: str, salt: int = 0) -> None:
-        self.source, self.name, self.salt = source, name, salt
+    def __init__(self, source: TaskSource, name: str, salt: int = 0, pool: bool = False) -> None:
+        self.source, self.name, self.salt, self.pool = source, name, salt, pool
 
     def sample(self, tasks: int, generator: torch.Generator, share: slice = ALL) -> Tasks:
         """Draw tasks and check them.
@@ -73,7 +79,31 @@ class OwnTasks(TaskSource):
                 f"`sample` of `{self.name}` gave a {type(drawn).__name__}. It returns "
                 "`weightloom.Tasks`. Change it."
             )
-        return _checked(drawn, self.name)
+        checked = _checked(drawn, self.name)
+        return _in_pool(checked, drawn.classes, self.name) if self.pool else checked
+
+
+def _in_pool(tasks: Tasks, classes: Tensor | None, name: str) -> Tasks:
+    """Return tasks with the numbers of their classes in the pool of training classes, checked.
+
+    Raises:
+        DataError: If they are not whole numbers from 0 to `MOST_CLASSES`, one for each label.
+    """
+    if classes is None or tasks.classes is None:
+        return tasks._replace(classes=None)
+    wanted = tuple(tasks.classes.shape)
+    if (
+        tuple(classes.shape) != wanted
+        or classes.is_floating_point()
+        or not 0 <= int(classes.min()) <= int(classes.max()) < MOST_CLASSES
+    ):
+        raise DataError(
+            f"`{name}` drew `Tasks.classes` of shape {tuple(classes.shape)} and {classes.dtype}, "
+            f"from {classes.min()} to {classes.max()}. They are the numbers in the pool of the "
+            f"class of each label: whole, (tasks, ways), here {wanted}, and from 0 to "
+            f"{MOST_CLASSES - 1:,}. Number the classes from 0, or leave `classes` out."
+        )
+    return tasks._replace(classes=classes)
 
 
 def _checked(drawn: Tasks, name: str) -> Tasks:
@@ -213,7 +243,8 @@ def make_source(config: FewShotOptions, part: str, shots: int, ways: int | None 
             f"`{config.data}` gave a {type(source).__name__}. Data of your own are a `TaskSource`, "
             "with `sample`. Inherit from `weightloom.TaskSource`."
         )
-    return OwnTasks(source, config.data, 0 if "part" in takes else PARTS.index(part))
+    salt = 0 if "part" in takes else PARTS.index(part)
+    return OwnTasks(source, config.data, salt, pool=part == "train")
 
 
 def protocol_of(data: str) -> str:
@@ -283,7 +314,6 @@ class OwnClasses(_Own, ClassProblem):
     """
 
     alike = "folder"
-    without = ("probe",)
 
     def __init__(self, config: FewShotOptions) -> None:
         drawn = self._look(config)
@@ -309,6 +339,33 @@ class OwnClasses(_Own, ClassProblem):
         self.build(2)
         for ways, shots in product(self.config.ways, self.config.shots):
             self.test_source(shots, ways).sample(2, torch.Generator().manual_seed(0))
+
+    def train_classes(self) -> int:
+        """Return a number of training classes that is large enough: twice the largest one drawn.
+
+        `LOOKED_AT` training tasks are drawn. The pool may hold classes that none of them has.
+
+        Raises:
+            ConfigError: If the source does not set `Tasks.classes`.
+        """
+        drawn = self.train_source().sample(LOOKED_AT, torch.Generator().manual_seed(0)).classes
+        if drawn is None:
+            raise ConfigError(
+                f"`probe` learns to tell all training classes apart, and `{self.config.data}` does "
+                "not say which classes are in a task. Set `classes` of `Tasks`, (tasks, ways), to "
+                "the number in your pool of the class of each label, or leave `probe` out."
+            )
+        return 2 * (int(drawn.max()) + 1)
+
+    def check_methods(self) -> None:
+        """Check that all methods of the config fit these tasks and the base network.
+
+        Raises:
+            ConfigError: If a method does not.
+        """
+        super().check_methods()
+        if "probe" in self.config.methods:
+            self.train_classes()
 
     def inputs(self) -> Inputs:
         """Return the preprocessing of rows of numbers, or of arrays."""

@@ -184,6 +184,9 @@ def _spoken_digits(config: FewShotOptions) -> Pools:
         pick(spoken.pool, of["validation"]),
         pick(spoken.pool, of["test"]),
         start_scale=6.0,
+        unit_scale=10.0,
+        network={"channels": (16, 32, 64, 128)},
+        augment=Crop(2),  # a little earlier or later, higher or lower
         train_groups=groups["train"],
         validation_groups=groups["validation"],
         test_groups=groups["test"],
@@ -236,9 +239,16 @@ def _folder(config: FewShotOptions) -> Pools:
         parts["validation"] if len(parts["validation"].names) >= ways else parts["train"],
         parts[config.held_out],
         start_scale=6.0,
-        augment=Jitter(0.5),
+        unit_scale=10.0,
+        tell_all_apart=True,
+        augment=_photograph(size) if channels == 3 else Jitter(0.5),
         notices=(notice, *told(loaded.skipped)),
     )
+
+
+def _photograph(size: int) -> Augment:
+    """Return the augmentation of colour pictures; grey ones may be characters, never mirrored."""
+    return InTurn((Flip(), Crop(size // 8), Zoom(0.7), Colour(0.4)))
 
 
 NEAR_DOMAINS = (1, 2)

@@ -19,9 +19,9 @@ from weightloom.learners.learner import Learner
 from weightloom.runs.record import Role
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
 
-NORMS = ("hyper-film", "film", "protonet-unit")
-"""Methods that generate or add norms in the library's own base networks, and are not available with
-a user's network."""
+NORMS = ("hyper-film", "film")
+"""Methods that generate norms of the library's own base networks, and are not available with a
+user's network."""
 
 
 class Yardstick(NamedTuple):
