@@ -34,7 +34,7 @@ class FewShotConfig(RunOptions):
             *("data", "ways", "shots", "queries", "uneven_shots", "names", "train_ways"),
             *("split", "held_out", "tasks", "test_tasks"),
         ),
-        "Methods": ("base", "normalisation", "inner_steps", "inner_lr"),
+        "Methods": ("base", "backbone", "views", "normalisation", "inner_steps", "inner_lr"),
         "Training": ("outer_lr", "clip_norm", "weight_decay", "average", "mode", "block_steps"),
         "Machine": ("accelerator", "devices", "nodes", "precision"),
     }
@@ -68,6 +68,13 @@ class FewShotConfig(RunOptions):
     out {0,1,2}, {3,4,5} and {6,7,8,9}."""
     held_out: Literal["test", "validation"] = "test"
     """Tasks of the table: `test`, or `validation` to choose options without seeing test tasks."""
+    backbone: str | None = None
+    """Frozen picture network whose features every method reads: `none`, where each method trains a
+    trunk of its own; `trained`, convolutions that are trained first to tell all training classes
+    apart; `efficientnet-lite0`, pretrained on photographs. Default: `none`."""
+    views: int | None = None
+    """Views of each picture whose features are averaged, with a backbone: 1, the picture; 2, its
+    mirror image too; 3, its enlarged middle too. Default: 2 for `trained`, else 3."""
     normalisation: Literal["group", "batch", "transductive"] | None = None
     """Normalisation of images: `group` within each image, `batch` by running statistics,
     `transductive` by the statistics of all images of a task. Default: `batch` for omniglot,
@@ -275,6 +282,8 @@ class FewShotOptions(FewShotConfig):
     shots: tuple[int, ...]
     names: Literal["support", "none"]
     queries: int
+    backbone: str
+    views: int
     normalisation: Literal["group", "batch", "transductive"]
     tasks: int
     outer_lr: float

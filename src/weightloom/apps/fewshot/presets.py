@@ -14,6 +14,8 @@ COMMON: dict[str, Any] = {
     "evaluate_every": 500,
     "checkpoint_every": 200,
     "names": "none",
+    "backbone": "none",
+    "views": 3,
     "precision": "32-true",
     "normalisation": "group",
     "clip_norm": 1.0,

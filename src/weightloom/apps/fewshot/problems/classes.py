@@ -7,6 +7,7 @@ from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Pictures, Sentences, Sounds
+from weightloom.apps.fewshot.problems.backbones import Read, read_by_backbone
 from weightloom.apps.fewshot.problems.base import own_base
 from weightloom.apps.fewshot.problems.pools import load_pools
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
@@ -41,6 +42,9 @@ class ClassProblem(Problem):
     def __init__(self, config: FewShotOptions) -> None:
         self.config = config
         pools = load_pools(config)
+        self.read: Read | None = None
+        if config.backbone != "none":
+            pools, self.read = read_by_backbone(pools, config)
         self.train, self.validation, self.held_out = pools.train, pools.validation, pools.test
         self.pools, self.notices = pools, pools.notices
         self.validates_on_training = pools.validates_on_training
@@ -119,6 +123,8 @@ class ClassProblem(Problem):
         """
         if self.config.base:
             return own_base(self.config, outputs, self.event)
+        if self.read:
+            return TrunkNet(self.read.trunk(unit), outputs)
         if len(self.event) == 1:
             return TrunkNet(FeatureTrunk(self.event[0]), outputs)
         channels_in, size = self.event[:2]
@@ -154,12 +160,12 @@ class ClassProblem(Problem):
     @property
     def unit(self) -> bool:
         """True if the features of the generated head are normalised to one length."""
-        return self.pools.unit_scale is not None
+        return self.read is not None or self.pools.unit_scale is not None
 
     @property
     def sharp(self) -> float:
         """Scale of the logits at step 0 of heads on features of one length."""
-        return self.pools.unit_scale or self.pools.start_scale
+        return 10.0 if self.read else self.pools.unit_scale or self.pools.start_scale
 
     @property
     def known(self) -> int:
