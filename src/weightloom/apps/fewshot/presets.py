@@ -16,6 +16,7 @@ COMMON: dict[str, Any] = {
     "names": "none",
     "backbone": "none",
     "views": 3,
+    "backbone_steps": 15000,
     "precision": "32-true",
     "normalisation": "group",
     "clip_norm": 1.0,

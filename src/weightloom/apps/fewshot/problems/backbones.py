@@ -5,6 +5,7 @@ Out:  `Read`: the same pools as activations, and the trunk over them.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.problems.pools import Pools
+from weightloom.apps.fewshot.problems.trained import trained_backbone
 from weightloom.errors import ConfigError
 from weightloom.networks.backbone import Backbone, ViewsTrunk
 from weightloom.tasks.pictures import encoded_pool
@@ -83,5 +85,7 @@ def backbone_of(pools: Pools, config: FewShotOptions) -> Backbone:
     )
 
 
-BACKBONES = {}
+BACKBONES: dict[str, Callable[[Pools, FewShotOptions], Backbone]] = {
+    "trained": trained_backbone,
+}
 """Builder of each backbone by name: pools and options to a `Backbone`."""
