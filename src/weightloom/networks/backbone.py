@@ -54,7 +54,7 @@ class ViewsTrunk(nn.Module):
             None for views that are features already.
         features: Width of the features.
         unit: Centre features and scale them to one length, by `UnitLength`.
-        centre: Mean feature to start the centre from, (features,); None for zeros.
+        centre: Mean feature of training pictures, (features,); None for zeros.
 
     Example:
         >>> import torch
@@ -76,12 +76,11 @@ class ViewsTrunk(nn.Module):
         self.last = UnitLength(features) if unit else nn.Identity()
         if isinstance(self.last, UnitLength) and centre is not None:
             self.last.centre.copy_(centre)
+        self.eval()
 
     def train(self, mode: bool = True) -> "ViewsTrunk":
-        """Set the mode of the unit length alone; the tail stays in eval mode."""
-        super().train(mode)
-        self.tail.eval()
-        return self
+        """Stay in eval mode: statistics and centre of a frozen network do not change."""
+        return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of pictures given as views: (batch, views, *event) to (batch, features)."""

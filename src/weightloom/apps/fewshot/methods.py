@@ -52,8 +52,8 @@ class Method:
 
 
 def _norms(name: str, parameter: Any) -> bool:
-    """Select scales and shifts of the norms in a trunk."""
-    return bool(parameter.ndim == 1 and name.startswith("blocks"))
+    """Select scales and shifts of the norms in a trunk, or in the tail of a backbone."""
+    return bool(parameter.ndim == 1 and name.startswith(("blocks", "tail")))
 
 
 def _kernels(name: str, parameter: Any) -> bool:
@@ -110,6 +110,24 @@ def _prior(p: Any) -> Any:
 
 def _head(p: Any) -> Any:
     return learners.HyperHead(p.build(p.ways, p.unit), p.sharp, p.known)
+
+
+def _changed(p: Any, generate: Any, **options: Any) -> Any:
+    """Build changes of the trunk; features have one length where the trunk is a backbone's.
+
+    The centre of a trunk that is trained moves, so it cannot differ between tasks.
+    """
+    if getattr(p, "read", None) is None:
+        return learners.HyperConvs(p.build(p.ways), generate, p.scale, **options)
+    return learners.HyperConvs(p.build(p.ways, True), generate, p.sharp, **options)
+
+
+def _low_rank(p: Any, **options: Any) -> Any:
+    return _changed(p, {_kernels: weightloom.LowRank(4)}, **options)
+
+
+def _metric(p: Any, **options: Any) -> Any:
+    return learners.HyperMetric(p.build(p.ways, p.unit), start_scale=p.sharp, **options)
 
 
 def _inputs(p: Any) -> Any:
@@ -174,17 +192,40 @@ METHODS: tuple[Method, ...] = (
     Method(
         "hyper-film",
         "a generated head, and generated scales and shifts of the norms before it",
-        {("images",): lambda p: learners.HyperConvs(p.build(p.ways), _norms, p.scale)},
+        {("images",): lambda p: _changed(p, _norms)},
         "after Requeima et al. (2019)",
     ),
     Method(
         "hyper-lowrank",
         "a generated head, and generated changes of rank 4 of the convolutions before it",
-        {
-            ("images",): lambda p: learners.HyperConvs(
-                p.build(p.ways), {_kernels: weightloom.LowRank(4)}, p.scale
-            )
-        },
+        {("images",): _low_rank},
+    ),
+    Method(
+        "shared-film",
+        "hyper-film with the same scales and shifts for all tasks: learned, not generated",
+        {("images",): lambda p: _changed(p, _norms, shared=True)},
+    ),
+    Method(
+        "shared-lowrank",
+        "hyper-lowrank with the same changes for all tasks: learned, not generated",
+        {("images",): lambda p: _low_rank(p, shared=True)},
+    ),
+    Method(
+        "generated-metric",
+        "class means, and a generated distance: scales of features and a change of rank 4",
+        {("images",): _metric},
+        "after Bateni et al. (2020)",
+    ),
+    Method(
+        "shared-metric",
+        "generated-metric with the same distance for all tasks: learned, not generated",
+        {("images",): lambda p: _metric(p, shared=True)},
+    ),
+    Method(
+        "support-transformer",
+        "class means, changed by attention to the means of the other classes",
+        {("images",): lambda p: learners.SupportTransformer(p.build(p.ways, p.unit), p.sharp)},
+        "after Ye et al. (2020)",
     ),
     Method(
         "hyper-mlp",
@@ -212,9 +253,7 @@ METHODS: tuple[Method, ...] = (
         "film",
         "scales and shifts only, generated from the support set",
         {
-            ("images",): lambda p: learners.HyperConvs(
-                p.build(p.ways), _norms, p.scale, generate_head=False
-            ),
+            ("images",): lambda p: _changed(p, _norms, generate_head=False),
             ("curves",): lambda p: _regressor(p, form=weightloom.FiLM()),
         },
         "Perez et al. (2018)",

@@ -15,6 +15,8 @@ from weightloom.datasets import searched_folders
 from weightloom.learners.pretraining import pretrain
 from weightloom.networks.backbone import Backbone
 from weightloom.networks.feedforward import ConvTrunk
+from weightloom.tasks.augment import CutOut, InTurn, Zoom
+from weightloom.tasks.classes import Augment
 from weightloom.training import TrainOptions
 
 CHANNELS, BLOCKS = 64, 4
@@ -53,10 +55,21 @@ def trained_backbone(pools: Pools, config: FewShotOptions) -> Backbone:
         torch.manual_seed(config.seed)
         blocks = min(BLOCKS, size.bit_length() - 1)
         trunk = ConvTrunk(channels, size, CHANNELS, blocks, norm="batch")
-        pretrain(trunk, pools.train, pools.augment, options, folder, identity)
+        pretrain(trunk, pools.train, light(pools.augment), options, folder, identity)
     *stem, last = trunk.blocks
     tail = nn.Sequential(last, nn.Flatten())
     return Backbone("trained", nn.Sequential(*stem), tail, trunk.features, size)
+
+
+def light(augment: Augment | None) -> Augment | None:
+    """Leave out changes that a small network cannot follow in a short training: zoom and cutout.
+
+    Args:
+        augment: Augmentation of meta-training.
+    """
+    if not isinstance(augment, InTurn):
+        return augment
+    return InTurn(tuple(one for one in augment.changes if not isinstance(one, Zoom | CutOut)))
 
 
 def digest_of(pools: Pools, options: TrainOptions) -> str:
@@ -66,7 +79,7 @@ def digest_of(pools: Pools, options: TrainOptions) -> str:
         pools: Its training classes and their augmentation.
         options: Steps, seed and so on.
     """
-    pool, settings = pools.train, f"{pools.augment} {options} {CHANNELS} {BLOCKS}"
+    pool, settings = pools.train, f"{light(pools.augment)} {options} {CHANNELS} {BLOCKS}"
     digest = hashlib.sha256(f"{settings} {tuple(pool.examples.shape)}".encode())
     digest.update(pool.counts.numpy().tobytes())
     digest.update(pool.examples.contiguous().numpy().tobytes())
