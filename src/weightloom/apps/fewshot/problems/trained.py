@@ -79,8 +79,13 @@ def digest_of(pools: Pools, options: TrainOptions) -> str:
         pools: Its training classes and their augmentation.
         options: Steps, seed and so on.
     """
-    pool, settings = pools.train, f"{light(pools.augment)} {options} {CHANNELS} {BLOCKS}"
-    digest = hashlib.sha256(f"{settings} {tuple(pool.examples.shape)}".encode())
+    pool = pools.train
+    settings = (
+        *(light(pools.augment), tuple(pool.examples.shape), CHANNELS, BLOCKS),
+        *(options.seed, options.steps, options.tasks, options.optimiser),
+        *(options.outer_lr, options.weight_decay, options.clip_norm),
+    )
+    digest = hashlib.sha256(str(settings).encode())
     digest.update(pool.counts.numpy().tobytes())
     digest.update(pool.examples.contiguous().numpy().tobytes())
     return digest.hexdigest()
