@@ -54,7 +54,8 @@ def read_by_backbone(pools: Pools, config: FewShotOptions) -> tuple[Pools, Read]
         ConfigError: If the backbone is unknown, or does not fit the pictures.
         MissingExtraError: If its package is not installed.
     """
-    pools = unturned(pools)
+    if pools.upright is not None:
+        pools = replace(pools, train=pools.upright)
     backbone = backbone_of(pools, config)
     whole = not set(config.methods) & set(INTO_TAIL)
     network = backbone if whole else backbone.stem
@@ -67,17 +68,6 @@ def read_by_backbone(pools: Pools, config: FewShotOptions) -> tuple[Pools, Read]
         views = seen.flatten(0, 1) if whole else backbone.tail(seen.flatten(0, 1))
     read = Read(backbone, whole, views.mean(0).clone())
     return replace(pools, **parts, augment=None, tell_all_apart=False), read
-
-
-def unturned(pools: Pools) -> Pools:
-    """Leave out training classes that are rotated copies of others, named as by `rotated`.
-
-    A small frozen network that is trained in minutes tells the upright classes apart better alone.
-    """
-    names = pools.train.names
-    upright = [n for n, name in enumerate(names) if name.rpartition("@")[0] not in names]
-    groups = None if pools.train_groups is None else pools.train_groups[upright]
-    return replace(pools, train=pools.train.pick(upright), train_groups=groups)
 
 
 def backbone_of(pools: Pools, config: FewShotOptions) -> Backbone:

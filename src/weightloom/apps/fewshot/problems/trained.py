@@ -15,7 +15,7 @@ from weightloom.datasets import searched_folders
 from weightloom.learners.pretraining import pretrain
 from weightloom.networks.backbone import Backbone
 from weightloom.networks.feedforward import ConvTrunk
-from weightloom.tasks.augment import CutOut, InTurn, Zoom
+from weightloom.tasks import ClassPool
 from weightloom.tasks.classes import Augment
 from weightloom.training import TrainOptions
 
@@ -55,21 +55,17 @@ def trained_backbone(pools: Pools, config: FewShotOptions) -> Backbone:
         torch.manual_seed(config.seed)
         blocks = min(BLOCKS, size.bit_length() - 1)
         trunk = ConvTrunk(channels, size, CHANNELS, blocks, norm="batch")
-        pretrain(trunk, pools.train, light(pools.augment), options, folder, identity)
+        pretrain(trunk, *_taught(pools), options, folder, identity)
     *stem, last = trunk.blocks
     tail = nn.Sequential(last, nn.Flatten())
     return Backbone("trained", nn.Sequential(*stem), tail, trunk.features, size)
 
 
-def light(augment: Augment | None) -> Augment | None:
-    """Leave out changes that a small network cannot follow in a short training: zoom and cutout.
-
-    Args:
-        augment: Augmentation of meta-training.
-    """
-    if not isinstance(augment, InTurn):
-        return augment
-    return InTurn(tuple(one for one in augment.changes if not isinstance(one, Zoom | CutOut)))
+def _taught(pools: Pools) -> tuple[ClassPool, Augment | None]:
+    """Return the pictures that the backbone learns from, and their augmentation."""
+    if pools.upright is None:
+        return pools.train, pools.augment
+    return pools.upright, pools.upright_augment or pools.augment
 
 
 def digest_of(pools: Pools, options: TrainOptions) -> str:
@@ -79,13 +75,9 @@ def digest_of(pools: Pools, options: TrainOptions) -> str:
         pools: Its training classes and their augmentation.
         options: Steps, seed and so on.
     """
-    pool = pools.train
-    settings = (
-        *(light(pools.augment), tuple(pool.examples.shape), CHANNELS, BLOCKS),
-        *(options.seed, options.steps, options.tasks, options.optimiser),
-        *(options.outer_lr, options.weight_decay, options.clip_norm),
-    )
-    digest = hashlib.sha256(str(settings).encode())
+    pool, augment = _taught(pools)
+    settings = f"{augment} {options} {CHANNELS} {BLOCKS}"
+    digest = hashlib.sha256(f"{settings} {tuple(pool.examples.shape)}".encode())
     digest.update(pool.counts.numpy().tobytes())
     digest.update(pool.examples.contiguous().numpy().tobytes())
     return digest.hexdigest()
