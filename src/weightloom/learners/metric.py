@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.conditions import class_statistics
-from weightloom.forms.full import Full
-from weightloom.forms.low_rank import LowRank
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.hypernets.head import full_precision
 from weightloom.learners.heads import HeadLearner
@@ -17,7 +15,7 @@ from weightloom.params import Params
 class HyperMetric(HeadLearner):
     """Nearest class mean under a metric per task, |L (f - c)|, which is generated.
 
-    L = (1 + B A) (1 + diag(d)), where A and B have ``rank`` rows and columns. The hypernetwork
+    L = (1 + B A) (1 + diag(d)), where A has ``rank`` rows and B as many columns. The hypernetwork
     reads mean and standard deviation of the class means and the standard deviation within classes,
     per feature. L starts at the identity, so step 0 is a prototypical network. The head is linear
     in the features: its rows are 2 Lᵀ L c, its biases -|L c|².
@@ -47,44 +45,48 @@ class HyperMetric(HeadLearner):
     ) -> None:
         super().__init__(base)
         features = known_features(self.base, type(self).__name__)
-        metric = _Metric(features)
-        places = {"scale": Full(), "mix": LowRank(rank)}
+        start = _Start(features, rank)
         self.norm = nn.LayerNorm(3 * features)
         self.hyper = (
-            SharedChanges(metric, places)
+            SharedChanges(start)
             if shared
-            else MLPHyperNetwork(metric, 3 * features, generate=places, hidden=(hidden,))
+            else MLPHyperNetwork(start, 3 * features, hidden=(hidden,))
         )
         self.log_scale = nn.Parameter(torch.tensor(start_scale).log())
 
-    def metric(self, features: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """Matrix L of each task, (tasks, features, features); arguments as for `head`."""
+    def metric(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
+        """Parts of L for each task; arguments as for `head`.
+
+        Returns:
+            ``scale``, 1 + d, (tasks, features); ``read``, A, (tasks, rank, features); ``write``, B,
+            (tasks, features, rank).
+        """
         mean, spread, _ = class_statistics(features, labels, mask, self.ways)
         known = torch.cat([mean.mean(1), mean.std(1), spread.clamp(min=1e-12).sqrt()], dim=1)
-        params = self.hyper(self.norm(known))
-        matrix: Tensor = params["mix"] * params["scale"][:, None]
-        return matrix
+        params: Params = self.hyper(self.norm(known))
+        return params
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
         """Head from the class means under the metric of each task."""
         with full_precision(features):
-            matrix = self.metric(features, labels, mask)
             mean = class_statistics(features, labels, mask, self.ways).mean
-            changed = mean @ matrix.mT
+            metric = self.metric(features, labels, mask)
+            each, read, write = metric["scale"][:, None], metric["read"], metric["write"]
+            changed = each * mean
+            changed = changed + changed @ read.mT @ write.mT
+            back = each * (changed + changed @ write @ read)
             scale = self.log_scale.exp() / features.shape[2]
             return Params(
-                {
-                    "head.weight": 2 * scale * changed @ matrix,
-                    "head.bias": -scale * changed.square().sum(2),
-                }
+                {"head.weight": 2 * scale * back, "head.bias": -scale * changed.square().sum(2)}
             )
 
 
-class _Metric(nn.Module):
-    """Own values of the metric: the identity, not trained."""
+class _Start(nn.Module):
+    """Start of the metric: the identity. A is random, so that B has a gradient."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, rank: int) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(features), requires_grad=False)
-        self.mix = nn.Parameter(torch.eye(features), requires_grad=False)
-        self.eval()
+        self.scale = nn.Parameter(torch.ones(features))
+        self.read = nn.Parameter(torch.randn(rank, features) / features**0.5)
+        self.write = nn.Parameter(torch.zeros(features, rank))
+        self.requires_grad_(False).eval()

@@ -112,7 +112,7 @@ def _head(p: Any) -> Any:
     return learners.HyperHead(p.build(p.ways, p.unit), p.sharp, p.known)
 
 
-def _changed(p: Any, generate: Any, **options: Any) -> Any:
+def _convs(p: Any, generate: Any, **options: Any) -> Any:
     """Build changes of the trunk; features have one length where the trunk is a backbone's.
 
     The centre of a trunk that is trained moves, so it cannot differ between tasks.
@@ -123,7 +123,7 @@ def _changed(p: Any, generate: Any, **options: Any) -> Any:
 
 
 def _low_rank(p: Any, **options: Any) -> Any:
-    return _changed(p, {_kernels: weightloom.LowRank(4)}, **options)
+    return _convs(p, {_kernels: weightloom.LowRank(4)}, **options)
 
 
 def _metric(p: Any, **options: Any) -> Any:
@@ -192,7 +192,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         "hyper-film",
         "a generated head, and generated scales and shifts of the norms before it",
-        {("images",): lambda p: _changed(p, _norms)},
+        {("images",): lambda p: _convs(p, _norms)},
         "after Requeima et al. (2019)",
     ),
     Method(
@@ -203,7 +203,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         "shared-film",
         "hyper-film with the same scales and shifts for all tasks: learned, not generated",
-        {("images",): lambda p: _changed(p, _norms, shared=True)},
+        {("images",): lambda p: _convs(p, _norms, shared=True)},
     ),
     Method(
         "shared-lowrank",
@@ -253,7 +253,7 @@ METHODS: tuple[Method, ...] = (
         "film",
         "scales and shifts only, generated from the support set",
         {
-            ("images",): lambda p: _changed(p, _norms, generate_head=False),
+            ("images",): lambda p: _convs(p, _norms, generate_head=False),
             ("curves",): lambda p: _regressor(p, form=weightloom.FiLM()),
         },
         "Perez et al. (2018)",
