@@ -78,8 +78,12 @@ def digest_of(pools: Pools, options: TrainOptions, half: bool = False) -> str:
         half: It is trained in bfloat16.
     """
     pool, augment = _taught(pools)
-    settings = f"{augment} {options} {CHANNELS} {BLOCKS} {half}"
-    digest = hashlib.sha256(f"{settings} {tuple(pool.examples.shape)}".encode())
+    settings = (
+        *(augment, tuple(pool.examples.shape), CHANNELS, BLOCKS, half),
+        *(options.seed, options.steps, options.tasks, options.optimiser),
+        *(options.outer_lr, options.weight_decay, options.clip_norm),
+    )
+    digest = hashlib.sha256(str(settings).encode())
     digest.update(pool.counts.numpy().tobytes())
     digest.update(pool.examples.contiguous().numpy().tobytes())
     return digest.hexdigest()
