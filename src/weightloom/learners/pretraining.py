@@ -39,6 +39,7 @@ class ClassTrainer(nn.Module):
         trunk: Network whose attribute ``features`` is the width of its output.
         classes: Number of classes.
         smoothing: Probability that is shared out among all classes.
+        half: Compute in bfloat16, about twice as fast on processors that have it.
 
     Example:
         >>> trunk = nn.Flatten()
@@ -52,16 +53,20 @@ class ClassTrainer(nn.Module):
         (2016), section 7.
     """
 
-    def __init__(self, trunk: nn.Module, classes: int, smoothing: float = 0.1) -> None:
+    def __init__(
+        self, trunk: nn.Module, classes: int, smoothing: float = 0.1, half: bool = False
+    ) -> None:
         super().__init__()
-        self.trunk, self.smoothing = trunk, smoothing
+        self.trunk, self.smoothing, self.half = trunk, smoothing, half
         self.head = nn.Linear(cast("int", trunk.features), classes, bias=False)
 
     def forward(self, batch: LabelledPictures) -> Tensor:
         """Cross-entropy of each picture, (batch,)."""
         x = batch.x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
+            logits = self.head(self.trunk(x))
         return cross_entropy(
-            self.head(self.trunk(x)), batch.y, reduction="none", label_smoothing=self.smoothing
+            logits.float(), batch.y, reduction="none", label_smoothing=self.smoothing
         )
 
 
@@ -72,6 +77,7 @@ def pretrain(
     options: TrainOptions,
     folder: Path,
     identity: str,
+    half: bool = False,
 ) -> None:
     """Train a trunk to tell all classes of a pool apart, or load it if that was done before.
 
@@ -85,13 +91,14 @@ def pretrain(
         options: Steps, pictures per step (``tasks``), learning rate and so on.
         folder: Folder of the checkpoint.
         identity: Digest of all that the result depends on.
+        half: Compute in bfloat16.
 
     Raises:
         ConfigError: If the folder cannot be made.
         CheckpointError: If a checkpoint cannot be written.
         KeyboardInterrupt: If Ctrl-C or SIGTERM stopped the training, after a checkpoint.
     """
-    model = ClassTrainer(trunk, len(pool.names))
+    model = ClassTrainer(trunk, len(pool.names), half=half)
     make_folder(folder, "XDG_CACHE_HOME")
     with _alone(folder / "lock"):
         done = _steps_done(folder, model, identity)

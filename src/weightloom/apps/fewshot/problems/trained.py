@@ -31,7 +31,7 @@ def trained_backbone(pools: Pools, config: FewShotOptions) -> Backbone:
 
     Args:
         pools: Pictures.
-        config: Resolved options; ``seed`` and ``backbone_steps`` are read.
+        config: Resolved options; ``seed``, ``backbone_steps`` and ``precision`` are read.
 
     Raises:
         ConfigError: If the cache cannot be made.
@@ -49,13 +49,14 @@ def trained_backbone(pools: Pools, config: FewShotOptions) -> Backbone:
         checkpoint_every=500,
         seed=config.seed,
     )
-    identity = digest_of(pools, options)
+    half = config.precision == "bf16-mixed"
+    identity = digest_of(pools, options, half)
     folder = searched_folders("backbones")[-1] / f"trained-{identity[:16]}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         blocks = min(BLOCKS, size.bit_length() - 1)
         trunk = ConvTrunk(channels, size, CHANNELS, blocks, norm="batch")
-        pretrain(trunk, *_taught(pools), options, folder, identity)
+        pretrain(trunk, *_taught(pools), options, folder, identity, half)
     *stem, last = trunk.blocks
     tail = nn.Sequential(last, nn.Flatten())
     return Backbone("trained", nn.Sequential(*stem), tail, trunk.features, size)
@@ -68,16 +69,21 @@ def _taught(pools: Pools) -> tuple[ClassPool, Augment | None]:
     return pools.upright, pools.upright_augment or pools.augment
 
 
-def digest_of(pools: Pools, options: TrainOptions) -> str:
+def digest_of(pools: Pools, options: TrainOptions, half: bool = False) -> str:
     """Return a digest of all that a trained backbone depends on.
 
     Args:
         pools: Its training classes and their augmentation.
         options: Steps, seed and so on.
+        half: It is trained in bfloat16.
     """
     pool, augment = _taught(pools)
-    settings = f"{augment} {options} {CHANNELS} {BLOCKS}"
-    digest = hashlib.sha256(f"{settings} {tuple(pool.examples.shape)}".encode())
+    settings = (
+        *(augment, tuple(pool.examples.shape), CHANNELS, BLOCKS, half),
+        *(options.seed, options.steps, options.tasks, options.optimiser),
+        *(options.outer_lr, options.weight_decay, options.clip_norm),
+    )
+    digest = hashlib.sha256(str(settings).encode())
     digest.update(pool.counts.numpy().tobytes())
     digest.update(pool.examples.contiguous().numpy().tobytes())
     return digest.hexdigest()
