@@ -47,6 +47,22 @@ def test_an_optimiser_goes_on_from_its_state_as_if_it_had_not_stopped(tmp_path):
     assert all(torch.equal(old, new) for old, new in zip(moved, again, strict=True))
 
 
+def test_a_state_gets_the_strides_of_its_parameter(tmp_path):
+    """Fused kernels read parameter and state side by side in memory, whatever their strides."""
+    torch.manual_seed(0)
+    start = torch.rand(4, 3, 3, 3).contiguous(memory_format=torch.channels_last)
+    moved, again = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    whole, fresh = (torch.optim.AdamW([its], lr=0.1, fused=True) for its in (moved, again))
+    step_of([moved], whole, 0)
+    write_checkpoint(tmp_path / "a", state_of({"o": whole}), {"step": 1}, "")
+    again.data.copy_(moved.data)
+    restore_state(tmp_path / "a", read_checkpoint(tmp_path / "a")[0], {"o": fresh})
+    assert fresh.state[again]["exp_avg"].stride() == again.stride()
+    step_of([moved], whole, 1)
+    step_of([again], fresh, 1)
+    assert torch.equal(moved, again)
+
+
 def test_no_state_and_a_state_of_no_steps_are_fine(tmp_path):
     _, optimiser = stepped()
     state = state_of({"o": optimiser})

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from test_train import OPTIONS, SOURCE, new_model, same
+from weightloom.errors import ConfigError
 from weightloom.files import load_tensors
 from weightloom.losses import mse_per_task
 from weightloom.tasks import Tasks
@@ -18,7 +19,7 @@ def parameters(*shapes, dtype=torch.float64):
     return [nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in shapes]
 
 
-def unfused(own, rate, decay):
+def unfused(own, rate, decay, kind="adamw"):
     """The optimiser of checkpoints that were written before there was a fused one."""
     groups = [[p for p in own if (p.ndim < 2) == plain] for plain in (True, False)]
     decays = (0.0, decay)
@@ -49,6 +50,27 @@ def test_steps_are_those_of_adamw_by_its_definition(build, decay):
         optimiser.step()
         for parameter, value in zip(own, plain, strict=True):
             torch.testing.assert_close(parameter, value, rtol=1e-12, atol=1e-12)
+
+
+def test_steps_of_sgd_are_those_of_nesterovs_momentum_by_its_definition():
+    own, plain = (parameters((3, 2), (2,)) for _ in range(2))
+    optimiser = build_optimiser(own, 0.01, 0.1, "sgd")
+    speeds = [torch.zeros_like(p) for p in plain]
+    for step in range(1, 6):
+        for parameter, value, speed in zip(own, plain, speeds, strict=True):
+            gradient = value.detach().sin() * step
+            parameter.grad = gradient.clone()
+            gradient += (0.1 if value.ndim > 1 else 0.0) * value.detach()
+            speed.mul_(0.9).add_(gradient)
+            value.data.sub_(0.01 * (gradient + 0.9 * speed))
+        optimiser.step()
+        for parameter, value in zip(own, plain, strict=True):
+            torch.testing.assert_close(parameter, value, rtol=1e-12, atol=1e-12)
+
+
+def test_an_unknown_optimiser_is_refused(unchecked):
+    with pytest.raises(ConfigError, match=r"`optimiser='adam'` is unknown.*adamw"):
+        TrainOptions(steps=1, optimiser="adam")
 
 
 def test_it_is_fused_where_all_numbers_are_real_and_plain_where_one_is_complex():

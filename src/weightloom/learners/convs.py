@@ -12,6 +12,7 @@ from weightloom.hypernets import HeadHyperNetwork, MLPHyperNetwork
 from weightloom.hypernets.head import LearnedScale, full_precision
 from weightloom.learners.heads import scaled_prototypes, with_generated_head
 from weightloom.learners.learner import Learner, Support
+from weightloom.learners.shared import SharedChanges
 from weightloom.learners.trunks import (
     flat_features,
     head_of,
@@ -40,6 +41,7 @@ class HyperConvs(Learner):
         hidden: Width of the hidden layer between condition and parameters.
         generate_head: False computes the head from the class means alone, so that only the changes
             are generated.
+        shared: Learn the same changes for all tasks instead of generating them, as a control.
 
     Raises:
         ConfigError: If ``base`` has no such parts, or the width of its features is unknown.
@@ -57,12 +59,17 @@ class HyperConvs(Learner):
         start_scale: float = 1.0,
         hidden: int = 64,
         generate_head: bool = True,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         base = split(base, type(self).__name__)
         self.base, features = with_generated_head(base), known_features(base, type(self).__name__)
         self.trunk = trunk_of(self.base)
-        self.hyper = MLPHyperNetwork(self.trunk, 2 * features, generate=generate, hidden=(hidden,))
+        self.hyper = (
+            SharedChanges(self.trunk, generate)
+            if shared
+            else MLPHyperNetwork(self.trunk, 2 * features, generate=generate, hidden=(hidden,))
+        )
         self.norm = nn.LayerNorm(2 * features)
         self.head = HeadHyperNetwork("head", start_scale=start_scale) if generate_head else None
         if not generate_head:

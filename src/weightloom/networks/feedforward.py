@@ -6,7 +6,7 @@ Plain modules, which work with their own parameters or with generated ones.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -316,9 +316,9 @@ class TrunkNet(nn.Module):
         torch.Size([7, 5])
     """
 
-    def __init__(self, trunk: ResidualTrunk | FeatureTrunk | ConvTrunk, ways: int) -> None:
+    def __init__(self, trunk: nn.Module, ways: int) -> None:
         super().__init__()
-        self.trunk, self.head = trunk, nn.Linear(trunk.features, ways)
+        self.trunk, self.head = trunk, nn.Linear(cast("int", trunk.features), ways)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify, (batch, *event) to (batch, ways)."""

@@ -109,6 +109,15 @@ def restore_state(
                 "moves. Use the options that the run began with, or another folder."
             )
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        _lay_out_as_parameters(optimiser)
+
+
+def _lay_out_as_parameters(optimiser: torch.optim.Optimizer) -> None:
+    """Give each state the strides of its parameter, which fused kernels take for granted."""
+    for parameter, own in optimiser.state.items():
+        for key, value in own.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                own[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _state_at(place: str, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""The optimiser of a training: AdamW, as one fused kernel on devices that have it."""
+"""The optimiser of a training: AdamW, fused on devices that have such a kernel, or SGD."""
 
 import inspect
 from collections.abc import Sequence
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from weightloom.training.options import Optimiser
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 """Device types with a fused AdamW kernel in torch."""
@@ -30,14 +32,15 @@ class _AdamW(torch.optim.AdamW):
 
 
 def build_optimiser(
-    parameters: Sequence[nn.Parameter], rate: float, decay: float
+    parameters: Sequence[nn.Parameter], rate: float, decay: float, kind: Optimiser = "adamw"
 ) -> torch.optim.Optimizer:
-    """AdamW over ``parameters``; vectors and scalars have no weight decay.
+    """AdamW or SGD over ``parameters``; vectors and scalars have no weight decay.
 
     Args:
         parameters: The trained parameters, on the device where they are trained.
         rate: Learning rate.
-        decay: Decoupled weight decay of matrices and kernels.
+        decay: Weight decay of matrices and kernels, decoupled in AdamW.
+        kind: ``"adamw"``, or ``"sgd"`` with Nesterov's momentum of 0.9.
     """
     vectors, matrices = (
         [p for p in parameters if (p.ndim < 2) == plain] for plain in (True, False)
@@ -46,5 +49,8 @@ def build_optimiser(
     if not decay:
         # One group is one kernel. The order numbers the state in checkpoints: as with two groups.
         groups = [{"params": vectors + matrices, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
     fused = all(p.is_floating_point() and p.device.type in FUSED_DEVICES for p in parameters)
-    return _AdamW([group for group in groups if group["params"]], lr=rate, fused=fused or None)
+    return _AdamW(groups, lr=rate, fused=fused or None)

@@ -13,6 +13,7 @@ from weightloom.runs.options import MOST_OF_ALL
 
 Schedule = Literal["cosine", "constant"]
 Mode = Literal["joint", "alternating"]
+Optimiser = Literal["adamw", "sgd"]
 KINDS: dict[object, tuple[type, str]] = {
     bool: (bool, "truth value"),
     int: (Integral, "whole number"),
@@ -39,7 +40,7 @@ class TrainOptions:
     warmup_steps: int | None = None
     """Steps until the peak. Default: 100, or a tenth of a run of 100 steps or fewer."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW) of matrices and kernels; vectors and scalars have none."""
+    """Weight decay of matrices and kernels, decoupled in AdamW; vectors and scalars have none."""
     average: float = 0.0
     """Decay per step of a running average of the parameters, which is evaluated and kept instead of
     the last ones, as in 0.998. 0: no average."""
@@ -59,6 +60,8 @@ class TrainOptions:
     schedule: Schedule = "cosine"
     """Learning rate after its peak. ``"cosine"``: falls to zero along a cosine. ``"constant"``:
     stays at the peak."""
+    optimiser: Optimiser = "adamw"
+    """``"adamw"``, or ``"sgd"`` with Nesterov's momentum of 0.9."""
     average_buffers: bool = False
     """Also average floating-point buffers. Default: measure the statistics of batch normalisation
     again for the averaged parameters, on the batches of the last 10 steps, and keep other buffers
@@ -81,6 +84,11 @@ class TrainOptions:
         if self.mode not in get_args(Mode):
             raise ConfigError(
                 f"`mode={self.mode!r}` is unknown. {nearest(str(self.mode), get_args(Mode))}"
+            )
+        if self.optimiser not in get_args(Optimiser):
+            raise ConfigError(
+                f"`optimiser={self.optimiser!r}` is unknown. It moves the parameters. "
+                f"{nearest(str(self.optimiser), get_args(Optimiser))}"
             )
         if not 0 <= self.average < 1:
             raise ConfigError(

@@ -158,8 +158,9 @@ class Stepper:
 
 def optimiser_of(player: Player) -> torch.optim.Optimizer:
     """Build the optimiser of a player, with the settings of its turn."""
+    settings = player.settings
     optimiser = build_optimiser(
-        player.leaves, player.settings.outer_lr, player.settings.weight_decay
+        player.leaves, settings.outer_lr, settings.weight_decay, settings.optimiser
     )
     for group in optimiser.param_groups:
         group["betas"] = player.turn.betas

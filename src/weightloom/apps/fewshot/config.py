@@ -15,7 +15,7 @@ BLOCK_STEPS = 20
 """Default number of steps in a turn of alternating training."""
 COUNTS = (
     *("queries", "train_ways", "tasks", "test_tasks"),
-    *("devices", "nodes", "inner_steps", "block_steps"),
+    *("devices", "nodes", "inner_steps", "block_steps", "backbone_steps"),
 )
 """Options that are counts, at least 1."""
 
@@ -34,7 +34,10 @@ class FewShotConfig(RunOptions):
             *("data", "ways", "shots", "queries", "uneven_shots", "names", "train_ways"),
             *("split", "held_out", "tasks", "test_tasks"),
         ),
-        "Methods": ("base", "normalisation", "inner_steps", "inner_lr"),
+        "Methods": (
+            *("base", "backbone", "backbone_steps", "views"),
+            *("normalisation", "inner_steps", "inner_lr"),
+        ),
         "Training": ("outer_lr", "clip_norm", "weight_decay", "average", "mode", "block_steps"),
         "Machine": ("accelerator", "devices", "nodes", "precision"),
     }
@@ -68,6 +71,17 @@ class FewShotConfig(RunOptions):
     out {0,1,2}, {3,4,5} and {6,7,8,9}."""
     held_out: Literal["test", "validation"] = "test"
     """Tasks of the table: `test`, or `validation` to choose options without seeing test tasks."""
+    backbone: str | None = None
+    """Frozen picture network whose features every method reads: `none`, where each method trains a
+    trunk of its own; `trained`, convolutions that are trained first to tell all training classes
+    apart; `efficientnet-lite0`, pretrained on photographs. Default: `none`."""
+    backbone_steps: int | None = None
+    """Training steps of `--backbone trained`, each on 64 pictures; the result is kept in the user's
+    cache for other runs with the same data and seed. Default: 15000, about 18 minutes of one core
+    for 32-pixel pictures."""
+    views: int | None = None
+    """Views of each picture whose features are averaged, with a backbone: 1, the picture; 2, its
+    mirror image too; 3, its enlarged middle too. Default: 2 for `trained`, else 3."""
     normalisation: Literal["group", "batch", "transductive"] | None = None
     """Normalisation of images: `group` within each image, `batch` by running statistics,
     `transductive` by the statistics of all images of a task. Default: `batch` for omniglot,
@@ -243,6 +257,8 @@ class FewShotConfig(RunOptions):
     def resolved(self) -> "FewShotOptions":
         """Return the options with all defaults filled in: those of the data set, then `COMMON`."""
         defaults = {**COMMON, **PRESETS[self.kind]}
+        if self.backbone == "trained":
+            defaults["views"] = 2
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         if self.minutes is not None:
             missing.pop("steps", None)
@@ -275,6 +291,9 @@ class FewShotOptions(FewShotConfig):
     shots: tuple[int, ...]
     names: Literal["support", "none"]
     queries: int
+    backbone: str
+    backbone_steps: int
+    views: int
     normalisation: Literal["group", "batch", "transductive"]
     tasks: int
     outer_lr: float

@@ -52,8 +52,8 @@ class Method:
 
 
 def _norms(name: str, parameter: Any) -> bool:
-    """Select scales and shifts of the norms in a trunk."""
-    return bool(parameter.ndim == 1 and "blocks." in name)
+    """Select scales and shifts of the norms in a trunk, or in the tail of a backbone."""
+    return bool(parameter.ndim == 1 and ("blocks." in name or name.startswith("tail")))
 
 
 def _kernels(name: str, parameter: Any) -> bool:
@@ -130,6 +130,14 @@ def _centroid(p: Any) -> Any:
     return learners.NearestCentroid(p.train.examples[0, 0].numel(), centroid_scale(tasks))
 
 
+def _low_rank(p: Any, **options: Any) -> Any:
+    return _convs(p, {_kernels: weightloom.LowRank(4)}, **options)
+
+
+def _metric(p: Any, **options: Any) -> Any:
+    return learners.HyperMetric(p.build(p.ways, p.unit), start_scale=p.sharp, **options)
+
+
 def _inputs(p: Any) -> Any:
     return learners.HyperInputs(p.build(p.classes))
 
@@ -198,7 +206,34 @@ METHODS: tuple[Method, ...] = (
     Method(
         "hyper-lowrank",
         "a generated head, and generated changes of rank 4 of the convolutions before it",
-        {("images",): lambda p: _convs(p, {_kernels: weightloom.LowRank(4)})},
+        {("images",): _low_rank},
+    ),
+    Method(
+        "shared-film",
+        "hyper-film with the same scales and shifts for all tasks: learned, not generated",
+        {("images",): lambda p: _convs(p, _norms, shared=True)},
+    ),
+    Method(
+        "shared-lowrank",
+        "hyper-lowrank with the same changes for all tasks: learned, not generated",
+        {("images",): lambda p: _low_rank(p, shared=True)},
+    ),
+    Method(
+        "generated-metric",
+        "class means, and a generated distance: scales of features and a change of rank 4",
+        {("images",): _metric},
+        "after Bateni et al. (2020)",
+    ),
+    Method(
+        "shared-metric",
+        "generated-metric with the same distance for all tasks: learned, not generated",
+        {("images",): lambda p: _metric(p, shared=True)},
+    ),
+    Method(
+        "support-transformer",
+        "class means, changed by attention to the means of the other classes",
+        {("images",): lambda p: learners.SupportTransformer(p.build(p.ways, p.unit), p.sharp)},
+        "after Ye et al. (2020)",
     ),
     Method(
         "hyper-mlp",

@@ -8,6 +8,7 @@ from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Pictures, Sentences, Sounds
+from weightloom.apps.fewshot.problems.backbones import Read, read_by_backbone
 from weightloom.apps.fewshot.problems.base import own_base
 from weightloom.apps.fewshot.problems.pools import load_pools
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
@@ -53,6 +54,9 @@ class ClassProblem(Problem):
     def __init__(self, config: FewShotOptions) -> None:
         self.config = config
         pools = load_pools(config)
+        self.read: Read | None = None
+        if config.backbone != "none":
+            pools, self.read = read_by_backbone(pools, config)
         self.train, self.validation, self.held_out = pools.train, pools.validation, pools.test
         self.pools, self.notices = pools, pools.notices
         self.validates_on_training = pools.validates_on_training
@@ -129,6 +133,8 @@ class ClassProblem(Problem):
             unit: Centre features and scale them to one length.
             norm: Normalisation of images; None for the config's.
         """
+        if self.read:
+            return TrunkNet(self.read.trunk(unit), outputs)
         base = self._base(outputs, norm)
         return with_unit_length(base, torch.zeros(1, *self.event)) if unit else base
 
@@ -167,7 +173,7 @@ class ClassProblem(Problem):
     @property
     def unit(self) -> bool:
         """True if generated heads, and probes, read features of one length."""
-        return self.pools.unit_scale is not None
+        return self.read is not None or self.pools.unit_scale is not None
 
     @property
     def sharp(self) -> float:

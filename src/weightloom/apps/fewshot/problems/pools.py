@@ -55,6 +55,11 @@ class Pools:
     """Train trunks with an auxiliary loss as well: classification of all training classes."""
     augment: Augment | None = None
     """Augmentation of the examples of meta-training."""
+    upright: ClassPool | None = None
+    """Classes of meta-training without rotated copies, for a backbone that is trained on them; None
+    for ``train``."""
+    upright_augment: Augment | None = None
+    """Augmentation of ``upright``; None for ``augment``."""
     train_groups: Tensor | None = None
     """Group of each training class; a task has classes of one group. None for any classes."""
     validation_groups: Tensor | None = None
@@ -168,6 +173,8 @@ def _cifar_fs(config: FewShotOptions) -> Pools:
         tell_all_apart=True,
         network={"channels": (48, 96, 192), "last_pair": True},
         augment=InTurn((Flip(), Crop(4), Zoom(0.7), Colour(0.4), CutOut(10))),
+        upright=parts["train"],
+        upright_augment=InTurn((Flip(), Crop(4), Colour(0.4))),
     )
 
 

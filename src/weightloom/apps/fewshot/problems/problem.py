@@ -19,7 +19,7 @@ from weightloom.learners.learner import Learner
 from weightloom.runs.record import Role
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
 
-NORMS = ("hyper-film", "film")
+NORMS = ("hyper-film", "film", "shared-film")
 """Methods that generate norms of the library's own base networks, and are not available with a
 user's network."""
 
