@@ -5,6 +5,7 @@ Out:  `METHODS` and `FITS`, from which lists, help, documentation and tests are 
 Knows nothing of data sets beyond their names. Torch is not imported before a method is built.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -287,7 +288,7 @@ METHODS: tuple[Method, ...] = (
         "support set",
         {
             ("images", "sentences"): lambda p: learners.LinearProbe(
-                p.build(p.ways), len(p.train.names)
+                p.build(p.ways, p.read is not None), len(p.pools.train.names)
             )
         },
         "Tian et al. (2020)",
@@ -353,11 +354,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         "centroid",
         "the class whose mean input is nearest",
-        {
-            ("images", "sentences"): lambda p: learners.NearestCentroid(
-                p.train.examples[0, 0].numel()
-            )
-        },
+        {("images", "sentences"): lambda p: learners.NearestCentroid(math.prod(p.event))},
     ),
     Method(
         "polynomial",

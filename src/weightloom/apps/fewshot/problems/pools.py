@@ -211,8 +211,11 @@ def _intents(config: FewShotOptions) -> Pools:
 
 def _folder(config: FewShotOptions) -> Pools:
     """A user's own folder, with a sub-folder per class."""
-    ways = max(config.ways)
-    loaded = load_folder(config.data, fewest=max(config.shots) + config.queries, ways=2 * ways)
+    ways, fewest = max(config.ways), max(config.shots) + config.queries
+    most = max(PICTURES_READ, fewest) if config.is_pretrained else None
+    loaded = load_folder(
+        config.data, size=config.size or 224, fewest=fewest, ways=2 * ways, most=most
+    )
     split = loaded.split or split_classes(len(loaded.pool.names), config.split, fewest=ways)
     parts = {name: pick(loaded.pool, classes) for name, classes in split.items()}
     for name in ("train", config.held_out):
@@ -241,6 +244,8 @@ def _folder(config: FewShotOptions) -> Pools:
     )
 
 
+PICTURES_READ = 200
+"""Maximum number of pictures of a class of a folder that a pretrained backbone reads."""
 NEAR_DOMAINS = (1, 2)
 """CLINC150's domains of banking and of credit cards."""
 
