@@ -84,7 +84,9 @@ class ViewsReader(nn.Module):
         return of_views.mean(1, keepdim=True) if self.mean else of_views
 
 
-def encoded_pool(pool: ClassPool, reader: nn.Module, version: str = "") -> ClassPool:
+def encoded_pool(
+    pool: ClassPool, reader: Callable[[Tensor], Tensor], version: str = ""
+) -> ClassPool:
     """Replace the pictures of a pool by activations of a frozen network.
 
     Args:

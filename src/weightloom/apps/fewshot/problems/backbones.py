@@ -71,6 +71,13 @@ class Read:
             centre = self.trunk_of(None)(few.examples[there]).mean(0)
         return centre.clone()
 
+    def event(self, of_picture: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a read picture, (views, *event)."""
+        if self.whole:
+            return 1, self.backbone.features
+        with torch.inference_mode():
+            return tuple(self.reader(torch.zeros(1, *of_picture)).shape[1:])
+
     def encoded(self, pool: ClassPool) -> ClassPool:
         """Replace the pictures of a pool by activations, read from the cache if they are there."""
         return encoded_pool(pool, self.reader, self.version)

@@ -4,7 +4,6 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-import torch
 from torch import nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
@@ -60,8 +59,7 @@ class ClassProblem(Problem):
             self._test_source(self.pools.test, shots, ways)  # raises before any file is written
         self._train_source(self.pools.train)
         if self.read:
-            with torch.inference_mode():
-                self.event = tuple(self.read.reader(torch.zeros(1, *self.event)).shape[1:])
+            self.event = self.read.event(self.event)
 
     @cached_property
     def train(self) -> ClassPool:
