@@ -48,12 +48,14 @@ def tiny(monkeypatch):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Six classes of pictures in colour; `robin` and `5` are the reddest."""
+    """Six classes of pictures, each of one colour: red, green, blue and their pairs."""
     rng = np.random.default_rng(0)
     for kind, name in enumerate(("jay", "stone", "sky", "sand", "robin", "5")):
+        colour = [200 if kind % 3 == channel else 40 for channel in range(3)]
+        colour = colour if kind < 3 else [240 - its for its in colour]
         (tmp_path / "photographs" / name).mkdir(parents=True)
         for number in range(6):
-            tint = np.array([50 * kind, 200 - 40 * kind, 90]) + rng.integers(0, 30, (20, 24, 3))
+            tint = np.array(colour) + rng.integers(-20, 20, (20, 24, 3))
             path = tmp_path / "photographs" / name / f"{number}.png"
             Image.fromarray(tint.astype(np.uint8)).save(path)
     return tmp_path / "photographs"
@@ -276,7 +278,7 @@ def test_a_run_on_photographs_is_judged_adapted_and_exported_without_reading_the
     photographs, tiny, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    main(["fewshot", "--data", str(photographs), *WORDS])
+    main(["fewshot", "--data", str(photographs), *WORDS, "--comparators", "protonet-unit"])
     told = capsys.readouterr()
     assert "Before training:" in told.err and "(untrained)" in told.err
     assert "Tiny." in told.err and "`efficientnet-lite0` seems to know" in told.out
@@ -296,7 +298,7 @@ def test_a_run_on_photographs_is_judged_adapted_and_exported_without_reading_the
     main(["adapt", "../run", str(photographs), "--predict", new, "--out", "net"])
     assert "sand" in capsys.readouterr().out
     network = fewshot.load_adapted("net")
-    assert network.predict([new, np.full((30, 20, 3), [5, 190, 100], np.uint8)]) == ["sand", "jay"]
+    assert network.predict([new, np.full((30, 20, 3), [210, 50, 30], np.uint8)]) == ["sand", "jay"]
     main(["export", "../run", "--task", "0"])
     facts = json.loads((tmp_path / "run" / "export" / "0" / "network.json").read_text())
     assert facts["inputs"]["size"] == 144 and "3 views" not in facts["backbone"]
