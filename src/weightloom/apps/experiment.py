@@ -168,7 +168,7 @@ def _begin(
     if rows := app.preview(problem, config):
         say("Before training:")
         with redirect_stdout(sys.stderr):  # stdout is for the table of the trained methods
-            print_table(rows, app.unseen, app.columns)
+            print_table([*map(dict, rows)], app.unseen, app.columns)
 
 
 def _choices_of(folder: Path, choices: Choices | None) -> Choices:
