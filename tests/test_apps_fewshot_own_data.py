@@ -8,7 +8,7 @@ import pytest
 from weightloom.cli import main
 
 FEW = ["--steps", "4", "--test-tasks", "6", "--run", "run"]
-METHODS = ["--comparators", "protonet", "centroid"]
+METHODS = ["--backbone", "none", "--comparators", "protonet", "centroid"]
 
 
 @pytest.fixture

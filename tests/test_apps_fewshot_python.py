@@ -175,7 +175,14 @@ def test_a_folder_is_learned_from_and_the_saved_network_answers_without_the_run_
 ):
     image = pytest.importorskip("PIL.Image")
     learner = fewshot.train(
-        birds, ways=2, train_ways=2, shots=1, queries=2, run=tmp_path / "run", **FEW
+        birds,
+        ways=2,
+        train_ways=2,
+        shots=1,
+        queries=2,
+        backbone="none",
+        run=tmp_path / "run",
+        **FEW,
     )
     adapted = learner.adapt({"jay": [birds / "kind0" / "0.png"], "magpie": birds / "kind4"})
     new = [str(birds / "kind4" / "1.png"), str(birds / "kind0" / "2.png")]
@@ -397,7 +404,8 @@ def test_the_command_adapts_a_run_prints_answers_and_writes(birds, tmp_path, mon
         "--test-tasks",
         "2",
     ]
-    main(["fewshot", "--data", str(birds), *small, "--comparators", "--run", "run", "--quiet"])
+    small += ["--backbone", "none", "--comparators", "--quiet"]
+    main(["fewshot", "--data", str(birds), *small, "--run", "run"])
     new = str(birds / "kind1" / "3.png")
     capsys.readouterr()
     monkeypatch.setenv("COLUMNS", "300")
@@ -415,7 +423,14 @@ def test_the_command_adapts_a_run_prints_answers_and_writes(birds, tmp_path, mon
 
 def test_a_table_of_labelled_paths_is_a_support_set(birds, tmp_path):
     learner = fewshot.train(
-        birds, ways=2, train_ways=2, shots=1, queries=2, method="centroid", quiet=True
+        birds,
+        ways=2,
+        train_ways=2,
+        shots=1,
+        queries=2,
+        method="centroid",
+        backbone="none",
+        quiet=True,
     )
     rows = [
         {"path": str(birds / f"kind{kind}" / "0.png"), "label": f"bird {kind}"} for kind in (0, 5)

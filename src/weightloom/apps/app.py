@@ -195,6 +195,10 @@ class App(ABC, Generic[C, P, M]):
         """Return notices to print before training, such as skipped files."""
         return ()
 
+    def preview(self, problem: P, config: C) -> list["Row"]:
+        """Return rows of methods that need no training, to print before it. Default: none."""
+        return []
+
     @abstractmethod
     def build(self, method: str, problem: P, config: C) -> M:
         """Build the model of a method, initialised from torch's current seed."""

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +31,7 @@ from weightloom.runs.metrics import read_rows
 from weightloom.runs.options import RunOptions, with_option
 from weightloom.runs.record import Better, Record, Row, environment, write_run_record
 from weightloom.runs.schema import damaged, read_json, write_json
+from weightloom.runs.table import print_table
 from weightloom.texts import TextError, read_text
 from weightloom.training import OneProcess, Processes
 
@@ -131,7 +132,7 @@ def run(
     first = processes.global_rank == 0
     with held_folder(folder, app.name, resolved, resume) if first else nullcontext():
         if first:
-            _begin(app, problem, folder, choices, quiet)
+            _begin(app, problem, resolved, folder, choices, quiet or bare)
         processes.barrier()
         chosen = _choices_of(folder, choices)
         arms = _Arms(app, resolved, problem, folder, processes, quiet, chosen, bare, loggers)
@@ -155,14 +156,19 @@ def _opened(app: App[C, P, M], config: C) -> P:
 
 
 def _begin(
-    app: App[C, P, M], problem: P, folder: Path, choices: Choices | None, quiet: bool
+    app: App[C, P, M], problem: P, config: C, folder: Path, choices: Choices | None, quiet: bool
 ) -> None:
-    """Write the choices of a sweep and print the application's notices."""
+    """Write the choices of a sweep; print the application's notices, and a table if it has one."""
     if choices:
         write_json(folder / CHOSEN, asdict(choices), FORMAT)
-    if not quiet:
-        for notice in app.notices(problem):
-            say(notice)
+    if quiet:
+        return
+    for notice in app.notices(problem):
+        say(notice)
+    if rows := app.preview(problem, config):
+        say("Before training:")
+        with redirect_stdout(sys.stderr):  # stdout is for the table of the trained methods
+            print_table([*map(dict, rows)], app.unseen, app.columns)
 
 
 def _choices_of(folder: Path, choices: Choices | None) -> Choices:

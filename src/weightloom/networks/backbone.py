@@ -4,6 +4,8 @@ In:   pictures, or activations that a backbone's stem computed of them once.
 Out:  features.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from weightloom.networks.feedforward import UnitLength
@@ -20,6 +22,9 @@ class Backbone(nn.Module):
         tail: Activations to features, (batch, features).
         features: Width of the features.
         size: Height and width that pictures are scaled to, in pixels.
+        about: Name, source and licence in a sentence, for the user.
+        classify: Function from features to logits of the classes that the network was trained on,
+            which tells which of a user's classes it knows. None if there is none.
 
     Example:
         >>> import torch
@@ -29,11 +34,18 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, stem: nn.Module, tail: nn.Module, features: int, size: int
+        self,
+        name: str,
+        stem: nn.Module,
+        tail: nn.Module,
+        features: int,
+        size: int,
+        about: str = "",
+        classify: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.features, self.size = name, features, size
-        self.stem, self.tail = stem, tail
+        self.name, self.features, self.size, self.about = name, features, size, about
+        self.stem, self.tail, self.classify = stem, tail, classify
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Backbone":

@@ -48,7 +48,13 @@ class FolderPool(NamedTuple):
 
 
 def load_folder(
-    path: str | Path, *, size: int = 32, channels: int | None = None, fewest: int = 2, ways: int = 2
+    path: str | Path,
+    *,
+    size: int = 32,
+    channels: int | None = None,
+    fewest: int = 2,
+    ways: int = 2,
+    most: int | None = None,
 ) -> FolderPool:
     """Load images from a folder with one sub-folder per class, as PNG, JPEG, WebP, GIF and others.
 
@@ -66,6 +72,8 @@ def load_folder(
         channels: 1 for grey, 3 for colour. None: 1 if every picture is grey, else 3.
         fewest: Minimum pictures of a class, shots plus queries; smaller classes are skipped.
         ways: Minimum number of classes: those of one task.
+        most: Maximum pictures of a class, lowered to those that fit in memory; of larger classes,
+            pictures evenly spaced by name are loaded. None: all.
 
     Raises:
         DataError: If the folder does not exist or has too few classes, a class is in two splits, or
@@ -80,6 +88,10 @@ def load_folder(
     split_of = _class_folders(root, skipped)
     met: dict[bytes, Path] = {}
     files = {folder: _first_met(_files(folder, skipped), met, skipped) for folder in split_of}
+    if most is not None:
+        room = MOST_MEMORY_BYTES // max(1, len(files) * (channels or 3) * size**2)
+        most = max(fewest, min(most, room))
+        files = {folder: _spaced(found, most, folder, skipped) for folder, found in files.items()}
     _check_bytes(root, [len(listed) for listed in files.values()], size, channels or 3)
     pictures: dict[Path, list[Tensor]] = {}
     for folder, listed in files.items():
@@ -118,6 +130,27 @@ def _split(folders: list[Path], split_of: dict[Path, str]) -> dict[str, list[int
     for row, folder in enumerate(folders):
         split[split_of[folder]].append(row)
     return split
+
+
+def looks_coloured(path: str | Path, pictures: int = 20) -> bool:
+    """Say whether one of a few pictures of a folder is in colour.
+
+    Args:
+        path: A folder with one sub-folder per class, as for `load_folder`.
+        pictures: Number of pictures that are looked at, the first of each class.
+
+    Returns:
+        False too if there are no pictures, or Pillow is not installed.
+    """
+    try:
+        image, root, skipped = _pillow(), home(path), list[Skipped]()
+        first = [_files(folder, skipped)[:1] for folder in _class_folders(root, skipped)]
+    except (DataError, MissingExtraError):
+        return False
+    looked = [file for files in first for file in files][:pictures]
+    return any(
+        bool((found != found[:1]).any()) for found in _decoded(image, looked, 32, None, skipped)
+    )
 
 
 def picture(source: Any, size: int, channels: int) -> Tensor:
@@ -279,6 +312,15 @@ def _first_met(files: list[Path], met: dict[bytes, Path], skipped: list[Skipped]
             linked = "a link to" if first.resolve() == file.resolve() else "a copy of"
             skipped.append(Skipped(str(file), f"{linked} `{first}`, of another class"))
     return kept
+
+
+def _spaced(files: list[Path], most: int, folder: Path, skipped: list[Skipped]) -> list[Path]:
+    """Return at most ``most`` files, evenly spaced."""
+    if len(files) <= most:
+        return files
+    why = f"{len(files) - most:,} of its {len(files):,} pictures, since up to {most} are read"
+    skipped.append(Skipped(str(folder), why))
+    return [files[number * len(files) // most] for number in range(most)]
 
 
 def _decoded(

@@ -1,19 +1,26 @@
 """Pictures as activations of a frozen network, over several views of each picture.
 
-In:   a pool of pictures, and a `Backbone`.
+In:   a pool of pictures, and a frozen network.
 Out:  the same pool with examples (classes, pictures, views, *event).
 """
 
-from collections.abc import Callable
+import hashlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from weightloom.datasets import find_file, searched_folders
+from weightloom.errors import CheckpointError, ConfigError
+from weightloom.files import load_tensors, make_folder, save_tensors
 from weightloom.progress import counting
 from weightloom.tasks.data import ClassPool
 
-PICTURES = 64
+PICTURES = 8
 """Pictures per batch."""
 ZOOM = 0.8
 """Side of the third view, as a fraction of the picture's."""
@@ -45,31 +52,133 @@ def views_of(pictures: Tensor, views: int, size: int) -> Tensor:
     return torch.stack([view() for view in made[:views]], dim=1)
 
 
-def encoded_pool(pool: ClassPool, network: nn.Module, views: int, size: int) -> ClassPool:
-    """Replace the pictures of a pool by activations of a frozen network, for each view.
+class ViewsReader(nn.Module):
+    """Frozen network over views of a picture.
+
+    Args:
+        network: Pictures from 0 to 1, (batch, channels, size, size), to (batch, *event).
+        views: Views per picture, as of `views_of`.
+        size: Height and width that pictures are scaled to, in pixels.
+        mean: Average over views, which leaves one.
+        channels: Channels that the network takes; a grey picture is repeated in each.
+
+    Example:
+        >>> network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> ViewsReader(network, views=2, size=16)(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 2, 3])
+    """
+
+    def __init__(
+        self, network: nn.Module, views: int, size: int, mean: bool = False, channels: int = 3
+    ) -> None:
+        super().__init__()
+        layout: dict[str, Any] = {"memory_format": torch.channels_last}  # twice as fast
+        self.network, self.mean = network.to(**layout), mean
+        self.views, self.size, self.channels = views, size, channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Read pictures: (batch, channels, height, width) to (batch, views, *event)."""
+        if x.shape[1] == 1:
+            x = x.expand(-1, self.channels, -1, -1)
+        flat = views_of(x, self.views, self.size).flatten(0, 1)
+        read: Tensor = self.network(flat.contiguous(memory_format=torch.channels_last))
+        of_views = read.unflatten(0, (-1, self.views))
+        return of_views.mean(1, keepdim=True) if self.mean else of_views
+
+
+def encoded_pool(
+    pool: ClassPool, reader: Callable[[Tensor], Tensor], version: str = ""
+) -> ClassPool:
+    """Replace the pictures of a pool by activations of a frozen network.
 
     Args:
         pool: Pictures, uint8.
-        network: Pictures from 0 to 1, (batch, channels, size, size), to (batch, *event).
-        views: Views per picture, as of `views_of`.
-        size: Height and width that pictures are scaled to.
+        reader: Pictures from 0 to 1, (batch, channels, height, width), to (batch, *event), such as
+            a `ViewsReader`.
+        version: Digest of all that decides the activations beside the pictures. With it, those of
+            each class are kept in the user's cache, ``features/<key>.safetensors``, and read from
+            there by the next run. Empty for no cache.
 
     Returns:
-        The pool with examples (classes, pictures, views, *event), float32; padding stays zero.
+        The pool with examples (classes, pictures, *event), float32 with the digits of half
+        precision; padding is zero.
     """
-    there = torch.arange(pool.examples.shape[1]) < pool.counts[:, None]
-    pictures = pool.examples[there]
-    parts = []
-    with counting("reading pictures", len(pictures)) as show, torch.inference_mode():
-        for start in range(0, len(pictures), PICTURES):
-            seen = views_of(pictures[start : start + PICTURES].float() / 255, views, size)
-            flat = seen.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            parts.append(network(flat).unflatten(0, seen.shape[:2]))
-            show(start + len(seen))
-    found = torch.cat(parts)
-    examples = torch.zeros(*there.shape, *found.shape[1:])
-    examples[there] = found
+    parts: list[Tensor | None] = [None] * len(pool.counts)
+    keys = [_key(version, its) if version else "" for its in _by_class(pool)]
+    for number, key in enumerate(keys):
+        parts[number] = _kept(key, int(pool.counts[number])) if key else None
+    missing = [number for number, part in enumerate(parts) if part is None]
+    done, total = 0, int(pool.counts[missing].sum())
+    shown = counting("reading pictures", total)
+    with shown if total > PICTURES else nullcontext() as show, torch.inference_mode():
+        for number in missing:
+            read = list[Tensor]()
+            for batch in pool.examples[number, : pool.counts[number]].split(PICTURES):
+                read.append(reader(batch.float() / 255).half())
+                done += len(batch)
+                if show:
+                    show(done)
+            parts[number] = torch.cat(read)
+            if keys[number]:
+                _keep(keys[number], torch.cat(read))
+    found = [part for part in parts if part is not None]
+    examples = torch.zeros(*pool.examples.shape[:2], *found[0].shape[1:])
+    for number, part in enumerate(found):
+        examples[number, : len(part)] = part
     return pool._replace(examples=examples)
+
+
+def thinned(pool: ClassPool, most: int) -> ClassPool:
+    """Keep a number of examples of each class, evenly spaced among all of it.
+
+    Args:
+        pool: Examples by class.
+        most: Maximum number of examples of a class.
+
+    Example:
+        >>> pool = ClassPool(torch.arange(14).view(2, 7), torch.tensor([7, 3]), ("a", "b"))
+        >>> thinned(pool, 3).examples
+        tensor([[0, 2, 4],
+                [7, 8, 9]])
+    """
+    counts = pool.counts.clamp(max=most)
+    place = torch.arange(int(counts.max())) * pool.counts[:, None] // counts[:, None]
+    rows = torch.arange(len(counts))[:, None]
+    there = torch.arange(int(counts.max())) < counts[:, None]
+    examples = pool.examples[rows, place.clamp(max=pool.examples.shape[1] - 1)]
+    examples[~there] = 0
+    return pool._replace(examples=examples, counts=counts)
+
+
+def _by_class(pool: ClassPool) -> Iterator[Tensor]:
+    for pictures, count in zip(pool.examples, pool.counts.tolist(), strict=True):
+        yield pictures[:count]
+
+
+def _key(version: str, pictures: Tensor) -> str:
+    about = f"{version}, {tuple(pictures.shape)}".encode()
+    pixels = pictures.contiguous().numpy().data
+    return hashlib.blake2b(pixels, key=hashlib.sha256(about).digest(), digest_size=16).hexdigest()
+
+
+def _kept(key: str, pictures: int) -> Tensor | None:
+    """Read activations from the cache; None if they are missing or damaged."""
+    path = find_file("features", f"{key}.safetensors")
+    try:
+        read = load_tensors(path)[0]["features"] if path else None
+    except (CheckpointError, KeyError):
+        return None
+    return read if read is not None and len(read) == pictures else None
+
+
+def _keep(key: str, features: Tensor) -> None:
+    """Write activations to the cache; an error is reported and not raised."""
+    folder = searched_folders("features")[-1]
+    try:
+        make_folder(folder, "XDG_CACHE_HOME")
+        save_tensors(folder / f"{key}.safetensors", {"features": features}, {})
+    except (CheckpointError, ConfigError) as error:
+        print(f"Pictures: features were not cached ({error})", file=sys.stderr, flush=True)
 
 
 def _scaled(pictures: Tensor, size: int) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightloom.apps.fewshot.export import plain_network, write_network
 from weightloom.apps.fewshot.inputs import Inputs, Sentences, Targets, inputs_of, targets_of
@@ -32,7 +32,9 @@ from weightloom.texts import kind_of, read_json, shortened
 WORD = re.compile(r"[^\W\d_]{2}")
 """Two letters in a row, without which a name is not read."""
 AT_ONCE = 1000
-"""Batch size of predictions, in inputs."""
+"""Maximum batch size of predictions, in inputs."""
+NUMBERS_AT_ONCE = 1_000_000
+"""Numbers in a batch of predictions; larger inputs are answered in smaller batches."""
 
 
 @dataclass
@@ -129,10 +131,10 @@ class AdaptedTask:
         return self.write(Path(folder).expanduser())
 
     def _outputs(self, items: list[Any], names: list[str]) -> Tensor:
+        x = self.inputs.encode(items, names)
+        at_once = max(1, min(AT_ONCE, NUMBERS_AT_ONCE // max(1, x[0].numel())))
         with torch.no_grad():
-            return torch.cat(
-                [self.network(part) for part in self.inputs.encode(items, names).split(AT_ONCE)]
-            )
+            return torch.cat([self.network(part) for part in x.split(at_once)])
 
     def _values(self, items: list[Any], names: list[str]) -> NDArray[np.float64]:
         assert self.targets is not None
@@ -175,7 +177,8 @@ def adapt_to(learner: Learner, problem: Problem, support: Any, names: Names = No
     """
     inputs, targets = problem.inputs(), problem.targets()
     examples = read_support(support, inputs, problem.kind, targets)
-    x = inputs.encode(examples.x, examples.names)
+    given = inputs.encode(examples.x, examples.names)
+    x, reader = problem.encode(given), problem.reader()
     classes: tuple[Any, ...] = ()
     if targets is None:
         y, classes = problem.labels(examples.y)
@@ -195,12 +198,15 @@ def adapt_to(learner: Learner, problem: Problem, support: Any, names: Names = No
     torch.manual_seed(0)  # for methods that start from a random network
     with torch.no_grad():
         params = learner.adapt(one)
-    facts = facts_of(about, inputs, classes, targets)
+    facts = facts_of(about, inputs, classes, targets) | problem.facts()
     try:
         network: Callable[[Tensor], Tensor] = plain_network(learner, params, one)
     except ConfigError:  # no plain network: it still predicts, and `save` raises this error
         network = partial(_answer, copy.deepcopy(learner), params)
-    write = partial(write_network, learner, one, about=facts, params=params)
+    raw = None
+    if reader is not None:
+        network, raw = partial(_read, reader, network), (reader, given[:4])
+    write = partial(write_network, learner, one, about=facts, params=params, raw=raw)
     return AdaptedTask(network, inputs, classes, targets, about, write)
 
 
@@ -304,6 +310,10 @@ def _texts_of(
     return {
         f"the name of `{name}`": described.get(name, name_in_words(str(name))) for name in classes
     }
+
+
+def _read(reader: nn.Module, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return network(reader(x))
 
 
 def _answer(learner: Learner, params: Mapping[str, Tensor], x: Tensor) -> Tensor:

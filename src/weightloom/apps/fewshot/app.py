@@ -78,6 +78,12 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         """Return sentences about the data, such as the files that were skipped."""
         return problem.notices
 
+    def preview(self, problem: "Problem", config: FewShotOptions) -> "list[Row]":
+        """Return scores of closed-form methods on features of a backbone, before training."""
+        from weightloom.apps.fewshot.unseen import score_before
+
+        return score_before(problem, config)
+
     def build(self, method: str, problem: "Problem", config: FewShotOptions) -> "Learner":
         """Build the learner of a method, newly initialised."""
         return problem.learner(method)
@@ -119,20 +125,24 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
     def measure(
         self, models: "Mapping[str, Learner]", problem: "Problem", config: FewShotOptions
     ) -> dict[str, Any]:
-        """Time adaptation to ``problem.many`` tasks at once; empty if that is 0."""
-        from weightloom.apps.fewshot.many import time_many
+        """Time adaptation to ``problem.many`` tasks at once, if that is not 0.
 
-        return (
-            {"many": time_many(models[config.method], problem, problem.many)}
-            if problem.many
-            else {}
-        )
+        With a pretrained backbone, score the methods on classes that it does not know.
+        """
+        from weightloom.apps.fewshot.many import time_many
+        from weightloom.apps.fewshot.unseen import score_unknown
+
+        found = score_unknown(models, problem, config)
+        if problem.many:
+            found["many"] = time_many(models[config.method], problem, problem.many)
+        return found
 
     def lines(self, record: Mapping[str, Any]) -> list[str]:
-        """Return the timings of `measure` as printed lines."""
-        from weightloom.apps.fewshot.many import in_words
+        """Return the entries of `measure` as printed lines."""
+        from weightloom.apps.fewshot import many, unseen
 
-        return [in_words(record["many"])] if "many" in record else []
+        told = {"backbone": unseen.in_words, "many": many.in_words}
+        return [words(record[name]) for name, words in told.items() if name in record]
 
     def show(
         self,

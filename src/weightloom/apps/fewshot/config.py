@@ -4,13 +4,21 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 from weightloom.apps.fewshot.methods import FAMILIES, FITS, twins
-from weightloom.apps.fewshot.presets import COMMON, PRESETS, data_kind
+from weightloom.apps.fewshot.presets import (
+    COMMON,
+    PRESETS,
+    PRETRAINED,
+    backbone_for,
+    data_kind,
+)
 from weightloom.errors import ConfigError
 from weightloom.platforms import processor_knows_bf16
 from weightloom.runs.options import RunOptions
 
 MOST_EXAMPLES = 100_000_000
 """Maximum number of examples in one training step."""
+MOST_SIZE = 1024
+"""Maximum height and width of pictures, in pixels."""
 BLOCK_STEPS = 20
 """Default number of steps in a turn of alternating training."""
 COUNTS = (
@@ -35,7 +43,7 @@ class FewShotConfig(RunOptions):
             *("split", "held_out", "tasks", "test_tasks"),
         ),
         "Methods": (
-            *("base", "backbone", "backbone_steps", "views"),
+            *("base", "backbone", "backbone_steps", "views", "size"),
             *("normalisation", "inner_steps", "inner_lr"),
         ),
         "Training": ("outer_lr", "clip_norm", "weight_decay", "average", "mode", "block_steps"),
@@ -74,7 +82,9 @@ class FewShotConfig(RunOptions):
     backbone: str | None = None
     """Frozen picture network whose features every method reads: `none`, where each method trains a
     trunk of its own; `trained`, convolutions that are trained first to tell all training classes
-    apart; `efficientnet-lite0`, pretrained on photographs. Default: `none`."""
+    apart; `efficientnet-lite0`, pretrained on photographs; `timm:NAME`, a pretrained model of the
+    package `timm`, if you have it. Default: `efficientnet-lite0` for a folder of pictures in colour
+    if its package is installed, else `none`."""
     backbone_steps: int | None = None
     """Training steps of `--backbone trained`, each on 64 pictures; the result is kept in the user's
     cache for other runs with the same data and seed. Default: 15000, about 18 minutes of one core
@@ -82,6 +92,10 @@ class FewShotConfig(RunOptions):
     views: int | None = None
     """Views of each picture whose features are averaged, with a backbone: 1, the picture; 2, its
     mirror image too; 3, its enlarged middle too. Default: 2 for `trained`, else 3."""
+    size: int | None = None
+    """Height and width, in pixels, that pictures of a folder are loaded at, and that a pretrained
+    backbone reads. Default: 144 for `efficientnet-lite0`, the model's own for `timm:NAME`, else
+    32."""
     normalisation: Literal["group", "batch", "transductive"] | None = None
     """Normalisation of images: `group` within each image, `batch` by running statistics,
     `transductive` by the statistics of all images of a task. Default: `batch` for omniglot,
@@ -139,6 +153,7 @@ class FewShotConfig(RunOptions):
         self.check_counts(*COUNTS)
         self.check_seeds("split")
         self._check_base()
+        self._check_backbone()
         self._check_used()
         self.check_distinct("ways", "shots")
         self._check_regression()
@@ -163,6 +178,31 @@ class FewShotConfig(RunOptions):
         if self.base == "":
             raise ConfigError(
                 "`--base` is empty. It is a network of your own, as in `--base my_networks:Net`."
+            )
+
+    def _check_backbone(self) -> None:
+        """Raise a `ConfigError` for a backbone, views or size that the data do not use."""
+        if self.backbone not in (None, "none") and (
+            self.base or self.kind not in FAMILIES["images"]
+        ):
+            raise ConfigError(
+                f"`--backbone {self.backbone}` with "
+                f"`{f'--base {self.base}' if self.base else f'--data {self.data}'}`. A backbone "
+                "reads pictures in place of the network of each method. Leave one of them out."
+            )
+        if self.views is not None and self.views not in (1, 2, 3):
+            raise ConfigError(
+                f"`--views {self.views}`. They are the picture, its mirror image and its enlarged "
+                "middle. Type 1, 2 or 3."
+            )
+        sized = self.kind == "folder" or self.is_pretrained
+        if self.size is not None and not (
+            1 <= self.size <= MOST_SIZE and (sized or self.size == COMMON["size"])
+        ):
+            raise ConfigError(
+                f"`--size {self.size}` with `--data {self.data}`. It is the height and width of "
+                f"pictures of a folder, or of those that a pretrained backbone reads, from 1 to "
+                f"{MOST_SIZE} pixels. Type `--size 144`, or leave it out."
             )
 
     def _check_used(self) -> None:
@@ -239,6 +279,11 @@ class FewShotConfig(RunOptions):
         """Key of the data in `FITS`."""
         return data_kind(self.data)
 
+    @property
+    def is_pretrained(self) -> bool:
+        """True with a backbone that was trained on other pictures."""
+        return self.backbone not in (None, "none", "trained")
+
     def code(self) -> dict[str, str]:
         """Return every imported ``module:name`` with its option.
 
@@ -256,7 +301,14 @@ class FewShotConfig(RunOptions):
 
     def resolved(self) -> "FewShotOptions":
         """Return the options with all defaults filled in: those of the data set, then `COMMON`."""
+        if self.backbone is None:
+            backbone = "none" if self.base else backbone_for(self.data)
+            return replace(self, backbone=backbone).resolved()
         defaults = {**COMMON, **PRESETS[self.kind]}
+        if self.is_pretrained:
+            defaults |= PRETRAINED
+        if self.backbone.startswith("timm:"):
+            defaults.pop("size")
         if self.backbone == "trained":
             defaults["views"] = 2
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
@@ -294,6 +346,7 @@ class FewShotOptions(FewShotConfig):
     backbone: str
     backbone_steps: int
     views: int
+    size: int | None
     normalisation: Literal["group", "batch", "transductive"]
     tasks: int
     outer_lr: float

@@ -63,7 +63,11 @@ def export_task(
     }
     if isinstance(problem, ClassProblem):
         about["classes"] = drawn.names(problem.held_out.names)[0]
-    return write_network(learner, drawn.support, folder, about)
+    raw = None
+    if isinstance(problem, ClassProblem) and problem.read:
+        about |= {"inputs": problem.inputs().facts(), **problem.facts()}
+        raw = problem.read.reader, problem.pools.test.examples[:4, 0].float() / 255
+    return write_network(learner, drawn.support, folder, about, raw=raw)
 
 
 def write_network(
@@ -72,6 +76,7 @@ def write_network(
     folder: Path,
     about: dict[str, Any],
     params: Params | None = None,
+    raw: tuple[nn.Module, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Adapt a learner to one support set and write the resulting network.
 
@@ -85,6 +90,8 @@ def write_network(
         folder: Folder to write to; created if missing.
         about: Further entries of the description.
         params: Adapted parameters; None adapts ``learner`` to ``support``.
+        raw: Frozen network that turned examples into ``support.x``, and a few such examples,
+            (batch, *event): it becomes the first part of the network that is written.
 
     Returns:
         Contents of ``network.json``.
@@ -103,6 +110,11 @@ def write_network(
         with torch.no_grad():
             params = learner.adapt(support)
     net, sample = plain_network(learner, params, support), support.x[0]
+    with torch.no_grad():
+        inner = sample if raw is None else raw[0](raw[1])
+        expected = learner.predict(params, inner[None])[0]
+    if raw is not None:
+        net, sample = nn.Sequential(raw[0], net), raw[1]
     facts = {
         "network": str(net),
         "input": ["batch", *sample.shape[1:]],
@@ -115,9 +127,7 @@ def write_network(
     _save_program(net, sample, folder / "network.pt2")
     with torch.no_grad():
         again = torch.export.load(folder / "network.pt2").module()(sample)
-        facts["largest_difference"] = float(
-            (again - learner.predict(params, sample[None])[0]).abs().max()
-        )
+        facts["largest_difference"] = float((again - expected).abs().max())
     save_tensors(folder / "network.safetensors", net.state_dict(), facts)
     write_atomically(folder / "network.json", json.dumps(facts, indent=1) + "\n")
     return facts

@@ -5,6 +5,7 @@ Out:  `METHODS` and `FITS`, from which lists, help, documentation and tests are 
 Knows nothing of data sets beyond their names. Torch is not imported before a method is built.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,8 +127,11 @@ def _centroid(p: Any) -> Any:
 
     from weightloom.learners.centroid import centroid_scale
 
+    numbers = math.prod(p.event)
+    if p.reader() is not None:  # before the validation pictures are read
+        return learners.NearestCentroid(numbers)
     tasks = p.validation_source(min(p.config.shots)).sample(50, Generator().manual_seed(0))
-    return learners.NearestCentroid(p.train.examples[0, 0].numel(), centroid_scale(tasks))
+    return learners.NearestCentroid(numbers, centroid_scale(tasks))
 
 
 def _low_rank(p: Any, **options: Any) -> Any:

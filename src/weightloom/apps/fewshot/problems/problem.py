@@ -24,6 +24,10 @@ NORMS = ("hyper-film", "film", "shared-film")
 user's network."""
 
 
+READ_AT_ONCE = 32
+"""Examples per pass of `Problem.reader`."""
+
+
 class Yardstick(NamedTuple):
     """Row of the table that does not compete, such as a ceiling."""
 
@@ -125,6 +129,26 @@ class Problem(ABC):
             f"`--data {self.config.data}` takes no examples of your own: it defines no "
             f"preprocessing. Write `inputs` of {type(self).__name__}."
         )
+
+    def reader(self) -> nn.Module | None:
+        """Return the frozen network between `inputs` and the base network; None for none."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """Return entries of ``network.json`` about the reader."""
+        return {}
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Turn examples, as `inputs` gives them, into inputs of the base network.
+
+        Args:
+            x: Examples, (examples, *event).
+        """
+        reader = self.reader()
+        if reader is None:
+            return x
+        with torch.no_grad():
+            return torch.cat([reader(part) for part in x.split(READ_AT_ONCE)])
 
     def targets(self) -> Targets | None:
         """Return names and scale of the targets of a regression; None for a classification."""

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from weightloom.apps.fewshot.problems.classes import ClassProblem
 from weightloom.apps.fewshot.show.draw import (
@@ -22,6 +23,8 @@ MAP_CLASSES = 10
 """Maximum number of classes on the map of conditions."""
 MAP_S = 4.0
 """Time limit of the map, in seconds."""
+SHOWN_PIXELS = 48
+"""Maximum height and width of a picture of the report, in pixels, with a backbone."""
 PICTURE = 3
 """Number of axes of a picture: channels, height, width."""
 
@@ -112,12 +115,41 @@ def _looked_at(tasks: Tasks, outputs: Tensor, problem: ClassProblem, early: bool
         "support_mask": tasks.support_mask,
         "query_y": tasks.query_y,
     }
-    if tasks.support_x.ndim == 2 + PICTURE:
+    if problem.read:
+        tensors |= _pictures(tasks, problem, early)
+    elif tasks.support_x.ndim == 2 + PICTURE:
         tensors |= {"support_x": tasks.support_x, "query_x": tasks.query_x}
     tensors |= {"predicted": chosen, "confidence": confidence}
     return tensors, {
         "class_names": class_names(problem, early, tasks),
         **_texts(tasks, problem, early),
+    }
+
+
+def _pictures(tasks: Tasks, problem: ClassProblem, early: bool) -> dict[str, Tensor]:
+    """Return the picture of each point, found by its activations, small enough for a page."""
+    pool = problem.validation if early else problem.held_out
+    pictures = (problem.pools.validation if early else problem.pools.test).examples
+    size = min(SHOWN_PIXELS, pictures.shape[-1])
+    classes = tasks.classes
+    assert classes is not None
+
+    def picture(x: Tensor, of: int) -> Tensor:
+        known = pool.examples[of, : int(pool.counts[of])]
+        nearest = int((known - x).flatten(1).square().sum(1).argmin())
+        return adaptive_avg_pool2d(pictures[of, nearest].float() / 255, size)
+
+    sides = {"support_x": tasks.support, "query_x": tasks.query}
+    return {
+        side: torch.stack(
+            [
+                torch.stack([picture(x, int(of)) for x, of in zip(points, numbers, strict=True)])
+                for points, numbers in zip(
+                    examples.x, classes.gather(1, examples.y.clamp(min=0)), strict=True
+                )
+            ]
+        )
+        for side, examples in sides.items()
     }
 
 
