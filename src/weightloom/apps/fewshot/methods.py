@@ -424,8 +424,7 @@ FITS: dict[str, tuple[str, ...]] = {
     "own": tuple(
         method.name
         for method in METHODS
-        if method.name not in ("probe", "kernel")
-        and (method.build_for("folder") or method.build_for("table"))
+        if method.name != "probe" and (method.build_for("folder") or method.build_for("table"))
     )
 }
 """Names of the methods for each data set. ``own``, a source as ``module:Class``, has those of
