@@ -6,22 +6,35 @@ import pytest
 import torch
 
 from weightloom.base import apply_per_task
-from weightloom.conditions import GridEncoder
-from weightloom.learners.functions import HyperFunction
+from weightloom.conditions import DeepSets, GridEncoder
+from weightloom.errors import ConfigError
+from weightloom.learners.functions import (
+    GaussianFunction,
+    HyperFunction,
+    PictureTrunk,
+    gaussian_pictures,
+)
+from weightloom.learners.interpolation import GaussianPixels
 from weightloom.learners.learner import Support
+from weightloom.learners.polynomial import GaussianPolynomial
 from weightloom.networks import FunctionNet
+from weightloom.tasks import SinusoidTasks, Tasks
 from weightloom.tasks.functions import FunctionTasks, pixel_positions
 from weightloom.training import TrainOptions
 
 TASKS, SHOTS = 4, 7
 
 
-def build(y_dim=1, moved=True):
-    """A small one in double precision, whose hypernetwork says something."""
+def build(y_dim=1, moved=True, per_task=False):
+    """A small one in double precision, whose hypernetwork says something.
+
+    With ``per_task`` it writes the noise of a task, too, and reads the first function at probes.
+    """
     encoder = GridEncoder(2, y_dim, 6, size=5, hidden=(8,))
-    learner = HyperFunction(
-        FunctionNet(2, y_dim, features=12), encoder, hidden=(16,), noise=0.01
-    ).double()
+    base, probes = FunctionNet(2, y_dim, features=12), None
+    if per_task:
+        base, probes = GaussianFunction(base.trunk, torch.randn(y_dim, 12), 0.01), torch.rand(3, 2)
+    learner = HyperFunction(base, encoder, hidden=(16,), noise=0.01, probes=probes).double()
     with torch.no_grad():
         for parameter in learner.hyper.head.parameters() if moved else ():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -44,21 +57,25 @@ def reference(learner, given):
     """Each task alone, by the textbook: weights of features have the variance one around their prior mean."""
     heads = []
     own, bias = learner.base.head.weight, learner.base.head.bias
+    holder = learner if hasattr(learner, "log_noise") else learner.base
     for task, (x, y, mask) in enumerate(zip(*given, strict=True)):
         features, y = learner.base.trunk(x[mask]), y[mask]
-        precision = torch.eye(12, dtype=x.dtype) + features.T @ features / (
-            learner.log_noise.exp() + 1e-5
-        )
 
-        def posterior(mean, bias, features=features, y=y, precision=precision):
-            miss = features.T @ (y - features @ mean.T - bias) / (learner.log_noise.exp() + 1e-5)
+        def posterior(mean, bias, log_noise, features=features, y=y):
+            noise = log_noise.exp() + 1e-5
+            precision = torch.eye(12, dtype=y.dtype) + features.T @ features / noise
+            miss = features.T @ (y - features @ mean.T - bias) / noise
             return mean + torch.linalg.solve(precision, miss).T
 
-        first = posterior(own, bias) - own
+        first = posterior(own, bias, holder.log_noise) - own
+        read = 4 * first if learner.probes is None else first @ learner.base.trunk(learner.probes).T
         condition = learner.encoder(*(field[task : task + 1] for field in given))
-        generated = learner.hyper(torch.cat([condition, 4 * first.reshape(1, -1)], 1))
-        weight, bias_of_task = generated["head.weight"][0] + first, generated["head.bias"][0]
-        heads.append(torch.cat([posterior(weight, bias_of_task), bias_of_task[:, None]], 1))
+        generated = learner.hyper(torch.cat([condition, read.reshape(1, -1)], 1))
+        weight, bias_of_task = generated["head.weight"][0], generated["head.bias"][0]
+        log_noise = generated.get("log_noise", holder.log_noise[None])[0]
+        heads.append(
+            torch.cat([posterior(weight, bias_of_task, log_noise), bias_of_task[:, None]], 1)
+        )
     return torch.stack(heads)
 
 
@@ -68,9 +85,9 @@ def found(learner, given):
 
 
 @pytest.mark.parametrize("y_dim", [1, 3])
-@pytest.mark.parametrize("grid", [False, True])
-def test_the_head_is_that_of_a_loop_over_tasks_and_so_is_every_gradient(y_dim, grid):
-    learner, given = build(y_dim), support(y_dim, grid=grid)
+@pytest.mark.parametrize(("grid", "per_task"), [(False, False), (True, False), (True, True)])
+def test_the_head_is_that_of_a_loop_over_tasks_and_so_is_every_gradient(y_dim, grid, per_task):
+    learner, given = build(y_dim, per_task=per_task), support(y_dim, grid=grid)
     actual, expected = found(learner, given), reference(learner, given)
     torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-8)
     direction = torch.randn_like(actual)
@@ -162,3 +179,33 @@ def test_training_beats_ridge_regression_on_its_own_features():
         TrainOptions(60, tasks=32, outer_lr=3e-3),
     )
     assert learner(tasks).mean() < 0.2 * before
+
+
+def test_before_training_on_pictures_it_is_their_gaussian():
+    images = torch.rand(60, 5, 4).cumsum(1).cumsum(2) / 20
+    base = gaussian_pictures(images, features=20, bounds=(0.0, 0.5))
+    encoder, probes = GridEncoder(2, 1, 6, size=5, hidden=()), pixel_positions(5, 4)
+    learner = HyperFunction(base, encoder, hidden=(16,), noise=1e-3 - 1e-5, probes=probes).eval()
+    tasks = FunctionTasks(images, 9).sample(30, torch.Generator().manual_seed(0))
+    expected = GaussianPixels(images, 1e-3, bounds=(0.0, 0.5)).answer(tasks)
+    torch.testing.assert_close(learner.answer(tasks), expected, rtol=0, atol=2e-4)
+    known = PictureTrunk(images)(probes)
+    torch.testing.assert_close(known, images.flatten(1).mT, rtol=0, atol=1e-6)
+    few = gaussian_pictures((255 * images).round().to(torch.uint8), features=3)
+    assert few.head.weight.shape == (1, 3)  # the largest, of images of bytes, too
+    torch.testing.assert_close(
+        few.trunk.pictures, gaussian_pictures(images, 3).trunk.pictures, rtol=0, atol=2e-3
+    )
+
+
+def test_before_training_on_curves_it_is_the_gaussian_over_polynomials():
+    source = SinusoidTasks(6, 9, ragged=1.0)
+    gaussian = GaussianPolynomial(source.sample(99, torch.Generator().manual_seed(0)), 2, steps=9)
+    encoder = DeepSets(1, 1, 4, hidden=8)
+    learner = HyperFunction(gaussian.function(), encoder, hidden=(8,))
+    tasks = source.sample(20, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(learner.answer(tasks), gaussian.answer(tasks), rtol=1e-3, atol=1e-3)
+    twice = (tasks.support_x, tasks.support_y.repeat(1, 1, 2), tasks.query_x)
+    both = GaussianPolynomial(Tasks.of(*twice, tasks.query_y.repeat(1, 1, 2)), 1, steps=1)
+    with pytest.raises(ConfigError, match=r"Targets have 2 numbers.*Fit .* to one of"):
+        both.function()

@@ -18,6 +18,7 @@ from weightloom.learners.kernel import (
     GridFunction,
     KernelRegression,
     kernel_of_images,
+    shared_grid,
     tuned_kernel,
 )
 from weightloom.learners.learner import Support
@@ -210,3 +211,51 @@ def test_a_table_whose_tasks_share_their_inputs_has_the_kernel_and_another_has_n
     with pytest.raises(ConfigError, match=r"`kernel` does not go with"):
         for split in range(9):  # the task with other inputs is in the training part of most
             problem_of(replace(other, split=split)).check_methods()
+
+
+OWN = """
+import torch
+from weightloom import Tasks, TaskSource
+
+
+class Lines(TaskSource):
+    apart = 0.0
+
+    def sample(self, tasks, generator):
+        slope = torch.randn(tasks, 1, 1, generator=generator)
+        order = torch.rand(tasks, 8, generator=generator).argsort(1)[..., None]
+        x = order + self.apart * torch.rand(tasks, 8, 1, generator=generator)
+        return Tasks.of(x[:, :3], slope * x[:, :3], x[:, 3:], slope * x[:, 3:])
+
+
+class Apart(Lines):
+    apart = 1.0
+"""
+
+
+def test_an_own_source_on_one_grid_has_the_kernel_and_another_is_told_why_not(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "own_grids.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def problem(name):
+        config = FewShotConfig(f"own_grids:{name}", method="kernel", comparators=("ridge",))
+        return problem_of(config.resolved())
+
+    problem("Lines").check_methods()
+    learner = problem("Lines").learner("kernel")
+    assert learner.base.positions.flatten().tolist() == [*range(8)]
+    slopes = learner.functions[..., 0] / torch.arange(8.0).clamp(min=1)
+    torch.testing.assert_close(slopes[:, 1:], slopes[:, 1:2].expand(-1, 7))
+    with pytest.raises(ConfigError, match=r"`kernel` with `--data own_grids:Apart`.*Leave `kern"):
+        problem("Apart").check_methods()
+
+
+def test_a_masked_point_is_no_position_of_a_shared_grid():
+    x = torch.tensor([[[1.0], [2.0]], [[2.0], [9.0]]])
+    mask = torch.tensor([[True, True], [True, False]])
+    tasks = Tasks.of(x[:, :1], x[:, :1], x, 2 * x, query_mask=mask)
+    assert shared_grid(tasks) is None  # the second lacks position 1
+    one = Tasks.of(x[:, :1], x[:, :1], x[:, :1], x[:, :1])
+    assert shared_grid(one.take(slice(1, 2)))[0].tolist() == [[2.0]]

@@ -199,6 +199,11 @@ def test_a_finished_regression_run_shows_curves_and_one_map_per_value(tmp_path):
     )  # learning, a panel per task and shot count, maps, time
     assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
     assert "Mean squared error ± 95 %" in page and "Macro recall" not in page
+    assert "Unobserved points" not in page
+    apart = {"unobserved": {"mean": 0.4567, "ci95": 0.0123}}
+    row = score("hypernetwork", 0.3, name="mse") | {"also": apart}
+    other = build_report(write_record(folder, row), sections).read_text()
+    assert '<th scope="col">Unobserved points</th>' in other and "0.457 ± 0.012" in other
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,30 @@ def _sizes(base: GridFunction | Picture) -> tuple[int, int, int]:
     return *base.positions.shape, base.values.shape[1]
 
 
+def shared_grid(tasks: Tasks) -> tuple[Tensor, Tensor] | None:
+    """Return positions and values if the points of every task are at the same positions.
+
+    Support and query points count alike; one position may hold several points of a task, of which
+    one is kept. Positions are (positions, x_dim), values (tasks, positions, out). None for other
+    tasks.
+
+    Example:
+        >>> x = torch.tensor([[[1.0], [2.0]], [[2.0], [1.0]]])
+        >>> [part.tolist() for part in shared_grid(Tasks.of(x[:, :1], 3 * x[:, :1], x, 3 * x))]
+        [[[1.0], [2.0]], [[[3.0], [6.0]], [[3.0], [6.0]]]]
+    """
+    sides = (tasks.support, tasks.query)
+    x, y, mask = (torch.cat(parts, 1) for parts in zip(*sides, strict=True))
+    positions, place = x[mask].unique(dim=0, return_inverse=True)
+    task = torch.arange(len(x), device=x.device)[:, None].expand_as(mask)[mask]
+    cell, cells = task * len(positions) + place, len(x) * len(positions)
+    if len(cell.unique()) < cells:
+        return None
+    values = y.new_zeros(cells, y.shape[2])
+    values[cell] = y[mask]
+    return positions, values.unflatten(0, (len(x), len(positions)))
+
+
 @torch.no_grad()
 def tuned_kernel(
     base: GridFunction | Picture, functions: Tensor, drawn: Sequence[Tasks]

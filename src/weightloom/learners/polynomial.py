@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.base import apply_per_task
+from weightloom.errors import ConfigError
+from weightloom.learners.functions import GaussianFunction
 from weightloom.learners.learner import Learner, Support
 from weightloom.params import Params
 from weightloom.tasks import Tasks
@@ -28,13 +30,40 @@ class Powers(nn.Module):
 
     def powers(self, x: Tensor) -> Tensor:
         """Powers 1, x, x², … of inputs, concatenated, (..., 1 + x_dim * degree)."""
-        return torch.cat(
-            [torch.ones_like(x[..., :1]), *(x**k for k in range(1, self.degree + 1))], dim=-1
-        )
+        return powers_of(x, self.degree)
 
     def forward(self, x: Tensor) -> Tensor:
         """Values of the polynomial, (batch, x_dim) to (batch, y_dim)."""
         return nn.functional.linear(self.powers(x), self.weight)
+
+
+class ScaledPowers(nn.Module):
+    """Powers of an input, combined to features by a fixed matrix.
+
+    Args:
+        powers: Source of the powers.
+        factor: The matrix, (powers, features).
+
+    Example:
+        >>> ScaledPowers(Powers(1, 1, degree=2), torch.eye(3))(torch.tensor([[3.0]])).tolist()
+        [[1.0, 3.0, 9.0]]
+    """
+
+    factor: Tensor
+
+    def __init__(self, powers: Powers, factor: Tensor) -> None:
+        super().__init__()
+        self.features, self.degree = factor.shape[1], powers.degree
+        self.register_buffer("factor", factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features, (batch, x_dim) to (batch, features)."""
+        return powers_of(x, self.degree) @ self.factor.to(x.dtype)
+
+
+def powers_of(x: Tensor, degree: int) -> Tensor:
+    """Powers 1, x, x², … of inputs, concatenated, (..., 1 + x_dim * degree)."""
+    return torch.cat([torch.ones_like(x[..., :1]), *(x**k for k in range(1, degree + 1))], dim=-1)
 
 
 class RidgePolynomial(Learner):
@@ -155,6 +184,22 @@ class GaussianPolynomial(Learner):
         expected, _ = self._posterior(points)
         weight = self.mean + (self.factor @ expected[..., None])[..., 0]
         return Params({"weight": weight.to(support.y.dtype)})
+
+    def function(self) -> GaussianFunction:
+        """Return a function with this prior and noise, for `HyperFunction`.
+
+        Raises:
+            ConfigError: If targets have several numbers, whose priors differ in their features.
+        """
+        if len(self.mean) > 1:
+            raise ConfigError(
+                f"Targets have {len(self.mean)} numbers, each with a prior of its own. The "
+                "features of a `GaussianFunction` suit one prior. Fit a `GaussianPolynomial` to "
+                "one of the numbers."
+            )
+        mean = torch.linalg.solve(self.factor[0], self.mean[0])
+        trunk = ScaledPowers(self.base, self.factor[0].float())
+        return GaussianFunction(trunk, mean[None], float(self.noise))
 
     def predict(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Evaluate each task's polynomial."""

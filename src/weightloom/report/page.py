@@ -14,6 +14,7 @@ from weightloom.report.figures import BLUE, GREY, ORANGE, Key, learning_curves
 from weightloom.report.run import Facts, Run, read_run
 from weightloom.report.scores import (
     cost_rows,
+    further_headings,
     has_times,
     headline,
     rows_by_setting,
@@ -89,6 +90,7 @@ def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
     """Return the variables of the template."""
     record = run.record
     scores = record.get("scores") or []
+    settings = rows_by_setting(scores)
     learning = learning_curves(run)
     return {
         "run": run,
@@ -97,7 +99,8 @@ def _contents(run: Run, sections: list[Section]) -> dict[str, Any]:
         "score_heading": score_heading(scores),
         "table_caption": table_caption(scores),
         "timed": has_times(scores),
-        "settings": rows_by_setting(scores),
+        "settings": settings,
+        "more": further_headings(settings),
         "learning": learning,
         "sections": sections,
         "contents": _headings(run, sections),

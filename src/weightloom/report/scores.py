@@ -19,6 +19,8 @@ UNSEEN = "never seen in training"
 """Description of the test tasks, unless the run's facts have one as ``unseen``."""
 SCORE_WORDS = {"mse": "mean squared error"}
 """Names of scores in a sentence, if they differ."""
+MORE = {"macro_recall": "Macro recall", "f1": "F1", "unobserved": "Unobserved points"}
+"""Headings of the further scores that the results table shows, if any row has them."""
 
 
 class TableRow(NamedTuple):
@@ -26,8 +28,8 @@ class TableRow(NamedTuple):
 
     method: str
     score: str
-    macro_recall: str
-    f1: str
+    more: dict[str, str]
+    """Further scores, by their heading in `MORE`."""
     adapt_time: str
     tasks: str
     best: bool
@@ -57,6 +59,12 @@ def headline(run: Run) -> str:
             f"{level} of {len(contested)} settings."
         )
     return sentence
+
+
+def further_headings(settings: dict[str, list[TableRow]]) -> list[str]:
+    """Return the headings of the further scores that any row has, in the order of `MORE`."""
+    had = {heading for rows in settings.values() for row in rows for heading in row.more}
+    return [heading for heading in MORE.values() if heading in had]
 
 
 def table_caption(scores: list[Facts]) -> str:
@@ -114,8 +122,7 @@ def _row(score: Facts, best: Facts, contested: bool) -> TableRow:
     return TableRow(
         method=label(score),
         score=score_text(score),
-        macro_recall=score_text(also["macro_recall"]) if "macro_recall" in also else "",
-        f1=score_text(also["f1"]) if "f1" in also else "",
+        more={heading: score_text(also[name]) for name, heading in MORE.items() if name in also},
         adapt_time=time_text(score.get("adapt_time_s")),
         tasks=f"{score['tasks']:,}",
         best=contested and competes(score) and overlap(score, best),

@@ -146,8 +146,23 @@ def _inputs(p: Any) -> Any:
     return learners.HyperInputs(p.build(p.classes))
 
 
+def _growth_prior(p: Any) -> Any:
+    """Build a generated prior that starts as the Gaussian of the training curves."""
+    if p.config.base:
+        return _regressor(p)
+    encoder = weightloom.SupportAttention(1, 1, 64, layers=2)
+    return learners.HyperFunction(p.gaussian().function(), encoder, hidden=(64,))
+
+
 def _picture_prior(p: Any) -> Any:
-    return learners.HyperFunction(p.build(1), _grid(p), hidden=(512,))
+    """Build a generated prior that starts as the Gaussian of the training images."""
+    from weightloom.learners.functions import gaussian_pictures  # imports torch
+    from weightloom.tasks.functions import pixel_positions
+
+    base = gaussian_pictures(p.train, bounds=p.bounds)
+    encoder = weightloom.GridEncoder(2, 1, 512, size=p.size, hidden=())
+    probes = pixel_positions(p.size, p.size)
+    return learners.HyperFunction(base, encoder, (1024, 1024), noise=1e-3, probes=probes)
 
 
 def _curve_cnp(p: Any) -> Any:
@@ -175,6 +190,7 @@ METHODS: tuple[Method, ...] = (
         {
             ("images", "sentences"): _head,
             ("sinusoid",): _regressor,
+            ("growth-curves",): _growth_prior,
             ("curves",): _prior,
             ("functions",): _picture_prior,
             ("cameras", "unlabelled"): _inputs,
@@ -194,7 +210,11 @@ METHODS: tuple[Method, ...] = (
     Method(
         "generated-prior",
         "a generated mean of the prior of a head, which is then fitted in closed form",
-        {("curves",): _prior, ("functions",): _picture_prior},
+        {
+            ("curves",): _prior,
+            ("growth-curves",): _growth_prior,
+            ("functions",): _picture_prior,
+        },
     ),
     Method(
         "generated-inputs",
@@ -455,7 +475,7 @@ FITS: dict[str, tuple[str, ...]] = {
     "own": tuple(
         method.name
         for method in METHODS
-        if method.name != "kernel" and (method.build_for("folder") or method.build_for("table"))
+        if method.build_for("folder") or method.build_for("table")
     )
 }
 """Names of the methods for each data set. ``own``, a source as ``module:Class``, has those of

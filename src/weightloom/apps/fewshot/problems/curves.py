@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightloom.apps.fewshot.config import FewShotOptions
 from weightloom.apps.fewshot.inputs import Inputs, Numbers, Targets
@@ -119,7 +119,10 @@ class CurveProblem(Problem):
         """Build kernel regression over the training tasks of a table, which share their inputs."""
         grid = self.pools["train"].shared_grid()
         assert grid
-        positions, values = grid
+        return self._kernel_over(*grid)
+
+    def _kernel_over(self, positions: Tensor, values: Tensor) -> Learner:
+        """Build kernel regression over known functions, tuned on validation tasks."""
         drawn = [
             self.validation_source(shots).sample(TUNING_TASKS, torch.Generator().manual_seed(0))
             for shots in self.config.shots or ()

@@ -23,6 +23,7 @@ from weightloom.apps.fewshot.problems.pools import Pools
 from weightloom.apps.fewshot.problems.problem import Problem, observed
 from weightloom.apps.registry import OWN_ERRORS, imported
 from weightloom.errors import ConfigError, DataError, ShapeError
+from weightloom.learners.kernel import shared_grid
 from weightloom.learners.learner import Learner
 from weightloom.tasks import ALL, Tasks, TaskSource, draw_share
 from weightloom.tasks.data import ClassPool
@@ -30,6 +31,8 @@ from weightloom.tasks.data import ClassPool
 TAKEN = ("shots", "queries", "ways", "part")
 """Arguments passed to the user's class if its signature has them."""
 PARTS = ("train", "validation", "test")
+KNOWN_TASKS, KNOWN_SEED = 2000, 1
+"""Number and seed of the training tasks that kernel regression takes the known functions from."""
 SMALL = 16
 """Minimum side, in pixels, of images for a residual network; smaller ones get a small network."""
 MOST_CLASSES = 100_000
@@ -396,6 +399,42 @@ class OwnCurves(_Own, CurveProblem):
         self.x_dim, self.y_dim = drawn.support_x.shape[2], drawn.support_y.shape[2]
         self.pools, self.table, self.centred = {}, None, False
         self.build(self.y_dim)
+
+    def methods(self) -> dict[str, Callable[[], Learner]]:
+        """Return builders of the methods for curves, and of `kernel`, by name."""
+        return super().methods() | {"kernel": self.kernel}
+
+    def check_methods(self) -> None:
+        """Check that all methods of the config fit these tasks and the base network.
+
+        Raises:
+            ConfigError: If a method does not, as `kernel` if the tasks share no grid.
+        """
+        super().check_methods()
+        if "kernel" in self.config.methods:
+            self._known()
+
+    def _known(self) -> tuple[Tensor, Tensor]:
+        """Draw training tasks; return the positions that they share, and the values there.
+
+        Raises:
+            ConfigError: If their points, support and query together, are not at the same positions.
+        """
+        source = self.train_source()
+        drawn = source.sample(KNOWN_TASKS, torch.Generator().manual_seed(KNOWN_SEED))
+        grid = shared_grid(drawn)
+        if grid is None:
+            raise ConfigError(
+                f"`kernel` with `--data {self.config.data}`. It is a weighted mean of known "
+                "functions, so all must be known at the same positions; those of support and query "
+                f"differ between {KNOWN_TASKS} training tasks. Leave `kernel` out, or draw tasks "
+                "whose support and query points together are one grid."
+            )
+        return grid
+
+    def kernel(self) -> Learner:
+        """Build kernel regression over drawn training tasks that share their positions."""
+        return self._kernel_over(*self._known())
 
     def inputs(self) -> Inputs:
         """Return the preprocessing of rows of numbers."""
