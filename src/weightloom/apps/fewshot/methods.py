@@ -473,9 +473,7 @@ FITS: dict[str, tuple[str, ...]] = {
     for data in members
 } | {
     "own": tuple(
-        method.name
-        for method in METHODS
-        if method.build_for("folder") or method.build_for("table")
+        method.name for method in METHODS if method.build_for("folder") or method.build_for("table")
     )
 }
 """Names of the methods for each data set. ``own``, a source as ``module:Class``, has those of
