@@ -13,7 +13,7 @@ from weightloom.apps import fewshot
 from weightloom.apps.fewshot import presets
 from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig
-from weightloom.apps.fewshot.problems import backbones, pretrained, problem_of
+from weightloom.apps.fewshot.problems import backbones, pools, pretrained, problem_of
 from weightloom.apps.fewshot.unseen import score_unknown
 from weightloom.cli import main
 from weightloom.errors import ConfigError, DataError, MissingExtraError
@@ -217,6 +217,8 @@ def test_a_folder_in_colour_is_read_by_a_backbone_if_its_package_is_there(
     assert options(photographs, backbone="none").size == 32
     monkeypatch.setattr(presets, "backbone_is_here", lambda: False)
     assert options(photographs).backbone == "none"
+    monkeypatch.setattr(pools, "backbone_is_here", lambda: False)
+    assert "weightloom[images]" in problem_of(options(photographs)).notices[-1]
     for path in photographs.rglob("*.png"):
         Image.open(path).convert("L").save(path)
     monkeypatch.undo()

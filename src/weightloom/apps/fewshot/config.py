@@ -123,11 +123,11 @@ class FewShotConfig(RunOptions):
     intents and folders."""
     weight_decay: float | None = None
     """Weight decay of matrices and kernels. Default: 0, but 0.05 for cifar-fs, and 0.0001 for
-    omniglot, spoken-digits and folders."""
+    omniglot, spoken-digits and folders; 0 with a pretrained backbone."""
     average: float | None = None
     """Decay per step of the running average of the parameters, which is judged; 0 for none.
     Default: 0, but 0.99 for growth-curves, 0.98 for intents, and 0.998 for omniglot, cifar-fs,
-    spoken-digits and folders."""
+    spoken-digits and folders; 0 with a pretrained backbone."""
     test_tasks: int | None = None
     """Tasks behind each row of the table; 600 or more give narrow intervals. Default: by data set,
     from 200 (cameras) to 2000 (sinusoid); 600 for your own data."""
@@ -138,7 +138,7 @@ class FewShotConfig(RunOptions):
     precision: Literal["32-true", "bf16-mixed"] | None = None
     """Arithmetic of meta-training; judging is always in 32 bits. Default: `bf16-mixed` for
     omniglot, cifar-fs, spoken-digits, mnist-functions and folders, unless the CPU computes and has
-    no bf16 instructions; else `32-true`."""
+    no bf16 instructions, or a pretrained backbone reads the pictures; else `32-true`."""
     accelerator: Literal["cpu", "auto", "cuda", "mps"] = "cpu"
     """Device to train on. Runs repeat bit for bit on the CPU only."""
 

