@@ -146,3 +146,24 @@ def test_the_table_of_a_single_task_has_scores_without_intervals(capsys, setting
     print_table(rows, "tasks")
     said = capsys.readouterr().out
     assert said.count("-12.5") == settings and "nan" not in said
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [((0.001, 0.004), True), ((-0.004, 0.004), True), ((0.005, 0.004), False)],
+)
+@pytest.mark.parametrize("settings", [1, 3])
+def test_a_training_that_no_setting_shows_is_named_under_the_table(ahead, said, settings, capsys):
+    """The last setting decides; the others show no change."""
+    rows = [row_of("mine", str(n), "accuracy", torch.rand(9)) for n in range(settings)]
+    for n in range(settings):
+        mean, half = ahead if n == settings - 1 else (0.0, 0.001)
+        before = row_of("mine", str(n), "accuracy", torch.rand(9), role="untrained")
+        rows.append(before | {"trained_ahead": {"mean": mean, "ci95": half}})
+    rows.append(row_of("other", "0", "accuracy", torch.rand(9), role="untrained"))
+    print_table(rows, "tasks")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Training changed nothing that these tasks can show in the accuracy of mine:" in printed
+    ) == said
+    assert "accuracy of other" not in printed
