@@ -241,14 +241,10 @@ def _folder(config: FewShotOptions) -> Pools:
         start_scale=6.0,
         unit_scale=10.0,
         tell_all_apart=True,
-        augment=_photograph(size) if channels == 3 else Jitter(0.5),
+        # Grey pictures may be characters, and a mirrored character is another one.
+        augment=InTurn((Flip(), Jitter(0.5))) if channels == 3 else Jitter(0.5),
         notices=(notice, *told(loaded.skipped)),
     )
-
-
-def _photograph(size: int) -> Augment:
-    """Return the augmentation of colour pictures; grey ones may be characters, never mirrored."""
-    return InTurn((Flip(), Crop(size // 8), Zoom(0.7), Colour(0.4)))
 
 
 NEAR_DOMAINS = (1, 2)
