@@ -191,7 +191,8 @@ def with_unit_length(base: nn.Module, x: Any) -> nn.Module:
 
     Example:
         >>> base = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-        >>> trunk_of(with_unit_length(base, torch.zeros(1, 8)))(torch.rand(7, 8)).norm(dim=1)
+        >>> features = trunk_of(with_unit_length(base, torch.zeros(1, 8)))(torch.rand(7, 8))
+        >>> features.norm(dim=1).detach()
         tensor([4.0000, 4.0000, 4.0000, 4.0000, 4.0000, 4.0000, 4.0000])
     """
     parts = split_or_features(base, "A trunk with features of unit length")

@@ -217,7 +217,7 @@ class UnitTrunk(nn.Module):
         features: Width of the features.
 
     Example:
-        >>> UnitTrunk(mlp([3, 4]), features=4)(torch.rand(7, 3)).square().mean(1)
+        >>> UnitTrunk(mlp([3, 4]), features=4)(torch.rand(7, 3)).square().mean(1).detach()
         tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000, 1.0000, 1.0000])
     """
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 class SpectrogramTrunk(nn.Module):
     """GRU over the frames of a spectrogram, in both directions; mean and maximum of its states.
 
+    They are normalised over the features of each spectrogram, to mean 0 and variance 1.
+
     Args:
         bands: Bands of a frame.
         hidden: Width of the state in each direction.
@@ -26,7 +28,8 @@ class SpectrogramTrunk(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features of spectrograms: (batch, 1, bands, frames) to (batch, features)."""
         states = self.reader(x.squeeze(1).mT)[0]
-        return torch.cat([states.mean(1), states.amax(1)], dim=1)
+        features = torch.cat([states.mean(1), states.amax(1)], dim=1)
+        return nn.functional.layer_norm(features, features.shape[1:])
 
 
 class SpectrogramGRU(nn.Module):
