@@ -9,7 +9,8 @@ from torch import nn
 import weightloom
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.methods import _kernels, _norms
-from weightloom.apps.fewshot.problems import problem_of
+from weightloom.apps.fewshot.problems import classes, problem_of
+from weightloom.apps.fewshot.problems.pools import Pools
 from weightloom.learners.convs import HyperConvs
 from weightloom.learners.heads import HyperHead
 from weightloom.learners.metric import HyperMetric
@@ -17,7 +18,7 @@ from weightloom.learners.protonet import ProtoNet
 from weightloom.learners.set_transformer import SupportTransformer
 from weightloom.networks.backbone import ViewsTrunk
 from weightloom.networks.feedforward import ConvTrunk, TrunkNet
-from weightloom.tasks import ClassTasks
+from weightloom.tasks import ClassPool, ClassTasks
 from weightloom.training import TrainOptions
 
 PLACES = {"film": _norms, "lowrank": {_kernels: weightloom.LowRank(2)}}
@@ -147,6 +148,9 @@ def test_every_arm_of_a_run_starts_at_the_score_of_its_frozen_trunk(tmp_path, mo
         "generated-head": ("hyper-film", "hyper-lowrank", "shared-film", "shared-lowrank"),
     }
     names = [name for start, others in arms.items() for name in (start, *others)]
+    pictures = torch.randint(0, 256, (6, 15, 3, 8, 8), generator=torch.Generator().manual_seed(6))
+    pool = ClassPool(pictures.byte(), torch.full((6,), 15), tuple("abcdef"))
+    monkeypatch.setattr(classes, "load_pools", lambda config: Pools(pool, pool, pool))
     problem = problem_of(
         FewShotConfig(
             "digits",

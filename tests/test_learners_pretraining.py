@@ -116,8 +116,22 @@ def test_the_digest_depends_on_pictures_seed_and_steps_and_not_on_padding(pool):
         digest_of(replace(pools, augment=abs), OPTIONS),
         digest_of(pools, replace(OPTIONS, seed=1)),
         digest_of(pools, replace(OPTIONS, steps=31)),
+        digest_of(pools, OPTIONS, half=True),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 6
+
+
+def test_upright_classes_and_their_augmentation_are_used_where_they_are_given(pool):
+    upright = replace(pools_of(pool.pick([0, 1])), augment=abs)
+    both = replace(pools_of(pool), upright=pool.pick([0, 1]), upright_augment=abs)
+    assert digest_of(both, OPTIONS) == digest_of(upright, OPTIONS)
+
+
+def test_half_precision_learns_too(pool, tmp_path):
+    network = trunk()
+    pretrain(network, pool, None, OPTIONS, tmp_path, "half", half=True)
+    assert network.blocks[0][0].weight.dtype == torch.float32
+    assert not same(network, trained(pool, tmp_path / "single"))
 
 
 def test_runs_of_one_seed_share_a_backbone_and_its_parts_are_the_whole(pool, tmp_path, monkeypatch):

@@ -57,13 +57,13 @@ class ClassTrainer(nn.Module):
         self, trunk: nn.Module, classes: int, smoothing: float = 0.1, half: bool = False
     ) -> None:
         super().__init__()
-        self.trunk, self.smoothing, self.half = trunk, smoothing, half
+        self.trunk, self.smoothing, self.bf16 = trunk, smoothing, half
         self.head = nn.Linear(cast("int", trunk.features), classes, bias=False)
 
     def forward(self, batch: LabelledPictures) -> Tensor:
         """Cross-entropy of each picture, (batch,)."""
         x = batch.x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.head(self.trunk(x))
         return cross_entropy(
             logits.float(), batch.y, reduction="none", label_smoothing=self.smoothing
