@@ -25,40 +25,30 @@ class GaussianFunction(nn.Module):
         trunk: Features of a position, (batch, x_dim) to (batch, features), scaled so that the
             numbers of a head are independent and of variance one over tasks.
         mean: Mean of the head over tasks, (y_dim, features); its own value.
-        noise: Variance of the noise on a value. It becomes a parameter ``log_noise``, which
-            `HyperFunction` generates for each task. None: no such parameter.
-        bounds: Known minimum and maximum of the values, as for `FunctionNet`.
+        noise: Variance of the noise on a value. It becomes a parameter ``log_noise``, (1,), which
+            `HyperFunction` generates for each task.
 
     Example:
-        >>> GaussianFunction(nn.Identity(), torch.tensor([[1.0, 2.0]]))(torch.ones(1, 2)).tolist()
+        >>> mean = torch.tensor([[1.0, 2.0]])
+        >>> GaussianFunction(nn.Identity(), mean, noise=0.1)(torch.ones(1, 2)).tolist()
         [[3.0]]
 
     Source:
         Rasmussen and Williams, "Gaussian processes for machine learning" (2006), section 2.1.
     """
 
-    def __init__(
-        self,
-        trunk: nn.Module,
-        mean: Tensor,
-        noise: float | None = None,
-        bounds: tuple[float, float] | None = None,
-    ) -> None:
+    def __init__(self, trunk: nn.Module, mean: Tensor, noise: float) -> None:
         super().__init__()
-        self.trunk, self.head, self.bounds = trunk, nn.Linear(mean.shape[1], len(mean)), bounds
+        self.trunk, self.head = trunk, nn.Linear(mean.shape[1], len(mean))
         with torch.no_grad():
             self.head.weight.copy_(mean)
             self.head.bias.zero_()
-        if noise is not None:
-            self.log_noise = nn.Parameter(torch.tensor([noise]).log())
+        self.log_noise = nn.Parameter(torch.tensor([noise]).log())
 
     def forward(self, x: Tensor) -> Tensor:
         """Values of the function, (batch, x_dim) to (batch, y_dim)."""
-        return self.bounded(self.head(self.trunk(x)))
-
-    def bounded(self, values: Tensor) -> Tensor:
-        """Clamp values to ``bounds`` in eval mode."""
-        return values if self.training or self.bounds is None else values.clamp(*self.bounds)
+        outputs: Tensor = self.head(self.trunk(x))
+        return outputs
 
 
 class HyperFunction(Learner):
@@ -75,13 +65,13 @@ class HyperFunction(Learner):
     Args:
         base: The function, as `split` takes it: the trunk is shared, the linear head, which must
             have a bias, is generated. The squares of the features should sum to about one. A method
-            ``bounded``, as in `FunctionNet`, is applied to the outputs. With a parameter
-            ``log_noise``, (1,), the noise is generated for each task, too.
+            ``bounded``, as in `FunctionNet`, is applied to the outputs. With a
+            `GaussianFunction` the noise is generated for each task, too.
         encoder: ``(support_x, support_y, support_mask)`` to a condition of width ``condition_dim``,
             an attribute of it; such as `GridEncoder`.
         hidden: Widths of the hypernetwork's hidden layers.
-        noise: Variance of the noise on a value at step 0; learned. Not read if ``base`` has a
-            ``log_noise``.
+        noise: Variance of the noise on a value at step 0; learned. A `GaussianFunction` has
+            its own.
 
     Raises:
         ConfigError: If ``base`` has no such parts, or ``encoder`` has no ``condition_dim``.
@@ -111,10 +101,9 @@ class HyperFunction(Learner):
                 "in `DeepSets` and `GridEncoder`."
             )
         width += head_of(self.base).get_parameter("weight").numel()
-        generate = ["head.*"]
-        if hasattr(self.base, "log_noise"):
-            generate.append("log_noise")
-        else:
+        self.known = isinstance(self.base, GaussianFunction)
+        generate = ["head.*", "log_noise"] if self.known else ["head.*"]
+        if not self.known:
             self.log_noise = nn.Parameter(torch.tensor(noise).log())
         self.hyper = MLPHyperNetwork(self.base, width, generate=generate, hidden=hidden)
 
@@ -132,15 +121,15 @@ class HyperFunction(Learner):
         params = self.hyper(torch.cat([self.condition(support), 4 * first.flatten(1)], dim=1))
         with full_precision(support.x):
             mean, bias = (params[name].to(first.dtype) for name in ("head.weight", "head.bias"))
-            if not isinstance(self.base, GaussianFunction):
-                mean = mean + first
-            if "log_noise" in params:
+            if self.known:
                 points = points.under(_variance(params["log_noise"].to(first.dtype)))
+            else:
+                mean = mean + first
             weight = mean + points.fit(support.y - points.at(mean) - bias[:, None])
             return Params({"head.weight": weight, "head.bias": bias})
 
     def _points(self, support: Support) -> "_Points | _PointsWrittenOut":
-        holder = self if hasattr(self, "log_noise") else self.base
+        holder = self.base if self.known else self
         noise = _variance(holder.get_parameter("log_noise").reshape(1, 1))
         if torch.compiler.is_exporting():  # the number of distinct positions is not known there
             return _PointsWrittenOut(
