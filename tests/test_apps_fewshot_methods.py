@@ -1,6 +1,7 @@
 """The bank of few-shot methods: all that are listed, on a data set of each family."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -115,3 +116,12 @@ def test_every_learner_can_be_imported_from_the_package():
         AttributeError, match=r"module 'weightloom.learners' has no attribute 'Quantum'"
     ):
         learners.Quantum  # noqa: B018
+
+
+def test_the_rate_of_a_prior_that_starts_as_a_gaussian_is_its_own_unless_one_is_typed():
+    config = FewShotConfig(data="growth-curves")
+    usual = config.resolved()
+    assert usual.rate_of("hypernetwork") == 1.5e-4 and usual.rate_of("cnp") == usual.outer_lr
+    assert usual.rates == ("hypernetwork=0.00015",)
+    assert replace(config, rates=("hypernetwork=0.1",)).resolved().rates == ("hypernetwork=0.1",)
+    assert replace(config, outer_lr=0.01).resolved().rate_of("hypernetwork") == 0.01

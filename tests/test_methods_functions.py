@@ -8,13 +8,7 @@ import torch
 from weightloom.base import apply_per_task
 from weightloom.conditions import DeepSets, GridEncoder
 from weightloom.errors import ConfigError
-from weightloom.learners.functions import (
-    GaussianFunction,
-    HyperFunction,
-    PictureTrunk,
-    gaussian_pictures,
-)
-from weightloom.learners.interpolation import GaussianPixels
+from weightloom.learners.functions import GaussianFunction, HyperFunction
 from weightloom.learners.learner import Support
 from weightloom.learners.polynomial import GaussianPolynomial
 from weightloom.networks import FunctionNet
@@ -28,13 +22,13 @@ TASKS, SHOTS = 4, 7
 def build(y_dim=1, moved=True, per_task=False):
     """A small one in double precision, whose hypernetwork says something.
 
-    With ``per_task`` it writes the noise of a task, too, and reads the first function at probes.
+    With ``per_task`` its prior is known, and it writes the noise of a task, too.
     """
     encoder = GridEncoder(2, y_dim, 6, size=5, hidden=(8,))
-    base, probes = FunctionNet(2, y_dim, features=12), None
+    base = FunctionNet(2, y_dim, features=12)
     if per_task:
-        base, probes = GaussianFunction(base.trunk, torch.randn(y_dim, 12), 0.01), torch.rand(3, 2)
-    learner = HyperFunction(base, encoder, hidden=(16,), noise=0.01, probes=probes).double()
+        base = GaussianFunction(base.trunk, torch.randn(y_dim, 12), 0.01)
+    learner = HyperFunction(base, encoder, hidden=(16,), noise=0.01).double()
     with torch.no_grad():
         for parameter in learner.hyper.head.parameters() if moved else ():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -68,10 +62,10 @@ def reference(learner, given):
             return mean + torch.linalg.solve(precision, miss).T
 
         first = posterior(own, bias, holder.log_noise) - own
-        read = 4 * first if learner.probes is None else first @ learner.base.trunk(learner.probes).T
         condition = learner.encoder(*(field[task : task + 1] for field in given))
-        generated = learner.hyper(torch.cat([condition, read.reshape(1, -1)], 1))
+        generated = learner.hyper(torch.cat([condition, 4 * first.reshape(1, -1)], 1))
         weight, bias_of_task = generated["head.weight"][0], generated["head.bias"][0]
+        weight = weight if hasattr(learner.base, "log_noise") else weight + first
         log_noise = generated.get("log_noise", holder.log_noise[None])[0]
         heads.append(
             torch.cat([posterior(weight, bias_of_task, log_noise), bias_of_task[:, None]], 1)
@@ -179,23 +173,6 @@ def test_training_beats_ridge_regression_on_its_own_features():
         TrainOptions(60, tasks=32, outer_lr=3e-3),
     )
     assert learner(tasks).mean() < 0.2 * before
-
-
-def test_before_training_on_pictures_it_is_their_gaussian():
-    images = torch.rand(60, 5, 4).cumsum(1).cumsum(2) / 20
-    base = gaussian_pictures(images, features=20, bounds=(0.0, 0.5))
-    encoder, probes = GridEncoder(2, 1, 6, size=5, hidden=()), pixel_positions(5, 4)
-    learner = HyperFunction(base, encoder, hidden=(16,), noise=1e-3 - 1e-5, probes=probes).eval()
-    tasks = FunctionTasks(images, 9).sample(30, torch.Generator().manual_seed(0))
-    expected = GaussianPixels(images, 1e-3, bounds=(0.0, 0.5)).answer(tasks)
-    torch.testing.assert_close(learner.answer(tasks), expected, rtol=0, atol=2e-4)
-    known = PictureTrunk(images)(probes)
-    torch.testing.assert_close(known, images.flatten(1).mT, rtol=0, atol=1e-6)
-    few = gaussian_pictures((255 * images).round().to(torch.uint8), features=3)
-    assert few.head.weight.shape == (1, 3)  # the largest, of images of bytes, too
-    torch.testing.assert_close(
-        few.trunk.pictures, gaussian_pictures(images, 3).trunk.pictures, rtol=0, atol=2e-3
-    )
 
 
 def test_before_training_on_curves_it_is_the_gaussian_over_polynomials():

@@ -5,7 +5,6 @@ from copy import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample
 
 from weightloom.base import apply_per_task, apply_shared
 from weightloom.errors import ConfigError
@@ -26,89 +25,30 @@ class GaussianFunction(nn.Module):
         trunk: Features of a position, (batch, x_dim) to (batch, features), scaled so that the
             numbers of a head are independent and of variance one over tasks.
         mean: Mean of the head over tasks, (y_dim, features); its own value.
-        noise: Variance of the noise on a value. It becomes a parameter ``log_noise``, which
-            `HyperFunction` generates for each task. None: no such parameter.
-        bounds: Known minimum and maximum of the values, as for `FunctionNet`.
+        noise: Variance of the noise on a value. It becomes a parameter ``log_noise``, (1,), which
+            `HyperFunction` generates for each task.
 
     Example:
-        >>> GaussianFunction(nn.Identity(), torch.tensor([[1.0, 2.0]]))(torch.ones(1, 2)).tolist()
+        >>> mean = torch.tensor([[1.0, 2.0]])
+        >>> GaussianFunction(nn.Identity(), mean, noise=0.1)(torch.ones(1, 2)).tolist()
         [[3.0]]
 
     Source:
         Rasmussen and Williams, "Gaussian processes for machine learning" (2006), section 2.1.
     """
 
-    def __init__(
-        self,
-        trunk: nn.Module,
-        mean: Tensor,
-        noise: float | None = None,
-        bounds: tuple[float, float] | None = None,
-    ) -> None:
+    def __init__(self, trunk: nn.Module, mean: Tensor, noise: float) -> None:
         super().__init__()
-        self.trunk, self.head, self.bounds = trunk, nn.Linear(mean.shape[1], len(mean)), bounds
+        self.trunk, self.head = trunk, nn.Linear(mean.shape[1], len(mean))
         with torch.no_grad():
             self.head.weight.copy_(mean)
             self.head.bias.zero_()
-        if noise is not None:
-            self.log_noise = nn.Parameter(torch.tensor([noise]).log())
+        self.log_noise = nn.Parameter(torch.tensor([noise]).log())
 
     def forward(self, x: Tensor) -> Tensor:
         """Values of the function, (batch, x_dim) to (batch, y_dim)."""
-        return self.bounded(self.head(self.trunk(x)))
-
-    def bounded(self, values: Tensor) -> Tensor:
-        """Clamp values to ``bounds`` in eval mode."""
-        return values if self.training or self.bounds is None else values.clamp(*self.bounds)
-
-
-class PictureTrunk(nn.Module):
-    """Known pictures as features of a position, by bilinear interpolation between pixel centres.
-
-    Args:
-        pictures: The pictures, (features, height, width); positions are in [-1, 1].
-
-    Example:
-        >>> PictureTrunk(torch.rand(3, 8, 8))(torch.rand(5, 2)).shape
-        torch.Size([5, 3])
-    """
-
-    pictures: Tensor
-
-    def __init__(self, pictures: Tensor) -> None:
-        super().__init__()
-        self.features = len(pictures)
-        self.register_buffer("pictures", pictures)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Values of the pictures, (batch, 2) to (batch, features)."""
-        pictures, at = self.pictures[None].to(x.dtype), x[None, None]
-        return grid_sample(pictures, at, align_corners=False, padding_mode="border")[0, :, 0].mT
-
-
-def gaussian_pictures(
-    images: Tensor, features: int = 256, bounds: tuple[float, float] | None = None
-) -> GaussianFunction:
-    """Build a function whose prior is the Gaussian that fits known images, for `HyperFunction`.
-
-    Features are the principal components of the images, scaled by their standard deviations. With
-    all of them the posterior mean is that of `GaussianPixels`.
-
-    Args:
-        images: Known images, (images, height, width): uint8 in 0 to 255, or float.
-        features: Maximum number of components, the largest.
-        bounds: Known minimum and maximum of grey values.
-    """
-    pixels = images.flatten(1).double() / (255 if images.dtype == torch.uint8 else 1)
-    mean = pixels.mean(0)
-    variances, directions = torch.linalg.eigh((pixels - mean).mT @ (pixels - mean) / len(pixels))
-    # `eigh` sorts in ascending order: the largest components come last.
-    known = (variances > 1e-9 * variances[-1]).nonzero()[:, 0].flip(0)[:features]
-    directions, deviations = directions[:, known], variances[known].sqrt()
-    scaled = (directions * deviations).mT.unflatten(1, images.shape[1:])
-    return GaussianFunction(
-        PictureTrunk(scaled.float()), ((mean @ directions) / deviations)[None], bounds=bounds
-    )
+        outputs: Tensor = self.head(self.trunk(x))
+        return outputs
 
 
 class HyperFunction(Learner):
@@ -118,22 +58,20 @@ class HyperFunction(Learner):
     posterior mean is known in closed form. The first prior mean is the head shared by all tasks. A
     hypernetwork reads the resulting head and an encoding of the support set, and writes a better
     prior mean, from which the head is computed again. The change written by the hypernetwork starts
-    at zero: at step 0 this is the posterior mean under one prior for all tasks. With a
-    `GaussianFunction` that prior is fitted to training tasks, and nothing but the change is learned
-    on top of it.
+    at zero: at step 0 this is ridge regression on the features, then on its residuals. The prior of
+    a `GaussianFunction` is known instead: the change is added to its own mean, and at step 0 this
+    is the posterior mean under that prior.
 
     Args:
         base: The function, as `split` takes it: the trunk is shared, the linear head, which must
             have a bias, is generated. The squares of the features should sum to about one. A method
-            ``bounded``, as in `FunctionNet`, is applied to the outputs. With a parameter
-            ``log_noise``, (1,), the noise is generated for each task, too.
+            ``bounded``, as in `FunctionNet`, is applied to the outputs. With a
+            `GaussianFunction` the noise is generated for each task, too.
         encoder: ``(support_x, support_y, support_mask)`` to a condition of width ``condition_dim``,
             an attribute of it; such as `GridEncoder`.
         hidden: Widths of the hypernetwork's hidden layers.
-        noise: Variance of the noise on a value at step 0; learned. Not read if ``base`` has a
-            ``log_noise``.
-        probes: Positions, (probes, x_dim), at which the hypernetwork reads the first function.
-            None: it reads the numbers of its head.
+        noise: Variance of the noise on a value at step 0; learned. A `GaussianFunction` has
+            its own.
 
     Raises:
         ConfigError: If ``base`` has no such parts, or ``encoder`` has no ``condition_dim``.
@@ -143,15 +81,12 @@ class HyperFunction(Learner):
         efficient online Bayesian regression" (2018). The generated prior mean per task is new here.
     """
 
-    probes: Tensor | None
-
     def __init__(
         self,
         base: nn.Module,
         encoder: nn.Module,
         hidden: tuple[int, ...] = (512, 512),
         noise: float = 0.002,
-        probes: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.base, self.encoder = split(base, type(self).__name__), encoder
@@ -165,14 +100,11 @@ class HyperFunction(Learner):
                 "is built for the width of its condition. Set `condition_dim` of the encoder, as "
                 "in `DeepSets` and `GridEncoder`."
             )
-        own_weight = head_of(self.base).get_parameter("weight")
-        width += own_weight.numel() if probes is None else len(own_weight) * len(probes)
-        self.register_buffer("probes", probes)
-        generate = ["head.*"]
-        if hasattr(self.base, "log_noise"):
-            generate.append("log_noise")
-        else:
-            self.log_noise = nn.Parameter(torch.tensor([noise]).log())
+        width += head_of(self.base).get_parameter("weight").numel()
+        self.known = isinstance(self.base, GaussianFunction)
+        generate = ["head.*", "log_noise"] if self.known else ["head.*"]
+        if not self.known:
+            self.log_noise = nn.Parameter(torch.tensor(noise).log())
         self.hyper = MLPHyperNetwork(self.base, width, generate=generate, hidden=hidden)
 
     def condition(self, support: Support) -> Tensor:
@@ -186,25 +118,19 @@ class HyperFunction(Learner):
         points = self._points(support)
         with full_precision(support.x):
             first = points.fit(support.y - points.at(own.expand(support.x.shape[0], -1, -1)) - bias)
-        read = self._read(first)
-        params = self.hyper(torch.cat([self.condition(support), read.flatten(1)], dim=1))
+        params = self.hyper(torch.cat([self.condition(support), 4 * first.flatten(1)], dim=1))
         with full_precision(support.x):
             mean, bias = (params[name].to(first.dtype) for name in ("head.weight", "head.bias"))
-            if "log_noise" in params:
+            if self.known:
                 points = points.under(_variance(params["log_noise"].to(first.dtype)))
+            else:
+                mean = mean + first
             weight = mean + points.fit(support.y - points.at(mean) - bias[:, None])
             return Params({"head.weight": weight, "head.bias": bias})
 
-    def _read(self, head: Tensor) -> Tensor:
-        """Numbers by which the hypernetwork knows a head, (tasks, out, numbers)."""
-        if self.probes is None:
-            return 4 * head
-        features = trunk_of(self.base)(self.probes).to(head.dtype)
-        return head @ features.mT
-
     def _points(self, support: Support) -> "_Points | _PointsWrittenOut":
-        holder = self if hasattr(self, "log_noise") else self.base
-        noise = _variance(holder.get_parameter("log_noise")[None])
+        holder = self.base if self.known else self
+        noise = _variance(holder.get_parameter("log_noise").reshape(1, 1))
         if torch.compiler.is_exporting():  # the number of distinct positions is not known there
             return _PointsWrittenOut(
                 apply_shared(trunk_of(self.base), support.x), support.mask, noise

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 from weightloom.apps.fewshot.methods import FAMILIES, FITS, twins
+<<<<<<< HEAD
 from weightloom.apps.fewshot.presets import (
     COMMON,
     PRESETS,
@@ -11,9 +12,12 @@ from weightloom.apps.fewshot.presets import (
     backbone_for,
     data_kind,
 )
+=======
+from weightloom.apps.fewshot.presets import COMMON, PRESETS, RATES, data_kind
+>>>>>>> s21D
 from weightloom.errors import ConfigError
 from weightloom.platforms import processor_knows_bf16
-from weightloom.runs.options import RunOptions
+from weightloom.runs.options import RunOptions, rates_of
 
 MOST_EXAMPLES = 100_000_000
 """Maximum number of examples in one training step."""
@@ -321,7 +325,20 @@ class FewShotConfig(RunOptions):
         if missing.get("precision") == "bf16-mixed" and not self._has_bf16():
             missing["precision"] = "32-true"  # emulated half precision is slower than single
         typed = {field.name: getattr(self, field.name) for field in fields(self)}
+        running = (self.method, *(missing.get("comparators") or self.comparators or ()))
+        missing["rates"] = self.rates + self._usual_rates(running)
         return FewShotOptions(**{**typed, **missing})
+
+    def _usual_rates(self, running: tuple[str, ...]) -> tuple[str, ...]:
+        """Rates of the data set for single methods, unless a rate is typed or a base is given."""
+        if self.outer_lr is not None or self.base:
+            return ()
+        known = rates_of(self.rates)
+        return tuple(
+            f"{name}={rate}"
+            for name, rate in RATES.get(self.kind, {}).items()
+            if name in running and name not in known
+        )
 
     def _not_compared(self) -> tuple[str, ...]:
         """Usual comparators that are left out: the method itself; `probe` with the user's base.

@@ -155,14 +155,7 @@ def _growth_prior(p: Any) -> Any:
 
 
 def _picture_prior(p: Any) -> Any:
-    """Build a generated prior that starts as the Gaussian of the training images."""
-    from weightloom.learners.functions import gaussian_pictures  # imports torch
-    from weightloom.tasks.functions import pixel_positions
-
-    base = gaussian_pictures(p.train, bounds=p.bounds)
-    encoder = weightloom.GridEncoder(2, 1, 512, size=p.size, hidden=())
-    probes = pixel_positions(p.size, p.size)
-    return learners.HyperFunction(base, encoder, (1024, 1024), noise=1e-3, probes=probes)
+    return learners.HyperFunction(p.build(1), _grid(p), hidden=(512,))
 
 
 def _curve_cnp(p: Any) -> Any:

@@ -212,6 +212,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Default options per data set, tuned on validation tasks, comparators as carefully as the
 hypernetwork."""
 
+RATES: dict[str, dict[str, float]] = {
+    "growth-curves": {"hypernetwork": 1.5e-4, "generated-prior": 1.5e-4}
+}
+"""Default learning rates of single methods, by data set. The prior of growth curves starts as the
+Gaussian of the training curves; at the common rate it forgets families that are not among them."""
+
 
 def backbone_for(data: str) -> str:
     """Return the default backbone: `DEFAULT_BACKBONE` for a folder in colour, else ``none``.
