@@ -4,17 +4,14 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 from weightloom.apps.fewshot.methods import FAMILIES, FITS, twins
-<<<<<<< HEAD
 from weightloom.apps.fewshot.presets import (
     COMMON,
     PRESETS,
     PRETRAINED,
+    RATES,
     backbone_for,
     data_kind,
 )
-=======
-from weightloom.apps.fewshot.presets import COMMON, PRESETS, RATES, data_kind
->>>>>>> s21D
 from weightloom.errors import ConfigError
 from weightloom.platforms import processor_knows_bf16
 from weightloom.runs.options import RunOptions, rates_of
