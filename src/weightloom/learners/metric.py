@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from weightloom.conditions import class_statistics
 from weightloom.hypernets import MLPHyperNetwork
-from weightloom.hypernets.head import full_precision
+from weightloom.hypernets.head import LearnedScale, full_precision
 from weightloom.learners.heads import HeadLearner
 from weightloom.learners.shared import SharedChanges
 from weightloom.learners.trunks import known_features
@@ -52,7 +52,7 @@ class HyperMetric(HeadLearner):
             if shared
             else MLPHyperNetwork(start, 3 * features, hidden=(hidden,))
         )
-        self.log_scale = nn.Parameter(torch.tensor(start_scale).log())
+        self.scale = LearnedScale(start_scale)
 
     def metric(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
         """Parts of L for each task; arguments as for `head`.
@@ -69,15 +69,18 @@ class HyperMetric(HeadLearner):
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
         """Head from the class means under the metric of each task."""
         with full_precision(features):
-            mean = class_statistics(features, labels, mask, self.ways).mean
+            mean, _, shots = class_statistics(features, labels, mask, self.ways)
             metric = self.metric(features, labels, mask)
             each, read, write = metric["scale"][:, None], metric["read"], metric["write"]
             changed = each * mean
             changed = changed + changed @ read.mT @ write.mT
             back = each * (changed + changed @ write @ read)
-            scale = self.log_scale.exp() / features.shape[2]
+            scale = self.scale(shots.mean(1))[:, None] / features.shape[2]
             return Params(
-                {"head.weight": 2 * scale * back, "head.bias": -scale * changed.square().sum(2)}
+                {
+                    "head.weight": 2 * scale[..., None] * back,
+                    "head.bias": -scale * changed.square().sum(2),
+                }
             )
 
 

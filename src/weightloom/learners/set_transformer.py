@@ -1,10 +1,10 @@
 """Class means changed by attention over the support set."""
 
-import torch
 from torch import Tensor, nn
 
 from weightloom.conditions import class_statistics
 from weightloom.conditions.attention import attention
+from weightloom.hypernets.head import LearnedScale
 from weightloom.learners.heads import HeadLearner, scaled_prototypes
 from weightloom.learners.trunks import known_features
 from weightloom.params import Params
@@ -37,11 +37,12 @@ class SupportTransformer(HeadLearner):
         self.read = nn.Linear(features, 3 * width, bias=False)
         self.write = nn.Linear(width, features, bias=False)
         nn.init.zeros_(self.write.weight)
-        self.log_scale = nn.Parameter(torch.tensor(start_scale).log())
+        self.scale = LearnedScale(start_scale)
 
     def head(self, features: Tensor, labels: Tensor, mask: Tensor) -> Params:
         """Head from the changed class means."""
-        mean = class_statistics(features, labels, mask, self.ways).mean
+        statistics = class_statistics(features, labels, mask, self.ways)
+        mean = statistics.mean
         query, key, value = self.read(self.norm(mean)).chunk(3, dim=2)
         change = self.write(attention(query, key, value))
-        return scaled_prototypes(mean + change, self.log_scale)
+        return scaled_prototypes(statistics._replace(mean=mean + change), self.scale)
