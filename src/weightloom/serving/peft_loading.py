@@ -124,8 +124,8 @@ class _Folder:
         """Factors and biases by the model's names."""
         layers = self._layers()
         self._check_keys(layers)
-        self._check_digests()
         values: Values = {f"{path}.weight": self._factors(path) for path in sorted(layers)}
+        self._check_digests()
         for key, value in self.tensors.items():
             name = key.replace(".base_layer.", ".")
             if name in self.model.owns and name.endswith(".bias"):
@@ -349,9 +349,10 @@ def _is_in_layers(config: Mapping[str, Any], name: str) -> bool:
     layers = config.get("layers_to_transform")
     if layers is None or layers == []:
         return True
-    patterns = config.get("layers_pattern") or r"[^.]*"
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    found = (re.match(rf"(?:^|.*?\.){its}\.(\d+)\.", name) for its in patterns)
+    words = config.get("layers_pattern") or []
+    words = [words] if isinstance(words, str) else words
+    patterns = [rf"(?:^|.*?\.){word}\.(\d+)\." for word in words] or [r".*?\.[^.]*\.(\d+)\."]
+    found = (re.match(pattern, name) for pattern in patterns)
     number = next((int(match[1]) for match in found if match), None)
     return number in ([layers] if isinstance(layers, int) else layers)
 

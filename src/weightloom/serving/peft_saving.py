@@ -140,11 +140,15 @@ class _Scale(NamedTuple):
         """Alpha of an adapter."""
         if self.alpha is not None:
             return self.alpha
-        return math.sqrt(rank) if self.by_root else rank
+        return self.root(rank)
 
     def scaling(self, rank: int) -> float:
         """Factor by which `peft` multiplies an adapter."""
-        return self.of(rank) / (math.sqrt(rank) if self.by_root else rank)
+        return self.of(rank) / self.root(rank)
+
+    def root(self, rank: int) -> float:
+        """Divisor of alpha: the rank, or its square root."""
+        return math.sqrt(rank) if self.by_root else float(rank)
 
 
 def _check_names(names: Sequence[str], tasks: int) -> None:
@@ -236,12 +240,12 @@ def _config(
     ranks = {path: its.value.factors["up"].shape[-1] for path, its in adapted.items()}
     most = max(ranks.values())
     others = {f"^{re.escape(path)}": rank for path, rank in ranks.items() if rank != most}
-    alphas = {path: scale.of(rank) for path, rank in others.items()}
+    alphas = {path: _plain(scale.of(rank)) for path, rank in others.items()}
     inside = all(name.rpartition(".")[0] in adapted for name in biases)
     return {
         "peft_type": "LORA",
         "r": most,
-        "lora_alpha": scale.of(most),
+        "lora_alpha": _plain(scale.of(most)),
         "rank_pattern": others,
         "alpha_pattern": alphas if scale.alpha is None else {},
         "use_rslora": scale.by_root,
@@ -252,6 +256,11 @@ def _config(
         "inference_mode": True,
         "init_lora_weights": True,
     }
+
+
+def _plain(alpha: float) -> float | int:
+    """An integer where it is one, as servers expect."""
+    return int(alpha) if alpha.is_integer() else alpha
 
 
 def _targets(paths: list[str], model: nn.Module | None) -> list[str] | str:
