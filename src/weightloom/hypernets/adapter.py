@@ -222,14 +222,21 @@ class AdapterGenerator(nn.Module):
         for block in self.blocks:
             state = state + block(state)
         state = self.norm(state)
-        shape = (*state.shape[:2], self.rank, -1)
         of_rows = self.rows(rows) + self.place_of_rows(place)[:, None]
         of_columns = self.columns(columns) + self.place_of_columns(place)[:, None]
-        width = of_rows.shape[-1]
-        up = nn.functional.silu(of_rows) @ self.up(state).view(shape).mT
-        down = self.down(state).view(shape) @ nn.functional.silu(of_columns).mT
-        sizes = group.sizes.to(up)[:, None, None]
-        return up * sizes / width**0.5, down / (width * columns.shape[1]) ** 0.5
+        up = self._written(self.up(state), of_rows) * group.sizes.to(of_rows)[:, None, None]
+        return up.mT, self._written(self.down(state), of_columns) / columns.shape[1] ** 0.5
+
+    def _written(
+        self,
+        coefficients: Float[Tensor, "tasks layers numbers"],
+        features: Float[Tensor, "layers tokens width"],
+    ) -> Float[Tensor, "tasks layers rank tokens"]:
+        """Combine the features of each token by each task's coefficients, one set per rank."""
+        tasks, layers, width = *coefficients.shape[:2], features.shape[-1]
+        by_layer = coefficients.view(tasks, layers, self.rank, width).transpose(0, 1)
+        numbers = by_layer.flatten(1, 2) @ nn.functional.silu(features).mT / width**0.5
+        return numbers.unflatten(1, (tasks, self.rank)).transpose(0, 1)
 
 
 class AdaptedWeights(HoldsBase):

@@ -107,6 +107,14 @@ class _Model:
         self.owns: dict[str, Tensor] = dict(parameters_by_name(model))
         """Parameters by all of their names."""
         self.tied = tied_names(model)
+        self._digests: dict[tuple[str, torch.dtype], str] = {}
+
+    def digest(self, name: str, dtype: torch.dtype) -> str:
+        """Digest of a parameter in a dtype, computed once."""
+        key = name, dtype
+        if key not in self._digests:
+            self._digests[key] = digest(self.owns[name], dtype)
+        return self._digests[key]
 
 
 class _Folder:
@@ -247,7 +255,7 @@ class _Folder:
             own, dtype = self.model.owns.get(name), getattr(torch, kind.removeprefix("torch."))
             if own is None or torch.promote_types(own.dtype, dtype) != own.dtype:
                 continue  # held in a narrower dtype than then
-            if digest(own, dtype) != then:
+            if self.model.digest(name, dtype) != then:
                 raise CheckpointError(
                     f"`model` holds another `{name}` than when `{self.path}` was written. The "
                     "adapter is a change of that one, so the result would be another network. Load "
