@@ -203,6 +203,16 @@ def test_kinds_are_the_names_of_layers_inside_their_block_and_depths_go_from_0_t
     assert AdapterHyperNetwork(nn.Linear(4, 4), 4, form=LowRank(1)).generator.kinds == ["Linear"]
 
 
+def test_another_model_gets_adapters_of_the_kinds_that_are_known():
+    hyper = AdapterHyperNetwork(
+        blocks(6, 2, ["query", "value"]), 4, generate="*.query.*", form=LowRank(1)
+    )
+    other = hyper.on(blocks(8, 3, ["query", "key"]))
+    assert list(other.spec.shapes) == [f"{n}.query.weight" for n in range(3)]
+    with pytest.raises(ConfigError, match="not learned the kinds `key`"):
+        hyper.on(blocks(8, 3, ["query", "key"]), generate="*")
+
+
 def test_another_model_with_other_names_is_served_when_they_are_mapped():
     base, condition = blocks(6, 2, ["query", "value"]), torch.randn(TASKS, 4)
     hyper = moved(AdapterHyperNetwork(base, 4, generate="*.weight", form=LowRank(1)))

@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weightloom.base import per_task, specialise
@@ -293,6 +294,10 @@ def edited(folder, **changes):
         ({"rank_pattern": {"head": 3}}, r"shapes \(2, 12\) and \(5, 2\) for `head`"),
         ({"r": 0}, "the rank 0 and alpha"),
         ({"lora_alpha": "two"}, "alpha 'two'"),
+        ({"lora_alpha": float("nan")}, "alpha nan"),
+        ({"rank_pattern": ["head"]}, "cannot be read as the configuration"),
+        ({"layers_to_transform": "1"}, "`layers_to_transform` is '1'"),
+        ({"target_modules": {"head": 1}}, "`target_modules` is {'head': 1}"),
     ],
 )
 def test_other_methods_and_configurations_that_do_not_fit_are_refused(written, changes, message):
@@ -331,7 +336,10 @@ def test_weights_that_changed_since_are_noticed_and_other_weights_may_change(wri
     load_peft(folder, copy.deepcopy(model).half())  # too narrow to compare
 
 
-@pytest.mark.parametrize("damage", ["no folder", "no config", "list", "cut", "pickle"])
+@pytest.mark.parametrize(
+    "damage",
+    ["no folder", "no config", "list", "cut", "pickle", '{"own": 1}', '{"own": {"a": ["x"]}}'],
+)
 def test_missing_and_damaged_files_are_named(written, damage):
     model, _, folder = written
     weights = folder / "adapter_model.safetensors"
@@ -343,8 +351,10 @@ def test_missing_and_damaged_files_are_named(written, damage):
         (folder / "adapter_config.json").write_text("[1]")
     elif damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-9])
-    else:
+    elif damage == "pickle":
         weights.rename(folder / "adapter_model.bin")
+    else:
+        save_file(load_file(weights), weights, {"weightloom": damage})
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_peft(folder, model)
 

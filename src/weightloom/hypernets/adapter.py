@@ -131,7 +131,7 @@ class AdapterHyperNetwork(Saves, HyperNetwork):
     def on(
         self,
         base: nn.Module,
-        generate: Generate = "*",
+        generate: Generate | None = None,
         form: Form | None = None,
         kinds: Kinds | None = None,
     ) -> "AdapterHyperNetwork":
@@ -139,7 +139,7 @@ class AdapterHyperNetwork(Saves, HyperNetwork):
 
         Args:
             base: The other model, of any width and depth.
-            generate: As for the class.
+            generate: As for the class. Default: all weights of the kinds that the generator knows.
             form: As for the class. Default: the rank of this generator, which is also the limit.
             kinds: Kind known to this generator for each kind of ``base`` that it does not know, or
                 for globs of them: ``{"self_attn.q_proj": "attention.self.query"}``.
@@ -149,6 +149,8 @@ class AdapterHyperNetwork(Saves, HyperNetwork):
         """
         if form is None and not isinstance(generate, Mapping):
             form = LowRank(self.generator.rank)
+        if generate is None:
+            generate = _of_known_kinds(base, kinds or {}, self.generator.kinds)
         return AdapterHyperNetwork(
             base, self.condition_dim, generate, form, kinds=kinds, generator=self.generator
         )
@@ -386,6 +388,29 @@ def _kinds_of(base: nn.Module, names: Iterable[str], kinds: Kinds) -> dict[str, 
     }
 
 
+def _of_known_kinds(base: nn.Module, kinds: Kinds, known: list[str]) -> list[str]:
+    """Names of the weights whose kind a generator has learned.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    matrices = [name for name, its in base.named_parameters() if its.ndim > 1]
+    found = _kinds_of(base, matrices, kinds)
+    if names := [name for name, kind in found.items() if kind in known]:
+        return names
+    raise _unknown_kinds(dict.fromkeys(found.values()), known)
+
+
+def _unknown_kinds(kinds: Iterable[str], known: list[str]) -> ConfigError:
+    unknown = sorted(kinds)
+    example = unknown[0] if unknown else "q_proj"
+    return ConfigError(
+        f"This generator has not learned the kinds {listed(unknown)}. Each kind of weight has an "
+        f"embedding, and it has those of {listed(known)}. Say which one to use, as in "
+        f"`kinds={{{example!r}: {known[0]!r}}}`."
+    )
+
+
 def _kind(base: nn.Module, name: str) -> str:
     """Name of a layer inside its block, such as ``attention.self.query``."""
     path, _, leaf = name.rpartition(".")
@@ -425,8 +450,4 @@ def _check_served(
             f"Lower ranks are its first ones. Pass `form=LowRank({generator.rank})` or less."
         )
     if unknown := sorted({kind for kind in kinds.values() if kind not in generator.kinds}):
-        raise ConfigError(
-            f"This generator has not learned the kinds {listed(unknown)}. Each kind of weight has "
-            f"an embedding, and it has those of {listed(generator.kinds)}. Say which one to use, "
-            f"as in `kinds={{{unknown[0]!r}: {generator.kinds[0]!r}}}`."
-        )
+        raise _unknown_kinds(unknown, generator.kinds)

@@ -124,9 +124,9 @@ class _Folder:
         self.path, self.model = path, model
         self.config = _read_config(path / CONFIG)
         _check_method(path, self.config)
-        tensors, facts = _read_tensors(path / WEIGHTS)
+        tensors, own = _read_tensors(path / WEIGHTS)
         self.tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
-        self.own = facts.get("own", {}) if check else {}
+        self.own = own if check else {}
 
     def values(self) -> Values:
         """Factors and biases by the model's names."""
@@ -206,7 +206,8 @@ class _Folder:
         alpha = _of_pattern(
             self.config.get("alpha_pattern"), path, self.config.get("lora_alpha", 8)
         )
-        if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        is_number = isinstance(alpha, int | float) and math.isfinite(alpha)
+        if not isinstance(rank, int) or rank < 1 or not is_number:
             raise CheckpointError(
                 f"`{self.path}` gives `{path}` the rank {rank!r} and alpha {alpha!r}. A rank is a "
                 "positive integer, and alpha a number. Repair its configuration."
@@ -251,8 +252,8 @@ class _Folder:
 
     def _check_digests(self) -> None:
         """Raise a `CheckpointError` if the model holds other weights than when it was saved."""
-        for name, (kind, then) in self.own.items():
-            own, dtype = self.model.owns.get(name), getattr(torch, kind.removeprefix("torch."))
+        for name, (dtype, then) in self.own.items():
+            own = self.model.owns.get(name)
             if own is None or torch.promote_types(own.dtype, dtype) != own.dtype:
                 continue  # held in a narrower dtype than then
             if self.model.digest(name, dtype) != then:
@@ -271,9 +272,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         for its in ("target_modules", "exclude_modules", "layers_pattern"):
             _check_words(its, config.get(its))
         for its in ("rank_pattern", "alpha_pattern"):
-            _check_words(its, list(config.get(its) or {}))
+            _check_words(its, list((config.get(its) or {}).keys()))
+        _check_layers(config.get("layers_to_transform"))
         config["target_modules"] = config.get("target_modules") or []
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"`{path}` cannot be read as the configuration of an adapter ({error}). A folder of "
             f"`peft` holds it next to `{WEIGHTS}`. Pass such a folder."
@@ -292,15 +294,24 @@ def _check_words(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` holds {value!r}: {error}") from error
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by name, and our own facts."""
+def _check_layers(value: Any) -> None:
+    """Raise a ValueError unless a value is a number, several, or not set."""
+    numbers = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(number, int) for number in numbers):
+        raise ValueError(f"`layers_to_transform` is {value!r}")
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[torch.dtype, str]]]:
+    """Tensors by name; dtype and digest of the model's own values, if the file holds them."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-        return tensors, json.loads(header.get("weightloom", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+        facts = json.loads(header.get("weightloom", "{}"))
+        own = {str(n): (getattr(torch, its[0]), its[1]) for n, its in facts.get("own", {}).items()}
+        return tensors, own
+    except (SafetensorError, OSError, ValueError, AttributeError, LookupError) as error:
         raise CheckpointError(
             f"`{path}` cannot be read ({error}). Adapters are read from safetensors files alone, "
             "since other formats can run code. Save the adapter again with `peft`, whose "

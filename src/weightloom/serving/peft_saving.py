@@ -121,8 +121,11 @@ def save_peft(
         indent=2,
         sort_keys=True,
     )
-    own = {f"{n}.weight": [str(a.value.own.dtype), digest(a.value.own)] for n, a in adapted.items()}
-    facts = {"format": "pt", "weightloom": json.dumps({"own": own})}
+    owns = {f"{path}.weight": its.value.own for path, its in adapted.items()}
+    digests = {
+        name: [str(own.dtype).removeprefix("torch."), digest(own)] for name, own in owns.items()
+    }
+    facts = {"format": "pt", "weightloom": json.dumps({"own": digests})}
     make_folder(folder, "folder")
     for task, name in enumerate(names):
         tensors = _tensors(adapted, biases, task)
