@@ -190,7 +190,7 @@ def test_the_program_of_the_page_runs_on_a_masked_bert(tmp_path):
     with torch.no_grad():
         params = hyper(users)
         out = per_task(model, shared=()).by_row(params, user_of_row, **texts)
-        folders = save_peft(params, ["ann", "bob"], tmp_path / "adapters", model)
+        folders = save_peft(params, ["ann", "bob"], tmp_path / "adapters")
         for row, user in enumerate(user_of_row):
             one = {name: its[row : row + 1] for name, its in texts.items()}
             expected = by_peft(model, folders[user])(**one).last_hidden_state

@@ -16,7 +16,7 @@ from weightloom.errors import MissingExtraError, ShapeError
 from weightloom.forms import LowRank
 from weightloom.hypernets import AdapterHyperNetwork
 from weightloom.networks import mlp
-from weightloom.serving import AdapterResolver, load_peft
+from weightloom.serving import AdapterResolver, load_peft, save_peft
 
 
 @dataclass(frozen=True)
@@ -127,3 +127,15 @@ def test_vllm_is_asked_for_only_in_use_and_one_user_is_one_task(service, monkeyp
     resolver.generate = lambda user: generate("ann").take([0, 0])
     with pytest.raises(ShapeError, match="returned 2 tasks"):
         asyncio.run(resolver.resolve_lora("org/model", "ann"))
+
+
+def test_another_process_may_write_the_folder_first(vllm, service):
+    _, generate, resolver, _ = service
+
+    def late(user):
+        save_peft(generate("bob"), [user], resolver.cache)
+        return generate(user)
+
+    resolver.generate = late
+    found = asyncio.run(resolver.resolve_lora("org/model", "ann"))
+    assert found is not None and [its.name for its in resolver.cache.iterdir()] == ["ann"]

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -105,32 +106,143 @@ def save_peft(
         Format: `peft` 0.21. Scaling: Hu et al., "LoRA" (2022); Kalajdzievski, "A rank stabilization
         scaling factor for fine-tuning with LoRA" (2023).
     """
-    names = [names] if isinstance(names, str) else list(names)
-    folder = Path(folder)
-    _check_names(names, count_tasks(params) or 0)
-    taken = [name for name in names if os.path.lexists(folder / name)]
-    if taken and not overwrite:
-        raise ConfigError(
-            f"`{folder}` already holds {listed(taken)}. Existing files are kept. Pass "
-            "`overwrite=True` to replace them, or another folder."
-        )
-    adapted, biases = _sorted_out(params, model, _Scale(alpha, rslora))
-    config = json.dumps(
-        _config(adapted, biases, model, _Scale(alpha, rslora))
-        | {"base_model_name_or_path": base_name or _name_of(model), "task_type": task_type},
-        indent=2,
-        sort_keys=True,
-    )
-    owns = {f"{path}.weight": its.value.own for path, its in adapted.items()}
-    digests = {
-        name: [str(own.dtype).removeprefix("torch."), digest(own)] for name, own in owns.items()
-    }
-    facts = {"format": "pt", "weightloom": json.dumps({"own": digests})}
-    make_folder(folder, "folder")
-    for task, name in enumerate(names):
-        tensors = _tensors(adapted, biases, task)
-        _write(folder / name, {CONFIG: config.encode(), WEIGHTS: to_bytes(tensors, facts)}, task)
-    return [folder / name for name in names]
+    writer = PeftWriter(model, alpha, rslora, base_name, task_type)
+    return writer.write(params, [names] if isinstance(names, str) else names, folder, overwrite)
+
+
+class PeftWriter:
+    """`save_peft` for many calls: the model is read once, and must not change in between.
+
+    Args:
+        model: As in `save_peft`, like all others.
+        alpha: Alpha of all adapters.
+        rslora: Scale by the square root of the rank.
+        base_name: Name of the model for servers.
+        task_type: Kind of task.
+
+    Raises:
+        ConfigError: If ``alpha`` is not positive.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        alpha: float | None = None,
+        rslora: bool = False,
+        base_name: str | None = None,
+        task_type: str | None = None,
+    ) -> None:
+        if alpha is not None and alpha <= 0:
+            raise ConfigError(
+                f"`alpha={alpha}` is not positive. It scales the adapters. Pass a number above "
+                "zero, or leave it out for a scaling of 1."
+            )
+        self.model, self.scale = model, _Scale(alpha, rslora)
+        self.facts = {
+            "base_model_name_or_path": base_name or getattr(model, "name_or_path", None) or None,
+            "task_type": task_type,
+        }
+        self._known = layouts(model) if model is not None else None
+        self._tied = tied_names(model) if model is not None else {}
+        self._digests: dict[str, list[str]] = {}
+
+    def write(
+        self,
+        params: Mapping[str, Tensor],
+        names: Sequence[str],
+        folder: str | Path,
+        overwrite: bool = False,
+    ) -> list[Path]:
+        """Write the adapters of several users.
+
+        Args:
+            params: Adapters per task.
+            names: Name of the user of each task.
+            folder: Folder of the users' folders.
+            overwrite: Replace the folders of users that exist.
+
+        Returns:
+            The folders.
+
+        Raises:
+            ShapeError: As `save_peft`.
+            ConfigError: As `save_peft`.
+            CheckpointError: As `save_peft`.
+        """
+        folder = Path(folder)
+        _check_names(names, count_tasks(params) or 0)
+        taken = [name for name in names if os.path.lexists(folder / name)]
+        if taken and not overwrite:
+            raise ConfigError(
+                f"`{folder}` already holds {listed(taken)}. Existing files are kept. Pass "
+                "`overwrite=True` to replace them, or another folder."
+            )
+        adapted, biases = self._sorted_out(params)
+        config = _config(adapted, biases, self.model, self.scale) | self.facts
+        content = json.dumps(config, indent=2, sort_keys=True).encode()
+        own = {f"{path}.weight": self._digest(path, its) for path, its in adapted.items()}
+        facts = {"format": "pt", "weightloom": json.dumps({"own": own})}
+        make_folder(folder, "folder")
+        for task, name in enumerate(names):
+            tensors = _tensors(adapted, biases, task)
+            _write(folder / name, {CONFIG: content, WEIGHTS: to_bytes(tensors, facts)}, task)
+        return [folder / name for name in names]
+
+    def _digest(self, path: str, its: Adapted) -> list[str]:
+        """Dtype and digest of the model's own value of a weight."""
+        if path not in self._digests:
+            own = its.value.own
+            self._digests[path] = [str(own.dtype).removeprefix("torch."), digest(own)]
+        return self._digests[path]
+
+    def _sorted_out(
+        self, params: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Adapted], dict[str, Tensor]]:
+        """Adapters by the name of their layer, and biases by their own name, on the CPU.
+
+        Raises:
+            ConfigError: If a parameter is neither, or no adapter is left.
+        """
+        adapted, biases = dict[str, Adapted](), dict[str, Tensor]()
+        for name, value in params.items():
+            path, _, leaf = name.rpartition(".")
+            if path and leaf == "bias" and value.ndim == 2:
+                biases[name] = value.detach().cpu()
+            else:
+                adapted[path] = self._adapted(name, value)
+        if not adapted:
+            raise ConfigError(
+                f"`params` holds no low-rank change, only {listed(params)}. An adapter of `peft` "
+                "has one or more. Generate weights with `form=LowRank(rank)`."
+            )
+        return adapted, biases
+
+    def _adapted(self, name: str, value: Tensor) -> Adapted:
+        """Check one weight for an adapter."""
+        path, _, leaf = name.rpartition(".")
+        if name in self._tied:
+            raise ConfigError(
+                f"`{name}` is tied: it is also `{self._tied[name]}`. A generated change applies to "
+                "both, and an adapter of `peft` to one layer alone. Leave it out, or untie the "
+                "model."
+            )
+        if not isinstance(value, Factored) or not isinstance(value.form, LowRank):
+            held = value.form if isinstance(value, Factored) else "a plain tensor"
+            raise ConfigError(
+                f"`{name}` is held as {held}. An adapter of `peft` is a low-rank change, or a "
+                "bias. Generate it with `form=LowRank(rank)`, leave it out of `generate`, or "
+                "convert it: `params, error = to_rank(params, rank, own=model)`."
+            )
+        shape = tuple(value.own.shape)
+        layout = layout_of_shape(shape) if self._known is None else self._known.get(path)
+        if not path or leaf != "weight" or layout is None:
+            raise ConfigError(
+                f"`{name}` is not the weight of a layer that `peft` adapts as this library does: "
+                "linear layers, embeddings, and convolutions without groups, dilation or circular "
+                "padding, each inside the model. Leave it out of `generate`."
+            )
+        value = value.map(lambda factor: factor.detach().cpu())
+        return Adapted(layout, value, self.scale.scaling(value.form.rank))
 
 
 class _Scale(NamedTuple):
@@ -162,7 +274,7 @@ def _check_names(names: Sequence[str], tasks: int) -> None:
             "user. Pass one name per task."
         )
     odd = [name for name in names if not is_folder_name(name)]
-    odd += sorted({name for name in names if names.count(name) > 1}) if not odd else []
+    odd += [name for name, count in Counter(names).items() if count > 1]
     if odd:
         raise ConfigError(
             f"`names` holds {listed(map(str, odd))}, which cannot be folders: each user has a "
@@ -174,63 +286,6 @@ def _check_names(names: Sequence[str], tasks: int) -> None:
 def is_folder_name(name: str) -> bool:
     """True for a name that is one folder, inside the one that it is joined to."""
     return bool(name) and name[0] != "." and not set(name) & {"/", "\\", "\0", ":"}
-
-
-def _sorted_out(
-    params: Mapping[str, Tensor], model: nn.Module | None, scale: _Scale
-) -> tuple[dict[str, Adapted], dict[str, Tensor]]:
-    """Adapters by the name of their layer, and biases by their own name.
-
-    Raises:
-        ConfigError: If a parameter is neither, or no adapter is left.
-    """
-    known = layouts(model) if model is not None else None
-    tied = tied_names(model) if model is not None else {}
-    if scale.alpha is not None and scale.alpha <= 0:
-        raise ConfigError(
-            f"`alpha={scale.alpha}` is not positive. It scales the adapters. Pass a number above "
-            "zero, or leave it out for a scaling of 1."
-        )
-    adapted, biases = dict[str, Adapted](), dict[str, Tensor]()
-    for name, value in params.items():
-        path, _, leaf = name.rpartition(".")
-        if path and leaf == "bias" and value.ndim == 2:
-            biases[name] = value
-            continue
-        if name in tied:
-            raise ConfigError(
-                f"`{name}` is tied: it is also `{tied[name]}`. A generated change applies to both, "
-                "and an adapter of `peft` to one layer alone. Leave it out, or untie the model."
-            )
-        adapted[path] = _adapted(name, value, known, scale)
-    if not adapted:
-        raise ConfigError(
-            f"`params` holds no low-rank change, only {listed(params)}. An adapter of `peft` has "
-            "one or more. Generate weights with `form=LowRank(rank)`."
-        )
-    return adapted, biases
-
-
-def _adapted(
-    name: str, value: Tensor, known: Mapping[str, Layout] | None, scale: _Scale
-) -> Adapted:
-    """Check one weight for an adapter."""
-    path, _, leaf = name.rpartition(".")
-    if not isinstance(value, Factored) or not isinstance(value.form, LowRank):
-        held = value.form if isinstance(value, Factored) else "a plain tensor"
-        raise ConfigError(
-            f"`{name}` is held as {held}. An adapter of `peft` is a low-rank change, or a bias. "
-            "Generate it with `form=LowRank(rank)`, leave it out of `generate`, or convert it: "
-            "`params, error = to_rank(params, rank, own=model)`."
-        )
-    layout = layout_of_shape(tuple(value.own.shape)) if known is None else known.get(path)
-    if not path or leaf != "weight" or layout is None:
-        raise ConfigError(
-            f"`{name}` is not the weight of a layer that `peft` adapts as this library does: "
-            "linear layers, embeddings, and convolutions without groups, dilation or circular "
-            "padding, each inside the model. Leave it out of `generate`."
-        )
-    return Adapted(layout, value, scale.scaling(value.form.rank))
 
 
 def _config(
@@ -273,24 +328,19 @@ def _targets(paths: list[str], model: nn.Module | None) -> list[str] | str:
     return "|".join(map(re.escape, paths)) if clash else paths
 
 
-def _name_of(model: nn.Module | None) -> str | None:
-    """Name that a model of transformers was loaded by."""
-    return getattr(model, "name_or_path", None) or None
-
-
 def _tensors(
     adapted: Mapping[str, Adapted], biases: Mapping[str, Tensor], task: int
 ) -> dict[str, Tensor]:
     """Tensors of one user, by the names of `peft`."""
     tensors: dict[str, Tensor] = {}
     for path, its in adapted.items():
-        up, down = (its.value.factors[name][task].detach().cpu() for name in ("up", "down"))
+        up, down = (its.value.factors[name][task] for name in ("up", "down"))
         found = to_peft(its.layout, tuple(its.value.own.shape), up, down, its.scaling)
         tensors |= {f"{PREFIX}{path}.{name}": value for name, value in found.items()}
     for name, value in biases.items():
         path = name.rpartition(".")[0]
         inner = f"{path}.base_layer.bias" if path in adapted else name
-        tensors[f"{PREFIX}{inner}"] = value[task].detach().cpu().contiguous()
+        tensors[f"{PREFIX}{inner}"] = value[task].contiguous()
     return tensors
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weightloom.errors import MissingExtraError, ShapeError
-from weightloom.serving.peft_saving import CONFIG, WEIGHTS, is_folder_name, save_peft
+from weightloom.errors import CheckpointError, ConfigError, MissingExtraError, ShapeError
+from weightloom.serving.peft_saving import CONFIG, WEIGHTS, PeftWriter, is_folder_name
 
 
 class AdapterResolver:
@@ -29,7 +29,7 @@ class AdapterResolver:
         generate: Returns the adapter of a user, Params of one task, or None for an unknown user.
         cache: Folder for the folders of `peft`.
         base_name: Name of the base model in the server. Requests for another base get None.
-        model: The model, as in `save_peft`.
+        model: The model, as in `save_peft`. Its weights must not change while it is served.
 
     Example:
         >>> import asyncio, tempfile
@@ -51,7 +51,8 @@ class AdapterResolver:
         model: nn.Module | None = None,
     ) -> None:
         self.generate, self.cache = generate, Path(cache)
-        self.base_name, self.model = base_name, model
+        self.base_name = base_name
+        self._writer = PeftWriter(model, base_name=base_name)
         self._lock = Lock()
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
@@ -105,7 +106,7 @@ class AdapterResolver:
         """Folder of a user, written if it is not there yet; None for an unknown user."""
         folder = self.cache / name
         with self._lock:
-            if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            if _is_complete(folder):
                 return folder
             params = self.generate(name)
             if params is None:
@@ -116,15 +117,16 @@ class AdapterResolver:
                     f"`generate({name!r})` returned {tasks} tasks. An adapter is one user's. "
                     "Return one, as by `params.take([task])`."
                 )
-            save_peft(
-                params,
-                [name],
-                self.cache,
-                self.model,
-                base_name=self.base_name,
-                overwrite=True,
-            )
+            try:
+                self._writer.write(params, [name], self.cache)
+            except (ConfigError, CheckpointError):
+                if not _is_complete(folder):  # else another process was first
+                    raise
         return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
 def _vllm(module: str) -> Any:
