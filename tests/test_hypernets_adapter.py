@@ -157,6 +157,20 @@ def test_ranks_may_differ_and_the_lower_ones_are_the_first():
     assert full.shape[-1] == 4
 
 
+def test_weights_that_are_loaded_later_are_read_again():
+    base, other, condition = mlp([16, 32, 16]), mlp([16, 32, 16]), torch.randn(TASKS, 4)
+    hyper = moved(AdapterHyperNetwork(base, 4, form=LowRank(2)))
+    before = hyper.generated.groups[0].rows
+    assert hyper(condition) and hyper.generated.groups[0].rows is before  # read once
+    base.load_state_dict(other.state_dict())
+    for its, mine in zip(
+        hyper(condition).values(), hyper.on(other)(condition).values(), strict=True
+    ):
+        assert torch.equal(built(its), built(mine))
+    copied = copy.deepcopy(hyper).double()
+    assert copied(condition.double())["0.weight"].dtype == torch.float64
+
+
 ARCHITECTURES = [[16, width, *[width] * depth, 8] for depth in (0, 1, 3) for width in (20, 48, 200)]
 
 

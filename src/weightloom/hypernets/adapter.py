@@ -48,7 +48,8 @@ class AdapterHyperNetwork(Saves, HyperNetwork):
     unchanged model at step 0.
 
     The whole model is frozen: ``hyper.base`` is a twin of its module tree that shares its memory
-    (`weightloom.hypernets.held.HoldsBase`). Its weights are read once, when this is built.
+    (`weightloom.hypernets.held.HoldsBase`). Its weights are read when this is built, and again if
+    they are changed in place.
 
     One generator serves other models: `on` builds a hypernetwork for another base that shares all
     own parameters with this one.
@@ -283,9 +284,13 @@ class AdaptedWeights(HoldsBase):
         values: dict[str, Tensor] = {}
         for group in self.groups:
             assert isinstance(group, SameShape)
+            owns = {name: self.base.get_parameter(name) for name in group.names}
+            group.follow(owns)
             ups, downs = generator(condition, group)
-            for name, up, down in zip(group.names, ups.unbind(1), downs.unbind(1), strict=True):
-                form, own = self.forms[name], self.base.get_parameter(name)
+            for (name, own), up, down in zip(
+                owns.items(), ups.unbind(1), downs.unbind(1), strict=True
+            ):
+                form = self.forms[name]
                 factors = {"up": up[..., : form.rank], "down": down[:, : form.rank]}
                 values[name] = Factored(
                     form, own, {factor: its.to(own.dtype) for factor, its in factors.items()}
@@ -320,24 +325,42 @@ class SameShape(nn.Module):
         self, weights: Mapping[str, Tensor], kinds: list[int], depths: list[float], features: int
     ) -> None:
         super().__init__()
-        self.names = list(weights)
-        tokens = [weight_tokens(weight, features) for weight in weights.values()]
-        height, across = len(tokens[0].rows), len(tokens[0].columns)
-        device, dtype = tokens[0].rows.device, torch.get_default_dtype()
-        sides = torch.tensor([log2(height), log2(across)], device=device) / 10
+        self.names, self.features = list(weights), features
+        device = next(iter(weights.values())).device
         angles = torch.tensor(depths, device=device)[:, None] * pi
         angles = angles * 2.0 ** torch.arange(FREQUENCIES, device=device)
+        depth = torch.cat([angles.sin(), angles.cos()], dim=1)
+        self._keep("depth", depth.to(torch.get_default_dtype()))
+        self._keep("kinds", torch.tensor(kinds, device=device))
+        self._read(weights)
+
+    def follow(self, weights: Mapping[str, Tensor]) -> None:
+        """Read the weights again if they were changed in place, as by `load_state_dict`."""
+        if not torch.compiler.is_compiling() and _versions(weights) != self._read_at:
+            self._read(weights)
+
+    def _read(self, weights: Mapping[str, Tensor]) -> None:
+        tokens = [weight_tokens(weight, self.features) for weight in weights.values()]
         norms = torch.stack([its.norm for its in tokens])
+        height, across = len(tokens[0].rows), len(tokens[0].columns)
+        sides = norms.new_tensor([log2(height), log2(across)]) / 10
         tables = {
-            "rows": torch.stack([its.rows for its in tokens]).to(dtype),
-            "columns": torch.stack([its.columns for its in tokens]).to(dtype),
-            "facts": torch.stack([torch.cat([its.spectrum, sides]) for its in tokens]).to(dtype),
-            "depth": torch.cat([angles.sin(), angles.cos()], dim=1).to(dtype),
-            "kinds": torch.tensor(kinds, device=device),
-            "sizes": (norms.where(norms > 0, across**0.5) / height**0.5).to(dtype),
+            "rows": torch.stack([its.rows for its in tokens]),
+            "columns": torch.stack([its.columns for its in tokens]),
+            "facts": torch.stack([torch.cat([its.spectrum, sides]) for its in tokens]),
+            "sizes": norms.where(norms > 0, across**0.5) / height**0.5,
         }
         for table, value in tables.items():
-            self.register_buffer(table, value, persistent=False)
+            self._keep(table, value.to(self.depth))
+        self._read_at = _versions(weights)
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
+
+
+def _versions(weights: Mapping[str, Tensor]) -> list[int]:
+    """Number of changes in place of each weight; those of inference mode are not counted."""
+    return [0 if its.is_inference() else its._version for its in weights.values()]
 
 
 def _normalised(inputs: int, width: int) -> nn.Sequential:

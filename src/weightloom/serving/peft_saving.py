@@ -364,11 +364,11 @@ def _write(folder: Path, files: Mapping[str, bytes], done: int) -> None:
         move(temporary, folder)
     except OSError as error:
         _restore(folder, before)
-        size = sum(map(len, files.values())) / 1e6
+        size = sum(map(len, files.values())) / 1e3
         raise CheckpointError(
             f"`{folder}` could not be written ({error.strerror or error}). {done} users before it "
             "are complete, and no part of this one was left. It needs "
-            f"{size:.1f} MB in a folder that is writable. Free some space, or pass another folder."
+            f"{size:,.0f} kB in a folder that is writable. Free some space, or pass another folder."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
