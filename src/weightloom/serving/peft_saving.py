@@ -241,8 +241,8 @@ class PeftWriter:
                 "linear layers, embeddings, and convolutions without groups, dilation or circular "
                 "padding, each inside the model. Leave it out of `generate`."
             )
-        value = value.map(lambda factor: factor.detach().cpu())
-        return Adapted(layout, value, self.scale.scaling(value.form.rank))
+        scaling = self.scale.scaling(value.form.rank)
+        return Adapted(layout, value.map(lambda factor: factor.detach().cpu()), scaling)
 
 
 class _Scale(NamedTuple):
