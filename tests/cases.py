@@ -21,6 +21,7 @@ from weightloom.conditions import DeepSets, GridEncoder, SupportAttention
 from weightloom.forms import FiLM, LowRank, Template
 from weightloom.forms.form import KINDS
 from weightloom.hypernets import (
+    AdapterHyperNetwork,
     ChunkedHyperNetwork,
     EquivariantHyperNetwork,
     GraphHyperNetwork,
@@ -456,6 +457,10 @@ def tiny_graph(bases, **options):
     return GraphHyperNetwork(bases, 4, hidden=8, tile=3, **options)
 
 
+def tiny_adapter(base, rank=1):
+    return AdapterHyperNetwork(base, 4, form=LowRank(rank), width=8, features=3)
+
+
 def public_hypernetworks():
     """Every hypernetwork of the library that can be built."""
     kinds = [kind for kind in vars(weightloom.hypernets).values() if isinstance(kind, type)]
@@ -516,6 +521,9 @@ HYPERNETWORKS = bank(
         lambda: EquivariantHyperNetwork("", 2, 4, relations=2, width=8, heads=2, rounds=3),
         related_token_vectors,
     ),
+    adapter=Hyper(lambda: tiny_adapter(mlp([5, 6, 2])), vectors),
+    adapter_conv=Hyper(lambda: tiny_adapter(conv()), vectors),
+    adapter_tied=Hyper(lambda: tiny_adapter(Tied(), rank=3), vectors),
     head=Hyper(HeadHyperNetwork, labelled),
 )
 

@@ -20,6 +20,7 @@ from weightloom.forms.files import save_params as save_params
 from weightloom.forms.form import Form as Form
 from weightloom.forms.full import Full as Full
 from weightloom.forms.low_rank import LowRank as LowRank
+from weightloom.forms.rank import to_rank as to_rank
 from weightloom.forms.row_scale import FiLM as FiLM
 from weightloom.forms.row_scale import RowScale as RowScale
 from weightloom.forms.template import Template as Template

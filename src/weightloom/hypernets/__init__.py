@@ -7,6 +7,7 @@ Knows nothing of the task data, the base network's forward pass, or the loss.
 Start at `HyperNetwork`, the common interface, then read the hypernetwork that you need.
 """
 
+from weightloom.hypernets.adapter import AdapterHyperNetwork as AdapterHyperNetwork
 from weightloom.hypernets.chunked import ChunkedHyperNetwork as ChunkedHyperNetwork
 from weightloom.hypernets.equivariant import EquivariantHyperNetwork as EquivariantHyperNetwork
 from weightloom.hypernets.equivariant import standardised as standardised
