@@ -40,6 +40,7 @@ ROOMS = [
         "report",
         "training",
         "learners",
+        "serving",
         "diagnostics",
         "testing",
         "apps",

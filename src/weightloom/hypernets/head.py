@@ -145,18 +145,39 @@ class HeadHyperNetwork(nn.Module):
 
     def _head(self, features: Tensor, labels: Tensor, mask: Tensor, ways: int | None) -> Params:
         mean, spread, shots = class_statistics(features, labels, mask, ways)
-        ways = mean.shape[1]
+        scale, ridge_scale, ridge = self.mixture(mean, spread, shots)
+        return self.mixed(
+            (scale, prototype_head(mean)),
+            (ridge_scale, ridge_head(features, labels, mask, mean.shape[1], ridge)),
+        )
+
+    def mixture(
+        self,
+        mean: Float[Tensor, "tasks ways features"],
+        spread: Float[Tensor, "tasks features"],
+        shots: Float[Tensor, "tasks ways"],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale of the class-mean head, (tasks, 1), scale of the ridge head, and ridge penalty.
+
+        Arguments as in `ClassStatistics`.
+        """
         rarity = 1 / shots.mean(1).clamp(min=1)
         apart = (mean - mean.mean(1, keepdim=True)).square().mean((1, 2))
         within = spread.mean(1) / (spread.mean(1) + apart + 1e-6)
-        known = torch.stack([rarity, torch.full_like(rarity, 1 / ways), within], dim=1)
+        known = torch.stack([rarity, torch.full_like(rarity, 1 / mean.shape[1]), within], dim=1)
         mix, log_ridge, sharp_mean, sharp_ridge = self.generator(known).unbind(1)
         # share of the ridge head, at step 0: 0.004 for one shot, 0.71 for five
         share = torch.sigmoid(2.5 - 8 * rarity + mix)[:, None]
-        scale = (self.log_scale + sharp_mean).exp()[:, None] / features.shape[2] * (1 - share)
-        ridge_scale = sharp_ridge.exp()[:, None] * share
-        mean_weight, mean_bias = prototype_head(mean)
-        ridge_weight, ridge_bias = ridge_head(features, labels, mask, ways, 0.5 * log_ridge.exp())
-        weight = scale[..., None] * mean_weight + ridge_scale[..., None] * ridge_weight
-        bias = scale * mean_bias + ridge_scale * ridge_bias
-        return Params({f"{self.name}.weight": weight, f"{self.name}.bias": bias})
+        scale = (self.log_scale + sharp_mean).exp()[:, None] / mean.shape[2] * (1 - share)
+        return scale, sharp_ridge.exp()[:, None] * share, 0.5 * log_ridge.exp()
+
+    def mixed(self, means: tuple[Tensor, Head], ridge: tuple[Tensor, Head]) -> Params:
+        """Sum of two heads, each with its scale, (tasks, 1), under their names in the base."""
+        (scale, (weight, bias)), (its_scale, (its_weight, its_bias)) = means, ridge
+        weight = scale[..., None] * weight + its_scale[..., None] * its_weight
+        return Params(
+            {
+                f"{self.name}.weight": weight,
+                f"{self.name}.bias": scale * bias + its_scale * its_bias,
+            }
+        )
