@@ -32,7 +32,7 @@ class Pair(NamedTuple):
     x: Any
     """Inputs."""
     y: Any
-    """Targets or labels; None if the learner reads none."""
+    """Targets or labels; an empty tuple if the learner reads none."""
 
     def __len__(self) -> int:
         return len(tree_flatten(self.x)[0][0])
@@ -60,7 +60,7 @@ def pair_of(name: str, x: Any, y: Any, alone: bool = False) -> Pair:
         ShapeError: If there is no example, or lengths differ.
         ConfigError: If a value makes no tensor.
     """
-    pair = Pair(_tensors(name, x), None if y is None else _tensors(name, y))
+    pair = Pair(tensors_of(name, x), () if y is None else tensors_of(name, y))
     if alone:
         pair = Pair(*tree_map(lambda leaf: leaf[None], tuple(pair)))
     shapes = [tuple(leaf.shape) for leaf in tree_flatten(tuple(pair))[0]]
@@ -77,9 +77,18 @@ def pair_of(name: str, x: Any, y: Any, alone: bool = False) -> Pair:
     return pair
 
 
-def _tensors(name: str, values: Any) -> Any:
+def tensors_of(name: str, values: Any) -> Any:
+    """Convert values to a tensor, or a mapping of values to a dict of tensors.
+
+    Args:
+        name: The customer, for messages.
+        values: The values.
+
+    Raises:
+        ConfigError: If values make no tensor.
+    """
     if isinstance(values, Mapping):
-        return {key: _tensors(name, value) for key, value in values.items()}
+        return {key: tensors_of(name, value) for key, value in values.items()}
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -133,8 +133,8 @@ class Server:
         """
         names = list(names)
         with self._lock:
-            entries = [self._entry(name) for name in names]
-            self._refresh([name for name, its in zip(names, entries, strict=True) if its.is_stale])
+            self._refresh([name for name in names if self._entry(name).is_stale])
+            entries = [self._entries[name] for name in names]
             if not entries:
                 return Params()
             self._check_same(names, entries)

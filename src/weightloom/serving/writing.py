@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from weightloom.errors import ConfigError, DataError, ShapeError, WeightloomError
 from weightloom.learners.learner import Learner, Support
 from weightloom.params import Params, count_tasks
-from weightloom.serving.records import Kept, Pair, Summed, pair_of
+from weightloom.serving.records import Kept, Pair, Summed, pair_of, tensors_of
 from weightloom.serving.statistics import LARGEST, Moments, Statistics, statistics_of
 
 Its = TypeVar("Its")
@@ -54,7 +54,7 @@ class OfConditions(Writing):
 
     def records(self, names: Sequence[str], examples: Sequence[Any]) -> list[Tensor]:
         """Convert conditions to tensors."""
-        return [pair_of(name, its, None).x for name, its in zip(names, examples, strict=True)]
+        return [tensors_of(name, its) for name, its in zip(names, examples, strict=True)]
 
     def params(self, records: Sequence[Tensor]) -> Groups:
         """Stack conditions of one shape, and write."""
@@ -120,7 +120,7 @@ class OfSums(Writing):
         """
         x, y = tree_map(lambda *leaves: torch.cat(leaves), *map(tuple, pairs))
         labels = self._labels(names, pairs)
-        features: Tensor = _read(self.statistics.features, x, y)
+        features: Tensor = _read(self.statistics.features, x, y if tree_flatten(y)[0] else None)
         limit = LARGEST**0.5 if self.statistics.products else LARGEST
         if not bool((features.abs() < limit).all()):  # also NaN
             raise DataError(
