@@ -246,7 +246,7 @@ def test_other_weights_are_refused_when_a_server_is_loaded(tmp_path):
     server.save(tmp_path)
     with torch.no_grad():
         model[0].weight[0, 0] += 1e-6
-    with pytest.raises(CheckpointError, match="`model.0.weight`.* differ"):
+    with pytest.raises(CheckpointError, match=r"`model\.0\.weight`.* differ"):
         Server.load(tmp_path, model, hyper)
     (tmp_path / INDEX).unlink()
     with pytest.raises(CheckpointError, match="written last"):
@@ -265,7 +265,7 @@ def test_memory_of_removed_customers_is_used_again():
 def test_mistakes_are_named(unchecked):
     _, _, server = low_rank()
     x = torch.randn(2, 4)
-    with pytest.raises(ConfigError, match="'user 7' is none of 3 customers.*Did you mean `user"):
+    with pytest.raises(ConfigError, match=r"'user 7' is none of 3 customers.*Did you mean `user"):
         server(["user 0", "user 7"], x)
     with pytest.raises(ConfigError, match="Pass a list"):
         server("user 0", x)

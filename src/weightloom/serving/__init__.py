@@ -11,4 +11,6 @@ from weightloom.serving.statistics import MeanStatistics as MeanStatistics
 from weightloom.serving.statistics import Moments as Moments
 from weightloom.serving.statistics import Statistics as Statistics
 from weightloom.serving.stream import CustomerWriter as CustomerWriter
+from weightloom.serving.stream import Given as Given
+from weightloom.serving.stream import Written as Written
 from weightloom.serving.stream import write_customers as write_customers

@@ -73,7 +73,7 @@ class CustomerWriter:
         model: The network that runs with the parameters. Put into eval mode.
         learner: As for `Server`. Put into eval mode.
         folder: The folder; created if missing.
-        read: Maps an item of a batch to `Given`, or to ``(name, examples)``. Default: items are
+        read: Maps the items of a batch to `Given`, or to ``(name, examples)``. Default: items are
             that already.
 
     Raises:
@@ -96,7 +96,7 @@ class CustomerWriter:
         model: nn.Module,
         learner: Learner | Statistics | Callable[[Tensor], Params],
         folder: str | Path,
-        read: Callable[[Any], Given | tuple[str, Any]] | None = None,
+        read: Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]] | None = None,
     ) -> None:
         self.model, self.folder, self.read = model, Path(folder), read
         self._examples, self._conditions = writings_of(learner)
@@ -159,7 +159,7 @@ class CustomerWriter:
         write_index(self.folder, list(files), self._weights)
 
     def _parts(self, items: Sequence[Any]) -> Iterator[Part]:
-        given = [Given(*(self.read(item) if self.read else item)) for item in items]
+        given = [Given(*its) for its in (self.read(items) if self.read else items)]
         names = [its.name for its in given]
         if len(set(names)) < len(names):
             twice = next(name for number, name in enumerate(names) if name in names[:number])

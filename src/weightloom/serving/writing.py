@@ -82,10 +82,12 @@ class OfExamples(Writing):
 
     def params(self, records: Sequence[Kept]) -> Groups:
         """Pad support sets to one length, and adapt to them."""
-        return [
-            (place, _params(self.learner.adapt, support_of(some)))
-            for place, some in _grouped([its.pair for its in records], _kind)
-        ]
+        groups: Groups = []
+        for place, some in _grouped([its.pair for its in records], _kind):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # for methods that start from a random network
+                groups.append((place, _params(self.learner.adapt, support_of(some))))
+        return groups
 
 
 class OfSums(Writing):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -173,22 +173,16 @@ def adapt_to(learner: Learner, problem: Problem, support: Any, names: Names = No
         ConfigError: If the method cannot be adapted to this number of classes, or ``names`` are to
             be read and the examples are no texts.
     """
-    inputs, targets = problem.inputs(), problem.targets()
-    examples = read_support(support, inputs, problem.kind, targets)
-    x = inputs.encode(examples.x, examples.names)
-    classes: tuple[Any, ...] = ()
+    inputs = problem.inputs()
+    examples = read_support(support, inputs, problem.kind, problem.targets())
+    shown = prepare(learner, problem, examples, names)
+    x, y, classes, targets = inputs.encode(shown.items, shown.names), *shown[2:]
     if targets is None:
-        y, classes = problem.labels(examples.y)
-        _check_classes(learner, classes)
-        about = f"{len(x)} examples of {len(set(examples.y))} classes"
+        about = f"{len(examples.x)} examples of {len(set(examples.y))} classes"
         about += f": {', '.join(str(name) for name in classes)}" if len(classes) <= 20 else ""
     else:
-        targets, y = targets.of_task(examples.y), _centred(targets, examples)
         about = f"{len(x)} points, predicting {', '.join(targets.names)}"
-    names = problem.config.names == "support" if names is None else names
-    if texts := _texts_of(classes, inputs, names):
-        x = torch.cat([x, inputs.encode([*texts.values()], [*texts])])
-        y = torch.cat([y, torch.arange(len(classes))])
+    if len(x) > len(examples.x):
         about += ", and the name of each as one more"
     one = Support(x[None], y[None], torch.ones(1, len(x), dtype=torch.bool))
     learner.eval()
@@ -202,6 +196,38 @@ def adapt_to(learner: Learner, problem: Problem, support: Any, names: Names = No
         network = partial(_answer, copy.deepcopy(learner), params)
     write = partial(write_network, learner, one, about=facts, params=params)
     return AdaptedTask(network, inputs, classes, targets, about, write)
+
+
+class Prepared(NamedTuple):
+    """Support set of a user's own task, before inputs are encoded."""
+
+    items: list[Any]
+    """Inputs, and the names of classes that are read as examples."""
+    names: list[str]
+    """Names of the inputs in messages."""
+    y: Tensor
+    """Label, or encoded targets, of each input."""
+    classes: tuple[Any, ...]
+    """Class of each label; empty for a regression."""
+    targets: Targets | None
+    """Names and scale of the targets of a regression."""
+
+
+def prepare(learner: Learner, problem: Problem, examples: Given, names: Names = None) -> Prepared:
+    """Number the classes of a task, or scale its targets; arguments and errors as of `adapt_to`."""
+    targets = problem.targets()
+    names = problem.config.names == "support" if names is None else names
+    if targets is not None:
+        _texts_of((), problem.inputs(), names)  # raises if they were asked for
+        y = _centred(targets, examples)
+        return Prepared(examples.x, examples.names, y, (), targets.of_task(examples.y))
+    y, classes = problem.labels(examples.y)
+    _check_classes(learner, classes)
+    texts = _texts_of(classes, problem.inputs(), names)
+    if texts:
+        y = torch.cat([y, torch.arange(len(classes))])
+    items, names_of = [*examples.x, *texts.values()], [*examples.names, *texts]
+    return Prepared(items, names_of, y, classes, None)
 
 
 def load_adapted(folder: str | Path) -> AdaptedTask:
