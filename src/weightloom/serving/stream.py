@@ -10,6 +10,7 @@ Memory holds one batch. The folder is read by `Server.load`.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,7 @@ from weightloom.serving.folder import (
     write_index,
     write_parts,
 )
+from weightloom.serving.records import bytes_of, leaves_of
 from weightloom.serving.statistics import Statistics
 from weightloom.serving.writing import OfExamples, modules_of, ways_of, writings_of
 
@@ -112,9 +114,7 @@ class CustomerWriter:
         """Return the name of a batch's file, a digest of its items and of all weights."""
         found = hashlib.sha256(self._start)
         for item in items:
-            for piece in _pieces(item):
-                found.update(f"{len(piece)}:".encode())
-                found.update(piece)
+            _add(item, found)
         return named(found.digest())
 
     def __call__(self, items: Sequence[Any]) -> str:
@@ -132,16 +132,9 @@ class CustomerWriter:
             CheckpointError: If the file cannot be written.
         """
         file = self.file(items)
-        self.write(file, items)
+        if not self.has(file):
+            self.store(file, self.parts(items))
         return file
-
-    def write(self, file: str, items: Sequence[Any]) -> bool:
-        """Write a batch to its file, unless that exists; return True if it was written."""
-        if self.has(file):
-            return False
-        remove_leftovers(self.folder, file)
-        write_parts(self.folder / file, list(self._parts(items)))
-        return True
 
     def has(self, file: str) -> bool:
         """Return True if a batch's file is there."""
@@ -157,6 +150,15 @@ class CustomerWriter:
             CheckpointError: If it cannot be written.
         """
         write_index(self.folder, list(files), self._weights)
+
+    def store(self, file: str, parts: Sequence[Part]) -> None:
+        """Write the parameters of a batch to its file, after leftovers of a killed writer."""
+        remove_leftovers(self.folder, file)
+        write_parts(self.folder / file, parts)
+
+    def parts(self, items: Sequence[Any]) -> list[Part]:
+        """Generate the parameters of a batch, in groups of one structure."""
+        return list(self._parts(items))
 
     def _parts(self, items: Sequence[Any]) -> Iterator[Part]:
         given = [Given(*its) for its in (self.read(items) if self.read else items)]
@@ -211,14 +213,21 @@ def write_customers(
     number, shards = _checked(batch, shard)
     total = len(customers) if isinstance(customers, Sized) and not quiet else 0
     files, done, new, found = list[str](), 0, 0, 0
-    with counting("adapting", total) if total else nullcontext(_unseen) as show:
+    progress = counting("adapting", total) if total else nullcontext(_unseen)
+    with progress as show, ThreadPoolExecutor(1) as disk:
+        stored = disk.submit(_unseen, 0)
         for place, items in enumerate(_batches(customers, batch)):
             files.append(write.file(items))
-            if place % shards == number - 1:
-                is_new = write.write(files[-1], items)
-                new, found = new + is_new, found + (not is_new)
+            if place % shards == number - 1 and write.has(files[-1]):
+                found += 1
+            elif place % shards == number - 1:
+                parts = write.parts(items)
+                stored.result()  # one file is written while the next batch is computed
+                stored = disk.submit(write.store, files[-1], parts)
+                new += 1
             done += len(items)
             show(done)
+        stored.result()
     is_complete = all(map(write.has, files))
     if is_complete:
         write.finish(files)
@@ -247,17 +256,21 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield some
 
 
-def _pieces(item: Any) -> Iterator[bytes]:
-    """Bytes that determine an item: its text, or its name, facts and numbers."""
+def _add(item: Any, found: Any) -> None:
+    """Add the bytes that determine an item to a digest: its text, or its facts and numbers."""
     if isinstance(item, str):
-        yield item.encode(errors="surrogatepass")
+        content = item.encode(errors="surrogatepass")
+        found.update(b"%d:%b" % (len(content), content))
         return
-    leaves, structure = tree_flatten(tuple(item))
-    yield str(structure).encode()
-    for leaf in leaves:
-        if not hasattr(leaf, "__array__"):
-            yield repr(leaf).encode()
-            continue
-        tensor = torch.as_tensor(leaf).detach().cpu().contiguous()
-        yield f"{tensor.dtype} {tuple(tensor.shape)}".encode()
-        yield tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    arrays, facts = list[Tensor](), list[str]()
+    for leaf in leaves_of(item):
+        if hasattr(leaf, "__array__"):
+            arrays.append(torch.as_tensor(leaf))
+            facts.append(f"{arrays[-1].dtype} {tuple(arrays[-1].shape)}")
+        else:
+            facts.append(repr(leaf))
+    if not all(isinstance(its, str | Tensor | tuple | None) for its in item):
+        facts.append(str(tree_flatten(tuple(item))[1]))  # names in a mapping
+    found.update("|".join(facts).encode(errors="surrogatepass"))
+    for array in arrays:
+        found.update(bytes_of(array))

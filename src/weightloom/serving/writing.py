@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from weightloom.errors import ConfigError, DataError, ShapeError, WeightloomError
 from weightloom.learners.learner import Learner, Support
 from weightloom.params import Params, count_tasks
-from weightloom.serving.records import Kept, Pair, Summed, pair_of, tensors_of
+from weightloom.serving.records import Kept, Pair, Summed, leaves_of, pair_of, tensors_of
 from weightloom.serving.statistics import LARGEST, Moments, Statistics, statistics_of
 
 Its = TypeVar("Its")
@@ -122,7 +122,7 @@ class OfSums(Writing):
         """
         x, y = tree_map(lambda *leaves: torch.cat(leaves), *map(tuple, pairs))
         labels = self._labels(names, pairs)
-        features: Tensor = _read(self.statistics.features, x, y if tree_flatten(y)[0] else None)
+        features: Tensor = _read(self.statistics.features, x, y if leaves_of(y) else None)
         limit = LARGEST**0.5 if self.statistics.products else LARGEST
         if not bool((features.abs() < limit).all()):  # also NaN
             raise DataError(
@@ -205,6 +205,8 @@ def support_of(pairs: Sequence[Pair]) -> Support:
     shots = max(map(len, pairs))
 
     def padded(*leaves: Tensor) -> Tensor:
+        if all(len(leaf) == shots for leaf in leaves):
+            return torch.stack(leaves)
         whole = leaves[0].new_zeros(len(leaves), shots, *leaves[0].shape[1:])
         for row, leaf in zip(whole, leaves, strict=True):
             row[: len(leaf)] = leaf
@@ -213,7 +215,7 @@ def support_of(pairs: Sequence[Pair]) -> Support:
     x, y = tree_map(padded, *map(tuple, pairs))
     sizes = torch.tensor([len(pair) for pair in pairs])
     mask = torch.arange(shots) < sizes[:, None]
-    return Support(x, y, mask.to(tree_flatten(x)[0][0].device))
+    return Support(x, y, mask.to(leaves_of(x)[0].device))
 
 
 def _pair(name: str, examples: Any) -> Pair:
@@ -230,8 +232,8 @@ def _pair(name: str, examples: Any) -> Pair:
 
 def _event(pair: Pair) -> Hashable:
     """Shapes and dtypes of one example."""
-    leaves, structure = tree_flatten(tuple(pair))
-    return tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves), str(structure)
+    structure = "" if isinstance(pair.x, Tensor) else str(tree_flatten(pair.x)[1])
+    return tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves_of(tuple(pair))), structure
 
 
 def _kind(pair: Pair) -> Hashable:
@@ -269,7 +271,7 @@ def _read(function: Callable[..., Any], *given: Any) -> Any:
     except WeightloomError:
         raise
     except (RuntimeError, IndexError, AttributeError, TypeError) as error:
-        x = next(leaf for leaf in tree_flatten(given)[0] if isinstance(leaf, Tensor))
+        x = next(leaf for leaf in leaves_of(given) if isinstance(leaf, Tensor))
         raise ShapeError(
             f"The learner cannot read inputs of shape {tuple(x.shape)}, {x.dtype} "
             f"({str(error)[:200]}). They have the shape and dtype that it was built for, behind "

@@ -6,6 +6,7 @@ Out:  `CustomerWriter`, which adapts to batches of lines; labels are numbered pe
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def read_customers(
 
 def _about(task: Prepared) -> dict[str, Any]:
     if task.targets is not None:
-        return {"targets": task.targets.facts()}
+        return {"targets": asdict(task.targets)}
     return {"classes": list(task.classes)}
 
 
