@@ -17,7 +17,9 @@ from weightloom.serving.folder import INDEX
 
 def learner_of_points():
     model = mlp([2, 8, 8, 1])
-    hyper = MLPHyperNetwork(model, condition_dim=4, generate={"2.weight": LowRank(2), "4.*": Full()})
+    hyper = MLPHyperNetwork(
+        model, condition_dim=4, generate={"2.weight": LowRank(2), "4.*": Full()}
+    )
     nn.init.normal_(hyper.head.weight, std=0.3)
     return GeneratedLearner(model, DeepSets(2, 1, condition_dim=4), hyper)
 
