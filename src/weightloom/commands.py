@@ -173,7 +173,7 @@ class AdaptCommand:
     """Folder to write the adapted network to, or the parameters of customers. Default: nothing is
     written."""
     shard: str = "1/1"
-    """Of a file of customers, write one part in n, as in `2/8`; all shards may run at once."""
+    """Part of a file of customers to write, as in `2/8`; all shards may run at once."""
     batch: int = 256
     """Customers per pass, and per file that is written."""
     app: str | None = None

@@ -18,7 +18,7 @@ from weightloom.apps.fewshot.customers import Customers, writer_of
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.learners.learner import Learner
 from weightloom.runs.loggers import MetricLogger
-from weightloom.serving import Server, Written, write_customers
+from weightloom.serving import CustomerWriter, Server, Written, write_customers
 from weightloom.serving.stream import BATCH
 
 
@@ -80,8 +80,18 @@ class Trained:
             CheckpointError: If a file cannot be written.
         """
         lines = Customers(Path(customers))
-        write = writer_of(self.learner, self.problem, Path(folder).expanduser(), lines.path.parent)
+        write = self.writer(folder, lines.path.parent)
         return write_customers(lines, write, batch=batch, shard=shard, quiet=quiet)
+
+    def writer(self, folder: str | Path, beside: str | Path = ".") -> CustomerWriter:
+        """Return a writer of batches of customers, each a line of a .jsonl file, for an engine.
+
+        Args:
+            folder: Folder for the parameters.
+            beside: Folder that paths in examples are relative to.
+        """
+        folder, beside = (Path(its).expanduser() for its in (folder, beside))
+        return writer_of(self.learner, self.problem, folder, beside)
 
     def serve(self, folder: str | Path | None = None) -> Server:
         """Return a server of customers: those of a folder that `adapt_many` wrote, or none yet.
