@@ -146,6 +146,31 @@ def test_a_mixed_batch_of_an_adapter_model_equals_every_users_own_network():
     torch.testing.assert_close(out[0], specialise(model, server["user 3"].params)(x)[0].detach())
 
 
+def test_a_transformer_with_masks_by_name_equals_every_users_own():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=50, intermediate_size=32, **sizes)
+    model = transformers.BertModel(config, add_pooling_layer=False)
+    hyper = MLPHyperNetwork(
+        model, condition_dim=4, generate={"*.query.weight": LowRank(2)}, freeze="*"
+    )
+    nn.init.normal_(hyper.head.weight, std=0.3)
+    server = Server(model, hyper)
+    server["ann"], server["bob"] = torch.randn(4), torch.randn(4)
+    batch = {"input_ids": torch.randint(50, (3, 7)), "attention_mask": torch.ones(3, 7).long()}
+    batch["attention_mask"][1, 4:] = 0
+    names = ["ann", "bob", "ann"]
+    out = server(names, **batch).last_hidden_state
+    for row, name in enumerate(names):
+        alone = server[name].network()(
+            **{key: value[row : row + 1] for key, value in batch.items()}
+        )
+        real = batch["attention_mask"][row].bool()
+        torch.testing.assert_close(
+            out[row][real], alone.last_hidden_state[0][real].detach(), rtol=1e-5, atol=1e-5
+        )
+
+
 def test_the_mean_of_encoded_texts_is_a_condition():
     model = nn.Linear(3, 2)
     learner = MeanStatistics(nn.Linear(6, 4), MLPHyperNetwork(model, condition_dim=4))
@@ -215,6 +240,34 @@ def test_a_loaded_server_is_equal_to_the_last_bit_and_goes_on_changing(kind, tmp
     for name in server:
         found = again[name].params
         assert all(torch.equal(v, found[n]) for n, v in server[name].params.items())
+
+
+def test_a_customer_removed_during_a_change_stays_removed():
+    class Popping(MeanStatistics):
+        """Another thread removes the customer while an example is encoded."""
+
+        def features(self, x, y):
+            server.pop("ann") if "ann" in server else None
+            return super().features(x, y)
+
+    model = nn.Linear(3, 2)
+    server = Server(model, Popping(nn.Linear(6, 4), MLPHyperNetwork(model, condition_dim=4)))
+    server["ann"] = torch.randn(5, 6)
+    with pytest.raises(ConfigError, match="'ann' is none of 0 customers"):
+        server["ann"].add(torch.randn(6))
+    assert len(server) == 0
+
+
+def test_a_trunk_that_normalises_by_the_batch_keeps_examples():
+    """Its features of one example hang on the others, so they cannot be summed."""
+    trunk = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False))
+    learner = ProtoNet(nn.Sequential(trunk, nn.Linear(6, 3)))
+    server = Server(learner.base, learner)
+    x, y = torch.randn(8, 4), torch.arange(8) % 2
+    server["ann"] = x, y
+    server["ann"].remove(x[0], y[0])
+    expected = learner.adapt(one_task(x[1:], y[1:]))
+    torch.testing.assert_close(dict(server["ann"].params), dict(expected.detach()))
 
 
 def test_saving_again_replaces_what_was_there_and_a_full_disk_keeps_it(tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ class Server:
         for module in modules_of(model, learner, getattr(self._examples, "statistics", None)):
             module.eval()
         self._run = per_task(model, shared=shared)
-        self._lock, self._changes = RLock(), RLock()
+        self._changes, self._lock = RLock(), RLock()  # taken in this order
         self._entries: dict[str, _Entry] = {}
         self._stacks: list[Stack] = []
 
@@ -196,7 +196,7 @@ class Server:
         Raises:
             ConfigError: If the customer is unknown.
         """
-        with self._lock:
+        with self._changes, self._lock:
             entry = self._entry(name)
             del self._entries[name]
             entry.stack.drop([entry.slot])
@@ -207,7 +207,7 @@ class Server:
         Raises:
             ConfigError: If the customer is unknown.
         """
-        with self._lock:
+        with self._changes, self._lock:
             params = self.params([name])
             del self[name]
             return params
@@ -381,7 +381,7 @@ class Server:
             if isinstance(record, Kept):
                 self._rewrite(name, record.removed(name, pair))
                 return
-            with self._lock:
+            with self._lock:  # readers sum and write what is stale
                 record.remove(name, pair)
                 self._entries[name].is_stale = True
 

@@ -22,7 +22,6 @@ from weightloom.learners.generated import GeneratedLearner
 from weightloom.learners.heads import HyperHead, scaled_prototypes
 from weightloom.learners.polynomial import RidgePolynomial
 from weightloom.learners.protonet import ProtoNet
-from weightloom.learners.trunks import sees_a_task_together
 from weightloom.params import Params
 
 LARGEST = 2.0**40
@@ -236,11 +235,11 @@ def statistics_of(learner: object) -> Statistics | None:
     """Return the sums that a learner reads, or None if it reads examples in another way.
 
     Known are `GeneratedLearner` with `DeepSets`, `ProtoNet`, `NearestCentroid`, `HyperHead` and
-    `RidgePolynomial`, unless a norm of the trunk sees all images of a task together.
+    `RidgePolynomial`, unless a norm sees all examples of a task together.
     """
     if isinstance(learner, Statistics):
         return learner
-    if not isinstance(learner, nn.Module) or sees_a_task_together(learner):
+    if not isinstance(learner, nn.Module) or any(map(_mixes, learner.modules())):
         return None
     if isinstance(learner, GeneratedLearner):
         return DeepSetsStatistics(learner) if type(learner.encoder) is DeepSets else None
@@ -255,6 +254,11 @@ _KNOWN: tuple[tuple[tuple[type, ...], Callable[[Any], Statistics]], ...] = (
     ((HyperHead,), HeadStatistics),
     ((RidgePolynomial,), RidgeStatistics),
 )
+
+
+def _mixes(module: nn.Module) -> bool:
+    """True for a norm by the statistics of its batch, also in eval mode."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 
 
 class ExactSums:
