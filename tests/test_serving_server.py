@@ -11,8 +11,10 @@ from torch import nn
 from weightloom import (
     DeepSets,
     GeneratedLearner,
+    Learner,
     LowRank,
     MLPHyperNetwork,
+    Params,
     Support,
     SupportAttention,
     mlp,
@@ -304,6 +306,46 @@ def test_other_weights_are_refused_when_a_server_is_loaded(tmp_path):
     (tmp_path / INDEX).unlink()
     with pytest.raises(CheckpointError, match="written last"):
         Server.load(tmp_path, model, hyper)
+
+
+def test_an_index_cannot_name_files_elsewhere(tmp_path):
+    _, _, server = low_rank()
+    (tmp_path / "mine.txt").write_text("kept")
+    server.save(folder := tmp_path / "adapters")
+    text = (folder / INDEX).read_text()
+    file = next(folder.glob("*.safetensors")).name
+    (folder / INDEX).write_text(text.replace(file, "../mine.txt"))
+    with pytest.raises(CheckpointError, match="no file of customers"):
+        server.save(folder)
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_inputs_may_be_a_mapping(tmp_path):
+    base = mlp([2, 8, 1])
+
+    class Total(Learner):
+        """Bias of the last layer: the sum of two inputs."""
+
+        def __init__(self):
+            super().__init__()
+            self.base = base
+
+        def adapt(self, support):
+            total = support.x["a"] + support.x["b"]
+            return Params({"2.bias": (total * support.mask[..., None]).sum(1)})
+
+        def predict(self, params, x):
+            raise NotImplementedError
+
+    server, a, b = Server(base, Total()), torch.randn(3, 1), torch.randn(3, 1)
+    server["ann"] = {"a": a, "b": b}, torch.zeros(3)
+    server["ann"].add({"a": a[0], "b": b[0]}, 0.0)
+    server["ann"].remove({"a": a[1], "b": b[1]}, torch.tensor(0.0))
+    server.save(tmp_path)
+    again = Server.load(tmp_path, base, server.learner)
+    again["ann"].remove({"a": a[0], "b": b[0]}, torch.tensor(0.0))
+    expected = (a + b)[[0, 2]].sum(0)
+    torch.testing.assert_close(again["ann"].params["2.bias"][0], expected)
 
 
 def test_memory_of_removed_customers_is_used_again():

@@ -8,6 +8,7 @@ Loading executes no code.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ from weightloom.texts import TextError, read_json
 
 INDEX = "customers.json"
 KIND = "customers-1"
+NAME = re.compile(r"customers-[0-9a-f]{16}\.safetensors")
+"""Names of files; an index with others is refused, since files that it names are removed."""
 RECORDS: dict[str, type[Kept] | type[Summed]] = {"kept": Kept, "summed": Summed}
 
 
@@ -122,10 +125,16 @@ def read_part(path: Path, model: nn.Module, products: bool = False) -> Iterator[
             "`Server.save` or `weightloom adapt`. Pass a folder that one of them wrote."
         )
     own = dict(parameters_by_name(model))
-    for number, its in enumerate(facts["parts"]):
-        start = f"{number}/"
-        held = {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}
-        yield _unpacked(path, its, held, own, products)
+    try:
+        for number, its in enumerate(facts["parts"]):
+            start = f"{number}/"
+            held = {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}
+            yield _unpacked(path, its, held, own, products)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"`{path}` holds customers that cannot be read ({type(error).__name__}: {error}). It "
+            "was written by another version of the library. Write the customers again."
+        ) from error
 
 
 def write_index(folder: Path, files: Sequence[str], weights: Mapping[str, str]) -> None:
@@ -149,7 +158,9 @@ def read_index(folder: Path) -> Index:
         facts = read_json(path)
         if facts["kind"] != KIND:
             raise TextError(f"it is of kind {facts['kind']!r}")
-        files, weights = map(str, facts["files"]), facts["weights"].items()
+        files, weights = facts["files"], facts["weights"].items()
+        if odd := [file for file in files if not NAME.fullmatch(file)]:
+            raise TextError(f"it names {str(odd[0])[:60]!r}, which is no file of customers")
         return Index(list(files), {str(name): str(its) for name, its in weights})
     except (TextError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

@@ -12,13 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import (
-    tree_flatten,
-    tree_map,
-    tree_unflatten,
-    treespec_dumps,
-    treespec_loads,
-)
+from torch.utils._pytree import tree_map
 
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.serving.statistics import ExactSums, Moments
@@ -154,22 +148,22 @@ class Kept:
         return Kept(self.pair.rows([row for row in range(len(keys)) if row != keys.index(key)]))
 
     @staticmethod
-    def pack(records: Sequence["Kept"]) -> tuple[dict[str, Tensor], list[str]]:
-        """Return tensors and structures of records, to store in a file."""
-        trees = [tree_flatten(tuple(record.pair)) for record in records]
-        tensors = {
-            f"{number}/{part}": leaf
-            for number, (leaves, _) in enumerate(trees)
-            for part, leaf in enumerate(leaves)
-        }
-        return tensors, [treespec_dumps(structure) for _, structure in trees]
+    def pack(records: Sequence["Kept"]) -> tuple[dict[str, Tensor], list[Any]]:
+        """Return tensors by name, and the names in place of the tensors of each record."""
+        tensors: dict[str, Tensor] = {}
+
+        def name_of(leaf: Tensor) -> str:
+            tensors[name := str(len(tensors))] = leaf
+            return name
+
+        return tensors, [tree_map(name_of, list(record.pair)) for record in records]
 
     @staticmethod
-    def unpack(tensors: Mapping[str, Tensor], facts: Sequence[str]) -> Iterator["Kept"]:
-        """Restore records from tensors and structures."""
-        for number, structure in enumerate(map(treespec_loads, facts)):
-            leaves = [tensors[f"{number}/{part}"] for part in range(structure.num_leaves)]
-            yield Kept(Pair(*tree_unflatten(leaves, structure)))
+    def unpack(tensors: Mapping[str, Tensor], facts: Sequence[Any]) -> Iterator["Kept"]:
+        """Restore records from tensors and their names."""
+        for names in facts:
+            x, y = tree_map(tensors.__getitem__, names)
+            yield Kept(Pair(x, y or ()) if isinstance(y, list) else Pair(x, y))
 
 
 class Summed:
