@@ -173,9 +173,9 @@ def adapt_to(learner: Learner, problem: Problem, support: Any, names: Names = No
         ConfigError: If the method cannot be adapted to this number of classes, or ``names`` are to
             be read and the examples are no texts.
     """
-    inputs = problem.inputs()
-    examples = read_support(support, inputs, problem.kind, problem.targets())
-    shown = prepare(learner, problem, examples, names)
+    inputs, targets = problem.inputs(), problem.targets()
+    examples = read_support(support, inputs, problem.kind, targets)
+    shown = prepare(learner, problem, examples, inputs, targets, names)
     x, y, classes, targets = inputs.encode(shown.items, shown.names), *shown[2:]
     if targets is None:
         about = f"{len(examples.x)} examples of {len(set(examples.y))} classes"
@@ -213,17 +213,35 @@ class Prepared(NamedTuple):
     """Names and scale of the targets of a regression."""
 
 
-def prepare(learner: Learner, problem: Problem, examples: Given, names: Names = None) -> Prepared:
-    """Number the classes of a task, or scale its targets; arguments and errors as of `adapt_to`."""
-    targets = problem.targets()
+def prepare(
+    learner: Learner,
+    problem: Problem,
+    examples: Given,
+    inputs: Inputs,
+    targets: Targets | None,
+    names: Names = None,
+) -> Prepared:
+    """Number the classes of a task, or scale its targets.
+
+    Args:
+        learner: As for `adapt_to`.
+        problem: As for `adapt_to`.
+        examples: The support set.
+        inputs: Preprocessing of the problem.
+        targets: Targets of the problem.
+        names: As for `adapt_to`.
+
+    Raises:
+        DataError, ConfigError: As by `adapt_to`.
+    """
     names = problem.config.names == "support" if names is None else names
     if targets is not None:
-        _texts_of((), problem.inputs(), names)  # raises if they were asked for
+        _texts_of((), inputs, names)  # raises if they were asked for
         y = _centred(targets, examples)
         return Prepared(examples.x, examples.names, y, (), targets.of_task(examples.y))
     y, classes = problem.labels(examples.y)
     _check_classes(learner, classes)
-    texts = _texts_of(classes, problem.inputs(), names)
+    texts = _texts_of(classes, inputs, names)
     if texts:
         y = torch.cat([y, torch.arange(len(classes))])
     items, names_of = [*examples.x, *texts.values()], [*examples.names, *texts]

@@ -101,7 +101,7 @@ def read_customers(
         name, rows = _parsed(line)
         given = read_rows(rows, f"`{name}`", beside, inputs, problem.kind, targets)
         names.append(name)
-        shown.append(prepare(learner, problem, given))
+        shown.append(prepare(learner, problem, given, inputs, targets))
     items = [item for its in shown for item in its.items]
     its_names = [item_name for its in shown for item_name in its.names]
     x = inputs.encode(items, its_names).split([len(its.items) for its in shown])
