@@ -175,14 +175,17 @@ def adapt_to(learner: Learner, problem: Problem, support: Any, names: Names = No
     """
     inputs, targets = problem.inputs(), problem.targets()
     examples = read_support(support, inputs, problem.kind, targets)
-    shown = prepare(learner, problem, examples, inputs, targets, names)
-    x, y, classes, targets = inputs.encode(shown.items, shown.names), *shown[2:]
+    x = inputs.encode(examples.x, examples.names)
+    items, item_names, y, classes, targets = prepare(
+        learner, problem, examples, inputs, targets, names
+    )
     if targets is None:
-        about = f"{len(examples.x)} examples of {len(set(examples.y))} classes"
+        about = f"{len(x)} examples of {len(set(examples.y))} classes"
         about += f": {', '.join(str(name) for name in classes)}" if len(classes) <= 20 else ""
     else:
         about = f"{len(x)} points, predicting {', '.join(targets.names)}"
-    if len(x) > len(examples.x):
+    if len(items) > len(x):
+        x = torch.cat([x, inputs.encode(items[len(x) :], item_names[len(x) :])])
         about += ", and the name of each as one more"
     one = Support(x[None], y[None], torch.ones(1, len(x), dtype=torch.bool))
     learner.eval()
