@@ -199,7 +199,7 @@ class Server:
         with self._changes, self._lock:
             entry = self._entry(name)
             del self._entries[name]
-            entry.stack.drop([entry.slot])
+            entry.stack.drop(entry.slot)
 
     def pop(self, name: str) -> Params:
         """Remove a customer; return the parameters, with a tasks axis of 1.
@@ -300,17 +300,19 @@ class Server:
         """Store parameters, in the slot that a customer has if it fits."""
         for numbers, params in groups:
             stack = self._stack(params)
-            old = [self._entries.get(names[number]) for number in numbers]
-            slots = [its.slot if its and its.stack is stack else None for its in old]
-            new = [number for number, slot in enumerate(slots) if slot is None]
-            free = iter(stack.put(params.take(new)))
-            same = [number for number, slot in enumerate(slots) if slot is not None]
-            stack.write([slot for slot in slots if slot is not None], params.take(same))
-            for number, slot, its in zip(numbers, slots, old, strict=True):
-                if its and slot is None:
-                    its.stack.drop([its.slot])
-                place = next(free) if slot is None else slot
-                self._entries[names[number]] = _Entry(stack, place, records[number])
+            slots = [self._slot(names[number], stack) for number in numbers]
+            stack.write(slots, params)
+            for number, slot in zip(numbers, slots, strict=True):
+                self._entries[names[number]] = _Entry(stack, slot, records[number])
+
+    def _slot(self, name: str, stack: Stack) -> int:
+        """Slot of a customer in a stack: the one that it has, or a new one."""
+        old = self._entries.get(name)
+        if old is not None and old.stack is stack:
+            return old.slot
+        if old is not None:
+            old.stack.drop(old.slot)
+        return stack.slot()
 
     def _stack(self, params: Params) -> Stack:
         found = next((stack for stack in self._stacks if stack.holds(params)), None)

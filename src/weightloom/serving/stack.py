@@ -5,12 +5,14 @@ Out:  the slots that hold them; Params of any slots.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from weightloom.forms import Factored
+from weightloom.forms.form import Parts
 from weightloom.params import Params
 
 
@@ -44,11 +46,20 @@ class Stack:
 
     def put(self, params: Params) -> list[int]:
         """Store Params; return the slot of each task."""
-        tasks = params.tasks or 0
-        self._reserve(tasks)
-        slots = [self._free.pop() for _ in range(tasks)]
+        slots = [self.slot() for _ in range(params.tasks or 0)]
         self.write(slots, params)
         return slots
+
+    def slot(self) -> int:
+        """Take a free slot; without one, capacity doubles."""
+        if not self._free:
+            had = len(self._leaves[0])
+            more = max(had, 1)
+            self._leaves = [
+                torch.cat([leaf, leaf.new_zeros(more, *leaf.shape[1:])]) for leaf in self._leaves
+            ]
+            self._free = list(reversed(range(had, had + more)))
+        return self._free.pop()
 
     def write(self, slots: Sequence[int], params: Params) -> None:
         """Replace the contents of slots."""
@@ -62,22 +73,11 @@ class Stack:
         params: Params = tree_unflatten(taken, self._structure)
         return params
 
-    def drop(self, slots: Sequence[int]) -> None:
-        """Zero slots and mark them as free."""
+    def drop(self, slot: int) -> None:
+        """Zero a slot and mark it as free."""
         for leaf in self._leaves:
-            leaf[_place(slots, leaf)] = 0
-        self._free += slots
-
-    def _reserve(self, tasks: int) -> None:
-        had = len(self._leaves[0])
-        lacking = tasks - len(self._free)
-        if lacking <= 0:
-            return
-        more = max(lacking, had)
-        self._leaves = [
-            torch.cat([leaf, leaf.new_zeros(more, *leaf.shape[1:])]) for leaf in self._leaves
-        ]
-        self._free = [*reversed(range(had, had + more)), *self._free]
+            leaf[slot] = 0
+        self._free.append(slot)
 
 
 def _place(slots: Sequence[int], leaf: Tensor) -> Tensor:
@@ -86,18 +86,16 @@ def _place(slots: Sequence[int], leaf: Tensor) -> Tensor:
 
 def _alike(value: Tensor, other: Tensor) -> bool:
     """True if two values differ in their numbers and their number of tasks only."""
-    if type(value) is not type(other):
-        return False
     if not isinstance(value, Factored) or not isinstance(other, Factored):
-        return _kind(value) == _kind(other)
-    if value.form != other.form or value.shared.keys() != other.shared.keys():
+        return type(value) is type(other) and _kind(value) == _kind(other)
+    if (value.form, _kinds(value.factors)) != (other.form, _kinds(other.factors)):
         return False
-    parts = zip(value.factors.items(), other.factors.items(), strict=True)
-    return (
-        all(name == its_name and _kind(a) == _kind(b) for (name, a), (its_name, b) in parts)
-        and _same(value.own, other.own)
-        and all(_same(its, other.shared[name]) for name, its in value.shared.items())
-    )
+    kept, its = {"own": value.own, **value.shared}, {"own": other.own, **other.shared}
+    return kept.keys() == its.keys() and all(_same(kept[name], its[name]) for name in kept)
+
+
+def _kinds(factors: Parts) -> list[Any]:
+    return [(name, _kind(factor)) for name, factor in factors.items()]
 
 
 def _kind(value: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:

@@ -36,7 +36,7 @@ from weightloom.serving.folder import (
 )
 from weightloom.serving.records import bytes_of, leaves_of
 from weightloom.serving.statistics import Statistics
-from weightloom.serving.writing import OfExamples, modules_of, ways_of, writings_of
+from weightloom.serving.writing import OfExamples, Writing, modules_of, ways_of, writings_of
 
 BATCH = 256
 """Customers per batch."""
@@ -158,28 +158,32 @@ class CustomerWriter:
 
     def parts(self, items: Sequence[Any]) -> list[Part]:
         """Generate the parameters of a batch, in groups of one structure."""
-        return list(self._parts(items))
-
-    def _parts(self, items: Sequence[Any]) -> Iterator[Part]:
         given = [Given(*its) for its in (self.read(items) if self.read else items)]
-        names = [its.name for its in given]
-        if len(set(names)) < len(names):
-            twice = next(name for number, name in enumerate(names) if name in names[:number])
-            raise DataError(
-                f"The customer {twice!r} is there twice. Each name stands for one customer. Join "
-                "the examples of both, or rename one."
-            )
-        examples = [its.examples for its in given]
-        for writing, places in ways_of(self._examples, self._conditions, examples):
-            records = writing.records(
-                [names[place] for place in places], [examples[place] for place in places]
-            )
-            with torch.no_grad():
-                groups = writing.params(records)
-            for numbers, params in groups:
-                check_names(self.model, params)
-                members = [given[places[number]] for number in numbers]
-                yield Part([its.name for its in members], params, [its.about for its in members])
+        _check_names_differ([its.name for its in given])
+        ways = ways_of(self._examples, self._conditions, [its.examples for its in given])
+        return [
+            part
+            for writing, places in ways
+            for part in self._parts(writing, [given[place] for place in places])
+        ]
+
+    def _parts(self, writing: Writing, given: Sequence[Given]) -> Iterator[Part]:
+        records = writing.records([its.name for its in given], [its.examples for its in given])
+        with torch.no_grad():
+            groups = writing.params(records)
+        for numbers, params in groups:
+            check_names(self.model, params)
+            members = [given[number] for number in numbers]
+            yield Part([its.name for its in members], params, [its.about for its in members])
+
+
+def _check_names_differ(names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise DataError(
+            f"The customer {twice!r} is there twice. Each name stands for one customer. Join the "
+            "examples of both, or rename one."
+        )
 
 
 def write_customers(

@@ -147,17 +147,24 @@ class OfSums(Writing):
     def _labels(self, names: Sequence[str], pairs: Sequence[Pair]) -> list[list[int]]:
         if not self.statistics.by_class:
             return [[0] * len(pair) for pair in pairs]
-        most = self.statistics.ways
         for name, pair in zip(names, pairs, strict=True):
-            y = pair.y
-            fits = isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
-            if not fits or int(y.min()) < 0 or (most and int(y.max()) >= most):
-                held = f"{tuple(y.shape)}, {y.dtype}" if isinstance(y, Tensor) else y
-                raise ShapeError(
-                    f"The targets of `{name}` are {held}. This learner reads labels, (examples,), "
-                    f"whole numbers from 0{f' to {most - 1}' if most else ''}. Number the classes."
-                )
+            _check_labels(name, pair.y, self.statistics.ways)
         return [pair.y.tolist() for pair in pairs]
+
+
+def _check_labels(name: str, y: Any, ways: int | None) -> None:
+    """Raise a `ShapeError` unless targets are labels from 0, below ``ways`` if that is set."""
+    if _are_labels(y) and int(y.min()) >= 0 and int(y.max()) < (ways or int(y.max()) + 1):
+        return
+    held = f"{tuple(y.shape)}, {y.dtype}" if isinstance(y, Tensor) else "not given as a tensor"
+    raise ShapeError(
+        f"The targets of `{name}` are {held}. This learner reads labels, (examples,), whole "
+        f"numbers from 0{f' to {ways - 1}' if ways else ''}. Number the classes."
+    )
+
+
+def _are_labels(y: Any) -> bool:
+    return isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
 
 
 def writings_of(learner: Any) -> tuple[Writing | None, Writing | None]:
@@ -238,9 +245,7 @@ def _event(pair: Pair) -> Hashable:
 
 def _kind(pair: Pair) -> Hashable:
     """Shapes and dtypes of one example, and the number of classes if targets are labels."""
-    y = pair.y
-    are_labels = isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
-    return _event(pair), int(y.max()) if are_labels else None
+    return _event(pair), int(pair.y.max()) if _are_labels(pair.y) else None
 
 
 def _grouped(
