@@ -10,6 +10,7 @@ Memory holds one batch. The folder is read by `Server.load`.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -216,16 +217,21 @@ def write_customers(
     number, shards = _checked(batch, shard)
     total = len(customers) if isinstance(customers, Sized) and not quiet else 0
     files, done, new, found = list[str](), 0, 0, 0
-    with counting("adapting", total) if total else nullcontext(_unseen) as show:
+    progress = counting("adapting", total) if total else nullcontext(_unseen)
+    with progress as show, ThreadPoolExecutor(1) as disk:
+        stored = disk.submit(_unseen, 0)
         for place, items in enumerate(_batches(customers, batch)):
             files.append(write.file(items))
             if place % shards == number - 1 and write.has(files[-1]):
                 found += 1
             elif place % shards == number - 1:
-                write.store(files[-1], write.parts(items))
+                parts = write.parts(items)
+                stored.result()  # one file is written while the next batch is computed
+                stored = disk.submit(write.store, files[-1], parts)
                 new += 1
             done += len(items)
             show(done)
+        stored.result()
     is_complete = all(map(write.has, files))
     if is_complete:
         write.finish(files)
