@@ -4,7 +4,7 @@ In:   customers one after the other, each a name and examples or a condition, or
 Out:  a file per batch, named after the batch's contents, and an index at the end.
 
 A file is written atomically, so a killed job goes on with the first batch whose file is missing.
-Memory holds one batch. The folder is read by `Server.load`.
+Memory holds two batches. The folder is read by `Server.load`.
 """
 
 import hashlib
