@@ -41,8 +41,11 @@ from weightloom.params import Params as Params
 from weightloom.params import ParamSpec as ParamSpec
 from weightloom.params import sub as sub
 from weightloom.serving import AdapterResolver as AdapterResolver
+from weightloom.serving import CustomerWriter as CustomerWriter
+from weightloom.serving import Server as Server
 from weightloom.serving import load_peft as load_peft
 from weightloom.serving import save_peft as save_peft
+from weightloom.serving import write_customers as write_customers
 from weightloom.tasks import CameraTasks as CameraTasks
 from weightloom.tasks import ClassTasks as ClassTasks
 from weightloom.tasks import Examples as Examples

@@ -164,11 +164,18 @@ class AdaptCommand:
     """The run's folder."""
     support: Positional[str]
     """The new task: for few-shot learning a folder of pictures with a folder for each class, or a
-    .csv, .jsonl or .npz file; for reinforcement learning a context, as in `gravity=12`."""
+    .csv, .jsonl or .npz file; for reinforcement learning a context, as in `gravity=12`. Or any
+    number of tasks: a .jsonl file of customers, as in `{"name": "ann", "examples": [{"text": "late
+    again", "label": "complaint"}, …]}`."""
     predict: tuple[str, ...] = ()
     """Inputs to answer, such as paths of pictures or a file of rows."""
     out: Path | None = None
-    """Folder to write the adapted network to. Default: nothing is written."""
+    """Folder to write the adapted network to, or the parameters of customers. Default: nothing is
+    written."""
+    shard: str = "1/1"
+    """Part of a file of customers to write, as in `2/8`; all shards may run at once."""
+    batch: int = 256
+    """Customers per pass, and per file that is written."""
     app: str | None = None
     """Your own application that made the run, as `module:Class`."""
     trust: bool = False
@@ -184,7 +191,19 @@ def adapt(words: list[str]) -> int:
     from weightloom.apps.experiment import load
     from weightloom.runs.table import print_rows
 
+    many = app.is_customers(command.support)
+    _check_adapt(command, many)
     loaded = load(app, command.run, only=True, trust=command.trust)
+    if many:
+        model = (loaded.model, loaded.problem, loaded.config, command.support)
+        done = app.adapt_many(*model, command.out, _shard_of(command.shard), command.batch)
+        print(f"{done.customers:,} customers: {done.files} files written, {done.found} were there")
+        print(
+            f"complete: {command.out}"
+            if done.is_complete
+            else "files of other shards are missing; the last shard to end completes the folder"
+        )
+        return 0
     adapted = app.adapt(loaded.model, loaded.problem, loaded.config, command.support)
     print(adapted.about)
     if command.predict:
@@ -193,6 +212,34 @@ def adapt(words: list[str]) -> int:
         adapted.save(command.out)
         print(f"written: {command.out}")
     return 0
+
+
+def _check_adapt(command: AdaptCommand, many: bool) -> None:
+    """Raise a `ConfigError` for options that do not go with one task, or with many customers."""
+    if many and (command.out is None or command.predict):
+        odd = "no `--out`" if command.out is None else "`--predict`"
+        raise ConfigError(
+            f"`{command.support}` lists customers, and {odd} was typed. Their parameters are "
+            "written to a folder, which `weightloom.serving.Server` loads and answers with. Type "
+            "`--out adapters/`, without `--predict`."
+        )
+    if not many and command.shard != "1/1":
+        raise ConfigError(
+            f"`--shard {command.shard}` with `{command.support}`, which is one task. Shards divide "
+            'a .jsonl file of customers, each line `{"name": …, "examples": […]}`. Pass such a '
+            "file, or leave `--shard` out."
+        )
+
+
+def _shard_of(typed: str) -> tuple[int, int]:
+    """Parse ``i/n``."""
+    first, _, last = typed.partition("/")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise ConfigError(
+            f"`--shard {typed}`. It is the number of a shard, a slash, and that of all shards. "
+            "Type `--shard 1/2` and, in another job, `--shard 2/2`."
+        )
+    return int(first), int(last)
 
 
 def export(words: list[str]) -> int:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from weightloom.report.section import Section
     from weightloom.runs.loggers import MetricLogger
     from weightloom.runs.record import Better, Role, Row
+    from weightloom.serving import Written
     from weightloom.training import History, Processes
 
 C = TypeVar("C", bound=RunOptions)
@@ -300,6 +301,40 @@ class App(ABC, Generic[C, P, M]):
         raise ConfigError(
             f"`weightloom adapt` does not go with a run of `weightloom {self.name}`, which adapts "
             "no model."
+        )
+
+    def is_customers(self, support: str) -> bool:
+        """Return True if a file lists customers, for `adapt_many`. Default: False."""
+        return False
+
+    def adapt_many(
+        self,
+        model: M,
+        problem: P,
+        config: C,
+        customers: str,
+        folder: Path,
+        shard: tuple[int, int],
+        batch: int,
+    ) -> "Written":
+        """Adapt a model to every customer of a file, for `weightloom adapt RUN customers.jsonl`.
+
+        Args:
+            model: Trained model of the run's method.
+            problem: The problem that it was trained on.
+            config: Resolved options.
+            customers: Path of the file.
+            folder: Folder to write to; its contents are kept and completed.
+            shard: Number of this shard, from 1, and of all shards.
+            batch: Customers per pass and file.
+
+        Raises:
+            ConfigError: If the application adapts no model to customers.
+            DataError: If the file cannot be read.
+        """
+        raise ConfigError(
+            f"`weightloom adapt` reads no file of customers for a run of `weightloom {self.name}`. "
+            f"It adapts to one task. Pass {self.adapts_to}."
         )
 
     def export(self, model: M, problem: P, config: C, task: str, folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -179,19 +179,16 @@ def adapt_to(learner: Learner, problem: Problem, support: Any, names: Names = No
     examples = read_support(support, inputs, problem.kind, targets)
     given = inputs.encode(examples.x, examples.names)
     x, reader = problem.encode(given), problem.reader()
-    classes: tuple[Any, ...] = ()
+    items, item_names, y, classes, targets = prepare(
+        learner, problem, examples, inputs, targets, names
+    )
     if targets is None:
-        y, classes = problem.labels(examples.y)
-        _check_classes(learner, classes)
         about = f"{len(x)} examples of {len(set(examples.y))} classes"
         about += f": {', '.join(str(name) for name in classes)}" if len(classes) <= 20 else ""
     else:
-        targets, y = targets.of_task(examples.y), _centred(targets, examples)
         about = f"{len(x)} points, predicting {', '.join(targets.names)}"
-    names = problem.config.names == "support" if names is None else names
-    if texts := _texts_of(classes, inputs, names):
-        x = torch.cat([x, inputs.encode([*texts.values()], [*texts])])
-        y = torch.cat([y, torch.arange(len(classes))])
+    if len(items) > len(x):
+        x = torch.cat([x, inputs.encode(items[len(x) :], item_names[len(x) :])])
         about += ", and the name of each as one more"
     one = Support(x[None], y[None], torch.ones(1, len(x), dtype=torch.bool))
     learner.eval()
@@ -208,6 +205,56 @@ def adapt_to(learner: Learner, problem: Problem, support: Any, names: Names = No
         network, raw = partial(_read, reader, network), (reader, given[:4])
     write = partial(write_network, learner, one, about=facts, params=params, raw=raw)
     return AdaptedTask(network, inputs, classes, targets, about, write)
+
+
+class Prepared(NamedTuple):
+    """Support set of a user's own task, before inputs are encoded."""
+
+    items: list[Any]
+    """Inputs, and the names of classes that are read as examples."""
+    names: list[str]
+    """Names of the inputs in messages."""
+    y: Tensor
+    """Label, or encoded targets, of each input."""
+    classes: tuple[Any, ...]
+    """Class of each label; empty for a regression."""
+    targets: Targets | None
+    """Names and scale of the targets of a regression."""
+
+
+def prepare(
+    learner: Learner,
+    problem: Problem,
+    examples: Given,
+    inputs: Inputs,
+    targets: Targets | None,
+    names: Names = None,
+) -> Prepared:
+    """Number the classes of a task, or scale its targets.
+
+    Args:
+        learner: As for `adapt_to`.
+        problem: As for `adapt_to`.
+        examples: The support set.
+        inputs: Preprocessing of the problem.
+        targets: Targets of the problem.
+        names: As for `adapt_to`.
+
+    Raises:
+        DataError, ConfigError: As by `adapt_to`.
+    """
+    names = problem.config.names == "support" if names is None else names
+    if targets is not None:
+        _texts_of((), inputs, names)  # raises if they were asked for
+        y = _centred(targets, examples)
+        return Prepared(examples.x, examples.names, y, (), targets.of_task(examples.y))
+    y, classes = problem.labels(examples.y)
+    _check_classes(learner, classes)
+    texts = _texts_of(classes, inputs, names)
+    if texts:
+        y = torch.cat([y, torch.arange(len(classes))])
+    items, names_of = [*examples.x, *texts.values()], [*examples.names, *texts]
+    return Prepared(items, names_of, y, classes, None)
 
 
 def load_adapted(folder: str | Path) -> AdaptedTask:

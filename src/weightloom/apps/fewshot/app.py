@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from weightloom.report.run import Run
     from weightloom.report.section import Section
     from weightloom.runs.record import Row
+    from weightloom.serving import Written
     from weightloom.training import History, Processes
 
 PROTOCOL = {
@@ -180,6 +181,30 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         from weightloom.apps.fewshot.adapted import adapt_to
 
         return adapt_to(model, problem, support)
+
+    def is_customers(self, support: str) -> bool:
+        """Return True for a .jsonl file whose first line is a customer."""
+        from weightloom.apps.fewshot.customers import is_customers
+
+        return is_customers(Path(support))
+
+    def adapt_many(
+        self,
+        model: "Learner",
+        problem: "Problem",
+        config: FewShotOptions,
+        customers: str,
+        folder: Path,
+        shard: tuple[int, int],
+        batch: int,
+    ) -> "Written":
+        """Adapt to the customers of a .jsonl file, one a line."""
+        from weightloom.apps.fewshot.customers import Customers, writer_of
+        from weightloom.serving import write_customers
+
+        lines = Customers(Path(customers))
+        write = writer_of(model, problem, folder, lines.path.parent)
+        return write_customers(lines, write, batch=batch, shard=shard)
 
     def export(
         self, model: "Learner", problem: "Problem", config: FewShotOptions, task: str, folder: Path

@@ -220,18 +220,56 @@ def _of_file(
     check_file(path, f"A {path.suffix} file")
     if path.suffix.lower() == ".npz":
         return _of_arrays(path, labelled=kind is not None)
+    return _of_rows(_rows(path), str(path), path.parent, inputs, kind, targets)
+
+
+def read_rows(
+    rows: Sequence[Mapping[str, Any]],
+    name: str,
+    folder: Path,
+    inputs: Inputs,
+    kind: Kind,
+    targets: Targets | None = None,
+) -> Given:
+    """Read a support set from rows in memory, as of a .jsonl file.
+
+    Args:
+        rows: Cells by column; the label stands in `label`, a regression's target in `y`.
+        name: Name of the support set in messages.
+        folder: Folder that paths are relative to.
+        inputs: As for `read_support`.
+        kind: As for `read_support`.
+        targets: As for `read_support`.
+
+    Raises:
+        DataError: As by `read_support`.
+    """
+    named = ((f"example {number} of {name}", dict(row)) for number, row in enumerate(rows))
+    return _checked(_of_rows(named, name, folder, inputs, kind, targets), kind)
+
+
+def _of_rows(
+    rows: Iterable[tuple[str, dict[str, Any]]],
+    source: str,
+    folder: Path,
+    inputs: Inputs,
+    kind: Kind | None,
+    targets: Targets | None,
+) -> Given:
+    """Read rows, each with its name in messages."""
     x, y, names = list[Any](), list[Any](), list[str]()
-    for where, row in _rows(path):
+    for where, row in rows:
         names.append(where)
         if len(names) > MOST_ASKED:
             raise DataError(
-                f"`{path}` holds more than {MOST_ASKED:,} rows. They are read together. Give fewer."
+                f"`{source}` holds more than {MOST_ASKED:,} rows. They are read together. Give "
+                "fewer."
             )
         cells, label = _split_row(row, where, kind, targets)
-        x.append(inputs.of_row(cells, where, path.parent))
+        x.append(inputs.of_row(cells, where, folder))
         y.append(_floats(label, where) if kind == "regression" else label)
     if not names:
-        raise DataError(f"`{path}` holds no rows. Each row is an example. Add some.")
+        raise DataError(f"`{source}` holds no rows. Each row is an example. Add some.")
     return Given(x, y, names)
 
 

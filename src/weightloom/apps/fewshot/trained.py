@@ -14,9 +14,12 @@ from weightloom.apps.experiment import say, train_model
 from weightloom.apps.fewshot.adapted import AdaptedTask, Names, adapt_to
 from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig, FewShotOptions
+from weightloom.apps.fewshot.customers import Customers, writer_of
 from weightloom.apps.fewshot.problems import Problem
 from weightloom.learners.learner import Learner
 from weightloom.runs.loggers import MetricLogger
+from weightloom.serving import CustomerWriter, Server, Written, write_customers
+from weightloom.serving.stream import BATCH
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,59 @@ class Trained:
                 given and the examples are no texts.
         """
         return adapt_to(self.learner, self.problem, support, names)
+
+    def adapt_many(
+        self,
+        customers: str | Path,
+        folder: str | Path,
+        *,
+        batch: int = BATCH,
+        shard: tuple[int, int] = (1, 1),
+        quiet: bool = False,
+    ) -> Written:
+        """Adapt to every customer of a file; go on where a killed call stopped.
+
+        Args:
+            customers: A .jsonl file, a customer a line: ``{"name": "ann", "examples": [row, …]}``,
+                with rows as in the .jsonl file of a support set.
+            folder: Folder for the parameters, which `serve` loads.
+            batch: As for `weightloom.serving.write_customers`.
+            shard: As for `weightloom.serving.write_customers`.
+            quiet: Show no progress.
+
+        Raises:
+            DataError: If a customer cannot be read.
+            ConfigError: If ``batch`` or ``shard`` is out of range.
+            CheckpointError: If a file cannot be written.
+        """
+        lines = Customers(Path(customers))
+        write = self.writer(folder, lines.path.parent)
+        return write_customers(lines, write, batch=batch, shard=shard, quiet=quiet)
+
+    def writer(self, folder: str | Path, beside: str | Path = ".") -> CustomerWriter:
+        """Return a writer of batches of customers, each a line of a .jsonl file, for an engine.
+
+        Args:
+            folder: Folder for the parameters.
+            beside: Folder that paths in examples are relative to.
+        """
+        folder, beside = (Path(its).expanduser() for its in (folder, beside))
+        return writer_of(self.learner, self.problem, folder, beside)
+
+    def serve(self, folder: str | Path | None = None) -> Server:
+        """Return a server of customers: those of a folder that `adapt_many` wrote, or none yet.
+
+        It takes preprocessed inputs, as by ``trained.problem.inputs().encode(items)``.
+
+        Args:
+            folder: The folder.
+
+        Raises:
+            CheckpointError: If the folder is incomplete, or was written by another method.
+        """
+        if folder is None:
+            return Server(self.learner.base, self.learner)
+        return Server.load(Path(folder).expanduser(), self.learner.base, self.learner)
 
 
 def train(
