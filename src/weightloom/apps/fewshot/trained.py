@@ -96,7 +96,8 @@ class Trained:
     def serve(self, folder: str | Path | None = None) -> Server:
         """Return a server of customers: those of a folder that `adapt_many` wrote, or none yet.
 
-        It takes preprocessed inputs, as by ``trained.problem.inputs().encode(items)``.
+        It takes preprocessed inputs: ``problem.encode(problem.inputs().encode(items))`` of
+        ``problem = trained.problem``.
 
         Args:
             folder: The folder.
