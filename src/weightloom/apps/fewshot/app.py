@@ -222,7 +222,11 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
         from weightloom.apps.fewshot.whole_export import export_whole
 
         ways, shots = problem.settings()[0]
-        facts = export_whole(model, draw_test_tasks(problem, shots, 4, ways=ways), folder)
+        about = problem.facts()
+        if about:
+            about["reads"] = "activations of the backbone, which is not part of the program"
+        example = draw_test_tasks(problem, shots, 4, ways=ways)
+        facts = export_whole(model, example, folder, about=about)
         setting = problem.setting(shots, ways)
         return {**facts, "task": f"any number of tasks, shots and queries, shown {setting}"}
 

@@ -35,7 +35,11 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def export_whole(
-    learner: Learner, example: Tasks, folder: Path, onnx: bool = True
+    learner: Learner,
+    example: Tasks,
+    folder: Path,
+    onnx: bool = True,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write encoder, hypernetwork and base network as one program.
 
@@ -50,6 +54,7 @@ def export_whole(
             targets are not read.
         folder: Folder to write to; created if missing.
         onnx: Write ``whole.onnx`` too, which needs the extra ``weightloom[export]``.
+        about: Further entries of ``whole.json``, such as on the network that reads its inputs.
 
     Returns:
         Contents of ``whole.json``.
@@ -92,6 +97,7 @@ def export_whole(
             "files": [*runs, "whole.json"],
             "largest_prediction": float(whole(*_inputs(example)).abs().max()),
             "torch": torch.__version__,
+            **(about or {}),
         }
         write_atomically(made / "whole.json", json.dumps(facts, indent=1) + "\n")
     return facts
