@@ -112,7 +112,7 @@ class Read:
         """Describe the backbone and its views."""
         shown = ("the picture", "its mirror image", "its enlarged middle")[: self.views]
         return (
-            f"`{self.backbone.name}`, part of the network, reads {', '.join(shown)}, each scaled "
+            f"`{self.backbone.name}` reads {', '.join(shown)}, each scaled "
             f"to {self.backbone.size}x{self.backbone.size} pixels. {self.backbone.about}"
         ).strip()
 
