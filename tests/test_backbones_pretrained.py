@@ -304,5 +304,5 @@ def test_a_run_on_photographs_is_judged_adapted_and_exported_without_reading_the
     main(["export", "../run", "--task", "0"])
     facts = json.loads((tmp_path / "run" / "export" / "0" / "network.json").read_text())
     assert facts["inputs"]["size"] == 144 and "3 views" not in facts["backbone"]
-    assert facts["backbone"].startswith("`efficientnet-lite0`, part of the network, reads")
+    assert facts["backbone"].startswith("`efficientnet-lite0` reads")
     assert facts["input"] == ["batch", 3, 144, 144] and facts["largest_difference"] < 1e-4
