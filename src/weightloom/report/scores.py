@@ -122,7 +122,10 @@ def _row(score: Facts, best: Facts, contested: bool) -> TableRow:
     return TableRow(
         method=label(score),
         score=score_text(score),
-        more={heading: score_text(also[name]) for name, heading in MORE.items() if name in also},
+        more={
+            heading: score_text(also[name]) if name in also else ""
+            for name, heading in MORE.items()
+        },
         adapt_time=time_text(score.get("adapt_time_s")),
         tasks=f"{score['tasks']:,}",
         best=contested and competes(score) and overlap(score, best),
