@@ -288,7 +288,7 @@ def _convolve_groups(conv: Conv, input: Tensor, weight: Aligned, bias: Any) -> T
     tasks = len(kernel)
     wide = input.view(-1, tasks * input.shape[1], *input.shape[2:])
     y = conv.run(wide, kernel.flatten(0, 1), _for_wide_channels(bias, tasks), tasks * conv.groups)
-    return y.view(len(input), -1, *y.shape[2:])
+    return y.reshape(len(input), -1, *y.shape[2:])  # kernels in channels-last give such outputs
 
 
 def _embedding(
