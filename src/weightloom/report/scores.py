@@ -63,7 +63,8 @@ def headline(run: Run) -> str:
 
 def further_headings(settings: dict[str, list[TableRow]]) -> list[str]:
     """Return the headings of the further scores that any row has, in the order of `MORE`."""
-    had = {heading for rows in settings.values() for row in rows for heading in row.more}
+    all_rows = (row for rows in settings.values() for row in rows)
+    had = {heading for row in all_rows for heading, shown in row.more.items() if shown}
     return [heading for heading in MORE.values() if heading in had]
 
 

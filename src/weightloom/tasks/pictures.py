@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.nn.utils.rnn import pad_sequence
 
 from weightloom.datasets import find_file, searched_folders
 from weightloom.errors import CheckpointError, ConfigError
@@ -103,29 +104,41 @@ def encoded_pool(
         The pool with examples (classes, pictures, *event), float32 with the digits of half
         precision; padding is zero.
     """
-    parts: list[Tensor | None] = [None] * len(pool.counts)
     keys = [_key(version, its) if version else "" for its in _by_class(pool)]
-    for number, key in enumerate(keys):
-        parts[number] = _kept(key, int(pool.counts[number])) if key else None
+    counts = pool.counts.tolist()
+    parts = [_kept(key, count) if key else None for key, count in zip(keys, counts, strict=True)]
     missing = [number for number, part in enumerate(parts) if part is None]
-    done, total = 0, int(pool.counts[missing].sum())
+    total = int(pool.counts[missing].sum())
     shown = counting("reading pictures", total)
     with shown if total > PICTURES else nullcontext() as show, torch.inference_mode():
+        done = 0
         for number in missing:
-            read = list[Tensor]()
-            for batch in pool.examples[number, : pool.counts[number]].split(PICTURES):
-                read.append(reader(batch.float() / 255).half())
-                done += len(batch)
-                if show:
-                    show(done)
-            parts[number] = torch.cat(read)
+            parts[number] = read = _read(
+                pool.examples[number, : counts[number]], reader, show, done
+            )
+            done += counts[number]
             if keys[number]:
-                _keep(keys[number], torch.cat(read))
-    found = [part for part in parts if part is not None]
-    examples = torch.zeros(*pool.examples.shape[:2], *found[0].shape[1:])
-    for number, part in enumerate(found):
-        examples[number, : len(part)] = part
+                _keep(keys[number], read)
+    found = pad_sequence([part for part in parts if part is not None], batch_first=True).float()
+    lacking = pool.examples.shape[1] - found.shape[1]
+    examples = torch.cat([found, found.new_zeros(len(found), lacking, *found.shape[2:])], dim=1)
     return pool._replace(examples=examples)
+
+
+def _read(
+    pictures: Tensor,
+    reader: Callable[[Tensor], Tensor],
+    show: Callable[[int], None] | None,
+    before: int,
+) -> Tensor:
+    """Read the pictures of a class in batches, in half precision, and show those read so far."""
+    read = list[Tensor]()
+    for batch in pictures.split(PICTURES):
+        read.append(reader(batch.float() / 255).half())
+        before += len(batch)
+        if show:
+            show(before)
+    return torch.cat(read)
 
 
 def thinned(pool: ClassPool, most: int) -> ClassPool:

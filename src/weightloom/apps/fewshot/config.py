@@ -1,7 +1,7 @@
 """Options of a few-shot run: each one's type, default and check."""
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from weightloom.apps.fewshot.methods import FAMILIES, FITS, twins
 from weightloom.apps.fewshot.presets import (
@@ -305,16 +305,8 @@ class FewShotConfig(RunOptions):
         if self.backbone is None:
             backbone = "none" if self.base else backbone_for(self.data)
             return replace(self, backbone=backbone).resolved()
-        defaults = {**COMMON, **PRESETS[self.kind]}
-        if self.is_pretrained:
-            defaults |= PRETRAINED
-        if self.backbone.startswith("timm:"):
-            defaults.pop("size")
-        if self.backbone == "trained":
-            defaults["views"] = 2
+        defaults = self._defaults(self.backbone)
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        if self.minutes is not None:
-            missing.pop("steps", None)
         if "comparators" in missing:
             missing["comparators"] = tuple(
                 name for name in missing["comparators"] if name not in self._not_compared()
@@ -325,6 +317,32 @@ class FewShotConfig(RunOptions):
         running = (self.method, *(missing.get("comparators") or self.comparators or ()))
         missing["rates"] = self.rates + self._usual_rates(running)
         return FewShotOptions(**{**typed, **missing})
+
+    def _defaults(self, backbone: str) -> dict[str, Any]:
+        """Return the defaults of the data set and of a backbone."""
+        defaults = {**COMMON, **PRESETS[self.kind]}
+        if backbone == "trained":
+            defaults["views"] = 2
+        if self.is_pretrained:
+            defaults |= PRETRAINED
+        if backbone.startswith("timm:"):
+            defaults.pop("size")
+        if self.minutes is not None:
+            defaults.pop("steps", None)
+        return defaults
+
+    def _defaults(self, backbone: str) -> dict[str, Any]:
+        """Return the defaults of the data set and of a backbone."""
+        defaults = {**COMMON, **PRESETS[self.kind]}
+        if self.is_pretrained:
+            defaults |= PRETRAINED
+        if backbone.startswith("timm:"):
+            defaults.pop("size")
+        if backbone == "trained":
+            defaults["views"] = 2
+        if self.minutes is not None:
+            defaults.pop("steps", None)
+        return defaults
 
     def _usual_rates(self, running: tuple[str, ...]) -> tuple[str, ...]:
         """Rates of the data set for single methods, unless a rate is typed or a base is given."""

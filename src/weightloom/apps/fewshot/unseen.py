@@ -59,24 +59,32 @@ def score_unknown(
     read = problem.read if isinstance(problem, ClassProblem) else None
     if not isinstance(problem, ClassProblem) or read is None or read.backbone.classify is None:
         return {}
-    known = read.knows(problem.held_out)
+    known, names = read.knows(problem.held_out), problem.held_out.names
     unknown = [number for number, its in enumerate(known) if not its]
-    apart = copy.copy(problem)
-    apart.held_out = problem.held_out.pick(unknown)
-    rows = [
-        judge(model, apart, shots, config.test_tasks, ways).row(name, problem.setting(shots, ways))
-        for ways, shots in problem.settings()
-        for name, model in models.items()
-        if len(unknown) >= ways and model.ways in (None, ways)
-    ]
-    names = problem.held_out.names
     facts = {
         "name": read.backbone.name,
         "known": [name for name, its in zip(names, known, strict=True) if its],
         "unknown": [names[number] for number in unknown],
-        "scores": rows,
+        "scores": _scores_of(unknown, models, problem, config),
     }
     return {"backbone": facts}
+
+
+def _scores_of(
+    classes: list[int],
+    models: Mapping[str, Learner],
+    problem: ClassProblem,
+    config: FewShotOptions,
+) -> list[Row]:
+    """Judge methods on tasks of some test classes; no rows in settings of more ways than these."""
+    apart = copy.copy(problem)
+    apart.held_out = problem.held_out.pick(classes)
+    return [
+        judge(model, apart, shots, config.test_tasks, ways).row(name, problem.setting(shots, ways))
+        for ways, shots in problem.settings()
+        for name, model in models.items()
+        if len(classes) >= ways and model.ways in (None, ways)
+    ]
 
 
 def in_words(facts: Mapping[str, Any]) -> str:
