@@ -29,7 +29,8 @@ DEFAULT_RUNS = ("cameras", "lqr")
 FAMILIES_OF_TASKS = {
     "multiplies": ("cameras", "cameras-crosstalk", "hyperteacher", "gyre", "lqr"),
     "adds": (
-        *("digits", "omniglot", "omniglot-alphabets", "cifar-fs", "intents"),
+        *("digits", "omniglot", "omniglot-alphabets", "cifar-fs-frozen", "photographs"),
+        *("spoken-digits", "spoken-digits-gru", "intents"),
         *("growth-curves", "sinusoid-comparators"),
     ),
     "both": ("mnist-functions", "halfcheetah", "cartpole-hidden"),
@@ -150,18 +151,31 @@ TARGETS = [
     ),
     *(
         (
-            "cifar-fs",
+            "cifar-fs-frozen",
             f"5-way {shots}-shot",
-            "protonet",
+            "protonet-unit",
             "ahead by",
-            0.01,
-            f"CIFAR-FS, 5-way {shots}-shot",
+            0.0,
+            f"CIFAR-FS on a frozen trunk, 5-way {shots}-shot",
         )
         for shots in (1, 5)
     ),
     *(
-        ("intents", setting, "centroid", "ahead by", 0.03, f"intents, {setting}")
-        for setting in ("5-way 1-shot", "77-way 5-shot")
+        ("intents", f"77-way {shots}-shot", "", "at least", bound, f"intents, 77-way {shots}-shot")
+        for shots, bound in ((1, 0.68), (5, 0.78))
+    ),
+    *(
+        (
+            "intents:log_loss",
+            f"{ways}-way {shots}-shot",
+            rival,
+            "below",
+            0.0,
+            f"intents, {ways}-way {shots}-shot: log loss against {rival}",
+        )
+        for ways in (5, 77)
+        for shots in (1, 5, 10)
+        for rival in ("protonet", "probe")
     ),
     *(
         (
@@ -196,7 +210,7 @@ TARGETS = [
             f"growth curves, {shots} points: against {rival}",
         )
         for shots in (3, 5)
-        for rival in ("maml", "cnp", "ridge", "polynomial")
+        for rival in ("cnp", "cavia", "ridge", "polynomial", "gaussian")
     ),
     *(
         (
