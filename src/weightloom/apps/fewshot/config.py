@@ -321,19 +321,6 @@ class FewShotConfig(RunOptions):
     def _defaults(self, backbone: str) -> dict[str, Any]:
         """Return the defaults of the data set and of a backbone."""
         defaults = {**COMMON, **PRESETS[self.kind]}
-        if backbone == "trained":
-            defaults["views"] = 2
-        if self.is_pretrained:
-            defaults |= PRETRAINED
-        if backbone.startswith("timm:"):
-            defaults.pop("size")
-        if self.minutes is not None:
-            defaults.pop("steps", None)
-        return defaults
-
-    def _defaults(self, backbone: str) -> dict[str, Any]:
-        """Return the defaults of the data set and of a backbone."""
-        defaults = {**COMMON, **PRESETS[self.kind]}
         if self.is_pretrained:
             defaults |= PRETRAINED
         if backbone.startswith("timm:"):
