@@ -111,7 +111,9 @@ def test_what_every_method_of_images_changes_and_knows_can_be_shown(method):
 
 
 @pytest.mark.parametrize("method", CURVE_METHODS)
-def test_every_method_of_curves_shows_all_its_parts(tmp_path, method):
+def test_every_method_of_curves_shows_all_its_parts(tmp_path, monkeypatch, method):
+    for limit in ("SWEEP_S", "SHARE_S"):  # all points, on a busy machine too
+        monkeypatch.setitem(sweep.__globals__, limit, 600.0)
     problem = problem_of(SINUSOID)
     tensors, facts = showcase(tmp_path, {method: problem.learner(method)}, problem)
     assert facts["left_out"].keys() <= {"map"}
