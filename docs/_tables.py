@@ -36,7 +36,10 @@ FAMILIES_OF_TASKS = {
     "both": ("mnist-functions", "halfcheetah", "cartpole-hidden"),
 }
 """Records of the page on when generating pays, by the effect of a task on its inputs."""
-GENERATED = (OURS, "nonlinear", "linear", "hyper-free")
+GENERATED = (
+    *(OURS, "nonlinear", "linear", "hyper-free"),
+    *("generated-head", "generated-metric", "hyper-film", "hyper-lowrank"),
+)
 """Methods that generate weights."""
 NAMES = {"mse": "mean squared error"}
 
