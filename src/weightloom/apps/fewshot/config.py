@@ -88,8 +88,7 @@ class FewShotConfig(RunOptions):
     if its package is installed, else `none`."""
     backbone_steps: int | None = None
     """Training steps of `--backbone trained`, each on 64 pictures; the result is kept in the user's
-    cache for other runs with the same data and seed. Default: 15000, about 18 minutes of one core
-    for 32-pixel pictures."""
+    cache for other runs with the same data and seed. Default: 15000."""
     views: int | None = None
     """Views of each picture whose features are averaged, with a backbone: 1, the picture; 2, its
     mirror image too; 3, its enlarged middle too. Default: 2 for `trained`, else 3."""
