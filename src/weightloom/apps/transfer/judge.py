@@ -109,30 +109,33 @@ class _Judged:
 
     def _check(self, kept: Mapping[str, Outputs]) -> None:
         """Add the row of all methods, blended by their losses on the support."""
-        losses = {
-            name: self.problem.support_loss(self.setting, its.support)
-            for name, its in kept.items()
-            if its.support is not None
-        }
         source = self.problem.unadapted
-        if source not in losses or len(losses) < 2:
+        if source not in kept or kept[source].support is None:
             return
-        sharpness = SHARPNESS if self.problem.sharpness is None else self.problem.sharpness
-        prior = {name: its for name, its in self.problem.prior.items() if name in losses}
-        check = check_on_support(losses, source, prior, sharpness)
-        outputs = {name: kept[name] for name in check.names}
-        blended = Outputs(
-            check.blend({name: its.query for name, its in outputs.items()}),
-            None,
-            sum(its.time_s for its in outputs.values()),
-            {},
-        )
+        check = self._checked(kept)
+        chosen = {name: kept[name] for name in check.names}
+        query = check.blend({name: its.query for name, its in chosen.items()})
+        time_s = sum(its.time_s for its in chosen.values())
+        blended = Outputs(query, None, time_s, {})
         values = self._add(CHECKED, blended, "method")
         row = self.rows[-1]
         row["check"] = {
             "weights": weights_of(check),
             "families": self._by_family(values, self.trained[source]),
         }
+
+    def _checked(self, kept: Mapping[str, Outputs]) -> Check:
+        """Weigh the methods with outputs for the support."""
+        problem, setting = self.problem, self.setting
+        supports = {name: its.support for name, its in kept.items()}
+        losses = {
+            name: problem.support_loss(setting, support)
+            for name, support in supports.items()
+            if support is not None
+        }
+        prior = {name: its for name, its in problem.prior.items() if name in losses}
+        sharpness = SHARPNESS if problem.sharpness is None else problem.sharpness
+        return check_on_support(losses, problem.unadapted, prior, sharpness)
 
     def _by_family(self, values: Tensor, source: Tensor) -> dict[str, list[float]]:
         """Return the mean score of each family, checked and unadapted."""
