@@ -191,3 +191,18 @@ def test_transfer_imports_torch_only_at_use():
     code = "import sys, weightloom.apps.transfer.app; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_method_is_trained_and_loaded_from_python(record, tmp_path):
+    from weightloom.apps import transfer
+
+    folder, its = record
+    trained = transfer.load(folder, trust=True)
+    found = trained.problem.outputs(trained.model, trained.problem.settings()[0])
+    errors = trained.problem.scores(None, found.query)["mse"]
+    assert errors.tolist() == pytest.approx(row(its, "generated")["per_context"], abs=1e-6)
+    assert transfer.train(OWN, steps=2, quiet=True).config.steps == 2
+    with pytest.raises(ConfigError, match=r"reads no `mine\.csv`"):
+        trained.adapt("mine.csv")
+    with pytest.raises(ConfigError, match="--trust"):
+        transfer.load(folder)
