@@ -41,6 +41,7 @@ ABOUT = (
     # series
     # intents
     Method("probe", "class means of the source mixed with ridge regression, in closed form"),
+    Method("shared-then-finetune", "shared-finetune, and gradient steps on each target after it"),
     Method("generated-adapter", "low-rank change, written from names and examples of the classes"),
     # pictures
     # zoo
@@ -66,6 +67,7 @@ _SENTENCES: dict[str, Any] = {
         "source",
         "probe",
         "shared-finetune",
+        "shared-then-finetune",
         "maml",
         "generated-adapter",
         "shared",

@@ -53,7 +53,7 @@ class Method(nn.Module):
     reads: ClassVar[bool] = False
     steps: ClassVar[int] = 0
     """Gradient steps on a target, where the row of the table asks for none."""
-    inner_lr: ClassVar[float] = 1e-4
+    inner_lr: ClassVar[float] = 2e-4
     """Learning rate of gradient steps on a target, swept on validation targets."""
     fits: ClassVar[bool] = True
     """Take gradient steps on a target; False leaves the source as it is."""
@@ -123,15 +123,15 @@ class Method(nn.Module):
     ) -> Float[Tensor, "tasks texts width"]:
         """Return the features of texts.
 
-        Texts are read in parts of similar length, so that little is padded. Without gradients the
-        layers compute in bfloat16 where the processor can, as the frozen layers do.
+        Texts are read in parts of similar length, so that little is padded. In eval mode the layers
+        compute in bfloat16 where the processor can, as the frozen layers do.
 
         Args:
             texts: Numbers of texts.
             params: Parameters of each task; None for the shared ones.
         """
         order = self.states.lengths[texts].argsort(1)
-        fast = not torch.is_grad_enabled() and processor_knows_bf16()
+        fast = not self.training and processor_knows_bf16()
         parts = []
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             for part in order.split(96, dim=1):
@@ -178,6 +178,12 @@ class SharedFineTune(Method):
         self.tail.requires_grad_(True)
 
 
+class SharedThenFineTune(SharedFineTune):
+    """The last layers, fine-tuned once on all training tasks, and then on each target."""
+
+    steps = 5
+
+
 class SharedAdapter(Method):
     """One low-rank change of the last layers for all tasks, trained on all training tasks.
 
@@ -210,14 +216,14 @@ class SharedAdapter(Method):
 class FineTune(Method):
     """All weights of the last layers, fitted to the known texts of each target."""
 
-    steps = 10
+    steps = 5
 
 
 class LowRankFineTune(SharedAdapter):
     """A low-rank change from scratch, fitted to the known texts of each target."""
 
     trained = False
-    steps = 10
+    steps = 5
     inner_lr = 1e-3
 
     def start(self, tasks: int) -> Params:

@@ -26,6 +26,7 @@ from weightloom.apps.transfer.problems.sentence_methods import (
     Probe,
     SharedAdapter,
     SharedFineTune,
+    SharedThenFineTune,
     Source,
 )
 from weightloom.apps.transfer.problems.sentence_states import States, Tail
@@ -45,12 +46,8 @@ from weightloom.training import History
 
 LAYERS = 1
 """Last layers of MiniLM that methods change."""
-SHOTS = (0, 1, 5, 10)
+SHOTS = (0, 1, 5)
 """Examples per class of the row groups; 0: the names of the classes alone."""
-STEPS = 5
-"""Gradient steps of the last row group."""
-MIDDLE = 5
-"""Examples per class where gradient steps follow, and in validation during training."""
 TRAIN_WAYS, TRAIN_QUERIES, TRAIN_TOKENS = 30, 3, 16
 """Classes of a training task, its queries per class, and the tokens of its longest examples."""
 NEAR_DOMAINS = (1, 2)
@@ -115,10 +112,8 @@ class SentenceProblem(Problem):
         )
 
     def settings(self) -> list[Setting]:
-        """Return names alone, 1, 5 and 10 examples per class, and 5 with gradient steps."""
-        titles = {0: "names alone"}
-        every = [Setting(titles.get(shots, f"{shots}-shot"), shots) for shots in SHOTS]
-        return [*every, Setting(f"{MIDDLE}-shot", MIDDLE, STEPS)]
+        """Return names alone, 1 and 5 examples per class."""
+        return [Setting(f"{shots}-shot" if shots else "names alone", shots) for shots in SHOTS]
 
     def build(self, method: str) -> nn.Module:
         """Build the model of a method."""
@@ -128,6 +123,7 @@ class SentenceProblem(Problem):
             "source": lambda: Source(*parts),
             "probe": lambda: Probe(*parts),
             "shared-finetune": lambda: SharedFineTune(*parts),
+            "shared-then-finetune": lambda: SharedThenFineTune(*parts),
             "maml": lambda: GeneratedStep(*parts, factors=False),
             "generated-adapter": lambda: GeneratedAdapter(*parts, rank, self.config.width),
             "shared": lambda: SharedAdapter(*parts, rank),
@@ -144,7 +140,7 @@ class SentenceProblem(Problem):
         looks = self._looks()
 
         def draw(step: int, generator: torch.Generator) -> Episode:
-            shots = int(torch.randint(MIDDLE + 1, (), generator=generator))
+            shots = int(torch.randint(max(SHOTS) + 1, (), generator=generator))
             return pool.draw(TRAIN_WAYS, shots, TRAIN_QUERIES, generator, config.tasks)
 
         def score() -> float:
@@ -161,7 +157,7 @@ class SentenceProblem(Problem):
         near = torch.isin(self.train_pool.groups, torch.tensor(NEAR_DOMAINS))
         pool = self.target_pool if self.config.validation else self.train_pool.pick(near)
         drawn = self._drawn(pool, len(pool.examples), LOOKS, LOOK_SEED)
-        return [its.with_shots(MIDDLE) for its in drawn]
+        return [its.with_shots(max(SHOTS)) for its in drawn]
 
     def _drawn(self, pool: Pool, ways: int, count: int, seed: int) -> list[Episode]:
         generator = torch.Generator().manual_seed(seed)
@@ -186,7 +182,7 @@ class SentenceProblem(Problem):
             logits, params = self._answer(model, episode, steps, other)
             seconds.append(time.perf_counter() - start)
             query.append(logits.softmax(2))
-            if condition == "own" and setting.shots and not setting.steps:
+            if condition == "own" and setting.shots:
                 support.append(self._left_out(model, episode, params, steps).softmax(2))
             for name, size in self._change(model, params).items():
                 change.setdefault(name, []).append(size)
