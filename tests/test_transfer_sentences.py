@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from weightloom.apps.app import Training
 from weightloom.apps.transfer.config import TransferConfig
-from weightloom.apps.transfer.problems import sentence_states, sentences
+from weightloom.apps.transfer.problems import sentence_methods, sentence_states, sentences
 from weightloom.apps.transfer.problems.sentence_heads import (
     SCALE,
     left_out_loss,
@@ -65,6 +65,7 @@ def bert():
 def small_model(bert, monkeypatch):
     for module in (sentence_states, sentences):
         monkeypatch.setattr(module, "sentence_model", lambda: (tokenise, bert))
+    monkeypatch.setattr(sentence_methods, "processor_knows_bf16", lambda: False)
     sentences.loaded.cache_clear()
     yield
     sentences.loaded.cache_clear()
@@ -336,6 +337,14 @@ def test_every_method_gives_probabilities_and_a_left_out_support(data, monkeypat
         assert found.support.shape == (2, ways * 5, ways)
         assert opened.support_loss(five, found.support).shape == (2, 5 * ways)
     assert opened.outputs(opened.build("source"), names).support is None
+
+
+def test_bfloat16_changes_no_feature_by_more_than_its_rounding(drawn, monkeypatch):
+    states, tail, episode = drawn
+    exact = Method(states, tail).features(episode.query)
+    monkeypatch.setattr(sentence_methods, "processor_knows_bf16", lambda: True)
+    rounded = Method(states, tail).features(episode.query)
+    assert 0 < (rounded - exact).abs().max() < 0.03
 
 
 def test_right_answers_score_1(data):

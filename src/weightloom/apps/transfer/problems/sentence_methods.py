@@ -123,17 +123,16 @@ class Method(nn.Module):
     ) -> Float[Tensor, "tasks texts width"]:
         """Return the features of texts.
 
-        Texts are read in parts of similar length, so that little is padded. In eval mode the layers
-        compute in bfloat16 where the processor can, as the frozen layers do.
+        Texts are read in parts of similar length, so that little is padded. Layers compute in
+        bfloat16 where the processor can, as the frozen layers do; weights stay in float32.
 
         Args:
             texts: Numbers of texts.
             params: Parameters of each task; None for the shared ones.
         """
         order = self.states.lengths[texts].argsort(1)
-        fast = not self.training and processor_knows_bf16()
         parts = []
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=processor_knows_bf16()):
             for part in order.split(96, dim=1):
                 states, there = self.states.read(texts.gather(1, part))
                 if params is None:
