@@ -7,7 +7,6 @@ Knows nothing of a single problem.
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from weightloom.apps.app import Contender
@@ -17,6 +16,8 @@ from weightloom.runs.record import Role, Row, failed_row, row_of, summary
 
 CHECKED = "checked"
 """Name of the row of all methods, weighed by the check."""
+LEAST = 0.01
+"""Smallest score that a change is relative to, as a share of the mean over families."""
 CONTROLS: tuple[Condition, ...] = ("shuffled", "mean")
 """Conditions of the controls."""
 
@@ -58,21 +59,28 @@ class _Judged:
         self.rows: list[Row] = []
         self.ours: Tensor | None = None
         self.trained: dict[str, Tensor] = {}
-        kept: dict[str, Outputs] = {}
-        for contender in contenders:
-            if contender.model is None:
-                title = setting.title
-                failed = failed_row(contender.name, title, problem.score, problem.better)
-                self.rows.append(failed)
-                continue
-            found = self._outputs(contender.model)
-            self._add(contender.name, found, contender.role)
-            if contender.role == "method":
-                kept[contender.name] = found
+        self.kept: dict[str, Outputs] = {}
+        methods = [its for its in contenders if its.role == "method"]
+        for contender in methods:
+            self._judge(contender)
         if check:
-            self._check(kept)
+            self._check()
         for contender in contenders:
+            if contender.role != "method":
+                self._judge(contender)
+        for contender in methods:
             self._add_controls(contender)
+
+    def _judge(self, contender: Contender[nn.Module]) -> None:
+        """Add the row of a contender."""
+        if contender.model is None:
+            title, problem = self.setting.title, self.problem
+            self.rows.append(failed_row(contender.name, title, problem.score, problem.better))
+            return
+        found = self._outputs(contender.model)
+        self._add(contender.name, found, contender.role)
+        if contender.role == "method":
+            self.kept[contender.name] = found
 
     def _outputs(self, model: nn.Module, condition: Condition = "own") -> Outputs:
         model.eval()
@@ -101,15 +109,15 @@ class _Judged:
     def _add_controls(self, contender: Contender[nn.Module]) -> None:
         """Add rows of a method with the condition of another target, and with the mean one."""
         model = contender.model
-        if model is None or contender.role != "method" or not model.reads:
+        if model is None or not model.reads:
             return
         for condition in CONTROLS:
             name = f"{contender.name}, {condition} condition"
             self._add(name, self._outputs(model, condition), "control")
 
-    def _check(self, kept: Mapping[str, Outputs]) -> None:
+    def _check(self) -> None:
         """Add the row of all methods, blended by their losses on the support."""
-        source = self.problem.unadapted
+        source, kept = self.problem.unadapted, self.kept
         if source not in kept or kept[source].support is None:
             return
         check = self._checked(kept)
@@ -166,9 +174,11 @@ def worst_family(row: Row) -> tuple[str, float]:
         ('beetles', 0.1999...)
     """
     sign = 1 if row["better"] == "lower" else -1
+    families = row["check"]["families"]
+    least = LEAST * sum(abs(source) for _, source in families.values()) / len(families)
     changes = {
-        family: sign * (checked - source) / max(abs(source), torch.finfo(torch.float).tiny)
-        for family, (checked, source) in row["check"]["families"].items()
+        family: sign * (checked - source) / max(abs(source), least, LEAST)
+        for family, (checked, source) in families.items()
     }
     worst = max(changes, key=lambda family: changes[family])
     return worst, changes[worst]
