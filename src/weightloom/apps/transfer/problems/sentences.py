@@ -149,7 +149,13 @@ class SentenceProblem(Problem):
             return torch.stack(right).float().mean().item()
 
         return fit(
-            model, draw, config, training, score=score, score_name="accuracy", warmup_steps=20
+            model,
+            draw,
+            config,
+            training,
+            score=score,
+            score_name="accuracy",
+            warmup_steps=(config.steps or 0) // 8,
         )
 
     def _looks(self) -> list[Episode]:
