@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from weightloom.conditions import class_statistics
 from weightloom.hypernets.head import prototype_head, ridge_head
@@ -20,7 +21,7 @@ SCALE = 15.0
 """Scale of logits of class means, which are squared distances between points of unit length."""
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Penalties of a ridge head that its left-out loss is compared at."""
-SHARES = (0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the ridge head in a mixture that are compared."""
 RIDGE_SCALE = 12.0
 """Scale of the logits of a ridge head, which fits targets 0 and 1, before its temperature."""
@@ -42,53 +43,86 @@ class Head(NamedTuple):
 
 
 def mean_head(
-    features: Float[Tensor, "tasks examples features"], labels: Int[Tensor, "tasks examples"]
+    features: Float[Tensor, "tasks examples features"],
+    labels: Int[Tensor, "tasks examples"],
+    judged: Float[Tensor, "tasks examples features"] | None = None,
 ) -> Head:
     """Score a text by its squared distance to the mean of each class, name included.
 
     From two known texts of a class on, logits are multiplied by the temperature of the task with
     which left-out texts are predicted best.
+
+    Args:
+        features: Features of the known texts.
+        labels: Their classes.
+        judged: Features to choose the temperature on, from an encoder that was not adapted to these
+            texts. Default: ``features``.
     """
-    statistics = class_statistics(features, labels)
-    left_out = SCALE * left_out_prototypes(features, labels, statistics.mean, statistics.shots)
-    weight, bias = (SCALE * part for part in prototype_head(statistics.mean))
-    several = statistics.shots.gather(1, labels) > 1
-    return _tempered(Head(weight, bias, left_out), labels, several)
+    apart = features if judged is None else judged
+    factor = _temperature(_means(apart, labels), labels)
+    return _scaled(_means(features, labels), factor)
 
 
 def mixed_head(
-    features: Float[Tensor, "tasks examples features"], labels: Int[Tensor, "tasks examples"]
+    features: Float[Tensor, "tasks examples features"],
+    labels: Int[Tensor, "tasks examples"],
+    judged: Float[Tensor, "tasks examples features"] | None = None,
 ) -> Head:
     """Mix class means and ridge regression, by the loss of left-out texts.
 
     Every penalty and every share of the ridge head is compared on each task. With one known text
     per class nothing can be left out: the head is that of the means.
+
+    Args:
+        features: Features of the known texts.
+        labels: Their classes.
+        judged: Features to choose penalty, share and temperature on, from an encoder that was not
+            adapted to these texts. Default: ``features``.
     """
-    means = mean_head(features, labels)
-    if features.shape[1] == means.weight.shape[1]:
-        return means
-    there = torch.ones_like(labels, dtype=torch.bool)
-    heads, ways = [means], means.weight.shape[1]
-    for penalty in features.new_tensor(PENALTIES):
-        found = ridge_head(features, labels, there, ways, penalty.expand(len(features)))
-        ridge = _tempered(Head(*(RIDGE_SCALE * part for part in found)), labels, there)
-        heads += [_mixed(means, ridge, share, labels) for share in SHARES]
-    losses = torch.stack([cross_entropy_per_task(head.left_out, labels) for head in heads])
-    best, tasks = losses.argmin(0), torch.arange(len(features))
+    ways = int(labels.max()) + 1
+    if features.shape[1] == ways:
+        return mean_head(features, labels)
+    sides = (features,) if judged is None else (judged, features)
+    means = [_means(its, labels) for its in sides]
+    heads, losses = [], []
+    for penalty in PENALTIES:
+        ridges = [_ridge(its, labels, ways, penalty) for its in sides]
+        sizes = _temperature(means[0], labels), _temperature(ridges[0], labels)
+        for share in SHARES:
+            known = _mixed(means[0], ridges[0], sizes, share)
+            factor = _temperature(known, labels)
+            losses.append(cross_entropy_per_task(_scaled(known, factor).left_out, labels))
+            heads.append(_scaled(_mixed(means[-1], ridges[-1], sizes, share), factor))
+    best, tasks = torch.stack(losses).argmin(0), torch.arange(len(features))
     return Head(*(torch.stack(parts)[best, tasks] for parts in zip(*heads, strict=True)))
 
 
-def _mixed(means: Head, ridge: Head, share: float, labels: Tensor) -> Head:
-    parts = zip(means, ridge, strict=True)
-    mixed = Head(*((1 - share) * mean + share * other for mean, other in parts))
-    return _tempered(mixed, labels, torch.ones_like(labels, dtype=torch.bool))
+def _means(features: Tensor, labels: Tensor) -> Head:
+    statistics = class_statistics(features, labels)
+    left_out = left_out_prototypes(features, labels, statistics.mean, statistics.shots)
+    weight, bias = prototype_head(statistics.mean)
+    return Head(SCALE * weight, SCALE * bias, SCALE * left_out)
 
 
-def _tempered(head: Head, labels: Tensor, there: Tensor) -> Head:
-    factor = temperature(head.left_out, labels, there)[:, None]
-    return Head(
-        factor[..., None] * head.weight, factor * head.bias, factor[..., None] * head.left_out
-    )
+def _ridge(features: Tensor, labels: Tensor, ways: int, penalty: float) -> Head:
+    there = torch.ones_like(labels, dtype=torch.bool)
+    found = ridge_head(features, labels, there, ways, features.new_full((len(labels),), penalty))
+    return Head(*(RIDGE_SCALE * part for part in found))
+
+
+def _mixed(means: Head, ridge: Head, sizes: tuple[Tensor, Tensor], share: float) -> Head:
+    both = zip(_scaled(means, sizes[0]), _scaled(ridge, sizes[1]), strict=True)
+    return Head(*((1 - share) * mean + share * other for mean, other in both))
+
+
+def _temperature(head: Head, labels: Tensor) -> Tensor:
+    """Return the temperature of each task, from known texts that are not alone in their class."""
+    several = one_hot(labels).sum(1).gather(1, labels) > 1
+    return temperature(head.left_out, labels, several)
+
+
+def _scaled(head: Head, factor: Tensor) -> Head:
+    return Head(*(factor.view(-1, *[1] * (part.ndim - 1)) * part for part in head))
 
 
 def left_out_loss(

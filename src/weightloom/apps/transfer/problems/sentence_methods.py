@@ -28,7 +28,7 @@ from weightloom.base import per_task
 from weightloom.conditions import DeepSets, class_statistics
 from weightloom.forms import Factored, LowRank
 from weightloom.hypernets import AdapterHyperNetwork
-from weightloom.hypernets.head import prototype_head
+from weightloom.hypernets.head import LearnedScale, prototype_head
 from weightloom.losses import cross_entropy_per_task
 from weightloom.params import Params
 from weightloom.platforms import processor_knows_bf16
@@ -66,9 +66,19 @@ class Method(nn.Module):
         self.tail = copy.deepcopy(tail).requires_grad_(False)
         self.run = per_task(self.tail)
 
-    def head(self, features: Tensor, labels: Tensor) -> Head:
-        """Return the head of each task, from features and labels of its known texts."""
-        return (mixed_head if self.mixes else mean_head)(features, labels)
+    def head(self, episode: Episode, features: Tensor, params: Params | None) -> Head:
+        """Return the head of each task.
+
+        Its temperature and mixture are chosen on the features of the shared weights: those that
+        were adapted to the known texts would tell them apart too well.
+
+        Args:
+            episode: Tasks.
+            features: Features of their known texts.
+            params: Parameters of each task that gave these; None for the shared ones.
+        """
+        judged = None if params is None else self.features(episode.support)
+        return (mixed_head if self.mixes else mean_head)(features, episode.support_y, judged)
 
     def shared(self) -> dict[str, Tensor]:
         """Return the parameters of the last layers that all tasks share, by name."""
@@ -269,10 +279,11 @@ class GeneratedStep(SharedFineTune):
     """Changes of all weights of the last layers, written from the gradient of each task.
 
     The condition of a task is the gradient of `left_out_loss` of its known texts in the weights,
-    each divided by its root mean square. The change of a weight is this condition times a learned
-    factor for each row and each column, and a learned size. Sizes, factors and the shared weights
-    are trained together, so that one pass does what several gradient steps on a target do. With
-    names alone the condition is zero, and the shared weights remain.
+    each divided by its root mean square, times a size that is learned per number of examples. The
+    change of a weight is this condition times a learned factor for each row and each column, and a
+    learned size. All these and the shared weights are trained together, so that one pass does
+    the work of several gradient steps on a target. With names alone the condition is zero, and the
+    shared weights remain.
 
     Args:
         states: States of all texts.
@@ -292,7 +303,8 @@ class GeneratedStep(SharedFineTune):
         self, states: States, tail: Tail, size: float = 1e-3, factors: bool = True
     ) -> None:
         super().__init__(states, tail)
-        self.size, weights = size, list(self.tail.parameters())
+        weights = list(self.tail.parameters())
+        self.size = LearnedScale(size, per_shots=True)
         self.sizes = nn.Parameter(torch.zeros(len(weights)))
         self.rows = nn.ParameterList(torch.zeros(its.shape[0]) for its in weights)
         self.columns = nn.ParameterList(torch.zeros(its.shape[-1]) for its in weights)
@@ -301,19 +313,22 @@ class GeneratedStep(SharedFineTune):
             self.columns.requires_grad_(False)
 
     def condition(self, episode: Episode) -> Params:
-        """Return the gradient of the left-out loss of each task, scaled to a mean square of 1."""
+        """Return the gradient of the left-out loss of each task, of learned size."""
         tasks = len(episode.support)
         weights = {n: its.detach() for n, its in self.shared().items()}
         params = {n: its.expand(tasks, *its.shape).requires_grad_() for n, its in weights.items()}
         with torch.enable_grad():
             loss = left_out_loss(self.features(episode.support, params), episode.support_y)
             found = torch.autograd.grad(loss.sum(), list(params.values()))
-        return Params({name: _unit(its) for name, its in zip(params, found, strict=True)})
+        shots = episode.support.shape[1] / episode.ways
+        size = self.size(loss.new_full((tasks,), shots))
+        units = {name: _unit(its) for name, its in zip(params, found, strict=True)}
+        return Params({name: _each(size, its) * its for name, its in units.items()})
 
     def write(self, condition: Params) -> Params:
         """Subtract the condition, scaled by row and column, from the shared weights."""
         written = dict[str, Tensor]()
-        sizes = self.size * (GAIN * self.sizes).exp()
+        sizes = (GAIN * self.sizes).exp()
         each = zip(condition.items(), sizes, self.rows, self.columns, strict=True)
         for (name, its), size, rows, columns in each:
             scale = 1 + GAIN * rows
@@ -326,4 +341,9 @@ class GeneratedStep(SharedFineTune):
 def _unit(gradient: Tensor) -> Tensor:
     """Scale the gradient of each task to a root mean square of 1; zero stays zero."""
     size = gradient.flatten(1).square().mean(1).sqrt().clamp(min=1e-12)
-    return gradient / size.view(-1, *[1] * (gradient.ndim - 1))
+    return gradient / _each(size, gradient)
+
+
+def _each(numbers: Tensor, values: Tensor) -> Tensor:
+    """Give the numbers of tasks as many axes as their values have."""
+    return numbers.view(-1, *[1] * (values.ndim - 1))

@@ -206,7 +206,8 @@ class SentenceProblem(Problem):
         params = model.fitted(episode, model.adapt(episode, other), steps)
         known = episode.support.shape[1]
         features = model.features(torch.cat([episode.support, episode.query], 1), params)
-        return model.head(features[:, :known], episode.support_y)(features[:, known:]), params
+        head = model.head(episode, features[:, :known], params)
+        return head(features[:, known:]), params
 
     def _left_out(
         self, model: Method, episode: Episode, params: Params | None, steps: int
@@ -224,7 +225,8 @@ class SentenceProblem(Problem):
                 kept = episode.without(torch.cat([out, names]))
                 mine = model.fitted(kept, model.adapt(kept), steps)
             features = model.features(episode.support, mine)
-            found[:, out] = model.head(features, episode.support_y).left_out[:, :examples][:, out]
+            head = model.head(episode, features, mine)
+            found[:, out] = head.left_out[:, :examples][:, out]
         return found
 
     def _conditions(
