@@ -68,17 +68,18 @@ _SENTENCES: dict[str, Any] = {
         "probe",
         "shared-finetune",
         "shared-then-finetune",
-        "maml",
         "generated-adapter",
         "shared",
         "finetune",
         "lora",
     ),
-    "steps": 200,
+    "steps": 120,
     "tasks": 1,
-    "learning_rate": 2e-4,
-    "rates": {},
-    "test_targets": 10,
+    "learning_rate": 3e-4,
+    "rates": {"shared-finetune": 2e-4, "shared-then-finetune": 2e-4},
+    "test_targets": 6,
+    "evaluate_every": 60,
+    "checkpoint_every": 60,
 }
 """Defaults of `intents` and `spam`."""
 

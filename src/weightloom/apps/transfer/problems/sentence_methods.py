@@ -289,7 +289,6 @@ class GeneratedStep(SharedFineTune):
         states: States of all texts.
         tail: The last layers.
         size: Root mean square of a change before training.
-        factors: Learn factors of rows and columns; False leaves one size per weight.
 
     Source:
         Mitchell et al., "Fast model editing at scale" (2022): changes written from gradients;
@@ -299,18 +298,13 @@ class GeneratedStep(SharedFineTune):
 
     reads = True
 
-    def __init__(
-        self, states: States, tail: Tail, size: float = 1e-3, factors: bool = True
-    ) -> None:
+    def __init__(self, states: States, tail: Tail, size: float = 1e-3) -> None:
         super().__init__(states, tail)
         weights = list(self.tail.parameters())
         self.size = LearnedScale(size, per_shots=True)
         self.sizes = nn.Parameter(torch.zeros(len(weights)))
         self.rows = nn.ParameterList(torch.zeros(its.shape[0]) for its in weights)
         self.columns = nn.ParameterList(torch.zeros(its.shape[-1]) for its in weights)
-        if not factors:
-            self.rows.requires_grad_(False)
-            self.columns.requires_grad_(False)
 
     def condition(self, episode: Episode) -> Params:
         """Return the gradient of the left-out loss of each task, of learned size."""

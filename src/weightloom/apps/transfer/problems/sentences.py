@@ -70,6 +70,15 @@ class Loaded(NamedTuple):
     target: Pool
 
 
+class _Answered(NamedTuple):
+    """Outputs for one target."""
+
+    query: Tensor
+    support: Tensor | None
+    time_s: float
+    change: dict[str, Tensor]
+
+
 class SentenceProblem(Problem):
     """Frozen MiniLM and classes of sentences that it was not trained on.
 
@@ -124,7 +133,6 @@ class SentenceProblem(Problem):
             "probe": lambda: Probe(*parts),
             "shared-finetune": lambda: SharedFineTune(*parts),
             "shared-then-finetune": lambda: SharedThenFineTune(*parts),
-            "maml": lambda: GeneratedStep(*parts, factors=False),
             "generated-adapter": lambda: GeneratedAdapter(*parts, rank, self.config.width),
             "shared": lambda: SharedAdapter(*parts, rank),
             "finetune": lambda: FineTune(*parts),
@@ -174,30 +182,35 @@ class SentenceProblem(Problem):
     def outputs(self, model: nn.Module, setting: Setting, condition: Condition = "own") -> Outputs:
         """Adapt a method to every target, one after another, and classify its queries.
 
-        For the check, the examples are left out in two parts, and an adapted method of the other
-        part, with a head of all others, classifies them.
+        For the check, the examples are left out in two parts, and a method that was adapted to the
+        other part, with a head of all others, classifies them. It takes two examples per class, and
+        no gradient steps: with these, a method is no candidate of the check.
         """
         assert isinstance(model, Method)
         others = self._conditions(model, setting.shots, condition)
-        steps = setting.steps or model.steps
-        query, support, seconds = [], [], list[float]()
-        change: dict[str, list[Tensor]] = {}
-        for target, other in zip(self.targets, others, strict=True):
-            episode = target.with_shots(setting.shots)
-            start = time.perf_counter()
-            logits, params = self._answer(model, episode, steps, other)
-            seconds.append(time.perf_counter() - start)
-            query.append(logits.softmax(2))
-            if condition == "own" and setting.shots:
-                support.append(self._left_out(model, episode, params, steps).softmax(2))
-            for name, size in self._change(model, params).items():
-                change.setdefault(name, []).append(size)
+        found = [
+            self._one(model, target.with_shots(setting.shots), setting, other)
+            for target, other in zip(self.targets, others, strict=True)
+        ]
+        query, support, times, changes = zip(*found, strict=True)
         return Outputs(
             torch.cat(query),
-            torch.cat(support) if support else None,
-            median(seconds),
-            {name: torch.stack(its) for name, its in change.items()},
+            None if support[0] is None else torch.cat(support),
+            median(times),
+            {name: torch.stack([its[name] for its in changes]) for name in changes[0]},
         )
+
+    def _one(
+        self, model: Method, episode: Episode, setting: Setting, other: Params | None
+    ) -> _Answered:
+        """Adapt a method to one target, and classify its queries and left-out examples."""
+        steps = setting.steps or model.steps
+        start = time.perf_counter()
+        logits, params = self._answer(model, episode, steps, other)
+        seconds = time.perf_counter() - start
+        leaves_out = other is None and setting.shots >= FOLDS and not (model.fits and steps)
+        left = self._left_out(model, episode, params).softmax(2) if leaves_out else None
+        return _Answered(logits.softmax(2), left, seconds, self._change(model, params))
 
     def _answer(
         self, model: Method, episode: Episode, steps: int, other: Params | None = None
@@ -209,24 +222,20 @@ class SentenceProblem(Problem):
         head = model.head(episode, features[:, :known], params)
         return head(features[:, known:]), params
 
-    def _left_out(
-        self, model: Method, episode: Episode, params: Params | None, steps: int
-    ) -> Tensor:
+    def _left_out(self, model: Method, episode: Episode, params: Params | None) -> Tensor:
         """Return logits of the examples, (1, examples, ways), each left out."""
         examples = episode.support.shape[1] - episode.ways
-        place = torch.arange(examples)
-        fold = (place % episode.shots if episode.shots > 1 else place) % FOLDS
+        if params is None:  # the encoder is not adapted, so the head alone leaves out
+            features = model.features(episode.support)
+            return model.head(episode, features, None).left_out[:, :examples]
+        fold = torch.arange(examples) % episode.shots % FOLDS
+        names = torch.zeros(episode.ways, dtype=torch.bool)
         found = torch.zeros(1, examples, episode.ways)
-        for number in range(FOLDS if params is not None else 1):
-            out = (fold == number) if params is not None else torch.ones_like(fold).bool()
-            mine = params
-            if params is not None:
-                names = torch.zeros(episode.ways, dtype=torch.bool)
-                kept = episode.without(torch.cat([out, names]))
-                mine = model.fitted(kept, model.adapt(kept), steps)
-            features = model.features(episode.support, mine)
-            head = model.head(episode, features, mine)
-            found[:, out] = head.left_out[:, :examples][:, out]
+        for number in range(FOLDS):
+            out = fold == number
+            adapted = model.adapt(episode.without(torch.cat([out, names])))
+            features = model.features(episode.support, adapted)
+            found[:, out] = model.head(episode, features, adapted).left_out[:, :examples][:, out]
         return found
 
     def _conditions(
