@@ -73,13 +73,25 @@ _SENTENCES: dict[str, Any] = {
         "finetune",
         "lora",
     ),
-    "steps": 120,
+    "comparators": (
+        "source",
+        "probe",
+        "shared-finetune",
+        "shared-then-finetune",
+        "shared",
+    ),
+    "steps": 100,
     "tasks": 1,
-    "learning_rate": 3e-4,
-    "rates": {"shared-finetune": 2e-4, "shared-then-finetune": 2e-4},
-    "test_targets": 6,
-    "evaluate_every": 60,
-    "checkpoint_every": 60,
+    "learning_rate": 5e-4,
+    "rates": {
+        "shared-finetune": 2e-4,
+        "shared-then-finetune": 2e-4,
+        "shared": 3e-3,
+        "generated-adapter": 1e-3,
+    },
+    "test_targets": 4,
+    "evaluate_every": 50,
+    "checkpoint_every": 50,
 }
 """Defaults of `intents` and `spam`."""
 

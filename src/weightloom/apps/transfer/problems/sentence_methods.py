@@ -298,7 +298,7 @@ class GeneratedStep(SharedFineTune):
 
     reads = True
 
-    def __init__(self, states: States, tail: Tail, size: float = 1e-3) -> None:
+    def __init__(self, states: States, tail: Tail, size: float = 5e-4) -> None:
         super().__init__(states, tail)
         weights = list(self.tail.parameters())
         self.size = LearnedScale(size, per_shots=True)
