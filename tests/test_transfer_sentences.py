@@ -1,5 +1,6 @@
 """Transfer to classes of sentences: a small BERT with random weights stands in for MiniLM."""
 
+import copy
 import csv
 import gzip
 import zlib
@@ -7,6 +8,7 @@ from itertools import count
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.func import functional_call
 from torch.nn.functional import normalize
 
@@ -388,6 +390,44 @@ def test_controls_read_the_conditions_of_training_tasks(data):
     torch.testing.assert_close(change[0], change[1])  # one change for everybody
     shuffled = opened.outputs(model, setting, "shuffled").query
     assert (shuffled - opened.outputs(model, setting).query).abs().max() > 1e-4
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "own.csv"
+    rows = [f"lost_card,card lost {n}" for n in range(3)] + ["music,play song 1", "flight,"]
+    path.write_text("\n".join(["label,text", *rows]))
+    return path
+
+
+@pytest.mark.parametrize("method", ["generated", "shared", "lora", "source"])
+def test_the_saved_layers_classify_as_the_adapted_method_does(data, table, bert, method):
+    adapted = problem(test_targets=1).adapt(problem(test_targets=1).build(method), str(table))
+    assert adapted.about == "Adapted to 3 classes of sentences by their names and 4 examples."
+    assert adapted.classes == ["flight", "lost_card", "music"]
+    texts = ["card lost now", "a song to play"]
+    facts = adapted.save(table.parent / "out")
+    assert facts["classes"] == adapted.classes
+    saved = load_file(table.parent / "out" / "sentences.safetensors")
+    head = [saved.pop("head.weight"), saved.pop("head.bias")]
+    plain = copy.deepcopy(bert)
+    missing, unexpected = plain.load_state_dict(saved, strict=False)
+    assert not unexpected
+    assert not any("layer.2." in name for name in missing) or method == "lora"
+    for text, found in zip(texts, adapted.predict_proba(texts), strict=True):
+        ids = torch.tensor(tokenise([text], False)["input_ids"])
+        feature = normalize(plain(input_ids=ids).last_hidden_state[0].mean(0), dim=0)
+        wanted = (head[0] @ feature + head[1]).softmax(0)
+        torch.testing.assert_close(found, wanted, atol=2e-2, rtol=0)
+    rows = adapted.predict_rows(texts)
+    assert [row["text"] for row in rows] == texts
+
+
+def test_a_table_of_one_class_is_refused(data, table):
+    table.write_text("label,text\nonly,card\n")
+    opened = problem(test_targets=1)
+    with pytest.raises(DataError, match=r"labels \['only'\].*two or more.*another class"):
+        opened.adapt(opened.build("source"), str(table))
 
 
 def test_validation_trains_on_none_of_the_judged_classes(data):

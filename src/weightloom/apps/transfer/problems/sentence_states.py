@@ -80,11 +80,14 @@ class States:
         self.width: int = model.config.hidden_size
         """Numbers in the state of a token."""
         self._flat = torch.zeros(int(self.lengths.sum()), self.width, dtype=torch.float16)
-        lower = len(model.encoder.layer) - tail
+        self.frozen = len(model.encoder.layer) - tail
+        """Number of layers below the adapted ones."""
         with counting("encoding sentences", len(rows)) as show:
             for done, texts_now in self._batches(AT_ONCE):
                 show(done)
-                self._keep(texts_now, _lower(model, lower, [rows[i] for i in texts_now.tolist()]))
+                self._keep(
+                    texts_now, _lower(model, self.frozen, [rows[i] for i in texts_now.tolist()])
+                )
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from weightloom.datasets import needed_file
-from weightloom.errors import ConfigError, DataError, nearest
+from weightloom.errors import DataError, nearest
 from weightloom.tasks.text import load_intents, name_in_words, rows_of_texts
 from weightloom.texts import shortened
 
@@ -173,10 +173,11 @@ def numbered(labels: Sequence[str], names: Sequence[str]) -> Tensor:
 
 
 def check_enough(pool: Pool, ways: int, examples: int, option: str) -> None:
-    """Raise a `ConfigError` if tasks would need more classes or examples than a pool holds."""
+    """Raise a `DataError` if tasks would need more classes or examples than a pool holds."""
     fewest = min(len(its) for its in pool.examples)
     if ways > len(pool.examples) or examples > fewest:
-        raise ConfigError(
-            f"`{option}` asks for {ways} classes of {examples} texts. There are "
-            f"{len(pool.examples)} classes, and the smallest has {fewest} texts. Ask for fewer."
+        raise DataError(
+            f"`{option}` takes {ways} classes of {examples} texts for a target. There are "
+            f"{len(pool.examples)} classes, and the smallest has {fewest} texts. Put a whole copy "
+            "of the file in its place."
         )

@@ -8,6 +8,7 @@ Knows nothing of tables and reports.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from weightloom.apps.app import Training
 from weightloom.apps.transfer.config import TransferOptions
 from weightloom.apps.transfer.problems.problem import Condition, Outputs, Problem, Setting
+from weightloom.apps.transfer.problems.sentence_adapted import AdaptedSentences
 from weightloom.apps.transfer.problems.sentence_methods import (
     FineTune,
     GeneratedAdapter,
@@ -108,7 +110,7 @@ class SentenceProblem(Problem):
         ways = len(self.target_pool.examples)
         self.queries = 5 if ways > 2 else 100
         most = max(SHOTS) + self.queries
-        check_enough(self.target_pool, ways, most, "--data")
+        check_enough(self.target_pool, ways, most, f"--data {config.data}")
         self.targets = self._drawn(self.target_pool, ways, config.test_targets, TARGET_SEED)
         family = "CLINC150, two domains" if config.validation else TARGETS[config.data].name
         self.names = [f"{family} {number}" for number in range(config.test_targets)]
@@ -281,6 +283,11 @@ class SentenceProblem(Problem):
         """Return the log loss of every example, (targets, examples), in nats."""
         labels = torch.cat([its.with_shots(setting.shots).support_y for its in self.targets])
         return _log_loss(support, labels[:, : support.shape[1]])
+
+    def adapt(self, model: nn.Module, target: str) -> AdaptedSentences:
+        """Adapt a method to classes in a table of label and text; errors as `AdaptedSentences`."""
+        assert isinstance(model, Method)
+        return AdaptedSentences(model, LAYERS, Path(target).expanduser())
 
     def facts(self) -> dict[str, Any]:
         """Return the sizes of the source and of the tasks."""
