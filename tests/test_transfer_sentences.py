@@ -13,8 +13,15 @@ from torch.func import functional_call
 from torch.nn.functional import normalize
 
 from weightloom.apps.app import Training
+from weightloom.apps.experiment import run
+from weightloom.apps.transfer.app import Transfer
 from weightloom.apps.transfer.config import TransferConfig
-from weightloom.apps.transfer.problems import sentence_methods, sentence_states, sentences
+from weightloom.apps.transfer.problems import (
+    sentence_heads,
+    sentence_methods,
+    sentence_states,
+    sentences,
+)
 from weightloom.apps.transfer.problems.sentence_heads import (
     SCALE,
     left_out_loss,
@@ -33,6 +40,7 @@ from weightloom.apps.transfer.problems.sentence_methods import (
 from weightloom.apps.transfer.problems.sentence_states import States, Tail
 from weightloom.apps.transfer.problems.sentence_tasks import Texts, numbered, pool_of
 from weightloom.errors import ConfigError, DataError
+from weightloom.runs.record import label
 from weightloom.training import History, OneProcess
 
 transformers = pytest.importorskip("transformers")
@@ -68,6 +76,8 @@ def small_model(bert, monkeypatch):
     for module in (sentence_states, sentences):
         monkeypatch.setattr(module, "sentence_model", lambda: (tokenise, bert))
     monkeypatch.setattr(sentence_methods, "processor_knows_bf16", lambda: False)
+    monkeypatch.setattr(sentence_heads, "PENALTIES", (0.3,))  # fewer mixtures, for speed
+    monkeypatch.setattr(sentence_heads, "SHARES", (0.0, 0.5))
     sentences.loaded.cache_clear()
     yield
     sentences.loaded.cache_clear()
@@ -452,3 +462,12 @@ def test_training_tasks_hold_every_number_of_examples(data, monkeypatch):
     opened.train(opened.build("shared"), opened.config, training)
     assert set(seen) == {0, 1, 2, 3, 4, 5}
     assert 0 <= scores[0] <= 1
+
+
+def test_a_run_judges_every_setting_and_checks_where_there_are_examples(data, tmp_path):
+    config = TransferConfig(data="intents", comparators=("source",), steps=2, test_targets=2)
+    record = run(Transfer(), config, tmp_path / "out", quiet=True, bare=True)
+    found = {(label(row), row["setting"]) for row in record["scores"]}
+    for setting in ("names alone", "1-shot", "5-shot"):
+        assert {("generated", setting), ("source", setting)} <= found
+    assert {setting for name, setting in found if name == "checked"} == {"5-shot"}
