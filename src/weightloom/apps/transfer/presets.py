@@ -89,7 +89,7 @@ _SENTENCES: dict[str, Any] = {
         "shared": 3e-3,
         "generated-adapter": 1e-3,
     },
-    "test_targets": 4,
+    "test_targets": 5,
     "evaluate_every": 50,
     "checkpoint_every": 50,
 }

@@ -19,9 +19,9 @@ from weightloom.losses import cross_entropy_per_task
 
 SCALE = 15.0
 """Scale of logits of class means, which are squared distances between points of unit length."""
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+PENALTIES = (0.1, 0.3, 1.0, 3.0)
 """Penalties of a ridge head that its left-out loss is compared at."""
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.5, 1.0)
 """Shares of the ridge head in a mixture that are compared."""
 RIDGE_SCALE = 12.0
 """Scale of the logits of a ridge head, which fits targets 0 and 1, before its temperature."""
@@ -84,10 +84,11 @@ def mixed_head(
         return mean_head(features, labels)
     sides = (features,) if judged is None else (judged, features)
     means = [_means(its, labels) for its in sides]
+    of_means = _temperature(means[0], labels)
     heads, losses = [], []
     for penalty in PENALTIES:
         ridges = [_ridge(its, labels, ways, penalty) for its in sides]
-        sizes = _temperature(means[0], labels), _temperature(ridges[0], labels)
+        sizes = of_means, _temperature(ridges[0], labels)
         for share in SHARES:
             known = _mixed(means[0], ridges[0], sizes, share)
             factor = _temperature(known, labels)
