@@ -54,7 +54,7 @@ class Method(nn.Module):
     steps: ClassVar[int] = 0
     """Gradient steps on a target, where the row of the table asks for none."""
     inner_lr: ClassVar[float] = 2e-4
-    """Learning rate of gradient steps on a target, swept on validation targets."""
+    """Learning rate of gradient steps on a target."""
     fits: ClassVar[bool] = True
     """Take gradient steps on a target; False leaves the source as it is."""
     mixes: ClassVar[bool] = True
