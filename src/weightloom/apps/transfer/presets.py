@@ -86,7 +86,7 @@ _SENTENCES: dict[str, Any] = {
     "rates": {
         "shared-finetune": 2e-4,
         "shared-then-finetune": 2e-4,
-        "shared": 3e-3,
+        "shared": 1e-3,
         "generated-adapter": 1e-3,
     },
     "test_targets": 5,
