@@ -24,6 +24,7 @@ from weightloom.apps.transfer.problems import (
 )
 from weightloom.apps.transfer.problems.sentence_heads import (
     SCALE,
+    fitted_head,
     left_out_loss,
     mean_head,
     mixed_head,
@@ -212,6 +213,17 @@ def test_the_mixture_is_not_worse_on_left_out_texts_than_the_means():
         for head in (mixed_head(features, labels), mean_head(features, labels))
     ]
     assert losses[0] < losses[1] - 1e-3
+
+
+def test_a_fitted_layer_leaves_out_what_it_judges():
+    torch.manual_seed(0)
+    labels = torch.arange(20)[None] % 2
+    features = normalize(torch.randn(1, 20, 64), dim=2)  # nothing tells the classes apart
+    head = fitted_head(features, labels)
+    assert (head(features).argmax(2) == labels).float().mean() > 0.9
+    assert (head.left_out.argmax(2) == labels).float().mean() < 0.8
+    apart = normalize(torch.eye(2)[labels] + 0.1 * torch.randn(1, 20, 2), dim=2)
+    assert (fitted_head(apart, labels).left_out.argmax(2) == labels).all()
 
 
 def test_the_left_out_loss_does_not_see_a_text_that_is_alone():

@@ -66,6 +66,7 @@ _SENTENCES: dict[str, Any] = {
         "generated",
         "source",
         "probe",
+        "last-layer",
         "shared-finetune",
         "shared-then-finetune",
         "generated-adapter",
@@ -76,6 +77,7 @@ _SENTENCES: dict[str, Any] = {
     "comparators": (
         "source",
         "probe",
+        "last-layer",
         "shared-finetune",
         "shared-then-finetune",
         "shared",

@@ -18,6 +18,7 @@ from weightloom.adapt import descend
 from weightloom.apps.transfer.problems.sentence_heads import (
     SCALE,
     Head,
+    fitted_head,
     left_out_loss,
     mean_head,
     mixed_head,
@@ -175,6 +176,14 @@ class Probe(Method):
     """A last linear layer in closed form, on the features of the source."""
 
     fits = False
+
+
+class LastLayer(Probe):
+    """A last linear layer, fitted by gradient steps on the features of the source."""
+
+    def head(self, episode: Episode, features: Tensor, params: Params | None) -> Head:
+        """Fit the layer to the known texts."""
+        return fitted_head(features, episode.support_y)
 
 
 class SharedFineTune(Method):
