@@ -40,7 +40,8 @@ ABOUT = (
     # documents
     Method("seasonal", "copy of the last season, with the spread of past seasons; nothing is trained"),
     Method("last", "the last value, with the spread of past changes; nothing is trained"),
-    Method("spread", "quantiles of the most recent values; nothing is trained"),
+    Method("theta", "theta method: smoothing with half the trend; nothing is trained"),
+    Method("narrow", "the source's forecasts with 70 % of their width; nothing is trained"),
     Method("blend", "mean of source and plain forecasts, weighed on the target's support by a grid"),
     Method("generated-weights", "the same mean, with weights written from the condition"),
     # intents
@@ -69,7 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # documents
     "series": {
         "methods": (
-            *("generated", "generated-weights", "source", "seasonal", "last", "spread", "blend"),
+            *("generated", "generated-weights", "source", "seasonal", "last", "theta", "narrow", "blend"),
             *("shared", "shared-finetune", "finetune", "lora"),
         ),
         "steps": 300,

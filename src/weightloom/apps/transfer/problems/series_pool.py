@@ -34,9 +34,11 @@ from weightloom.tasks.series import (
 
 WINDOWS = SUPPORTS + QUERIES
 """Windows of a family, those to adapt on first, from the latest to the earliest."""
-CANDIDATES = ("source", *PLAIN)
+NARROW = 0.7
+"""Width of the forecasts of `narrow` relative to the source model's."""
+CANDIDATES = ("source", "narrow", *PLAIN)
 """Forecasts that learn nothing, in the order of `Pool.candidates`."""
-VERSION = 1
+VERSION = 2
 """Version of the tensors in the cache."""
 LEAST = 1e-6
 """Smallest loss that another one is divided by."""
@@ -200,7 +202,9 @@ def _windows(windows: Sequence[Window], season: int, reader: Reader) -> Pool:
         context = (window.context - low) / span
         forecasts = [forecast(context, season, HORIZON) for forecast in PLAIN.values()]
         plain.append(torch.from_numpy(np.stack(forecasts)).float())
-    candidates = torch.cat([source[:, None], torch.stack(plain)], 1)
+    middle = source[..., [len(LEVELS) // 2]]
+    both = torch.stack([source, middle + NARROW * (source - middle)], 1)
+    candidates = torch.cat([both, torch.stack(plain)], 1)
     about = torch.stack([_about(window, season) for window in windows])
     return Pool(states.summary, states.future, candidates, y, there, about)
 
