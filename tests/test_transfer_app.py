@@ -132,6 +132,15 @@ def test_bad_options_are_refused(options, words):
         TransferConfig(**options).resolved()
 
 
+def test_a_class_that_is_no_problem_is_refused():
+    config = TransferConfig(data="collections:OrderedDict", comparators=())
+    with pytest.raises(ConfigError, match=r"my_targets:MyProblem"):
+        Transfer().open(config.resolved())
+    config = TransferConfig(data="builtins:repr", comparators=())
+    with pytest.raises(ConfigError, match=r"gave a str.*Inherit from"):
+        Transfer().open(config.resolved())
+
+
 @given(
     losses=st.lists(st.lists(st.floats(0.01, 100), min_size=3, max_size=3), min_size=1, max_size=4),
     prior=st.floats(0.1, 10),
