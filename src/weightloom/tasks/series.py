@@ -260,7 +260,7 @@ def windows_of(family: Family) -> Windows:
 def _series_needed(family: Family) -> int:
     """Number of series that give enough windows, at least `QUERIES` if there are as many."""
     each = min((len(values) - SHORTEST) // family.horizon for values in family.series)
-    return max(QUERIES, -(-(SUPPORTS + QUERIES) // max(each, 1)))
+    return max(QUERIES, -(-SUPPORTS // max(each - 1, 1)))
 
 
 def _enough(family: Family) -> bool:

@@ -38,11 +38,15 @@ ABOUT = (
     Method("centroid", "class means of the source's features; nothing is trained"),
     # domains
     # documents
-    Method("seasonal", "copy of the last season, with the spread of past seasons; nothing is trained"),
+    Method(
+        "seasonal", "copy of the last season, with the spread of past seasons; nothing is trained"
+    ),
     Method("last", "the last value, with the spread of past changes; nothing is trained"),
     Method("theta", "theta method: smoothing with half the trend; nothing is trained"),
     Method("narrow", "the source's forecasts with 70 % of their width; nothing is trained"),
-    Method("blend", "mean of source and plain forecasts, weighed on the target's support by a grid"),
+    Method(
+        "blend", "mean of source and plain forecasts, weighed on the target's support by a grid"
+    ),
     Method("generated-weights", "the same mean, with weights written from the condition"),
     # intents
     # pictures
@@ -70,7 +74,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     # documents
     "series": {
         "methods": (
-            *("generated", "generated-weights", "source", "seasonal", "last", "theta", "narrow", "blend"),
+            *(
+                "generated",
+                "generated-weights",
+                "source",
+                "seasonal",
+                "last",
+                "theta",
+                "narrow",
+                "blend",
+            ),
             *("shared", "shared-finetune", "finetune", "lora"),
         ),
         "steps": 300,
@@ -78,7 +91,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "width": 32,
         "learning_rate": 1e-3,
         "tasks": 16,
-        "rates": {"finetune": 1e-4, "lora": 1e-3, "shared-finetune": 1e-4, "generated-weights": 3e-3},
+        "rates": {
+            "finetune": 1e-4,
+            "lora": 1e-3,
+            "shared-finetune": 1e-4,
+            "generated-weights": 3e-3,
+        },
     },
     # intents
     # pictures

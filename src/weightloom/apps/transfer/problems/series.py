@@ -72,7 +72,10 @@ class SeriesForecasts(Problem):
         self.config = config
         self.all = load_pool()
         train, validation, test = folds(self.all.groups, config.split)
-        self.train_families, self.validation_families = torch.tensor(train), torch.tensor(validation)
+        self.train_families, self.validation_families = (
+            torch.tensor(train),
+            torch.tensor(validation),
+        )
         chosen = validation if config.validation else test
         self.names = [self.all.names[number] for number in chosen]
         self.families = [self.all.groups[number] for number in chosen]
@@ -149,7 +152,7 @@ class SeriesForecasts(Problem):
         return Outputs(found, held, _adapt_time_s(model, support), model.change(state))
 
     def scores(self, setting: Setting, query: Tensor) -> dict[str, Tensor]:
-        """Return the loss relative to the source's, the loss, and the coverage of 80 % intervals."""
+        """Return the loss relative to the source's, the loss, and the share in 80 % intervals."""
         _, windows = self._windows(self.chosen, self.config.validation)
         found = _by_window(query)
         inside = (found[..., 0] <= windows.y) & (windows.y <= found[..., -1]) & windows.there

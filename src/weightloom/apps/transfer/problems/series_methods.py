@@ -29,7 +29,7 @@ PLACES = (
     "out_proj.weight",
 )
 """Weights of the head that get a low-rank change: all of its matrices."""
-PARTS = 10
+PARTS = 5
 """Weights of `Blend` are multiples of 1/PARTS."""
 FARTHEST = 4.0
 """Standardised conditions are cut at this many standard deviations."""
@@ -136,11 +136,10 @@ class GeneratedWeights(Forecaster):
         super().__init__()
         self.condition = Standard(mean, deviation)
         candidates = len(CANDIDATES)
-        self.network = nn.Sequential(
-            nn.Linear(len(mean), width), nn.ReLU(), nn.Linear(width, candidates)
-        )
-        nn.init.zeros_(self.network[2].weight)
-        nn.init.zeros_(self.network[2].bias)
+        written = nn.Linear(width, candidates)
+        nn.init.zeros_(written.weight)
+        nn.init.zeros_(written.bias)
+        self.network = nn.Sequential(nn.Linear(len(mean), width), nn.ReLU(), written)
         self.sharpness = nn.Parameter(torch.tensor(8.0))
         self.prior = nn.Parameter(torch.tensor([1.0] + [0.0] * (candidates - 1)))
 
@@ -173,7 +172,9 @@ class Changed(Forecaster):
         self.condition = Standard(mean, deviation)
         forms = dict.fromkeys(PLACES, LowRank(rank))
         self.hyper: nn.Module = (
-            MLPHyperNetwork(head, len(mean), forms, (width,)) if width else SharedChanges(head, forms)
+            MLPHyperNetwork(head, len(mean), forms, (width,))
+            if width
+            else SharedChanges(head, forms)
         )
         self.head, self.reads = head, width > 0
 

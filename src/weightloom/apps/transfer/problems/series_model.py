@@ -108,19 +108,24 @@ class Reader(nn.Module):
             self._read(windows[first : first + AT_ONCE])
             for first in range(0, len(windows), AT_ONCE)
         ]
-        return States(torch.cat([its.summary for its in parts]), torch.cat([its.future for its in parts]))
+        return States(
+            torch.cat([its.summary for its in parts]), torch.cat([its.future for its in parts])
+        )
 
     def _read(self, windows: Sequence[Window]) -> States:
         from fracast._core.periodic.official_encoding import _recency_encoding
         from fracast._core.periodic.seasonal_fill import detect_periods, folded_seasonal_fill
 
-        values, there = torch.zeros(len(windows), CONTEXT), torch.zeros(len(windows), CONTEXT).bool()
+        values, there = (
+            torch.zeros(len(windows), CONTEXT),
+            torch.zeros(len(windows), CONTEXT).bool(),
+        )
         for place, window in enumerate(windows):
             length = len(window.context)
             if length < SHORTEST:
                 raise DataError(
-                    f"History {place} has {length} values. The model reads at least {SHORTEST}. Pass "
-                    f"a series with {SHORTEST - length} more values."
+                    f"History {place} has {length} values. The model reads at least {SHORTEST}. "
+                    f"Pass a series with {SHORTEST - length} more values."
                 )
             low, span = units(window.context)
             values[place, -length:] = torch.from_numpy((window.context - low) / span).float()

@@ -66,7 +66,7 @@ def theta(context: Series, season: int, steps: int) -> Quantiles:
     pattern = _pattern(recent, season)
     plain = recent - pattern[np.arange(length) % len(pattern)]
     place = np.arange(length) - (length - 1) / 2
-    slope = (place @ plain) / max(place @ place, 1e-12) / 2
+    slope = float(place @ plain) / max(float(place @ place), 1e-12) / 2
     levels = _smoothed(plain)
     errors = plain[1:, None] - levels[:-1] - slope / SMOOTHING
     best = int(np.square(errors[min(3, length // 4) :]).mean(0).argmin())
