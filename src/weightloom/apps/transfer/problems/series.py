@@ -71,7 +71,7 @@ class SeriesForecasts(Problem):
     def __init__(self, config: "TransferOptions") -> None:
         self.config = config
         self.all = load_pool()
-        train, validation, test = folds(self.all.groups, config.split)
+        train, validation, test = folds(self._together(), config.split)
         self.train_families, self.validation_families = (
             torch.tensor(train),
             torch.tensor(validation),
@@ -88,6 +88,10 @@ class SeriesForecasts(Problem):
         everything = self.all.pool.take(self.train_families, torch.arange(WINDOWS))
         conditions = condition_of(everything)
         self.mean, self.deviation = conditions.mean(0), conditions.std(0)
+
+    def _together(self) -> list[str]:
+        """Return a name for each family; those of one name are never split."""
+        return self.all.groups
 
     def settings(self) -> list[Setting]:
         """Return the only row group."""
@@ -197,6 +201,22 @@ class SeriesForecasts(Problem):
             state = model.adapt(condition_of(others), others)
             parts.append(model.predict(state, support.take(everyone, part)))
         return torch.cat(parts, 1)
+
+
+class KnownSources(SeriesForecasts):
+    """The same with other families of a test family's source in training.
+
+    Args:
+        config: Options of the run; ``split`` is the fold of the families.
+    """
+
+    protocol = (
+        "Quantile loss of the last 8 windows of each family relative to that of `fracast`; 16 "
+        "earlier windows are known. Other families of a test family's source are in training."
+    )
+
+    def _together(self) -> list[str]:
+        return self.all.names
 
 
 def _by_window(outputs: Tensor) -> Tensor:
