@@ -174,7 +174,7 @@ def test_grid_has_all_weights():
 def test_blend_finds_weights_of_which_the_values_were_made():
     pool = made_pool(3)
     middle = pool.candidates[..., 4:5].expand_as(pool.candidates)  # forecasts without spread
-    weights = torch.tensor([0.2, 0.0, 0.5, 0.3, 0.0])
+    weights = torch.tensor([0.2, 0.0, 0.4, 0.4, 0.0])
     y = torch.einsum("c,fwch->fwh", weights, middle[..., 0])
     known = pool._replace(candidates=middle, y=y)
     assert torch.allclose(Blend().adapt(condition_of(known), known), weights.expand(3, -1))
