@@ -75,14 +75,14 @@ SERIES: dict[str, Any] = {
     "steps": 200,
     "rank": 2,
     "width": 32,
-    "learning_rate": 1e-3,
-    "tasks": 16,
+    "learning_rate": 1e-4,
+    "tasks": 8,
     "evaluate_every": 50,
     "rates": {
         "finetune": 1e-4,
         "lora": 1e-3,
-        "shared-finetune": 1e-4,
-        "generated-weights": 3e-3,
+        "shared-finetune": 1e-5,
+        "generated-weights": 1e-2,
     },
 }
 """Default options of both splits of the series."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from weightloom.apps.transfer.config import TransferOptions
     from weightloom.training import History
 
-PARTS = 4
+PARTS = 2
 """Parts that the support is divided into: each is forecast by a method that saw the others."""
 FEWEST = 6
 """Fewest windows of a condition in training."""
@@ -63,6 +63,7 @@ class SeriesForecasts(Problem):
 
     score: ClassVar[str] = "loss_ratio"
     better: ClassVar = "lower"
+    prior: ClassVar = {"blend": 3.0, "generated-weights": 3.0}
     protocol = (
         "Quantile loss of the last 8 windows of each family relative to that of `fracast`; 16 "
         "earlier windows are known. No family of a test family's source is in training."
