@@ -85,7 +85,9 @@ SERIES: dict[str, Any] = {
         "generated-weights": 1e-2,
     },
 }
-"""Default options of both splits of the series."""
+"""Default options of the series whose sources are held out."""
+KNOWN_RATES = {"generated": 3e-4, "shared": 1e-3, "shared-finetune": 3e-4}
+"""Learning rates that are larger where sources are known: what training learns is of use there."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # domains
@@ -93,7 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # scans
     # documents
     "series": SERIES,
-    "series-known": SERIES,
+    "series-known": {**SERIES, "rates": {**SERIES["rates"], **KNOWN_RATES}},
     # intents
     # pictures
     # zoo

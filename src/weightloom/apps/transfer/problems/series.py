@@ -6,6 +6,7 @@ Knows nothing of tables and reports.
 """
 
 import time
+from collections.abc import Mapping
 from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -63,7 +64,7 @@ class SeriesForecasts(Problem):
 
     score: ClassVar[str] = "loss_ratio"
     better: ClassVar = "lower"
-    prior: ClassVar = {"blend": 3.0, "generated-weights": 3.0}
+    prior: Mapping[str, float] = {"blend": 3.0, "generated-weights": 3.0}
     protocol = (
         "Quantile loss of the last 8 windows of each family relative to that of `fracast`; 16 "
         "earlier windows are known. No family of a test family's source is in training."
