@@ -313,3 +313,25 @@ def test_a_pool_is_kept_and_read_again(monkeypatch, tmp_path):
     assert again.names == ["rising/one"] and again.groups == ["rising"]
     assert all(torch.equal(a, b) for a, b in zip(first.pool, again.pool, strict=True))
     assert first.pool.there.sum(2).unique().tolist() == [6]
+
+
+@pytest.mark.parametrize("method", ["generated", "shared", "shared-finetune", "lora"])
+def test_relative_change_is_that_of_the_built_weights(families, method):
+    pytest.importorskip("fracast")
+    problem = opened(method)
+    model = problem.build(method)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value += 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(7))
+    support, _ = problem._windows(problem.chosen, False)
+    state = model.adapt(condition_of(support), support)
+    changes = model.change(state)
+    own = problem.build("shared").head.get_parameter("out_proj.weight")
+    if method == "shared-finetune":
+        new = model.head.out_proj.weight.expand(2, -1, -1)
+    else:
+        new = state["out_proj.weight"] @ torch.eye(64)
+    expected = [((one - own).norm() / own.norm()).item() for one in new]
+    assert changes["out_proj.weight"].tolist() == pytest.approx(expected, rel=1e-4)
+    assert min(expected) > 1e-4

@@ -86,7 +86,7 @@ SERIES: dict[str, Any] = {
     },
 }
 """Default options of the series whose sources are held out."""
-KNOWN_RATES = {"generated": 3e-4, "shared": 1e-3, "shared-finetune": 3e-4}
+KNOWN_RATES = {"generated": 3e-4, "shared": 1e-3, "shared-finetune": 1e-3}
 """Learning rates that are larger where sources are known: what training learns is of use there."""
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -200,16 +200,23 @@ class SharedHead(Forecaster):
     def __init__(self) -> None:
         super().__init__()
         self.head = Reader().head().requires_grad_()
-        self.start = {name: its.detach().clone() for name, its in self.head.named_parameters()}
+        self.source = Reader().head()
 
-    def adapt(self, condition: Tensor, support: Pool) -> None:
-        """Do nothing."""
+    def adapt(self, condition: Tensor, support: Pool) -> int:
+        """Return the number of families."""
+        return len(condition)
 
-    def predict(self, state: None, query: Pool) -> Tensor:
+    def predict(self, state: int, query: Pool) -> Tensor:
         """Run the head."""
         shape = query.y.shape[:2]
         found = self.head(query.summary.flatten(0, 1), query.future.flatten(0, 1))
         return found.unflatten(0, shape)
+
+    def change(self, state: int) -> dict[str, Tensor]:
+        """Return the relative change of each weight, the same for all families."""
+        values = self.head.named_parameters()
+        expanded = {name: its.detach().expand(state, *its.shape) for name, its in values}
+        return _changes(self.source, expanded)
 
 
 class Tuned(Forecaster):
@@ -301,7 +308,7 @@ def _run(head: ForecastHead, params: Params, windows: Pool) -> Tensor:
     return found
 
 
-def _changes(head: nn.Module, params: Params) -> dict[str, Tensor]:
+def _changes(head: nn.Module, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Norm of the change of each weight matrix divided by that of the weight, (tasks,)."""
     found: dict[str, Tensor] = {}
     for name in PLACES:
