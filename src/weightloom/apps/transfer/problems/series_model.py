@@ -33,9 +33,9 @@ class States(NamedTuple):
 
 
 class ForecastHead(nn.Module):
-    """Head of the model: states of a window to quantiles of each step, 25,000 of its numbers.
+    """Head of the model: states of a window to quantiles of each step, 31,625 of 85,001 numbers.
 
-    The other 60,000, which read a history of 2,048 values, stay frozen, so that their results are
+    The others, which read a history of 2,048 values, stay frozen, so that their results are
     computed once for each window.
 
     Args:

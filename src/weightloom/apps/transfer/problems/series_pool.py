@@ -84,7 +84,7 @@ def load_pool() -> Families:
     """Read all families, run the frozen reader over their windows, and keep the results.
 
     The first time takes one to three minutes on one core. Later, the results are read from the
-    cache, ``series/<key>.safetensors``, 70 MB, where the key tells the versions of all packages.
+    cache, ``series/<key>.safetensors``, 100 MB, where the key tells the versions of all packages.
 
     Raises:
         MissingExtraError: If a package is not installed.
