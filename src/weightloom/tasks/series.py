@@ -223,17 +223,11 @@ def windows_of(family: Family) -> Windows:
     adapting, each with all history before it up to `CONTEXT` values.
 
     Raises:
-        DataError: If a series is shorter than a target and the shortest history together, or the
-            family has too few windows.
+        DataError: If a series is shorter than a target and the shortest history together or holds
+            NaN or infinity, or the family has too few windows.
     """
+    _check(family)
     horizon = family.horizon
-    for place, values in enumerate(family.series):
-        if len(values) < horizon + SHORTEST:
-            raise DataError(
-                f"Series {place} of `{family.name}` has {len(values)} values. The model reads at "
-                f"least {SHORTEST}, and {horizon} more are forecast to compare with them, so it "
-                f"must have {horizon + SHORTEST}. Leave the series out, or pass a longer one."
-            )
     chosen = _spaced(family.series, _series_needed(family))
     queries = -(-QUERIES // len(chosen))
     support: list[Window] = []
@@ -255,6 +249,24 @@ def windows_of(family: Family) -> Windows:
             "longer series, or more of them."
         )
     return Windows(tuple(support[:SUPPORTS]), tuple(query[:QUERIES]))
+
+
+def _check(family: Family) -> None:
+    """Raise a `DataError` unless every series is finite and long enough for a window."""
+    for place, values in enumerate(family.series):
+        needed = family.horizon + SHORTEST
+        if len(values) < needed:
+            raise DataError(
+                f"Series {place} of `{family.name}` has {len(values)} values. The model reads at "
+                f"least {SHORTEST}, and {family.horizon} more are forecast to compare with them, "
+                f"so it must have {needed}. Leave the series out, or pass a longer one."
+            )
+        if not np.isfinite(values).all():
+            gap = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise DataError(
+                f"Series {place} of `{family.name}` is {values[gap]} at place {gap}. A window is a "
+                f"stretch without gaps. Pass the part after the gap, `values[{gap + 1}:]`."
+            )
 
 
 def _series_needed(family: Family) -> int:
