@@ -37,9 +37,9 @@ def set_statistics(
         )
     if features.shape[1] < 2:
         raise ShapeError(
-            f"A set of unlabelled examples holds {features.shape[1]}. Its condition is the mean and "
-            "the spread of its features, and fewer than two examples have no spread. Pass two or "
-            "more examples of the target; 16 or more describe it well."
+            f"A set of unlabelled examples holds {features.shape[1]}. Its condition is the mean "
+            "and the spread of its features, and fewer than two examples have no spread. Pass two "
+            "or more examples of the target; 16 or more describe it well."
         )
     mean = features.mean(1)
     variance = (features - mean[:, None]).square().mean(1)
@@ -52,8 +52,8 @@ class SetStatistics(nn.Module):
     """Condition from unlabelled examples: `set_statistics` of features, then a two-layer network.
 
     Args:
-        features: Network of one example, (batch, *event) to (batch, width). With
-            ``requires_grad_(False)`` and in eval mode, it stays so.
+        features: Network of one example, (batch, *event) to (batch, width). It is trained, unless
+            it has no parameter that requires a gradient: then it stays in eval mode.
         width: Width of the features.
         condition_dim: Width of the condition.
         hidden: Width of the hidden layer.
@@ -74,12 +74,20 @@ class SetStatistics(nn.Module):
     ) -> None:
         super().__init__()
         self.features, self.condition_dim = features, condition_dim
+        self.is_frozen = not any(its.requires_grad for its in features.parameters())
         self.read = nn.Sequential(
             nn.LayerNorm(2 * width),
             nn.Linear(2 * width, hidden),
             nn.ReLU(),
             nn.Linear(hidden, condition_dim),
         )
+
+    def train(self, mode: bool = True) -> "SetStatistics":
+        """Set the mode; frozen features stay in eval mode."""
+        super().train(mode)
+        if self.is_frozen:
+            self.features.eval()
+        return self
 
     def forward(
         self, x: Float[Tensor, "tasks examples *event"]

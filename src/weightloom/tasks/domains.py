@@ -114,6 +114,11 @@ def _columns(pair: Pair) -> list[int]:
     return [KINDS.index(kind) for kind in pair]
 
 
+def join_domains(parts: Iterable[Domains]) -> Domains:
+    """Join domains, in this order."""
+    return Domains(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
 def sample_domains(
     kinds: Bool[Tensor, "tasks kinds"],
     size: int,
@@ -236,8 +241,8 @@ class DomainTasks(TaskSource):
     """Labelled support pictures per class, behind the unlabelled ones, ordered by class."""
     queries: int = 64
     """Query pictures."""
-    in_turn: bool = False
-    """Take the compositions in turn instead of at random."""
+    domains: Domains | None = None
+    """Domains to take in turn, instead of new ones in every batch."""
 
     def __post_init__(self) -> None:
         counts = torch.bincount(self.labels)
@@ -262,16 +267,9 @@ class DomainTasks(TaskSource):
             generator: Source of randomness.
             share: Slice of the tasks to return.
         """
-        count = len(self.compositions)
-        drawn = torch.randint(count, (tasks,), generator=generator)
-        number = torch.arange(tasks) % count if self.in_turn else drawn
-        domains = sample_domains(self.compositions[number], self.images.shape[-1], generator)
+        domains = self._domains(tasks, generator)
         order = torch.rand(tasks, len(self.images), generator=generator)
-        classes = int(self.labels.max()) + 1
-        of_class = self.labels == torch.arange(classes)[:, None]
-        labelled = (
-            order[:, None].masked_fill(~of_class, -1.0).topk(self.shots).indices.flatten(1)
-        )
+        labelled = self._labelled(order)
         others = order.scatter(1, labelled, -1.0).topk(self.examples + self.queries).indices
         support, query = others.split([self.examples, self.queries], dim=1)
         rows = torch.cat([support, labelled, query], dim=1)
@@ -282,3 +280,18 @@ class DomainTasks(TaskSource):
         unknown = torch.full_like(support, UNLABELLED)
         support_y = torch.cat([unknown, self.labels[labelled]], dim=1)
         return Tasks.of(support_x, support_y, query_x, self.labels[query]).take(share)
+
+    def _labelled(self, order: Tensor) -> Tensor:
+        """Numbers of the labelled pictures of each task, class by class, (tasks, pictures)."""
+        if not self.shots:
+            return torch.empty(len(order), 0, dtype=torch.int64)
+        of_class = self.labels == torch.arange(int(self.labels.max()) + 1)[:, None]
+        return order[:, None].masked_fill(~of_class, -1.0).topk(self.shots).indices.flatten(1)
+
+    def _domains(self, tasks: int, generator: torch.Generator) -> Domains:
+        """Domains of a batch: fixed ones in turn, or new ones."""
+        if self.domains is not None:
+            number = torch.arange(tasks) % len(self.domains.noise)
+            return Domains(*(values[number] for values in self.domains))
+        drawn = torch.randint(len(self.compositions), (tasks,), generator=generator)
+        return sample_domains(self.compositions[drawn], self.images.shape[-1], generator)

@@ -37,6 +37,9 @@ ABOUT = (
     Method("maml", "an initialisation trained for gradient steps on a target"),
     Method("centroid", "class means of the source's features; nothing is trained"),
     # domains
+    Method("generated-frozen", "the same change of the frozen source, whose features are read"),
+    Method("multitask-wide", "the multitask network, twice as wide"),
+    Method("simulated", "nearest pictures of simulated domains alike; nothing is trained"),
     # documents
     # series
     # intents
@@ -60,7 +63,33 @@ COMMON: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     # domains
-    "domains": {"methods": ("generated", "source")},
+    "domains": {
+        "methods": (
+            "generated",
+            "multitask",
+            "multitask-wide",
+            "batchnorm",
+            "tent",
+            "generated-frozen",
+            "shared",
+            "shared-finetune",
+            "nearest-source",
+            "average-source",
+            "simulated",
+            "source",
+            "finetune",
+            "lora",
+            "last-layer",
+        ),
+        "steps": 1500,
+        "tasks": 24,
+        "rank": 16,
+        "width": 128,
+        "learning_rate": 2e-3,
+        "test_targets": 48,
+        "evaluate_every": 500,
+        "checkpoint_every": 500,
+    },
     # scans
     # documents
     # series
