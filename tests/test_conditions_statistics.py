@@ -36,7 +36,7 @@ def test_a_constant_feature_has_a_finite_gradient():
 
 def test_a_set_of_one_example_is_refused():
     encode = SetStatistics(nn.Flatten(), width=4, condition_dim=2)
-    with pytest.raises(ShapeError, match="holds 1.*two or more"):
+    with pytest.raises(ShapeError, match=r"holds 1.*two or more"):
         encode(torch.randn(3, 1, 4))
     assert encode(torch.randn(3, 2, 4)).shape == (3, 2)
 

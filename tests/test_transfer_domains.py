@@ -13,7 +13,7 @@ from torch.func import functional_call
 from weightloom.apps.experiment import run
 from weightloom.apps.transfer.app import Transfer
 from weightloom.apps.transfer.config import TransferConfig
-from weightloom.apps.transfer.problems import domain_models, domains
+from weightloom.apps.transfer.problems import domain_models, domains, unlabelled
 from weightloom.apps.transfer.problems.domain_models import (
     Adaptation,
     DigitModel,
@@ -106,7 +106,7 @@ def test_compositions_are_all_subsets_without_refused_pairs():
     assert len(compositions(without=[pair])) == free - held
     with pytest.raises(ConfigError, match="No composition is left"):
         compositions(without=[pair], within=[pair])
-    with pytest.raises(ConfigError, match="tilt.*no kind"):
+    with pytest.raises(ConfigError, match=r"tilt.*no kind"):
         compositions(without=[("tilt", "noise")])
 
 
@@ -160,7 +160,7 @@ def test_more_pictures_than_there_are_is_refused(options, words):
 def problem():
     config = TransferConfig(data="domains", test_targets=8).resolved()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(domains, "SOURCE_STEPS", 20)
+        patch.setattr(unlabelled, "SOURCE_STEPS", 20)
         made = domains.Domains(config)
         made.source()
     return made
@@ -187,14 +187,14 @@ def test_targets_are_the_same_for_every_seed(problem):
     assert domains.Domains(validation).targets.query_x.shape[1] == 126
 
 
-def unlabelled(targets=3):
+def pictures_of(targets=3):
     return torch.rand(targets, 20, 1, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
 def test_a_new_generated_change_is_zero_and_targets_do_not_leak():
     base = digit_net(32)
     model = Generated(base, rank=4, width=16).eval()
-    x = unlabelled()
+    x = pictures_of()
     plain = base(x.flatten(0, 1)).unflatten(0, x.shape[:2])
     torch.testing.assert_close(model.logits(model.adapt(x), x), plain)
     nn.init.normal_(model.hyper.head.weight, std=0.1)
@@ -221,12 +221,12 @@ def test_frozen_models_train_no_parameter_of_the_source():
         for name, value in model.net.named_parameters():
             assert torch.equal(value, before[name]), name
         adapted = model.eval().adapt(batch.support_x)
-        assert all(its.max() > 0 for its in domains.changes(model, adapted).values())
+        assert all(its.max() > 0 for its in unlabelled.changes(model, adapted).values())
 
 
 def test_refreshed_statistics_are_those_of_torch():
     base = digit_net(16).double()
-    x = unlabelled().double()
+    x = pictures_of().double()
     found = Refreshed(base).eval().adapt(x).buffers
     for target in range(3):
         net = copy.deepcopy(base).train()
@@ -239,7 +239,7 @@ def test_refreshed_statistics_are_those_of_torch():
 
 def test_tent_lowers_the_entropy_that_refreshing_leaves():
     base = digit_net(16)
-    x = unlabelled()
+    x = pictures_of()
 
     def entropy(model):
         log = model.logits(model.adapt(x), x).log_softmax(-1)
@@ -251,7 +251,7 @@ def test_tent_lowers_the_entropy_that_refreshing_leaves():
 def test_the_nearest_source_is_the_one_of_the_same_pictures(monkeypatch):
     monkeypatch.setattr(domain_models, "SOURCES", 3)
     model = SingleSources(digit_net().eval(), mean=False).eval()
-    x = torch.stack([unlabelled(1)[0] ** power for power in (0.3, 1.0, 3.0)])
+    x = torch.stack([pictures_of(1)[0] ** power for power in (0.3, 1.0, 3.0)])
     model.signatures.copy_(model._signature(x))
     for name, its in model.models.items():
         its.data += torch.arange(3.0).view(-1, *[1] * (its.ndim - 1))
@@ -281,12 +281,12 @@ def test_simulated_neighbours_read_pictures_they_hold(monkeypatch):
 def test_steps_on_the_last_layer_are_those_of_adam():
     base = digit_net(16)
     model = DigitModel(base, scope="head").eval()
-    x, y = unlabelled(2)[:, :10], torch.arange(10).expand(2, -1)
-    found = domains.fine_tuned(model, Adaptation(Params(), {}), x, y, 5)
+    x, y = pictures_of(2)[:, :10], torch.arange(10).expand(2, -1)
+    found = unlabelled.fine_tuned(model, Adaptation(Params(), {}), x, y, 5)
     assert set(found.params) == {"7.weight", "7.bias"}
     for target in range(2):
         net = copy.deepcopy(base).eval()
-        optimiser = torch.optim.Adam(net[7].parameters(), domains.RATES["head"])
+        optimiser = torch.optim.Adam(net[7].parameters(), unlabelled.RATES["head"])
         for _ in range(5):
             optimiser.zero_grad()
             nn.functional.cross_entropy(net(x[target]), y[target]).backward()
@@ -299,9 +299,9 @@ def test_steps_on_the_last_layer_are_those_of_adam():
 def test_steps_on_everything_start_at_the_generated_weights():
     model = Generated(digit_net(32), rank=4, width=16, frozen=False).eval()
     nn.init.normal_(model.hyper.head.weight, std=0.05)
-    x, y = unlabelled(2)[:, :10], torch.arange(10).expand(2, -1)
+    x = pictures_of(2)[:, :10]
     start = model.adapt(x)
-    full = domains._moved(model, start.params, 2)
+    full = unlabelled._moved(model, start.params, 2)
     assert set(full) == set(dict(model.net.named_parameters()))
     one = {name: value[1] for name, value in full.items()}
     torch.testing.assert_close(functional_call(model.net, one, x[1]), model.logits(start, x)[1])
@@ -309,11 +309,11 @@ def test_steps_on_everything_start_at_the_generated_weights():
 
 def test_a_held_out_picture_does_not_move_its_own_output():
     model = DigitModel(digit_net(16), scope="all").eval()
-    x, y = unlabelled(2)[:, :10], torch.arange(10).expand(2, -1).clone()
+    x, y = pictures_of(2)[:, :10], torch.arange(10).expand(2, -1).clone()
     start = Adaptation(Params(), {})
-    before = domains.held_out(model, start, x, y, 3)
+    before = unlabelled.held_out(model, start, x, y, 3)
     y[:, [0, 5]] = 9  # of one fold
-    after = domains.held_out(model, start, x, y, 3)
+    after = unlabelled.held_out(model, start, x, y, 3)
     torch.testing.assert_close(after[:, [0, 5]], before[:, [0, 5]])
     assert (after - before)[:, 1].abs().max() > 1e-4
 
@@ -345,8 +345,8 @@ def test_options_that_the_digits_cannot_fill_are_refused(options, words):
 
 
 def test_a_small_run_has_rows_of_every_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(domains, "SOURCE_STEPS", 5)
-    monkeypatch.setattr(domains, "STEPS", (0, 1))
+    monkeypatch.setattr(unlabelled, "SOURCE_STEPS", 5)
+    monkeypatch.setattr(unlabelled, "STEPS", (0, 1))
     config = TransferConfig(
         data="domains",
         comparators=("source", "finetune", "shared"),

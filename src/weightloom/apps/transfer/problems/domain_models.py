@@ -22,8 +22,7 @@ from weightloom.hypernets import MLPHyperNetwork
 from weightloom.learners.shared import SharedChanges
 from weightloom.losses import cross_entropy_per_task
 from weightloom.params import Params
-from weightloom.tasks import Tasks
-from weightloom.tasks.domains import DomainTasks
+from weightloom.tasks import Tasks, TaskSource
 
 DIGITS, PIXELS, HIDDEN = 10, 64, 256
 CONDITION_DIM, FEATURES = 64, 128
@@ -330,7 +329,7 @@ class Simulated(DigitModel):
         seed: Seed of the domains.
     """
 
-    def __init__(self, tasks: DomainTasks, seed: int) -> None:
+    def __init__(self, tasks: TaskSource, seed: int) -> None:
         super().__init__(StandardPicture(), trained=False)
         drawn = tasks.sample(CANDIDATES, torch.Generator().manual_seed(seed))
         self.points, self.labels = self._flat(drawn.query_x), drawn.query_y
