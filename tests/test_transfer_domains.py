@@ -13,7 +13,7 @@ from torch.func import functional_call
 from weightloom.apps.experiment import run
 from weightloom.apps.transfer.app import Transfer
 from weightloom.apps.transfer.config import TransferConfig
-from weightloom.apps.transfer.problems import domain_models, domains, unlabelled
+from weightloom.apps.transfer.problems import domain_models, domains, scans, unlabelled
 from weightloom.apps.transfer.problems.domain_models import (
     Adaptation,
     DigitModel,
@@ -24,7 +24,7 @@ from weightloom.apps.transfer.problems.domain_models import (
     Tent,
     digit_net,
 )
-from weightloom.errors import ConfigError
+from weightloom.errors import ConfigError, DataError
 from weightloom.params import Params
 from weightloom.tasks.domains import (
     KINDS,
@@ -363,3 +363,46 @@ def test_a_small_run_has_rows_of_every_kind(tmp_path, monkeypatch):
     assert (first, "checked", "method") not in rows  # nothing to check on
     assert {(labelled, "checked", "method"), (f"{labelled}, 1 step", "finetune", "method")} <= rows
     assert "change of 1.weight" in record["scores"][0]["also"]
+
+
+def test_a_plain_scan_keeps_ink_and_a_mirrored_order():
+    picture = torch.zeros(1, 1, 28, 28)
+    picture[..., 7:14, 7:14] = 1.0  # a square that ends on the borders of blocks
+    way = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.5, 1.0, 0.01]])
+    found = scans.scanned(picture, way)[0, 0]
+    wanted = torch.zeros(8, 8)
+    wanted[2:4, 2:4] = 1.0
+    torch.testing.assert_close(found, wanted, atol=0.2, rtol=0)  # samples beside the borders
+    assert found.sum().item() == pytest.approx(4.0, rel=0.05)
+
+
+def test_a_threshold_makes_ink_or_paper():
+    picture = torch.rand(1, 1, 28, 28)
+    way = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.5, 1e6, 0.01]])
+    ninths = scans.scanned(picture, way) * 9
+    assert (ninths - ninths.round()).abs().max() < 1e-3
+    lower = way.clone()
+    lower[0, 5] = 0.3
+    assert scans.scanned(picture, lower).mean() > scans.scanned(picture, way).mean()
+
+
+def test_scans_of_a_task_differ_and_carry_their_labels():
+    images, labels = numbered()
+    images = images.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, 2:30, 2:30]
+    way = torch.tensor([[0.6, 0.0, 0.0, 0.0, 0.0, 0.5, 1.0, 0.01]])
+    source = scans.ScanTasks(images, labels, 20, 40, way)
+    tasks = source.sample(2, torch.Generator().manual_seed(0))
+    number = (torch.cat([tasks.support_x, tasks.query_x], 1)[..., 0, 4, 4] * 60).round().long()
+    assert all(len(set(row.tolist())) == 60 for row in number)
+    assert torch.equal(tasks.query_y, number[:, 20:] % 3)
+
+
+def test_mnist_without_labels_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    empty = np.zeros((2, 5, 5), np.uint8)
+    parts = {f"{part}_images": empty for part in ("train", "test")}
+    np.savez(folder / "mnist_20k_10k.npz", **parts)
+    monkeypatch.setenv("WEIGHTLOOM_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="with labels"):
+        scans.load_labelled_mnist()

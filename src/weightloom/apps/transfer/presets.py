@@ -91,6 +91,30 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpoint_every": 500,
     },
     # scans
+    "scans": {
+        "methods": (
+            "generated",
+            "multitask",
+            "multitask-wide",
+            "batchnorm",
+            "tent",
+            "generated-frozen",
+            "shared",
+            "shared-finetune",
+            "nearest-source",
+            "average-source",
+            "simulated",
+            "source",
+        ),
+        "steps": 1000,
+        "tasks": 24,
+        "rank": 16,
+        "width": 128,
+        "learning_rate": 2e-3,
+        "test_targets": 7,
+        "evaluate_every": 500,
+        "checkpoint_every": 500,
+    },
     # documents
     # series
     # intents
@@ -104,6 +128,7 @@ FILES: dict[str, tuple[str, str]] = {
     # domains
     "domains": ("domains", "Domains"),
     # scans
+    "scans": ("scans", "Scans"),
     # documents
     # series
     # intents
@@ -116,6 +141,7 @@ ABOUT_DATA: dict[str, str] = {
     # domains
     "domains": "scikit-learn digits under random distortions; 64 unlabelled pictures of each",
     # scans
+    "scans": "MNIST as source, scikit-learn digits as targets; 64 unlabelled pictures of each",
     # documents
     # series
     # intents
@@ -128,6 +154,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     # domains
     "domains": ("sklearn",),
     # scans
+    "scans": ("sklearn", "mnist/mnist_20k_10k.npz"),
     # documents
     # series
     # intents
