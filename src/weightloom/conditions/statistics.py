@@ -51,6 +51,8 @@ def set_statistics(
 class SetStatistics(nn.Module):
     """Condition from unlabelled examples: `set_statistics` of features, then a two-layer network.
 
+    Means and standard deviations are normalised apart, so that neither hides the other.
+
     Args:
         features: Network of one example, (batch, *event) to (batch, width). It is trained, unless
             it has no parameter that requires a gradient: then it stays in eval mode.
@@ -75,8 +77,8 @@ class SetStatistics(nn.Module):
         super().__init__()
         self.features, self.condition_dim = features, condition_dim
         self.is_frozen = not any(its.requires_grad for its in features.parameters())
+        self.means, self.spreads = nn.LayerNorm(width), nn.LayerNorm(width)
         self.read = nn.Sequential(
-            nn.LayerNorm(2 * width),
             nn.Linear(2 * width, hidden),
             nn.ReLU(),
             nn.Linear(hidden, condition_dim),
@@ -101,5 +103,7 @@ class SetStatistics(nn.Module):
             ShapeError: If a set holds fewer than two examples.
         """
         features: Tensor = self.features(x.flatten(0, 1))
-        condition: Tensor = self.read(set_statistics(features.unflatten(0, x.shape[:2])))
+        means, spreads = set_statistics(features.unflatten(0, x.shape[:2])).chunk(2, dim=1)
+        known = torch.cat([self.means(means), self.spreads(spreads)], dim=1)
+        condition: Tensor = self.read(known)
         return condition

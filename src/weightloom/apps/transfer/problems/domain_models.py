@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 
 from weightloom.adapt import descend
 from weightloom.base import apply_per_task
@@ -26,7 +26,7 @@ from weightloom.tasks import Tasks, TaskSource
 
 DIGITS, PIXELS, HIDDEN = 10, 64, 256
 CONDITION_DIM, FEATURES = 64, 128
-"""Width of the condition, and of the trained features whose statistics it is read from."""
+"""Width of the condition, and of the trained features whose statistics are read."""
 SOURCES = 50
 """Number of models of single training domains, for `NearestSource`."""
 TENT_STEPS, TENT_LR = 10, 1e-3
@@ -85,19 +85,31 @@ def adapted_places(rank: int) -> Mapping[str, Form]:
 
 
 class DigitModel(nn.Module):
-    """Network without condition, the same for every target.
+    """Network without condition, the same for every target up to the statistics of its norms.
 
     Args:
-        base: The network.
+        base: The network; None if a subclass holds it.
         trained: Train it on the training domains.
         scope: Parameters that gradient steps on a target change.
+        refreshes: Take the statistics of norms over a target's unlabelled pictures; in training,
+            over each domain's own batch. Else those of all training domains.
+
+    Source:
+        Refreshed statistics: Li et al., "Revisiting batch normalization for practical domain
+        adaptation" (2017), with one source there, and a network of many domains here.
     """
 
     reads, needs_examples = False, False
 
-    def __init__(self, base: nn.Module | None, trained: bool = True, scope: Scope = "none") -> None:
+    def __init__(
+        self,
+        base: nn.Module | None,
+        trained: bool = True,
+        scope: Scope = "none",
+        refreshes: bool = False,
+    ) -> None:
         super().__init__()
-        self.trained, self.scope = trained, scope
+        self.trained, self.scope, self.refreshes = trained, scope, refreshes
         if base is not None:
             self.base = base
 
@@ -108,12 +120,24 @@ class DigitModel(nn.Module):
 
     def forward(self, batch: Tasks) -> Tensor:
         """Loss of each training domain, (tasks,)."""
-        logits = self.logits(self.adapt(batch.support_x), batch.query_x)
+        x, params = batch.query_x, self.params(batch.support_x)
+        if self.refreshes:
+            logits = apply_per_task(self.net, params, x, statistics="task")
+        else:
+            logits = self.logits(Adaptation(params, {}), x)
         return cross_entropy_per_task(logits, batch.query_y)
+
+    def params(self, x: Tensor) -> Params:
+        """Parameters for each target from its unlabelled pictures; here none."""
+        return Params()
 
     def adapt(self, x: Tensor) -> Adaptation:
         """Adapt to unlabelled pictures, (targets, examples, 1, size, size)."""
-        return Adaptation(Params(), {})
+        return self.settled(self.params(x), x)
+
+    def settled(self, params: Params, x: Tensor) -> Adaptation:
+        """Add the statistics of norms over unlabelled pictures, if they are refreshed."""
+        return Adaptation(params, statistics_of(self.net, params, x) if self.refreshes else {})
 
     def logits(self, adapted: Adaptation, x: Tensor) -> Tensor:
         """Classify pictures of each target, (targets, pictures, 1, size, size)."""
@@ -125,6 +149,24 @@ class DigitModel(nn.Module):
             self.net, adapted.params, x, buffers=adapted.buffers, statistics=together
         )
         return logits
+
+
+def statistics_of(net: nn.Module, params: Params, x: Tensor) -> dict[str, Tensor]:
+    """Return the statistics of every norm over the pictures of each target, by buffer name.
+
+    Args:
+        net: The network; its own statistics stay.
+        params: Parameters of each target; those of ``net`` where they are left out.
+        x: Pictures, (targets, pictures, 1, size, size).
+    """
+    fresh = copy.deepcopy(net).train()
+    for norm in fresh.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            norm.momentum = 1.0  # a batch replaces the statistics
+    buffers = task_buffers(fresh, len(x))
+    with torch.no_grad():
+        apply_per_task(fresh, params, x, buffers=buffers)
+    return buffers
 
 
 class Generated(DigitModel):
@@ -140,7 +182,7 @@ class Generated(DigitModel):
     reads, needs_examples = True, True
 
     def __init__(self, base: nn.Sequential, rank: int, width: int, frozen: bool = False) -> None:
-        super().__init__(None, scope="all")
+        super().__init__(None, scope="all", refreshes=True)
         self.encode = _encoder(base, frozen)
         self.hyper = MLPHyperNetwork(
             base.train(),
@@ -155,13 +197,10 @@ class Generated(DigitModel):
         """The network inside the hypernetwork."""
         return self.hyper.generated.base
 
-    def adapt(self, x: Tensor) -> Adaptation:
+    def params(self, x: Tensor) -> Params:
         """Write the change of each target in one pass."""
-        return self.written(self.encode(x))
-
-    def written(self, condition: Tensor) -> Adaptation:
-        """Write the change of each target from its condition."""
-        return Adaptation(self.hyper(condition), {})
+        written: Params = self.hyper(self.encode(x))
+        return written
 
 
 def _encoder(base: nn.Sequential, frozen: bool) -> SetStatistics:
@@ -169,7 +208,7 @@ def _encoder(base: nn.Sequential, frozen: bool) -> SetStatistics:
         features = copy.deepcopy(base[:7]).eval().requires_grad_(False)
         return SetStatistics(features, HIDDEN, CONDITION_DIM)
     features = nn.Sequential(
-        StandardPicture(), nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, FEATURES)
+        StandardPicture(), nn.Linear(PIXELS, FEATURES), nn.ReLU(), nn.Linear(FEATURES, FEATURES)
     )
     return SetStatistics(features, FEATURES, CONDITION_DIM)
 
@@ -187,7 +226,7 @@ class SharedAdapter(DigitModel):
     def __init__(
         self, base: nn.Module, rank: int, trained: bool = True, scope: Scope = "none"
     ) -> None:
-        super().__init__(None, trained, scope)
+        super().__init__(None, trained, scope, refreshes=trained)
         self.changes = SharedChanges(base.train().requires_grad_(False), adapted_places(rank))
 
     @property
@@ -195,45 +234,24 @@ class SharedAdapter(DigitModel):
         """The source."""
         return self.changes.generated.base
 
-    def adapt(self, x: Tensor) -> Adaptation:
+    def params(self, x: Tensor) -> Params:
         """Return the shared change."""
-        return Adaptation(self.changes(x.flatten(1)), {})
+        return self.changes(x.flatten(1))
 
 
-class Refreshed(DigitModel):
-    """Network whose norms take their statistics from the target's unlabelled pictures.
+class Tent(DigitModel):
+    """Refreshed statistics, and steps on scale and shift of the norms that lower the entropy.
 
-    It is trained in the same way: each training domain is normalised by its own batch.
-
-    Source:
-        Li et al., "Revisiting batch normalization for practical domain adaptation" (2017), with one
-        source there, and a network of many domains here.
-    """
-
-    def forward(self, batch: Tasks) -> Tensor:
-        """Loss of each training domain, (tasks,)."""
-        pairs = zip(batch.query_x, batch.query_y, strict=True)
-        return torch.stack([cross_entropy(self.base(x), y) for x, y in pairs])
-
-    def adapt(self, x: Tensor) -> Adaptation:
-        """Take the statistics of every norm over the pictures of each target."""
-        net = copy.deepcopy(self.base).train()
-        for norm in net.modules():
-            if isinstance(norm, nn.BatchNorm1d):
-                norm.momentum = 1.0  # a batch replaces the statistics
-        buffers = task_buffers(net, len(x))
-        with torch.no_grad():
-            apply_per_task(net, {}, x, buffers=buffers)
-        return Adaptation(Params(), buffers)
-
-
-class Tent(Refreshed):
-    """`Refreshed`, and steps on scale and shift of the norms that lower the predictions' entropy.
+    Args:
+        base: The network.
 
     Source:
         Wang et al., "Tent: Fully test-time adaptation by entropy minimization" (2021). Statistics
         are taken once, before the first step.
     """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(base, refreshes=True)
 
     def adapt(self, x: Tensor) -> Adaptation:
         """Refresh the statistics of each target, then take the steps."""
@@ -293,23 +311,20 @@ class SingleSources(DigitModel):
         with torch.no_grad():
             self.seen += 1
             self.signatures += (self._signature(batch.support_x) - self.signatures) / self.seen
-        logits = apply_per_task(self.base, self._params(), batch.query_x)
+        logits = apply_per_task(self.base, self._models(), batch.query_x)
         return cross_entropy_per_task(logits, batch.query_y)
 
-    def adapt(self, x: Tensor) -> Adaptation:
+    def params(self, x: Tensor) -> Params:
         """Return the nearest model of each target, or the mean of all."""
-        params = self._params()
+        params = self._models()
         if self.mean:
-            means = {name: its.mean(0, keepdim=True) for name, its in params.items()}
-            return Adaptation(
-                Params({name: its.expand(len(x), *its.shape[1:]) for name, its in means.items()}),
-                {},
-            )
+            means = {name: its.mean(0) for name, its in params.items()}
+            return Params({name: its.expand(len(x), *its.shape) for name, its in means.items()})
         spread = self.signatures.std(0) + 1e-3
         near = torch.cdist(self._signature(x) / spread, self.signatures / spread).argmin(1)
-        return Adaptation(Params({name: its[near] for name, its in params.items()}), {})
+        return Params({name: its[near] for name, its in params.items()})
 
-    def _params(self) -> Params:
+    def _models(self) -> Params:
         return Params({name.replace("/", "."): its for name, its in self.models.items()})
 
     def _signature(self, x: Tensor) -> Tensor:
@@ -339,10 +354,10 @@ class Simulated(DigitModel):
         standard: Tensor = self.base(x.flatten(0, 1))
         return standard.unflatten(0, x.shape[:2])
 
-    def adapt(self, x: Tensor) -> Adaptation:
+    def params(self, x: Tensor) -> Params:
         """Find the nearest simulated domains of each target."""
         near = torch.cdist(set_statistics(self._flat(x)), self.signatures)
-        return Adaptation(Params({"domains": near.topk(NEAREST, largest=False).indices}), {})
+        return Params({"domains": near.topk(NEAREST, largest=False).indices})
 
     def logits(self, adapted: Adaptation, x: Tensor) -> Tensor:
         """Score each digit by its nearest neighbour."""

@@ -25,7 +25,6 @@ from weightloom.apps.transfer.problems.domain_models import (
     Adaptation,
     DigitModel,
     Generated,
-    Refreshed,
     SharedAdapter,
     Simulated,
     SingleSources,
@@ -147,7 +146,7 @@ class Unlabelled(Problem):
             "source": lambda: DigitModel(self.source(), trained=False),
             "multitask": lambda: DigitModel(digit_net(), scope="all"),
             "multitask-wide": lambda: DigitModel(digit_net(2 * HIDDEN)),
-            "batchnorm": lambda: Refreshed(digit_net()),
+            "batchnorm": lambda: DigitModel(digit_net(), scope="all", refreshes=True),
             "tent": lambda: Tent(digit_net()),
             "generated-frozen": lambda: Generated(self.source(), rank, width, frozen=True),
             "shared": lambda: SharedAdapter(self.source(), rank),
@@ -205,15 +204,19 @@ class Unlabelled(Problem):
         time_s = median(adapt_one(at) for at in range(min(TIMED, len(its.y))))
         return Outputs(query, support, time_s, changes(model, tuned))
 
-    def _adapted(self, model: DigitModel, unlabelled: Tensor, condition: Condition) -> Adaptation:
-        """Adapt to each target's own pictures, to another's, or write from the mean condition."""
+    def _adapted(self, model: DigitModel, x: Tensor, condition: Condition) -> Adaptation:
+        """Adapt to each target's own pictures, or write from another's or from the mean condition.
+
+        Statistics of norms are each target's own in every case.
+        """
         if condition == "own" or not isinstance(model, Generated):
-            return model.adapt(unlabelled)
-        if condition == "shuffled":
-            return model.adapt(unlabelled.roll(1, 0))
-        generator = torch.Generator().manual_seed(0)
-        known = self.training_tasks(queries=1).sample(MEAN_OF, generator).support_x
-        return model.written(model.encode(known).mean(0).expand(len(unlabelled), -1))
+            return model.adapt(x)
+        known = model.encode(x).roll(1, 0)
+        if condition == "mean":
+            generator = torch.Generator().manual_seed(0)
+            pictures = self.training_tasks(queries=1).sample(MEAN_OF, generator).support_x
+            known = model.encode(pictures).mean(0).expand(len(x), -1)
+        return model.settled(model.hyper(known), x)
 
     def scores(self, setting: Setting, query: Tensor) -> dict[str, Tensor]:
         """Return accuracy and log loss of each target."""
