@@ -288,7 +288,7 @@ def test_steps_on_the_last_layer_are_those_of_adam():
     assert set(found.params) == {"7.weight", "7.bias"}
     for target in range(2):
         net = copy.deepcopy(base).eval()
-        optimiser = torch.optim.Adam(net[7].parameters(), unlabelled.RATES["head"])
+        optimiser = torch.optim.Adam(net[7].parameters(), domain_models.RATES["head"])
         for _ in range(5):
             optimiser.zero_grad()
             nn.functional.cross_entropy(net(x[target]), y[target]).backward()

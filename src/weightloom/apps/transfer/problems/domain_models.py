@@ -29,7 +29,7 @@ CONDITION_DIM, FEATURES = 64, 128
 """Width of the condition, and of the trained features whose statistics are read."""
 SOURCES = 50
 """Number of models of single training domains, for `NearestSource`."""
-TENT_STEPS, TENT_LR = 10, 1e-3
+TENT_STEPS, TENT_LR = 10, 3e-3
 """Gradient steps on the entropy of predictions, and their rate, chosen on validation targets."""
 CANDIDATES, NEAREST, COPIES = 2000, 12, 100
 """Simulated domains, those taken for a target, and pictures of each, for `Simulated`."""
@@ -38,6 +38,8 @@ DISTANCE = 4.0
 
 Scope = Literal["none", "head", "low-rank", "all"]
 """Parameters that gradient steps on a target change."""
+RATES: dict[Scope, float] = {"none": 0.0, "head": 1e-2, "low-rank": 1e-2, "all": 5e-4}
+"""Adam's rate of these steps, chosen on validation targets."""
 
 
 class Adaptation(NamedTuple):
@@ -91,6 +93,7 @@ class DigitModel(nn.Module):
         base: The network; None if a subclass holds it.
         trained: Train it on the training domains.
         scope: Parameters that gradient steps on a target change.
+        rate: Rate of these steps. Default: that of the scope in `RATES`.
         refreshes: Take the statistics of norms over a target's unlabelled pictures; in training,
             over each domain's own batch. Else those of all training domains.
 
@@ -106,10 +109,12 @@ class DigitModel(nn.Module):
         base: nn.Module | None,
         trained: bool = True,
         scope: Scope = "none",
+        rate: float | None = None,
         refreshes: bool = False,
     ) -> None:
         super().__init__()
         self.trained, self.scope, self.refreshes = trained, scope, refreshes
+        self.rate = RATES[scope] if rate is None else rate
         if base is not None:
             self.base = base
 
@@ -182,7 +187,7 @@ class Generated(DigitModel):
     reads, needs_examples = True, True
 
     def __init__(self, base: nn.Sequential, rank: int, width: int, frozen: bool = False) -> None:
-        super().__init__(None, scope="all", refreshes=True)
+        super().__init__(None, scope="none" if frozen else "all", refreshes=True)
         self.encode = _encoder(base, frozen)
         self.hyper = MLPHyperNetwork(
             base.train(),

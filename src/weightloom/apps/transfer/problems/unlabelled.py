@@ -52,8 +52,10 @@ STEPS = (0, 1, 5, 20, 100)
 """Gradient steps on the labelled pictures of a target."""
 FOLDS = 5
 """Parts of a target's labelled pictures; each is held out once."""
-RATES: dict[str, float] = {"all": 1e-3, "head": 1e-2, "low-rank": 1e-2}
-"""Rates of the gradient steps on a target, by scope, chosen on validation targets."""
+SOURCE_RATE = 1e-3
+"""Adam's rate of fine-tuning the source on a target, chosen on validation targets."""
+MOST_CHECKED = 5
+"""Maximum number of gradient steps that are repeated without each fold, for the check."""
 MOST_RANK = 18
 """Maximum rank: half of it fits the last layer, whose smaller side is 10."""
 MEAN_OF = 200
@@ -154,7 +156,7 @@ class Unlabelled(Problem):
             "nearest-source": lambda: SingleSources(self.source(), mean=False),
             "average-source": lambda: SingleSources(self.source(), mean=True),
             "simulated": lambda: Simulated(self.training_tasks(queries=COPIES), self.config.seed),
-            "finetune": lambda: DigitModel(self.source(), trained=False, scope="all"),
+            "finetune": lambda: DigitModel(self.source(), False, "all", SOURCE_RATE),
             "lora": lambda: SharedAdapter(self.source(), rank, trained=False, scope="low-rank"),
             "last-layer": lambda: DigitModel(self.source(), trained=False, scope="head"),
         }
@@ -192,7 +194,8 @@ class Unlabelled(Problem):
         start = self._adapted(model, its.unlabelled, condition)
         tuned = fine_tuned(model, start, its.x, its.y, steps)
         query = model.logits(tuned, its.query_x).softmax(-1)
-        support = held_out(model, start, its.x, its.y, steps) if setting.shots else None
+        has_check = setting.shots and steps <= MOST_CHECKED
+        support = held_out(model, start, its.x, its.y, steps) if has_check else None
 
         def adapt_one(at: int) -> float:
             one = slice(at, at + 1)
@@ -251,7 +254,7 @@ def fine_tuned(
         adapted = Adaptation(Params({**rest, **params}), start.buffers)
         return cross_entropy_per_task(model.logits(adapted, x), y)
 
-    found = descend(moved, loss, steps, RATES[model.scope], momentum=(0.9, 0.999))
+    found = descend(moved, loss, steps, model.rate, momentum=(0.9, 0.999))
     return Adaptation(Params({**rest, **found}), start.buffers)
 
 
