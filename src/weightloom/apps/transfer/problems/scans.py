@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from weightloom.apps.transfer.config import TransferOptions
 
 FILE = ("mnist", "mnist_20k_10k.npz")
-SIZE, FINE = 8, 24
-"""Height and width of a scan, and of the picture whose blocks of 3 x 3 pixels it counts."""
+SIZE, FINE = 8, 16
+"""Height and width of a scan, and of the picture whose blocks of 2 x 2 pixels it counts."""
 CROP, ASPECT, SHEAR, SHIFT = (0.58, 0.85), 0.4, 0.3, 0.1
 """Ranges of the cropped side as a share of the picture's, of the log ratio of width to height, of
 the slant, and of the shift as a share of half the side."""
 INK, EDGE = (0.08, 0.6), (1.0, 8.0)
 """Ranges of the grey level that counts as ink, and of the steepness around it."""
-BLUR = (0.3, 2.0)
+BLUR = (0.2, 1.3)
 """Range of the blur's standard deviation before the threshold, in pixels of the fine picture."""
-PLAIN = torch.tensor([28 / 28, 0.0, 0.0, 0.0, 0.0, 0.5, 1.0, 0.3])
+PLAIN = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.5, 1.0, 0.2])
 """Numbers of the domain of the source: the whole picture, grey levels as they are."""
 TARGETS = 7
 """Parts of scikit-learn's digits, by writers; each is a target."""
