@@ -25,6 +25,7 @@ from weightloom.apps.transfer.problems.domain_models import (
 )
 from weightloom.errors import ConfigError, DataError
 from weightloom.params import Params
+from weightloom.tasks import load_digit_images
 from weightloom.tasks.domains import (
     KINDS,
     MOST_KINDS,
@@ -408,3 +409,13 @@ def test_mnist_without_labels_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WEIGHTLOOM_DATA", str(tmp_path))
     with pytest.raises(DataError, match="with labels"):
         scans.load_labelled_mnist()
+
+
+def test_targets_of_scans_are_parts_of_the_digits_in_order():
+    images, labels = load_digit_images()
+    found = scans._digit_targets(7)
+    together = torch.cat([found.unlabelled, found.query_x], 1).flatten(0, 1)[:, 0]
+    assert torch.equal((together * 255).round().to(torch.uint8), images[: len(together)])
+    assert torch.equal(found.query_y[1], labels[256 + 64 : 512])
+    with pytest.raises(ConfigError, match="20 or fewer"):
+        scans.Scans(TransferConfig(data="scans", test_targets=21).resolved())

@@ -12,7 +12,7 @@ from weightloom.apps.transfer.problems.domain_models import DIGITS, SOURCES
 from weightloom.apps.transfer.problems.problem import Setting
 from weightloom.apps.transfer.problems.unlabelled import EXAMPLES, QUERIES, Targets, Unlabelled
 from weightloom.datasets import needed_file
-from weightloom.errors import DataError
+from weightloom.errors import ConfigError, DataError
 from weightloom.tasks import ALL, Tasks, TaskSource, load_digit_images
 from weightloom.tasks.domains import UNLABELLED
 
@@ -31,8 +31,11 @@ BLUR = (0.2, 1.3)
 """Range of the blur's standard deviation before the threshold, in pixels of the fine picture."""
 PLAIN = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.5, 1.0, 0.2])
 """Numbers of the domain of the source: the whole picture, grey levels as they are."""
-TARGETS = 7
-"""Parts of scikit-learn's digits, by writers; each is a target."""
+IMITATED = 24
+"""Validation targets: imitated scans of pictures that are not trained on."""
+MOST_TARGETS = 20
+"""Maximum number of parts of scikit-learn's digits: each holds its unlabelled pictures, and 25 or
+more to score."""
 
 
 @dataclass(frozen=True)
@@ -130,23 +133,30 @@ class Scans(Unlabelled):
     Raises:
         DataError: If MNIST is not in the data folder, or damaged.
         MissingExtraError: If scikit-learn is not installed.
-        ConfigError: If ``split`` is not 0, ``rank`` is too high, or there is one target.
+        ConfigError: If ``split`` is not 0, ``rank`` is too high, or targets are fewer than 2 or
+            more than `MOST_TARGETS`.
     """
 
     def __init__(self, config: "TransferOptions") -> None:
         super().__init__(config)
+        if config.test_targets > MOST_TARGETS:
+            raise ConfigError(
+                f"`--test-targets {config.test_targets}` with `--data {config.data}`. 1,797 "
+                f"pictures are cut into targets of {EXAMPLES} unlabelled pictures and others to "
+                f"score. Type {MOST_TARGETS} or fewer."
+            )
         self.train_pictures, self.validation_pictures = load_labelled_mnist()
         self.validation = Targets.of(
             ScanTasks(*self.validation_pictures, queries=200).sample(
-                24, torch.Generator().manual_seed(1)
+                IMITATED, torch.Generator().manual_seed(1)
             )
         )
-        self.targets = self.validation if config.validation else _digit_targets()
+        self.targets = self.validation if config.validation else _digit_targets(config.test_targets)
         kind = "imitated" if config.validation else "scikit-learn"
         self.families = [kind] * len(self.targets.query_y)
         self.names = [f"{kind} {number}" for number in range(len(self.families))]
         self.protocol = (
-            f"Targets are {TARGETS} parts of scikit-learn's digits, by writers; options were "
+            f"Targets are {config.test_targets} parts of scikit-learn's digits, by writers; options were "
             "chosen on imitated scans of MNIST."
         )
 
@@ -193,11 +203,10 @@ def load_labelled_mnist() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
     return train, test
 
 
-def _digit_targets() -> Targets:
+def _digit_targets(count: int) -> Targets:
     """Cut scikit-learn's digits into parts by writers; the first of each are unlabelled."""
     images, labels = load_digit_images()
-    size = len(images) // TARGETS
-    x = (images.float() / 255)[: size * TARGETS].view(TARGETS, size, 1, SIZE, SIZE)
-    y = labels[: size * TARGETS].view(TARGETS, size)
-    none = x[:, :0], y[:, :0]
-    return Targets(x[:, :EXAMPLES], *none, x[:, EXAMPLES:], y[:, EXAMPLES:])
+    size = len(images) // count
+    x = (images.float() / 255)[: size * count].view(count, size, 1, SIZE, SIZE)
+    y = labels[: size * count].view(count, size)
+    return Targets(x[:, :EXAMPLES], x[:, :0], y[:, :0], x[:, EXAMPLES:], y[:, EXAMPLES:])
