@@ -156,7 +156,7 @@ class Scans(Unlabelled):
         self.families = [kind] * len(self.targets.query_y)
         self.names = [f"{kind} {number}" for number in range(len(self.families))]
         self.protocol = (
-            f"Targets are {config.test_targets} parts of scikit-learn's digits, by writers; options "
+            f"Targets are {config.test_targets} parts of scikit-learn's digits, by writers. Options "
             "were chosen on imitated scans of MNIST."
         )
 

@@ -60,7 +60,7 @@ MOST_RANK = 18
 """Maximum rank: half of it fits the last layer, whose smaller side is 10."""
 MEAN_OF = 200
 """Training domains behind the mean condition."""
-TIMED = 5
+TIMED = 3
 """Targets that are adapted one by one to measure the time."""
 
 
@@ -148,7 +148,7 @@ class Unlabelled(Problem):
             "source": lambda: DigitModel(self.source(), trained=False),
             "multitask": lambda: DigitModel(digit_net(), scope="all"),
             "multitask-wide": lambda: DigitModel(digit_net(2 * HIDDEN)),
-            "batchnorm": lambda: DigitModel(digit_net(), scope="all", refreshes=True),
+            "batchnorm": lambda: DigitModel(digit_net(), refreshes=True),
             "tent": lambda: Tent(digit_net()),
             "generated-frozen": lambda: Generated(self.source(), rank, width, frozen=True),
             "shared": lambda: SharedAdapter(self.source(), rank),
