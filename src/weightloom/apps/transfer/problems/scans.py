@@ -156,8 +156,8 @@ class Scans(Unlabelled):
         self.families = [kind] * len(self.targets.query_y)
         self.names = [f"{kind} {number}" for number in range(len(self.families))]
         self.protocol = (
-            f"Targets are {config.test_targets} parts of scikit-learn's digits, by writers. Options "
-            "were chosen on imitated scans of MNIST."
+            f"Targets are {config.test_targets} parts of scikit-learn's digits, by writers. "
+            "Options were chosen on imitated scans of MNIST."
         )
 
     def training_tasks(self, examples: int = EXAMPLES, queries: int = QUERIES) -> ScanTasks:
