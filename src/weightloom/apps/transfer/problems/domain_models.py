@@ -28,7 +28,7 @@ DIGITS, PIXELS, HIDDEN = 10, 64, 256
 CONDITION_DIM, FEATURES = 64, 128
 """Width of the condition, and of the trained features whose statistics are read."""
 SOURCES = 50
-"""Number of models of single training domains, for `NearestSource`."""
+"""Number of models of single training domains, for `SingleSources`."""
 TENT_STEPS, TENT_LR = 10, 3e-3
 """Gradient steps on the entropy of predictions, and their rate, chosen on validation targets."""
 CANDIDATES, NEAREST, COPIES = 2000, 12, 100
