@@ -37,6 +37,9 @@ ABOUT = (
     Method("maml", "an initialisation trained for gradient steps on a target"),
     Method("centroid", "class means of the source's features; nothing is trained"),
     # domains
+    Method("generated-frozen", "the same change of the frozen source, whose features are read"),
+    Method("multitask-wide", "the multitask network, twice as wide"),
+    Method("simulated", "nearest pictures of simulated domains alike; nothing is trained"),
     # documents
     Method(
         "seasonal", "copy of the last season, with the spread of past seasons; nothing is trained"
@@ -91,8 +94,68 @@ KNOWN_RATES = {"generated": 3e-4, "shared": 1e-3, "shared-finetune": 1e-3}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # domains
-    "domains": {"methods": ("generated", "source")},
+    "domains": {
+        "methods": (
+            "generated",
+            "multitask",
+            "multitask-wide",
+            "batchnorm",
+            "tent",
+            "generated-frozen",
+            "shared",
+            "shared-finetune",
+            "nearest-source",
+            "average-source",
+            "simulated",
+            "source",
+            "finetune",
+            "lora",
+            "last-layer",
+        ),
+        "steps": 1500,
+        "tasks": 24,
+        "rank": 16,
+        "width": 128,
+        "learning_rate": 2e-3,
+        "rates": {
+            "multitask": 8e-3,
+            "multitask-wide": 1e-2,
+            "batchnorm": 8e-3,
+            "tent": 8e-3,
+            "generated-frozen": 6e-3,
+            "shared": 3e-2,
+            "shared-finetune": 8e-3,
+        },
+        "test_targets": 48,
+        "evaluate_every": 500,
+        "checkpoint_every": 500,
+    },
     # scans
+    "scans": {
+        "methods": (
+            "generated",
+            "multitask",
+            "multitask-wide",
+            "batchnorm",
+            "tent",
+            "generated-frozen",
+            "shared",
+            "shared-finetune",
+            "nearest-source",
+            "average-source",
+            "simulated",
+            "source",
+        ),
+        "steps": 1000,
+        "tasks": 24,
+        "rank": 16,
+        "width": 128,
+        "learning_rate": 4e-3,
+        "rates": {"multitask": 8e-3, "batchnorm": 8e-3, "tent": 8e-3, "shared": 3e-2},
+        "test_targets": 7,
+        "evaluate_every": 500,
+        "checkpoint_every": 500,
+    },
     # documents
     "series": SERIES,
     "series-known": {**SERIES, "rates": {**SERIES["rates"], **KNOWN_RATES}},
@@ -107,6 +170,7 @@ FILES: dict[str, tuple[str, str]] = {
     # domains
     "domains": ("domains", "Domains"),
     # scans
+    "scans": ("scans", "Scans"),
     # documents
     "series": ("series", "SeriesForecasts"),
     "series-known": ("series", "KnownSources"),
@@ -120,6 +184,7 @@ ABOUT_DATA: dict[str, str] = {
     # domains
     "domains": "scikit-learn digits under random distortions; 64 unlabelled pictures of each",
     # scans
+    "scans": "MNIST as source, scikit-learn digits as targets; 64 unlabelled pictures of each",
     # documents
     "series": "`fracast`, a small forecasting model → families of series, their sources held out",
     "series-known": "the same, with other families of the same source in training",
@@ -133,6 +198,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     # domains
     "domains": ("sklearn",),
     # scans
+    "scans": ("sklearn", "mnist/mnist_20k_10k.npz"),
     # documents
     **dict.fromkeys(
         ("series", "series-known"),
