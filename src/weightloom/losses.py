@@ -118,8 +118,8 @@ def reconstruction_per_task(
 
     The mean over parameters of |BA - B*A*|² / |B*A*|²: 0 for the trained change, 1 for no change.
     Products do not depend on the choice of factors, so targets need not be canonical. No product is
-    built: ⟨BA, B*A*⟩ = ⟨BᵀB*, A A*ᵀ⟩. Of a value that is not held as factors, the numbers
-    themselves are compared, less the mean of its targets over the tasks.
+    built: ⟨BA, B*A*⟩ = ⟨BᵀB*, A A*ᵀ⟩. Of a value that is not held as low-rank factors, such as a
+    bias, the numbers themselves are compared.
 
     Args:
         params: Generated parameters per task.
@@ -154,8 +154,7 @@ def _reconstruction(value: Tensor, target: Tensor) -> Tensor:
         size = _across(its, its)
         error = _across(own, own) - 2 * _across(own, its) + size
     else:
-        error = (value - target).square().flatten(1).sum(1)
-        size = (target - target.mean(0)).square().flatten(1).sum(1)
+        error, size = (its.square().flatten(1).sum(1) for its in (value - target, target))
     return error / size.clamp(min=torch.finfo(size.dtype).tiny)
 
 

@@ -143,16 +143,18 @@ def linear_path(weights: Mapping[str, Tensor]) -> Float[Tensor, "tasks outputs i
         (torch.Size([1, 3, 2]), 5.0)
     """
     names = _layers(weights)
-    path = weights[names[0]]
-    for name in names[1:]:
+    path: Tensor | None = None
+    for name in names:
         weight = weights[name]
-        if weight.ndim != 3 or path.ndim != 3 or weight.shape[2] != path.shape[1]:
+        if weight.ndim != 3 or (path is not None and weight.shape[2] != path.shape[1]):
+            after = "" if path is None else f" after {tuple(path.shape[1:])}"
             raise ConfigError(
-                f"`{name}` is {tuple(weight.shape[1:])} after {tuple(path.shape[1:])}. A linear "
-                "path multiplies matrices: the columns of each are the rows of the one before. "
-                "Pass `ends=None` to read statistics of the layers alone."
+                f"`{name}` is {tuple(weight.shape[1:])}{after}. A linear path multiplies matrices: "
+                "the columns of each are the rows of the one before. Pass `ends=None` to read "
+                "statistics of the layers alone."
             )
-        path = weight @ path
+        path = weight if path is None else weight @ path
+    assert path is not None
     return path
 
 

@@ -42,6 +42,12 @@ ABOUT = (
     # intents
     # pictures
     # zoo
+    Method(
+        "generated-reconstruction", "as generated, trained to reproduce trained changes of weights"
+    ),
+    Method("scratch", "a new network of the source's architecture, trained on each target"),
+    Method("matched", "every turn and relabelling of the family, tried by hand on the source"),
+    Method("neighbours", "nearest labelled examples by distance of pixels; nothing is trained"),
 )
 """Methods, in the order of lists."""
 
@@ -66,6 +72,32 @@ PRESETS: dict[str, dict[str, Any]] = {
     # intents
     # pictures
     # zoo
+    "zoo": {
+        "methods": (
+            "generated",
+            "generated-reconstruction",
+            "source",
+            "shared",
+            "shared-finetune",
+            "finetune",
+            "last-layer",
+            "lora",
+            "scratch",
+            "maml",
+            "nearest-source",
+            "average-source",
+            "matched",
+            "neighbours",
+        ),
+        "steps": 3000,
+        "tasks": 32,
+        "rank": 8,
+        "width": 64,
+        "test_targets": 96,
+        "learning_rate": 1.5e-3,
+        "rates": {},
+        "evaluate_every": 1000,
+    },
 }
 """Default options per problem, tuned on validation targets: ``methods``, in the order of the table,
 ``rates`` of single methods, ``comparators`` by default, and options of `TransferConfig`."""
@@ -78,6 +110,7 @@ FILES: dict[str, tuple[str, str]] = {
     # intents
     # pictures
     # zoo
+    "zoo": ("zoo", "ZooProblem"),
 }
 """File in ``problems`` and class of each problem."""
 
@@ -89,6 +122,7 @@ ABOUT_DATA: dict[str, str] = {
     # intents
     # pictures
     # zoo
+    "zoo": "networks of turned and relabelled digits to other turns and labels, few examples",
 }
 """Source and targets of each problem in one line."""
 
@@ -100,6 +134,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     # intents
     # pictures
     # zoo
+    "zoo": ("sklearn", "scipy"),
 }
 """Modules (``sklearn``) and files of data sets (``mnist/mnist_20k_10k.npz``) that a problem reads.
 """
