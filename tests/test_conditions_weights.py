@@ -1,5 +1,7 @@
 """An encoder of other models' weights: order of hidden neurons, sides, and the path by hand."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def chain(*sides, tasks=3, seed=0):
     """Random chains of linear layers with biases, in float64."""
     torch.manual_seed(seed)
     params = Params()
-    for number, (columns, rows) in enumerate(zip(sides, sides[1:], strict=False)):
+    for number, (columns, rows) in enumerate(itertools.pairwise(sides)):
         params[f"{2 * number}.weight"] = torch.randn(tasks, rows, columns, dtype=torch.float64)
         params[f"{2 * number}.bias"] = torch.randn(tasks, rows, dtype=torch.float64)
     return params

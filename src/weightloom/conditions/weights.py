@@ -107,7 +107,8 @@ def layer_statistics(
 
     Example:
         >>> weight, order = torch.randn(1, 6, 4), torch.randperm(6)
-        >>> known, permuted = (layer_statistics({"weight": w})[0] for w in (weight, weight[:, order]))
+        >>> known, _ = layer_statistics({"weight": weight})
+        >>> permuted, _ = layer_statistics({"weight": weight[:, order]})
         >>> torch.allclose(known, permuted, atol=1e-5)
         True
     """
@@ -180,8 +181,9 @@ def _layers(weights: Mapping[str, Tensor]) -> list[str]:
     names = [name for name, value in weights.items() if value.ndim > 2]
     if not names:
         raise ConfigError(
-            f"`weights` holds no matrix, only {list(weights)}. Each value has a tasks axis in front "
-            "of its own, and a layer's weight has two of its own. Pass `value[None]` for one model."
+            f"`weights` holds no matrix, only {list(weights)}. Each value has a tasks axis in "
+            "front of its own, and a layer's weight has two of its own. Pass `value[None]` for one "
+            "model."
         )
     return names
 

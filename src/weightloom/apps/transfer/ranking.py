@@ -120,7 +120,7 @@ def kendall(
     """Kendall's tau-b between scores and true transfer, per target.
 
     1 if all pairs of sources are ordered alike, -1 if all are reversed, near 0 for a ranking that
-    says nothing. Ties are corrected for.
+    says nothing. Ties are corrected for; NaN if all sources of a target are tied.
 
     Args:
         scores: Score of each source for each target.
@@ -134,22 +134,17 @@ def kendall(
         tensor([0.6667])
 
     Source:
-        Kendall, "The treatment of ties in ranking problems" (1945); computed by torchmetrics.
+        Kendall, "The treatment of ties in ranking problems" (1945).
     """
-    from torchmetrics.functional import kendall_rank_corrcoef  # slow to import
-
     if scores.shape != transfer.shape or scores.shape[1] < 2:
         raise ShapeError(
             f"`scores` has shape {tuple(scores.shape)} and `transfer` {tuple(transfer.shape)}. A "
             "rank correlation is one of two rankings of at least two sources. Pass two tensors of "
             "one shape, (targets, sources)."
         )
-    return torch.stack(
-        [
-            kendall_rank_corrcoef(score, its, variant="b")
-            for score, its in zip(scores, transfer, strict=True)
-        ]
-    )
+    one, other = ((its[:, :, None] - its[:, None]).sign() for its in (scores, transfer))
+    untied = (one.abs().sum((1, 2)) * other.abs().sum((1, 2))).sqrt()
+    return (one * other).sum((1, 2)) / untied
 
 
 def _error(squares: Tensor, ratio: Tensor, along: Tensor, outside: Tensor) -> Tensor:

@@ -104,8 +104,8 @@ def pretrain(
 
     Example:
         >>> from weightloom.networks import mlp
-        >>> sources = pretrain(mlp([4, 8, 2]), torch.randn(3, 10, 4), torch.zeros(3, 10).long(), 5, 0.1)
-        >>> sources["0.weight"].shape
+        >>> x, y = torch.randn(3, 9, 4), torch.zeros(3, 9, dtype=torch.long)
+        >>> pretrain(mlp([4, 8, 2]), x, y, steps=5, rate=0.1)["0.weight"].shape
         torch.Size([3, 8, 4])
     """
     own = parameters_by_name(base)

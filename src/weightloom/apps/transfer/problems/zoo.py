@@ -150,12 +150,14 @@ class ZooProblem(Problem):
         Both sides get new labels, which permutes the output map alike.
         """
         numbers = torch.randint(TRAINED, (self.config.tasks,), generator=generator)
-        source, tasks, changes = (its.take(numbers) for its in self.trained_changes)
+        zoo, all_tasks, changes = self.trained_changes
+        source, tasks = zoo.take(numbers), all_tasks.take(numbers)
         names, of_source = (draw_labels(len(numbers), generator) for _ in range(2))
-        output = by_name(changes["output.weight"], names.argsort(1))
+        change = changes.take(numbers)
+        output = by_name(change["output.weight"], names.argsort(1))
         output = by_name(output.mT, of_source.argsort(1)).mT
         tasks = tasks._replace(labels=names.gather(1, tasks.labels))
-        changed = changes | {"output.weight": output}
+        changed = change | {"output.weight": output}
         return self._shown(source.relabelled(of_source).networks, tasks, generator, changed)
 
     def _shown(
@@ -172,7 +174,7 @@ class ZooProblem(Problem):
 
     @cached_property
     def trained_changes(self) -> tuple[Zoo, Tasks, Params]:
-        """Sources, tasks, and canonical changes of the ends, trained on many digits of each task."""
+        """Sources, tasks, and canonical changes of the ends, trained on many digits of each."""
         generator = torch.Generator().manual_seed(2)
         zoo = self.zoos["train"]
         zoo = zoo.take(torch.randint(len(zoo.means), (TRAINED,), generator=generator))

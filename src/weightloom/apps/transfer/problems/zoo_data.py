@@ -155,7 +155,7 @@ class Zoo(NamedTuple):
 
 
 def by_name(values: Tensor, old: Tensor) -> Tensor:
-    """Reorder values by label, (tasks, 10, ...), given the old name of each new one, (tasks, 10)."""
+    """Reorder values by label, (tasks, 10, ...), given the old name of each new one."""
     return values.gather(1, old.view(*old.shape, *[1] * (values.ndim - 2)).expand_as(values))
 
 

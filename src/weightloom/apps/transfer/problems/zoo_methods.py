@@ -6,6 +6,7 @@ Knows nothing of the evaluation.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, one_hot
 
 from weightloom.apps.transfer.problems.zoo_data import HIDDEN, PIXELS, WAYS, Batch, Zoo
-from weightloom.apps.transfer.recipe import Ends, Scope, Start, fine_tune, generate
+from weightloom.apps.transfer.recipe import Scope, Start, fine_tune, generate
 from weightloom.base import apply_per_task
 from weightloom.conditions.classes import class_statistics
 from weightloom.conditions.support import AttentionBlock
@@ -325,7 +326,7 @@ class Generated(Method):
 
 
 class Reconstructed(Generated):
-    """`Generated`, trained to reproduce trained changes in place of the loss of adapted networks."""
+    """`Generated`, trained to reproduce trained changes, not by the loss of adapted networks."""
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the normalised error of each written change, (targets,)."""
@@ -350,8 +351,7 @@ class Matched(Method):
         self, source: Params, support: Support, x: Tensor, steps: int, told: Any = None
     ) -> Tensor:
         """Return the source's probabilities under the turn and assignment of most likelihood."""
-        from scipy.optimize import linear_sum_assignment
-
+        assign = import_module("scipy.optimize").linear_sum_assignment
         member = one_hot(support.y, WAYS).to(x) * support.mask[..., None]
         best, turn = torch.full((len(x),), -torch.inf), torch.zeros(len(x), dtype=torch.long)
         assigned = torch.zeros(len(x), WAYS, dtype=torch.long)
@@ -359,7 +359,7 @@ class Matched(Method):
             logits = apply_per_task(self.base, source, support.x @ matrix)
             likelihood = member.mT @ log_softmax(logits, 2)
             for target, table in enumerate(likelihood.numpy()):
-                rows, columns = linear_sum_assignment(table, maximize=True)
+                rows, columns = assign(table, maximize=True)
                 total = float(table[rows, columns].sum())
                 if total > best[target]:
                     best[target], turn[target] = total, number
