@@ -18,3 +18,4 @@ from weightloom.conditions.inputs import input_statistics as input_statistics
 from weightloom.conditions.inputs import statistics_of as statistics_of
 from weightloom.conditions.support import DeepSets as DeepSets
 from weightloom.conditions.support import SupportAttention as SupportAttention
+from weightloom.conditions.weights import WeightEncoder as WeightEncoder

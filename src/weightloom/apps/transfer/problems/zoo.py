@@ -38,7 +38,6 @@ from weightloom.apps.transfer.problems.zoo_methods import (
     Method,
     Read,
     Reconstructed,
-    Source,
     change_of,
 )
 from weightloom.apps.transfer.ranking import closeness, kendall, leep, logme
@@ -199,16 +198,18 @@ class ZooProblem(Problem):
         assert isinstance(model, Method)
         known = self.targets.shots(setting.shots)
         told = None if condition == "own" else self._told(model, known, condition)
-        query = model.predict(self.targets.source, known, self.targets.query.x, setting.steps, told)
+        source, x, steps = self.targets.source, self.targets.query.x, setting.steps
+        change: dict[str, Tensor] = {}
+        if model.adapts:
+            params = model.adapt(source, known, steps, told)
+            query, change = model.run(params, x), self._change(params)
+        else:
+            query = model.predict(source, known, x, steps)
         if condition == "own":
             self._note(model.name, setting, query)
         held = condition == "own" and setting.shots > 1
-        return Outputs(
-            query,
-            self._held_out(model, known, setting) if held else None,
-            self._time(model, known, setting.steps),
-            self._change(model, known, setting.steps, told),
-        )
+        support = self._held_out(model, known, setting) if held else None
+        return Outputs(query, support, self._time(model, known, steps), change)
 
     def _held_out(self, model: Method, known: Support, setting: Setting) -> Tensor:
         """Return probabilities of labelled examples, each from a network adapted without it."""
@@ -252,16 +253,12 @@ class ZooProblem(Problem):
             times.append(time.perf_counter() - began)
         return sorted(times[1:])[TIMED // 2]
 
-    def _change(self, model: Method, known: Support, steps: int, told: Any) -> dict[str, Tensor]:
-        """Return the relative change of each weight; none for methods that adapt no network."""
-        if type(model).predict is not Method.predict or isinstance(model, Source):
-            return {}
-        params = model.adapt(self.targets.source, known, steps, told)
+    def _change(self, params: Params) -> dict[str, Tensor]:
+        """Return the relative change of each weight of the source."""
+        own = {name: its.flatten(1) for name, its in self.targets.source.items() if its.ndim > 2}
         return {
-            name: (its - self.targets.source[name]).flatten(1).norm(dim=1)
-            / self.targets.source[name].flatten(1).norm(dim=1)
-            for name, its in params.items()
-            if its.ndim > 2
+            name: (params[name].flatten(1) - its).norm(dim=1) / its.norm(dim=1)
+            for name, its in own.items()
         }
 
     def scores(self, setting: Setting, query: Tensor) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class Method(nn.Module):
         name: Name of the method.
     """
 
-    trained, reads = False, False
+    trained, reads, adapts = False, False, True
     scope: Scope = "all"
 
     def __init__(self, problem: "ZooProblem", name: str) -> None:
@@ -98,7 +98,10 @@ class Method(nn.Module):
         self, source: Params, support: Support, x: Tensor, steps: int, told: Any = None
     ) -> Tensor:
         """Return probabilities of the classes, (targets, pictures, 10)."""
-        params = self.adapt(source, support, steps, told)
+        return self.run(self.adapt(source, support, steps, told), x)
+
+    def run(self, params: Params, x: Tensor) -> Tensor:
+        """Return the probabilities that adapted networks give."""
         with torch.no_grad():
             return apply_per_task(self.base, params, x).softmax(2)
 
@@ -343,6 +346,8 @@ class Matched(Method):
         The assignment: Kuhn, "The Hungarian method for the assignment problem" (1955).
     """
 
+    adapts = False
+
     def __init__(self, problem: "ZooProblem", name: str) -> None:
         super().__init__(problem, name)
         self.turns = problem.digits.turns
@@ -370,6 +375,8 @@ class Matched(Method):
 
 class Neighbours(Method):
     """Share of each label among the nearest examples, by distance of pixels; nothing is trained."""
+
+    adapts = False
 
     def predict(
         self, source: Params, support: Support, x: Tensor, steps: int, told: Any = None
