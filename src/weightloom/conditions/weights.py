@@ -18,10 +18,12 @@ from weightloom.conditions.support import DeepSets
 from weightloom.errors import ConfigError, ShapeError
 
 QUANTILES = 7
-"""Order statistics of each kind: of weights, of norms of rows and of columns, and of the bias."""
+"""Order statistics of each kind: of norms of rows and of columns, and of the bias."""
+MOMENTS = 6
+"""Moments of the weights of a layer."""
 DIRECTIONS = 8
 """Number of the largest singular values in the statistics of a layer."""
-STATISTICS = 4 * QUANTILES + DIRECTIONS + 4
+STATISTICS = MOMENTS + 3 * QUANTILES + DIRECTIONS + 4
 """Numbers that describe a layer."""
 PLACES = 3
 """Numbers that place a layer: its depth from 0 to 1, and flags for the first and the last layer."""
@@ -51,7 +53,7 @@ class WeightEncoder(nn.Module):
 
     Source:
         Statistics per layer: Unterthiner et al., "Predicting neural network accuracy from weights"
-        (2020), there quantiles, mean and variance. Norms of rows and columns, singular values and
+        (2020), there quantiles, mean and variance of all weights. Norms of rows and columns, singular values and
         the path are ours.
     """
 
@@ -88,10 +90,11 @@ def layer_statistics(
 ) -> tuple[Float[Tensor, "tasks layers statistics"], Float[Tensor, "tasks layers places"]]:
     """Describe each layer of one model per task by numbers that any order of neurons shares.
 
-    They are the logarithms of the root mean square and of both sides; order statistics, from the
-    smallest to the largest, of the weights, of the norms of rows and of columns, and of the bias,
-    in units of that root mean square; the share of each of the largest singular values in the norm;
-    and a flag for a bias.
+    In units of the root mean square of its weights, they are the mean, mean absolute value, third
+    and fourth moment, smallest and largest weight; order statistics, from the smallest to the
+    largest, of the norms of rows and of columns and of the bias; the share of each of the largest
+    singular values in the norm; the logarithms of the root mean square and of both sides; and a
+    flag for a bias.
 
     Args:
         weights: Parameters by name, each (tasks, *shape). Each with at least two axes of its own is
@@ -191,10 +194,12 @@ def _layers(weights: Mapping[str, Tensor]) -> list[str]:
 def _of_layer(
     matrix: Float[Tensor, "tasks rows columns"], bias: Tensor | None
 ) -> Float[Tensor, "tasks statistics"]:
-    """Describe one layer of each task."""
+    """Describe one layer of each task; sorting all weights would cost more than all else."""
     tasks, rows, columns = matrix.shape
     scale = _rms(matrix.flatten(1))
-    parts = [_ordered(matrix.flatten(1) / scale)]
+    unit = matrix.flatten(1) / scale
+    moments = (unit, unit.abs(), unit.pow(3), unit.pow(4))
+    parts = [torch.stack([*(its.mean(1) for its in moments), unit.amin(1), unit.amax(1)], 1)]
     for axis, length in ((2, columns), (1, rows)):
         parts.append(_ordered(matrix.norm(dim=axis) / (scale * length**0.5)))
     none = matrix.new_zeros(tasks, QUANTILES)

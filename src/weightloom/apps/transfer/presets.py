@@ -96,7 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "width": 64,
         "test_targets": 96,
         "learning_rate": 1.5e-3,
-        "rates": {},
+        "rates": {"shared": 1e-2, "shared-finetune": 1e-2, "maml": 1e-2},
         "evaluate_every": 1000,
     },
 }

@@ -100,10 +100,10 @@ class ZooProblem(Problem):
         self.means: dict[int, list[Tensor]] = {}
         self.notices = (
             f"{SOURCES['train']} source networks of {PIXELS}-32-{WAYS} neurons for training, "
-            f"others for {len(self.names)} targets; digits of other writers.",
+            f"others for {len(self.names)} targets, which show other digits.",
         )
         self.protocol = (
-            "Sources are trained on 900 digits; targets show digits of unseen writers under the "
+            "Sources are trained on 900 digits; targets show 597 others under the "
             "task of a source of which they change the labels, the turn, or both; in the family "
             "`crossed` all pixels are exchanged, and no source is related. The check holds out up "
             f"to {FOLDS} folds of the labelled examples, none with one example per class."

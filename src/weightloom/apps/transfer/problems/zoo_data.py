@@ -24,14 +24,21 @@ SIDE = 8
 """Pixels along a side of a digit."""
 TURNS = 72
 """Turns of the pictures, in steps of 5 degrees."""
+FARTHEST = 9
+"""Largest turn of a target against its source, either way, in steps of 5 degrees."""
 PARTS = {"train": slice(0, 900), "validation": slice(900, 1200), "test": slice(1200, 1797)}
-"""Digits of each part, in the order of scikit-learn, which is that of their writers: test writers
-are unseen."""
+"""Digits of each part, after a shuffle: pictures of test targets are unseen, by writers of all
+parts. With writers of their own for each part, the nearest of two examples per class, by pixels, is
+right in .86 of the validation targets, and the sources, trained on other writers, in .77 even with
+turn and labels put right by hand: no change of a source would be needed."""
 SOURCES = {"train": 128, "validation": 32, "test": 48}
 """Source networks of each part. All are trained on digits of ``train``, under turns and labels of
 their own."""
 SOURCE_SHOTS, SOURCE_STEPS, SOURCE_RATE = 30, 100, 0.01
 """Digits per class, steps of Adam and learning rate of a source network."""
+TARGETS_SEED = 10_000
+"""Seed of the targets of a part, apart from those of the sources, 0 to 2, whose draws they would
+repeat."""
 FAMILIES = ("relabelled", "rotated", "both", "crossed")
 """Families of targets: the source's task with new labels; under a new turn; both; and one with all
 pixels exchanged at random, to which no source is related and which is in no training."""
@@ -89,12 +96,12 @@ class Digits:
     """Pictures of digits by part and class, and draws of them.
 
     Args:
-        split: Fold: moves the parts along the order of the digits.
+        split: Seed of the shuffle.
     """
 
     def __init__(self, split: int = 0) -> None:
         pixels, digits = load_digit_images()
-        order = torch.arange(len(digits)).roll(-599 * split)
+        order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(split))
         self.pixels, self.digits = pixels[order].flatten(1) / 255, digits[order]
         self.turns = turn_matrices()
         self.places = {
@@ -199,12 +206,13 @@ def change_tasks(tasks: Tasks, family: Tensor, generator: torch.Generator) -> Ta
         family: Number of each target's family in `FAMILIES`, (tasks,).
         generator: Source of randomness.
     """
-    fresh = plain_tasks(len(family), generator)
+    by = torch.randint(-FARTHEST, FARTHEST + 1, (len(family),), generator=generator)
+    labels = draw_labels(len(family), generator)
     crossed = torch.rand(len(family), PIXELS, generator=generator).argsort(1)
     turns, names = (family == 1) | (family == 2), (family == 0) | (family == 2)
     return Tasks(
-        fresh.turn.where(turns, tasks.turn),
-        fresh.labels.where(names[:, None], tasks.labels),
+        ((tasks.turn + by) % TURNS).where(turns, tasks.turn),
+        labels.where(names[:, None], tasks.labels),
         crossed.where((family == 3)[:, None], tasks.crossed),
     )
 
@@ -240,7 +248,7 @@ def draw_targets(
         shots: Labelled examples per class.
         queries: Held-out pictures per class.
     """
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(TARGETS_SEED)
     family = torch.arange(count) % len(FAMILIES)
     chosen = zoo.take(torch.arange(count) % len(zoo.means))
     drawn = digits.draw(

@@ -30,9 +30,9 @@ from weightloom.params import Params, parameters_by_name
 if TYPE_CHECKING:
     from weightloom.apps.transfer.problems.zoo import ZooProblem
 
-TUNING_RATES: dict[str, float] = {}
+TUNING_RATES = {"last-layer": 0.1}
 """Adam's rate in gradient steps on a target, by method; chosen on validation targets."""
-USUAL_RATE = 0.01
+USUAL_RATE = 0.03
 """The same for methods that are not named."""
 MATRIX_SCALE = 3.0
 """Factor of the scores that match labels at the start of training."""
