@@ -36,7 +36,7 @@ def generated(small):
     """A generator whose change is not zero."""
     torch.manual_seed(0)
     model = small.build("generated")
-    torch.nn.init.normal_(model.up.weight, std=0.1)
+    torch.nn.init.normal_(model.core.weight, std=0.1)
     return model
 
 

@@ -30,7 +30,7 @@ from weightloom.params import Params, parameters_by_name
 if TYPE_CHECKING:
     from weightloom.apps.transfer.problems.zoo import ZooProblem
 
-TUNING_RATES = {"last-layer": 0.1}
+TUNING_RATES = {"generated": 0.003, "generated-reconstruction": 0.01, "last-layer": 0.1}
 """Adam's rate in gradient steps on a target, by method; chosen on validation targets."""
 USUAL_RATE = 0.03
 """The same for methods that are not named."""
@@ -249,10 +249,11 @@ class Generated(Method):
 
     Tokens are the labels of the target, by their mean pictures, and the labels of the source, by
     their templates in its linear path. Attention mixes them; each target label then takes shares
-    of the source's labels (the output map), by learned scores and by the source's own answers. Each
-    target label and its share of the source's labels form a pair, and the mean over pairs writes
-    the low-rank change of the input map. So a permutation of either side's labels permutes the
-    output map alike, and hidden neurons have no order.
+    of the source's labels (the output map), by learned scores and by the source's own answers.
+    Each target label and its share of the source's labels form a pair, and the mean over pairs
+    writes the coefficients of the change of the input map, in a learned basis of rows and columns
+    that all targets share. So a permutation of either side's labels permutes the output map alike,
+    and hidden neurons have no order.
 
     Args:
         problem: The zoo.
@@ -274,10 +275,11 @@ class Generated(Method):
         wide = 4 * width
         self.pair = _mixed(2 * PIXELS + 2 * width, wide)
         self.mix = nn.Sequential(nn.LayerNorm(wide), _mixed(wide, wide))
-        self.up, self.down = (nn.Linear(wide, self.rank * PIXELS) for _ in range(2))
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-        nn.init.normal_(self.down.bias, std=PIXELS**-0.5)
+        self.up = nn.Parameter(torch.randn(PIXELS, self.rank) / PIXELS**0.5)
+        self.down = nn.Parameter(torch.randn(self.rank, PIXELS) / PIXELS**0.5)
+        self.core = nn.Linear(wide, self.rank**2)
+        nn.init.zeros_(self.core.weight)
+        nn.init.zeros_(self.core.bias)
 
     def read(self, source: Params, support: Support) -> Read:
         """Read each source's weights and the labelled examples.
@@ -316,8 +318,8 @@ class Generated(Method):
         output = (MATRIX_SCALE * scores + self.trust.exp() * answers).softmax(2)
         pairs = torch.cat([centred, output @ condition.path, targets, output @ sources], 2)
         state = self.mix(self.pair(pairs).mean(1))
-        up = self.up(state).view(-1, PIXELS, self.rank)
-        return change_of(up, self.down(state).view(-1, self.rank, PIXELS), output)
+        up = self.up @ self.core(state).view(-1, self.rank, self.rank)
+        return change_of(up, self.down.expand(len(up), -1, -1), output)
 
     def start(self, source: Params, support: Support) -> Start:
         """Return each source and its generated change."""
