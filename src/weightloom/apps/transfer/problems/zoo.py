@@ -207,7 +207,7 @@ class ZooProblem(Problem):
             query = model.predict(source, known, x, steps)
         if condition == "own":
             self._note(model.name, setting, query)
-        held = condition == "own" and setting.shots > 1
+        held = model.weighed and condition == "own" and setting.shots > 1
         support = self._held_out(model, known, setting) if held else None
         return Outputs(query, support, self._time(model, known, steps), change)
 

@@ -64,7 +64,7 @@ class Method(nn.Module):
         name: Name of the method.
     """
 
-    trained, reads, adapts = False, False, True
+    trained, reads, adapts, weighed = False, False, True, True
     scope: Scope = "all"
 
     def __init__(self, problem: "ZooProblem", name: str) -> None:
@@ -342,13 +342,13 @@ class Reconstructed(Generated):
 class Matched(Method):
     """Every turn of the pictures, and the best assignment of the source's labels, tried by hand.
 
-    It is told the families of targets, which no other method is.
+    It is told the families of targets, which no other method is; so the check leaves it out.
 
     Source:
         The assignment: Kuhn, "The Hungarian method for the assignment problem" (1955).
     """
 
-    adapts = False
+    adapts, weighed = False, False
 
     def __init__(self, problem: "ZooProblem", name: str) -> None:
         super().__init__(problem, name)
