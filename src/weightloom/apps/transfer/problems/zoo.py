@@ -97,7 +97,6 @@ class ZooProblem(Problem):
         self.families = [FAMILIES[number] for number in self.targets.family.tolist()]
         self.names = [f"{its} {number}" for number, its in enumerate(self.families)]
         self.found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-        self.means: dict[int, list[Tensor]] = {}
         self.notices = (
             f"{SOURCES['train']} source networks of {PIXELS}-32-{WAYS} neurons for training, "
             f"others for {len(self.names)} targets, which show other digits.",
@@ -229,17 +228,13 @@ class ZooProblem(Problem):
             if condition == "shuffled":
                 read = model.read(self.targets.source, known)
                 return Read(*(its.roll(1 + len(FAMILIES), 0) for its in read))
-            if id(model) not in self.means:
-                batches = [
-                    self.draw(0, torch.Generator().manual_seed(number))
-                    for number in range(MEAN_OVER)
-                ]
-                reads = [model.read(batch.source, batch.support) for batch in batches]
-                self.means[id(model)] = [
-                    torch.cat(parts).mean(0, keepdim=True) for parts in zip(*reads, strict=True)
-                ]
+            reads = []
+            for number in range(MEAN_OVER):
+                batch = self.draw(0, torch.Generator().manual_seed(number))
+                reads.append(model.read(batch.source, batch.support))
+            means = [torch.cat(parts).mean(0, keepdim=True) for parts in zip(*reads, strict=True)]
             count = len(known.y)
-            mean = (its.expand(count, *its.shape[1:]) for its in self.means[id(model)])
+            mean = (its.expand(count, *its.shape[1:]) for its in means)
             return Read(*mean)
 
     def _time(self, model: Method, known: Support, steps: int) -> float:
