@@ -54,6 +54,12 @@ ABOUT = (
     # intents
     # pictures
     # zoo
+    Method(
+        "generated-reconstruction", "as generated, trained to reproduce trained changes of weights"
+    ),
+    Method("scratch", "a new network of the source's architecture, trained on each target"),
+    Method("matched", "every turn and relabelling of the family, tried by hand on the source"),
+    Method("neighbours", "nearest labelled examples by distance of pixels; nothing is trained"),
 )
 """Methods, in the order of lists."""
 
@@ -162,6 +168,32 @@ PRESETS: dict[str, dict[str, Any]] = {
     # intents
     # pictures
     # zoo
+    "zoo": {
+        "methods": (
+            "generated",
+            "generated-reconstruction",
+            "source",
+            "shared",
+            "shared-finetune",
+            "finetune",
+            "last-layer",
+            "lora",
+            "scratch",
+            "maml",
+            "nearest-source",
+            "average-source",
+            "matched",
+            "neighbours",
+        ),
+        "steps": 1500,
+        "tasks": 32,
+        "rank": 32,
+        "width": 64,
+        "test_targets": 96,
+        "learning_rate": 2e-3,
+        "rates": {"shared": 1e-2, "shared-finetune": 1e-2, "maml": 1e-2},
+        "evaluate_every": 500,
+    },
 }
 """Default options per problem, tuned on validation targets: ``methods``, in the order of the table,
 ``rates`` of single methods, ``comparators`` by default, and options of `TransferConfig`."""
@@ -177,6 +209,7 @@ FILES: dict[str, tuple[str, str]] = {
     # intents
     # pictures
     # zoo
+    "zoo": ("zoo", "ZooProblem"),
 }
 """File in ``problems`` and class of each problem."""
 
@@ -191,6 +224,7 @@ ABOUT_DATA: dict[str, str] = {
     # intents
     # pictures
     # zoo
+    "zoo": "networks of turned and relabelled digits to other turns and labels, few examples",
 }
 """Source and targets of each problem in one line."""
 
@@ -207,6 +241,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     # intents
     # pictures
     # zoo
+    "zoo": ("sklearn", "scipy"),
 }
 """Modules (``sklearn``) and files of data sets (``mnist/mnist_20k_10k.npz``) that a problem reads.
 """
