@@ -117,11 +117,16 @@ def solve_values(
             f"`keys` has shape {tuple(keys.shape)} and `targets` {tuple(targets.shape)}. Each rank "
             "of each task has one key and one target. Pass equal numbers of both."
         )
-    if not float(ridge) > 0:
+    if not ridge > 0:
         raise ConfigError(
             f"`ridge={float(ridge)}`. Similar keys have no exact solution, so the penalty is "
             "positive. Pass a number above 0, as in 0.1."
         )
-    penalty = ridge * (torch.ones_like(keys[..., 0]) if weights is None else 1 / weights)
-    gram = keys @ keys.mT + torch.diag_embed(penalty)
-    return torch.cholesky_solve(targets, torch.linalg.cholesky(gram))
+    weights = torch.ones_like(keys[..., 0]) if weights is None else weights
+    if keys.shape[1] <= keys.shape[2]:
+        gram = keys @ keys.mT + torch.diag_embed(ridge / weights)
+        return torch.cholesky_solve(targets, torch.linalg.cholesky(gram))
+    weighted = keys * weights[..., None]  # fewer dimensions than ranks: solved for the change
+    square = weighted.mT @ keys + ridge * torch.eye(keys.shape[2]).to(keys)
+    change = torch.cholesky_solve(weighted.mT @ targets, torch.linalg.cholesky(square))
+    return weights[..., None] * (targets - keys @ change) / ridge

@@ -7,6 +7,7 @@ Knows nothing of networks.
 """
 
 import random
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -41,6 +42,11 @@ SHARES: dict[str, tuple[float, float]] = {
 }
 """Part of the plays, and of the names, in each split."""
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
+LETTERS = (CONSONANTS, VOWELS, CONSONANTS, VOWELS, CONSONANTS)
+"""Letters that may stand at each place of a name."""
+PLACES = ((18, 1), (5, 18), (18, 90), (5, 1620), (18, 8100))
+"""Number of letters at each place of a name, and the difference that the next one makes to the
+number of the name."""
 
 
 class FactDocuments(NamedTuple):
@@ -151,14 +157,12 @@ def recall_rows(
 
 
 def _recall_row(
-    chance: random.Random, text: str, names: list[int], length: int
+    chance: random.Random, text: str, names: Sequence[int], length: int
 ) -> tuple[str, list[bool]]:
-    slots = chance.randint(2, length // LENGTH)
-    first = chance.randint(1, slots - 1)
-    facts = [
-        (name_of(names[number]), key_of(chance))
-        for number in chance.sample(range(len(names)), first)
-    ]
+    slots = chance.randint(3, length // LENGTH)
+    first = chance.randint(max(slots - 2, 2), slots - 1)
+    drawn = _similar(chance, first) if chance.random() < 0.5 else chance.sample(names, first)
+    facts = [(name_of(number), key_of(chance)) for number in drawn]
     told = facts + [chance.choice(facts) for _ in range(slots - first)]
     stated = [chance.choice(WORDINGS[:-1]).format(name) + key + "." for name, key in told]
     filler = _passage(text, length - slots * LENGTH, chance)
@@ -170,6 +174,21 @@ def _recall_row(
         if place >= first:
             known[len(row) - 1 - DIGITS : len(row) - 1] = [True] * DIGITS
     return row + filler[last:], known
+
+
+def _similar(chance: random.Random, count: int) -> list[int]:
+    """Different names of the training split that share most letters, so that all must be read."""
+    train = _training_names()
+    start = chance.choice(names_of("train"))
+    found = {start}
+    while len(found) < count:
+        letter = chance.randrange(len(PLACES))
+        size, step = PLACES[letter]
+        old = start // step % size
+        other = start + (chance.randrange(size) - old) * step
+        if other in train:
+            found.add(other)
+    return chance.sample(sorted(found), count)
 
 
 def mixed(filler: str, facts: list[str], chance: random.Random) -> str:
@@ -232,6 +251,11 @@ def names_of(split: Split) -> list[int]:
     return order[int(start * most) : int(end * most)]
 
 
+@lru_cache
+def _training_names() -> frozenset[int]:
+    return frozenset(names_of("train"))
+
+
 def name_of(number: int) -> str:
     """Name of a number: three consonants with two vowels between.
 
@@ -240,7 +264,7 @@ def name_of(number: int) -> str:
         ('babab', 'zuzuz')
     """
     name = ""
-    for letters in (CONSONANTS, VOWELS, CONSONANTS, VOWELS, CONSONANTS):
+    for letters in LETTERS:
         number, place = divmod(number, len(letters))
         name += letters[place]
     return name
