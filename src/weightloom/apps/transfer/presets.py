@@ -38,6 +38,9 @@ ABOUT = (
     Method("centroid", "class means of the source's features; nothing is trained"),
     # domains
     # documents
+    Method("prefix", "the end of the document in the window, as many tokens as fit the adapter"),
+    Method("lora-50x", "as lora, in 50 times the time that generating takes"),
+    Method("window", "the part of the document with the fact in the window: the ceiling"),
     # series
     # intents
     # pictures
@@ -63,6 +66,24 @@ PRESETS: dict[str, dict[str, Any]] = {
     "domains": {"methods": ("generated", "source")},
     # scans
     # documents
+    "documents": {
+        "methods": (
+            "generated",
+            "source",
+            "shared",
+            "shared-finetune",
+            "prefix",
+            "lora",
+            "lora-50x",
+            "window",
+        ),
+        "learning_rate": 1e-3,
+        "rates": {"shared": 1e-3, "shared-finetune": 1e-3, "lora": 3e-2, "lora-50x": 1e-2},
+        "tasks": 4,
+        "rank": 384,
+        "test_targets": 50,
+        "steps": 200,
+    },
     # series
     # intents
     # pictures
@@ -76,6 +97,7 @@ FILES: dict[str, tuple[str, str]] = {
     "domains": ("domains", "Domains"),
     # scans
     # documents
+    "documents": ("documents", "Documents"),
     # series
     # intents
     # pictures
@@ -88,6 +110,7 @@ ABOUT_DATA: dict[str, str] = {
     "domains": "scikit-learn digits under random distortions; 64 unlabelled pictures of each",
     # scans
     # documents
+    "documents": "a character model; keys of names stated among Shakespeare's plays",
     # series
     # intents
     # pictures
@@ -100,6 +123,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "domains": ("sklearn",),
     # scans
     # documents
+    "documents": ("tiny_shakespeare/input.txt",),
     # series
     # intents
     # pictures

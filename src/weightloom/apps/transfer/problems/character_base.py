@@ -78,7 +78,13 @@ def character_base(
         seed=seed,
     )
     text = "".join(plays(split) for split in ("train", "validation", "test"))
-    settings = (options, layers, KNOWN_WEIGHT, CHARACTERS, hashlib.sha256(text.encode()).hexdigest())
+    settings = (
+        options,
+        layers,
+        KNOWN_WEIGHT,
+        CHARACTERS,
+        hashlib.sha256(text.encode()).hexdigest(),
+    )
     identity = hashlib.sha256(str(settings).encode()).hexdigest()
     folder = searched_folders("backbones")[-1] / f"characters-{identity[:16]}"
     make_folder(folder, "XDG_CACHE_HOME")

@@ -15,7 +15,6 @@ from weightloom.forms import Factored, LowRank
 from weightloom.forms.joined import join, solve_values
 from weightloom.params import Params
 
-
 RIDGE, SIZE = 10.0, 60.0
 """Ridge, and length of an answer, before training."""
 FLOOR = 0.02
@@ -58,7 +57,6 @@ class DocumentAdapter(nn.Module):
     def __init__(self, layer: nn.Linear, name: str, answers: Tensor, coordinates: int) -> None:
         super().__init__()
         self.name = name
-        self.weight, self.bias = layer.weight.detach(), layer.bias.detach()
         inputs = layer.in_features
         self.register_buffer("answers", answers)
         self.register_buffer("document_mean", torch.zeros(inputs))
@@ -104,14 +102,18 @@ class DocumentAdapter(nn.Module):
         self.importance.weight.copy_(SHARPNESS * found[None, :-1])
         self.importance.bias.copy_(SHARPNESS * (found[-1:] - 0.5))
 
-    def forward(self, condition: DocumentCondition) -> Params:
+    def forward(self, condition: DocumentCondition, layer: nn.Linear) -> Params:
         """Write the adapter of each document.
 
         Args:
             condition: The documents.
+            layer: The adapted layer.
         """
         states, following = condition
-        pieces = [self._piece(*its) for its in zip(states.unbind(1), following.unbind(1))]
+        pieces = [
+            self._piece(*its, layer.weight)
+            for its in zip(states.unbind(1), following.unbind(1), strict=True)
+        ]
         keys = torch.cat([keys for keys, _ in pieces], 1)
         joined = join([params for _, params in pieces])[self.name + ".weight"]
         assert isinstance(joined, Factored)
@@ -126,15 +128,15 @@ class DocumentAdapter(nn.Module):
         offset = factors["up"] @ (factors["down"] @ self.question_mean)[..., None]
         return Params(
             {
-                self.name + ".weight": Factored(joined.form, self.weight, factors),
-                self.name + ".bias": self.bias - offset[..., 0],
+                self.name + ".weight": Factored(joined.form, joined.own, factors),
+                self.name + ".bias": layer.bias.detach() - offset[..., 0],
             }
         )
 
-    def _piece(self, states: Tensor, following: Tensor) -> tuple[Tensor, Params]:
+    def _piece(self, states: Tensor, following: Tensor, own: Tensor) -> tuple[Tensor, Params]:
         """Keys of one piece in common coordinates, and its adapter with unsolved values."""
         keys = (states - self.document_mean) @ self.document
         targets = following @ self.answers * self.log_size.exp()
         factors = {"up": targets.mT, "down": keys @ self.question.mT}
         form = LowRank(keys.shape[1])
-        return keys, Params({self.name + ".weight": Factored(form, self.weight, factors)})
+        return keys, Params({self.name + ".weight": Factored(form, own.detach(), factors)})

@@ -10,6 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_leaves
 
 from weightloom.base import apply_per_task
 from weightloom.forms import Factored, LowRank
@@ -100,6 +101,10 @@ class Prefix(Rival):
         width = base.head.in_features
         self.tokens = min(numbers // (2 * width * len(base.blocks)), base.window - QUESTION + 1)
 
+    def adapt(self, pieces: Tensor) -> None:
+        """Read the end of documents, as is done once to keep its keys and values."""
+        self.base(pieces.flatten(1)[:, -self.tokens :])
+
     def answer(self, drawn: FactDocuments) -> Tensor:
         """Logits of the answers, read from the end of the document."""
         questions = drawn.questions.shape[1]
@@ -125,8 +130,7 @@ class FineTuned(Rival):
     def adapt(self, pieces: Tensor) -> Params:
         """Train the changes of each document on its next characters."""
         params = self._start(len(pieces))
-        factors = [its for value in params.values() for its in value.factors.values()]
-        optimiser = torch.optim.Adam(factors, self.rate)
+        optimiser = torch.optim.Adam(tree_leaves(params), self.rate)
         for _ in range(self.steps):
             logits = apply_per_task(self.base, params, pieces[..., :-1])
             loss = cross_entropy(logits.flatten(0, 2), pieces[..., 1:].flatten())
@@ -171,5 +175,7 @@ def answer_loss(logits: Tensor, drawn: FactDocuments) -> Tensor:
     """Cross-entropy of the characters of the answers, mean per task, (tasks,)."""
     tasks = len(logits)
     answers = drawn.questions[..., -DIGITS:].reshape(tasks, -1)
-    losses = cross_entropy(logits.reshape(tasks, answers.shape[1], -1).mT, answers, reduction="none")
+    losses = cross_entropy(
+        logits.reshape(tasks, answers.shape[1], -1).mT, answers, reduction="none"
+    )
     return losses.mean(1)

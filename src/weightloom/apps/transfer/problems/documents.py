@@ -5,9 +5,8 @@ Out:  `Documents`, a `Problem` whose targets are documents.
 Knows nothing of tables and reports.
 """
 
+import math
 import time
-from collections.abc import Mapping
-from functools import cached_property, lru_cache
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,29 +27,48 @@ from weightloom.apps.transfer.problems.problem import Condition, Outputs, Proble
 from weightloom.apps.transfer.training import fit
 from weightloom.base import apply_per_task
 from weightloom.conditions.documents import align, layer_inputs
+from weightloom.errors import ConfigError
 from weightloom.networks.character_model import CharacterModel
 from weightloom.params import Params
-from weightloom.tasks.facts import CHARACTERS, DIGITS, QUESTION, FactDocuments, FactTasks
+from weightloom.tasks.facts import (
+    CHARACTERS,
+    DIGITS,
+    QUESTION,
+    FactDocuments,
+    FactTasks,
+    Split,
+    encode,
+    plays,
+)
 
 if TYPE_CHECKING:
-    from weightloom.apps.app import Training
+    from weightloom.apps.app import Adapted, Training
     from weightloom.apps.transfer.config import TransferOptions
     from weightloom.training import History
 
-BASE = {"steps": 2000, "rows": 16, "rate": 3e-3, "layers": 3}
+BASE: dict[str, Any] = {"steps": 2400, "rows": 16, "rate": 3e-3, "layers": 3}
 """Training of the character model."""
-MOST_WINDOWS = 8
-"""Most pieces of a document that are joined."""
+LAYER = "blocks.1.down"
+"""The adapted layer."""
+STEPS = {"lora": 1, "lora-50x": 50}
+"""Gradient steps of fine-tuning on a document, about once and 50 times as long as generating."""
+LORA_RANK = 8
+"""Rank of fine-tuning on a document."""
 ALIGNED, MEANT = 600, 64
 """Training documents of the alignment, and of the mean condition."""
+TRAINED_ON = ((1, 4), (2, 4), (4, 4), (8, 2))
+"""Windows and facts per window of training documents, in turn."""
 
 
 class Case(NamedTuple):
     """Documents and questions of a row group."""
 
     windows: int
+    """Windows per document."""
     facts: int
+    """Facts per window."""
     asked: int = 0
+    """Wording of the questions."""
 
 
 CASES = {
@@ -80,9 +98,14 @@ class Generated(Rival):
     def __init__(self, base: CharacterModel, layer: str, coordinates: int) -> None:
         super().__init__(base)
         self.layer = layer
-        owner = base.get_submodule(layer)
+        self.adapter = DocumentAdapter(self.owner, layer, answers_of(base), coordinates)
+
+    @property
+    def owner(self) -> nn.Linear:
+        """The adapted layer."""
+        owner = self.base.get_submodule(self.layer)
         assert isinstance(owner, nn.Linear)
-        self.adapter = DocumentAdapter(owner, layer, answers_of(base), coordinates)
+        return owner
 
     def forward(self, drawn: FactDocuments) -> Tensor:
         """Cross-entropy of the answers, (tasks,)."""
@@ -101,12 +124,13 @@ class Generated(Rival):
 
     def adapt(self, pieces: Tensor) -> Params:
         """Adapter of each document."""
-        params: Params = self.adapter(self.read(pieces))
+        params: Params = self.adapter(self.read(pieces), self.owner)
         return params
 
     def answer(self, drawn: FactDocuments, condition: DocumentCondition | None = None) -> Tensor:
         """Logits of the answers by the adapted base, without the document."""
-        params = self.adapter(self.read(drawn.pieces) if condition is None else condition)
+        condition = self.read(drawn.pieces) if condition is None else condition
+        params = self.adapter(condition, self.owner)
         logits: Tensor = apply_per_task(self.base, params, drawn.questions[..., :-1])
         return logits[..., -DIGITS:, :]
 
@@ -175,8 +199,10 @@ class Documents(Problem):
         self.config = config
         self.names = [f"document {number}" for number in range(config.test_targets)]
         self.families = ["documents"] * config.test_targets
-        self.base = character_base()
-        self.layer = f"blocks.{len(self.base.blocks) - 1}.down"
+        self.base = character_base(**BASE)
+        owner = self.base.get_submodule(LAYER)
+        assert isinstance(owner, nn.Linear)
+        self.layer, self.owner = LAYER, owner
         self._drawn: dict[str, FactDocuments] = {}
 
     def settings(self) -> list[Setting]:
@@ -191,7 +217,7 @@ class Documents(Problem):
         """
         if name not in self._drawn:
             case = CASES[name]
-            split = "validation" if self.config.validation else "test"
+            split: Split = "validation" if self.config.validation else "test"
             source = FactTasks(case.windows, case.facts, split, case.asked)
             chance = torch.Generator().manual_seed(self.config.seed)
             self._drawn[name] = source.sample(self.config.test_targets, chance)
@@ -206,8 +232,7 @@ class Documents(Problem):
         if method in STEPS:
             return FineTuned(self.base, LORA_RANK, STEPS[method], self.config.rate_of(method))
         if method == "prefix":
-            weight = self.base.get_submodule(self.layer).weight
-            return Prefix(self.base, weight.numel())
+            return Prefix(self.base, sum(its.numel() for its in self.owner.parameters()))
         return InWindow(self.base) if method == "window" else Rival(self.base)
 
     def train(
@@ -217,6 +242,7 @@ class Documents(Problem):
 
         The maps of a generated adapter are set in closed form first.
         """
+        assert isinstance(model, Rival)
         if isinstance(model, Generated):
             model.align(config.seed)
         sources = [FactTasks(windows, facts, asked=None) for windows, facts in TRAINED_ON]
@@ -234,6 +260,7 @@ class Documents(Problem):
         )
 
     def _validation(self, model: Rival) -> float:
+        """Exact match on documents of the validation split."""
         drawn = FactTasks(4, 4, "validation").sample(20, torch.Generator().manual_seed(0))
         with torch.no_grad():
             right = model.answer(drawn).argmax(-1) == drawn.questions[..., -DIGITS:]
@@ -249,7 +276,16 @@ class Documents(Problem):
             else:
                 logits = model.answer(drawn)
             time_s = adapting_s(model, drawn.pieces)
-        return Outputs(logits.softmax(-1).flatten(1, 2), None, time_s, model.change())
+        return Outputs(logits.softmax(-1).flatten(1, 2), None, time_s, self._change(model, drawn))
+
+    def _change(self, model: Rival, drawn: FactDocuments) -> dict[str, Tensor]:
+        """Norm of the change of the adapted layer divided by that of its weight."""
+        if not isinstance(model, Generated):
+            return {}
+        name, own = self.layer + ".weight", self.owner.weight.detach()
+        with torch.no_grad():
+            change = (model.adapt(drawn.pieces)[name] - own).flatten(1).norm(dim=1)
+        return {self.layer: change / own.norm()}
 
     def _condition(
         self, model: Generated, pieces: Tensor, condition: Condition
@@ -274,6 +310,26 @@ class Documents(Problem):
             "digit accuracy": right.float().mean((1, 2)),
             "log loss of digits": losses.mean((1, 2, 3)),
         }
+
+    def adapt(self, model: nn.Module, target: str) -> "Adapted":
+        """Adapt the character model to a document of one's own.
+
+        Args:
+            model: A model of the method `generated`.
+            target: Path of a text file, or the text itself.
+
+        Raises:
+            ConfigError: If the model is of another method.
+            DataError: If the document is empty, too long, or holds unknown characters.
+        """
+        from weightloom.apps.transfer.problems.document_adapted import AdaptedModel
+
+        if not isinstance(model, Generated):
+            raise ConfigError(
+                f"The run's method is {type(model).__name__}, which reads no document. A document "
+                "becomes an adapter by the method `generated`. Type `--method generated`."
+            )
+        return AdaptedModel(model, target)
 
     def facts(self) -> dict[str, Any]:
         """Return the size of the source, and its bits per character of plays without facts."""
