@@ -17,7 +17,7 @@ from weightloom.params import Params
 
 RIDGE, SIZE = 10.0, 60.0
 """Ridge, and length of an answer, before training."""
-FLOOR = 0.02
+FLOOR = 0.1
 """Least variance of a coordinate of a question, as a share."""
 SHARPNESS, LEAST = 20.0, 1e-5
 """Steepness of the weights of tokens, and the least weight."""

@@ -54,8 +54,9 @@ STEPS = {"lora": 1, "lora-50x": 50}
 """Gradient steps of fine-tuning on a document, about once and 50 times as long as generating."""
 LORA_RANK = 8
 """Rank of fine-tuning on a document."""
-ALIGNED, MEANT = 600, 64
-"""Training documents of the alignment, and of the mean condition."""
+ALIGNED, PART, MEANT = 1500, 300, 64
+"""Training documents of the alignment, those that are read at a time, and those of the mean
+condition."""
 TRAINED_ON = ((1, 4), (2, 4), (4, 4), (8, 2))
 """Windows and facts per window of training documents, in turn."""
 
@@ -141,17 +142,27 @@ class Generated(Rival):
             seed: Seed of the training documents and of their questions, in any wording.
         """
         chance = torch.Generator().manual_seed(seed)
-        drawn = FactTasks(asked=None).sample(ALIGNED, chance)
+        parts = [self._pairs(PART, chance) for _ in range(ALIGNED // PART)]
+        of_document, of_question = (torch.cat([part[side] for part in parts]) for side in (0, 1))
+        self.adapter.follow(align(of_document, of_question))
+        self.adapter.weigh(*parts[0][2:])
+
+    @torch.no_grad()
+    def _pairs(self, documents: int, chance: torch.Generator) -> tuple[Tensor, ...]:
+        """States before the digits of facts, those of questions for them; all states, and labels.
+
+        The last is 1 where the next token is a digit that is asked for.
+        """
+        drawn = FactTasks(asked=None).sample(documents, chance)
         states = self.read(drawn.pieces).states.flatten(1, 2)
         before = torch.arange(DIGITS) - 1  # the state before each digit predicts it
         places = (drawn.places[..., None] + before).flatten(1)
         asked = torch.zeros(states.shape[:2]).scatter(1, places, 1.0)
         of_document = states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
         rows = drawn.questions.flatten(0, 1)[:, :-1]
-        with torch.no_grad():
-            of_question = layer_inputs(self.base, self.layer, rows)[:, -DIGITS:]
-        self.adapter.follow(align(of_document.flatten(0, 1), of_question.flatten(0, 1)))
-        self.adapter.weigh(states.flatten(0, 1), asked.flatten())
+        of_question = layer_inputs(self.base, self.layer, rows)[:, -DIGITS:]
+        pairs = of_document.flatten(0, 1), of_question.flatten(0, 1)
+        return *pairs, states.flatten(0, 1), asked.flatten()
 
 
 def answers_of(base: CharacterModel) -> Tensor:
