@@ -77,6 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "lora-50x",
             "window",
         ),
+        "comparators": ("source", "shared", "shared-finetune", "prefix", "lora", "window"),
         "learning_rate": 3e-3,
         "rates": {"shared-finetune": 3e-4, "lora": 3e-2, "lora-50x": 1e-2},
         "tasks": 4,

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from weightloom.base import apply_per_task
 from weightloom.forms import Factored, LowRank
+from weightloom.forms.form import Parts
 from weightloom.networks.character_model import CharacterModel
 from weightloom.params import Params
 from weightloom.tasks.facts import DIGITS, LENGTH, QUESTION, FactDocuments
@@ -130,7 +131,9 @@ class FineTuned(Rival):
     @torch.enable_grad()
     def adapt(self, pieces: Tensor) -> Params:
         """Train the changes of each document on its next characters."""
-        params = self._start(len(pieces))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            params = self._start(len(pieces))
         optimiser = build_optimiser(tree_leaves(params), self.rate, decay=0.0)
         for _ in range(self.steps):
             logits = apply_per_task(self.base, params, pieces[..., :-1])
@@ -147,7 +150,7 @@ class FineTuned(Rival):
                 own = module.weight.detach()
                 down = self.form.starts(tuple(own.shape))["down"].expand(tasks, -1, -1).clone()
                 up = torch.zeros(tasks, len(own), self.form.rank)
-                factors = {"up": up.requires_grad_(), "down": down.requires_grad_()}
+                factors: Parts = {"up": nn.Parameter(up), "down": nn.Parameter(down)}
                 params[f"blocks.{name}.weight"] = Factored(self.form, own, factors)
         return params
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from weightloom.apps.transfer.config import TransferOptions
     from weightloom.training import History
 
-BASE: dict[str, Any] = {"steps": 2400, "rows": 16, "rate": 3e-3, "layers": 3}
+BASE: dict[str, Any] = {"steps": 2600, "rows": 16, "rate": 3e-3, "layers": 3}
 """Training of the character model."""
 LAYER = "blocks.1.down"
 """The adapted layer."""
@@ -57,6 +57,8 @@ LORA_RANK = 8
 ALIGNED, PART, MEANT = 1500, 300, 64
 """Training documents of the alignment, those that are read at a time, and those of the mean
 condition."""
+AT_ONCE = 10
+"""Documents that are judged at a time."""
 TRAINED_ON = ((1, 4), (2, 4), (4, 4), (8, 2))
 """Windows and facts per window of training documents, in turn."""
 
@@ -123,15 +125,24 @@ class Generated(Rival):
         following = nn.functional.one_hot(pieces[..., 1:], len(CHARACTERS)).to(states.dtype)
         return DocumentCondition(states[:, :-1].unflatten(0, pieces.shape[:2]), following)
 
-    def adapt(self, pieces: Tensor) -> Params:
-        """Adapter of each document."""
-        params: Params = self.adapter(self.read(pieces), self.owner)
-        return params
+    def adapt(self, pieces: Tensor, mean: DocumentCondition | None = None) -> Params:
+        """Adapter of each document.
 
-    def answer(self, drawn: FactDocuments, condition: DocumentCondition | None = None) -> Tensor:
+        Args:
+            pieces: Documents, (tasks, windows, window).
+            mean: Condition of one task that all tasks read in place of their own.
+        """
+        if mean is None:
+            params: Params = self.adapter(self.read(pieces), self.owner)
+            return params
+        return Params(self.adapter(mean, self.owner)).take([0] * len(pieces))
+
+    def answer(self, drawn: FactDocuments) -> Tensor:
         """Logits of the answers by the adapted base, without the document."""
-        condition = self.read(drawn.pieces) if condition is None else condition
-        params = self.adapter(condition, self.owner)
+        return self.answered(self.adapt(drawn.pieces), drawn)
+
+    def answered(self, params: Params, drawn: FactDocuments) -> Tensor:
+        """Logits of the answers by the base with given adapters."""
         logits: Tensor = apply_per_task(self.base, params, drawn.questions[..., :-1])
         return logits[..., -DIGITS:, :]
 
@@ -184,7 +195,7 @@ def adapting_s(model: Rival, pieces: Tensor) -> float:
         pieces: Documents, (tasks, windows, window).
     """
     times: list[float] = []
-    for number in range(5):
+    for number in range(3):
         start = time.perf_counter()
         model.adapt(pieces[number % len(pieces)][None])
         times.append(time.perf_counter() - start)
@@ -278,36 +289,40 @@ class Documents(Problem):
         return right.all(-1).float().mean().item()
 
     def outputs(self, model: nn.Module, setting: Setting, condition: Condition = "own") -> Outputs:
-        """Answer the questions of every document."""
+        """Answer the questions of every document, some documents at a time."""
         assert isinstance(model, Rival)
         drawn = self.drawn(setting.name)
+        read = drawn.pieces.roll(1, 0) if condition == "shuffled" else drawn.pieces
+        mean = self._mean_condition(model, read.shape[1]) if condition == "mean" else None
+        logits: list[Tensor] = []
+        changes: list[Tensor] = []
         with torch.no_grad():
-            if isinstance(model, Generated):
-                logits = model.answer(drawn, self._condition(model, drawn.pieces, condition))
-            else:
-                logits = model.answer(drawn)
+            for first in range(0, len(read), AT_ONCE):
+                some = slice(first, first + AT_ONCE)
+                asked = FactDocuments(read[some], drawn.questions[some], drawn.places[some])
+                if isinstance(model, Generated):
+                    params = model.adapt(asked.pieces, mean)
+                    logits.append(model.answered(params, asked))
+                    changes.append(self._change(params))
+                else:
+                    logits.append(model.answer(asked))
             time_s = adapting_s(model, drawn.pieces)
-        return Outputs(logits.softmax(-1).flatten(1, 2), None, time_s, self._change(model, drawn))
+        query = torch.cat(logits).softmax(-1).flatten(1, 2)
+        change = {self.layer: torch.cat(changes)} if changes else {}
+        return Outputs(query, None, time_s, change)
 
-    def _change(self, model: Rival, drawn: FactDocuments) -> dict[str, Tensor]:
-        """Norm of the change of the adapted layer divided by that of its weight."""
-        if not isinstance(model, Generated):
-            return {}
-        name, own = self.layer + ".weight", self.owner.weight.detach()
-        with torch.no_grad():
-            change = (model.adapt(drawn.pieces)[name] - own).flatten(1).norm(dim=1)
-        return {self.layer: change / own.norm()}
+    def _change(self, params: Params) -> Tensor:
+        """Norm of the change of the adapted layer divided by that of its weight, (tasks,)."""
+        own = self.owner.weight.detach()
+        change: Tensor = params[self.layer + ".weight"] - own
+        return change.flatten(1).norm(dim=1) / own.norm()
 
-    def _condition(
-        self, model: Generated, pieces: Tensor, condition: Condition
-    ) -> DocumentCondition:
-        """Condition of every document: its own, the next document's, or the mean of training."""
-        if condition != "mean":
-            return model.read(pieces.roll(1, 0) if condition == "shuffled" else pieces)
-        tasks, windows, _ = pieces.shape
-        case = FactTasks(windows, 4).sample(MEANT, torch.Generator().manual_seed(0))
-        found = model.read(case.pieces)
-        return DocumentCondition(*(its.mean(0).expand(tasks, *its.shape[1:]) for its in found))
+    def _mean_condition(self, model: Rival, windows: int) -> DocumentCondition:
+        """Mean condition of training documents of some windows, for one task."""
+        assert isinstance(model, Generated)
+        source = FactTasks(windows, 4)
+        found = model.read(source.sample(MEANT, torch.Generator().manual_seed(0)).pieces)
+        return DocumentCondition(*(its.mean(0, keepdim=True) for its in found))
 
     def scores(self, setting: Setting, query: Tensor) -> dict[str, Tensor]:
         """Exact match, share of right digits, and log loss of the digits, each (targets,)."""
