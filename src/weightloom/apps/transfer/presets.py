@@ -82,8 +82,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rates": {"shared-finetune": 3e-4, "lora": 3e-2, "lora-50x": 1e-2},
         "tasks": 4,
         "rank": 384,
-        "test_targets": 50,
-        "steps": 200,
+        "test_targets": 30,
+        "steps": 120,
     },
     # series
     # intents
