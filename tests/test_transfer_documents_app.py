@@ -22,7 +22,7 @@ from weightloom.apps.transfer.problems.documents import CASES, LAYER, Documents,
 from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError, DataError
 from weightloom.networks.character_model import CharacterModel
-from weightloom.tasks.facts import CHARACTERS, QUESTION, FactTasks, decode
+from weightloom.tasks.facts import CHARACTERS, FactTasks, decode
 
 
 def seeded(seed=0):
@@ -198,4 +198,13 @@ def test_documents_that_cannot_be_taken_are_refused(generated, problem):
         AdaptedModel(generated, "a")
     with pytest.raises(ConfigError, match="`--method generated`"):
         problem.adapt(problem.build("source"), "some text")
-    assert QUESTION < 128
+
+
+def test_ranks_above_the_width_and_single_targets_are_refused(problem):
+    for options, words in [
+        ({"rank": 65}, "`--rank 65` coordinates of a key. .* has 64. Pass 64 or less"),
+        ({"rank": 64, "test_targets": 1}, "`--test-targets 1`. .* Pass 2 or more"),
+    ]:
+        config = TransferConfig(data="documents", **options).resolved()
+        with pytest.raises(ConfigError, match=words):
+            Documents(config)

@@ -207,6 +207,10 @@ class Documents(Problem):
 
     Args:
         config: Resolved options; ``rank`` is the number of coordinates of a key.
+
+    Raises:
+        ConfigError: If ``rank`` is above the width of a state, or there is only one test target.
+        DataError: If the plays are not found.
     """
 
     score = "exact match"
@@ -218,6 +222,11 @@ class Documents(Problem):
     )
 
     def __init__(self, config: "TransferOptions") -> None:
+        if config.test_targets < 2:
+            raise ConfigError(
+                f"`--test-targets {config.test_targets}`. The control reads the document of "
+                "another target, so there are two or more. Pass 2 or more."
+            )
         self.config = config
         self.names = [f"document {number}" for number in range(config.test_targets)]
         self.families = ["documents"] * config.test_targets
@@ -225,6 +234,11 @@ class Documents(Problem):
         owner = self.base.get_submodule(LAYER)
         assert isinstance(owner, nn.Linear)
         self.layer, self.owner = LAYER, owner
+        if config.rank > owner.in_features:
+            raise ConfigError(
+                f"`--rank {config.rank}` coordinates of a key. A key is a state of {LAYER}, which "
+                f"has {owner.in_features}. Pass {owner.in_features} or less."
+            )
         self._drawn: dict[str, FactDocuments] = {}
 
     def settings(self) -> list[Setting]:
@@ -272,7 +286,7 @@ class Documents(Problem):
         def draw(step: int, generator: torch.Generator) -> FactDocuments:
             return sources[step % len(sources)].sample(config.tasks, generator)
 
-        return fit(
+        history = fit(
             model,
             draw,
             config,
@@ -280,6 +294,8 @@ class Documents(Problem):
             score=lambda: self._validation(model),
             score_name=self.score,
         )
+        model.cpu()  # judged on the CPU, wherever it was trained
+        return history
 
     def _validation(self, model: Rival) -> float:
         """Exact match on documents of the validation split."""
