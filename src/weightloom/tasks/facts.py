@@ -134,8 +134,7 @@ def recall_rows(
 ) -> tuple[Tensor, Tensor]:
     """Draw rows that teach a language model plays, and to copy keys that it has read.
 
-    One row in four is a play alone. The others state facts in the first wording, and repeat some of
-    them in any wording but the last.
+    One row in four is a play alone. The others state and repeat facts in any wording but the last.
 
     Args:
         rows: Number of rows.
@@ -161,13 +160,11 @@ def _recall_row(
     chance: random.Random, text: str, names: Sequence[int], length: int
 ) -> tuple[str, list[bool]]:
     slots = chance.randint(3, length // LENGTH)
-    first = chance.randint(max(slots - 2, 1), slots - 1)
-    drawn = _similar(chance, first) if chance.random() < 0.3 else chance.sample(names, first)
+    first = chance.randint(max(slots - 2, 2), slots - 1)
+    drawn = _similar(chance, first) if chance.random() < 0.5 else chance.sample(names, first)
     facts = [(name_of(number), key_of(chance)) for number in drawn]
-    stated = [WORDINGS[0].format(name) + key + "." for name, key in facts]
-    for _ in range(slots - first):
-        name, key = chance.choice(facts)
-        stated.append(chance.choice(WORDINGS[:-1]).format(name) + key + ".")
+    told = facts + [chance.choice(facts) for _ in range(slots - first)]
+    stated = [chance.choice(WORDINGS[:-1]).format(name) + key + "." for name, key in told]
     filler = _passage(text, length - slots * LENGTH, chance)
     cuts = sorted(chance.randint(0, len(filler)) for _ in stated)
     row, known, last = "", [False] * length, 0

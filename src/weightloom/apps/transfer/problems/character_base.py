@@ -6,23 +6,47 @@ Knows nothing of adapters.
 """
 
 import hashlib
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from weightloom.datasets import searched_folders
-from weightloom.files import make_folder, save_tensors
+from weightloom.errors import CheckpointError
+from weightloom.files import make_folder
 from weightloom.networks.character_model import CharacterModel
 from weightloom.progress import counting
 from weightloom.tasks.facts import CHARACTERS, plays, recall_rows
+from weightloom.training import TrainOptions, load_model, train
+from weightloom.training.sources import Draw
 
 KNOWN_WEIGHT = 8.0
 """Weight in the loss of a digit that can be known, beside 1 of any other character."""
-MUON_RATE, WARM_STEPS, DECAY = 0.018, 50, 0.01
-"""Peak rate of Muon, steps until the peak, and weight decay."""
+
+
+class NextCharacter(nn.Module):
+    """Weighted cross-entropy of the next character, per row.
+
+    Args:
+        base: The model, trained in place.
+    """
+
+    def __init__(self, base: CharacterModel) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Loss per row, (rows,).
+
+        Args:
+            batch: Characters, (rows, length + 1), and True for digits that can be known.
+        """
+        rows, known = batch
+        losses = cross_entropy(self.base(rows[:, :-1]).mT, rows[:, 1:], reduction="none")
+        weights = 1 + (KNOWN_WEIGHT - 1) * known[:, 1:]
+        return (losses * weights).sum(1) / weights.sum(1).mean()
 
 
 def character_base(
@@ -30,64 +54,71 @@ def character_base(
 ) -> CharacterModel:
     """Train a character model on plays and repeated facts, or load it from the cache.
 
-    Matrices of the blocks are trained by Muon, which learns to copy in a third of the steps of
-    AdamW, the other parameters by AdamW. A training that is stopped starts again next time.
-
     Args:
         steps: Gradient steps.
         rows: Rows of one window per step.
-        rate: Peak learning rate of AdamW.
+        rate: Peak learning rate.
         layers: Blocks of the model.
         seed: Seed of its weights and of the rows.
 
     Raises:
         DataError: If the plays are not found.
         CheckpointError: If the cache cannot be written.
-
-    Source:
-        Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
+        KeyboardInterrupt: If Ctrl-C or SIGTERM stopped the training, which then goes on next time.
     """
-    text = "".join(plays(split) for split in ("train", "validation", "test"))
-    settings = (steps, rows, rate, layers, seed, KNOWN_WEIGHT, MUON_RATE, WARM_STEPS, DECAY)
-    identity = hashlib.sha256(f"{settings} {CHARACTERS} {text}".encode()).hexdigest()
-    folder = searched_folders("backbones")[-1]
-    path = folder / f"characters-{identity[:16]}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CharacterModel(len(CHARACTERS), layers=layers)
+        model = NextCharacter(CharacterModel(len(CHARACTERS), layers=layers))
+    options = TrainOptions(
+        steps=steps,
+        tasks=rows,
+        outer_lr=rate,
+        weight_decay=0.01,
+        checkpoint_every=100,
+        evaluate_every=steps,
+        seed=seed,
+    )
+    text = "".join(plays(split) for split in ("train", "validation", "test"))
+    settings = (
+        options,
+        layers,
+        KNOWN_WEIGHT,
+        CHARACTERS,
+        hashlib.sha256(text.encode()).hexdigest(),
+    )
+    identity = hashlib.sha256(str(settings).encode()).hexdigest()
+    folder = searched_folders("backbones")[-1] / f"characters-{identity[:16]}"
+    make_folder(folder, "XDG_CACHE_HOME")
+    done = _steps_done(folder, model, identity)
+    if done < steps:
+        with counting("training the character model", steps) as show:
+            history = train(
+                model,
+                _rows(rows, show),
+                None,
+                options,
+                run=folder,
+                resume=done > 0,
+                identity=identity,
+            )
+        if history.stopped_by:
+            raise KeyboardInterrupt
+    return model.base.eval().requires_grad_(False)
+
+
+def _steps_done(folder: Path, model: nn.Module, identity: str) -> int:
+    """Load the checkpoint of a folder; return its steps, or 0 if none can be used."""
     try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError):  # missing or damaged
-        make_folder(folder, "XDG_CACHE_HOME")
-        _train(model, steps, rows, rate, torch.Generator().manual_seed(seed))
-        save_tensors(path, model.state_dict(), {"steps": steps, "seed": seed})
-    return model.eval().requires_grad_(False)
+        return load_model(folder / "checkpoints" / "last.safetensors", model, identity)
+    except CheckpointError:  # missing, damaged, or of another training
+        return 0
 
 
-def _train(
-    model: CharacterModel, steps: int, rows: int, rate: float, chance: torch.Generator
-) -> None:
-    matrices = [its for its in model.blocks.parameters() if its.ndim == 2]
-    others = [its for its in model.parameters() if not any(its is one for one in matrices)]
-    optimisers = [
-        torch.optim.Muon(matrices, MUON_RATE, DECAY, adjust_lr_fn="original"),
-        torch.optim.AdamW(others, rate, (0.9, 0.98), weight_decay=DECAY, fused=True),
-    ]
-    with counting("training the character model", steps) as show:
-        for step in range(steps):
-            show(step + 1)
-            share = min(1, (step + 1) / WARM_STEPS, 2.5 * (1 - step / steps))
-            for optimiser, peak in zip(optimisers, (MUON_RATE, rate), strict=True):
-                optimiser.param_groups[0]["lr"] = share * peak
-                optimiser.zero_grad()
-            _loss(model, *recall_rows(rows, chance)).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimiser in optimisers:
-                optimiser.step()
+def _rows(rows: int, show: Callable[[int], None]) -> Draw:
+    """Return a function that draws the rows of a step, and shows the progress."""
 
+    def draw(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        show(step + 1)
+        return recall_rows(rows, generator)
 
-def _loss(model: CharacterModel, rows: Tensor, known: Tensor) -> Tensor:
-    """Weighted mean cross-entropy of the next character."""
-    losses = cross_entropy(model(rows[:, :-1]).mT, rows[:, 1:], reduction="none")
-    weights = 1 + (KNOWN_WEIGHT - 1) * known[:, 1:]
-    return (losses * weights).sum() / weights.sum()
+    return draw

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from weightloom.apps.transfer.config import TransferOptions
     from weightloom.training import History
 
-BASE: dict[str, Any] = {"steps": 1200, "rows": 16, "rate": 3e-3, "layers": 3}
+BASE: dict[str, Any] = {"steps": 2400, "rows": 16, "rate": 3e-3, "layers": 3}
 """Training of the character model."""
 LAYER = "blocks.1.down"
 """The adapted layer."""
