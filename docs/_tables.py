@@ -45,6 +45,8 @@ GENERATED = (
     *("generated-adapter", "generated-reconstruction"),
 )
 """Methods that generate weights."""
+SCORES = ("accuracy", "mse", "return", "exact match", "loss_ratio")
+"""Scores of learning methods."""
 CHECKED = "checked"
 """Row of a blend of all methods, the generating ones included."""
 NAMES = {"mse": "mean squared error"}
@@ -510,7 +512,7 @@ def _results(lines: list[str], records: dict[str, Record]) -> str:
 def _result(name: str, record: Record, setting: str) -> str:
     """Return the line of a setting; empty for scores that are not of a learning method."""
     scores = _by_setting(record)[setting]
-    if scores[0]["name"] not in ("accuracy", "mse", "return"):
+    if scores[0]["name"] not in SCORES:
         return ""
     link = f"[{name}](benchmarks/records/{name}.json)"
     return f"| {link} | {setting} | {_score_name(scores[0])} | {' | '.join(_contest(scores))} |"
