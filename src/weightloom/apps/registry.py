@@ -19,6 +19,7 @@ from weightloom.runs.options import RunOptions
 APPS = {
     "fewshot": "weightloom.apps.fewshot.app:FewShot",
     "rl": "weightloom.apps.rl.app:RL",
+    "transfer": "weightloom.apps.transfer.app:Transfer",
 }
 """``module:Class`` of each application of this library, by name."""
 GROUP = "weightloom.apps"

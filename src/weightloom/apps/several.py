@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Generic, NamedTuple
 
+import torch
+
 from weightloom.apps.app import App, C, M, P
 from weightloom.apps.experiment import Choices, run, say
 from weightloom.errors import ConfigError, NonFiniteError, nearest
@@ -26,6 +28,7 @@ from weightloom.runs.record import (
     environment,
     label,
     read_run_record,
+    summary,
     summary_over_seeds,
     write_run_record,
 )
@@ -435,8 +438,39 @@ class _Across:
         if errors := [row["calibration"]["ece"] for row in rows if "calibration" in row]:
             found["ece"] = mean(errors)
         if "per_context" in self.row:
-            found["iqm"] = interquartile([row["per_context"] for row in rows])
+            if len(self.folds) == 1:
+                found["iqm"] = interquartile([row["per_context"] for row in rows])
+            found["per_context"] = self.per_context()
+        if "check" in self.row:
+            found["check"] = self._check()
         return found
+
+    def per_context(self) -> list[float]:
+        """Return the mean over seeds of each context's score, the contexts of all folds in turn."""
+        scores: list[float] = []
+        for fold in self.folds:
+            of_fold = [row["per_context"] for (its, _), row in self.known.items() if its == fold]
+            scores += [mean(values) for values in zip(*of_fold, strict=True)]
+        return scores
+
+    def _check(self) -> dict[str, Any]:
+        """Return the mean over runs of the weights of a check, and of its scores by family."""
+        checks = [row["check"] for row in self.known.values()]
+        weights = {
+            name: mean(its["weights"][name] for its in checks) for name in checks[0]["weights"]
+        }
+        families = dict.fromkeys(family for its in checks for family in its["families"])
+        scores = {
+            family: [
+                mean(values)
+                for values in zip(
+                    *(its["families"][family] for its in checks if family in its["families"]),
+                    strict=True,
+                )
+            ]
+            for family in families
+        }
+        return {"weights": weights, "families": scores}
 
 
 def _row(across: _Across) -> dict[str, Any]:
@@ -469,10 +503,18 @@ def _paired(rows: list[dict[str, Any]], first: Record) -> dict[str, Any]:
             gaps = _gaps(ours["per_run"], other["per_run"])
             name = f"{setting}: {label(ours)} - {label(other)}"
             if len(gaps) > 1:
-                found[name] = summary_over_seeds(gaps)
+                found[name] = {**summary_over_seeds(gaps), **_over_contexts(ours, other)}
             elif one := ahead.get((setting, label(other))):
                 found[name] = {**one, "over": "tasks"}
     return found
+
+
+def _over_contexts(ours: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return the difference over contexts of the means over seeds, if both have all contexts."""
+    pairs = [its.get("per_context") or [] for its in (ours, other)]
+    if len(pairs[0]) != len(pairs[1]) or len(pairs[0]) < 2:
+        return {}
+    return {"over_contexts": summary(torch.tensor(pairs[0]) - torch.tensor(pairs[1]))}
 
 
 def _gaps(ours: dict[str, Any], other: dict[str, Any]) -> list[float]:

@@ -71,7 +71,10 @@ class Row(TypedDict):
     """In a row of role ``untrained``: score of the trained method minus this one, on the same
     tasks: ``mean`` and ``ci95``."""
     per_context: NotRequired[list[float]]
-    """Score in each context."""
+    """Score in each context, or of each target."""
+    check: NotRequired[dict[str, Any]]
+    """In the row of a check on the support: ``weights``, the mean weight of each method, and
+    ``families``, the mean score of each family of targets, checked and unadapted."""
 
 
 class RunRecord(TypedDict):
