@@ -41,6 +41,8 @@ ABOUT = (
     # series
     # intents
     # pictures
+    Method("gaussian", "normal classes with covariances of the training classes; closed form"),
+    Method("generated-after", "generated on a network that was fine-tuned before, on other tasks"),
     # zoo
 )
 """Methods, in the order of lists."""
@@ -65,6 +67,29 @@ PRESETS: dict[str, dict[str, Any]] = {
     # series
     # intents
     # pictures
+    "pictures": {
+        "methods": (
+            "generated",
+            "source",
+            "centroid",
+            "gaussian",
+            "batchnorm",
+            "shared",
+            "shared-finetune",
+            "multitask",
+            "generated-after",
+            "last-layer",
+            "lora",
+            "finetune",
+            "maml",
+        ),
+        "test_targets": 120,
+        "tasks": 4,
+        "steps": 250,
+        "evaluate_every": 125,
+        "checkpoint_every": 125,
+        "rates": {"shared": 1e-2, "shared-finetune": 2e-3, "multitask": 5e-3, "maml": 3e-4},
+    },
     # zoo
 }
 """Default options per problem, tuned on validation targets: ``methods``, in the order of the table,
@@ -77,6 +102,7 @@ FILES: dict[str, tuple[str, str]] = {
     # series
     # intents
     # pictures
+    "pictures": ("pictures", "Pictures"),
     # zoo
 }
 """File in ``problems`` and class of each problem."""
@@ -88,6 +114,7 @@ ABOUT_DATA: dict[str, str] = {
     # series
     # intents
     # pictures
+    "pictures": "ResNet-20 of CIFAR-10, to classes of CIFAR-FS, chest X-rays and Fashion",
     # zoo
 }
 """Source and targets of each problem in one line."""
@@ -99,6 +126,13 @@ NEEDS: dict[str, tuple[str, ...]] = {
     # series
     # intents
     # pictures
+    "pictures": (
+        "PIL",
+        "resnet20_cifar10/resnet20_cifar10.npz",
+        "cifar_fs/cifar_fs_100.npz",
+        "pneumonia_mnist/pneumonia_balanced.npz",
+        "fashion_mnist_900/fashion900.npz",
+    ),
     # zoo
 }
 """Modules (``sklearn``) and files of data sets (``mnist/mnist_20k_10k.npz``) that a problem reads.
