@@ -5,10 +5,11 @@ import platform
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from textwrap import fill
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 import weightloom
 from weightloom.apps.app import Listed
@@ -85,8 +86,16 @@ def print_table_of(name: str) -> None:
 
 
 def _print_names(console: Console, title: str, names: Iterable[str]) -> None:
-    console.print(title, style="bold")
-    console.print(Padding(" ".join(names), (0, 0, 0, 2)))
+    text = fill(
+        f"{title} {' '.join(names)}",
+        console.width,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    shown = Text(text)
+    shown.stylize("bold", 0, len(title))
+    console.print(shown)
 
 
 def _rooms() -> dict[str, list[str]]:

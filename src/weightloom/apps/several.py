@@ -437,15 +437,18 @@ class _Across:
             found["adapt_time_s"] = median(times)
         if errors := [row["calibration"]["ece"] for row in rows if "calibration" in row]:
             found["ece"] = mean(errors)
-        if "per_context" in self.row:
-            if len(self.folds) == 1:
-                found["iqm"] = interquartile([row["per_context"] for row in rows])
-            found["per_context"] = self.per_context()
-        if "check" in self.row:
-            found["check"] = self._check()
+        return found | self._by_context() | self._check()
+
+    def _by_context(self) -> dict[str, Any]:
+        """Return the mean score of each context, and the interquartile mean if folds share them."""
+        if "per_context" not in self.row:
+            return {}
+        found: dict[str, Any] = {"per_context": self._means_of_contexts()}
+        if len(self.folds) == 1:
+            found["iqm"] = interquartile([row["per_context"] for row in self.known.values()])
         return found
 
-    def per_context(self) -> list[float]:
+    def _means_of_contexts(self) -> list[float]:
         """Return the mean over seeds of each context's score, the contexts of all folds in turn."""
         scores: list[float] = []
         for fold in self.folds:
@@ -455,22 +458,18 @@ class _Across:
 
     def _check(self) -> dict[str, Any]:
         """Return the mean over runs of the weights of a check, and of its scores by family."""
+        if "check" not in self.row:
+            return {}
         checks = [row["check"] for row in self.known.values()]
         weights = {
             name: mean(its["weights"][name] for its in checks) for name in checks[0]["weights"]
         }
-        families = dict.fromkeys(family for its in checks for family in its["families"])
-        scores = {
-            family: [
-                mean(values)
-                for values in zip(
-                    *(its["families"][family] for its in checks if family in its["families"]),
-                    strict=True,
-                )
-            ]
-            for family in families
-        }
-        return {"weights": weights, "families": scores}
+        found: dict[str, list[list[float]]] = {}
+        for its in checks:
+            for family, pair in its["families"].items():
+                found.setdefault(family, []).append(pair)
+        scores = {family: [*map(mean, zip(*pairs, strict=True))] for family, pairs in found.items()}
+        return {"check": {"weights": weights, "families": scores}}
 
 
 def _row(across: _Across) -> dict[str, Any]:

@@ -76,6 +76,14 @@ class TransferConfig(RunOptions):
         names = found.get("comparators", methods_of(self.data))
         return tuple(name for name in names if name != self.method)
 
+    def _usual_rates(self, running: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the swept rates of the problem for methods of the run, unless one is typed."""
+        if self.learning_rate is not None:
+            return ()
+        typed, usual = rates_of(self.rates), preset(self.data)["rates"]
+        names = [name for name in usual if name in running and name not in typed]
+        return tuple(f"{name}={usual[name]}" for name in names)
+
     def validating(self) -> "TransferConfig":
         """Return the same options, judged on validation targets."""
         return replace(self, validation=True)
@@ -83,7 +91,6 @@ class TransferConfig(RunOptions):
     def resolved(self) -> "TransferOptions":
         """Return the options with all defaults filled in, those of the problem."""
         known = {**preset(self.data), "comparators": self._usual_comparators()}
-        rates: dict[str, float] = known.pop("rates")
         if self.minutes is not None:
             known.pop("steps", None)
         missing: dict[str, Any] = {
@@ -92,14 +99,7 @@ class TransferConfig(RunOptions):
             if getattr(self, field.name) is None and field.name in known
         }
         running = (self.method, *missing.get("comparators", self.comparators or ()))
-        if self.learning_rate is None:
-            typed = rates_of(self.rates)
-            usual = (
-                f"{name}={rate}"
-                for name, rate in rates.items()
-                if name in running and name not in typed
-            )
-            missing["rates"] = (*self.rates, *usual)
+        missing["rates"] = (*self.rates, *self._usual_rates(running))
         return TransferOptions(
             **{**{field.name: getattr(self, field.name) for field in fields(self)}, **missing}
         )

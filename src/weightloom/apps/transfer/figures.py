@@ -48,7 +48,9 @@ def step_figures(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in filter(competes, map(dict, rows)):
         setting, steps = _steps_of(row["setting"])
-        curves.setdefault(setting, {}).setdefault(row["method"], []).append((steps, row["mean"]))
+        curves.setdefault(setting, {}).setdefault(row["method"], []).append(
+            (float(steps), row["mean"])
+        )
     return [
         lines("gradient steps", str(rows[0]["name"]), found, setting)
         for setting, found in curves.items()

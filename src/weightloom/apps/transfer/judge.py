@@ -7,7 +7,6 @@ Knows nothing of a single problem.
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from weightloom.apps.app import Contender
@@ -17,6 +16,8 @@ from weightloom.runs.record import Role, Row, failed_row, row_of, summary
 
 CHECKED = "checked"
 """Name of the row of all methods, weighed by the check."""
+LEAST = 0.01
+"""Smallest score that a change is relative to, as a share of the mean over families."""
 CONTROLS: tuple[Condition, ...] = ("shuffled", "mean")
 """Conditions of the controls."""
 
@@ -58,21 +59,28 @@ class _Judged:
         self.rows: list[Row] = []
         self.ours: Tensor | None = None
         self.trained: dict[str, Tensor] = {}
-        kept: dict[str, Outputs] = {}
-        for contender in contenders:
-            if contender.model is None:
-                title = setting.title
-                failed = failed_row(contender.name, title, problem.score, problem.better)
-                self.rows.append(failed)
-                continue
-            found = self._outputs(contender.model)
-            self._add(contender.name, found, contender.role)
-            if contender.role == "method":
-                kept[contender.name] = found
+        self.kept: dict[str, Outputs] = {}
+        methods = [its for its in contenders if its.role == "method"]
+        for contender in methods:
+            self._judge(contender)
         if check:
-            self._check(kept)
+            self._check()
         for contender in contenders:
+            if contender.role != "method":
+                self._judge(contender)
+        for contender in methods:
             self._add_controls(contender)
+
+    def _judge(self, contender: Contender[nn.Module]) -> None:
+        """Add the row of a contender."""
+        if contender.model is None:
+            title, problem = self.setting.title, self.problem
+            self.rows.append(failed_row(contender.name, title, problem.score, problem.better))
+            return
+        found = self._outputs(contender.model)
+        self._add(contender.name, found, contender.role)
+        if contender.role == "method":
+            self.kept[contender.name] = found
 
     def _outputs(self, model: nn.Module, condition: Condition = "own") -> Outputs:
         model.eval()
@@ -101,38 +109,41 @@ class _Judged:
     def _add_controls(self, contender: Contender[nn.Module]) -> None:
         """Add rows of a method with the condition of another target, and with the mean one."""
         model = contender.model
-        if model is None or contender.role != "method" or not model.reads:
+        if model is None or not model.reads:
             return
         for condition in CONTROLS:
             name = f"{contender.name}, {condition} condition"
             self._add(name, self._outputs(model, condition), "control")
 
-    def _check(self, kept: Mapping[str, Outputs]) -> None:
+    def _check(self) -> None:
         """Add the row of all methods, blended by their losses on the support."""
-        losses = {
-            name: self.problem.support_loss(self.setting, its.support)
-            for name, its in kept.items()
-            if its.support is not None
-        }
-        source = self.problem.unadapted
-        if source not in losses or len(losses) < 2:
+        source, kept = self.problem.unadapted, self.kept
+        if source not in kept or kept[source].support is None:
             return
-        sharpness = SHARPNESS if self.problem.sharpness is None else self.problem.sharpness
-        prior = {name: its for name, its in self.problem.prior.items() if name in losses}
-        check = check_on_support(losses, source, prior, sharpness)
-        outputs = {name: kept[name] for name in check.names}
-        blended = Outputs(
-            check.blend({name: its.query for name, its in outputs.items()}),
-            None,
-            sum(its.time_s for its in outputs.values()),
-            {},
-        )
+        check = self._checked(kept)
+        chosen = {name: kept[name] for name in check.names}
+        query = check.blend({name: its.query for name, its in chosen.items()})
+        time_s = sum(its.time_s for its in chosen.values())
+        blended = Outputs(query, None, time_s, {})
         values = self._add(CHECKED, blended, "method")
         row = self.rows[-1]
         row["check"] = {
             "weights": weights_of(check),
             "families": self._by_family(values, self.trained[source]),
         }
+
+    def _checked(self, kept: Mapping[str, Outputs]) -> Check:
+        """Weigh the methods with outputs for the support."""
+        problem, setting = self.problem, self.setting
+        supports = {name: its.support for name, its in kept.items()}
+        losses = {
+            name: problem.support_loss(setting, support)
+            for name, support in supports.items()
+            if support is not None
+        }
+        prior = {name: its for name, its in problem.prior.items() if name in losses}
+        sharpness = SHARPNESS if problem.sharpness is None else problem.sharpness
+        return check_on_support(losses, problem.unadapted, prior, sharpness)
 
     def _by_family(self, values: Tensor, source: Tensor) -> dict[str, list[float]]:
         """Return the mean score of each family, checked and unadapted."""
@@ -163,9 +174,11 @@ def worst_family(row: Row) -> tuple[str, float]:
         ('beetles', 0.1999...)
     """
     sign = 1 if row["better"] == "lower" else -1
+    families = row["check"]["families"]
+    least = LEAST * sum(abs(source) for _, source in families.values()) / len(families)
     changes = {
-        family: sign * (checked - source) / max(abs(source), torch.finfo(torch.float).tiny)
-        for family, (checked, source) in row["check"]["families"].items()
+        family: sign * (checked - source) / max(abs(source), least, LEAST)
+        for family, (checked, source) in families.items()
     }
     worst = max(changes, key=lambda family: changes[family])
     return worst, changes[worst]

@@ -62,6 +62,7 @@ COMMON: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     # domains
+    "domains": {"methods": ("generated", "source")},
     # scans
     # documents
     # series
@@ -97,6 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 FILES: dict[str, tuple[str, str]] = {
     # domains
+    "domains": ("domains", "Domains"),
     # scans
     # documents
     # series
@@ -109,6 +111,7 @@ FILES: dict[str, tuple[str, str]] = {
 
 ABOUT_DATA: dict[str, str] = {
     # domains
+    "domains": "scikit-learn digits under random distortions; 64 unlabelled pictures of each",
     # scans
     # documents
     # series
@@ -121,6 +124,7 @@ ABOUT_DATA: dict[str, str] = {
 
 NEEDS: dict[str, tuple[str, ...]] = {
     # domains
+    "domains": ("sklearn",),
     # scans
     # documents
     # series

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from weightloom.apps.registry import called
 from weightloom.apps.transfer.presets import FILES
+from weightloom.errors import ConfigError
 
 if TYPE_CHECKING:
     from weightloom.apps.transfer.config import TransferOptions
@@ -21,13 +22,21 @@ def problem_of(config: "TransferOptions") -> "Problem":
     Raises:
         DataError: If data are missing or damaged.
         MissingExtraError: If an optional package is not installed.
-        ConfigError: If options do not fit the data, or an own class cannot be called.
+        ConfigError: If options do not fit the data, an own class cannot be called, or it is
+            no `Problem`.
     """
-    if ":" in config.data:
-        problem: Problem = called(config.data, "A problem", "my_targets:MyProblem", config)
+    if ":" not in config.data:
+        file, name = FILES[config.data]
+        module = import_module(f"weightloom.apps.transfer.problems.{file}")
+        problem: Problem = getattr(module, name)(config)
         return problem
-    file, name = FILES[config.data]
-    made: Problem = getattr(import_module(f"weightloom.apps.transfer.problems.{file}"), name)(
-        config
-    )
-    return made
+    from weightloom.apps.transfer.problems.problem import Problem as Kind  # imports torch
+
+    own = called(config.data, "A problem", "my_targets:MyProblem", config)
+    if not isinstance(own, Kind):
+        raise ConfigError(
+            f"`--data {config.data}` gave a {type(own).__name__}. A problem of your own has "
+            "settings, models and outputs. Inherit from "
+            "`weightloom.apps.transfer.problems.problem.Problem`."
+        )
+    return own
