@@ -29,7 +29,7 @@ SCALE_TASKS, SCALE_SEED = 200, 3 << 20
 """Training tasks that scales and conditions are measured on, and their seed."""
 SCALES = torch.logspace(-1.0, 2.5, 50)
 """Scales that are tried."""
-REPEATS = 5
+REPEATS = 3
 """Timed repetitions."""
 
 
@@ -50,16 +50,18 @@ def training_supports(known: Tensor) -> tuple[Tensor, Tensor]:
     return found[:, :, :SHOTS], found[:, :, SHOTS:].flatten(1, 2)
 
 
-def calibrated(model: PictureModel, known: Tensor) -> PictureModel:
-    """Set the scale of a model to that of the lowest log loss on training tasks, and return it.
+def calibrated(model: PictureModel, support: Tensor, query: Tensor) -> PictureModel:
+    """Set the scale of a model to that of the lowest log loss on some tasks, and return it.
 
     Args:
-        model: A model that is not trained, with a scale of 1.
-        known: Features of training pictures by class, (classes, pictures, width).
+        model: A model whose scale is not trained.
+        support: Features of supports, (tasks, ways, shots, width).
+        query: Features of queries, class after class, (tasks, ways · QUERIES, width).
     """
-    y = torch.arange(5).repeat_interleave(QUERIES).expand(SCALE_TASKS, -1)
+    y = torch.arange(support.shape[1]).repeat_interleave(QUERIES).expand(len(query), -1)
     with torch.no_grad():
-        logits = model.logits(*training_supports(known))
+        model.log_scale.zero_()
+        logits = model.logits(support, query)
         losses = torch.stack([cross_entropy_per_task(scale * logits, y).mean() for scale in SCALES])
         model.log_scale.copy_(SCALES[losses.argmin()].log())
     return model

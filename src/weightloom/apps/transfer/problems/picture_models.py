@@ -27,8 +27,11 @@ FILM = "*bn*"
 """Selector of the gains and shifts of all 19 norms, 1,376 numbers."""
 RATES = {"*": 3e-4, "": 1e-2, "lora": 3e-3}
 """Adam's rate for steps on a target, by tuned parameters, swept on validation targets."""
-SMOOTHING = 0.1
-"""Probability that is shared out among all classes, in the training of a classifier."""
+LEAST = 1e-4
+"""Smallest deviation that a condition is divided by: some features are zero in every picture."""
+SMOOTHING, CLASS_SCALE = 0.1, 10.0
+"""Probability that is shared out among all classes, and factor on cosines, in the training of a
+classifier of all classes."""
 
 
 class JoinedFeatures(nn.Module):
@@ -330,7 +333,7 @@ class GeneratedFilm(PictureModel):
         """
         found = statistics_of(support)
         self.center.copy_(found.mean(0))
-        self.spread.copy_(found.std(0))
+        self.spread.copy_(found.std(0).clamp_min(LEAST))
 
     def condition(self, support: Tensor) -> Tensor:
         """Return the condition of each target, (targets, 3 · width).
@@ -366,20 +369,22 @@ class AllClasses(PictureModel):
 
     Args:
         features: The network.
-        scale: Factor on cosines at the start.
+        scale: Factor on cosines to class means, not trained.
         classes: Number of training classes.
     """
 
     def __init__(self, features: JoinedFeatures, scale: float, classes: int) -> None:
         super().__init__(features, scale, trains="*", tunes="*")
+        self.log_scale.requires_grad_(False)
         self.directions = nn.Parameter(torch.randn(classes, features.width))
 
     def forward(self, batch: Any) -> Tensor:
         """Return the cross-entropy of each picture, (batch,); a batch is `LabelledPictures`."""
         found = self.features(batch.x)
         cosines = linear(normalize(found, dim=-1), normalize(self.directions, dim=-1))
-        logits = self.log_scale.exp() * cosines
-        return cross_entropy(logits, batch.y, reduction="none", label_smoothing=SMOOTHING)
+        return cross_entropy(
+            CLASS_SCALE * cosines, batch.y, reduction="none", label_smoothing=SMOOTHING
+        )
 
 
 class FirstOrderMaml(PictureModel):

@@ -60,11 +60,11 @@ WAYS, TRAIN_QUERIES = 5, 5
 """Classes, and query pictures of each, of a training task."""
 FIRST_CLASSES = 43
 """Training classes of the fine-tune before `generated-after`; the others are for its episodes."""
-STEPPED = {1: 6, 5: 6, 20: 6, 100: 6}
+STEPPED = {1: 8, 5: 8, 20: 8, 100: 5}
 """Targets behind rows with gradient steps, by steps: each costs seconds."""
 OTHERS_STEPPED = {20: 4}
 """The same for chest X-rays and Fashion."""
-KEPT_STATISTICS, RIDGE, INNER_STEPS = 0.5, 0.1, 3
+KEPT_STATISTICS, RIDGE, INNER_STEPS = 0.9, 0.1, 3
 """Share of the source's statistics in `batchnorm`, variance added in `gaussian`, and steps in the
 training of `maml`; swept on validation targets."""
 LEAST = 1e-6
@@ -174,12 +174,12 @@ class Pictures(Problem):
         with torch.no_grad():
             if setting.steps and model.tunes is not None:
                 return stepped(model, family, setting.steps)
+            is_candidate = not setting.steps and (model.trained or model.tunes is None)
             query, support = (
                 from_table(model, family, self._table(model, family))
                 if model.is_shared
-                else one_by_one(model, family, condition)
+                else one_by_one(model, family, condition, is_candidate)
             )
-            is_candidate = not setting.steps and (model.trained or model.tunes is None)
             return Outputs(
                 query.softmax(2),
                 support.softmax(2) if support is not None and is_candidate else None,
@@ -237,7 +237,7 @@ class Pictures(Problem):
 
     def _gaussian(self) -> PictureModel:
         model = Gaussian(self._features(), self._known_features, RIDGE)
-        return calibrated(model, self._known_features)
+        return calibrated(model, *training_supports(self._known_features))
 
     def _generated(self, kind: type[GeneratedFilm]) -> PictureModel:
         model = kind(self._features(), self._scale(), self.config.width)
@@ -255,13 +255,19 @@ class Pictures(Problem):
     def _scale(self, both: bool = True) -> float:
         """Return the factor on cosines with the lowest loss on training tasks, for the source."""
         features = self._features(both)
-        model = calibrated(
-            PictureModel(features, 1.0), self._known_features[..., -features.width :]
-        )
+        tasks = training_supports(self._known_features[..., -features.width :])
+        model = calibrated(PictureModel(features, 1.0), *tasks)
         return model.log_scale.exp().item()
 
     def _table(self, model: PictureModel, family: Family) -> Tensor:
-        """Return features of all pictures of a family, by a network that its targets share."""
+        """Return features of all pictures of a family, by a network that its targets share.
+
+        The scale of `multitask`, whose training has no class means, is set on validation targets.
+        """
+        if isinstance(model, AllClasses) and model not in self._tables:
+            its = self._validation_family
+            read = read_all(model.features, its.pictures)
+            calibrated(model, read[its.support], read[its.query])
         known = self._tables.setdefault(model, {})
         if family.name not in known:
             known[family.name] = read_all(model.features, family.pictures)
