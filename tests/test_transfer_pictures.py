@@ -349,6 +349,7 @@ def record(tmp_path_factory):
         )
         patched.setattr(pictures, "families_to_validate", lambda *_: [families("first", 3)])
         patched.setattr(pictures, "FIRST_CLASSES", 5)
+        patched.setattr(picture_answers, "REPEATS", 1)
         patched.setattr(pictures, "STEPPED", {})
         patched.setattr(pictures, "OTHERS_STEPPED", {})
         config = TransferConfig(

@@ -374,7 +374,7 @@ class AllClasses(PictureModel):
     """
 
     def __init__(self, features: JoinedFeatures, scale: float, classes: int) -> None:
-        super().__init__(features, scale, trains="*", tunes="*")
+        super().__init__(features, scale, trains="*")
         self.log_scale.requires_grad_(False)
         self.directions = nn.Parameter(torch.randn(classes, features.width))
 

@@ -60,7 +60,7 @@ WAYS, TRAIN_QUERIES = 5, 5
 """Classes, and query pictures of each, of a training task."""
 FIRST_CLASSES = 43
 """Training classes of the fine-tune before `generated-after`; the others are for its episodes."""
-STEPPED = {1: 8, 5: 8, 20: 8, 100: 5}
+STEPPED = {1: 5, 5: 5, 20: 5, 100: 5}
 """Targets behind rows with gradient steps, by steps: each costs seconds."""
 OTHERS_STEPPED = {20: 4}
 """The same for chest X-rays and Fashion."""
@@ -119,7 +119,7 @@ class Pictures(Problem):
             "gaussian": self._gaussian,
             "batchnorm": lambda: Refreshed(self._features(), self._scale(), KEPT_STATISTICS),
             "shared": lambda: self._shared(FILM),
-            "shared-finetune": lambda: self._shared("*", "*"),
+            "shared-finetune": lambda: self._shared("*"),
             "multitask": lambda: self._all_classes(len(self.known)),
             "finetune": lambda: self._shared("", "*"),
             "last-layer": lambda: self._shared("", ""),
