@@ -15,7 +15,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -134,13 +133,24 @@ def adapted_loss(
     return cross_entropy_per_task(per_task(net)(hyper(told), family.take(told, x)), y).mean()
 
 
+def train_shared(
+    shared: "Shared", net: nn.Module, family: Family, digits: Digits, steps: int, rate: float
+) -> None:
+    """Train the adapter that all tasks of one network share."""
+    generator = torch.Generator().manual_seed(2)
+    losses = (adapted_loss(shared, net, family, digits, generator) for _ in range(steps))
+    descend(shared.parameters(), losses, steps, rate)
+
+
 def descend(parameters: Any, losses: Iterator[Tensor], steps: int, rate: float) -> None:
     """Take Adam steps with a rate that falls to zero along a cosine."""
+    parameters = list(parameters)
     optimiser = torch.optim.Adam(parameters, rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _, loss in zip(range(steps), losses, strict=False):
         optimiser.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
 
@@ -173,18 +183,25 @@ def accuracy(params: Any, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def judge(
-    hyper: AdapterHyperNetwork, shared: Shared, family: Family, digits: Digits
+    hyper: AdapterHyperNetwork, shared: Shared | None, family: Family, digits: Digits
 ) -> dict[str, Tensor]:
-    """Return the accuracy of every method on the test tasks of one network."""
+    """Return the accuracy of every method on the test tasks of one network.
+
+    Args:
+        hyper: Hypernetwork on this network.
+        shared: Adapter for all tasks. None: that row is left out.
+        family: The tasks.
+        digits: The pictures.
+    """
     generator = torch.Generator().manual_seed(7)
     told = family.draw(TEST_TASKS, generator)
     many = family.draw(10_000, generator)
     rows = digits.test[torch.randint(len(digits.test), (TEST_TASKS, 100), generator=generator)]
     x, y, net = family.take(told, digits.x[rows]), digits.y[rows], hyper.base
     mean = many.mean(0).expand_as(told)
+    both = {"generated": hyper} if shared is None else {"generated": hyper, "shared": shared}
     return {
-        "generated": accuracy(hyper(told), net, x, y),
-        "shared": accuracy(shared(told), net, x, y),
+        **{name: accuracy(adapter(told), net, x, y) for name, adapter in both.items()},
         "frozen": accuracy(None, net, x, y),
         "shuffled condition": accuracy(hyper(told.roll(1, 0)), net, x, y),
         "mean condition": accuracy(hyper(mean), net, x, y),
@@ -193,32 +210,124 @@ def judge(
 
 
 def run(name: str, seed: int, steps: int, rates: tuple[float, float]) -> dict[str, Any]:
-    """Train a generator and the shared adapters, and judge both on every unseen network."""
+    """Train a generator and the shared adapters, and judge both on every unseen network.
+
+    Args:
+        name: Name of the family.
+        seed: Seed of networks and generator.
+        steps: Steps of the generator, over all training networks; a quarter of them for the shared
+            adapter of each unseen network.
+        rates: Peak learning rates of the generator and of the shared adapters.
+    """
     family, digits, start = FAMILIES[name], Digits(), time.process_time()
-    seen = [
-        (width,) * depth for width in SEEN_WIDTHS for depth in SEEN_DEPTHS
-    ]
+    seen = [(width,) * depth for width in SEEN_WIDTHS for depth in SEEN_DEPTHS]
     nets = [
         trained_network(hidden, digits, 1000 * seed + number)
         for number, hidden in enumerate([*seen, *UNSEEN])
     ]
     torch.manual_seed(seed)
+    told = family.draw(1, torch.Generator())
     first = AdapterHyperNetwork(
-        nets[0],
-        condition_dim=family.draw(1, torch.Generator()).shape[1],
-        generate="*.weight",
-        form=LowRank(RANK),
+        nets[0], condition_dim=told.shape[1], generate="*.weight", form=LowRank(RANK)
     )
     hypers = [first, *(first.on(net) for net in nets[1:])]
     train_generator(hypers[: len(seen)], family, digits, steps, rates[0])
     scores = {}
     for hidden, hyper in zip(UNSEEN, hypers[len(seen) :], strict=True):
         shared = Shared(hyper.base)
-        generator = torch.Generator().manual_seed(2)
-        losses = (
-            adapted_loss(shared, hyper.base, family, digits, generator) for _ in range(steps)
-        )
-        descend(shared.parameters(), losses, steps // 4, rates[1])
-        title = "-".join(map(str, hidden))
-        scores[title] = judge(hyper, shared, family, digits)
-    return {"scores": scores, "process_time_s": round(time.process_time() - start, 1)}
+        train_shared(shared, hyper.base, family, digits, steps // 4, rates[1])
+        scores["-".join(map(str, hidden))] = judge(hyper, shared, family, digits)
+    known = [
+        judge(hyper, None, family, digits)["generated"].mean().item()
+        for hyper in hypers[: len(seen)]
+    ]
+    return {
+        "scores": scores,
+        "seen": fmean(known),
+        "process_time_s": round(time.process_time() - start, 1),
+    }
+
+
+def rows_of(name: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each method: its mean accuracy over unseen networks, by seed."""
+    methods = list(next(iter(runs[0]["scores"].values())))
+    rows = []
+    for method in methods:
+        means = [
+            fmean(found[method].mean().item() for found in one["scores"].values()) for one in runs
+        ]
+        role = {} if method in ("generated", "shared") else {"role": "control"}
+        if method == "unchanged pictures":
+            role = {"role": "ceiling"}
+        row = {"method": method, "setting": name, "name": "accuracy", "better": "higher"}
+        rows.append({**row, **role, "tasks": TEST_TASKS * len(UNSEEN), **over(means)})
+    known = {"method": "generated, training networks", "role": "ceiling", "setting": name}
+    known |= {"name": "accuracy", "better": "higher", "tasks": TEST_TASKS}
+    return [*rows, {**known, **over([one["seen"] for one in runs])}]
+
+
+def by_network(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the accuracy of each method on each unseen network, and the lead over the shared."""
+    table: dict[str, Any] = {}
+    for title in runs[0]["scores"]:
+        found = [one["scores"][title] for one in runs]
+        table[title] = {
+            method: round(fmean(its[method].mean().item() for its in found), 4)
+            for method in found[0]
+        }
+        gaps = [its["generated"] - its["shared"] for its in found]
+        table[title]["ahead of shared, over tasks"] = summary(torch.stack(gaps).mean(0))
+    return table
+
+
+def over(values: list[float]) -> dict[str, Any]:
+    """Return mean and interval over seeds; without an interval for one seed."""
+    if len(values) > 1:
+        return summary_over_seeds(values)
+    return {"per_seed": values, "mean": values[0], "ci95": None}
+
+
+def run_all(known: argparse.Namespace) -> None:
+    """Run every family and seed, print the means, and write the record."""
+    scores, networks, seconds = [], {}, {}
+    for name in known.families:
+        rates = (known.rate, known.shared_rate)
+        runs = [run(name, seed, known.steps, rates) for seed in known.seeds]
+        scores += rows_of(name, runs)
+        networks[name] = by_network(runs)
+        seconds[name] = [one["process_time_s"] for one in runs]
+        for row in scores[-7:]:
+            print(f"{name}: {row['method']} {row['mean']:.3f}", flush=True)
+    if known.record is None:
+        return
+    config = {
+        "families": {name: FAMILIES[name].about for name in known.families},
+        "seen": [[width] * depth for width in SEEN_WIDTHS for depth in SEEN_DEPTHS],
+        "unseen": [list(hidden) for hidden in UNSEEN],
+        "rank": RANK,
+        "steps": known.steps,
+        "rates": {"generated": known.rate, "shared": known.shared_rate},
+        "seeds": known.seeds,
+    }
+    record = {
+        "command": shlex.join(["python", "benchmarks/architectures.py", *sys.argv[1:]]),
+        "config": config,
+        "scores": scores,
+        "networks": networks,
+        "cost": {"process_time_s": seconds, **environment()},
+        "notes": known.notes,
+    }
+    write_record(known.record, record)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", type=Path, default=None)
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--shared-rate", type=float, default=1e-2)
+    parser.add_argument("--notes", default="")
+    run_all(parser.parse_args())
