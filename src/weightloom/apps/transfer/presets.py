@@ -86,10 +86,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         ),
         "test_targets": 120,
         "tasks": 4,
-        "steps": 250,
-        "evaluate_every": 125,
-        "checkpoint_every": 125,
-        "rates": {"shared": 1e-2, "shared-finetune": 2e-3, "multitask": 5e-3, "maml": 3e-4},
+        "steps": 200,
+        "evaluate_every": 100,
+        "checkpoint_every": 100,
+        "rates": {
+            "generated": 5e-4,
+            "generated-after": 5e-4,
+            "shared": 1e-2,
+            "shared-finetune": 3e-3,
+            "multitask": 3e-3,
+            "maml": 1e-3,
+        },
     },
     # zoo
 }

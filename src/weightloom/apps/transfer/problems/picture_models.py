@@ -29,7 +29,7 @@ RATES = {"*": 3e-4, "": 1e-2, "lora": 3e-3}
 """Adam's rate for steps on a target, by tuned parameters, swept on validation targets."""
 LEAST = 1e-4
 """Smallest deviation that a condition is divided by: some features are zero in every picture."""
-SMOOTHING, CLASS_SCALE = 0.1, 10.0
+SMOOTHING, CLASS_SCALE = 0.1, 20.0
 """Probability that is shared out among all classes, and factor on cosines, in the training of a
 classifier of all classes."""
 
