@@ -25,7 +25,7 @@ from weightloom.params import Params
 
 FILM = "*bn*"
 """Selector of the gains and shifts of all 19 norms, 1,376 numbers."""
-RATES = {"*": 3e-4, "": 1e-2, "lora": 3e-3}
+RATES = {"*": 1e-4, "": 3e-4, "lora": 3e-4}
 """Adam's rate for steps on a target, by tuned parameters, swept on validation targets."""
 LEAST = 1e-4
 """Smallest deviation that a condition is divided by: some features are zero in every picture."""
