@@ -34,13 +34,14 @@ from weightloom.apps.transfer.problems.picture_models import (
     Refreshed,
 )
 from weightloom.apps.transfer.problems.picture_targets import (
+    SCAN_FILE,
     Family,
     draw_places,
     families_to_test,
+    read_grey,
 )
 from weightloom.errors import ConfigError, DataError, ShapeError
 from weightloom.networks.resnet20 import CLASSES, Block, ResNet20, as_colour, load_resnet20
-from weightloom.params import Params
 from weightloom.tasks import ClassTasks, load_cifar_fs
 
 DATA = Path(os.environ.get("WEIGHTLOOM_DATA", "no folder"))
@@ -146,6 +147,15 @@ def test_test_families_have_the_labels_of_their_files():
     for row in scans.pictures[scans.places[0]]:  # the two classes in any order
         found = [int((shown == picture).flatten(1).all(1).nonzero()[0, 0]) for picture in row]
         assert len({int(labels[its]) for its in found}) == 1
+
+
+def test_damaged_pictures_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTLOOM_DATA", str(tmp_path))
+    folder, file = SCAN_FILE
+    (tmp_path / folder).mkdir()
+    np.savez(tmp_path / folder / file, images=np.zeros((3, 784)), labels=np.zeros(3))
+    with pytest.raises(DataError, match=r"`images` has shape \(3, 784\).*Put a whole copy"):
+        read_grey(SCAN_FILE, "images", "labels")
 
 
 def test_film_trains_norms_alone_and_a_fine_tune_all_that_is_read(features):
@@ -392,12 +402,13 @@ def test_an_unknown_method_is_refused(monkeypatch):
         problem.build("tent")
 
 
-def test_params_of_shared_networks_are_read_once(features, family):
+def test_features_of_a_shared_network_are_read_once(features, family):
     """Answers from a table of features are those of the pictures themselves."""
     model = PictureModel(features, SCALE)
     with torch.no_grad():
         table = read_all(features, family.pictures)
         own = features(family.pictures[family.query[1]])
+        query, _ = from_table(model, family, table)
+        direct = model.answer(support_of(family), family.pictures[family.query])
     assert torch.allclose(table[family.query[1]], own, atol=1e-2)
-    assert isinstance(Params({}), dict)
-    assert model.is_shared
+    assert torch.equal(query.argmax(2), direct.argmax(2))

@@ -5,7 +5,7 @@ Out:  `Family`: pictures, and the places of support and query of each target amo
 Knows nothing of networks and methods.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -104,12 +104,12 @@ def families_to_test(photographs: int, others: int) -> list[Family]:
         X-rays: Yang et al., "MedMNIST v2" (2023), PneumoniaMNIST, the test part, classes balanced.
         Fashion: Xiao, Rasul and Vollgraf, "Fashion-MNIST" (2017), 90 pictures of each class.
     """
-    scans = _arrays(SCAN_FILE, "test_images", "test_labels")
-    clothes = _arrays(CLOTHES_FILE, "images", "labels")
+    scans = read_grey(SCAN_FILE, "test_images", "test_labels")
+    clothes = read_grey(CLOTHES_FILE, "images", "labels")
     return [
         _cifar("test", photographs, TEST_SEED),
-        _grey(SCANS, scans["test_images"], scans["test_labels"], others, 2),
-        _grey(CLOTHES, clothes["images"], clothes["labels"], others, 5),
+        _grey(SCANS, *scans, others, 2),
+        _grey(CLOTHES, *clothes, others, 5),
     ]
 
 
@@ -151,21 +151,27 @@ def _grey(name: str, pictures: Tensor, labels: Tensor, targets: int, ways: int) 
     return Family(name, as_colour(pictures[order][:, None]), places)
 
 
-def _arrays(file: tuple[str, str], images: str, labels: str) -> dict[str, Tensor]:
-    """Read pictures, (pictures, height, width), and their labels, (pictures,)."""
-    about = f"It holds `{images}` and `{labels}`, uint8."
+def read_grey(file: tuple[str, str], images: str, labels: str) -> tuple[Tensor, Tensor]:
+    """Read grey pictures, (pictures, height, width), uint8, and their labels, (pictures,), int64.
+
+    Args:
+        file: Folder and name of an npz file.
+        images: Name of the pictures in it.
+        labels: Name of the labels in it.
+
+    Raises:
+        DataError: If the file is missing or damaged.
+    """
+    about = f"It holds `{images}`, (pictures, height, width), and `{labels}`."
     path = needed_file(*file, "The pictures' file", about)
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            found: dict[str, Any] = {name: arrays[name] for name in (images, labels)}
-        if found[images].ndim != 3 or len(found[images]) != len(found[labels]):
-            raise ValueError(f"`{images}` has shape {found[images].shape}")
+            pictures, numbers = arrays[images], arrays[labels].reshape(-1).astype("int64")
+        if pictures.ndim != 3 or len(pictures) != len(numbers):
+            raise ValueError(f"`{images}` has shape {pictures.shape}")
     except Exception as error:  # numpy, zipfile and zlib raise many types for a bad file
         raise DataError(
             f"`{path}` cannot be read as pictures ({str(error) or type(error).__name__}). {about} "
             "Put a whole copy in its place."
         ) from error
-    return {
-        images: torch.from_numpy(found[images]),
-        labels: torch.from_numpy(found[labels].reshape(-1).astype("int64")),
-    }
+    return torch.from_numpy(pictures), torch.from_numpy(numbers)
