@@ -86,9 +86,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         ),
         "test_targets": 100,
         "tasks": 4,
-        "steps": 160,
-        "evaluate_every": 80,
-        "checkpoint_every": 80,
+        "steps": 120,
+        "evaluate_every": 60,
+        "checkpoint_every": 60,
         "rates": {
             "generated": 5e-4,
             "generated-after": 5e-4,

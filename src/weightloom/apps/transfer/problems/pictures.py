@@ -60,7 +60,7 @@ WAYS, TRAIN_QUERIES = 5, 5
 """Classes, and query pictures of each, of a training task."""
 FIRST_CLASSES = 43
 """Training classes of the fine-tune before `generated-after`; the others are for its episodes."""
-STEPPED = {1: 4, 5: 4, 20: 4, 100: 4}
+STEPPED = {1: 4, 5: 4, 20: 4}
 """Targets behind rows with gradient steps, by steps: each costs seconds."""
 OTHERS_STEPPED = {20: 4}
 """The same for chest X-rays and Fashion."""
