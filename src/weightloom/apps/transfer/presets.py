@@ -60,6 +60,8 @@ ABOUT = (
     Method("shared-then-finetune", "shared-finetune, and gradient steps on each target after it"),
     Method("generated-adapter", "low-rank change, written from names and examples of the classes"),
     # pictures
+    Method("gaussian", "normal classes with covariances of the training classes; closed form"),
+    Method("generated-after", "generated on a network that was fine-tuned before, on other tasks"),
     # zoo
     Method(
         "generated-reconstruction", "as generated, trained to reproduce trained changes of weights"
@@ -231,6 +233,36 @@ PRESETS: dict[str, dict[str, Any]] = {
     "intents": {**_SENTENCES},
     "spam": {**_SENTENCES},
     # pictures
+    "pictures": {
+        "methods": (
+            "generated",
+            "source",
+            "centroid",
+            "gaussian",
+            "batchnorm",
+            "shared",
+            "shared-finetune",
+            "multitask",
+            "generated-after",
+            "last-layer",
+            "lora",
+            "finetune",
+            "maml",
+        ),
+        "test_targets": 100,
+        "tasks": 4,
+        "steps": 120,
+        "evaluate_every": 60,
+        "checkpoint_every": 60,
+        "rates": {
+            "generated": 5e-4,
+            "generated-after": 5e-4,
+            "shared": 1e-2,
+            "shared-finetune": 3e-3,
+            "multitask": 3e-3,
+            "maml": 1e-3,
+        },
+    },
     # zoo
     "zoo": {
         "methods": (
@@ -276,6 +308,7 @@ FILES: dict[str, tuple[str, str]] = {
     "intents": ("sentences", "SentenceProblem"),
     "spam": ("sentences", "SentenceProblem"),
     # pictures
+    "pictures": ("pictures", "Pictures"),
     # zoo
     "zoo": ("zoo", "ZooProblem"),
 }
@@ -295,6 +328,7 @@ ABOUT_DATA: dict[str, str] = {
     "intents": "MiniLM to 77 intents of a bank's customers; names and 0 to 10 sentences of each",
     "spam": "MiniLM to text messages, spam or not; descriptions and 0 to 10 messages of each",
     # pictures
+    "pictures": "ResNet-20 of CIFAR-10, to classes of CIFAR-FS, chest X-rays and Fashion",
     # zoo
     "zoo": "networks of turned and relabelled digits to other turns and labels, few examples",
 }
@@ -319,6 +353,13 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "intents": (*_TEXTS, "banking77/banking77.csv.gz"),
     "spam": (*_TEXTS, "sms_spam/sms_spam.csv.gz"),
     # pictures
+    "pictures": (
+        "PIL",
+        "resnet20_cifar10/resnet20_cifar10.npz",
+        "cifar_fs/cifar_fs_100.npz",
+        "pneumonia_mnist/pneumonia_balanced.npz",
+        "fashion_mnist_900/fashion900.npz",
+    ),
     # zoo
     "zoo": ("sklearn", "scipy"),
 }
