@@ -9,16 +9,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from weightloom.apps.transfer.config import TransferConfig
-from weightloom.apps.transfer.problems import documents
-from weightloom.apps.transfer.problems.document_adapted import AdaptedModel
-from weightloom.apps.transfer.problems.document_adapter import (
+from weightloom.apps.transfer.problems.documents import facts as documents
+from weightloom.apps.transfer.problems.documents.adapted import AdaptedModel
+from weightloom.apps.transfer.problems.documents.adapter import (
     RIDGE,
     SIZE,
     DocumentAdapter,
     DocumentCondition,
 )
-from weightloom.apps.transfer.problems.document_rivals import FineTuned, InWindow, Prefix, Rival
-from weightloom.apps.transfer.problems.documents import CASES, LAYER, Documents, Generated
+from weightloom.apps.transfer.problems.documents.facts import CASES, LAYER, Documents, Generated
+from weightloom.apps.transfer.problems.documents.rivals import FineTuned, InWindow, Prefix, Rival
 from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError, DataError
 from weightloom.networks.character_model import CharacterModel

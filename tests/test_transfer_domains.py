@@ -13,8 +13,11 @@ from torch.func import functional_call
 from weightloom.apps.experiment import run
 from weightloom.apps.transfer.app import Transfer
 from weightloom.apps.transfer.config import TransferConfig
-from weightloom.apps.transfer.problems import domain_models, domains, scans, unlabelled
-from weightloom.apps.transfer.problems.domain_models import (
+from weightloom.apps.transfer.problems.digits import domains as domains
+from weightloom.apps.transfer.problems.digits import models as domain_models
+from weightloom.apps.transfer.problems.digits import scans as scans
+from weightloom.apps.transfer.problems.digits import unlabelled as unlabelled
+from weightloom.apps.transfer.problems.digits.models import (
     Adaptation,
     DigitModel,
     Generated,

@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy, normalize, pad, relu
 from weightloom.apps.experiment import run
 from weightloom.apps.transfer.app import Transfer
 from weightloom.apps.transfer.config import TransferConfig
-from weightloom.apps.transfer.problems import picture_answers, pictures
-from weightloom.apps.transfer.problems.picture_answers import (
+from weightloom.apps.transfer.problems.pictures import answers as picture_answers
+from weightloom.apps.transfer.problems.pictures import images as pictures
+from weightloom.apps.transfer.problems.pictures.answers import (
     calibrated,
     changes,
     from_table,
@@ -23,7 +24,7 @@ from weightloom.apps.transfer.problems.picture_answers import (
     read_all,
     stepped,
 )
-from weightloom.apps.transfer.problems.picture_models import (
+from weightloom.apps.transfer.problems.pictures.models import (
     FILM,
     FirstOrderMaml,
     Gaussian,
@@ -33,7 +34,7 @@ from weightloom.apps.transfer.problems.picture_models import (
     PictureModel,
     Refreshed,
 )
-from weightloom.apps.transfer.problems.picture_targets import (
+from weightloom.apps.transfer.problems.pictures.targets import (
     SCAN_FILE,
     Family,
     draw_places,

@@ -10,12 +10,12 @@ import torch
 from weightloom.apps.experiment import run
 from weightloom.apps.transfer.app import Transfer
 from weightloom.apps.transfer.config import TransferConfig
-from weightloom.apps.transfer.problems import series as problem_file
-from weightloom.apps.transfer.problems import series_pool
-from weightloom.apps.transfer.problems.series_methods import Blend, GeneratedWeights, grid
-from weightloom.apps.transfer.problems.series_model import Reader, units
-from weightloom.apps.transfer.problems.series_plain import LEVELS, last, seasonal, theta
-from weightloom.apps.transfer.problems.series_pool import (
+from weightloom.apps.transfer.problems.series import forecasts as problem_file
+from weightloom.apps.transfer.problems.series import pool as series_pool
+from weightloom.apps.transfer.problems.series.methods import Blend, GeneratedWeights, grid
+from weightloom.apps.transfer.problems.series.model import Reader, units
+from weightloom.apps.transfer.problems.series.plain import LEVELS, last, seasonal, theta
+from weightloom.apps.transfer.problems.series.pool import (
     CANDIDATES,
     Families,
     Pool,

@@ -6,8 +6,9 @@ import torch
 from weightloom.apps.experiment import run
 from weightloom.apps.transfer.app import Transfer
 from weightloom.apps.transfer.config import TransferConfig
-from weightloom.apps.transfer.problems import zoo, zoo_data
 from weightloom.apps.transfer.problems.problem import Setting
+from weightloom.apps.transfer.problems.zoo import data as zoo_data
+from weightloom.apps.transfer.problems.zoo import networks as zoo
 from weightloom.apps.transfer.recipe import Start
 from weightloom.base import apply_per_task
 from weightloom.errors import DataError, ShapeError

@@ -53,8 +53,8 @@ class WeightEncoder(nn.Module):
 
     Source:
         Statistics per layer: Unterthiner et al., "Predicting neural network accuracy from weights"
-        (2020), there quantiles, mean and variance of all weights. Norms of rows and columns, singular values and
-        the path are ours.
+        (2020), there quantiles, mean and variance of all weights. Norms of rows and columns,
+        singular values and the path are ours.
     """
 
     def __init__(

@@ -8,8 +8,8 @@ from weightloom.apps.app import App, Contender, Listed, Shown, Training
 from weightloom.apps.transfer.config import TransferConfig, TransferOptions
 from weightloom.apps.transfer.presets import (
     ABOUT,
-    ABOUT_DATA,
     DATA,
+    PROBLEMS,
     methods_of,
     missing,
     where,
@@ -134,7 +134,7 @@ class Transfer(App[TransferOptions, "Problem", "nn.Module"]):
 
     def listed(self) -> list[Listed]:
         """Return the tables of `weightloom list`: problems and methods."""
-        problems = [(name, ABOUT_DATA[name], where(name)) for name in DATA]
+        problems = [(name, PROBLEMS[name].about, where(name)) for name in DATA]
         solved = {
             its.name: [name for name in DATA if its.name in methods_of(name)] for its in ABOUT
         }

@@ -4,8 +4,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from weightloom.apps.transfer.problems.domain_models import DIGITS, SOURCES
-from weightloom.apps.transfer.problems.unlabelled import EXAMPLES, QUERIES, Targets, Unlabelled
+from weightloom.apps.transfer.problems.digits.models import DIGITS, SOURCES
+from weightloom.apps.transfer.problems.digits.unlabelled import (
+    EXAMPLES,
+    QUERIES,
+    Targets,
+    Unlabelled,
+)
 from weightloom.tasks import load_digit_images
 from weightloom.tasks.domains import KINDS, DomainTasks, Pair, compositions, sample_domains
 

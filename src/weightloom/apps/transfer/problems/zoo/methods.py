@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, one_hot
 
-from weightloom.apps.transfer.problems.zoo_data import HIDDEN, PIXELS, WAYS, Batch, Zoo
+from weightloom.apps.transfer.problems.zoo.data import HIDDEN, PIXELS, WAYS, Batch, Zoo
 from weightloom.apps.transfer.recipe import Scope, Start, fine_tune, generate
 from weightloom.base import apply_per_task
 from weightloom.conditions.classes import class_statistics
@@ -28,7 +28,7 @@ from weightloom.networks import mlp
 from weightloom.params import Params, parameters_by_name
 
 if TYPE_CHECKING:
-    from weightloom.apps.transfer.problems.zoo import ZooProblem
+    from weightloom.apps.transfer.problems.zoo.networks import ZooProblem
 
 TUNING_RATES = {"generated": 0.003, "generated-reconstruction": 0.01, "last-layer": 0.1}
 """Adam's rate in gradient steps on a target, by method; chosen on validation targets."""

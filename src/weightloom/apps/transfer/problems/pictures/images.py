@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from weightloom.apps.app import Training
 from weightloom.apps.transfer.config import TransferOptions
-from weightloom.apps.transfer.problems.picture_answers import (
+from weightloom.apps.transfer.problems.pictures.answers import (
     calibrated,
     changes,
     from_table,
@@ -25,7 +25,7 @@ from weightloom.apps.transfer.problems.picture_answers import (
     stepped,
     training_supports,
 )
-from weightloom.apps.transfer.problems.picture_models import (
+from weightloom.apps.transfer.problems.pictures.models import (
     FILM,
     RATES,
     AllClasses,
@@ -38,7 +38,7 @@ from weightloom.apps.transfer.problems.picture_models import (
     PictureModel,
     Refreshed,
 )
-from weightloom.apps.transfer.problems.picture_targets import (
+from weightloom.apps.transfer.problems.pictures.targets import (
     SHOTS,
     Family,
     families_to_test,

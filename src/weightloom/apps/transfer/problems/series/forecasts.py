@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.apps.transfer.problems.problem import Condition, Outputs, Problem, Setting
-from weightloom.apps.transfer.problems.series_methods import (
+from weightloom.apps.transfer.problems.series.methods import (
     Blend,
     Changed,
     Forecaster,
@@ -24,7 +24,7 @@ from weightloom.apps.transfer.problems.series_methods import (
     SharedHead,
     Tuned,
 )
-from weightloom.apps.transfer.problems.series_pool import (
+from weightloom.apps.transfer.problems.series.pool import (
     CANDIDATES,
     LEAST,
     WINDOWS,

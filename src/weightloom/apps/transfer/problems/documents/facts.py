@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from weightloom.apps.transfer.problems.character_base import character_base
-from weightloom.apps.transfer.problems.document_adapter import DocumentAdapter, DocumentCondition
-from weightloom.apps.transfer.problems.document_rivals import (
+from weightloom.apps.transfer.problems.documents.adapter import DocumentAdapter, DocumentCondition
+from weightloom.apps.transfer.problems.documents.base import character_base
+from weightloom.apps.transfer.problems.documents.rivals import (
     FineTuned,
     InWindow,
     Prefix,
@@ -364,7 +364,7 @@ class Documents(Problem):
             ConfigError: If the model is of another method.
             DataError: If the document is empty, too long, or holds unknown characters.
         """
-        from weightloom.apps.transfer.problems.document_adapted import AdaptedModel
+        from weightloom.apps.transfer.problems.documents.adapted import AdaptedModel
 
         if not isinstance(model, Generated):
             raise ConfigError(

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightloom.apps.transfer.problems.series_model import LEVELS, Reader, units
-from weightloom.apps.transfer.problems.series_plain import PLAIN
+from weightloom.apps.transfer.problems.series.model import LEVELS, Reader, units
+from weightloom.apps.transfer.problems.series.plain import PLAIN
 from weightloom.datasets import find_file, searched_folders
 from weightloom.errors import CheckpointError
 from weightloom.files import load_tensors, save_tensors

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
-from weightloom.apps.transfer.problems.domain_models import DIGITS, SOURCES
+from weightloom.apps.transfer.problems.digits.models import DIGITS, SOURCES
+from weightloom.apps.transfer.problems.digits.unlabelled import (
+    EXAMPLES,
+    QUERIES,
+    Targets,
+    Unlabelled,
+)
 from weightloom.apps.transfer.problems.problem import Setting
-from weightloom.apps.transfer.problems.unlabelled import EXAMPLES, QUERIES, Targets, Unlabelled
 from weightloom.datasets import needed_file
 from weightloom.errors import ConfigError, DataError
 from weightloom.tasks import ALL, Tasks, TaskSource, load_digit_images

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from weightloom.apps.app import Training
 from weightloom.apps.transfer.config import TransferOptions
 from weightloom.apps.transfer.problems.problem import Condition, Outputs, Problem, Setting
-from weightloom.apps.transfer.problems.zoo_data import (
+from weightloom.apps.transfer.problems.zoo.data import (
     FAMILIES,
     PIXELS,
     SOURCES,
@@ -28,7 +28,7 @@ from weightloom.apps.transfer.problems.zoo_data import (
     hidden_of,
     train_zoo,
 )
-from weightloom.apps.transfer.problems.zoo_methods import (
+from weightloom.apps.transfer.problems.zoo.methods import (
     INNER_STEPS,
     METHODS,
     TUNING_RATES,

@@ -12,13 +12,13 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from weightloom.apps.transfer.problems.picture_models import (
+from weightloom.apps.transfer.problems.pictures.models import (
     RATES,
     GeneratedFilm,
     LowRankTuned,
     PictureModel,
 )
-from weightloom.apps.transfer.problems.picture_targets import QUERIES, SHOTS, Family, draw_places
+from weightloom.apps.transfer.problems.pictures.targets import QUERIES, SHOTS, Family, draw_places
 from weightloom.apps.transfer.problems.problem import Condition, Outputs
 from weightloom.base import apply_per_task
 from weightloom.losses import cross_entropy_per_task

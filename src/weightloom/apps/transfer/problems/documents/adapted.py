@@ -21,7 +21,7 @@ from weightloom.networks.character_model import CharacterModel
 from weightloom.tasks.facts import CHARACTERS, decode, encode
 
 if TYPE_CHECKING:
-    from weightloom.apps.transfer.problems.documents import Generated
+    from weightloom.apps.transfer.problems.documents.facts import Generated
 
 MOST_WINDOWS = 8
 """Most pieces of a document: answers were measured up to so many."""

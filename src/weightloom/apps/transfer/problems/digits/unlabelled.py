@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from weightloom.adapt import descend
-from weightloom.apps.transfer.problems.domain_models import (
+from weightloom.apps.transfer.problems.digits.models import (
     COPIES,
     DIGITS,
     HIDDEN,

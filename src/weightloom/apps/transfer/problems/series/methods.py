@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.adapt import descend
-from weightloom.apps.transfer.problems.series_model import ForecastHead, Reader
-from weightloom.apps.transfer.problems.series_pool import CANDIDATES, LEAST, Pool, losses
+from weightloom.apps.transfer.problems.series.model import ForecastHead, Reader
+from weightloom.apps.transfer.problems.series.pool import CANDIDATES, LEAST, Pool, losses
 from weightloom.base.apply import per_task
 from weightloom.forms import LowRank
 from weightloom.forms.factored import built
