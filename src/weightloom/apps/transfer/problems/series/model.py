@@ -133,7 +133,7 @@ class Reader(nn.Module):
         with torch.no_grad():
             hidden = self.core(values[:, None], there[:, None], there[:, None].float())
             steps = torch.arange(CONTEXT, CONTEXT + HORIZON).expand(len(windows), -1)
-            head = self.whole
+            head: Any = self.whole
             periods = detect_periods(values, there, **head.period_kw)
             fill = folded_seasonal_fill(values, steps, periods, head.phase_bins, there)
             future = head.future_conv(hidden, fill, _recency_encoding(steps, CONTEXT))
