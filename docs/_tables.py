@@ -22,6 +22,8 @@ RECORDS = ROOT / "benchmarks" / "records"
 RECORD = re.compile(r"<!-- record (\S+) -->")
 GENERATING = re.compile(r"<!-- generating (\w+) -->")
 METHODS_MARK = "<!-- methods -->"
+STEPS = re.compile(r", \d+ steps?$")
+"""End of the name of a setting with gradient steps on the target."""
 START, END = "<!-- results -->", "<!-- /results -->"
 OURS = "hypernetwork"
 DEFAULT_RUNS = ("cameras", "lqr")
@@ -39,8 +41,14 @@ FAMILIES_OF_TASKS = {
 GENERATED = (
     *(OURS, "nonlinear", "linear", "hyper-free"),
     *("generated-head", "generated-metric", "hyper-film", "hyper-lowrank"),
+    *("generated", "generated-frozen", "generated-weights", "generated-after"),
+    *("generated-adapter", "generated-reconstruction"),
 )
 """Methods that generate weights."""
+SCORES = ("accuracy", "mse", "return", "exact match", "loss_ratio")
+"""Scores of learning methods."""
+CHECKED = "checked"
+"""Row of a blend of all methods, the generating ones included."""
 NAMES = {"mse": "mean squared error"}
 
 CONTROL = "shuffled (control)"
@@ -402,13 +410,16 @@ def generating_table(records: dict[str, Record], names: tuple[str, ...]) -> str:
     ]
     for name in names:
         for setting, scores in _by_setting(records.get(name) or {"scores": []}).items():
-            lines.append(_generating_line(name, records[name], setting, scores))
+            if not STEPS.search(setting):
+                lines.append(_generating_line(name, records[name], setting, scores))
     return "\n".join(lines) if len(lines) > 2 else "No records yet."
 
 
 def _generating_line(name: str, record: Record, setting: str, scores: list[Score]) -> str:
     """Return the line of a setting; a lead is paired over runs where the record has that."""
-    there = [_numeric(score) for score in scores if competes(score)]
+    there = [
+        _numeric(score) for score in scores if competes(score) and score["method"] != CHECKED
+    ]
     ours = next(score for score in there if score["method"] in GENERATED)
     rival = best_of([score for score in there if score["method"] not in GENERATED])
     sign = -1 if ours["better"] == "lower" else 1
@@ -501,7 +512,7 @@ def _results(lines: list[str], records: dict[str, Record]) -> str:
 def _result(name: str, record: Record, setting: str) -> str:
     """Return the line of a setting; empty for scores that are not of a learning method."""
     scores = _by_setting(record)[setting]
-    if scores[0]["name"] not in ("accuracy", "mse", "return"):
+    if scores[0]["name"] not in SCORES:
         return ""
     link = f"[{name}](benchmarks/records/{name}.json)"
     return f"| {link} | {setting} | {_score_name(scores[0])} | {' | '.join(_contest(scores))} |"
@@ -605,7 +616,7 @@ def _cost(record: Record) -> str:
 
 def _table(scores: list[Score]) -> str:
     """Return the table of one setting; bold: intervals that overlap the best."""
-    also = list(scores[0].get("also") or {})
+    also = [its for its in scores[0].get("also") or {} if not its.startswith("change of ")]
     heads = [
         scores[0]["setting"],
         _score_name(scores[0]),
@@ -741,7 +752,7 @@ def _ours_and_best_other(scores: list[Score]) -> tuple[Score, Score | None]:
     first = OURS if OURS in methods else methods[0]
     competing = [_numeric(score) for score in scores if competes(score)]
     ours = next(score for score in competing if score["method"] == first)
-    others = [score for score in competing if score["method"] != first]
+    others = [score for score in competing if score["method"] not in (first, CHECKED)]
     return ours, best_of(others) if others else None
 
 

@@ -16,20 +16,18 @@ from weightloom.apps.app import Training
 from weightloom.apps.experiment import run
 from weightloom.apps.transfer.app import Transfer
 from weightloom.apps.transfer.config import TransferConfig
-from weightloom.apps.transfer.problems import (
-    sentence_heads,
-    sentence_methods,
-    sentence_states,
-    sentences,
-)
-from weightloom.apps.transfer.problems.sentence_heads import (
+from weightloom.apps.transfer.problems.sentences import heads as sentence_heads
+from weightloom.apps.transfer.problems.sentences import intents as sentences
+from weightloom.apps.transfer.problems.sentences import methods as sentence_methods
+from weightloom.apps.transfer.problems.sentences import states as sentence_states
+from weightloom.apps.transfer.problems.sentences.heads import (
     SCALE,
     fitted_head,
     left_out_loss,
     mean_head,
     mixed_head,
 )
-from weightloom.apps.transfer.problems.sentence_methods import (
+from weightloom.apps.transfer.problems.sentences.methods import (
     FineTune,
     GeneratedAdapter,
     GeneratedStep,
@@ -38,8 +36,8 @@ from weightloom.apps.transfer.problems.sentence_methods import (
     SharedAdapter,
     SharedFineTune,
 )
-from weightloom.apps.transfer.problems.sentence_states import States, Tail
-from weightloom.apps.transfer.problems.sentence_tasks import Texts, numbered, pool_of
+from weightloom.apps.transfer.problems.sentences.states import States, Tail
+from weightloom.apps.transfer.problems.sentences.tasks import Texts, numbered, pool_of
 from weightloom.errors import ConfigError, DataError
 from weightloom.runs.record import label
 from weightloom.training import History, OneProcess

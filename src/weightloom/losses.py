@@ -3,13 +3,16 @@
 The caller averages over tasks, and so can weight a task, inspect its loss, or name it in an error.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_map
+
+from weightloom.errors import ShapeError
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 """Loss function: outputs and targets, each (tasks, ...), to one loss per task, (tasks,)."""
@@ -106,3 +109,55 @@ def loss_of_those_there(
     Without masked points, ``loss`` need not be a mean over points.
     """
     return loss(outputs, targets) if bool(mask.all()) else masked_loss(loss, outputs, targets, mask)
+
+
+def reconstruction_per_task(
+    params: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+) -> Float[Tensor, " tasks"]:
+    """Normalised squared error of generated changes against trained ones, as products of factors.
+
+    The mean over parameters of |BA - B*A*|² / |B*A*|²: 0 for the trained change, 1 for no change.
+    Products do not depend on the choice of factors, so targets need not be canonical. No product is
+    built: ⟨BA, B*A*⟩ = ⟨BᵀB*, A A*ᵀ⟩. Of a value that is not held as low-rank factors, such as a
+    bias, the numbers themselves are compared.
+
+    Args:
+        params: Generated parameters per task.
+        targets: Trained parameters of the same names and, for factors, the same own values.
+
+    Raises:
+        ShapeError: If the two name different parameters.
+
+    Example:
+        >>> import torch
+        >>> from weightloom.forms import Factored, LowRank
+        >>> factors = {"up": torch.randn(2, 6, 1), "down": torch.randn(2, 1, 5)}
+        >>> trained = {"weight": Factored(LowRank(1), torch.zeros(6, 5), factors)}
+        >>> half = {"weight": trained["weight"].map(lambda factor: factor * 0.5**0.5)}
+        >>> reconstruction_per_task(half, trained)
+        tensor([0.2500, 0.2500])
+    """
+    if params.keys() != targets.keys():
+        raise ShapeError(
+            f"`params` and `targets` differ in {sorted(params.keys() ^ targets.keys())}. The error "
+            "of each parameter is taken against its own target. Generate the parameters that were "
+            "trained, or drop the others."
+        )
+    errors = [_reconstruction(value, targets[name]) for name, value in params.items()]
+    return torch.stack(errors).mean(0)
+
+
+def _reconstruction(value: Tensor, target: Tensor) -> Tensor:
+    """Error of one parameter, (tasks,), in units of its target's squared size."""
+    own, its = getattr(value, "factors", {}), getattr(target, "factors", {})
+    if own.keys() == its.keys() == {"up", "down"}:
+        size = _across(its, its)
+        error = _across(own, own) - 2 * _across(own, its) + size
+    else:
+        error, size = (its.square().flatten(1).sum(1) for its in (value - target, target))
+    return error / size.clamp(min=torch.finfo(size.dtype).tiny)
+
+
+def _across(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """Inner product of two products of factors."""
+    return ((a["up"].mT @ b["up"]) * (a["down"] @ b["down"].mT)).sum((-2, -1))

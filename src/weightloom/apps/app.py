@@ -116,6 +116,8 @@ class Listed(NamedTuple):
     """A name, and what is known of it."""
     absent: frozenset[str] = frozenset()
     """Names of data that are not on this machine."""
+    brief: Sequence[str] = ()
+    """Names for the list of all applications on one screen. Default: all names."""
 
 
 @runtime_checkable

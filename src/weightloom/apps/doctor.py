@@ -51,7 +51,9 @@ def print_list() -> None:
     console, absent = Console(highlight=False, markup=False), False
     for app in all_apps():
         for listed in app.listed():
-            names = [f"{row[0]}*" if row[0] in listed.absent else row[0] for row in listed.rows]
+            shown = listed.brief or [row[0] for row in listed.rows]
+            names = [f"{name}*" if name in listed.absent else name for name in shown]
+            names += ["…"] * bool(listed.brief)
             absent |= bool(listed.absent)
             _print_names(console, listed.title, names)
     _print_names(console, "from weightloom.ROOM import …, ROOM being one of", _rooms())

@@ -8,8 +8,8 @@ from weightloom.apps.app import App, Contender, Listed, Shown, Training
 from weightloom.apps.transfer.config import TransferConfig, TransferOptions
 from weightloom.apps.transfer.presets import (
     ABOUT,
-    ABOUT_DATA,
     DATA,
+    PROBLEMS,
     methods_of,
     missing,
     where,
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from weightloom.report.section import Section
     from weightloom.runs.record import Row
     from weightloom.training import History
+
+COMMON_IN = 3
+"""Number of problems that a method of the brief list solves, at least."""
 
 
 class Transfer(App[TransferOptions, "Problem", "nn.Module"]):
@@ -131,11 +134,11 @@ class Transfer(App[TransferOptions, "Problem", "nn.Module"]):
 
     def listed(self) -> list[Listed]:
         """Return the tables of `weightloom list`: problems and methods."""
-        problems = [(name, ABOUT_DATA[name], where(name)) for name in DATA]
-        methods = [
-            (its.name, its.about, " ".join(name for name in DATA if its.name in methods_of(name)))
-            for its in ABOUT
-        ]
+        problems = [(name, PROBLEMS[name].about, where(name)) for name in DATA]
+        solved = {
+            its.name: [name for name in DATA if its.name in methods_of(name)] for its in ABOUT
+        }
+        methods = [(its.name, its.about, " ".join(solved[its.name])) for its in ABOUT]
         return [
             Listed(
                 "weightloom transfer --data …",
@@ -143,7 +146,12 @@ class Transfer(App[TransferOptions, "Problem", "nn.Module"]):
                 problems,
                 frozenset(name for name in DATA if missing(name)),
             ),
-            Listed("weightloom transfer --method …", ("method", "description", "data"), methods),
+            Listed(
+                "weightloom transfer --method …",
+                ("method", "description", "data"),
+                methods,
+                brief=[name for name, its in solved.items() if len(its) >= COMMON_IN],
+            ),
         ]
 
     def data(self) -> Sequence[tuple[str, str]]:

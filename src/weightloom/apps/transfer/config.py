@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from weightloom.apps.transfer.presets import DATA, methods_of, preset
+from weightloom.apps.transfer.presets import DATA, methods_of, preset, usual_rates
 from weightloom.errors import ConfigError, nearest
 from weightloom.runs.options import RunOptions, rates_of
 from weightloom.texts import shortened
@@ -80,7 +80,7 @@ class TransferConfig(RunOptions):
         """Return the swept rates of the problem for methods of the run, unless one is typed."""
         if self.learning_rate is not None:
             return ()
-        typed, usual = rates_of(self.rates), preset(self.data)["rates"]
+        typed, usual = rates_of(self.rates), usual_rates(self.data)
         names = [name for name in usual if name in running and name not in typed]
         return tuple(f"{name}={usual[name]}" for name in names)
 

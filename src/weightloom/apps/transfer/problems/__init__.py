@@ -1,4 +1,4 @@
-"""Transfer problems by name; each file holds one, imported when it is opened.
+"""Transfer problems by name; each folder holds one kind, imported when it is opened.
 
 In:   options.
 Out:  a `Problem`.
@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from weightloom.apps.registry import called
-from weightloom.apps.transfer.presets import FILES
+from weightloom.apps.transfer.presets import PROBLEMS
 from weightloom.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def problem_of(config: "TransferOptions") -> "Problem":
             no `Problem`.
     """
     if ":" not in config.data:
-        file, name = FILES[config.data]
+        file, _, name = PROBLEMS[config.data].place.partition(":")
         module = import_module(f"weightloom.apps.transfer.problems.{file}")
         problem: Problem = getattr(module, name)(config)
         return problem

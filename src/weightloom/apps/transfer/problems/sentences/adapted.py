@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightloom.apps.transfer.problems.sentence_methods import Method
-from weightloom.apps.transfer.problems.sentence_states import States
-from weightloom.apps.transfer.problems.sentence_tasks import Episode
+from weightloom.apps.transfer.problems.sentences.methods import Method
+from weightloom.apps.transfer.problems.sentences.states import States
+from weightloom.apps.transfer.problems.sentences.tasks import Episode
 from weightloom.errors import DataError
 from weightloom.files import check_empty, make_folder, save_tensors, write_atomically
 from weightloom.forms import Factored

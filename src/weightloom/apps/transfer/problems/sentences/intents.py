@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from weightloom.apps.app import Training
 from weightloom.apps.transfer.config import TransferOptions
 from weightloom.apps.transfer.problems.problem import Condition, Outputs, Problem, Setting
-from weightloom.apps.transfer.problems.sentence_adapted import AdaptedSentences
-from weightloom.apps.transfer.problems.sentence_methods import (
+from weightloom.apps.transfer.problems.sentences.adapted import AdaptedSentences
+from weightloom.apps.transfer.problems.sentences.methods import (
     FineTune,
     GeneratedAdapter,
     GeneratedStep,
@@ -32,8 +32,8 @@ from weightloom.apps.transfer.problems.sentence_methods import (
     SharedThenFineTune,
     Source,
 )
-from weightloom.apps.transfer.problems.sentence_states import States, Tail
-from weightloom.apps.transfer.problems.sentence_tasks import (
+from weightloom.apps.transfer.problems.sentences.states import States, Tail
+from weightloom.apps.transfer.problems.sentences.tasks import (
     Episode,
     Pool,
     check_enough,

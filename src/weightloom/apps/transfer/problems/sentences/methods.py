@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from weightloom.adapt import descend
-from weightloom.apps.transfer.problems.sentence_heads import (
+from weightloom.apps.transfer.problems.sentences.heads import (
     SCALE,
     Head,
     fitted_head,
@@ -23,8 +23,8 @@ from weightloom.apps.transfer.problems.sentence_heads import (
     mean_head,
     mixed_head,
 )
-from weightloom.apps.transfer.problems.sentence_states import States, Tail
-from weightloom.apps.transfer.problems.sentence_tasks import Episode
+from weightloom.apps.transfer.problems.sentences.states import States, Tail
+from weightloom.apps.transfer.problems.sentences.tasks import Episode
 from weightloom.base import per_task
 from weightloom.conditions import DeepSets, class_statistics
 from weightloom.forms import Factored, LowRank

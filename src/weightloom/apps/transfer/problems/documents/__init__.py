@@ -1,0 +1,5 @@
+"""Documents as adapters of a character language model.
+
+In:   options.
+Out:  the problem `documents`.
+"""
