@@ -19,6 +19,8 @@ from weightloom.forms.files import load_params as load_params
 from weightloom.forms.files import save_params as save_params
 from weightloom.forms.form import Form as Form
 from weightloom.forms.full import Full as Full
+from weightloom.forms.joined import join as join
+from weightloom.forms.joined import solve_values as solve_values
 from weightloom.forms.low_rank import LowRank as LowRank
 from weightloom.forms.rank import to_rank as to_rank
 from weightloom.forms.row_scale import FiLM as FiLM

@@ -28,6 +28,8 @@ from weightloom.tasks.data import load_digits as load_digits
 from weightloom.tasks.data import load_omniglot as load_omniglot
 from weightloom.tasks.data import omniglot_split as omniglot_split
 from weightloom.tasks.data import rotated as rotated
+from weightloom.tasks.domains import DomainTasks as DomainTasks
+from weightloom.tasks.facts import FactTasks as FactTasks
 from weightloom.tasks.folder import FolderPool as FolderPool
 from weightloom.tasks.folder import load_folder as load_folder
 from weightloom.tasks.folder import split_classes as split_classes
