@@ -195,3 +195,14 @@ def test_instance_norm_with_statistics_in_train_mode_is_refused_too():
     assert apply_per_task(
         net.eval(), {"bias": torch.randn(3, 2)}, torch.randn(3, 4, 2, 6)
     ).shape == (3, 4, 2, 6)
+
+
+@every_engine
+@every_net
+def test_inference_mode_changes_no_number(build, event, engine):
+    net, params, x = made(build, event)
+    net.eval()
+    wanted = apply_per_task(net, params, x, engine=engine)
+    with torch.inference_mode():
+        inside = {name: value.clone() for name, value in params.items()}  # inference tensors
+        close(apply_per_task(net, inside, x.clone(), engine=engine), wanted.detach())

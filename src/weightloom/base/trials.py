@@ -175,8 +175,9 @@ def _copied(call: Call, tasks: int, unhooked: bool) -> Call:
 
 
 def _was_written(copy: Tensor, original: Tensor) -> bool:
-    """True if a copy was changed in place."""
-    return bool(copy._version) or not torch.equal(copy, original)
+    """True if a copy was changed in place; an inference tensor counts no writes."""
+    counted = not copy.is_inference() and bool(copy._version)
+    return counted or not torch.equal(copy, original)
 
 
 class _Objects:
