@@ -26,14 +26,18 @@ STEPS = re.compile(r", \d+ steps?$")
 """End of the name of a setting with gradient steps on the target."""
 START, END = "<!-- results -->", "<!-- /results -->"
 OURS = "hypernetwork"
-DEFAULT_RUNS = ("cameras", "lqr")
+DEFAULT_RUNS = ("cameras", "lqr", "transfer-domains")
 """Records shown in README: the default run of each application."""
 FAMILIES_OF_TASKS = {
-    "multiplies": ("cameras", "cameras-crosstalk", "hyperteacher", "gyre", "lqr"),
+    "multiplies": (
+        *("cameras", "cameras-crosstalk", "hyperteacher", "gyre", "lqr"),
+        *("transfer-domains", "transfer-documents", "transfer-zoo"),
+    ),
     "adds": (
         *("digits", "omniglot", "omniglot-alphabets", "cifar-fs-frozen", "photographs"),
         *("spoken-digits", "spoken-digits-gru", "intents"),
         *("growth-curves", "sinusoid-comparators"),
+        *("transfer-series", "transfer-intents", "transfer-pictures", "transfer-scans"),
     ),
     "both": ("mnist-functions", "halfcheetah", "cartpole-hidden"),
 }
@@ -338,6 +342,59 @@ TARGETS = [
         1.0,
         "kill -9, then resume: share of runs equal bit for bit",
     ),
+    *(
+        ("transfer-domains", "64 unlabelled", rival, "above", 0.0, f"digits domains: over {about}")
+        for rival, about in (
+            ("multitask", "one network of all domains"),
+            ("batchnorm", "the same with statistics refreshed"),
+        )
+    ),
+    (
+        "transfer-domains",
+        "64 unlabelled",
+        "generated, shuffled condition (control)",
+        "ahead by",
+        0.2,
+        "digits domains: lead over the shuffled condition",
+    ),
+    *(
+        ("transfer-documents", setting, "", "at least", bound, f"documents, {setting}: exact match")
+        for setting, bound in (
+            ("4 facts in 1 window", 0.95),
+            ("2 facts in each of 4 windows", 0.9),
+            ("1 fact in each of 8 windows", 0.9),
+        )
+    ),
+    ("transfer-series", "16 windows", "blend", "below", 0.0, "series: loss, against the blend"),
+    (
+        "transfer-series",
+        "16 windows",
+        "",
+        "at most",
+        0.95,
+        "series: loss of generated weights over the source's",
+    ),
+    (
+        "transfer-intents",
+        "5-shot",
+        "source",
+        "ahead by",
+        0.02,
+        "intents, 77-way 5-shot: lead over class means with names",
+    ),
+    (
+        "transfer-intents",
+        "5-shot",
+        "shared-finetune",
+        "ahead by",
+        0.02,
+        "intents, 77-way 5-shot: lead over one shared fine-tuning",
+    ),
+    ("transfer-scans", "64 unlabelled", "source", "not below", 0.0, "scans: accuracy"),
+    *(
+        ("transfer-architectures", family, "shared", "above", 0.0, f"ten unseen networks, {family}")
+        for family in ("contrast", "turned")
+    ),
     ("house", "make demo", "", "at most", 240.0, "make demo, downloads aside: seconds"),
     ("house", "make test", "", "at most", 360.0, "make test: seconds"),
     ("house", "weightloom --help", "", "at most", 0.5, "weightloom --help: seconds"),
@@ -417,9 +474,7 @@ def generating_table(records: dict[str, Record], names: tuple[str, ...]) -> str:
 
 def _generating_line(name: str, record: Record, setting: str, scores: list[Score]) -> str:
     """Return the line of a setting; a lead is paired over runs where the record has that."""
-    there = [
-        _numeric(score) for score in scores if competes(score) and score["method"] != CHECKED
-    ]
+    there = [_numeric(score) for score in scores if competes(score) and score["method"] != CHECKED]
     ours = next(score for score in there if score["method"] in GENERATED)
     rival = best_of([score for score in there if score["method"] not in GENERATED])
     sign = -1 if ours["better"] == "lower" else 1
