@@ -829,9 +829,20 @@ def _key(records: dict[str, Record]) -> str:
     )
 
 
+def _is_aside(name: str) -> bool:
+    """Return True for a difference after gradient steps, or to another method's reference."""
+    setting, _, methods = name.partition(": ")
+    ours, _, other = methods.partition(" - ")
+    return bool(STEPS.search(setting)) or (
+        other.endswith(("(untrained)", "(control)"))
+        and other.startswith(("generated", "shared", "multitask"))
+        and not other.startswith((f"{ours} (", f"{ours},"))
+    )
+
+
 def _paired(record: Record) -> str:
     """Return the table of paired differences: both methods on the same tasks, run by run."""
-    kept = _gaps(record)
+    kept = {name: gap for name, gap in _gaps(record).items() if not _is_aside(name)}
     over = next((gap["over"] for gap in kept.values() if "over" in gap), "runs")
     lines = [f"| {name} | {gap['mean']:+.4f} ± {gap['ci95']:.4f} |" for name, gap in kept.items()]
     return (

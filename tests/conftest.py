@@ -19,6 +19,8 @@ with patch(
     import beartype  # noqa: F401
 jaxtyping.install_import_hook(["weightloom", "benchmarks"], "beartype.beartype")
 torch.set_num_threads(1)
+from weightloom.datasets import find_file  # noqa: E402
+
 # Without a handler at the root, Fabric binds one to the stream that pytest captures at that moment,
 # and closes later.
 logging.getLogger().addHandler(logging.NullHandler())
@@ -37,3 +39,20 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def plays(tmp_path_factory):
+    """Sentences of random words, in place of Shakespeare's plays where these are not installed."""
+    if find_file("tiny_shakespeare", "input.txt"):
+        yield
+        return
+    chance, patch_of_data = random.Random(0), pytest.MonkeyPatch()
+    words = ["".join(chance.choices("aeionrstldhmuwy", k=chance.randint(2, 8))) for _ in range(400)]
+    lines = [" ".join(chance.choices(words, k=8)).capitalize() + "." for _ in range(3000)]
+    folder = tmp_path_factory.mktemp("data") / "tiny_shakespeare"
+    folder.mkdir()
+    (folder / "input.txt").write_text("\n".join(lines))
+    patch_of_data.setenv("WEIGHTLOOM_DATA", str(folder.parent))
+    yield
+    patch_of_data.undo()

@@ -21,6 +21,8 @@ from weightloom.tasks.facts import (
     recall_rows,
 )
 
+pytestmark = pytest.mark.usefixtures("plays")
+
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)

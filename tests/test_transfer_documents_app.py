@@ -24,6 +24,8 @@ from weightloom.errors import ConfigError, DataError
 from weightloom.networks.character_model import CharacterModel
 from weightloom.tasks.facts import CHARACTERS, FactTasks, decode
 
+pytestmark = pytest.mark.usefixtures("plays")
+
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)

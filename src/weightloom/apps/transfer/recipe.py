@@ -144,8 +144,8 @@ def carried(source: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> Param
     """Carry a change of both ends into the weights of each source.
 
     Args:
-        source: Parameters of chains of linear layers, in the order of the data's way, each (tasks,
-            *shape).
+        source: Parameters of chains of linear layers, in the order of the data's way, each with a
+            leading tasks axis.
         change: Parameters of `Ends`, each (tasks, *shape); those left out are the identity.
 
     Returns:

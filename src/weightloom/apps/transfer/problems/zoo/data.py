@@ -113,7 +113,7 @@ class Digits:
         """Draw pictures of each class, without repetition, as each task shows and names them.
 
         Returns:
-            Pictures, (tasks, 10 · each, 64), and labels, example by example: all classes once, then
+            Pictures, (tasks, 10 · each, 64), and labels, example by example, all classes once, then
             all again.
         """
         count = len(tasks.turn)
