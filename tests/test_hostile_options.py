@@ -23,6 +23,7 @@ from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import draw_test_tasks
 from weightloom.apps.fewshot.problems import problem_of
 from weightloom.apps.rl.config import RLConfig
+from weightloom.apps.transfer.config import TransferConfig
 from weightloom.cli import main
 from weightloom.errors import CheckpointError, ConfigError
 from weightloom.files import write_atomically
@@ -338,12 +339,17 @@ NUMBERS = {
         for field in fields(RLConfig)
         if "int" in str(field.type) or "float" in str(field.type)
     ],
+    "transfer": [
+        field.name
+        for field in fields(TransferConfig)
+        if "int" in str(field.type) or "float" in str(field.type)
+    ],
 }
 
 
 @hostile
 @given(
-    command=st.sampled_from(["fewshot", "rl"]),
+    command=st.sampled_from(["fewshot", "rl", "transfer"]),
     value=st.sampled_from(
         ["-1", "nan", "inf", "-inf", "1000000000000", "99999999999999999999999", "x", "", "-0.5"]
     ),
@@ -439,6 +445,20 @@ ODD_AGENTS = [
         ["--method", "nothing"],
     ),
 ]
+
+
+ODD_TRANSFERS = [
+    *(["--data", name] for name in ("nowhere", "", "a" * 400, "os:x", "x:", ":x", "\x00")),
+    *(["--data", "zoo", "--method", name] for name in ("tent", "", "nothing")),
+    *(["--comparators", "shared", "shared"], ["--comparators", "generated"]),
+    *(["--rates", "shared=0"], ["--rates", "nothing=0.1"], ["--split", "-1"], ["--rank", "0"]),
+]
+
+
+@pytest.mark.parametrize("words", ODD_TRANSFERS, ids=lambda words: " ".join(words)[:40])
+def test_options_of_transfer_that_cannot_be_are_refused(words, tmp_path):
+    check_refused(["transfer", *words, "--run", "run", "--quiet"])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("words", ODD_AGENTS, ids=lambda words: " ".join(words)[:40])

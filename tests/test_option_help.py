@@ -12,6 +12,7 @@ from weightloom.apps import doctor
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.registry import find_app
 from weightloom.apps.rl.config import RLConfig
+from weightloom.apps.transfer.config import TransferConfig
 from weightloom.cli import main
 from weightloom.commands import RunCommand
 from weightloom.option_help import option_help, options_of
@@ -26,12 +27,15 @@ RUNS = {
     "rl": (RLConfig(), RLConfig),
     "rl --env gyre": (RLConfig(env="gyre"), RLConfig),
     "rl --env grid --steps 100000": (RLConfig(env="grid", steps=100_000), RLConfig),
+    "transfer": (TransferConfig(), TransferConfig),
+    "transfer --data zoo": (TransferConfig(data="zoo"), TransferConfig),
 }
+APPS = ("fewshot", "rl", "transfer")
 
 
 def help_of(line, capsys, monkeypatch, columns=100):
     monkeypatch.setenv("COLUMNS", str(columns))
-    with pytest.raises(SystemExit) if line.split()[0] not in ("fewshot", "rl") else nullcontext():
+    with pytest.raises(SystemExit) if line.split()[0] not in APPS else nullcontext():
         main([*line.split(), "--help"])
     return capsys.readouterr().out
 
@@ -146,7 +150,7 @@ def test_the_table_of_many_settings_shows_methods_and_no_markup(capsys, monkeypa
     assert "hypernetwork" in shown and "matching-taught" in shown
 
 
-@pytest.mark.parametrize("line", ["fewshot", "rl"])
+@pytest.mark.parametrize("line", APPS)
 def test_every_option_takes_the_value_that_help_names(line, capsys, monkeypatch):
     text = help_of(line, capsys, monkeypatch)
     app, kind = find_app(line), RunCommand

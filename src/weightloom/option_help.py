@@ -167,9 +167,9 @@ def _with_default(text: str, value: Any) -> str:
 def _lines(option: Option, width: int) -> str:
     head = f"  {option.words}"
     if width < NARROW:
-        body = wrap(option.text, max(width - 6, 20))
+        body = wrap(option.text, max(width - 6, 20), break_on_hyphens=False)
         return "\n".join([head, *(f"      {line}" for line in body)])
-    body = wrap(option.text, width - INDENT)
+    body = wrap(option.text, width - INDENT, break_on_hyphens=False)
     if len(head) + 2 > INDENT:
         return "\n".join([head, *(" " * INDENT + line for line in body)])
     return "\n".join(
