@@ -14,12 +14,23 @@ from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.rl.app import RL
 from weightloom.apps.rl.config import RLConfig
+from weightloom.apps.transfer.app import Transfer
+from weightloom.apps.transfer.config import TransferConfig
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SHORT = {"steps": 2, "tasks": 2, "evaluate_every": 1, "comparators": ()}
 RUNS = {
     "cameras": (FewShot(), FewShotConfig(data="cameras", test_tasks=2, **SHORT)),
     "digits": (FewShot(), FewShotConfig(data="digits", test_tasks=2, **SHORT)),
+    "transfer": (
+        Transfer(),
+        TransferConfig(
+            data="tests.own_targets:Lines",
+            comparators=("source", "shared"),
+            steps=2,
+            evaluate_every=1,
+        ),
+    ),
     "lqr": (RL(), RLConfig(env="lqr", steps=30, warm_up=10, test_contexts=2, comparators=())),
 }
 RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
@@ -30,7 +41,10 @@ LARGEST = 2_000_000
 
 @pytest.fixture(
     scope="module",
-    params=["digits", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cameras", "lqr"))],
+    params=[
+        "digits",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("cameras", "lqr", "transfer")),
+    ],
 )
 def page_file(request, tmp_path_factory):
     app, config = RUNS[request.param]
