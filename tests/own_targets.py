@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from weightloom.apps.transfer.problems.problem import Outputs, Problem, Setting
+from weightloom.apps.transfer.problems.problem import Outputs, Setting, TransferProblem
 from weightloom.apps.transfer.training import fit
 
 SLOPES = torch.tensor([0.5, 2.0, 3.0, 1.0])
@@ -27,7 +27,7 @@ class Slope(nn.Module):
         return (self.slopes(slopes) - slopes).square()
 
 
-class Lines(Problem):
+class Lines(TransferProblem):
     score, better = "mse", "lower"
     names = ("half", "double", "triple", "same")
     families = ("small", "large", "large", "same")

@@ -17,7 +17,12 @@ from weightloom.apps.transfer.problems.documents.adapter import (
     DocumentAdapter,
     DocumentCondition,
 )
-from weightloom.apps.transfer.problems.documents.facts import CASES, LAYER, Documents, Generated
+from weightloom.apps.transfer.problems.documents.facts import (
+    CASES,
+    LAYER,
+    Documents,
+    DocumentWriter,
+)
 from weightloom.apps.transfer.problems.documents.rivals import FineTuned, InWindow, Prefix, Rival
 from weightloom.base import apply_per_task
 from weightloom.errors import ConfigError, DataError
@@ -46,7 +51,7 @@ def generated():
     patch = pytest.MonkeyPatch()
     patch.setattr(documents, "ALIGNED", 100)
     patch.setattr(documents, "PART", 100)
-    model = Generated(untrained_base(), LAYER, 384)
+    model = DocumentWriter(untrained_base(), LAYER, 384)
     model.align(0)
     yield model.eval()
     patch.undo()

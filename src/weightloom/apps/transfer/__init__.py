@@ -1,7 +1,8 @@
 """Transfer: the change of a frozen model's weights, generated from the knowledge of a target.
 
 From Python, start at `train` or `load`. A problem of your own inherits from
-`weightloom.apps.transfer.problems.problem.Problem`. The names below are loaded on first use.
+`weightloom.apps.transfer.problems.problem.TransferProblem`. The names below are loaded on first
+use.
 """
 
 from importlib import import_module

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightloom.apps.app import App, Contender, Listed, Shown, Training
+from weightloom.apps.app import Adapted, App, Contender, Listed, Shown, Training
 from weightloom.apps.transfer.config import TransferConfig, TransferOptions
 from weightloom.apps.transfer.presets import (
     ABOUT,
@@ -18,8 +18,7 @@ from weightloom.apps.transfer.presets import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from weightloom.apps.app import Adapted
-    from weightloom.apps.transfer.problems.problem import Problem
+    from weightloom.apps.transfer.problems.problem import TransferProblem
     from weightloom.report.run import Run
     from weightloom.report.section import Section
     from weightloom.runs.record import Row
@@ -29,7 +28,7 @@ COMMON_IN = 3
 """Number of problems that a method of the brief list solves, at least."""
 
 
-class Transfer(App[TransferOptions, "Problem", "nn.Module"]):
+class Transfer(App[TransferOptions, "TransferProblem", "nn.Module"]):
     """Adapt a source model to targets: generate the change of its weights, fine-tune, check."""
 
     name = "transfer"
@@ -44,7 +43,7 @@ class Transfer(App[TransferOptions, "Problem", "nn.Module"]):
         """Return the name of the problem."""
         return config.data.split(":")[-1]
 
-    def open(self, config: TransferOptions) -> "Problem":
+    def open(self, config: TransferOptions) -> "TransferProblem":
         """Load the source model and the targets.
 
         Raises:
@@ -56,11 +55,13 @@ class Transfer(App[TransferOptions, "Problem", "nn.Module"]):
 
         return problem_of(config)
 
-    def notices(self, problem: "Problem") -> Sequence[str]:
+    def notices(self, problem: "TransferProblem") -> Sequence[str]:
         """Return sentences about the data."""
         return problem.notices
 
-    def build(self, method: str, problem: "Problem", config: TransferOptions) -> "nn.Module":
+    def build(
+        self, method: str, problem: "TransferProblem", config: TransferOptions
+    ) -> "nn.Module":
         """Build the model of a method, newly initialised."""
         return problem.build(method)
 
@@ -71,7 +72,7 @@ class Transfer(App[TransferOptions, "Problem", "nn.Module"]):
     def train(
         self,
         model: "nn.Module",
-        problem: "Problem",
+        problem: "TransferProblem",
         config: TransferOptions,
         training: "Training[nn.Module]",
     ) -> "History":
@@ -81,7 +82,7 @@ class Transfer(App[TransferOptions, "Problem", "nn.Module"]):
     def judge(
         self,
         contenders: "Sequence[Contender[nn.Module]]",
-        problem: "Problem",
+        problem: "TransferProblem",
         config: TransferOptions,
         folder: Path,
     ) -> "list[Row]":
@@ -91,7 +92,7 @@ class Transfer(App[TransferOptions, "Problem", "nn.Module"]):
         return score_all(contenders, problem, config.check)
 
     def measure(
-        self, models: "Mapping[str, nn.Module]", problem: "Problem", config: TransferOptions
+        self, models: "Mapping[str, nn.Module]", problem: "TransferProblem", config: TransferOptions
     ) -> dict[str, Any]:
         """Return the problem's facts."""
         facts = problem.facts()
@@ -106,7 +107,7 @@ class Transfer(App[TransferOptions, "Problem", "nn.Module"]):
     def show(
         self,
         models: "Mapping[str, nn.Module]",
-        problem: "Problem",
+        problem: "TransferProblem",
         config: TransferOptions,
         early: bool,
     ) -> Shown:
@@ -127,8 +128,8 @@ class Transfer(App[TransferOptions, "Problem", "nn.Module"]):
         )
 
     def adapt(
-        self, model: "nn.Module", problem: "Problem", config: TransferOptions, support: str
-    ) -> "Adapted":
+        self, model: "nn.Module", problem: "TransferProblem", config: TransferOptions, support: str
+    ) -> Adapted:
         """Adapt a model to a target of one's own, if the problem reads any."""
         return problem.adapt(model, support)
 

@@ -32,7 +32,7 @@ class TransferConfig(RunOptions):
     """Method that the report is about; a name from `weightloom list transfer`."""
     data: str = "domains"
     """Source model and targets: a name from `weightloom list transfer`, or `module:Class`, a
-    `Problem` of your own."""
+    `TransferProblem` of your own."""
     split: int = 0
     """Fold, or seed of the split, that decides which targets are held out."""
     test_targets: int | None = None

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from weightloom.apps.app import Contender
-from weightloom.apps.transfer.problems.problem import Condition, Outputs, Problem, Setting
+from weightloom.apps.transfer.problems.problem import Condition, Outputs, Setting, TransferProblem
 from weightloom.learners.check import SHARPNESS, Check, check_on_support
 from weightloom.runs.record import Role, Row, failed_row, row_of, summary
 
@@ -23,7 +23,7 @@ CONTROLS: tuple[Condition, ...] = ("shuffled", "mean")
 
 
 def score_all(
-    contenders: Sequence[Contender[nn.Module]], problem: Problem, check: bool
+    contenders: Sequence[Contender[nn.Module]], problem: TransferProblem, check: bool
 ) -> list[Row]:
     """Judge every contender in every setting, with its controls, and the blend of the check.
 
@@ -51,7 +51,7 @@ class _Judged:
     def __init__(
         self,
         contenders: Sequence[Contender[nn.Module]],
-        problem: Problem,
+        problem: TransferProblem,
         setting: Setting,
         check: bool,
     ) -> None:

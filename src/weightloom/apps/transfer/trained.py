@@ -16,7 +16,7 @@ from weightloom.apps.experiment import load as load_run
 from weightloom.apps.experiment import train_model
 from weightloom.apps.transfer.app import Transfer
 from weightloom.apps.transfer.config import TransferConfig, TransferOptions
-from weightloom.apps.transfer.problems.problem import Problem
+from weightloom.apps.transfer.problems.problem import TransferProblem
 from weightloom.runs.loggers import MetricLogger
 
 
@@ -26,7 +26,7 @@ class Trained:
 
     model: nn.Module
     """The trained method."""
-    problem: Problem
+    problem: TransferProblem
     """The source model and the targets it was trained on."""
     config: TransferOptions
     """Options of the training, all filled in."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from weightloom.apps.app import Adapted, Shown, Training
 from weightloom.errors import ConfigError
 
 if TYPE_CHECKING:
-    from weightloom.apps.app import Adapted, Shown, Training
     from weightloom.apps.transfer.config import TransferOptions
     from weightloom.runs.record import Better
     from weightloom.training import History
@@ -61,7 +61,7 @@ class Outputs(NamedTuple):
     no weight changes."""
 
 
-class Problem(ABC):
+class TransferProblem(ABC):
     """A source model, its targets, and the methods that adapt it."""
 
     score: ClassVar[str]
@@ -98,7 +98,7 @@ class Problem(ABC):
 
     @abstractmethod
     def train(
-        self, model: nn.Module, config: "TransferOptions", training: "Training[nn.Module]"
+        self, model: nn.Module, config: "TransferOptions", training: Training[nn.Module]
     ) -> "History":
         """Train a model on the training targets, from its last checkpoint if it has one.
 
@@ -125,11 +125,11 @@ class Problem(ABC):
             "check weighs methods by their loss on it. Write the method, or leave `support` None."
         )
 
-    def show(self, models: Mapping[str, nn.Module]) -> "Shown":
+    def show(self, models: Mapping[str, nn.Module]) -> Shown:
         """Return tensors and facts for the problem's own figures. Default: none."""
         return {}, {}
 
-    def adapt(self, model: nn.Module, target: str) -> "Adapted":
+    def adapt(self, model: nn.Module, target: str) -> Adapted:
         """Adapt a trained model to a target given as text or a path, for `weightloom adapt`.
 
         Raises:

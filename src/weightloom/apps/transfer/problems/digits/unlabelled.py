@@ -31,7 +31,7 @@ from weightloom.apps.transfer.problems.digits.models import (
     Tent,
     digit_net,
 )
-from weightloom.apps.transfer.problems.problem import Condition, Outputs, Problem, Setting
+from weightloom.apps.transfer.problems.problem import Condition, Outputs, Setting, TransferProblem
 from weightloom.apps.transfer.training import fit
 from weightloom.errors import ConfigError
 from weightloom.forms import Factored
@@ -84,7 +84,7 @@ class Targets(NamedTuple):
         return cls(tasks.support_x[:, ~known], x, y, tasks.query_x, tasks.query_y)
 
 
-class Unlabelled(Problem):
+class Unlabelled(TransferProblem):
     """Interface of problems of reading digits in targets known from unlabelled pictures.
 
     Args:

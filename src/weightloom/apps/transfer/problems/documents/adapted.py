@@ -21,7 +21,7 @@ from weightloom.networks.character_model import CharacterModel
 from weightloom.tasks.facts import CHARACTERS, decode, encode
 
 if TYPE_CHECKING:
-    from weightloom.apps.transfer.problems.documents.facts import Generated
+    from weightloom.apps.transfer.problems.documents.facts import DocumentWriter
 
 MOST_WINDOWS = 8
 """Most pieces of a document: answers were measured up to so many."""
@@ -40,7 +40,7 @@ class AdaptedModel:
         DataError: If the document is empty, too long, or holds unknown characters.
     """
 
-    def __init__(self, model: "Generated", document: str) -> None:
+    def __init__(self, model: "DocumentWriter", document: str) -> None:
         path = Path(document)
         is_file = len(document) < 1000 and "\n" not in document and path.is_file()
         text = path.read_text(encoding="utf-8") if is_file else document

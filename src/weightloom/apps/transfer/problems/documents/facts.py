@@ -1,7 +1,7 @@
 """Documents into adapters: facts among plays are read once, then asked for without the document.
 
 In:   options.
-Out:  `Documents`, a `Problem` whose targets are documents.
+Out:  `Documents`, a `TransferProblem` whose targets are documents.
 Knows nothing of tables and reports.
 """
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from weightloom.apps.app import Adapted, Training
 from weightloom.apps.transfer.problems.documents.adapter import DocumentAdapter, DocumentCondition
 from weightloom.apps.transfer.problems.documents.base import character_base
 from weightloom.apps.transfer.problems.documents.rivals import (
@@ -23,7 +24,7 @@ from weightloom.apps.transfer.problems.documents.rivals import (
     Trained,
     answer_loss,
 )
-from weightloom.apps.transfer.problems.problem import Condition, Outputs, Problem, Setting
+from weightloom.apps.transfer.problems.problem import Condition, Outputs, Setting, TransferProblem
 from weightloom.apps.transfer.training import fit
 from weightloom.base import apply_per_task
 from weightloom.conditions.documents import align, layer_inputs
@@ -42,7 +43,6 @@ from weightloom.tasks.facts import (
 )
 
 if TYPE_CHECKING:
-    from weightloom.apps.app import Adapted, Training
     from weightloom.apps.transfer.config import TransferOptions
     from weightloom.training import History
 
@@ -87,7 +87,7 @@ CASES = {
 """Row groups of the table."""
 
 
-class Generated(Rival):
+class DocumentWriter(Rival):
     """The base, and the adapter that is written from a document.
 
     Args:
@@ -202,7 +202,7 @@ def adapting_s(model: Rival, pieces: Tensor) -> float:
     return median(times)
 
 
-class Documents(Problem):
+class Documents(TransferProblem):
     """Documents of facts whose names were never seen, and questions about them.
 
     Args:
@@ -262,7 +262,7 @@ class Documents(Problem):
     def build(self, method: str) -> nn.Module:
         """Build the model of a method."""
         if method == "generated":
-            return Generated(self.base, self.layer, self.config.rank)
+            return DocumentWriter(self.base, self.layer, self.config.rank)
         if method in ("shared", "shared-finetune"):
             return Trained(self.base, self.layer if method == "shared" else None)
         if method in STEPS:
@@ -272,14 +272,14 @@ class Documents(Problem):
         return InWindow(self.base) if method == "window" else Rival(self.base)
 
     def train(
-        self, model: nn.Module, config: "TransferOptions", training: "Training[nn.Module]"
+        self, model: nn.Module, config: "TransferOptions", training: Training[nn.Module]
     ) -> "History":
         """Train a model on documents with names of the training split, asked in any wording.
 
         The maps of a generated adapter are set in closed form first.
         """
         assert isinstance(model, Rival)
-        if isinstance(model, Generated):
+        if isinstance(model, DocumentWriter):
             model.align(config.seed)
         sources = [FactTasks(windows, facts, asked=None) for windows, facts in TRAINED_ON]
 
@@ -316,7 +316,7 @@ class Documents(Problem):
             for first in range(0, len(read), AT_ONCE):
                 some = slice(first, first + AT_ONCE)
                 asked = FactDocuments(read[some], drawn.questions[some], drawn.places[some])
-                if isinstance(model, Generated):
+                if isinstance(model, DocumentWriter):
                     params = model.adapt(asked.pieces, mean)
                     logits.append(model.answered(params, asked))
                     changes.append(self._change(params))
@@ -335,7 +335,7 @@ class Documents(Problem):
 
     def _mean_condition(self, model: Rival, windows: int) -> DocumentCondition:
         """Mean condition of training documents of some windows, for one task."""
-        assert isinstance(model, Generated)
+        assert isinstance(model, DocumentWriter)
         source = FactTasks(windows, 4)
         found = model.read(source.sample(MEANT, torch.Generator().manual_seed(0)).pieces)
         return DocumentCondition(*(its.mean(0, keepdim=True) for its in found))
@@ -353,7 +353,7 @@ class Documents(Problem):
             "log loss of digits": losses.mean((1, 2, 3)),
         }
 
-    def adapt(self, model: nn.Module, target: str) -> "Adapted":
+    def adapt(self, model: nn.Module, target: str) -> Adapted:
         """Adapt the character model to a document of one's own.
 
         Args:
@@ -366,7 +366,7 @@ class Documents(Problem):
         """
         from weightloom.apps.transfer.problems.documents.adapted import AdaptedModel
 
-        if not isinstance(model, Generated):
+        if not isinstance(model, DocumentWriter):
             raise ConfigError(
                 f"The run's method is {type(model).__name__}, which reads no document. A document "
                 "becomes an adapter by the method `generated`. Type `--method generated`."

@@ -45,7 +45,7 @@ from weightloom.apps.transfer.problems.pictures.targets import (
     families_to_validate,
     training_pictures,
 )
-from weightloom.apps.transfer.problems.problem import Condition, Outputs, Problem, Setting
+from weightloom.apps.transfer.problems.problem import Condition, Outputs, Setting, TransferProblem
 from weightloom.apps.transfer.training import fit
 from weightloom.errors import ConfigError
 from weightloom.learners.pretraining import LabelledPictures
@@ -75,7 +75,7 @@ VALIDATION_TARGETS = 40
 """Validation targets scored in training."""
 
 
-class Pictures(Problem):
+class Pictures(TransferProblem):
     """ResNet-20 of CIFAR-10, adapted to classes and kinds of pictures it never saw."""
 
     score: ClassVar[str] = "accuracy"

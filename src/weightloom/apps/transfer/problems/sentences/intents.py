@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from weightloom.apps.app import Training
 from weightloom.apps.transfer.config import TransferOptions
-from weightloom.apps.transfer.problems.problem import Condition, Outputs, Problem, Setting
+from weightloom.apps.transfer.problems.problem import Condition, Outputs, Setting, TransferProblem
 from weightloom.apps.transfer.problems.sentences.adapted import AdaptedSentences
 from weightloom.apps.transfer.problems.sentences.methods import (
     FineTune,
@@ -82,7 +82,7 @@ class _Answered(NamedTuple):
     change: dict[str, Tensor]
 
 
-class SentenceProblem(Problem):
+class SentenceProblem(TransferProblem):
     """Frozen MiniLM and classes of sentences that it was not trained on.
 
     A target is a draw of examples and queries of all classes of Banking77 (77 intents), or of the

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from weightloom.apps.transfer.problems.problem import Condition, Outputs, Problem, Setting
+from weightloom.apps.transfer.problems.problem import Condition, Outputs, Setting, TransferProblem
 from weightloom.apps.transfer.problems.series.methods import (
     Blend,
     Changed,
@@ -51,7 +51,7 @@ TIMED = 5
 """Families whose adaptation is timed."""
 
 
-class SeriesForecasts(Problem):
+class SeriesForecasts(TransferProblem):
     """Families of series: the latest windows of each are forecast, after adapting to earlier ones.
 
     The families of a source are never split: those of a test family's source are not in training.

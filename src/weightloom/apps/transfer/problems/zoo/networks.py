@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from weightloom.apps.app import Training
 from weightloom.apps.transfer.config import TransferOptions
-from weightloom.apps.transfer.problems.problem import Condition, Outputs, Problem, Setting
+from weightloom.apps.transfer.problems.problem import Condition, Outputs, Setting, TransferProblem
 from weightloom.apps.transfer.problems.zoo.data import (
     FAMILIES,
     PIXELS,
@@ -74,7 +74,7 @@ RANKED_TARGETS, RANKED_STEPS = 24, 20
 """Targets for which all sources are ranked, and the gradient steps of true transfer."""
 
 
-class ZooProblem(Problem):
+class ZooProblem(TransferProblem):
     """Zoo of source networks of digits, and targets that turn and relabel the task of a source.
 
     Args:
