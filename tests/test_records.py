@@ -167,3 +167,20 @@ def test_a_training_that_no_setting_shows_is_named_under_the_table(ahead, said, 
         "Training changed nothing that these tasks can show in the accuracy of mine:" in printed
     ) == said
     assert "accuracy of other" not in printed
+
+
+def test_settings_that_do_not_fit_are_printed_below(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    methods = ("generated", "generated, with the condition of another target")
+    rows = [
+        {"method": method, "setting": f"{shots}-shot, 20 steps", "name": "accuracy", "tasks": 9}
+        | {"better": "higher", "mean": shots / 100, "ci95": 0.01, "adapt_time_s": 0.002}
+        for shots in range(1, 9)
+        for method in methods
+    ]
+    print_table(rows, "tasks")
+    shown = capsys.readouterr().out
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= 60
+    assert shown.count("over 9 tasks") == 1
+    assert [shown.count(f"0.0{shots}0 ±.010") for shots in range(1, 9)] == [2] * 8
+    assert shown.split().count("generated") == 3  # three tables

@@ -6,7 +6,7 @@ Knows nothing of any application.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from textwrap import fill
 from typing import Any
@@ -27,6 +27,8 @@ from weightloom.runs.words import (
 
 HEADING = 11
 """Maximum length of a line of a heading."""
+NAMED = 28
+"""Most columns that the longest word of a method's name is given in a wide table."""
 BLOCKS = 2
 """Maximum number of settings printed one below the other; more of them are columns."""
 Row = dict[str, Any]
@@ -111,28 +113,69 @@ def _digits(scores: list[Row]) -> int:
 def _print_wide(scores: list[Row], unseen: str) -> None:
     """Print one row per method and one column per setting.
 
-    The best score of a setting is bold; rows that do not compete come last.
+    The best score of a setting is bold; rows that do not compete come last. Settings that do not
+    fit into the terminal are printed in further tables below.
     """
-    settings, timed = list(by_setting(scores)), _has_times(scores)
     methods, others = _names(scores)
-    last = methods[-1] if methods and others else None
     rows: dict[str, dict[str, Row]] = {name: {} for name in [*methods, *others]}
     for row in scores:
         rows[label(row)][row["setting"]] = row
-    best = [_best_in(setting, rows) for setting in settings]
-    title = f"{scores[0]['name']} over {scores[0]['tasks']:,} {unseen}, ± 95 %"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
-    table.add_column("method")
+    title: str | None = f"{scores[0]['name']} over {scores[0]['tasks']:,} {unseen}, ± 95 %"
+    console, digits = Console(markup=False), _digits(scores)  # names of users may hold [ ]
+    last = methods[-1] if methods and others else None
+    for settings in _blocks(list(by_setting(scores)), rows, digits, console.width):
+        table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
+        table.add_column("method", min_width=_least_width(rows))
+        _add_settings(table, settings, rows, digits, last)
+        console.print(table)
+        title = None
+
+
+def _blocks(
+    settings: list[str], rows: dict[str, dict[str, Row]], digits: int, width: int
+) -> list[list[str]]:
+    """Divide settings into blocks that fit into a terminal beside the names of methods."""
+    timed = _has_times([row for its in rows.values() for row in its.values()])
+    room = width - _least_width(rows) - HEADING * timed
+    blocks: list[list[str]] = [[]]
+    left = room
+    for setting in settings:
+        texts = [_wide_text(its[setting], digits) for its in rows.values() if setting in its]
+        needed = 1 + max(len(text) for text in [*texts, *fill(setting, HEADING).splitlines()])
+        if needed > left and blocks[-1]:
+            blocks.append([])
+            left = room
+        blocks[-1].append(setting)
+        left -= needed
+    return blocks
+
+
+def _least_width(names: Iterable[str]) -> int:
+    """Return the width at which names are wrapped between words only."""
+    return min(max(len(word) for name in names for word in name.split()), NAMED)
+
+
+def _add_settings(
+    table: Table,
+    settings: list[str],
+    rows: dict[str, dict[str, Row]],
+    digits: int,
+    last: str | None,
+) -> None:
+    """Add a column per setting, one of times, and the row of each method that has a score there."""
+    shown = {name: _only(settings, its) for name, its in rows.items()}
+    timed = _has_times([row for its in shown.values() for row in its.values()])
+    best = {setting: _best_in(setting, rows) for setting in settings}
     for column in (*settings, *(["adapts in"] * timed)):
         table.add_column(fill(column, HEADING), justify="right", no_wrap=True)
-    for name, its in rows.items():
-        cells = [
-            _wide_cell(its.get(setting), top, _digits(scores))
-            for setting, top in zip(settings, best, strict=True)
-        ]
-        first = min(its, key=settings.index)
-        table.add_row(name, *cells, *([_time(its[first])] * timed), end_section=name == last)
-    Console(markup=False).print(table)  # names of users may hold [ ]
+    for name, its in shown.items():
+        cells = [_wide_cell(its.get(setting), best[setting], digits) for setting in settings]
+        times = [_time(row) for row in list(its.values())[:1]] if timed else []
+        table.add_row(name, *cells, *times, end_section=name == last)
+
+
+def _only(settings: list[str], its: dict[str, Row]) -> dict[str, Row]:
+    return {setting: its[setting] for setting in settings if setting in its}
 
 
 def _best_in(setting: str, rows: dict[str, dict[str, Row]]) -> Row:
@@ -148,8 +191,11 @@ def _names(scores: list[Row]) -> tuple[list[str], list[str]]:
 def _wide_cell(row: Row | None, best: Row, digits: int) -> Text | str:
     if row is None:
         return ""
-    text = _score(row, digits).replace("± 0.", "±.")
-    return Text(text, style="bold" if row is best else "")
+    return Text(_wide_text(row, digits), style="bold" if row is best else "")
+
+
+def _wide_text(row: Row, digits: int) -> str:
+    return _score(row, digits).replace("± 0.", "±.")
 
 
 def _score(row: Row, digits: int) -> str:
