@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from weightloom.apps.transfer.words import sentence
+from weightloom.apps.transfer.words import sentence, steps_of
 from weightloom.report.figures import BLUE, GREY, Figure, Key, as_json, mark, plain_layout
 from weightloom.report.run import Run
 from weightloom.report.section import Section, with_shared
@@ -47,7 +47,7 @@ def step_figures(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
     """Plot the score of every method against steps, a figure for each setting that has steps."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in filter(competes, map(dict, rows)):
-        setting, steps = _steps_of(row["setting"])
+        setting, steps = steps_of(row["setting"])
         curves.setdefault(setting, {}).setdefault(row["method"], []).append(
             (float(steps), row["mean"])
         )
@@ -56,20 +56,6 @@ def step_figures(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
         for setting, found in curves.items()
         if any(len(points) > 1 for points in found.values())
     ]
-
-
-def _steps_of(title: str) -> tuple[str, int]:
-    """Split the title of a setting into its name and its steps.
-
-    Example:
-        >>> _steps_of("5-shot, 20 steps"), _steps_of("5-shot")
-        (('5-shot', 20), ('5-shot', 0))
-    """
-    name, _, last = title.rpartition(", ")
-    count, _, word = last.partition(" ")
-    if name and count.isdigit() and word in ("step", "steps"):
-        return name, int(count)
-    return title, 0
 
 
 def check_figures(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:

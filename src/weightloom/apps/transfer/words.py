@@ -7,8 +7,22 @@ from weightloom.apps.transfer.judge import worst_family
 
 
 def sentences(rows: Sequence[Any]) -> list[str]:
-    """Return a sentence for each row with a check: the largest weights, and the worst family."""
-    return [sentence(row) for row in rows if "check" in row]
+    """Return a sentence for each check before gradient steps: largest weights and worst family."""
+    return [sentence(row) for row in rows if "check" in row and not steps_of(row["setting"])[1]]
+
+
+def steps_of(title: str) -> tuple[str, int]:
+    """Split the title of a setting into its name and its steps.
+
+    Example:
+        >>> steps_of("5-shot, 20 steps"), steps_of("5-shot")
+        (('5-shot', 20), ('5-shot', 0))
+    """
+    name, _, last = title.rpartition(", ")
+    count, _, word = last.partition(" ")
+    if name and count.isdigit() and word in ("step", "steps"):
+        return name, int(count)
+    return title, 0
 
 
 def sentence(row: Any) -> str:
