@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from weightloom.apps.experiment import judge_again, run
 from weightloom.apps.transfer.app import Transfer
 from weightloom.apps.transfer.config import TransferConfig
-from weightloom.apps.transfer.figures import step_figures
+from weightloom.apps.transfer.figures import shot_figures, step_figures
 from weightloom.cli import main
 from weightloom.errors import ConfigError, ShapeError
 from weightloom.learners.check import check_on_support
@@ -105,6 +105,22 @@ def test_the_report_shows_steps_check_and_layers(record):
         assert words in page
     (figure,) = step_figures(its["scores"])
     assert "source 2.62 to 0.164" in figure.alt
+
+
+def test_scores_are_drawn_against_shots_where_there_are_several():
+    rows = [
+        {
+            "method": "mine",
+            "setting": f"{shots}-shot{after}",
+            "name": "accuracy",
+            "mean": shots / 10,
+        }
+        for shots in (5, 1)
+        for after in ("", ", 20 steps")
+    ]
+    (figure,) = shot_figures(rows)
+    assert figure.alt == "accuracy against labelled examples: mine 0.1 to 0.5"
+    assert shot_figures(rows[:2]) == []
 
 
 def test_seeds_keep_every_target_and_the_check(tmp_path, monkeypatch, capsys):

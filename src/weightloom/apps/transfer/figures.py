@@ -1,5 +1,6 @@
 """Report sections of transfer: score against steps, the check, and a problem's own lines."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -10,6 +11,8 @@ from weightloom.report.run import Run
 from weightloom.report.section import Section, with_shared
 from weightloom.runs.record import competes
 
+SHOTS = re.compile(r"(\d+)-shot")
+"""Name of a setting of labelled examples."""
 MOST_LINES = 8
 """Maximum number of lines in one plot."""
 
@@ -23,6 +26,11 @@ def sections(run: Run) -> list[Section]:
             "Each line is one method: its score after gradient steps on the target, from the "
             "parameters that it starts with.",
             step_figures(rows),
+        ),
+        "shots": Section(
+            "Score against labelled examples",
+            "Each line is one method, by the labelled examples of each class that it is given.",
+            shot_figures(rows),
         ),
         "check": Section(
             "The check on the support",
@@ -56,6 +64,17 @@ def step_figures(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
         for setting, found in curves.items()
         if any(len(points) > 1 for points in found.values())
     ]
+
+
+def shot_figures(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Plot the score of every method against labelled examples, before gradient steps."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in filter(competes, map(dict, rows)):
+        if shots := SHOTS.fullmatch(row["setting"]):
+            found.setdefault(row["method"], []).append((float(shots[1]), row["mean"]))
+    if not any(len(points) > 1 for points in found.values()):
+        return []
+    return [lines("labelled examples", str(rows[0]["name"]), found)]
 
 
 def check_figures(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
