@@ -178,9 +178,11 @@ def test_settings_that_do_not_fit_are_printed_below(capsys, monkeypatch):
         for shots in range(1, 9)
         for method in methods
     ]
+    rows.append(rows[0] | {"method": "checked"})  # in the first setting alone
     print_table(rows, "tasks")
     shown = capsys.readouterr().out
+    assert shown.count("checked") == 1
     assert "…" not in shown and max(map(len, shown.splitlines())) <= 60
     assert shown.count("over 9 tasks") == 1
-    assert [shown.count(f"0.0{shots}0 ±.010") for shots in range(1, 9)] == [2] * 8
+    assert [shown.count(f"0.0{shots}0 ±.010") for shots in range(1, 9)] == [3, *[2] * 7]
     assert shown.split().count("generated") == 3  # three tables

@@ -122,11 +122,11 @@ def _print_wide(scores: list[Row], unseen: str) -> None:
         rows[label(row)][row["setting"]] = row
     title: str | None = f"{scores[0]['name']} over {scores[0]['tasks']:,} {unseen}, ± 95 %"
     console, digits = Console(markup=False), _digits(scores)  # names of users may hold [ ]
-    last = methods[-1] if methods and others else None
     for settings in _blocks(list(by_setting(scores)), rows, digits, console.width):
+        there = [name for name in methods if _only(settings, rows[name])]
         table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
         table.add_column("method", min_width=_least_width(rows))
-        _add_settings(table, settings, rows, digits, last)
+        _add_settings(table, settings, rows, digits, there[-1] if there and others else None)
         console.print(table)
         title = None
 
@@ -163,8 +163,8 @@ def _add_settings(
     last: str | None,
 ) -> None:
     """Add a column per setting, one of times, and the row of each method that has a score there."""
-    shown = {name: _only(settings, its) for name, its in rows.items()}
-    timed = _has_times([row for its in shown.values() for row in its.values()])
+    shown = {name: found for name, its in rows.items() if (found := _only(settings, its))}
+    timed = any(_has_times(list(its.values())) for its in shown.values())
     best = {setting: _best_in(setting, rows) for setting in settings}
     for column in (*settings, *(["adapts in"] * timed)):
         table.add_column(fill(column, HEADING), justify="right", no_wrap=True)
