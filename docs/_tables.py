@@ -651,6 +651,7 @@ def _section(name: str, record: Record) -> str:
         parts += [_table(scores) for scores in _by_setting(record).values()]
     parts += [_paired(record)]
     parts += [_reference(record.get("reference") or {}), str(record.get("notes") or "")]
+    parts += [str(record.get("protocol") or "")]
     parts += [_cost(record), f"The record: `benchmarks/records/{name}.json`."]
     return "\n\n".join(filter(None, parts))
 

@@ -32,6 +32,7 @@ class Lines(TransferProblem):
     names = ("half", "double", "triple", "same")
     families = ("small", "large", "large", "same")
     notices = ("Targets are lines.",)
+    protocol = "The slope of each target is known."
     sharpness = 20.0
 
     def __init__(self, config):

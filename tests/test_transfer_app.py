@@ -129,6 +129,7 @@ def test_seeds_keep_every_target_and_the_check(tmp_path, monkeypatch, capsys):
     found = json.loads((tmp_path / "run" / "record.json").read_text())
     source = next(its for its in found["scores"] if its["method"] == "source")
     assert source["per_context"] == pytest.approx([0.5, 2.0, 8.0, 0.0])
+    assert found["protocol"] == "The slope of each target is known."
     paired = found["paired"]["3 points: generated - source"]["over_contexts"]
     assert paired["mean"] == pytest.approx(found["scores"][0]["mean"] - source["mean"])
     checked = next(its for its in found["scores"] if its["method"] == "checked")

@@ -363,7 +363,7 @@ def summarised(runs: dict[tuple[int, int], Record], config: RunOptions, several:
         "config": options,
         "scores": rows,
         "paired": _paired(rows, first),
-        **{key: first[key] for key in ("many", "start_from", "facts") if key in first},
+        **{key: first[key] for key in ("many", "start_from", "protocol", "facts") if key in first},
         "cost": _cost([one["cost"] for one in runs.values()]),
         "notes": " ".join(dict.fromkeys(one["notes"] for one in runs.values() if one.get("notes"))),
     }

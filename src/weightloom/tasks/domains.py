@@ -114,11 +114,6 @@ def _columns(pair: Pair) -> list[int]:
     return [KINDS.index(kind) for kind in pair]
 
 
-def join_domains(parts: Iterable[Domains]) -> Domains:
-    """Join domains, in this order."""
-    return Domains(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-
 def sample_domains(
     kinds: Bool[Tensor, "tasks kinds"],
     size: int,

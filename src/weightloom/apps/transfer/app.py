@@ -94,9 +94,9 @@ class Transfer(App[TransferOptions, "TransferProblem", "nn.Module"]):
     def measure(
         self, models: "Mapping[str, nn.Module]", problem: "TransferProblem", config: TransferOptions
     ) -> dict[str, Any]:
-        """Return the problem's facts."""
-        facts = problem.facts()
-        return {"facts": facts} if facts else {}
+        """Return the problem's protocol and facts."""
+        found = {"protocol": problem.protocol, "facts": problem.facts()}
+        return {name: its for name, its in found.items() if its}
 
     def lines(self, record: Mapping[str, Any]) -> list[str]:
         """Return a sentence on the check in each setting: methods weighed, and the worst family."""
