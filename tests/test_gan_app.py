@@ -104,7 +104,9 @@ def test_python_draws_samples_of_a_condition_by_name(record):
 
 
 def test_arms_of_unequal_length_are_compared_at_equal_steps(tmp_path, monkeypatch):
-    config = GanConfig(data=OWN, comparators=("concat",), steps=40, **(SHORT | {"evaluate_every": 20}))
+    config = GanConfig(
+        data=OWN, comparators=("concat",), steps=40, **(SHORT | {"evaluate_every": 20})
+    )
     app = Gan()
     train = app.train
 

@@ -49,7 +49,10 @@ LARGEST = 2_000_000
     scope="module",
     params=[
         "digits",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("cameras", "lqr", "transfer", "gan")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("cameras", "lqr", "transfer", "gan")
+        ),
     ],
 )
 def page_file(request, tmp_path_factory):
