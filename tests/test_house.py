@@ -39,6 +39,8 @@ ROOMS = [
         "runs",
         "report",
         "training",
+        "adversarial",
+        "measures",
         "learners",
         "serving",
         "diagnostics",

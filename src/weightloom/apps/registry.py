@@ -20,6 +20,8 @@ APPS = {
     "fewshot": "weightloom.apps.fewshot.app:FewShot",
     "rl": "weightloom.apps.rl.app:RL",
     "transfer": "weightloom.apps.transfer.app:Transfer",
+    "gan": "weightloom.apps.gan.app:Gan",
+    "fields": "weightloom.apps.fields.app:FieldsApp",
 }
 """``module:Class`` of each application of this library, by name."""
 GROUP = "weightloom.apps"

@@ -36,6 +36,8 @@ class Run:
     """Names for the tensors, and words of the page: ``better``, ``higher`` or ``lower``; ``task``,
     the word for one, as in "patient"; ``unseen``, as in "with classes never seen in training";
     ``left_out``, the reason for each empty section, by its name."""
+    folder: Path | None = None
+    """The folder itself, for sections that read further files."""
 
 
 def read_run(folder: Path) -> Run:
@@ -60,6 +62,7 @@ def read_run(folder: Path) -> Run:
         record=_read_record(folder) if (folder / RECORD).is_file() else {},
         tensors=tensors,
         facts=facts,
+        folder=folder,
     )
 
 

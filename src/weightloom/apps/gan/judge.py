@@ -1,0 +1,145 @@
+"""Evaluation of pairs: samples of every method against the same real ones.
+
+In:   pairs, a problem.
+Out:  rows of the table.
+Knows nothing of a single problem.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from weightloom.adversarial import AdversarialPair
+from weightloom.apps.app import Contender
+from weightloom.apps.experiment import method_folder
+from weightloom.apps.gan.config import GanOptions
+from weightloom.apps.gan.problems.problem import GanProblem
+from weightloom.runs.metrics import read_rows
+from weightloom.runs.record import Role, Row, failed_row, row_of, summary
+
+SHUFFLED = "shuffled condition"
+"""End of the name of the control whose samples were drawn for other conditions."""
+
+
+def score_all(
+    contenders: Sequence[Contender[AdversarialPair]],
+    problem: GanProblem,
+    config: GanOptions,
+    folder: Path,
+) -> list[Row]:
+    """Judge every contender in every setting, with controls and ceilings.
+
+    Args:
+        contenders: Pairs to judge, the run's method first.
+        problem: The real samples and the measures.
+        config: Options.
+        folder: The run's folder, for scores at equal steps.
+    """
+    equal = scores_at_equal_steps(contenders, config, folder)
+    rows: list[Row] = []
+    for setting in problem.settings():
+        rows += _Judged(contenders, problem, setting, equal).rows
+    return rows
+
+
+class _Judged:
+    """The rows of one setting.
+
+    Args:
+        contenders: Pairs to judge, the run's method first.
+        problem: The real samples and the measures.
+        setting: The setting.
+        equal: Scores of methods at equal steps, with the name of their column.
+    """
+
+    def __init__(
+        self,
+        contenders: Sequence[Contender[AdversarialPair]],
+        problem: GanProblem,
+        setting: str,
+        equal: Mapping[str, tuple[str, float]],
+    ) -> None:
+        self.problem, self.setting = problem, setting
+        self.rows: list[Row] = []
+        self.ours: Tensor | None = None
+        self.trained: dict[str, Tensor] = {}
+        for its in contenders:
+            self._judge(its)
+        self._add_equal(equal)
+        for its in contenders:
+            if its.role == "method" and its.model is not None and problem.shuffles:
+                shuffled = problem.samples(its.model, setting, shuffled=True)
+                self._add(f"{its.name}, {SHUFFLED}", shuffled, "control")
+        for name, samples in problem.ceilings(setting).items():
+            self._add(name, samples, "ceiling")
+
+    def _judge(self, contender: Contender[AdversarialPair]) -> None:
+        """Add the row of a contender."""
+        problem = self.problem
+        if contender.model is None:
+            self.rows.append(
+                failed_row(contender.name, self.setting, problem.score, problem.better)
+            )
+            return
+        contender.model.eval()
+        self._add(contender.name, problem.samples(contender.model, self.setting), contender.role)
+
+    def _add(self, name: str, samples: Tensor, role: Role) -> None:
+        """Add a row of samples."""
+        scores = self.problem.scores(self.setting, samples)
+        main = next(iter(scores))
+        values = scores[main]
+        row = row_of(name, self.setting, main, values, self.problem.better, role)
+        row["per_context"] = values.tolist()
+        row["also"] = {name: summary(its) for name, its in scores.items() if name != main}
+        if self.ours is not None:
+            row["ours_ahead"] = summary(self.ours - values)
+        if role == "untrained" and name in self.trained:
+            row["trained_ahead"] = summary(self.trained[name] - values)
+        self.ours = values if self.ours is None else self.ours
+        if role == "method":
+            self.trained[name] = values
+        self.rows.append(row)
+
+    def _add_equal(self, equal: Mapping[str, tuple[str, float]]) -> None:
+        """Add the score at equal steps to the rows of methods, in the first setting."""
+        if self.setting != self.problem.settings()[0]:
+            return
+        for row in self.rows:
+            if row.get("role", "method") == "method" and row["method"] in equal:
+                name, score = equal[row["method"]]
+                row["also"] |= {name: {"mean": score}}
+
+
+def scores_at_equal_steps(
+    contenders: Sequence[Contender[AdversarialPair]], config: GanOptions, folder: Path
+) -> dict[str, tuple[str, float]]:
+    """Return the validation score of each method after as many steps as the shortest training took.
+
+    Returns:
+        Name of the column and score, by method; empty unless trainings differ in steps.
+    """
+    curves: dict[str, dict[int, float]] = {}
+    for its in contenders:
+        if its.role == "method" and its.model is not None:
+            rows = read_rows(method_folder(folder, its.name, config))
+            found = {row["step"]: row["validation_score"] for row in rows if _has_score(row)}
+            if found:
+                curves[its.name] = found
+    ends = {max(curve) for curve in curves.values()}
+    if len(ends) < 2:
+        return {}
+    common = min(ends)
+    last = {name: max(step for step in its if step <= common) for name, its in curves.items()}
+    step = min(last.values())
+    title = f"validation score at {step} steps"
+    return {
+        name: (title, curve[max(its for its in curve if its <= step)])
+        for name, curve in curves.items()
+        if any(its <= step for its in curve)
+    }
+
+
+def _has_score(row: Mapping[str, object]) -> bool:
+    return isinstance(row.get("validation_score"), int | float)

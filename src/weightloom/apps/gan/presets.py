@@ -1,0 +1,139 @@
+"""Data to imitate by name, their methods in the order of the table, and default options.
+
+Torch is not imported.
+"""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from weightloom.datasets import find_file
+
+OURS = "generated"
+"""Default `--method`."""
+
+
+class KnownData(NamedTuple):
+    """Data of `weightloom gan`."""
+
+    about: str
+    """Samples and conditions in one line."""
+    place: str
+    """File in `weightloom.apps.gan.problems` and class, as ``file:Class``."""
+    needs: tuple[str, ...]
+    """Modules (``sklearn``) and files of data sets (``mnist/mnist_20k_10k.npz``) that it reads."""
+    methods: tuple[str, ...]
+    """Methods, in the order of the table."""
+    options: Mapping[str, Any]
+    """Default options, as fields of `GanConfig`, tuned on validation data."""
+    rates: Mapping[str, float] = {}
+    """Learning rates of single methods, each swept on validation data."""
+
+
+class GanMethod(NamedTuple):
+    """A method of `weightloom gan`."""
+
+    name: str
+    """Name on the command line."""
+    about: str
+    """The idea in one line."""
+
+
+ABOUT = (
+    GanMethod("generated", "generator and discriminator, both written from the condition"),
+    GanMethod("generated-generator", "the generator written, the discriminator shared"),
+    GanMethod("concat", "the same pair without hypernetwork, which reads the condition as input"),
+)
+"""Methods, in the order of lists."""
+
+COMMON: dict[str, Any] = {
+    "steps": 4000,
+    "learning_rate": 2e-3,
+    "batch": 128,
+    "noise_dim": 16,
+    "width": 128,
+    "gamma": 1.0,
+    "gamma_end": 1.0,
+    "penalty_every": 1,
+    "average": 0.999,
+    "samples": 1000,
+    "size": 28,
+    "replicas": 1,
+    "evaluate_every": 1000,
+    "checkpoint_every": 1000,
+}
+"""Defaults of options that the data leave out."""
+
+PROBLEMS: dict[str, KnownData] = {
+    "digits": KnownData(
+        about="scikit-learn digits, 8 x 8 pixels; 10 classes",
+        place="pictures:Digits",
+        needs=("sklearn",),
+        methods=("generated", "concat"),
+        options={"size": 8},
+    ),
+    "mnist": KnownData(
+        about="MNIST digits, 28 x 28 pixels; 10 classes",
+        place="pictures:Mnist",
+        needs=("mnist/mnist_20k_10k.npz",),
+        methods=("generated", "concat"),
+        options={},
+    ),
+    "spoken-digits": KnownData(
+        about="recordings of spoken digits, 8 kHz; 10 words",
+        place="sounds:SpokenWords",
+        needs=("free_spoken_digits/fsdd_mulaw8.npz",),
+        methods=("generated", "concat"),
+        options={},
+    ),
+    "grid": KnownData(
+        about="25 normal distributions on a grid in the plane; 5 replicas in one pass",
+        place="points:Points",
+        needs=(),
+        methods=("generated", "plain"),
+        options={"replicas": 5},
+    ),
+    "ring": KnownData(
+        about="8 normal distributions on a circle in the plane; 5 replicas in one pass",
+        place="points:Points",
+        needs=(),
+        methods=("generated", "plain"),
+        options={"replicas": 5},
+    ),
+}
+"""Data by name."""
+
+DATA = tuple(PROBLEMS)
+"""Names of the data."""
+OWN_METHODS = ("generated", "concat")
+"""Methods for a folder of one's own."""
+
+
+def preset(data: str) -> dict[str, Any]:
+    """Return the default options of data; those of all data for one's own."""
+    return {**COMMON, **PROBLEMS[data].options} if data in PROBLEMS else dict(COMMON)
+
+
+def usual_rates(data: str) -> Mapping[str, float]:
+    """Return the learning rates of single methods."""
+    return PROBLEMS[data].rates if data in PROBLEMS else {}
+
+
+def methods_of(data: str) -> tuple[str, ...]:
+    """Return the methods for data, in the order of the table."""
+    return PROBLEMS[data].methods if data in PROBLEMS else OWN_METHODS
+
+
+def missing(data: str) -> list[str]:
+    """Return the modules and files of data that are not on this machine."""
+    return [need for need in PROBLEMS[data].needs if not _is_here(need)]
+
+
+def where(data: str) -> str:
+    """Return in words whether data can be opened here."""
+    return f"missing: {', '.join(lacking)}" if (lacking := missing(data)) else "here"
+
+
+def _is_here(need: str) -> bool:
+    folder, _, file = need.partition("/")
+    return find_file(folder, file) is not None if file else find_spec(need) is not None
