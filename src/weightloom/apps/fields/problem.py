@@ -7,7 +7,7 @@ Knows nothing of the methods' insides.
 
 import time
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ GRID_CHECKED = 25
 """Functions behind the error of the grid."""
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """A method that predicts values of solutions."""
 
