@@ -14,10 +14,12 @@ from weightloom.apps.fields.rivals import (
     Settings,
     fit_kernel,
     fit_nearest,
+    grid_of,
     interpolated,
     matern,
     turned,
 )
+from weightloom.apps.fields.symmetry import canonical
 from weightloom.errors import ShapeError
 from weightloom.tasks.fields import field_family, make_fields, relative_error, rolled
 
@@ -119,17 +121,26 @@ def test_turned_fields_are_those_of_turned_equations_and_turn_back():
     torch.testing.assert_close(turned(one, -sign * shift, sign), fields.values, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["burgers-mild", "advection-diffusion"])
+def test_a_representative_solves_the_equation_and_gives_its_solution_back(name):
+    """v(x, t) on the grid, at the points of u, times the scale, is u: from `canonical`'s own way."""
+    family = field_family(name)
+    fields = make_fields(family, 6, seeded(2), times=5, points=128)
+    known, its = grid_of(family, fields), canonical(family, fields.inputs.double())
+    x, t = fields.x.double(), fields.t.double()
+    at = torch.cartesian_prod(t, x).flip(1).expand(6, -1, 2)
+    back = its.outward(interpolated(known.values, its.inward(at)))
+    torch.testing.assert_close(back.float(), fields.values.flatten(1), atol=1e-4, rtol=0)
+
+
 @pytest.fixture(scope="module")
 def solved():
-    """Solutions whose translation is taken out, as 9 inputs and values: 300 known, 40, and 40."""
+    """Solutions without their symmetries: 300 known, 40 for the search, and 40 to test on."""
     family = field_family("advection-diffusion")
     fields = make_fields(family, 380, seeded(3), times=5, points=16)
-    shift = torch.atan2(-fields.inputs[:, 2], fields.inputs[:, 6])
-    read = family.normalised(rolled(fields.inputs, -shift))
-    condition = torch.cat([read[:, :2], read[:, 3:]], 1)
-    values = turned(fields.values, shift, torch.ones(380))
+    every = grid_of(family, fields)
     cuts = [slice(0, 300), slice(300, 340), slice(340, 380)]
-    return [Known(condition[cut], values[cut]) for cut in cuts]
+    return [Known(*(part[cut] for part in every)) for cut in cuts]
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +164,9 @@ def test_searched_settings_are_better_on_validation_than_those_of_the_start(solv
     known, validation, _ = solved
     parts = Components(known.values)
     start = KernelScores(
-        known.condition, parts.scores(known.values), Settings(torch.full((9,), 6.0).double())
+        known.condition,
+        parts.scores(known.values),
+        Settings(torch.full((known.condition.shape[1],), 6.0).double()),
     )
     before, after = (
         float(relative_error(its.on_grid(validation.condition), validation.values).mean())
@@ -179,7 +192,7 @@ def test_values_at_points_of_the_grid_are_those_of_the_grid_and_have_gradients(s
     expected = torch.stack([grid[:, 2, 0], grid[:, 0, 8], grid[:, 0, 0]], 1)
     torch.testing.assert_close(found, expected)
     (slope,) = torch.autograd.grad(found.sum(), condition)
-    step = 1e-5 * drawn(20, 9, seed=5)
+    step = 1e-5 * drawn(*condition.shape, seed=5)
     with torch.no_grad():
         change = (kernel(condition + step, at) - kernel(condition - step, at)).sum() / 2
     torch.testing.assert_close((slope * step).sum(), change, rtol=1e-4, atol=0)

@@ -2,7 +2,7 @@
 
 In:   conditions of known solutions, (fields, condition_dim), and their values on a grid.
 Out:  `GridField`, from a condition and positions to values.
-Knows nothing of the equations. Start at `fit_kernel`.
+Knows nothing of training. Start at `fit_kernel`; `grid_of` takes the symmetries out.
 """
 
 import math
@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from weightloom.apps.fields.symmetry import canonical
 from weightloom.errors import MissingExtraError, ShapeError
+from weightloom.tasks.fields import FieldFamily, Fields
 
 KEPT = 1 - 1e-8
 """Share of the variance that the principal components keep: their own error is 0.01 %."""
@@ -227,6 +229,18 @@ def fit_nearest(known: Known, validation: Known, *, end: float = 1.0) -> GridFie
         *_length_moves(known.condition.shape[-1]),
     ]
     return _fit(NearestScores, known, validation, start, moves, end)
+
+
+def grid_of(family: FieldFamily, fields: Fields) -> Known:
+    """Return the representatives of solutions: their conditions, and their values on the grid.
+
+    Args:
+        family: Form of the equations.
+        fields: Solutions.
+    """
+    its = canonical(family, fields.inputs.double())
+    values = turned(fields.values.double(), its.shift, its.sign) / its.scale[:, None, None]
+    return Known(its.condition, values)
 
 
 def turned(values: Tensor, shift: Tensor, sign: Tensor) -> Tensor:
