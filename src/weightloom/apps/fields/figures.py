@@ -66,7 +66,7 @@ def sections(run: Run) -> list[Section]:
     """Return the sections of the report, those without data left out."""
     curves = (run.record.get("facts") or {}).get("curves") or {}
     made = {
-        "time": Section(
+        "curves": Section(
             "Error against processor time",
             "Relative error on validation functions, a line per trained method. The first plot is "
             "by processor seconds of training, the second by its steps.",
@@ -90,8 +90,7 @@ def sections(run: Run) -> list[Section]:
             coefficient_figures(run),
         ),
     }
-    shared = with_shared(run, made)
-    return shared
+    return with_shared(run, made)
 
 
 def curve_figures(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[Figure]:

@@ -122,16 +122,18 @@ def curves_of(folder: Path, config: FieldsOptions) -> dict[str, list[list[float]
     for method in config.methods:
         rows = [its for its in read_rows(method_folder(folder, method, config)) if CPU in its]
         if rows:
-            found[method] = [[its["step"], its[CPU], its["validation_score"]] for its in rows]
+            found[method] = [
+                [float(its["step"]), its[CPU], its["validation_score"]] for its in rows
+            ]
     return found
 
 
-def fewest_steps(curves: Mapping[str, Sequence[Sequence[float]]]) -> float:
+def fewest_steps(curves: Mapping[str, Sequence[Sequence[float]]]) -> int:
     """Return the steps of the method that took the fewest; 0 without curves."""
-    return min((curve[-1][0] for curve in curves.values()), default=0)
+    return int(min((curve[-1][0] for curve in curves.values()), default=0))
 
 
-def error_at(curve: Sequence[Sequence[float]], steps: float) -> float:
+def error_at(curve: Sequence[Sequence[float]], steps: int) -> float:
     """Return the validation error after so many steps, interpolated between evaluations.
 
     Example:

@@ -31,8 +31,10 @@ HEAD_SCALE = 0.3
 """Factor of the head's input. Adam moves a head whose input is s times smaller s times as fast."""
 LAYERS = 2
 """Hidden layers of the trunk of a hypernetwork."""
-PRODUCTS, BRANCH, FEATURES = 128, (256, 256, 256), (128, 128, 128)
+PRODUCTS, BRANCH, FEATURES = 128, (128, 128, 128), (128, 128, 128)
 """Width of the product of a DeepONet, and widths of its two networks."""
+SHARED_POINTS = 512
+"""Points of a step of a DeepONet, the same for all functions: its trunk runs once for all."""
 CONCAT = (128, 128, 128, 128)
 """Widths of the network that reads condition and position."""
 FINEST_MODE = 4
@@ -47,7 +49,7 @@ class FieldBatch(NamedTuple):
     condition: Tensor
     """(fields, condition_dim)."""
     at: Tensor
-    """Positions and times, (fields, points, 2)."""
+    """Positions and times, (fields, points, 2), or the same for all fields, (1, points, 2)."""
     values: Tensor
     """v there, (fields, points)."""
     power: Tensor
@@ -139,10 +141,11 @@ class DeepONet(nn.Module):
 
     def forward(self, condition: Tensor, at: Tensor) -> Tensor:
         """Values, (fields, points)."""
-        products = self.branch(condition)
+        weight, bias = self.branch(condition).tensor_split([PRODUCTS], 1)
         features = apply_shared(self.trunk, at)
-        weight, bias = products[:, :-1, None], products[:, None, -1:]
-        return torch.baddbmm(bias, features, weight)[..., 0]
+        if len(at) == 1:
+            return torch.addmm(bias, weight, features[0].T)
+        return torch.baddbmm(bias[..., None], features, weight[..., None])[..., 0]
 
 
 class ConcatField(nn.Module):

@@ -7,13 +7,14 @@ Knows nothing of the methods' insides.
 
 import time
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from weightloom.apps.fields.methods import FieldBatch, batch_of
 from weightloom.apps.fields.presets import FAMILIES
+from weightloom.apps.fields.rivals import grid_of
 from weightloom.apps.fields.symmetry import Canonical, canonical
 from weightloom.apps.registry import called
 from weightloom.errors import ConfigError
@@ -44,6 +45,7 @@ GRID_CHECKED = 25
 """Functions behind the error of the grid."""
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """A method that predicts values of solutions."""
 
@@ -83,7 +85,7 @@ class FieldProblem:
 
     def ready(self) -> None:
         """Compute what training reads, so that its time is not counted as a step's."""
-        self._known, self._power, self.validation  # noqa: B018
+        self._known, self._power, self._grid, self.validation  # noqa: B018
 
     @cached_property
     def train(self) -> Fields:
@@ -115,6 +117,27 @@ class FieldProblem:
         drawn = draw_points(self.train, which, self.config.points, generator, roll=False)
         known = self._known.take(which)
         return batch_of(known, drawn.at, drawn.values[..., 0], self._power[which])
+
+    def draw_shared(self, step: int, generator: torch.Generator, points: int) -> FieldBatch:
+        """Draw the same points of the representatives of all functions, for a step of training.
+
+        Args:
+            step: Number of the step.
+            generator: Source of randomness.
+            points: Number of points.
+        """
+        values, grid = self._grid.flatten(1), (len(self.train.t), len(self.train.x))
+        which = torch.randint(len(values), (self.config.functions,), generator=generator)
+        chosen = torch.randperm(values.shape[1], generator=generator)[:points]
+        t, x = (index.long() for index in torch.unravel_index(chosen, grid))
+        at = torch.stack([self.train.x[x], self.train.t[t]], -1)[None]
+        known = self._known.take(which)
+        power = self._power[which] / known.scale.square()
+        return FieldBatch(known.condition, at, values[which][:, chosen], power)
+
+    @cached_property
+    def _grid(self) -> Tensor:
+        return grid_of(self.family, self.train).values.float()
 
     @cached_property
     def _known(self) -> Canonical:

@@ -77,7 +77,7 @@ def canonical(family: FieldFamily, inputs: Tensor) -> Canonical:
         size = state.square().sum(1, keepdim=True).div(2).sqrt()  # root mean square
         turned = _turned(torch.cat([speed, viscosity, state / size], 1), shift)
         half = _sign_of_second(turned) < 0  # -u is turned by half a circle more
-        shift, scale = shift + math.pi * half, torch.where(half, -size[:, 0], size[:, 0])
+        shift, scale = shift + math.pi * half.to(shift), torch.where(half, -size[:, 0], size[:, 0])
         scaled = torch.cat([speed, viscosity, state / scale[:, None]], 1)
         return Canonical(_read(family, _turned(scaled, shift), 0), shift, ones, scale)
     return Canonical(_read(family, _turned(inputs, shift), 0), shift, ones, ones)

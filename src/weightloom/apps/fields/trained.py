@@ -143,7 +143,7 @@ class AdaptedField:
             off = (torch.export.load(folder / "network.pt2").module()(at)[:, 0] - expected).abs()
         speed, viscosity, *state = self.inputs.tolist()
         facts = {
-            "equation": self.about,
+            "task": self.about,
             "inputs": {
                 "speed": speed,
                 "log_viscosity": viscosity,
