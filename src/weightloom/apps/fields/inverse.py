@@ -39,7 +39,7 @@ def invert(
     noise: Tensor | float,
     generator: torch.Generator,
     starts: int = 6,
-    steps: int = 300,
+    steps: int = 400,
     learning_rate: float = 0.1,
 ) -> Inverted:
     """Find the most probable inputs, by gradients through a prediction.
