@@ -313,7 +313,10 @@ class NoFamily:
 
 
 def test_curves_are_read_at_equal_steps():
-    curves = {"one": [[10.0, 1.0, 0.5], [20.0, 2.0, 0.3]], "two": [[10.0, 3.0, 0.4], [15.0, 5.0, 0.2]]}
+    curves = {
+        "one": [[10.0, 1.0, 0.5], [20.0, 2.0, 0.3]],
+        "two": [[10.0, 3.0, 0.4], [15.0, 5.0, 0.2]],
+    }
     assert fewest_steps(curves) == 15
     assert error_at(curves["one"], 15) == pytest.approx(0.4)
     assert error_at(curves["two"], 99) == 0.2

@@ -115,7 +115,7 @@ class FieldsApp(App[FieldsOptions, "FieldProblem", Any]):
             "functions. Symmetries of the equations are taken out for every trained method alike. "
             "`validation error at equal steps` is read off each method's curve where the method "
             "with the fewest steps ended; the others were then in the middle of their schedule. "
-            f"Row `grid`: solutions against a finer grid."
+            "Row `grid`: solutions against a finer grid."
         )
 
     def adapt(

@@ -194,18 +194,22 @@ def _map(grid: Facts, values: Tensor, title: str, largest: float) -> Figure:
 
 def coefficient_figures(run: Run) -> list[Figure]:
     """Plot the error of each function against its viscosity, a plot per setting."""
-    rows = [row for row in run.record.get("scores") or [] if competes(row)]
-    figures = []
-    for setting in run.facts.get("mapped") or []:
-        inputs = run.tensors[f"inputs, {setting}"]
-        found = {
-            row["method"]: row["per_context"]
-            for row in rows
-            if row["setting"] == setting and len(row.get("per_context") or []) == len(inputs)
-        }
-        if found:
-            figures.append(_scatter(inputs[:, 1].exp().tolist(), found, setting))
-    return figures
+    return [
+        _scatter(run.tensors[f"inputs, {setting}"][:, 1].exp().tolist(), found, setting)
+        for setting in run.facts.get("mapped") or []
+        if (found := _errors_of(run, setting))
+    ]
+
+
+def _errors_of(run: Run, setting: str) -> dict[str, list[float]]:
+    """Return the error of each function by method, where the run kept them."""
+    rows = filter(competes, run.record.get("scores") or [])
+    count = len(run.tensors[f"inputs, {setting}"])
+    return {
+        row["method"]: row["per_context"]
+        for row in rows
+        if row["setting"] == setting and len(row.get("per_context") or []) == count
+    }
 
 
 def _scatter(viscosity: list[float], found: Mapping[str, list[float]], setting: str) -> Figure:

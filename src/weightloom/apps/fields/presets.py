@@ -61,17 +61,17 @@ COMMON: dict[str, Any] = {
 
 FAMILIES: dict[str, KnownFamily] = {
     "burgers": KnownFamily(
-        about="u_t + b u u_x = ν u_xx on a circle; b from .5 to 1.5, ν from .03 to .3",
+        about="u_t + b u u_x = a u_xx on a circle; b from .5 to 1.5, a from .03 to .3",
         rates={"concat": 0.003, "concat-equal": 0.003, "deeponet": 0.003},
         options={},
     ),
     "burgers-mild": KnownFamily(
-        about="the same, ν from .1 to .3",
+        about="the same, a from .1 to .3",
         rates={"concat": 0.003, "concat-equal": 0.003, "deeponet": 0.003},
         options={},
     ),
     "advection-diffusion": KnownFamily(
-        about="u_t + c u_x = κ u_xx on a circle; c from .5 to 1.5, κ from .03 to .3",
+        about="u_t + b u_x = a u_xx on a circle; b from .5 to 1.5, a from .03 to .3",
         rates={"concat": 0.003, "concat-equal": 0.003, "deeponet": 0.003},
         options={},
     ),
