@@ -84,7 +84,7 @@ class KernelScores(nn.Module):
 
     Args:
         condition: Conditions of known solutions, (fields, condition_dim).
-        scores: What is known of them, (fields, components).
+        scores: Their coordinates, (fields, components).
         settings: Lengths, smoothness and ridge.
     """
 
@@ -111,7 +111,7 @@ class NearestScores(nn.Module):
 
     Args:
         condition: Conditions of known solutions, (fields, condition_dim).
-        scores: What is known of them, (fields, components).
+        scores: Their coordinates, (fields, components).
         settings: Lengths, which say how near a solution is, and neighbours.
     """
 
