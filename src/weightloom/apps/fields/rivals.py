@@ -84,7 +84,7 @@ class KernelScores(nn.Module):
 
     Args:
         condition: Conditions of known solutions, (fields, condition_dim).
-        scores: What is known of them, (fields, components).
+        scores: Their coordinates, (fields, components).
         settings: Lengths, smoothness and ridge.
     """
 
@@ -111,7 +111,7 @@ class NearestScores(nn.Module):
 
     Args:
         condition: Conditions of known solutions, (fields, condition_dim).
-        scores: What is known of them, (fields, components).
+        scores: Their coordinates, (fields, components).
         settings: Lengths, which say how near a solution is, and neighbours.
     """
 
@@ -311,15 +311,15 @@ def interpolated(values: Tensor, at: Tensor, end: float = 1.0) -> Tensor:
         ],
         -1,
     )
+    zeros = weight.new_zeros(*weight.shape[:2], times)
+    rows = zeros.scatter(-1, first[..., None] + near, weight)  # (fields, points, times)
     spectrum = torch.fft.rfft(values) / points  # (fields, times, modes)
-    number = torch.arange(len(values), device=at.device)[:, None, None]
-    modes = spectrum[number, first[..., None] + near]  # (fields, points, 4, modes)
-    wave = torch.arange(modes.shape[-1], device=at.device)
-    turned = modes * torch.exp(1j * wave * x[..., None, None])
-    double = torch.full_like(wave, 2).to(values)
-    double[0] = 1
-    double[points // 2 :] = 1 if points % 2 == 0 else 2
-    return ((turned.real * double).sum(-1) * weight).sum(-1)
+    wave = torch.arange(spectrum.shape[-1], device=at.device)
+    # A mode between the mean and the highest stands for two, of either sign.
+    double = torch.where((wave > 0) & (2 * wave < points), 2.0, 1.0).to(values)
+    angle = wave * x[..., None]
+    parts = (angle.cos() * (rows @ spectrum.real), angle.sin() * (rows @ spectrum.imag))
+    return ((parts[0] - parts[1]) * double).sum(-1)
 
 
 def _fit(
