@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from weightloom.adversarial import AdversarialPair, Penalty
+from weightloom.adversarial import AdversarialPair
 from weightloom.adversarial.statistics import StatisticsPair
-from weightloom.apps.gan.problems.problem import GanProblem, Recipe
+from weightloom.apps.gan.problems.problem import GanProblem
 from weightloom.base import per_task
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.hypernets.own import own_params
@@ -208,18 +208,19 @@ class Points(GanProblem):
                 else OwnNetworks(build, replicas)
             )
         options: dict[str, Any] = {
+            "noise_dim": noise_dim,
             "loss": known.loss,
             "packing": known.packing,
             "penalised": known.penalised,
         }
         if not both:
-            return AdversarialPair(**players, noise_dim=noise_dim, **options)
+            return AdversarialPair(players["generator"], players["discriminator"], **options)
         return StatisticsPair(
-            **players,
-            noise_dim=noise_dim,
+            players["generator"],
+            players["discriminator"],
             tasks=replicas,
             width=2 * FREQUENCIES,
-            features=FourierFeatures(2, FREQUENCIES, spread=4.0),
+            features=FourierFeatures(2, FREQUENCIES),
             **options,
         )
 
@@ -230,12 +231,6 @@ class Points(GanProblem):
         while _plain_count(self.config.noise_dim, width) * self.config.replicas < wanted:
             width += 1
         return width
-
-    def recipe(self, method: str, steps: int) -> Recipe:
-        """Return the training of a method; without penalised inputs, no penalty."""
-        if not METHODS[method].penalised:
-            return Recipe(Penalty(0.0))
-        return super().recipe(method, steps)
 
     def samples(self, model: AdversarialPair, setting: str, shuffled: bool = False) -> Tensor:
         """Draw samples of each pair to score, (replicas, samples, 2)."""
