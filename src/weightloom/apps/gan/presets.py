@@ -84,7 +84,7 @@ POINT_METHODS = (
 POINT_OPTIONS: dict[str, Any] = {
     "replicas": 5,
     "width": 64,
-    "noise_dim": 8,
+    "noise_dim": 2,
     "samples": 2500,
     "steps": 20000,
     "learning_rate": 3e-3,
