@@ -6,7 +6,10 @@ Knows nothing of a single problem.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from torch import Tensor
 
@@ -40,7 +43,44 @@ def score_all(
     rows: list[Row] = []
     for setting in problem.settings():
         rows += _Judged(contenders, problem, setting, equal).rows
+    norms = gradient_norms(contenders, config, folder)
+    for row in rows:
+        if row.get("role", "method") == "method" and row["setting"] == problem.settings()[0]:
+            row["also"] |= norms.get(row["method"], {})
     return rows
+
+
+def gradient_norms(
+    contenders: Sequence[Contender[AdversarialPair]], config: GanOptions, folder: Path
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the norm of each player's gradient over the logged turns of a training.
+
+    Returns:
+        By method and name of the column: ``mean``, which is the median; ``largest``; and
+        ``quarters``, the median in each quarter of the training.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for its in contenders:
+        if its.role == "method" and its.model is not None:
+            norms: dict[str, list[float]] = {}
+            for row in read_rows(method_folder(folder, its.name, config)):
+                if "turn" in row:
+                    norms.setdefault(str(row["turn"]), []).append(float(row["gradient_norm"]))
+            found[its.name] = {
+                f"gradient norm of the {turn}": _course(values) for turn, values in norms.items()
+            }
+    return found
+
+
+def _course(values: Sequence[float]) -> dict[str, Any]:
+    """Summarise a series: its median, maximum, and the median of each quarter."""
+    ends = [len(values) * part // 4 for part in range(5)]
+    quarters = [values[start:end] or values for start, end in pairwise(ends)]
+    return {
+        "mean": median(values),
+        "largest": max(values),
+        "quarters": [median(its) for its in quarters],
+    }
 
 
 class _Judged:

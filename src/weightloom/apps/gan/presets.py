@@ -42,6 +42,12 @@ class GanMethod(NamedTuple):
 ABOUT = (
     GanMethod("generated", "generator and discriminator, both written from the condition"),
     GanMethod("generated-generator", "the generator written, the discriminator shared"),
+    GanMethod("plain", "a pair without hypernetwork and without condition"),
+    GanMethod("packed", "the plain pair, whose discriminator judges two samples together"),
+    GanMethod("matched", "the plain pair with as many trained numbers as `generated`"),
+    GanMethod("r1", "the plain pair, non-saturating loss, penalty at real samples only"),
+    GanMethod("non-saturating", "the plain pair, non-saturating loss, no penalty"),
+    GanMethod("packed-alone", "the packed pair, non-saturating loss, no penalty"),
     GanMethod("concat", "the same pair without hypernetwork, which reads the condition as input"),
 )
 """Methods, in the order of lists."""
@@ -63,6 +69,30 @@ COMMON: dict[str, Any] = {
     "checkpoint_every": 1000,
 }
 """Defaults of options that the data leave out."""
+
+POINT_METHODS = (
+    "generated",
+    "generated-generator",
+    "plain",
+    "packed",
+    "matched",
+    "r1",
+    "non-saturating",
+    "packed-alone",
+)
+"""Methods for points in the plane."""
+POINT_OPTIONS: dict[str, Any] = {
+    "replicas": 5,
+    "width": 64,
+    "noise_dim": 2,
+    "samples": 2500,
+    "steps": 20000,
+    "learning_rate": 3e-3,
+    "gamma": 0.1,
+    "gamma_end": 0.003,
+    "penalty_every": 4,
+}
+"""Default options for points in the plane."""
 
 PROBLEMS: dict[str, KnownData] = {
     "digits": KnownData(
@@ -90,15 +120,15 @@ PROBLEMS: dict[str, KnownData] = {
         about="25 normal distributions on a grid in the plane; 5 replicas in one pass",
         place="points:Points",
         needs=(),
-        methods=("generated", "plain"),
-        options={"replicas": 5},
+        methods=POINT_METHODS,
+        options=POINT_OPTIONS,
     ),
     "ring": KnownData(
         about="8 normal distributions on a circle in the plane; 5 replicas in one pass",
         place="points:Points",
         needs=(),
-        methods=("generated", "plain"),
-        options={"replicas": 5},
+        methods=POINT_METHODS,
+        options=POINT_OPTIONS,
     ),
 }
 """Data by name."""
