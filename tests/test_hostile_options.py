@@ -17,11 +17,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from weightloom.apps.fields.config import FieldsConfig
 
 from weightloom.apps.fewshot.comparison import Comparison
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import draw_test_tasks
 from weightloom.apps.fewshot.problems import problem_of
+from weightloom.apps.gan.config import GanConfig
 from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.transfer.config import TransferConfig
 from weightloom.cli import main
@@ -329,27 +331,18 @@ def test_an_option_of_another_type_or_size_is_refused(name, value, tmp_path):
 # Options on the command line
 
 NUMBERS = {
-    "fewshot": [
+    config.command: [
         field.name
-        for field in fields(FewShotConfig)
+        for field in fields(config)
         if "int" in str(field.type) or "float" in str(field.type)
-    ],
-    "rl": [
-        field.name
-        for field in fields(RLConfig)
-        if "int" in str(field.type) or "float" in str(field.type)
-    ],
-    "transfer": [
-        field.name
-        for field in fields(TransferConfig)
-        if "int" in str(field.type) or "float" in str(field.type)
-    ],
+    ]
+    for config in (FewShotConfig, RLConfig, TransferConfig, GanConfig, FieldsConfig)
 }
 
 
 @hostile
 @given(
-    command=st.sampled_from(["fewshot", "rl", "transfer"]),
+    command=st.sampled_from(sorted(NUMBERS)),
     value=st.sampled_from(
         ["-1", "nan", "inf", "-inf", "1000000000000", "99999999999999999999999", "x", "", "-0.5"]
     ),
@@ -756,3 +749,30 @@ def test_names_that_are_not_utf8_are_trained_on_and_reported(tmp_path):
     assert "No figure could be drawn" not in (tmp_path / "run" / "report.html").read_text(
         encoding="utf-8"
     )
+
+
+ODD_GANS = [
+    *(["--data", name] for name in ("nowhere", "", "a" * 400, "os:x", "x:", ":x", "\x00")),
+    *(["--data", "grid", "--method", name] for name in ("function-concat", "", "nothing")),
+    *(["--gamma", "0.1", "--gamma-end", "1"], ["--gamma-end", "0"], ["--average", "1"]),
+    *(["--rates", "concat=0"], ["--rates", "nothing=0.1"], ["--data", "missing/folder"]),
+]
+
+
+@pytest.mark.parametrize("words", ODD_GANS, ids=lambda words: " ".join(words)[:40])
+def test_options_of_gan_that_cannot_be_are_refused(words, tmp_path):
+    check_refused(["gan", *words, "--run", "run", "--quiet"])
+    assert not (tmp_path / "run").exists()
+
+
+ODD_FIELDS = [
+    *(["--data", name] for name in ("nowhere", "", "os:x", "x:", ":x", "\x00")),
+    *(["--method", name] for name in ("", "nothing")),
+    *(["--comparators", "concat", "concat"], ["--comparators", "generated"], ["--width", "0"]),
+]
+
+
+@pytest.mark.parametrize("words", ODD_FIELDS, ids=lambda words: " ".join(words)[:40])
+def test_options_of_fields_that_cannot_be_are_refused(words, tmp_path):
+    check_refused(["fields", *words, "--run", "run", "--quiet"])
+    assert not (tmp_path / "run").exists()

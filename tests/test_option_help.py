@@ -5,11 +5,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import pytest
+from weightloom.apps.fields.config import FieldsConfig
 
 from weightloom import commands
 from weightloom import progress as counts
 from weightloom.apps import doctor
 from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.gan.config import GanConfig
 from weightloom.apps.registry import find_app
 from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.transfer.config import TransferConfig
@@ -29,8 +31,11 @@ RUNS = {
     "rl --env grid --steps 100000": (RLConfig(env="grid", steps=100_000), RLConfig),
     "transfer": (TransferConfig(), TransferConfig),
     "transfer --data zoo": (TransferConfig(data="zoo"), TransferConfig),
+    "gan": (GanConfig(), GanConfig),
+    "gan --data grid": (GanConfig(data="grid"), GanConfig),
+    "fields": (FieldsConfig(), FieldsConfig),
 }
-APPS = ("fewshot", "rl", "transfer")
+APPS = ("fewshot", "rl", "transfer", "gan", "fields")
 
 
 def help_of(line, capsys, monkeypatch, columns=100):

@@ -12,6 +12,8 @@ import pytest
 from weightloom.apps import experiment
 from weightloom.apps.fewshot.app import FewShot
 from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.gan.app import Gan
+from weightloom.apps.gan.config import GanConfig
 from weightloom.apps.rl.app import RL
 from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.transfer.app import Transfer
@@ -31,6 +33,10 @@ RUNS = {
             evaluate_every=1,
         ),
     ),
+    "gan": (
+        Gan(),
+        GanConfig(data="digits", comparators=(), steps=4, samples=64, evaluate_every=2),
+    ),
     "lqr": (RL(), RLConfig(env="lqr", steps=30, warm_up=10, test_contexts=2, comparators=())),
 }
 RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
@@ -43,7 +49,10 @@ LARGEST = 2_000_000
     scope="module",
     params=[
         "digits",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("cameras", "lqr", "transfer")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("cameras", "lqr", "transfer", "gan")
+        ),
     ],
 )
 def page_file(request, tmp_path_factory):

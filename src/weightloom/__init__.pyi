@@ -3,6 +3,9 @@
 from weightloom.adapt import descend as descend
 from weightloom.adapt import fit_condition as fit_condition
 from weightloom.adapt import fit_params as fit_params
+from weightloom.adversarial import AdversarialPair as AdversarialPair
+from weightloom.adversarial import FunctionGenerator as FunctionGenerator
+from weightloom.adversarial import GeneratedPair as GeneratedPair
 from weightloom.base import PerTask as PerTask
 from weightloom.base import Shared as Shared
 from weightloom.base import apply_per_task as apply_per_task

@@ -21,6 +21,7 @@ APPS = {
     "rl": "weightloom.apps.rl.app:RL",
     "transfer": "weightloom.apps.transfer.app:Transfer",
     "gan": "weightloom.apps.gan.app:Gan",
+    "fields": "weightloom.apps.fields.app:FieldsApp",
 }
 """``module:Class`` of each application of this library, by name."""
 GROUP = "weightloom.apps"
