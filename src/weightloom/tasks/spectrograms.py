@@ -19,17 +19,19 @@ Images = Float[Tensor, "sounds 1 bands frames"]
 
 MOMENTUM = 0.99
 """Momentum of the search for phases, as in the paper."""
+FAINTEST = 1e-8
+"""Smallest magnitude whose logarithm is taken."""
 SOME = 250
 """Sounds that are transformed together, so that the transform stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
 class Spectrograms:
-    """Log mel spectrograms of sounds, in [-1, 1], and sounds of spectrograms.
+    """Log mel spectrograms of sounds, in [0, 1], and sounds of spectrograms.
 
     Magnitudes of a short-time Fourier transform are summed in triangular bands, evenly spaced in
     mel, and converted to decibels below the loudest point of the sound: the loudest point is 1, and
-    ``range_db`` below it, or less, is -1. Loudness and phases are not kept.
+    ``range_db`` below it, or less, is 0. Loudness and phases are not kept. Silence is 0.
 
     Args:
         rate: Samples per second.
@@ -101,7 +103,7 @@ class Spectrograms:
             sounds: Sounds, (sounds, samples), of one frame (``hop`` samples) or more.
 
         Returns:
-            Spectrograms, (sounds, 1, bands, samples // hop), in [-1, 1].
+            Spectrograms, (sounds, 1, bands, samples // hop), in [0, 1].
 
         Raises:
             ShapeError: If the sounds are shorter than a frame.
@@ -113,9 +115,10 @@ class Spectrograms:
             )
         parts = []
         for some in sounds.split(SOME):
-            level = 20 * (self.weights.to(some) @ self._transform(some).abs()).clamp(min=1e-8).log10()
-            below = level - level.amax((1, 2), keepdim=True)
-            parts.append((1 + 2 * below / self.range_db).clamp(min=-1))
+            bands = self.weights.to(some) @ self._transform(some).abs()
+            loudest = bands.amax((1, 2), keepdim=True).clamp(min=FAINTEST)
+            decibels = 20 * (bands / loudest).clamp(min=FAINTEST).log10()
+            parts.append((1 + decibels / self.range_db).clamp(min=0))
         return torch.cat(parts)[:, None]
 
     def synthesise(self, images: Images, rounds: int = 32) -> Sounds:
@@ -147,8 +150,8 @@ class Spectrograms:
         return torch.cat([self._sounds(some[:, 0], rounds) for some in images.split(SOME)])
 
     def _sounds(self, images: Tensor, rounds: int) -> Tensor:
-        level = (images.clamp(-1, 1) - 1) * self.range_db / 2
-        audible = (10 ** (level / 20)) * (level > -self.range_db)
+        images = images.clamp(0, 1)
+        audible = 10 ** ((images - 1) * self.range_db / 20) * (images > 0)
         magnitude = (self.inverse.to(images) @ audible).clamp(min=0)
         samples = images.shape[2] * self.hop
         chance = torch.Generator().manual_seed(0)
