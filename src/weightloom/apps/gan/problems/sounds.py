@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from weightloom.adversarial import AdversarialPair
 from weightloom.apps.app import Shown
+from weightloom.apps.gan.problems.pairs import Sizes
 from weightloom.apps.gan.problems.pictures import Parts, Pictures, split
+from weightloom.apps.gan.problems.sound_pairs import build_sound_pair
 from weightloom.tasks.spectrograms import Spectrograms
 
 if TYPE_CHECKING:
@@ -76,6 +78,16 @@ class Sounds(Pictures):
             f"{len(names)} classes. Distances are between features of a classifier trained on the "
             "training clips. Recall, precision, density and coverage compare as many samples as "
             "held-out clips, and are means over disjoint sets of samples."
+        )
+
+    def build(self, method: str) -> AdversarialPair:
+        """Build the pair of a method."""
+        config = self.config
+        return build_sound_pair(
+            method,
+            Sizes(
+                self.shape, len(self.names), config.noise_dim, config.width, self.spread, self.cell
+            ),
         )
 
     def _analysed(self, sounds: Tensor) -> Tensor:
