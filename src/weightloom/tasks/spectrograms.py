@@ -5,6 +5,7 @@ Out:  the other of the two.
 Knows nothing of files, words and networks.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,8 @@ from weightloom.errors import ConfigError, ShapeError
 Sounds = Float[Tensor, "sounds samples"]
 Images = Float[Tensor, "sounds 1 bands frames"]
 
+ROUNDS = 32
+"""Rounds of the search for phases."""
 MOMENTUM = 0.99
 """Momentum of the search for phases, as in the paper."""
 FAINTEST = 1e-8
@@ -84,8 +87,9 @@ class Spectrograms:
             O'Shaughnessy, "Speech communication" (1987): mel = 2595 log10(1 + Hz / 700).
         """
         highest = self.rate / 2
-        mels = [2595 * torch.tensor(1 + hz / 700).log10() for hz in (self.lowest_hz, highest)]
-        edges = 700 * (10 ** (torch.linspace(*mels, self.bands + 2, dtype=torch.float64) / 2595) - 1)
+        low, high = (2595 * math.log10(1 + hz / 700) for hz in (self.lowest_hz, highest))
+        mels = torch.linspace(low, high, self.bands + 2, dtype=torch.float64)
+        edges = 700 * (10 ** (mels / 2595) - 1)
         frequencies = torch.linspace(0, highest, self.window // 2 + 1, dtype=torch.float64)
         rise = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
         fall = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
@@ -121,7 +125,7 @@ class Spectrograms:
             parts.append((1 + decibels / self.range_db).clamp(min=0))
         return torch.cat(parts)[:, None]
 
-    def synthesise(self, images: Images, rounds: int = 32) -> Sounds:
+    def synthesise(self, images: Images, rounds: int = ROUNDS) -> Sounds:
         """Compute sounds whose spectrograms are close to the given ones.
 
         Magnitudes come from the pseudo-inverse of the bands, phases from the fast Griffin-Lim
@@ -170,7 +174,11 @@ class Spectrograms:
         half, frames = self.window // 2, sounds.shape[1] // self.hop
         padded = torch.nn.functional.pad(sounds, (half, half))
         return torch.stft(
-            padded, self.window, self.hop, window=self._hann(sounds), center=False,
+            padded,
+            self.window,
+            self.hop,
+            window=self._hann(sounds),
+            center=False,
             return_complex=True,
         )[:, :, :frames]
 

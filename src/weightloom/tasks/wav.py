@@ -1,7 +1,7 @@
 """Sounds of a user: a folder of WAV files with one sub-folder per class.
 
 In:   a folder.
-Out:  `WavFolder`: clips of one length and one rate by class, and the skipped files with the reasons.
+Out:  `WavFolder`: clips of one length and one rate by class, and the skipped files.
 Knows nothing of spectrograms and tasks.
 """
 
@@ -60,13 +60,7 @@ def load_wavs(path: str | Path, seconds: float = 0.64, fewest: int = 1) -> WavFo
             f"{SHORTEST} or more, such as 0.64."
         )
     skipped: list[Skipped] = []
-    folders = [its for its in _entries(root) if its.is_dir() and not its.name.startswith(".")]
-    if not folders:
-        raise DataError(
-            f"`{root}` holds no class. A class is a sub-folder with WAV files in it. Put one "
-            f"sub-folder for each class into `{root}`."
-        )
-    files = {folder: _wav_files(folder, skipped) for folder in folders}
+    files = {folder: _wav_files(folder, skipped) for folder in _class_folders(root)}
     _check_bytes(root, sum(map(len, files.values())), seconds)
     first_of_rate: dict[int, Path] = {}
     clips = []
@@ -76,12 +70,14 @@ def load_wavs(path: str | Path, seconds: float = 0.64, fewest: int = 1) -> WavFo
         _check_count(folder, len(kept), fewest, skipped)
         clips.append(kept)
     _check_one_rate(first_of_rate)
-    names = tuple(folder.name for folder in folders)
+    names = tuple(folder.name for folder in files)
     (rate,) = first_of_rate
     return WavFolder(tuple(map(torch.stack, clips)), names, rate, tuple(skipped))
 
 
-def read_wav(path: str | Path, seconds: float | None = None) -> tuple[Float[Tensor, " samples"], int]:
+def read_wav(
+    path: str | Path, seconds: float | None = None
+) -> tuple[Float[Tensor, " samples"], int]:
     """Read a WAV file with 8, 16, 24 or 32 bits; channels are averaged.
 
     Args:
@@ -98,7 +94,9 @@ def read_wav(path: str | Path, seconds: float | None = None) -> tuple[Float[Tens
     try:
         with wave.open(str(file), "rb") as opened:
             rate, width, channels = (
-                opened.getframerate(), opened.getsampwidth(), opened.getnchannels()
+                opened.getframerate(),
+                opened.getsampwidth(),
+                opened.getnchannels(),
             )
             frames = opened.getnframes()
             wanted = frames if seconds is None else min(frames, round(seconds * rate))
@@ -136,6 +134,16 @@ def _clip(
         return None
     first_of_rate.setdefault(rate, file)
     return torch.nn.functional.pad(sound, (0, round(seconds * rate) - len(sound)))
+
+
+def _class_folders(root: Path) -> list[Path]:
+    folders = [its for its in _entries(root) if its.is_dir() and not its.name.startswith(".")]
+    if len(folders) < 2:
+        raise DataError(
+            f"`{root}` holds {len(folders)} classes. A class is a sub-folder with WAV files in it, "
+            f"and two or more are told apart. Put one sub-folder for each class into `{root}`."
+        )
+    return folders
 
 
 def _wav_files(folder: Path, skipped: list[Skipped]) -> list[Path]:

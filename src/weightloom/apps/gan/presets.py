@@ -86,13 +86,12 @@ PROBLEMS: dict[str, KnownData] = {
         methods=("generated", "picture-generated", "function-concat", "picture-concat"),
         options={
             "steps": 4000,
-            "learning_rate": 1e-3,
             "batch": 80,
             "noise_dim": 32,
             "width": 256,
             "penalty_every": 4,
             "average": 0.995,
-            "samples": 90,
+            "samples": 60,
         },
     ),
     "grid": KnownData(

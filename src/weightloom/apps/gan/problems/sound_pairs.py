@@ -111,9 +111,7 @@ def judge_network(sizes: Sizes, channels: int) -> nn.Sequential:
     )
 
 
-SOUND_BUILDERS: Mapping[
-    str, tuple[Callable[[Sizes], nn.Module], Callable[[Sizes], nn.Module]]
-] = {
+SOUND_BUILDERS: Mapping[str, tuple[Callable[[Sizes], nn.Module], Callable[[Sizes], nn.Module]]] = {
     "generated": (function, written_judge),
     "function-concat": (function_concat, reading_judge),
     "picture-generated": (picture_written, written_judge),

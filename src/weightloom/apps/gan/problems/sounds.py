@@ -7,7 +7,7 @@ Knows nothing of tables and reports.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from weightloom.apps.app import Shown
 from weightloom.apps.gan.problems.pairs import Sizes
 from weightloom.apps.gan.problems.pictures import Parts, Pictures, split
 from weightloom.apps.gan.problems.sound_pairs import build_sound_pair
-from weightloom.tasks.spectrograms import Spectrograms
+from weightloom.tasks.spectrograms import ROUNDS, Spectrograms
 
 if TYPE_CHECKING:
     from weightloom.apps.gan.config import GanOptions
@@ -26,9 +26,9 @@ FRAMES, FRAME = 40, 0.016
 """Frames of a spectrogram, and seconds of each: 0.64 s in all."""
 CLIPS = "clips"
 """Name of the only setting."""
-SETTING_ROUNDS = 16
-"""Rounds of the search for phases of sounds that are judged; those to be heard get 32."""
-HEARD = 3
+JUDGED_ROUNDS = 8
+"""Rounds of the search for phases of sounds that are judged; those to be heard get more."""
+HEARD = 2
 """Sounds of each class in the report."""
 FEWEST = 30
 """Minimum clips of a class of one's own, so that 6 are held out for each measure."""
@@ -94,7 +94,7 @@ class Sounds(Pictures):
         """Spectrograms of sounds, (classes, count, samples)."""
         return self.spectrograms.analyse(sounds.flatten(0, 1)).unflatten(0, sounds.shape[:2])
 
-    def _heard(self, images: Tensor, rounds: int) -> Tensor:
+    def _heard(self, images: Tensor, rounds: int = ROUNDS) -> Tensor:
         """Sounds of spectrograms, (classes, count, 1, bands, frames)."""
         sounds = self.spectrograms.synthesise(images.flatten(0, 1), rounds)
         return sounds.unflatten(0, images.shape[:2])
@@ -110,7 +110,7 @@ class Sounds(Pictures):
         """Draw sounds, and return their spectrograms."""
         condition = self.conditions().roll(int(shuffled), 0)
         drawn = model.sample(condition, count, torch.Generator().manual_seed(1))
-        return self._analysed(self._heard(drawn, SETTING_ROUNDS))
+        return self._analysed(self._heard(drawn, JUDGED_ROUNDS))
 
     def draw_samples(
         self,
@@ -147,18 +147,24 @@ class Sounds(Pictures):
         images = self.parts.validation
         return {
             "real clips": images,
-            "real clips, turned back": self._analysed(self._heard(images, SETTING_ROUNDS)),
+            "real clips, turned back": self._analysed(self._heard(images, JUDGED_ROUNDS)),
         }
+
+    def frame(self, model: AdversarialPair) -> Tensor | None:
+        """Return two spectrograms of each class, low tones at the bottom."""
+        chance = torch.Generator().manual_seed(1)
+        return model.sample(self.conditions(), 2, chance).flatten(0, 1).flip(-2)
 
     @torch.no_grad()
     def show(self, models: Mapping[str, nn.Module]) -> Shown:
         """Return what is shown of pictures, and sounds to hear."""
         tensors, facts = super().show(models)
+        tensors = {name: its.flip(-2) for name, its in tensors.items()}  # low tones at the bottom
         for method, model in models.items():
             if isinstance(model, AdversarialPair):
                 chance = torch.Generator().manual_seed(1)
                 drawn = model.sample(self.conditions(), HEARD, chance)
-                tensors[f"sounds/{method}"] = self._heard(drawn, 32).flatten(0, 1)
+                tensors[f"sounds/{method}"] = self._heard(drawn).flatten(0, 1)
         return tensors, facts | {"rate": self.rate}
 
 
