@@ -106,6 +106,23 @@ class Gan(App[GanOptions, "GanProblem", "AdversarialPair"]):
             model.eval()
         return problem.show(models)
 
+    def export(
+        self,
+        model: "AdversarialPair",
+        problem: "GanProblem",
+        config: GanOptions,
+        task: str,
+        folder: Path,
+    ) -> dict[str, Any]:
+        """Write the generator of one condition, for `weightloom export RUN --task CONDITION`.
+
+        Raises:
+            ConfigError: If there is no such condition, or the folder is not empty.
+        """
+        from weightloom.apps.gan.export import export_generator
+
+        return export_generator(model.eval(), problem, task, folder)
+
     def sections(self, run: "Run") -> "list[Section]":
         """Return the sections of the report."""
         from weightloom.apps.gan.figures import sections

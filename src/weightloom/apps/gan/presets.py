@@ -43,8 +43,35 @@ ABOUT = (
     GanMethod("generated", "generator and discriminator, both written from the condition"),
     GanMethod("generated-generator", "the generator written, the discriminator shared"),
     GanMethod("concat", "the same pair without hypernetwork, which reads the condition as input"),
+    GanMethod(
+        "function-concat", "functions by one network, which reads place, condition and noise"
+    ),
+    GanMethod("function-film", "functions whose layers are scaled and shifted by condition, noise"),
+    GanMethod("function-lowrank", "functions whose layers change at low rank by condition, noise"),
+    GanMethod("picture-generated", "samples of one size; both players changed at low rank"),
+    GanMethod("picture-film", "samples of one size; both players scaled and shifted"),
+    GanMethod("picture-concat", "samples of one size; both players read the condition as input"),
+    GanMethod("matched", "as function-concat, with as many parameters as generated"),
+    GanMethod("r1", "as generated, with the non-saturating loss and R1 alone"),
+    GanMethod("packed", "as generated, with pairs of samples judged together"),
 )
 """Methods, in the order of lists."""
+
+PICTURE_METHODS = (
+    "generated",
+    "function-concat",
+    "function-film",
+    "function-lowrank",
+    "picture-generated",
+    "picture-film",
+    "picture-concat",
+    "matched",
+    "r1",
+    "packed",
+)
+"""Methods for pictures."""
+FEW_METHODS = ("generated", "function-concat", "picture-generated", "picture-concat")
+"""Methods for pictures that are compared by default."""
 
 COMMON: dict[str, Any] = {
     "steps": 4000,
@@ -69,15 +96,15 @@ PROBLEMS: dict[str, KnownData] = {
         about="scikit-learn digits, 8 x 8 pixels; 10 classes",
         place="pictures:Digits",
         needs=("sklearn",),
-        methods=("generated", "concat"),
-        options={"size": 8},
+        methods=PICTURE_METHODS,
+        options={"size": 8, "samples": 204, "comparators": FEW_METHODS},
     ),
     "mnist": KnownData(
         about="MNIST digits, 28 x 28 pixels; 10 classes",
         place="pictures:Mnist",
         needs=("mnist/mnist_20k_10k.npz",),
-        methods=("generated", "concat"),
-        options={},
+        methods=PICTURE_METHODS,
+        options={"comparators": FEW_METHODS},
     ),
     "spoken-digits": KnownData(
         about="recordings of spoken digits, 8 kHz; 10 words",
@@ -113,7 +140,7 @@ PROBLEMS: dict[str, KnownData] = {
 
 DATA = tuple(PROBLEMS)
 """Names of the data."""
-OWN_METHODS = ("generated", "concat")
+OWN_METHODS = FEW_METHODS
 """Methods for a folder of one's own."""
 
 

@@ -226,7 +226,9 @@ class ConvGenerator(nn.Module):
     def forward(self, noise: Tensor) -> Tensor:
         """Samples, (batch, channels, *size)."""
         made: Tensor = self.net(noise)
-        return made[(..., *(slice(points) for points in self.size))]
+        for axis, points in enumerate(self.size, 2):
+            made = made.narrow(axis, 0, points)
+        return made
 
 
 def _count(model: nn.Module) -> int:

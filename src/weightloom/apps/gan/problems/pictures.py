@@ -6,13 +6,16 @@ Out:  a `GanProblem`; scores of each class by a classifier of real pictures.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from weightloom.adversarial import AdversarialPair, FunctionGenerator
+from weightloom.apps.app import Shown
 from weightloom.apps.gan.problems.pairs import Sizes, build_pair
 from weightloom.apps.gan.problems.problem import GanProblem
 from weightloom.errors import DataError
@@ -29,6 +32,14 @@ SHARE = 0.2
 """Share of the smallest class for the test, and for validation."""
 FEWEST = 30
 """Minimum pictures of a class, so that the measures have 6 held out."""
+
+
+SHOWN, WALK = 8, 2
+"""Samples of each class in the report, and steps of the walk from one class to the next."""
+DRAWN = (14, 28, 112, 224)
+"""Sizes at which the report draws one function, in pixels."""
+HELD = 200
+"""Pictures of each digit of MNIST for validation, and for the test."""
 
 
 class Parts(NamedTuple):
@@ -64,7 +75,7 @@ class Pictures(GanProblem):
         self, config: "GanOptions", parts: Parts, names: Sequence[str], title: str
     ) -> None:
         self.config, self.parts, self.names, self.title = config, parts, names, title
-        self.shape = tuple(parts.test.shape[2:])
+        self.shape: tuple[int, ...] = tuple(parts.test.shape[2:])
         self.held_out = parts.validation if config.validation else parts.test
         trained = sum(map(len, parts.train))
         self.protocol = (
@@ -164,18 +175,24 @@ class Pictures(GanProblem):
         held, train = self._features[number]
         label = torch.full((len(samples),), number)
         features = self.classifier.features(samples)
-        sets = features.split(len(held))
-        sets = [its for its in sets if len(its) == len(held)] or [features]
-        near = [precision_recall(held, its) for its in sets]
-        dense = [density_coverage(held, its) for its in sets]
-        distance = [kernel_distance(held, its, groups=2).mean for its in sets]
+        whole = len(features) // len(held) * len(held)
+        sets = features[:whole].split(len(held)) if whole else [features]
+        compared = [
+            (
+                *precision_recall(held, its),
+                *density_coverage(held, its),
+                kernel_distance(held, its, groups=2).mean,
+            )
+            for its in sets
+        ]
+        precision, recall, density, coverage, distance = torch.tensor(compared).mean(0).tolist()
         return {
             "accuracy": self.classifier.accuracy(samples, label),
-            "recall": _mean([its.recall for its in near]),
-            "precision": _mean([its.precision for its in near]),
-            "density": _mean([its.density for its in dense]),
-            "coverage": _mean([its.coverage for its in dense]),
-            f"kernel distance, {self.classifier.name}": _mean(distance),
+            "recall": recall,
+            "precision": precision,
+            "density": density,
+            "coverage": coverage,
+            f"kernel distance, {self.classifier.name}": distance,
             "nearer to training": copying(features, train, held),
         }
 
@@ -206,6 +223,58 @@ class Pictures(GanProblem):
     def frame(self, model: AdversarialPair) -> Tensor | None:
         """Return two pictures of each class."""
         return self._drawn(model, self.settings()[0], 2).flatten(0, 1)
+
+    @torch.no_grad()
+    def show(self, models: Mapping[str, nn.Module]) -> Shown:
+        """Return samples of each class, a walk, nearest training pictures, and larger functions."""
+        tensors: dict[str, Tensor] = {}
+        distances: dict[str, list[float]] = {}
+        for method, model in models.items():
+            if not isinstance(model, AdversarialPair):
+                continue
+            drawn = self._drawn(model, self.settings()[0], SHOWN)
+            tensors[f"samples/{method}"] = drawn
+            tensors[f"walk/{method}"] = self._walk(model)
+            pairs, distances[method] = self._nearest(drawn[:, 0])
+            tensors[f"nearest/{method}"] = pairs
+            for size, larger in self._larger(model).items():
+                tensors[f"resolutions/{method}/{size}"] = larger
+        return tensors, {"classes": list(self.names), "nearest": distances}
+
+    def _walk(self, model: AdversarialPair) -> Tensor:
+        """Draw one noise under conditions from the first class to the second, and on to the last.
+
+        Returns:
+            Pictures, (steps, channels, height, width).
+        """
+        stops = self.conditions()
+        share = torch.arange(WALK)[:, None] / WALK
+        legs = [a + share * (b - a) for a, b in pairwise(stops)]
+        path = torch.cat([*legs, stops[-1:]])
+        noise = torch.randn(1, 1, model.noise_dim, generator=torch.Generator().manual_seed(3))
+        return model.players(path).generate(noise.expand(len(path), -1, -1))[:, 0]
+
+    def _nearest(self, samples: Tensor) -> tuple[Tensor, list[float]]:
+        """Find the training picture nearest to one sample of each class, by pixels.
+
+        Returns:
+            Pairs of sample and training picture, (classes, 2, channels, height, width), and the
+            distance of each.
+        """
+        pairs, distances = [], []
+        for sample, train in zip(samples, self.parts.train, strict=True):
+            far = (train - sample).flatten(1).norm(dim=1)
+            pairs.append(torch.stack([sample, train[far.argmin()]]))
+            distances.append(far.min().item())
+        return torch.stack(pairs), distances
+
+    def _larger(self, model: AdversarialPair) -> dict[int, Tensor]:
+        """Draw one function at several sizes, each (channels, height, width)."""
+        if not isinstance(model.generator, FunctionGenerator):
+            return {}
+        condition = self.conditions()[:1]
+        noise = torch.randn(1, 1, model.noise_dim, generator=torch.Generator().manual_seed(3))
+        return {size: model.generator(condition, noise, (size, size))[0, 0] for size in DRAWN}
 
 
 def kernel_samples(parts: Parts, count: int, generator: torch.Generator) -> Tensor:
@@ -249,10 +318,6 @@ def _few(classes: Sequence[Tensor], count: int, generator: torch.Generator) -> T
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def split(images: Sequence[Tensor]) -> Parts:
     """Divide the pictures of each class at random, always in the same way.
 
@@ -287,3 +352,75 @@ class Digits(Pictures):
         images, labels = load_digit_images()
         classes = [images[labels == digit, None].float() / 255 for digit in range(10)]
         super().__init__(config, split(classes), [str(digit) for digit in range(10)], "digits")
+
+
+class Mnist(Pictures):
+    """MNIST's digits, 28 x 28 pixels: 20,000 for training, some of which validate.
+
+    Args:
+        config: Resolved options.
+
+    Raises:
+        DataError: If the file is in no data folder, or is damaged.
+    """
+
+    def __init__(self, config: "GanOptions") -> None:
+        from weightloom.apps.transfer.problems.digits.scans import load_labelled_mnist
+
+        (train, test) = (
+            [images[labels == digit, None].float() / 255 for digit in range(10)]
+            for images, labels in load_labelled_mnist()
+        )
+        parts = Parts(
+            [its[HELD:] for its in train],
+            torch.stack([its[:HELD] for its in train]),
+            torch.stack([its[:HELD] for its in test]),
+        )
+        super().__init__(config, parts, [str(digit) for digit in range(10)], "MNIST")
+
+
+class OwnPictures(Pictures):
+    """Pictures in a folder with a sub-folder per class.
+
+    They are read by `weightloom.tasks.folder.load_folder`, cropped to the central square and
+    resized to ``--size``.
+
+    Args:
+        config: Resolved options.
+
+    Raises:
+        DataError: If there are fewer than two classes, or one has too few pictures.
+        MissingExtraError: If Pillow is not installed.
+    """
+
+    def __init__(self, config: "GanOptions") -> None:
+        from weightloom.tasks.folder import load_folder
+        from weightloom.tasks.tasks import told
+
+        loaded = load_folder(config.data, size=config.size, fewest=1, ways=2)
+        pool = loaded.pool
+        root = Path(config.data).expanduser()
+        counts = dict(zip(pool.names, pool.counts.tolist(), strict=True))
+        known = counts if loaded.split else dict.fromkeys(_class_names(root), 0) | counts
+        for name, count in known.items():
+            if count < FEWEST:
+                raise DataError(
+                    f"Class `{name}` of `{config.data}` has {count} pictures that can be read. "
+                    f"{FEWEST} or more are needed: {SHARE:.0%} of the smallest class are held out "
+                    "for the test and as many for validation, and the measures need 6. Add "
+                    "pictures to the class, or move its folder away."
+                )
+        classes = [
+            its[:count].float() / 255
+            for its, count in zip(pool.examples, pool.counts.tolist(), strict=True)
+        ]
+        super().__init__(config, split(classes), pool.names, root.name)
+        self.notices = (
+            f"{len(classes)} classes, {int(pool.counts.sum()):,} pictures, cropped to the central "
+            f"square and resized to {config.size} x {config.size}",
+            *told(loaded.skipped),
+        )
+
+
+def _class_names(root: Path) -> list[str]:
+    return [its.name for its in sorted(root.iterdir()) if its.is_dir() and its.name[0] != "."]
