@@ -140,8 +140,16 @@ PROBLEMS: dict[str, KnownData] = {
         about="recordings of spoken digits, 8 kHz; 10 words",
         place="sounds:SpokenWords",
         needs=("free_spoken_digits/fsdd_mulaw8.npz",),
-        methods=("generated", "concat"),
-        options={},
+        methods=("generated", "picture-generated", "function-concat", "picture-concat"),
+        options={
+            "steps": 4000,
+            "batch": 80,
+            "noise_dim": 32,
+            "width": 256,
+            "penalty_every": 4,
+            "average": 0.995,
+            "samples": 60,
+        },
     ),
     "grid": KnownData(
         about="25 normal distributions on a grid in the plane; 5 replicas in one pass",
