@@ -160,8 +160,11 @@ def scores_at_equal_steps(
     Returns:
         Name of the column and score, by method; empty unless trainings differ in steps.
     """
-    names = [its.name for its in contenders if its.role == "method" and its.model is not None]
-    curves = {name: _validation_curve(method_folder(folder, name, config)) for name in names}
+    curves = {
+        its.name: _validation_curve(method_folder(folder, its.name, config))
+        for its in contenders
+        if its.role == "method"
+    }
     steps = [set(curve) for curve in curves.values()]
     common = set.intersection(*steps) if steps else set()
     if not common or all(its == common for its in steps):
