@@ -20,7 +20,7 @@ from weightloom.apps.fields.rivals import (
     turned,
 )
 from weightloom.apps.fields.symmetry import canonical
-from weightloom.errors import ShapeError
+from weightloom.errors import MissingExtraError, ShapeError
 from weightloom.tasks.fields import field_family, make_fields, relative_error, rolled
 
 
@@ -206,3 +206,12 @@ def test_wrong_shapes_are_named_with_what_fits(solved):
         fit_nearest(known, validation._replace(values=validation.values[:, :4]))
     with pytest.raises(ShapeError, match="four times are needed"):
         interpolated(torch.zeros(1, 3, 8), torch.zeros(1, 1, 2))
+
+
+def test_without_scipy_the_nearest_say_what_to_install(solved, monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr("weightloom.apps.fields.rivals.import_module", missing)
+    with pytest.raises(MissingExtraError, match=r"needs scipy.*pip install 'weightloom\[digits\]'"):
+        fit_nearest(*solved[:2])
