@@ -60,5 +60,16 @@ def data_uri(image: Float[Tensor, "channels height width"]) -> str:
     return "data:image/png;base64," + b64encode(encode_png(pixels)).decode()
 
 
+def side_by_side(images: Float[Tensor, "count channels height width"]) -> Tensor:
+    """Join images into one, (channels, height, width), with a grey line of one pixel between them.
+
+    Example:
+        >>> side_by_side(torch.zeros(2, 1, 1, 3))
+        tensor([[[0.0000, 0.0000, 0.0000, 0.5000, 0.0000, 0.0000, 0.0000]]])
+    """
+    with_lines = torch.nn.functional.pad(images, (0, 1), value=0.5)
+    return with_lines.permute(1, 2, 0, 3).flatten(2)[..., :-1]
+
+
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

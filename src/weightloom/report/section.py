@@ -1,6 +1,6 @@
-"""Sections of the page, each with a heading, an explanation, and figures or pictures.
+"""Sections of the page, each with a heading, an explanation, and figures, pictures or sounds.
 
-An application makes its own sections from a `Run`, of figures, strips, curves and pictures.
+An application makes its own sections from a `Run`, of these elements.
 `with_shared` appends the sections that runs of all applications can have.
 """
 
@@ -50,6 +50,33 @@ class Pictures(NamedTuple):
     """Caption, and image as a data URI."""
 
 
+class GridRow(NamedTuple):
+    """Images side by side, joined into one by `side_by_side`, with words before them."""
+
+    words: str
+    image: str
+    """Data URI."""
+    width: int
+    """Of the joined image, in CSS pixels: a multiple of its own, so that pixels stay square."""
+
+
+class Grid(NamedTuple):
+    """Rows of small images, shown pixel by pixel."""
+
+    title: str
+    rows: Sequence[GridRow]
+    caption: str = ""
+    """Sentence below the rows; empty for none."""
+
+
+class Sounds(NamedTuple):
+    """Players of sounds, with a caption below each."""
+
+    title: str
+    sounds: Sequence[tuple[str, str]]
+    """Caption, and sound as a data URI."""
+
+
 class CurveRow(NamedTuple):
     """One regression task: its curve predicted from more and more points."""
 
@@ -70,6 +97,8 @@ class Section(NamedTuple):
     strips: Sequence[Strip] = ()
     curves: Sequence[CurveRow] = ()
     pictures: Sequence[Pictures] = ()
+    grids: Sequence[Grid] = ()
+    sounds: Sequence[Sounds] = ()
     message: str = ""
     """Reason for an empty section, shown in place of figures."""
     leads: bool = False
@@ -77,8 +106,9 @@ class Section(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """True if the section has no figures and no pictures."""
-        return not (self.figures or self.rows or self.strips or self.curves or self.pictures)
+        """True if the section has no figures, pictures or sounds."""
+        drawn = (self.figures, self.rows, self.strips, self.curves, self.pictures)
+        return not any((*drawn, self.grids, self.sounds))
 
 
 def with_shared(

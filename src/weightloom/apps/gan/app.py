@@ -28,6 +28,7 @@ class Gan(App[GanOptions, "GanProblem", "AdversarialPair"]):
     config = GanConfig
     extra = "digits"
     judged_by = ("samples", "validation")
+    columns = ("recall",)
     unseen = "conditions, with real samples never seen in training"
 
     def label(self, config: GanConfig) -> str:
@@ -105,6 +106,23 @@ class Gan(App[GanOptions, "GanProblem", "AdversarialPair"]):
         for model in models.values():
             model.eval()
         return problem.show(models)
+
+    def export(
+        self,
+        model: "AdversarialPair",
+        problem: "GanProblem",
+        config: GanOptions,
+        task: str,
+        folder: Path,
+    ) -> dict[str, Any]:
+        """Write the generator of one condition, for `weightloom export RUN --task CONDITION`.
+
+        Raises:
+            ConfigError: If there is no such condition, or the folder is not empty.
+        """
+        from weightloom.apps.gan.export import export_generator
+
+        return export_generator(model.eval(), problem, task, folder)
 
     def sections(self, run: "Run") -> "list[Section]":
         """Return the sections of the report."""

@@ -49,8 +49,35 @@ ABOUT = (
     GanMethod("non-saturating", "the plain pair, non-saturating loss, no penalty"),
     GanMethod("packed-alone", "the packed pair, non-saturating loss, no penalty"),
     GanMethod("concat", "the same pair without hypernetwork, which reads the condition as input"),
+    GanMethod(
+        "function-concat", "functions by one network, which reads place, condition and noise"
+    ),
+    GanMethod("function-film", "functions whose layers are scaled and shifted by condition, noise"),
+    GanMethod("function-lowrank", "functions whose layers change at low rank by condition, noise"),
+    GanMethod("picture-generated", "samples of one size; both players changed at low rank"),
+    GanMethod("picture-film", "samples of one size; both players scaled and shifted"),
+    GanMethod("picture-concat", "samples of one size; both players read the condition as input"),
+    GanMethod("matched", "as function-concat, with as many parameters as generated"),
+    GanMethod("r1", "as generated, with the non-saturating loss and R1 alone"),
+    GanMethod("packed", "as generated, with pairs of samples judged together"),
 )
 """Methods, in the order of lists."""
+
+PICTURE_METHODS = (
+    "generated",
+    "function-concat",
+    "function-film",
+    "function-lowrank",
+    "picture-generated",
+    "picture-film",
+    "picture-concat",
+    "matched",
+    "r1",
+    "packed",
+)
+"""Methods for pictures."""
+FEW_METHODS = ("generated", "function-concat", "picture-generated", "picture-concat")
+"""Methods for pictures that are compared by default."""
 
 COMMON: dict[str, Any] = {
     "steps": 4000,
@@ -100,22 +127,30 @@ PROBLEMS: dict[str, KnownData] = {
         about="scikit-learn digits, 8 x 8 pixels; 10 classes",
         place="pictures:Digits",
         needs=("sklearn",),
-        methods=("generated", "concat"),
-        options={"size": 8},
+        methods=PICTURE_METHODS,
+        options={"size": 8, "samples": 204, "comparators": FEW_METHODS},
     ),
     "mnist": KnownData(
         about="MNIST digits, 28 x 28 pixels; 10 classes",
         place="pictures:Mnist",
         needs=("mnist/mnist_20k_10k.npz",),
-        methods=("generated", "concat"),
-        options={},
+        methods=PICTURE_METHODS,
+        options={"comparators": FEW_METHODS},
     ),
     "spoken-digits": KnownData(
         about="recordings of spoken digits, 8 kHz; 10 words",
         place="sounds:SpokenWords",
         needs=("free_spoken_digits/fsdd_mulaw8.npz",),
-        methods=("generated", "concat"),
-        options={},
+        methods=("generated", "picture-generated", "function-concat", "picture-concat"),
+        options={
+            "steps": 4000,
+            "batch": 80,
+            "noise_dim": 32,
+            "width": 256,
+            "penalty_every": 4,
+            "average": 0.995,
+            "samples": 60,
+        },
     ),
     "grid": KnownData(
         about="25 normal distributions on a grid in the plane; 5 replicas in one pass",
@@ -136,7 +171,7 @@ PROBLEMS: dict[str, KnownData] = {
 
 DATA = tuple(PROBLEMS)
 """Names of the data."""
-OWN_METHODS = ("generated", "concat")
+OWN_METHODS = FEW_METHODS
 """Methods for a folder of one's own."""
 
 
