@@ -160,6 +160,23 @@ def scores_at_equal_steps(
     Returns:
         Name of the column and score, by method; empty unless trainings differ in steps.
     """
+    curves = _curves(contenders, config, folder)
+    ends = {max(curve) for curve in curves.values()}
+    if len(ends) < 2:
+        return {}
+    step = min(_last(curve, min(ends)) for curve in curves.values() if min(curve) <= min(ends))
+    title = f"validation score at {step} steps"
+    return {
+        name: (title, curve[_last(curve, step)])
+        for name, curve in curves.items()
+        if min(curve) <= step
+    }
+
+
+def _curves(
+    contenders: Sequence[Contender[AdversarialPair]], config: GanOptions, folder: Path
+) -> dict[str, dict[int, float]]:
+    """Validation scores by step, by method; without methods that have none."""
     curves: dict[str, dict[int, float]] = {}
     for its in contenders:
         if its.role == "method" and its.model is not None:
@@ -167,18 +184,12 @@ def scores_at_equal_steps(
             found = {row["step"]: row["validation_score"] for row in rows if _has_score(row)}
             if found:
                 curves[its.name] = found
-    ends = {max(curve) for curve in curves.values()}
-    if len(ends) < 2:
-        return {}
-    common = min(ends)
-    last = {name: max(step for step in its if step <= common) for name, its in curves.items()}
-    step = min(last.values())
-    title = f"validation score at {step} steps"
-    return {
-        name: (title, curve[max(its for its in curve if its <= step)])
-        for name, curve in curves.items()
-        if any(its <= step for its in curve)
-    }
+    return curves
+
+
+def _last(curve: Mapping[int, float], step: int) -> int:
+    """Last evaluation up to a step."""
+    return max(its for its in curve if its <= step)
 
 
 def _has_score(row: Mapping[str, object]) -> bool:

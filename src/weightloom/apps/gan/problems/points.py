@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from weightloom.adversarial import AdversarialPair
 from weightloom.adversarial.statistics import StatisticsPair
+from weightloom.apps.app import Shown
 from weightloom.apps.gan.problems.problem import GanProblem
 from weightloom.base import per_task
 from weightloom.hypernets import MLPHyperNetwork
@@ -276,6 +277,19 @@ class Points(GanProblem):
     def frame(self, model: AdversarialPair) -> Tensor:
         """Return samples of the first pair, (500, 2)."""
         return self.draw_samples(model, 0, 500, torch.Generator().manual_seed(SEEDS[True]))
+
+    def show(self, models: Mapping[str, nn.Module]) -> Shown:
+        """Return the centres, and samples of the first pair of each method."""
+        drawn = {
+            f"points/{name}": self.frame(model)
+            for name, model in models.items()
+            if isinstance(model, AdversarialPair)
+        }
+        return drawn | {"centres": self.mixture.centres}, {}
+
+    def facts(self) -> dict[str, Any]:
+        """Return the number of pairs among whose parameters those of a method are counted."""
+        return {"pairs": self.config.replicas}
 
 
 def grid() -> Mixture:
