@@ -45,6 +45,7 @@ ABOUT = (
     GanMethod("plain", "a pair without hypernetwork and without condition"),
     GanMethod("packed", "the plain pair, whose discriminator judges two samples together"),
     GanMethod("matched", "the plain pair with as many trained numbers as `generated`"),
+    GanMethod("constant-penalty", "the plain pair, its gradient penalty as heavy to the end"),
     GanMethod("r1", "the plain pair, non-saturating loss, penalty at real samples only"),
     GanMethod("non-saturating", "the plain pair, non-saturating loss, no penalty"),
     GanMethod("packed-alone", "the packed pair, non-saturating loss, no penalty"),
@@ -58,6 +59,7 @@ ABOUT = (
     GanMethod("picture-film", "samples of one size; both players scaled and shifted"),
     GanMethod("picture-concat", "samples of one size; both players read the condition as input"),
     GanMethod("matched", "as function-concat, with as many parameters as generated"),
+    GanMethod("constant-penalty", "the plain pair, its gradient penalty as heavy to the end"),
     GanMethod("r1", "as generated, with the non-saturating loss and R1 alone"),
     GanMethod("packed", "as generated, with pairs of samples judged together"),
 )
@@ -103,6 +105,7 @@ POINT_METHODS = (
     "plain",
     "packed",
     "matched",
+    "constant-penalty",
     "r1",
     "non-saturating",
     "packed-alone",
