@@ -151,6 +151,8 @@ def test_methods_are_as_they_are_listed():
         "non-saturating",
         "packed-alone",
     }
+    assert problem.recipe("constant-penalty", 100).penalty.at(48) == 4 * 0.1
+    assert problem.recipe("plain", 100).penalty.at(48) == pytest.approx(4 * 0.003)
     assert pairs["r1"].penalised == ("real",)
     assert isinstance(pairs["generated"], StatisticsPair)
 

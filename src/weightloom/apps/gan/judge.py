@@ -163,7 +163,7 @@ def scores_at_equal_steps(
     curves = {
         its.name: _validation_curve(method_folder(folder, its.name, config))
         for its in contenders
-        if its.role == "method"
+        if its.role == "method" and its.model is not None
     }
     steps = [set(curve) for curve in curves.values()]
     common = set.intersection(*steps) if steps else set()

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from weightloom.adversarial import AdversarialPair
+from weightloom.adversarial import AdversarialPair, Penalty
 from weightloom.adversarial.statistics import StatisticsPair
-from weightloom.apps.gan.problems.problem import GanProblem
+from weightloom.apps.app import Shown
+from weightloom.apps.gan.problems.problem import GanProblem, Recipe
 from weightloom.base import per_task
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.hypernets.own import own_params
@@ -59,6 +60,8 @@ class PointMethod(NamedTuple):
     """Samples that the discriminator judges together."""
     writes: tuple[str, ...] = ()
     """Players whose parameters a hypernetwork writes."""
+    falls: bool = True
+    """The weight of the penalty falls from ``gamma`` to ``gamma_end``."""
     wider: bool = False
     """Players as wide as gives the trained numbers of ``generated``."""
 
@@ -69,6 +72,7 @@ METHODS = {
     "generated-generator": PointMethod(writes=("generator",)),
     "generated": PointMethod(writes=("generator", "discriminator")),
     "matched": PointMethod(wider=True),
+    "constant-penalty": PointMethod(falls=False),
     "r1": PointMethod("non-saturating", ("real",)),
     "non-saturating": PointMethod("non-saturating", ()),
     "packed-alone": PointMethod("non-saturating", (), packing=2),
@@ -232,6 +236,12 @@ class Points(GanProblem):
             width += 1
         return width
 
+    def recipe(self, method: str, steps: int) -> Recipe:
+        """Return the training of a method, with its penalty falling or constant."""
+        if METHODS[method].falls:
+            return super().recipe(method, steps)
+        return Recipe(Penalty(self.config.gamma, every=self.config.penalty_every))
+
     def samples(self, model: AdversarialPair, setting: str, shuffled: bool = False) -> Tensor:
         """Draw samples of each pair to score, (replicas, samples, 2)."""
         seed = SEEDS[self.config.validation]
@@ -276,6 +286,19 @@ class Points(GanProblem):
     def frame(self, model: AdversarialPair) -> Tensor:
         """Return samples of the first pair, (500, 2)."""
         return self.draw_samples(model, 0, 500, torch.Generator().manual_seed(SEEDS[True]))
+
+    def show(self, models: Mapping[str, nn.Module]) -> Shown:
+        """Return the centres, and samples of the first pair of each method."""
+        drawn = {
+            f"points/{name}": self.frame(model)
+            for name, model in models.items()
+            if isinstance(model, AdversarialPair)
+        }
+        return drawn | {"centres": self.mixture.centres}, {}
+
+    def facts(self) -> dict[str, Any]:
+        """Return the number of pairs among whose parameters those of a method are counted."""
+        return {"pairs": self.config.replicas}
 
 
 def grid() -> Mixture:
