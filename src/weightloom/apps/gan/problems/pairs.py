@@ -183,13 +183,12 @@ class Bounded(nn.Module):
 def coordinate_network(sizes: Sizes) -> nn.Module:
     """Build an MLP on random Fourier features of a position, (points, axes) to (points, channels).
 
-    Layers 1 and 3 of ``net`` are hidden.
+    Layers 1 and 3 of ``net`` are hidden, of half the width: each runs at every point of a sample.
     """
     channels, *size = sizes.shape
+    width = sizes.width // 2
     features = FourierFeatures(len(size), sizes.width // 2, sizes.spread)
-    return Bounded(
-        nn.Sequential(features, *mlp([features.features, sizes.width, sizes.width, channels]))
-    )
+    return Bounded(nn.Sequential(features, *mlp([features.features, width, width, channels])))
 
 
 def generator(sizes: Sizes, beside: int = 0) -> nn.Module:
