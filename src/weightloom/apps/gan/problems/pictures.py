@@ -46,7 +46,7 @@ class Parts(NamedTuple):
     """Real pictures of each class, by part; float in [0, 1]."""
 
     train: Sequence[Tensor]
-    """Of each class, (pictures, channels, height, width)."""
+    """Pictures by class, each (pictures, channels, height, width)."""
     validation: Tensor
     """(classes, pictures, channels, height, width)."""
     test: Tensor
