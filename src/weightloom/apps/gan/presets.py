@@ -5,6 +5,7 @@ Torch is not imported.
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from weightloom.datasets import find_file
@@ -91,6 +92,16 @@ COMMON: dict[str, Any] = {
 }
 """Defaults of options that the data leave out."""
 
+SOUNDS: Mapping[str, Any] = {
+    "batch": 80,
+    "noise_dim": 32,
+    "width": 256,
+    "penalty_every": 4,
+    "average": 0.995,
+    "samples": 60,
+}
+"""Defaults of options for sounds."""
+
 PROBLEMS: dict[str, KnownData] = {
     "digits": KnownData(
         about="scikit-learn digits, 8 x 8 pixels; 10 classes",
@@ -110,16 +121,8 @@ PROBLEMS: dict[str, KnownData] = {
         about="recordings of spoken digits, 8 kHz; 10 words",
         place="sounds:SpokenWords",
         needs=("free_spoken_digits/fsdd_mulaw8.npz",),
-        methods=("generated", "picture-generated", "function-concat", "picture-concat"),
-        options={
-            "steps": 4000,
-            "batch": 80,
-            "noise_dim": 32,
-            "width": 256,
-            "penalty_every": 4,
-            "average": 0.995,
-            "samples": 60,
-        },
+        methods=FEW_METHODS,
+        options=SOUNDS,
     ),
     "grid": KnownData(
         about="25 normal distributions on a grid in the plane; 5 replicas in one pass",
@@ -145,8 +148,16 @@ OWN_METHODS = FEW_METHODS
 
 
 def preset(data: str) -> dict[str, Any]:
-    """Return the default options of data; those of all data for one's own."""
-    return {**COMMON, **PROBLEMS[data].options} if data in PROBLEMS else dict(COMMON)
+    """Return the default options of data; for one's own, those of all data, or of sounds."""
+    if data in PROBLEMS:
+        return {**COMMON, **PROBLEMS[data].options}
+    return {**COMMON, **SOUNDS} if holds_sounds(data) else dict(COMMON)
+
+
+def holds_sounds(folder: str | Path) -> bool:
+    """Return whether a folder has WAV files in a sub-folder."""
+    root = Path(folder).expanduser()
+    return any(its.suffix.lower() == ".wav" for its in root.glob("*/*"))
 
 
 def usual_rates(data: str) -> Mapping[str, float]:
