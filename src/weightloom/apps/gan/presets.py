@@ -43,6 +43,7 @@ class GanMethod(NamedTuple):
 ABOUT = (
     GanMethod("generated", "generator and discriminator, both written from the condition"),
     GanMethod("generated-generator", "the generator written, the discriminator shared"),
+    GanMethod("generated-discriminator", "samples of one size; the discriminator written"),
     GanMethod("concat", "the same pair without hypernetwork, which reads the condition as input"),
     GanMethod(
         "function-concat", "functions by one network, which reads place, condition and noise"
@@ -74,6 +75,9 @@ PICTURE_METHODS = (
 FEW_METHODS = ("generated", "function-concat", "picture-generated", "picture-concat")
 """Methods for pictures that are compared by default."""
 
+SOUND_METHODS = (*FEW_METHODS, "generated-discriminator")
+"""Methods for sounds."""
+
 COMMON: dict[str, Any] = {
     "steps": 4000,
     "learning_rate": 2e-3,
@@ -99,6 +103,7 @@ SOUNDS: Mapping[str, Any] = {
     "penalty_every": 4,
     "average": 0.995,
     "samples": 60,
+    "evaluate_every": 100,
 }
 """Defaults of options for sounds."""
 
@@ -121,7 +126,7 @@ PROBLEMS: dict[str, KnownData] = {
         about="recordings of spoken digits, 8 kHz; 10 words",
         place="sounds:SpokenWords",
         needs=("free_spoken_digits/fsdd_mulaw8.npz",),
-        methods=FEW_METHODS,
+        methods=SOUND_METHODS,
         options=SOUNDS,
     ),
     "grid": KnownData(

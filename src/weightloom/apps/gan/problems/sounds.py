@@ -29,6 +29,8 @@ CLIPS = "clips"
 """Name of the only setting."""
 JUDGED_ROUNDS = 8
 """Rounds of the search for phases of sounds that are judged; those to be heard get more."""
+VALIDATED = 10
+"""Sounds of each class behind a score during training."""
 HEARD = 2
 """Sounds of each class in the report."""
 FEWEST = 30
@@ -150,6 +152,13 @@ class Sounds(Pictures):
             "real clips": images,
             "real clips, turned back": self._analysed(self._heard(images, JUDGED_ROUNDS)),
         }
+
+    def validate(self, model: AdversarialPair) -> float:
+        """Return the accuracy of a few sounds, by the classifier."""
+        samples = self._drawn(model, CLIPS, VALIDATED)
+        labels = torch.arange(len(samples)).repeat_interleave(VALIDATED)
+        accuracy: float = self.classifier.accuracy(samples.flatten(0, 1), labels)
+        return accuracy
 
     def frame(self, model: AdversarialPair) -> Tensor | None:
         """Return two spectrograms of each class, low tones at the bottom."""
