@@ -15,6 +15,7 @@ from weightloom.errors import ConfigError, ShapeError
 from weightloom.files import save_tensors
 from weightloom.report import build_report
 from weightloom.report.audio import encode_wav, sound_uri
+from weightloom.report.figures import learning_curves
 from weightloom.report.pictures import data_uri, encode_png, side_by_side
 from weightloom.report.run import Run, read_run
 from weightloom.report.section import Grid, GridRow, Section, Sounds, with_shared
@@ -120,8 +121,8 @@ def test_points_lie_under_their_centres():
     section = by_heading(made({"points/ours": points, "centres": centres}))["Samples in the plane"]
     (figure,) = section.figures
     crosses, drawn = json.loads(figure.plot)["data"]
-    assert len(drawn["x"]) == figures.POINTS_DRAWN and len(crosses["x"]) == 2
-    assert figure.alt == "ours: 5,000 samples in the plane"
+    assert len(drawn["x"]) == figures.MOST_POINTS and len(crosses["x"]) == 2
+    assert figure.alt == "ours: 600 samples in the plane"
 
 
 def write_training(folder, frames):
@@ -153,6 +154,14 @@ def test_each_training_shows_its_frames_and_the_balance_of_its_players(tmp_path)
     assert (judge["name"], set(judge["y"]), judge["x"][:2]) == ("discriminator", {2}, [1, 3])
     assert (maker["name"], set(maker["y"]), maker["x"][:2]) == ("generator", {1}, [2, 4])
     assert ours[1].alt == "ours, gradient norm: discriminator 1 to 19; generator 2 to 20"
+
+
+def test_the_loss_of_each_player_has_a_curve_of_its_own(tmp_path):
+    folder = write_training(tmp_path, {"000000020": torch.rand(5, 1, 8, 8)})
+    (folder / "config.json").write_text('{"method": "ours"}')
+    judge, maker = learning_curves(read_run(folder))
+    assert judge.alt == "Training loss, discriminator: 2 at step 1, 2 at step 19"
+    assert maker.alt == "Training loss, generator: 1 at step 2, 1 at step 20"
 
 
 def test_a_page_plays_sounds_and_shows_grids_without_a_network(tmp_path):

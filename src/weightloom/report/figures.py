@@ -63,10 +63,12 @@ class Figure(NamedTuple):
 
 
 def learning_curves(run: Run) -> list[Figure]:
-    """Plot the training loss and the validation score against steps, if they were logged."""
-    figures = []
-    if run.training:
-        figures.append(_loss_curve(run))
+    """Plot the training loss, of each turn by itself, and the validation score against steps."""
+    turns: dict[str | None, list[Facts]] = {}
+    for row in run.training:
+        turns.setdefault(row.get("turn"), []).append(row)
+    lower = lower_is_better(run)
+    figures = [_loss_curve(rows, turn, lower) for turn, rows in turns.items()]
     if run.validation:
         figures.append(_validation_curve(run))
     return figures
@@ -131,11 +133,11 @@ def trailing_means(values: list[float], span: int) -> list[float]:
     ]
 
 
-def _loss_curve(run: Run) -> Figure:
+def _loss_curve(rows: list[Facts], turn: str | None, lower: bool) -> Figure:
     import plotly.graph_objects as go
 
-    steps = [row["step"] for row in run.training]
-    losses = [row["loss"] for row in run.training]
+    name = ", ".join(filter(None, ("training loss", turn)))
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     span = max(1, len(losses) // 25)
     every = max(1, math.ceil(len(losses) / POINTS_DRAWN))
     smooth = trailing_means(losses, span)
@@ -150,14 +152,14 @@ def _loss_curve(run: Run) -> Figure:
     logged = go.Scatter(
         x=steps[::every], y=losses[::every], name="logged", mode="lines", line=faint, opacity=0.45
     )
-    log_y = lower_is_better(run) and all(loss > 0 for loss in losses if math.isfinite(loss))
+    positive = all(loss > 0 for loss in losses if math.isfinite(loss))
+    log_y = lower and positive
     return Figure(
         as_json(
-            go.Figure(
-                [logged, line] if span > 1 else [line], plain_layout("step", "training loss", log_y)
-            )
+            go.Figure([logged, line] if span > 1 else [line], plain_layout("step", name, log_y))
         ),
-        f"Training loss: {smooth[0]:.3g} at step {steps[0]}, {smooth[-1]:.3g} at step {steps[-1]}",
+        f"{name.capitalize()}: {smooth[0]:.3g} at step {steps[0]}, {smooth[-1]:.3g} at step "
+        f"{steps[-1]}",
         f"Lower is better{', on a logarithmic axis' if log_y else ''}. {_loss_words(span, steps)}",
         300,
     )

@@ -28,6 +28,7 @@ class Gan(App[GanOptions, "GanProblem", "AdversarialPair"]):
     config = GanConfig
     extra = "digits"
     judged_by = ("samples", "validation")
+    columns = ("recall",)
     unseen = "conditions, with real samples never seen in training"
 
     def label(self, config: GanConfig) -> str:

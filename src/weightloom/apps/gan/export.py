@@ -87,7 +87,7 @@ def export_generator(
         files.append("samples.png")
         (folder / "samples.png").write_bytes(encode_png(picture_grid(samples, COLUMNS)))
     facts = {
-        "condition": name,
+        "task": name,
         "input": ["batch", pair.noise_dim],
         "output": ["batch", *samples.shape[1:]],
         "largest_difference": float((again - samples).abs().max()),

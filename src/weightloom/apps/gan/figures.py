@@ -49,6 +49,8 @@ MOST_ACROSS, MOST_DOWN = 20, 10
 """Maximum number of images in a row, and of rows in a grid."""
 MOST_FRAMES = 8
 """Maximum number of evaluations shown of one training."""
+MOST_POINTS, FRAME_POINTS = 600, 200
+"""Maximum number of points in a plane, and in one of several: each takes 100 bytes of the page."""
 MOST_SOUNDS = 20
 """Maximum number of sounds of one method."""
 SHOWN_PIXELS = 48
@@ -131,7 +133,10 @@ def frame_grids(trainings: Mapping[str, Path]) -> list[Grid]:
 def frame_rows(trainings: Mapping[str, Path]) -> list[list[Figure]]:
     """Points at some evaluations of each training, a row of figures for each training."""
     return [
-        [_plane(its, f"{method}, step {step:,}", 240) for step, its in frames.items()]
+        [
+            _plane(its[:FRAME_POINTS], f"{method}, step {step:,}", 240)
+            for step, its in reversed(list(frames.items())[::-2])
+        ]
         for method, frames in _frames(trainings)
         if all(its.shape[1:] == (2,) for its in frames.values())
     ]
@@ -140,7 +145,10 @@ def frame_rows(trainings: Mapping[str, Path]) -> list[list[Figure]]:
 def point_figures(run: Run) -> list[Figure]:
     """Points of each method in the plane, with the centres of the modes."""
     centres = run.tensors.get("centres")
-    return [_plane(its, method, 360, centres) for method, its in _of(run, "points", axes=2)]
+    return [
+        _plane(its[:MOST_POINTS], method, 360, centres)
+        for method, its in _of(run, "points", axes=2)
+    ]
 
 
 def resolution_pictures(run: Run) -> list[Pictures]:
@@ -242,7 +250,7 @@ def _row(words: str, images: Tensor) -> GridRow:
 def _plane(points: Tensor, title: str, height: int, centres: Tensor | None = None) -> Figure:
     import plotly.graph_objects as go
 
-    x, y = points[:POINTS_DRAWN].T.tolist()
+    x, y = points.T.tolist()
     style: dict[str, Any] = {"color": mark(0)[0], "size": 3, "opacity": 0.6}
     drawn = [go.Scatter(x=x, y=y, mode="markers", marker=style, hoverinfo="skip")]
     if centres is not None:

@@ -113,7 +113,15 @@ PROBLEMS: dict[str, KnownData] = {
         place="pictures:Digits",
         needs=("sklearn",),
         methods=PICTURE_METHODS,
-        options={"size": 8, "samples": 204, "comparators": FEW_METHODS},
+        options={
+            "size": 8,
+            "samples": 204,
+            "comparators": FEW_METHODS,
+            "gamma": 3.0,
+            "gamma_end": 3.0,
+            "penalty_every": 4,
+        },
+        rates={"picture-concat": 1e-3, "function-concat": 4e-3, "matched": 4e-3},
     ),
     "mnist": KnownData(
         about="MNIST digits, 28 x 28 pixels; 10 classes",
