@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weightloom.datasets import find_file
+from weightloom.texts import home, kind_of
 
 OURS = "generated"
 """Default `--method`."""
@@ -169,7 +170,8 @@ def preset(data: str) -> dict[str, Any]:
 
 def holds_sounds(folder: str | Path) -> bool:
     """Return whether a folder has WAV files in a sub-folder."""
-    root = Path(folder).expanduser()
+    if kind_of(root := home(folder)) != "folder":
+        return False
     return any(its.suffix.lower() == ".wav" for its in root.glob("*/*"))
 
 
