@@ -371,11 +371,13 @@ def test_a_deeponet_reads_shared_points_as_each_functions_own():
     torch.testing.assert_close(net(condition, at), net(condition, at.expand(3, 5, 2)))
 
 
-def test_shared_points_are_values_of_the_representatives():
+def test_shared_points_are_values_of_the_representatives(monkeypatch):
     """At t = 0 the values are those of the condition; the power is that of all draws."""
     problem = FieldProblem(FieldsConfig(**SMALL).resolved())
-    batch = problem.draw_shared(0, torch.Generator().manual_seed(0), 33 * 64)
+    monkeypatch.setattr("weightloom.apps.fields.problem.SHARED_POINTS", 33 * 64)
+    batch = problem.draw_shared(0, torch.Generator().manual_seed(0))
     assert batch.at.shape == (1, 33 * 64, 2)
+    assert len(batch.condition) == 2 * SMALL["functions"]
     torch.testing.assert_close(batch.values.square().mean(1), batch.power, rtol=1e-4, atol=0)
     start = batch.at[0, :, 1] == 0
     assert int(start.sum()) == 64

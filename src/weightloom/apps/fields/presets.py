@@ -59,7 +59,7 @@ COMMON: dict[str, Any] = {
 }
 """Defaults of options."""
 
-RATES = {"concat": 0.01, "concat-equal": 0.003, "deeponet": 0.01}
+RATES = {"concat": 0.02, "concat-equal": 0.01, "deeponet": 0.01}
 """Learning rates of the rivals, each swept on validation functions."""
 
 FAMILIES: dict[str, KnownFamily] = {
