@@ -151,7 +151,10 @@ def test_coefficients_lie_in_the_range_or_beyond_it():
 @pytest.mark.parametrize("name", NAMES)
 def test_networks_read_inputs_of_mean_0_and_variance_1(name):
     family = field_family(name)
-    read = family.normalised(family.draw(20_000, seeded(10)))
+    inputs = family.draw(20_000, seeded(10))
+    read = family.normalised(inputs)
+    torch.testing.assert_close(family.from_normalised(read), inputs)
+    assert read[:, :2].abs().max() == pytest.approx(math.sqrt(3), abs=1e-3)
     assert read.shape == (20_000, family.condition_dim)
     assert read.mean(0).abs().max() < 0.04 and (read.var(0) - 1).abs().max() < 0.05
 

@@ -135,11 +135,19 @@ class FieldFamily(ABC):
         Args:
             inputs: Raw inputs, (fields, 10).
         """
+        middle, scale = self._middle_and_scale(inputs)
+        return (inputs - middle) / scale
+
+    def from_normalised(self, read: Tensor) -> Tensor:
+        """Return raw inputs from normalised ones, (fields, 10); the coefficients' ends are ±√3."""
+        middle, scale = self._middle_and_scale(read)
+        return middle + scale * read
+
+    def _middle_and_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         ranges = self.speed, (math.log(self.viscosity[0]), math.log(self.viscosity[1]))
-        middle = torch.tensor([(low + high) / 2 for low, high in ranges] + [0.0] * 2 * MODES)
-        spread = torch.tensor([(high - low) / math.sqrt(12) for low, high in ranges])
-        scale = torch.cat([spread.double(), _sizes()])
-        return (inputs - middle.to(inputs)) / scale.to(inputs)
+        middle = [(low + high) / 2 for low, high in ranges] + [0.0] * 2 * MODES
+        spread = [(high - low) / math.sqrt(12) for low, high in ranges]
+        return like.new_tensor(middle), like.new_tensor(spread + _sizes().tolist())
 
     def initial(self, inputs: Tensor, x: Tensor) -> Tensor:
         """Return the initial states, (fields, points).
