@@ -53,7 +53,7 @@ COMMON: dict[str, Any] = {
     "width": 256,
     "train_functions": 6000,
     "test_functions": 200,
-    "evaluate_every": 500,
+    "evaluate_every": 250,
     "checkpoint_every": 1000,
     "steps": 3000,
 }
