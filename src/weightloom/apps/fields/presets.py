@@ -46,7 +46,7 @@ METHODS = tuple(its.name for its in ABOUT)
 """Names of the methods."""
 
 COMMON: dict[str, Any] = {
-    "comparators": ("concat", "concat-equal", "deeponet", "nearest", "kernel"),
+    "comparators": ("concat", "deeponet", "nearest", "kernel"),
     "learning_rate": 0.003,
     "functions": 32,
     "points": 96,
