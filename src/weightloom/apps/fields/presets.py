@@ -46,14 +46,14 @@ METHODS = tuple(its.name for its in ABOUT)
 """Names of the methods."""
 
 COMMON: dict[str, Any] = {
-    "comparators": ("concat", "concat-equal", "deeponet", "nearest", "kernel"),
+    "comparators": ("concat", "deeponet", "nearest", "kernel"),
     "learning_rate": 0.003,
     "functions": 32,
     "points": 96,
     "width": 256,
     "train_functions": 6000,
     "test_functions": 200,
-    "evaluate_every": 500,
+    "evaluate_every": 250,
     "checkpoint_every": 1000,
     "steps": 3000,
 }
