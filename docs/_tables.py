@@ -26,18 +26,20 @@ STEPS = re.compile(r", \d+ steps?$")
 """End of the name of a setting with gradient steps on the target."""
 START, END = "<!-- results -->", "<!-- /results -->"
 OURS = "hypernetwork"
-DEFAULT_RUNS = ("cameras", "lqr", "transfer-domains")
+DEFAULT_RUNS = ("cameras", "lqr", "transfer-domains", "gan-digits", "fields-burgers")
 """Records shown in README: the default run of each application."""
 FAMILIES_OF_TASKS = {
     "multiplies": (
         *("cameras", "cameras-crosstalk", "hyperteacher", "gyre", "lqr"),
         *("transfer-domains", "transfer-documents", "transfer-zoo"),
+        *("fields-burgers", "fields-burgers-mild", "fields-advection-diffusion"),
     ),
     "adds": (
         *("digits", "omniglot", "omniglot-alphabets", "cifar-fs-frozen", "photographs"),
         *("spoken-digits", "spoken-digits-gru", "intents"),
         *("growth-curves", "sinusoid-comparators"),
         *("transfer-series", "transfer-intents", "transfer-pictures", "transfer-scans"),
+        *("gan-digits", "gan-mnist", "gan-spoken-digits"),
     ),
     "both": ("mnist-functions", "halfcheetah", "cartpole-hidden"),
 }
@@ -49,7 +51,7 @@ GENERATED = (
     *("generated-adapter", "generated-reconstruction"),
 )
 """Methods that generate weights."""
-SCORES = ("accuracy", "mse", "return", "exact match", "loss_ratio")
+SCORES = ("accuracy", "mse", "return", "exact match", "loss_ratio", "relative_error", "modes")
 """Scores of learning methods."""
 CHECKED = "checked"
 """Row of a blend of all methods, the generating ones included."""
@@ -395,6 +397,56 @@ TARGETS = [
         ("transfer-architectures", family, "shared", "above", 0.0, f"ten unseen networks, {family}")
         for family in ("contrast", "turned")
     ),
+    *(
+        (f"fields-{name}", "in range", "", "at most", bound, f"{about}: relative error")
+        for name, bound, about in (
+            ("burgers", 0.022, "Burgers"),
+            ("burgers-mild", 0.012, "Burgers, mild"),
+            ("advection-diffusion", 0.006, "advection-diffusion"),
+        )
+    ),
+    *(
+        (f"fields-{name}", "in range", rival, "times worse", times, f"{about}: error of {rival}")
+        for name, times, about in (
+            ("burgers", 1 / 0.45, "Burgers"),
+            ("burgers-mild", 1 / 0.45, "Burgers, mild"),
+            ("advection-diffusion", 4.0, "advection-diffusion"),
+        )
+        for rival in ("concat", "deeponet")
+    ),
+    *(
+        (f"fields-{name}", "in range", "kernel", "below", 0.0, f"{about}: error, against kernel")
+        for name, about in (
+            ("burgers", "Burgers"),
+            ("burgers-mild", "Burgers, mild"),
+            ("advection-diffusion", "advection-diffusion"),
+        )
+    ),
+    *(
+        (
+            f"gan-{data}/plain{measure}",
+            "samples",
+            "",
+            relation,
+            bound,
+            f"{data}, plain pair: {about}",
+        )
+        for data, modes, quality in (("grid", 24.6, 0.93), ("ring", 7.9, 0.95))
+        for measure, relation, bound, about in (
+            ("", "at least", modes, "modes"),
+            (":high quality", "at least", quality, "high-quality share"),
+            (":reverse KL", "at most", 0.04, "reverse KL divergence"),
+        )
+    ),
+    *(
+        (f"gan-{data}/{method}{measure}", setting, "", "at least", bound, f"{about}: {score}")
+        for data, method, setting, about in (
+            ("digits", "picture-generated", "8 x 8", "digits 8 x 8, picture-generated"),
+            ("mnist", "picture-generated", "28 x 28", "MNIST, picture-generated"),
+        )
+        for measure, score, bound in (("", "accuracy", 0.97), (":recall", "recall", 0.7))
+    ),
+    ("gan-spoken-digits", "clips", "", "at least", 0.85, "spoken digits: accuracy of clips"),
     ("house", "make demo", "", "at most", 240.0, "make demo, downloads aside: seconds"),
     ("house", "make test", "", "at most", 360.0, "make test: seconds"),
     ("house", "weightloom --help", "", "at most", 0.5, "weightloom --help: seconds"),
@@ -419,7 +471,8 @@ class Target(NamedTuple):
     """One line of the table of targets."""
 
     record: str
-    """Name of the record; ``record:measure`` for a measure other than the score."""
+    """Name of the record; ``record/method`` for a method other than the first, ``record:measure``
+    for a measure other than the score."""
     setting: str
     rival: str
     """Method to compare with; empty for none."""
@@ -885,7 +938,9 @@ def _target_line(target: Target, records: dict[str, Record]) -> str:
 def _sides(target: Target, records: dict[str, Record]) -> tuple[Score, Score] | None:
     """Return our row and the rival's (ours again without a rival); None if one is missing."""
     name, _, measure = target.record.partition(":")
+    name, _, method = name.partition("/")
     scores = [s for s in records.get(name, {}).get("scores", []) if s["setting"] == target.setting]
+    scores = [s for s in scores if label(s) == method] if method else scores
     if measure:
         scores = [{**s, **s["also"][measure]} for s in scores if measure in s["also"]]
     theirs = [s for s in scores if label(s) == target.rival] if target.rival else scores

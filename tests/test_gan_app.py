@@ -97,7 +97,7 @@ def test_python_draws_samples_of_a_condition_by_name(record):
     drawn = trained.sample("up", 500, seed=3)
     assert (drawn.mean(0) - CENTRES[1]).norm() < 0.2
     assert torch.equal(drawn, trained.sample("up", 500, seed=3))
-    with pytest.raises(ConfigError, match="no condition `upp`.*`up`"):
+    with pytest.raises(ConfigError, match=r"no condition `upp`.*`up`"):
         trained.sample("upp")
     with pytest.raises(ConfigError, match="whose samples have one size"):
         trained.sample("up", size=(2, 2))

@@ -55,7 +55,8 @@ class AdversarialPair(nn.Module):
         packing: Samples that the discriminator judges together, joined along their first axis
             (that of channels).
         penalised: Inputs at which the discriminator's gradient is penalised: ``"real"`` (R1),
-            ``"fake"`` (R2). The Wasserstein loss penalises between the two instead.
+            ``"fake"`` (R2); none for no penalty. The Wasserstein loss penalises between the two
+            instead.
 
     Raises:
         ConfigError: If ``loss`` is unknown, or a number is below 1.
@@ -125,7 +126,8 @@ class AdversarialPair(nn.Module):
                 "size of the real samples."
             )
         real, fake = self._packed(batch.real), self._packed(fake)
-        is_penalised = turn == DISCRIMINATOR and batch.penalty > 0
+        has_penalty = self.loss == "wasserstein" or len(self.penalised) > 0
+        is_penalised = turn == DISCRIMINATOR and batch.penalty > 0 and has_penalty
         if is_penalised and self.loss != "wasserstein":
             real = real.detach().requires_grad_("real" in self.penalised)
             fake = fake.detach().requires_grad_("fake" in self.penalised)

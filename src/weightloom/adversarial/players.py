@@ -76,9 +76,11 @@ class FunctionGenerator(nn.Module):
         hyper: Hypernetwork over this base; its condition is the task's condition and the noise of
             the sample, joined.
         size: Points along each axis of a sample in training, as in ``(8, 8)``.
+        cell: Positions along each axis of a cell, whose mean is the value of the cell at the size
+            of training. From 2 on, a sample drawn larger and reduced is about the trained one.
 
     Raises:
-        ConfigError: If ``size`` is empty or holds a number below 1.
+        ConfigError: If ``size`` is empty, or a number is below 1.
 
     Source:
         Skorokhodov, Ignatyev and Elhoseiny, "Adversarial generation of continuous images" (2021);
@@ -95,15 +97,18 @@ class FunctionGenerator(nn.Module):
         torch.Size([3, 5, 1, 32, 32])
     """
 
-    def __init__(self, base: nn.Module, hyper: HyperNetwork, size: Sequence[int]) -> None:
+    def __init__(
+        self, base: nn.Module, hyper: HyperNetwork, size: Sequence[int], cell: int = 1
+    ) -> None:
         super().__init__()
-        if not size or min(size) < 1:
+        if not size or min(*size, cell) < 1:
             raise ConfigError(
-                f"`size={tuple(size)}` is no grid. A sample is evaluated on as many points along "
-                "each axis. Pass one number for each axis, as in `size=(8, 8)`."
+                f"`size={tuple(size)}, cell={cell}` is no grid. A sample is evaluated on as many "
+                "points along each axis, and each cell at as many positions. Pass one number from "
+                "1 for each axis, as in `size=(8, 8)`."
             )
-        self.hyper, self.size = hyper, tuple(size)
-        self._run = per_task(getattr(hyper, "base", base))
+        self.hyper, self.size, self.cell = hyper, tuple(size), cell
+        self._run = per_task(getattr(hyper, "base", base), shared=(0,))
 
     def forward(
         self,
@@ -113,11 +118,15 @@ class FunctionGenerator(nn.Module):
     ) -> Tensor:
         """Samples, (tasks, count, channels, *size); by default at the size of training."""
         tasks, count = noise.shape[:2]
-        grid = cell_centres(self.size if size is None else size).to(noise)
+        cell = self.cell if size is None else 1
+        grid = cell_centres([cell * its for its in size or self.size]).to(noise)
         beside = condition[:, None].expand(-1, count, -1).to(noise.dtype)
         params = self.hyper(torch.cat([beside, noise], dim=2).flatten(0, 1))
-        values = self._run(params, grid.flatten(0, -2).expand(tasks * count, -1, -1))
-        return values.mT.unflatten(2, grid.shape[:-1]).unflatten(0, (tasks, count))
+        values = self._run(params, grid.flatten(0, -2)).mT.unflatten(2, grid.shape[:-1])
+        if cell > 1:
+            for axis in range(2, values.ndim):
+                values = values.unflatten(axis, (-1, cell)).mean(axis + 1)
+        return values.unflatten(0, (tasks, count))
 
 
 def cell_centres(size: Sequence[int]) -> Float[Tensor, "*size axes"]:

@@ -21,6 +21,8 @@ from weightloom.networks.feedforward import UnitLength as UnitLength
 from weightloom.networks.feedforward import UnitTrunk as UnitTrunk
 from weightloom.networks.feedforward import mlp as mlp
 from weightloom.networks.keras import KerasBase as KerasBase
+from weightloom.networks.periodic import PeriodicLayer as PeriodicLayer
+from weightloom.networks.periodic import PeriodicNet as PeriodicNet
 from weightloom.networks.recurrent import replace_recurrent as replace_recurrent
 from weightloom.networks.spectrograms import SpectrogramGRU as SpectrogramGRU
 from weightloom.networks.spectrograms import SpectrogramTrunk as SpectrogramTrunk

@@ -30,6 +30,12 @@ from weightloom.tasks.data import omniglot_split as omniglot_split
 from weightloom.tasks.data import rotated as rotated
 from weightloom.tasks.domains import DomainTasks as DomainTasks
 from weightloom.tasks.facts import FactTasks as FactTasks
+from weightloom.tasks.fields import FieldFamily as FieldFamily
+from weightloom.tasks.fields import FieldPoints as FieldPoints
+from weightloom.tasks.fields import Fields as Fields
+from weightloom.tasks.fields import draw_points as draw_points
+from weightloom.tasks.fields import field_family as field_family
+from weightloom.tasks.fields import make_fields as make_fields
 from weightloom.tasks.folder import FolderPool as FolderPool
 from weightloom.tasks.folder import load_folder as load_folder
 from weightloom.tasks.folder import split_classes as split_classes

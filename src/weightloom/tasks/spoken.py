@@ -99,6 +99,25 @@ def load_spoken_digits(label: str = "speaker-word") -> SpokenDigits:
     return SpokenDigits(ClassPool(images, counts, names), speakers, torch.arange(len(images)) // 10)
 
 
+def load_words() -> list[tuple[Tensor, Tensor]]:
+    """Load the recordings of each word, by all speakers, with the number of the take.
+
+    The file is that of `load_spoken_digits`. Takes 0 to 4 of each word and speaker are the set's
+    own test set.
+
+    Returns:
+        For each of the words 0 to 9: sounds, (recordings, 5120), of 0.64 s in [-1, 1], longer ones
+        cut to their middle, shorter ones padded with zeros; and takes, (recordings,).
+
+    Raises:
+        DataError: If none of the searched folders contains the file, or it is damaged.
+    """
+    arrays = _arrays("take")
+    waves = _waves(arrays)
+    digit, take = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("digit", "take"))
+    return [(waves[digit == word], take[digit == word]) for word in range(10)]
+
+
 def spoken_split(held_out: int = 0) -> dict[str, list[int]]:
     """Return 4 speakers for meta-training, 1 for validation and 1 for test, by number.
 
@@ -179,7 +198,7 @@ def _waves(arrays: dict[str, NDArray[Any]]) -> Tensor:
     return waves
 
 
-def _arrays() -> dict[str, NDArray[Any]]:
+def _arrays(*more: str) -> dict[str, NDArray[Any]]:
     path = needed_file(
         FOLDER,
         FILE,
@@ -190,7 +209,8 @@ def _arrays() -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {
-                name: file[name] for name in ("mulaw", "offsets", "digit", "speaker", "speakers")
+                name: file[name]
+                for name in ("mulaw", "offsets", "digit", "speaker", "speakers", *more)
             }
         pairs = np.bincount(arrays["speaker"].astype(np.int64) * 10 + arrays["digit"], minlength=60)
         if (

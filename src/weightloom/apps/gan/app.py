@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from weightloom.runs.record import Row
     from weightloom.training import History
 
-MOST_NUMBERS = 12
-"""Maximum number of methods in the brief list."""
-
 
 class Gan(App[GanOptions, "GanProblem", "AdversarialPair"]):
     """Train generator and discriminator, both generated from a condition, and judge samples."""
@@ -28,6 +25,7 @@ class Gan(App[GanOptions, "GanProblem", "AdversarialPair"]):
     config = GanConfig
     extra = "digits"
     judged_by = ("samples", "validation")
+    columns = ("recall",)
     unseen = "conditions, with real samples never seen in training"
 
     def label(self, config: GanConfig) -> str:
@@ -106,6 +104,23 @@ class Gan(App[GanOptions, "GanProblem", "AdversarialPair"]):
             model.eval()
         return problem.show(models)
 
+    def export(
+        self,
+        model: "AdversarialPair",
+        problem: "GanProblem",
+        config: GanOptions,
+        task: str,
+        folder: Path,
+    ) -> dict[str, Any]:
+        """Write the generator of one condition, for `weightloom export RUN --task CONDITION`.
+
+        Raises:
+            ConfigError: If there is no such condition, or the folder is not empty.
+        """
+        from weightloom.apps.gan.export import export_generator
+
+        return export_generator(model.eval(), problem, task, folder)
+
     def sections(self, run: "Run") -> "list[Section]":
         """Return the sections of the report."""
         from weightloom.apps.gan.figures import sections
@@ -135,7 +150,7 @@ class Gan(App[GanOptions, "GanProblem", "AdversarialPair"]):
                 "weightloom gan --method …",
                 ("method", "description", "data"),
                 methods,
-                brief=[its.name for its in ABOUT][:MOST_NUMBERS],
+                brief=GanConfig().resolved().methods,
             ),
         ]
 

@@ -6,7 +6,10 @@ Knows nothing of a single problem.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from torch import Tensor
 
@@ -40,7 +43,44 @@ def score_all(
     rows: list[Row] = []
     for setting in problem.settings():
         rows += _Judged(contenders, problem, setting, equal).rows
+    norms = gradient_norms(contenders, config, folder)
+    for row in rows:
+        if row.get("role", "method") == "method" and row["setting"] == problem.settings()[0]:
+            row["also"] |= norms.get(row["method"], {})
     return rows
+
+
+def gradient_norms(
+    contenders: Sequence[Contender[AdversarialPair]], config: GanOptions, folder: Path
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the norm of each player's gradient over the logged turns of a training.
+
+    Returns:
+        By method and name of the column: ``mean``, which is the median; ``largest``; and
+        ``quarters``, the median in each quarter of the training.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for its in contenders:
+        if its.role == "method" and its.model is not None:
+            norms: dict[str, list[float]] = {}
+            for row in read_rows(method_folder(folder, its.name, config)):
+                if "turn" in row:
+                    norms.setdefault(str(row["turn"]), []).append(float(row["gradient_norm"]))
+            found[its.name] = {
+                f"gradient norm of the {turn}": _course(values) for turn, values in norms.items()
+            }
+    return found
+
+
+def _course(values: Sequence[float]) -> dict[str, Any]:
+    """Summarise a series: its median, maximum, and the median of each quarter."""
+    ends = [len(values) * part // 4 for part in range(5)]
+    quarters = [values[start:end] or values for start, end in pairwise(ends)]
+    return {
+        "mean": median(values),
+        "largest": max(values),
+        "quarters": [median(its) for its in quarters],
+    }
 
 
 class _Judged:
@@ -115,31 +155,26 @@ class _Judged:
 def scores_at_equal_steps(
     contenders: Sequence[Contender[AdversarialPair]], config: GanOptions, folder: Path
 ) -> dict[str, tuple[str, float]]:
-    """Return the validation score of each method after as many steps as the shortest training took.
+    """Return the validation score of each method at the last step that all trainings evaluated.
 
     Returns:
         Name of the column and score, by method; empty unless trainings differ in steps.
     """
-    curves: dict[str, dict[int, float]] = {}
-    for its in contenders:
-        if its.role == "method" and its.model is not None:
-            rows = read_rows(method_folder(folder, its.name, config))
-            found = {row["step"]: row["validation_score"] for row in rows if _has_score(row)}
-            if found:
-                curves[its.name] = found
-    ends = {max(curve) for curve in curves.values()}
-    if len(ends) < 2:
-        return {}
-    common = min(ends)
-    last = {name: max(step for step in its if step <= common) for name, its in curves.items()}
-    step = min(last.values())
-    title = f"validation score at {step} steps"
-    return {
-        name: (title, curve[max(its for its in curve if its <= step)])
-        for name, curve in curves.items()
-        if any(its <= step for its in curve)
+    curves = {
+        its.name: _validation_curve(method_folder(folder, its.name, config))
+        for its in contenders
+        if its.role == "method" and its.model is not None
     }
+    steps = [set(curve) for curve in curves.values()]
+    common = set.intersection(*steps) if steps else set()
+    if not common or all(its == common for its in steps):
+        return {}
+    step = max(common)
+    title = f"validation score at {step} steps"
+    return {name: (title, curve[step]) for name, curve in curves.items()}
 
 
-def _has_score(row: Mapping[str, object]) -> bool:
-    return isinstance(row.get("validation_score"), int | float)
+def _validation_curve(folder: Path) -> dict[int, float]:
+    """Return the logged validation scores of a method by step."""
+    scores = ((row["step"], row.get("validation_score")) for row in read_rows(folder))
+    return {step: its for step, its in scores if isinstance(its, int | float)}

@@ -5,9 +5,11 @@ Torch is not imported.
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from weightloom.datasets import find_file
+from weightloom.texts import home, kind_of
 
 OURS = "generated"
 """Default `--method`."""
@@ -42,9 +44,48 @@ class GanMethod(NamedTuple):
 ABOUT = (
     GanMethod("generated", "generator and discriminator, both written from the condition"),
     GanMethod("generated-generator", "the generator written, the discriminator shared"),
+    GanMethod("plain", "a pair without hypernetwork and without condition"),
+    GanMethod("packed", "the plain pair, whose discriminator judges two samples together"),
+    GanMethod("matched", "the plain pair with as many trained numbers as `generated`"),
+    GanMethod("constant-penalty", "the plain pair, its gradient penalty as heavy to the end"),
+    GanMethod("r1", "the plain pair, non-saturating loss, penalty at real samples only"),
+    GanMethod("non-saturating", "the plain pair, non-saturating loss, no penalty"),
+    GanMethod("packed-alone", "the packed pair, non-saturating loss, no penalty"),
+    GanMethod("generated-discriminator", "samples of one size; the discriminator written"),
     GanMethod("concat", "the same pair without hypernetwork, which reads the condition as input"),
+    GanMethod(
+        "function-concat", "functions by one network, which reads place, condition and noise"
+    ),
+    GanMethod("function-film", "functions whose layers are scaled and shifted by condition, noise"),
+    GanMethod("function-lowrank", "functions whose layers change at low rank by condition, noise"),
+    GanMethod("picture-generated", "samples of one size; both players changed at low rank"),
+    GanMethod("picture-film", "samples of one size; both players scaled and shifted"),
+    GanMethod("picture-concat", "samples of one size; both players read the condition as input"),
+    GanMethod("matched", "as function-concat, with as many parameters as generated"),
+    GanMethod("constant-penalty", "the plain pair, its gradient penalty as heavy to the end"),
+    GanMethod("r1", "as generated, with the non-saturating loss and R1 alone"),
+    GanMethod("packed", "as generated, with pairs of samples judged together"),
 )
 """Methods, in the order of lists."""
+
+PICTURE_METHODS = (
+    "generated",
+    "function-concat",
+    "function-film",
+    "function-lowrank",
+    "picture-generated",
+    "picture-film",
+    "picture-concat",
+    "matched",
+    "r1",
+    "packed",
+)
+"""Methods for pictures."""
+FEW_METHODS = ("generated", "function-concat", "picture-generated", "picture-concat")
+"""Methods for pictures that are compared by default."""
+
+SOUND_METHODS = (*FEW_METHODS, "generated-discriminator")
+"""Methods for sounds."""
 
 COMMON: dict[str, Any] = {
     "steps": 4000,
@@ -64,54 +105,107 @@ COMMON: dict[str, Any] = {
 }
 """Defaults of options that the data leave out."""
 
+POINT_METHODS = (
+    "generated",
+    "generated-generator",
+    "plain",
+    "packed",
+    "matched",
+    "constant-penalty",
+    "r1",
+    "non-saturating",
+    "packed-alone",
+)
+"""Methods for points in the plane."""
+POINT_OPTIONS: dict[str, Any] = {
+    "replicas": 5,
+    "width": 64,
+    "noise_dim": 2,
+    "samples": 2500,
+    "steps": 10000,
+    "comparators": ("generated-generator", "plain", "packed", "matched"),
+    "learning_rate": 3e-3,
+    "gamma": 0.1,
+    "gamma_end": 0.003,
+    "penalty_every": 4,
+}
+"""Default options for points in the plane."""
+SOUNDS: Mapping[str, Any] = {
+    "batch": 80,
+    "noise_dim": 32,
+    "width": 256,
+    "penalty_every": 4,
+    "average": 0.995,
+    "samples": 60,
+    "evaluate_every": 100,
+}
+"""Defaults of options for sounds."""
+
 PROBLEMS: dict[str, KnownData] = {
     "digits": KnownData(
         about="scikit-learn digits, 8 x 8 pixels; 10 classes",
         place="pictures:Digits",
         needs=("sklearn",),
-        methods=("generated", "concat"),
-        options={"size": 8},
+        methods=PICTURE_METHODS,
+        options={
+            "size": 8,
+            "samples": 204,
+            "comparators": FEW_METHODS,
+            "gamma": 3.0,
+            "gamma_end": 3.0,
+            "penalty_every": 4,
+        },
+        rates={"picture-concat": 1e-3, "function-concat": 4e-3, "matched": 4e-3},
     ),
     "mnist": KnownData(
         about="MNIST digits, 28 x 28 pixels; 10 classes",
         place="pictures:Mnist",
         needs=("mnist/mnist_20k_10k.npz",),
-        methods=("generated", "concat"),
-        options={},
+        methods=PICTURE_METHODS,
+        options={"comparators": FEW_METHODS},
     ),
     "spoken-digits": KnownData(
         about="recordings of spoken digits, 8 kHz; 10 words",
         place="sounds:SpokenWords",
         needs=("free_spoken_digits/fsdd_mulaw8.npz",),
-        methods=("generated", "concat"),
-        options={},
+        methods=SOUND_METHODS,
+        options=SOUNDS,
     ),
     "grid": KnownData(
         about="25 normal distributions on a grid in the plane; 5 replicas in one pass",
         place="points:Points",
         needs=(),
-        methods=("generated", "plain"),
-        options={"replicas": 5},
+        methods=POINT_METHODS,
+        options=POINT_OPTIONS,
     ),
     "ring": KnownData(
         about="8 normal distributions on a circle in the plane; 5 replicas in one pass",
         place="points:Points",
         needs=(),
-        methods=("generated", "plain"),
-        options={"replicas": 5},
+        methods=POINT_METHODS,
+        options=POINT_OPTIONS,
     ),
 }
 """Data by name."""
 
 DATA = tuple(PROBLEMS)
 """Names of the data."""
-OWN_METHODS = ("generated", "concat")
+OWN_METHODS = FEW_METHODS
 """Methods for a folder of one's own."""
 
 
 def preset(data: str) -> dict[str, Any]:
-    """Return the default options of data; those of all data for one's own."""
-    return {**COMMON, **PROBLEMS[data].options} if data in PROBLEMS else dict(COMMON)
+    """Return the default options of data; for one's own, those of all data, or of sounds."""
+    if data in PROBLEMS:
+        return {**COMMON, **PROBLEMS[data].options}
+    return {**COMMON, **SOUNDS} if holds_sounds(data) else dict(COMMON)
+
+
+def holds_sounds(folder: str | Path) -> bool:
+    """Return whether a folder has WAV files in a sub-folder."""
+    if kind_of(root := home(folder)) != "folder":
+        return False
+    return any(its.suffix.lower() == ".wav" for its in root.glob("*/*"))
 
 
 def usual_rates(data: str) -> Mapping[str, float]:
