@@ -101,9 +101,12 @@ def test_a_walk_pairs_and_sizes_are_shown_by_method():
     first, second = found["Nearest training images"].grids
     assert first.caption.endswith("1, 0.25.") and second.caption == ""
     assert [row.words for row in first.rows] == ["sample", "nearest"]
-    (sizes,) = found["One sample at several resolutions"].pictures
-    assert [words for words, _ in sizes.images] == ["14 pixels", "28 pixels", "224 pixels"]
-    assert sizes.images[0][1] == data_uri(tensors["resolutions/ours/14"])
+    (sizes,) = found["One sample at several resolutions"].grids
+    assert sizes.caption.startswith("14, 28, 224 pixels")
+    pixels = pixels_of(sizes.rows[0].image, (224, 3 * 224 + 2))
+    levels = (tensors["resolutions/ours/14"][0] * 255).round()
+    assert pixels[8::16, 8:224:16].equal(levels.long())
+    assert pixels[:, -224:].equal((tensors["resolutions/ours/224"][0] * 255).round().long())
     assert len(found["Walk between conditions"].grids[0].rows) == 1
 
 

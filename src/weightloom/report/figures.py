@@ -160,9 +160,14 @@ def _loss_curve(rows: list[Facts], turn: str | None, lower: bool) -> Figure:
         ),
         f"{name.capitalize()}: {smooth[0]:.3g} at step {steps[0]}, {smooth[-1]:.3g} at step "
         f"{steps[-1]}",
-        f"Lower is better{', on a logarithmic axis' if log_y else ''}. {_loss_words(span, steps)}",
+        f"{_direction(turn)}{', on a logarithmic axis' if log_y else ''}. "
+        f"{_loss_words(span, steps)}",
         300,
     )
+
+
+def _direction(turn: str | None) -> str:
+    return "Lower is better" if turn is None else f"Lower is better for the turn of {turn} alone"
 
 
 def _loss_words(span: int, steps: list[int]) -> str:

@@ -25,7 +25,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from weightloom.apps.gan.training import FRAMES
 from weightloom.files import load_tensors
@@ -42,7 +44,7 @@ from weightloom.report.figures import (
 )
 from weightloom.report.pictures import data_uri, side_by_side
 from weightloom.report.run import Facts, Run
-from weightloom.report.section import Grid, GridRow, Pictures, Section, Sounds, with_shared
+from weightloom.report.section import Grid, GridRow, Section, Sounds, with_shared
 from weightloom.runs.metrics import read_rows
 
 MOST_ACROSS, MOST_DOWN = 20, 10
@@ -89,7 +91,7 @@ def sections(run: Run) -> list[Section]:
         "resolutions": Section(
             "One sample at several resolutions",
             "The same function, evaluated at more points than it was trained on.",
-            pictures=resolution_pictures(run),
+            grids=resolution_grids(run),
         ),
         "nearest": Section(
             "Nearest training images",
@@ -151,16 +153,21 @@ def point_figures(run: Run) -> list[Figure]:
     ]
 
 
-def resolution_pictures(run: Run) -> list[Pictures]:
-    """One function of each method at several sizes, the smallest first."""
+def resolution_grids(run: Run) -> list[Grid]:
+    """One function of each method at several sizes, shown equally large, the smallest first."""
     found: dict[str, dict[int, Tensor]] = {}
     for key, image in _of(run, "resolutions", axes=3):
         method, _, size = key.rpartition("/")
         found.setdefault(method, {})[int(size)] = image
-    return [
-        Pictures(method, [(f"{size} pixels", data_uri(sizes[size])) for size in sorted(sizes)])
-        for method, sizes in found.items()
-    ]
+    grids = []
+    for method, sizes in found.items():
+        largest = (max(sizes), max(sizes))
+        shown = [interpolate(sizes[its][None], size=largest)[0] for its in sorted(sizes)]
+        joined = side_by_side(torch.stack(shown))
+        words = ", ".join(map(str, sorted(sizes)))
+        row = GridRow("", data_uri(joined), joined.shape[2])
+        grids.append(Grid(method, [row], f"{words} pixels, from left to right."))
+    return grids
 
 
 def nearest_grids(run: Run) -> list[Grid]:
