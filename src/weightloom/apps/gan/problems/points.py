@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FREQUENCIES = 16
 """Random frequencies of the features whose statistics are a condition."""
-EACH = 16
+EACH = 4
 """Samples of each generated generator in a batch."""
 SEEDS = {True: 11, False: 12}
 """Seed of the noise behind samples to score, for validation and for the table."""
