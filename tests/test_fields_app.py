@@ -364,3 +364,26 @@ def test_lists_name_every_family_and_method():
     families, methods = FieldsApp().listed()
     assert [row[0] for row in families.rows] == list(NAMES)
     assert "deeponet" in [row[0] for row in methods.rows]
+
+
+def test_a_deeponet_reads_shared_points_as_each_functions_own():
+    net, condition, at = build_net("deeponet", 8, 16), torch.randn(3, 8), torch.rand(1, 5, 2)
+    torch.testing.assert_close(net(condition, at), net(condition, at.expand(3, 5, 2)))
+
+
+def test_shared_points_are_values_of_the_representatives(monkeypatch):
+    """At t = 0 the values are those of the condition; the power is that of all draws."""
+    problem = FieldProblem(FieldsConfig(**SMALL).resolved())
+    monkeypatch.setattr("weightloom.apps.fields.problem.SHARED_POINTS", 33 * 64)
+    batch = problem.draw_shared(0, torch.Generator().manual_seed(0))
+    assert batch.at.shape == (1, 33 * 64, 2)
+    assert len(batch.condition) == 2 * SMALL["functions"]
+    torch.testing.assert_close(batch.values.square().mean(1), batch.power, rtol=1e-4, atol=0)
+    start = batch.at[0, :, 1] == 0
+    assert int(start.sum()) == 64
+    sizes = 1 / torch.arange(1, 5)
+    sizes = sizes / sizes.square().sum().sqrt()
+    angle = batch.at[0, start, :1] * torch.arange(1, 5)
+    a, b = batch.condition[:, 1:4] * sizes[1:], batch.condition[:, 4:] * sizes
+    expected = a @ angle.cos()[:, 1:].T + b @ angle.sin().T
+    torch.testing.assert_close(batch.values[:, start], expected, rtol=0, atol=1e-5)

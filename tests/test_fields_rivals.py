@@ -9,9 +9,9 @@ from weightloom.apps.fields.rivals import (
     Components,
     GridField,
     KernelScores,
-    Known,
+    KnownFields,
     NearestScores,
-    Settings,
+    RivalSettings,
     fit_kernel,
     fit_nearest,
     grid_of,
@@ -20,7 +20,7 @@ from weightloom.apps.fields.rivals import (
     turned,
 )
 from weightloom.apps.fields.symmetry import canonical
-from weightloom.errors import ShapeError
+from weightloom.errors import MissingExtraError, ShapeError
 from weightloom.tasks.fields import field_family, make_fields, relative_error, rolled
 
 
@@ -41,7 +41,7 @@ def test_kernel_regression_equals_scikit_learn(smoothness):
     kernels = pytest.importorskip("sklearn.gaussian_process.kernels")
     ridge = pytest.importorskip("sklearn.kernel_ridge")
     known, scores, asked = drawn(40, 3), drawn(40, 5, seed=1), drawn(7, 3, seed=2)
-    settings = Settings(lengths(1.0, 2.0, 4.0), smoothness, ridge=1e-3)
+    settings = RivalSettings(lengths(1.0, 2.0, 4.0), smoothness, ridge=1e-3)
     kernel = kernels.Matern(length_scale=[1.0, 2.0, 4.0], nu=smoothness)
     rule = ridge.KernelRidge(alpha=1e-3, kernel="precomputed")
     rule.fit(kernel(known.numpy()), scores.numpy())
@@ -61,14 +61,16 @@ def test_kernels_equal_those_of_scikit_learn(smoothness):
 def test_a_kernel_too_smooth_for_its_ridge_gets_a_larger_one():
     twice = drawn(20, 2).repeat(2, 1)
     scores = drawn(20, 3, seed=1).repeat(2, 1)
-    found = KernelScores(twice, scores, Settings(lengths(1e3, 1e3), math.inf, ridge=1e-300))(twice)
+    found = KernelScores(twice, scores, RivalSettings(lengths(1e3, 1e3), math.inf, ridge=1e-300))(
+        twice
+    )
     assert found.isfinite().all()
 
 
 def test_nearest_solutions_are_joined_by_a_function_that_is_linear_where_they_are():
     pytest.importorskip("scipy")
     known, slope = drawn(60, 3), drawn(3, 4, seed=1)
-    scores = NearestScores(known, known @ slope + 1, Settings(lengths(1.0, 2.0, 3.0)))
+    scores = NearestScores(known, known @ slope + 1, RivalSettings(lengths(1.0, 2.0, 3.0)))
     asked = drawn(8, 3, seed=2)
     torch.testing.assert_close(scores(asked), asked @ slope + 1)
     torch.testing.assert_close(scores(known[:5]), known[:5] @ slope + 1)
@@ -140,7 +142,7 @@ def solved():
     fields = make_fields(family, 380, seeded(3), times=5, points=16)
     every = grid_of(family, fields)
     cuts = [slice(0, 300), slice(300, 340), slice(340, 380)]
-    return [Known(*(part[cut] for part in every)) for cut in cuts]
+    return [KnownFields(*(part[cut] for part in every)) for cut in cuts]
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,7 @@ def test_searched_settings_are_better_on_validation_than_those_of_the_start(solv
     start = KernelScores(
         known.condition,
         parts.scores(known.values),
-        Settings(torch.full((known.condition.shape[1],), 6.0).double()),
+        RivalSettings(torch.full((known.condition.shape[1],), 6.0).double()),
     )
     before, after = (
         float(relative_error(its.on_grid(validation.condition), validation.values).mean())
@@ -178,7 +180,7 @@ def test_searched_settings_are_better_on_validation_than_those_of_the_start(solv
 def test_nearest_solutions_predict_new_ones(solved):
     pytest.importorskip("scipy")
     known, validation, test = solved
-    few = Known(*(part[:25] for part in validation))
+    few = KnownFields(*(part[:25] for part in validation))
     found = fit_nearest(known, few).on_grid(test.condition)
     assert float(relative_error(found, test.values).mean()) < plain_error(known, test) / 2
 
@@ -206,3 +208,12 @@ def test_wrong_shapes_are_named_with_what_fits(solved):
         fit_nearest(known, validation._replace(values=validation.values[:, :4]))
     with pytest.raises(ShapeError, match="four times are needed"):
         interpolated(torch.zeros(1, 3, 8), torch.zeros(1, 1, 2))
+
+
+def test_without_scipy_the_nearest_say_what_to_install(solved, monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr("weightloom.apps.fields.rivals.import_module", missing)
+    with pytest.raises(MissingExtraError, match=r"needs scipy.*pip install 'weightloom\[digits\]'"):
+        fit_nearest(*solved[:2])

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from cases import FORMS, TASKS
-from weightloom.base import apply_per_task
+from weightloom.base import apply_per_task, per_task
 from weightloom.errors import ConfigError
-from weightloom.forms import Factored, Form, Full, LowRank, RowScale, choose_forms
+from weightloom.forms import Factored, FiLM, Form, Full, LowRank, RowScale, choose_forms
+from weightloom.hypernets import MLPHyperNetwork
 from weightloom.networks import mlp
 
 
@@ -239,3 +241,38 @@ for form in (LowRank(2), Template(2)):  # answered, and built
 def test_generating_and_running_compiled_equals_eager():
     """In a process of its own, without the checks of annotations, which cannot be compiled."""
     subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILED], check=True)
+
+
+@pytest.mark.parametrize("form", [FiLM(), RowScale(), LowRank(2)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_input_of_all_tasks_gives_the_numbers_of_its_copies(form, bias):
+    """Outputs, gradients of all parameters and of the input, and second derivatives of these."""
+    base = nn.Sequential(nn.Linear(5, 8, bias=bias), nn.Tanh(), nn.Linear(8, 3, bias=bias)).double()
+    forms = {"*.weight": form, "*.bias": Full()} if bias else {"*.weight": form}
+    hyper = MLPHyperNetwork(base, 4, generate=forms)
+    hyper.double()
+    nn.init.normal_(hyper.head.weight, std=0.3)
+    condition, points = torch.randn(6, 4).double(), torch.randn(7, 5).double()
+    found = []
+    for spread in (lambda x: x.expand(6, -1, -1), lambda x: x.repeat(6, 1, 1)):
+        one = points.clone().requires_grad_()
+        y = per_task(base)(hyper(condition), spread(one))
+        (slope,) = torch.autograd.grad(y.sin().sum(), one, create_graph=True)
+        second = torch.autograd.grad(slope.square().sum(), list(hyper.parameters()))
+        found.append([y, slope, *second])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", [RowScale(), LowRank(2)])
+def test_the_shared_product_of_one_input_is_computed_once(form):
+    """The product with the own weight takes 2 * 7 * 16 * 16 operations; ten tasks share it."""
+    own, points = torch.randn(16, 16), torch.randn(7, 16)
+    shapes = form.factor_shapes((16, 16))
+    parts = {name: torch.randn(10, *shape) for name, shape in shapes.items()}
+    counts = []
+    for x in (points.expand(10, -1, -1), points.repeat(10, 1, 1)):
+        with FlopCounterMode(display=False) as counter:
+            form.linear(x, own, parts, torch.randn(10, 1, 16))
+        counts.append(counter.get_total_flops())
+    assert counts[1] - counts[0] == 9 * 2 * 7 * 16 * 16

@@ -17,12 +17,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from weightloom.apps.fields.config import FieldsConfig
 
 from weightloom.apps.fewshot.comparison import Comparison
 from weightloom.apps.fewshot.config import FewShotConfig
 from weightloom.apps.fewshot.judge import draw_test_tasks
 from weightloom.apps.fewshot.problems import problem_of
+from weightloom.apps.fields.config import FieldsConfig
 from weightloom.apps.gan.config import GanConfig
 from weightloom.apps.rl.config import RLConfig
 from weightloom.apps.transfer.config import TransferConfig

@@ -158,6 +158,7 @@ with contextlib.redirect_stdout(printed):
     from weightloom.cli import main
     main(["list"])
     main(["list", "rooms"])
+    main(["list", "fewshot"])
     main([])
 listed_without_torch = "torch" not in sys.modules
 import torch

@@ -5,12 +5,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import pytest
-from weightloom.apps.fields.config import FieldsConfig
 
 from weightloom import commands
 from weightloom import progress as counts
 from weightloom.apps import doctor
 from weightloom.apps.fewshot.config import FewShotConfig
+from weightloom.apps.fields.config import FieldsConfig
 from weightloom.apps.gan.config import GanConfig
 from weightloom.apps.registry import find_app
 from weightloom.apps.rl.config import RLConfig

@@ -196,6 +196,19 @@ def shared_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight) + bias
 
 
+def has_one_input(x: Tensor) -> bool:
+    """True if all tasks read one input: (rows, in), expanded along the tasks axis.
+
+    Its product with a shared weight is then computed once, for coordinates of many functions.
+
+    Example:
+        >>> grid = torch.rand(64, 2)
+        >>> has_one_input(grid.expand(100, -1, -1)), has_one_input(grid.repeat(100, 1, 1))
+        (True, False)
+    """
+    return x.ndim == 3 and x.shape[0] > 1 and x.stride(0) == 0
+
+
 def look_up(ids: Tensor, table: Tensor) -> Tensor:
     """Look up rows of a table by number.
 

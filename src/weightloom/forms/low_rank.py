@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from weightloom.errors import ConfigError
-from weightloom.forms.calls import Conv, look_up, shared_linear
+from weightloom.forms.calls import Conv, has_one_input, look_up, shared_linear
 from weightloom.forms.form import Answer, Form, Parts, along
 from weightloom.params import Shape
 
@@ -73,11 +73,21 @@ class LowRank(Form):
 
     def linear(self, x: Tensor, own: Tensor, parts: Parts, bias: Tensor | None = None) -> Tensor:
         """Compute x Wᵀ + (x Aᵀ) Bᵀ."""
-        y, thin = shared_linear(x, own, bias), x @ parts["down"].mT
+        y, thin = self._products(x, own, parts["down"], bias)
         if y.ndim == 3 and thin.ndim == 3 and y.dtype == thin.dtype == parts["up"].dtype:
             # `y` is a fresh tensor, so it can be changed in place
             return y.baddbmm_(thin, parts["up"].mT)
         return y + thin @ parts["up"].mT
+
+    def _products(
+        self, x: Tensor, own: Tensor, down: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute x Wᵀ, a fresh tensor of all tasks, and x Aᵀ."""
+        if not has_one_input(x) or bias is None or bias.ndim < 3:
+            return shared_linear(x, own, bias), x @ down.mT
+        of_all = nn.functional.linear(x[0], down.flatten(0, 1))
+        thin = of_all.unflatten(1, down.shape[:2]).transpose(0, 1)
+        return nn.functional.linear(x[:1], own) + bias, thin
 
     def conv(self, x: Tensor, own: Tensor, parts: Parts, conv: Conv) -> Answer:
         """Convolve with A, then mix channels by B; grouped convolutions build the kernel."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from weightloom.forms.calls import Conv, look_up
+from weightloom.forms.calls import Conv, has_one_input, look_up
 from weightloom.forms.form import Answer, Form, Parts
 from weightloom.forms.full import Full
 from weightloom.params import Shape
@@ -56,7 +56,8 @@ class RowScale(Form):
         """Compute (x Wᵀ) (1 + g)."""
         if self.axis != 0:
             return NotImplemented
-        y, gain = nn.functional.linear(x, own), (1 + parts["gain"])[..., None, :]
+        gain = (1 + parts["gain"])[..., None, :]
+        y = nn.functional.linear(x[:1] if has_one_input(x) else x, own)
         return y * gain if bias is None else torch.addcmul(bias, y, gain)
 
     def conv(self, x: Tensor, own: Tensor, parts: Parts, conv: Conv) -> Answer:

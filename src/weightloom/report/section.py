@@ -57,7 +57,7 @@ class GridRow(NamedTuple):
     image: str
     """Data URI."""
     width: int
-    """Of the joined image, in CSS pixels: a multiple of its own, so that pixels stay square."""
+    """Width of the joined image in CSS pixels: a multiple of its own, for square pixels."""
 
 
 class Grid(NamedTuple):

@@ -27,6 +27,8 @@ PROTOCOL = {
     "task together.",
 }
 """Evaluation protocol by normalisation, one sentence each."""
+COMMON_IN = 8
+"""Number of data sets that a method of the brief list solves, at least."""
 
 
 class FewShot(App[FewShotOptions, "Problem", "Learner"]):
@@ -253,7 +255,12 @@ class FewShot(App[FewShotOptions, "Problem", "Learner"]):
                 data,
                 frozenset(name for name in DATA if not is_here(name)),
             ),
-            Listed("weightloom fewshot --method …", ("method", "description", "data"), methods),
+            Listed(
+                "weightloom fewshot --method …",
+                ("method", "description", "data"),
+                methods,
+                brief=[name for name, _, fits in methods if len(fits.split()) >= COMMON_IN],
+            ),
         ]
 
     def data(self) -> Sequence[tuple[str, str]]:

@@ -47,7 +47,7 @@ class FieldsConfig(RunOptions):
     learning_rate: float | None = None
     """Peak learning rate. Default: by family, and by method where a sweep chose one."""
     functions: int | None = None
-    """Training functions per step. Default: 64."""
+    """Training functions per step. Default: 32."""
     points: int | None = None
     """Points of each function per step. Default: 96."""
 

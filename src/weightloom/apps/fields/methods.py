@@ -33,9 +33,9 @@ LAYERS = 2
 """Hidden layers of the trunk of a hypernetwork."""
 PRODUCTS, BRANCH, FEATURES = 128, (128, 128, 128), (128, 128, 128)
 """Width of the product of a DeepONet, and widths of its two networks."""
-SHARED_POINTS = 512
+SHARED_POINTS = 256
 """Points of a step of a DeepONet, the same for all functions: its trunk runs once for all."""
-CONCAT = (128, 128, 128, 128)
+CONCAT = (64, 64, 64, 64)
 """Widths of the network that reads condition and position."""
 FINEST_MODE = 4
 """Largest wave number of the first layer of every method."""

@@ -48,7 +48,7 @@ METHODS = tuple(its.name for its in ABOUT)
 COMMON: dict[str, Any] = {
     "comparators": ("concat", "concat-equal", "deeponet", "nearest", "kernel"),
     "learning_rate": 0.003,
-    "functions": 64,
+    "functions": 32,
     "points": 96,
     "width": 256,
     "train_functions": 6000,
@@ -59,20 +59,23 @@ COMMON: dict[str, Any] = {
 }
 """Defaults of options."""
 
+RATES = {"concat": 0.02, "concat-equal": 0.01, "deeponet": 0.01}
+"""Learning rates of the rivals, each swept on validation functions."""
+
 FAMILIES: dict[str, KnownFamily] = {
     "burgers": KnownFamily(
         about="u_t + b u u_x = a u_xx on a circle; b from .5 to 1.5, a from .03 to .3",
-        rates={"concat": 0.003, "concat-equal": 0.003, "deeponet": 0.003},
+        rates=RATES,
         options={},
     ),
     "burgers-mild": KnownFamily(
         about="the same, a from .1 to .3",
-        rates={"concat": 0.003, "concat-equal": 0.003, "deeponet": 0.003},
+        rates=RATES,
         options={},
     ),
     "advection-diffusion": KnownFamily(
         about="u_t + b u_x = a u_xx on a circle; b from .5 to 1.5, a from .03 to .3",
-        rates={"concat": 0.003, "concat-equal": 0.003, "deeponet": 0.003},
+        rates=RATES,
         options={},
     ),
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from weightloom.apps.fields.methods import FieldBatch, batch_of
+from weightloom.apps.fields.methods import SHARED_POINTS, FieldBatch, batch_of
 from weightloom.apps.fields.presets import FAMILIES
 from weightloom.apps.fields.rivals import grid_of
 from weightloom.apps.fields.symmetry import Canonical, canonical
@@ -118,17 +118,18 @@ class FieldProblem:
         known = self._known.take(which)
         return batch_of(known, drawn.at, drawn.values[..., 0], self._power[which])
 
-    def draw_shared(self, step: int, generator: torch.Generator, points: int) -> FieldBatch:
+    def draw_shared(self, step: int, generator: torch.Generator) -> FieldBatch:
         """Draw the same points of the representatives of all functions, for a step of training.
+
+        Each point costs little, so there are `SHARED_POINTS`, of twice as many functions.
 
         Args:
             step: Number of the step.
             generator: Source of randomness.
-            points: Number of points.
         """
         values, grid = self._grid.flatten(1), (len(self.train.t), len(self.train.x))
-        which = torch.randint(len(values), (self.config.functions,), generator=generator)
-        chosen = torch.randperm(values.shape[1], generator=generator)[:points]
+        which = torch.randint(len(values), (2 * self.config.functions,), generator=generator)
+        chosen = torch.randperm(values.shape[1], generator=generator)[:SHARED_POINTS]
         t, x = (index.long() for index in torch.unravel_index(chosen, grid))
         at = torch.stack([self.train.x[x], self.train.t[t]], -1)[None]
         known = self._known.take(which)

@@ -27,7 +27,7 @@ CHUNK = 16
 """Fields interpolated at once, so that the memory does not grow with their number."""
 
 
-class Known(NamedTuple):
+class KnownFields(NamedTuple):
     """Solutions on one grid, by their conditions."""
 
     condition: Tensor
@@ -66,7 +66,7 @@ class Components(nn.Module):
         return (scores @ self.basis.T + self.mean).unflatten(1, self.grid)
 
 
-class Settings(NamedTuple):
+class RivalSettings(NamedTuple):
     """Settings of both methods; each reads its own."""
 
     lengths: Tensor
@@ -92,7 +92,7 @@ class KernelScores(nn.Module):
     lengths: Tensor
     weights: Tensor
 
-    def __init__(self, condition: Tensor, scores: Tensor, settings: Settings) -> None:
+    def __init__(self, condition: Tensor, scores: Tensor, settings: RivalSettings) -> None:
         super().__init__()
         self.smoothness = settings.smoothness
         self.register_buffer("lengths", settings.lengths)
@@ -117,7 +117,7 @@ class NearestScores(nn.Module):
 
     lengths: Tensor
 
-    def __init__(self, condition: Tensor, scores: Tensor, settings: Settings) -> None:
+    def __init__(self, condition: Tensor, scores: Tensor, settings: RivalSettings) -> None:
         super().__init__()
         try:
             rule = import_module("scipy.interpolate").RBFInterpolator
@@ -175,10 +175,10 @@ class GridField(nn.Module):
 
 
 Method = type[KernelScores] | type[NearestScores]
-Move = Callable[[Settings, float], Settings]
+Move = Callable[[RivalSettings, float], RivalSettings]
 
 
-def fit_kernel(known: Known, validation: Known, *, end: float = 1.0) -> GridField:
+def fit_kernel(known: KnownFields, validation: KnownFields, *, end: float = 1.0) -> GridField:
     """Fit kernel ridge regression from conditions to principal components of solutions.
 
     The length of each input, the smoothness of the kernel and the ridge are searched, among 1,000
@@ -196,7 +196,7 @@ def fit_kernel(known: Known, validation: Known, *, end: float = 1.0) -> GridFiel
         Batlle et al., "Kernel methods are competitive for operator learning" (2024), section 2;
         here with one length per input.
     """
-    start = Settings(torch.full((known.condition.shape[-1],), 6.0, dtype=torch.float64))
+    start = RivalSettings(torch.full((known.condition.shape[-1],), 6.0, dtype=torch.float64))
     moves = [
         *[_of_order(order) for order in (2.5, math.inf)],
         *_length_moves(known.condition.shape[-1]),
@@ -206,7 +206,7 @@ def fit_kernel(known: Known, validation: Known, *, end: float = 1.0) -> GridFiel
     return _fit(KernelScores, known, validation, start, moves, end)
 
 
-def fit_nearest(known: Known, validation: Known, *, end: float = 1.0) -> GridField:
+def fit_nearest(known: KnownFields, validation: KnownFields, *, end: float = 1.0) -> GridField:
     """Fit cubic interpolation between the nearest known solutions.
 
     The number of neighbours and the unit of each input are searched as in `fit_kernel`.
@@ -223,7 +223,7 @@ def fit_nearest(known: Known, validation: Known, *, end: float = 1.0) -> GridFie
     Source:
         Fasshauer, "Meshfree Approximation Methods with MATLAB" (2007), chapter 8.
     """
-    start = Settings(torch.full((known.condition.shape[-1],), 6.0, dtype=torch.float64))
+    start = RivalSettings(torch.full((known.condition.shape[-1],), 6.0, dtype=torch.float64))
     moves = [
         *[_of_neighbours(number) for number in (24, 96, 192)],
         *_length_moves(known.condition.shape[-1]),
@@ -231,7 +231,7 @@ def fit_nearest(known: Known, validation: Known, *, end: float = 1.0) -> GridFie
     return _fit(NearestScores, known, validation, start, moves, end)
 
 
-def grid_of(family: FieldFamily, fields: Fields) -> Known:
+def grid_of(family: FieldFamily, fields: Fields) -> KnownFields:
     """Return the representatives of solutions: their conditions, and their values on the grid.
 
     Args:
@@ -240,7 +240,7 @@ def grid_of(family: FieldFamily, fields: Fields) -> Known:
     """
     its = canonical(family, fields.inputs.double())
     values = turned(fields.values.double(), its.shift, its.sign) / its.scale[:, None, None]
-    return Known(its.condition, values)
+    return KnownFields(its.condition, values)
 
 
 def turned(values: Tensor, shift: Tensor, sign: Tensor) -> Tensor:
@@ -324,9 +324,9 @@ def interpolated(values: Tensor, at: Tensor, end: float = 1.0) -> Tensor:
 
 def _fit(
     method: Method,
-    known: Known,
-    validation: Known,
-    start: Settings,
+    known: KnownFields,
+    validation: KnownFields,
+    start: RivalSettings,
     moves: Sequence[Move],
     end: float,
 ) -> GridField:
@@ -337,7 +337,7 @@ def _fit(
     size = torch.linalg.vector_norm(validation.values.double().flatten(1), dim=1)
     some, some_scores = known.condition[:SEARCHED], scores[:SEARCHED]
 
-    def error(settings: Settings) -> float:
+    def error(settings: RivalSettings) -> float:
         found = method(some, some_scores, settings)(validation.condition)
         return float((torch.linalg.vector_norm(found - wanted, dim=1) / size).mean())
 
@@ -345,7 +345,9 @@ def _fit(
     return GridField(method(known.condition, scores, best), components, end)
 
 
-def _best(start: Settings, moves: Sequence[Move], error: Callable[[Settings], float]) -> Settings:
+def _best(
+    start: RivalSettings, moves: Sequence[Move], error: Callable[[RivalSettings], float]
+) -> RivalSettings:
     """Make each move in turn, and keep those that lower the error."""
     best, least = start, error(start)
     for factor in FACTORS:
@@ -392,7 +394,7 @@ def _distances(one: Tensor, other: Tensor) -> Tensor:
     return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _check(known: Known, validation: Known) -> None:
+def _check(known: KnownFields, validation: KnownFields) -> None:
     for name, its in (("known", known), ("validation", validation)):
         if its.condition.ndim != 2 or its.values.ndim != 3 or len(its.condition) != len(its.values):
             raise ShapeError(

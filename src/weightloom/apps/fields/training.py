@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -11,12 +11,11 @@ from torch import Tensor
 from weightloom.apps.app import Training
 from weightloom.apps.fields.config import FieldsOptions
 from weightloom.apps.fields.judge import CPU, SCORE
-from weightloom.apps.fields.methods import SHARED_POINTS, DeepONet, Surrogate, build_net
+from weightloom.apps.fields.methods import DeepONet, Surrogate, build_net
 from weightloom.apps.fields.problem import FieldProblem
 from weightloom.apps.fields.rivals import fit_kernel, fit_nearest, grid_of
 from weightloom.runs.metrics import read_rows
 from weightloom.training import History, TrainOptions, Turn, train
-from weightloom.training.sources import Draw
 
 BETAS = (0.9, 0.99)
 """Adam's decay rates, the same for every method."""
@@ -112,9 +111,7 @@ def fit(
         checkpoint_every=config.checkpoint_every,
         seed=config.seed,
     )
-    draw: Draw = problem.draw
-    if isinstance(model.net, DeepONet):
-        draw = partial(problem.draw_shared, points=SHARED_POINTS)
+    draw = problem.draw_shared if isinstance(model.net, DeepONet) else problem.draw
     turn = Turn("all", betas=BETAS)
     return train(model, draw, None, settings, turns=[turn], evaluate=evaluate, **training.how())
 

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from weightloom.runs.record import Row
     from weightloom.training import History
 
-MOST_NUMBERS = 12
-"""Maximum number of methods in the brief list."""
-
 
 class Gan(App[GanOptions, "GanProblem", "AdversarialPair"]):
     """Train generator and discriminator, both generated from a condition, and judge samples."""
@@ -153,7 +150,7 @@ class Gan(App[GanOptions, "GanProblem", "AdversarialPair"]):
                 "weightloom gan --method …",
                 ("method", "description", "data"),
                 methods,
-                brief=[its.name for its in ABOUT][:MOST_NUMBERS],
+                brief=GanConfig().resolved().methods,
             ),
         ]
 

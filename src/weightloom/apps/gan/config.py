@@ -107,9 +107,12 @@ class GanConfig(RunOptions):
     @property
     def is_folder(self) -> bool:
         """True if the data are a folder of one's own."""
-        return self.data not in DATA and (
-            "/" in self.data or "\\" in self.data or Path(self.data).expanduser().is_dir()
-        )
+        if self.data in DATA:
+            return False
+        try:
+            return "/" in self.data or Path(self.data).expanduser().is_dir()
+        except (OSError, ValueError, RuntimeError):  # too long, a null byte, no home
+            return False
 
     def _usual_comparators(self) -> tuple[str, ...]:
         names = preset(self.data).get("comparators", methods_of(self.data))

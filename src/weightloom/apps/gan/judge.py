@@ -155,42 +155,26 @@ class _Judged:
 def scores_at_equal_steps(
     contenders: Sequence[Contender[AdversarialPair]], config: GanOptions, folder: Path
 ) -> dict[str, tuple[str, float]]:
-    """Return the validation score of each method after as many steps as the shortest training took.
+    """Return the validation score of each method at the last step that all trainings evaluated.
 
     Returns:
         Name of the column and score, by method; empty unless trainings differ in steps.
     """
-    curves = _curves(contenders, config, folder)
-    ends = {max(curve) for curve in curves.values()}
-    if len(ends) < 2:
-        return {}
-    step = min(_last(curve, min(ends)) for curve in curves.values() if min(curve) <= min(ends))
-    title = f"validation score at {step} steps"
-    return {
-        name: (title, curve[_last(curve, step)])
-        for name, curve in curves.items()
-        if min(curve) <= step
+    curves = {
+        its.name: _validation_curve(method_folder(folder, its.name, config))
+        for its in contenders
+        if its.role == "method" and its.model is not None
     }
+    steps = [set(curve) for curve in curves.values()]
+    common = set.intersection(*steps) if steps else set()
+    if not common or all(its == common for its in steps):
+        return {}
+    step = max(common)
+    title = f"validation score at {step} steps"
+    return {name: (title, curve[step]) for name, curve in curves.items()}
 
 
-def _curves(
-    contenders: Sequence[Contender[AdversarialPair]], config: GanOptions, folder: Path
-) -> dict[str, dict[int, float]]:
-    """Validation scores by step, by method; without methods that have none."""
-    curves: dict[str, dict[int, float]] = {}
-    for its in contenders:
-        if its.role == "method" and its.model is not None:
-            rows = read_rows(method_folder(folder, its.name, config))
-            found = {row["step"]: row["validation_score"] for row in rows if _has_score(row)}
-            if found:
-                curves[its.name] = found
-    return curves
-
-
-def _last(curve: Mapping[int, float], step: int) -> int:
-    """Last evaluation up to a step."""
-    return max(its for its in curve if its <= step)
-
-
-def _has_score(row: Mapping[str, object]) -> bool:
-    return isinstance(row.get("validation_score"), int | float)
+def _validation_curve(folder: Path) -> dict[int, float]:
+    """Return the logged validation scores of a method by step."""
+    scores = ((row["step"], row.get("validation_score")) for row in read_rows(folder))
+    return {step: its for step, its in scores if isinstance(its, int | float)}

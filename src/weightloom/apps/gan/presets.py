@@ -5,9 +5,11 @@ Torch is not imported.
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from weightloom.datasets import find_file
+from weightloom.texts import home, kind_of
 
 OURS = "generated"
 """Default `--method`."""
@@ -49,6 +51,7 @@ ABOUT = (
     GanMethod("r1", "the plain pair, non-saturating loss, penalty at real samples only"),
     GanMethod("non-saturating", "the plain pair, non-saturating loss, no penalty"),
     GanMethod("packed-alone", "the packed pair, non-saturating loss, no penalty"),
+    GanMethod("generated-discriminator", "samples of one size; the discriminator written"),
     GanMethod("concat", "the same pair without hypernetwork, which reads the condition as input"),
     GanMethod(
         "function-concat", "functions by one network, which reads place, condition and noise"
@@ -80,6 +83,9 @@ PICTURE_METHODS = (
 """Methods for pictures."""
 FEW_METHODS = ("generated", "function-concat", "picture-generated", "picture-concat")
 """Methods for pictures that are compared by default."""
+
+SOUND_METHODS = (*FEW_METHODS, "generated-discriminator")
+"""Methods for sounds."""
 
 COMMON: dict[str, Any] = {
     "steps": 4000,
@@ -124,6 +130,16 @@ POINT_OPTIONS: dict[str, Any] = {
     "penalty_every": 4,
 }
 """Default options for points in the plane."""
+SOUNDS: Mapping[str, Any] = {
+    "batch": 80,
+    "noise_dim": 32,
+    "width": 256,
+    "penalty_every": 4,
+    "average": 0.995,
+    "samples": 60,
+    "evaluate_every": 100,
+}
+"""Defaults of options for sounds."""
 
 PROBLEMS: dict[str, KnownData] = {
     "digits": KnownData(
@@ -131,7 +147,15 @@ PROBLEMS: dict[str, KnownData] = {
         place="pictures:Digits",
         needs=("sklearn",),
         methods=PICTURE_METHODS,
-        options={"size": 8, "samples": 204, "comparators": FEW_METHODS},
+        options={
+            "size": 8,
+            "samples": 204,
+            "comparators": FEW_METHODS,
+            "gamma": 3.0,
+            "gamma_end": 3.0,
+            "penalty_every": 4,
+        },
+        rates={"picture-concat": 1e-3, "function-concat": 4e-3, "matched": 4e-3},
     ),
     "mnist": KnownData(
         about="MNIST digits, 28 x 28 pixels; 10 classes",
@@ -144,16 +168,8 @@ PROBLEMS: dict[str, KnownData] = {
         about="recordings of spoken digits, 8 kHz; 10 words",
         place="sounds:SpokenWords",
         needs=("free_spoken_digits/fsdd_mulaw8.npz",),
-        methods=("generated", "picture-generated", "function-concat", "picture-concat"),
-        options={
-            "steps": 4000,
-            "batch": 80,
-            "noise_dim": 32,
-            "width": 256,
-            "penalty_every": 4,
-            "average": 0.995,
-            "samples": 60,
-        },
+        methods=SOUND_METHODS,
+        options=SOUNDS,
     ),
     "grid": KnownData(
         about="25 normal distributions on a grid in the plane; 5 replicas in one pass",
@@ -179,8 +195,17 @@ OWN_METHODS = FEW_METHODS
 
 
 def preset(data: str) -> dict[str, Any]:
-    """Return the default options of data; those of all data for one's own."""
-    return {**COMMON, **PROBLEMS[data].options} if data in PROBLEMS else dict(COMMON)
+    """Return the default options of data; for one's own, those of all data, or of sounds."""
+    if data in PROBLEMS:
+        return {**COMMON, **PROBLEMS[data].options}
+    return {**COMMON, **SOUNDS} if holds_sounds(data) else dict(COMMON)
+
+
+def holds_sounds(folder: str | Path) -> bool:
+    """Return whether a folder has WAV files in a sub-folder."""
+    if kind_of(root := home(folder)) != "folder":
+        return False
+    return any(its.suffix.lower() == ".wav" for its in root.glob("*/*"))
 
 
 def usual_rates(data: str) -> Mapping[str, float]:

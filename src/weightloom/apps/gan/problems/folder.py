@@ -7,6 +7,7 @@ Out:  the problem that reads its kind of files.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weightloom.apps.gan.presets import holds_sounds
 from weightloom.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def FolderProblem(config: "GanOptions") -> "GanProblem":  # noqa: N802
             f"`--data {config.data}` is no folder. It needs a sub-folder of pictures or WAV files "
             "for each class. `weightloom list gan` shows the data that need none."
         )
-    if any(root.glob("*/*.wav")) or any(root.glob("*/*.WAV")):
+    if holds_sounds(root):
         from weightloom.apps.gan.problems.sounds import OwnSounds
 
         return OwnSounds(config)

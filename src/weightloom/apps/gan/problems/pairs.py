@@ -24,8 +24,8 @@ from weightloom.forms import FiLM, Form, LowRank
 from weightloom.hypernets import MLPHyperNetwork
 from weightloom.networks import FourierFeatures, FunctionNet, mlp
 
-SMALLEST = 144
-"""Points of a sample from which players are convolutional networks."""
+SMALLEST = 1024
+"""Points of a sample from which players are convolutional networks, slow on a CPU."""
 RANK = 4
 """Rank of generated changes."""
 FEATURES = 2
@@ -89,7 +89,7 @@ def function_concat(sizes: Sizes) -> AdversarialPair:
     hyper = MLPHyperNetwork(base, width, "*.1.bias", hidden=())
     nn.init.normal_(hyper.head.weight, std=width**-0.5)
     made = FunctionGenerator(base, hyper, sizes.shape[1:], sizes.cell)
-    judge = ConcatenatedPlayer(discriminator(sizes, beside=sizes.condition_dim))
+    judge = concatenated(sizes)
     return AdversarialPair(made, judge, sizes.noise_dim)
 
 
@@ -115,7 +115,7 @@ def picture_concat(sizes: Sizes) -> AdversarialPair:
     """Both players read the condition beside their input; samples of one size."""
     return AdversarialPair(
         ConcatenatedPlayer(generator(sizes, beside=sizes.condition_dim)),
-        ConcatenatedPlayer(discriminator(sizes, beside=sizes.condition_dim)),
+        concatenated(sizes),
         sizes.noise_dim,
     )
 
@@ -140,6 +140,30 @@ def written(base: nn.Module, sizes: Sizes, form: Form) -> GeneratedPlayer:
     return GeneratedPlayer(base, MLPHyperNetwork(base, sizes.condition_dim, form=form, hidden=()))
 
 
+def concatenated(sizes: Sizes) -> nn.Module:
+    """Build a discriminator that reads the condition beside its input."""
+    if math.prod(sizes.shape[1:]) < SMALLEST:
+        return FlatPlayer(_mlp(math.prod(sizes.shape) + sizes.condition_dim, sizes, 1))
+    return ConcatenatedPlayer(discriminator(sizes, beside=sizes.condition_dim))
+
+
+class FlatPlayer(nn.Module):
+    """Player that reads the condition once beside all numbers of its input.
+
+    Args:
+        base: Network from (batch, numbers + condition_dim) to outputs.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.player = ConcatenatedPlayer(base)
+
+    def forward(self, condition: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs, (tasks, count, *out), for inputs (tasks, count, *shape)."""
+        outputs: Tensor = self.player(condition, inputs.flatten(2))
+        return outputs
+
+
 class Bounded(nn.Module):
     """Network whose outputs are squashed to (0, 1).
 
@@ -159,22 +183,19 @@ class Bounded(nn.Module):
 def coordinate_network(sizes: Sizes) -> nn.Module:
     """Build an MLP on random Fourier features of a position, (points, axes) to (points, channels).
 
-    Layers 1 and 3 of ``net`` are hidden.
+    Layers 1 and 3 of ``net`` are hidden, of half the width: each runs at every point of a sample.
     """
     channels, *size = sizes.shape
+    width = sizes.width // 2
     features = FourierFeatures(len(size), sizes.width // 2, sizes.spread)
-    return Bounded(
-        nn.Sequential(features, *mlp([features.features, sizes.width, sizes.width, channels]))
-    )
+    return Bounded(nn.Sequential(features, *mlp([features.features, width, width, channels])))
 
 
 def generator(sizes: Sizes, beside: int = 0) -> nn.Module:
     """Build a generator of samples of one size, from noise, (batch, noise_dim + beside)."""
     if math.prod(sizes.shape[1:]) >= SMALLEST:
         return Bounded(ConvGenerator(sizes.shape, sizes.noise_dim + beside, sizes.width // 4))
-    layers = mlp(
-        [sizes.noise_dim + beside, sizes.width, sizes.width, math.prod(sizes.shape)], nn.LeakyReLU
-    )
+    layers = _mlp(sizes.noise_dim + beside, sizes, math.prod(sizes.shape))
     return Bounded(nn.Sequential(*layers, nn.Unflatten(1, sizes.shape)))
 
 
@@ -183,8 +204,7 @@ def discriminator(sizes: Sizes, packing: int = 1, beside: int = 0) -> nn.Module:
     channels, *size = sizes.shape
     channels = channels * packing + beside
     if math.prod(size) < SMALLEST:
-        widths = [channels * math.prod(size), sizes.width, sizes.width, 1]
-        return nn.Sequential(nn.Flatten(), *mlp(widths, nn.LeakyReLU))
+        return nn.Sequential(nn.Flatten(), *_mlp(channels * math.prod(size), sizes, 1))
     conv = nn.Conv2d if len(size) == 2 else nn.Conv1d
     width = sizes.width // 4
     left = math.prod(-(-points // 4) for points in size)
@@ -229,6 +249,10 @@ class ConvGenerator(nn.Module):
         for axis, points in enumerate(self.size, 2):
             made = made.narrow(axis, 0, points)
         return made
+
+
+def _mlp(inputs: int, sizes: Sizes, outputs: int) -> nn.Sequential:
+    return mlp([inputs, sizes.width, sizes.width, outputs], nn.LeakyReLU)
 
 
 def _count(model: nn.Module) -> int:

@@ -4,6 +4,7 @@ In:   options.
 Out:  a `GanProblem`; scores of each class by a classifier of real pictures.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 LARGER = 4
 """Times the size of training at which functions are drawn, then reduced."""
-PIECE = 20
-"""Functions of each class that are drawn larger at once."""
+MOST_POINTS = 2**19
+"""Points of functions that are evaluated at once; each may take some kilobytes."""
 SHARE = 0.2
 """Share of the smallest class for the test, and for validation."""
 FEWEST = 30
@@ -46,7 +47,7 @@ class Parts(NamedTuple):
     """Real pictures of each class, by part; float in [0, 1]."""
 
     train: Sequence[Tensor]
-    """Of each class, (pictures, channels, height, width)."""
+    """Pictures by class, each (pictures, channels, height, width)."""
     validation: Tensor
     """(classes, pictures, channels, height, width)."""
     test: Tensor
@@ -131,7 +132,8 @@ class Pictures(GanProblem):
             return self._enlarged(model.sample(condition, count, generator))
         noise = torch.randn(len(condition), count, model.noise_dim, generator=generator)
         larger = [LARGER * points for points in self.shape[1:]]
-        drawn = [model.generator(condition, its, larger) for its in noise.split(PIECE, dim=1)]
+        piece = max(1, MOST_POINTS // (len(condition) * math.prod(larger)))
+        drawn = [model.generator(condition, its, larger) for its in noise.split(piece, dim=1)]
         return self._reduced(torch.cat(drawn, dim=1))
 
     def _enlarged(self, pictures: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ SOUND_BUILDERS: Mapping[str, tuple[Callable[[Sizes], nn.Module], Callable[[Sizes
     "generated": (function, written_judge),
     "function-concat": (function_concat, reading_judge),
     "picture-generated": (picture_written, written_judge),
+    "generated-discriminator": (picture_concat, written_judge),
     "picture-concat": (picture_concat, reading_judge),
 }
 """Builders of generator and discriminator, by the name of the method."""

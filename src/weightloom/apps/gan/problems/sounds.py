@@ -17,6 +17,7 @@ from weightloom.apps.app import Shown
 from weightloom.apps.gan.problems.pairs import Sizes
 from weightloom.apps.gan.problems.pictures import Parts, Pictures, split
 from weightloom.apps.gan.problems.sound_pairs import build_sound_pair
+from weightloom.errors import DataError
 from weightloom.tasks.spectrograms import ROUNDS, Spectrograms
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ CLIPS = "clips"
 """Name of the only setting."""
 JUDGED_ROUNDS = 8
 """Rounds of the search for phases of sounds that are judged; those to be heard get more."""
+VALIDATED = 10
+"""Sounds of each class behind a score during training."""
 HEARD = 2
 """Sounds of each class in the report."""
 FEWEST = 30
@@ -150,6 +153,13 @@ class Sounds(Pictures):
             "real clips, turned back": self._analysed(self._heard(images, JUDGED_ROUNDS)),
         }
 
+    def validate(self, model: AdversarialPair) -> float:
+        """Return the accuracy of a few sounds, by the classifier."""
+        samples = self._drawn(model, CLIPS, VALIDATED)
+        labels = torch.arange(len(samples)).repeat_interleave(VALIDATED)
+        accuracy: float = self.classifier.accuracy(samples.flatten(0, 1), labels)
+        return accuracy
+
     def frame(self, model: AdversarialPair) -> Tensor | None:
         """Return two spectrograms of each class, low tones at the bottom."""
         chance = torch.Generator().manual_seed(1)
@@ -201,7 +211,7 @@ class OwnSounds(Sounds):
 
     Raises:
         DataError: If there are fewer than two classes, one has too few clips, or files differ in
-            rate.
+            rate, or it is below 4,000 samples per second.
     """
 
     def __init__(self, config: "GanOptions") -> None:
@@ -209,6 +219,13 @@ class OwnSounds(Sounds):
         from weightloom.tasks.wav import load_wavs
 
         loaded = load_wavs(config.data, FRAMES * FRAME, fewest=FEWEST)
+        if loaded.rate < SLOWEST_RATE:
+            raise DataError(
+                f"The files of `{config.data}` have {loaded.rate} samples per second. Their "
+                f"spectrograms reach half of that, and {SLOWEST_RATE} are the fewest that hold "
+                "speech. Record or convert them at a higher rate, as by `ffmpeg -i old.wav -ar "
+                "8000 new.wav`."
+            )
         title = Path(config.data).expanduser().name
         super().__init__(config, split(loaded.clips), loaded.rate, loaded.names, title)
         clips = sum(map(len, loaded.clips))
