@@ -15,6 +15,7 @@ from weightloom.adversarial import (
     FunctionGenerator,
     GeneratedPair,
     Penalty,
+    StatisticsPair,
     adversarial_source,
     discriminator_loss,
     generator_loss,
@@ -22,7 +23,6 @@ from weightloom.adversarial import (
 )
 from weightloom.adversarial.losses import check_loss
 from weightloom.adversarial.players import cell_centres
-from weightloom.adversarial.statistics import StatisticsPair
 from weightloom.errors import ConfigError, NonFiniteError, ShapeError
 from weightloom.forms import FiLM, Full, LowRank
 from weightloom.forms.factored import built

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weightloom.adversarial import AdversarialBatch, Penalty, adversarial_source
+from weightloom.adversarial import AdversarialBatch, Penalty, StatisticsPair, adversarial_source
 from weightloom.adversarial.pair import turn_loss
-from weightloom.adversarial.statistics import StatisticsPair
 from weightloom.apps.experiment import run
 from weightloom.apps.gan.app import Gan
 from weightloom.apps.gan.config import GanConfig

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from weightloom.adversarial import AdversarialPair, Penalty
-from weightloom.adversarial.statistics import StatisticsPair
+from weightloom.adversarial import AdversarialPair, Penalty, StatisticsPair
 from weightloom.apps.app import Shown
 from weightloom.apps.gan.problems.problem import GanProblem, Recipe
 from weightloom.base import per_task
