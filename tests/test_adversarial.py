@@ -15,6 +15,7 @@ from weightloom.adversarial import (
     FunctionGenerator,
     GeneratedPair,
     Penalty,
+    StatisticsPair,
     adversarial_source,
     discriminator_loss,
     generator_loss,
@@ -22,7 +23,6 @@ from weightloom.adversarial import (
 )
 from weightloom.adversarial.losses import check_loss
 from weightloom.adversarial.players import cell_centres
-from weightloom.adversarial.statistics import StatisticsPair
 from weightloom.errors import ConfigError, NonFiniteError, ShapeError
 from weightloom.forms import FiLM, Full, LowRank
 from weightloom.forms.factored import built
@@ -241,6 +241,18 @@ def test_functions_of_two_resolutions_agree_where_their_cells_have_one_centre():
     coarse, fine = made(condition, noise), made(condition, noise, size=(12, 15))
     torch.testing.assert_close(fine[..., 1::3, 1::3], coarse)
     assert (fine[..., ::3, ::3] - coarse).abs().max() > 1e-3
+
+
+def test_a_cell_of_several_positions_is_the_mean_of_a_larger_sample():
+    torch.manual_seed(0)
+    base = Siren(2, 1, hidden=(8,)).double()
+    hyper = MLPHyperNetwork(base, 2 + NOISE, hidden=(8,)).double()
+    nn.init.normal_(hyper.head.weight, std=0.1)
+    made = FunctionGenerator(base, hyper, size=(4, 5), cell=2)
+    condition, noise = random(TASKS, 2), random(TASKS, COUNT, NOISE)
+    larger = made(condition, noise, size=(8, 10)).flatten(0, 1)
+    expected = nn.functional.avg_pool2d(larger, 2).unflatten(0, (TASKS, COUNT))
+    torch.testing.assert_close(made(condition, noise), expected)
 
 
 def test_a_function_is_the_network_of_its_own_condition_and_noise():

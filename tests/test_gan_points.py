@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weightloom.adversarial import AdversarialBatch, Penalty, adversarial_source
+from weightloom.adversarial import AdversarialBatch, Penalty, StatisticsPair, adversarial_source
 from weightloom.adversarial.pair import turn_loss
-from weightloom.adversarial.statistics import StatisticsPair
 from weightloom.apps.experiment import run
 from weightloom.apps.gan.app import Gan
 from weightloom.apps.gan.config import GanConfig
 from weightloom.apps.gan.presets import methods_of
-from weightloom.apps.gan.problems.points import METHODS, Points, grid, ring
+from weightloom.apps.gan.problems.points import EACH, METHODS, Points, grid, ring
 from weightloom.apps.gan.trained import load
 from weightloom.training import TrainOptions, train
 
@@ -115,21 +114,21 @@ def test_pairs_of_a_replica_start_apart_and_draw_any_number_of_samples(method):
     assert not torch.equal(made[0], made[1])
 
 
-def test_a_generated_generator_makes_16_samples_and_the_next_another_16():
+def test_a_generated_generator_makes_a_few_samples_and_the_next_another_few():
     """Within a group the code's own numbers matter for its first sample only."""
     problem = problem_of(noise_dim=4, width=32)
     pair = built(problem, "generated-generator").eval()
     for its in pair.generator.parameters():
         torch.nn.init.normal_(its, std=0.3)
-    noise = torch.randn(3, 32, 4)
+    noise = torch.randn(3, 2 * EACH, 4)
     codes = noise.clone()
-    codes[:, 1:16, :2] += 1.0  # not read
+    codes[:, 1:EACH, :2] += 1.0  # not read
     made = pair.generator(problem.conditions(), noise)
     torch.testing.assert_close(pair.generator(problem.conditions(), codes), made)
-    codes[:, 0, :2] += 1.0  # the code of the first 16
+    codes[:, 0, :2] += 1.0  # the code of the first few
     other = pair.generator(problem.conditions(), codes)
-    assert (other - made)[:, :16].abs().amin(dim=(0, 2)).min() > 0
-    torch.testing.assert_close(other[:, 16:], made[:, 16:])
+    assert (other - made)[:, :EACH].abs().amin(dim=(0, 2)).min() > 0
+    torch.testing.assert_close(other[:, EACH:], made[:, EACH:])
 
 
 def test_the_matched_pair_has_the_numbers_of_the_generated_one():

@@ -16,3 +16,4 @@ from weightloom.adversarial.pair import GeneratedPair as GeneratedPair
 from weightloom.adversarial.players import ConcatenatedPlayer as ConcatenatedPlayer
 from weightloom.adversarial.players import FunctionGenerator as FunctionGenerator
 from weightloom.adversarial.players import GeneratedPlayer as GeneratedPlayer
+from weightloom.adversarial.statistics import StatisticsPair as StatisticsPair

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from weightloom.adversarial import AdversarialPair, Penalty
-from weightloom.adversarial.statistics import StatisticsPair
+from weightloom.adversarial import AdversarialPair, Penalty, StatisticsPair
 from weightloom.apps.app import Shown
 from weightloom.apps.gan.problems.problem import GanProblem, Recipe
 from weightloom.base import per_task
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 FREQUENCIES = 16
 """Random frequencies of the features whose statistics are a condition."""
-EACH = 16
+EACH = 4
 """Samples of each generated generator in a batch."""
 SEEDS = {True: 11, False: 12}
 """Seed of the noise behind samples to score, for validation and for the table."""
