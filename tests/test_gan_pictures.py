@@ -234,6 +234,12 @@ def test_a_class_with_too_few_pictures_is_named(tmp_path, count):
         OwnPictures(config)
 
 
+def test_one_class_is_too_few(tmp_path):
+    folder = own_folder(tmp_path / "bars", {"row": 30})
+    with pytest.raises(DataError, match="holds 1 folders of pictures"):
+        OwnPictures(GanConfig(data=str(folder), steps=2).resolved())
+
+
 def test_a_file_that_is_no_picture_is_told(tmp_path):
     pytest.importorskip("PIL")
     folder = own_folder(tmp_path / "bars", {"row": 30, "column": 31})

@@ -155,7 +155,7 @@ PROBLEMS: dict[str, KnownData] = {
             "gamma_end": 3.0,
             "penalty_every": 4,
         },
-        rates={"picture-concat": 1e-3, "function-concat": 4e-3, "matched": 4e-3},
+        rates={"picture-concat": 1e-3},
     ),
     "mnist": KnownData(
         about="MNIST digits, 28 x 28 pixels; 10 classes",

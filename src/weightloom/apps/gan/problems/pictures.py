@@ -399,19 +399,17 @@ class OwnPictures(Pictures):
         from weightloom.tasks.folder import load_folder
         from weightloom.tasks.tasks import told
 
-        loaded = load_folder(config.data, size=config.size, fewest=1, ways=2)
-        pool = loaded.pool
         root = Path(config.data).expanduser()
-        counts = dict(zip(pool.names, pool.counts.tolist(), strict=True))
-        known = counts if loaded.split else dict.fromkeys(_class_names(root), 0) | counts
-        for name, count in known.items():
-            if count < FEWEST:
-                raise DataError(
-                    f"Class `{name}` of `{config.data}` has {count} pictures that can be read. "
-                    f"{FEWEST} or more are needed: {SHARE:.0%} of the smallest class are held out "
-                    "for the test and as many for validation, and the measures need 6. Add "
-                    "pictures to the class, or move its folder away."
-                )
+        counts = {
+            its.name: len(list(its.iterdir()))
+            for its in sorted(root.iterdir())
+            if its.is_dir() and its.name[0] != "."
+        }
+        _check_counts(config.data, counts)
+        loaded = load_folder(root, size=config.size, fewest=1)
+        pool = loaded.pool
+        readable = dict(zip(pool.names, pool.counts.tolist(), strict=True))
+        _check_counts(config.data, dict.fromkeys(counts, 0) | readable)
         classes = [
             its[:count].float() / 255
             for its, count in zip(pool.examples, pool.counts.tolist(), strict=True)
@@ -424,5 +422,19 @@ class OwnPictures(Pictures):
         )
 
 
-def _class_names(root: Path) -> list[str]:
-    return [its.name for its in sorted(root.iterdir()) if its.is_dir() and its.name[0] != "."]
+def _check_counts(data: str, counts: Mapping[str, int]) -> None:
+    """Raise a `DataError` unless there are two classes or more, each with enough pictures."""
+    if len(counts) < 2:
+        raise DataError(
+            f"`{data}` holds {len(counts)} folders of pictures. The condition is the class of a "
+            "picture, and its name that of the folder. Put the pictures of each class into a "
+            "folder of its own, two or more."
+        )
+    for name, count in counts.items():
+        if count < FEWEST:
+            raise DataError(
+                f"Class `{name}` of `{data}` has {count} pictures that can be read. {FEWEST} or "
+                f"more are needed: {SHARE:.0%} of the smallest class are held out for the test and "
+                "as many for validation, and the measures need 6. Add pictures to the class, or "
+                "move its folder away."
+            )
