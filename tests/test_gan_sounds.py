@@ -24,6 +24,7 @@ from weightloom.tasks.wav import read_wav
 
 RATE = 4000
 SEEN = Spectrograms(8000)
+SEEN_AT_RATE = Spectrograms(RATE, window=256, hop=64)
 SIZES = Sizes((1, 40, 40), condition_dim=2, noise_dim=4, width=32)
 FUNCTIONS = ("generated", "function-concat")
 
@@ -199,6 +200,8 @@ def test_what_is_shown_is_heard(problem):
     assert facts["rate"] == RATE
     assert tensors["sounds/generated"].shape == (4, 2560)
     assert tensors["samples/generated"].shape[0] == 2
+    real = SEEN_AT_RATE.analyse(tensors["sounds/real clips"]).unflatten(0, (2, 2))
+    torch.testing.assert_close(real, problem.parts.validation[:, :2], atol=1e-4, rtol=0)
     assert problem.frame(pair).shape == (4, 1, 40, 40)
 
 

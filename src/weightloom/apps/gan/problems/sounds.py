@@ -170,6 +170,9 @@ class Sounds(Pictures):
         """Return what is shown of pictures, and sounds to hear."""
         tensors, facts = super().show(models)
         tensors = {name: its.flip(-2) for name, its in tensors.items()}  # low tones at the bottom
+        real = self.sounds.validation[:, :HEARD].flatten(0, 1)
+        loudest = real.abs().amax(1, keepdim=True)
+        tensors["sounds/real clips"] = 0.9 * real / loudest
         for method, model in models.items():
             if isinstance(model, AdversarialPair):
                 chance = torch.Generator().manual_seed(1)
