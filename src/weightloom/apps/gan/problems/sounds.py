@@ -18,7 +18,7 @@ from weightloom.apps.gan.problems.pairs import Sizes
 from weightloom.apps.gan.problems.pictures import Parts, Pictures, split
 from weightloom.apps.gan.problems.sound_pairs import build_sound_pair
 from weightloom.errors import DataError
-from weightloom.tasks.spectrograms import ROUNDS, Spectrograms
+from weightloom.tasks.mel import ROUNDS, MelSpectrograms
 
 if TYPE_CHECKING:
     from weightloom.apps.gan.config import GanOptions
@@ -65,7 +65,7 @@ class Sounds(Pictures):
     ) -> None:
         self.rate, self.sounds = rate, sounds
         hop = round(FRAME * rate)
-        self.spectrograms = Spectrograms(rate, window=4 * hop, hop=hop)
+        self.spectrograms = MelSpectrograms(rate, window=4 * hop, hop=hop)
         parts = Parts(
             [self.spectrograms.analyse(its) for its in sounds.train],
             self._analysed(sounds.validation),
