@@ -19,11 +19,12 @@ from weightloom.datasets import find_file
 from weightloom.errors import ConfigError, DataError, ShapeError
 from weightloom.measures import FeatureClassifier
 from weightloom.report.audio import encode_wav
-from weightloom.tasks.spectrograms import Spectrograms
+from weightloom.tasks.mel import MelSpectrograms
 from weightloom.tasks.wav import read_wav
 
 RATE = 4000
-SEEN = Spectrograms(8000)
+SEEN = MelSpectrograms(8000)
+SEEN_AT_RATE = MelSpectrograms(RATE, window=256, hop=64)
 SIZES = Sizes((1, 40, 40), condition_dim=2, noise_dim=4, width=32)
 FUNCTIONS = ("generated", "function-concat")
 
@@ -114,9 +115,9 @@ def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match=r"have 32 bands.*size=\(40, frames\)"):
         SEEN.synthesise(torch.zeros(1, 1, 32, 40))
     with pytest.raises(ConfigError, match="hop=300"):
-        Spectrograms(8000, hop=300)
+        MelSpectrograms(8000, hop=300)
     with pytest.raises(ConfigError, match="bands=200"):
-        Spectrograms(8000, bands=200)
+        MelSpectrograms(8000, bands=200)
 
 
 @pytest.mark.skipif(
@@ -199,6 +200,8 @@ def test_what_is_shown_is_heard(problem):
     assert facts["rate"] == RATE
     assert tensors["sounds/generated"].shape == (4, 2560)
     assert tensors["samples/generated"].shape[0] == 2
+    real = SEEN_AT_RATE.analyse(tensors["sounds/real clips"]).unflatten(0, (2, 2))
+    torch.testing.assert_close(real, problem.parts.validation[:, :2], atol=1e-4, rtol=0)
     assert problem.frame(pair).shape == (4, 1, 40, 40)
 
 

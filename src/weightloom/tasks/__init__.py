@@ -45,12 +45,14 @@ from weightloom.tasks.functions import pixel_positions as pixel_positions
 from weightloom.tasks.growth import growth_split as growth_split
 from weightloom.tasks.growth import load_growth_curves as load_growth_curves
 from weightloom.tasks.hyperteacher import HyperteacherTasks as HyperteacherTasks
+from weightloom.tasks.mel import MelSpectrograms as MelSpectrograms
 from weightloom.tasks.points import PointPool as PointPool
 from weightloom.tasks.points import PointTasks as PointTasks
 from weightloom.tasks.points import Stretch as Stretch
 from weightloom.tasks.sinusoid import SinusoidTasks as SinusoidTasks
 from weightloom.tasks.spoken import SpokenDigits as SpokenDigits
 from weightloom.tasks.spoken import load_spoken_digits as load_spoken_digits
+from weightloom.tasks.spoken import load_words as load_words
 from weightloom.tasks.spoken import spectrograms as spectrograms
 from weightloom.tasks.spoken import spoken_split as spoken_split
 from weightloom.tasks.table import TableTasks as TableTasks
@@ -67,3 +69,6 @@ from weightloom.tasks.text import load_intents as load_intents
 from weightloom.tasks.text import name_in_words as name_in_words
 from weightloom.tasks.text import sentence_features as sentence_features
 from weightloom.tasks.text import with_names as with_names
+from weightloom.tasks.wav import WavFolder as WavFolder
+from weightloom.tasks.wav import load_wavs as load_wavs
+from weightloom.tasks.wav import read_wav as read_wav

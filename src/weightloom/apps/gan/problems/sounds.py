@@ -18,7 +18,7 @@ from weightloom.apps.gan.problems.pairs import Sizes
 from weightloom.apps.gan.problems.pictures import Parts, Pictures, split
 from weightloom.apps.gan.problems.sound_pairs import build_sound_pair
 from weightloom.errors import DataError
-from weightloom.tasks.spectrograms import ROUNDS, Spectrograms
+from weightloom.tasks.mel import ROUNDS, MelSpectrograms
 
 if TYPE_CHECKING:
     from weightloom.apps.gan.config import GanOptions
@@ -65,7 +65,7 @@ class Sounds(Pictures):
     ) -> None:
         self.rate, self.sounds = rate, sounds
         hop = round(FRAME * rate)
-        self.spectrograms = Spectrograms(rate, window=4 * hop, hop=hop)
+        self.spectrograms = MelSpectrograms(rate, window=4 * hop, hop=hop)
         parts = Parts(
             [self.spectrograms.analyse(its) for its in sounds.train],
             self._analysed(sounds.validation),
@@ -170,6 +170,9 @@ class Sounds(Pictures):
         """Return what is shown of pictures, and sounds to hear."""
         tensors, facts = super().show(models)
         tensors = {name: its.flip(-2) for name, its in tensors.items()}  # low tones at the bottom
+        real = self.sounds.validation[:, :HEARD].flatten(0, 1)
+        loudest = real.abs().amax(1, keepdim=True)
+        tensors["sounds/real clips"] = 0.9 * real / loudest
         for method, model in models.items():
             if isinstance(model, AdversarialPair):
                 chance = torch.Generator().manual_seed(1)

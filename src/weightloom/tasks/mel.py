@@ -29,7 +29,7 @@ SOME = 250
 
 
 @dataclass(frozen=True)
-class Spectrograms:
+class MelSpectrograms:
     """Log mel spectrograms of sounds, in [0, 1], and sounds of spectrograms.
 
     Magnitudes of a short-time Fourier transform are summed in triangular bands, evenly spaced in
@@ -49,7 +49,7 @@ class Spectrograms:
             narrow to hold a frequency of the transform.
 
     Example:
-        >>> seen = Spectrograms(rate=8000)
+        >>> seen = MelSpectrograms(rate=8000)
         >>> sound = (torch.arange(5120) * 2 * torch.pi * 440 / 8000).sin()[None]  # 440 Hz
         >>> image = seen.analyse(sound)
         >>> image.shape, seen.synthesise(image).shape
@@ -70,7 +70,7 @@ class Spectrograms:
                 f"`rate={self.rate}, bands={self.bands}, window={self.window}, hop={self.hop}, "
                 f"range_db={self.range_db}` describe no spectrogram that can be turned back. All "
                 "are above 0, and windows overlap by half or more. Pass a `hop` of at most "
-                f"{self.window // 2}, as in `Spectrograms(rate=8000)`."
+                f"{self.window // 2}, as in `MelSpectrograms(rate=8000)`."
             )
         if not bool((self.weights.sum(1) > 0).all()):
             raise ConfigError(
