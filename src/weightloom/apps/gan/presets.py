@@ -162,7 +162,14 @@ PROBLEMS: dict[str, KnownData] = {
         place="pictures:Mnist",
         needs=("mnist/mnist_20k_10k.npz",),
         methods=PICTURE_METHODS,
-        options={"comparators": FEW_METHODS},
+        options={
+            "samples": 200,
+            "comparators": FEW_METHODS,
+            "gamma": 3.0,
+            "gamma_end": 3.0,
+            "penalty_every": 4,
+        },
+        rates={"picture-concat": 1e-3},
     ),
     "spoken-digits": KnownData(
         about="recordings of spoken digits, 8 kHz; 10 words",
