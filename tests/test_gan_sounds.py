@@ -14,7 +14,7 @@ from weightloom.apps.gan.problems import problem_of
 from weightloom.apps.gan.problems.pairs import Sizes
 from weightloom.apps.gan.problems.pictures import split
 from weightloom.apps.gan.problems.sound_pairs import SOUND_BUILDERS, build_sound_pair
-from weightloom.apps.gan.problems.sounds import Sounds, SpokenWords
+from weightloom.apps.gan.problems.sounds import SoundsByClass, SpokenWords
 from weightloom.datasets import find_file
 from weightloom.errors import ConfigError, DataError, ShapeError
 from weightloom.measures import FeatureClassifier
@@ -47,7 +47,7 @@ def quick(monkeypatch):
 @pytest.fixture
 def problem(quick):
     config = GanConfig(steps=4, samples=12, noise_dim=4, width=32, batch=8).resolved()
-    return Sounds(config, split([tones(300), tones(1200)]), RATE, ("low", "high"), "tones")
+    return SoundsByClass(config, split([tones(300), tones(1200)]), RATE, ("low", "high"), "tones")
 
 
 @pytest.fixture(scope="module")

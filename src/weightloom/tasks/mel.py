@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weightloom.errors import ConfigError, ShapeError
 
-Sounds = Float[Tensor, "sounds samples"]
+Waves = Float[Tensor, "sounds samples"]
 Images = Float[Tensor, "sounds 1 bands frames"]
 
 ROUNDS = 32
@@ -100,11 +100,11 @@ class MelSpectrograms:
         """Pseudo-inverse of the weights."""
         return torch.linalg.pinv(self.weights.double()).float()
 
-    def analyse(self, sounds: Sounds) -> Images:
+    def analyse(self, sounds: Waves) -> Images:
         """Compute spectrograms.
 
         Args:
-            sounds: Sounds, (sounds, samples), of one frame (``hop`` samples) or more.
+            sounds: Waves, (sounds, samples), of one frame (``hop`` samples) or more.
 
         Returns:
             Spectrograms, (sounds, 1, bands, samples // hop), in [0, 1].
@@ -125,7 +125,7 @@ class MelSpectrograms:
             parts.append((1 + decibels / self.range_db).clamp(min=0))
         return torch.cat(parts)[:, None]
 
-    def synthesise(self, images: Images, rounds: int = ROUNDS) -> Sounds:
+    def synthesise(self, images: Images, rounds: int = ROUNDS) -> Waves:
         """Compute sounds whose spectrograms are close to the given ones.
 
         Magnitudes come from the pseudo-inverse of the bands, phases from the fast Griffin-Lim

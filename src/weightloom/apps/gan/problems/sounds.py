@@ -39,7 +39,7 @@ SLOWEST_RATE = 4000
 """Smallest rate of sounds, in samples per second: their spectrograms reach half of it."""
 
 
-class Sounds(Pictures):
+class SoundsByClass(Pictures):
     """Sounds of several classes, with the class as condition.
 
     Players see spectrograms: a sample is a function of time and frequency, or a picture. It is
@@ -181,7 +181,7 @@ class Sounds(Pictures):
         return tensors, facts | {"rate": self.rate}
 
 
-class SpokenWords(Sounds):
+class SpokenWords(SoundsByClass):
     """Spoken digits: 3,000 recordings of ten words by six people.
 
     Takes 0 to 4 of each word and person are for the test, as in the set's own split, and takes 5 to
@@ -206,7 +206,7 @@ class SpokenWords(Sounds):
         super().__init__(config, parts, RATE, [str(word) for word in range(10)], "spoken digits")
 
 
-class OwnSounds(Sounds):
+class OwnSounds(SoundsByClass):
     """Sounds in a folder with a sub-folder of WAV files per class.
 
     Args:
