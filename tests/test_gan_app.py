@@ -116,7 +116,7 @@ def test_arms_of_unequal_length_are_compared_at_equal_steps(tmp_path, monkeypatc
 
     monkeypatch.setattr(app, "train", shorter)
     its = run(app, config, tmp_path / "run", quiet=True)
-    name = "validation score at 20 steps"
+    name = "validation score at equal steps"
     for method, folder in (("generated", tmp_path / "run"), ("concat", tmp_path / "run/concat")):
         logged = {one["step"]: one.get("validation_score") for one in read_rows(folder)}
         assert row(its, method)["also"][name]["mean"] == logged[20]

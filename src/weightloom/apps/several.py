@@ -419,7 +419,8 @@ class _Across:
     def _of_seed(self, seed: int, score: str | None) -> float | None:
         """Return a seed's mean over folds; None if a fold lacks the score."""
         rows = [self.known[fold, seed] for fold in self.folds]
-        picked = [(row["also"][score] if score else row)["mean"] for row in rows]
+        found = [row["also"].get(score, {}) if score else row for row in rows]
+        picked = [row.get("mean") for row in found]
         return None if any(value is None for value in picked) else mean(picked)
 
     def scores(self) -> tuple[dict[str, Any], dict[str, Any]]:

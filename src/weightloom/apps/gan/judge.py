@@ -24,6 +24,9 @@ from weightloom.runs.record import Role, Row, failed_row, row_of, summary
 SHUFFLED = "shuffled condition"
 """End of the name of the control whose samples were drawn for other conditions."""
 
+EQUAL = "validation score at equal steps"
+"""Name of a further score: the seeds of a run average it, each at its own number of steps."""
+
 
 def score_all(
     contenders: Sequence[Contender[AdversarialPair]],
@@ -170,8 +173,7 @@ def scores_at_equal_steps(
     if not common or all(its == common for its in steps):
         return {}
     step = max(common)
-    title = f"validation score at {step} steps"
-    return {name: (title, curve[step]) for name, curve in curves.items()}
+    return {name: (EQUAL, curve[step]) for name, curve in curves.items()}
 
 
 def _validation_curve(folder: Path) -> dict[int, float]:
