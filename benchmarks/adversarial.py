@@ -234,7 +234,8 @@ def main(record: Path, rounds: int) -> None:
             "hand. Images: a hypernetwork with a hidden layer "
             "of 64, against the base alone, without noise where it reads coordinates, each in the "
             "pieces that suit it best; features of the coordinates are computed once on both "
-            "sides.",
+            "sides. The many generators multiply the features by their common weight once; the one "
+            "generator does so for each image, as it must with noise joined to its inputs.",
         },
     )
 

@@ -434,8 +434,8 @@ TARGETS = [
         for data, modes, quality in (("grid", 24.6, 0.93), ("ring", 7.9, 0.95))
         for measure, relation, bound, about in (
             ("", "at least", modes, "modes"),
-            (":high quality", "at least", quality, "high-quality share"),
-            (":reverse KL", "at most", 0.04, "reverse KL divergence"),
+            (":high_quality", "at least", quality, "high-quality share"),
+            (":reverse_kl", "at most", 0.04, "reverse KL divergence"),
         )
     ),
     *(

@@ -72,6 +72,9 @@ class Pictures(GanProblem):
     cell: ClassVar[int] = 2
     """Positions along each axis of a pixel, as in `Sizes`."""
 
+    classifier_steps: ClassVar[int] = 1000
+    """Training steps of the classifier."""
+
     def __init__(
         self, config: "GanOptions", parts: Parts, names: Sequence[str], title: str
     ) -> None:
@@ -151,7 +154,9 @@ class Pictures(GanProblem):
 
         train = self.parts.train
         labels = torch.cat([torch.full((len(its),), row) for row, its in enumerate(train)])
-        return FeatureClassifier.fit(torch.cat(list(train)), labels, self.title)
+        return FeatureClassifier.fit(
+            torch.cat(list(train)), labels, self.title, steps=self.classifier_steps
+        )
 
     @cached_property
     def _features(self) -> list[tuple[Tensor, Tensor]]:
