@@ -49,6 +49,8 @@ GENERATED = (
     *("generated-head", "generated-metric", "hyper-film", "hyper-lowrank"),
     *("generated", "generated-frozen", "generated-weights", "generated-after"),
     *("generated-adapter", "generated-reconstruction"),
+    *("generated-generator", "generated-discriminator", "picture-generated"),
+    *("function-film", "function-lowrank", "generated-film", "generated-lowrank"),
 )
 """Methods that generate weights."""
 SCORES = ("accuracy", "mse", "return", "exact match", "loss_ratio", "relative_error", "modes")
@@ -446,7 +448,13 @@ TARGETS = [
         )
         for measure, score, bound in (("", "accuracy", 0.97), (":recall", "recall", 0.7))
     ),
-    ("gan-spoken-digits", "clips", "", "at least", 0.85, "spoken digits: accuracy of clips"),
+    *(
+        (
+            f"gan-spoken-digits/{method}",
+            *("clips", "", "at least", 0.85, f"spoken digits, {method}: accuracy of clips"),
+        )
+        for method in ("generated", "picture-generated")
+    ),
     ("house", "make demo", "", "at most", 240.0, "make demo, downloads aside: seconds"),
     ("house", "make test", "", "at most", 360.0, "make test: seconds"),
     ("house", "weightloom --help", "", "at most", 0.5, "weightloom --help: seconds"),

@@ -43,6 +43,9 @@ MARKDOWN = [
 NEEDS = {
     "adapters": "transformers",
     "frameworks": "lightning",
+    "gan": "sklearn",
+    "gan-pictures": "sklearn",
+    "measure-samples": "sklearn",
     "reinforcement-learning": "sb3_contrib",
     "your-own-data": "PIL",
 }
