@@ -1,7 +1,6 @@
 """Sounds by class: spectrograms and back, pairs of every method, scores, and folders of WAV files."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from weightloom.apps.gan.problems.sound_pairs import SOUND_BUILDERS, build_sound
 from weightloom.apps.gan.problems.sounds import SoundsByClass, SpokenWords
 from weightloom.datasets import find_file
 from weightloom.errors import ConfigError, DataError, ShapeError
-from weightloom.measures import FeatureClassifier
 from weightloom.report.audio import encode_wav
 from weightloom.tasks.mel import MelSpectrograms
 from weightloom.tasks.wav import read_wav
@@ -41,7 +39,7 @@ def tones(hertz, count=30, rate=RATE, seconds=0.64, seed=0):
 @pytest.fixture
 def quick(monkeypatch):
     """The classifier is trained for a few steps: it tells a low tone from a high one."""
-    monkeypatch.setattr(FeatureClassifier, "fit", partial(FeatureClassifier.fit, steps=12))
+    monkeypatch.setattr(SoundsByClass, "classifier_steps", 12)
 
 
 @pytest.fixture
