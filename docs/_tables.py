@@ -426,14 +426,17 @@ TARGETS = [
     ),
     *(
         (
-            f"gan-{data}/plain{measure}",
+            f"gan-{data}/{arm}{measure}",
             "samples",
             "",
             relation,
             bound,
-            f"{data}, plain pair: {about}",
+            f"{data}, {arm} pair: {about}",
         )
-        for data, modes, quality in (("grid", 24.6, 0.93), ("ring", 7.9, 0.95))
+        for data, arm, modes, quality in (
+            ("grid", "plain", 24.6, 0.93),
+            ("ring", "packed", 7.9, 0.95),
+        )
         for measure, relation, bound, about in (
             ("", "at least", modes, "modes"),
             (":high_quality", "at least", quality, "high-quality share"),
