@@ -20,7 +20,7 @@ class ConcatenatedPlayer(nn.Module):
 
     Args:
         base: Network from inputs (batch, inputs + condition_dim), or, for pictures and sounds,
-            (batch, channels + condition_dim, *size), to outputs.
+            ``(batch, channels + condition_dim, *size)``, to outputs.
 
     Example:
         >>> player = ConcatenatedPlayer(nn.Linear(4 + 3, 2))

@@ -200,7 +200,7 @@ def generator(sizes: Sizes, beside: int = 0) -> nn.Module:
 
 
 def discriminator(sizes: Sizes, packing: int = 1, beside: int = 0) -> nn.Module:
-    """Build a discriminator, from samples, (batch, channels * packing + beside, *size)."""
+    """Build a discriminator, from samples, ``(batch, channels, *size)``."""
     channels, *size = sizes.shape
     channels = channels * packing + beside
     if math.prod(size) < SMALLEST:
