@@ -638,7 +638,7 @@ def _result(name: str, record: Record, setting: str) -> str:
 
 
 def readme_numbers(records: dict[str, Record]) -> str:
-    """Return the table of three numbers beside those of today's tools, with their records."""
+    """Return the table of numbers beside those of today's tools, with their records."""
     if not {"cameras", "peers"} <= records.keys():
         return "No records yet."
     cameras, peers = records["cameras"], records["peers"]
@@ -671,10 +671,27 @@ def readme_numbers(records: dict[str, Record]) -> str:
             f"**1** | {len(documented)} libraries, as documented: {min(documented):.1f} to "
             f"{max(documented):.1f} x ours; products written by hand: {by_hand:.2f} x "
             f"| {link.format('peers')} |",
+            *_burgers_line(records, link),
             "",
             "Every customer's network can be taken out as a plain `nn.Module` (`specialise`).",
         ]
     )
+
+
+def _burgers_line(records: dict[str, Record], link: str) -> list[str]:
+    """Return the line of README on Burgers' equation; none without its record."""
+    if "fields-burgers" not in records:
+        return []
+    errors = _shares_read(records["fields-burgers"], "in range")
+    ours, others = errors["generated"], ("deeponet", "concat", "kernel")
+    names = ("DeepONet", "concatenated inputs", "kernel regression")
+    beside = ", ".join(
+        f"{name} {100 * errors[its]:.1f} %" for name, its in zip(names, others, strict=True)
+    )
+    return [
+        "| solutions of Burgers' equation never seen, as networks; relative error after equal "
+        f"training time | **{100 * ours:.1f} %** | {beside} | {link.format('fields-burgers')} |"
+    ]
 
 
 def _shares_read(record: Record, setting: str) -> dict[str, float]:
