@@ -159,6 +159,25 @@ def test_each_training_shows_its_frames_and_the_balance_of_its_players(tmp_path)
     assert ours[1].alt == "ours, gradient norm: discriminator 1 to 19; generator 2 to 20"
 
 
+def test_large_samples_of_many_methods_stay_within_the_page(tmp_path):
+    """Noise, which no PNG file compresses, and sounds of two thirds of a second."""
+    tensors = {f"samples/{name}": torch.rand(10, 8, 1, 40, 40) for name in "abcdef"}
+    tensors |= {f"sounds/{name}": torch.rand(20, 5120) for name in "abcdef"}
+    folder = write_training(tmp_path, {f"{step}": torch.rand(20, 1, 40, 40) for step in range(9)})
+    found = by_heading(made(tensors, {"rate": 8000}, folder=folder))
+    grids = [*found["Samples"].grids, *found["Samples during training"].grids]
+    pictures = sum(len(row.image) for grid in grids for row in grid.rows)
+    players = [uri for sounds in found["Sounds"].sounds for _, uri in sounds.sounds]
+    assert len(players) == 60
+    assert pictures + sum(map(len, players)) < 1_700_000
+
+
+def test_a_row_too_long_for_the_page_shows_images_from_end_to_end():
+    path = torch.arange(100.0)[:, None, None, None].expand(-1, 1, 2, 2) / 100
+    (grid,) = by_heading(made({"walk/ours": path}))["Walk between conditions"].grids
+    assert grid.rows[0].image == data_uri(side_by_side(path[::5]))
+
+
 def test_the_loss_of_each_player_has_a_curve_of_its_own(tmp_path):
     folder = write_training(tmp_path, {"000000020": torch.rand(5, 1, 8, 8)})
     (folder / "config.json").write_text('{"method": "ours"}')

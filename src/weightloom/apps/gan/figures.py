@@ -20,7 +20,7 @@ and gradient norms from its metrics.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ MOST_POINTS, FRAME_POINTS = 600, 200
 """Maximum number of points in a plane, and in one of several: each takes 100 bytes of the page."""
 MOST_SOUNDS = 20
 """Maximum number of sounds of one method."""
+MOST_PIXELS, MOST_SAMPLES = 300_000, 330_000
+"""Maximum numbers in the grids of a section, and in all sounds: 1.3 and 2.7 bytes each."""
 SHOWN_PIXELS = 48
 """About the height of a small image, in CSS pixels."""
 PLAYERS = {"loss": "loss", "gradient_norm": "gradient norm"}
@@ -115,20 +117,26 @@ def sections(run: Run) -> list[Section]:
 
 def sample_grids(run: Run) -> list[Grid]:
     """Samples of each method, a row for each condition."""
-    grids = []
-    for method, samples in _of(run, "samples", axes=5):
-        names = _names(run, len(samples))[:MOST_DOWN]
-        rows = [_row(name, its) for name, its in zip(names, samples, strict=False)]
-        grids.append(Grid(method, rows))
-    return grids
+    found = {method: its[:MOST_DOWN] for method, its in _of(run, "samples", axes=5)}
+    most = _across(row for its in found.values() for row in its)
+    names = _names(run, MOST_DOWN)
+    return [
+        Grid(method, [_row(name, row, most) for name, row in zip(names, its, strict=False)])
+        for method, its in found.items()
+    ]
 
 
 def frame_grids(trainings: Mapping[str, Path]) -> list[Grid]:
     """Images at some evaluations of each training, a row for each."""
-    return [
-        Grid(method, [_row(f"step {step:,}", its) for step, its in frames.items()])
+    found = {
+        method: frames
         for method, frames in _frames(trainings)
         if all(its.ndim == 4 for its in frames.values())
+    }
+    most = _across(its for frames in found.values() for its in frames.values())
+    return [
+        Grid(method, [_row(f"step {step:,}", its, most) for step, its in frames.items()])
+        for method, frames in found.items()
     ]
 
 
@@ -176,7 +184,8 @@ def nearest_grids(run: Run) -> list[Grid]:
     for method, pairs in _of(run, "nearest", axes=5):
         rows = [_row("sample", pairs[:, 0]), _row("nearest", pairs[:, 1])]
         distances = (run.facts.get("nearest") or {}).get(method) or []
-        words = ", ".join(f"{its:.3g}" for its in distances[:MOST_ACROSS])
+        shown = distances[:: math.ceil(len(pairs) / MOST_ACROSS)]
+        words = ", ".join(f"{its:.3g}" for its in shown)
         grids.append(
             Grid(method, rows, f"Distances, from left to right: {words}." if words else "")
         )
@@ -187,10 +196,13 @@ def sound_rows(run: Run) -> list[Sounds]:
     """Players of each method's sounds, named by condition."""
     rate = int(run.facts.get("rate") or 0)
     rows = []
-    for method, sounds in _of(run, "sounds", axes=2) if rate else ():
+    found = dict(_of(run, "sounds", axes=2)) if rate else {}
+    longest = sum(sounds.shape[1] for sounds in found.values())
+    most = max(1, min(MOST_SOUNDS, MOST_SAMPLES // max(1, longest)))
+    for method, sounds in found.items():
         names = _names(run, len(sounds))
         each = max(1, len(sounds) // len(names))
-        shown = range(0, len(sounds), math.ceil(len(sounds) / MOST_SOUNDS))
+        shown = range(0, len(sounds), math.ceil(len(sounds) / most))
         players = [
             (names[min(number // each, len(names) - 1)], sound_uri(sounds[number], rate))
             for number in shown
@@ -248,8 +260,20 @@ def _one_row_each(run: Run, kind: str) -> list[Grid]:
     return [Grid(method, [_row("", its)]) for method, its in _of(run, kind, axes=4)]
 
 
-def _row(words: str, images: Tensor) -> GridRow:
-    joined = side_by_side(images[:MOST_ACROSS])
+def _across(rows: Iterable[Tensor]) -> int:
+    """Images in each row of a section, so that all of them stay within `MOST_PIXELS`.
+
+    Args:
+        rows: Images of each row, (count, channels, height, width).
+    """
+    images = list(rows)
+    total = sum(its.numel() for its in images)
+    most = max((len(its) for its in images), default=1)
+    return max(1, min(MOST_ACROSS, int(most * MOST_PIXELS / max(1, total))))
+
+
+def _row(words: str, images: Tensor, most: int = MOST_ACROSS) -> GridRow:
+    joined = side_by_side(images[:: math.ceil(len(images) / most)])
     scale = max(1, SHOWN_PIXELS // joined.shape[1])
     return GridRow(words, data_uri(joined), scale * joined.shape[2])
 
