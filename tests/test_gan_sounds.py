@@ -206,9 +206,9 @@ def test_what_is_shown_is_heard(problem):
 # Folders
 
 
-def test_a_folder_of_wav_files_gets_the_options_of_sounds(folder):
+def test_a_folder_of_wav_files_gets_the_options_of_sounds(folder, tmp_path):
     assert GanConfig(data=str(folder)).resolved().width == SOUNDS["width"]
-    assert preset(str(folder.parent))["width"] != SOUNDS["width"]
+    assert preset(str(tmp_path))["width"] != SOUNDS["width"]
 
 
 def test_a_pair_trained_on_a_folder_draws_sounds(folder, tmp_path, quick):
