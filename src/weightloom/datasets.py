@@ -7,6 +7,8 @@ Reads no file and does not import torch, so that ``weightloom list`` starts at o
 """
 
 import os
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 from weightloom.errors import DataError
@@ -49,6 +51,26 @@ def find_file(data: str, file: str) -> Path | None:
     """
     paths = (folder / file for folder in searched_folders(data))
     return next((path for path in paths if path.is_file()), None)
+
+
+def lacking(needs: Iterable[str]) -> list[str]:
+    """Return the modules and files that are not on this machine.
+
+    Args:
+        needs: Names of modules, as in ``"sklearn"``, and of files in folders of data sets, as in
+            ``"mnist/mnist_20k_10k.npz"``.
+
+    Example:
+        >>> lacking(["torch", "no_such_module", "nowhere/none.npz"])
+        ['no_such_module', 'nowhere/none.npz']
+    """
+    absent = []
+    for need in needs:
+        folder, _, file = need.partition("/")
+        found = find_file(folder, file) if file else find_spec(need)
+        if found is None:
+            absent.append(need)
+    return absent
 
 
 def needed_file(data: str, file: str, title: str, about: str) -> Path:

@@ -4,11 +4,10 @@ Torch is not imported.
 """
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from weightloom.datasets import find_file
+from weightloom.datasets import lacking
 from weightloom.texts import home, kind_of
 
 OURS = "generated"
@@ -227,14 +226,9 @@ def methods_of(data: str) -> tuple[str, ...]:
 
 def missing(data: str) -> list[str]:
     """Return the modules and files of data that are not on this machine."""
-    return [need for need in PROBLEMS[data].needs if not _is_here(need)]
+    return lacking(PROBLEMS[data].needs)
 
 
 def where(data: str) -> str:
     """Return in words whether data can be opened here."""
-    return f"missing: {', '.join(lacking)}" if (lacking := missing(data)) else "here"
-
-
-def _is_here(need: str) -> bool:
-    folder, _, file = need.partition("/")
-    return find_file(folder, file) is not None if file else find_spec(need) is not None
+    return f"missing: {', '.join(absent)}" if (absent := missing(data)) else "here"

@@ -4,10 +4,9 @@ Torch is not imported.
 """
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from weightloom.datasets import find_file
+from weightloom.datasets import lacking
 
 OURS = "generated"
 """Default `--method`."""
@@ -392,14 +391,9 @@ def methods_of(data: str) -> tuple[str, ...]:
 
 def missing(data: str) -> list[str]:
     """Return the modules and files of a problem that are not on this machine."""
-    return [need for need in PROBLEMS[data].needs if not _is_here(need)]
+    return lacking(PROBLEMS[data].needs)
 
 
 def where(data: str) -> str:
     """Return in words whether a problem can be opened here."""
-    return f"missing: {', '.join(lacking)}" if (lacking := missing(data)) else "here"
-
-
-def _is_here(need: str) -> bool:
-    folder, _, file = need.partition("/")
-    return find_file(folder, file) is not None if file else find_spec(need) is not None
+    return f"missing: {', '.join(absent)}" if (absent := missing(data)) else "here"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from weightloom.apps.gan.config import GanOptions
     from weightloom.apps.gan.problems.problem import GanProblem
 
-OWN_FOLDER = "folder:FolderProblem"
-"""File and class of the problem that reads a folder of one's own."""
+OWN_FOLDER = "folder:folder_problem"
+"""File and function that open a folder of one's own."""
 
 
 def problem_of(config: "GanOptions") -> "GanProblem":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from weightloom.apps.gan.problems.problem import GanProblem
 
 
-def FolderProblem(config: "GanOptions") -> "GanProblem":  # noqa: N802
+def folder_problem(config: "GanOptions") -> "GanProblem":
     """Open a folder: as sounds if a class holds a WAV file, else as pictures.
 
     Raises:
