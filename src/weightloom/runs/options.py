@@ -6,7 +6,7 @@ Knows nothing of the options that an application adds. Torch is not imported.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
@@ -196,6 +196,25 @@ class RunOptions:
         """Return the learning rate of a method. The options must be resolved."""
         rate: float = rates_of(self.rates).get(method, getattr(self, self.rate))
         return rate
+
+    def filled(self, known: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, Any]:
+        """Return all options by name, those at None filled in, and the usual rates of methods.
+
+        Args:
+            known: Defaults by name. With ``minutes``, ``steps`` stays as it is.
+            rates: Usual learning rate of single methods. Kept are those of methods of the run whose
+                rate was not typed; none if the common rate was.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        typed, is_common = rates_of(self.rates), values[self.rate] is not None
+        for name, value in known.items():
+            if values.get(name, value) is None and (name != "steps" or self.minutes is None):
+                values[name] = value
+        running = (self.method, *(values["comparators"] or ()))
+        usual = [name for name in rates if name in running and name not in typed]
+        added = () if is_common else tuple(f"{name}={rates[name]}" for name in usual)
+        values["rates"] = (*self.rates, *added)
+        return values
 
     def resolved(self) -> "RunOptions":
         """Return the options with a value for each that was not given."""

@@ -1,11 +1,11 @@
 """Options of a run on fields, with their defaults and checks."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from weightloom.apps.fields.presets import DATA, METHODS, OURS, preset, usual_rates
 from weightloom.errors import ConfigError, nearest
-from weightloom.runs.options import RunOptions, rates_of
+from weightloom.runs.options import RunOptions
 from weightloom.texts import shortened
 
 LEAST_FUNCTIONS = 2
@@ -87,14 +87,6 @@ class FieldsConfig(RunOptions):
     def _usual_comparators(self) -> tuple[str, ...]:
         return tuple(name for name in preset(self.data)["comparators"] if name != self.method)
 
-    def _usual_rates(self, running: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the swept rates of the family for methods of the run, unless one is typed."""
-        if self.learning_rate is not None:
-            return ()
-        typed, usual = rates_of(self.rates), usual_rates(self.data)
-        names = [name for name in usual if name in running and name not in typed]
-        return tuple(f"{name}={usual[name]}" for name in names)
-
     def validating(self) -> "FieldsConfig":
         """Return the same options, judged on validation functions."""
         return replace(self, validation=True)
@@ -102,18 +94,7 @@ class FieldsConfig(RunOptions):
     def resolved(self) -> "FieldsOptions":
         """Return the options with all defaults filled in, those of the family."""
         known = {**preset(self.data), "comparators": self._usual_comparators()}
-        if self.minutes is not None:
-            known.pop("steps", None)
-        missing: dict[str, Any] = {
-            field.name: known[field.name]
-            for field in fields(self)
-            if getattr(self, field.name) is None and field.name in known
-        }
-        running = (self.method, *missing.get("comparators", self.comparators or ()))
-        missing["rates"] = (*self.rates, *self._usual_rates(running))
-        return FieldsOptions(
-            **{**{field.name: getattr(self, field.name) for field in fields(self)}, **missing}
-        )
+        return FieldsOptions(**self.filled(known, usual_rates(self.data)))
 
 
 @dataclass(frozen=True, kw_only=True)

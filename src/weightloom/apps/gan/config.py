@@ -1,12 +1,12 @@
 """Options of an adversarial run, with their defaults and checks."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from weightloom.apps.gan.presets import DATA, OURS, methods_of, preset, usual_rates
 from weightloom.errors import ConfigError, nearest
-from weightloom.runs.options import RunOptions, rates_of
+from weightloom.runs.options import RunOptions
 from weightloom.texts import shortened
 
 
@@ -118,14 +118,6 @@ class GanConfig(RunOptions):
         names = preset(self.data).get("comparators", methods_of(self.data))
         return tuple(name for name in names if name != self.method)
 
-    def _usual_rates(self, running: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the swept rates of the data for methods of the run, unless one is typed."""
-        if self.learning_rate is not None:
-            return ()
-        typed, usual = rates_of(self.rates), usual_rates(self.data)
-        names = [name for name in usual if name in running and name not in typed]
-        return tuple(f"{name}={usual[name]}" for name in names)
-
     def validating(self) -> "GanConfig":
         """Return the same options, judged against validation data."""
         return replace(self, validation=True)
@@ -133,20 +125,9 @@ class GanConfig(RunOptions):
     def resolved(self) -> "GanOptions":
         """Return the options with all defaults filled in, those of the data."""
         known = {**preset(self.data), "comparators": self._usual_comparators()}
-        if self.minutes is not None:
-            known.pop("steps", None)
         if self.gamma is not None:
             known["gamma_end"] = self.gamma
-        missing: dict[str, Any] = {
-            field.name: known[field.name]
-            for field in fields(self)
-            if getattr(self, field.name) is None and field.name in known
-        }
-        running = (self.method, *missing.get("comparators", self.comparators or ()))
-        missing["rates"] = (*self.rates, *self._usual_rates(running))
-        return GanOptions(
-            **{**{field.name: getattr(self, field.name) for field in fields(self)}, **missing}
-        )
+        return GanOptions(**self.filled(known, usual_rates(self.data)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
 """Options of a transfer run, with their defaults and checks."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from weightloom.apps.transfer.presets import DATA, methods_of, preset, usual_rates
 from weightloom.errors import ConfigError, nearest
-from weightloom.runs.options import RunOptions, rates_of
+from weightloom.runs.options import RunOptions
 from weightloom.texts import shortened
 
 
@@ -76,14 +76,6 @@ class TransferConfig(RunOptions):
         names = found.get("comparators", methods_of(self.data))
         return tuple(name for name in names if name != self.method)
 
-    def _usual_rates(self, running: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the swept rates of the problem for methods of the run, unless one is typed."""
-        if self.learning_rate is not None:
-            return ()
-        typed, usual = rates_of(self.rates), usual_rates(self.data)
-        names = [name for name in usual if name in running and name not in typed]
-        return tuple(f"{name}={usual[name]}" for name in names)
-
     def validating(self) -> "TransferConfig":
         """Return the same options, judged on validation targets."""
         return replace(self, validation=True)
@@ -91,18 +83,7 @@ class TransferConfig(RunOptions):
     def resolved(self) -> "TransferOptions":
         """Return the options with all defaults filled in, those of the problem."""
         known = {**preset(self.data), "comparators": self._usual_comparators()}
-        if self.minutes is not None:
-            known.pop("steps", None)
-        missing: dict[str, Any] = {
-            field.name: known[field.name]
-            for field in fields(self)
-            if getattr(self, field.name) is None and field.name in known
-        }
-        running = (self.method, *missing.get("comparators", self.comparators or ()))
-        missing["rates"] = (*self.rates, *self._usual_rates(running))
-        return TransferOptions(
-            **{**{field.name: getattr(self, field.name) for field in fields(self)}, **missing}
-        )
+        return TransferOptions(**self.filled(known, usual_rates(self.data)))
 
 
 @dataclass(frozen=True, kw_only=True)
