@@ -206,15 +206,18 @@ class RunOptions:
                 rate was not typed; none if the common rate was.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        typed, is_common = rates_of(self.rates), values[self.rate] is not None
-        for name, value in known.items():
-            if values.get(name, value) is None and (name != "steps" or self.minutes is None):
-                values[name] = value
-        running = (self.method, *(values["comparators"] or ()))
-        usual = [name for name in rates if name in running and name not in typed]
-        added = () if is_common else tuple(f"{name}={rates[name]}" for name in usual)
-        values["rates"] = (*self.rates, *added)
+        given = known if self.minutes is None else {**known, "steps": self.steps}
+        absent = [name for name in given if values.get(name, name) is None]
+        values |= {name: given[name] for name in absent}
+        if self.rate in absent:
+            values["rates"] = (*self.rates, *self._usual_rates(rates, values["comparators"]))
         return values
+
+    def _usual_rates(self, rates: Mapping[str, float], others: tuple[str, ...]) -> list[str]:
+        """Return the usual rates of running methods without a typed one, as in ``rates``."""
+        running, typed = (self.method, *others), rates_of(self.rates)
+        names = (name for name in rates if name in running and name not in typed)
+        return [f"{name}={rates[name]}" for name in names]
 
     def resolved(self) -> "RunOptions":
         """Return the options with a value for each that was not given."""
