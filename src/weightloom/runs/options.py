@@ -210,10 +210,10 @@ class RunOptions:
         absent = [name for name in given if values.get(name, name) is None]
         values |= {name: given[name] for name in absent}
         if self.rate in absent:
-            values["rates"] = (*self.rates, *self._usual_rates(rates, values["comparators"]))
+            values["rates"] = (*self.rates, *self._rates_of_running(rates, values["comparators"]))
         return values
 
-    def _usual_rates(self, rates: Mapping[str, float], others: tuple[str, ...]) -> list[str]:
+    def _rates_of_running(self, rates: Mapping[str, float], others: tuple[str, ...]) -> list[str]:
         """Return the usual rates of running methods without a typed one, as in ``rates``."""
         running, typed = (self.method, *others), rates_of(self.rates)
         names = (name for name in rates if name in running and name not in typed)
